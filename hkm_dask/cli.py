@@ -1,0 +1,434 @@
+"""The `hkm` command: each subcommand reads its arguments, calls one public function, and prints what came of it."""
+
+# Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
+from __future__ import annotations
+
+import functools
+import json
+import shlex
+import signal
+import threading
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from types import FrameType
+
+    from hkm_dask.compute.cluster import Runner
+    from hkm_dask.config import Config
+
+_ARGUMENTS = "hkm_dask.arguments"
+_DEBUG = "hkm_dask.debug"
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which is to unwind whatever Ctrl-C unwinds."""
+
+
+class _Commands(click.Group):
+    """A group whose commands end in one clear line, whatever happens to them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)  # in the order in which people use them
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        from hkm_dask.errors import HkmError
+
+        try:
+            with _sigterm_unwinds():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            _tell_how_to_go_on(ctx)
+            ctx.exit(128 + (signal.SIGTERM if isinstance(interruption, _Terminated) else signal.SIGINT))
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except HkmError as error:
+            _fail(ctx, str(error).splitlines())
+        except MemoryError:
+            _fail(ctx, ["memory=exhausted should suffice; lower --memory-limit, or use fewer --workers"])
+        except OSError as error:
+            _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
+        except Exception as error:
+            _fail(ctx, [f"{type(error).__name__}: {error} (a defect; --debug shows where)"])
+
+
+def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
+    if ctx.meta.get(_DEBUG):
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    for line in lines or ["it failed without saying why; --debug shows where"]:
+        click.echo(f"Error: {line}", err=True)
+    ctx.exit(1)
+
+
+def _tell_how_to_go_on(ctx: click.Context) -> None:
+    arguments = [word for word in ctx.meta[_ARGUMENTS] if word != "--restart"]
+    resumes = ctx.invoked_subcommand == "cluster"
+    kept = "what is finished is kept; to resume" if resumes else "nothing half-written is left; to start again"
+    click.echo(f"\nInterrupted: {kept}, run\n  {ctx.info_name} {shlex.join(arguments)}", err=True)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise _Terminated
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _PerLevel(click.ParamType):
+    """One value for all levels, or several with commas between them, one per level."""
+
+    def __init__(self, name: str, *, words: Sequence[str] = (), many: bool = False) -> None:
+        self.name = name
+        self.words = words
+        self.many = many
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            values = tuple(item if item in self.words else int(item) for item in str(value).split(","))
+        except ValueError:
+            rule = " or ".join(["whole numbers with commas between them", *self.words])
+            self.fail(f"{value!r} should be {rule}; write it like {self.name}", param, ctx)
+        return values if self.many or len(values) > 1 else values[0]
+
+
+class _Size(click.ParamType):
+    """A size like 4GiB, in bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        from dask.utils import parse_bytes
+
+        try:
+            size = int(parse_bytes(value))
+        except ValueError:
+            size = 0
+        if size <= 0:
+            self.fail(f"memory_limit={value!r} should be a size above 0; write it like 4GiB", param, ctx)
+        return size
+
+
+@dataclass(frozen=True)
+class _Where:
+    """Where work runs, as the command line has it."""
+
+    workers: int | None
+    local_cuda: bool
+    scheduler: str | None
+    scheduler_file: Path | None
+    memory_limit: int | None
+
+    @contextmanager
+    def connect(self) -> Iterator[Runner]:
+        from hkm_dask.compute import cluster
+
+        with cluster.connect(
+            workers=self.workers,
+            local_cuda=self.local_cuda,
+            scheduler=self.scheduler,
+            scheduler_file=self.scheduler_file,
+            memory_limit=self.memory_limit,
+        ) as runner:
+            if runner.dashboard:
+                click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
+            yield runner
+
+
+def _where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where its work runs; it gets them as ``where``."""
+
+    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N single-threaded processes.")
+    @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
+    @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
+    @click.option("--scheduler-file", type=_PATH, metavar="FILE", help="The same, by the file the scheduler wrote.")
+    @click.option("--memory-limit", type=_Size(), metavar="SIZE", help="What one worker may hold, like 4GiB.")
+    @functools.wraps(command)
+    def with_where(
+        *args: Any,
+        workers: int | None,
+        local_cuda: bool,
+        scheduler: str | None,
+        scheduler_file: Path | None,
+        memory_limit: int | None,
+        **kwargs: Any,
+    ) -> None:
+        places = {
+            "--workers": workers,
+            "--local-cuda": local_cuda or None,
+            "--scheduler": scheduler,
+            "--scheduler-file": scheduler_file,
+        }
+        given = [name for name, value in places.items() if value is not None]
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)} are different places to run; keep one of them.")
+        command(*args, where=_Where(workers, local_cuda, scheduler, scheduler_file, memory_limit), **kwargs)
+
+    return with_where
+
+
+_PATH = click.Path(path_type=Path)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG] = True
+
+
+def _debug_option() -> click.Option:
+    help_text = "Show the traceback of an error."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help=help_text)
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("hkm-dask")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        click.echo(f"hkm {version}")
+        ctx.exit()
+
+
+def _command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Register a command of the group, with ``--debug`` last of its options and its examples below them."""
+    epilog = "\b\nExample:\n" + "\n".join(f"  {example}" for example in examples)
+
+    def register(function: Callable[..., None]) -> click.Command:
+        command = main.command(epilog=epilog)(function)
+        command.params.append(_debug_option())
+        return command
+
+    return register
+
+
+@click.group(
+    cls=_Commands,
+    params=[_debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  hkm ingest embeddings.npy pool.zarr\n"
+    "  hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100\n"
+    "  hkm sample tree.zarr --size 10000 --out subset.npy",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def main() -> None:
+    """Balanced, diverse subsets of huge pools of embeddings, by hierarchical k-means with resampling.
+
+    Where work runs is chosen on each command: threads of this process, or --workers, --local-cuda, --scheduler.
+    """
+
+
+@_command(
+    "hkm demo",
+    "hkm demo --out here --quick",
+)
+@click.option(
+    "--out", type=_PATH, metavar="DIR", default=Path("hkm-demo"), show_default=True, help="Where to put what it makes."
+)
+@click.option("--quick", is_flag=True, help="Less data: seconds instead of minutes.")
+@_where_work_runs
+def demo(out: Path, quick: bool, where: _Where) -> None:
+    """Go the whole way on real photographs.
+
+    Photographs are cut into patches, which become a pool, a tree, a balanced subset and pictures of them.
+    """
+    from hkm_dask.view.demo import run_demo
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), where.connect() as runner:
+        made = run_demo(out, quick=quick, client=runner.client, memory_limit=where.memory_limit)
+    click.echo(str(made))
+
+
+@_command(
+    "hkm ingest a.npy b.npy pool.zarr",
+    "hkm ingest shards/ pool.zarr --dtype float16 --normalize",
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("pool", type=_PATH, metavar="POOL.zarr")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Store as this; the sources' own by default.")
+@click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
+@click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
+@click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
+@click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@_where_work_runs
+def ingest(sources: tuple[str, ...], pool: Path, where: _Where, **options: Any) -> None:
+    """Turn embeddings into a pool.
+
+    A pool is one Zarr store with checksums. SOURCE is an .npy or .npz file, a folder of .npy shards, or a Zarr array
+    or group; several are put one after the other.
+    """
+    from hkm_dask.io.ingest import ingest as run_ingest
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), where.connect() as runner:
+        run_ingest(list(sources), pool, client=runner.client, **options)
+    click.echo(info.render(info.describe(pool)))
+
+
+@_command(
+    "hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100",
+    "hkm cluster pool.zarr tree.zarr --config run.yaml --set levels.1.n_clusters=5000",
+)
+@click.argument("pool", type=_PATH, metavar="POOL.zarr")
+@click.argument("tree", type=_PATH, metavar="TREE.zarr")
+@click.option("--config", type=_PATH, metavar="FILE", help="The settings, as YAML.")
+@click.option(
+    "--n-clusters",
+    type=_PerLevel("2000,400,100", many=True),
+    metavar="K,K,...",
+    help="Clusters of each level, level 1 first.",
+)
+@click.option(
+    "--n-resamples", type=_PerLevel("10 or 0,10,10"), metavar="M|M,M,...", help="Resampling steps.  [default: 10]"
+)
+@click.option(
+    "--resample-size",
+    type=_PerLevel("auto or 10,3,3", words=["auto"]),
+    metavar="R|R,R,...",
+    help="Members each cluster gives to resampling.  [default: auto, half the mean cluster size]",
+)
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20.")
+@click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
+@click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
+@click.option("--subset", type=_PATH, metavar="IDX.npy", help="Cluster only these rows of the pool.")
+@click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
+@_where_work_runs
+def cluster(pool: Path, tree: Path, restart: bool, where: _Where, **settings: Any) -> None:
+    """Build the hierarchy of clusters of a pool.
+
+    Interrupted, the same command resumes. On a finished tree it says "already complete".
+    """
+    config = _config(**settings)
+    from hkm_dask.hierarchy.build import build_hierarchy
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    if tree.exists() and not restart:
+        # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
+        build_hierarchy(pool, tree, config, memory_limit=where.memory_limit)
+        click.echo(f"{tree}: already complete")
+        return
+    with show_progress(), where.connect() as runner:
+        build_hierarchy(pool, tree, config, client=runner.client, memory_limit=where.memory_limit, restart=restart)
+    click.echo(info.render(info.describe(tree)))
+
+
+def _config(
+    *,
+    config: Path | None,
+    n_clusters: tuple[int, ...] | None,
+    n_resamples: int | tuple[int, ...] | None,
+    resample_size: int | str | tuple[int | str, ...] | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    metric: str | None,
+    subset: Path | None,
+) -> Config:
+    if (config is None) == (n_clusters is None):
+        raise click.UsageError("Give either --config FILE or --n-clusters K,K,...")
+    from hkm_dask.config import Config
+
+    given = {"seed": seed, "metric": metric, "subset": None if subset is None else str(subset)}
+    if config is None:
+        assert n_clusters is not None
+        return Config.from_flags(
+            n_clusters,
+            n_resamples=n_resamples,
+            resample_size=resample_size,
+            overrides=overrides,
+            **given,  # type: ignore[arg-type]
+        )
+    if n_resamples is not None or resample_size is not None:
+        raise click.UsageError(
+            "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
+        )
+    # An option beats the file, and --set beats both.
+    chosen = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+    return Config.from_yaml(config, [*chosen, *overrides])
+
+
+@_command(
+    "hkm sample tree.zarr --size 10000 --out subset.npy",
+    "hkm sample tree.zarr --size 10000 --out subset.parquet --within closest",
+)
+@click.argument("tree", type=_PATH, metavar="TREE.zarr")
+@click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
+@click.option("--out", type=_PATH, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["hierarchical", "flat"]),
+    default="hierarchical",
+    show_default=True,
+    help="Share the rows out at every level, or once among the clusters of the top one.",
+)
+@click.option(
+    "--within",
+    type=click.Choice(["random", "closest", "furthest"]),
+    default="random",
+    show_default=True,
+    help="Which members of a level-1 cluster come first.",
+)
+@click.option("--multiplier", type=int, default=1, show_default=True, metavar="N", help="How often a row may be taken.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Keys every random number.")
+def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
+    """Draw a balanced subset from a tree.
+
+    The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
+    pool, .txt their ids (or numbers); .parquet and .csv have both, with the cluster at every level and the distance
+    to the level-1 centroid.
+    """
+    from hkm_dask.io import export
+
+    export.check_target(out)
+    from hkm_dask.hierarchy.sampling import sample as draw
+    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        opened = open_hierarchy(tree)
+        rows = draw(opened, size, **options)
+        export.write_subset(out, rows, opened)
+    click.echo(f"{out}: {len(rows):,} rows")
+
+
+@_command(
+    "hkm info pool.zarr",
+    "hkm info tree.zarr --json",
+)
+@click.argument("store", type=_PATH, metavar="STORE")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+def info(store: Path, as_json: bool) -> None:
+    """Describe a pool or a tree.
+
+    Sizes, levels, settings, history, and whether it is complete.
+    """
+    from hkm_dask.view.info import describe, render
+
+    facts = describe(store)
+    click.echo(json.dumps(facts, allow_nan=False, indent=2) if as_json else render(facts))
+
+
+if __name__ == "__main__":
+    main()

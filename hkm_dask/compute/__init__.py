@@ -1,0 +1,1 @@
+"""Where work runs, in how much memory, and what it tells while it runs."""

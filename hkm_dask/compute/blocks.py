@@ -1,0 +1,178 @@
+"""Rows by blocks: cut into parts, kept in memory while the budget lasts, read ahead where it does not.
+
+A *part* is what one task folds: a run of blocks. A *block* is what is read at once. Every pass of every iteration scans the
+same blocks in the same order, and a cyclic scan defeats any cache that replaces what was used longest ago; so a block that
+found room stays for the whole run and the others are streamed, the next one being read while this one is worked on.
+
+Besides the rows themselves a worker remembers things about them from one pass to the next (`Memo`): labels, distances,
+rotated rows. All of it can be lost at any time; what is missing is computed again, to the same bits.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data.rows import ArrayRows, Rows
+
+
+@dataclass(frozen=True)
+class Part:
+    """A run of blocks that one task folds.
+
+    Attributes
+    ----------
+    rows : Rows
+        Where the rows come from.
+    bounds : tuple of int
+        Block boundaries, the first and the last included.
+    budget : int
+        Bytes the process may keep of rows and of what it remembers about them.
+    """
+
+    rows: Rows
+    bounds: tuple[int, ...]
+    budget: int
+
+    @property
+    def start(self) -> int:
+        """First row."""
+        return self.bounds[0]
+
+    @property
+    def stop(self) -> int:
+        """One past the last row."""
+        return self.bounds[-1]
+
+
+def split_parts(
+    rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None
+) -> list[Part]:
+    """Cut rows into at most `n_parts` parts of about the same size.
+
+    Parameters
+    ----------
+    rows : Rows
+    n_parts : int
+    block_bytes : int
+        Size of a block at most; at least one storage chunk is read at once.
+    budget : int
+        Bytes one process may keep resident.
+    cuts : ndarray of int64, optional
+        Where parts may begin and end, for those who write by chunks; anywhere between blocks by default.
+
+    Returns
+    -------
+    list of Part
+        Together they cover every row once.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> parts = split_parts(ArrayRows(np.zeros((10, 2), np.float32)), 3, block_bytes=1 << 20, budget=0)
+    >>> [(part.start, part.stop) for part in parts]
+    [(0, 3), (3, 6), (6, 10)]
+    """
+    bounds = np.asarray(rows.bounds(block_bytes, n_parts), dtype=np.int64)
+    if cuts is not None:
+        bounds = np.union1d(bounds, cuts)
+    allowed = bounds if cuts is None else cuts
+    targets = rows.n_rows * np.arange(n_parts + 1) // n_parts
+    chosen = np.unique(allowed[np.searchsorted(allowed, targets)])
+    return [
+        Part(rows, tuple(int(b) for b in bounds[(bounds >= low) & (bounds <= high)]), budget)
+        for low, high in itertools.pairwise(chosen)
+    ]
+
+
+class Memo:
+    """What one process remembers about blocks, within a budget; anything may be dropped.
+
+    Entries belong to a group (the rows they are about). When room is short the groups used longest ago go first; within
+    the group in use nothing is replaced.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._groups: OrderedDict[Any, dict[Any, tuple[Any, int]]] = OrderedDict()
+        self._used = 0
+
+    def get(self, group: Any, key: Any) -> Any | None:
+        """Return the entry, or None."""
+        with self._lock:
+            entries = self._groups.get(group)
+            if entries is None:
+                return None
+            self._groups.move_to_end(group)
+            entry = entries.get(key)
+            return None if entry is None else entry[0]
+
+    def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
+        """Keep `value` if `n_bytes` more fit into `budget`; say whether it was kept."""
+        with self._lock:
+            entries = self._groups.setdefault(group, {})
+            self._groups.move_to_end(group)
+            old = entries.pop(key, None)
+            self._used -= old[1] if old else 0
+            while self._used + n_bytes > budget and len(self._groups) > 1:
+                _, dropped = self._groups.popitem(last=False)
+                self._used -= sum(size for _, size in dropped.values())
+            if self._used + n_bytes > budget:
+                return False
+            entries[key] = (value, n_bytes)
+            self._used += n_bytes
+            return True
+
+    def drop(self, group: Any) -> None:
+        """Forget a group."""
+        with self._lock:
+            self._used -= sum(size for _, size in self._groups.pop(group, {}).values())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._groups.clear()
+            self._used = 0
+
+
+#: What this process remembers.
+memo = Memo()
+
+
+def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
+    """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
+
+    Blocks that fit the budget stay resident for later passes.
+    """
+    if isinstance(part.rows, ArrayRows):
+        for start, stop in zip(part.bounds[:-1], part.bounds[1:], strict=True):
+            yield start, part.rows.read(start, stop)
+        return
+    pairs = list(zip(part.bounds[:-1], part.bounds[1:], strict=True))
+    missing = [pair for pair in pairs if memo.get(part.rows.key, pair) is None]
+    with ThreadPoolExecutor(1, thread_name_prefix="hkm-read") as reader:
+        queue = iter(missing)
+        ahead = _submit(reader, part.rows.read, next(queue, None))
+        for pair in pairs:
+            block = memo.get(part.rows.key, pair)
+            if block is None:
+                if ahead is None or ahead[0] != pair:  # dropped by another thread since we looked
+                    block = part.rows.read(*pair)
+                else:
+                    block = ahead[1].result()
+                    ahead = _submit(reader, part.rows.read, next(queue, None))
+                memo.put(part.rows.key, pair, block, block.nbytes, part.budget)
+            yield pair[0], block
+
+
+def _submit(
+    reader: ThreadPoolExecutor, read: Callable[[int, int], np.ndarray], pair: tuple[int, int] | None
+) -> tuple[tuple[int, int], Future[np.ndarray]] | None:
+    return None if pair is None else (pair, reader.submit(read, *pair))

@@ -1,0 +1,547 @@
+"""Where work runs: threads of this process, a LocalCluster, a LocalCUDACluster or a Dask cluster that is there already.
+
+A `Runner` offers two things, `map` and `map_reduce`, and behaves the same everywhere. Tasks are few, one per thread of
+every worker; each folds many blocks into one partial result, and a short tree combines the partials.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import shutil
+import tempfile
+import threading
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hkm_dask.compute import memory
+from hkm_dask.compute.shared import Shelf
+from hkm_dask.errors import ComputeError, InputError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_FAN_IN = 8
+#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
+_ROUND_TRIP_FLOPS = 2e9
+#: The same for threads of this process (about 2 ms).
+_HAND_OVER_FLOPS = 4e7
+
+
+def _identity(value: Any) -> Any:
+    return value
+
+
+def _combine_all(combine: Callable[[Any, Any], Any], first: Any, *rest: Any) -> Any:
+    for other in rest:
+        first = combine(first, other)
+    return first
+
+
+class _SingleThreadedBlas:
+    """Keeps BLAS at one thread while any task runs here: the tasks themselves fill the cores."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._limit: Any = None
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        from threadpoolctl import threadpool_limits
+
+        with self._lock:
+            if self._depth == 0:
+                self._limit = threadpool_limits(limits=1, user_api="blas")
+            self._depth += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._depth -= 1
+                if self._depth == 0:
+                    self._limit.restore_original_limits()
+
+
+_single_threaded_blas = _SingleThreadedBlas()
+
+
+def _run(task: Callable[[Any], Any], item: Any) -> Any:
+    with _single_threaded_blas():
+        return task(item)
+
+
+class Runner:
+    """Runs tasks in this process, on Dask's threaded scheduler.
+
+    Parameters
+    ----------
+    n_threads : int, optional
+        Defaults to the cores this process may use.
+    memory_limit : int, optional
+        Bytes the process may hold, 60 % of the machine's memory by default.
+    work_dir : path, optional
+        Folder for what must not be held in memory; a temporary one is made when needed.
+
+    Attributes
+    ----------
+    n_threads : int
+        Threads of all workers together.
+    memory_budget : int
+        Bytes one worker may hold above what it holds when idle.
+    client : distributed.Client or None
+    dashboard : str or None
+        Address of the Dask dashboard.
+    """
+
+    client: Client | None = None
+    dashboard: str | None = None
+    n_workers = 1
+
+    def __init__(
+        self, n_threads: int | None = None, memory_limit: int | None = None, work_dir: str | Path | None = None
+    ) -> None:
+        self.n_threads = n_threads or len(os.sched_getaffinity(0))
+        self.memory_budget = _budget(memory_limit or int(memory.machine_memory() * 0.6))
+        self._work_dir = Path(work_dir) if work_dir is not None else None
+        self._owned: list[Path] = []
+        self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="hkm")
+        self._token = uuid.uuid4().hex[:8]
+        self._counter = itertools.count()
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+    def close(self) -> None:
+        """Stop the threads and remove the temporary folder."""
+        self._pool.shutdown(wait=True, cancel_futures=True)
+        for folder in self._owned:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def __enter__(self) -> Runner:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    # -- places -------------------------------------------------------------------------------------------------------
+    @property
+    def work_dir(self) -> Path:
+        """Folder for intermediate files, seen by all workers."""
+        if self._work_dir is None:
+            self._work_dir = Path(tempfile.mkdtemp(prefix="hkm-"))
+            self._owned.append(self._work_dir)
+        return self._work_dir
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where arrays for many tasks are put."""
+        return Shelf()
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Group the tasks of a context under `name` in the dashboard."""
+        return nullcontext()
+
+    # -- work ---------------------------------------------------------------------------------------------------------
+    def n_parts(self, flops: float, n_clusters: int = 0, n_features: int = 0) -> int:
+        """How many tasks a pass of `flops` operations is worth, and memory allows.
+
+        Parameters
+        ----------
+        flops : float
+            Operations of the whole pass.
+        n_clusters, n_features : int
+            Shape of the sums each task keeps.
+        """
+        threads = self.n_threads // self.n_workers
+        if n_clusters:
+            threads = memory.threads_that_fit(self.memory_budget, threads, n_clusters, n_features)
+        return int(max(1, min(threads * self.n_workers, flops / self._task_flops())))
+
+    def _task_flops(self) -> float:
+        return _HAND_OVER_FLOPS
+
+    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+        """Run `task` on every item; results come in the order of the items.
+
+        Parameters
+        ----------
+        task : callable
+            Of one item; picklable.
+        items : sequence
+        stage : str
+            Purely alphabetic name under which the dashboard groups the tasks.
+        """
+        from dask import threaded
+
+        if len(items) == 1:
+            return [_run(task, items[0])]
+        name = self._name(stage)
+        graph = {(name, i): (partial(_run, task, item),) for i, item in enumerate(items)}
+        return list(threaded.get(graph, [(name, i) for i in range(len(items))], pool=self._pool))
+
+    def map_reduce(
+        self,
+        task: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        combine: Callable[[Any, Any], Any],
+        finish: Callable[[Any], Any] = _identity,
+        stage: str,
+    ) -> Any:
+        """Run `task` on every item, `combine` the results in order, and `finish` what comes out.
+
+        Parameters
+        ----------
+        task, combine, finish : callable
+            Picklable. `combine` takes two results and must not change them; it should be associative.
+        items : sequence
+        stage : str
+            As for `map`.
+        """
+        results = self.map(task, items, stage=stage)
+        return _run(finish, _combine_all(combine, *results))
+
+    def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
+        """Run one task somewhere."""
+        return self.map(task, [item], stage=stage)[0]
+
+    def _name(self, stage: str) -> str:
+        return f"hkm-{stage}-{next(self._counter)}-{self._token}"
+
+
+class ClusterRunner(Runner):
+    """Runs tasks on the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    work_dir : path, optional
+        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine.
+
+    Raises
+    ------
+    ComputeError
+        No worker came within half a minute, or one cannot see the folder.
+    """
+
+    def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
+        self.client = client
+        try:
+            client.wait_for_workers(1, timeout=30)
+        except TimeoutError as error:
+            raise ComputeError("workers=0 should be at least 1; start `dask worker ADDRESS` and run again") from error
+        info = self._workers()
+        super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
+        self.n_workers = len(info)
+        limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
+        if limits:
+            self.memory_budget = _budget(min(limits))
+        self.dashboard = client.dashboard_link or None
+        self._owners: dict[int, str] = {}
+        self._shelf: Shelf | None = None
+
+    def _workers(self) -> dict[str, dict[str, Any]]:
+        assert self.client is not None
+        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where arrays for many tasks are put."""
+        if self._shelf is None:
+            folder = self.work_dir / f"shared-{self._token}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._owned.append(folder)
+            assert self.client is not None
+            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder.resolve())).items() if not sees]
+            if blind:
+                raise ComputeError(
+                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
+                    "put the output on a file system all workers share"
+                )
+            self._shelf = Shelf(str(folder.resolve()))
+        return self._shelf
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Group the tasks of a context under `name` in the dashboard."""
+        from distributed import span
+
+        return span(name)
+
+    def _task_flops(self) -> float:
+        return _ROUND_TRIP_FLOPS
+
+    def _owner(self, index: int, workers: list[str]) -> str:
+        # A part stays with the worker that holds its blocks for as long as that worker lives.
+        owner = self._owners.get(index)
+        if owner not in workers:
+            owner = workers[index % len(workers)]
+            self._owners[index] = owner
+        return owner
+
+    def _submit(self, task: Callable[[Any], Any], items: Sequence[Any], stage: str) -> list[Any]:
+        assert self.client is not None
+        name = self._name(stage)
+        workers = sorted(self._workers())
+        if not workers:
+            raise ComputeError(f"{stage}: all workers are gone; start some and run again, finished stages are kept")
+        submit = partial(self.client.submit, pure=False, allow_other_workers=True)
+        return [
+            submit(_run, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
+            for i, item in enumerate(items)
+        ]
+
+    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+        """Run `task` on every item; results come in the order of the items."""
+        assert self.client is not None
+        with _explained(stage):
+            return list(self.client.gather(self._submit(task, items, stage)))
+
+    def map_reduce(
+        self,
+        task: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        combine: Callable[[Any, Any], Any],
+        finish: Callable[[Any], Any] = _identity,
+        stage: str,
+    ) -> Any:
+        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers."""
+        assert self.client is not None
+        with _explained(stage):
+            futures = self._submit(task, items, stage)
+            name = self._name("reduce")
+            for depth in itertools.count():
+                if len(futures) == 1:
+                    break
+                groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
+                futures = [
+                    self.client.submit(_combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
+                    for i, group in enumerate(groups)
+                ]
+            return self.client.submit(_run, finish, futures[0], key=f"{self._name('update')}", pure=False).result()
+
+    def close(self) -> None:
+        """Remove temporary folders; the client stays open for whoever opened it."""
+        super().close()
+
+
+@contextmanager
+def _explained(stage: str) -> Iterator[None]:
+    """Turn Dask's own failures into errors that name the stage and the remedy."""
+    from distributed import CancelledError, KilledWorker, TimeoutError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise ComputeError(
+            f"{stage}: workers died each time they ran task {error.task}; "
+            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+        ) from error
+    except (CancelledError, TimeoutError) as error:
+        raise ComputeError(
+            f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"
+        ) from error
+
+
+def _budget(memory_limit: int) -> int:
+    """Bytes a worker may hold above its idle size; Dask pauses a worker at 80 % of its limit."""
+    budget = int(memory_limit * 0.8) - memory.PROCESS_BASE_BYTES
+    if budget < 32 << 20:
+        need = int((memory.PROCESS_BASE_BYTES + (32 << 20)) / 0.8) >> 20
+        raise InputError(
+            f"memory_limit={memory_limit >> 20}MiB should be at least {need + 1}MiB; "
+            f"an idle worker with its libraries holds {memory.PROCESS_BASE_BYTES >> 20}MiB already"
+        )
+    return budget
+
+
+def runner_for(
+    client: Client | None = None, memory_limit: int | str | None = None, work_dir: str | Path | None = None
+) -> Runner:
+    """Choose where to run: on `client` if given, else on distributed's current client, else on threads here.
+
+    Parameters
+    ----------
+    client : distributed.Client, optional
+    memory_limit : int or str, optional
+        Bytes this process may hold (``"4GiB"``); workers of a cluster have their own limits.
+    work_dir : path, optional
+        Folder for intermediate files, seen by all workers.
+
+    Returns
+    -------
+    Runner
+        A context manager; leaving it removes temporary files and leaves the client open.
+
+    Examples
+    --------
+    >>> with runner_for() as runner:
+    ...     runner.map(abs, [-1, 2, -3], stage="demo")
+    [1, 2, 3]
+    """
+    if client is None:
+        try:
+            from distributed import get_client
+
+            client = get_client()
+        except (ImportError, ValueError):
+            return Runner(memory_limit=_parse(memory_limit), work_dir=work_dir)
+    return ClusterRunner(client, work_dir=work_dir)
+
+
+def _parse(memory_limit: int | str | None) -> int | None:
+    from dask.utils import parse_bytes
+
+    if memory_limit is None:
+        return None
+    try:
+        return int(parse_bytes(memory_limit))
+    except ValueError as error:
+        raise InputError(f"memory_limit={memory_limit!r} should be a number of bytes; write it as 4GiB") from error
+
+
+@contextmanager
+def connect(
+    *,
+    workers: int | None = None,
+    local_cuda: bool = False,
+    scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    memory_limit: int | str | None = None,
+) -> Iterator[Runner]:
+    """Open the place where work runs, and close it again.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Start a LocalCluster of this many single-threaded processes.
+    local_cuda : bool
+        Start a LocalCUDACluster, one worker per GPU.
+    scheduler : str, optional
+        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is honoured.
+    scheduler_file : path, optional
+        File a running scheduler wrote.
+    memory_limit : int or str, optional
+        What one worker may hold, in bytes or as ``"4GiB"``.
+
+    Yields
+    ------
+    Runner
+
+    Raises
+    ------
+    InputError
+        More than one place was asked for, or the memory limit is too small.
+    ComputeError
+        The cluster cannot be reached or started.
+    """
+    places = [
+        f"{name}={value}"
+        for name, value in [
+            ("workers", workers),
+            ("local_cuda", local_cuda or None),
+            ("scheduler", scheduler),
+            ("scheduler_file", scheduler_file),
+        ]
+        if value is not None
+    ]
+    if len(places) > 1:
+        raise InputError(f"{' and '.join(places)} should be one place to run; keep one of them")
+    limit = _parse(memory_limit)
+    if limit is not None:
+        _budget(limit)
+    with ExitStack() as stack:
+        if scheduler is None and not places:
+            scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        if workers is not None:
+            client = stack.enter_context(_local_cluster(workers, limit))
+        elif local_cuda:
+            client = stack.enter_context(_local_cuda_cluster(limit))
+        elif scheduler is not None or scheduler_file is not None:
+            client = stack.enter_context(_existing_cluster(scheduler, scheduler_file))
+        else:
+            yield stack.enter_context(Runner(memory_limit=limit))
+            return
+        yield stack.enter_context(ClusterRunner(client))
+
+
+@contextmanager
+def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]:
+    from distributed import Client, LocalCluster
+
+    if n_workers < 1:
+        raise InputError(f"workers={n_workers} should be >= 1; leave it out to run on threads")
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.wait_for_workers(n_workers, timeout=60)
+        yield client
+
+
+@contextmanager
+def _local_cuda_cluster(memory_limit: int | None) -> Iterator[Client]:
+    from hkm_dask.compute.backend import require_cuda
+
+    require_cuda()
+    try:
+        from dask_cuda import LocalCUDACluster
+    except ImportError as error:
+        raise ComputeError(
+            "local_cuda=True should have dask-cuda; install the extra hkm-dask[cuda13] or [cuda12]"
+        ) from error
+    from distributed import Client
+
+    with (
+        LocalCUDACluster(
+            threads_per_worker=1,
+            memory_limit=memory_limit or "auto",
+            host="127.0.0.1",
+            dashboard_address="127.0.0.1:0",
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        client.register_plugin(_UseDevice("cuda"))
+        yield client
+
+
+@contextmanager
+def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) -> Iterator[Client]:
+    from distributed import Client
+
+    where = scheduler if scheduler is not None else str(scheduler_file)
+    if scheduler_file is not None and not Path(scheduler_file).exists():
+        raise InputError(f"scheduler_file={where} should exist; start `dask scheduler --scheduler-file {where}` first")
+    try:
+        client = Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s")
+    except (OSError, ValueError) as error:
+        raise ComputeError(f"scheduler={where} should answer; start `dask scheduler` or mend the address") from error
+    with client:
+        yield client
+
+
+class _UseDevice:
+    """Worker plugin that tells a worker which device to compute on."""
+
+    name = "hkm-device"
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+
+    def setup(self, worker: Any) -> None:
+        """Set the variable `worker_device` reads."""
+        os.environ["HKM_DEVICE"] = self.device
+
+    def teardown(self, worker: Any) -> None:
+        """Unset it."""
+        os.environ.pop("HKM_DEVICE", None)

@@ -1,0 +1,120 @@
+"""What happened, emitted only: the computation tells, and whoever subscribed listens.
+
+Kinds and their fields:
+
+==================  ==================================================================================================
+``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter}``), ``dashboard`` (str or None)
+``resumed``         ``what`` (str)
+``level_started``   ``level``, ``n``, ``k``, ``m``
+``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
+``seeding``         ``level``, ``step``, ``n_centers``, ``target``
+``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``
+``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
+``assigned``        ``level``, ``step``
+``level_finished``  ``level``, ``seconds``
+``run_finished``    ``seconds``
+``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``
+``warning``         ``message``
+==================  ==================================================================================================
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time as clock
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One thing that happened.
+
+    Attributes
+    ----------
+    kind : str
+        What it is, e.g. ``"iteration"``.
+    fields : mapping of str to object
+        What goes with it, e.g. ``{"level": 1, "inertia": 12.5}``.
+    time : float
+        When, in seconds since the epoch.
+    """
+
+    kind: str
+    fields: Mapping[str, Any]
+    time: float
+
+
+Callback = Callable[[Event], None]
+
+_subscribers: list[Callback] = []
+_lock = threading.Lock()
+
+
+def emit(kind: str, /, **fields: Any) -> None:
+    """Tell every subscriber that something happened.
+
+    What a subscriber raises is logged and goes no further: a broken display must not cost a run of many hours.
+
+    Parameters
+    ----------
+    kind : str
+        What happened.
+    **fields : object
+        What goes with it.
+
+    Examples
+    --------
+    >>> with subscribe(lambda event: print(event.kind, dict(event.fields))):
+    ...     emit("assigned", level=1, step=0)
+    assigned {'level': 1, 'step': 0}
+    """
+    with _lock:
+        callbacks = tuple(_subscribers)
+    if not callbacks:
+        return
+    event = Event(kind, fields, clock.time())
+    for callback in callbacks:
+        try:
+            callback(event)
+        except Exception:
+            logger.warning("a subscriber failed on the event %r; the computation goes on", kind, exc_info=True)
+
+
+@contextmanager
+def subscribe(callback: Callback) -> Iterator[None]:
+    """Have ``callback(event)`` called on every event while the context is open.
+
+    It is called in the thread that emits, so it should be quick, and safe to call from several threads.
+
+    Parameters
+    ----------
+    callback : callable
+        Takes one `Event`; what it raises is logged and dropped.
+
+    Examples
+    --------
+    >>> seen = []
+    >>> with subscribe(seen.append):
+    ...     emit("progress", stage="ingest", done=1, total=4)
+    >>> emit("progress", stage="ingest", done=2, total=4)
+    >>> [event.fields["done"] for event in seen]
+    [1]
+    """
+
+    # A wrapper of its own per subscription, so that one callback subscribed twice is removed once at a time.
+    def entry(event: Event) -> None:
+        callback(event)
+
+    with _lock:
+        _subscribers.append(entry)
+    try:
+        yield
+    finally:
+        with _lock:
+            _subscribers.remove(entry)

@@ -1,0 +1,209 @@
+"""File operations that retry what may pass, say clearly what will not, and leave no halves behind."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import os
+import shutil
+import time
+import uuid
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.errors import StoreError
+
+METADATA_FILE = "zarr.json"
+PARTIAL_SUFFIX = ".partial"
+
+# The steps of the stage commit at which HKM_FAILPOINT may kill the process, in order.
+FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
+KILLED = 137
+
+_TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_RETRY_SECONDS = (0.05, 0.2, 0.8)
+
+_passes: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
+
+T = TypeVar("T")
+
+
+def failpoint(name: str) -> None:
+    """Kill this process, as ``kill -9`` would, where the environment asks for it; for crash tests.
+
+    ``HKM_FAILPOINT=marked`` dies at the first pass of the point "marked", ``HKM_FAILPOINT=marked:3`` at the third.
+
+    Parameters
+    ----------
+    name : str
+        Name of the point, e.g. one of `FAILPOINTS`.
+
+    Examples
+    --------
+    >>> failpoint("renamed")
+    """
+    wanted = os.environ.get("HKM_FAILPOINT")
+    if not wanted:
+        return
+    point, _, count = wanted.partition(":")
+    if point == name and next(_passes[name]) == int(count or 1):
+        os._exit(KILLED)
+
+
+def careful(action: Callable[[], T], what: str) -> T:
+    """Run one file operation: retry what may pass, say clearly what will not.
+
+    Parameters
+    ----------
+    action : callable
+        Takes nothing; may run several times.
+    what : str
+        What it does, for the message, e.g. ``"writing pool.zarr/embeddings/c/0/0"``.
+
+    Returns
+    -------
+    object
+        What `action` returned.
+
+    Raises
+    ------
+    StoreError
+        When the disk is full, permission is lacking, or an I/O error outlives three retries.
+    FileNotFoundError, NotADirectoryError
+        As they came: what a missing file means is the caller's to say.
+
+    Examples
+    --------
+    >>> careful(lambda: 2 + 2, "adding")
+    4
+    """
+    for wait in (*_RETRY_SECONDS, None):
+        try:
+            return action()
+        except (FileNotFoundError, NotADirectoryError):
+            raise
+        except OSError as error:
+            if error.errno in _FULL:
+                raise StoreError(
+                    f"{what}: the disk is full ({error.strerror}); free space and run the same command again"
+                ) from error
+            if error.errno not in _TRANSIENT:
+                raise StoreError(
+                    f"{what} failed: {error.strerror or error}; check the path and its permissions"
+                ) from error
+            if wait is None:
+                raise StoreError(
+                    f"{what} failed {len(_RETRY_SECONDS) + 1} times: {error.strerror}; check the disk or mount"
+                ) from error
+            time.sleep(wait)
+    raise AssertionError("unreachable")
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Parse a JSON object from a file, None where there is no such file.
+
+    Raises
+    ------
+    StoreError
+        When the file holds something else.
+    """
+    try:
+        text = careful(lambda: path.read_text(encoding="utf-8"), f"reading {path}")
+        parsed = json.loads(text)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError as error:
+        raise StoreError(f"{path} is damaged: no valid JSON; {layout.remedy(None)}") from error
+    if not isinstance(parsed, dict):
+        raise StoreError(f"{path} is damaged: no JSON object; {layout.remedy(None)}")
+    return parsed
+
+
+def write_file(path: Path, data: bytes) -> None:
+    """Write a small file so that a crash leaves the old content or the new, never a part.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be written.
+    """
+
+    def write() -> None:
+        partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+        try:
+            with partial.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
+
+    careful(write, f"writing {path}")
+
+
+def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Attributes of a group or an array; of the group's own metadata, never a consolidated copy.
+
+    Parameters
+    ----------
+    path : path-like
+        Its folder.
+
+    Returns
+    -------
+    dict
+        Empty where there are none.
+
+    Raises
+    ------
+    StoreError
+        When there is no group or array, or its metadata is damaged.
+    """
+    metadata = read_json(Path(path) / METADATA_FILE)
+    if metadata is None or "node_type" not in metadata:
+        raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
+    return dict(metadata.get("attributes") or {})
+
+
+def remove(folder: Path) -> None:
+    """Remove a folder and what lies in it, if it is there."""
+    if folder.exists():
+        careful(lambda: shutil.rmtree(folder), f"removing {folder}")
+
+
+def sync(path: Path) -> None:
+    """Have a file or a folder written to the disk before anything after it counts."""
+
+    def flush() -> None:
+        fd = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(fd)
+        except OSError as error:
+            # Some file systems cannot sync a folder; they promise nothing, and there is nothing to do about it.
+            if error.errno != errno.EINVAL:
+                raise
+        finally:
+            os.close(fd)
+
+    careful(flush, f"syncing {path}")
+
+
+def as_buffer(array: np.ndarray) -> memoryview:
+    """The bytes of a C-contiguous array, for reading into and writing from.
+
+    Examples
+    --------
+    >>> as_buffer(np.zeros(3, dtype=np.float16)).nbytes
+    6
+    """
+    # NumPy's stubs do not say that an array is a buffer.
+    return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]

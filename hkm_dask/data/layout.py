@@ -1,0 +1,337 @@
+"""The Zarr layouts, their names and versions, and the rules for chunks and blocks: pure functions."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.errors import InputError, StoreError
+
+POOL_FORMAT = "hkm_dask.pool"
+TREE_FORMAT = "hkm_dask.tree"
+FORMAT_VERSION = 1
+
+# Arrays of a pool. The arrays of a tree are named by the level they stand in, by `hierarchy.tree`.
+EMBEDDINGS = "embeddings"
+IDS = "ids"
+MEAN = "mean"
+
+SAMPLE = "sample"
+FEATURE = "feature"
+
+COMPLETE = "complete"
+
+MIB = 2**20
+MIN_CHUNK_BYTES = MIB
+MAX_CHUNK_BYTES = 64 * MIB
+CHUNKS_PER_POOL = 64
+# One id is a Python object while it is read, so a chunk of ids is bounded by rows, not by bytes on disk.
+MAX_ID_CHUNK_ROWS = 2**18
+
+CRC_BYTES = 4
+
+_REMEDIES = {
+    POOL_FORMAT: "make it again from its sources with `hkm ingest`",
+    TREE_FORMAT: "make it again from its pool with `hkm cluster --restart`",
+}
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """How one array lies on disk, as far as reading its chunks directly needs it.
+
+    Attributes
+    ----------
+    shape : tuple of int
+        Shape of the array.
+    dtype : np.dtype
+        Type of the elements, in native byte order; ``object`` for variable-length strings.
+    chunk_rows : int
+        Rows in one storage chunk; the last chunk is padded to as many on disk.
+    checked : bool
+        Whether every chunk ends with a CRC-32C. A missing chunk of such an array is a loss, not a fill value.
+    plain : bool
+        Whether a chunk file holds just the rows, full width, and the CRC-32C: readable without Zarr.
+
+    Examples
+    --------
+    >>> spec = ArraySpec((10, 3), np.dtype("f4"), chunk_rows=4, checked=True, plain=True)
+    >>> spec.n_chunks, spec.row_bytes, spec.chunk_file_bytes, spec.chunk_range(2)
+    (3, 12, 52, (8, 10))
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    chunk_rows: int
+    checked: bool
+    plain: bool
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row in memory."""
+        return math.prod(self.shape[1:]) * self.dtype.itemsize
+
+    @property
+    def n_chunks(self) -> int:
+        """Chunks along the first axis."""
+        return -(-self.shape[0] // self.chunk_rows)
+
+    @property
+    def chunk_file_bytes(self) -> int:
+        """Length in bytes of every chunk file of a plain array, padding and checksum included."""
+        return self.chunk_rows * self.row_bytes + CRC_BYTES
+
+    def chunk_range(self, index: int) -> tuple[int, int]:
+        """First row of chunk `index`, and the row after its last."""
+        start = index * self.chunk_rows
+        return start, min(start + self.chunk_rows, self.shape[0])
+
+
+def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
+    """Read the ``zarr.json`` of an array, as far as it is one we can read directly or check.
+
+    Parameters
+    ----------
+    metadata : mapping
+        The parsed ``zarr.json``.
+
+    Returns
+    -------
+    ArraySpec or None
+        None where only Zarr knows how to read it.
+
+    Examples
+    --------
+    >>> parse_array_spec({"node_type": "group"}) is None
+    True
+    """
+    try:
+        if metadata["zarr_format"] != 3 or metadata["node_type"] != "array":
+            return None
+        shape = tuple(int(size) for size in metadata["shape"])
+        chunks = tuple(int(size) for size in metadata["chunk_grid"]["configuration"]["chunk_shape"])
+        codecs = [codec["name"] for codec in metadata["codecs"]]
+        key = metadata["chunk_key_encoding"]
+        regular = (
+            metadata["chunk_grid"]["name"] == "regular"
+            and key["name"] == "default"
+            and key.get("configuration", {}).get("separator", "/") == "/"
+            and not metadata.get("storage_transformers")
+        )
+        full_width = len(shape) >= 1 and all(c >= s for c, s in zip(chunks[1:], shape[1:], strict=True))
+        if not (regular and full_width and chunks[0] > 0):
+            return None
+        is_text = metadata["data_type"] == "string"
+        dtype = np.dtype(object) if is_text else np.dtype(metadata["data_type"])
+        endian = metadata["codecs"][0].get("configuration", {}).get("endian", "little")
+        plain = codecs == ["bytes", "crc32c"] and endian == "little" and not is_text and chunks[1:] == shape[1:]
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+        return None
+    return ArraySpec(shape, dtype, chunks[0], checked=codecs[-1] == "crc32c", plain=plain)
+
+
+def chunk_rows(n_rows: int, row_bytes: int, *, chunk_mb: float | None = None) -> int:
+    """Rows in one storage chunk: a 64th of the pool, at least 1 MiB, at most 64 MiB.
+
+    So a small pool still feeds every core, and no reader needs more than 64 MiB to check a checksum.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of the array.
+    row_bytes : int
+        Bytes of one row.
+    chunk_mb : float, optional
+        Size of a chunk in MiB, above 0 and at most 64, instead of the rule.
+
+    Returns
+    -------
+    int
+        At least 1 and at most `n_rows`.
+
+    Raises
+    ------
+    InputError
+        When `chunk_mb` is out of range.
+
+    Examples
+    --------
+    >>> chunk_rows(1_000_000, 1536)
+    15625
+    >>> chunk_rows(10**9, 2048), chunk_rows(100, 2048)
+    (32768, 100)
+    """
+    if chunk_mb is None:
+        size = min(max(n_rows * row_bytes // CHUNKS_PER_POOL, MIN_CHUNK_BYTES), MAX_CHUNK_BYTES)
+    elif 0 < chunk_mb * MIB <= MAX_CHUNK_BYTES:
+        size = int(chunk_mb * MIB)
+    else:
+        raise InputError(f"chunk_mb={chunk_mb} should be above 0 and at most {MAX_CHUNK_BYTES // MIB}; leave it out")
+    return min(max(1, size // row_bytes), max(1, n_rows))
+
+
+def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int = 1, unit_rows: int = 1) -> np.ndarray:
+    """Cut rows into blocks of about equal size, each a whole number of storage chunks.
+
+    ::
+
+        chunks  |0   |4   |8   |12  |16 |
+        blocks  |0   |4        |12      |     max_bytes = 8 rows, unit_rows = 4
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows to cut.
+    row_bytes : int
+        Bytes of one row.
+    max_bytes : int
+        Bytes of the largest block; one storage chunk where that is more.
+    min_blocks : int, default 1
+        At least so many blocks, as far as there are chunks.
+    unit_rows : int, default 1
+        Rows of a storage chunk.
+
+    Returns
+    -------
+    np.ndarray of int64, shape (n_blocks + 1,)
+        First row of every block, and `n_rows` last.
+
+    Examples
+    --------
+    >>> block_bounds(18, 1, max_bytes=8, unit_rows=4)
+    array([ 0,  4, 12, 18])
+    >>> block_bounds(18, 1, max_bytes=100, min_blocks=2, unit_rows=4)
+    array([ 0,  8, 18])
+    """
+    units = -(-n_rows // unit_rows)
+    units_per_block = max(1, max_bytes // max(1, row_bytes * unit_rows))
+    n_blocks = min(units, max(-(-units // units_per_block), min_blocks, 1))
+    # Integers only: a float would lose rows beyond 2**53.
+    cuts = np.arange(n_blocks, dtype=np.int64) * units // max(1, n_blocks) * unit_rows
+    return np.append(cuts, np.int64(n_rows))
+
+
+def float_dtype(dtype: np.dtype) -> np.dtype | None:
+    """The type in which rows of `dtype` are read: a float is kept, an integer becomes a float that holds it.
+
+    Parameters
+    ----------
+    dtype : np.dtype
+        Type of the elements.
+
+    Returns
+    -------
+    np.dtype or None
+        float16, float32 or float64, in native byte order; None where there is none.
+
+    Examples
+    --------
+    >>> [str(float_dtype(np.dtype(code))) for code in ("f2", ">f4", "f8", "u1", "i8", "c8", "U3")]
+    ['float16', 'float32', 'float64', 'float32', 'float64', 'None', 'None']
+    """
+    if dtype.kind == "f" and dtype.itemsize in (2, 4, 8):
+        return np.dtype(f"f{dtype.itemsize}")
+    if dtype.kind in "iub":
+        return np.dtype("f4" if dtype.itemsize <= 2 else "f8")
+    return None
+
+
+def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
+    """Refuse what is no non-empty table of rows.
+
+    Parameters
+    ----------
+    shape : tuple of int
+        Shape of an array.
+    label : str
+        What to call it in the message.
+
+    Returns
+    -------
+    (int, int)
+        The shape.
+
+    Raises
+    ------
+    InputError
+        When it is not 2-D, or has no row or no column.
+
+    Examples
+    --------
+    >>> check_shape((5,), "a.npy")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: a.npy: shape=(5,) should be (n_samples, n_features); reshape it, (-1, 1) for one feature
+    """
+    if len(shape) != 2:
+        remedy = "reshape it, (-1, 1) for one feature" if len(shape) == 1 else "reshape it to two dimensions"
+        raise InputError(f"{label}: shape={shape} should be (n_samples, n_features); {remedy}")
+    if 0 in shape:
+        what = "n_samples=0" if shape[0] == 0 else "n_features=0"
+        raise InputError(f"{label}: {what} should be at least 1; give embeddings that are not empty")
+    return shape
+
+
+def remedy(fmt: str | None) -> str:
+    """How to get a damaged store of format `fmt` back.
+
+    Examples
+    --------
+    >>> remedy("hkm_dask.pool")
+    'make it again from its sources with `hkm ingest`'
+    """
+    return _REMEDIES.get(fmt or "", "make it again from its source")
+
+
+def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
+    """Refuse a store that is foreign, of another version, or not finished.
+
+    Parameters
+    ----------
+    attributes : mapping
+        Attributes of the store's root group.
+    fmt : str
+        The format asked for, e.g. ``"hkm_dask.pool"``.
+    path : path-like
+        For the message.
+
+    Raises
+    ------
+    StoreError
+        Saying what it is instead, and what to do.
+
+    Examples
+    --------
+    >>> check_marker({"format": "hkm_dask.pool", "format_version": 1, "complete": True}, POOL_FORMAT, "a.zarr")
+    >>> check_marker({"format": "hkm_dask.pool", "format_version": 1}, POOL_FORMAT, "a.zarr")
+    Traceback (most recent call last):
+    hkm_dask.errors.StoreError: a.zarr is not complete; make it again from its sources with `hkm ingest`
+    """
+    kind, made = attributes.get("format"), attributes.get("format_version")
+    if kind != fmt:
+        what = f"format={kind!r}" if kind else "no format attribute"
+        makers = {POOL_FORMAT: "`hkm ingest` makes pools", TREE_FORMAT: "`hkm cluster` makes trees"}
+        raise StoreError(f"{path} has {what}, it should be {fmt!r}; {makers.get(fmt, 'give another path')}")
+    if made != FORMAT_VERSION:
+        newer = isinstance(made, int) and made > FORMAT_VERSION
+        way = "read it with a newer hkm_dask" if newer else remedy(fmt)
+        raise StoreError(f"{path}: format_version={made!r} should be {FORMAT_VERSION} for this hkm_dask; {way}")
+    if attributes.get(COMPLETE) is not True:
+        raise StoreError(f"{path} is not complete; {remedy(fmt)}")
+
+
+def wip_path(path: str | os.PathLike[str]) -> Path:
+    """Where a store is built before it is renamed to `path`.
+
+    Examples
+    --------
+    >>> wip_path("/data/pool.zarr").name
+    'pool.zarr.wip'
+    """
+    target = Path(path).absolute()
+    return target.with_name(f"{target.name}.wip")

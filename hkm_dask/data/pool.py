@@ -1,0 +1,174 @@
+"""A pool of embeddings on disk: what is known of it, its rows and its ids."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import read_attributes
+from hkm_dask.data.layout import wip_path
+from hkm_dask.data.rows import ZarrRows
+from hkm_dask.errors import StoreError
+
+
+@dataclass(frozen=True)
+class Pool:
+    """A complete pool of embeddings on disk; cheap to pickle.
+
+    Attributes
+    ----------
+    path : str
+        Absolute path of its folder.
+    n_samples, n_features : int
+        Shape of the embeddings.
+    dtype : np.dtype
+        float16 or float32.
+    chunk_rows : int
+        Rows in one storage chunk.
+    fingerprint : str
+        Hexadecimal SHA-256 over the shape, the type and the checksums of all chunks.
+    max_abs : float
+        Largest absolute value of the embeddings.
+    mean : np.ndarray of float32, shape (n_features,)
+        Mean of the embeddings.
+    n_zero_rows : int
+        Rows of nothing but zeros.
+    sources : tuple of str
+        What it was made from.
+    has_ids : bool
+        Whether every row has an id besides its number.
+    """
+
+    path: str
+    n_samples: int
+    n_features: int
+    dtype: np.dtype
+    chunk_rows: int
+    fingerprint: str
+    max_abs: float
+    mean: np.ndarray = field(repr=False, compare=False)
+    n_zero_rows: int
+    sources: tuple[str, ...]
+    has_ids: bool
+
+    def rows(self) -> ZarrRows:
+        """The embeddings, to be read by blocks."""
+        return ZarrRows(self.path, layout.EMBEDDINGS, version=self.fingerprint)
+
+    def ids(self, rows: np.ndarray | None = None) -> np.ndarray | None:
+        """Ids of some rows, or of all.
+
+        Parameters
+        ----------
+        rows : np.ndarray of int64, optional
+            Row numbers in any order; all rows by default.
+
+        Returns
+        -------
+        np.ndarray of int64 or object (str), or None
+            None where the pool has no ids.
+
+        Raises
+        ------
+        InputError
+            When a row number is out of range.
+        StoreError
+            When the ids are damaged.
+        """
+        if not self.has_ids:
+            return None
+        array = open_array(Path(self.path, layout.IDS))
+        if rows is None:
+            return array.read(0, self.n_samples)
+        rows = np.asarray(rows)
+        found, places = np.unique(rows, return_inverse=True)
+        return array.take(found)[places.reshape(rows.shape)]
+
+
+def pool_fingerprint(shape: tuple[int, int], dtype: np.dtype, chunk_rows: int, checksums: Iterable[int]) -> str:
+    """Identify the content of a pool: SHA-256 over its shape, its type and the checksums of its chunks.
+
+    Parameters
+    ----------
+    shape : (int, int)
+        ``(n_samples, n_features)``.
+    dtype : np.dtype
+        Type of the embeddings.
+    chunk_rows : int
+        Rows in one storage chunk.
+    checksums : iterable of int
+        CRC-32C of every chunk, in order, padding included.
+
+    Returns
+    -------
+    str
+        Hexadecimal.
+
+    Examples
+    --------
+    >>> pool_fingerprint((3, 2), np.dtype("f4"), 3, [7])[:8]
+    '8e465a48'
+    """
+    digest = hashlib.sha256(f"{shape[0]},{shape[1]},{np.dtype(dtype).name},{chunk_rows}:".encode())
+    for checksum in checksums:
+        digest.update(checksum.to_bytes(layout.CRC_BYTES, "little"))
+    return digest.hexdigest()
+
+
+def open_pool(path: str | os.PathLike[str]) -> Pool:
+    """Open a complete pool.
+
+    Parameters
+    ----------
+    path : path-like
+        Its folder, as `hkm_dask.ingest` made it.
+
+    Returns
+    -------
+    Pool
+        What is known of it; the embeddings stay on disk.
+
+    Raises
+    ------
+    StoreError
+        When it is missing, no pool, of another version, not complete or damaged.
+
+    Examples
+    --------
+    >>> open_pool("nowhere.zarr")
+    Traceback (most recent call last):
+    hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm ingest`
+    """
+    folder = Path(path).absolute()
+    if not folder.exists():
+        unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
+        raise StoreError(f"{folder} is missing{unfinished}; make it with `hkm ingest`")
+    attributes = read_attributes(folder)
+    layout.check_marker(attributes, layout.POOL_FORMAT, folder)
+    embeddings, mean = (open_array(folder / name) for name in (layout.EMBEDDINGS, layout.MEAN))
+    spec = embeddings.spec
+    try:
+        if len(spec.shape) != 2 or mean.spec.shape != spec.shape[1:]:
+            raise ValueError(f"embeddings are {spec.shape}, their mean is {mean.spec.shape}")
+        return Pool(
+            path=str(folder),
+            n_samples=spec.shape[0],
+            n_features=spec.shape[1],
+            dtype=spec.dtype,
+            chunk_rows=spec.chunk_rows,
+            fingerprint=str(attributes["fingerprint"]),
+            max_abs=float(attributes["max_abs"]),
+            mean=mean.read(0, spec.shape[1]),
+            n_zero_rows=int(attributes["n_zero_rows"]),
+            sources=tuple(map(str, attributes["sources"])),
+            has_ids=bool(attributes["has_ids"]),
+        )
+    except (KeyError, ValueError, TypeError) as error:
+        raise StoreError(f"{folder} is damaged: {error}; {layout.remedy(layout.POOL_FORMAT)}") from error

@@ -1,0 +1,407 @@
+"""Stores that survive crashes: locks, the stage commit, groups and arrays; what other rooms use of this one."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import re
+import socket
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import (
+    FAILPOINTS,
+    METADATA_FILE,
+    PARTIAL_SUFFIX,
+    careful,
+    failpoint,
+    read_attributes,
+    read_json,
+    remove,
+    sync,
+    write_file,
+)
+from hkm_dask.data.layout import wip_path
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+
+__all__ = [
+    "FAILPOINTS",
+    "Pool",
+    "StoredArray",
+    "careful",
+    "check_destination",
+    "create_array",
+    "create_group",
+    "failpoint",
+    "lock",
+    "mark_complete",
+    "open_array",
+    "open_pool",
+    "read_attributes",
+    "read_chunk",
+    "read_rows",
+    "remove",
+    "staged",
+    "sweep",
+    "wip_path",
+    "write_rows",
+]
+
+PathLike = str | os.PathLike[str]
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+# What a file system answers that knows no flock: some network mounts.
+_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
+
+
+def _retired_path(target: Path) -> Path:
+    # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
+    return target.with_name(f".{target.name}.retired")
+
+
+@contextmanager
+def lock(path: PathLike) -> Iterator[None]:
+    """Keep every other process from building the same store meanwhile.
+
+    It is a ``flock`` on a hidden file beside `path`: it ends with the process that holds it, however that ends.
+
+    Parameters
+    ----------
+    path : path-like
+        The store; need not exist, its parent folder is made where it is missing.
+
+    Raises
+    ------
+    StoreError
+        When another process holds it, naming its process id and host, or when the folder cannot be written.
+    """
+    target = Path(path).absolute()
+    file = target.with_name(f".{target.name}.lock")
+    try:
+        careful(lambda: file.parent.mkdir(parents=True, exist_ok=True), f"making the folder {file.parent}")
+        fd = _acquire(file, target)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise StoreError(f"{target} cannot be written: {error.strerror}; give a path in a folder") from error
+    try:
+        yield
+    finally:
+        # Unlinked while still held: whoever opened it before sees that its file is gone, and opens it again.
+        file.unlink(missing_ok=True)
+        os.close(fd)
+
+
+def _acquire(file: Path, target: Path) -> int:
+    while True:
+        fd = careful(lambda: os.open(file, os.O_RDWR | os.O_CREAT, 0o666), f"locking {target}")
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(fd, 300, 0).decode(errors="replace").strip() or "another process"
+            os.close(fd)
+            raise StoreError(f"{target} is being written by {holder}; wait for it to end, or stop it") from None
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                os.close(fd)
+                raise StoreError(f"locking {target} failed: {error.strerror}; check the disk") from error
+            warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
+        try:
+            if os.fstat(fd).st_ino == file.stat().st_ino:
+                os.ftruncate(fd, 0)
+                os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+                return fd
+        except FileNotFoundError:
+            pass
+        os.close(fd)
+
+
+def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
+    """Refuse to write where something is, or to replace what is no store of ours.
+
+    Parameters
+    ----------
+    path : path-like
+        Where a store shall be.
+    overwrite : bool, default False
+        Whether a store of ours may be replaced.
+
+    Raises
+    ------
+    InputError
+        Saying which of the two.
+    """
+    target = Path(path).absolute()
+    if not os.path.lexists(target):
+        return
+    if not overwrite:
+        raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
+    empty = target.is_dir() and not any(target.iterdir())
+    try:
+        root = read_json(target / METADATA_FILE) or {}
+        ours = str((root.get("attributes") or {}).get("format", "")).startswith("hkm_dask.")
+    except StoreError:
+        ours = False
+    if not (ours or empty) or target.is_symlink():
+        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
+
+
+@contextmanager
+def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Iterator[Path]:
+    """Build a store beside its path, and rename it there when the context closes without an error.
+
+    ::
+
+        NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
+
+    Parameters
+    ----------
+    path : path-like
+        The store.
+    overwrite : bool, default False
+        Replace a store of ours at `path`; the old one stays until the new one is complete.
+    keep : bool, default True
+        Go on with what a former run left in ``NAME.wip``, and leave it there on an error. Otherwise it is removed at
+        the beginning and on an error.
+
+    Yields
+    ------
+    Path
+        ``NAME.wip``; an existing folder only where `keep` found one.
+
+    Raises
+    ------
+    InputError
+        When `path` exists and `overwrite` is not given.
+    StoreError
+        When the disk is full or fails.
+    """
+    target = Path(path).absolute()
+    wip, retired = wip_path(target), _retired_path(target)
+    if retired.exists() and not target.exists():
+        # A run that replaced the store died between its two renames.
+        retired.rename(target)
+    # Or after them: then the new one is complete.
+    remove(retired)
+    check_destination(target, overwrite=overwrite)
+    if not keep:
+        remove(wip)
+    try:
+        yield wip
+        check_destination(target, overwrite=overwrite)
+        if target.exists():
+            careful(lambda: target.rename(retired), f"moving the old {target} away")
+            failpoint("retired")
+        careful(lambda: wip.rename(target), f"renaming {wip} to {target.name}")
+        failpoint("renamed")
+        sync(target.parent)
+        remove(retired)
+    except BaseException:
+        if not keep:
+            # What cannot be removed now, the next run removes; the error that led here must not be hidden.
+            with suppress(StoreError):
+                remove(wip)
+        raise
+
+
+def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Path:
+    """Make a Zarr group, or set attributes of the one that is there.
+
+    Parameters
+    ----------
+    path : path-like
+        Its folder.
+    attributes : mapping, optional
+        Added to its attributes; what JSON can hold, without NaN.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    StoreError
+        When it cannot be written.
+    """
+    folder = Path(path).absolute()
+    careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
+    old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
+    _write_group(folder, {**old, **(attributes or {})})
+    return folder
+
+
+def _write_group(folder: Path, attributes: Mapping[str, Any], consolidated: Mapping[str, Any] | None = None) -> None:
+    metadata: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
+    if consolidated is not None:
+        metadata["consolidated_metadata"] = _inline(consolidated)
+    write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
+
+
+def _inline(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    return {"kind": "inline", "must_understand": False, "metadata": dict(metadata)}
+
+
+def create_array(
+    group_path: PathLike,
+    name: str,
+    *,
+    shape: Sequence[int],
+    dtype: Any,
+    chunks: Sequence[int],
+    dims: Sequence[str],
+    compressed: bool = False,
+    fill_value: Any = None,
+    attributes: Mapping[str, Any] | None = None,
+) -> zarr.Array:
+    """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
+
+    Parameters
+    ----------
+    group_path : path-like
+        Folder of the group; made where it is missing.
+    name : str
+        Name in the group: letters, digits, ``_``, ``-`` and ``.``.
+    shape, chunks : sequence of int
+        Chunks of full width (all but the first axis) can be read without Zarr.
+    dtype : dtype-like
+        ``str`` for strings of variable length.
+    dims : sequence of str
+        One dimension name per axis.
+    compressed : bool, default False
+        Zstandard, for what is small and compresses well; strings always are.
+    fill_value : scalar, optional
+        By default 0, or the empty string.
+    attributes : mapping, optional
+        Attributes of the array.
+
+    Returns
+    -------
+    zarr.Array
+        Opened so that chunks of nothing but the fill value are written too.
+
+    Raises
+    ------
+    InputError
+        When `name` would leave the group.
+    StoreError
+        When it cannot be written.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     create_array(folder, "labels", shape=(5,), dtype="i4", chunks=(2,), dims=("sample",), fill_value=-1).chunks
+    (2,)
+    """
+    if not _NAME.fullmatch(name):
+        raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
+    group = Path(group_path).absolute()
+    if not (group / METADATA_FILE).exists():
+        create_group(group)
+    text = dtype is str or np.dtype(dtype).kind in "UTO"
+    fill: Any = ("" if text else 0) if fill_value is None else fill_value
+    return careful(
+        lambda: zarr.create_array(
+            str(group),
+            name=name,
+            shape=tuple(shape),
+            dtype=str if text else np.dtype(dtype),
+            chunks=tuple(max(1, size) for size in chunks),
+            filters=None,
+            serializer="auto" if text else BytesCodec(),
+            compressors=[ZstdCodec(level=3), Crc32cCodec()] if compressed or text else [Crc32cCodec()],
+            fill_value=fill,
+            dimension_names=tuple(dims),
+            attributes=dict(attributes or {}),
+            zarr_format=3,
+            overwrite=True,
+            config={"write_empty_chunks": True},
+        ),
+        f"making {group / name}",
+    )
+
+
+def read_rows(path: PathLike, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+    """Rows of an array, from chunks read whole and checked; see `StoredArray.read`.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = create_array(folder, "a", shape=(3,), dtype="i8", chunks=(2,), dims=("sample",))
+    ...     write_rows(f"{folder}/a", 0, np.array([5, 6, 7]))
+    ...     read_rows(f"{folder}/a", 1, 3)
+    array([6, 7])
+    """
+    return open_array(path).read(start, stop, out)
+
+
+def read_chunk(path: PathLike, index: int, out: np.ndarray | None = None) -> np.ndarray:
+    """All rows of one chunk of an array; see `StoredArray.read`."""
+    return open_array(path).read_chunk(index, out)
+
+
+def write_rows(path: PathLike, start: int, values: np.ndarray) -> None:
+    """Write whole chunks of an array; see `StoredArray.write`."""
+    open_array(path).write(start, values)
+
+
+def sweep(path: PathLike) -> None:
+    """Remove what writers that died left in a store: files that end in ``.partial``."""
+    for folder, _, names in os.walk(path):
+        for name in names:
+            if name.endswith(PARTIAL_SUFFIX):
+                Path(folder, name).unlink(missing_ok=True)
+
+
+def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -> None:
+    """Check, sync and mark a group as complete: the commit of a stage.
+
+    Every chunk file below is looked for, everything is synced, and last the group's metadata is replaced in one step by
+    one that holds the attributes, ``complete`` and the consolidated metadata. So the marker that we and plain xarray
+    read is the same, and it is there only when everything else is.
+
+    Parameters
+    ----------
+    path : path-like
+        Folder of the group; nothing may be writing to it.
+    attributes : mapping, optional
+        Added to its attributes; what JSON can hold, without NaN.
+
+    Raises
+    ------
+    StoreError
+        When a chunk is missing or cut, or the disk fails.
+    """
+    group = Path(path).absolute()
+    sweep(group)
+    consolidated: dict[str, Any] = {}
+    folders = [Path(folder) for folder, _, names in os.walk(group) if METADATA_FILE in names and Path(folder) != group]
+    for folder in sorted(folders):
+        metadata = read_json(folder / METADATA_FILE) or {}
+        if metadata.get("node_type") == "array":
+            open_array(folder).check()
+        else:
+            # Zarr keeps one flat list at the root, and marks each group below it as listed.
+            metadata = {**metadata, "consolidated_metadata": _inline({})}
+        consolidated[folder.relative_to(group).as_posix()] = metadata
+    failpoint("checked")
+    for name, _, files in os.walk(group):
+        for file in files:
+            sync(Path(name, file))
+        sync(Path(name))
+    failpoint("synced")
+    _write_group(group, {**read_attributes(group), **(attributes or {}), layout.COMPLETE: True}, consolidated)
+    sync(group)
+    failpoint("marked")

@@ -1,0 +1,205 @@
+"""One pass that gives every row of a level its cluster: to keep, and to resample from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.keys import random_uniform
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.rows import Rows, SubsetRows
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.lloyd import split_rows
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Members picked from every cluster: up to r with the smallest keys.
+
+    Attributes
+    ----------
+    keys, rows : ndarray of float64 and int64, shape (n_clusters, r)
+        Heaps with the largest key on top.
+    sizes : ndarray of int64, shape (n_clusters,)
+        How many are filled.
+    """
+
+    keys: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    @classmethod
+    def nothing(cls, n_clusters: int, r: int) -> Chosen:
+        """Empty heaps."""
+        return cls(np.empty((n_clusters, r)), np.empty((n_clusters, r), np.int64), np.zeros(n_clusters, np.int64))
+
+    def add(self, keys: NDArray[np.float64], rows: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
+        """Take rows in that are among the best of their cluster."""
+        kernels.keep_smallest(keys, rows, labels, self.keys, self.rows, self.sizes)
+
+    def __add__(self, other: Chosen) -> Chosen:
+        both = Chosen(self.keys.copy(), self.rows.copy(), self.sizes.copy())
+        filled = np.arange(other.keys.shape[1]) < other.sizes[:, None]
+        groups = np.broadcast_to(np.arange(len(other.sizes), dtype=np.int32)[:, None], filled.shape)
+        both.add(other.keys[filled], other.rows[filled], np.ascontiguousarray(groups[filled]))
+        return both
+
+    def all_rows(self) -> NDArray[np.int64]:
+        """Row numbers of all members picked, sorted."""
+        filled = np.arange(self.keys.shape[1]) < self.sizes[:, None]
+        return np.sort(self.rows[filled])
+
+
+@dataclass(frozen=True)
+class Assigned:
+    """What a pass adds up.
+
+    Attributes
+    ----------
+    counts : ndarray of int64, shape (n_clusters,)
+    inertia : int
+        Fixed point.
+    chosen : Chosen or None
+    """
+
+    counts: NDArray[np.int64]
+    inertia: int
+    chosen: Chosen | None = None
+
+    def __add__(self, other: Assigned) -> Assigned:
+        chosen = self.chosen + other.chosen if self.chosen is not None and other.chosen is not None else None
+        return Assigned(self.counts + other.counts, self.inertia + other.inertia, chosen)
+
+
+@dataclass(frozen=True)
+class Assign:
+    """Task: label the rows of a part; write labels and distances, or pick members to resample, or both.
+
+    Attributes
+    ----------
+    centroids : Shared
+    frame : Frame
+    run : str
+    folder : str or None
+        Group with the arrays ``labels`` and ``distances`` to write to.
+    r : int
+        Members to pick per cluster, 0 for none.
+    random_key : int or None
+        Pick at random by this key, instead of the closest.
+    """
+
+    centroids: Shared
+    frame: Frame
+    run: str
+    folder: str | None = None
+    r: int = 0
+    random_key: int | None = None
+
+    def __call__(self, part: Part) -> Assigned:
+        """Fold the part."""
+        n_clusters = len(self.centroids.get())
+        known = Labelled.unknown(part.stop - part.start)
+        chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
+        finder = Finder(part, self.frame, self.run)
+        inertia = 0
+        for slab in iter_slabs(part):
+            finder.nearest(slab, self.centroids, known)
+            labels, distances = known.labels[slab.local], known.distances[slab.local]
+            inertia += int(np.rint(distances * self.frame.distance_scale).astype(np.int64).sum())
+            if chosen is not None:
+                rows = np.arange(slab.start, slab.stop)
+                keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
+                chosen.add(np.ascontiguousarray(keys), rows, labels)
+        if self.folder is not None:
+            self._write(part, known)
+        return Assigned(np.bincount(known.labels, minlength=n_clusters), inertia, chosen)
+
+    def _write(self, part: Part, known: Labelled) -> None:
+        start, stop = part.start, part.stop
+        labels, distances = known.labels, known.distances.astype(np.float32)
+        if isinstance(part.rows, SubsetRows):
+            index = part.rows.index
+            chunk_rows = open_array(Path(str(self.folder), "labels")).spec.chunk_rows
+            total = open_array(Path(str(self.folder), "labels")).spec.shape[0]
+            first = 0 if start == 0 else int(index[start]) // chunk_rows * chunk_rows
+            last = total if stop == part.rows.n_rows else int(index[stop]) // chunk_rows * chunk_rows
+            places = index[start:stop] - first
+            labels, distances = np.full(last - first, -1, np.int32), np.full(last - first, np.nan, np.float32)
+            labels[places], distances[places] = known.labels, known.distances
+            start = first
+        for name, values in (("labels", labels), ("distances", distances)):
+            open_array(Path(str(self.folder), name)).write(start, values)
+
+
+@dataclass(frozen=True)
+class LevelRows:
+    """The input of a level.
+
+    Attributes
+    ----------
+    rows : Rows
+        What is clustered: all of it, or a subset.
+    n_total : int
+        Length of the level's label array: rows left out have label -1.
+    frame : Frame
+    chunk_rows : int
+        Rows that share a chunk of the label array.
+    """
+
+    rows: Rows
+    n_total: int
+    frame: Frame
+    chunk_rows: int = field(default=1)
+
+    def boundaries(self) -> NDArray[np.int64]:
+        """Positions in `rows` where a chunk of the label array begins or ends."""
+        chunks = np.append(np.arange(0, self.n_total, self.chunk_rows), self.n_total)
+        if isinstance(self.rows, SubsetRows):
+            return np.unique(np.searchsorted(self.rows.index, chunks))
+        return chunks
+
+
+def assign(
+    level: LevelRows,
+    centroids: NDArray[np.float32],
+    *,
+    run: str,
+    runner: Runner,
+    folder: Path | None = None,
+    r: int = 0,
+    random_key: int | None = None,
+) -> Assigned:
+    """Label all rows of a level.
+
+    Parameters
+    ----------
+    level : LevelRows
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    run : str
+    runner : Runner
+    folder : Path, optional
+        Group with the arrays to write.
+    r : int
+        Members to pick per cluster.
+    random_key : int, optional
+        Pick them at random.
+
+    Returns
+    -------
+    Assigned
+    """
+    shared = runner.shelf.put(f"centroids-{run}-assign", centroids)
+    cuts = level.boundaries() if folder is not None else None
+    parts = split_rows(level.rows, runner, len(centroids), cuts=cuts)
+    task = Assign(shared, level.frame, run, None if folder is None else str(folder), r, random_key)
+    total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, stage="assign")
+    shared.delete()
+    return total

@@ -1,0 +1,442 @@
+"""Building a tree: Algorithm 1 of arXiv:2405.15613, level by level, resuming from whatever was finished before.
+
+Level 1 clusters the samples, level t the centroids of level t - 1. Within a level, a first k-means is followed by m
+resampling steps: take the r members closest to each centroid, run k-means on them alone, assign everything anew.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+import uuid
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_for
+from hkm_dask.compute.events import emit
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.config import Config, Level
+from hkm_dask.data import layout, store
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows, UnitRows, ZarrRows, as_rows
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy import checkpoint
+from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
+from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.hierarchy.resample import enough_members, resample_size
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, discard, fit, gather
+from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.kmeans.lloyd import Moved
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Rows of labels in one file, at most.
+_LABEL_CHUNK_ROWS = 1 << 20
+
+
+def build_hierarchy(
+    pool: Any,
+    tree: str | os.PathLike[str],
+    config: Config,
+    *,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+    restart: bool = False,
+) -> xr.DataTree:
+    """Cluster a pool into a hierarchy and store it.
+
+    An interrupted run goes on where it was when it is started again with the same arguments; a finished one is opened.
+
+    Parameters
+    ----------
+    pool : path, Pool or array of shape (n_samples, n_features)
+        What `ingest` made, or rows in memory or in a Zarr array.
+    tree : path
+        Where to put it.
+    config : Config
+    client : distributed.Client, optional
+        Where to run; by default distributed's current client, else threads of this process.
+    memory_limit : int or str, optional
+        Bytes this process may hold, when it runs on threads.
+    restart : bool
+        Discard what another configuration made there.
+
+    Returns
+    -------
+    xarray.DataTree
+
+    Raises
+    ------
+    InputError
+        Settings that cannot be met, all at once, before anything is written; or a tree made otherwise lies there.
+    StoreError
+        The pool or the tree is damaged, or another process is building the same tree.
+    ComputeError
+        Workers fail again and again, or memory does not suffice.
+
+    References
+    ----------
+    arXiv:2405.15613 §3.3, Algorithm 1
+
+    Examples
+    --------
+    >>> import tempfile, hkm_dask as hkm
+    >>> x = np.random.default_rng(0).normal(size=(300, 2)).astype("float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = hkm.Config(levels=[hkm.Level(n_clusters=30), hkm.Level(n_clusters=6)])
+    ...     tree = hkm.build_hierarchy(x, f"{folder}/tree.zarr", config)
+    ...     tree.hkm.n_clusters
+    (30, 6)
+    """
+    source = _open_source(pool, config)
+    config.check(source.rows.n_rows)
+    target = Path(tree).absolute()
+    with store.lock(target):
+        if target.exists() and not restart:
+            return _finished(target, config, source)
+        attributes = _identity(config, source)
+        wip = layout.wip_path(target)
+        if wip.exists():
+            _check_same(wip, config, source) if not restart else remove(wip)
+        work = target.with_name(f"{target.name}.work")
+        if restart or not wip.exists():
+            remove(work)
+        with store.staged(target, overwrite=restart, keep=True) as folder:
+            store.create_group(folder, attributes)
+            with runner_for(client, memory_limit, work_dir=work) as runner:
+                _Build(config, source, folder, runner, checkpoint.Checkpoints(work)).run()
+            store.mark_complete(folder)
+        remove(work)
+        memo.clear()
+    return open_hierarchy(target)
+
+
+# -- what is clustered, and what is there already ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Source:
+    """The samples: where they are, which of them, and how they are told from others."""
+
+    rows: Rows
+    n_total: int
+    chunk_rows: int
+    fingerprint: str
+    path: str
+    subset: str
+    mean: NDArray[np.float32] | None
+    max_abs: float | None
+
+
+def _open_source(pool: Any, config: Config) -> _Source:
+    is_pool = isinstance(pool, Pool) or (
+        isinstance(pool, str | os.PathLike)
+        and (not Path(pool).exists() or _attributes(Path(pool)).get("format") == layout.POOL_FORMAT)
+    )
+    opened = pool if isinstance(pool, Pool) else open_pool(pool) if is_pool else None
+    base = opened.rows() if opened is not None else as_rows(pool)
+    if opened is not None and config.metric == "cosine" and opened.n_zero_rows:
+        raise InputError(
+            f"metric='cosine' should have rows other than zero, {opened.n_zero_rows} are zero; use metric l2 or drop them"
+        )
+    fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
+    rows: Rows = UnitRows(base) if config.metric == "cosine" else base
+    index = _read_subset(config.subset, base.n_rows)
+    plain = opened is not None and config.metric == "l2"
+    return _Source(
+        rows=rows if index is None else SubsetRows(rows, index),
+        n_total=base.n_rows,
+        chunk_rows=_label_chunk_rows(base),
+        fingerprint=fingerprint,
+        path=opened.path if opened is not None else base.label,
+        subset="" if index is None else hashlib.sha256(index.tobytes()).hexdigest(),
+        mean=opened.mean if plain and opened is not None else None,
+        max_abs=opened.max_abs if plain and opened is not None else None,
+    )
+
+
+def _fingerprint(rows: Rows) -> str:
+    digest = hashlib.sha256(f"{rows.n_rows},{rows.n_features},{rows.dtype.name}:".encode())
+    for low in range(0, rows.n_rows, 1 << 16):
+        digest.update(rows.read(low, min(low + (1 << 16), rows.n_rows)).tobytes())
+    return digest.hexdigest()
+
+
+def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
+    if path is None:
+        return None
+    try:
+        index = np.load(path, allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"subset={path} should be an .npy file of row numbers; {error}") from error
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
+        raise InputError(f"subset={path} should be a 1-D array of whole numbers, it is {index.dtype} {index.shape}; save it so")
+    index = np.sort(index.astype(np.int64))
+    problems = []
+    if index[0] < 0 or index[-1] >= n_rows:
+        bad = int(((index < 0) | (index >= n_rows)).sum())
+        problems.append(f"subset={path} should be row numbers below {n_rows}, {bad} are not; drop them")
+    n_repeated = len(index) - len(np.unique(index))
+    if n_repeated:
+        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; use numpy.unique")
+    if problems:
+        raise InputError(problems)
+    return index
+
+
+def _label_chunk_rows(base: Rows) -> int:
+    """Rows of labels in one file: whole chunks of the embeddings, few files, yet work for every core."""
+    unit = base.chunk_rows if base.chunk_rows > 1 else max(1, min(4096, base.n_rows))
+    n_units = -(-base.n_rows // unit)
+    return unit * max(1, min(_LABEL_CHUNK_ROWS // unit, n_units // 64))
+
+
+def _identity(config: Config, source: _Source) -> dict[str, Any]:
+    return {
+        "format": layout.TREE_FORMAT,
+        "format_version": layout.FORMAT_VERSION,
+        "config": config.to_json(),
+        "seed": config.seed,
+        "metric": config.metric,
+        "pool": source.path,
+        "pool_fingerprint": source.fingerprint,
+        "subset_fingerprint": source.subset,
+        "software": f"hkm_dask {version('hkm-dask')}, numpy {np.__version__}, python {platform.python_version()}",
+    }
+
+
+def _attributes(folder: Path) -> dict[str, Any]:
+    return read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+
+
+def _differences(folder: Path, config: Config, source: _Source) -> list[str]:
+    attributes = _attributes(folder)
+    lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
+    for name, mine in [("pool", source.fingerprint), ("subset", source.subset)]:
+        theirs = attributes.get(f"{name}_fingerprint", mine)
+        if theirs != mine:
+            lines.append(f"{name}: contents {theirs[:12] or 'none'} in the tree, {mine[:12] or 'none'} asked for")
+    return lines
+
+
+def _check_same(folder: Path, config: Config, source: _Source) -> None:
+    attributes = _attributes(folder)
+    if attributes and attributes.get("format") != layout.TREE_FORMAT:
+        raise InputError(f"{folder} should be a tree of hkm_dask, it is something else; give another path")
+    found = attributes.get("format_version", layout.FORMAT_VERSION)
+    if found != layout.FORMAT_VERSION:
+        raise InputError(f"{folder} has format_version={found}, should be {layout.FORMAT_VERSION}; use --restart")
+    lines = _differences(folder, config, source)
+    if lines:
+        raise InputError([*lines, f"{folder} should have been begun with the same settings; use --restart to discard it"])
+
+
+def _finished(target: Path, config: Config, source: _Source) -> xr.DataTree:
+    opened = open_hierarchy(target)
+    lines = _differences(target, config, source)
+    if lines:
+        raise InputError([*lines, f"{target} should have been made with the same settings; use --restart to replace it"])
+    emit("resumed", what="already complete")
+    return opened
+
+
+# -- the levels -------------------------------------------------------------------------------------------------------
+
+
+class _Build:
+    """One run of Algorithm 1."""
+
+    def __init__(
+        self, config: Config, source: _Source, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
+    ) -> None:
+        self.config, self.source, self.folder = config, source, folder
+        self.runner, self.checkpoints = runner, checkpoints
+
+    def run(self) -> None:
+        """Build the levels that are not there yet."""
+        begin = time.perf_counter()
+        emit("run_started", levels=self._plan(), dashboard=self.runner.dashboard)
+        for t, level in enumerate(self.config.levels, 1):
+            if _attributes(self.folder / f"level_{t}").get(layout.COMPLETE):
+                emit("resumed", what=f"level {t} was finished before")
+                continue
+            with self.runner.span(f"level-{t}"):
+                self._build_level(t, level)
+        emit("run_finished", seconds=time.perf_counter() - begin)
+
+    def _plan(self) -> list[dict[str, Any]]:
+        n, plan = self.source.rows.n_rows, []
+        for level in self.config.levels:
+            plan.append(
+                {"n": n, "k": level.n_centroids, "d": self.source.rows.n_features, "m": level.n_resamples,
+                 "r": resample_size(level, n), "max_iter": level.max_iter}
+            )  # fmt: skip
+            n = level.n_centroids
+        return plan
+
+    def _build_level(self, t: int, level: Level) -> None:
+        begin = time.perf_counter()
+        rows = self._input(t, level)
+        n = rows.rows.n_rows
+        emit("level_started", level=t, n=n, k=level.n_centroids, m=level.n_resamples)
+        centroids, inertia = self._cluster(t, level, rows)
+        folder = self.folder / f"level_{t}"
+        remove(folder)
+        self._create(t, rows, level.n_centroids, folder)
+        found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, folder=folder)
+        emit("assigned", level=t, step=level.n_resamples)
+        self._store(t, rows, centroids, found, inertia, folder)
+        seconds = time.perf_counter() - begin
+        store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})
+        memo.drop(rows.rows.key)
+        emit("level_finished", level=t, seconds=seconds)
+
+    def _input(self, t: int, level: Level) -> LevelRows:
+        spherical = self.config.metric == "cosine"
+        if t == 1:
+            source = self.source
+            frame = make_frame(
+                source.rows, self.runner, n_clusters=level.n_clusters,
+                mean=source.mean, max_abs=source.max_abs, spherical=spherical,
+            )  # fmt: skip
+            return LevelRows(source.rows, source.n_total, frame, source.chunk_rows)
+        below = self.folder / f"level_{t - 1}"
+        sizes = open_array(below / "sizes").read(0, self.config.levels[t - 2].n_centroids)
+        rows: Rows = ZarrRows(below, "centroids")
+        chunk_rows = _label_chunk_rows(rows)
+        if not isinstance(self.runner, ClusterRunner) and rows.n_rows * rows.row_bytes < self.runner.memory_budget // 4:
+            rows = ArrayRows(rows.read(0, rows.n_rows), rows.label)
+        n_total = rows.n_rows
+        if (sizes == 0).any():
+            rows = SubsetRows(rows, np.flatnonzero(sizes))
+        frame = make_frame(rows, self.runner, n_clusters=level.n_clusters, spherical=spherical)
+        return LevelRows(rows, n_total, frame, chunk_rows)
+
+    def _cluster(self, t: int, level: Level, rows: LevelRows) -> tuple[NDArray[np.float32], list[NDArray[np.float64]]]:
+        """The steps of a level: its centroids, and the inertia of every step and iteration."""
+        steps = self.checkpoints.finished(t)
+        if steps:
+            emit("resumed", what=f"level {t} goes on after step {len(steps) - 1} of {level.n_resamples}")
+        for step in range(len(steps), level.n_resamples + 1):
+            if step == 0:
+                steps.append(self._step(t, step, level, rows, rows.rows))
+                continue
+            chosen = self._resample(t, step, level, rows, steps[-1].centroids)
+            part = gather(rows.rows, chosen, self.runner)
+            steps.append(self._step(t, step, level, rows, part))
+            memo.drop(part.key)
+            discard(part)
+        return steps[-1].centroids, [step.inertia for step in steps]
+
+    def _resample(
+        self, t: int, step: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32]
+    ) -> NDArray[np.int64]:
+        r = resample_size(level, rows.rows.n_rows)
+        random = level.resample_strategy == "random"
+        key = stream_key(self.config.seed, t, step, "resample") if random else None
+        found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, r=r, random_key=key)
+        emit("assigned", level=t, step=step - 1)
+        enough = enough_members(found.counts, r, level.n_clusters)
+        if enough > r:
+            found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, r=enough, random_key=key)
+        assert found.chosen is not None
+        return found.chosen.all_rows()
+
+    def _step(self, t: int, step: int, level: Level, rows: LevelRows, part: Rows) -> Fit:
+        emit("step_started", level=t, step=step, n=part.n_rows, k=level.n_clusters, max_iter=level.max_iter)
+        settings = Settings(
+            level.n_clusters, level.init, level.max_iter, level.tol, stream_key(self.config.seed, t, step)
+        )
+
+        def seeding(n_centers: int, target: int) -> None:
+            emit("seeding", level=t, step=step, n_centers=n_centers, target=target)
+
+        def iteration(i: int, moved: Moved) -> None:
+            emit("iteration", level=t, step=step, iteration=i, inertia=moved.inertia, max_iter=level.max_iter)
+            self.checkpoints.iteration(t, step, moved)
+
+        done = fit(
+            part, settings, frame=rows.frame, runner=self.runner, hooks=Hooks(seeding, iteration),
+            progress=self.checkpoints.interrupted(t, step),
+        )  # fmt: skip
+        self.checkpoints.finish(t, step, done)
+        if done.n_unused:
+            emit(
+                "warning",
+                message=f"level {t}: only {level.n_clusters - done.n_unused} distinct rows for "
+                f"n_clusters={level.n_clusters}; {done.n_unused} clusters stay unused",
+            )
+        emit(
+            "step_finished", level=t, step=step, inertia=float(done.inertia[-1]), n_iter=len(done.inertia),
+            seconds=done.seconds,
+        )  # fmt: skip
+        return done
+
+    # -- the arrays of a level -----------------------------------------------------------------------------------------
+
+    def _create(self, t: int, rows: LevelRows, k: int, folder: Path) -> None:
+        below = layout.SAMPLE if t == 1 else f"cluster_{t - 1}"
+        for name, dtype, fill in [("labels", "i4", -1), ("distances", "f4", np.nan)]:
+            store.create_array(
+                folder, name, shape=(rows.n_total,), dtype=dtype, chunks=(rows.chunk_rows,), dims=(below,),
+                fill_value=fill, attributes={"missing": -1} if name == "labels" else {"units": "squared L2"},
+            )  # fmt: skip
+
+    def _store(
+        self, t: int, rows: LevelRows, centroids: NDArray[np.float32], found: Assigned,
+        inertia: list[NDArray[np.float64]], folder: Path,
+    ) -> None:  # fmt: skip
+        labels, distances = (open_array(folder / name).read(0, rows.n_total) for name in ("labels", "distances"))
+        indptr, members = group_by_label(labels, distances, len(centroids))
+        leaves = found.counts
+        if t > 1:
+            below = open_array(self.folder / f"level_{t - 1}" / "leaf_sizes").read(0, rows.n_total)
+            prefix = np.concatenate([[0], np.cumsum(below[members])])
+            leaves = prefix[indptr[1:]] - prefix[indptr[:-1]]
+        history = np.full((len(inertia), max(map(len, inertia))), np.nan)
+        for step, values in enumerate(inertia):
+            history[step, : len(values)] = values
+        cluster = f"cluster_{t}"
+        arrays: list[tuple[str, NDArray[Any], tuple[str, ...]]] = [
+            ("centroids", centroids, (cluster, layout.FEATURE)),
+            ("sizes", found.counts.astype(np.int64), (cluster,)),
+            ("leaf_sizes", leaves.astype(np.int64), (cluster,)),
+            (f"members_{t}", members, (f"member_{t}",)),
+            (f"indptr_{t}", indptr, (f"{cluster}_bound",)),
+            ("inertia", history, ("step", "iteration")),
+        ]
+        for name, values, dims in arrays:
+            self._put(folder, name, values, dims)
+
+    @staticmethod
+    def _put(folder: Path, name: str, values: NDArray[Any], dims: tuple[str, ...]) -> None:
+        row_bytes = values[:1].nbytes or values.itemsize
+        chunk = min(max(len(values), 1), layout.chunk_rows(max(len(values), 1), row_bytes))
+        store.create_array(
+            folder, name, shape=values.shape, dtype=values.dtype, chunks=(chunk, *values.shape[1:]), dims=dims
+        )
+        open_array(folder / name).write(0, values)
+
+
+def config_of(tree: xr.DataTree) -> Config:
+    """The configuration a tree was built with.
+
+    Parameters
+    ----------
+    tree : DataTree
+        From `open_hierarchy`.
+    """
+    return Config.from_json(tree.attrs["config"])

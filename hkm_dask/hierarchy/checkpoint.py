@@ -1,0 +1,103 @@
+"""What a level that is being built leaves on disk, so that a crash costs an iteration and not a night.
+
+One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside the
+tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries.
+"""
+
+from __future__ import annotations
+
+import time
+import zipfile
+from pathlib import Path
+
+import numpy as np
+
+from hkm_dask.data.files import careful, failpoint, sync
+from hkm_dask.kmeans.fit import Fit, Progress
+from hkm_dask.kmeans.lloyd import Moved
+
+#: Seconds between checkpoints within a k-means.
+_EVERY = 20.0
+
+
+class Checkpoints:
+    """Checkpoints of a run.
+
+    Parameters
+    ----------
+    folder : Path
+        Where they lie.
+    every : float
+        Seconds between checkpoints within a k-means.
+    """
+
+    def __init__(self, folder: Path, every: float = _EVERY) -> None:
+        self.folder, self.every = folder, every
+        self._last = time.monotonic()
+        self._inertia: list[float] = []
+
+    def finished(self, level: int) -> list[Fit]:
+        """Steps of a level that are done, from step 0 on."""
+        steps: list[Fit] = []
+        while (found := self._read(self._step(level, len(steps)))) is not None:
+            steps.append(
+                Fit(found["centroids"], found["inertia"], int(found["n_relocated"]), float(found["seconds"]))
+            )
+        return steps
+
+    def interrupted(self, level: int, step: int) -> Progress | None:
+        """Where the k-means of a step had come to, if it was begun."""
+        self._inertia = []
+        found = self._read(self._iteration(level, step))
+        if found is None:
+            return None
+        self._inertia = found["inertia"].tolist()
+        return Progress(found["centroids"], tuple(self._inertia), int(found["relocated"]))
+
+    def iteration(self, level: int, step: int, moved: Moved) -> None:
+        """Note an iteration; written to disk now and then."""
+        self._inertia.append(moved.inertia)
+        if time.monotonic() - self._last < self.every:
+            return
+        self._write(
+            self._iteration(level, step),
+            centroids=moved.centroids.get(), inertia=np.array(self._inertia), relocated=np.int64(moved.n_relocated),
+        )  # fmt: skip
+        self._last = time.monotonic()
+        failpoint("iteration")
+
+    def finish(self, level: int, step: int, done: Fit) -> None:
+        """Keep the outcome of a step."""
+        self._write(
+            self._step(level, step),
+            centroids=done.centroids, inertia=done.inertia,
+            n_relocated=np.int64(done.n_relocated), seconds=np.float64(done.seconds),
+        )  # fmt: skip
+        self._iteration(level, step).unlink(missing_ok=True)
+        failpoint("step")
+
+    def _step(self, level: int, step: int) -> Path:
+        return self.folder / f"level_{level}-step_{step}.npz"
+
+    def _iteration(self, level: int, step: int) -> Path:
+        return self.folder / f"level_{level}-step_{step}-iteration.npz"
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, np.ndarray] | None:
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file)
+        except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):
+            return None
+
+    def _write(self, path: Path, **arrays: np.ndarray) -> None:
+        partial = path.with_suffix(".partial")
+
+        def write() -> None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with partial.open("wb") as file:
+                np.savez(file, **arrays)
+            sync(partial)
+            partial.replace(path)
+
+        careful(write, f"writing {path}")

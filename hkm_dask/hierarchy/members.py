@@ -1,0 +1,40 @@
+"""Members of clusters as compressed sparse rows: one array of row numbers, one of where each cluster begins."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.kmeans import kernels
+
+
+def group_by_label(
+    labels: NDArray[np.int32], distances: NDArray[np.float32], n_clusters: int
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Group rows by their cluster.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n_rows,)
+        -1 for rows left out.
+    distances : ndarray of float32, shape (n_rows,)
+    n_clusters : int
+
+    Returns
+    -------
+    indptr : ndarray of int64, shape (n_clusters + 1,)
+        Members of cluster c are ``members[indptr[c]:indptr[c + 1]]``.
+    members : ndarray of int64
+        Row numbers by cluster, then by distance, then by row.
+
+    Examples
+    --------
+    >>> indptr, members = group_by_label(np.int32([1, 0, -1, 1]), np.float32([2, 0, 0, 1]), 3)
+    >>> indptr.tolist(), members.tolist()
+    ([0, 1, 3, 3], [1, 3, 0])
+    """
+    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
+    indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    members = np.empty(int(indptr[-1]), np.int64)
+    kernels.group_members(np.ascontiguousarray(labels), np.ascontiguousarray(distances), indptr, members)
+    return indptr, members

@@ -1,0 +1,250 @@
+"""Subsets out: row numbers, ids, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+
+from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+
+# Rows turned into columns at a time: a few tens of MB, however large the subset is.
+BLOCK_ROWS = 2**18
+
+Columns = dict[str, np.ndarray]
+
+
+def check_target(path: str | os.PathLike[str]) -> Path:
+    """Refuse a file that could not be written, before any work is done for it.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to be.
+
+    Returns
+    -------
+    Path
+        The same path.
+
+    Raises
+    ------
+    InputError
+        Where its suffix is not one of .npy, .parquet, .csv, .txt, it is there already, or its folder is not.
+
+    Examples
+    --------
+    >>> check_target("subset.xlsx")
+    Traceback (most recent call last):
+    ...
+    hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
+    """
+    target = Path(path)
+    shown = f"out={str(target)!r}"
+    if target.suffix not in _WRITERS:
+        raise InputError(f"{shown} should end in one of {', '.join(_WRITERS)}; rename it")
+    if os.path.lexists(target):
+        raise InputError(f"{shown} should be a new file; remove it or choose another name")
+    if not target.parent.is_dir():
+        raise InputError(f"{shown} should be in a folder that is there; make {str(target.parent)!r} first")
+    if not os.access(target.parent, os.W_OK | os.X_OK):
+        raise InputError(
+            f"{shown} should be in a folder that can be written; change the rights of {str(target.parent)!r}"
+        )
+    return target
+
+
+def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]) -> Path:
+    """Write a subset of a pool, in the form that the file's suffix asks for.
+
+    ============  ====================================================================================================
+    ``.npy``      int64 row numbers of the pool, shape (n,)
+    ``.parquet``  columns ``row``; ``id`` where the pool has ids; ``level_1``, ``level_2``, ...: the row's cluster at
+                  every level, -1 for none; ``distance``: Euclidean, to the centroid of its level-1 cluster
+    ``.csv``      the same columns
+    ``.txt``      one id per line, or one row number where the pool has no ids
+    ============  ====================================================================================================
+
+    The file appears whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+        The file to write; must not be there yet.
+    rows : np.ndarray of int, shape (n,)
+        Row numbers of the pool, sorted; a row may be there more than once.
+    tree : xarray.DataTree or path-like
+        The hierarchy the rows were drawn from.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        Where the file or the rows should be otherwise.
+    StoreError
+        Where the tree or its pool cannot be read, or the disk is full.
+    """
+    target = check_target(path)
+    subset = _Subset.open(rows, tree, with_ids=target.suffix != ".npy")
+    _put(lambda partial: _WRITERS[target.suffix](partial, subset), target)
+    return target
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """Sampled rows, and where their columns come from."""
+
+    rows: np.ndarray
+    labels: chunks.StoredArray
+    distances: chunks.StoredArray
+    upper: tuple[np.ndarray, ...]  # labels of the clusters of level 1, of level 2, ...
+    pool: Pool | None  # None where the rows have no ids
+
+    @classmethod
+    def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_ids: bool) -> _Subset:
+        root = _tree_path(tree)
+        attributes = _attributes(root)
+        labels = chunks.open_array(root / "level_1" / "labels")
+        upper: list[np.ndarray] = []
+        while (above := root / f"level_{len(upper) + 2}" / "labels").is_dir():
+            stored = chunks.open_array(above)
+            upper.append(stored.read(0, stored.spec.shape[0]))
+        return cls(
+            rows=chunks.check_rows(rows, labels.spec.shape[0]),
+            labels=labels,
+            distances=chunks.open_array(root / "level_1" / "distances"),
+            upper=tuple(upper),
+            pool=_pool_with_ids(attributes) if with_ids else None,
+        )
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        for start in range(0, len(self.rows), BLOCK_ROWS):
+            yield self.rows[start : start + BLOCK_ROWS]
+
+    def ids(self, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.pool is None else self.pool.ids(rows)
+
+    def columns(self, rows: np.ndarray) -> Columns:
+        columns: Columns = {"row": rows}
+        if (ids := self.ids(rows)) is not None:
+            columns["id"] = ids
+        labels = self.labels.take(rows)
+        columns["level_1"] = labels
+        for number, parents in enumerate(self.upper, start=2):
+            # A row outside the clustered subset has no cluster; indexing with -1 would give it the last one's.
+            labels = np.where(labels >= 0, parents[np.maximum(labels, 0)], -1).astype(labels.dtype)
+            columns[f"level_{number}"] = labels
+        columns["distance"] = np.sqrt(self.distances.take(rows))
+        return columns
+
+
+def _write_npy(path: Path, subset: _Subset) -> None:
+    with path.open("wb") as file:
+        np.save(file, subset.rows, allow_pickle=False)
+
+
+def _write_parquet(path: Path, subset: _Subset) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    # One block even of no rows, so that an empty subset has its columns too.
+    for rows in subset.blocks() if len(subset.rows) else [subset.rows]:
+        columns = subset.columns(rows)
+        table = pa.table({name: _text_if_object(values) for name, values in columns.items()})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _write_csv(path: Path, subset: _Subset) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(subset.columns(subset.rows[:0]))
+        for rows in subset.blocks():
+            writer.writerows(zip(*(_plain(values) for values in subset.columns(rows).values()), strict=True))
+
+
+def _write_txt(path: Path, subset: _Subset) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for rows in subset.blocks():
+            ids = subset.ids(rows)
+            lines = [str(value) for value in _plain(rows if ids is None else ids)]
+            for line in lines:
+                if "\n" in line or "\r" in line:
+                    raise InputError(f"id={line!r} should be without line breaks for .txt; write .csv or .parquet")
+            file.writelines(f"{line}\n" for line in lines)
+
+
+_WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
+    ".npy": _write_npy,
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+    ".txt": _write_txt,
+}
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Python values, a float in the fewest digits that give its own type back."""
+    if values.dtype.kind == "f":
+        return [str(value) for value in values]
+    return values.tolist()
+
+
+def _text_if_object(values: np.ndarray) -> Any:
+    return values.tolist() if values.dtype.kind in "OTU" else values
+
+
+def _tree_path(tree: xr.DataTree | str | os.PathLike[str]) -> Path:
+    if not isinstance(tree, xr.DataTree):
+        return Path(tree)
+    source = tree.encoding.get("source")
+    if source is None:
+        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+    return Path(source)
+
+
+def _attributes(root: Path) -> dict[str, Any]:
+    attributes = files.read_attributes(root)
+    layout.check_marker(attributes, layout.TREE_FORMAT, root)
+    return attributes
+
+
+def _pool_with_ids(attributes: dict[str, Any]) -> Pool | None:
+    """Open the pool the tree was built from, where it has ids; refuse another pool, whose ids would be wrong."""
+    where = attributes.get("pool")
+    if not where:
+        return None
+    pool = open_pool(where)
+    wanted = attributes.get("pool_fingerprint")
+    if wanted and pool.fingerprint != wanted:
+        raise StoreError(
+            f"pool={where!r} should be the one the tree was built from, but its content is another; "
+            "put that pool back, or write row numbers to .npy, which need no pool"
+        )
+    return pool if pool.has_ids else None
+
+
+def _put(write: Callable[[Path], None], target: Path) -> None:
+    """Write beside the target, and give the file the target's name once all of it is on the disk."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
+    try:
+        files.careful(lambda: write(partial), f"writing {target}")
+        files.sync(partial)
+        files.careful(lambda: partial.replace(target), f"writing {target}")
+        files.sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)

@@ -1,0 +1,420 @@
+"""Raw embeddings into a pool: one pass that converts, checks, sums and writes whole chunks."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from hkm_dask.compute.cluster import Runner, runner_for
+from hkm_dask.compute.events import emit
+from hkm_dask.data import layout, store
+from hkm_dask.data.pool import Pool, pool_fingerprint
+from hkm_dask.data.rows import unit_rows
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.io.sources import Segment, Sources, open_sources
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+STAGE = "ingest"
+# What one task reads at once: small enough for the cache, large enough to forget the cost of a call.
+PIECE_BYTES = 4 * layout.MIB
+# Chunks handed out at once, per thread: progress is told and sums are folded after each round.
+CHUNKS_PER_ROUND = 8
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class ChunkJob:
+    """What it takes to write one chunk of the pool, picklable.
+
+    Attributes
+    ----------
+    array : StoredArray
+        The pool's embeddings.
+    index : int
+        Number of the chunk.
+    segments : tuple of Segment
+        The rows, one table after the other.
+    first : int
+        Number of the first of them among all source rows.
+    dropped : np.ndarray of int64
+        Numbers of the source rows to leave out.
+    normalize : bool
+        Whether rows are scaled to length 1.
+    """
+
+    array: store.StoredArray
+    index: int
+    segments: tuple[Segment, ...]
+    first: int
+    dropped: np.ndarray
+    normalize: bool
+
+
+@dataclass
+class Stats:
+    """What is learned of rows while they are written.
+
+    Attributes
+    ----------
+    total : np.ndarray of float64, shape (n_features,)
+        Sum of the rows.
+    max_abs : float
+        Largest absolute value.
+    n_zero_rows : int
+        Rows of nothing but zeros.
+    nonfinite : list of np.ndarray of int64
+        Numbers of the source rows with NaN or Inf.
+    n_overflows : int
+        Finite values that the stored type cannot hold.
+    n_overflow_rows : int
+        Rows they stand in.
+    checksums : list of int
+        CRC-32C of every chunk.
+    """
+
+    total: np.ndarray
+    max_abs: float = 0.0
+    n_zero_rows: int = 0
+    nonfinite: list[np.ndarray] = field(default_factory=list)
+    n_overflows: int = 0
+    n_overflow_rows: int = 0
+    checksums: list[int] = field(default_factory=list)
+
+    def add(self, other: Stats) -> None:
+        """Fold in what was learned of the rows that follow."""
+        with np.errstate(invalid="ignore"):
+            # Inf − Inf, where values overflowed: an error is raised for them in the end.
+            self.total += other.total
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.n_zero_rows += other.n_zero_rows
+        self.nonfinite += other.nonfinite
+        self.n_overflows += other.n_overflows
+        self.n_overflow_rows += other.n_overflow_rows
+        self.checksums += other.checksums
+
+
+def ingest(
+    sources: Any,
+    pool: str | os.PathLike[str],
+    *,
+    dtype: Any = None,
+    normalize: bool = False,
+    ids: Any = None,
+    column: str | None = None,
+    drop_nonfinite: bool = False,
+    chunk_mb: float | None = None,
+    overwrite: bool = False,
+    client: Client | None = None,
+) -> Pool:
+    """Put raw embeddings into a pool: chunked, checksummed, with its mean, its range and a fingerprint.
+
+    One pass, out of core: a task reads a few MiB at a time and writes one chunk. The same sources and settings give the
+    same bits with any number of workers. The pool appears under its name only when it is complete.
+
+    Parameters
+    ----------
+    sources : path-like, np.ndarray, zarr.Array, or a sequence of these
+        ``.npy`` and ``.npz`` files, folders of ``.npy`` shards (in natural order; clip-retrieval's layout too), Zarr
+        arrays and groups, arrays in memory: tables (n, n_features), one below the other.
+    pool : path-like
+        Folder to make.
+    dtype : {"float16", "float32"}, optional
+        Type to store; by default float16 where all sources are, else float32.
+    normalize : bool, default False
+        Scale every row to length 1; rows of zeros stay zero.
+    ids : str or array-like, optional
+        Name of the ids in each source, or the ids of all rows: integers or strings.
+    column : str, optional
+        Name of the embeddings in a source that holds several arrays.
+    drop_nonfinite : bool, default False
+        Leave out rows with NaN or Inf. Where no ids are given, the ids then tell the rows' numbers in the sources.
+    chunk_mb : float, optional
+        Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1.
+    overwrite : bool, default False
+        Replace a pool that is there; the old one stays until the new one is complete.
+    client : distributed.Client, optional
+        Where to run; by default on distributed's current client, else on threads of this process.
+
+    Returns
+    -------
+    Pool
+        The complete pool.
+
+    Raises
+    ------
+    InputError
+        When `pool` exists, a source cannot be read, rows hold NaN or Inf, or values overflow `dtype`.
+    StoreError
+        When another process is writing it, or the disk is full or fails.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = ingest(np.arange(6.0).reshape(3, 2), f"{folder}/pool.zarr")
+    ...     print(pool.n_samples, pool.dtype, pool.mean, pool.max_abs)
+    3 float32 [2. 3.] 5.0
+    """
+    target = Path(pool).absolute()
+    with store.lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
+        table = open_sources(sources, ids=ids, column=column, scratch=scratch)
+        stored = _pool_dtype(dtype, table.dtype)
+        rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
+        _check_space(target, table.n_rows * table.n_features * stored.itemsize)
+        store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
+        with Runner() if table.in_memory else runner_for(client) as runner:
+            dropped = np.zeros(0, dtype=np.int64)
+            found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
+            if found.nonfinite:
+                dropped = _rows_to_drop(found, table, drop_nonfinite)
+                found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
+        _check_overflow(found, stored)
+        n_samples = table.n_rows - len(dropped)
+        _write_mean(wip, found.total / n_samples)
+        has_ids = _write_ids(wip, table, dropped)
+        _warn(found, len(dropped), normalize)
+        spec = store.open_array(wip / layout.EMBEDDINGS).spec
+        attributes = {
+            "fingerprint": pool_fingerprint((n_samples, table.n_features), stored, spec.chunk_rows, found.checksums),
+            "max_abs": found.max_abs,
+            "n_zero_rows": found.n_zero_rows,
+            "n_dropped_rows": len(dropped),
+            "normalized": normalize,
+            "has_ids": has_ids,
+            "sources": [source.name for source in table.tables],
+        }
+        store.mark_complete(wip, attributes)
+    return store.open_pool(target)
+
+
+@contextmanager
+def _scratch(target: Path) -> Iterator[Path]:
+    """A folder beside the pool to unpack into; what a run left there that died is removed too."""
+    folder = target.with_name(f".{target.name}.unpacked")
+    store.remove(folder)
+    try:
+        yield folder
+    finally:
+        store.remove(folder)
+
+
+def _pool_dtype(dtype: Any, found: np.dtype) -> np.dtype:
+    if dtype is None:
+        return np.dtype(np.float16 if found == np.float16 else np.float32)
+    try:
+        stored = np.dtype(dtype)
+    except TypeError:
+        stored = None
+    if stored not in (np.float16, np.float32):
+        raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
+    return np.dtype(stored)
+
+
+def _check_space(target: Path, n_bytes: int) -> None:
+    free = shutil.disk_usage(target.parent).free
+    if free < n_bytes:
+        raise StoreError(
+            f"{target} needs {n_bytes / 1e9:.2f} GB, its disk is full but for {free / 1e9:.2f} GB; "
+            "free space, give another path, or store float16"
+        )
+
+
+# --- embeddings -------------------------------------------------------------------------------------------------------
+
+
+def _write_embeddings(
+    runner: Runner,
+    group: Path,
+    table: Sources,
+    dtype: np.dtype,
+    chunk_rows: int,
+    dropped: np.ndarray,
+    normalize: bool,
+) -> Stats:
+    """Write all chunks, and fold what was learned of them in their order, whoever was done first."""
+    n_samples = table.n_rows - len(dropped)
+    store.create_array(
+        group,
+        layout.EMBEDDINGS,
+        shape=(n_samples, table.n_features),
+        dtype=dtype,
+        chunks=(min(chunk_rows, n_samples), table.n_features),
+        dims=(layout.SAMPLE, layout.FEATURE),
+    )
+    array = store.open_array(group / layout.EMBEDDINGS)
+    found = Stats(np.zeros(table.n_features))
+    n_chunks, per_round = array.spec.n_chunks, CHUNKS_PER_ROUND * runner.n_threads
+    for start in range(0, n_chunks, per_round):
+        stop = min(start + per_round, n_chunks)
+        jobs = [_job(array, index, table, dropped, normalize) for index in range(start, stop)]
+        for part in runner.map(write_chunk, jobs, stage=STAGE):
+            found.add(part)
+        emit("progress", stage=STAGE, done=stop, total=n_chunks)
+    return found
+
+
+def _job(array: store.StoredArray, index: int, table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
+    # The row kept as number i had i plus as many rows before it in the sources as were dropped before it.
+    kept_before = dropped - np.arange(len(dropped))
+    start, stop = (
+        row + int(np.searchsorted(kept_before, row, side="right")) if row < array.spec.shape[0] else table.n_rows
+        for row in array.spec.chunk_range(index)
+    )
+    inside = dropped[np.searchsorted(dropped, start) : np.searchsorted(dropped, stop)]
+    return ChunkJob(array, index, table.segments(start, stop), start, inside, normalize)
+
+
+def write_chunk(job: ChunkJob) -> Stats:
+    """Write one chunk, and tell what was learned of its rows.
+
+    Parameters
+    ----------
+    job : ChunkJob
+        The chunk.
+
+    Returns
+    -------
+    Stats
+        With one checksum.
+    """
+    found = Stats(np.zeros(job.array.spec.shape[1]))
+    row = job.first
+    with job.array.writer(job.index) as chunk:
+        for segment in job.segments:
+            for start, stop in segment.pieces(PIECE_BYTES):
+                piece = segment.rows.read(start, stop)
+                numbers = np.arange(row, row + len(piece))
+                row += len(piece)
+                if len(job.dropped):
+                    keep = ~np.isin(numbers, job.dropped, assume_unique=True)
+                    piece, numbers = piece[keep], numbers[keep]
+                if len(piece):
+                    stored = _convert(piece, job.array.spec.dtype, job.normalize)
+                    found.add(_measure(piece, stored, numbers))
+                    chunk.append(stored)
+    found.checksums.append(chunk.crc)
+    return found
+
+
+def _convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
+    # NaN, Inf and overflow are counted afterwards, not warned about.
+    with np.errstate(all="ignore"):
+        return (unit_rows(piece) if normalize else piece).astype(dtype, copy=False)
+
+
+def _measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
+    wide = stored.astype(np.float32, copy=False)
+    with np.errstate(all="ignore"):
+        found = Stats(np.add.reduce(wide, axis=0, dtype=np.float64))
+        low, high = float(wide.min()), float(wide.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        sound = np.isfinite(piece).all(axis=1)
+        lost = ~np.isfinite(wide[sound])
+        found.n_overflows, found.n_overflow_rows = int(lost.sum()), int(lost.any(axis=1).sum())
+        if not sound.all():
+            found.nonfinite.append(numbers[~sound])
+    found.max_abs = max(-low, high)
+    # A row of zeros begins with one: few others do, so the whole piece need not be searched.
+    candidates = np.flatnonzero(wide[:, 0] == 0)
+    found.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
+    return found
+
+
+def _rows_to_drop(found: Stats, table: Sources, drop_nonfinite: bool) -> np.ndarray:
+    rows = np.concatenate(found.nonfinite)
+    if len(rows) == table.n_rows:
+        raise InputError(f"n_nonfinite_rows={len(rows)} should be fewer than all rows; every row holds NaN or Inf")
+    if not drop_nonfinite:
+        named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if len(rows) > _NAMED_ROWS else "")
+        raise InputError(
+            f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {named} "
+            f"(the first: {table.locate(int(rows[0]))}); mend them, or leave them out with drop_nonfinite "
+            "(--drop-nonfinite)"
+        )
+    return rows
+
+
+def _check_overflow(found: Stats, dtype: np.dtype) -> None:
+    if found.n_overflows:
+        remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
+        raise InputError(
+            f"n_overflows={found.n_overflows} should be 0: so many values, in {found.n_overflow_rows} rows, exceed "
+            f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
+        )
+
+
+def _warn(found: Stats, n_dropped: int, normalize: bool) -> None:
+    if n_dropped:
+        emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
+    if found.n_zero_rows and normalize:
+        emit("warning", message=f"{found.n_zero_rows} rows are all zero: they have no direction and stay zero")
+
+
+# --- what lies beside them --------------------------------------------------------------------------------------------
+
+
+def _write_mean(group: Path, mean: np.ndarray) -> None:
+    shape = mean.shape
+    store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
+    store.write_rows(group / layout.MEAN, 0, mean.astype(np.float32))
+
+
+def _write_ids(group: Path, table: Sources, dropped: np.ndarray) -> bool:
+    """Write the ids of the rows that were kept; where none were given but rows dropped, their numbers in the sources."""
+    if table.ids is None and len(dropped) == 0:
+        return False
+    pieces = _row_numbers(table.n_rows) if table.ids is None else table.ids()
+    n_samples = table.n_rows - len(dropped)
+    step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
+    kind: str | None = None
+    waiting: list[np.ndarray] = []
+    start = 0
+    for piece in _kept(pieces, dropped):
+        if kind is None:
+            kind = piece.dtype.kind
+            dtype = np.int64 if kind == "i" else str
+            store.create_array(
+                group, layout.IDS, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,)
+            )
+        if piece.dtype.kind != kind:
+            raise InputError("ids: some sources have integers, others strings; give strings for all of them")
+        waiting.append(piece)
+        if start + sum(map(len, waiting)) >= min(start + step, n_samples):
+            start, waiting = _flush(group, start, step, n_samples, waiting)
+    if start != n_samples:
+        raise InputError(f"n_ids={start} should be {n_samples}, one per row; give ids for exactly these rows")
+    return True
+
+
+def _flush(
+    group: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
+) -> tuple[int, list[np.ndarray]]:
+    """Write the whole chunks among the ids that wait; return where the next begins, and the rest."""
+    ids = np.concatenate(waiting)
+    whole = len(ids) if start + len(ids) == n_samples else len(ids) // step * step
+    store.write_rows(group / layout.IDS, start, ids[:whole])
+    return start + whole, [ids[whole:]] if whole < len(ids) else []
+
+
+def _row_numbers(n_rows: int) -> Iterator[np.ndarray]:
+    for start in range(0, n_rows, layout.MAX_ID_CHUNK_ROWS):
+        yield np.arange(start, min(start + layout.MAX_ID_CHUNK_ROWS, n_rows), dtype=np.int64)
+
+
+def _kept(pieces: Iterator[np.ndarray], dropped: np.ndarray) -> Iterator[np.ndarray]:
+    row = 0
+    for piece in pieces:
+        inside = dropped[np.searchsorted(dropped, row) : np.searchsorted(dropped, row + len(piece))] - row
+        row += len(piece)
+        kept = np.delete(piece, inside)
+        if len(kept):
+            yield kept

@@ -1,0 +1,224 @@
+"""One k-means from start to end: seeding, then Lloyd, wherever the rows lie."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
+from hkm_dask.data.scratch import create_npy, write_npy_rows
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.lloyd import Moved, iterate
+from hkm_dask.kmeans.seeding import seed
+
+#: Bytes of rows beyond which a k-means is never squeezed into one task.
+_ONE_TASK_BYTES = 256 << 20
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How one k-means is run.
+
+    Attributes
+    ----------
+    n_clusters : int
+    init : str
+    max_iter : int
+    tol : float
+    key : int
+        Of its random numbers, from `stream_key`.
+    """
+
+    n_clusters: int
+    init: str = "coreset"
+    max_iter: int = 50
+    tol: float = 1e-4
+    key: int = field(default_factory=lambda: stream_key(0))
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Outcome of a k-means.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct rows than clusters.
+    inertia : ndarray of float64, shape (n_iter,)
+        Before each update.
+    n_relocated : int
+    seconds : float
+    """
+
+    centroids: NDArray[np.float32]
+    inertia: NDArray[np.float64]
+    n_relocated: int
+    seconds: float
+
+    @property
+    def n_unused(self) -> int:
+        """Slots without a centroid."""
+        return int(np.isnan(self.centroids[:, 0]).sum())
+
+
+@dataclass(frozen=True)
+class Progress:
+    """State of an interrupted Lloyd iteration.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32
+    inertia : tuple of float
+        So far.
+    relocated : int
+        In the last iteration.
+    """
+
+    centroids: NDArray[np.float32]
+    inertia: tuple[float, ...]
+    relocated: int
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What a fit tells while it runs; nothing by default.
+
+    Attributes
+    ----------
+    seeding : callable, optional
+        Gets the number of centres so far and how many there will be.
+    iteration : callable, optional
+        Gets the iteration, counted from 1, and its outcome.
+    """
+
+    seeding: Callable[[int, int], None] | None = None
+    iteration: Callable[[int, Moved], None] | None = None
+
+
+def fit(
+    rows: Rows,
+    settings: Settings,
+    *,
+    frame: Frame,
+    runner: Runner,
+    hooks: Hooks | None = None,
+    progress: Progress | None = None,
+) -> Fit:
+    """Cluster rows.
+
+    Parameters
+    ----------
+    rows : Rows
+    settings : Settings
+    frame : Frame
+        From `make_frame`, for these rows or for rows they were taken from.
+    runner : Runner
+    hooks : Hooks, optional
+    progress : Progress, optional
+        Where an interrupted run had come to.
+
+    Returns
+    -------
+    Fit
+    """
+    if isinstance(runner, ClusterRunner):
+        flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
+        if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < _ONE_TASK_BYTES:
+            return runner.call(_FitHere(rows, settings, frame), progress, stage="cluster")  # type: ignore[no-any-return]
+        rows = on_workers(rows, runner)
+    begin = time.perf_counter()
+    hooks = hooks or Hooks()
+    run, hints = None, None
+    if progress is None:
+        start = seed(
+            rows, settings.n_clusters, init=settings.init, frame=frame, key=settings.key, runner=runner,
+            report=hooks.seeding,
+        )  # fmt: skip
+        centroids, run, hints = start.centroids, start.run, start.hints
+    else:
+        centroids = progress.centroids
+    lloyd = iterate(
+        rows, centroids, frame=frame, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints, run=run,
+        on_iteration=hooks.iteration,
+        history=progress.inertia if progress is not None else (),
+        relocated=progress.relocated if progress is not None else 0,
+    )  # fmt: skip
+    return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin)
+
+
+@dataclass(frozen=True)
+class _FitHere:
+    """Task: a whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
+
+    rows: Rows
+    settings: Settings
+    frame: Frame
+
+    def __call__(self, progress: Progress | None) -> Fit:
+        with Runner(n_threads=1) as runner:
+            rows = ArrayRows(self.rows.read(0, self.rows.n_rows), self.rows.label)
+            return fit(rows, self.settings, frame=self.frame, runner=runner, progress=progress)
+
+
+def on_workers(rows: Rows, runner: Runner) -> Rows:
+    """Put rows that lie in this process's memory where workers can read them; others are returned as they are."""
+    if isinstance(runner, ClusterRunner) and isinstance(rows, ArrayRows):
+        shared = runner.shelf.put(f"rows-{rows.key[-1]}", rows.array)
+        return NpyRows(str(shared.path), label=rows.label)
+    return rows
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """Task: copy some rows into their place in a file."""
+
+    rows: Rows
+    path: str
+    offset: int
+
+    def __call__(self, item: tuple[int, NDArray[np.int64]]) -> None:
+        place, index = item
+        write_npy_rows(self.path, self.offset, place, self.rows.take(index))
+
+
+def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
+    """Copy chosen rows together: in memory if they fit easily, else in a file all workers see.
+
+    Parameters
+    ----------
+    rows : Rows
+    index : ndarray of int64
+        Sorted.
+    runner : Runner
+
+    Returns
+    -------
+    Rows
+        `discard` removes the file, if there is one.
+    """
+    n_bytes = len(index) * rows.row_bytes
+    if not isinstance(runner, ClusterRunner) and n_bytes <= runner.memory_budget // 4:
+        return ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
+    path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
+    offset = create_npy(path, (len(index), rows.n_features), rows.dtype)
+    n_slabs = max(runner.n_threads, -(-n_bytes // (16 << 20)))
+    slabs = [slab for slab in np.array_split(np.arange(len(index)), n_slabs) if len(slab)]
+    items = [(int(slab[0]), index[slab]) for slab in slabs]
+    runner.map(_Gather(rows, str(path), offset), items, stage="gather")
+    return NpyRows(path)
+
+
+def discard(rows: Rows) -> None:
+    """Remove the file `gather` made."""
+    if isinstance(rows, NpyRows):
+        Shared(path=rows.path).delete()
+
+

@@ -1,0 +1,197 @@
+"""The frame rows are looked at in: where the origin lies, which directions come first, how sums are scaled.
+
+A frame belongs to the input of a k-means and changes nothing but speed and rounding: labels are exact in any frame.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part, iter_blocks
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.rows import Rows
+from hkm_dask.errors import InputError
+
+#: Rows the principal directions are taken from, and the places in the input they come from.
+_BASIS_ROWS, _BASIS_PLACES = 8192, 16
+#: Below these sizes a pruned search cannot pay.
+_MIN_FEATURES, _MIN_CLUSTERS = 24, 64
+#: Values beyond this square to more than float32 holds.
+_LARGEST_VALUE = 1e17
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How rows are looked at.
+
+    Attributes
+    ----------
+    mean : ndarray of float32, shape (n_features,)
+        Origin; distances to it stay small, so little is lost to cancellation.
+    max_abs : float
+        Largest absolute value of the rows.
+    n_rows : int
+        Rows (or their total weight) that may be summed.
+    basis : Shared or None
+        float32 (n_features, n_features), orthonormal columns in order of falling variance.
+    basis_error : float
+        Spectral norm by which the basis, as stored, misses orthonormality.
+    spherical : bool
+        Rows and centroids have unit length (cosine).
+    """
+
+    mean: NDArray[np.float32]
+    max_abs: float
+    n_rows: int
+    basis: Shared | None = None
+    basis_error: float = 0.0
+    spherical: bool = False
+
+    @property
+    def scale(self) -> float:
+        """Fixed-point units per unit of a row's value: a power of two, such that no sum of rows leaves int64.
+
+        Examples
+        --------
+        >>> Frame(np.zeros(2, np.float32), max_abs=1.0, n_rows=1 << 20).scale == 2.0**41
+        True
+        """
+        return _power_of_two(self.n_rows, self.max_abs)
+
+    @property
+    def distance_scale(self) -> float:
+        """Fixed-point units per unit of squared distance, likewise."""
+        width = 2.0 * self.max_abs
+        return _power_of_two(self.n_rows, width * width * len(self.mean))
+
+
+def _power_of_two(n_rows: int, largest: float) -> float:
+    if largest <= 0.0:
+        return 1.0
+    # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
+    bits = 61 - math.ceil(math.log2(max(n_rows, 2))) - math.ceil(math.log2(largest))
+    return 2.0 ** min(bits, 50 - math.ceil(math.log2(largest)))
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """Sums over rows, to be combined in the order of the rows."""
+
+    total: NDArray[np.float64]
+    max_abs: float
+    n_zero: int
+    n_rows: int
+
+    def __add__(self, other: Statistics) -> Statistics:
+        return Statistics(
+            self.total + other.total,
+            max(self.max_abs, other.max_abs),
+            self.n_zero + other.n_zero,
+            self.n_rows + other.n_rows,
+        )
+
+
+def _block_statistics(part: Part) -> list[Statistics]:
+    found = []
+    for _, block in iter_blocks(part):
+        values = np.asarray(block, dtype=np.float32)
+        largest = float(np.abs(values).max(initial=0.0))
+        zero = int((~values.any(axis=1)).sum())
+        found.append(Statistics(values.sum(axis=0, dtype=np.float64), largest, zero, len(values)))
+    return found
+
+
+def measure_rows(rows: Rows, runner: Runner) -> Statistics:
+    """Mean, largest value and zero rows, in one pass; the same for any number of workers.
+
+    Parameters
+    ----------
+    rows : Rows
+    runner : Runner
+
+    Returns
+    -------
+    Statistics
+    """
+    size = block_bytes(runner.memory_budget, 1)
+    n_parts = runner.n_parts(20.0 * rows.n_rows * rows.n_features)
+    # Blocks must not depend on the number of parts, or the float64 sums would.
+    bounds = rows.bounds(min(size, 8 << 20), 1)
+    cuts = np.array_split(np.arange(len(bounds) - 1), min(n_parts, len(bounds) - 1))
+    parts = [Part(rows, tuple(int(b) for b in bounds[c[0] : c[-1] + 2]), 0) for c in cuts if len(c)]
+    blocks = [block for found in runner.map(_block_statistics, parts, stage="measure") for block in found]
+    total = blocks[0]
+    for block in blocks[1:]:
+        total = total + block
+    return total
+
+
+def make_frame(
+    rows: Rows,
+    runner: Runner,
+    *,
+    n_clusters: int,
+    mean: NDArray[np.float32] | None = None,
+    max_abs: float | None = None,
+    total_weight: int | None = None,
+    spherical: bool = False,
+) -> Frame:
+    """Choose the frame for a k-means over `rows`.
+
+    Parameters
+    ----------
+    rows : Rows
+    runner : Runner
+    n_clusters : int
+        Decides whether principal directions are worth having.
+    mean, max_abs : optional
+        Where they are known already, as a pool knows them, a pass is spared.
+    total_weight : int, optional
+        Sum of the weights, if rows are weighted.
+    spherical : bool
+        Rows have unit length.
+
+    Raises
+    ------
+    InputError
+        Values are too large for float32 squares.
+    """
+    if mean is None or max_abs is None:
+        found = measure_rows(rows, runner)
+        mean = (found.total / max(found.n_rows, 1)).astype(np.float32)
+        max_abs = found.max_abs
+    if not max_abs < _LARGEST_VALUE:
+        raise InputError(
+            f"max_abs={max_abs:g} should be < {_LARGEST_VALUE:g} so that squared distances fit; scale the embeddings down"
+        )
+    frame = Frame(mean, max_abs, total_weight or rows.n_rows, spherical=spherical)
+    if rows.n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
+        return with_basis(frame, rows, runner)
+    return frame
+
+
+def with_basis(frame: Frame, rows: Rows, runner: Runner) -> Frame:
+    """Add the principal directions of a sample of the rows to a frame."""
+    basis = runner.call(partial(_principal_directions, frame.mean), rows, stage="rotate")
+    gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
+    error = float(np.linalg.norm(gram - np.eye(len(gram)), 2))
+    return replace(frame, basis=runner.shelf.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error)
+
+
+def _principal_directions(mean: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+    per_place = -(-_BASIS_ROWS // _BASIS_PLACES)
+    starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _BASIS_PLACES).astype(np.int64))
+    sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
+    centred = sample.astype(np.float32) - mean
+    covariance = (centred.T @ centred).astype(np.float64)
+    return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32)
+
+

@@ -1,0 +1,377 @@
+"""Lloyd's iteration as a map-reduce: assign every row, add up, move the centroids, until they rest.
+
+Sums are int64 fixed point and counts int64. Integer addition is associative, so any number of tasks, any order and any
+history (sums may be brought up to date by the rows that moved) give bitwise the same centroids.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part, split_parts
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.shared import Shared, Shelf
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+
+_NO_WEIGHTS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True)
+class Totals:
+    """What one pass adds up over the rows of a part, or of several.
+
+    Attributes
+    ----------
+    sums : ndarray of int64, shape (n_clusters, n_features)
+        Fixed-point sums of the rows of each cluster.
+    counts : ndarray of int64, shape (n_clusters,)
+    inertia : int
+        Fixed-point sum of squared distances.
+    far_keys, far_rows : ndarray of float64 and int64, shape (n_far,)
+        The rows furthest from their centroids: minus their squared distance, and their number; sorted.
+    """
+
+    sums: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    inertia: int
+    far_keys: NDArray[np.float64]
+    far_rows: NDArray[np.int64]
+
+    def __add__(self, other: Totals) -> Totals:
+        keys = np.concatenate([self.far_keys, other.far_keys])
+        rows = np.concatenate([self.far_rows, other.far_rows])
+        order = np.lexsort((rows, keys))[: max(len(self.far_keys), len(other.far_keys))]
+        return Totals(
+            self.sums + other.sums,
+            self.counts + other.counts,
+            self.inertia + other.inertia,
+            keys[order],
+            rows[order],
+        )
+
+
+def _n_far(n_clusters: int) -> int:
+    return min(1024, max(16, n_clusters // 8))
+
+
+@dataclass(frozen=True)
+class AssignAndAdd:
+    """Task: label the rows of a part and add them up.
+
+    Attributes
+    ----------
+    centroids : Shared
+        float32 (n_clusters, n_features).
+    frame : Frame
+    run : str
+        Names the k-means, so that what is remembered is found again.
+    weights : Shared or None
+        int64 (n_rows,), for rows in memory.
+    hints : Shared or None
+        int32: for each cell of the seeding, the centroid to try first.
+    """
+
+    centroids: Shared
+    frame: Frame
+    run: str
+    weights: Shared | None = None
+    hints: Shared | None = None
+
+    def __call__(self, part: Part) -> Totals:
+        """Fold the part."""
+        centroids = self.centroids.get()
+        n_rows = part.stop - part.start
+        weights = _NO_WEIGHTS if self.weights is None else self.weights.get()[part.start : part.stop]
+        known, sums, counts = self._before(part, centroids)
+        fresh = sums is None
+        if sums is None or counts is None:
+            sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+        finder = Finder(part, self.frame, self.run)
+        far = _Furthest(min(_n_far(len(centroids)), n_rows))
+        inertia = 0
+        for slab in iter_slabs(part):
+            before = known.labels[slab.local].copy()
+            finder.label_distances(slab, self.centroids, known)
+            finder.nearest(slab, self.centroids, known)
+            labels, distances = known.labels[slab.local], known.distances[slab.local]
+            share = weights if weights is _NO_WEIGHTS else weights[slab.local]
+            if fresh:
+                kernels.add_rows(slab.rows, labels, share, self.frame.scale, sums, counts)
+            else:
+                kernels.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
+            fixed = np.rint(distances * self.frame.distance_scale).astype(np.int64)
+            inertia += int((fixed if weights is _NO_WEIGHTS else fixed * share).sum())
+            far.add(distances, slab.start)
+        kept = known.labels.nbytes + sums.nbytes
+        remember(part, "lloyd", self.run, (known.labels, sums.copy(), counts.copy()), kept)
+        return Totals(sums, counts, inertia, *far.sorted())
+
+    def _before(
+        self, part: Part, centroids: NDArray[np.float32]
+    ) -> tuple[Labelled, NDArray[np.int64] | None, NDArray[np.int64] | None]:
+        known = Labelled.unknown(part.stop - part.start)
+        last = remembered(part, "lloyd", self.run)
+        if last is not None:
+            known.labels, sums, counts = last
+            return known, sums, counts
+        cells = remembered(part, "cells", self.run) if self.hints is not None else None
+        if cells is not None and self.hints is not None:
+            known.labels = self.hints.get()[cells.labels]
+        return known, None, None
+
+
+class _Furthest:
+    """The rows furthest from their centroids, ties to the lowest row."""
+
+    def __init__(self, n: int) -> None:
+        self._keys, self._rows = np.empty((1, n)), np.empty((1, n), np.int64)
+        self._size = np.zeros(1, np.int64)
+
+    def add(self, distances: NDArray[np.float64], start: int) -> None:
+        rows = np.arange(start, start + len(distances))
+        keys = -distances
+        size, room = int(self._size[0]), self._keys.shape[1]
+        if size == room:  # most rows are no candidates
+            keep = keys < self._keys[0, 0]
+            if not keep.any():
+                return
+            keys, rows = keys[keep], rows[keep]
+        kernels.keep_smallest(keys, rows, np.zeros(len(keys), np.int32), self._keys, self._rows, self._size)
+
+    def sorted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        size = int(self._size[0])
+        keys, rows = self._keys[0, :size], self._rows[0, :size]
+        order = np.lexsort((rows, keys))
+        return keys[order], rows[order]
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Outcome of an update.
+
+    Attributes
+    ----------
+    centroids : Shared
+    inertia : float
+        Of the centroids before the update.
+    n_relocated : int
+        Empty clusters moved to far rows.
+    n_unused : int
+        Slots without a centroid, because there are too few distinct rows.
+    at_rest : bool
+        Nothing moved.
+    """
+
+    centroids: Shared
+    inertia: float
+    n_relocated: int
+    n_unused: int
+    at_rest: bool
+
+
+@dataclass(frozen=True)
+class Update:
+    """Task: move the centroids to the means of their rows."""
+
+    centroids: Shared
+    frame: Frame
+    rows: Rows
+    shelf: Shelf
+    name: str
+
+    def __call__(self, totals: Totals) -> Moved:
+        """Move them."""
+        before = self.centroids.get()
+        sums, counts = totals.sums, totals.counts
+        n_relocated, exhausted = 0, False
+        if (counts == 0).any():
+            sums, counts = sums.copy(), counts.copy()
+            n_relocated, exhausted = self._relocate(sums, counts, totals)
+        centroids = means(sums, counts, self.frame)
+        empty = counts == 0
+        # Rows that sit on their centroids cannot found a cluster; otherwise the slot waits for the next iteration.
+        centroids[empty] = np.nan if exhausted else before[empty]
+        at_rest = bool(np.array_equal(centroids, before, equal_nan=True))
+        return Moved(
+            self.shelf.put(self.name, centroids),
+            totals.inertia / self.frame.distance_scale,
+            n_relocated,
+            int(np.isnan(centroids[:, 0]).sum()),
+            at_rest,
+        )
+
+    def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: Totals) -> tuple[int, bool]:
+        """Give empty clusters the rows furthest from their centroids, never a cluster's last row."""
+        far = totals.far_rows[totals.far_keys < 0]
+        if not len(far):
+            return 0, True
+        order = np.argsort(far)
+        rows = np.empty((len(far), sums.shape[1]), np.float32)
+        rows[order] = self.rows.take(far[order])
+        labels = np.full(len(far), -1, np.int32)
+        Search(self.centroids.get(), self.frame).nearest(rows, labels, np.full(len(far), np.inf))
+        empty = np.flatnonzero(counts == 0)
+        n_done = 0
+        seen: set[bytes] = set()
+        for row, donor in zip(rows, labels, strict=True):
+            if n_done == len(empty):
+                break
+            # A copy of a row that was just given away would make a second cluster in the same place.
+            if counts[donor] < 2 or row.tobytes() in seen:
+                continue
+            seen.add(row.tobytes())
+            value = np.rint(row.astype(np.float64) * self.frame.scale).astype(np.int64)
+            sums[donor] -= value
+            counts[donor] -= 1
+            sums[empty[n_done]], counts[empty[n_done]] = value, 1
+            n_done += 1
+        return n_done, False
+
+
+def means(sums: NDArray[np.int64], counts: NDArray[np.int64], frame: Frame) -> NDArray[np.float32]:
+    """Centroids from fixed-point sums: their means, of unit length if the frame is spherical.
+
+    Parameters
+    ----------
+    sums : ndarray of int64, shape (n_clusters, n_features)
+    counts : ndarray of int64, shape (n_clusters,)
+        Clusters without rows come out as zeros.
+    frame : Frame
+
+    Returns
+    -------
+    ndarray of float32, shape (n_clusters, n_features)
+    """
+    centroids = sums / (np.maximum(counts, 1)[:, None] * frame.scale)
+    if frame.spherical:
+        norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
+        centroids /= np.where(norms > 0, norms, 1.0)
+    return centroids.astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Lloyd:
+    """What the iteration came to.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where a slot is unused.
+    inertia : ndarray of float64, shape (n_iter,)
+        Before each update.
+    n_relocated : int
+    """
+
+    centroids: NDArray[np.float32]
+    inertia: NDArray[np.float64]
+    n_relocated: int
+
+
+def iterate(
+    rows: Rows,
+    centroids: NDArray[np.float32],
+    *,
+    frame: Frame,
+    runner: Runner,
+    max_iter: int,
+    tol: float,
+    weights: NDArray[np.int64] | None = None,
+    hints: NDArray[np.int32] | None = None,
+    run: str | None = None,
+    on_iteration: Callable[[int, Moved], None] | None = None,
+    history: tuple[float, ...] = (),
+    relocated: int = 0,
+) -> Lloyd:
+    """Run Lloyd's iteration.
+
+    Parameters
+    ----------
+    rows : Rows
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        Where to start.
+    frame : Frame
+    runner : Runner
+    max_iter : int
+    tol : float
+        Stop when an iteration lowers the inertia by no more than this share of it.
+    weights : ndarray of int64, shape (n_rows,), optional
+    hints : ndarray of int32, optional
+        For each seeding cell of the same `run`, the centroid to try first.
+    run : str, optional
+        Name under which the seeding remembered its cells.
+    on_iteration : callable, optional
+        Gets the iteration, counted from 1, and its outcome.
+    history : tuple of float
+        Inertia of iterations done before an interruption; `centroids` are then those they led to.
+    relocated : int
+        Clusters relocated in the last of those.
+
+    Returns
+    -------
+    Lloyd
+    """
+    n_clusters, n_features = centroids.shape
+    run = run or uuid.uuid4().hex
+    parts = split_rows(rows, runner, n_clusters)
+    shelf = runner.shelf
+    shared_weights = None if weights is None else shelf.put(f"weights-{run}", weights)
+    shared_hints = None if hints is None else shelf.put(f"hints-{run}", hints)
+    now = shelf.put(f"centroids-{run}-0", centroids)
+    inertia = list(history)
+    n_relocated = relocated_before = relocated
+    for iteration in range(len(history) + 1, max_iter + 1):
+        moved: Moved = runner.map_reduce(
+            AssignAndAdd(now, frame, run, shared_weights, shared_hints),
+            parts,
+            combine=Totals.__add__,
+            finish=Update(now, frame, rows, shelf, f"centroids-{run}-{iteration}"),
+            stage="assign",
+        )
+        now.delete()
+        now = moved.centroids
+        inertia.append(moved.inertia)
+        n_relocated += moved.n_relocated
+        if on_iteration is not None:
+            on_iteration(iteration, moved)
+        settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
+        if moved.at_rest or (settled and not moved.n_relocated and not relocated_before):
+            break
+        relocated_before = moved.n_relocated
+    final = now.get()
+    for shared in (now, shared_weights, shared_hints):
+        if shared is not None:
+            shared.delete()
+    return Lloyd(final, np.array(inertia), n_relocated)
+
+
+def split_rows(
+    rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.int64] | None = None
+) -> list[Part]:
+    """Cut rows into the parts a pass over `n_clusters` centroids is worth.
+
+    Parameters
+    ----------
+    rows : Rows
+    runner : Runner
+    n_clusters : int
+    cuts : ndarray of int64, optional
+        Where parts may begin and end, if not everywhere.
+    """
+    flops = 2.0 * rows.n_rows * n_clusters * rows.n_features
+    n_parts = runner.n_parts(flops, n_clusters, rows.n_features)
+    threads = max(1, runner.n_threads // runner.n_workers)
+    resident = int(runner.memory_budget * 0.5)
+    size = block_bytes(runner.memory_budget, threads)
+    return split_parts(rows, n_parts, block_bytes=size, budget=resident, cuts=cuts)
+
+

@@ -1,0 +1,157 @@
+"""One pass over a part: each slab of rows with what is known of it, the nearest centroid found, and everything remembered.
+
+Lloyd, seeding and assignment differ in what they add up, not in how they walk over the rows; that is here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part, iter_blocks, memo
+from hkm_dask.compute.shared import Shared
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.nearest import Operand, choose_head, make_operand, search_for
+
+#: Rows converted to float32 at once.
+SLAB_ROWS = 4096
+
+
+@dataclass
+class Labelled:
+    """The nearest centroids known of a part's rows.
+
+    Attributes
+    ----------
+    labels : ndarray of int32, shape (n_rows,)
+    distances : ndarray of float64, shape (n_rows,)
+        Squared L2, infinity where nothing is known.
+    """
+
+    labels: NDArray[np.int32]
+    distances: NDArray[np.float64]
+
+    @classmethod
+    def unknown(cls, n_rows: int) -> Labelled:
+        """Nothing known yet."""
+        return cls(np.full(n_rows, -1, np.int32), np.full(n_rows, np.inf))
+
+
+@dataclass(frozen=True)
+class Slab:
+    """A few thousand consecutive rows.
+
+    Attributes
+    ----------
+    start, stop : int
+        Row numbers.
+    local : slice
+        The same, counted from the part's first row.
+    rows : ndarray of float32, shape (stop - start, n_features)
+    pair : tuple of int
+        Bounds of the block it lies in.
+    """
+
+    start: int
+    stop: int
+    local: slice
+    rows: NDArray[np.float32]
+    block: NDArray[Any]
+    pair: tuple[int, int]
+
+
+def iter_slabs(part: Part) -> Iterator[Slab]:
+    """Yield a part's rows as float32, a few thousand at a time."""
+    for first, block in iter_blocks(part):
+        pair = (first, first + len(block))
+        for low in range(0, len(block), SLAB_ROWS):
+            high = min(low + SLAB_ROWS, len(block))
+            rows = np.ascontiguousarray(block[low:high], dtype=np.float32)
+            start = first + low
+            local = slice(start - part.start, first + high - part.start)
+            yield Slab(start, first + high, local, rows, block, pair)
+
+
+class Finder:
+    """Finds nearest centroids slab by slab, in the form that is fastest for these rows.
+
+    Parameters
+    ----------
+    part : Part
+    frame : Frame
+    run : str
+        Names the k-means; what one run measured does not bind the next.
+    """
+
+    def __init__(self, part: Part, frame: Frame, run: str) -> None:
+        self.part, self.frame, self.run = part, frame, run
+        self._heads: dict[tuple[int, bool], int] = {}
+
+    def label_distances(self, slab: Slab, centroids: Shared, known: Labelled) -> None:
+        """Measure a slab's distances to the centroids it is labelled with."""
+        if centroids.get().shape[0] and bool((known.labels[slab.local] >= 0).any()):
+            search = search_for(centroids, self.frame, self._head(slab, centroids, known))
+            search.label_distances(slab.rows, known.labels[slab.local], known.distances[slab.local])
+        else:
+            known.distances[slab.local] = np.inf
+
+    def nearest(self, slab: Slab, centroids: Shared, known: Labelled, first: int = 0) -> None:
+        """Bring a slab's labels and distances up to date with `centroids`, numbered from `first`."""
+        head = self._head(slab, centroids, known)
+        search = search_for(centroids, self.frame, head)
+        search.nearest(
+            slab.rows, known.labels[slab.local], known.distances[slab.local], self._operand(slab, head), first
+        )
+
+    def _head(self, slab: Slab, centroids: Shared, known: Labelled) -> int:
+        # Measured once for the first pass, in which nothing is known, and once for those that follow.
+        n_clusters = len(centroids.get())
+        if self.frame.basis is None or n_clusters < 64:
+            return 0
+        hinted = bool((known.labels[slab.local] >= 0).all())
+        key = ("head", self.run, n_clusters.bit_length(), hinted)
+        head = memo.get(self.part.rows.key, key)
+        if head is None:
+            distances = known.distances[slab.local].copy()
+            if hinted and not np.isfinite(distances).all():
+                search_for(centroids, self.frame, 0).label_distances(slab.rows, known.labels[slab.local], distances)
+            head = choose_head(slab.rows, distances, centroids, self.frame, kept=self._keeps_operands())
+            memo.put(self.part.rows.key, key, head, 0, self.part.budget)
+        return int(head)
+
+    def _keeps_operands(self) -> bool:
+        rows = self.part.rows
+        return rows.n_rows * (rows.n_features * rows.dtype.itemsize + rows.n_features * 2) < self.part.budget
+
+    def _operand(self, slab: Slab, head: int) -> Operand | None:
+        if head == 0 or not self._keeps_operands():
+            return None
+        group, key = self.part.rows.key, ("operand", slab.start, slab.stop)
+        found = memo.get(group, key)
+        if found is None or found[0] != head:
+            operand = make_operand(slab.rows, self.frame, head)
+            memo.put(group, key, (head, operand), operand.n_bytes, self.part.budget)
+            return operand
+        return found[1]  # type: ignore[no-any-return]
+
+
+def remembered(part: Part, kind: str, run: str) -> Any | None:
+    """Take back what a run remembered about a part, or None; it is forgotten until it is remembered again.
+
+    What is being changed must not be found by a task that repeats this one after a failure.
+    """
+    key = (kind, part.start, part.stop)
+    entry = memo.get(part.rows.key, key)
+    if entry is None or entry[0] != run:
+        return None
+    memo.put(part.rows.key, key, ("", None), 0, part.budget)
+    return entry[1]
+
+
+def remember(part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
+    """Keep something about a part for the next pass of the same run, if there is room."""
+    memo.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, part.budget)

@@ -1,0 +1,534 @@
+"""Where k-means starts: coreset, k-means++ or random rows, in a dozen passes for any number of clusters.
+
+k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest centre
+so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last pass, walk
+through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was accepted since. Every
+accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a handful of passes suffice.
+
+*coreset* draws three times as many centres as clusters that way, takes the mean and the number of rows of each one's cell,
+and runs greedy k-means++ (the kind with several trials per centre, arXiv:2405.15613 uses it) and a few Lloyd iterations on
+those weighted means alone.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part
+from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.shared import Shared, Shelf
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, iterate, means, split_rows
+from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+
+#: Centres drawn per cluster wanted, and Lloyd iterations on their weighted means.
+CORESET_FACTOR, CORESET_ITERATIONS = 3, 8
+#: Candidates thinned at once, and accepted ones searched at once.
+_CHUNK, _SETTLED = 256, 1024
+#: Points up to which the greedy walk keeps all squared distances between them (float32).
+_MATRIX_POINTS = 16384
+
+Report = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A start for Lloyd.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct rows than clusters.
+    hints : ndarray of int32 or None
+        For each cell remembered under `run`, the centroid to try first.
+    run : str
+    """
+
+    centroids: NDArray[np.float32]
+    hints: NDArray[np.int32] | None
+    run: str
+
+
+# -- random rows ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _SmallestKeys:
+    key: int
+    n: int
+
+    def __call__(self, part: Part) -> NDArray[np.int64]:
+        rows = np.arange(part.start, part.stop)
+        return self.smallest(rows)
+
+    def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows with the smallest random keys, in order of row."""
+        bits = random_bits(self.key, rows)
+        order = np.lexsort((rows, bits))[: self.n] if len(rows) > self.n else np.arange(len(rows))
+        return np.sort(rows[order])
+
+    def combine(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.smallest(np.concatenate([a, b]))
+
+
+def random_rows(rows: Rows, n: int, *, key: int, runner: Runner) -> NDArray[np.int64]:
+    """Draw `n` distinct rows at random.
+
+    Parameters
+    ----------
+    rows : Rows
+    n : int
+    key : int
+        From `stream_key`.
+    runner : Runner
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Sorted.
+    """
+    task = _SmallestKeys(key, n)
+    parts = split_rows(rows, runner, 1)
+    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")  # type: ignore[no-any-return]
+
+
+# -- D² sampling ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Candidates of one pass, and what it measured.
+
+    Attributes
+    ----------
+    potential : int
+        Fixed-point sum of D².
+    times, rows, squared : ndarray, shape (n_candidates,)
+        When each candidate arrived, its row number and its D² then.
+    vectors : ndarray of float32, shape (n_candidates, n_features)
+    sums, counts : ndarray of int64 or None
+        Fixed-point sums and sizes of the cells, on the last pass.
+    """
+
+    potential: int
+    times: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    squared: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+    sums: NDArray[np.int64] | None = None
+    counts: NDArray[np.int64] | None = None
+
+    def __add__(self, other: Draws) -> Draws:
+        together = self.sums is not None and other.sums is not None
+        return Draws(
+            self.potential + other.potential,
+            np.concatenate([self.times, other.times]),
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.squared, other.squared]),
+            np.concatenate([self.vectors, other.vectors]),
+            self.sums + other.sums if together else None,  # type: ignore[operator]
+            self.counts + other.counts if together else None,  # type: ignore[operator]
+        )
+
+
+@dataclass(frozen=True)
+class MeasureAndDraw:
+    """Task: bring D² up to date with the centres accepted since the last pass, and draw the next candidates.
+
+    Rows arrive as Poisson processes of rate D² up to a common `horizon`, so that draws are exact, belong to a row and
+    merge over blocks.
+    """
+
+    batches: tuple[Shared, ...]
+    frame: Frame
+    run: str
+    key: int
+    horizon: float
+    with_sums: bool = False
+
+    def __call__(self, part: Part) -> Draws:
+        """Fold the part."""
+        n_rows = part.stop - part.start
+        state = remembered(part, "seeding", self.run)
+        n_applied, known = state if state is not None else (0, Labelled.unknown(n_rows))
+        firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
+        shape = (int(firsts[-1]), part.rows.n_features)
+        sums = np.zeros(shape, np.int64) if self.with_sums else None
+        counts = np.zeros(shape[0], np.int64) if self.with_sums else None
+        finder = Finder(part, self.frame, self.run)
+        potential = 0
+        found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
+        for slab in iter_slabs(part):
+            for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
+                finder.nearest(slab, batch, known, int(first))
+            squared = known.distances[slab.local]
+            potential += int(np.rint(squared * self.frame.distance_scale).astype(np.int64).sum())
+            if sums is not None and counts is not None:
+                kernels.add_rows(slab.rows, known.labels[slab.local], _NO_WEIGHTS, self.frame.scale, sums, counts)
+            if self.horizon > 0:
+                times, local = _arrivals(self.key, slab.start, squared, self.horizon)
+                found.append((times, slab.start + local, squared[local], slab.rows[local]))
+        kind, size = ("cells" if self.with_sums else "seeding"), known.labels.nbytes + known.distances.nbytes
+        remember(part, kind, self.run, known if self.with_sums else (len(self.batches), known), size)
+        empty = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, shape[1]), np.float32))
+        times, rows, squared, vectors = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        return Draws(potential, times, rows, squared, vectors, sums, counts)
+
+
+def _arrivals(
+    key: int, start: int, squared: NDArray[np.float64], horizon: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Arrival times up to `horizon` of Poisson processes with rates `squared`, and the local rows they belong to."""
+    times, local = [], []
+    alive = np.flatnonzero(squared > 0)
+    clock = np.zeros(len(alive))
+    for nth in range(1 << 30):
+        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / squared[alive]
+        clock = clock + gaps
+        in_time = clock <= horizon
+        alive, clock = alive[in_time], clock[in_time]
+        if not len(alive):
+            break
+        times.append(clock)
+        local.append(alive)
+    if not times:
+        return np.empty(0), np.empty(0, np.int64)
+    return np.concatenate(times), np.concatenate(local)
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Task: thin the candidates to at most `wanted` exact draws."""
+
+    frame: Frame
+    key: int
+    wanted: int
+    shelf: Shelf
+    name: str
+
+    def __call__(self, draws: Draws) -> tuple[int, Shared | None, int]:
+        """Return the potential, the accepted vectors and their number."""
+        order = np.lexsort((draws.rows, draws.times))
+        chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
+        taken: list[NDArray[np.float32]] = []
+        settled: list[Search] = []
+        n_settled = n_taken = 0
+        for low in range(0, len(order), _CHUNK):
+            chunk = order[low : low + _CHUNK]
+            vectors, then = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
+            now, labels = then.copy(), np.full(len(chunk), -1, np.int32)
+            recent = taken[n_settled:]
+            for search in (*settled, *([Search(np.concatenate(recent), self.frame)] if recent else ())):
+                search.nearest(vectors, labels, now)
+            accepted = np.zeros(len(chunk), bool)
+            n_taken += kernels.accept_in_order(
+                vectors, then, now, chances[low : low + _CHUNK], self.wanted - n_taken, accepted
+            )
+            if accepted.any():
+                taken.append(vectors[accepted])
+            if sum(map(len, taken[n_settled:])) >= _SETTLED:
+                settled.append(Search(np.concatenate(taken[n_settled:]), self.frame))
+                n_settled = len(taken)
+            if n_taken == self.wanted:
+                break
+        batch = self.shelf.put(self.name, np.concatenate(taken)) if taken else None
+        return draws.potential, batch, n_taken
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Task: means and sizes of the cells."""
+
+    frame: Frame
+    shelf: Shelf
+    name: str
+
+    def __call__(self, draws: Draws) -> tuple[Shared, NDArray[np.int64]]:
+        assert draws.sums is not None
+        assert draws.counts is not None
+        return self.shelf.put(self.name, means(draws.sums, draws.counts, self.frame)), draws.counts
+
+
+def sample_by_distance(
+    rows: Rows, n: int, *, frame: Frame, key: int, run: str, runner: Runner, report: Report | None = None
+) -> list[Shared]:
+    """Draw `n` centres as k-means++ does, in batches.
+
+    Parameters
+    ----------
+    rows : Rows
+    n : int
+    frame : Frame
+    key : int
+        From `stream_key`.
+    run : str
+        Name under which each part remembers D² and the nearest centre.
+    runner : Runner
+    report : callable, optional
+        Gets the number of centres so far, and `n`.
+
+    Returns
+    -------
+    list of Shared
+        Batches of float32 centres, `n` rows together; fewer where there are fewer distinct rows.
+    """
+    parts = split_rows(rows, runner, n)
+    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner)
+    batches = [runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))]
+    total, potential, dry = 1, None, 0
+    for round_ in range(1, 1 << 20):
+        if report is not None:
+            report(total, n)
+        if total == n:
+            break
+        wanted = n - total
+        expected = 0.0 if potential is None else min(max(4.0 * total, 32.0), 2.5 * wanted + 32.0)
+        scale = frame.distance_scale
+        horizon = 0.0 if not potential else 1.3 * expected / (potential / scale)
+        potential, batch, n_new = runner.map_reduce(
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon),
+            parts,
+            combine=Draws.__add__,
+            finish=Accept(frame, stream_key(key, round_), wanted, runner.shelf, f"seeds-{run}-{round_}"),
+            stage="seed",
+        )
+        if potential == 0:
+            break
+        if batch is not None:
+            batches.append(batch)
+            total += n_new
+        dry = 0 if n_new or horizon == 0 else dry + 1
+        if dry == 64:  # nothing arrives: what is left of D² is below what its fixed-point sum resolves
+            break
+    return batches
+
+
+# -- greedy k-means++ on a few weighted points ------------------------------------------------------------------------
+
+
+def greedy_kmeans_plusplus(
+    points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int
+) -> NDArray[np.int64]:
+    """Choose centres among weighted points by greedy k-means++: 2 + ln k trials for each, the best kept.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    weights : ndarray of int64, shape (n_points,)
+    n_clusters : int
+    key : int
+        From `stream_key`.
+
+    Returns
+    -------
+    ndarray of int64
+        Indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points.
+
+    Notes
+    -----
+    Squared distances are computed on a grid of 2^-20 of the data's width with an exact integer product in float64, so
+    they do not depend on BLAS or on its number of threads.
+    """
+    n_points = len(points)
+    n_trials = 2 + int(math.log(n_clusters))
+    between = _Between(points)
+    mass = weights.astype(np.float64)
+    first = int(np.searchsorted(np.cumsum(mass), random_uniform(key, np.array([0]))[0] * mass.sum(), side="right"))
+    chosen = [min(first, n_points - 1)]
+    closest = between.rows(np.array(chosen))[0].copy()
+    potentials = np.empty(n_trials)
+    for step in range(1, min(n_clusters, n_points)):
+        reach = np.cumsum(mass * closest)
+        if not reach[-1] > 0:
+            break
+        draws = random_uniform(key, step * n_trials + np.arange(n_trials) + 1) * reach[-1]
+        candidates = np.searchsorted(reach, draws, side="right").clip(max=n_points - 1)
+        table, index = between.table(candidates)
+        kernels.candidate_potentials(table, index, mass, closest, potentials)
+        best = int(potentials.argmin())
+        chosen.append(int(candidates[best]))
+        np.minimum(closest, table[index[best]], out=closest)
+    return np.array(chosen, np.int64)
+
+
+class _Between:
+    """Squared distances between points, all kept if they are few, else made when asked for."""
+
+    def __init__(self, points: NDArray[np.float32]) -> None:
+        centred = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
+        largest = float(np.abs(centred).max(initial=0.0))
+        # 2 bits per product and log2(d) for the sum leave 53 for an exact float64.
+        bits = (51 - math.ceil(math.log2(max(points.shape[1], 2)))) // 2
+        self._step = largest / 2.0**bits if largest > 0 else 1.0
+        self._grid = np.rint(centred / self._step)
+        self._norms = (self._grid * self._grid).sum(axis=1)
+        self._table = self.rows(np.arange(len(points))) if len(points) <= _MATRIX_POINTS else None
+
+    def rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Squared distances of the points `index` to all points."""
+        out = np.empty((len(index), len(self._grid)), np.float32)
+        for low in range(0, len(index), 512):
+            some = index[low : low + 512]
+            product = self._grid[some] @ self._grid.T
+            product *= -2.0
+            product += self._norms
+            product += self._norms[some, None]
+            product *= self._step * self._step
+            out[low : low + 512] = product
+        return out
+
+    def table(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+        """A table that holds the rows `index`, and where in it they stand."""
+        if self._table is not None:
+            return self._table, index
+        return self.rows(index), np.arange(len(index))
+
+
+def seed_from_points(
+    points: NDArray[np.float32],
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    frame: Frame,
+    key: int,
+    runner: Runner,
+    n_iterations: int = CORESET_ITERATIONS,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Greedy k-means++ and a few Lloyd iterations on weighted points.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    weights : ndarray of int64, shape (n_points,)
+    n_clusters : int
+    frame : Frame
+    key : int
+    runner : Runner
+        Threads of this process.
+    n_iterations : int
+
+    Returns
+    -------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct points.
+    hints : ndarray of int32, shape (n_points,)
+        The centroid each point belongs to.
+    """
+    centroids = np.full((n_clusters, points.shape[1]), np.nan, np.float32)
+    chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key)
+    centroids[: len(chosen)] = points[chosen]
+    if n_iterations and len(chosen) == n_clusters < len(points):
+        start = iterate(
+            ArrayRows(points), centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights
+        )
+        centroids = start.centroids
+    hints = np.full(len(points), -1, np.int32)
+    Search(centroids, frame).nearest(points, hints, np.full(len(points), np.inf))
+    return centroids, hints
+
+
+@dataclass(frozen=True)
+class _SeedFromPoints:
+    """Task: `seed_from_points` on one worker."""
+
+    points: Shared
+    weights: NDArray[np.int64]
+    n_clusters: int
+    frame: Frame
+    key: int
+    n_iterations: int
+
+    def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        used = self.weights > 0
+        points = np.ascontiguousarray(self.points.get()[used])
+        run_here = runner if runner is not None else Runner(n_threads=1)
+        centroids, found = seed_from_points(
+            points, self.weights[used], self.n_clusters,
+            frame=self.frame, key=self.key, runner=run_here, n_iterations=self.n_iterations,
+        )  # fmt: skip
+        hints = np.zeros(len(used), np.int32)
+        hints[used] = found
+        return centroids, hints
+
+
+def seed(
+    rows: Rows,
+    n_clusters: int,
+    *,
+    init: str,
+    frame: Frame,
+    key: int,
+    runner: Runner,
+    report: Report | None = None,
+) -> Seeds:
+    """Choose where k-means starts.
+
+    Parameters
+    ----------
+    rows : Rows
+    n_clusters : int
+    init : {"coreset", "k-means++", "random"}
+    frame : Frame
+    key : int
+        From `stream_key`.
+    runner : Runner
+    report : callable, optional
+        Gets the number of centres so far, and how many there will be.
+
+    Returns
+    -------
+    Seeds
+    """
+    run = uuid.uuid4().hex
+    if init == "random":
+        index = random_rows(rows, n_clusters, key=key, runner=runner)
+        return Seeds(_padded(rows.take(index), n_clusters), None, run)
+    # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
+    if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
+        shared, weights = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64)
+        task = _SeedFromPoints(shared, weights, n_clusters, frame, key, 0)
+        centroids, _ = _solve(task, runner)
+        return Seeds(centroids, None, run)
+    n_points = CORESET_FACTOR * n_clusters
+    batches = sample_by_distance(rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report)
+    parts = split_rows(rows, runner, n_points)
+    points, weights = runner.map_reduce(
+        MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True),
+        parts,
+        combine=Draws.__add__,
+        finish=_Cells(frame, runner.shelf, f"cells-{run}"),
+        stage="seed",
+    )
+    centroids, hints = _solve(
+        _SeedFromPoints(points, weights, n_clusters, frame, stream_key(key, "greedy"), CORESET_ITERATIONS), runner
+    )
+    for shared in (*batches, points):
+        shared.delete()
+    return Seeds(centroids, hints, run)
+
+
+def _solve(task: _SeedFromPoints, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    if isinstance(runner, ClusterRunner):
+        return runner.call(task, None, stage="seed")  # type: ignore[no-any-return]
+    return task(runner)
+
+
+def _all_rows(rows: Rows, runner: Runner) -> Shared:
+    values = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
+    return runner.shelf.put(f"points-{uuid.uuid4().hex}", values)
+
+
+def _padded(values: NDArray[np.floating], n_clusters: int) -> NDArray[np.float32]:
+    centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
+    centroids[: len(values)] = values
+    return centroids

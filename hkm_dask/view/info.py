@@ -1,0 +1,290 @@
+"""What a pool or a tree is: sizes, levels, settings, history, whether it is complete."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import os
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import timedelta
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.pool import open_pool
+from hkm_dask.errors import StoreError
+
+_WIP = layout.wip_path("tree.zarr").suffix
+_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
+
+Facts = dict[str, Any]
+
+
+def describe(path: str | os.PathLike[str]) -> Facts:
+    """Describe a pool or a tree, finished or not.
+
+    Parameters
+    ----------
+    path : path-like
+        The store. Where only the unfinished ``PATH.wip`` is there, that is described.
+
+    Returns
+    -------
+    dict
+        Ready for JSON: ``store``, ``kind`` ("pool" or "tree"), ``complete``, ``format_version``, and for a pool its
+        shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in ``levels``,
+        with the inertia of every iteration of every k-means in ``history``.
+
+    Raises
+    ------
+    StoreError
+        Where nothing is there, it is no store of this package, of another version, or damaged.
+    """
+    root = _find(Path(path))
+    metadata = files.read_json(root / files.METADATA_FILE)
+    attributes: Facts = (metadata or {}).get("attributes") or {}
+    kind = attributes.get("format")
+    if metadata is None or kind not in (layout.POOL_FORMAT, layout.TREE_FORMAT):
+        unfinished = root.suffix == _WIP
+        what = "it is no Zarr group" if metadata is None else f"its format is {kind or 'another'}"
+        remedy = "it was stopped before it began; run its command again" if unfinished else "give the path of one"
+        raise StoreError(f"store={str(root)!r} should be a pool or a tree of hkm, but {what}; {remedy}")
+    # The version first: what a newer one means by `complete` is not ours to know.
+    layout.check_marker({**attributes, layout.COMPLETE: True}, kind, root)
+    complete = attributes.get(layout.COMPLETE) is True and not root.suffix == _WIP
+    facts = {
+        "store": str(root),
+        "kind": "pool" if kind == layout.POOL_FORMAT else "tree",
+        "complete": complete,
+        "format_version": attributes["format_version"],
+    }
+    if kind == layout.TREE_FORMAT:
+        return facts | _tree_facts(root, attributes)
+    return facts | _pool_facts(root, attributes) if complete else facts
+
+
+def render(facts: Facts) -> str:
+    """Write what `describe` found as text in aligned columns.
+
+    Parameters
+    ----------
+    facts : dict
+        From `describe`.
+
+    Returns
+    -------
+    str
+        Lines without a line break at the end.
+
+    Examples
+    --------
+    >>> print(render({"store": "a.zarr.wip", "kind": "pool", "complete": False}))
+    a.zarr.wip: a pool, not complete
+      to finish it, run the same `hkm ingest` again
+    """
+    head = f"{facts['store']}: a {facts['kind']}, {'complete' if facts['complete'] else 'not complete'}"
+    if facts["kind"] == "pool":
+        return "\n".join([head, *_pool_lines(facts)])
+    return "\n".join([head, *_tree_lines(facts)])
+
+
+def _find(path: Path) -> Path:
+    if path.exists():
+        return path
+    unfinished = layout.wip_path(path)
+    if unfinished.exists():
+        return unfinished
+    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+    near = difflib.get_close_matches(path.name, siblings, n=1)
+    remedy = f"did you mean {str(path.parent / near[0])!r}?" if near else "check the path"
+    raise StoreError(f"store={str(path)!r} should be a pool or a tree, but nothing is there; {remedy}")
+
+
+def _pool_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+    pool = open_pool(root)
+    row_bytes = pool.n_features * np.dtype(pool.dtype).itemsize
+    return {
+        "n_samples": pool.n_samples,
+        "n_features": pool.n_features,
+        "dtype": str(np.dtype(pool.dtype)),
+        "bytes": pool.n_samples * row_bytes,
+        "chunk_rows": pool.chunk_rows,
+        "n_chunks": -(-pool.n_samples // pool.chunk_rows),
+        "has_ids": pool.has_ids,
+        "max_abs": pool.max_abs,
+        "n_zero_rows": pool.n_zero_rows,
+        **{name: attributes[name] for name in ("n_dropped_rows", "normalized") if name in attributes},
+        "sources": list(pool.sources),
+        "fingerprint": pool.fingerprint,
+    }
+
+
+def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+    config = attributes.get("config")
+    levels = []
+    for number in count(1):
+        metadata = files.read_json(root / f"level_{number}" / files.METADATA_FILE)
+        if metadata is None:
+            break
+        levels.append(_level_facts(root, number, metadata.get("attributes") or {}))
+    return {
+        "config": json.loads(config) if isinstance(config, str) else config,
+        **{
+            name: attributes.get(name) for name in ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
+        },
+        "levels": levels,
+    }
+
+
+def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Facts:
+    facts: Facts = {"level": number, "complete": attributes.get(layout.COMPLETE) is True}
+    if not facts["complete"]:
+        return facts
+    group = root / f"level_{number}"
+    sizes, history = _read(group / "sizes"), _read(group / "inertia")
+    filled = sizes[sizes > 0]
+    # A history is padded with NaN, which JSON has no word for.
+    runs = [[float(inertia) for inertia in run if math.isfinite(inertia)] for run in history]
+    return facts | {
+        "n_inputs": chunks.open_array(group / "labels").spec.shape[0],
+        "n_members": int(sizes.sum()),
+        "n_clusters": int(sizes.size),
+        "n_non_empty": int(filled.size),
+        "size_mean": float(filled.mean()) if filled.size else 0.0,
+        "size_min": int(filled.min()) if filled.size else 0,
+        "size_max": int(filled.max()) if filled.size else 0,
+        "n_steps": len(runs),
+        "n_iter": [len(run) for run in runs],
+        "inertia": next((run[-1] for run in reversed(runs) if run), None),
+        "history": runs,
+        "seconds": attributes.get("seconds"),
+    }
+
+
+def _read(path: Path) -> np.ndarray:
+    array = chunks.open_array(path)
+    return array.read(0, array.spec.shape[0])
+
+
+def _pool_lines(facts: Facts) -> list[str]:
+    if not facts["complete"]:
+        return ["  to finish it, run the same `hkm ingest` again"]
+    chunk = f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"
+    return _pairs(
+        [
+            ("samples", f"{facts['n_samples']:,}"),
+            ("features", f"{facts['n_features']:,}"),
+            ("dtype", facts["dtype"]),
+            ("size", _size(facts["bytes"])),
+            ("chunks", chunk),
+            ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
+            ("largest value", f"{facts['max_abs']:.6g}"),
+            ("zero rows", f"{facts['n_zero_rows']:,}"),
+            ("dropped rows", f"{facts.get('n_dropped_rows', 0):,}"),
+            ("normalized", "yes" if facts.get("normalized") else "no"),
+            ("fingerprint", facts["fingerprint"]),
+            *zip(["sources", *[""] * len(facts["sources"])], facts["sources"], strict=False),
+        ]
+    )
+
+
+def _tree_lines(facts: Facts) -> list[str]:
+    config = facts["config"] or {}
+    done = [level for level in facts["levels"] if level["complete"]]
+    planned = config.get("levels") or []
+    rows = [
+        ("pool", facts["pool"] or "an array that was given"),
+        ("samples", _samples(done)),
+        ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
+        *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
+        ("software", _software(facts["software"])),
+        ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
+    ]
+    lines = _pairs([(name, value) for name, value in rows if value not in (None, "")])
+    if not facts["complete"]:
+        lines.append("  to finish it, run the same `hkm cluster` again: it resumes")
+    if done:
+        lines += ["", *_level_table(done)]
+    if planned:
+        lines += ["", "settings", *_settings_table(planned)]
+    if done:
+        lines += ["", "history (iterations and final inertia of each k-means)", *_history_lines(done)]
+    return lines
+
+
+def _samples(done: Sequence[Facts]) -> str | None:
+    if not done:
+        return None
+    rows, members = done[0]["n_inputs"], done[0]["n_members"]
+    return f"{rows:,}" if rows == members else f"{members:,} of the pool's {rows:,}"
+
+
+def _level_table(done: Sequence[Facts]) -> list[str]:
+    names = ("level", "clusters", "non-empty", "mean size", "min", "max", "k-means", "iterations", "inertia", "seconds")
+    rows = [
+        (
+            str(level["level"]),
+            f"{level['n_clusters']:,}",
+            f"{level['n_non_empty']:,}",
+            f"{level['size_mean']:,.1f}",
+            f"{level['size_min']:,}",
+            f"{level['size_max']:,}",
+            f"{level['n_steps']:,}",
+            f"{sum(level['n_iter']):,}",
+            "" if level["inertia"] is None else f"{level['inertia']:.6g}",
+            "" if level["seconds"] is None else f"{level['seconds']:,.1f}",
+        )
+        for level in done
+    ]
+    return _table([names, *rows])
+
+
+def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
+    names = list(planned[0])
+    # The number of clusters is what people look for, and JSON has the keys in the order of the alphabet.
+    names.sort(key=lambda name: (name != "n_clusters", name))
+    rows = [[str(number), *(str(level[name]) for name in names)] for number, level in enumerate(planned, start=1)]
+    return _table([["level", *names], *rows])
+
+
+def _history_lines(done: Sequence[Facts]) -> list[str]:
+    lines = []
+    for level in done:
+        runs = [f"{len(run)}: {run[-1]:.6g}" if run else "none" for run in level["history"]]
+        indent = f"  level {level['level']}  "
+        lines += textwrap.wrap(", ".join(runs), 100, initial_indent=indent, subsequent_indent=" " * len(indent))
+    return lines
+
+
+def _software(software: object) -> str | None:
+    if isinstance(software, Mapping):
+        return ", ".join(f"{name} {version}" for name, version in software.items())
+    return None if software is None else str(software)
+
+
+def _span(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
+
+
+def _size(n_bytes: float) -> str:
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.1f} TiB"
+
+
+def _pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
+    width = max(len(name) for name, _ in rows)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+def _table(rows: Iterable[Sequence[str]]) -> list[str]:
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

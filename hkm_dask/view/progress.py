@@ -1,0 +1,334 @@
+"""Progress on the console: level, step, iteration, inertia and time left, live or as plain lines."""
+
+from __future__ import annotations
+
+import threading
+import time as clock
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from hkm_dask.compute.events import Event, subscribe
+from hkm_dask.view.timeleft import Left, TimeLeft
+
+# Seconds between two plain lines, so that a log of many hours stays readable.
+PLAIN_INTERVAL = 10.0
+BAR_WIDTH = 24
+
+
+def duration(seconds: float) -> str:
+    """Write a time span for people, to about two digits.
+
+    Parameters
+    ----------
+    seconds : float
+        The span.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> [duration(seconds) for seconds in (0.4, 42, 200, 5000, 200_000)]
+    ['a few seconds', '42 s', '3 min', '1 h 23 min', '2 d 8 h']
+    """
+    if seconds < 5:
+        return "a few seconds"
+    if seconds < 99.5:
+        return f"{seconds:.0f} s"
+    if seconds < 99.5 * 60 and seconds < 3600:
+        return f"{seconds / 60:.0f} min"
+    hours, minutes = divmod(round(seconds / 60), 60)
+    if hours < 48:
+        return f"{hours} h {minutes} min"
+    days, hours = divmod(round(seconds / 3600), 24)
+    return f"{days} d {hours} h"
+
+
+def stopwatch(seconds: float) -> str:
+    """Write elapsed time as h:mm:ss.
+
+    Examples
+    --------
+    >>> stopwatch(3725.9)
+    '1:02:05'
+    """
+    minutes, rest = divmod(int(max(0.0, seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}"
+
+
+def about(seconds: float) -> str:
+    """Say a guess of the time left as the guess it is.
+
+    Examples
+    --------
+    >>> about(2), about(200)
+    ('a few seconds left', 'about 3 min left')
+    """
+    span = duration(seconds)
+    return f"{span} left" if span.startswith("a ") else f"about {span} left"
+
+
+def time_left(left: Left | None) -> str:
+    """Say what is known about the time left, and no more than that.
+
+    Parameters
+    ----------
+    left : Left or None
+        The estimate; None where nothing was timed yet.
+
+    Returns
+    -------
+    str
+
+    Examples
+    --------
+    >>> time_left(Left(expected=200, bound=700))
+    'about 3 min left, at most 12 min'
+    >>> time_left(Left(expected=None, bound=700))
+    'at most 12 min left at this pace'
+    >>> time_left(None)
+    'time left not known yet'
+    """
+    if left is None:
+        return "time left not known yet"
+    bound = duration(left.bound)
+    if left.expected is None:
+        return f"at most {bound} left at this pace"
+    return about(left.expected) + ("" if duration(left.expected) == bound else f", at most {bound}")
+
+
+@dataclass
+class Status:
+    """What a run is at, told from its events.
+
+    `update` gives the lines that are worth keeping; the rest is asked for with `parts`.
+    """
+
+    started: float
+    levels: int = 0
+    level: Mapping[str, Any] = field(default_factory=dict)
+    step: Mapping[str, Any] = field(default_factory=dict)
+    seeding: Mapping[str, Any] = field(default_factory=dict)
+    iteration: Mapping[str, Any] = field(default_factory=dict)
+    drop: float | None = None  # share of the inertia that the last iteration took off
+    inertia: float | None = None  # of the last step finished
+    steps_done: int = 0
+    stage: Mapping[str, Any] = field(default_factory=dict)
+    stage_started: float = 0.0
+    heard: float = field(init=False)  # when the last event came
+    left: TimeLeft = field(default_factory=TimeLeft)
+
+    def __post_init__(self) -> None:
+        self.heard = self.started
+
+    def update(self, event: Event) -> list[str]:
+        """Take in one event and give the lines to keep: a level done, a resumed run, a warning."""
+        self.left.update(event)
+        handler = getattr(self, f"_on_{event.kind}", None)
+        lines = [] if handler is None else handler(event.fields, event.time)
+        self.heard = event.time
+        return lines or []
+
+    def parts(self, now: float) -> tuple[str, str, float | None, str]:
+        """Say where the run is: a headline, a detail, the share done of that detail, and the times.
+
+        Parameters
+        ----------
+        now : float
+            Seconds since the epoch.
+
+        Returns
+        -------
+        headline, detail : str
+            Empty where there is nothing to say.
+        share : float or None
+            From 0 to 1.
+        times : str
+            Elapsed and left.
+        """
+        elapsed = f"{stopwatch(now - self.started)} so far"
+        if self.stage:
+            done, total = self.stage["done"], self.stage["total"]
+            detail, share = f"{done:,} of {total:,}", done / total if total else None
+            if 0 < done < total:
+                elapsed += f", {about((now - self.stage_started) * (total - done) / done)}"
+            return str(self.stage["stage"]), detail, share, elapsed
+        if not self.level:
+            return "", "", None, elapsed
+        detail, share = self._detail()
+        times = f"{elapsed}, {time_left(self.left.at(now))}" if self.levels else elapsed
+        return self._headline(), detail, share, times
+
+    def _headline(self) -> str:
+        number = self.level["level"]
+        parts = [f"level {number} of {self.levels}" if self.levels else f"level {number}"]
+        if self.step:
+            step = self.step["step"]
+            parts.append(f"resampling {step} of {self.level['m']}" if step else "first k-means")
+            parts.append(f"{self.step['n']:,} rows to {self.step['k']:,} clusters")
+        return ", ".join(parts)
+
+    def _detail(self) -> tuple[str, float | None]:
+        if self.iteration:
+            iteration, cap = self.iteration["iteration"], self.iteration["max_iter"]
+            change = "" if self.drop is None else f" ({-100 * self.drop:+.2g} %)"
+            return (
+                f"iteration {iteration} of at most {cap}, inertia {self.iteration['inertia']:.6g}{change}",
+                iteration / cap,
+            )
+        if self.seeding:
+            centers, target = self.seeding["n_centers"], self.seeding["target"]
+            return f"seeding, {centers:,} of {target:,} centres", centers / target if target else None
+        if self.step:
+            return "seeding", None
+        return "assigning", None
+
+    def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self.levels = len(fields["levels"])
+
+    def _on_resumed(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        return [f"resumed: {fields['what']}"]
+
+    def _on_warning(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        return [f"warning: {fields['message']}"]
+
+    def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self.level, self.steps_done, self.inertia = fields, 0, None
+        self.step = self.seeding = self.iteration = self.stage = {}
+
+    def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self.step, self.drop = fields, None
+        self.seeding = self.iteration = {}
+
+    def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
+        self.seeding = fields
+
+    def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
+        before = self.iteration.get("inertia")
+        self.drop = (before - fields["inertia"]) / before if before else None
+        self.iteration = fields
+
+    def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
+        self.inertia, self.steps_done = fields["inertia"], self.steps_done + 1
+        self.step = self.seeding = self.iteration = {}
+
+    def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        parts = [f"level {fields['level']} done in {stopwatch(fields['seconds'])}"]
+        if self.level:
+            parts.append(f"{self.level['n']:,} rows in {self.level['k']:,} clusters")
+        if self.steps_done:
+            parts.append(f"{self.steps_done} k-means, inertia {self.inertia:.6g}")
+        self.level = self.step = {}
+        return [", ".join(parts)]
+
+    def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        self.level = self.step = self.stage = {}
+        return [f"done in {stopwatch(fields['seconds'])}"]
+
+    def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
+        if fields["stage"] != self.stage.get("stage"):
+            # The first report comes after the first piece of work, which began at the event before.
+            self.stage_started = self.heard
+        self.stage = fields
+
+
+class Display:
+    """Shows a run's `Status` on a console: a few live lines on a terminal, throttled plain lines elsewhere.
+
+    Parameters
+    ----------
+    console : rich.console.Console
+        Where to write.
+    interval : float, default=10.0
+        Least seconds between two plain lines of the same level.
+    """
+
+    def __init__(self, console: Console, *, interval: float = PLAIN_INTERVAL) -> None:
+        self.console = console
+        self.interval = interval
+        self.live = console.is_terminal and not console.is_dumb_terminal
+        self._status = Status(clock.time())
+        self._lock = threading.Lock()
+        self._last_line = -float("inf")
+
+    def __call__(self, event: Event) -> None:
+        """Take in one event; called in whichever thread emits it."""
+        # Printed after the lock is released: the live display's own thread takes the console first and this lock then.
+        with self._lock:
+            lines = self._status.update(event)
+            if not self.live and not lines and self._is_due(event):
+                lines = [self._plain(event.time)]
+            if lines:
+                self._last_line = event.time
+            if not self.live:
+                lines = [f"[{stopwatch(event.time - self._status.started)}] {line}" for line in lines if line]
+        for line in lines:
+            style = "yellow" if line.startswith("warning") else "green" if " done in " in line else ""
+            self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
+
+    def _is_due(self, event: Event) -> bool:
+        if event.kind == "progress" and event.fields["done"] == event.fields["total"]:
+            return True
+        return event.time - self._last_line >= self.interval
+
+    def _plain(self, now: float) -> str:
+        headline, detail, _, times = self._status.parts(now)
+        left = times.partition(", ")[2]
+        return ", ".join(part for part in (headline, detail, left) if part)
+
+    def __rich__(self) -> RenderableType:
+        """Draw the live lines."""
+        with self._lock:
+            headline, detail, share, times = self._status.parts(clock.time())
+        if not headline:
+            return Text("")
+        second: RenderableType = Text(detail)
+        if share is not None:
+            bar = ProgressBar(total=1.0, completed=share, width=min(BAR_WIDTH, self.console.width // 5))
+            second = Table.grid(padding=(0, 1))
+            second.add_row(bar, Text(detail, no_wrap=True, overflow="ellipsis"))
+        return Group(
+            Text(headline, style="bold", no_wrap=True, overflow="ellipsis"),
+            second,
+            Text(times, style="dim", no_wrap=True, overflow="ellipsis"),
+        )
+
+
+@contextmanager
+def show_progress(console: Console | None = None, *, interval: float = PLAIN_INTERVAL) -> Iterator[None]:
+    """Show on the console what the computation inside the context tells.
+
+    Parameters
+    ----------
+    console : rich.console.Console, optional
+        Where to write; stderr by default. Lines are live where it is a terminal, plain and few elsewhere.
+    interval : float, default=10.0
+        Least seconds between two plain lines of the same level.
+
+    Examples
+    --------
+    >>> import sys
+    >>> from hkm_dask.compute.events import emit
+    >>> with show_progress(Console(file=sys.stdout)):
+    ...     emit("progress", stage="ingest", done=4, total=4)
+    [0:00:00] ingest, 4 of 4
+    """
+    console = console or Console(stderr=True)
+    display = Display(console, interval=interval)
+    with subscribe(display):
+        if not display.live:
+            yield
+            return
+        # Results belong to stdout, which the live display must leave alone.
+        with Live(display, console=console, refresh_per_second=4, transient=True, redirect_stdout=False):
+            yield

@@ -1,0 +1,204 @@
+"""How long a run still takes, as a pure function of the events so far.
+
+Work is counted in units of one row against one centroid coordinate: an iteration of k-means over ``n`` rows costs
+``n * k * d`` of them. Two numbers are told apart, because only one of them is a promise:
+
+- the *bound* takes every coming k-means to its cap of iterations, at the pace measured so far;
+- the *expectation* takes it to the mean share of the cap that the finished ones used. There is none before the first
+  one has finished.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hkm_dask.compute.events import Event
+
+# Before a seeding was seen: it draws three candidates per centre and compares every row with each of them.
+SEEDING_ITERATIONS = 3.0
+# How much of what was measured a new measurement keeps: the pace follows the last twenty or so.
+MEMORY = 0.95
+
+
+@dataclass(frozen=True)
+class Left:
+    """Seconds a run still takes: ``expected`` (None where nothing supports a guess) and at most ``bound``."""
+
+    expected: float | None
+    bound: float
+
+
+@dataclass
+class _Pace:
+    """Seconds per unit of work, recent measurements first."""
+
+    seconds: float = 0.0
+    units: float = 0.0
+
+    def add(self, seconds: float, units: float) -> None:
+        self.seconds = MEMORY * self.seconds + max(0.0, seconds)
+        self.units = MEMORY * self.units + units
+
+    def of(self, units: float) -> float | None:
+        return self.seconds / self.units * units if self.units else None
+
+
+@dataclass(frozen=True)
+class Step:
+    """One k-means: what an iteration of it costs, its cap, and what labelling the whole level costs afterwards."""
+
+    iteration_units: float
+    max_iter: int
+    assign_units: float = 0.0
+
+    def units(self, iterations: float, seeding: float) -> float:
+        """Cost of so many iterations, after a seeding that takes as long as ``seeding`` of them."""
+        return self.iteration_units * (seeding + iterations) + self.assign_units
+
+
+def steps_of(level: Mapping[str, Any]) -> list[Step]:
+    """Plan the k-means of one level from its entry in ``run_started``.
+
+    Parameters
+    ----------
+    level : mapping
+        ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster, and
+        ``max_iter``.
+
+    Returns
+    -------
+    list of Step
+        The first k-means, then the resampling steps.
+
+    Examples
+    --------
+    >>> first, second = steps_of({"n": 1000, "k": 10, "d": 2, "m": 1, "r": 5, "max_iter": 50})
+    >>> first.iteration_units, second.iteration_units, second.assign_units
+    (20000.0, 1000.0, 20000.0)
+    """
+    n, k, d = (float(level[name]) for name in ("n", "k", "d"))
+    r = level.get("r")
+    members = float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)
+    first = Step(n * k * d, int(level["max_iter"]))
+    resampling = Step(min(n, k * members) * k * d, int(level["max_iter"]), n * k * d)
+    return [first] + [resampling] * int(level["m"])
+
+
+@dataclass
+class TimeLeft:
+    """Learn the pace from events, and tell how long the rest takes.
+
+    Examples
+    --------
+    >>> left = TimeLeft()
+    >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "r": 2, "max_iter": 10}
+    >>> left.update(Event("run_started", {"levels": [level]}, 0.0))
+    >>> left.update(Event("step_started", {"level": 1, "step": 0, "n": 1000, "k": 10, "max_iter": 10}, 0.0))
+    >>> left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 1}, 5.0))
+    >>> left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 2}, 7.0))
+    >>> left.at(7.0)
+    Left(expected=None, bound=16.0)
+    """
+
+    plan: list[list[Step]] = field(default_factory=list)
+    shares: list[float] = field(default_factory=list)
+    _pace: _Pace = field(default_factory=_Pace)
+    _seedings: _Pace = field(default_factory=_Pace)  # seconds against the units of one iteration
+    _level: int = 1
+    _number: int = 0  # of the step within its level
+    _step: Step | None = None
+    _iteration: int = 0
+    _step_time: float = 0.0
+    _time: float = 0.0
+    _unseeded: float | None = None  # seconds from a step's start to the end of its first iteration
+
+    def update(self, event: Event) -> None:
+        """Take one event into account; kinds that say nothing about time are ignored."""
+        handler = getattr(self, f"_on_{event.kind}", None)
+        if handler is not None:
+            handler(event.fields, event.time)
+            self._time = event.time
+
+    def at(self, now: float) -> Left | None:
+        """Tell what is left at ``now`` (seconds since the epoch); None until a first iteration was timed."""
+        mean = sum(self.shares) / len(self.shares) if self.shares else None
+        bound = self._seconds(1.0)
+        if bound is None:
+            return None
+        expected = None if mean is None else self._seconds(mean)
+        # Between two events time runs down, though never past the end of the iteration that is under way.
+        step = self._step
+        running = min(max(0.0, now - self._time), self._pace.of(step.iteration_units if step else 0.0) or 0.0)
+        return Left(None if expected is None else max(0.0, expected - running), max(0.0, bound - running))
+
+    def _seeding_iterations(self) -> float:
+        """How many iterations' time a seeding takes."""
+        if not self._seedings.units or not self._pace.units or not self._pace.seconds:
+            return SEEDING_ITERATIONS
+        return (self._seedings.seconds / self._seedings.units) / (self._pace.seconds / self._pace.units)
+
+    def _seconds(self, share: float) -> float | None:
+        seeding = self._seeding_iterations()
+        units = 0.0
+        if self._step is not None:
+            # A k-means that has outrun the mean stops any moment: its next iteration is the best guess of the last.
+            expected = max(self._expected(self._step, share), self._iteration + 1.0)
+            iterations = min(expected, float(self._step.max_iter)) - self._iteration
+            units += self._step.units(iterations, 0.0 if self._iteration else seeding)
+        units += sum(step.units(self._expected(step, share), seeding) for step in self._coming())
+        return self._pace.of(units)
+
+    @staticmethod
+    def _expected(step: Step, share: float) -> float:
+        return max(1.0, share * step.max_iter)
+
+    def _coming(self) -> Sequence[Step]:
+        first = self._number + 1 if self._step is not None else self._number
+        here = self.plan[self._level - 1][first:] if self._level <= len(self.plan) else []
+        return [*here, *(step for level in self.plan[self._level :] for step in level)]
+
+    def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self.plan = [steps_of(level) for level in fields["levels"]]
+
+    def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self._level, self._number, self._step = int(fields["level"]), 0, None
+
+    def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
+        self._level, self._number = int(fields["level"]), int(fields["step"])
+        planned = self.plan[self._level - 1] if self._level <= len(self.plan) else []
+        if self._number < len(planned):
+            self._step = planned[self._number]
+        else:
+            self._step = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]))
+        self._iteration, self._step_time, self._unseeded = 0, time, None
+
+    def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
+        """Note the time only."""
+
+    def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
+        step = self._step
+        if step is None:
+            return
+        if self._iteration == 0:
+            self._unseeded = time - self._step_time
+        else:
+            self._pace.add(time - self._time, step.iteration_units * max(1, int(fields["iteration"]) - self._iteration))
+            if self._unseeded is not None:
+                iteration = self._pace.of(step.iteration_units) or 0.0
+                self._seedings.add(self._unseeded - iteration, step.iteration_units)
+                self._unseeded = None
+        self._iteration = int(fields["iteration"])
+
+    def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
+        step, n_iter = self._step, int(fields["n_iter"])
+        if step is not None:
+            self.shares.append(min(1.0, n_iter / step.max_iter))
+            if self._iteration < 2:
+                # Too few iterations were told apart to time them, as where one task runs the whole k-means.
+                self._pace.add(time - self._step_time, step.units(n_iter, self._seeding_iterations()))
+        self._number, self._step, self._iteration = int(fields["step"]) + 1, None, 0
+
+    def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> None:
+        self._level, self._number, self._step = int(fields["level"]) + 1, 0, None

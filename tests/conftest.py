@@ -1,0 +1,56 @@
+"""What every test may ask for, and which tests wait to be asked for."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+# The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
+settings.register_profile("hkm", deadline=None, print_blob=True)
+settings.load_profile("hkm")
+
+REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--slow", action="store_true", help="also run the tests marked slow, which take minutes")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("--slow"):
+        skip = pytest.mark.skip(reason="takes minutes; run `pytest --slow`")
+        for item in items:
+            if "slow" in item.keywords:
+                item.add_marker(skip)
+    on_gpu = [item for item in items if "gpu" in item.keywords]
+    if on_gpu and (missing := _no_gpu()):
+        skip = pytest.mark.skip(reason=f"{missing}; run on a CUDA machine after `pip install -e '.[test,cuda13]'`")
+        for item in on_gpu:
+            item.add_marker(skip)
+
+
+def _no_gpu() -> str | None:
+    """Say why no GPU test can run here; None where they can."""
+    try:
+        import cupy
+    except ImportError:
+        return "needs CuPy"
+    try:
+        n_devices = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError:  # no driver
+        n_devices = 0
+    return None if n_devices else "needs a CUDA GPU"
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Callable[[str], Path]:
+    """Return a function that gives the path of one real data file, or skips the test where that file is absent."""
+
+    def find(name: str) -> Path:
+        path = REAL_DATA / name
+        if not path.is_file():
+            pytest.skip(f"needs the data file {name} in ../shared/data beside the checkout")
+        return path
+
+    return find

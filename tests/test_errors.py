@@ -1,0 +1,34 @@
+import pickle
+
+import pytest
+
+from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
+
+
+def test_every_error_is_one_of_ours_and_of_the_builtin_kind_people_catch() -> None:
+    assert issubclass(InputError, HkmError)
+    assert issubclass(InputError, ValueError)
+    assert issubclass(StoreError, HkmError)
+    assert issubclass(ComputeError, HkmError)
+    assert issubclass(ComputeError, RuntimeError)
+
+
+def test_one_problem_is_one_line() -> None:
+    error = InputError("seed=-1 should be >= 0; use 0")
+    assert error.problems == ("seed=-1 should be >= 0; use 0",)
+    assert str(error) == "seed=-1 should be >= 0; use 0"
+
+
+def test_several_problems_are_as_many_lines() -> None:
+    error = InputError(["a=1 should be 2; use 2", "b=1 should be 3; use 3"])
+    assert len(error.problems) == 2
+    assert str(error).splitlines() == list(error.problems)
+
+
+@pytest.mark.parametrize("problems", ["a=1 should be 2; use 2", ["a=1 should be 2; use 2", "b=1 should be 3; use 3"]])
+def test_problems_survive_the_way_back_from_a_worker(problems: str | list[str]) -> None:
+    error = InputError(problems)
+    again = pickle.loads(pickle.dumps(error))
+    assert type(again) is InputError
+    assert again.problems == error.problems
+    assert str(again) == str(error)

@@ -1,0 +1,97 @@
+"""What is shipped and what the documentation says of it: version, types, public names, commands."""
+
+import importlib.resources
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import click
+import pytest
+
+import hkm_dask
+from hkm_dask.cli import main
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "pipelines").rglob("*.md"))]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def blocks(page: Path) -> list[tuple[str, str]]:
+    """Give the fenced blocks of a page: language and text."""
+    return re.findall(r"^ *```(\w*)\n(.*?)^ *```", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+
+
+def command_lines(page: Path) -> list[list[str]]:
+    """Give the `hkm` calls in the unmarked blocks of a page, as lists of words."""
+    shell = "\n".join(text for language, text in blocks(page) if language in {"", "sh", "bash", "console"})
+    calls = [shlex.split(call, comments=True) for line in shell.splitlines() for call in line.split("&&")]
+    return [call[1:] for call in calls if call[:1] == ["hkm"]]
+
+
+LINES = [(page.relative_to(ROOT).as_posix(), line) for page in PAGES for line in command_lines(page)]
+
+
+def test_the_version_is_told_once_and_the_same_everywhere() -> None:
+    assert hkm_dask.__version__ == PROJECT["version"]
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert f"## [{hkm_dask.__version__}]" in changes or "## [Unreleased]" in changes
+
+
+def test_types_are_shipped() -> None:
+    assert importlib.resources.files(hkm_dask).joinpath("py.typed").is_file()
+
+
+def test_every_public_name_exists_and_is_documented() -> None:
+    assert len(set(hkm_dask.__all__)) == len(hkm_dask.__all__)
+    for name in hkm_dask.__all__:
+        value = getattr(hkm_dask, name)
+        assert isinstance(value, str) or value.__doc__, name
+
+
+def test_the_entry_point_is_the_command() -> None:
+    assert PROJECT["scripts"] == {"hkm": "hkm_dask.cli:main"}
+    assert isinstance(main, click.Group)
+
+
+def test_gpu_extras_alone_may_pin_dask_cuda() -> None:
+    assert not [line for line in PROJECT["dependencies"] if "<" in line or "==" in line or "~=" in line]
+    pins = {
+        extra: [line for line in lines if "==" in line] for extra, lines in PROJECT["optional-dependencies"].items()
+    }
+    assert {extra for extra, lines in pins.items() if lines} == {"cuda12", "cuda13"}
+
+
+def test_the_readme_begins_with_the_two_commands() -> None:
+    _, text = blocks(ROOT / "README.md")[0]
+    assert text.splitlines() == ["pip install -e . && hkm demo", "pip install -e '.[test]' && pytest"]
+    assert {"demo", "ingest", "cluster", "sample", "info"} <= {line[0] for page, line in LINES if page == "README.md"}
+
+
+@pytest.mark.parametrize(("page", "line"), LINES, ids=[" ".join(line) for _, line in LINES])
+def test_documented_commands_parse(page: str, line: list[str]) -> None:
+    if line[0].startswith("-"):
+        return
+    assert line[0] in main.commands, f"{page} names the command {line[0]}"
+    # Parsed only: unknown options, missing arguments and wrong kinds of values raise UsageError.
+    main.commands[line[0]].make_context(line[0], line[1:], resilient_parsing=False).close()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_python_in_the_pages_compiles_and_names_what_exists(page: Path) -> None:
+    for language, text in blocks(page):
+        if language == "python":
+            compile(text, str(page), "exec")
+            for name in re.findall(r"\bhkm\.(\w+)", text):
+                assert name in hkm_dask.__all__ or re.search(rf"\.hkm\.{name}\b", text), f"hkm.{name}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target:
+            assert (page.parent / target).exists(), target
+
+
+def test_the_picture_is_small() -> None:
+    assert (ROOT / "docs" / "images" / "demo.png").stat().st_size < 400_000
