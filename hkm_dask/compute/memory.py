@@ -10,8 +10,8 @@ from hkm_dask.errors import ComputeError
 
 #: Bytes an idle process with NumPy, numba, Zarr and Dask holds, measured.
 PROCESS_BASE_BYTES = 220 << 20
-#: Rows scored at once by one thread: the scores of a tile should stay in a core's share of the cache.
-TILE_ROWS = 256
+#: Scores one thread makes before it looks at them: they should stay in a core's share of the cache.
+TILE_SCORES = 1 << 20
 #: Centroids scored at once.
 TILE_CENTROIDS = 4096
 #: Bytes of rows one thread holds while it works on them, at most.
@@ -31,6 +31,17 @@ def machine_memory() -> int:
     return total
 
 
+def tile_rows(n_clusters: int) -> int:
+    """Rows scored at once by one thread.
+
+    Examples
+    --------
+    >>> tile_rows(4096), tile_rows(1000), tile_rows(10)
+    (256, 1048, 2048)
+    """
+    return max(256, min(2048, TILE_SCORES // max(n_clusters, 1)))
+
+
 def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> int:
     """Bytes one thread needs to assign rows to centroids and add them up, besides its blocks.
 
@@ -42,7 +53,7 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
     True
     """
     n_operand = n_clusters * (n_features + 2)
-    tile = TILE_ROWS * (min(n_clusters, TILE_CENTROIDS) + 3 * n_features)
+    tile = tile_rows(n_clusters) * (min(n_clusters, TILE_CENTROIDS) + 3 * n_features)
     sums = 8 * n_clusters * (n_features + 1) if with_sums else 0
     return 4 * (2 * n_operand + tile) + sums
 

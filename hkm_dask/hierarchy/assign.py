@@ -108,7 +108,7 @@ class Assign:
         n_clusters = len(self.centroids.get())
         known = Labelled.unknown(part.stop - part.start)
         chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
-        finder = Finder(part, self.frame, self.run)
+        finder = Finder(part, self.frame)
         inertia = 0
         for slab in iter_slabs(part):
             finder.nearest(slab, self.centroids, known)

@@ -369,7 +369,7 @@ def _write_mean(group: Path, mean: np.ndarray) -> None:
 
 
 def _write_ids(group: Path, table: Sources, dropped: np.ndarray) -> bool:
-    """Write the ids of the rows that were kept; where none were given but rows dropped, their numbers in the sources."""
+    """Write the ids of the kept rows; where none were given but rows were dropped, their numbers in the sources."""
     if table.ids is None and len(dropped) == 0:
         return False
     pieces = _row_numbers(table.n_rows) if table.ids is None else table.ids()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import uuid
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
@@ -46,6 +46,8 @@ class Frame:
         Spectral norm by which the basis, as stored, misses orthonormality.
     spherical : bool
         Rows and centroids have unit length (cosine).
+    name : str
+        Tells this frame from others, for what a process remembers about it.
     """
 
     mean: NDArray[np.float32]
@@ -54,6 +56,7 @@ class Frame:
     basis: Shared | None = None
     basis_error: float = 0.0
     spherical: bool = False
+    name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
     def scale(self) -> float:

@@ -390,3 +390,11 @@ def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-u
                 out[at] = members[i]
                 at += 1
                 ties -= 1
+
+
+@_kernel("void(f8[:,::1], f8[::1], f8[::1], f8, f4[:,::1])")
+def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-untyped-def]
+    """Squared distances from inner products and squared norms on a grid of width `step`."""
+    for i in range(products.shape[0]):
+        for j in range(products.shape[1]):
+            out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))

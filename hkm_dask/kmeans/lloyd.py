@@ -96,7 +96,7 @@ class AssignAndAdd:
         fresh = sums is None
         if sums is None or counts is None:
             sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        finder = Finder(part, self.frame, self.run)
+        finder = Finder(part, self.frame)
         far = _Furthest(min(_n_far(len(centroids)), n_rows))
         inertia = 0
         for slab in iter_slabs(part):

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.memory import TILE_CENTROIDS, TILE_ROWS
+from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
@@ -28,7 +28,7 @@ from hkm_dask.kmeans.frame import Frame
 _UNIT = 2.0**-24
 #: Shares of the features tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 96, 128, 192, 256, 384)
-_TRIAL_ROWS = 512
+TRIAL_ROWS = 256
 
 
 def _gamma(n: int) -> float:
@@ -138,11 +138,12 @@ class Search:
         """
         n_scores = len(self.centroids)
         width = min(n_scores, TILE_CENTROIDS)
-        buffer = np.empty((min(TILE_ROWS, len(rows)), width), np.float32)
-        found = np.empty(TILE_ROWS, np.int32)
+        height = min(tile_rows(n_scores), len(rows))
+        buffer = np.empty((height, width), np.float32)
+        found = np.empty(height, np.int32)
         n_measured = 0
-        for low in range(0, len(rows), TILE_ROWS):
-            high = min(low + TILE_ROWS, len(rows))
+        for low in range(0, len(rows), max(height, 1)):
+            high = min(low + height, len(rows))
             tile = rows[low:high]
             form = make_operand(tile, self.frame, self.head) if operand is None else _cut(operand, low, high)
             best = distances[low:high]
@@ -229,11 +230,11 @@ def choose_head(
     n_features = rows.shape[1]
     if frame.basis is None or len(rows) < 32:
         return 0
-    rows, distances = rows[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
+    rows, distances = rows[:TRIAL_ROWS], distances[:TRIAL_ROWS]
     best_head, best_time, worse = 0, np.inf, 0
     for head in (0, *(h for h in reversed(_HEADS) if h <= 0.6 * n_features)):
         search = Search(centroids.get(), frame, head)
-        taken = min(_trial(search, rows, distances, kept) for _ in range(2))
+        taken = min(_trial(search, rows, distances, kept) for _ in range(3))
         if taken < best_time:
             best_head, best_time, worse = head, taken, 0
         elif head and (worse := worse + 1) == 2:

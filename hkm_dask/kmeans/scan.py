@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Operand, choose_head, make_operand, search_for
+from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_operand, search_for
 
 #: Rows converted to float32 at once.
 SLAB_ROWS = 4096
@@ -83,13 +83,10 @@ class Finder:
     ----------
     part : Part
     frame : Frame
-    run : str
-        Names the k-means; what one run measured does not bind the next.
     """
 
-    def __init__(self, part: Part, frame: Frame, run: str) -> None:
-        self.part, self.frame, self.run = part, frame, run
-        self._heads: dict[tuple[int, bool], int] = {}
+    def __init__(self, part: Part, frame: Frame) -> None:
+        self.part, self.frame = part, frame
 
     def label_distances(self, slab: Slab, centroids: Shared, known: Labelled) -> None:
         """Measure a slab's distances to the centroids it is labelled with."""
@@ -108,19 +105,24 @@ class Finder:
         )
 
     def _head(self, slab: Slab, centroids: Shared, known: Labelled) -> int:
-        # Measured once for the first pass, in which nothing is known, and once for those that follow.
+        # Measured once per frame, for passes in which nothing is known and for those with a label to start from.
         n_clusters = len(centroids.get())
         if self.frame.basis is None or n_clusters < 64:
             return 0
         hinted = bool((known.labels[slab.local] >= 0).all())
-        key = ("head", self.run, n_clusters.bit_length(), hinted)
-        head = memo.get(self.part.rows.key, key)
+        kept = self._keeps_operands()
+        key = ("head", n_clusters.bit_length(), hinted, kept)
+        head = memo.get(self.frame.name, key)
         if head is None:
-            distances = known.distances[slab.local].copy()
+            if len(slab.rows) < TRIAL_ROWS:
+                return 0
+            some = slice(None, None, len(slab.rows) // TRIAL_ROWS)
+            rows, distances = np.ascontiguousarray(slab.rows[some]), known.distances[slab.local][some].copy()
             if hinted and not np.isfinite(distances).all():
-                search_for(centroids, self.frame, 0).label_distances(slab.rows, known.labels[slab.local], distances)
-            head = choose_head(slab.rows, distances, centroids, self.frame, kept=self._keeps_operands())
-            memo.put(self.part.rows.key, key, head, 0, self.part.budget)
+                plain = search_for(centroids, self.frame, 0)
+                plain.label_distances(rows, np.ascontiguousarray(known.labels[slab.local][some]), distances)
+            head = choose_head(rows, distances, centroids, self.frame, kept=kept)
+            memo.put(self.frame.name, key, head, 0, self.part.budget)
         return int(head)
 
     def _keeps_operands(self) -> bool:

@@ -165,7 +165,7 @@ class MeasureAndDraw:
         shape = (int(firsts[-1]), part.rows.n_features)
         sums = np.zeros(shape, np.int64) if self.with_sums else None
         counts = np.zeros(shape[0], np.int64) if self.with_sums else None
-        finder = Finder(part, self.frame, self.run)
+        finder = Finder(part, self.frame)
         potential = 0
         found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
         for slab in iter_slabs(part):
@@ -372,19 +372,25 @@ class _Between:
         self._step = largest / 2.0**bits if largest > 0 else 1.0
         self._grid = np.rint(centred / self._step)
         self._norms = (self._grid * self._grid).sum(axis=1)
-        self._table = self.rows(np.arange(len(points))) if len(points) <= _MATRIX_POINTS else None
+        self._table = self._all_pairs() if len(points) <= _MATRIX_POINTS else None
 
     def rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
         """Squared distances of the points `index` to all points."""
         out = np.empty((len(index), len(self._grid)), np.float32)
-        for low in range(0, len(index), 512):
-            some = index[low : low + 512]
-            product = self._grid[some] @ self._grid.T
-            product *= -2.0
-            product += self._norms
-            product += self._norms[some, None]
-            product *= self._step * self._step
-            out[low : low + 512] = product
+        product = self._grid[index] @ self._grid.T
+        kernels.pair_distances(product, self._norms[index], self._norms, self._step, out)
+        return out
+
+    def _all_pairs(self) -> NDArray[np.float32]:
+        n = len(self._grid)
+        out = np.empty((n, n), np.float32)
+        for low in range(0, n, 512):
+            high = min(low + 512, n)
+            product = self._grid[low:high] @ self._grid[low:].T
+            square = np.empty(product.shape, np.float32)
+            kernels.pair_distances(product, self._norms[low:high], self._norms[low:], self._step, square)
+            out[low:high, low:] = square
+            out[high:, low:high] = square[:, high - low :].T
         return out
 
     def table(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:

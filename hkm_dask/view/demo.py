@@ -61,7 +61,7 @@ class Size:
 
 
 FULL = Size(step=1, n_clusters=(2000, 300, 40), resample_size=(10, 3, 3), n_resamples=3, max_iter=20, subset=2000)
-QUICK = Size(step=3, n_clusters=(600, 120, 30), resample_size=(5, 3, 2), n_resamples=2, max_iter=10, subset=600)
+QUICK = Size(step=4, n_clusters=(400, 80, 20), resample_size=(5, 3, 2), n_resamples=1, max_iter=8, subset=400)
 
 
 @dataclass(frozen=True)
@@ -131,7 +131,7 @@ class DemoSummary:
             ("", "", "", ""),
             ("number of", "", "", ""),
             ("colours met", *(f"{spread.n_colours}" for spread in spreads)),
-            ("equally common colours", *(f"{spread.effective_colours:.1f}" for spread in spreads)),
+            ("colours, effectively", *(f"{spread.effective_colours:.1f}" for spread in spreads)),
         ]
         return "\n".join(
             [
@@ -301,9 +301,10 @@ def _draw_pictures(
 def _shown(title: str, colour: str, patches: Patches, rows: NDArray[np.int64], spread: Spread) -> pictures.Draw:
     some = np.random.default_rng(SEED).permutation(rows)[:SHEET]
     centres = patches.at[rows][:, ::-1] + (PATCH - 1) / 2
+    plain, colours = f"{100 * spread.plain:.0f} %", f"{spread.effective_colours:.0f}"
     return pictures.Draw(
         title=f"{title} of {len(rows):,} from {len(patches):,} patches",
-        caption=f"{100 * spread.plain:.0f} % plain sky, still water or blur; {spread.effective_colours:.0f} colours",
+        caption=f"{plain} plain sky, still water or blur; effectively {colours} colours",
         colour=colour,
         sheet=patches.crops(some),
         places=tuple(centres[patches.photograph[rows] == number] for number in range(len(patches.photographs))),

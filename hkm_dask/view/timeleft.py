@@ -51,7 +51,7 @@ class Step:
 
     iteration_units: float
     max_iter: int
-    assign_units: float = 0.0
+    assign_units: float
 
     def units(self, iterations: float, seeding: float) -> float:
         """Cost of so many iterations, after a seeding that takes as long as ``seeding`` of them."""
@@ -81,7 +81,7 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     n, k, d = (float(level[name]) for name in ("n", "k", "d"))
     r = level.get("r")
     members = float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)
-    first = Step(n * k * d, int(level["max_iter"]))
+    first = Step(n * k * d, int(level["max_iter"]), n * k * d)
     resampling = Step(min(n, k * members) * k * d, int(level["max_iter"]), n * k * d)
     return [first] + [resampling] * int(level["m"])
 
@@ -99,7 +99,7 @@ class TimeLeft:
     >>> left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 1}, 5.0))
     >>> left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 2}, 7.0))
     >>> left.at(7.0)
-    Left(expected=None, bound=16.0)
+    Left(expected=None, bound=18.0)
     """
 
     plan: list[list[Step]] = field(default_factory=list)
@@ -113,6 +113,7 @@ class TimeLeft:
     _step_time: float = 0.0
     _time: float = 0.0
     _unseeded: float | None = None  # seconds from a step's start to the end of its first iteration
+    _unassigned: float = 0.0  # units of labelling the level after the step that was finished last
 
     def update(self, event: Event) -> None:
         """Take one event into account; kinds that say nothing about time are ignored."""
@@ -141,7 +142,7 @@ class TimeLeft:
 
     def _seconds(self, share: float) -> float | None:
         seeding = self._seeding_iterations()
-        units = 0.0
+        units = self._unassigned
         if self._step is not None:
             # A k-means that has outrun the mean stops any moment: its next iteration is the best guess of the last.
             expected = max(self._expected(self._step, share), self._iteration + 1.0)
@@ -163,7 +164,7 @@ class TimeLeft:
         self.plan = [steps_of(level) for level in fields["levels"]]
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number, self._step = int(fields["level"]), 0, None
+        self._level, self._number, self._step, self._unassigned = int(fields["level"]), 0, None, 0.0
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._level, self._number = int(fields["level"]), int(fields["step"])
@@ -171,8 +172,8 @@ class TimeLeft:
         if self._number < len(planned):
             self._step = planned[self._number]
         else:
-            self._step = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]))
-        self._iteration, self._step_time, self._unseeded = 0, time, None
+            self._step = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]), 0.0)
+        self._iteration, self._step_time, self._unseeded, self._unassigned = 0, time, None, 0.0
 
     def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
         """Note the time only."""
@@ -181,8 +182,11 @@ class TimeLeft:
         step = self._step
         if step is None:
             return
-        if self._iteration == 0:
+        if self._iteration == 0 and int(fields["iteration"]) == 1:
             self._unseeded = time - self._step_time
+        elif self._iteration == 0:
+            # A k-means that goes on after an interruption has been seeded before.
+            self._pace.add(time - self._step_time, step.iteration_units)
         else:
             self._pace.add(time - self._time, step.iteration_units * max(1, int(fields["iteration"]) - self._iteration))
             if self._unseeded is not None:
@@ -197,8 +201,15 @@ class TimeLeft:
             self.shares.append(min(1.0, n_iter / step.max_iter))
             if self._iteration < 2:
                 # Too few iterations were told apart to time them, as where one task runs the whole k-means.
-                self._pace.add(time - self._step_time, step.units(n_iter, self._seeding_iterations()))
+                units = step.iteration_units * (self._seeding_iterations() + n_iter)
+                self._pace.add(time - self._step_time, units)
+            self._unassigned = step.assign_units
         self._number, self._step, self._iteration = int(fields["step"]) + 1, None, 0
 
+    def _on_assigned(self, fields: Mapping[str, Any], time: float) -> None:
+        if self._unassigned:
+            self._pace.add(time - self._time, self._unassigned)
+            self._unassigned = 0.0
+
     def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number, self._step = int(fields["level"]) + 1, 0, None
+        self._level, self._number, self._step, self._unassigned = int(fields["level"]) + 1, 0, None, 0.0

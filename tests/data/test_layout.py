@@ -33,7 +33,7 @@ def test_chunk_mb_replaces_the_rule() -> None:
 
 @pytest.mark.parametrize("chunk_mb", [0, -1, 65, float("nan"), float("inf")])
 def test_chunk_mb_out_of_range_is_refused(chunk_mb: float) -> None:
-    with pytest.raises(InputError, match="chunk_mb=.* should be above 0 and at most 64"):
+    with pytest.raises(InputError, match=r"chunk_mb=.* should be above 0 and at most 64"):
         layout.chunk_rows(1000, 1024, chunk_mb=chunk_mb)
 
 

@@ -1,5 +1,6 @@
 """Ingest keeps every row and every id, tells the truth about them, and leaves nothing half-made."""
 
+import itertools
 import json
 import os
 import resource
@@ -201,7 +202,7 @@ def test_sources_cut_anywhere_are_one_table(
         x[[0, 9, 10, 11, 30, 56], 1] = np.nan
     kept = np.flatnonzero(np.isfinite(x).all(axis=1))
     bounds = [0, *sorted(set(cuts)), 57]
-    tables = [x[start:stop] for start, stop in zip(bounds[:-1], bounds[1:], strict=True)]
+    tables = [x[start:stop] for start, stop in itertools.pairwise(bounds)]
     pool = ingest(tables, folder / "p.zarr", chunk_mb=TINY, drop_nonfinite=drop)
     np.testing.assert_array_equal(read_all(pool), x[kept])
     np.testing.assert_array_equal(pool.mean, x[kept].mean(axis=0, dtype=np.float64).astype(np.float32))
@@ -378,7 +379,7 @@ def test_a_pool_is_a_source_and_keeps_its_ids(tmp_path: Path) -> None:
 def test_a_damaged_pool_is_no_source(tmp_path: Path) -> None:
     ingest(values(), tmp_path / "p.zarr", chunk_mb=TINY)
     (tmp_path / "p.zarr" / "embeddings" / "c" / "3" / "0").unlink()
-    with pytest.raises(StoreError, match="embeddings: chunk 3 .* is missing"):
+    with pytest.raises(StoreError, match=r"embeddings: chunk 3 .* is missing"):
         ingest(tmp_path / "p.zarr", tmp_path / "q.zarr")
     tidy(tmp_path, "p.zarr")
 
@@ -423,11 +424,11 @@ def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a.csv should be .npy, .npz, a folder of .npy shards, or Zarr"):
         ingest(tmp_path / "a.csv", tmp_path / "p.zarr")
     (tmp_path / "a.npy").write_text("1,2\n")
-    with pytest.raises(InputError, match="should be a .npy file"):
+    with pytest.raises(InputError, match=r"should be a \.npy file"):
         ingest(tmp_path / "a.npy", tmp_path / "p.zarr")
     np.save(tmp_path / "b.npy", values())
     for options in ({"ids": "url"}, {"column": "x"}):
-        with pytest.raises(InputError, match="names nothing in .*b.npy, it holds one array; leave it out"):
+        with pytest.raises(InputError, match=r"names nothing in .*b.npy, it holds one array; leave it out"):
             ingest(tmp_path / "b.npy", tmp_path / "p.zarr", **options)
 
 
@@ -670,7 +671,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 100})()
     monkeypatch.setattr(ingest_module.shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(StoreError, match="needs 0.00 GB, its disk is full but for 0.00 GB; free space"):
+    with pytest.raises(StoreError, match=r"needs 0.00 GB, its disk is full but for 0.00 GB; free space"):
         ingest(values(), tmp_path / "p.zarr")
     tidy(tmp_path)
 

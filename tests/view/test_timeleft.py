@@ -30,8 +30,8 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             for iteration in range(1, n_iter + 1):
                 now += pace
                 yield Event("iteration", {**here, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
-            now += cost.assign_units * SECONDS_PER_UNIT
             yield Event("step_finished", {**here, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
+            now += cost.assign_units * SECONDS_PER_UNIT
             yield Event("assigned", here, now)
         yield Event("level_finished", {"level": number, "seconds": 1.0}, now)
     yield Event("run_finished", {"seconds": now - 1000.0}, now)
@@ -79,6 +79,16 @@ def test_a_run_that_goes_on_after_a_crash_counts_what_is_left_only() -> None:
         assert left.bound < 160  # two steps and a level at their caps; from the start it would be twice that
         if left.expected is not None and event.kind == "step_finished":
             assert left.expected == pytest.approx(really, rel=0.05, abs=0.05)
+
+
+def test_a_kmeans_that_goes_on_in_its_middle_does_not_pass_for_one_seeded_in_no_time() -> None:
+    events = list(run(0.4))
+    middle = next(i for i, event in enumerate(events) if event.fields.get("iteration") == 10)
+    start = Event("step_started", events[2].fields, events[middle - 1].time)
+    for event, really, left in estimates([events[0], start, *events[middle:]]):
+        if event.kind == "step_finished" and really > 1:
+            assert left is not None
+            assert left.expected == pytest.approx(really, rel=0.05)
 
 
 def test_time_runs_down_between_events_but_not_past_the_iteration_under_way() -> None:
