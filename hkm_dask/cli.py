@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import functools
 import json
+import logging
 import shlex
 import signal
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -45,7 +46,7 @@ class _Commands(click.Group):
         from hkm_dask.errors import HkmError
 
         try:
-            with _sigterm_unwinds():
+            with _signals_unwind():
                 return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
             _tell_how_to_go_on(ctx)
@@ -78,18 +79,42 @@ def _tell_how_to_go_on(ctx: click.Context) -> None:
 
 
 @contextmanager
-def _sigterm_unwinds() -> Iterator[None]:
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise _Terminated
-
+def _signals_unwind() -> Iterator[None]:
+    """Have Ctrl-C and SIGTERM both leave every context on their way out."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+    # While a cluster is closed under their feet, Dask's own coroutines complain of it with tracebacks.
+    for name in ("asyncio", "distributed"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+
+
+@contextmanager
+def _children_deaf_to_ctrl_c() -> Iterator[None]:
+    """Have processes that are started here leave Ctrl-C to this one, which closes them.
+
+    A terminal sends it to all of them at once, and workers would die of it with tracebacks. They inherit the mask of
+    the thread that starts them. Here, Ctrl-C waits until the end of the context.
+    """
+    from multiprocessing import resource_tracker
+
+    # Where a worker is what first needs it, starting it would lift the mask.
+    resource_tracker.ensure_running()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 class _PerLevel(click.ParamType):
@@ -140,13 +165,17 @@ class _Where:
     def connect(self) -> Iterator[Runner]:
         from hkm_dask.compute import cluster
 
-        with cluster.connect(
+        starts_workers = self.workers is not None or self.local_cuda
+        place = cluster.connect(
             workers=self.workers,
             local_cuda=self.local_cuda,
             scheduler=self.scheduler,
             scheduler_file=self.scheduler_file,
             memory_limit=self.memory_limit,
-        ) as runner:
+        )
+        with ExitStack() as stack:
+            with _children_deaf_to_ctrl_c() if starts_workers else nullcontext():
+                runner = stack.enter_context(place)
             if runner.dashboard:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
             yield runner

@@ -37,6 +37,12 @@ def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
 
 
+def has_signature(decorator: ast.expr) -> bool:
+    """Tell whether a decorator is numba's, with the types of the kernel in it, like ``"void(i4[::1], f4[::1])"``."""
+    arguments = decorator.args if isinstance(decorator, ast.Call) else []
+    return any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "(" in a.value for a in arguments)
+
+
 def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
     """Walk what runs when the module is imported: everything but the bodies of functions and type-only imports."""
     for child in ast.iter_child_nodes(node):
@@ -105,6 +111,8 @@ def test_every_public_function_is_typed(path: Path) -> None:
     for body in bodies:
         for node in body.body:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
+                continue
+            if any(has_signature(decorator) for decorator in node.decorator_list):
                 continue
             a = node.args
             args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]

@@ -1,4 +1,5 @@
 import json
+import logging
 import os
 import re
 import shlex
@@ -210,6 +211,16 @@ def test_what_nobody_foresaw_is_one_line_too(
 # --- interruption -----------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def logs_as_they_were() -> Iterator[None]:
+    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed")]
+    levels = [logger.level for logger in loggers]
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("logs_as_they_were")
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_an_interrupt_unwinds_and_tells_how_to_go_on(
     hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
@@ -271,7 +282,8 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     process = running(*where)
     children = psutil.Process(process.pid).children(recursive=True)
     assert bool(children) == bool(where)
-    process.send_signal(number)
+    # As a terminal does it: to all processes of the group.
+    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import hkm_dask
 from hkm_dask.cli import main
@@ -84,6 +85,11 @@ def test_python_in_the_pages_compiles_and_names_what_exists(page: Path) -> None:
             compile(text, str(page), "exec")
             for name in re.findall(r"\bhkm\.(\w+)", text):
                 assert name in hkm_dask.__all__ or re.search(rf"\.hkm\.{name}\b", text), f"hkm.{name}"
+
+
+def test_the_configuration_in_the_readme_is_the_default_one() -> None:
+    (text,) = [text for language, text in blocks(ROOT / "README.md") if language == "yaml"]
+    assert hkm_dask.Config(**yaml.safe_load(text)) == hkm_dask.Config(levels=[hkm_dask.Level(n_clusters=2000)])
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())

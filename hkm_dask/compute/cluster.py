@@ -49,15 +49,18 @@ class _SingleThreadedBlas:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._depth = 0
+        self._controller: Any = None
         self._limit: Any = None
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
-        from threadpoolctl import threadpool_limits
-
         with self._lock:
             if self._depth == 0:
-                self._limit = threadpool_limits(limits=1, user_api="blas")
+                if self._controller is None:  # looking for the libraries takes milliseconds
+                    from threadpoolctl import ThreadpoolController
+
+                    self._controller = ThreadpoolController()
+                self._limit = self._controller.limit(limits=1, user_api="blas")
             self._depth += 1
         try:
             yield
@@ -511,7 +514,7 @@ def _local_cuda_cluster(memory_limit: int | None) -> Iterator[Client]:
         ) as cluster,
         Client(cluster) as client,
     ):
-        client.register_plugin(_UseDevice("cuda"))
+        client.register_plugin(_use_device("cuda"))
         yield client
 
 
@@ -530,18 +533,17 @@ def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) 
         yield client
 
 
-class _UseDevice:
-    """Worker plugin that tells a worker which device to compute on."""
+def _use_device(device: str) -> Any:
+    """Worker plugin that tells workers which device to compute on; see `backend.worker_device`."""
+    from distributed import WorkerPlugin
 
-    name = "hkm-device"
+    class UseDevice(WorkerPlugin):
+        name = "hkm-device"
 
-    def __init__(self, device: str) -> None:
-        self.device = device
+        def setup(self, worker: Any) -> None:
+            os.environ["HKM_DEVICE"] = device
 
-    def setup(self, worker: Any) -> None:
-        """Set the variable `worker_device` reads."""
-        os.environ["HKM_DEVICE"] = self.device
+        def teardown(self, worker: Any) -> None:
+            os.environ.pop("HKM_DEVICE", None)
 
-    def teardown(self, worker: Any) -> None:
-        """Unset it."""
-        os.environ.pop("HKM_DEVICE", None)
+    return UseDevice()

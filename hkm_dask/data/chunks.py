@@ -407,7 +407,7 @@ def _fill(path: Path, buffers: list[np.ndarray]) -> int:
 def _foreign_spec(folder: Path) -> ArraySpec:
     try:
         array = zarr.open_array(str(folder), mode="r")
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise StoreError(f"{folder} is no Zarr array ({error}); give the path of one") from error
     chunks = array.shards or array.chunks
     dtype = np.dtype(array.dtype)

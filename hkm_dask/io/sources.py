@@ -287,7 +287,7 @@ def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | 
     if path.is_dir():
         is_zarr = any((path / name).is_file() for name in _ZARR_FILES)
         return [_open_zarr(path, ids, column)] if is_zarr else _open_folder(path, ids, column)
-    with path.open("rb") as file:
+    with store.careful(lambda: path.open("rb"), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(ZIP_MAGIC):
         return [_open_npz(path, ids, column, scratch)]
@@ -312,7 +312,10 @@ def _choose(names: Sequence[str], column: str | None, path: Path, what: str) -> 
 
 
 def _open_zarr(path: Path, ids: str | None, column: str | None) -> Source:
-    node = zarr.open(str(path), mode="r")
+    try:
+        node = zarr.open(str(path), mode="r")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"source={path} should be Zarr, it cannot be opened ({error}); copy it again") from error
     if isinstance(node, zarr.Array):
         _refuse_names(str(path), ids, column)
         return Source(ZarrRows(path), str(path))

@@ -214,6 +214,44 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     return n_measured
 
 
+@_kernel("i8(f4[:,::1], f4[:,::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
+def sweep_nearest(rows, centroids, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
+    """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
+
+    `places` are the centroids' coordinates on that axis, sorted; `order` says whose they are. The walk ends where the
+    axis alone puts a centroid beyond the best so far. `labels` and `distances` are as for `finish_nearest`.
+    """
+    n = order.shape[0]
+    n_measured = 0
+    for i in range(rows.shape[0]):
+        row = rows[i]
+        here = row[axis]
+        label = labels[i]
+        best = distances[i]
+        up = np.searchsorted(places, here)
+        down = up - 1
+        while up < n or down >= 0:
+            gap_up = np.float64(places[up]) - np.float64(here) if up < n else np.inf
+            gap_down = np.float64(here) - np.float64(places[down]) if down >= 0 else np.inf
+            gap = min(gap_up, gap_down)
+            if gap * gap * (1.0 - 1e-12) > best:
+                break
+            if gap_up <= gap_down:
+                j = order[up]
+                up += 1
+            else:
+                j = order[down]
+                down -= 1
+            distance = squared_distance(row, centroids[j])
+            n_measured += 1
+            if distance < best or (distance == best and j < label):
+                best = distance
+                label = j
+        labels[i] = label
+        distances[i] = best
+    return n_measured
+
+
 @_kernel("void(f4[:,::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
     """Add rows, in fixed point, to the sums of their clusters; `weights` is empty for weights of one."""
@@ -294,28 +332,75 @@ def keep_smallest(keys, rows, groups, heap_keys, heap_rows, sizes):  # type: ign
             heap_keys[g, at], heap_rows[g, at] = key, row
 
 
-@_kernel("void(f4[:,::1], i8[::1], f8[::1], f4[::1], f8[::1])")
-def candidate_potentials(between, candidates, weights, closest, potentials):  # type: ignore[no-untyped-def]
-    """Weighted sum of squared distances to the nearest centre, were each candidate added.
+@njit(inline="always")
+def _distances_from(point, between, columns, out):  # type: ignore[no-untyped-def]
+    """Squared distances of one point to all: looked up in `between`, or made from `columns` where that is empty."""
+    if between.shape[0] > 0:
+        out[:] = between[point]
+        return
+    out[:] = np.float32(0.0)
+    for f in range(columns.shape[0]):
+        column = columns[f]
+        here = column[point]
+        for i in range(out.shape[0]):
+            t = column[i] - here
+            out[i] += t * t
 
-    `between` holds the squared distances between all points, `closest` those to the nearest centre so far. The sums are
-    kept in eight interleaved float64 sums of fixed order.
-    """
+
+@njit(inline="always")
+def _potential(weights, closest, row):  # type: ignore[no-untyped-def]
+    """Weighted sum of the squared distances to the nearest centre, in eight interleaved float64 sums of fixed order."""
     n = closest.shape[0]
     whole = n - n % 8
-    parts = np.zeros(8)
-    for c in range(candidates.shape[0]):
-        row = between[candidates[c]]
-        parts[:] = 0.0
-        for i in range(0, whole, 8):
-            for lane in range(8):
-                parts[lane] += weights[i + lane] * np.float64(min(closest[i + lane], row[i + lane]))
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    for i in range(0, whole, 8):
+        a0 += weights[i] * np.float64(min(closest[i], row[i]))
+        a1 += weights[i + 1] * np.float64(min(closest[i + 1], row[i + 1]))
+        a2 += weights[i + 2] * np.float64(min(closest[i + 2], row[i + 2]))
+        a3 += weights[i + 3] * np.float64(min(closest[i + 3], row[i + 3]))
+        a4 += weights[i + 4] * np.float64(min(closest[i + 4], row[i + 4]))
+        a5 += weights[i + 5] * np.float64(min(closest[i + 5], row[i + 5]))
+        a6 += weights[i + 6] * np.float64(min(closest[i + 6], row[i + 6]))
+        a7 += weights[i + 7] * np.float64(min(closest[i + 7], row[i + 7]))
+    for i in range(whole, n):
+        a0 += weights[i] * np.float64(min(closest[i], row[i]))
+    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+
+
+@_kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1])")
+def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-untyped-def]
+    """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least; until none is left.
+
+    `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
+    n_points). `draws` are uniform numbers, a row of trials per centre; the first centre takes the first of its row.
+    Returns how many points were chosen.
+    """
+    n_points = weights.shape[0]
+    reach = np.empty(n_points)
+    closest = np.full(n_points, np.float32(np.inf))
+    row = np.empty(n_points, np.float32)
+    best_row = np.empty(n_points, np.float32)
+    for step in range(chosen.shape[0]):
         total = 0.0
-        for i in range(whole, n):
-            total += weights[i] * np.float64(min(closest[i], row[i]))
-        for lane in range(8):
-            total += parts[lane]
-        potentials[c] = total
+        for i in range(n_points):
+            total += weights[i] if step == 0 else weights[i] * np.float64(closest[i])
+            reach[i] = total
+        if not total > 0.0:
+            return step
+        least = np.inf
+        n_trials = 1 if step == 0 else draws.shape[1]
+        for trial in range(n_trials):
+            point = min(np.searchsorted(reach, draws[step, trial] * total, side="right"), n_points - 1)
+            _distances_from(point, between, columns, row)
+            potential = _potential(weights, closest, row)
+            if potential < least:
+                least = potential
+                chosen[step] = point
+                row, best_row = best_row, row
+        for i in range(n_points):
+            closest[i] = min(closest[i], best_row[i])
+        closest[chosen[step]] = 0.0
+    return chosen.shape[0]
 
 
 @_kernel("i8(f4[:,::1], f8[::1], f8[::1], f8[::1], i8, b1[::1])")

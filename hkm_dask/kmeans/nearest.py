@@ -26,6 +26,8 @@ from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
 
 _UNIT = 2.0**-24
+#: Up to so many features, centroids sorted along one axis are searched faster than by products.
+SWEEP_FEATURES = 3
 #: Shares of the features tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 96, 128, 192, 256, 384)
 TRIAL_ROWS = 256
@@ -101,6 +103,9 @@ class Search:
         self._index = None if used.all() else np.flatnonzero(used).astype(np.int32)
         self.centroids = np.ascontiguousarray(centroids if self._index is None else centroids[used])
         self.frame, self.head = frame, head
+        if centroids.shape[1] <= SWEEP_FEATURES:
+            self._sort()
+            return
         operand = make_operand(self.centroids, frame, head)
         weights = operand.matrix * np.float32(-2.0)
         weights[:, -1] = operand.norms
@@ -108,6 +113,12 @@ class Search:
         self._gamma = _gamma(weights.shape[1] + 2)
         self._largest = float(np.sqrt(operand.norms.max(initial=0.0))) * (1.0 + 1e-6)
         self._error = float(operand.errors.max(initial=0.0))
+
+    def _sort(self) -> None:
+        spread = np.ptp(self.centroids, axis=0) if len(self.centroids) else np.zeros(self.centroids.shape[1])
+        self._axis = int(spread.argmax())
+        self._order = np.argsort(self.centroids[:, self._axis], kind="stable")
+        self._places = np.ascontiguousarray(self.centroids[self._order, self._axis])
 
     def nearest(
         self,
@@ -136,6 +147,8 @@ class Search:
         int
             Distances that had to be measured directly.
         """
+        if self.centroids.shape[1] <= SWEEP_FEATURES:
+            return self._sweep(rows, labels, distances, first)
         n_scores = len(self.centroids)
         width = min(n_scores, TILE_CENTROIDS)
         height = min(tile_rows(n_scores), len(rows))
@@ -159,6 +172,17 @@ class Search:
                 )  # fmt: skip
             self._to_caller(local, labels[low:high], first)
         return n_measured
+
+    def _sweep(
+        self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], first: int
+    ) -> int:
+        local = np.empty(len(rows), np.int32)
+        self._to_local(labels, local, first)
+        n_measured = kernels.sweep_nearest(
+            rows, self.centroids, self._places, self._order, self._axis, local, distances
+        )
+        self._to_caller(local, labels, first)
+        return int(n_measured)
 
     def _to_local(self, labels: NDArray[np.int32], local: NDArray[np.int32], first: int) -> None:
         # A best that is not ours (an earlier batch, or none) keeps a negative code, so that ties still prefer it.

@@ -37,6 +37,8 @@ CORESET_FACTOR, CORESET_ITERATIONS = 3, 8
 _CHUNK, _SETTLED = 256, 1024
 #: Points up to which the greedy walk keeps all squared distances between them (float32).
 _MATRIX_POINTS = 16384
+#: Below so many features a distance is made as fast as it is looked up.
+_TABLE_FEATURES = 16
 
 Report = Callable[[int, int], None]
 
@@ -339,65 +341,38 @@ def greedy_kmeans_plusplus(
     Squared distances are computed on a grid of 2^-20 of the data's width with an exact integer product in float64, so
     they do not depend on BLAS or on its number of threads.
     """
-    n_points = len(points)
     n_trials = 2 + int(math.log(n_clusters))
-    between = _Between(points)
-    mass = weights.astype(np.float64)
-    first = int(np.searchsorted(np.cumsum(mass), random_uniform(key, np.array([0]))[0] * mass.sum(), side="right"))
-    chosen = [min(first, n_points - 1)]
-    closest = between.rows(np.array(chosen))[0].copy()
-    potentials = np.empty(n_trials)
-    for step in range(1, min(n_clusters, n_points)):
-        reach = np.cumsum(mass * closest)
-        if not reach[-1] > 0:
-            break
-        draws = random_uniform(key, step * n_trials + np.arange(n_trials) + 1) * reach[-1]
-        candidates = np.searchsorted(reach, draws, side="right").clip(max=n_points - 1)
-        table, index = between.table(candidates)
-        kernels.candidate_potentials(table, index, mass, closest, potentials)
-        best = int(potentials.argmin())
-        chosen.append(int(candidates[best]))
-        np.minimum(closest, table[index[best]], out=closest)
-    return np.array(chosen, np.int64)
+    n_chosen = min(n_clusters, len(points))
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    no_table = np.empty((0, 0), np.float32)
+    if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
+        between, columns = no_table, np.ascontiguousarray(centred.T, dtype=np.float32)
+    else:
+        between, columns = _all_pairs(centred), no_table
+    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
+    chosen = np.empty(n_chosen, np.int64)
+    found = kernels.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
+    return chosen[:found]
 
 
-class _Between:
-    """Squared distances between points, all kept if they are few, else made when asked for."""
-
-    def __init__(self, points: NDArray[np.float32]) -> None:
-        centred = points.astype(np.float64) - points.astype(np.float64).mean(axis=0)
-        largest = float(np.abs(centred).max(initial=0.0))
-        # 2 bits per product and log2(d) for the sum leave 53 for an exact float64.
-        bits = (51 - math.ceil(math.log2(max(points.shape[1], 2)))) // 2
-        self._step = largest / 2.0**bits if largest > 0 else 1.0
-        self._grid = np.rint(centred / self._step)
-        self._norms = (self._grid * self._grid).sum(axis=1)
-        self._table = self._all_pairs() if len(points) <= _MATRIX_POINTS else None
-
-    def rows(self, index: NDArray[np.int64]) -> NDArray[np.float32]:
-        """Squared distances of the points `index` to all points."""
-        out = np.empty((len(index), len(self._grid)), np.float32)
-        product = self._grid[index] @ self._grid.T
-        kernels.pair_distances(product, self._norms[index], self._norms, self._step, out)
-        return out
-
-    def _all_pairs(self) -> NDArray[np.float32]:
-        n = len(self._grid)
-        out = np.empty((n, n), np.float32)
-        for low in range(0, n, 512):
-            high = min(low + 512, n)
-            product = self._grid[low:high] @ self._grid[low:].T
-            square = np.empty(product.shape, np.float32)
-            kernels.pair_distances(product, self._norms[low:high], self._norms[low:], self._step, square)
-            out[low:high, low:] = square
-            out[high:, low:high] = square[:, high - low :].T
-        return out
-
-    def table(self, index: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """A table that holds the rows `index`, and where in it they stand."""
-        if self._table is not None:
-            return self._table, index
-        return self.rows(index), np.arange(len(index))
+def _all_pairs(centred: NDArray[np.float64]) -> NDArray[np.float32]:
+    """Squared distances between all points, from an integer product that no order of summation changes."""
+    largest = float(np.abs(centred).max(initial=0.0))
+    # Two factors and log2(d) for the sum leave float64's 53 bits exact.
+    bits = (51 - math.ceil(math.log2(max(centred.shape[1], 2)))) // 2
+    step = largest / 2.0**bits if largest > 0 else 1.0
+    grid = np.rint(centred / step)
+    norms = (grid * grid).sum(axis=1)
+    n = len(grid)
+    out = np.empty((n, n), np.float32)
+    for low in range(0, n, 512):
+        high = min(low + 512, n)
+        product = grid[low:high] @ grid[low:].T
+        square = np.empty(product.shape, np.float32)
+        kernels.pair_distances(product, norms[low:high], norms[low:], step, square)
+        out[low:high, low:] = square
+        out[high:, low:high] = square[:, high - low :].T
+    return out
 
 
 def seed_from_points(

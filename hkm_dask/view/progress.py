@@ -191,7 +191,7 @@ class Status:
             return f"seeding, {centers:,} of {target:,} centres", centers / target if target else None
         if self.step:
             return "seeding", None
-        return "assigning", None
+        return ("assigning" if self.steps_done else "preparing"), None
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.levels = len(fields["levels"])
@@ -266,12 +266,12 @@ class Display:
         # Printed after the lock is released: the live display's own thread takes the console first and this lock then.
         with self._lock:
             lines = self._status.update(event)
-            if not self.live and not lines and self._is_due(event):
-                lines = [self._plain(event.time)]
-            if lines:
-                self._last_line = event.time
             if not self.live:
-                lines = [f"[{stopwatch(event.time - self._status.started)}] {line}" for line in lines if line]
+                if not lines and self._is_due(event) and (line := self._plain(event.time)):
+                    lines = [line]
+                if lines:
+                    self._last_line = event.time
+                lines = [f"[{stopwatch(event.time - self._status.started)}] {line}" for line in lines]
         for line in lines:
             style = "yellow" if line.startswith("warning") else "green" if " done in " in line else ""
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)

@@ -84,7 +84,17 @@ def test_rows_are_the_rows(tmp_path: Path, kind: str, dtype: str) -> None:
         out = np.full((stop - start, D), np.nan, dtype)
         assert found.read(start, stop, out) is out
         np.testing.assert_array_equal(out, expected[start:stop])
-    for wanted in ([], [0], [22], [0, 1, 2, 3, 4], [1, 1, 2], [0, 0, 2, 3, 4], [5, 6, 6, 6, 9], list(range(0, N, 3)), list(range(N))):
+    for wanted in (
+        [],
+        [0],
+        [22],
+        [0, 1, 2, 3, 4],
+        [1, 1, 2],
+        [0, 0, 2, 3, 4],
+        [5, 6, 6, 6, 9],
+        list(range(0, N, 3)),
+        list(range(N)),
+    ):
         taken = found.take(np.array(wanted, dtype=np.int64))
         assert taken.flags.c_contiguous
         assert taken.dtype == dtype

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 import zarr
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.compute import cluster
@@ -192,6 +192,7 @@ def test_a_cluster_gives_the_same_bits(tmp_path: Path, expected: tuple) -> None:
         assert facts(ingest(values(), tmp_path / "q.zarr", chunk_mb=TINY)) == expected
 
 
+@settings(max_examples=40)
 @given(cuts=st.lists(st.integers(1, 56), max_size=6), drop=st.booleans())
 def test_sources_cut_anywhere_are_one_table(
     tmp_path_factory: pytest.TempPathFactory, cuts: list[int], drop: bool
@@ -417,6 +418,15 @@ def test_what_is_no_source_is_refused(tmp_path: Path, make: Callable[[Path], obj
     with pytest.raises(InputError, match=message):
         ingest(make(tmp_path / "in"), tmp_path / "out" / "p.zarr")
     tidy(tmp_path / "out")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"zarr_format": 3, "node_type": "array"}'])
+def test_damaged_zarr_metadata_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / "g.zarr").mkdir()
+    (tmp_path / "g.zarr" / "zarr.json").write_text(text)
+    with pytest.raises(InputError, match=r"g.zarr should be Zarr, it cannot be opened"):
+        ingest(tmp_path / "g.zarr", tmp_path / "p.zarr")
+    tidy(tmp_path, "g.zarr")
 
 
 def test_files_of_other_kinds_are_refused(tmp_path: Path) -> None:
