@@ -33,6 +33,25 @@ _HEADS = (16, 32, 48, 64, 96, 128, 192, 256, 384)
 TRIAL_ROWS = 256
 
 
+_own = threading.local()
+
+
+def scratch(name: str, n: int) -> NDArray[np.float32]:
+    """Return `n` float32 of this thread's memory, kept from call to call: fresh pages cost as much as their use.
+
+    Parameters
+    ----------
+    name : str
+        Two uses at once have two names.
+    n : int
+    """
+    kept: NDArray[np.float32] | None = getattr(_own, name, None)
+    if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
+        kept = np.empty(max(n, 1), np.float32)
+        setattr(_own, name, kept)
+    return kept[:n]
+
+
 def _gamma(n: int) -> float:
     return n * _UNIT / (1.0 - n * _UNIT)
 
@@ -152,7 +171,7 @@ class Search:
         n_scores = len(self.centroids)
         width = min(n_scores, TILE_CENTROIDS)
         height = min(tile_rows(n_scores), len(rows))
-        buffer = np.empty((height, width), np.float32)
+        buffer = scratch("scores", height * width)
         found = np.empty(height, np.int32)
         n_measured = 0
         for low in range(0, len(rows), max(height, 1)):
@@ -164,7 +183,7 @@ class Search:
             self._to_local(labels[low:high], local, first)
             for left in range(0, n_scores, TILE_CENTROIDS):
                 right = min(left + TILE_CENTROIDS, n_scores)
-                scores = buffer.reshape(-1)[: (high - low) * (right - left)].reshape(high - low, right - left)
+                scores = buffer[: (high - low) * (right - left)].reshape(high - low, right - left)
                 np.dot(form.matrix, self._weights[:, left:right], out=scores)
                 n_measured += kernels.finish_nearest(
                     scores, tile, self.centroids, left, form.norms, form.errors, self._error, self._gamma,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_operand, search_for
+from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_operand, scratch, search_for
 
 #: Rows converted to float32 at once.
 SLAB_ROWS = 4096
@@ -52,6 +52,7 @@ class Slab:
     local : slice
         The same, counted from the part's first row.
     rows : ndarray of float32, shape (stop - start, n_features)
+        Valid until the next slab.
     pair : tuple of int
         Bounds of the block it lies in.
     """
@@ -70,7 +71,11 @@ def iter_slabs(part: Part) -> Iterator[Slab]:
         pair = (first, first + len(block))
         for low in range(0, len(block), SLAB_ROWS):
             high = min(low + SLAB_ROWS, len(block))
-            rows = np.ascontiguousarray(block[low:high], dtype=np.float32)
+            rows = block[low:high]
+            if rows.dtype != np.float32 or not rows.flags.c_contiguous:
+                wide = scratch("slab", rows.size).reshape(rows.shape)
+                wide[...] = rows
+                rows = wide
             start = first + low
             local = slice(start - part.start, first + high - part.start)
             yield Slab(start, first + high, local, rows, block, pair)

@@ -20,7 +20,7 @@ from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import StoreError
 
 _WIP = layout.wip_path("tree.zarr").suffix
-_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
+_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "subset_fingerprint", "software", "seconds")
 
 Facts = dict[str, Any]
 
@@ -213,7 +213,7 @@ def _tree_lines(facts: Facts) -> list[str]:
     if planned:
         lines += ["", "settings", *_settings_table(planned)]
     if done:
-        lines += ["", "history (iterations and final inertia of each k-means)", *_history_lines(done)]
+        lines += ["", "history (iterations and final inertia of each k-means: the first over all rows, the others over those taken)", *_history_lines(done)]
     return lines
 
 
@@ -225,7 +225,7 @@ def _samples(done: Sequence[Facts]) -> str | None:
 
 
 def _level_table(done: Sequence[Facts]) -> list[str]:
-    names = ("level", "clusters", "non-empty", "mean size", "min", "max", "k-means", "iterations", "inertia", "seconds")
+    names = ("level", "clusters", "non-empty", "mean size", "min", "max", "k-means", "iterations", "last inertia", "seconds")
     rows = [
         (
             str(level["level"]),

@@ -227,7 +227,7 @@ class Status:
         if self.level:
             parts.append(f"{self.level['n']:,} rows in {self.level['k']:,} clusters")
         if self.steps_done:
-            parts.append(f"{self.steps_done} k-means, inertia {self.inertia:.6g}")
+            parts.append(f"{self.steps_done} k-means, last inertia {self.inertia:.6g}")
         self.level = self.step = {}
         return [", ".join(parts)]
 

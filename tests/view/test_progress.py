@@ -130,8 +130,8 @@ def test_an_inertia_that_rises_or_is_zero_is_shown_as_it_is() -> None:
 def test_without_a_terminal_a_fast_run_is_a_few_lines() -> None:
     lines = told(whole_run())
     assert [line.partition("] ")[2] for line in lines[-3:]] == [
-        "level 1 done in 0:01:01, 82,115 rows in 2,000 clusters, 3 k-means, inertia 33.3333",
-        "level 2 done in 0:00:01, 2,000 rows in 400 clusters, 1 k-means, inertia 33.3333",
+        "level 1 done in 0:01:01, 82,115 rows in 2,000 clusters, 3 k-means, last inertia 33.3333",
+        "level 2 done in 0:00:01, 2,000 rows in 400 clusters, 1 k-means, last inertia 33.3333",
         "done in 0:01:02",
     ]
     assert len(lines) == 4
