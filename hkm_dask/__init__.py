@@ -1,11 +1,33 @@
 """Balanced, diverse subsets of huge embedding pools, by hierarchical k-means with resampling on Dask."""
 
-from hkm_dask.config import Config, Level
-from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
-from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.io.ingest import ingest
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from hkm_dask.config import Config, Level
+    from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
+    from hkm_dask.hierarchy.build import build_hierarchy
+    from hkm_dask.hierarchy.sampling import sample
+    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.io.ingest import ingest
+
+__version__ = "0.1.0"
+
+# Imported when first used, so that `hkm --help` does not wait for NumPy, Zarr and xarray.
+_HOMES = {
+    "ComputeError": "errors",
+    "Config": "config",
+    "HkmError": "errors",
+    "InputError": "errors",
+    "Level": "config",
+    "StoreError": "errors",
+    "build_hierarchy": "hierarchy.build",
+    "ingest": "io.ingest",
+    "open_hierarchy": "hierarchy.tree",
+    "sample": "hierarchy.sampling",
+}
 
 __all__ = [
     "ComputeError",
@@ -19,4 +41,13 @@ __all__ = [
     "open_hierarchy",
     "sample",
 ]
-__version__ = "0.1.0"
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

@@ -350,12 +350,14 @@ def cluster(pool: Path, tree: Path, restart: bool, where: _Where, **settings: An
     Interrupted, the same command resumes. On a finished tree it says "already complete".
     """
     config = _config(**settings)
+    from hkm_dask.data.layout import wip_path
     from hkm_dask.hierarchy.build import build_hierarchy
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 
-    if tree.exists() and not restart:
+    if tree.exists() and not restart and not wip_path(tree).exists():
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
+        # Unless a restart was interrupted, whose unfinished tree lies beside it.
         build_hierarchy(pool, tree, config, memory_limit=where.memory_limit)
         click.echo(f"{tree}: already complete")
         return

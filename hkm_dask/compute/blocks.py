@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -96,16 +96,31 @@ class Memo:
     """What one process remembers about blocks, within a budget; anything may be dropped.
 
     Entries belong to a group (the rows they are about). When room is short the groups used longest ago go first; within
-    the group in use nothing is replaced.
+    the group in use nothing is replaced, and what finds no room beside it drives no other group out.
+
+    Examples
+    --------
+    >>> kept = Memo()
+    >>> kept.put("rows", 0, "block", n_bytes=60, budget=100), kept.put("rows", 1, "next", n_bytes=60, budget=100)
+    (True, False)
+    >>> kept.get("rows", 0), kept.get("rows", 1)
+    ('block', None)
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._groups: OrderedDict[Any, dict[Any, tuple[Any, int]]] = OrderedDict()
+        self._sizes: Counter[Any] = Counter()
         self._used = 0
 
     def get(self, group: Any, key: Any) -> Any | None:
-        """Return the entry, or None."""
+        """Return the entry, or None.
+
+        Parameters
+        ----------
+        group, key : hashable
+            As they were given to `put`.
+        """
         with self._lock:
             entries = self._groups.get(group)
             if entries is None:
@@ -115,30 +130,53 @@ class Memo:
             return None if entry is None else entry[0]
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
-        """Keep `value` if `n_bytes` more fit into `budget`; say whether it was kept."""
+        """Keep `value` if `n_bytes` more fit into `budget`; say whether it was kept.
+
+        Parameters
+        ----------
+        group, key : hashable
+            What the entry is about, and its name there; an older one of that name is forgotten in any case.
+        value : object
+        n_bytes : int
+            What it takes.
+        budget : int
+            Bytes all entries together may take.
+
+        Returns
+        -------
+        bool
+        """
         with self._lock:
             entries = self._groups.setdefault(group, {})
             self._groups.move_to_end(group)
             old = entries.pop(key, None)
-            self._used -= old[1] if old else 0
-            while self._used + n_bytes > budget and len(self._groups) > 1:
-                _, dropped = self._groups.popitem(last=False)
-                self._used -= sum(size for _, size in dropped.values())
-            if self._used + n_bytes > budget:
+            self._grow(group, -old[1] if old else 0)
+            if self._sizes[group] + n_bytes > budget:
                 return False
+            while self._used + n_bytes > budget:
+                self._forget(next(iter(self._groups)))
             entries[key] = (value, n_bytes)
-            self._used += n_bytes
+            self._grow(group, n_bytes)
             return True
+
+    def _grow(self, group: Any, n_bytes: int) -> None:
+        self._sizes[group] += n_bytes
+        self._used += n_bytes
+
+    def _forget(self, group: Any) -> None:
+        self._groups.pop(group, None)
+        self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
         """Forget a group."""
         with self._lock:
-            self._used -= sum(size for _, size in self._groups.pop(group, {}).values())
+            self._forget(group)
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._groups.clear()
+            self._sizes.clear()
             self._used = 0
 
 

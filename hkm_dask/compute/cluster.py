@@ -7,6 +7,7 @@ every worker; each folds many blocks into one partial result, and a short tree c
 from __future__ import annotations
 
 import itertools
+import logging
 import os
 import shutil
 import tempfile
@@ -214,6 +215,30 @@ class Runner:
 
     def _name(self, stage: str) -> str:
         return f"hkm-{stage}-{next(self._counter)}-{self._token}"
+
+
+def runner_in_task(memory_budget: int) -> Runner:
+    """Runner for a task that does a whole computation by itself.
+
+    Parameters
+    ----------
+    memory_budget : int
+        Bytes its worker may hold above what it holds when idle; the worker's limit, not the machine's.
+
+    Returns
+    -------
+    Runner
+        With one thread.
+
+    Examples
+    --------
+    >>> with runner_in_task(64 << 20) as runner:
+    ...     runner.n_threads, runner.memory_budget >> 20
+    (1, 64)
+    """
+    runner = Runner(n_threads=1)
+    runner.memory_budget = memory_budget
+    return runner
 
 
 class ClusterRunner(Runner):
@@ -485,6 +510,7 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
+            silence_logs=logging.ERROR,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -81,4 +81,5 @@ def random_uniform(key: int, rows: NDArray[np.integer]) -> NDArray[np.float64]:
     >>> bool(((u > 0) & (u < 1)).all()), float(random_uniform(stream_key(0), np.array([3]))[0]) == float(u[3])
     (True, True)
     """
-    return ((random_bits(key, rows) >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    # 52 bits and a half: with 53 the largest would round up to 1.
+    return ((random_bits(key, rows) >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

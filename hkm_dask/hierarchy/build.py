@@ -6,12 +6,10 @@ resampling steps: take the r members closest to each centroid, run k-means on th
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import time
 import uuid
-from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,13 +26,14 @@ from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
-from hkm_dask.data.pool import Pool, open_pool
-from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows, UnitRows, ZarrRows, as_rows
+from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows, ZarrRows
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
+from hkm_dask.hierarchy.source import Source, label_chunk_rows, open_source
+from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, discard, fit, gather
 from hkm_dask.kmeans.frame import make_frame
@@ -42,9 +41,6 @@ from hkm_dask.kmeans.lloyd import Moved
 
 if TYPE_CHECKING:
     from distributed import Client
-
-#: Rows of labels in one file, at most.
-_LABEL_CHUNK_ROWS = 1 << 20
 
 
 def build_hierarchy(
@@ -72,11 +68,13 @@ def build_hierarchy(
     memory_limit : int or str, optional
         Bytes this process may hold, when it runs on threads.
     restart : bool
-        Discard what another configuration made there.
+        Begin again, whatever is there of the tree. A tree that is finished stays until the new one is; a restart that
+        was interrupted goes on when it is started again without `restart`.
 
     Returns
     -------
     xarray.DataTree
+        As `open_hierarchy` gives it.
 
     Raises
     ------
@@ -101,110 +99,39 @@ def build_hierarchy(
     ...     tree.hkm.n_clusters
     (30, 6)
     """
-    source = _open_source(pool, config)
+    source = open_source(pool, config)
     config.check(source.rows.n_rows)
     target = Path(tree).absolute()
+    wip, work = layout.wip_path(target), target.with_name(f"{target.name}.work")
     with store.lock(target):
-        if target.exists() and not restart:
-            return _finished(target, config, source)
-        attributes = _identity(config, source)
-        wip = layout.wip_path(target)
-        if wip.exists():
-            _check_same(wip, config, source) if not restart else remove(wip)
-        work = target.with_name(f"{target.name}.work")
-        if restart or not wip.exists():
+        if restart:
+            store.check_destination(target, overwrite=True)
+            remove(wip)
+        if not wip.exists():
+            # Left by a run that was killed when all was done, or belonging to what is discarded.
             remove(work)
-        with store.staged(target, overwrite=restart, keep=True) as folder:
-            store.create_group(folder, attributes)
+        # Beside a finished tree something unfinished can only be a restart that was interrupted.
+        obstacles = _obstacles(wip, config, source) if wip.exists() else []
+        goes_on = wip.exists() and not obstacles
+        if target.exists() and not (restart or goes_on):
+            return _finished(target, config, source)
+        if obstacles:
+            raise InputError(obstacles)
+        with store.staged(target, overwrite=restart or goes_on) as folder:
+            store.create_group(folder, _identity(config, source))
             with runner_for(client, memory_limit, work_dir=work) as runner:
                 _Build(config, source, folder, runner, checkpoint.Checkpoints(work)).run()
-            store.mark_complete(folder)
+            seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
+            store.mark_complete(folder, {"seconds": round(seconds, 3)})
         remove(work)
         memo.clear()
     return open_hierarchy(target)
 
 
-# -- what is clustered, and what is there already ---------------------------------------------------------------------
+# -- what is there already --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Source:
-    """The samples: where they are, which of them, and how they are told from others."""
-
-    rows: Rows
-    n_total: int
-    chunk_rows: int
-    fingerprint: str
-    path: str
-    subset: str
-    mean: NDArray[np.float32] | None
-    max_abs: float | None
-
-
-def _open_source(pool: Any, config: Config) -> _Source:
-    is_pool = isinstance(pool, Pool) or (
-        isinstance(pool, str | os.PathLike)
-        and (not Path(pool).exists() or _attributes(Path(pool)).get("format") == layout.POOL_FORMAT)
-    )
-    opened = pool if isinstance(pool, Pool) else open_pool(pool) if is_pool else None
-    base = opened.rows() if opened is not None else as_rows(pool)
-    if opened is not None and config.metric == "cosine" and opened.n_zero_rows:
-        raise InputError(
-            f"metric='cosine' should have rows other than zero, {opened.n_zero_rows} are zero; use metric l2 or drop them"
-        )
-    fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
-    rows: Rows = UnitRows(base) if config.metric == "cosine" else base
-    index = _read_subset(config.subset, base.n_rows)
-    plain = opened is not None and config.metric == "l2"
-    return _Source(
-        rows=rows if index is None else SubsetRows(rows, index),
-        n_total=base.n_rows,
-        chunk_rows=_label_chunk_rows(base),
-        fingerprint=fingerprint,
-        path=opened.path if opened is not None else base.label,
-        subset="" if index is None else hashlib.sha256(index.tobytes()).hexdigest(),
-        mean=opened.mean if plain and opened is not None else None,
-        max_abs=opened.max_abs if plain and opened is not None else None,
-    )
-
-
-def _fingerprint(rows: Rows) -> str:
-    digest = hashlib.sha256(f"{rows.n_rows},{rows.n_features},{rows.dtype.name}:".encode())
-    for low in range(0, rows.n_rows, 1 << 16):
-        digest.update(rows.read(low, min(low + (1 << 16), rows.n_rows)).tobytes())
-    return digest.hexdigest()
-
-
-def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
-    if path is None:
-        return None
-    try:
-        index = np.load(path, allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"subset={path} should be an .npy file of row numbers; {error}") from error
-    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
-        raise InputError(f"subset={path} should be a 1-D array of whole numbers, it is {index.dtype} {index.shape}; save it so")
-    index = np.sort(index.astype(np.int64))
-    problems = []
-    if index[0] < 0 or index[-1] >= n_rows:
-        bad = int(((index < 0) | (index >= n_rows)).sum())
-        problems.append(f"subset={path} should be row numbers below {n_rows}, {bad} are not; drop them")
-    n_repeated = len(index) - len(np.unique(index))
-    if n_repeated:
-        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; use numpy.unique")
-    if problems:
-        raise InputError(problems)
-    return index
-
-
-def _label_chunk_rows(base: Rows) -> int:
-    """Rows of labels in one file: whole chunks of the embeddings, few files, yet work for every core."""
-    unit = base.chunk_rows if base.chunk_rows > 1 else max(1, min(4096, base.n_rows))
-    n_units = -(-base.n_rows // unit)
-    return unit * max(1, min(_LABEL_CHUNK_ROWS // unit, n_units // 64))
-
-
-def _identity(config: Config, source: _Source) -> dict[str, Any]:
+def _identity(config: Config, source: Source) -> dict[str, Any]:
     return {
         "format": layout.TREE_FORMAT,
         "format_version": layout.FORMAT_VERSION,
@@ -222,9 +149,11 @@ def _attributes(folder: Path) -> dict[str, Any]:
     return read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
 
 
-def _differences(folder: Path, config: Config, source: _Source) -> list[str]:
+def _differences(folder: Path, config: Config, source: Source) -> list[str]:
     attributes = _attributes(folder)
     lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
+    # A subset is known by what it holds, wherever its file lies now.
+    lines = [line for line in lines if not line.startswith("subset: ")]
     for name, mine in [("pool", source.fingerprint), ("subset", source.subset)]:
         theirs = attributes.get(f"{name}_fingerprint", mine)
         if theirs != mine:
@@ -232,23 +161,26 @@ def _differences(folder: Path, config: Config, source: _Source) -> list[str]:
     return lines
 
 
-def _check_same(folder: Path, config: Config, source: _Source) -> None:
-    attributes = _attributes(folder)
+def _obstacles(wip: Path, config: Config, source: Source) -> list[str]:
+    """Why what an interrupted run left cannot be gone on with."""
+    attributes = _attributes(wip)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
-        raise InputError(f"{folder} should be a tree of hkm_dask, it is something else; give another path")
+        return [f"{wip} should be a tree of hkm_dask, it is something else; give another path"]
     found = attributes.get("format_version", layout.FORMAT_VERSION)
     if found != layout.FORMAT_VERSION:
-        raise InputError(f"{folder} has format_version={found}, should be {layout.FORMAT_VERSION}; use --restart")
-    lines = _differences(folder, config, source)
-    if lines:
-        raise InputError([*lines, f"{folder} should have been begun with the same settings; use --restart to discard it"])
+        return [f"{wip}: format_version={found} should be {layout.FORMAT_VERSION} for this hkm_dask; use --restart"]
+    lines = _differences(wip, config, source)
+    return (
+        [*lines, f"{wip} should have been begun with the same settings; use --restart to discard it"] if lines else []
+    )
 
 
-def _finished(target: Path, config: Config, source: _Source) -> xr.DataTree:
+def _finished(target: Path, config: Config, source: Source) -> xr.DataTree:
     opened = open_hierarchy(target)
     lines = _differences(target, config, source)
     if lines:
-        raise InputError([*lines, f"{target} should have been made with the same settings; use --restart to replace it"])
+        lines.append(f"{target} should have been made with the same settings; use --restart to replace it")
+        raise InputError(lines)
     emit("resumed", what="already complete")
     return opened
 
@@ -260,7 +192,7 @@ class _Build:
     """One run of Algorithm 1."""
 
     def __init__(
-        self, config: Config, source: _Source, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
+        self, config: Config, source: Source, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
     ) -> None:
         self.config, self.source, self.folder = config, source, folder
         self.runner, self.checkpoints = runner, checkpoints
@@ -297,6 +229,8 @@ class _Build:
         remove(folder)
         self._create(t, rows, level.n_centroids, folder)
         found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, folder=folder)
+        if level.n_splits > 1:
+            centroids, found = self._split(t, level, rows, centroids, folder)
         emit("assigned", level=t, step=level.n_resamples)
         self._store(t, rows, centroids, found, inertia, folder)
         seconds = time.perf_counter() - begin
@@ -316,7 +250,7 @@ class _Build:
         below = self.folder / f"level_{t - 1}"
         sizes = open_array(below / "sizes").read(0, self.config.levels[t - 2].n_centroids)
         rows: Rows = ZarrRows(below, "centroids")
-        chunk_rows = _label_chunk_rows(rows)
+        chunk_rows = label_chunk_rows(rows)
         if not isinstance(self.runner, ClusterRunner) and rows.n_rows * rows.row_bytes < self.runner.memory_budget // 4:
             rows = ArrayRows(rows.read(0, rows.n_rows), rows.label)
         n_total = rows.n_rows
@@ -385,6 +319,23 @@ class _Build:
         )  # fmt: skip
         return done
 
+    def _split(
+        self, t: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32], folder: Path
+    ) -> tuple[NDArray[np.float32], Assigned]:
+        """Split the clusters whose labels were just written, and write those of the parts instead."""
+        index = rows.rows.index if isinstance(rows.rows, SubsetRows) else None
+        labels, distances = (open_array(folder / name).read(0, rows.n_total) for name in ("labels", "distances"))
+        own = (labels, distances) if index is None else (labels[index], distances[index])
+        indptr, members = group_by_label(*own, len(centroids))
+        key = stream_key(self.config.seed, t, "split")
+        settings = Settings(level.n_splits, level.init, level.max_iter, level.tol, key)
+        parts = split_clusters(rows.rows, indptr, members, settings, frame=rows.frame, runner=self.runner)
+        where = slice(None) if index is None else index
+        labels[where], distances[where] = parts.labels, parts.distances
+        for name, values in (("labels", labels), ("distances", distances)):
+            open_array(folder / name).write(0, values)
+        return parts.centroids, Assigned(np.bincount(parts.labels, minlength=level.n_centroids), 0)
+
     # -- the arrays of a level -----------------------------------------------------------------------------------------
 
     def _create(self, t: int, rows: LevelRows, k: int, folder: Path) -> None:
@@ -438,5 +389,9 @@ def config_of(tree: xr.DataTree) -> Config:
     ----------
     tree : DataTree
         From `open_hierarchy`.
+
+    Returns
+    -------
+    Config
     """
     return Config.from_json(tree.attrs["config"])

@@ -1,7 +1,7 @@
 """What a level that is being built leaves on disk, so that a crash costs an iteration and not a night.
 
-One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside the
-tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries.
+One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside
+the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries.
 """
 
 from __future__ import annotations
@@ -37,16 +37,33 @@ class Checkpoints:
         self._inertia: list[float] = []
 
     def finished(self, level: int) -> list[Fit]:
-        """Steps of a level that are done, from step 0 on."""
+        """Steps of a level that are done, from step 0 on.
+
+        Parameters
+        ----------
+        level : int
+            From 1.
+
+        Returns
+        -------
+        list of Fit
+        """
         steps: list[Fit] = []
         while (found := self._read(self._step(level, len(steps)))) is not None:
-            steps.append(
-                Fit(found["centroids"], found["inertia"], int(found["n_relocated"]), float(found["seconds"]))
-            )
+            steps.append(Fit(found["centroids"], found["inertia"], int(found["n_relocated"]), float(found["seconds"])))
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:
-        """Where the k-means of a step had come to, if it was begun."""
+        """Where the k-means of a step had come to, if it was begun.
+
+        Parameters
+        ----------
+        level, step : int
+
+        Returns
+        -------
+        Progress or None
+        """
         self._inertia = []
         found = self._read(self._iteration(level, step))
         if found is None:
@@ -55,23 +72,36 @@ class Checkpoints:
         return Progress(found["centroids"], tuple(self._inertia), int(found["relocated"]))
 
     def iteration(self, level: int, step: int, moved: Moved) -> None:
-        """Note an iteration; written to disk now and then."""
+        """Note an iteration; written to disk now and then.
+
+        Parameters
+        ----------
+        level, step : int
+        moved : Moved
+            Its outcome. The last of a k-means is not kept: whoever resumed there would iterate once more.
+        """
         self._inertia.append(moved.inertia)
-        if time.monotonic() - self._last < self.every:
+        if moved.last or time.monotonic() - self._last < self.every:
             return
         self._write(
             self._iteration(level, step),
-            centroids=moved.centroids.get(), inertia=np.array(self._inertia), relocated=np.int64(moved.n_relocated),
+            centroids=moved.centroids.get(), inertia=np.array(self._inertia), relocated=np.array(moved.n_relocated),
         )  # fmt: skip
         self._last = time.monotonic()
         failpoint("iteration")
 
     def finish(self, level: int, step: int, done: Fit) -> None:
-        """Keep the outcome of a step."""
+        """Keep the outcome of a step, in place of that of its last iteration.
+
+        Parameters
+        ----------
+        level, step : int
+        done : Fit
+        """
         self._write(
             self._step(level, step),
             centroids=done.centroids, inertia=done.inertia,
-            n_relocated=np.int64(done.n_relocated), seconds=np.float64(done.seconds),
+            n_relocated=np.array(done.n_relocated), seconds=np.array(done.seconds),
         )  # fmt: skip
         self._iteration(level, step).unlink(missing_ok=True)
         failpoint("step")
@@ -85,8 +115,9 @@ class Checkpoints:
     @staticmethod
     def _read(path: Path) -> dict[str, np.ndarray] | None:
         try:
-            with np.load(path, allow_pickle=False) as file:
-                return dict(file)
+            # Opened here: NumPy leaves a file it opened itself open when the archive is cut short.
+            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+                return dict(arrays)
         except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):
             return None
 
@@ -96,7 +127,7 @@ class Checkpoints:
         def write() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
             with partial.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez(file, allow_pickle=False, **arrays)
             sync(partial)
             partial.replace(path)
 

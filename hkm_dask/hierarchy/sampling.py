@@ -2,8 +2,8 @@
 
 At a node that is to give N leaves, child j with s_j leaves gives min(n, s_j), where n is the largest integer with
 Σ min(n, s_j) ≤ N; the rest, less than one each, goes to random children that have more. (The paper's integer n that
-minimises |N - Σ min(n, s_j)| misses the target: arXiv:2405.15613 §3.3.) All nodes of a level are solved at once, by a sort
-within segments and prefix sums.
+minimises |N - Σ min(n, s_j)| misses the target: arXiv:2405.15613 §3.3.) All nodes of a level are solved at once, by a
+sort within segments and prefix sums.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def fill_targets(
 
 def _segment_sums(values: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
     prefix = np.concatenate([[0], np.cumsum(values)])
-    return prefix[indptr[1:]] - prefix[indptr[:-1]]  # type: ignore[no-any-return]
+    return prefix[indptr[1:]] - prefix[indptr[:-1]]
 
 
 def _give_one(
@@ -171,12 +171,8 @@ def sample(
         from hkm_dask.hierarchy.tree import open_hierarchy
 
         tree = open_hierarchy(tree)
-    _check(size, strategy, within, multiplier, seed)
     loaded = _Tree.load(tree)
-    available = int(loaded.leaf_sizes[0].sum()) * multiplier
-    if size > available:
-        remedy = "lower size" if multiplier > 1 else "lower size or raise multiplier"
-        raise InputError(f"size={size} should be <= {available}, the samples available; {remedy}")
+    _check(loaded, size, strategy, within, multiplier, seed)
     emit("progress", stage="sample", done=0, total=size)
     if strategy == "flat":
         indptr, members = _leaves_of_top(loaded, tree)
@@ -189,17 +185,25 @@ def sample(
     return rows
 
 
-def _check(size: int, strategy: str, within: str, multiplier: int, seed: int) -> None:
+def _check(loaded: _Tree, size: int, strategy: str, within: str, multiplier: int, seed: int) -> None:
     problems = [
         f"{name}={value!r} should be a whole number >= {least}; give another {name}"
-        for name, value, least in [("size", size, 1), ("multiplier", multiplier, 1), ("seed", seed, 0)]
-        if isinstance(value, bool) or not isinstance(value, int | np.integer) or value < least
+        for name, value, least in [("multiplier", multiplier, 1), ("seed", seed, 0)]
+        if not _is_whole(value) or value < least
     ]
-    for name, value, known in [("strategy", strategy, STRATEGIES), ("within", within, WITHIN)]:
-        if value not in known:
-            problems.append(f"{name}={value!r} should be one of {', '.join(known)}; choose one of them")
+    for name, choice, known in [("strategy", strategy, STRATEGIES), ("within", within, WITHIN)]:
+        if choice not in known:
+            problems.append(f"{name}={choice!r} should be one of {', '.join(known)}; choose one of them")
+    available = int(loaded.leaf_sizes[0].sum()) * (1 if problems else multiplier)
+    if not _is_whole(size) or not 1 <= size <= available:
+        remedy = "lower it, or raise multiplier" if _is_whole(size) and size > available else "give another size"
+        problems.append(f"size={size!r} should be a whole number from 1 to the {available} available; {remedy}")
     if problems:
         raise InputError(problems)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _top_targets(leaf_sizes: NDArray[np.int64], size: int, multiplier: int, seed: int) -> NDArray[np.int64]:

@@ -47,7 +47,8 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     folder = Path(path).absolute()
     if not folder.exists():
         wip = layout.wip_path(folder)
-        remedy = f"{wip.name} is unfinished, run the same `hkm cluster` again" if wip.exists() else "make it with `hkm cluster`"
+        unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"
+        remedy = unfinished if wip.exists() else "make it with `hkm cluster`"
         raise StoreError(f"{folder} is missing; {remedy}")
     layout.check_marker(read_attributes(folder), layout.TREE_FORMAT, folder)
     return xr.open_datatree(folder, engine="zarr", chunks={})
@@ -143,13 +144,47 @@ class HkmAccessor:
         return tuple(path)
 
     def children(self, level: int, cluster: int) -> NDArray[np.int64]:
-        """Children of a cluster, closest first: clusters of the level below, or samples for level 1."""
+        """Children of a cluster: clusters of the level below, or samples for level 1.
+
+        Parameters
+        ----------
+        level : int
+            From 1.
+        cluster : int
+            Its number at that level.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_children,)
+            Closest to the centroid first.
+
+        Raises
+        ------
+        InputError
+            There is no such level or cluster.
+        """
         self._check_cluster(level, cluster)
         indptr, members = self._array(level, f"indptr_{level}"), self._array(level, f"members_{level}")
-        return members[indptr[cluster] : indptr[cluster + 1]]  # type: ignore[no-any-return]
+        return members[indptr[cluster] : indptr[cluster + 1]]
 
     def members(self, level: int, cluster: int) -> NDArray[np.int64]:
-        """Samples below a cluster of any level; for level 1 closest first, else sorted."""
+        """Samples below a cluster of any level.
+
+        Parameters
+        ----------
+        level, cluster : int
+            As for `children`.
+
+        Returns
+        -------
+        ndarray of int64, shape (n_members,)
+            Row numbers of the pool: for level 1 closest to the centroid first, else sorted.
+
+        Raises
+        ------
+        InputError
+            There is no such level or cluster.
+        """
         found = self.children(level, cluster)
         if level == 1:
             return found
@@ -158,15 +193,48 @@ class HkmAccessor:
         return np.sort(found)
 
     def nearest_samples(self, level: int, cluster: int, n: int = 10) -> NDArray[np.int64]:
-        """Samples that stand for a cluster: the ones closest to its centroid, going down its closest children."""
-        self._check_cluster(level, cluster)
+        """Samples that stand for a cluster: the ones closest to its centroid, going down its children.
+
+        Parameters
+        ----------
+        level, cluster : int
+            As for `children`.
+        n : int, default 10
+            How many, shared evenly among the children, the closest ones first.
+
+        Returns
+        -------
+        ndarray of int64
+            Row numbers of the pool, those of the closest child first; `n`, or all the samples there are.
+
+        Raises
+        ------
+        InputError
+            There is no such level or cluster.
+        """
+        children = self.children(level, cluster)
         if level == 1:
-            return self.children(1, cluster)[:n]
-        found: list[NDArray[np.int64]] = []
-        children = [c for c in self.children(level, cluster) if self._array(level - 1, "leaf_sizes")[c]]
-        each = max(1, -(-n // max(len(children), 1)))
-        for child in children:
-            found.append(self.nearest_samples(level - 1, int(child), each))
-            if sum(map(len, found)) >= n:
-                break
-        return np.concatenate(found)[:n] if found else np.empty(0, np.int64)
+            return children[: max(n, 0)]
+        shares = _share_out(self._array(level - 1, "leaf_sizes")[children], n)
+        found = [
+            self.nearest_samples(level - 1, int(child), int(share))
+            for child, share in zip(children, shares, strict=True)
+            if share
+        ]
+        return np.concatenate(found) if found else np.empty(0, np.int64)
+
+
+def _share_out(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Share `n` out as evenly as `sizes` allow; what is left over goes to the first.
+
+    Examples
+    --------
+    >>> _share_out(np.array([1, 9, 9]), 8), _share_out(np.array([3, 3, 3]), 2)
+    (array([1, 4, 3]), array([1, 1, 0]))
+    """
+    shares = np.zeros_like(sizes)
+    while (left := n - int(shares.sum())) > 0 and (able := shares < sizes).any():
+        more = np.minimum(sizes - shares, max(1, left // int(able.sum())))
+        more[np.cumsum(more) > left] = 0
+        shares += more
+    return shares

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
@@ -130,10 +131,12 @@ def fit(
     Fit
     """
     if isinstance(runner, ClusterRunner):
-        flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
-        if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < _ONE_TASK_BYTES:
-            return runner.call(_FitHere(rows, settings, frame), progress, stage="cluster")  # type: ignore[no-any-return]
         rows = on_workers(rows, runner)
+        flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
+        one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
+        if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
+            task = _FitHere(rows, settings, frame, runner.memory_budget)
+            return runner.call(task, progress, stage="cluster")  # type: ignore[no-any-return]
     begin = time.perf_counter()
     hooks = hooks or Hooks()
     run, hints = None, None
@@ -161,11 +164,15 @@ class _FitHere:
     rows: Rows
     settings: Settings
     frame: Frame
+    memory_budget: int
 
     def __call__(self, progress: Progress | None) -> Fit:
-        with Runner(n_threads=1) as runner:
-            rows = ArrayRows(self.rows.read(0, self.rows.n_rows), self.rows.label)
-            return fit(rows, self.settings, frame=self.frame, runner=runner, progress=progress)
+        rows = ArrayRows(self.rows.read(0, self.rows.n_rows), self.rows.label)
+        try:
+            with runner_in_task(self.memory_budget) as runner:
+                return fit(rows, self.settings, frame=self.frame, runner=runner, progress=progress)
+        finally:
+            memo.drop(rows.key)
 
 
 def on_workers(rows: Rows, runner: Runner) -> Rows:

@@ -24,8 +24,8 @@ from hkm_dask.errors import InputError
 _BASIS_ROWS, _BASIS_PLACES = 8192, 16
 #: Below these sizes a pruned search cannot pay.
 _MIN_FEATURES, _MIN_CLUSTERS = 24, 64
-#: Values beyond this square to more than float32 holds.
-_LARGEST_VALUE = 1e17
+#: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
+_LARGEST_NORM = 2.0**62
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,15 @@ class Frame:
         """Fixed-point units per unit of squared distance, likewise."""
         width = 2.0 * self.max_abs
         return _power_of_two(self.n_rows, width * width * len(self.mean))
+
+    @property
+    def resolution(self) -> float:
+        """Squared distance up to which rounding alone may part a row from the mean of its own copies.
+
+        Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to float32.
+        """
+        apart = math.sqrt(2.0 * len(self.mean)) / self.scale + (2.0**-22 if self.spherical else 0.0)
+        return apart * apart
 
 
 def _power_of_two(n_rows: int, largest: float) -> float:
@@ -171,9 +180,10 @@ def make_frame(
         found = measure_rows(rows, runner)
         mean = (found.total / max(found.n_rows, 1)).astype(np.float32)
         max_abs = found.max_abs
-    if not max_abs < _LARGEST_VALUE:
+    largest = _LARGEST_NORM / math.sqrt(rows.n_features)
+    if not max_abs < largest:
         raise InputError(
-            f"max_abs={max_abs:g} should be < {_LARGEST_VALUE:g} so that squared distances fit; scale the embeddings down"
+            f"max_abs={max_abs:g} should be < {largest:.3g} so that squared distances fit; scale the embeddings down"
         )
     frame = Frame(mean, max_abs, total_weight or rows.n_rows, spherical=spherical)
     if rows.n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:

@@ -16,6 +16,8 @@ from numba import njit
 
 #: Scores compared at once before looking which of them passed.
 _LANES = 64
+#: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
+_UNDERFLOW = 2.0**-108
 
 _compiling = threading.Lock()
 
@@ -159,7 +161,7 @@ def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untype
     """Largest score a centroid may have that lies no further than `distance` from the row, rounding included."""
     radius = np.sqrt(distance) * (1.0 + 1e-12) + error
     slack = gamma * (2.0 * np.sqrt(norm) + largest) * largest + 2.0**-22 * (norm + radius * radius)
-    return np.float32(radius * radius - norm + slack)
+    return np.float32(radius * radius - norm + slack + _UNDERFLOW)
 
 
 @_kernel("i8(f4[:,::1], f4[:,::1], f4[:,::1], i8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -50,7 +50,7 @@ class Totals:
     def __add__(self, other: Totals) -> Totals:
         keys = np.concatenate([self.far_keys, other.far_keys])
         rows = np.concatenate([self.far_rows, other.far_rows])
-        order = np.lexsort((rows, keys))[: max(len(self.far_keys), len(other.far_keys))]
+        order = np.lexsort((rows, keys))[: _n_far(len(self.counts))]
         return Totals(
             self.sums + other.sums,
             self.counts + other.counts,
@@ -97,7 +97,7 @@ class AssignAndAdd:
         if sums is None or counts is None:
             sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
         finder = Finder(part, self.frame)
-        far = _Furthest(min(_n_far(len(centroids)), n_rows))
+        far = _Furthest(_n_far(len(centroids)))
         inertia = 0
         for slab in iter_slabs(part):
             before = known.labels[slab.local].copy()
@@ -170,6 +170,8 @@ class Moved:
         Slots without a centroid, because there are too few distinct rows.
     at_rest : bool
         Nothing moved.
+    last : bool
+        The iteration ends here, at rest or not.
     """
 
     centroids: Shared
@@ -177,6 +179,7 @@ class Moved:
     n_relocated: int
     n_unused: int
     at_rest: bool
+    last: bool = False
 
 
 @dataclass(frozen=True)
@@ -212,7 +215,7 @@ class Update:
 
     def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: Totals) -> tuple[int, bool]:
         """Give empty clusters the rows furthest from their centroids, never a cluster's last row."""
-        far = totals.far_rows[totals.far_keys < 0]
+        far = totals.far_rows[totals.far_keys < -self.frame.resolution]
         if not len(far):
             return 0, True
         order = np.argsort(far)
@@ -341,10 +344,12 @@ def iterate(
         now = moved.centroids
         inertia.append(moved.inertia)
         n_relocated += moved.n_relocated
-        if on_iteration is not None:
-            on_iteration(iteration, moved)
         settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
-        if moved.at_rest or (settled and not moved.n_relocated and not relocated_before):
+        settled = settled and not moved.n_relocated and not relocated_before
+        last = moved.at_rest or settled or iteration == max_iter
+        if on_iteration is not None:
+            on_iteration(iteration, replace(moved, last=last))
+        if last:
             break
         relocated_before = moved.n_relocated
     final = now.get()

@@ -122,7 +122,7 @@ class Search:
         self._index = None if used.all() else np.flatnonzero(used).astype(np.int32)
         self.centroids = np.ascontiguousarray(centroids if self._index is None else centroids[used])
         self.frame, self.head = frame, head
-        if centroids.shape[1] <= SWEEP_FEATURES:
+        if self.is_swept:
             self._sort()
             return
         operand = make_operand(self.centroids, frame, head)
@@ -132,6 +132,11 @@ class Search:
         self._gamma = _gamma(weights.shape[1] + 2)
         self._largest = float(np.sqrt(operand.norms.max(initial=0.0))) * (1.0 + 1e-6)
         self._error = float(operand.errors.max(initial=0.0))
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether rows have so few features that centroids are searched along one axis."""
+        return self.centroids.shape[1] <= SWEEP_FEATURES
 
     def _sort(self) -> None:
         spread = np.ptp(self.centroids, axis=0) if len(self.centroids) else np.zeros(self.centroids.shape[1])
@@ -166,7 +171,7 @@ class Search:
         int
             Distances that had to be measured directly.
         """
-        if self.centroids.shape[1] <= SWEEP_FEATURES:
+        if self.is_swept:
             return self._sweep(rows, labels, distances, first)
         n_scores = len(self.centroids)
         width = min(n_scores, TILE_CENTROIDS)
@@ -232,13 +237,13 @@ def _cut(operand: Operand, low: int, high: int) -> Operand:
     return Operand(operand.matrix[low:high], operand.norms[low:high], operand.errors[low:high])
 
 
-_searches: dict[tuple[object, int], tuple[Search, np.ndarray | None]] = {}
+_searches: dict[tuple[object, str, int], tuple[Search, np.ndarray | None]] = {}
 _making = threading.Lock()
 
 
 def search_for(centroids: Shared, frame: Frame, head: int) -> Search:
     """Return a `Search` for shared centroids, made once per process and kept while it is in use."""
-    key = (centroids.path or id(centroids.array), head)
+    key = (centroids.path or id(centroids.array), frame.name, head)
     with _making:
         search, source = _searches.get(key, (None, None))
         if search is None or source is not centroids.array:  # an id may be used again

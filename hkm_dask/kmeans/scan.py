@@ -139,9 +139,10 @@ class Finder:
             return None
         group, key = self.part.rows.key, ("operand", slab.start, slab.stop)
         found = memo.get(group, key)
-        if found is None or found[0] != head:
+        form = (self.frame.name, head)  # rows rotated in another frame would give bounds that do not hold
+        if found is None or found[0] != form:
             operand = make_operand(slab.rows, self.frame, head)
-            memo.put(group, key, (head, operand), operand.n_bytes, self.part.budget)
+            memo.put(group, key, (form, operand), operand.n_bytes, self.part.budget)
             return operand
         return found[1]  # type: ignore[no-any-return]
 

@@ -2,12 +2,14 @@
 
 k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest centre
 so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last pass, walk
-through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was accepted since. Every
-accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a handful of passes suffice.
+through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was accepted since.
+Every accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a handful of passes
+suffice.
 
-*coreset* draws three times as many centres as clusters that way, takes the mean and the number of rows of each one's cell,
-and runs greedy k-means++ (the kind with several trials per centre, arXiv:2405.15613 uses it) and a few Lloyd iterations on
-those weighted means alone.
+*coreset* draws three times as many centres as clusters that way, takes the mean and the number of rows of each one's
+cell, and runs greedy k-means++ (the kind with several trials per centre, arXiv:2405.15613 uses it) and a few Lloyd
+iterations on those weighted means alone. *k-means||* draws independently in five rounds, each by the D² of the round
+before (Bahmani et al., arXiv:1203.6402), and runs the greedy walk on the rows drawn, weighted by their cells.
 """
 
 from __future__ import annotations
@@ -15,13 +17,14 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import ArrayRows, Rows
@@ -33,6 +36,8 @@ from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembe
 
 #: Centres drawn per cluster wanted, and Lloyd iterations on their weighted means.
 CORESET_FACTOR, CORESET_ITERATIONS = 3, 8
+#: Rounds of k-means||, each of which draws twice as many centres as clusters.
+PARALLEL_ROUNDS = 5
 #: Candidates thinned at once, and accepted ones searched at once.
 _CHUNK, _SETTLED = 256, 1024
 #: Points up to which the greedy walk keeps all squared distances between them (float32).
@@ -210,16 +215,25 @@ def _arrivals(
 
 @dataclass(frozen=True)
 class Accept:
-    """Task: thin the candidates to at most `wanted` exact draws."""
+    """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None."""
 
     frame: Frame
     key: int
-    wanted: int
+    wanted: int | None
     shelf: Shelf
     name: str
 
     def __call__(self, draws: Draws) -> tuple[int, Shared | None, int]:
         """Return the potential, the accepted vectors and their number."""
+        if self.wanted is None:
+            first = np.unique(draws.rows, return_index=True)[1]
+            taken = [draws.vectors[first]] if len(first) else []
+        else:
+            taken = self._thinned(draws, self.wanted)
+        batch = self.shelf.put(self.name, np.concatenate(taken)) if taken else None
+        return draws.potential, batch, sum(map(len, taken))
+
+    def _thinned(self, draws: Draws, wanted: int) -> list[NDArray[np.float32]]:
         order = np.lexsort((draws.rows, draws.times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
         taken: list[NDArray[np.float32]] = []
@@ -234,17 +248,16 @@ class Accept:
                 search.nearest(vectors, labels, now)
             accepted = np.zeros(len(chunk), bool)
             n_taken += kernels.accept_in_order(
-                vectors, then, now, chances[low : low + _CHUNK], self.wanted - n_taken, accepted
+                vectors, then, now, chances[low : low + _CHUNK], wanted - n_taken, accepted
             )
             if accepted.any():
                 taken.append(vectors[accepted])
             if sum(map(len, taken[n_settled:])) >= _SETTLED:
                 settled.append(Search(np.concatenate(taken[n_settled:]), self.frame))
                 n_settled = len(taken)
-            if n_taken == self.wanted:
+            if n_taken == wanted:
                 break
-        batch = self.shelf.put(self.name, np.concatenate(taken)) if taken else None
-        return draws.potential, batch, n_taken
+        return taken
 
 
 @dataclass(frozen=True)
@@ -312,6 +325,51 @@ def sample_by_distance(
         dry = 0 if n_new or horizon == 0 else dry + 1
         if dry == 64:  # nothing arrives: what is left of D² is below what its fixed-point sum resolves
             break
+    return batches
+
+
+def sample_in_rounds(
+    rows: Rows, n_per_round: int, *, frame: Frame, key: int, run: str, runner: Runner, report: Report | None = None
+) -> list[Shared]:
+    """Draw centres as k-means|| does: in a few rounds, all of a round by the D² before it.
+
+    Parameters
+    ----------
+    rows : Rows
+    n_per_round : int
+        Draws expected per round.
+    frame, key, run, runner, report
+        As for `sample_by_distance`.
+
+    Returns
+    -------
+    list of Shared
+        Batches of float32 centres.
+
+    References
+    ----------
+    arXiv:1203.6402
+    """
+    parts = split_rows(rows, runner, PARALLEL_ROUNDS * n_per_round)
+    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner)
+    batches = [runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))]
+    total, potential = 1, 0
+    for round_ in range(PARALLEL_ROUNDS + 1):  # the first only measures
+        if report is not None:
+            report(total, PARALLEL_ROUNDS * n_per_round)
+        horizon = n_per_round * frame.distance_scale / potential if potential else 0.0
+        potential, batch, n_new = runner.map_reduce(
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon),
+            parts,
+            combine=Draws.__add__,
+            finish=Accept(frame, stream_key(key, round_), None, runner.shelf, f"seeds-{run}-{round_ + 1}"),
+            stage="seed",
+        )
+        if potential == 0:
+            break
+        if batch is not None:
+            batches.append(batch)
+            total += n_new
     return batches
 
 
@@ -409,10 +467,12 @@ def seed_from_points(
     chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key)
     centroids[: len(chosen)] = points[chosen]
     if n_iterations and len(chosen) == n_clusters < len(points):
+        rows = ArrayRows(points)
         start = iterate(
-            ArrayRows(points), centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights
+            rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights
         )
         centroids = start.centroids
+        memo.drop(rows.key)
     hints = np.full(len(points), -1, np.int32)
     Search(centroids, frame).nearest(points, hints, np.full(len(points), np.inf))
     return centroids, hints
@@ -428,15 +488,16 @@ class _SeedFromPoints:
     frame: Frame
     key: int
     n_iterations: int
+    memory_budget: int
 
     def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         used = self.weights > 0
         points = np.ascontiguousarray(self.points.get()[used])
-        run_here = runner if runner is not None else Runner(n_threads=1)
-        centroids, found = seed_from_points(
-            points, self.weights[used], self.n_clusters,
-            frame=self.frame, key=self.key, runner=run_here, n_iterations=self.n_iterations,
-        )  # fmt: skip
+        with runner_in_task(self.memory_budget) if runner is None else nullcontext(runner) as here:
+            centroids, found = seed_from_points(
+                points, self.weights[used], self.n_clusters,
+                frame=self.frame, key=self.key, runner=here, n_iterations=self.n_iterations,
+            )  # fmt: skip
         hints = np.zeros(len(used), np.int32)
         hints[used] = found
         return centroids, hints
@@ -458,7 +519,7 @@ def seed(
     ----------
     rows : Rows
     n_clusters : int
-    init : {"coreset", "k-means++", "random"}
+    init : {"coreset", "k-means++", "k-means||", "random"}
     frame : Frame
     key : int
         From `stream_key`.
@@ -477,12 +538,18 @@ def seed(
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
         shared, weights = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64)
-        task = _SeedFromPoints(shared, weights, n_clusters, frame, key, 0)
+        task = _SeedFromPoints(shared, weights, n_clusters, frame, key, 0, runner.memory_budget)
         centroids, _ = _solve(task, runner)
+        shared.delete()
         return Seeds(centroids, None, run)
-    n_points = CORESET_FACTOR * n_clusters
-    batches = sample_by_distance(rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report)
-    parts = split_rows(rows, runner, n_points)
+    if init == "k-means||":
+        batches = sample_in_rounds(
+            rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report
+        )
+    else:
+        n_points = CORESET_FACTOR * n_clusters
+        batches = sample_by_distance(rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report)
+    parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
     points, weights = runner.map_reduce(
         MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True),
         parts,
@@ -490,9 +557,11 @@ def seed(
         finish=_Cells(frame, runner.shelf, f"cells-{run}"),
         stage="seed",
     )
-    centroids, hints = _solve(
-        _SeedFromPoints(points, weights, n_clusters, frame, stream_key(key, "greedy"), CORESET_ITERATIONS), runner
+    n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
+    task = _SeedFromPoints(
+        points, weights, n_clusters, frame, stream_key(key, "greedy"), n_iterations, runner.memory_budget
     )
+    centroids, hints = _solve(task, runner)
     for shared in (*batches, points):
         shared.delete()
     return Seeds(centroids, hints, run)

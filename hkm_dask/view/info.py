@@ -213,7 +213,8 @@ def _tree_lines(facts: Facts) -> list[str]:
     if planned:
         lines += ["", "settings", *_settings_table(planned)]
     if done:
-        lines += ["", "history (iterations and final inertia of each k-means: the first over all rows, the others over those taken)", *_history_lines(done)]
+        lines += ["", "history: iterations and final inertia of each k-means, of all rows first, then of those taken"]
+        lines += _history_lines(done)
     return lines
 
 
@@ -225,7 +226,7 @@ def _samples(done: Sequence[Facts]) -> str | None:
 
 
 def _level_table(done: Sequence[Facts]) -> list[str]:
-    names = ("level", "clusters", "non-empty", "mean size", "min", "max", "k-means", "iterations", "last inertia", "seconds")
+    names = "level|clusters|non-empty|mean size|min|max|k-means|iterations|last inertia|seconds".split("|")
     rows = [
         (
             str(level["level"]),

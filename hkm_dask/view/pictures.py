@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PolyCollection
 from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
-from matplotlib.ticker import FuncFormatter
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 DPI = 100  # figures are laid out in pixels, so that patches and photographs keep theirs
@@ -271,6 +271,7 @@ def _size_panel(axes: Axes, level: LevelSizes) -> None:
     axes.set_yscale("log")
     axes.set_xlim(0.5, n_clusters + 0.5)
     axes.set_xlabel("clusters, largest first", color=QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
     axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)

@@ -1,0 +1,192 @@
+"""What a hierarchy is built over: rows of a pool or an array, all or a subset, and the fingerprint of their content."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.config import Config
+from hkm_dask.data import layout
+from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.rows import Rows, SubsetRows, UnitRows, as_rows
+from hkm_dask.errors import InputError
+
+#: Rows of labels in one file, at most.
+_LABEL_CHUNK_ROWS = 1 << 20
+#: Bytes of rows looked at together.
+_BLOCK_BYTES = 16 << 20
+#: Rows a message names.
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class Source:
+    """The samples: where they are, which of them, and how they are told from others.
+
+    Attributes
+    ----------
+    rows : Rows
+        What level 1 clusters: of unit length for cosine, without what a subset leaves out.
+    n_total : int
+        Rows before the subset: level 1 has so many labels.
+    chunk_rows : int
+        Rows that share a chunk of the labels.
+    fingerprint : str
+        Of the content of all rows.
+    path : str
+        Of the pool; empty for an array.
+    subset : str
+        Fingerprint of the subset; empty without one.
+    mean : ndarray of float32, shape (n_features,), or None
+    max_abs : float or None
+        Largest absolute value. Both are None where they are not known without a pass.
+    """
+
+    rows: Rows
+    n_total: int
+    chunk_rows: int
+    fingerprint: str
+    path: str
+    subset: str
+    mean: NDArray[np.float32] | None
+    max_abs: float | None
+
+
+def open_source(pool: Any, config: Config) -> Source:
+    """Find out what is to be clustered.
+
+    Parameters
+    ----------
+    pool : path, Pool or array of shape (n_samples, n_features)
+        What `ingest` made, or whatever `as_rows` takes. Rows that are in no pool are read once, for their fingerprint.
+    config : Config
+        Its metric and subset.
+
+    Returns
+    -------
+    Source
+
+    Raises
+    ------
+    InputError
+        Rows with NaN or Inf, rows of zeros for cosine, or a subset that is none.
+    StoreError
+        The pool is missing or damaged.
+
+    Examples
+    --------
+    >>> source = open_source(np.float32([[0, 1], [2, 3]]), Config(levels=[{"n_clusters": 1}]))
+    >>> source.n_total, source.path, source.fingerprint[:8]
+    (2, '', 'c86144f1')
+    """
+    opened = _opened_pool(pool)
+    base = opened.rows() if opened is not None else as_rows(pool)
+    index = _read_subset(config.subset, base.n_rows)
+    fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
+    rows = base if index is None else SubsetRows(base, index)
+    if config.metric == "cosine":
+        _refuse_zero_rows(rows, opened)
+        rows = UnitRows(base) if index is None else SubsetRows(UnitRows(base), index)
+    # What a pool knows of all its rows as they are serves a subset of them, but not rows of another length.
+    known = opened if config.metric == "l2" else None
+    return Source(
+        rows=rows,
+        n_total=base.n_rows,
+        chunk_rows=label_chunk_rows(base),
+        fingerprint=fingerprint,
+        path="" if opened is None else opened.path,
+        subset="" if index is None else hashlib.sha256(index.tobytes()).hexdigest(),
+        mean=None if known is None else known.mean,
+        max_abs=None if known is None else known.max_abs,
+    )
+
+
+def label_chunk_rows(base: Rows) -> int:
+    """Rows of labels in one file: whole chunks of the embeddings, few files, yet work for every core.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> label_chunk_rows(ArrayRows(np.zeros((10**6, 1), np.float16)))
+    12288
+    """
+    unit = base.chunk_rows if base.chunk_rows > 1 else max(1, min(4096, base.n_rows))
+    n_units = -(-base.n_rows // unit)
+    return unit * max(1, min(_LABEL_CHUNK_ROWS // unit, n_units // 64))
+
+
+def _opened_pool(pool: Any) -> Pool | None:
+    if isinstance(pool, Pool):
+        return pool
+    if not isinstance(pool, str | os.PathLike):
+        return None
+    path = Path(pool)
+    root = read_attributes(path) if (path / METADATA_FILE).exists() else {}
+    # What is missing is missed as a pool: that is what people make.
+    return open_pool(path) if not path.exists() or root.get("format") == layout.POOL_FORMAT else None
+
+
+def _fingerprint(rows: Rows) -> str:
+    digest = hashlib.sha256(f"{rows.n_rows},{rows.n_features},{rows.dtype.name}:".encode())
+    bad: list[NDArray[np.int64]] = []
+    for low, block in _blocks(rows):
+        digest.update(as_buffer(block))
+        bad.append(np.flatnonzero(~np.isfinite(block).all(axis=1)) + low)
+    found = np.concatenate(bad)
+    if len(found):
+        named = ", ".join(map(str, found[:_NAMED_ROWS].tolist())) + (", …" if len(found) > _NAMED_ROWS else "")
+        raise InputError(f"n_nonfinite_rows={len(found)} should be 0, NaN or Inf is in rows {named}; leave them out")
+    return digest.hexdigest()
+
+
+def _refuse_zero_rows(rows: Rows, pool: Pool | None) -> None:
+    if pool is not None and not pool.n_zero_rows:
+        return
+    n_zero = sum(int((~block.any(axis=1)).sum()) for _, block in _blocks(rows))
+    if n_zero:
+        raise InputError(
+            f"n_zero_rows={n_zero} should be 0 for metric='cosine', they have no direction; use metric l2, "
+            "or a subset without them"
+        )
+
+
+def _blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
+    for low, high in itertools.pairwise(rows.bounds(_BLOCK_BYTES).tolist()):
+        yield low, rows.read(low, high)
+
+
+def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
+    if path is None:
+        return None
+    try:
+        with Path(path).open("rb") as file:
+            index = np.load(file, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise InputError(f"subset={path} should be an .npy file of row numbers; {error}") from error
+    if not isinstance(index, np.ndarray):
+        raise InputError(f"subset={path} should be an .npy file of row numbers, it is an archive; save one array alone")
+    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
+        raise InputError(
+            f"subset={path} should be a 1-D array of whole numbers, it is {index.dtype} {index.shape}; save it so"
+        )
+    # Beyond int64 a number would wrap round to a row.
+    n_outside = int(((index < 0) | (index >= n_rows)).sum())
+    index = np.sort(index.astype(np.int64))
+    problems = []
+    if n_outside:
+        problems.append(f"subset={path} should be row numbers below {n_rows}, {n_outside} are not; drop them")
+    n_repeated = int((np.diff(index) == 0).sum())
+    if n_repeated:
+        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; use numpy.unique")
+    if problems:
+        raise InputError(problems)
+    return index
