@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +23,7 @@ def array_module(array: Any) -> ModuleType:
     if type(array).__module__.split(".")[0] == "cupy":
         import cupy
 
-        return cupy  # type: ignore[no-any-return]
+        return cupy
     return np
 
 
@@ -49,6 +50,7 @@ def worker_device() -> str:
     return device
 
 
+@cache
 def require_cuda() -> None:
     """Raise a clear error where CUDA was asked for and cannot be had.
 

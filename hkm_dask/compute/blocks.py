@@ -1,8 +1,9 @@
 """Rows by blocks: cut into parts, kept in memory while the budget lasts, read ahead where it does not.
 
-A *part* is what one task folds: a run of blocks. A *block* is what is read at once. Every pass of every iteration scans the
-same blocks in the same order, and a cyclic scan defeats any cache that replaces what was used longest ago; so a block that
-found room stays for the whole run and the others are streamed, the next one being read while this one is worked on.
+A *part* is what one task folds: a run of blocks. A *block* is what is read at once. Every pass of every iteration
+scans the same blocks in the same order, and a cyclic scan defeats any cache that replaces what was used longest ago;
+so a block that found room stays for the whole run and the others are streamed, the next one being read while this one
+is worked on.
 
 Besides the rows themselves a worker remembers things about them from one pass to the next (`Memo`): labels, distances,
 rotated rows. All of it can be lost at any time; what is missing is computed again, to the same bits.

@@ -1,7 +1,7 @@
 """Random numbers that belong to a row, not to a stream: keyed by (seed, purpose, row).
 
-A draw made this way does not depend on the order of the rows, on the blocks they came in, on the number of workers or on
-what was drawn before, so a run that is cut, resumed or spread otherwise draws the same numbers.
+A draw made this way does not depend on the order of the rows, on the blocks they came in, on the number of workers or
+on what was drawn before, so a run that is cut, resumed or spread otherwise draws the same numbers.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def stream_key(*parts: int | str) -> int:
     >>> stream_key(0, 1, "seeding") == stream_key(0, 1, "seeding") != stream_key(1, 1, "seeding")
     True
     """
-    key = _mix(_GOLDEN)
+    key = _mix(len(parts) + 1)  # so that a leading 0 is not nothing
     for part in parts:
         value = zlib.crc32(part.encode()) + (1 << 32) if isinstance(part, str) else part & _MASK
         key = _mix((key ^ _mix((value + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)

@@ -45,7 +45,8 @@ def tile_rows(n_clusters: int) -> int:
 def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> int:
     """Bytes one thread needs to assign rows to centroids and add them up, besides its blocks.
 
-    The search operand and its score tile, the float32 centroids and, `with_sums`, an int64 sum per centroid and feature.
+    The search operand and its score tile, the float32 centroids and, `with_sums`, an int64 sum per centroid and
+    feature.
 
     Examples
     --------
@@ -101,7 +102,7 @@ def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: i
         need = (one * 4 // 3 + PROCESS_BASE_BYTES) >> 20
         have = (budget + PROCESS_BASE_BYTES) >> 20
         raise ComputeError(
-            f"memory_limit={have}MiB should be at least {need}MiB for n_clusters={n_clusters} of {n_features} features; "
-            "raise --memory-limit or lower n_clusters"
+            f"memory_limit={have}MiB should be at least {need}MiB for n_clusters={n_clusters} of {n_features} "
+            "features; raise --memory-limit or lower n_clusters"
         )
     return min(n_threads, fit)

@@ -1,8 +1,8 @@
 """Arrays that many tasks need: passed by reference inside a process, by file name between processes.
 
 Centroids may take hundreds of megabytes. They are neither copied into every task's arguments nor scattered, because
-killing the only holder of a scattered array fails the run; a file that the task which made it has renamed into place can be
-read by any worker and written again, with the same bytes, by a repeated task.
+killing the only holder of a scattered array fails the run; a file that the task which made it has renamed into place
+can be read by any worker and written again, with the same bytes, by a repeated task.
 """
 
 from __future__ import annotations

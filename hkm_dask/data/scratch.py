@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import as_buffer, careful
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:
@@ -67,8 +67,8 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
     def write() -> None:
         fd = os.open(path, os.O_WRONLY)
         try:
-            view, at = values.reshape(-1).view(np.uint8), offset + start * values.shape[1] * values.itemsize
-            while view.size:
+            view, at = as_buffer(values), offset + start * values.shape[1] * values.itemsize
+            while view:
                 done = os.pwrite(fd, view, at)
                 view, at = view[done:], at + done
         finally:

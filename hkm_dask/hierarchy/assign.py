@@ -14,7 +14,7 @@ from hkm_dask.compute.keys import random_uniform
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.rows import Rows, SubsetRows
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import selection
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
@@ -43,7 +43,7 @@ class Chosen:
 
     def add(self, keys: NDArray[np.float64], rows: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
         """Take rows in that are among the best of their cluster."""
-        kernels.keep_smallest(keys, rows, labels, self.keys, self.rows, self.sizes)
+        selection.keep_smallest(keys, rows, labels, self.keys, self.rows, self.sizes)
 
     def __add__(self, other: Chosen) -> Chosen:
         both = Chosen(self.keys.copy(), self.rows.copy(), self.sizes.copy())

@@ -325,12 +325,11 @@ class _Build:
         """Split the clusters whose labels were just written, and write those of the parts instead."""
         index = rows.rows.index if isinstance(rows.rows, SubsetRows) else None
         labels, distances = (open_array(folder / name).read(0, rows.n_total) for name in ("labels", "distances"))
-        own = (labels, distances) if index is None else (labels[index], distances[index])
-        indptr, members = group_by_label(*own, len(centroids))
+        where = slice(None) if index is None else index
+        indptr, members = group_by_label(labels[where], distances[where], len(centroids))
         key = stream_key(self.config.seed, t, "split")
         settings = Settings(level.n_splits, level.init, level.max_iter, level.tol, key)
         parts = split_clusters(rows.rows, indptr, members, settings, frame=rows.frame, runner=self.runner)
-        where = slice(None) if index is None else index
         labels[where], distances[where] = parts.labels, parts.distances
         for name, values in (("labels", labels), ("distances", distances)):
             open_array(folder / name).write(0, values)

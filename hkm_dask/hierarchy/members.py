@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import selection
 
 
 def group_by_label(
@@ -36,5 +36,5 @@ def group_by_label(
     sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
     indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     members = np.empty(int(indptr[-1]), np.int64)
-    kernels.group_members(np.ascontiguousarray(labels), np.ascontiguousarray(distances), indptr, members)
+    selection.group_members(np.ascontiguousarray(labels), np.ascontiguousarray(distances), indptr, members)
     return indptr, members

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.events import emit
 from hkm_dask.compute.keys import random_bits, stream_key
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import selection
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -105,15 +105,14 @@ class _Tree:
 
     @classmethod
     def load(cls, tree: xr.DataTree) -> _Tree:
-        from hkm_dask.hierarchy.tree import n_levels
+        from hkm_dask.hierarchy.tree import n_levels, read_array
 
-        indptr, members, leaf_sizes = [], [], []
-        for t in range(1, n_levels(tree) + 1):
-            level = tree[f"level_{t}"]
-            indptr.append(level[f"indptr_{t}"].to_numpy())
-            members.append(level[f"members_{t}"].to_numpy())
-            leaf_sizes.append(level["leaf_sizes"].to_numpy())
-        return cls(indptr, members, leaf_sizes)
+        levels = range(1, n_levels(tree) + 1)
+        return cls(
+            [read_array(tree, t, f"indptr_{t}") for t in levels],
+            [read_array(tree, t, f"members_{t}") for t in levels],
+            [read_array(tree, t, "leaf_sizes") for t in levels],
+        )
 
 
 def sample(
@@ -258,13 +257,12 @@ def hierarchical_targets(
 def _leaves_of_top(loaded: _Tree, tree: xr.DataTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Samples grouped by top-level cluster, by distance to their level-1 centroid within it."""
     from hkm_dask.hierarchy.members import group_by_label
+    from hkm_dask.hierarchy.tree import read_array
 
-    n_levels = len(loaded.indptr)
-    labels = tree["level_1"]["labels"].to_numpy()
-    for t in range(2, n_levels + 1):
-        upper = tree[f"level_{t}"]["labels"].to_numpy()
-        labels = np.where(labels >= 0, upper[labels], -1).astype(np.int32)
-    distances = tree["level_1"]["distances"].to_numpy()
+    labels = read_array(tree, 1, "labels")
+    for t in range(2, len(loaded.indptr) + 1):
+        labels = np.where(labels >= 0, read_array(tree, t, "labels")[labels], -1).astype(np.int32)
+    distances = read_array(tree, 1, "distances")
     return group_by_label(labels, distances, len(loaded.leaf_sizes[-1]))
 
 
@@ -306,7 +304,7 @@ def draw_members(
     else:
         keys = np.arange(len(members), dtype=np.uint64)
         keys = keys if within == "closest" else keys[::-1]
-    kernels.take_smallest_keys(
+    selection.take_smallest_keys(
         np.ascontiguousarray(indptr), part, np.ascontiguousarray(members), np.ascontiguousarray(keys), out
     )
     repeated = np.repeat(members, np.repeat(whole, sizes)) if whole.any() else np.empty(0, np.int64)

@@ -1,12 +1,13 @@
 """The two-step level: every cluster of a k-means is split by a small k-means of its own (arXiv:2405.15613 §4.2.1).
 
-Ten million clusters in one k-means would measure every row against every centroid; a hundred thousand clusters split into a
-hundred each measure it against a hundred thousand and a hundred. Rows are first regrouped by cluster, in one pass over the
-pool, so that each small k-means reads one run of a file.
+Ten million clusters in one k-means would measure every row against every centroid; a hundred thousand clusters split
+into a hundred each measure it against a hundred thousand and a hundred. Rows are first regrouped by cluster, in one
+pass over the pool, so that each small k-means reads one run of a file.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import uuid
 from dataclasses import dataclass, replace
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.fit import Settings, fit
@@ -78,7 +79,7 @@ class _Regroup:
         cuts = np.flatnonzero(np.diff(places) != 1) + 1
         width = rows.shape[1] * rows.itemsize
         for low, high in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
-            data = memoryview(rows[low:high].reshape(-1).view(np.uint8))
+            data = as_buffer(rows[low:high])
             at = self.offset + int(places[low]) * width
             while data:
                 done = os.pwrite(fd, data, at)
@@ -177,4 +178,4 @@ def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> list[tupl
     targets = rows.n_rows * np.arange(n_batches + 1) // n_batches
     cuts = np.unique(np.searchsorted(indptr, targets))
     cuts[0], cuts[-1] = 0, len(indptr) - 1
-    return [(int(a), indptr[a : b + 1]) for a, b in zip(cuts[:-1], cuts[1:], strict=True)]
+    return [(int(a), indptr[a : b + 1]) for a, b in itertools.pairwise(cuts)]

@@ -11,6 +11,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_attributes
 from hkm_dask.errors import InputError, StoreError
 
@@ -54,6 +55,36 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     return xr.open_datatree(folder, engine="zarr", chunks={})
 
 
+def read_array(tree: xr.DataTree, level: int, name: str) -> NDArray[Any]:
+    """Read an array of a tree whole, every chunk of it checked where it lies on a local disk.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree
+        From `open_hierarchy`, or any like it in memory.
+    level : int
+        From 1.
+    name : str
+        Such as "labels".
+
+    Returns
+    -------
+    ndarray
+
+    Raises
+    ------
+    StoreError
+        A chunk is missing, cut or altered.
+    """
+    array, source = tree[f"level_{level}/{name}"], tree.encoding.get("source")
+    if source is not None and array.chunks is not None:
+        # Zarr, and so xarray, takes a chunk that is missing for one of nothing but the fill value.
+        stored = open_array(Path(source, f"level_{level}", name))
+        if stored.spec.shape == array.shape:
+            return stored.read(0, array.shape[0])
+    return array.to_numpy()
+
+
 @xr.register_datatree_accessor("hkm")
 class HkmAccessor:
     """Questions to a hierarchy: ``tree.hkm.path(sample)`` and the like.
@@ -77,7 +108,7 @@ class HkmAccessor:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree = tree
-        self._kept: dict[str, NDArray[Any]] = {}
+        self._kept: dict[tuple[int, str], NDArray[Any]] = {}
 
     @property
     def n_levels(self) -> int:
@@ -92,10 +123,9 @@ class HkmAccessor:
     def _array(self, level: int, name: str) -> NDArray[Any]:
         if not 1 <= level <= self.n_levels:
             raise InputError(f"level={level} should be between 1 and {self.n_levels}; choose one of the tree's levels")
-        path = f"level_{level}/{name}"
-        if path not in self._kept:
-            self._kept[path] = self._tree[path].to_numpy()
-        return self._kept[path]
+        if (level, name) not in self._kept:
+            self._kept[level, name] = read_array(self._tree, level, name)
+        return self._kept[level, name]
 
     def _check_cluster(self, level: int, cluster: int) -> None:
         n = len(self._array(level, "sizes"))

@@ -136,7 +136,7 @@ def fit(
         one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
         if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
             task = _FitHere(rows, settings, frame, runner.memory_budget)
-            return runner.call(task, progress, stage="cluster")  # type: ignore[no-any-return]
+            return runner.call(task, progress, stage="cluster")
     begin = time.perf_counter()
     hooks = hooks or Hooks()
     run, hints = None, None
@@ -227,5 +227,3 @@ def discard(rows: Rows) -> None:
     """Remove the file `gather` made."""
     if isinstance(rows, NpyRows):
         Shared(path=rows.path).delete()
-
-

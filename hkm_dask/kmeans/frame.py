@@ -79,7 +79,8 @@ class Frame:
     def resolution(self) -> float:
         """Squared distance up to which rounding alone may part a row from the mean of its own copies.
 
-        Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to float32.
+        Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to
+        float32.
         """
         apart = math.sqrt(2.0 * len(self.mean)) / self.scale + (2.0**-22 if self.spherical else 0.0)
         return apart * apart
@@ -206,5 +207,3 @@ def _principal_directions(mean: NDArray[np.float32], rows: Rows) -> NDArray[np.f
     centred = sample.astype(np.float32) - mean
     covariance = (centred.T @ centred).astype(np.float64)
     return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32)
-
-

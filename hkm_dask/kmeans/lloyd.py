@@ -18,7 +18,7 @@ from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import kernels, selection
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
@@ -90,7 +90,6 @@ class AssignAndAdd:
     def __call__(self, part: Part) -> Totals:
         """Fold the part."""
         centroids = self.centroids.get()
-        n_rows = part.stop - part.start
         weights = _NO_WEIGHTS if self.weights is None else self.weights.get()[part.start : part.stop]
         known, sums, counts = self._before(part, centroids)
         fresh = sums is None
@@ -146,7 +145,7 @@ class _Furthest:
             if not keep.any():
                 return
             keys, rows = keys[keep], rows[keep]
-        kernels.keep_smallest(keys, rows, np.zeros(len(keys), np.int32), self._keys, self._rows, self._size)
+        selection.keep_smallest(keys, rows, np.zeros(len(keys), np.int32), self._keys, self._rows, self._size)
 
     def sorted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         size = int(self._size[0])
@@ -323,7 +322,7 @@ def iterate(
     -------
     Lloyd
     """
-    n_clusters, n_features = centroids.shape
+    n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
     parts = split_rows(rows, runner, n_clusters)
     shelf = runner.shelf
@@ -359,9 +358,7 @@ def iterate(
     return Lloyd(final, np.array(inertia), n_relocated)
 
 
-def split_rows(
-    rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.int64] | None = None
-) -> list[Part]:
+def split_rows(rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.int64] | None = None) -> list[Part]:
     """Cut rows into the parts a pass over `n_clusters` centroids is worth.
 
     Parameters
@@ -378,5 +375,3 @@ def split_rows(
     resident = int(runner.memory_budget * 0.5)
     size = block_bytes(runner.memory_budget, threads)
     return split_parts(rows, n_parts, block_bytes=size, budget=resident, cuts=cuts)
-
-

@@ -1,14 +1,16 @@
 """Exact nearest centroid of many rows.
 
-A matrix product proposes, direct float64 distances dispose. Rows and centroids are written so that one product gives, for
-every pair, a lower bound on the squared distance (less the row's norm):
+A matrix product proposes, direct float64 distances dispose. Rows and centroids are written so that one product gives,
+for every pair, a lower bound on the squared distance (less the row's norm):
 
 * *plain*: all coordinates, centred: the bound is the distance itself up to rounding;
 * *pruned*: the first h coordinates along the principal directions and, as one more, the norm of all the others. By
-  Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over h + 2 columns is a bound from below at h / d of the cost.
+  Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over h + 2 columns is a bound from below at h / d of
+  the cost.
 
-Whatever the bound cannot exclude is measured directly, so labels and distances do not depend on the form, on BLAS or on how
-rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any order of summation.
+Whatever the bound cannot exclude is measured directly, so labels and distances do not depend on the form, on BLAS or
+on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any order of
+summation.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import kernels
@@ -247,11 +250,19 @@ def search_for(centroids: Shared, frame: Frame, head: int) -> Search:
     with _making:
         search, source = _searches.get(key, (None, None))
         if search is None or source is not centroids.array:  # an id may be used again
-            search = Search(centroids.get(), frame, head)
+            search = _search_class()(centroids.get(), frame, head)
             while len(_searches) >= 2:
                 _searches.pop(next(iter(_searches)))
             _searches[key] = (search, centroids.array)
         return search
+
+
+def _search_class() -> type[Search]:
+    if worker_device() == "cuda":
+        from hkm_dask.kmeans.nearest_cuda import CudaSearch
+
+        return CudaSearch
+    return Search
 
 
 def choose_head(

@@ -1,8 +1,9 @@
 """Exact nearest centroid on a GPU: the same contract as `nearest.Search`, by CuPy.
 
-The matrix product runs on the device in float32 and one block of threads settles each row: it finds the least score of the
-tile, and measures directly in float64 whatever the rounding bound cannot exclude. The float64 sum runs in the order of the
-CPU kernel, eight interleaved sums without fused multiply-add, so labels and distances are the same bits on both.
+The matrix product runs on the device in float32 and one block of threads settles each row: it finds the least score
+of the tile, and measures directly in float64 whatever the rounding bound cannot exclude. The float64 sum runs in the
+order of the CPU kernel, eight interleaved sums without fused multiply-add, so labels and distances are the same bits
+on both.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One pass over a part: each slab of rows with what is known of it, the nearest centroid found, and everything remembered.
+"""One pass over a part: each slab of rows, what is known of it, its nearest centroids, and everything remembered.
 
 Lloyd, seeding and assignment differ in what they add up, not in how they walk over the rows; that is here.
 """
@@ -12,13 +12,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_operand, scratch, search_for
 
-#: Rows converted to float32 at once.
-SLAB_ROWS = 4096
+#: Rows converted to float32 at once, for a core's cache and for a GPU.
+SLAB_ROWS, DEVICE_SLAB_ROWS = 4096, 1 << 17
 
 
 @dataclass
@@ -67,10 +68,11 @@ class Slab:
 
 def iter_slabs(part: Part) -> Iterator[Slab]:
     """Yield a part's rows as float32, a few thousand at a time."""
+    step = DEVICE_SLAB_ROWS if worker_device() == "cuda" else SLAB_ROWS
     for first, block in iter_blocks(part):
         pair = (first, first + len(block))
-        for low in range(0, len(block), SLAB_ROWS):
-            high = min(low + SLAB_ROWS, len(block))
+        for low in range(0, len(block), step):
+            high = min(low + step, len(block))
             rows = block[low:high]
             if rows.dtype != np.float32 or not rows.flags.c_contiguous:
                 wide = scratch("slab", rows.size).reshape(rows.shape)
@@ -112,7 +114,7 @@ class Finder:
     def _head(self, slab: Slab, centroids: Shared, known: Labelled) -> int:
         # Measured once per frame, for passes in which nothing is known and for those with a label to start from.
         n_clusters = len(centroids.get())
-        if self.frame.basis is None or n_clusters < 64:
+        if self.frame.basis is None or n_clusters < 64 or worker_device() == "cuda":
             return 0
         hinted = bool((known.labels[slab.local] >= 0).all())
         kept = self._keeps_operands()
@@ -144,7 +146,7 @@ class Finder:
             operand = make_operand(slab.rows, self.frame, head)
             memo.put(group, key, (form, operand), operand.n_bytes, self.part.budget)
             return operand
-        return found[1]  # type: ignore[no-any-return]
+        return found[1]
 
 
 def remembered(part: Part, kind: str, run: str) -> Any | None:

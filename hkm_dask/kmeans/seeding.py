@@ -1,10 +1,10 @@
 """Where k-means starts: coreset, k-means++ or random rows, in a dozen passes for any number of clusters.
 
-k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest centre
-so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last pass, walk
-through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was accepted since.
-Every accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a handful of passes
-suffice.
+k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest
+centre so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last
+pass, walk through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was
+accepted since. Every accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a
+handful of passes suffice.
 
 *coreset* draws three times as many centres as clusters that way, takes the mean and the number of rows of each one's
 cell, and runs greedy k-means++ (the kind with several trials per centre, arXiv:2405.15613 uses it) and a few Lloyd
@@ -28,7 +28,7 @@ from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import greedy, kernels
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, iterate, means, split_rows
 from hkm_dask.kmeans.nearest import Search
@@ -106,7 +106,7 @@ def random_rows(rows: Rows, n: int, *, key: int, runner: Runner) -> NDArray[np.i
     """
     task = _SmallestKeys(key, n)
     parts = split_rows(rows, runner, 1)
-    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")  # type: ignore[no-any-return]
+    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")
 
 
 # -- D² sampling ------------------------------------------------------------------------------------------------------
@@ -409,7 +409,7 @@ def greedy_kmeans_plusplus(
         between, columns = _all_pairs(centred), no_table
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
     chosen = np.empty(n_chosen, np.int64)
-    found = kernels.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
+    found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
     return chosen[:found]
 
 
@@ -427,7 +427,7 @@ def _all_pairs(centred: NDArray[np.float64]) -> NDArray[np.float32]:
         high = min(low + 512, n)
         product = grid[low:high] @ grid[low:].T
         square = np.empty(product.shape, np.float32)
-        kernels.pair_distances(product, norms[low:high], norms[low:], step, square)
+        greedy.pair_distances(product, norms[low:high], norms[low:], step, square)
         out[low:high, low:] = square
         out[high:, low:high] = square[:, high - low :].T
     return out
@@ -468,9 +468,7 @@ def seed_from_points(
     centroids[: len(chosen)] = points[chosen]
     if n_iterations and len(chosen) == n_clusters < len(points):
         rows = ArrayRows(points)
-        start = iterate(
-            rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights
-        )
+        start = iterate(rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights)
         centroids = start.centroids
         memo.drop(rows.key)
     hints = np.full(len(points), -1, np.int32)
@@ -543,9 +541,7 @@ def seed(
         shared.delete()
         return Seeds(centroids, None, run)
     if init == "k-means||":
-        batches = sample_in_rounds(
-            rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report
-        )
+        batches = sample_in_rounds(rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report)
     else:
         n_points = CORESET_FACTOR * n_clusters
         batches = sample_by_distance(rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report)
@@ -569,7 +565,7 @@ def seed(
 
 def _solve(task: _SeedFromPoints, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     if isinstance(runner, ClusterRunner):
-        return runner.call(task, None, stage="seed")  # type: ignore[no-any-return]
+        return runner.call(task, None, stage="seed")
     return task(runner)
 
 

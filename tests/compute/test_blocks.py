@@ -101,7 +101,9 @@ def test_memo_equals_a_slow_model(steps: list[tuple[str, int, int, str]], budget
             entries = entries or {}
             entries.pop(key, None)
             fits = sum(entries.values()) + n_bytes <= budget
-            while fits and sum(sum(other.values()) for other in model.values()) + sum(entries.values()) + n_bytes > budget:
+            while (
+                fits and sum(sum(other.values()) for other in model.values()) + sum(entries.values()) + n_bytes > budget
+            ):
                 model.pop(next(iter(model)))
             if fits:
                 entries[key] = n_bytes
