@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import itertools
 import os
@@ -363,6 +364,29 @@ class SubsetRows(Rows):
         self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
         self.base: Rows = base.base if isinstance(base, SubsetRows) else base
         self.index: np.ndarray = base.index[index] if isinstance(base, SubsetRows) else index
+        self._index_path: str | None = None
+
+    def travel_by(self, path: str | os.PathLike[str]) -> None:
+        """Write the row numbers to a file all workers see, and pickle without them from now on.
+
+        Parameters
+        ----------
+        path : path-like
+            An ``.npy`` file; it must stay as long as the rows are in use elsewhere.
+        """
+        self._index_path = str(Path(path).absolute())
+        careful(lambda: np.save(path, self.index, allow_pickle=False), f"writing {path}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._index_path is not None:
+            del state["index"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._index_path is not None:
+            self.index = _load_index(self._index_path)
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
         """See `Rows.bounds`; a block ends where a storage chunk of the base ends."""
@@ -387,6 +411,12 @@ class SubsetRows(Rows):
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
         return self.base.take(self.index[check_rows(rows, self.n_rows)])
+
+
+@functools.lru_cache(maxsize=2)
+def _load_index(path: str) -> np.ndarray:
+    loaded: np.ndarray = careful(lambda: np.load(path, allow_pickle=False), f"reading {path}")
+    return loaded
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

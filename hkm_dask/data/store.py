@@ -53,6 +53,7 @@ __all__ = [
     "read_chunk",
     "read_rows",
     "remove",
+    "settle",
     "staged",
     "sweep",
     "wip_path",
@@ -188,11 +189,7 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
     """
     target = Path(path).absolute()
     wip, retired = wip_path(target), _retired_path(target)
-    if retired.exists() and not target.exists():
-        # A run that replaced the store died between its two renames.
-        retired.rename(target)
-    # Or after them: then the new one is complete.
-    remove(retired)
+    settle(target)
     check_destination(target, overwrite=overwrite)
     if not keep:
         remove(wip)
@@ -212,6 +209,27 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
             with suppress(StoreError):
                 remove(wip)
         raise
+
+
+def settle(path: PathLike) -> None:
+    """Bring a store to rest whose replacement died between its two renames, or after them.
+
+    Parameters
+    ----------
+    path : path-like
+        The store; to be locked by the caller.
+
+    Raises
+    ------
+    StoreError
+        When the disk fails.
+    """
+    target = Path(path).absolute()
+    retired = _retired_path(target)
+    if retired.exists() and not target.exists():
+        careful(lambda: retired.rename(target), f"moving the old {target} back")
+    # Where both are there, the new one is complete.
+    remove(retired)
 
 
 def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from hkm_dask.data.rows import Rows, SubsetRows
 from hkm_dask.kmeans import selection
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
+from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
 
 
 @dataclass(frozen=True)
@@ -94,6 +96,8 @@ class Assign:
         Members to pick per cluster, 0 for none.
     random_key : int or None
         Pick at random by this key, instead of the closest.
+    hints : Shared or None
+        int32: for each label the last pass of this run gave, the centroid to try first.
     """
 
     centroids: Shared
@@ -102,15 +106,20 @@ class Assign:
     folder: str | None = None
     r: int = 0
     random_key: int | None = None
+    hints: Shared | None = None
 
     def __call__(self, part: Part) -> Assigned:
         """Fold the part."""
         n_clusters = len(self.centroids.get())
         known = Labelled.unknown(part.stop - part.start)
         chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
-        finder = Finder(part, self.frame)
+        finder = Finder(part, self.frame, "assign")
         inertia = 0
+        before = remembered(part, "assign", self.run)
+        if before is not None and self.hints is not None:
+            known.labels = self.hints.get()[before]
         for slab in iter_slabs(part):
+            finder.label_distances(slab, self.centroids, known)
             finder.nearest(slab, self.centroids, known)
             labels, distances = known.labels[slab.local], known.distances[slab.local]
             inertia += int(np.rint(distances * self.frame.distance_scale).astype(np.int64).sum())
@@ -118,6 +127,7 @@ class Assign:
                 rows = np.arange(slab.start, slab.stop)
                 keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
                 chosen.add(np.ascontiguousarray(keys), rows, labels)
+        remember(part, "assign", self.run, known.labels, known.labels.nbytes)
         if self.folder is not None:
             self._write(part, known)
         return Assigned(np.bincount(known.labels, minlength=n_clusters), inertia, chosen)
@@ -176,6 +186,7 @@ def assign(
     folder: Path | None = None,
     r: int = 0,
     random_key: int | None = None,
+    before: NDArray[np.float32] | None = None,
 ) -> Assigned:
     """Label all rows of a level.
 
@@ -191,15 +202,27 @@ def assign(
         Members to pick per cluster.
     random_key : int, optional
         Pick them at random.
+    before : ndarray of float32, shape (n_clusters, n_features), optional
+        Centroids of the last pass of this run: a row's new centroid is sought near its old one first.
 
     Returns
     -------
     Assigned
     """
-    shared = runner.shelf.put(f"centroids-{run}-assign", centroids)
-    cuts = level.boundaries() if folder is not None else None
-    parts = split_rows(level.rows, runner, len(centroids), cuts=cuts)
-    task = Assign(shared, level.frame, run, None if folder is None else str(folder), r, random_key)
+    shared = runner.shelf.put(f"centroids-{uuid.uuid4().hex}", centroids)
+    # The same parts in every pass, so that each finds what it remembered in the last one.
+    parts = split_rows(level.rows, runner, len(centroids), cuts=level.boundaries())
+    hints = None
+    if before is not None:
+        near = np.full(len(before), -1, np.int32)
+        used = ~np.isnan(before[:, 0])
+        found = near[used]
+        Search(centroids, level.frame).nearest(before[used], found, np.full(len(found), np.inf))
+        near[used] = found
+        hints = runner.shelf.put(f"hints-{uuid.uuid4().hex}", near)
+    task = Assign(shared, level.frame, run, None if folder is None else str(folder), r, random_key, hints)
     total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, stage="assign")
     shared.delete()
+    if hints is not None:
+        hints.delete()
     return total

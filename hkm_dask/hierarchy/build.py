@@ -35,7 +35,7 @@ from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import Source, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.kmeans.fit import Fit, Hooks, Settings, discard, fit, gather
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, discard, fit, gather, on_workers
 from hkm_dask.kmeans.frame import make_frame
 from hkm_dask.kmeans.lloyd import Moved
 
@@ -104,6 +104,7 @@ def build_hierarchy(
     target = Path(tree).absolute()
     wip, work = layout.wip_path(target), target.with_name(f"{target.name}.work")
     with store.lock(target):
+        store.settle(target)
         if restart:
             store.check_destination(target, overwrite=True)
             remove(wip)
@@ -224,15 +225,18 @@ class _Build:
         rows = self._input(t, level)
         n = rows.rows.n_rows
         emit("level_started", level=t, n=n, k=level.n_centroids, m=level.n_resamples)
-        centroids, inertia = self._cluster(t, level, rows)
+        run = uuid.uuid4().hex
+        steps = self._cluster(t, level, rows, run)
+        centroids = steps[-1].centroids
         folder = self.folder / f"level_{t}"
         remove(folder)
         self._create(t, rows, level.n_centroids, folder)
-        found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, folder=folder)
+        before = steps[-2].centroids if len(steps) > 1 else None
+        found = assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=before)
         if level.n_splits > 1:
             centroids, found = self._split(t, level, rows, centroids, folder)
         emit("assigned", level=t, step=level.n_resamples)
-        self._store(t, rows, centroids, found, inertia, folder)
+        self._store(t, rows, centroids, found, [step.inertia for step in steps], folder)
         seconds = time.perf_counter() - begin
         store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})
         memo.drop(rows.rows.key)
@@ -240,27 +244,29 @@ class _Build:
 
     def _input(self, t: int, level: Level) -> LevelRows:
         spherical = self.config.metric == "cosine"
+        rows: Rows
         if t == 1:
             source = self.source
+            rows = on_workers(source.rows, self.runner)
             frame = make_frame(
-                source.rows, self.runner, n_clusters=level.n_clusters,
+                rows, self.runner, n_clusters=level.n_clusters,
                 mean=source.mean, max_abs=source.max_abs, spherical=spherical,
             )  # fmt: skip
-            return LevelRows(source.rows, source.n_total, frame, source.chunk_rows)
+            return LevelRows(rows, source.n_total, frame, source.chunk_rows)
         below = self.folder / f"level_{t - 1}"
         sizes = open_array(below / "sizes").read(0, self.config.levels[t - 2].n_centroids)
-        rows: Rows = ZarrRows(below, "centroids")
+        rows = ZarrRows(below, "centroids")
         chunk_rows = label_chunk_rows(rows)
         if not isinstance(self.runner, ClusterRunner) and rows.n_rows * rows.row_bytes < self.runner.memory_budget // 4:
             rows = ArrayRows(rows.read(0, rows.n_rows), rows.label)
         n_total = rows.n_rows
         if (sizes == 0).any():
-            rows = SubsetRows(rows, np.flatnonzero(sizes))
+            rows = on_workers(SubsetRows(rows, np.flatnonzero(sizes)), self.runner)
         frame = make_frame(rows, self.runner, n_clusters=level.n_clusters, spherical=spherical)
         return LevelRows(rows, n_total, frame, chunk_rows)
 
-    def _cluster(self, t: int, level: Level, rows: LevelRows) -> tuple[NDArray[np.float32], list[NDArray[np.float64]]]:
-        """The steps of a level: its centroids, and the inertia of every step and iteration."""
+    def _cluster(self, t: int, level: Level, rows: LevelRows, run: str) -> list[Fit]:
+        """The steps of a level, the first k-means and the resamplings."""
         steps = self.checkpoints.finished(t)
         if steps:
             emit("resumed", what=f"level {t} goes on after step {len(steps) - 1} of {level.n_resamples}")
@@ -268,24 +274,24 @@ class _Build:
             if step == 0:
                 steps.append(self._step(t, step, level, rows, rows.rows))
                 continue
-            chosen = self._resample(t, step, level, rows, steps[-1].centroids)
+            chosen = self._resample(t, level, rows, steps, run)
             part = gather(rows.rows, chosen, self.runner)
             steps.append(self._step(t, step, level, rows, part))
             memo.drop(part.key)
             discard(part)
-        return steps[-1].centroids, [step.inertia for step in steps]
+        return steps
 
-    def _resample(
-        self, t: int, step: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32]
-    ) -> NDArray[np.int64]:
-        r = resample_size(level, rows.rows.n_rows)
+    def _resample(self, t: int, level: Level, rows: LevelRows, steps: list[Fit], run: str) -> NDArray[np.int64]:
+        """Rows the next step clusters: up to r of every cluster of the last one."""
+        step, r = len(steps), resample_size(level, rows.rows.n_rows)
         random = level.resample_strategy == "random"
         key = stream_key(self.config.seed, t, step, "resample") if random else None
-        found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, r=r, random_key=key)
+        centroids, before = steps[-1].centroids, steps[-2].centroids if step > 1 else None
+        found = assign(rows, centroids, run=run, runner=self.runner, r=r, random_key=key, before=before)
         emit("assigned", level=t, step=step - 1)
         enough = enough_members(found.counts, r, level.n_clusters)
         if enough > r:
-            found = assign(rows, centroids, run=uuid.uuid4().hex, runner=self.runner, r=enough, random_key=key)
+            found = assign(rows, centroids, run=run, runner=self.runner, r=enough, random_key=key, before=centroids)
         assert found.chosen is not None
         return found.chosen.all_rows()
 

@@ -6,6 +6,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.shared import Shared
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import Moved, iterate
@@ -176,10 +177,29 @@ class _FitHere:
 
 
 def on_workers(rows: Rows, runner: Runner) -> Rows:
-    """Put rows that lie in this process's memory where workers can read them; others are returned as they are."""
-    if isinstance(runner, ClusterRunner) and isinstance(rows, ArrayRows):
+    """Put what lies in this process's memory where workers can read it.
+
+    Parameters
+    ----------
+    rows : Rows
+    runner : Runner
+
+    Returns
+    -------
+    Rows
+        The same rows, cheap to send to a worker; `rows` themselves where there are no workers but threads.
+    """
+    if not isinstance(runner, ClusterRunner):
+        return rows
+    if isinstance(rows, ArrayRows):
         shared = runner.shelf.put(f"rows-{rows.key[-1]}", rows.array)
         return NpyRows(str(shared.path), label=rows.label)
+    if isinstance(rows, UnitRows):
+        return UnitRows(on_workers(rows.base, runner))
+    if isinstance(rows, SubsetRows):
+        placed = SubsetRows(on_workers(rows.base, runner), rows.index)
+        placed.travel_by(Path(str(runner.shelf.folder)) / f"subset-{uuid.uuid4().hex}.npy")
+        return placed
     return rows
 
 

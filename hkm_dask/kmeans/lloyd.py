@@ -95,7 +95,7 @@ class AssignAndAdd:
         fresh = sums is None
         if sums is None or counts is None:
             sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
-        finder = Finder(part, self.frame)
+        finder = Finder(part, self.frame, "lloyd")
         far = _Furthest(_n_far(len(centroids)))
         inertia = 0
         for slab in iter_slabs(part):

@@ -5,6 +5,7 @@ Lloyd, seeding and assignment differ in what they add up, not in how they walk o
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,9 @@ from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_opera
 
 #: Rows converted to float32 at once, for a core's cache and for a GPU.
 SLAB_ROWS, DEVICE_SLAB_ROWS = 4096, 1 << 17
+
+
+_choosing = threading.Lock()
 
 
 @dataclass
@@ -90,10 +94,12 @@ class Finder:
     ----------
     part : Part
     frame : Frame
+    phase : str
+        What the pass is for: what is fastest depends on how much is known beforehand.
     """
 
-    def __init__(self, part: Part, frame: Frame) -> None:
-        self.part, self.frame = part, frame
+    def __init__(self, part: Part, frame: Frame, phase: str = "search") -> None:
+        self.part, self.frame, self.phase = part, frame, phase
 
     def label_distances(self, slab: Slab, centroids: Shared, known: Labelled) -> None:
         """Measure a slab's distances to the centroids it is labelled with."""
@@ -112,17 +118,22 @@ class Finder:
         )
 
     def _head(self, slab: Slab, centroids: Shared, known: Labelled) -> int:
-        # Measured once per frame, for passes in which nothing is known and for those with a label to start from.
+        # Measured once per frame and phase, apart for passes that know nothing and for those with labels to start from.
         n_clusters = len(centroids.get())
         if self.frame.basis is None or n_clusters < 64 or worker_device() == "cuda":
             return 0
         hinted = bool((known.labels[slab.local] >= 0).all())
         kept = self._keeps_operands()
-        key = ("head", n_clusters.bit_length(), hinted, kept)
+        key = ("head", self.phase, n_clusters.bit_length(), hinted, kept)
         head = memo.get(self.frame.name, key)
-        if head is None:
-            if len(slab.rows) < TRIAL_ROWS:
-                return 0
+        if head is not None:
+            return int(head)
+        if len(slab.rows) < TRIAL_ROWS:
+            return 0
+        with _choosing:  # one thread measures, the others wait for what it finds
+            head = memo.get(self.frame.name, key)
+            if head is not None:
+                return int(head)
             some = slice(None, None, len(slab.rows) // TRIAL_ROWS)
             rows, distances = np.ascontiguousarray(slab.rows[some]), known.distances[slab.local][some].copy()
             if hinted and not np.isfinite(distances).all():
@@ -130,7 +141,7 @@ class Finder:
                 plain.label_distances(rows, np.ascontiguousarray(known.labels[slab.local][some]), distances)
             head = choose_head(rows, distances, centroids, self.frame, kept=kept)
             memo.put(self.frame.name, key, head, 0, self.part.budget)
-        return int(head)
+            return head
 
     def _keeps_operands(self) -> bool:
         rows = self.part.rows
@@ -139,14 +150,13 @@ class Finder:
     def _operand(self, slab: Slab, head: int) -> Operand | None:
         if head == 0 or not self._keeps_operands():
             return None
-        group, key = self.part.rows.key, ("operand", slab.start, slab.stop)
-        found = memo.get(group, key)
-        form = (self.frame.name, head)  # rows rotated in another frame would give bounds that do not hold
-        if found is None or found[0] != form:
+        # Rows rotated in another frame would give bounds that do not hold.
+        group, key = self.part.rows.key, ("operand", self.frame.name, head, slab.start, slab.stop)
+        operand: Operand | None = memo.get(group, key)
+        if operand is None:
             operand = make_operand(slab.rows, self.frame, head)
-            memo.put(group, key, (form, operand), operand.n_bytes, self.part.budget)
-            return operand
-        return found[1]
+            memo.put(group, key, operand, operand.n_bytes, self.part.budget)
+        return operand
 
 
 def remembered(part: Part, kind: str, run: str) -> Any | None:

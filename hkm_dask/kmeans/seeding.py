@@ -31,7 +31,7 @@ from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans import greedy, kernels
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, iterate, means, split_rows
-from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.nearest import Search, scratch
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
 
 #: Centres drawn per cluster wanted, and Lloyd iterations on their weighted means.
@@ -44,6 +44,8 @@ _CHUNK, _SETTLED = 256, 1024
 _MATRIX_POINTS = 16384
 #: Below so many features a distance is made as fast as it is looked up.
 _TABLE_FEATURES = 16
+#: Rows of the table one task makes.
+_PAIR_ROWS = 256
 
 Report = Callable[[int, int], None]
 
@@ -172,7 +174,7 @@ class MeasureAndDraw:
         shape = (int(firsts[-1]), part.rows.n_features)
         sums = np.zeros(shape, np.int64) if self.with_sums else None
         counts = np.zeros(shape[0], np.int64) if self.with_sums else None
-        finder = Finder(part, self.frame)
+        finder = Finder(part, self.frame, "seed")
         potential = 0
         found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
         for slab in iter_slabs(part):
@@ -331,7 +333,7 @@ def sample_by_distance(
 def sample_in_rounds(
     rows: Rows, n_per_round: int, *, frame: Frame, key: int, run: str, runner: Runner, report: Report | None = None
 ) -> list[Shared]:
-    """Draw centres as k-means|| does: in a few rounds, all of a round by the D² before it.
+    """Draw centres as k-means|| does: in a few rounds, all of a round by the D² at its beginning.
 
     Parameters
     ----------
@@ -354,10 +356,11 @@ def sample_in_rounds(
     first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner)
     batches = [runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))]
     total, potential = 1, 0
-    for round_ in range(PARALLEL_ROUNDS + 1):  # the first only measures
+    # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
+    for round_ in range(2 * PARALLEL_ROUNDS):
         if report is not None:
             report(total, PARALLEL_ROUNDS * n_per_round)
-        horizon = n_per_round * frame.distance_scale / potential if potential else 0.0
+        horizon = n_per_round * frame.distance_scale / potential if round_ % 2 else 0.0
         potential, batch, n_new = runner.map_reduce(
             MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon),
             parts,
@@ -377,7 +380,12 @@ def sample_in_rounds(
 
 
 def greedy_kmeans_plusplus(
-    points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int
+    points: NDArray[np.float32],
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    key: int,
+    runner: Runner | None = None,
 ) -> NDArray[np.int64]:
     """Choose centres among weighted points by greedy k-means++: 2 + ln k trials for each, the best kept.
 
@@ -388,6 +396,9 @@ def greedy_kmeans_plusplus(
     n_clusters : int
     key : int
         From `stream_key`.
+
+    runner : Runner, optional
+        Threads of this process to measure distances with.
 
     Returns
     -------
@@ -406,14 +417,14 @@ def greedy_kmeans_plusplus(
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
         between, columns = no_table, np.ascontiguousarray(centred.T, dtype=np.float32)
     else:
-        between, columns = _all_pairs(centred), no_table
+        between, columns = _all_pairs(centred, runner), no_table
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
     chosen = np.empty(n_chosen, np.int64)
     found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
     return chosen[:found]
 
 
-def _all_pairs(centred: NDArray[np.float64]) -> NDArray[np.float32]:
+def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
     """Squared distances between all points, from an integer product that no order of summation changes."""
     largest = float(np.abs(centred).max(initial=0.0))
     # Two factors and log2(d) for the sum leave float64's 53 bits exact.
@@ -423,13 +434,21 @@ def _all_pairs(centred: NDArray[np.float64]) -> NDArray[np.float32]:
     norms = (grid * grid).sum(axis=1)
     n = len(grid)
     out = np.empty((n, n), np.float32)
-    for low in range(0, n, 512):
-        high = min(low + 512, n)
+
+    def fill(low: int) -> None:
+        high = min(low + _PAIR_ROWS, n)
         product = grid[low:high] @ grid[low:].T
-        square = np.empty(product.shape, np.float32)
+        square = scratch("pairs", product.size).reshape(product.shape)
         greedy.pair_distances(product, norms[low:high], norms[low:], step, square)
         out[low:high, low:] = square
         out[high:, low:high] = square[:, high - low :].T
+
+    lows = range(0, n, _PAIR_ROWS)
+    if runner is None:
+        for low in lows:
+            fill(low)
+    else:
+        runner.map(fill, lows, stage="pair")
     return out
 
 
@@ -461,18 +480,23 @@ def seed_from_points(
     centroids : ndarray of float32, shape (n_clusters, n_features)
         NaN where there are fewer distinct points.
     hints : ndarray of int32, shape (n_points,)
-        The centroid each point belongs to.
+        A centroid near each point.
     """
     centroids = np.full((n_clusters, points.shape[1]), np.nan, np.float32)
-    chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key)
+    chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key, runner=runner)
     centroids[: len(chosen)] = points[chosen]
+    hints = np.zeros(len(points), np.int32)
     if n_iterations and len(chosen) == n_clusters < len(points):
-        rows = ArrayRows(points)
-        start = iterate(rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights)
+        rows, run = ArrayRows(points), uuid.uuid4().hex
+        start = iterate(
+            rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights, run=run
+        )
         centroids = start.centroids
+        for part in split_rows(rows, runner, n_clusters):  # the labels of the last iteration will do for hints
+            last = remembered(part, "lloyd", run)
+            if last is not None:
+                hints[part.start : part.stop] = last[0]
         memo.drop(rows.key)
-    hints = np.full(len(points), -1, np.int32)
-    Search(centroids, frame).nearest(points, hints, np.full(len(points), np.inf))
     return centroids, hints
 
 

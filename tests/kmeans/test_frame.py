@@ -1,6 +1,7 @@
 """The frame: its measures equal NumPy's, its scales never overflow, its directions are principal."""
 
 import math
+from collections.abc import Callable
 from fractions import Fraction
 
 import numpy as np
@@ -12,19 +13,8 @@ from hypothesis.extra import numpy as hnp
 from hkm_dask.compute.cluster import Runner
 from hkm_dask.data.rows import ArrayRows, UnitRows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.frame import Frame, Statistics, make_frame, measure_rows
+from hkm_dask.kmeans.frame import Frame, make_frame, measure_rows
 from hkm_dask.kmeans.lloyd import means
-
-
-class Parts(Runner):
-    """A runner that cuts every pass into so many parts."""
-
-    def __init__(self, n: int) -> None:
-        super().__init__(n_threads=2)
-        self.n = n
-
-    def n_parts(self, flops: float, n_clusters: int = 0, n_features: int = 0) -> int:
-        return self.n
 
 
 def spectrum(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -95,65 +85,57 @@ def test_the_resolution_is_small_beside_the_rows() -> None:
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
-def test_measures_equal_numpy(dtype: str) -> None:
+def test_measures_equal_numpy(dtype: str, runner: Runner) -> None:
     array = (np.random.default_rng(0).normal(size=(300, 5)) * 100 + 50).astype(dtype)
     array[[4, 250]] = 0
-    with Runner(n_threads=1) as runner:
-        found = measure_rows(ArrayRows(array), runner)
-        frame = make_frame(ArrayRows(array), runner, n_clusters=3)
+    found = measure_rows(ArrayRows(array), runner)
+    made = make_frame(ArrayRows(array), runner, n_clusters=3)
     wide = array.astype(np.float32).astype(np.float64)
     np.testing.assert_allclose(found.total, wide.sum(0), rtol=1e-12)
     assert (found.n_rows, found.n_zero, found.max_abs) == (300, 2, np.abs(wide).max())
-    np.testing.assert_allclose(frame.mean, wide.mean(0), rtol=1e-6)
-    assert (frame.max_abs, frame.n_rows, frame.basis) == (found.max_abs, 300, None)
+    np.testing.assert_allclose(made.mean, wide.mean(0), rtol=1e-6)
+    assert (made.max_abs, made.n_rows, made.basis) == (found.max_abs, 300, None)
 
 
-def test_float16_sums_do_not_overflow() -> None:
+def test_float16_sums_do_not_overflow(runner: Runner) -> None:
     array = np.full((5000, 3), 1000.0, np.float16)  # 5e6 in all, float16 ends at 65504
-    with Runner(n_threads=1) as runner:
-        assert measure_rows(ArrayRows(array), runner).total.tolist() == [5e6] * 3
+    assert measure_rows(ArrayRows(array), runner).total.tolist() == [5e6] * 3
 
 
-def test_measures_are_bitwise_the_same_for_any_number_of_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hkm_dask.kmeans import frame
-
-    monkeypatch.setattr(frame, "block_bytes", lambda budget, threads: 1000)
+def test_measures_are_bitwise_the_same_for_any_number_of_parts(
+    in_parts: Callable[[int], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hkm_dask.kmeans.frame.block_bytes", lambda budget, threads: 1000)
     array = np.random.default_rng(0).normal(size=(3001, 7)).astype(np.float32) * 1e3
-    found: list[Statistics] = []
-    for n in (1, 2, 8):
-        with Parts(n) as runner:
-            found.append(measure_rows(ArrayRows(array), runner))
+    found = [measure_rows(ArrayRows(array), in_parts(n)) for n in (1, 2, 8)]
     assert len({statistics.total.tobytes() for statistics in found}) == 1
 
 
-def test_known_measures_spare_the_pass() -> None:
+def test_known_measures_spare_the_pass(runner: Runner) -> None:
     class Unreadable(ArrayRows):
         def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
             raise AssertionError("read")
 
-    with Runner(n_threads=1) as runner:
-        frame = make_frame(
-            Unreadable(np.ones((9, 2))), runner, n_clusters=2, mean=np.ones(2, np.float32), max_abs=1.0, total_weight=50
-        )
+    frame = make_frame(
+        Unreadable(np.ones((9, 2))), runner, n_clusters=2, mean=np.ones(2, np.float32), max_abs=1.0, total_weight=50
+    )
     assert (frame.n_rows, frame.max_abs) == (50, 1.0)
 
 
 @pytest.mark.parametrize("d", [1, 4096])
-def test_values_too_large_for_float32_squares_are_refused(d: int) -> None:
-    with Runner(n_threads=1) as runner:
-        edge = 2.0**62 / math.sqrt(d)
-        make_frame(ArrayRows(np.full((2, d), 0.9 * edge, np.float32)), runner, n_clusters=1)
-        with pytest.raises(InputError, match=r"max_abs=.* should be < .* scale the embeddings down"):
-            make_frame(ArrayRows(np.full((2, d), 1.1 * edge, np.float32)), runner, n_clusters=1)
+def test_values_too_large_for_float32_squares_are_refused(d: int, runner: Runner) -> None:
+    edge = 2.0**62 / math.sqrt(d)
+    make_frame(ArrayRows(np.full((2, d), 0.9 * edge, np.float32)), runner, n_clusters=1)
+    with pytest.raises(InputError, match=r"max_abs=.* should be < .* scale the embeddings down"):
+        make_frame(ArrayRows(np.full((2, d), 1.1 * edge, np.float32)), runner, n_clusters=1)
 
 
 # -- directions -------------------------------------------------------------------------------------------------------
 
 
-def test_the_basis_holds_the_principal_directions() -> None:
-    array = spectrum(2000, 32)
-    with Runner(n_threads=1) as runner:
-        frame = make_frame(ArrayRows(array), runner, n_clusters=64)
+def test_the_basis_holds_the_principal_directions(runner: Runner) -> None:
+    array = spectrum(500, 32)  # few enough to be looked at whole
+    frame = make_frame(ArrayRows(array), runner, n_clusters=64)
     assert frame.basis is not None
     basis = frame.basis.get().astype(np.float64)
     assert np.linalg.norm(basis.T @ basis - np.eye(32), 2) <= frame.basis_error + 1e-12 < 1e-5
@@ -164,14 +146,12 @@ def test_the_basis_holds_the_principal_directions() -> None:
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(2000, 16, 64), (2000, 32, 63), (100, 32, 64)])
-def test_small_problems_have_no_basis(n: int, d: int, k: int) -> None:
-    with Runner(n_threads=1) as runner:
-        assert make_frame(ArrayRows(spectrum(n, d)), runner, n_clusters=k).basis is None
+def test_small_problems_have_no_basis(n: int, d: int, k: int, runner: Runner) -> None:
+    assert make_frame(ArrayRows(spectrum(n, d)), runner, n_clusters=k).basis is None
 
 
-def test_rows_without_variance_have_a_frame() -> None:
-    with Runner(n_threads=1) as runner:
-        frame = make_frame(ArrayRows(np.full((200, 32), 0.1, np.float32)), runner, n_clusters=64)
+def test_rows_without_variance_have_a_frame(runner: Runner) -> None:
+    frame = make_frame(ArrayRows(np.full((200, 32), 0.1, np.float32)), runner, n_clusters=64)
     assert frame.basis is not None
     assert np.isfinite(frame.basis.get()).all()
     assert frame.basis_error < 1e-5

@@ -1,6 +1,5 @@
-"""The inner loops against loops anyone can read, in Python and NumPy."""
+"""The inner loops of the search and of the sums, against loops anyone can read."""
 
-import heapq
 import math
 
 import numpy as np
@@ -101,53 +100,6 @@ def test_moving_rows_equals_adding_afresh(data: tuple[np.ndarray, np.ndarray, np
         np.testing.assert_array_equal(counts, fresh_counts)
 
 
-# -- choosing ---------------------------------------------------------------------------------------------------------
-
-
-@given(
-    hnp.arrays(np.float64, st.integers(0, 60), elements=st.integers(-3, 3).map(float)),
-    st.integers(1, 7),
-    st.integers(0, 60),
-    st.data(),
-)
-def test_the_smallest_keys_are_kept_however_the_rows_come(
-    keys: np.ndarray, room: int, cut: int, data: st.DataObject
-) -> None:
-    groups = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=len(keys), max_size=len(keys))), np.int32)
-    rows = np.arange(len(keys)) * 10
-    heap_keys, heap_rows, sizes = np.empty((3, room)), np.empty((3, room), np.int64), np.zeros(3, np.int64)
-    for some in (slice(0, cut), slice(cut, None)):
-        kernels.keep_smallest(keys[some], rows[some], groups[some], heap_keys, heap_rows, sizes)
-    for g in range(3):
-        expected = heapq.nsmallest(room, [(keys[i], rows[i]) for i in np.flatnonzero(groups == g)])
-        found = sorted(zip(heap_keys[g, : sizes[g]].tolist(), heap_rows[g, : sizes[g]].tolist(), strict=True))
-        assert found == expected
-
-
-@given(hnp.arrays(np.int32, st.integers(1, 60), elements=st.integers(-1, 5)), st.data())
-def test_members_are_grouped_by_label_and_sorted_by_distance_then_row(labels: np.ndarray, data: st.DataObject) -> None:
-    distances = data.draw(hnp.arrays(np.float32, len(labels), elements=st.sampled_from([0.0, 0.5, 2.0])))
-    indptr = np.concatenate([[0], np.cumsum(np.bincount(labels[labels >= 0], minlength=6))]).astype(np.int64)
-    members = np.empty(indptr[-1], np.int64)
-    kernels.group_members(labels, distances, indptr, members)
-    order = [i for i in np.lexsort((np.arange(len(labels)), distances, labels)) if labels[i] >= 0]
-    assert members.tolist() == order
-
-
-@given(st.lists(st.lists(st.integers(0, 6), max_size=8), min_size=1, max_size=6), st.data())
-def test_the_smallest_keys_of_each_cluster_are_taken_in_order(groups: list[list[int]], data: st.DataObject) -> None:
-    wanted = [data.draw(st.integers(0, len(group))) for group in groups]
-    indptr = np.cumsum([0, *map(len, groups)])
-    members, keys = np.arange(100, 100 + indptr[-1]), np.array(sum(groups, []), np.uint64)
-    out = np.empty(sum(wanted), np.int64)
-    kernels.take_smallest_keys(indptr, np.array(wanted), members, keys, out)
-    expected = []
-    for group, n, first in zip(groups, wanted, indptr, strict=False):
-        best = sorted(range(len(group)), key=lambda i, group=group: (group[i], i))[:n]
-        expected += [100 + first + i for i in sorted(best)]
-    assert out.tolist() == expected
-
-
 @pytest.mark.parametrize("wanted", [0, 1, 5, 100])
 def test_candidates_are_thinned_in_order(wanted: int) -> None:
     rng = np.random.default_rng(2)
@@ -167,22 +119,3 @@ def test_candidates_are_thinned_in_order(wanted: int) -> None:
     assert n == len(expected) == min(wanted, n)
     assert np.flatnonzero(accepted).tolist() == expected
     assert not set(expected) & {i + 30 for i in expected if i < 10}
-
-
-def test_pair_distances_are_those_of_the_grid() -> None:
-    grid = np.random.default_rng(0).integers(-(2**20), 2**20, (9, 5)).astype(np.float64)
-    norms, out = (grid * grid).sum(1), np.empty((4, 9), np.float32)
-    kernels.pair_distances(grid[:4] @ grid.T, norms[:4], norms, 2.0**-20, out)
-    expected = [[distance(a * 2.0**-20, b * 2.0**-20) for b in grid] for a in grid[:4]]
-    np.testing.assert_array_equal(out, np.array(expected, np.float32))
-
-
-def test_a_kernel_says_what_it_does_and_starts_no_thread() -> None:
-    import threading
-
-    before = threading.active_count()
-    kernels.label_distances(floats(2, 3), floats(1, 3), np.zeros(2, np.int32), np.empty(2))
-    assert threading.active_count() == before
-    for name, value in vars(kernels).items():
-        if isinstance(value, kernels._Kernel) and not name.startswith("_"):
-            assert value.__doc__, name

@@ -1,0 +1,225 @@
+"""A whole k-means: the same bits for any number of threads, from anywhere, resumed or not; and what cannot be clustered."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.cluster import KMeans
+
+from hkm_dask.compute import cluster
+from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.data import store
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows, ZarrRows
+from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, discard, fit, gather, on_workers
+from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.kmeans.lloyd import Moved, iterate
+from hkm_dask.kmeans.seeding import seed
+
+Cut = Callable[[int], Runner]
+
+
+def blobs(n: int, d: int, seed: int = 0, centers: int = 12) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(n, d)) + 3 * rng.normal(size=(centers, d))[rng.integers(0, centers, n)]).astype("f4")
+
+
+def cluster_rows(
+    rows: np.ndarray | Rows, settings: Settings, runner: Runner, *, spherical: bool = False, **options: object
+) -> Fit:
+    source = rows if isinstance(rows, Rows) else ArrayRows(rows)
+    frame = make_frame(source, runner, n_clusters=settings.n_clusters, spherical=spherical)
+    return fit(source, settings, frame=frame, runner=runner, **options)  # type: ignore[arg-type]
+
+
+def same_bits(a: Fit, b: Fit) -> bool:
+    return (a.centroids.tobytes(), a.inertia.tobytes(), a.n_relocated) == (
+        b.centroids.tobytes(),
+        b.inertia.tobytes(),
+        b.n_relocated,
+    )
+
+
+def label(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    return np.argmin([((rows.astype(np.float64) - c) ** 2).sum(1) for c in centroids.astype(np.float64)], axis=0)
+
+
+# -- what it is -------------------------------------------------------------------------------------------------------
+
+
+def test_it_is_a_seeding_and_the_iteration_from_it(runner: Runner) -> None:
+    rows = ArrayRows(blobs(500, 5))
+    frame = make_frame(rows, runner, n_clusters=20)
+    settings = Settings(20, max_iter=12, tol=1e-3, key=stream_key(7))
+    found = fit(rows, settings, frame=frame, runner=runner)
+    start = seed(rows, 20, init="coreset", frame=frame, key=settings.key, runner=runner)
+    expected = iterate(rows, start.centroids, frame=frame, runner=runner, max_iter=12, tol=1e-3)
+    np.testing.assert_array_equal(found.centroids, expected.centroids)
+    np.testing.assert_array_equal(found.inertia, expected.inertia)
+    assert (found.n_unused, found.seconds > 0) == (0, True)
+
+
+def test_it_is_as_good_as_scikit_learn(runner: Runner) -> None:
+    rows = blobs(1500, 8, centers=25)
+    found = cluster_rows(rows, Settings(25, max_iter=100, tol=0.0), runner)
+    theirs = KMeans(25, n_init=1, tol=0, random_state=0, max_iter=100).fit(rows.astype(np.float64))
+    assert found.inertia[-1] <= 1.05 * theirs.inertia_
+    again = KMeans(25, init=found.centroids.astype(np.float64), n_init=1, tol=0).fit(rows.astype(np.float64))
+    assert again.inertia_ == pytest.approx(found.inertia[-1], rel=1e-5)  # a fixed point of theirs, too
+    np.testing.assert_array_equal(again.labels_, label(rows, found.centroids))
+
+
+def test_the_optimum_of_the_paper_is_found(runner: Runner) -> None:
+    """5000 points in [0.9, 1.1], two at 2, two at 3 (arXiv:2405.15613 §3.2)."""
+    rows = np.concatenate([np.linspace(0.9, 1.1, 5000), [2, 2, 3, 3]])[:, None].astype(np.float32)
+    best = min(cluster_rows(rows, Settings(3, tol=0.0, key=stream_key(i)), runner).inertia[-1] for i in range(3))
+    assert best == pytest.approx(5.17, abs=0.01)
+
+
+# -- the same bits ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("d", [2, 30])
+def test_any_number_of_parts_gives_the_same_bits(init: str, d: int, in_parts: Cut) -> None:
+    rows, settings = blobs(1200, d), Settings(66, init=init, max_iter=8, key=3)
+    found = [cluster_rows(rows, settings, in_parts(n)) for n in (1, 2, 8)]
+    assert same_bits(found[0], found[1])
+    assert same_bits(found[0], found[2])
+    assert not same_bits(found[0], cluster_rows(rows, replace(settings, key=4), in_parts(1)))
+
+
+def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster, "_HAND_OVER_FLOPS", 1.0)  # so that a pass is worth a task per thread
+    rows, settings = blobs(1500, 24), Settings(64, max_iter=10)
+    found = []
+    for n_threads in (1, 2, 8):
+        with Runner(n_threads=n_threads) as threads:
+            assert threads.n_parts(1e6, 64, 24) == n_threads
+            found.append(cluster_rows(rows, settings, threads))
+    assert same_bits(found[0], found[1])
+    assert same_bits(found[0], found[2])
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+def test_wherever_the_rows_lie_the_bits_are_the_same(dtype: str, tmp_path: Path, in_parts: Cut) -> None:
+    array = blobs(900, 6).astype(dtype)
+    np.save(tmp_path / "rows.npy", array)
+    store.create_array(tmp_path, "a", shape=array.shape, dtype=array.dtype, chunks=(64, 6), dims=("sample", "feature"))
+    store.write_rows(tmp_path / "a", 0, array)
+    padded = np.zeros((1800, 6), dtype)
+    padded[::2] = array
+    sources: list[Rows] = [
+        ArrayRows(array),
+        NpyRows(tmp_path / "rows.npy"),
+        ZarrRows(tmp_path, "a"),
+        SubsetRows(ArrayRows(padded), np.arange(0, 1800, 2)),
+    ]
+    settings = Settings(30, max_iter=6)
+    frame = make_frame(sources[0], in_parts(1), n_clusters=30)
+    found = [fit(rows, settings, frame=frame, runner=in_parts(3)) for rows in sources]
+    assert all(same_bits(found[0], other) for other in found[1:])
+    memo.clear()
+
+
+def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> None:
+    rows, settings = blobs(600, 4), Settings(25, init="random", tol=1e-3)
+    states: list[Moved] = []
+    whole = cluster_rows(rows, settings, runner, hooks=Hooks(iteration=lambda i, moved: states.append(moved)))
+    assert len(states) > 3
+    for i, moved in enumerate(states[:-1]):
+        inertia = tuple(state.inertia for state in states[: i + 1])
+        told: list[int] = []
+        resumed = cluster_rows(
+            rows, settings, runner,
+            progress=Progress(moved.centroids.get(), inertia, moved.n_relocated),
+            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, m, t=told: t.append(i)),
+        )  # fmt: skip
+        assert resumed.centroids.tobytes() == whole.centroids.tobytes()
+        assert resumed.inertia.tobytes() == whole.inertia.tobytes()
+        assert told[0] == i + 2
+
+
+def test_what_happens_is_told(runner: Runner) -> None:
+    seeding: list[tuple[int, int]] = []
+    iterations: list[int] = []
+    found = cluster_rows(
+        blobs(500, 3), Settings(20, max_iter=5, tol=0.0), runner,
+        hooks=Hooks(lambda done, wanted: seeding.append((done, wanted)), lambda i, moved: iterations.append(i)),
+    )  # fmt: skip
+    assert seeding[0] == (1, 60)
+    assert seeding[-1] == (60, 60)
+    assert iterations == list(range(1, len(found.inertia) + 1))
+
+
+# -- what can hardly be clustered -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
+@pytest.mark.parametrize("spherical", [False, True])
+def test_fewer_distinct_rows_than_clusters(init: str, spherical: bool, runner: Runner) -> None:
+    distinct = blobs(5, 8)
+    rows: Rows = ArrayRows(np.resize(distinct, (203, 8)))
+    if spherical:
+        rows = UnitRows(rows)
+    found = cluster_rows(rows, Settings(12, init=init), runner, spherical=spherical)
+    assert found.n_unused == 7
+    assert found.inertia[-1] == pytest.approx(0, abs=1e-9)
+    used = found.centroids[~np.isnan(found.centroids[:, 0])]
+    assert np.abs(used[:, None] - rows.read(0, 5)).max(2).min(1).max() < 1e-6  # on the rows, none at the origin
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
+def test_rows_without_variance(init: str, runner: Runner) -> None:
+    found = cluster_rows(np.full((90, 4), 0.3, np.float32), Settings(5, init=init), runner)
+    assert (found.n_unused, found.inertia[-1]) == (4, 0)
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (70, 1), (150, 20)])
+def test_as_many_clusters_as_rows(init: str, n: int, d: int, runner: Runner) -> None:
+    rows = blobs(n, d)
+    rows[-1] *= 1e4  # so far out that the others look alike from there
+    found = cluster_rows(rows, Settings(n, init=init), runner)
+    assert found.inertia[-1] == 0
+    assert sorted(label(rows, found.centroids)) == list(range(n))
+
+
+def test_one_cluster_is_the_mean(runner: Runner) -> None:
+    rows = blobs(300, 4)
+    found = cluster_rows(rows, Settings(1), runner)
+    np.testing.assert_allclose(found.centroids[0], rows.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
+
+
+def test_unit_rows_have_unit_centroids(runner: Runner) -> None:
+    rows = UnitRows(ArrayRows(blobs(500, 10)))
+    found = cluster_rows(rows, Settings(20), runner, spherical=True)
+    np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
+    assert (np.diff(found.inertia) <= 1e-9).all()
+
+
+# -- putting rows together --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_chosen_rows_are_gathered(fits: bool, tmp_path: Path) -> None:
+    array = blobs(400, 5).astype(np.float16)
+    index = np.flatnonzero(np.random.default_rng(0).uniform(size=400) < 0.4)
+    with Runner(n_threads=2, work_dir=tmp_path) as runner:
+        if not fits:
+            runner.memory_budget = 100
+        rows = gather(ArrayRows(array), index, runner)
+        assert isinstance(rows, ArrayRows if fits else NpyRows)
+        assert rows.dtype == np.float16
+        np.testing.assert_array_equal(rows.read(0, rows.n_rows), array[index])
+        assert len(list(tmp_path.iterdir())) == (not fits)
+        discard(rows)
+    assert not list(tmp_path.iterdir())
+
+
+def test_threads_need_no_copy(runner: Runner) -> None:
+    rows = ArrayRows(blobs(10, 2))
+    assert on_workers(rows, runner) is rows

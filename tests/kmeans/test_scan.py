@@ -1,0 +1,151 @@
+"""A pass over a part: slabs hold the rows, what is remembered is taken once, and the form of the search is no matter."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
+from hkm_dask.kmeans import scan
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+
+BUDGET = 1 << 30
+
+
+def turned_frame(rows: np.ndarray, seed: int) -> Frame:
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(rows.shape[1],) * 2))[0].astype(np.float32)
+    error = float(np.linalg.norm(basis.T.astype(np.float64) @ basis - np.eye(len(basis)), 2))
+    return Frame(rows.mean(0), float(np.abs(rows).max()), len(rows), Shared(array=basis), error)
+
+
+def pairs_of_centroids(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows near centroids that come in close pairs, so that the second best is almost the best."""
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(k, d)).astype(np.float32)
+    centroids[k // 2 :] = centroids[: k // 2] + np.float32(0.05)
+    rows = centroids[rng.integers(0, k, n)] + 0.01 * rng.normal(size=(n, d)).astype(np.float32)
+    return rows, centroids
+
+
+def brute(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    squared = [((rows.astype(np.float64) - c) ** 2).sum(1) for c in centroids.astype(np.float64)]
+    return np.argmin(squared, axis=0)
+
+
+def find_all(part: Part, frame: Frame, centroids: Shared) -> Labelled:
+    known, finder = Labelled.unknown(part.stop - part.start), Finder(part, frame, "test")
+    for slab in iter_slabs(part):
+        finder.nearest(slab, centroids, known)
+    return known
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 25), st.sampled_from(["f2", "f4", "f8"])
+)
+def test_slabs_are_the_rows_in_float32(sizes: list[int], slab_rows: int, dtype: str) -> None:
+    bounds = np.cumsum([7, *sizes])
+    array = np.random.default_rng(0).normal(size=(bounds[-1] + 3, 4)).astype(dtype)
+    part = Part(ArrayRows(array), tuple(bounds.tolist()), BUDGET)
+    at = 7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(scan, "SLAB_ROWS", slab_rows)
+        for slab in iter_slabs(part):
+            assert slab.start == at
+            assert slab.stop - slab.start <= slab_rows
+            assert (slab.local.start, slab.local.stop) == (slab.start - 7, slab.stop - 7)
+            assert slab.rows.dtype == np.float32
+            assert slab.rows.flags.c_contiguous
+            np.testing.assert_array_equal(slab.rows, array[slab.start : slab.stop].astype(np.float32))
+            assert slab.pair in set(zip(part.bounds[:-1], part.bounds[1:], strict=True))
+            at = slab.stop
+    assert at == bounds[-1]
+
+
+def test_what_is_remembered_is_found_once_by_its_own_run() -> None:
+    part = Part(ArrayRows(np.zeros((9, 2), np.float32)), (0, 9), BUDGET)
+    other = Part(part.rows, (0, 5), BUDGET)
+    assert remembered(part, "lloyd", "run") is None
+    remember(part, "lloyd", "run", "what", 10)
+    assert remembered(part, "cells", "run") is None
+    assert remembered(other, "lloyd", "run") is None
+    assert remembered(part, "lloyd", "another run") is None
+    assert remembered(part, "lloyd", "run") == "what"
+    # A task that dies half way has changed what it took; whoever repeats it must begin afresh.
+    assert remembered(part, "lloyd", "run") is None
+    remember(Part(part.rows, part.bounds, 5), "lloyd", "run", "too much", 10)
+    assert remembered(part, "lloyd", "run") is None
+    memo.drop(part.rows.key)
+
+
+def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scan, "choose_head", lambda *args, **kwargs: 16)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    part = Part(ArrayRows(array), (0, 3000), BUDGET)
+    expected = brute(array, centroids)
+    for seed in range(2):
+        found = find_all(part, turned_frame(array, seed), Shared(array=centroids.copy()))
+        np.testing.assert_array_equal(found.labels, expected)
+    assert memo.get(part.rows.key, ("operand", 0, 3000)) is not None
+    memo.drop(part.rows.key)
+
+
+@pytest.mark.parametrize("budget", [0, 400_000, BUDGET])
+@pytest.mark.parametrize("head", [0, 16, 32])
+def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
+    budget: int, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(scan, "choose_head", lambda *args, **kwargs: head)
+    monkeypatch.setattr(scan, "SLAB_ROWS", 500)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    frame, shared = turned_frame(array, 0), Shared(array=centroids)
+    np.save(tmp_path / "rows.npy", array)
+    found = []
+    sources: list[Rows] = [ArrayRows(array), NpyRows(tmp_path / "rows.npy")]
+    for rows in sources:
+        part = Part(rows, (0, 700, 1500, 3000), budget)
+        found += [find_all(part, frame, shared) for _ in range(2)]
+        memo.drop(rows.key)
+    for known in found:
+        np.testing.assert_array_equal(known.labels, brute(array, centroids))
+        np.testing.assert_array_equal(known.distances, found[0].distances)
+
+
+def test_the_head_is_chosen_once_even_where_nothing_else_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    monkeypatch.setattr(scan, "choose_head", lambda *args, **kwargs: chosen.append(kwargs["kept"]) or 16)
+    monkeypatch.setattr(scan, "SLAB_ROWS", 500)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    np.save(tmp_path / "rows.npy", array)
+    rows = NpyRows(tmp_path / "rows.npy")
+    part = Part(rows, tuple(range(0, 3001, 500)), 300_000)  # two of six blocks
+    frame = turned_frame(array, 0)
+    for _ in range(3):
+        find_all(part, frame, Shared(array=centroids.copy()))
+    assert chosen == [False]
+    memo.drop(rows.key)
+
+
+def test_labels_known_before_give_upper_bounds() -> None:
+    array, centroids = pairs_of_centroids(600, 64, 20)
+    part, frame, shared = Part(ArrayRows(array), (0, 600), BUDGET), turned_frame(array, 0), Shared(array=centroids)
+    known = Labelled.unknown(600)
+    finder = Finder(part, frame, "test")
+    for slab in iter_slabs(part):
+        finder.label_distances(slab, shared, known)
+        assert np.isinf(known.distances).all()
+        known.labels[slab.local] = 3
+        finder.label_distances(slab, shared, known)
+        np.testing.assert_allclose(
+            known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13
+        )
+        finder.nearest(slab, shared, known)
+    np.testing.assert_array_equal(known.labels, brute(array, centroids))
+    memo.drop(part.rows.key)
