@@ -15,7 +15,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from distributed import Client
 
 _FAN_IN = 8
+#: Seconds to wait for a first worker, or for one after all have died.
+_WORKERS_COME_WITHIN = 30
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
 #: The same for threads of this process (about 2 ms).
@@ -258,10 +260,6 @@ class ClusterRunner(Runner):
 
     def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
         self.client = client
-        try:
-            client.wait_for_workers(1, timeout=30)
-        except TimeoutError as error:
-            raise ComputeError("workers=0 should be at least 1; start `dask worker ADDRESS` and run again") from error
         info = self._workers()
         super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
         self.n_workers = len(info)
@@ -273,8 +271,22 @@ class ClusterRunner(Runner):
         self._shelf: Shelf | None = None
 
     def _workers(self) -> dict[str, dict[str, Any]]:
-        assert self.client is not None
-        return dict(self.client.scheduler_info(n_workers=-1)["workers"])
+        """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
+        client = self.client
+        assert client is not None
+        for _ in range(2):
+            # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
+            try:
+                workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]  # type: ignore[union-attr]
+            except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
+                raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
+            if workers:
+                return dict(workers)
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=_WORKERS_COME_WITHIN)
+        raise ComputeError(
+            "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
+        )
 
     @property
     def shelf(self) -> Shelf:
@@ -314,8 +326,6 @@ class ClusterRunner(Runner):
         assert self.client is not None
         name = self._name(stage)
         workers = sorted(self._workers())
-        if not workers:
-            raise ComputeError(f"{stage}: all workers are gone; start some and run again, finished stages are kept")
         submit = partial(self.client.submit, pure=False, allow_other_workers=True)
         return [
             submit(_run, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
@@ -510,7 +520,7 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
             host="127.0.0.1",
             dashboard_address="127.0.0.1:0",
-            silence_logs=logging.ERROR,
+            silence_logs=logging.CRITICAL,
         ) as cluster,
         Client(cluster) as client,
     ):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from numba import config as numba_config
@@ -32,6 +33,10 @@ class Kernel:
         assert self._compiled is not None
         return self._compiled(*args)
 
+    def _is_in_a_file(self) -> bool:
+        # numba keeps compiled code beside the file, and what was typed at a prompt has none.
+        return Path(self._function.__code__.co_filename).is_file()
+
     def _compile(self) -> None:
         with _compiling:
             if self._compiled is not None:
@@ -39,7 +44,7 @@ class Kernel:
             before = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
             setattr(numba_config, "SLP_VECTORIZE", 1)  # noqa: B010
             try:
-                self._compiled = njit(self._signature, nogil=True, cache=True)(self._function)
+                self._compiled = njit(self._signature, nogil=True, cache=self._is_in_a_file())(self._function)
             finally:
                 setattr(numba_config, "SLP_VECTORIZE", before)  # noqa: B010
 

@@ -179,7 +179,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def first_not_below(values, target):  # type: ignore[no-untyped-def]
+def _first_not_below(values, target):  # type: ignore[no-untyped-def]
     """Index of the first value not below `target` in a rising array."""
     low, high = 0, values.shape[0]
     while low < high:
@@ -205,7 +205,7 @@ def sweep_nearest(rows, centroids, places, order, axis, labels, distances):  # t
         here = row[axis]
         label = labels[i]
         best = distances[i]
-        up = first_not_below(places, here)
+        up = _first_not_below(places, here)
         down = up - 1
         while up < n or down >= 0:
             gap_up = np.float64(places[up]) - np.float64(here) if up < n else np.inf

@@ -480,12 +480,12 @@ def seed_from_points(
     centroids : ndarray of float32, shape (n_clusters, n_features)
         NaN where there are fewer distinct points.
     hints : ndarray of int32, shape (n_points,)
-        A centroid near each point.
+        A centroid near each point, -1 where none is known.
     """
     centroids = np.full((n_clusters, points.shape[1]), np.nan, np.float32)
     chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key, runner=runner)
     centroids[: len(chosen)] = points[chosen]
-    hints = np.zeros(len(points), np.int32)
+    hints = np.full(len(points), -1, np.int32)
     if n_iterations and len(chosen) == n_clusters < len(points):
         rows, run = ArrayRows(points), uuid.uuid4().hex
         start = iterate(
@@ -520,7 +520,7 @@ class _SeedFromPoints:
                 points, self.weights[used], self.n_clusters,
                 frame=self.frame, key=self.key, runner=here, n_iterations=self.n_iterations,
             )  # fmt: skip
-        hints = np.zeros(len(used), np.int32)
+        hints = np.full(len(used), -1, np.int32)
         hints[used] = found
         return centroids, hints
 

@@ -205,8 +205,7 @@ def test_an_error_while_reading_ahead_reaches_the_reader(tmp_path: Path) -> None
             return super().read(start, stop, out)
 
     rows = Broken(np.zeros((40, 2), np.float32))
-    seen = []
+    seen: list[int] = []
     with pytest.raises(OSError, match="the disk is gone"):
-        for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)):
-            seen.append(first)
+        seen.extend(first for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)))
     assert seen == [0, 10]

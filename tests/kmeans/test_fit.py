@@ -1,4 +1,4 @@
-"""A whole k-means: the same bits for any number of threads, from anywhere, resumed or not; and what cannot be clustered."""
+"""A whole k-means: the same bits for any number of threads, from anywhere, resumed or not; and the hard cases."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -75,8 +75,8 @@ def test_it_is_as_good_as_scikit_learn(runner: Runner) -> None:
 def test_the_optimum_of_the_paper_is_found(runner: Runner) -> None:
     """5000 points in [0.9, 1.1], two at 2, two at 3 (arXiv:2405.15613 §3.2)."""
     rows = np.concatenate([np.linspace(0.9, 1.1, 5000), [2, 2, 3, 3]])[:, None].astype(np.float32)
-    best = min(cluster_rows(rows, Settings(3, tol=0.0, key=stream_key(i)), runner).inertia[-1] for i in range(3))
-    assert best == pytest.approx(5.17, abs=0.01)
+    found = [cluster_rows(rows, Settings(3, "k-means++", tol=0.0, key=stream_key(i)), runner) for i in range(20)]
+    assert min(fit.inertia[-1] for fit in found) == pytest.approx(5.17, abs=0.01)
 
 
 # -- the same bits ----------------------------------------------------------------------------------------------------

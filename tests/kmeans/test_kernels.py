@@ -74,9 +74,7 @@ labelled = st.integers(1, 30).flatmap(
 
 
 @given(labelled, st.sampled_from([1.0, 2.0**10, 2.0**40]))
-def test_fixed_point_sums_are_exact(
-    data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], scale: float
-) -> None:
+def test_fixed_point_sums_are_exact(data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], scale: float) -> None:
     rows, labels, _, weights = data
     for given_weights, used in [(weights, weights), (NO_WEIGHTS, np.ones_like(weights))]:
         sums, counts = np.zeros((5, 3), np.int64), np.zeros(5, np.int64)

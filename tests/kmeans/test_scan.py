@@ -1,4 +1,4 @@
-"""A pass over a part: slabs hold the rows, what is remembered is taken once, and the form of the search is no matter."""
+"""A pass over a part: slabs hold the rows, what is remembered is taken once, the form of the search is no matter."""
 
 from pathlib import Path
 
@@ -45,9 +45,7 @@ def find_all(part: Part, frame: Frame, centroids: Shared) -> Labelled:
 
 
 @settings(max_examples=40)
-@given(
-    st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 25), st.sampled_from(["f2", "f4", "f8"])
-)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 25), st.sampled_from(["f2", "f4", "f8"]))
 def test_slabs_are_the_rows_in_float32(sizes: list[int], slab_rows: int, dtype: str) -> None:
     bounds = np.cumsum([7, *sizes])
     array = np.random.default_rng(0).normal(size=(bounds[-1] + 3, 4)).astype(dtype)
@@ -91,7 +89,7 @@ def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.Monke
     for seed in range(2):
         found = find_all(part, turned_frame(array, seed), Shared(array=centroids.copy()))
         np.testing.assert_array_equal(found.labels, expected)
-    assert memo.get(part.rows.key, ("operand", 0, 3000)) is not None
+    assert any(key[0] == "operand" for key in memo._groups[part.rows.key])  # they were kept, so they could be
     memo.drop(part.rows.key)
 
 
@@ -143,9 +141,7 @@ def test_labels_known_before_give_upper_bounds() -> None:
         assert np.isinf(known.distances).all()
         known.labels[slab.local] = 3
         finder.label_distances(slab, shared, known)
-        np.testing.assert_allclose(
-            known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13
-        )
+        np.testing.assert_allclose(known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
         finder.nearest(slab, shared, known)
     np.testing.assert_array_equal(known.labels, brute(array, centroids))
     memo.drop(part.rows.key)

@@ -257,9 +257,7 @@ def test_cells_are_the_rows_nearest_to_each_centre(in_parts: Cut) -> None:
 def test_a_start_is_the_same_for_any_number_of_parts(init: str, d: int, in_parts: Cut) -> None:
     rows = blobs(900, d)
     frame = make_frame(ArrayRows(rows), in_parts(1), n_clusters=70)
-    found = [
-        seed(ArrayRows(rows), 70, init=init, frame=frame, key=4, runner=in_parts(n)).centroids for n in (1, 2, 8)
-    ]
+    found = [seed(ArrayRows(rows), 70, init=init, frame=frame, key=4, runner=in_parts(n)).centroids for n in (1, 2, 8)]
     assert found[0].shape == (70, d)
     assert found[0].dtype == np.float32
     assert not np.isnan(found[0]).any()
@@ -318,11 +316,10 @@ def test_the_coreset_starts_better_than_random_rows(runner: Runner) -> None:
     assert cost["k-means||"] < cost["random"]
 
 
-@pytest.mark.parametrize("init", ["coreset", "k-means||"])
-def test_hints_name_the_centroid_nearest_to_each_cell(init: str, runner: Runner) -> None:
+def test_hints_name_a_centroid_near_each_cell(runner: Runner) -> None:
     rows = ArrayRows(blobs(1000, 5))
     frame = make_frame(rows, runner, n_clusters=30)
-    start = seed(rows, 30, init=init, frame=frame, key=1, runner=runner)
+    start = seed(rows, 30, init="coreset", frame=frame, key=1, runner=runner)
     assert start.hints is not None
     assert start.hints.min() >= 0
     assert start.hints.max() < 30
