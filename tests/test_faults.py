@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import zarr
 
+from hkm_dask import cli
 from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
@@ -262,6 +263,23 @@ def test_a_restart_that_was_killed_goes_on_without_another(
     steps = [event for event in finish(pool, tree, quiet) if event.kind == "step_started"]
     assert len(steps) == (3 if death == "step:2" else 0)
     assert open_hierarchy(tree).attrs["seed"] == 4
+
+
+def test_the_command_resumes_a_restart_without_the_flag(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], pool: Pool, quiet: dict[str, np.ndarray], elsewhere: Build
+) -> None:
+    tree = tmp_path / "tree.zarr"
+    build_hierarchy(pool, tree, CONFIG.model_copy(update={"seed": 9}))
+    assert elsewhere(tree, restart=True, failpoint="step:4")[0] == KILLED
+    settings = Path(pool.path).with_name("run.yaml")
+    settings.write_text(CONFIG.to_yaml())
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["cluster", pool.path, str(tree), "--config", str(settings)], prog_name="hkm")
+    out, err = capsys.readouterr()
+    assert not exit_.value.code, err
+    assert "already complete" not in out
+    assert "level 2 goes on after step 0 of 1" in err
+    assert_same(arrays(tree), quiet)
 
 
 def test_a_restart_that_was_killed_can_be_begun_again(

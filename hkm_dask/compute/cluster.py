@@ -25,11 +25,13 @@ from hkm_dask.compute.shared import Shelf
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Future
 
 _FAN_IN = 8
 #: Seconds to wait for a first worker, or for one after all have died.
 _WORKERS_COME_WITHIN = 30
+#: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
+_LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
 #: The same for threads of this process (about 2 ms).
@@ -63,6 +65,7 @@ class _SingleThreadedBlas:
                     from threadpoolctl import ThreadpoolController
 
                     self._controller = ThreadpoolController()
+                self._take_control()
                 self._limit = self._controller.limit(limits=1, user_api="blas")
             self._depth += 1
         try:
@@ -71,7 +74,17 @@ class _SingleThreadedBlas:
             with self._lock:
                 self._depth -= 1
                 if self._depth == 0:
+                    self._take_control()
                     self._limit.restore_original_limits()
+
+    @staticmethod
+    def _take_control() -> None:
+        # Recent threadpoolctl heeds but the first thread that set a limit; here the last to leave may be another one.
+        from threadpoolctl import OpenBLASController
+
+        clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+        if clear is not None:
+            clear(force=True)
 
 
 _single_threaded_blas = _SingleThreadedBlas()
@@ -322,10 +335,11 @@ class ClusterRunner(Runner):
             self._owners[index] = owner
         return owner
 
-    def _submit(self, task: Callable[[Any], Any], items: Sequence[Any], stage: str) -> list[Any]:
+    def _submit(
+        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
+    ) -> list[Future[Any]]:
         assert self.client is not None
         name = self._name(stage)
-        workers = sorted(self._workers())
         submit = partial(self.client.submit, pure=False, allow_other_workers=True)
         return [
             submit(_run, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
@@ -334,9 +348,34 @@ class ClusterRunner(Runner):
 
     def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
         """Run `task` on every item; results come in the order of the items."""
+        return self._collect(partial(self._submit, task, items, stage), stage)
+
+    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], stage: str) -> list[Any]:
+        """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
+
+        After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
+        others are allowed to take them.
+        """
+        from distributed import wait
+
         assert self.client is not None
-        with _explained(stage):
-            return list(self.client.gather(self._submit(task, items, stage)))
+        with _explained(stage), self.client.as_current():
+            for _ in range(_ATTEMPTS):
+                workers = sorted(self._workers())
+                futures = submit(workers)
+                waiting = True
+                while waiting:
+                    try:
+                        wait(futures, timeout=_LOOK_AFTER_WORKERS)
+                    except TimeoutError:
+                        waiting = not set(workers).isdisjoint(self._workers())
+                    else:
+                        return list(self.client.gather(futures))
+                self.client.cancel(futures)
+        raise ComputeError(
+            f"{stage}: all workers died {_ATTEMPTS} times; "
+            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+        )
 
     def map_reduce(
         self,
@@ -348,19 +387,23 @@ class ClusterRunner(Runner):
         stage: str,
     ) -> Any:
         """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers."""
-        assert self.client is not None
-        with _explained(stage):
-            futures = self._submit(task, items, stage)
+        client = self.client
+        assert client is not None
+
+        def submit(workers: list[str]) -> list[Future[Any]]:
+            futures = self._submit(task, items, stage, workers)
             name = self._name("reduce")
             for depth in itertools.count():
                 if len(futures) == 1:
                     break
                 groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
                 futures = [
-                    self.client.submit(_combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
+                    client.submit(_combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
                     for i, group in enumerate(groups)
                 ]
-            return self.client.submit(_run, finish, futures[0], key=f"{self._name('update')}", pure=False).result()
+            return [client.submit(_run, finish, futures[0], key=f"{self._name('update')}", pure=False)]
+
+        return self._collect(submit, stage)[0]
 
     def close(self) -> None:
         """Remove temporary folders; the client stays open for whoever opened it."""

@@ -55,7 +55,8 @@ def run(seeds: int) -> dict[str, dict[str, list[float]]]:
         for name, levels in SETTINGS.items():
             with tempfile.TemporaryDirectory() as folder:
                 begin = time.perf_counter()
-                tree = hkm.build_hierarchy(points, Path(folder, "tree.zarr"), hkm.Config(seed=seed, levels=tuple(levels)))
+                config = hkm.Config(seed=seed, levels=tuple(levels))
+                tree = hkm.build_hierarchy(points, Path(folder, "tree.zarr"), config)
                 found[name]["seconds"].append(time.perf_counter() - begin)
                 found[name]["kl"].append(divergence(tree[f"level_{len(levels)}"]["centroids"].to_numpy()))
     return found

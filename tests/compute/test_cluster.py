@@ -104,12 +104,13 @@ def blas_threads(_: object = None) -> list[int]:
 
 def test_blas_has_one_thread_while_tasks_run() -> None:
     before = blas_threads()
-    with Runner(2) as runner:
-        assert {n for found in runner.map(blas_threads, range(4), stage="test") for n in found} == {1}
-        assert set(runner.call(blas_threads, None, stage="test")) == {1}
-        with pytest.raises(ZeroDivisionError):
-            runner.map(lambda _: 1 / 0, range(3), stage="test")
-    assert blas_threads() == before
+    for _ in range(5):  # the thread that limits and the one that lifts the limit are others every time
+        with Runner(2) as runner:
+            assert {n for found in runner.map(blas_threads, range(4), stage="test") for n in found} == {1}
+            assert set(runner.call(blas_threads, None, stage="test")) == {1}
+            with pytest.raises(ZeroDivisionError):
+                runner.map(lambda _: 1 / 0, range(3), stage="test")
+        assert blas_threads() == before
 
 
 @pytest.mark.parametrize(("flops", "expected"), [(0, 1), (1e7, 1), (8.1e7, 2), (1e9, 4), (1e15, 4)])
