@@ -217,7 +217,10 @@ def test_wrong_input_is_told_in_clear_lines(
 @pytest.mark.faults
 def test_a_terminated_run_goes_on_where_it_was(tmp_path: Path) -> None:
     hkm.ingest(blobs(4000), tmp_path / "pool.zarr")
-    levels = (hkm.Level(n_clusters=600, n_resamples=12, resample_size=4, max_iter=5), hkm.Level(n_clusters=30))
+    levels = (
+        hkm.Level(n_clusters=600, n_resamples=8, resample_size=4, max_iter=5),
+        hkm.Level(n_clusters=30, n_resamples=1),
+    )
     (tmp_path / "run.yaml").write_text(hkm.Config(levels=levels).to_yaml())
     words = ["cluster", "pool.zarr", "tree.zarr", "--config", "run.yaml"]
     with subprocess.Popen(
@@ -227,7 +230,7 @@ def test_a_terminated_run_goes_on_where_it_was(tmp_path: Path) -> None:
         stderr=subprocess.PIPE,
         text=True,
     ) as process:
-        # One of the thirteen k-means of level 1 is done.
+        # One of the nine k-means of level 1 is done.
         while not (tmp_path / "tree.zarr.work" / "level_1-step_0.npz").exists() and process.poll() is None:
             time.sleep(0.005)
         process.send_signal(signal.SIGTERM)
@@ -314,7 +317,12 @@ def test_threads_and_processes_give_the_same_bits(
     "settings",
     [
         {"metric": "cosine", "subset": "idx.npy"},
-        {"levels": (hkm.Level(n_clusters=8, n_splits=3, n_resamples=1), hkm.Level(n_clusters=4, init="random"))},
+        {
+            "levels": (
+                hkm.Level(n_clusters=8, n_splits=3, n_resamples=1),
+                hkm.Level(n_clusters=4, n_resamples=1, init="random"),
+            )
+        },
         {"levels": (hkm.Level(n_clusters=30, n_resamples=1, resample_strategy="random", init="k-means++"),)},
     ],
     ids=["cosine, subset", "splits", "random"],

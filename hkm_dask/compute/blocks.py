@@ -169,7 +169,12 @@ class Memo:
         self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
-        """Forget a group."""
+        """Forget a group.
+
+        Parameters
+        ----------
+        group : hashable
+        """
         with self._lock:
             self._forget(group)
 
@@ -189,6 +194,17 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
 
     Blocks that fit the budget stay resident for later passes.
+
+    Parameters
+    ----------
+    part : Part
+
+    Yields
+    ------
+    start : int
+        Number of the first row.
+    block : ndarray, shape (n_rows, n_features)
+        In the dtype of the rows; not to be written to.
     """
     if isinstance(part.rows, ArrayRows):
         for start, stop in zip(part.bounds[:-1], part.bounds[1:], strict=True):

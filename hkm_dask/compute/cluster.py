@@ -161,7 +161,12 @@ class Runner:
         return Shelf()
 
     def span(self, name: str) -> AbstractContextManager[Any]:
-        """Group the tasks of a context under `name` in the dashboard."""
+        """Group the tasks of a context under `name` in the dashboard.
+
+        Parameters
+        ----------
+        name : str
+        """
         return nullcontext()
 
     # -- work ---------------------------------------------------------------------------------------------------------
@@ -174,6 +179,11 @@ class Runner:
             Operations of the whole pass.
         n_clusters, n_features : int
             Shape of the sums each task keeps.
+
+        Returns
+        -------
+        int
+            At least 1.
         """
         threads = self.n_threads // self.n_workers
         if n_clusters:
@@ -193,6 +203,10 @@ class Runner:
         items : sequence
         stage : str
             Purely alphabetic name under which the dashboard groups the tasks.
+
+        Returns
+        -------
+        list
         """
         from dask import threaded
 
@@ -220,12 +234,30 @@ class Runner:
         items : sequence
         stage : str
             As for `map`.
+
+        Returns
+        -------
+        object
+            What `finish` returns.
         """
         results = self.map(task, items, stage=stage)
         return _run(finish, _combine_all(combine, *results))
 
     def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
-        """Run one task somewhere."""
+        """Run one task somewhere.
+
+        Parameters
+        ----------
+        task : callable
+            Of one item; picklable.
+        item : object
+        stage : str
+            As for `map`.
+
+        Returns
+        -------
+        object
+        """
         return self.map(task, [item], stage=stage)[0]
 
     def _name(self, stage: str) -> str:
@@ -290,7 +322,7 @@ class ClusterRunner(Runner):
         for _ in range(2):
             # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
             try:
-                workers = client.sync(client.scheduler.identity, n_workers=-1)["workers"]  # type: ignore[union-attr]
+                workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
             except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
                 raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
             if workers:
@@ -319,7 +351,12 @@ class ClusterRunner(Runner):
         return self._shelf
 
     def span(self, name: str) -> AbstractContextManager[Any]:
-        """Group the tasks of a context under `name` in the dashboard."""
+        """Group the tasks of a context under `name` in the dashboard.
+
+        Parameters
+        ----------
+        name : str
+        """
         from distributed import span
 
         return span(name)
@@ -347,7 +384,22 @@ class ClusterRunner(Runner):
         ]
 
     def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
-        """Run `task` on every item; results come in the order of the items."""
+        """Run `task` on every item; results come in the order of the items.
+
+        Parameters
+        ----------
+        task, items, stage
+            See `Runner.map`.
+
+        Returns
+        -------
+        list
+
+        Raises
+        ------
+        ComputeError
+            Workers died each time they ran a task, or the scheduler is lost; the message names the stage.
+        """
         return self._collect(partial(self._submit, task, items, stage), stage)
 
     def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], stage: str) -> list[Any]:
@@ -386,7 +438,23 @@ class ClusterRunner(Runner):
         finish: Callable[[Any], Any] = _identity,
         stage: str,
     ) -> Any:
-        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers."""
+        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers.
+
+        Parameters
+        ----------
+        task, items, combine, finish, stage
+            See `Runner.map_reduce`.
+
+        Returns
+        -------
+        object
+            What `finish` returns.
+
+        Raises
+        ------
+        ComputeError
+            As for `map`.
+        """
         client = self.client
         assert client is not None
 

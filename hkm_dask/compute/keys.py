@@ -75,6 +75,18 @@ def random_bits(key: int, rows: NDArray[np.integer]) -> NDArray[np.uint64]:
 def random_uniform(key: int, rows: NDArray[np.integer]) -> NDArray[np.float64]:
     """Draw a uniform number in the open interval (0, 1) for each row number.
 
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    rows : ndarray of int
+        Row numbers, any shape.
+
+    Returns
+    -------
+    ndarray of float64
+        Same shape as `rows`.
+
     Examples
     --------
     >>> u = random_uniform(stream_key(0), np.arange(4))

@@ -34,6 +34,15 @@ def machine_memory() -> int:
 def tile_rows(n_clusters: int) -> int:
     """Rows scored at once by one thread.
 
+    Parameters
+    ----------
+    n_clusters : int
+
+    Returns
+    -------
+    int
+        Few enough for a tile of scores to stay in a core's cache, many enough for a matrix product to be worth it.
+
     Examples
     --------
     >>> tile_rows(4096), tile_rows(1000), tile_rows(10)
@@ -48,6 +57,18 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
     The search operand and its score tile, the float32 centroids and, `with_sums`, an int64 sum per centroid and
     feature.
 
+    Parameters
+    ----------
+    n_clusters, n_features : int
+        Shape of the centroids.
+    with_sums : bool, default True
+        Whether rows are added up as well.
+
+    Returns
+    -------
+    int
+        Bytes.
+
     Examples
     --------
     >>> fold_bytes(2000, 384) < 40 << 20
@@ -61,6 +82,18 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
 
 def block_bytes(budget: int, n_threads: int) -> int:
     """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
+
+    Parameters
+    ----------
+    budget : int
+        Bytes the process may hold above its idle size.
+    n_threads : int
+        Threads that read blocks at once.
+
+    Returns
+    -------
+    int
+        Bytes, between 1 and 64 MiB.
 
     Examples
     --------
@@ -83,6 +116,11 @@ def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: i
         Threads it has.
     n_clusters, n_features : int
         Shape of the centroids.
+
+    Returns
+    -------
+    int
+        At least 1, at most `n_threads`.
 
     Raises
     ------

@@ -24,13 +24,31 @@ _lock = threading.Lock()
 
 @dataclass(frozen=True)
 class Shared:
-    """A handle on an array: the array itself, or the file that holds it."""
+    """A handle on an array: the array itself, or the file that holds it.
+
+    Attributes
+    ----------
+    path : str or None
+        An `.npy` file that every worker sees.
+    array : ndarray or None
+        The array, where there is but one process.
+    """
 
     path: str | None = None
     array: np.ndarray | None = field(default=None, repr=False)
 
+    @property
+    def name(self) -> object:
+        """Tells this array from others that are alive."""
+        return self.path or id(self.array)
+
     def get(self) -> np.ndarray:
         """Return the array, read at most once per process while it is in use.
+
+        Returns
+        -------
+        ndarray
+            Not to be written to.
 
         Raises
         ------
@@ -66,12 +84,28 @@ class Shared:
 
 @dataclass(frozen=True)
 class Shelf:
-    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process."""
+    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process.
+
+    Attributes
+    ----------
+    folder : str or None
+        A folder every worker sees; None keeps arrays where they are.
+    """
 
     folder: str | None = None
 
     def put(self, name: str, array: np.ndarray) -> Shared:
         """Share an array under a name; the same name is only ever given the same contents.
+
+        Parameters
+        ----------
+        name : str
+            Of the file, without its suffix.
+        array : ndarray
+
+        Returns
+        -------
+        Shared
 
         Examples
         --------

@@ -244,6 +244,12 @@ def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
 
 
 def discard(rows: Rows) -> None:
-    """Remove the file `gather` made."""
+    """Remove the file `gather` made.
+
+    Parameters
+    ----------
+    rows : Rows
+        As `gather` returned them.
+    """
     if isinstance(rows, NpyRows):
         Shared(path=rows.path).delete()

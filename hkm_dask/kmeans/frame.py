@@ -96,7 +96,18 @@ def _power_of_two(n_rows: int, largest: float) -> float:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over rows, to be combined in the order of the rows."""
+    """Sums over rows, to be combined in the order of the rows.
+
+    Attributes
+    ----------
+    total : ndarray of float64, shape (n_features,)
+        Sum of the rows.
+    max_abs : float
+        Largest absolute value.
+    n_zero : int
+        Rows of zeros.
+    n_rows : int
+    """
 
     total: NDArray[np.float64]
     max_abs: float
@@ -172,6 +183,10 @@ def make_frame(
     spherical : bool
         Rows have unit length.
 
+    Returns
+    -------
+    Frame
+
     Raises
     ------
     InputError
@@ -193,7 +208,19 @@ def make_frame(
 
 
 def with_basis(frame: Frame, rows: Rows, runner: Runner) -> Frame:
-    """Add the principal directions of a sample of the rows to a frame."""
+    """Add the principal directions of a sample of the rows to a frame.
+
+    Parameters
+    ----------
+    frame : Frame
+    rows : Rows
+        A few thousand of them are read.
+    runner : Runner
+
+    Returns
+    -------
+    Frame
+    """
     basis = runner.call(partial(_principal_directions, frame.mean), rows, stage="rotate")
     gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
     error = float(np.linalg.norm(gram - np.eye(len(gram)), 2))

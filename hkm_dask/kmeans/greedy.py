@@ -65,6 +65,16 @@ def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-un
     `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
     n_points). `draws` are uniform numbers, a row of trials per centre; the first centre takes the first of its row.
     Returns how many points were chosen.
+
+    Parameters
+    ----------
+    between : ndarray of float32, shape (n_points, n_points) or (0, 0)
+    columns : ndarray of float32, shape (n_features, n_points)
+    weights : ndarray of float64, shape (n_points,)
+    draws : ndarray of float64, shape (n_clusters, n_trials)
+        In (0, 1).
+    chosen : ndarray of int64, shape (n_clusters,)
+        Written to.
     """
     n_points = weights.shape[0]
     reach = np.empty(n_points)
@@ -98,7 +108,16 @@ def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-un
 
 @kernel("void(f8[:,::1], f8[::1], f8[::1], f8, f4[:,::1])")
 def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-untyped-def]
-    """Squared distances from inner products and squared norms on a grid of width `step`."""
+    """Squared distances from inner products and squared norms on a grid of width `step`.
+
+    Parameters
+    ----------
+    products : ndarray of float64, shape (n_a, n_b)
+    norms_a, norms_b : ndarray of float64, shape (n_a,) and (n_b,)
+    step : float
+    out : ndarray of float32, shape (n_a, n_b)
+        Written to.
+    """
     for i in range(products.shape[0]):
         for j in range(products.shape[1]):
             out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))

@@ -58,9 +58,18 @@ def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
 
 @kernel("void(f4[:,::1], f4[:,::1], i4[::1], f8[::1])")
 def label_distances(rows, centroids, labels, distances):  # type: ignore[no-untyped-def]
-    """Write each row's squared distance to the centroid it is labelled with; infinity where the label is -1."""
+    """Write each row's squared distance to the centroid it is labelled with; infinity where there is none.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    labels : ndarray of int32, shape (n_rows,)
+    distances : ndarray of float64, shape (n_rows,)
+        Written to.
+    """
     for i in range(rows.shape[0]):
-        if labels[i] < 0:
+        if labels[i] < 0 or np.isnan(centroids[labels[i], 0]):
             distances[i] = np.inf
         else:
             distances[i] = squared_distance(rows[i], centroids[labels[i]])
@@ -68,7 +77,17 @@ def label_distances(rows, centroids, labels, distances):  # type: ignore[no-unty
 
 @kernel("void(f4[:,::1], f4[::1], f4[:,::1], f8[::1])")
 def centre(rows, mean, out, norms):  # type: ignore[no-untyped-def]
-    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms."""
+    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    mean : ndarray of float32, shape (n_features,)
+    out : ndarray of float32, shape (n_rows, n_features + 1)
+        Written to.
+    norms : ndarray of float64, shape (n_rows,)
+        Written to.
+    """
     n_features = rows.shape[1]
     for i in range(rows.shape[0]):
         total = 0.0
@@ -86,6 +105,17 @@ def contract(head, norms, relative_error, out, out_norms, errors):  # type: igno
 
     `relative_error` bounds the error of a head as a share of the norm of its row. The row ``[head, tail norm, 1]`` lies
     within `errors` of the exact one.
+
+    Parameters
+    ----------
+    head : ndarray of float32, shape (n_rows, h)
+    norms : ndarray of float64, shape (n_rows,)
+        Squared norms of the whole rows.
+    relative_error : float
+    out : ndarray of float32, shape (n_rows, h + 2)
+        Written to.
+    out_norms, errors : ndarray of float64, shape (n_rows,)
+        Written to: squared norms of all columns but the last, and the bounds.
     """
     h = head.shape[1]
     unit = 2.0**-24
@@ -125,34 +155,49 @@ def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untype
     return np.float32(radius * radius - norm + slack + _UNDERFLOW)
 
 
-@kernel("i8(f4[:,::1], f4[:,::1], f4[:,::1], i8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])")
+@kernel("i8(f4[:,::1], f4[:,::1], i8[::1], f4[:,::1], i4[::1], i8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])")
 def finish_nearest(  # type: ignore[no-untyped-def]
-    scores, rows, centroids, first, norms, errors, centroid_error, gamma, largest, labels, distances
+    scores, rows, which, centroids, numbers, first, norms, errors, centroid_error, gamma, largest, labels, distances
 ):
-    """Settle the nearest centroid of each row from scores that are lower bounds up to rounding.
+    """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
 
     A score is the squared distance less the row's squared norm, or a lower bound on that. Whatever could lie within the
-    best distance so far is measured directly; ties go to the lowest index. Returns how many distances were measured.
+    best distance so far is measured directly; ties go to the lowest number. Returns how many distances were measured.
 
-    `labels` and `distances` hold the best so far and are brought up to date; ``inf`` means none yet. `first` is the
-    index of the first centroid of this tile; `largest` the largest norm of a centroid; `gamma` the relative error of
-    a score.
+    Line i of `scores`, `norms` and `errors` belongs to row ``which[i]``, column j to centroid ``first + j``, which the
+    caller knows by its number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up
+    to date; ``inf`` means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (n_rows, n_scores)
+    rows : ndarray of float32, shape (n_rows, n_features)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    first : int
+    norms, errors : ndarray of float64, shape (n_rows,)
+        Of the rows, as the product took them; see `nearest.Operand`.
+    centroid_error, gamma, largest : float
+        Bounds for all centroids.
+    labels : ndarray of int32, shape (n_rows,)
+        Updated.
+    distances : ndarray of float64, shape (n_rows,)
+        Updated.
     """
     n_scores = scores.shape[1]
     n_measured = 0
-    for i in range(rows.shape[0]):
-        row = rows[i]
+    for i in range(which.shape[0]):
+        row = rows[which[i]]
         score = scores[i]
-        label = labels[i]
-        best = distances[i]
+        label = labels[which[i]]
+        best = distances[which[i]]
         error = errors[i] + centroid_error
         if best == np.inf:
             least = _minimum(score)
             j = 0
             while score[j] != least:
                 j += 1
-            label = first + j
-            best = squared_distance(row, centroids[label])
+            label = numbers[first + j]
+            best = squared_distance(row, centroids[first + j])
             n_measured += 1
         limit = _threshold(best, norms[i], error, gamma, largest)
         for start in range(0, n_scores, _LANES):
@@ -166,15 +211,15 @@ def finish_nearest(  # type: ignore[no-untyped-def]
             if passed == 0:
                 continue
             for j in range(start, stop):
-                if score[j] <= limit and first + j != label:
+                if score[j] <= limit and numbers[first + j] != label:
                     distance = squared_distance(row, centroids[first + j])
                     n_measured += 1
-                    if distance < best or (distance == best and first + j < label):
+                    if distance < best or (distance == best and numbers[first + j] < label):
                         best = distance
-                        label = first + j
+                        label = numbers[first + j]
                         limit = _threshold(best, norms[i], error, gamma, largest)
-        labels[i] = label
-        distances[i] = best
+        labels[which[i]] = label
+        distances[which[i]] = best
     return n_measured
 
 
@@ -191,16 +236,28 @@ def _first_not_below(values, target):  # type: ignore[no-untyped-def]
     return low
 
 
-@kernel("i8(f4[:,::1], f4[:,::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
-def sweep_nearest(rows, centroids, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
+@kernel("i8(f4[:,::1], i8[::1], f4[:,::1], i4[::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
+def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
     """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
 
     `places` are the centroids' coordinates on that axis, sorted; `order` says whose they are. The walk ends where the
-    axis alone puts a centroid beyond the best so far. `labels` and `distances` are as for `finish_nearest`.
+    axis alone puts a centroid beyond the best so far. The other arguments are as for `finish_nearest`.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    places : ndarray of float32, shape (n_clusters,)
+    order : ndarray of int64, shape (n_clusters,)
+    axis : int
+    labels : ndarray of int32, shape (n_rows,)
+        Updated.
+    distances : ndarray of float64, shape (n_rows,)
+        Updated.
     """
     n = order.shape[0]
     n_measured = 0
-    for i in range(rows.shape[0]):
+    for i in which:
         row = rows[i]
         here = row[axis]
         label = labels[i]
@@ -221,9 +278,9 @@ def sweep_nearest(rows, centroids, places, order, axis, labels, distances):  # t
                 down -= 1
             distance = squared_distance(row, centroids[j])
             n_measured += 1
-            if distance < best or (distance == best and j < label):
+            if distance < best or (distance == best and numbers[j] < label):
                 best = distance
-                label = j
+                label = numbers[j]
         labels[i] = label
         distances[i] = best
     return n_measured
@@ -231,7 +288,21 @@ def sweep_nearest(rows, centroids, places, order, axis, labels, distances):  # t
 
 @kernel("void(f4[:,::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Add rows, in fixed point, to the sums of their clusters; `weights` is empty for weights of one."""
+    """Add rows, in fixed point, to the sums of their clusters; `weights` is empty for weights of one.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    labels : ndarray of int32, shape (n_rows,)
+        Rows labelled -1 are left out.
+    weights : ndarray of int64, shape (n_rows,) or (0,)
+    scale : float
+        Fixed-point units per unit of a value; see `frame.Frame.scale`.
+    sums : ndarray of int64, shape (n_clusters, n_features)
+        Updated.
+    counts : ndarray of int64, shape (n_clusters,)
+        Updated.
+    """
     weighted = weights.shape[0] > 0
     for i in range(rows.shape[0]):
         j = labels[i]
@@ -245,7 +316,18 @@ def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-unt
 
 @kernel("i8(f4[:,::1], i4[::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Bring sums up to date for the rows whose label changed; exact, since the sums are integers."""
+    """Bring sums up to date for the rows whose label changed; exact, since the sums are integers.
+
+    Returns how many rows that were.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    before, after : ndarray of int32, shape (n_rows,)
+        Labels, none of them -1.
+    weights, scale, sums, counts
+        As for `add_rows`.
+    """
     weighted = weights.shape[0] > 0
     n_moved = 0
     for i in range(rows.shape[0]):
@@ -270,6 +352,18 @@ def accept_in_order(rows, then, now, chances, wanted, accepted):  # type: ignore
 
     Candidate i is accepted with probability ``now[i] / then[i]``, where `now` also counts the candidates accepted
     before it. Stops after `wanted` and returns how many were accepted.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+        Candidates in order of arrival.
+    then, now : ndarray of float64, shape (n_rows,)
+        D² when they were drawn, and by the centres known so far; `now` is updated.
+    chances : ndarray of float64, shape (n_rows,)
+        Uniform numbers in (0, 1).
+    wanted : int
+    accepted : ndarray of bool, shape (n_rows,)
+        Written to.
     """
     n_accepted = 0
     for i in range(rows.shape[0]):

@@ -79,6 +79,8 @@ class AssignAndAdd:
         int64 (n_rows,), for rows in memory.
     hints : Shared or None
         int32: for each cell of the seeding, the centroid to try first.
+    before : Shared or None
+        The centroids of the iteration before this one.
     """
 
     centroids: Shared
@@ -86,47 +88,59 @@ class AssignAndAdd:
     run: str
     weights: Shared | None = None
     hints: Shared | None = None
+    before: Shared | None = None
 
     def __call__(self, part: Part) -> Totals:
         """Fold the part."""
         centroids = self.centroids.get()
         weights = _NO_WEIGHTS if self.weights is None else self.weights.get()[part.start : part.stop]
-        known, sums, counts = self._before(part, centroids)
-        fresh = sums is None
-        if sums is None or counts is None:
+        last: _Last | None = remembered(part, "lloyd", self.run)
+        known = self._hinted(part) if last is None else last.known
+        # Unless they are the labels of the last iteration, they are good for a hint and no more.
+        goes_on = last is not None and self.before is not None and last.of == self.before.name
+        if last is None:
             sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+        else:
+            sums, counts = last.sums, last.counts
         finder = Finder(part, self.frame, "lloyd")
         far = _Furthest(_n_far(len(centroids)))
         inertia = 0
         for slab in iter_slabs(part):
-            before = known.labels[slab.local].copy()
+            before, old = known.labels[slab.local].copy(), known.distances[slab.local].copy()
             finder.label_distances(slab, self.centroids, known)
-            finder.nearest(slab, self.centroids, known)
+            if goes_on and self.before is not None:
+                finder.nearest_again(slab, self.centroids, self.before, known, old)
+            else:
+                finder.nearest(slab, self.centroids, known)
             labels, distances = known.labels[slab.local], known.distances[slab.local]
             share = weights if weights is _NO_WEIGHTS else weights[slab.local]
-            if fresh:
+            if last is None:
                 kernels.add_rows(slab.rows, labels, share, self.frame.scale, sums, counts)
             else:
                 kernels.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
             fixed = np.rint(distances * self.frame.distance_scale).astype(np.int64)
             inertia += int((fixed if weights is _NO_WEIGHTS else fixed * share).sum())
             far.add(distances, slab.start)
-        kept = known.labels.nbytes + sums.nbytes
-        remember(part, "lloyd", self.run, (known.labels, sums.copy(), counts.copy()), kept)
+        state = _Last(known, sums.copy(), counts.copy(), self.centroids.name)
+        remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
         return Totals(sums, counts, inertia, *far.sorted())
 
-    def _before(
-        self, part: Part, centroids: NDArray[np.float32]
-    ) -> tuple[Labelled, NDArray[np.int64] | None, NDArray[np.int64] | None]:
+    def _hinted(self, part: Part) -> Labelled:
         known = Labelled.unknown(part.stop - part.start)
-        last = remembered(part, "lloyd", self.run)
-        if last is not None:
-            known.labels, sums, counts = last
-            return known, sums, counts
         cells = remembered(part, "cells", self.run) if self.hints is not None else None
         if cells is not None and self.hints is not None:
             known.labels = self.hints.get()[cells.labels]
-        return known, None, None
+        return known
+
+
+@dataclass
+class _Last:
+    """What a part remembers of the last iteration: labels by the centroids `of`, and the sums they make."""
+
+    known: Labelled
+    sums: NDArray[np.int64]
+    counts: NDArray[np.int64]
+    of: object
 
 
 class _Furthest:
@@ -183,7 +197,20 @@ class Moved:
 
 @dataclass(frozen=True)
 class Update:
-    """Task: move the centroids to the means of their rows."""
+    """Task: move the centroids to the means of their rows.
+
+    Attributes
+    ----------
+    centroids : Shared
+        Those the totals were assigned to.
+    frame : Frame
+    rows : Rows
+        All rows, to found clusters in place of empty ones.
+    shelf : Shelf
+        Where the new centroids are put.
+    name : str
+        And under what name.
+    """
 
     centroids: Shared
     frame: Frame
@@ -329,18 +356,20 @@ def iterate(
     shared_weights = None if weights is None else shelf.put(f"weights-{run}", weights)
     shared_hints = None if hints is None else shelf.put(f"hints-{run}", hints)
     now = shelf.put(f"centroids-{run}-0", centroids)
+    before: Shared | None = None
     inertia = list(history)
     n_relocated = relocated_before = relocated
     for iteration in range(len(history) + 1, max_iter + 1):
         moved: Moved = runner.map_reduce(
-            AssignAndAdd(now, frame, run, shared_weights, shared_hints),
+            AssignAndAdd(now, frame, run, shared_weights, shared_hints, before),
             parts,
             combine=Totals.__add__,
             finish=Update(now, frame, rows, shelf, f"centroids-{run}-{iteration}"),
             stage="assign",
         )
-        now.delete()
-        now = moved.centroids
+        if before is not None:
+            before.delete()
+        before, now = now, moved.centroids
         inertia.append(moved.inertia)
         n_relocated += moved.n_relocated
         settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
@@ -352,7 +381,7 @@ def iterate(
             break
         relocated_before = moved.n_relocated
     final = now.get()
-    for shared in (now, shared_weights, shared_hints):
+    for shared in (before, now, shared_weights, shared_hints):
         if shared is not None:
             shared.delete()
     return Lloyd(final, np.array(inertia), n_relocated)
@@ -368,6 +397,10 @@ def split_rows(rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.
     n_clusters : int
     cuts : ndarray of int64, optional
         Where parts may begin and end, if not everywhere.
+
+    Returns
+    -------
+    list of Part
     """
     flops = 2.0 * rows.n_rows * n_clusters * rows.n_features
     n_parts = runner.n_parts(flops, n_clusters, rows.n_features)

@@ -47,6 +47,11 @@ def scratch(name: str, n: int) -> NDArray[np.float32]:
     name : str
         Two uses at once have two names.
     n : int
+
+    Returns
+    -------
+    ndarray of float32, shape (n,)
+        Holding anything.
     """
     kept: NDArray[np.float32] | None = getattr(_own, name, None)
     if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
@@ -91,6 +96,10 @@ def make_operand(rows: NDArray[np.float32], frame: Frame, head: int) -> Operand:
     frame : Frame
     head : int
         Principal coordinates kept; 0 for the plain form.
+
+    Returns
+    -------
+    Operand
     """
     n_rows, n_features = rows.shape
     centred = np.empty((n_rows, n_features + 1), np.float32)
@@ -118,12 +127,21 @@ class Search:
     frame : Frame
     head : int
         Principal coordinates kept; 0 for the plain form.
+    only : ndarray of bool, shape (n_clusters,), optional
+        The centroids to search, if not all.
     """
 
-    def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
-        used = ~np.isnan(centroids[:, 0])
-        self._index = None if used.all() else np.flatnonzero(used).astype(np.int32)
-        self.centroids = np.ascontiguousarray(centroids if self._index is None else centroids[used])
+    def __init__(
+        self,
+        centroids: NDArray[np.float32],
+        frame: Frame,
+        head: int = 0,
+        only: NDArray[np.bool_] | None = None,
+    ) -> None:
+        used = ~np.isnan(centroids[:, 0]) if only is None else only & ~np.isnan(centroids[:, 0])
+        self._all = np.ascontiguousarray(centroids)
+        self._numbers = np.flatnonzero(used).astype(np.int32)
+        self.centroids = self._all if used.all() else self._all[used]
         self.frame, self.head = frame, head
         if self.is_swept:
             self._sort()
@@ -154,6 +172,7 @@ class Search:
         distances: NDArray[np.float64],
         operand: Operand | None = None,
         first: int = 0,
+        which: NDArray[np.int64] | None = None,
     ) -> int:
         """Bring `labels` and `distances` up to date with these centroids.
 
@@ -168,61 +187,48 @@ class Search:
             `make_operand` of these rows, if it was kept.
         first : int
             Number of the first centroid.
+        which : ndarray of int64, optional
+            The rows to look at, if not all.
 
         Returns
         -------
         int
             Distances that had to be measured directly.
         """
+        which = np.arange(len(rows)) if which is None else which
+        if not len(self.centroids) or not len(which):
+            return 0
+        numbers = self._numbers + np.int32(first)
         if self.is_swept:
-            return self._sweep(rows, labels, distances, first)
+            return int(
+                kernels.sweep_nearest(
+                    rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
+                )
+            )
         n_scores = len(self.centroids)
-        width = min(n_scores, TILE_CENTROIDS)
-        height = min(tile_rows(n_scores), len(rows))
-        buffer = scratch("scores", height * width)
-        found = np.empty(height, np.int32)
+        height = min(tile_rows(n_scores), len(which))
+        buffer = scratch("scores", height * min(n_scores, TILE_CENTROIDS))
         n_measured = 0
-        for low in range(0, len(rows), max(height, 1)):
-            high = min(low + height, len(rows))
-            tile = rows[low:high]
-            form = make_operand(tile, self.frame, self.head) if operand is None else _cut(operand, low, high)
-            best = distances[low:high]
-            local = found[: high - low]
-            self._to_local(labels[low:high], local, first)
+        for low in range(0, len(which), height):
+            some = which[low : low + height]
+            form = self._form(rows, some, operand)
             for left in range(0, n_scores, TILE_CENTROIDS):
                 right = min(left + TILE_CENTROIDS, n_scores)
-                scores = buffer[: (high - low) * (right - left)].reshape(high - low, right - left)
+                scores = buffer[: len(some) * (right - left)].reshape(len(some), right - left)
                 np.dot(form.matrix, self._weights[:, left:right], out=scores)
                 n_measured += kernels.finish_nearest(
-                    scores, tile, self.centroids, left, form.norms, form.errors, self._error, self._gamma,
-                    self._largest, local, best,
+                    scores, rows, some, self.centroids, numbers, left, form.norms, form.errors, self._error,
+                    self._gamma, self._largest, labels, distances,
                 )  # fmt: skip
-            self._to_caller(local, labels[low:high], first)
         return n_measured
 
-    def _sweep(
-        self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], first: int
-    ) -> int:
-        local = np.empty(len(rows), np.int32)
-        self._to_local(labels, local, first)
-        n_measured = kernels.sweep_nearest(
-            rows, self.centroids, self._places, self._order, self._axis, local, distances
-        )
-        self._to_caller(local, labels, first)
-        return int(n_measured)
-
-    def _to_local(self, labels: NDArray[np.int32], local: NDArray[np.int32], first: int) -> None:
-        # A best that is not ours (an earlier batch, or none) keeps a negative code, so that ties still prefer it.
-        local[:] = labels - first
-        if self._index is not None:
-            at = np.searchsorted(self._index, local).clip(max=len(self._index) - 1)
-            local[:] = np.where((local >= 0) & (self._index[at] == local), at, -1)
-        np.maximum(local, -1, out=local)
-
-    def _to_caller(self, local: NDArray[np.int32], labels: NDArray[np.int32], first: int) -> None:
-        new = local >= 0
-        ours = local[new] if self._index is None else self._index[local[new]]
-        labels[new] = ours + first
+    def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None) -> Operand:
+        """Some rows as the product takes them."""
+        in_a_run = some[-1] - some[0] == len(some) - 1
+        index = slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
+        if operand is None:
+            return make_operand(np.ascontiguousarray(rows[index]), self.frame, self.head)
+        return Operand(operand.matrix[index], operand.norms[index], operand.errors[index])
 
     def label_distances(
         self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64]
@@ -230,28 +236,40 @@ class Search:
         """Write the squared distance of each row to the centroid `labels` names; infinity for -1.
 
         Labels are as for `nearest`, with ``first=0``; a label whose centroid is gone counts as -1.
+
+        Parameters
+        ----------
+        rows : ndarray of float32, shape (n_rows, n_features)
+        labels : ndarray of int32, shape (n_rows,)
+        distances : ndarray of float64, shape (n_rows,)
+            Written to.
         """
-        local = np.empty(len(labels), np.int32)
-        self._to_local(labels, local, 0)
-        kernels.label_distances(rows, self.centroids, local, distances)
+        kernels.label_distances(rows, self._all, labels, distances)
 
 
-def _cut(operand: Operand, low: int, high: int) -> Operand:
-    return Operand(operand.matrix[low:high], operand.norms[low:high], operand.errors[low:high])
-
-
-_searches: dict[tuple[object, str, int], tuple[Search, np.ndarray | None]] = {}
+_searches: dict[tuple[object, ...], tuple[Search, np.ndarray | None]] = {}
 _making = threading.Lock()
 
 
-def search_for(centroids: Shared, frame: Frame, head: int) -> Search:
-    """Return a `Search` for shared centroids, made once per process and kept while it is in use."""
-    key = (centroids.path or id(centroids.array), frame.name, head)
+def search_for(centroids: Shared, frame: Frame, head: int, before: Shared | None = None) -> Search:
+    """Return a `Search` for shared centroids, made once per process and kept while it is in use.
+
+    Parameters
+    ----------
+    centroids : Shared
+    frame : Frame
+    head : int
+    before : Shared, optional
+        Search only the centroids that have moved from where they were here.
+    """
+    key = (centroids.name, frame.name, head, before and before.name)
     with _making:
         search, source = _searches.get(key, (None, None))
         if search is None or source is not centroids.array:  # an id may be used again
-            search = _search_class()(centroids.get(), frame, head)
-            while len(_searches) >= 2:
+            now = centroids.get()
+            moved = None if before is None else (now != before.get()).any(axis=1)
+            search = _search_class()(now, frame, head, moved)
+            while len(_searches) >= 3:
                 _searches.pop(next(iter(_searches)))
             _searches[key] = (search, centroids.array)
         return search

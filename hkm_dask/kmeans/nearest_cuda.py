@@ -56,10 +56,11 @@ __device__ float threshold(double distance, double norm, double error, double ga
     return __double2float_ru(radius * radius - norm + slack);
 }
 
-// One warp per row. scores: (n_rows, n_scores); labels, distances: the best so far, brought up to date.
+// One warp per row. scores: (n_rows, n_scores); centroid first + j is known to the caller as numbers[first + j];
+// labels, distances: the best so far, brought up to date.
 __global__ void settle(const float* scores, const float* rows, const float* centroids, int n_rows, int n_scores,
-                       int n_features, int first, const double* norms, const double* errors, double centroid_error,
-                       double gamma, double largest, int* labels, double* distances) {
+                       int n_features, int first, const int* numbers, const double* norms, const double* errors,
+                       double centroid_error, double gamma, double largest, int* labels, double* distances) {
     const int row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     const int lane = threadIdx.x & 31;
     if (row >= n_rows) return;
@@ -79,20 +80,20 @@ __global__ void settle(const float* scores, const float* rows, const float* cent
             const int there = __shfl_xor_sync(0xffffffffu, where, step);
             if (other < least || (other == least && there < where)) { least = other; where = there; }
         }
-        label = first + where;
-        best = squared_distance(x, centroids + (long long)label * n_features, n_features);
+        label = numbers[first + where];
+        best = squared_distance(x, centroids + (long long)(first + where) * n_features, n_features);
     }
     float limit = threshold(best, norms[row], error, gamma, largest);
     for (int start = 0; start < n_scores; start += 32) {
         const int j = start + lane;
-        unsigned passed = __ballot_sync(0xffffffffu, j < n_scores && score[j] <= limit && first + j != label);
+        unsigned passed = __ballot_sync(0xffffffffu, j < n_scores && score[j] <= limit && numbers[first + j] != label);
         while (passed) {
             const int candidate = first + start + __ffs(passed) - 1;
             passed &= passed - 1;
             const double d = squared_distance(x, centroids + (long long)candidate * n_features, n_features);
-            if (d < best || (d == best && candidate < label)) {
+            if (d < best || (d == best && numbers[candidate] < label)) {
                 best = d;
-                label = candidate;
+                label = numbers[candidate];
                 limit = threshold(best, norms[row], error, gamma, largest);
             }
         }
@@ -144,11 +145,17 @@ class CudaSearch(Search):
         Not used: on a GPU the whole product is cheaper than looking at survivors.
     """
 
-    def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
+    def __init__(
+        self,
+        centroids: NDArray[np.float32],
+        frame: Frame,
+        head: int = 0,
+        only: NDArray[np.bool_] | None = None,
+    ) -> None:
         import cupy
 
-        super().__init__(centroids, frame, 0)
-        if self.is_swept:
+        super().__init__(centroids, frame, 0, only)
+        if self.is_swept or not len(self.centroids):
             return
         self._device_centroids = cupy.asarray(self.centroids)
         self._device_weights = cupy.asarray(self._weights)
@@ -161,16 +168,19 @@ class CudaSearch(Search):
         distances: NDArray[np.float64],
         operand: Operand | None = None,
         first: int = 0,
+        which: NDArray[np.int64] | None = None,
     ) -> int:
         """Bring `labels` and `distances` up to date with these centroids; see `nearest.Search.nearest`."""
         import cupy
 
-        if self.is_swept:
-            return super().nearest(rows, labels, distances, None, first)
+        if self.is_swept or not len(self.centroids):
+            return super().nearest(rows, labels, distances, None, first, which)
+        which = np.arange(len(rows)) if which is None else which
         budget = _TILE_SCORES
         while True:
             try:
-                return self._nearest(rows, labels, distances, first, budget)
+                self._nearest(rows, labels, distances, first, which, budget)
+                return 0
             except cupy.cuda.memory.OutOfMemoryError as error:
                 # What was settled before is a valid bound, so the work goes on with what is known.
                 cupy.get_default_memory_pool().free_all_blocks()
@@ -186,25 +196,25 @@ class CudaSearch(Search):
         labels: NDArray[np.int32],
         distances: NDArray[np.float64],
         first: int,
+        which: NDArray[np.int64],
         budget: int,
-    ) -> int:
+    ) -> None:
         import cupy
 
         n_clusters, n_features = self.centroids.shape
         width = min(n_clusters, budget)
-        height = max(1, min(len(rows), budget // width))
-        for low in range(0, len(rows), height):
-            high = min(low + height, len(rows))
-            n = high - low
-            tile = cupy.asarray(rows[low:high])
+        height = max(1, budget // width)
+        numbers = cupy.asarray(self._numbers + np.int32(first))
+        for low in range(0, len(which), height):
+            some = which[low : low + height]
+            n = len(some)
+            tile = cupy.asarray(rows[some])
             centred, norms = cupy.empty((n, n_features + 1), cupy.float32), cupy.empty(n)
             grid = (-(-n * 32 // _THREADS),)
             _kernel("centre")(
                 grid, (_THREADS,), (tile, self._device_mean, np.int32(n), np.int32(n_features), centred, norms)
             )
-            local = np.empty(n, np.int32)
-            self._to_local(labels[low:high], local, first)
-            device_labels, device_best = cupy.asarray(local), cupy.asarray(distances[low:high])
+            device_labels, device_best = cupy.asarray(labels[some]), cupy.asarray(distances[some])
             errors = 2.0**-23 * cupy.sqrt(norms)
             for left in range(0, n_clusters, width):
                 right = min(left + width, n_clusters)
@@ -212,9 +222,7 @@ class CudaSearch(Search):
                 _kernel("settle")(
                     grid, (_THREADS,),
                     (scores, tile, self._device_centroids, np.int32(n), np.int32(right - left), np.int32(n_features),
-                     np.int32(left), norms, errors, np.float64(self._error), np.float64(self._gamma),
+                     np.int32(left), numbers, norms, errors, np.float64(self._error), np.float64(self._gamma),
                      np.float64(self._largest), device_labels, device_best),
                 )  # fmt: skip
-            self._to_caller(device_labels.get(), labels[low:high], first)
-            distances[low:high] = device_best.get()
-        return 0
+            labels[some], distances[some] = device_labels.get(), device_best.get()

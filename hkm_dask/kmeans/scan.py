@@ -42,7 +42,16 @@ class Labelled:
 
     @classmethod
     def unknown(cls, n_rows: int) -> Labelled:
-        """Nothing known yet."""
+        """Nothing known yet.
+
+        Parameters
+        ----------
+        n_rows : int
+
+        Returns
+        -------
+        Labelled
+        """
         return cls(np.full(n_rows, -1, np.int32), np.full(n_rows, np.inf))
 
 
@@ -71,7 +80,16 @@ class Slab:
 
 
 def iter_slabs(part: Part) -> Iterator[Slab]:
-    """Yield a part's rows as float32, a few thousand at a time."""
+    """Yield a part's rows as float32, a few thousand at a time.
+
+    Parameters
+    ----------
+    part : Part
+
+    Yields
+    ------
+    Slab
+    """
     step = DEVICE_SLAB_ROWS if worker_device() == "cuda" else SLAB_ROWS
     for first, block in iter_blocks(part):
         pair = (first, first + len(block))
@@ -102,15 +120,48 @@ class Finder:
         self.part, self.frame, self.phase = part, frame, phase
 
     def label_distances(self, slab: Slab, centroids: Shared, known: Labelled) -> None:
-        """Measure a slab's distances to the centroids it is labelled with."""
+        """Measure a slab's distances to the centroids it is labelled with.
+
+        Parameters
+        ----------
+        slab : Slab
+        centroids : Shared
+        known : Labelled
+            Of the part; the slab's distances are written to.
+        """
         if centroids.get().shape[0] and bool((known.labels[slab.local] >= 0).any()):
             search = search_for(centroids, self.frame, self._head(slab, centroids, known))
             search.label_distances(slab.rows, known.labels[slab.local], known.distances[slab.local])
         else:
             known.distances[slab.local] = np.inf
 
+    def nearest_again(
+        self, slab: Slab, centroids: Shared, before: Shared, known: Labelled, old: NDArray[np.float64]
+    ) -> None:
+        """Do as `nearest`, for rows labelled by the centroids `before` at squared distances `old`.
+
+        A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
+        those that stayed its own was the nearest. It needs to be measured against the ones that moved only.
+        """
+        head = self._head(slab, centroids, known)
+        labels, distances = known.labels[slab.local], known.distances[slab.local]
+        further = distances > old
+        operand = self._operand(slab, head)
+        everything, moved = (search_for(centroids, self.frame, head, b) for b in (None, before))
+        everything.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(further))
+        moved.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(~further))
+
     def nearest(self, slab: Slab, centroids: Shared, known: Labelled, first: int = 0) -> None:
-        """Bring a slab's labels and distances up to date with `centroids`, numbered from `first`."""
+        """Bring a slab's labels and distances up to date with `centroids`, numbered from `first`.
+
+        Parameters
+        ----------
+        slab : Slab
+        centroids : Shared
+        known : Labelled
+            Of the part; the slab's labels and distances are updated.
+        first : int, default 0
+        """
         head = self._head(slab, centroids, known)
         search = search_for(centroids, self.frame, head)
         search.nearest(
@@ -163,6 +214,18 @@ def remembered(part: Part, kind: str, run: str) -> Any | None:
     """Take back what a run remembered about a part, or None; it is forgotten until it is remembered again.
 
     What is being changed must not be found by a task that repeats this one after a failure.
+
+    Parameters
+    ----------
+    part : Part
+    kind : str
+        What it is about.
+    run : str
+        Name of the k-means.
+
+    Returns
+    -------
+    object or None
     """
     key = (kind, part.start, part.stop)
     entry = memo.get(part.rows.key, key)
@@ -173,5 +236,14 @@ def remembered(part: Part, kind: str, run: str) -> Any | None:
 
 
 def remember(part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
-    """Keep something about a part for the next pass of the same run, if there is room."""
+    """Keep something about a part for the next pass of the same run, if there is room.
+
+    Parameters
+    ----------
+    part, kind, run
+        As for `remembered`.
+    value : object
+    n_bytes : int
+        What it takes.
+    """
     memo.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, part.budget)

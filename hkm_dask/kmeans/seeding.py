@@ -156,6 +156,20 @@ class MeasureAndDraw:
 
     Rows arrive as Poisson processes of rate D² up to a common `horizon`, so that draws are exact, belong to a row and
     merge over blocks.
+
+    Attributes
+    ----------
+    batches : tuple of Shared
+        All centres so far, in the order they were accepted.
+    frame : Frame
+    run : str
+        Names the k-means, so that what is remembered is found again.
+    key : int
+        Of this pass, from `stream_key`.
+    horizon : float
+        Time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none.
+    with_sums : bool
+        Whether to add up the cells, on the last pass.
     """
 
     batches: tuple[Shared, ...]
@@ -217,7 +231,19 @@ def _arrivals(
 
 @dataclass(frozen=True)
 class Accept:
-    """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None."""
+    """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
+
+    Attributes
+    ----------
+    frame : Frame
+    key : int
+        Of this pass, from `stream_key`.
+    wanted : int or None
+    shelf : Shelf
+        Where the accepted ones are put.
+    name : str
+        And under what name.
+    """
 
     frame: Frame
     key: int
@@ -495,7 +521,7 @@ def seed_from_points(
         for part in split_rows(rows, runner, n_clusters):  # the labels of the last iteration will do for hints
             last = remembered(part, "lloyd", run)
             if last is not None:
-                hints[part.start : part.stop] = last[0]
+                hints[part.start : part.stop] = last.known.labels
         memo.drop(rows.key)
     return centroids, hints
 

@@ -70,6 +70,17 @@ def keep_smallest(keys, rows, groups, heap_keys, heap_rows, sizes):  # type: ign
     """Keep, for every group, the rows with the smallest keys; ties to the lowest row.
 
     Each group's entries are a heap with the worst on top, `sizes` of them filled.
+
+    Parameters
+    ----------
+    keys : ndarray of float64, shape (n_rows,)
+    rows : ndarray of int64, shape (n_rows,)
+    groups : ndarray of int32, shape (n_rows,)
+        Rows of group -1 are left out.
+    heap_keys, heap_rows : ndarray of float64 and int64, shape (n_groups, room)
+        Updated.
+    sizes : ndarray of int64, shape (n_groups,)
+        Updated.
     """
     room = heap_keys.shape[1]
     for i in range(keys.shape[0]):
@@ -110,6 +121,16 @@ def group_members(labels, distances, indptr, members):  # type: ignore[no-untype
     """Fill `members` with row numbers grouped by label, each group in order of distance, then of row.
 
     A counting sort by label keeps rows in order; each group is then sorted by itself.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n_rows,)
+        Rows labelled -1 are left out.
+    distances : ndarray of float32, shape (n_rows,)
+    indptr : ndarray of int64, shape (n_clusters + 1,)
+        Where each group begins, and the last one ends.
+    members : ndarray of int64, shape (indptr[-1],)
+        Written to.
     """
     n_clusters = indptr.shape[0] - 1
     place = indptr[:n_clusters].copy()
@@ -129,6 +150,16 @@ def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-u
     """Write, cluster after cluster, the `wanted` members with the smallest keys; ties to the first.
 
     `keys` belongs to `members`; a cluster of which all members are wanted gives them in order.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape (n_clusters + 1,)
+    wanted : ndarray of int64, shape (n_clusters,)
+        At most as many as a cluster has members.
+    members : ndarray of int64, shape (indptr[-1],)
+    keys : ndarray of uint64, shape (indptr[-1],)
+    out : ndarray of int64, shape (wanted.sum(),)
+        Written to.
     """
     at = 0
     for c in range(wanted.shape[0]):
