@@ -343,6 +343,21 @@ def test_an_array_in_memory_reaches_the_workers(tmp_path: Path, client: Client, 
     assert_same(tmp_path / "tree.zarr", pool.with_name("quiet.zarr"))
 
 
+@pytest.mark.usefixtures("many_tasks")
+@pytest.mark.parametrize(("metric", "n_splits"), [("l2", 2), ("cosine", 1)])
+def test_a_poor_subset_of_an_array_reaches_them_too(tmp_path: Path, client: Client, metric: str, n_splits: int) -> None:
+    # Nine rows many times over, so that clusters stay empty and the next level has fewer rows than clusters below.
+    rows = np.repeat(blobs()[:9], 40, axis=0)
+    np.save(tmp_path / "idx.npy", np.arange(0, 320, 2))
+    levels = (hkm.Level(n_clusters=12, n_splits=n_splits, n_resamples=1), hkm.Level(n_clusters=5, n_resamples=1))
+    config = hkm.Config(levels=levels, metric=metric, subset=str(tmp_path / "idx.npy"))
+    hkm.build_hierarchy(rows, tmp_path / "threads.zarr", config)
+    tree = hkm.build_hierarchy(rows, tmp_path / "processes.zarr", config, client=client)
+    assert_same(tmp_path / "threads.zarr", tmp_path / "processes.zarr")
+    assert (tree["level_1/sizes"].values > 0).sum() == 8
+    assert hkm.sample(tree, 160).tolist() == list(range(0, 320, 2))
+
+
 @pytest.mark.faults
 @pytest.mark.usefixtures("many_tasks")
 @pytest.mark.parametrize(("first", "second"), [(False, True), (True, False)], ids=["threads first", "processes first"])

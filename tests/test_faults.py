@@ -1,5 +1,6 @@
 """Runs that are killed, starved or fed damage on purpose: what they leave, and what the next run makes of it."""
 
+import errno
 import json
 import os
 import resource
@@ -16,6 +17,7 @@ import zarr
 
 from hkm_dask import cli
 from hkm_dask.compute.events import Event, subscribe
+from hkm_dask.compute.shared import Shelf
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
 from hkm_dask.data.files import FAILPOINTS
@@ -446,6 +448,15 @@ def test_a_full_disk_is_told_and_what_was_done_is_kept(
     assert "the disk is full (File too large); free space and run the same command again" in said
     assert not tree.exists()
     finish(pool, tree, quiet)
+
+
+def test_a_full_disk_is_told_of_what_workers_share_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **kwargs: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(StoreError, match=r"writing .*centroids\.npy: the disk is full"):
+        Shelf(str(tmp_path)).put("centroids", np.zeros(3))
 
 
 def test_where_nothing_can_be_written_is_told_before_any_work(tmp_path: Path, pool: Pool, elsewhere: Build) -> None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hkm_dask.data.files import careful
 from hkm_dask.errors import StoreError
 
 _KEPT = 6
@@ -116,7 +117,11 @@ class Shelf:
             return Shared(array=array)
         path = Path(self.folder) / f"{name}.npy"
         partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
-        with partial.open("wb") as file:
-            np.save(file, array, allow_pickle=False)
-        partial.replace(path)
+
+        def write() -> None:
+            with partial.open("wb") as file:
+                np.save(file, array, allow_pickle=False)
+            partial.replace(path)
+
+        careful(write, f"writing {path}")
         return Shared(path=str(path))

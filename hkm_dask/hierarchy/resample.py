@@ -28,7 +28,8 @@ def resample_size(level: Level, n_rows: int) -> int:
     (25, 7)
     """
     if level.resample_size == "auto":
-        return max(2, n_rows // (2 * level.n_centroids))
+        # Resampling comes before clusters are split: those of the k-means count, not their parts.
+        return max(2, n_rows // (2 * level.n_clusters))
     return int(level.resample_size)
 
 

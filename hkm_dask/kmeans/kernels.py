@@ -170,11 +170,13 @@ def finish_nearest(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    scores : ndarray of float32, shape (n_rows, n_scores)
+    scores : ndarray of float32, shape (n_lines, n_scores)
     rows : ndarray of float32, shape (n_rows, n_features)
+    which : ndarray of int64, shape (n_lines,)
     centroids : ndarray of float32, shape (n_clusters, n_features)
+    numbers : ndarray of int32, shape (n_clusters,)
     first : int
-    norms, errors : ndarray of float64, shape (n_rows,)
+    norms, errors : ndarray of float64, shape (n_lines,)
         Of the rows, as the product took them; see `nearest.Operand`.
     centroid_error, gamma, largest : float
         Bounds for all centroids.
@@ -246,7 +248,9 @@ def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, 
     Parameters
     ----------
     rows : ndarray of float32, shape (n_rows, n_features)
+    which : ndarray of int64, shape (n_lines,)
     centroids : ndarray of float32, shape (n_clusters, n_features)
+    numbers : ndarray of int32, shape (n_clusters,)
     places : ndarray of float32, shape (n_clusters,)
     order : ndarray of int64, shape (n_clusters,)
     axis : int

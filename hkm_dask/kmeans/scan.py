@@ -96,7 +96,8 @@ def iter_slabs(part: Part) -> Iterator[Slab]:
         for low in range(0, len(block), step):
             high = min(low + step, len(block))
             rows = block[low:high]
-            if rows.dtype != np.float32 or not rows.flags.c_contiguous:
+            # Kernels are compiled for arrays that may be written to.
+            if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.writeable):
                 wide = scratch("slab", rows.size).reshape(rows.shape)
                 wide[...] = rows
                 rows = wide
@@ -142,6 +143,16 @@ class Finder:
 
         A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
         those that stayed its own was the nearest. It needs to be measured against the ones that moved only.
+
+        Parameters
+        ----------
+        slab : Slab
+        centroids, before : Shared
+            Those of this iteration and of the last.
+        known : Labelled
+            Of the part, with distances to `centroids`; the slab's labels and distances are updated.
+        old : ndarray of float64
+            Of the slab's rows.
         """
         head = self._head(slab, centroids, known)
         labels, distances = known.labels[slab.local], known.distances[slab.local]

@@ -15,6 +15,10 @@ def test_auto_is_half_the_mean_cluster_size_but_at_least_two(n_rows: int, n_clus
     assert resample_size(Level(n_clusters=n_clusters), n_rows) == expected
 
 
+def test_clusters_are_resampled_before_they_are_split() -> None:
+    assert resample_size(Level(n_clusters=100, n_splits=10), 5000) == 25
+
+
 def test_a_number_is_taken_as_it_is() -> None:
     assert resample_size(Level(n_clusters=100, resample_size=1), 5000) == 1
 

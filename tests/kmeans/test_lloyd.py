@@ -9,12 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.blocks import Part, memo
 from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, UnitRows
 from hkm_dask.kmeans import lloyd
 from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.lloyd import Lloyd, Moved, Totals, iterate, means
+from hkm_dask.kmeans.lloyd import AssignAndAdd, Lloyd, Moved, Totals, iterate, means
 from hkm_dask.kmeans.nearest import Search
 
 Cut = Callable[[int], Runner]
@@ -171,6 +172,21 @@ def test_what_is_remembered_may_be_lost_at_any_time(in_parts: Cut) -> None:
     expected = run(rows, rows[:70], in_parts(2))
     found = run(rows, rows[:70], in_parts(2), on_iteration=lambda i, moved: memo.clear() if i % 3 else None)
     assert same_bits(found, expected)
+
+
+def test_labels_of_an_older_iteration_are_good_for_a_hint_and_no_more(in_parts: Cut) -> None:
+    rows = blobs(500, 6)
+    frame = make_frame(ArrayRows(rows), in_parts(1), n_clusters=20)
+    part = Part(ArrayRows(rows), (0, 500), 1 << 30)
+    oldest, older, now = (Shared(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
+    AssignAndAdd(oldest, frame, "run")(part)
+    found = AssignAndAdd(now, frame, "run", before=older)(part)
+    assert now.array is not None
+    labels = label(rows, now.array)
+    np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=20))
+    exact = [np.rint(rows[labels == j].astype(np.float64) * frame.scale).sum(0) for j in range(20)]
+    np.testing.assert_array_equal(found.sums, np.array(exact).astype(np.int64))
+    memo.clear()
 
 
 def test_weights_equal_repeated_rows(in_parts: Cut) -> None:
@@ -354,6 +370,16 @@ def test_it_ends_by_tolerance_by_rest_or_by_the_cap(runner: Runner) -> None:
     assert len(run(rows, rows[:30], runner, max_iter=3).inertia) == 3
     assert len(run(rows, exact.centroids, runner).inertia) == 1  # nothing moves
     np.testing.assert_array_equal(run(rows, exact.centroids, runner).centroids, exact.centroids)
+
+
+def test_it_does_not_end_before_a_relocation_has_shown(runner: Runner) -> None:
+    rows = blobs(600, 5)
+    start = np.concatenate([rows[:29], np.full((1, 5), 1e3, np.float32)])
+    moved: list[Moved] = []
+    run(rows, start, runner, tol=0.99, on_iteration=lambda i, m: moved.append(m))
+    # The relocation shows in the second inertia, and what it is worth in the third.
+    assert [m.n_relocated for m in moved] == [1, 0, 0]
+    assert len(run(rows, rows[:30], runner, tol=0.99).inertia) == 2
 
 
 def test_an_iteration_is_told_as_it_ends(runner: Runner) -> None:

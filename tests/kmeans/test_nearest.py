@@ -167,6 +167,27 @@ def test_what_is_known_before_changes_nothing(d: int, gaps: bool) -> None:
         np.testing.assert_array_equal(distances, expected[1])
 
 
+@pytest.mark.parametrize("d", [2, 24])
+@pytest.mark.parametrize("head", [0, 8])
+def test_some_rows_among_some_centroids(d: int, head: int) -> None:
+    rows, centroids = spectrum(500, d), spectrum(80, d, 1)
+    centroids[10] = np.nan
+    only = np.random.default_rng(0).uniform(size=80) < 0.3
+    only[10] = True
+    hidden = np.where((only & ~np.isnan(centroids[:, 0]))[:, None], centroids, np.nan)
+    frame = frame_of(rows)
+    search = Search(centroids, frame, head, only)
+    for which in (np.arange(100, 300), np.array([3, 7, 499]), np.arange(0, 500, 3), np.empty(0, np.int64)):
+        labels, distances = np.full(500, -1, np.int32), np.full(500, np.inf)
+        search.nearest(rows, labels, distances, make_operand(rows, frame, head) if d > 2 else None, which=which)
+        expected, squared = brute(hidden, rows[which]) if len(which) else (which, which)
+        np.testing.assert_array_equal(labels[which], expected)
+        np.testing.assert_allclose(distances[which], squared, rtol=1e-13)
+        assert (np.delete(labels, which) == -1).all()
+    nothing = Search(centroids, frame, head, np.zeros(80, bool))
+    assert nothing.nearest(rows, labels, distances) == 0
+
+
 # -- numbers that are hard on float32 ---------------------------------------------------------------------------------
 
 
@@ -244,7 +265,7 @@ def test_a_search_is_made_once_and_belongs_to_its_frame(monkeypatch: pytest.Monk
     assert found is not first
     assert found.frame is turned
     assert search_for(other, frame, 8) is not first
-    assert len(nearest._searches) <= 2
+    assert len(nearest._searches) <= 4
 
 
 def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:

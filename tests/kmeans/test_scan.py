@@ -4,8 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.blocks import Part, memo
 from hkm_dask.compute.shared import Shared
@@ -145,3 +146,42 @@ def test_labels_known_before_give_upper_bounds() -> None:
         finder.nearest(slab, shared, known)
     np.testing.assert_array_equal(known.labels, brute(array, centroids))
     memo.drop(part.rows.key)
+
+
+lattice = st.tuples(st.integers(1, 25), st.integers(1, 8), st.sampled_from([1, 2, 4, 9])).flatmap(
+    lambda s: st.tuples(
+        *(
+            hnp.arrays(np.float32, shape, elements=st.integers(-2, 2).map(float))
+            for shape in [(s[0], s[2]), (s[1], s[2]), (s[1], s[2])]
+        ),
+        hnp.arrays(np.int8, s[1], elements=st.integers(0, 3)),
+    )
+)
+
+
+@settings(max_examples=60)
+@given(lattice)
+def test_rows_are_labelled_again_from_what_moved_with_ties_to_the_lowest(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Some centroids stay, some move, some are lost and some are found, on a lattice where ties abound."""
+    rows, before, after, fates = data
+    before[fates == 2], after[fates == 3] = np.nan, np.nan
+    after[fates == 0] = before[fates == 0]
+    assume(not np.isnan(before).all() and not np.isnan(after).all())
+
+    def exact(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        squared = ((rows[:, None].astype(np.float64) - centroids) ** 2).sum(2)
+        squared[np.isnan(squared)] = np.inf
+        return squared.argmin(1), squared.min(1)
+
+    part, frame = Part(ArrayRows(rows), (0, len(rows)), 0), Frame(rows.mean(0), 2.0, len(rows))
+    labels, old = exact(before)
+    known, finder = Labelled(labels.astype(np.int32), old.copy()), Finder(part, frame)
+    now = Shared(array=after)
+    for slab in iter_slabs(part):
+        finder.label_distances(slab, now, known)
+        finder.nearest_again(slab, now, Shared(array=before), known, old)
+    expected, squared = exact(after)
+    np.testing.assert_array_equal(known.labels, expected)
+    np.testing.assert_array_equal(known.distances, squared)
