@@ -1,0 +1,106 @@
+"""Micro-benchmarks of the inner loops, for pytest-benchmark: ``pytest pipelines/benchmark/kernels.py``."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from pytest_benchmark.fixture import BenchmarkFixture
+
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.frame import Frame, make_frame
+from hkm_dask.kmeans.nearest import Search, make_operand
+from hkm_dask.kmeans.seeding import greedy_kmeans_plusplus
+
+N_ROWS, N_CLUSTERS = 4096, 1024
+features = pytest.mark.parametrize("n_features", [64, 384, 1024])
+
+
+class Slab:
+    """Rows, centroids near them, and the right labels."""
+
+    def __init__(self, n_features: int) -> None:
+        rng = np.random.default_rng(0)
+        spread = (1.0 / np.sqrt(np.arange(1, n_features + 1))).astype(np.float32)
+        self.centroids = rng.standard_normal((N_CLUSTERS, n_features), dtype=np.float32) * spread
+        noise = rng.standard_normal((N_ROWS, n_features), dtype=np.float32) * spread
+        self.rows: NDArray[np.float32] = self.centroids[rng.integers(N_CLUSTERS, size=N_ROWS)] + np.float32(0.5) * noise
+        with Runner() as runner:
+            self.frame: Frame = make_frame(ArrayRows(self.rows), runner, n_clusters=N_CLUSTERS)
+        self.labels, self.distances = np.full(N_ROWS, -1, np.int32), np.full(N_ROWS, np.inf)
+        Search(self.centroids, self.frame).nearest(self.rows, self.labels, self.distances)
+
+    def guess(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
+        """Labels as the last iteration leaves them, most of them right, and the distances to them."""
+        labels, distances = self.labels.copy(), np.empty(N_ROWS)
+        labels[::10] = (labels[::10] + 1) % N_CLUSTERS
+        kernels.label_distances(self.rows, self.centroids, labels, distances)
+        return labels, distances
+
+
+@features
+def test_product_alone(benchmark: BenchmarkFixture, n_features: int) -> None:
+    """What the searches are to be measured by: the bare matrix product of rows and centroids."""
+    slab = Slab(n_features)
+    centroids = np.ascontiguousarray(slab.centroids.T)
+    out = np.empty((N_ROWS, N_CLUSTERS), np.float32)
+    benchmark(np.dot, slab.rows, centroids, out=out)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.25])
+@pytest.mark.parametrize("hinted", [False, True])
+@features
+def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, share: float) -> None:
+    """Nearest centroids, by all features (share 0) or the first quarter, from nothing or from the last labels."""
+    slab = Slab(n_features)
+    head = int(share * n_features)
+    search, operand = Search(slab.centroids, slab.frame, head), make_operand(slab.rows, slab.frame, head)
+    labels, distances = np.empty(N_ROWS, np.int32), np.empty(N_ROWS)
+    known = slab.guess() if hinted else (-1, np.inf)
+
+    def run() -> None:
+        labels[:], distances[:] = known
+        search.nearest(slab.rows, labels, distances, operand)
+
+    benchmark(run)
+    np.testing.assert_array_equal(labels, slab.labels)
+
+
+@features
+def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
+    """Distances to known centroids, in float64."""
+    slab = Slab(n_features)
+    found = np.empty(N_ROWS)
+    benchmark(kernels.label_distances, slab.rows, slab.centroids, slab.labels, found)
+    np.testing.assert_array_equal(found, slab.distances)
+
+
+@features
+def test_add_rows(benchmark: BenchmarkFixture, n_features: int) -> None:
+    """Fixed-point sums of clusters."""
+    slab = Slab(n_features)
+    sums, counts = np.zeros((N_CLUSTERS, n_features), np.int64), np.zeros(N_CLUSTERS, np.int64)
+    scale = slab.frame.scale / 2.0**20  # so that no number of rounds overflows
+    benchmark(kernels.add_rows, slab.rows, slab.labels, np.empty(0, np.int64), scale, sums, counts)
+    assert counts.sum() % N_ROWS == 0
+
+
+@features
+def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
+    """Greedy k-means++ on a coreset of three points per cluster."""
+    slab = Slab(n_features)
+    points, weights = slab.rows[: 3 * 512], np.ones(3 * 512, np.int64)
+    found = benchmark(greedy_kmeans_plusplus, points, weights, 512, key=stream_key(0))
+    assert len(np.unique(found)) == 512
+
+
+def test_group_by_label(benchmark: BenchmarkFixture) -> None:
+    """Members of clusters, sorted by distance."""
+    rng = np.random.default_rng(0)
+    labels = rng.integers(10_000, size=1_000_000).astype(np.int32)
+    indptr, members = benchmark(group_by_label, labels, rng.random(1_000_000, dtype=np.float32), 10_000)
+    np.testing.assert_array_equal(labels[members], np.repeat(np.arange(10_000), np.diff(indptr)))

@@ -1,0 +1,144 @@
+"""The benchmark runs from end to end on next to nothing; how long anything takes is not for tests to judge."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from sklearn.metrics import pairwise_distances_argmin_min
+
+FOLDER = Path(__file__).parents[1] / "pipelines" / "benchmark"
+TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
+
+
+def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / "run.py"), *arguments, "--out", str(out)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+
+
+@pytest.fixture(scope="module")
+def measure() -> Iterator[ModuleType]:
+    spec = importlib.util.spec_from_file_location("benchmark_measure", FOLDER / "measure.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up
+        spec.loader.exec_module(module)
+        yield module
+
+
+def inertia_of(case: dict[str, Any]) -> dict[str, float]:
+    return {m["who"]: m["inertia"][0] for m in case["measurements"]}
+
+
+def test_all_suites_run_and_agree(tmp_path: Path) -> None:
+    done = run(*TINY, out=tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
+    lloyd, seeding, quality, method, first_level = results["cases"]
+
+    found = inertia_of(lloyd)
+    assert {"hkm_dask", "scikit-learn"} <= set(found)
+    same_start = {who: found[who] for who in ("hkm_dask", "scikit-learn", "FAISS", "dask-ml") if who in found}
+    assert same_start == pytest.approx(dict.fromkeys(same_start, found["scikit-learn"]), rel=1e-4)
+    assert lloyd["facts"] == ["labels of iteration 10 that differ from brute force in float64: 0 of 600"]
+
+    assert len(seeding["measurements"]) == 4
+    assert max(inertia_of(seeding).values()) < 1.2 * min(inertia_of(seeding).values())
+    reached = inertia_of(quality)
+    if quality["measurements"][1]["seconds"][0] is not None:  # reached at all
+        assert reached["hkm_dask"] <= min(reached.values())
+    assert all(m["seconds"][0] > 0 for m in method["measurements"])
+    assert all("level 3 2 k-means" in fact for fact in method["facts"])
+    assert max(inertia_of(first_level).values()) < 1.2 * min(inertia_of(first_level).values())
+
+    assert results["machine"]["cores"] >= 1
+    assert "numpy" in results["machine"]["versions"]
+    page = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
+    assert "k-means\\|\\|" in page
+    for name in results["absent"]:
+        assert name in done.stdout
+        assert name in page
+    with Image.open(tmp_path / "out" / "ratios.png") as picture:
+        assert picture.width > 500
+
+
+def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(300, 5)).astype(np.float16))
+    done = run(
+        "--suite", "lloyd", "--peers", "scikit-learn", "--data", str(tmp_path / "rows.npy"), "--n", "200", "--k", "4,9",
+        "--repeats", "2", out=tmp_path / "out",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cases = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["cases"]
+    assert [(case["data"], case["shape"], case["n_clusters"]) for case in cases] == [
+        ("rows", [200, 5], [4]),
+        ("rows", [200, 5], [9]),
+    ]
+    assert all([m["who"] for m in case["measurements"]] == ["hkm_dask", "scikit-learn"] for case in cases)
+    assert all(len(m["seconds"]) == 2 for case in cases for m in case["measurements"])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        (["--peers", "cuML"], "--peers=cuML should be one of FAISS"),
+        (["--levels", "20,5"], "as many numbers as --levels, 2"),
+    ],
+)
+def test_wrong_options_are_refused(tmp_path: Path, wrong: list[str], said: str) -> None:
+    done = run(*wrong, out=tmp_path / "out")
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+# -- measuring --------------------------------------------------------------------------------------------------------
+
+
+def test_brute_force_is_what_scikit_learn_finds(measure: ModuleType) -> None:
+    rng = np.random.default_rng(0)
+    rows, centroids = rng.normal(size=(5000, 7)).astype(np.float32), rng.normal(size=(40, 7)).astype(np.float32)
+    centroids[3] = np.nan
+    used = np.delete(np.arange(40), 3)
+    labels, distances = pairwise_distances_argmin_min(rows.astype(float), centroids[used].astype(float))
+    found, squared = measure.brute_force(rows, centroids)
+    np.testing.assert_array_equal(found, used[labels])
+    np.testing.assert_allclose(squared, distances**2, rtol=1e-9)
+    assert measure.inertia(rows, centroids) == pytest.approx((distances**2).sum())
+    assert measure.count_wrong(rows, centroids, found) == 0
+    found[:11] = (found[:11] + 20) % 40
+    found[found == 3] = 4
+    assert measure.count_wrong(rows, centroids, found) == 11
+
+
+def test_participants_take_turns_and_the_slow_run_once(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = [0.0]
+    monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
+    turns: list[tuple[str, int]] = []
+
+    def runs(who: str, seconds: float) -> Any:
+        def once(repeat: int) -> Any:
+            turns.append((who, repeat))
+            clock[0] += seconds
+            return measure.Outcome(seconds + repeat, np.zeros((1, 1), np.float32))
+
+        return once
+
+    quick, slow = measure.take_turns(
+        {"quick": runs("quick", 1), "slow": runs("slow", 9)}, repeats=3, patience=5, judge=lambda _: 7.0, tell=len
+    )
+    assert turns == [("quick", 0), ("slow", 0), ("quick", 1), ("quick", 2)]
+    assert (quick.median, quick.median_inertia, slow.median) == (2, 7.0, 9)
+    case = measure.Case("lloyd", "", "", (1, 1), (1,), "quick", (quick, slow))
+    assert (case.ratio(quick), case.ratio(slow)) == (1.0, 4.5)
+    assert case.ratio(measure.Measurement("never", (float("inf"),))) is None
+    assert case.ratio(measure.Measurement("too short", (-0.1,))) is None
