@@ -9,9 +9,11 @@ if TYPE_CHECKING:
     from hkm_dask.config import Config, Level
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
     from hkm_dask.hierarchy.build import build_hierarchy
+    from hkm_dask.hierarchy.estimator import HierarchicalKMeans
     from hkm_dask.hierarchy.sampling import sample
     from hkm_dask.hierarchy.tree import open_hierarchy
     from hkm_dask.io.ingest import ingest
+    from hkm_dask.kmeans.estimator import KMeans
 
 __version__ = "0.1.0"
 
@@ -19,8 +21,10 @@ __version__ = "0.1.0"
 _HOMES = {
     "ComputeError": "errors",
     "Config": "config",
+    "HierarchicalKMeans": "hierarchy.estimator",
     "HkmError": "errors",
     "InputError": "errors",
+    "KMeans": "kmeans.estimator",
     "Level": "config",
     "StoreError": "errors",
     "build_hierarchy": "hierarchy.build",
@@ -32,8 +36,10 @@ _HOMES = {
 __all__ = [
     "ComputeError",
     "Config",
+    "HierarchicalKMeans",
     "HkmError",
     "InputError",
+    "KMeans",
     "Level",
     "StoreError",
     "build_hierarchy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -58,12 +58,15 @@ class Fit:
         Before each update.
     n_relocated : int
     seconds : float
+    run : str
+        Name under which the parts of the rows remember their last labels; empty where they do not.
     """
 
     centroids: NDArray[np.float32]
     inertia: NDArray[np.float64]
     n_relocated: int
     seconds: float
+    run: str = ""
 
     @property
     def n_unused(self) -> int:
@@ -113,6 +116,7 @@ def fit(
     runner: Runner,
     hooks: Hooks | None = None,
     progress: Progress | None = None,
+    weights: NDArray[np.int64] | None = None,
 ) -> Fit:
     """Cluster rows.
 
@@ -125,7 +129,9 @@ def fit(
     runner : Runner
     hooks : Hooks, optional
     progress : Progress, optional
-        Where an interrupted run had come to.
+        Where an interrupted run had come to; without a history, where to start.
+    weights : ndarray of int64, shape (n_rows,), optional
+        Positive; the frame is one for their sum.
 
     Returns
     -------
@@ -136,26 +142,26 @@ def fit(
         flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
         one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
         if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
-            task = _FitHere(rows, settings, frame, runner.memory_budget)
+            task = _FitHere(rows, settings, frame, runner.memory_budget, weights)
             return runner.call(task, progress, stage="cluster")
     begin = time.perf_counter()
     hooks = hooks or Hooks()
-    run, hints = None, None
+    run, hints = uuid.uuid4().hex, None
     if progress is None:
         start = seed(
             rows, settings.n_clusters, init=settings.init, frame=frame, key=settings.key, runner=runner,
-            report=hooks.seeding,
+            report=hooks.seeding, weights=weights,
         )  # fmt: skip
         centroids, run, hints = start.centroids, start.run, start.hints
     else:
         centroids = progress.centroids
     lloyd = iterate(
         rows, centroids, frame=frame, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints, run=run,
-        on_iteration=hooks.iteration,
+        on_iteration=hooks.iteration, weights=weights,
         history=progress.inertia if progress is not None else (),
         relocated=progress.relocated if progress is not None else 0,
     )  # fmt: skip
-    return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin)
+    return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 
 
 @dataclass(frozen=True)
@@ -166,12 +172,16 @@ class _FitHere:
     settings: Settings
     frame: Frame
     memory_budget: int
+    weights: NDArray[np.int64] | None = None
 
     def __call__(self, progress: Progress | None) -> Fit:
         rows = ArrayRows(self.rows.read(0, self.rows.n_rows), self.rows.label)
         try:
             with runner_in_task(self.memory_budget) as runner:
-                return fit(rows, self.settings, frame=self.frame, runner=runner, progress=progress)
+                done = fit(
+                    rows, self.settings, frame=self.frame, runner=runner, progress=progress, weights=self.weights
+                )
+                return replace(done, run="")
         finally:
             memo.drop(rows.key)
 

@@ -126,7 +126,8 @@ class Statistics:
 def _block_statistics(part: Part) -> list[Statistics]:
     found = []
     for _, block in iter_blocks(part):
-        values = np.asarray(block, dtype=np.float32)
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused as such
+            values = np.asarray(block, dtype=np.float32)
         largest = float(np.abs(values).max(initial=0.0))
         zero = int((~values.any(axis=1)).sum())
         found.append(Statistics(values.sum(axis=0, dtype=np.float64), largest, zero, len(values)))

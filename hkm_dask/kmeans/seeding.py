@@ -75,6 +75,7 @@ class Seeds:
 class _SmallestKeys:
     key: int
     n: int
+    weights: Shared | None = None
 
     def __call__(self, part: Part) -> NDArray[np.int64]:
         rows = np.arange(part.start, part.stop)
@@ -82,15 +83,22 @@ class _SmallestKeys:
 
     def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows with the smallest random keys, in order of row."""
-        bits = random_bits(self.key, rows)
-        order = np.lexsort((rows, bits))[: self.n] if len(rows) > self.n else np.arange(len(rows))
+        keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
+        order = np.lexsort((rows, keys))[: self.n] if len(rows) > self.n else np.arange(len(rows))
         return np.sort(rows[order])
+
+    def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.
+
+        They rise with the random bits, so that equal weights draw the same rows as none.
+        """
+        return -np.log1p(-random_uniform(self.key, rows)) / weights[rows]
 
     def combine(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
         return self.smallest(np.concatenate([a, b]))
 
 
-def random_rows(rows: Rows, n: int, *, key: int, runner: Runner) -> NDArray[np.int64]:
+def random_rows(rows: Rows, n: int, *, key: int, runner: Runner, weights: Shared | None = None) -> NDArray[np.int64]:
     """Draw `n` distinct rows at random.
 
     Parameters
@@ -100,13 +108,15 @@ def random_rows(rows: Rows, n: int, *, key: int, runner: Runner) -> NDArray[np.i
     key : int
         From `stream_key`.
     runner : Runner
+    weights : Shared, optional
+        int64 (n_rows,), positive: each draw is by weight among the rows that are left.
 
     Returns
     -------
     ndarray of int64, shape (n,)
         Sorted.
     """
-    task = _SmallestKeys(key, n)
+    task = _SmallestKeys(key, n, weights)
     parts = split_rows(rows, runner, 1)
     return runner.map_reduce(task, parts, combine=task.combine, stage="draw")
 
@@ -170,6 +180,8 @@ class MeasureAndDraw:
         Time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none.
     with_sums : bool
         Whether to add up the cells, on the last pass.
+    weights : Shared or None
+        int64 (n_rows,): a row counts, and is drawn, as so many copies of it would together.
     """
 
     batches: tuple[Shared, ...]
@@ -178,10 +190,12 @@ class MeasureAndDraw:
     key: int
     horizon: float
     with_sums: bool = False
+    weights: Shared | None = None
 
     def __call__(self, part: Part) -> Draws:
         """Fold the part."""
         n_rows = part.stop - part.start
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         state = remembered(part, "seeding", self.run)
         n_applied, known = state if state is not None else (0, Labelled.unknown(n_rows))
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
@@ -195,11 +209,14 @@ class MeasureAndDraw:
             for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
                 finder.nearest(slab, batch, known, int(first))
             squared = known.distances[slab.local]
-            potential += int(np.rint(squared * self.frame.distance_scale).astype(np.int64).sum())
+            share = _NO_WEIGHTS if weights is None else weights[slab.local]
+            fixed = np.rint(squared * self.frame.distance_scale).astype(np.int64)
+            potential += int((fixed if weights is None else fixed * share).sum())
             if sums is not None and counts is not None:
-                kernels.add_rows(slab.rows, known.labels[slab.local], _NO_WEIGHTS, self.frame.scale, sums, counts)
+                kernels.add_rows(slab.rows, known.labels[slab.local], share, self.frame.scale, sums, counts)
             if self.horizon > 0:
-                times, local = _arrivals(self.key, slab.start, squared, self.horizon)
+                rates = squared if weights is None else squared * share
+                times, local = _arrivals(self.key, slab.start, rates, self.horizon)
                 found.append((times, slab.start + local, squared[local], slab.rows[local]))
         kind, size = ("cells" if self.with_sums else "seeding"), known.labels.nbytes + known.distances.nbytes
         remember(part, kind, self.run, known if self.with_sums else (len(self.batches), known), size)
@@ -209,14 +226,14 @@ class MeasureAndDraw:
 
 
 def _arrivals(
-    key: int, start: int, squared: NDArray[np.float64], horizon: float
+    key: int, start: int, rates: NDArray[np.float64], horizon: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes with rates `squared`, and the local rows they belong to."""
+    """Arrival times up to `horizon` of Poisson processes of these rates, and the local rows they belong to."""
     times, local = [], []
-    alive = np.flatnonzero(squared > 0)
+    alive = np.flatnonzero(rates > 0)
     clock = np.zeros(len(alive))
     for nth in range(1 << 30):
-        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / squared[alive]
+        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / rates[alive]
         clock = clock + gaps
         in_time = clock <= horizon
         alive, clock = alive[in_time], clock[in_time]
@@ -303,7 +320,15 @@ class _Cells:
 
 
 def sample_by_distance(
-    rows: Rows, n: int, *, frame: Frame, key: int, run: str, runner: Runner, report: Report | None = None
+    rows: Rows,
+    n: int,
+    *,
+    frame: Frame,
+    key: int,
+    run: str,
+    runner: Runner,
+    report: Report | None = None,
+    weights: Shared | None = None,
 ) -> list[Shared]:
     """Draw `n` centres as k-means++ does, in batches.
 
@@ -319,6 +344,8 @@ def sample_by_distance(
     runner : Runner
     report : callable, optional
         Gets the number of centres so far, and `n`.
+    weights : Shared, optional
+        int64 (n_rows,), positive.
 
     Returns
     -------
@@ -326,7 +353,7 @@ def sample_by_distance(
         Batches of float32 centres, `n` rows together; fewer where there are fewer distinct rows.
     """
     parts = split_rows(rows, runner, n)
-    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner)
+    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights)
     batches = [runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))]
     total, potential, dry = 1, None, 0
     for round_ in range(1, 1 << 20):
@@ -339,7 +366,7 @@ def sample_by_distance(
         scale = frame.distance_scale
         horizon = 0.0 if not potential else 1.3 * expected / (potential / scale)
         potential, batch, n_new = runner.map_reduce(
-            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon),
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
             parts,
             combine=Draws.__add__,
             finish=Accept(frame, stream_key(key, round_), wanted, runner.shelf, f"seeds-{run}-{round_}"),
@@ -357,7 +384,15 @@ def sample_by_distance(
 
 
 def sample_in_rounds(
-    rows: Rows, n_per_round: int, *, frame: Frame, key: int, run: str, runner: Runner, report: Report | None = None
+    rows: Rows,
+    n_per_round: int,
+    *,
+    frame: Frame,
+    key: int,
+    run: str,
+    runner: Runner,
+    report: Report | None = None,
+    weights: Shared | None = None,
 ) -> list[Shared]:
     """Draw centres as k-means|| does: in a few rounds, all of a round by the D² at its beginning.
 
@@ -366,7 +401,7 @@ def sample_in_rounds(
     rows : Rows
     n_per_round : int
         Draws expected per round.
-    frame, key, run, runner, report
+    frame, key, run, runner, report, weights
         As for `sample_by_distance`.
 
     Returns
@@ -379,7 +414,7 @@ def sample_in_rounds(
     arXiv:1203.6402
     """
     parts = split_rows(rows, runner, PARALLEL_ROUNDS * n_per_round)
-    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner)
+    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights)
     batches = [runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))]
     total, potential = 1, 0
     # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
@@ -388,7 +423,7 @@ def sample_in_rounds(
             report(total, PARALLEL_ROUNDS * n_per_round)
         horizon = n_per_round * frame.distance_scale / potential if round_ % 2 else 0.0
         potential, batch, n_new = runner.map_reduce(
-            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon),
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
             parts,
             combine=Draws.__add__,
             finish=Accept(frame, stream_key(key, round_), None, runner.shelf, f"seeds-{run}-{round_ + 1}"),
@@ -560,6 +595,7 @@ def seed(
     key: int,
     runner: Runner,
     report: Report | None = None,
+    weights: NDArray[np.int64] | None = None,
 ) -> Seeds:
     """Choose where k-means starts.
 
@@ -574,30 +610,49 @@ def seed(
     runner : Runner
     report : callable, optional
         Gets the number of centres so far, and how many there will be.
+    weights : ndarray of int64, shape (n_rows,), optional
+        Positive.
 
     Returns
     -------
     Seeds
     """
     run = uuid.uuid4().hex
+    if weights is not None:
+        shared = runner.shelf.put(f"seed-weights-{run}", weights)
+        try:
+            return _seed(rows, n_clusters, init, frame, key, runner, report, run, shared)
+        finally:
+            shared.delete()
+    return _seed(rows, n_clusters, init, frame, key, runner, report, run, None)
+
+
+def _seed(
+    rows: Rows, n_clusters: int, init: str, frame: Frame, key: int, runner: Runner, report: Report | None, run: str,
+    weights: Shared | None,
+) -> Seeds:  # fmt: skip
     if init == "random":
-        index = random_rows(rows, n_clusters, key=key, runner=runner)
+        index = random_rows(rows, n_clusters, key=key, runner=runner, weights=weights)
         return Seeds(_padded(rows.take(index), n_clusters), None, run)
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
-        shared, weights = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64)
-        task = _SeedFromPoints(shared, weights, n_clusters, frame, key, 0, runner.memory_budget)
+        shared, shares = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
+        task = _SeedFromPoints(shared, shares, n_clusters, frame, key, 0, runner.memory_budget)
         centroids, _ = _solve(task, runner)
         shared.delete()
         return Seeds(centroids, None, run)
     if init == "k-means||":
-        batches = sample_in_rounds(rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report)
+        batches = sample_in_rounds(
+            rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report, weights=weights
+        )
     else:
         n_points = CORESET_FACTOR * n_clusters
-        batches = sample_by_distance(rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report)
+        batches = sample_by_distance(
+            rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report, weights=weights
+        )
     parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
-    points, weights = runner.map_reduce(
-        MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True),
+    points, sizes = runner.map_reduce(
+        MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True, weights=weights),
         parts,
         combine=Draws.__add__,
         finish=_Cells(frame, runner.shelf, f"cells-{run}"),
@@ -605,7 +660,7 @@ def seed(
     )
     n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
     task = _SeedFromPoints(
-        points, weights, n_clusters, frame, stream_key(key, "greedy"), n_iterations, runner.memory_budget
+        points, sizes, n_clusters, frame, stream_key(key, "greedy"), n_iterations, runner.memory_budget
     )
     centroids, hints = _solve(task, runner)
     for shared in (*batches, points):

@@ -1,0 +1,384 @@
+"""`KMeans`: scikit-learn's conventions over arrays of any kind and size."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.metrics.pairwise import euclidean_distances
+from sklearn.utils import Tags
+from sklearn.utils.validation import check_is_fitted
+
+from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.data.rows import Rows, SubsetRows, unit_rows
+from hkm_dask.errors import InputError
+from hkm_dask.kmeans.clusterer import Clusterer, checked_weights, is_whole, whole_weights
+from hkm_dask.kmeans.fit import Progress, Settings, fit, on_workers
+from hkm_dask.kmeans.frame import Frame, Statistics, make_frame, measure_rows
+from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
+from hkm_dask.kmeans.predict import Labels, label_rows
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_INITS = ("coreset", "k-means++", "k-means||", "random")
+_METRICS = ("l2", "cosine")
+#: Bytes of rows whose distances to all centroids are made at once.
+_TRANSFORM_BYTES = 16 << 20
+
+
+class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
+    """K-means by Lloyd's iteration, exact, out of core, with scikit-learn's conventions.
+
+    It takes what scikit-learn takes, and besides: CuPy arrays, Dask arrays, `xarray.DataArray` (the first dimension is
+    the samples), Zarr arrays, pools and paths of them or of `.npy` files. `predict` and `transform` answer in kind: a
+    Dask array lazily, a DataArray with the coordinates of the samples, anything else as a NumPy array.
+
+    Parameters
+    ----------
+    n_clusters : int, default=8
+    init : {"coreset", "k-means++", "k-means||", "random"} or array of shape (n_clusters, n_features), default="coreset"
+        The seeding, or the centroids to start from. "coreset" leads to the lowest inertia; "k-means++" is the greedy
+        kind, and holds all rows in memory.
+    max_iter : int, default=300
+    tol : float, default=1e-4
+        Stop when an iteration lowers the inertia by no more than this share of it. (scikit-learn compares how far the
+        centroids moved with the variance of the features.)
+    metric : {"l2", "cosine"}, default="l2"
+        With "cosine", rows and centroids are scaled to length 1, and distances are those between them.
+    random_state : int, RandomState or None, default=None
+        Of the seeding. The same number gives the same bits for any number of workers and any chunks.
+    client : distributed.Client, optional
+        Where to run: given, else distributed's current client, else threads of this process. It is not pickled with
+        the estimator.
+    memory_limit : int or str, optional
+        What this process may hold when it runs on threads, as in ``"4GiB"``.
+    work_dir : path, optional
+        Folder for intermediate files, seen by all workers; a temporary one on this machine by default.
+
+    Attributes
+    ----------
+    cluster_centers_ : ndarray of float32, shape (n_clusters, n_features)
+        Where there are fewer distinct rows than clusters, the last ones are copies of the first.
+    labels_ : ndarray of int32, shape (n_samples,)
+        Nearest centroid of each row; the lowest number where several are equally near.
+    inertia_ : float
+        Sum of the squared distances of the rows to them, by weight.
+    n_iter_ : int
+    n_features_in_ : int
+    feature_names_in_ : ndarray of str
+        Where `X` had names for its features.
+
+    See Also
+    --------
+    hkm_dask.HierarchicalKMeans : Levels of k-means, for balanced subsets.
+
+    Notes
+    -----
+    Rows are looked at in float32, distances are measured in float64: labels are those of a brute-force search in
+    float64 over the rows as float32. There is one initialisation (scikit-learn's ``n_init``).
+
+    Weights that are whole numbers stand for so many copies of a row, exactly. Others are rounded to multiples of about
+    2^-14 of their mean.
+
+    Examples
+    --------
+    >>> import numpy as np, hkm_dask as hkm
+    >>> x = np.array([[1, 2], [1, 4], [1, 0], [10, 2], [10, 4], [10, 0]])
+    >>> km = hkm.KMeans(n_clusters=2, init=[[0, 0], [9, 9]]).fit(x)
+    >>> km.cluster_centers_
+    array([[ 1.,  2.],
+           [10.,  2.]], dtype=float32)
+    >>> km.labels_, km.inertia_, km.predict([[0, 0], [12, 3]])
+    (array([0, 0, 0, 1, 1, 1], dtype=int32), 16.0, array([0, 1], dtype=int32))
+
+    >>> import dask.array as da
+    >>> km.predict(da.from_array(x, chunks=(2, 2))).compute()
+    array([0, 0, 0, 1, 1, 1], dtype=int32)
+    """
+
+    cluster_centers_: NDArray[np.float32]
+    labels_: NDArray[np.int32]
+    inertia_: float
+    n_iter_: int
+
+    def __init__(
+        self,
+        n_clusters: int = 8,
+        *,
+        init: str | ArrayLike = "coreset",
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        metric: str = "l2",
+        random_state: Any = None,
+        client: Client | None = None,
+        memory_limit: int | str | None = None,
+        work_dir: str | Path | None = None,
+    ) -> None:
+        self.n_clusters = n_clusters
+        self.init = init
+        self.max_iter = max_iter
+        self.tol = tol
+        self.metric = metric
+        self.random_state = random_state
+        self.client = client
+        self.memory_limit = memory_limit
+        self.work_dir = work_dir
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
+
+    # -- fit -----------------------------------------------------------------------------------------------------------
+
+    def fit(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> Self:
+        """Cluster the rows of `X`.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `KMeans`. A Dask array is computed once, into a file of the work folder unless it is small.
+        y : ignored
+        sample_weight : array-like of shape (n_samples,) or float, optional
+            What each row counts; not negative. Rows of weight 0 get a label and have no say.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        InputError
+            Parameters, rows or weights should be otherwise; a ValueError.
+        """
+        self._check_parameters()
+        with self._runner() as runner, self._rows(X, runner, reset=True) as given:
+            rows = on_workers(given, runner)
+            try:
+                self._fit(rows, checked_weights(sample_weight, rows.n_rows), runner)
+            finally:
+                memo.drop(rows.key)
+        return self
+
+    def _fit(self, rows: Rows, sample_weight: NDArray[np.float64] | None, runner: Runner) -> None:
+        weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
+        # A row of weight 0 must neither found a cluster nor be drawn.
+        left_out = weights is not None and not weights.all()
+        some, shares = rows, weights
+        if left_out and weights is not None:
+            index = np.flatnonzero(weights)
+            some, shares = on_workers(SubsetRows(rows, index), runner), weights[index]
+        start = self._start(rows.n_features)
+        if some.n_rows < self.n_clusters:
+            raise InputError(
+                f"n_samples={some.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
+            )
+        frame = self._frame(rows, runner, start, weights)
+        settings = Settings(
+            self.n_clusters,
+            self.init if isinstance(self.init, str) else "",
+            self.max_iter,
+            self.tol,
+            stream_key(self._seed(), "kmeans"),
+        )
+        progress = None if start is None else Progress(start, (), 0)
+        done = fit(some, settings, frame=frame, runner=runner, progress=progress, weights=shares)
+        centroids = _filled(done.centroids)
+        # Copies in place of unused slots may renumber the clusters: what the parts remember would mislead.
+        run = "" if left_out or done.n_unused else done.run
+        found = label_rows(rows, centroids, frame=frame, runner=runner, run=run, weights=weights)
+        memo.drop(some.key)
+        memo.drop(frame.name)
+        self.cluster_centers_, self.labels_ = centroids, found.labels
+        self.inertia_ = _inertia(found, frame, unit)
+        self.n_iter_ = len(done.inertia)
+        if done.n_unused:
+            warnings.warn(
+                f"n_distinct_samples={self.n_clusters - done.n_unused} should be >= n_clusters={self.n_clusters}; "
+                "the last centroids are copies of the first",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _check_parameters(self) -> None:
+        problems = [
+            f"{name}={value!r} should be a whole number >= 1; give one"
+            for name, value in (("n_clusters", self.n_clusters), ("max_iter", self.max_iter))
+            if not is_whole(value) or value < 1
+        ]
+        if not _is_share(self.tol):
+            problems.append(f"tol={self.tol!r} should be >= 0 and < 1; use 1e-4, or 0 to go on until nothing moves")
+        if self.metric not in _METRICS:
+            problems.append(f"metric={self.metric!r} should be one of {', '.join(_METRICS)}; use l2")
+        if isinstance(self.init, str) and self.init not in _INITS:
+            problems.append(f"init={self.init!r} should be one of {', '.join(_INITS)}, or an array; use coreset")
+        if problems:
+            raise InputError(problems)
+
+    def _start(self, n_features: int) -> NDArray[np.float32] | None:
+        """The centroids to start from, where they were given."""
+        if isinstance(self.init, str):
+            return None
+        start = np.array(simplified(self.init, 0), dtype=np.float32, order="C")
+        if start.shape != (self.n_clusters, n_features):
+            raise InputError(f"init.shape={start.shape} should be ({self.n_clusters}, {n_features}); reshape it")
+        if not np.isfinite(start).all():
+            raise InputError("init=NaN or Inf should be finite; mend such centroids")
+        return unit_rows(start) if self.metric == "cosine" else start
+
+    def _frame(
+        self,
+        rows: Rows,
+        runner: Runner,
+        centroids: NDArray[np.float32] | None,
+        weights: NDArray[np.int64] | None,
+    ) -> Frame:
+        """The frame for rows and centroids, both of which its scales must hold."""
+        found = measure_rows(rows, runner)
+        self._refuse(rows, found)
+        largest = 0.0 if centroids is None else float(np.abs(centroids).max())
+        return make_frame(
+            rows,
+            runner,
+            n_clusters=self.n_clusters,
+            mean=(found.total / found.n_rows).astype(np.float32),
+            max_abs=max(found.max_abs, largest),
+            total_weight=None if weights is None else int(weights.sum()),
+            spherical=self.metric == "cosine",
+        )
+
+    def _refuse(self, rows: Rows, found: Statistics) -> None:
+        if not np.isfinite(found.max_abs):
+            raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
+        if self.metric == "cosine" and found.n_zero:
+            raise InputError(
+                f"n_zero_rows={found.n_zero} should be 0 for metric='cosine', they have no direction; leave them out"
+            )
+
+    # -- what follows from a fit ---------------------------------------------------------------------------------------
+
+    def predict(self, X: Any) -> Any:
+        """Nearest centroid of every row.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `KMeans`.
+
+        Returns
+        -------
+        array of int32, shape (n_samples,)
+            A Dask array or a DataArray for one of these, else NumPy's. The lowest number where several centroids are
+            equally near.
+
+        Raises
+        ------
+        InputError
+            Rows of another width, with NaN or with values too large for float32 squares.
+        """
+        check_is_fitted(self)
+        return self._labels(X, self.cluster_centers_)
+
+    def transform(self, X: Any) -> Any:
+        """Distance of every row to every centroid.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `KMeans`.
+
+        Returns
+        -------
+        array of shape (n_samples, n_clusters)
+            Euclidean distances, not squared, in float64 for rows in float64, else in float32; of the same kind as
+            `predict` gives. Made from matrix products: they round more than what `predict` compares.
+        """
+        check_is_fitted(self)
+        centroids, spherical = self.cluster_centers_, self.metric == "cosine"
+        with self._runner() as runner:
+            x = self._validated(X, runner.memory_budget, reset=False)
+            answer: Any
+            if is_dask_array(x):
+                arguments = {"centroids": centroids, "spherical": spherical}
+                answer = over_blocks(_distances, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids))
+            else:
+                with rows_of(x, runner) as rows:
+                    answer = _all_distances(rows, centroids, spherical=spherical)
+        return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
+
+    def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
+        """Minus the inertia of `X` about the centroids.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `KMeans`.
+        y : ignored
+        sample_weight : array-like of shape (n_samples,) or float, optional
+
+        Returns
+        -------
+        float
+        """
+        check_is_fitted(self)
+        with self._runner() as runner, self._rows(X, runner, reset=False) as given:
+            rows = on_workers(given, runner)
+            sample_weight = checked_weights(sample_weight, rows.n_rows)
+            weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
+            frame = self._frame(rows, runner, self.cluster_centers_, weights)
+            found = label_rows(rows, self.cluster_centers_, frame=frame, runner=runner, weights=weights)
+            memo.drop(rows.key)
+            memo.drop(frame.name)
+        return -_inertia(found, frame, unit)
+
+
+def _is_share(value: object) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and bool(0 <= value < 1)
+
+
+def _filled(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Centroids in use, and copies of the first of them for the slots that are not."""
+    used = centroids[~np.isnan(centroids[:, 0])]
+    return np.concatenate([used, np.repeat(used[:1], len(centroids) - len(used), axis=0)])
+
+
+def _inertia(found: Labels, frame: Frame, unit: float) -> float:
+    return found.inertia / frame.distance_scale * unit
+
+
+def _distance_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def _all_distances(rows: Rows, centroids: NDArray[np.float32], *, spherical: bool) -> NDArray[Any]:
+    out = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
+    bounds = rows.bounds(_TRANSFORM_BYTES)
+    for low, high in itertools.pairwise(bounds.tolist()):
+        out[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
+    return out
+
+
+def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
+    host = simplified(block, 0)
+    dtype = _distance_dtype(host.dtype)
+    if not len(host):
+        return np.empty((0, len(centroids)), dtype)
+    # About their middle, little of the squares cancels.
+    middle = centroids.mean(axis=0, dtype=np.float64)
+    rows = (unit_rows(host) if spherical else host) - middle
+    found: NDArray[Any] = euclidean_distances(rows, centroids - middle)
+    return found.astype(dtype, copy=False)

@@ -1,0 +1,194 @@
+"""What the estimators take: arrays of every kind made into rows, and answers of the kind that was asked with."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import xarray as xr
+import zarr
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.data import layout
+from hkm_dask.data.pool import Pool
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, as_rows
+from hkm_dask.data.scratch import create_npy, write_npy_rows
+from hkm_dask.errors import InputError
+
+if TYPE_CHECKING:
+    import dask.array as da
+
+
+def is_dask_array(x: Any) -> bool:
+    """Tell whether `x` is a Dask array, without importing Dask for one that is none."""
+    return type(x).__module__.split(".")[0] == "dask" and hasattr(x, "map_blocks") and hasattr(x, "rechunk")
+
+
+def is_stored(x: Any) -> bool:
+    """Tell whether `x` names or is a table of rows on disk: a path, a pool, a Zarr array or `Rows`."""
+    return isinstance(x, str | os.PathLike | zarr.Array | Pool | Rows)
+
+
+def simplified(x: Any, memory_budget: int) -> Any:
+    """Give a DataArray's own array, and copy what lies on a GPU to the host.
+
+    Parameters
+    ----------
+    x : object
+    memory_budget : int
+        A DataArray that is not in memory yet and would take more than a quarter of this becomes a Dask array.
+
+    Returns
+    -------
+    object
+        A Dask array, or anything but a DataArray or a CuPy array.
+    """
+    if isinstance(x, xr.DataArray):
+        # What xarray has opened without chunks it reads whole at the first touch.
+        waits = not getattr(x.variable, "_in_memory", True)
+        if x.chunks is None and waits and x.nbytes > memory_budget // 4:
+            x = x.chunk("auto")
+        x = x.data
+    return to_host(x) if array_module(x) is not np else x
+
+
+@contextmanager
+def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
+    """Make rows of a checked input, for as long as the context lasts.
+
+    Parameters
+    ----------
+    x : ndarray, Dask array, or what `is_stored` accepts
+        Of shape (n_samples, n_features). A Dask array is computed once: into memory if it takes no more than a quarter
+        of the runner's budget, else block by block into a file in its work folder.
+    runner : Runner
+
+    Yields
+    ------
+    Rows
+
+    Raises
+    ------
+    InputError
+        A Dask array is not 2-D, has unknown sizes or holds no numbers.
+    """
+    if not is_dask_array(x):
+        yield as_rows(x)
+        return
+    x = _checked(x)
+    if not isinstance(runner, ClusterRunner) and x.nbytes <= runner.memory_budget // 4:
+        yield ArrayRows(to_host(x.compute(scheduler="threads", num_workers=runner.n_threads)), "Dask array")
+        return
+    path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"
+    try:
+        _spool(x, path, runner)
+        yield NpyRows(path, label="Dask array")
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _checked(x: da.Array) -> da.Array:
+    if np.isnan(x.shape).any():
+        raise InputError(f"X.shape={x.shape} should be known; call X.compute_chunk_sizes() first")
+    layout.check_shape(x.shape, "Dask array")
+    read_as = layout.float_dtype(x.dtype)
+    if read_as is None:
+        raise InputError(f"X.dtype={x.dtype} should be float16, float32, float64 or an integer; convert it first")
+    return x.astype(read_as, copy=False).rechunk({1: -1})
+
+
+@dataclass(frozen=True)
+class _Target:
+    """A `.npy` file as `dask.array.store` writes to it: blocks of rows, in any order, from any process."""
+
+    path: str
+    offset: int
+    shape: tuple[int, int]
+    dtype: np.dtype
+
+    def __setitem__(self, index: tuple[slice, slice], block: Any) -> None:
+        write_npy_rows(self.path, self.offset, index[0].start or 0, to_host(block))
+
+
+def _spool(x: da.Array, path: Path, runner: Runner) -> None:
+    import dask.array as da
+
+    shape = (int(x.shape[0]), int(x.shape[1]))
+    target = _Target(str(path.absolute()), create_npy(path, shape, x.dtype), shape, x.dtype)
+    where: dict[str, Any] = {"scheduler": "threads", "num_workers": runner.n_threads}
+    if runner.client is not None:
+        where = {"scheduler": runner.client}
+    # Dask stores into anything with __setitem__, although its types name arrays only.
+    da.store([x], [cast("Any", target)], lock=False, **where)
+
+
+def over_blocks(
+    function: Callable[..., NDArray[Any]],
+    x: da.Array,
+    arguments: dict[str, Any],
+    *,
+    dtype: np.dtype,
+    n_columns: int | None = None,
+) -> da.Array:
+    """Apply a function to the blocks of rows of a Dask array, when they are asked for.
+
+    Parameters
+    ----------
+    function : callable
+        Of a block of rows and of `arguments`, each array of which travels once per worker and not with every block.
+    x : dask.array.Array, shape (n_samples, n_features)
+    arguments : dict
+    dtype : np.dtype
+        Of what it returns.
+    n_columns : int, optional
+        Columns of what it returns; None for one number per row.
+
+    Returns
+    -------
+    dask.array.Array
+        Shape (n_samples,) or (n_samples, n_columns).
+    """
+    from dask.delayed import delayed
+
+    arguments = {k: delayed(v) if isinstance(v, np.ndarray) else v for k, v in arguments.items()}
+    x = x.rechunk({1: -1})
+    map_blocks: Callable[..., da.Array] = x.map_blocks
+    if n_columns is None:
+        return map_blocks(function, **arguments, drop_axis=1, dtype=dtype, meta=np.empty(0, dtype))
+    chunks = (x.chunks[0], (n_columns,))
+    return map_blocks(function, **arguments, chunks=chunks, dtype=dtype, meta=np.empty((0, 0), dtype))
+
+
+def like_input(answer: Any, x: xr.DataArray, column: str | None, name: str) -> xr.DataArray:
+    """Give an answer for the samples of a DataArray their dimension and coordinates.
+
+    Parameters
+    ----------
+    answer : array, shape (n_samples,) or (n_samples, n_columns)
+    x : xarray.DataArray, shape (n_samples, n_features)
+    column : str or None
+        What to call the second dimension, if there is one.
+    name : str
+        Of the answer.
+
+    Returns
+    -------
+    xarray.DataArray
+
+    Examples
+    --------
+    >>> x = xr.DataArray(np.zeros((2, 3)), dims=("word", "feature"), coords={"word": ["a", "b"]})
+    >>> like_input(np.array([1, 0]), x, None, "labels").sel(word="b").item()
+    0
+    """
+    dims = x.dims[:1] if column is None else (x.dims[0], column)
+    coords = {key: one for key, one in x.coords.items() if set(one.dims) <= {x.dims[0]}}
+    return xr.DataArray(answer, dims=dims, coords=coords, name=name)

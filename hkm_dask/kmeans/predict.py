@@ -1,0 +1,191 @@
+"""The nearest of given centroids for every row: one pass, for what a k-means ends with and for new samples."""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.errors import InputError
+from hkm_dask.kmeans.fit import on_workers
+from hkm_dask.kmeans.frame import Frame, make_frame, with_basis
+from hkm_dask.kmeans.lloyd import split_rows
+from hkm_dask.kmeans.scan import Finder, Labelled, Slab, iter_slabs, remembered
+
+#: Rows longer than this have scores that float32 does not hold.
+_LARGEST_NORM = 2.0**62
+#: A pruned search needs so many features and clusters.
+_MIN_FEATURES, _MIN_CLUSTERS = 24, 64
+#: Operations of a plain pass beyond which finding directions, and a head to keep, is little beside it.
+_ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0
+
+
+@dataclass(frozen=True)
+class Labels:
+    """Nearest centroids.
+
+    Attributes
+    ----------
+    labels : ndarray of int32, shape (n_rows,)
+    inertia : int
+        Weighted sum of the squared distances, in units of the frame's `distance_scale`.
+    """
+
+    labels: NDArray[np.int32]
+    inertia: int
+
+
+@dataclass(frozen=True)
+class LabelRows:
+    """Task: label the rows of a part.
+
+    Attributes
+    ----------
+    centroids : Shared
+        float32 (n_clusters, n_features), NaN where there is none.
+    frame : Frame
+    run : str
+        Of the k-means that led to the centroids: its last labels are tried first.
+    weights : Shared or None
+        int64 (n_rows,).
+    """
+
+    centroids: Shared
+    frame: Frame
+    run: str = ""
+    weights: Shared | None = None
+
+    def __call__(self, part: Part) -> Labels:
+        """Fold the part."""
+        known = Labelled.unknown(part.stop - part.start)
+        last = remembered(part, "lloyd", self.run) if self.run else None
+        if last is not None:
+            known.labels = last.known.labels
+        finder = Finder(part, self.frame, "lloyd" if self.run else "label")
+        inertia = 0
+        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused as such
+            for slab in iter_slabs(part):
+                self._refuse(slab, part)
+                finder.label_distances(slab, self.centroids, known)
+                finder.nearest(slab, self.centroids, known)
+                fixed = np.rint(known.distances[slab.local] * self.frame.distance_scale).astype(np.int64)
+                if self.weights is not None:
+                    fixed *= self.weights.get()[slab.start : slab.stop]
+                inertia += int(fixed.sum())
+        return Labels(known.labels, inertia)
+
+    def _refuse(self, slab: Slab, part: Part) -> None:
+        where = f"rows {slab.start}:{slab.stop} of {part.rows.label}"
+        largest = float(np.maximum(slab.rows.max(), -slab.rows.min()))
+        limit = _LARGEST_NORM / part.rows.n_features**0.5
+        if not largest < limit:
+            raise InputError(
+                f"max_abs={largest:g} in {where} should be < {limit:.3g}, without NaN or Inf; leave such rows out"
+            )
+        n_zero = len(slab.rows) - int(slab.rows.any(axis=1).sum()) if self.frame.spherical else 0
+        if n_zero:
+            raise InputError(
+                f"n_zero_rows={n_zero} in {where} should be 0 for metric='cosine', they have no direction; "
+                "leave them out"
+            )
+
+
+def label_rows(
+    rows: Rows,
+    centroids: NDArray[np.float32],
+    *,
+    frame: Frame,
+    runner: Runner,
+    run: str = "",
+    weights: NDArray[np.int64] | None = None,
+) -> Labels:
+    """Label rows by their nearest centroids.
+
+    Parameters
+    ----------
+    rows : Rows
+        Where workers can read them, see `fit.on_workers`.
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there is none.
+    frame : Frame
+        Its `max_abs` covers rows and centroids, if the inertia is wanted.
+    runner : Runner
+    run : str, optional
+        Of the k-means over these rows that led to the centroids.
+    weights : ndarray of int64, shape (n_rows,), optional
+        Their sum is that of the frame.
+
+    Returns
+    -------
+    Labels
+        The lowest number wins where centroids are equally near.
+
+    Raises
+    ------
+    InputError
+        A row has NaN, Inf or values too large for float32 squares, or is zero where the frame is spherical.
+    """
+    # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
+    centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
+    shared = runner.shelf.put(f"centroids-{uuid.uuid4().hex}", centroids)
+    shares = None if weights is None else runner.shelf.put(f"weights-{uuid.uuid4().hex}", weights)
+    parts = split_rows(rows, runner, len(centroids))
+    found = runner.map(LabelRows(shared, frame, run, shares), parts, stage="label")
+    for handle in (shared, shares):
+        if handle is not None:
+            handle.delete()
+    return Labels(np.concatenate([one.labels for one in found]), sum(one.inertia for one in found))
+
+
+def nearest_labels(
+    rows: Rows, centroids: NDArray[np.float32], *, runner: Runner, spherical: bool = False
+) -> NDArray[np.int32]:
+    """Label rows no k-means has seen.
+
+    Parameters
+    ----------
+    rows : Rows
+        Of unit length where `spherical`.
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there is none.
+    runner : Runner
+    spherical : bool
+
+    Returns
+    -------
+    ndarray of int32, shape (n_rows,)
+
+    Raises
+    ------
+    InputError
+        As for `label_rows`.
+
+    Examples
+    --------
+    >>> with Runner(n_threads=1) as runner:
+    ...     nearest_labels(ArrayRows(np.float32([[0], [9]])), np.float32([[8], [1], [1]]), runner=runner)
+    array([1, 0], dtype=int32)
+    """
+    rows = on_workers(rows, runner)
+    used = ArrayRows(np.ascontiguousarray(centroids[~np.isnan(centroids[:, 0])]))
+    frame = make_frame(used, runner, n_clusters=1, spherical=spherical)
+    if _rotation_pays(rows.n_rows, used.n_rows, rows.n_features):
+        # The centroids have about the principal directions of the rows, and are known to be finite.
+        frame = with_basis(frame, on_workers(used, runner), runner)
+    try:
+        return label_rows(rows, centroids, frame=frame, runner=runner).labels
+    finally:
+        memo.drop(rows.key)
+        memo.drop(frame.name)
+
+
+def _rotation_pays(n_rows: int, n_clusters: int, n_features: int) -> bool:
+    flops = 2.0 * n_rows * n_clusters * n_features
+    pays = flops > max(_ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE * n_features**3)
+    return pays and n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS

@@ -1,0 +1,112 @@
+"""`HierarchicalKMeans` against the tree that `build_hierarchy` makes, and against arrays of other kinds."""
+
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import dask.array as da
+import numpy as np
+import pytest
+import xarray as xr
+from sklearn.utils.estimator_checks import parametrize_with_checks
+
+import hkm_dask as hkm
+from hkm_dask.errors import InputError
+
+LEVELS = (30, 8, 3)
+
+
+@pytest.fixture(scope="module")
+def x() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return np.concatenate([rng.normal(c, 1 + c / 20, (300, 4)) for c in (0, 8, 30)]).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def fitted(x: np.ndarray) -> hkm.HierarchicalKMeans:
+    return hkm.HierarchicalKMeans(LEVELS, n_resamples=(1, 2, 0), random_state=0).fit(x)
+
+
+@parametrize_with_checks([hkm.HierarchicalKMeans(n_clusters=2, n_resamples=1)])
+def test_scikit_learn_accepts_it(estimator: Any, check: Callable[[Any], None]) -> None:
+    if "array_api" in str(check):
+        pytest.skip("tells nothing unless SCIPY_ARRAY_API is set")
+    check(estimator)
+
+
+def test_it_is_the_tree_that_build_hierarchy_makes(
+    x: np.ndarray, fitted: hkm.HierarchicalKMeans, tmp_path: Path
+) -> None:
+    config = hkm.Config.from_flags(LEVELS, n_resamples=(1, 2, 0), seed=0)
+    tree = hkm.build_hierarchy(x, tmp_path / "tree.zarr", config)
+    for t in (1, 2, 3):
+        np.testing.assert_array_equal(fitted.tree_.hkm.labels(t), tree.hkm.labels(t))
+    np.testing.assert_array_equal(fitted.cluster_centers_, tree["level_3/centroids"])
+    np.testing.assert_array_equal(fitted.labels_, tree.hkm.labels(3))
+    np.testing.assert_array_equal(fitted.sample(50, seed=3), hkm.sample(tree, 50, seed=3))
+    assert fitted.n_iter_ >= 6
+
+
+def test_prediction_follows_the_path_of_the_nearest_centroid(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
+    paths = fitted.predict(x)
+    assert (paths.shape, paths.dtype) == ((len(x), 3), np.int32)
+    np.testing.assert_array_equal(paths[5], fitted.tree_.hkm.path(5))
+    np.testing.assert_array_equal(paths[:, -1], fitted.labels_)
+    new = np.random.default_rng(1).normal(10, 9, (200, 4)).astype(np.float32)
+    centroids = fitted.tree_["level_1/centroids"].to_numpy().astype(np.float64)
+    nearest = ((new[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2).argmin(axis=1)
+    np.testing.assert_array_equal(fitted.predict(new)[:, 0], nearest)
+    np.testing.assert_array_equal(fitted.predict(new)[:, 1], fitted.tree_["level_2/labels"].to_numpy()[nearest])
+
+
+def test_arrays_of_other_kinds_give_the_same_tree(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
+    lazy = da.from_array(x, chunks=(200, 4))
+    for given in (lazy, xr.DataArray(x, dims=("word", "feature"))):
+        hk = hkm.HierarchicalKMeans(LEVELS, n_resamples=(1, 2, 0), random_state=0).fit(given)
+        np.testing.assert_array_equal(hk.labels_, fitted.labels_)
+        np.testing.assert_array_equal(hk.cluster_centers_, fitted.cluster_centers_)
+        np.testing.assert_array_equal(np.asarray(hk.predict(given)), fitted.predict(x))
+    assert fitted.predict(lazy).chunks == ((200, 200, 200, 200, 100), (3,))
+    assert fitted.predict(xr.DataArray(x, dims=("word", "feature"))).dims == ("word", "level")
+
+
+def test_cosine_looks_at_directions_only(x: np.ndarray) -> None:
+    hk = hkm.HierarchicalKMeans((6, 2), n_resamples=1, metric="cosine", random_state=0).fit(x)
+    np.testing.assert_array_equal(hk.predict(x * 3)[:, -1], hk.labels_)
+
+
+def test_a_tree_with_a_path_stays_and_is_taken_up_again(x: np.ndarray, tmp_path: Path) -> None:
+    path = tmp_path / "tree.zarr"
+    hk = hkm.HierarchicalKMeans((9, 3), n_resamples=0, random_state=0, path=path).fit(x)
+    assert hkm.open_hierarchy(path).hkm.n_clusters == (9, 3)
+    before = path.stat().st_mtime_ns
+    again = hkm.HierarchicalKMeans((9, 3), n_resamples=0, random_state=0, path=path).fit(x)
+    assert path.stat().st_mtime_ns == before
+    np.testing.assert_array_equal(again.labels_, hk.labels_)
+    with pytest.raises(InputError, match="seed"):
+        hkm.HierarchicalKMeans((9, 3), n_resamples=0, random_state=1, path=path).fit(x)
+    replaced = hkm.HierarchicalKMeans((9, 3), n_resamples=0, random_state=1, path=path, restart=True).fit(x)
+    assert replaced.tree_.attrs["seed"] == 1
+
+
+def test_a_tree_without_a_path_is_in_memory_and_travels(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
+    assert fitted.tree_["level_1/labels"].chunks is None
+    copied = pickle.loads(pickle.dumps(fitted))
+    np.testing.assert_array_equal(copied.predict(x), fitted.predict(x))
+    np.testing.assert_array_equal(copied.sample(20), fitted.sample(20))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_clusters": (10, 20)}, "n_clusters"),
+        ({"n_clusters": 1000}, "n_clusters=1000"),
+        ({"n_clusters": (5, 2), "n_resamples": (1, 2, 3)}, "n_resamples"),
+        ({"n_clusters": 5, "metric": "l1"}, "metric='l1'"),
+        ({"n_clusters": 5, "init": "greedy"}, "init='greedy'"),
+    ],
+)
+def test_wrong_parameters_are_told(x: np.ndarray, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        hkm.HierarchicalKMeans(**settings).fit(x)
