@@ -11,9 +11,8 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.vector import LANES, least_of_lanes, lowest_bit, mask_not_above
 
-#: Scores compared at once before looking which of them passed.
-_LANES = 64
 #: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
 _UNDERFLOW = 2.0**-108
 
@@ -56,22 +55,25 @@ def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
     return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 
-@kernel("void(f4[:,::1], f4[:,::1], i4[::1], f8[::1])")
-def label_distances(rows, centroids, labels, distances):  # type: ignore[no-untyped-def]
+@kernel("void(f4[:,::1], f4[:,::1], b1[::1], i4[::1], f8[::1])")
+def label_distances(rows, centroids, stayed, labels, distances):  # type: ignore[no-untyped-def]
     """Write each row's squared distance to the centroid it is labelled with; infinity where there is none.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (n_rows, n_features)
     centroids : ndarray of float32, shape (n_clusters, n_features)
+    stayed : ndarray of bool, shape (n_clusters,) or (0,)
+        Centroids to which the distances are known; if empty, there are none.
     labels : ndarray of int32, shape (n_rows,)
     distances : ndarray of float64, shape (n_rows,)
         Written to.
     """
+    any_stayed = stayed.shape[0] > 0
     for i in range(rows.shape[0]):
         if labels[i] < 0 or np.isnan(centroids[labels[i], 0]):
             distances[i] = np.inf
-        else:
+        elif not (any_stayed and stayed[labels[i]]):
             distances[i] = squared_distance(rows[i], centroids[labels[i]])
 
 
@@ -99,52 +101,91 @@ def centre(rows, mean, out, norms):  # type: ignore[no-untyped-def]
         norms[i] = total
 
 
-@kernel("void(f4[:,::1], f8[::1], f8, f4[:,::1], f8[::1], f8[::1])")
-def contract(head, norms, relative_error, out, out_norms, errors):  # type: ignore[no-untyped-def]
-    """Put heads and the norms of what they leave out into `out`, with a bound on how far off they are.
+@kernel("void(f4[:,::1], i8, f8[::1], f8, f4[:,::1], f4[:,::1], f8[::1], f8[::1])")
+def contract(projected, head, norms, relative_error, matrix, refined, out_norms, errors):  # type: ignore[no-untyped-def]
+    """Write the leading coordinates, and the norms of what they leave out, with a bound on how far off they are.
 
-    `relative_error` bounds the error of a head as a share of the norm of its row. The row ``[head, tail norm, 1]`` lies
-    within `errors` of the exact one.
+    `relative_error` bounds the error of a projection as a share of the norm of its row. The rows ``[first coordinates,
+    norm of the others]``, both with `head` and with all projected coordinates, lie within `errors` of the exact ones.
 
     Parameters
     ----------
-    head : ndarray of float32, shape (n_rows, h)
+    projected : ndarray of float32, shape (n_rows, n_projected)
+    head : int
     norms : ndarray of float64, shape (n_rows,)
         Squared norms of the whole rows.
     relative_error : float
-    out : ndarray of float32, shape (n_rows, h + 2)
-        Written to.
+    matrix : ndarray of float32, shape (n_rows, head + 2)
+        Written to: the first `head` coordinates, the norm of the others, 1.
+    refined : ndarray of float32, shape (n_rows, n_projected - head + 1)
+        Written to: the coordinates after those, and the norm of what is left then.
     out_norms, errors : ndarray of float64, shape (n_rows,)
-        Written to: squared norms of all columns but the last, and the bounds.
+        Written to: squared norms of all columns of `matrix` but the last, and the bounds.
     """
-    h = head.shape[1]
-    unit = 2.0**-24
-    for i in range(head.shape[0]):
-        total = 0.0
-        for j in range(h):
-            out[i, j] = head[i, j]
-            total += np.float64(head[i, j]) * np.float64(head[i, j])
+    n_projected = projected.shape[1]
+    for i in range(projected.shape[0]):
+        in_head = 0.0
+        for j in range(head):
+            matrix[i, j] = projected[i, j]
+            in_head += np.float64(projected[i, j]) * np.float64(projected[i, j])
+        in_all = in_head
+        for j in range(head, n_projected):
+            refined[i, j - head] = projected[i, j]
+            in_all += np.float64(projected[i, j]) * np.float64(projected[i, j])
         norm = np.sqrt(norms[i])
-        rest = max(norms[i] - total, 0.0)
-        tail = np.float32(np.sqrt(rest))
-        out[i, h] = tail
-        out[i, h + 1] = 1.0
-        out_norms[i] = total + np.float64(tail) * np.float64(tail)
         delta = relative_error * norm
-        spread = delta * (2.0 * norm + delta)
-        off = np.sqrt(spread)
-        if rest > spread:
-            off = spread / np.sqrt(rest)
-        errors[i] = delta + off + 4.0 * unit * norm
+        tail, off = _left_out(norms[i], in_head, delta)
+        rest, off_all = _left_out(norms[i], in_all, delta)
+        matrix[i, head] = tail
+        matrix[i, head + 1] = 1.0
+        refined[i, n_projected - head] = rest
+        out_norms[i] = in_head + np.float64(tail) * np.float64(tail)
+        errors[i] = delta + max(off, off_all) + 4.0 * 2.0**-24 * norm
 
 
-@njit(inline="always", fastmath={"nnan", "nsz"})
+@njit(inline="always")
+def _left_out(norm, kept, delta):  # type: ignore[no-untyped-def]
+    """Norm of what the kept coordinates leave out of a row, and how far off it may be if they are off by `delta`."""
+    left = max(norm - kept, 0.0)
+    spread = delta * (2.0 * np.sqrt(norm) + delta)
+    off = np.sqrt(spread)
+    if left > spread:
+        off = spread / np.sqrt(left)
+    return np.float32(np.sqrt(left)), off
+
+
+@njit(inline="always")
 def _minimum(values):  # type: ignore[no-untyped-def]
+    n = values.shape[0]
     least = values[0]
-    for j in range(values.shape[0]):
-        if values[j] < least:
-            least = values[j]
+    whole = n - n % LANES
+    for start in range(0, whole, LANES):
+        least = min(least, least_of_lanes(values, start))
+    for j in range(whole, n):
+        least = min(least, values[j])
     return least
+
+
+@njit(inline="always")
+def _mask(values, start, limit):  # type: ignore[no-untyped-def]
+    """Bits of the values from `start` on, 64 at most, that are no larger than `limit`."""
+    if start + LANES <= values.shape[0]:
+        return mask_not_above(values, start, limit)
+    mask = np.uint64(0)
+    for j in range(start, values.shape[0]):
+        mask |= np.uint64(values[j] <= limit) << np.uint64(j - start)
+    return mask
+
+
+# Not inlined by numba, which would drop its permission to add in any order.
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _apart(x, c, n):  # type: ignore[no-untyped-def]
+    """Squared distance over the first n coordinates in float32, of any order of summation."""
+    total = np.float32(0.0)
+    for i in range(n):
+        t = x[i] - c[i]
+        total += t * t
+    return total
 
 
 @njit(inline="always")
@@ -155,28 +196,39 @@ def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untype
     return np.float32(radius * radius - norm + slack + _UNDERFLOW)
 
 
-@kernel("i8(f4[:,::1], f4[:,::1], i8[::1], f4[:,::1], i4[::1], i8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])")
+@kernel(
+    "UniTuple(i8, 2)(f4[:,::1], f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, f4[:,::1], f4[::1],"
+    " f4[:,::1], f4[::1], f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
+)
 def finish_nearest(  # type: ignore[no-untyped-def]
-    scores, rows, which, centroids, numbers, first, norms, errors, centroid_error, gamma, largest, labels, distances
-):
+    scores, rows, which, places, centroids, numbers, first, refined, tails, centroid_refined, centroid_tails,
+    norms, errors, centroid_error, gamma, largest, labels, distances,
+):  # fmt: skip
     """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
 
-    A score is the squared distance less the row's squared norm, or a lower bound on that. Whatever could lie within the
-    best distance so far is measured directly; ties go to the lowest number. Returns how many distances were measured.
+    A score is the squared distance less the row's squared norm, or a lower bound on that. What could lie within the
+    best distance so far by its score is looked at again with more coordinates, where there are any, and measured
+    directly if it still could; ties go to the lowest number.
 
-    Line i of `scores`, `norms` and `errors` belongs to row ``which[i]``, column j to centroid ``first + j``, which the
-    caller knows by its number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up
-    to date; ``inf`` means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
+    Line i of `scores` belongs to row ``which[i]``, column j to centroid ``first + j``, which the caller knows by its
+    number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up to date; ``inf``
+    means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
 
     Parameters
     ----------
     scores : ndarray of float32, shape (n_lines, n_scores)
     rows : ndarray of float32, shape (n_rows, n_features)
     which : ndarray of int64, shape (n_lines,)
+    places : ndarray of int64, shape (n_lines,)
+        Where the row of each line is in `refined`, `tails`, `norms` and `errors`.
     centroids : ndarray of float32, shape (n_clusters, n_features)
     numbers : ndarray of int32, shape (n_clusters,)
     first : int
-    norms, errors : ndarray of float64, shape (n_lines,)
+    refined, centroid_refined : ndarray of float32, shape (n, n_more + 1)
+        Coordinates beyond those in the scores, and the norm of what is left; without rows in the plain form.
+    tails, centroid_tails : ndarray of float32, shape (n,)
+        Norms of all coordinates beyond those in the scores, as the product took them.
+    norms, errors : ndarray of float64, shape (n,)
         Of the rows, as the product took them; see `nearest.Operand`.
     centroid_error, gamma, largest : float
         Bounds for all centroids.
@@ -184,15 +236,26 @@ def finish_nearest(  # type: ignore[no-untyped-def]
         Updated.
     distances : ndarray of float64, shape (n_rows,)
         Updated.
+
+    Returns
+    -------
+    n_passed, n_measured : int
+        Pairs the scores did not exclude, and distances measured directly.
     """
     n_scores = scores.shape[1]
+    n_passed = 0
     n_measured = 0
+    with_more = centroid_refined.shape[0] > 0
+    n_more = centroid_refined.shape[1] - 1
+    # What a float32 sum of squares may be too large by, whatever the order.
+    shrink = 1.0 - (n_more + 8) * 2.0**-23
     for i in range(which.shape[0]):
         row = rows[which[i]]
+        place = places[i]
         score = scores[i]
         label = labels[which[i]]
         best = distances[which[i]]
-        error = errors[i] + centroid_error
+        error = errors[place] + centroid_error
         if best == np.inf:
             least = _minimum(score)
             j = 0
@@ -201,28 +264,31 @@ def finish_nearest(  # type: ignore[no-untyped-def]
             label = numbers[first + j]
             best = squared_distance(row, centroids[first + j])
             n_measured += 1
-        limit = _threshold(best, norms[i], error, gamma, largest)
-        for start in range(0, n_scores, _LANES):
-            stop = min(start + _LANES, n_scores)
-            passed = 0
-            if stop - start == _LANES:
-                for j in range(_LANES):
-                    passed += score[start + j] <= limit
-            else:
-                passed = 1
-            if passed == 0:
-                continue
-            for j in range(start, stop):
-                if score[j] <= limit and numbers[first + j] != label:
-                    distance = squared_distance(row, centroids[first + j])
-                    n_measured += 1
-                    if distance < best or (distance == best and numbers[first + j] < label):
-                        best = distance
-                        label = numbers[first + j]
-                        limit = _threshold(best, norms[i], error, gamma, largest)
+        limit = _threshold(best, norms[place], error, gamma, largest)
+        for start in range(0, n_scores, LANES):
+            mask = _mask(score, start, limit)
+            while mask != 0:
+                j = start + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
+                c = first + j
+                if numbers[c] == label:
+                    continue
+                n_passed += 1
+                if with_more:
+                    tail = np.float64(tails[place]) - np.float64(centroid_tails[c])
+                    rest = np.float64(refined[place, n_more]) - np.float64(centroid_refined[c, n_more])
+                    more = np.float64(_apart(refined[place], centroid_refined[c], n_more))
+                    if np.float64(score[j]) - tail * tail + (more + rest * rest) * shrink > limit:
+                        continue
+                distance = squared_distance(row, centroids[c])
+                n_measured += 1
+                if distance < best or (distance == best and numbers[c] < label):
+                    best = distance
+                    label = numbers[c]
+                    limit = _threshold(best, norms[place], error, gamma, largest)
         labels[which[i]] = label
         distances[which[i]] = best
-    return n_measured
+    return n_passed, n_measured
 
 
 @njit(inline="always")
@@ -383,3 +449,22 @@ def accept_in_order(rows, then, now, chances, wanted, accepted):  # type: ignore
                 if distance < now[j]:
                     now[j] = distance
     return n_accepted
+
+
+@kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
+def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
+    """Means from fixed-point sums; zeros where there is nothing to divide.
+
+    Parameters
+    ----------
+    sums : ndarray of int64, shape (n_clusters, n_features)
+    counts : ndarray of int64, shape (n_clusters,)
+    scale : float
+        Fixed-point units per unit of a value.
+    out : ndarray of float32, shape (n_clusters, n_features)
+        Written to.
+    """
+    for j in range(sums.shape[0]):
+        share = np.float64(max(counts[j], 1)) * scale
+        for f in range(sums.shape[1]):
+            out[j, f] = np.float32(np.float64(sums[j, f]) / share)

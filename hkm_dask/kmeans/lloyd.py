@@ -107,7 +107,7 @@ class AssignAndAdd:
         inertia = 0
         for slab in iter_slabs(part):
             before, old = known.labels[slab.local].copy(), known.distances[slab.local].copy()
-            finder.label_distances(slab, self.centroids, known)
+            finder.label_distances(slab, self.centroids, known, self.before if goes_on else None)
             if goes_on and self.before is not None:
                 finder.nearest_again(slab, self.centroids, self.before, known, old)
             else:
@@ -121,7 +121,8 @@ class AssignAndAdd:
             fixed = np.rint(distances * self.frame.distance_scale).astype(np.int64)
             inertia += int((fixed if weights is _NO_WEIGHTS else fixed * share).sum())
             far.add(distances, slab.start)
-        state = _Last(known, sums.copy(), counts.copy(), self.centroids.name)
+        # The totals handed out are these very arrays: they are used up before the next pass changes them.
+        state = _Last(known, sums, counts, self.centroids.name)
         remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
         return Totals(sums, counts, inertia, *far.sorted())
 
@@ -230,7 +231,7 @@ class Update:
         empty = counts == 0
         # Rows that sit on their centroids cannot found a cluster; otherwise the slot waits for the next iteration.
         centroids[empty] = np.nan if exhausted else before[empty]
-        at_rest = bool(np.array_equal(centroids, before, equal_nan=True))
+        at_rest = bool(np.array_equal(centroids.view(np.int32), np.ascontiguousarray(before).view(np.int32)))
         return Moved(
             self.shelf.put(self.name, centroids),
             totals.inertia / self.frame.distance_scale,
@@ -281,11 +282,13 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], frame: Frame) -> N
     -------
     ndarray of float32, shape (n_clusters, n_features)
     """
-    centroids = sums / (np.maximum(counts, 1)[:, None] * frame.scale)
     if frame.spherical:
+        centroids = sums / (np.maximum(counts, 1)[:, None] * frame.scale)
         norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
-        centroids /= np.where(norms > 0, norms, 1.0)
-    return centroids.astype(np.float32)
+        return (centroids / np.where(norms > 0, norms, 1.0)).astype(np.float32)
+    out = np.empty(sums.shape, np.float32)
+    kernels.divide(sums, counts, frame.scale, out)
+    return out
 
 
 @dataclass(frozen=True)

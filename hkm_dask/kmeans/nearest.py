@@ -6,34 +6,33 @@ for every pair, a lower bound on the squared distance (less the row's norm):
 * *plain*: all coordinates, centred: the bound is the distance itself up to rounding;
 * *pruned*: the first h coordinates along the principal directions and, as one more, the norm of all the others. By
   Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over h + 2 columns is a bound from below at h / d of
-  the cost.
+  the cost. The few pairs it does not exclude get the same bound with some more coordinates first.
 
-Whatever the bound cannot exclude is measured directly, so labels and distances do not depend on the form, on BLAS or
+Whatever the bounds cannot exclude is measured directly, so labels and distances do not depend on the form, on BLAS or
 on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any order of
 summation.
 """
 
 from __future__ import annotations
 
+import copy
 import threading
-import time
 from dataclasses import dataclass
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
-from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
 
 _UNIT = 2.0**-24
 #: Up to so many features, centroids sorted along one axis are searched faster than by products.
 SWEEP_FEATURES = 3
-#: Shares of the features tried as head, and the rows they are tried on.
-_HEADS = (16, 32, 48, 64, 96, 128, 192, 256, 384)
-TRIAL_ROWS = 256
+#: Coordinates after the head that the second bound takes.
+_MORE = 96
+_NO_MORE = np.empty((0, 1), np.float32)
 
 
 _own = threading.local()
@@ -75,16 +74,42 @@ class Operand:
         Squared norms of all columns but the last.
     errors : ndarray of float64, shape (n_rows,)
         Bound on the distance between a row here and the exact one.
+    refined : ndarray of float32, shape (n_rows, n_more + 1)
+        The coordinates after those of the product, and the norm of what is left; without rows in the plain form.
+    tails : ndarray of float32, shape (n_rows,)
+        Norms of all coordinates after those of the product; empty in the plain form.
     """
 
     matrix: NDArray[np.float32]
     norms: NDArray[np.float64]
     errors: NDArray[np.float64]
+    refined: NDArray[np.float32]
+    tails: NDArray[np.float32]
 
     @property
     def n_bytes(self) -> int:
         """Bytes it takes."""
-        return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes
+        return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes + self.refined.nbytes + self.tails.nbytes
+
+
+def n_more(n_features: int, head: int) -> int:
+    """Coordinates after the head that are looked at before a distance is measured.
+
+    Parameters
+    ----------
+    n_features, head : int
+
+    Returns
+    -------
+    int
+        In whole vectors of 16.
+
+    Examples
+    --------
+    >>> n_more(384, 96), n_more(64, 32)
+    (96, 16)
+    """
+    return min(_MORE, (n_features - head) // 2) // 16 * 16
 
 
 def make_operand(rows: NDArray[np.float32], frame: Frame, head: int) -> Operand:
@@ -106,15 +131,16 @@ def make_operand(rows: NDArray[np.float32], frame: Frame, head: int) -> Operand:
     norms = np.empty(n_rows)
     kernels.centre(rows, frame.mean, centred, norms)
     if head == 0:
-        return Operand(centred, norms, 2.0 * _UNIT * np.sqrt(norms))
+        return Operand(centred, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_MORE, _NO_MORE[:, 0])
     assert frame.basis is not None
-    projected = np.ascontiguousarray(centred[:, :n_features] @ frame.basis.get()[:, :head])
-    matrix = np.empty((n_rows, head + 2), np.float32)
+    width = head + n_more(n_features, head)
+    projected = np.ascontiguousarray(centred[:, :n_features] @ frame.basis.get()[:, :width])
+    matrix, refined = np.empty((n_rows, head + 2), np.float32), np.empty((n_rows, width - head + 1), np.float32)
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
     # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
-    relative = frame.basis_error + _gamma(n_features) * float(np.sqrt(head)) * (1.0 + frame.basis_error)
-    kernels.contract(projected, norms, relative, matrix, out_norms, errors)
-    return Operand(matrix, out_norms, errors)
+    relative = frame.basis_error + _gamma(n_features) * float(np.sqrt(width)) * (1.0 + frame.basis_error)
+    kernels.contract(projected, head, norms, relative, matrix, refined, out_norms, errors)
+    return Operand(matrix, out_norms, errors, refined, np.ascontiguousarray(matrix[:, head]))
 
 
 class Search:
@@ -127,21 +153,12 @@ class Search:
     frame : Frame
     head : int
         Principal coordinates kept; 0 for the plain form.
-    only : ndarray of bool, shape (n_clusters,), optional
-        The centroids to search, if not all.
     """
 
-    def __init__(
-        self,
-        centroids: NDArray[np.float32],
-        frame: Frame,
-        head: int = 0,
-        only: NDArray[np.bool_] | None = None,
-    ) -> None:
-        used = ~np.isnan(centroids[:, 0]) if only is None else only & ~np.isnan(centroids[:, 0])
-        self._all = np.ascontiguousarray(centroids)
+    def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
+        used = ~np.isnan(centroids[:, 0])
         self._numbers = np.flatnonzero(used).astype(np.int32)
-        self.centroids = self._all if used.all() else self._all[used]
+        self.centroids = np.ascontiguousarray(centroids if used.all() else centroids[used])
         self.frame, self.head = frame, head
         if self.is_swept:
             self._sort()
@@ -150,9 +167,33 @@ class Search:
         weights = operand.matrix * np.float32(-2.0)
         weights[:, -1] = operand.norms
         self._weights = np.ascontiguousarray(weights.T)
+        self._refined, self._tails = operand.refined, operand.tails
         self._gamma = _gamma(weights.shape[1] + 2)
         self._largest = float(np.sqrt(operand.norms.max(initial=0.0))) * (1.0 + 1e-6)
         self._error = float(operand.errors.max(initial=0.0))
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return a search among some of the centroids, under the numbers they have here.
+
+        Parameters
+        ----------
+        chosen : ndarray of bool, shape (n_clusters,)
+            For every centroid, also for slots without one.
+
+        Returns
+        -------
+        Search
+        """
+        kept = chosen[self._numbers]
+        part = copy.copy(self)
+        part._numbers, part.centroids = self._numbers[kept], self.centroids[kept]
+        if self.is_swept:
+            part._sort()
+            return part
+        part._weights = np.ascontiguousarray(self._weights[:, kept])
+        if self.head:
+            part._refined, part._tails = self._refined[kept], self._tails[kept]
+        return part
 
     @property
     def is_swept(self) -> bool:
@@ -211,117 +252,30 @@ class Search:
         n_measured = 0
         for low in range(0, len(which), height):
             some = which[low : low + height]
-            form = self._form(rows, some, operand)
+            matrix, form, places = self._form(rows, some, operand)
             for left in range(0, n_scores, TILE_CENTROIDS):
                 right = min(left + TILE_CENTROIDS, n_scores)
                 scores = buffer[: len(some) * (right - left)].reshape(len(some), right - left)
-                np.dot(form.matrix, self._weights[:, left:right], out=scores)
+                np.dot(matrix, self._weights[:, left:right], out=scores)
                 n_measured += kernels.finish_nearest(
-                    scores, rows, some, self.centroids, numbers, left, form.norms, form.errors, self._error,
-                    self._gamma, self._largest, labels, distances,
-                )  # fmt: skip
+                    scores, rows, some, places, self.centroids, numbers, left, form.refined, form.tails,
+                    self._refined, self._tails, form.norms, form.errors, self._error, self._gamma, self._largest,
+                    labels, distances,
+                )[1]  # fmt: skip
         return n_measured
 
-    def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None) -> Operand:
-        """Some rows as the product takes them."""
+    def _form(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None
+    ) -> tuple[NDArray[np.float32], Operand, NDArray[np.int64]]:
+        """Some rows as the product takes them, an operand that holds them, and where it does."""
         in_a_run = some[-1] - some[0] == len(some) - 1
-        index = slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
+        run = slice(int(some[0]), int(some[-1]) + 1)
         if operand is None:
-            return make_operand(np.ascontiguousarray(rows[index]), self.frame, self.head)
-        return Operand(operand.matrix[index], operand.norms[index], operand.errors[index])
-
-    def label_distances(
-        self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64]
-    ) -> None:
-        """Write the squared distance of each row to the centroid `labels` names; infinity for -1.
-
-        Labels are as for `nearest`, with ``first=0``; a label whose centroid is gone counts as -1.
-
-        Parameters
-        ----------
-        rows : ndarray of float32, shape (n_rows, n_features)
-        labels : ndarray of int32, shape (n_rows,)
-        distances : ndarray of float64, shape (n_rows,)
-            Written to.
-        """
-        kernels.label_distances(rows, self._all, labels, distances)
-
-
-_searches: dict[tuple[object, ...], tuple[Search, np.ndarray | None]] = {}
-_making = threading.Lock()
-
-
-def search_for(centroids: Shared, frame: Frame, head: int, before: Shared | None = None) -> Search:
-    """Return a `Search` for shared centroids, made once per process and kept while it is in use.
-
-    Parameters
-    ----------
-    centroids : Shared
-    frame : Frame
-    head : int
-    before : Shared, optional
-        Search only the centroids that have moved from where they were here.
-    """
-    key = (centroids.name, frame.name, head, before and before.name)
-    with _making:
-        search, source = _searches.get(key, (None, None))
-        if search is None or source is not centroids.array:  # an id may be used again
-            now = centroids.get()
-            moved = None if before is None else (now != before.get()).any(axis=1)
-            search = _search_class()(now, frame, head, moved)
-            while len(_searches) >= 3:
-                _searches.pop(next(iter(_searches)))
-            _searches[key] = (search, centroids.array)
-        return search
-
-
-def _search_class() -> type[Search]:
-    if worker_device() == "cuda":
-        from hkm_dask.kmeans.nearest_cuda import CudaSearch
-
-        return CudaSearch
-    return Search
-
-
-def choose_head(
-    rows: NDArray[np.float32], distances: NDArray[np.float64], centroids: Shared, frame: Frame, *, kept: bool
-) -> int:
-    """Measure which form of the product finds these rows' centroids soonest.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-        A sample; the first few hundred are used.
-    distances : ndarray of float64
-        Upper bounds on their squared distances, infinity for nothing known.
-    centroids : Shared
-    frame : Frame
-    kept : bool
-        Whether rotated rows are kept from pass to pass, so that making them does not count.
-
-    Returns
-    -------
-    int
-        Coordinates to keep; 0 for the plain form.
-    """
-    n_features = rows.shape[1]
-    if frame.basis is None or len(rows) < 32:
-        return 0
-    rows, distances = rows[:TRIAL_ROWS], distances[:TRIAL_ROWS]
-    best_head, best_time, worse = 0, np.inf, 0
-    for head in (0, *(h for h in reversed(_HEADS) if h <= 0.6 * n_features)):
-        search = Search(centroids.get(), frame, head)
-        taken = min(_trial(search, rows, distances, kept) for _ in range(3))
-        if taken < best_time:
-            best_head, best_time, worse = head, taken, 0
-        elif head and (worse := worse + 1) == 2:
-            break
-    return best_head
-
-
-def _trial(search: Search, rows: NDArray[np.float32], distances: NDArray[np.float64], kept: bool) -> float:
-    operand = make_operand(rows, search.frame, search.head) if kept and search.head else None
-    labels, distances = np.full(len(rows), -1, np.int32), distances.copy()
-    begin = time.perf_counter()
-    search.nearest(rows, labels, distances, operand)
-    return time.perf_counter() - begin
+            made = make_operand(np.ascontiguousarray(rows[run if in_a_run else some]), self.frame, self.head)
+            return made.matrix, made, np.arange(len(some))
+        if in_a_run:
+            return operand.matrix[run], operand, some
+        width = operand.matrix.shape[1]
+        matrix = scratch("matrix", len(some) * width).reshape(len(some), width)
+        np.take(operand.matrix, some, axis=0, out=matrix, mode="clip")
+        return matrix, operand, some

@@ -8,7 +8,7 @@ on both.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -145,21 +145,24 @@ class CudaSearch(Search):
         Not used: on a GPU the whole product is cheaper than looking at survivors.
     """
 
-    def __init__(
-        self,
-        centroids: NDArray[np.float32],
-        frame: Frame,
-        head: int = 0,
-        only: NDArray[np.bool_] | None = None,
-    ) -> None:
+    def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
+        super().__init__(centroids, frame, 0)
+        self._send()
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return a search among some of the centroids; see `nearest.Search.only`."""
+        part = super().only(chosen)
+        part._send()
+        return part
+
+    def _send(self) -> None:
         import cupy
 
-        super().__init__(centroids, frame, 0, only)
         if self.is_swept or not len(self.centroids):
             return
         self._device_centroids = cupy.asarray(self.centroids)
         self._device_weights = cupy.asarray(self._weights)
-        self._device_mean = cupy.asarray(frame.mean)
+        self._device_mean = cupy.asarray(self.frame.mean)
 
     def nearest(
         self,

@@ -16,12 +16,16 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
+from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import TRIAL_ROWS, Operand, choose_head, make_operand, scratch, search_for
+from hkm_dask.kmeans.nearest import Operand, make_operand, scratch
+from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_head, moved_from, search_for
 
 #: Rows converted to float32 at once, for a core's cache and for a GPU.
 SLAB_ROWS, DEVICE_SLAB_ROWS = 4096, 1 << 17
-
+#: Share of the centroids moved beyond which it does not pay to leave the others out.
+_NEARLY_ALL = 0.9
+_NONE_STAYED = np.empty(0, np.bool_)
 
 _choosing = threading.Lock()
 
@@ -120,7 +124,7 @@ class Finder:
     def __init__(self, part: Part, frame: Frame, phase: str = "search") -> None:
         self.part, self.frame, self.phase = part, frame, phase
 
-    def label_distances(self, slab: Slab, centroids: Shared, known: Labelled) -> None:
+    def label_distances(self, slab: Slab, centroids: Shared, known: Labelled, before: Shared | None = None) -> None:
         """Measure a slab's distances to the centroids it is labelled with.
 
         Parameters
@@ -129,12 +133,15 @@ class Finder:
         centroids : Shared
         known : Labelled
             Of the part; the slab's distances are written to.
+        before : Shared, optional
+            The centroids they were measured to; to those that have not moved since they are kept.
         """
-        if centroids.get().shape[0] and bool((known.labels[slab.local] >= 0).any()):
-            search = search_for(centroids, self.frame, self._head(slab, centroids, known))
-            search.label_distances(slab.rows, known.labels[slab.local], known.distances[slab.local])
+        labels, distances = known.labels[slab.local], known.distances[slab.local]
+        if bool((labels >= 0).any()):
+            stayed = _NONE_STAYED if before is None else ~moved_from(centroids, before)
+            kernels.label_distances(slab.rows, np.ascontiguousarray(centroids.get()), stayed, labels, distances)
         else:
-            known.distances[slab.local] = np.inf
+            distances[:] = np.inf
 
     def nearest_again(
         self, slab: Slab, centroids: Shared, before: Shared, known: Labelled, old: NDArray[np.float64]
@@ -154,6 +161,8 @@ class Finder:
         old : ndarray of float64
             Of the slab's rows.
         """
+        if moved_from(centroids, before).mean() > _NEARLY_ALL:
+            return self.nearest(slab, centroids, known)
         head = self._head(slab, centroids, known)
         labels, distances = known.labels[slab.local], known.distances[slab.local]
         further = distances > old
@@ -161,6 +170,7 @@ class Finder:
         everything, moved = (search_for(centroids, self.frame, head, b) for b in (None, before))
         everything.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(further))
         moved.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(~further))
+        return None
 
     def nearest(self, slab: Slab, centroids: Shared, known: Labelled, first: int = 0) -> None:
         """Bring a slab's labels and distances up to date with `centroids`, numbered from `first`.
@@ -197,11 +207,9 @@ class Finder:
             if head is not None:
                 return int(head)
             some = slice(None, None, len(slab.rows) // TRIAL_ROWS)
-            rows, distances = np.ascontiguousarray(slab.rows[some]), known.distances[slab.local][some].copy()
-            if hinted and not np.isfinite(distances).all():
-                plain = search_for(centroids, self.frame, 0)
-                plain.label_distances(rows, np.ascontiguousarray(known.labels[slab.local][some]), distances)
-            head = choose_head(rows, distances, centroids, self.frame, kept=kept)
+            rows = np.ascontiguousarray(slab.rows[some])
+            labels, distances = known.labels[slab.local][some].copy(), known.distances[slab.local][some].copy()
+            head = choose_head(rows, labels, distances, centroids, self.frame, kept=kept)
             memo.put(self.frame.name, key, head, 0, self.part.budget)
             return head
 

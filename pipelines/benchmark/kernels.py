@@ -17,6 +17,7 @@ from hkm_dask.kmeans.nearest import Search, make_operand
 from hkm_dask.kmeans.seeding import greedy_kmeans_plusplus
 
 N_ROWS, N_CLUSTERS = 4096, 1024
+NONE_STAYED = np.empty(0, np.bool_)
 features = pytest.mark.parametrize("n_features", [64, 384, 1024])
 
 
@@ -38,7 +39,7 @@ class Slab:
         """Labels as the last iteration leaves them, most of them right, and the distances to them."""
         labels, distances = self.labels.copy(), np.empty(N_ROWS)
         labels[::10] = (labels[::10] + 1) % N_CLUSTERS
-        kernels.label_distances(self.rows, self.centroids, labels, distances)
+        kernels.label_distances(self.rows, self.centroids, NONE_STAYED, labels, distances)
         return labels, distances
 
 
@@ -75,7 +76,7 @@ def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Distances to known centroids, in float64."""
     slab = Slab(n_features)
     found = np.empty(N_ROWS)
-    benchmark(kernels.label_distances, slab.rows, slab.centroids, slab.labels, found)
+    benchmark(kernels.label_distances, slab.rows, slab.centroids, NONE_STAYED, slab.labels, found)
     np.testing.assert_array_equal(found, slab.distances)
 
 

@@ -24,7 +24,7 @@ def test_the_device_finds_what_the_cpu_finds(n: int, d: int, k: int, ties: bool)
     for kind in (Search, CudaSearch):
         labels, distances = np.full(n, -1, np.int32), np.full(n, np.inf)
         kind(centroids, frame).nearest(rows, labels, distances)
-        kind(centroids, frame, only=some).nearest(rows, labels, distances)
+        kind(centroids, frame).only(some).nearest(rows, labels, distances)
         found.append((labels, distances))
     np.testing.assert_array_equal(found[0][0], found[1][0])
     np.testing.assert_array_equal(found[0][1], found[1][1])

@@ -17,6 +17,9 @@ def floats(n: int, d: int, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, d)).astype(np.float32)
 
 
+NONE_STAYED = np.empty(0, np.bool_)
+
+
 def distance(x: np.ndarray, c: np.ndarray) -> float:
     return math.fsum((float(a) - float(b)) ** 2 for a, b in zip(x, c, strict=True))
 
@@ -25,16 +28,25 @@ def distance(x: np.ndarray, c: np.ndarray) -> float:
 def test_the_distance_is_the_exact_one_to_float64(d: int) -> None:
     rows, centroids = floats(20, d), floats(4, d, 1)
     labels, found = (np.arange(20) % 4).astype(np.int32), np.empty(20)
-    kernels.label_distances(rows, centroids, labels, found)
+    kernels.label_distances(rows, centroids, NONE_STAYED, labels, found)
     expected = [distance(rows[i], centroids[i % 4]) for i in range(20)]
     np.testing.assert_allclose(found, expected, rtol=1e-14)
-    kernels.label_distances(rows, rows, np.arange(20, dtype=np.int32), found)
+    kernels.label_distances(rows, rows, NONE_STAYED, np.arange(20, dtype=np.int32), found)
     assert not found.any()
+
+
+def test_a_distance_to_a_centroid_that_stayed_is_kept() -> None:
+    rows, centroids = floats(6, 9), floats(2, 9, 1)
+    labels, found = np.array([0, 1, 0, 1, -1, 1], np.int32), np.full(6, 7.0)
+    kernels.label_distances(rows, centroids, np.array([True, False]), labels, found)
+    expected = [7.0, *(distance(rows[i], centroids[1]) for i in (1, 3, 5))]
+    np.testing.assert_allclose(found[[0, 1, 3, 5]], expected, rtol=1e-14)
+    assert found[[2, 4]].tolist() == [7.0, np.inf]
 
 
 def test_no_label_is_infinitely_far() -> None:
     found = np.zeros(2)
-    kernels.label_distances(floats(2, 3), floats(1, 3), np.array([-1, 0], np.int32), found)
+    kernels.label_distances(floats(2, 3), floats(1, 3), NONE_STAYED, np.array([-1, 0], np.int32), found)
     assert found[0] == np.inf
     assert found[1] < np.inf
 

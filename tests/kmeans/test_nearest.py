@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.shared import Shared
-from hkm_dask.kmeans import nearest
+from hkm_dask.kmeans import kernels, nearest
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Search, choose_head, make_operand, search_for
+from hkm_dask.kmeans.nearest import Search, make_operand
 
 
 def frame_of(rows: np.ndarray, basis: np.ndarray | None = None) -> Frame:
@@ -157,7 +157,7 @@ def test_what_is_known_before_changes_nothing(d: int, gaps: bool) -> None:
     for seed in range(3):
         labels = np.random.default_rng(seed).integers(-1, 80, 600).astype(np.int32)
         distances = np.empty(600)
-        search.label_distances(rows, labels, distances)
+        kernels.label_distances(rows, centroids, np.empty(0, np.bool_), labels, distances)
         usable = (labels >= 0) & ~np.isnan(centroids[labels, 0])
         np.testing.assert_array_equal(np.isinf(distances), ~usable)
         exact = ((rows.astype(np.float64) - centroids[labels]) ** 2).sum(1)
@@ -167,7 +167,7 @@ def test_what_is_known_before_changes_nothing(d: int, gaps: bool) -> None:
         np.testing.assert_array_equal(distances, expected[1])
 
 
-@pytest.mark.parametrize("d", [2, 24])
+@pytest.mark.parametrize("d", [2, 24, 100])
 @pytest.mark.parametrize("head", [0, 8])
 def test_some_rows_among_some_centroids(d: int, head: int) -> None:
     rows, centroids = spectrum(500, d), spectrum(80, d, 1)
@@ -176,7 +176,7 @@ def test_some_rows_among_some_centroids(d: int, head: int) -> None:
     only[10] = True
     hidden = np.where((only & ~np.isnan(centroids[:, 0]))[:, None], centroids, np.nan)
     frame = frame_of(rows)
-    search = Search(centroids, frame, head, only)
+    search = Search(centroids, frame, head).only(only)
     for which in (np.arange(100, 300), np.array([3, 7, 499]), np.arange(0, 500, 3), np.empty(0, np.int64)):
         labels, distances = np.full(500, -1, np.int32), np.full(500, np.inf)
         search.nearest(rows, labels, distances, make_operand(rows, frame, head) if d > 2 else None, which=which)
@@ -184,7 +184,7 @@ def test_some_rows_among_some_centroids(d: int, head: int) -> None:
         np.testing.assert_array_equal(labels[which], expected)
         np.testing.assert_allclose(distances[which], squared, rtol=1e-13)
         assert (np.delete(labels, which) == -1).all()
-    nothing = Search(centroids, frame, head, np.zeros(80, bool))
+    nothing = Search(centroids, frame, head).only(np.zeros(80, bool))
     assert nothing.nearest(rows, labels, distances) == 0
 
 
@@ -251,47 +251,12 @@ def test_the_sweep_over_few_features_is_exact(rows: np.ndarray, k: int) -> None:
         assert other <= squared[i] * (1 + 1e-12)
 
 
-# -- searches and heads -----------------------------------------------------------------------------------------------
-
-
-def test_a_search_is_made_once_and_belongs_to_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = spectrum(300, 24)
-    shared, other = Shared(array=rows[:50]), Shared(array=rows[:50].copy())
-    frame, turned = frame_of(rows), frame_of(rows, np.eye(24))
-    first = search_for(shared, frame, 8)
-    assert search_for(shared, frame, 8) is first
-    assert search_for(shared, frame, 0) is not first
-    found = search_for(shared, turned, 8)
-    assert found is not first
-    assert found.frame is turned
-    assert search_for(other, frame, 8) is not first
-    assert len(nearest._searches) <= 4
-
-
-def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:
-    rows = spectrum(300, 24)
-    frame = frame_of(rows)
-    for i in range(20):  # the address of a dead array is often used again
-        search = search_for(Shared(array=rows[i : i + 5].copy()), frame, 0)
-        np.testing.assert_array_equal(search.centroids, rows[i : i + 5])
-
-
-def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = spectrum(500, 100)
-    shared, frame = Shared(array=spectrum(80, 100, 1)), frame_of(rows)
-    unknown = np.full(500, np.inf)
-    for fastest in (0, 16, 48):
-        tried = []
-
-        def trial(search: Search, *args: object, fastest: int = fastest, tried: list[int] = tried) -> float:
-            tried.append(search.head)
-            return 1.0 + abs(search.head - fastest) if search.head else 2.0 * (fastest > 0) * 99
-
-        monkeypatch.setattr(nearest, "_trial", trial)
-        assert choose_head(rows, unknown, shared, frame, kept=True) == fastest
-        assert max(tried) <= 60
-        assert tried[0] == 0
-    monkeypatch.undo()
-    assert choose_head(rows, unknown, shared, frame, kept=False) in (0, *nearest._HEADS)
-    assert choose_head(rows[:20], unknown[:20], shared, frame, kept=True) == 0
-    assert choose_head(rows, unknown, shared, Frame(frame.mean, 1.0, 500), kept=True) == 0
+def test_most_pairs_the_head_does_not_exclude_need_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows, centroids = spectrum(400, 120), spectrum(200, 120, 1)
+    frame, counts = frame_of(rows), {}
+    for more in (0, 48):
+        monkeypatch.setattr(nearest, "_MORE", more)
+        labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)
+        counts[more] = Search(centroids, frame, 16).nearest(rows, labels, distances)
+        np.testing.assert_array_equal(labels, brute(centroids, rows)[0])
+    assert 400 <= counts[48] < counts[0] / 3

@@ -1,0 +1,135 @@
+"""Searches made ready once per process and kept while in use, in the form that was measured to be fastest."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Hashable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import worker_device
+from hkm_dask.compute.shared import Shared
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.nearest import Search, make_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch
+
+#: Numbers of coordinates tried as head, and the rows they are tried on.
+_HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384)
+TRIAL_ROWS = 256
+#: A smaller head must be so much faster: it leaves more to look at again, and suffers more where little is known.
+_GAIN = 0.95
+
+_made: dict[Hashable, tuple[Any, tuple[NDArray[np.float32] | None, ...]]] = {}
+_making = threading.RLock()
+
+
+def _once(key: Hashable, shared: tuple[Shared, ...], make: Callable[[], Any]) -> Any:
+    """What `make` makes of shared arrays, once per process while it is in use."""
+    sources = tuple(s.array for s in shared)
+    with _making:
+        made, of = _made.get(key, (None, ()))
+        # An id may be used again by another array.
+        if made is None or len(of) != len(sources) or any(a is not b for a, b in zip(of, sources, strict=True)):
+            made = make()
+            _made.pop(key, None)
+            while len(_made) >= 4:
+                _made.pop(next(iter(_made)))
+            _made[key] = (made, sources)
+        return made
+
+
+def moved_from(centroids: Shared, before: Shared) -> NDArray[np.bool_]:
+    """Return which centroids are no longer where they were before.
+
+    Parameters
+    ----------
+    centroids, before : Shared
+        float32 (n_clusters, n_features).
+
+    Returns
+    -------
+    ndarray of bool, shape (n_clusters,)
+    """
+    return _once(
+        ("moved", centroids.name, before.name),
+        (centroids, before),
+        lambda: (centroids.get() != before.get()).any(axis=1),
+    )
+
+
+def search_for(centroids: Shared, frame: Frame, head: int, before: Shared | None = None) -> Search:
+    """Return a `Search` for shared centroids, made once per process and kept while it is in use.
+
+    Parameters
+    ----------
+    centroids : Shared
+    frame : Frame
+    head : int
+    before : Shared, optional
+        Search only the centroids that have moved from where they were here.
+    """
+    key = (centroids.name, frame.name, head)
+    if before is None:
+        kind = CudaSearch if worker_device() == "cuda" else Search
+        return _once(key, (centroids,), lambda: kind(centroids.get(), frame, head))
+    return _once(
+        (*key, before.name),
+        (centroids, before),
+        lambda: search_for(centroids, frame, head).only(moved_from(centroids, before)),
+    )
+
+
+def choose_head(
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    distances: NDArray[np.float64],
+    centroids: Shared,
+    frame: Frame,
+    *,
+    kept: bool,
+) -> int:
+    """Measure which form of the product finds these rows' centroids soonest.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+        A sample; the first few hundred are used.
+    labels : ndarray of int32, shape (n_rows,)
+    distances : ndarray of float64, shape (n_rows,)
+        What is known of them, as `Search.nearest` takes it.
+    centroids : Shared
+    frame : Frame
+    kept : bool
+        Whether rotated rows are kept from pass to pass, so that making them does not count.
+
+    Returns
+    -------
+    int
+        Coordinates to keep; 0 for the plain form.
+    """
+    n_features = rows.shape[1]
+    if frame.basis is None or len(rows) < 32:
+        return 0
+    rows, labels, distances = rows[:TRIAL_ROWS], labels[:TRIAL_ROWS], distances[:TRIAL_ROWS]
+    best_head, best_time, worse = 0, np.inf, 0
+    for head in (0, *(h for h in reversed(_HEADS) if h <= 0.6 * n_features)):
+        search = Search(centroids.get(), frame, head)
+        taken = min(_trial(search, rows, labels, distances, kept) for _ in range(3))
+        if taken < (_GAIN if best_head else 1.0) * best_time:
+            best_head, best_time, worse = head, taken, 0
+        elif head and (worse := worse + 1) == 2:
+            break
+    return best_head
+
+
+def _trial(
+    search: Search, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], kept: bool
+) -> float:
+    operand = make_operand(rows, search.frame, search.head) if kept and search.head else None
+    labels, distances = labels.copy(), distances.copy()
+    begin = time.perf_counter()
+    search.nearest(rows, labels, distances, operand)
+    return time.perf_counter() - begin
