@@ -18,9 +18,7 @@ from hkm_dask.kmeans.nearest_cuda import CudaSearch
 
 #: Numbers of coordinates tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384)
-TRIAL_ROWS = 256
-#: A smaller head must be so much faster: it leaves more to look at again, and suffers more where little is known.
-_GAIN = 0.95
+TRIAL_ROWS = 512
 
 _made: dict[Hashable, tuple[Any, tuple[NDArray[np.float32] | None, ...]]] = {}
 _making = threading.RLock()
@@ -118,7 +116,7 @@ def choose_head(
     for head in (0, *(h for h in reversed(_HEADS) if h <= 0.6 * n_features)):
         search = Search(centroids.get(), frame, head)
         taken = min(_trial(search, rows, labels, distances, kept) for _ in range(3))
-        if taken < (_GAIN if best_head else 1.0) * best_time:
+        if taken < best_time:
             best_head, best_time, worse = head, taken, 0
         elif head and (worse := worse + 1) == 2:
             break
