@@ -26,6 +26,8 @@ _BASIS_ROWS, _BASIS_PLACES = 8192, 16
 _MIN_FEATURES, _MIN_CLUSTERS = 24, 64
 #: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
 _LARGEST_NORM = 2.0**62
+#: Norms between this and its inverse have squares in 16 bits whose steps float32 holds.
+_LEAST_RADIUS = 2.0**-40
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Frame:
         float32 (n_features, n_features), orthonormal columns in order of falling variance.
     basis_error : float
         Spectral norm by which the basis, as stored, misses orthonormality.
+    radius : float
+        Norm up to which centred rows are brought to 16 bits; 0 for any.
     spherical : bool
         Rows and centroids have unit length (cosine).
     name : str
@@ -55,6 +59,7 @@ class Frame:
     n_rows: int
     basis: Shared | None = None
     basis_error: float = 0.0
+    radius: float = 0.0
     spherical: bool = False
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
@@ -74,6 +79,18 @@ class Frame:
         """Fixed-point units per unit of squared distance, likewise."""
         width = 2.0 * self.max_abs
         return _power_of_two(self.n_rows, width * width * len(self.mean))
+
+    @property
+    def step(self) -> float:
+        """Width of the grid on which principal coordinates have 16 bits: a power of two.
+
+        Examples
+        --------
+        >>> Frame(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, radius=32767.0).step
+        1.0
+        """
+        radius = self.radius or 2.0 * self.max_abs * math.sqrt(len(self.mean)) or 1.0
+        return 2.0 ** math.ceil(math.log2(radius / 32767.0))
 
     @property
     def resolution(self) -> float:
@@ -222,16 +239,20 @@ def with_basis(frame: Frame, rows: Rows, runner: Runner) -> Frame:
     -------
     Frame
     """
-    basis = runner.call(partial(_principal_directions, frame.mean), rows, stage="rotate")
+    basis, radius = runner.call(partial(_principal_directions, frame.mean), rows, stage="rotate")
+    if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
+        return frame
     gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
     error = float(np.linalg.norm(gram - np.eye(len(gram)), 2))
-    return replace(frame, basis=runner.shelf.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error)
+    return replace(frame, basis=runner.shelf.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error, radius=radius)
 
 
-def _principal_directions(mean: NDArray[np.float32], rows: Rows) -> NDArray[np.float32]:
+def _principal_directions(mean: NDArray[np.float32], rows: Rows) -> tuple[NDArray[np.float32], float]:
+    """Principal directions of a sample, and a norm that few rows surpass."""
     per_place = -(-_BASIS_ROWS // _BASIS_PLACES)
     starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _BASIS_PLACES).astype(np.int64))
     sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
     centred = sample.astype(np.float32) - mean
     covariance = (centred.T @ centred).astype(np.float64)
-    return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32)
+    basis = np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32)
+    return basis, 1.5 * float(np.quantile(np.linalg.norm(centred, axis=1), 0.999))

@@ -11,6 +11,7 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.product import LARGEST, inner_product
 from hkm_dask.kmeans.vector import LANES, least_of_lanes, lowest_bit, mask_not_above
 
 #: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
@@ -101,57 +102,59 @@ def centre(rows, mean, out, norms):  # type: ignore[no-untyped-def]
         norms[i] = total
 
 
-@kernel("void(f4[:,::1], i8, f8[::1], f8, f4[:,::1], f4[:,::1], f8[::1], f8[::1])")
-def contract(projected, head, norms, relative_error, matrix, refined, out_norms, errors):  # type: ignore[no-untyped-def]
-    """Write the leading coordinates, and the norms of what they leave out, with a bound on how far off they are.
+@kernel("void(f4[:,::1], f8[::1], f8, f8, b1, i2[:,::1], f4[:,::1], f8[::1], f8[::1])")
+def quantise(projected, norms, relative_error, step, is_whole, matrix, tails, out_norms, errors):  # type: ignore[no-untyped-def]
+    """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them.
 
-    `relative_error` bounds the error of a projection as a share of the norm of its row. The rows ``[first coordinates,
-    norm of the others]``, both with `head` and with all projected coordinates, lie within `errors` of the exact ones.
+    A row as written, its coordinates and the norm of what is left after the last of them, lies within `errors` of the
+    exact one. `relative_error` bounds the error of a projection as a share of the norm of its row. Where 16 bits do not
+    hold a row its error is infinite.
 
     Parameters
     ----------
     projected : ndarray of float32, shape (n_rows, n_projected)
-    head : int
     norms : ndarray of float64, shape (n_rows,)
         Squared norms of the whole rows.
     relative_error : float
-    matrix : ndarray of float32, shape (n_rows, head + 2)
-        Written to: the first `head` coordinates, the norm of the others, 1.
-    refined : ndarray of float32, shape (n_rows, n_projected - head + 1)
-        Written to: the coordinates after those, and the norm of what is left then.
+    step : float
+        Width of the grid of 16 bits, a power of two.
+    is_whole : bool
+        Nothing is left after the projected coordinates.
+    matrix : ndarray of int16, shape (n_rows, n_columns)
+        Written to: the coordinates in steps; columns beyond them are zero.
+    tails : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
+        Written to: the norms of the rows as written, less their first 0, 16, 32, … coordinates.
     out_norms, errors : ndarray of float64, shape (n_rows,)
-        Written to: squared norms of all columns of `matrix` but the last, and the bounds.
+        Written to: squared norms of the rows as written, and the bounds.
     """
-    n_projected = projected.shape[1]
+    n_columns = matrix.shape[1]
     for i in range(projected.shape[0]):
-        in_head = 0.0
-        for j in range(head):
-            matrix[i, j] = projected[i, j]
-            in_head += np.float64(projected[i, j]) * np.float64(projected[i, j])
-        in_all = in_head
-        for j in range(head, n_projected):
-            refined[i, j - head] = projected[i, j]
-            in_all += np.float64(projected[i, j]) * np.float64(projected[i, j])
         norm = np.sqrt(norms[i])
         delta = relative_error * norm
-        tail, off = _left_out(norms[i], in_head, delta)
-        rest, off_all = _left_out(norms[i], in_all, delta)
-        matrix[i, head] = tail
-        matrix[i, head + 1] = 1.0
-        refined[i, n_projected - head] = rest
-        out_norms[i] = in_head + np.float64(tail) * np.float64(tail)
-        errors[i] = delta + max(off, off_all) + 4.0 * 2.0**-24 * norm
-
-
-@njit(inline="always")
-def _left_out(norm, kept, delta):  # type: ignore[no-untyped-def]
-    """Norm of what the kept coordinates leave out of a row, and how far off it may be if they are off by `delta`."""
-    left = max(norm - kept, 0.0)
-    spread = delta * (2.0 * np.sqrt(norm) + delta)
-    off = np.sqrt(spread)
-    if left > spread:
-        off = spread / np.sqrt(left)
-    return np.float32(np.sqrt(left)), off
+        fits = norm + delta < LARGEST * step
+        kept = 0.0
+        lost = 0.0
+        for j in range(projected.shape[1]):
+            value = np.float64(projected[i, j])
+            steps = np.rint(value / step) if fits else 0.0
+            matrix[i, j] = np.int16(steps)
+            kept += value * value
+            lost += (value - steps * step) * (value - steps * step)
+        for j in range(projected.shape[1], n_columns):
+            matrix[i, j] = 0
+        left = 0.0
+        off = 0.0
+        if not is_whole:
+            left = max(norms[i] - kept, 0.0)
+            spread = delta * (2.0 * norm + delta)
+            off = spread / np.sqrt(left) if left > spread else np.sqrt(spread)
+        tails[i, n_columns // 16] = np.float32(np.sqrt(left))
+        for block in range(n_columns // 16 - 1, -1, -1):
+            for j in range(16 * block, 16 * block + 16):
+                left += (matrix[i, j] * step) * (matrix[i, j] * step)
+            tails[i, block] = np.float32(np.sqrt(left))
+        out_norms[i] = left
+        errors[i] = delta + off + np.sqrt(lost) + 4.0 * 2.0**-24 * norm if fits else np.inf
 
 
 @njit(inline="always")
@@ -177,17 +180,6 @@ def _mask(values, start, limit):  # type: ignore[no-untyped-def]
     return mask
 
 
-# Not inlined by numba, which would drop its permission to add in any order.
-@njit(fastmath={"reassoc", "contract", "nsz"})
-def _apart(x, c, n):  # type: ignore[no-untyped-def]
-    """Squared distance over the first n coordinates in float32, of any order of summation."""
-    total = np.float32(0.0)
-    for i in range(n):
-        t = x[i] - c[i]
-        total += t * t
-    return total
-
-
 @njit(inline="always")
 def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untyped-def]
     """Largest score a centroid may have that lies no further than `distance` from the row, rounding included."""
@@ -197,12 +189,12 @@ def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untype
 
 
 @kernel(
-    "UniTuple(i8, 2)(f4[:,::1], f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, f4[:,::1], f4[::1],"
-    " f4[:,::1], f4[::1], f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
+    "UniTuple(i8, 2)(f4[:,::1], i8, f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, i2[:,::1], f4[:,::1],"
+    " i2[:,::1], f4[:,::1], i8, i8, f8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
 )
 def finish_nearest(  # type: ignore[no-untyped-def]
-    scores, rows, which, places, centroids, numbers, first, refined, tails, centroid_refined, centroid_tails,
-    norms, errors, centroid_error, gamma, largest, labels, distances,
+    scores, n_scores, rows, which, places, centroids, numbers, first, matrix, tails, centroid_matrix, centroid_tails,
+    head, more, step, norms, errors, centroid_error, gamma, largest, labels, distances,
 ):  # fmt: skip
     """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
 
@@ -216,18 +208,22 @@ def finish_nearest(  # type: ignore[no-untyped-def]
 
     Parameters
     ----------
-    scores : ndarray of float32, shape (n_lines, n_scores)
+    scores : ndarray of float32, shape (n_lines or more, n_scores or more)
+    n_scores : int
     rows : ndarray of float32, shape (n_rows, n_features)
     which : ndarray of int64, shape (n_lines,)
     places : ndarray of int64, shape (n_lines,)
-        Where the row of each line is in `refined`, `tails`, `norms` and `errors`.
+        Where the row of each line is in `matrix`, `tails`, `norms` and `errors`.
     centroids : ndarray of float32, shape (n_clusters, n_features)
     numbers : ndarray of int32, shape (n_clusters,)
     first : int
-    refined, centroid_refined : ndarray of float32, shape (n, n_more + 1)
-        Coordinates beyond those in the scores, and the norm of what is left; without rows in the plain form.
-    tails, centroid_tails : ndarray of float32, shape (n,)
-        Norms of all coordinates beyond those in the scores, as the product took them.
+    matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
+    tails, centroid_tails : ndarray of float32, shape (n, n_columns // 16 + 1)
+        As `quantise` wrote them.
+    head, more : int
+        Columns in the scores, and columns to look at before measuring; the same in the plain form.
+    step : float
+        Width of the grid of 16 bits.
     norms, errors : ndarray of float64, shape (n,)
         Of the rows, as the product took them; see `nearest.Operand`.
     centroid_error, gamma, largest : float
@@ -242,24 +238,20 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     n_passed, n_measured : int
         Pairs the scores did not exclude, and distances measured directly.
     """
-    n_scores = scores.shape[1]
     n_passed = 0
     n_measured = 0
-    with_more = centroid_refined.shape[0] > 0
-    n_more = centroid_refined.shape[1] - 1
-    # What a float32 sum of squares may be too large by, whatever the order.
-    shrink = 1.0 - (n_more + 8) * 2.0**-23
+    square = -2.0 * step * step
     for i in range(which.shape[0]):
         row = rows[which[i]]
         place = places[i]
-        score = scores[i]
+        score = scores[i, :n_scores]
         label = labels[which[i]]
         best = distances[which[i]]
         error = errors[place] + centroid_error
         if best == np.inf:
             least = _minimum(score)
             j = 0
-            while score[j] != least:
+            while j + 1 < n_scores and score[j] != least:
                 j += 1
             label = numbers[first + j]
             best = squared_distance(row, centroids[first + j])
@@ -274,11 +266,12 @@ def finish_nearest(  # type: ignore[no-untyped-def]
                 if numbers[c] == label:
                     continue
                 n_passed += 1
-                if with_more:
-                    tail = np.float64(tails[place]) - np.float64(centroid_tails[c])
-                    rest = np.float64(refined[place, n_more]) - np.float64(centroid_refined[c, n_more])
-                    more = np.float64(_apart(refined[place], centroid_refined[c], n_more))
-                    if np.float64(score[j]) - tail * tail + (more + rest * rest) * shrink > limit:
+                if more > head:
+                    # The tails of the scores give way to products of coordinates and shorter tails.
+                    before = np.float64(tails[place, head // 16]) * np.float64(centroid_tails[c, head // 16])
+                    after = np.float64(tails[place, more // 16]) * np.float64(centroid_tails[c, more // 16])
+                    product = square * np.float64(inner_product(matrix, place, centroid_matrix, c, head, more))
+                    if np.float64(score[j]) + 2.0 * (before - after) + product > limit:
                         continue
                 distance = squared_distance(row, centroids[c])
                 n_measured += 1

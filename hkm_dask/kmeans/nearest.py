@@ -3,28 +3,29 @@
 A matrix product proposes, direct float64 distances dispose. Rows and centroids are written so that one product gives,
 for every pair, a lower bound on the squared distance (less the row's norm):
 
-* *plain*: all coordinates, centred: the bound is the distance itself up to rounding;
-* *pruned*: the first h coordinates along the principal directions and, as one more, the norm of all the others. By
-  Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over h + 2 columns is a bound from below at h / d of
-  the cost. The few pairs it does not exclude get the same bound with some more coordinates first.
+* *plain*: all coordinates, centred, in float32: the bound is the distance itself up to rounding;
+* *pruned*: the first h coordinates along the principal directions, in 16 bits, and as one more the norm of all the
+  others. By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over h + 1 columns is a bound from below at
+  h / d of the cost. The few pairs it does not exclude get the same bound with some more coordinates first.
 
 Whatever the bounds cannot exclude is measured directly, so labels and distances do not depend on the form, on BLAS or
 on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any order of
-summation.
+summation; how far 16 bits are off is measured for every row.
 """
 
 from __future__ import annotations
 
 import copy
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
-from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans import kernels, product
 from hkm_dask.kmeans.frame import Frame
 
 _UNIT = 2.0**-24
@@ -32,7 +33,7 @@ _UNIT = 2.0**-24
 SWEEP_FEATURES = 3
 #: Coordinates after the head that the second bound takes.
 _MORE = 96
-_NO_MORE = np.empty((0, 1), np.float32)
+_NO_TAILS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
 
 
 _own = threading.local()
@@ -69,58 +70,61 @@ class Operand:
 
     Attributes
     ----------
-    matrix : ndarray of float32, shape (n_rows, n_columns)
+    matrix : ndarray of float32 or int16, shape (n_rows, n_columns)
+        Centred rows and a column of ones; or, pruned, the first principal coordinates in steps of `Frame.step`.
     norms : ndarray of float64, shape (n_rows,)
-        Squared norms of all columns but the last.
+        Squared norms of the rows as written.
     errors : ndarray of float64, shape (n_rows,)
-        Bound on the distance between a row here and the exact one.
-    refined : ndarray of float32, shape (n_rows, n_more + 1)
-        The coordinates after those of the product, and the norm of what is left; without rows in the plain form.
-    tails : ndarray of float32, shape (n_rows,)
-        Norms of all coordinates after those of the product; empty in the plain form.
+        Bound on the distance between a row as written and the exact one; infinite where 16 bits do not hold it.
+    tails : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
+        Norms of the rows less their first 0, 16, 32, … coordinates; without rows in the plain form.
     """
 
-    matrix: NDArray[np.float32]
+    matrix: NDArray[Any]
     norms: NDArray[np.float64]
     errors: NDArray[np.float64]
-    refined: NDArray[np.float32]
     tails: NDArray[np.float32]
 
     @property
     def n_bytes(self) -> int:
         """Bytes it takes."""
-        return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes + self.refined.nbytes + self.tails.nbytes
+        return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes + self.tails.nbytes
 
 
-def n_more(n_features: int, head: int) -> int:
-    """Coordinates after the head that are looked at before a distance is measured.
+def operand_bytes(n_features: int) -> int:
+    """Bytes of a row in the pruned form, with all coordinates.
 
     Parameters
     ----------
-    n_features, head : int
+    n_features : int
 
     Returns
     -------
     int
-        In whole vectors of 16.
 
     Examples
     --------
-    >>> n_more(384, 96), n_more(64, 32)
-    (96, 16)
+    >>> operand_bytes(384)
+    884
     """
-    return min(_MORE, (n_features - head) // 2) // 16 * 16
+    n_columns = _whole(n_features)
+    return 2 * n_columns + 4 * (n_columns // 16 + 1) + 16
 
 
-def make_operand(rows: NDArray[np.float32], frame: Frame, head: int) -> Operand:
+def _whole(n: int) -> int:
+    """Columns for so many coordinates: the next multiple of 16."""
+    return -(-n // 16) * 16
+
+
+def make_operand(rows: NDArray[np.float32], frame: Frame, width: int) -> Operand:
     """Write rows for the product.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (n_rows, n_features)
     frame : Frame
-    head : int
-        Principal coordinates kept; 0 for the plain form.
+    width : int
+        Principal coordinates kept, a multiple of 16 or all; 0 for the plain form.
 
     Returns
     -------
@@ -130,17 +134,20 @@ def make_operand(rows: NDArray[np.float32], frame: Frame, head: int) -> Operand:
     centred = np.empty((n_rows, n_features + 1), np.float32)
     norms = np.empty(n_rows)
     kernels.centre(rows, frame.mean, centred, norms)
-    if head == 0:
-        return Operand(centred, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_MORE, _NO_MORE[:, 0])
+    if width == 0:
+        return Operand(centred, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_TAILS)
     assert frame.basis is not None
-    width = head + n_more(n_features, head)
+    width = min(width, n_features)
     projected = np.ascontiguousarray(centred[:, :n_features] @ frame.basis.get()[:, :width])
-    matrix, refined = np.empty((n_rows, head + 2), np.float32), np.empty((n_rows, width - head + 1), np.float32)
+    n_columns = _whole(width)
+    matrix, tails = np.empty((n_rows, n_columns), np.int16), np.empty((n_rows, n_columns // 16 + 1), np.float32)
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
     # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
     relative = frame.basis_error + _gamma(n_features) * float(np.sqrt(width)) * (1.0 + frame.basis_error)
-    kernels.contract(projected, head, norms, relative, matrix, refined, out_norms, errors)
-    return Operand(matrix, out_norms, errors, refined, np.ascontiguousarray(matrix[:, head]))
+    kernels.quantise(
+        projected, norms, relative, frame.step, width == n_features, matrix, tails, out_norms, errors
+    )  # fmt: skip
+    return Operand(matrix, out_norms, errors, tails)
 
 
 class Search:
@@ -152,25 +159,44 @@ class Search:
         Rows of NaN are slots without a centroid and are never found.
     frame : Frame
     head : int
-        Principal coordinates kept; 0 for the plain form.
+        Principal coordinates in the product, a multiple of 16 or all; 0 for the plain form.
     """
 
     def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
         used = ~np.isnan(centroids[:, 0])
         self._numbers = np.flatnonzero(used).astype(np.int32)
         self.centroids = np.ascontiguousarray(centroids if used.all() else centroids[used])
-        self.frame, self.head = frame, head
+        n_features = self.centroids.shape[1]
+        self.frame, self.head = frame, _whole(min(head, n_features))
+        #: Coordinates looked at before a distance is measured.
+        self.more = min(self.head + _MORE, _whole(n_features)) if head else 0
+        self._matrix, self._tails = _NO_COLUMNS, _NO_TAILS
         if self.is_swept:
             self._sort()
             return
-        operand = make_operand(self.centroids, frame, head)
-        weights = operand.matrix * np.float32(-2.0)
-        weights[:, -1] = operand.norms
-        self._weights = np.ascontiguousarray(weights.T)
-        self._refined, self._tails = operand.refined, operand.tails
-        self._gamma = _gamma(weights.shape[1] + 2)
-        self._largest = float(np.sqrt(operand.norms.max(initial=0.0))) * (1.0 + 1e-6)
-        self._error = float(operand.errors.max(initial=0.0))
+        self._operand = operand = make_operand(self.centroids, frame, self.more)
+        within = np.isfinite(operand.errors)
+        self._largest = float(np.sqrt(operand.norms[within].max(initial=0.0))) * (1.0 + 1e-6)
+        self._error = float(operand.errors[within].max(initial=0.0))
+        self._gamma = _gamma(8 if head else n_features + 3)
+        self._pack(np.arange(len(self.centroids)))
+
+    def _pack(self, chosen: NDArray[np.int64]) -> None:
+        """Make the chosen centroids ready for the product."""
+        form = self._operand
+        if not self.head:
+            weights = form.matrix[chosen] * np.float32(-2.0)
+            weights[:, -1] = form.norms[chosen]
+            self._weights = np.ascontiguousarray(weights.T)
+            return
+        self._matrix, self._tails = form.matrix[chosen], form.tails[chosen]
+        self._panels = product.pack(form.matrix, self.head, chosen)
+        width = product.padded(len(chosen))
+        self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
+        # A centroid that 16 bits do not hold is excluded by no score.
+        norms = np.where(np.isfinite(form.errors[chosen]), form.norms[chosen], -np.inf)
+        self._constants[: len(chosen)] = norms
+        self._slopes[: len(chosen)] = -2.0 * self._tails[:, self.head // 16]
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
         """Return a search among some of the centroids, under the numbers they have here.
@@ -190,9 +216,7 @@ class Search:
         if self.is_swept:
             part._sort()
             return part
-        part._weights = np.ascontiguousarray(self._weights[:, kept])
-        if self.head:
-            part._refined, part._tails = self._refined[kept], self._tails[kept]
+        part._pack(np.flatnonzero(kept))
         return part
 
     @property
@@ -225,7 +249,7 @@ class Search:
         distances : ndarray of float64, shape (n_rows,)
             Squared L2 distance to it; infinity where there is none yet. A lower one is an upper bound on the answer.
         operand : Operand, optional
-            `make_operand` of these rows, if it was kept.
+            `make_operand` of these rows, if it was kept: `more` coordinates wide or wider.
         first : int
             Number of the first centroid.
         which : ndarray of int64, optional
@@ -246,36 +270,46 @@ class Search:
                     rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
                 )
             )
-        n_scores = len(self.centroids)
-        height = min(tile_rows(n_scores), len(which))
-        buffer = scratch("scores", height * min(n_scores, TILE_CENTROIDS))
+        height = min(tile_rows(len(self.centroids)), len(which))
         n_measured = 0
         for low in range(0, len(which), height):
             some = which[low : low + height]
-            matrix, form, places = self._form(rows, some, operand)
-            for left in range(0, n_scores, TILE_CENTROIDS):
-                right = min(left + TILE_CENTROIDS, n_scores)
-                scores = buffer[: len(some) * (right - left)].reshape(len(some), right - left)
-                np.dot(matrix, self._weights[:, left:right], out=scores)
+            form, places = (operand, some) if operand is not None else self._form(rows, some)
+            for left, n_scores, scores in self._scores(form, places):
                 n_measured += kernels.finish_nearest(
-                    scores, rows, some, places, self.centroids, numbers, left, form.refined, form.tails,
-                    self._refined, self._tails, form.norms, form.errors, self._error, self._gamma, self._largest,
-                    labels, distances,
+                    scores, n_scores, rows, some, places, self.centroids, numbers, left,
+                    form.matrix if self.head else _NO_COLUMNS, form.tails, self._matrix, self._tails,
+                    self.head, self.more, self.frame.step, form.norms, form.errors,
+                    self._error, self._gamma, self._largest, labels, distances,
                 )[1]  # fmt: skip
         return n_measured
 
-    def _form(
-        self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None
-    ) -> tuple[NDArray[np.float32], Operand, NDArray[np.int64]]:
-        """Some rows as the product takes them, an operand that holds them, and where it does."""
-        in_a_run = some[-1] - some[0] == len(some) - 1
-        run = slice(int(some[0]), int(some[-1]) + 1)
-        if operand is None:
-            made = make_operand(np.ascontiguousarray(rows[run if in_a_run else some]), self.frame, self.head)
-            return made.matrix, made, np.arange(len(some))
-        if in_a_run:
-            return operand.matrix[run], operand, some
-        width = operand.matrix.shape[1]
-        matrix = scratch("matrix", len(some) * width).reshape(len(some), width)
-        np.take(operand.matrix, some, axis=0, out=matrix, mode="clip")
-        return matrix, operand, some
+    def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:
+        """Some rows as the product takes them, and their places there."""
+        chosen = rows[_as_slice(some)]
+        return make_operand(np.ascontiguousarray(chosen), self.frame, self.more), np.arange(len(some))
+
+    def _scores(self, form: Operand, places: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Scores of some rows, a number of centroids at a time: the first, how many, and a line for each row."""
+        n_clusters, n_lines = len(self.centroids), len(places)
+        for left in range(0, n_clusters, TILE_CENTROIDS):
+            n_scores = min(TILE_CENTROIDS, n_clusters - left)
+            if self.head == 0:
+                scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
+                np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
+            else:
+                # Lines a power of two apart would meet in the same few places of the cache.
+                n_panels = product.padded(n_scores) // product.PANEL
+                shape = -(-n_lines // product.BLOCK_ROWS) * product.BLOCK_ROWS, n_panels * product.PANEL + 16
+                scores = scratch("scores", shape[0] * shape[1]).reshape(shape)
+                product.score(
+                    form.matrix, self.head, places, form.tails, self._panels, self._constants, self._slopes,
+                    np.float32(-2.0 * self.frame.step**2), left // product.PANEL, n_panels, scores,
+                )  # fmt: skip
+            yield left, n_scores, scores
+
+
+def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """A run of indices as a slice, which copies nothing."""
+    in_a_run = some[-1] - some[0] == len(some) - 1
+    return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some

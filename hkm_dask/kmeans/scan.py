@@ -18,7 +18,7 @@ from hkm_dask.compute.blocks import Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Operand, make_operand, scratch
+from hkm_dask.kmeans.nearest import Operand, make_operand, operand_bytes, scratch
 from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_head, moved_from, search_for
 
 #: Rows converted to float32 at once, for a core's cache and for a GPU.
@@ -215,16 +215,16 @@ class Finder:
 
     def _keeps_operands(self) -> bool:
         rows = self.part.rows
-        return rows.n_rows * (rows.n_features * rows.dtype.itemsize + rows.n_features * 2) < self.part.budget
+        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
 
     def _operand(self, slab: Slab, head: int) -> Operand | None:
         if head == 0 or not self._keeps_operands():
             return None
         # Rows rotated in another frame would give bounds that do not hold.
-        group, key = self.part.rows.key, ("operand", self.frame.name, head, slab.start, slab.stop)
+        group, key = self.part.rows.key, ("operand", self.frame.name, slab.start, slab.stop)
         operand: Operand | None = memo.get(group, key)
         if operand is None:
-            operand = make_operand(slab.rows, self.frame, head)
+            operand = make_operand(slab.rows, self.frame, slab.rows.shape[1])
             memo.put(group, key, operand, operand.n_bytes, self.part.budget)
         return operand
 

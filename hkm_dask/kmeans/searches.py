@@ -17,8 +17,8 @@ from hkm_dask.kmeans.nearest import Search, make_operand
 from hkm_dask.kmeans.nearest_cuda import CudaSearch
 
 #: Numbers of coordinates tried as head, and the rows they are tried on.
-_HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 384)
-TRIAL_ROWS = 512
+_HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
+TRIAL_ROWS = 256
 
 _made: dict[Hashable, tuple[Any, tuple[NDArray[np.float32] | None, ...]]] = {}
 _making = threading.RLock()
@@ -112,21 +112,27 @@ def choose_head(
     if frame.basis is None or len(rows) < 32:
         return 0
     rows, labels, distances = rows[:TRIAL_ROWS], labels[:TRIAL_ROWS], distances[:TRIAL_ROWS]
-    best_head, best_time, worse = 0, np.inf, 0
-    for head in (0, *(h for h in reversed(_HEADS) if h <= 0.6 * n_features)):
-        search = Search(centroids.get(), frame, head)
-        taken = min(_trial(search, rows, labels, distances, kept) for _ in range(3))
-        if taken < best_time:
-            best_head, best_time, worse = head, taken, 0
-        elif head and (worse := worse + 1) == 2:
-            break
-    return best_head
+    times: dict[int, float] = {}
+
+    def time_of(head: int) -> float:
+        if head not in times:
+            search = Search(centroids.get(), frame, head)
+            times[head] = min(_trial(search, rows, labels, distances, kept) for _ in range(3))
+        return times[head]
+
+    # From a third of the features downhill: with a longer head each pair costs more, with a shorter one more are left.
+    ladder = [*(h for h in _HEADS if h <= 0.6 * n_features), n_features]
+    at = int(np.abs(np.array(ladder) - n_features / 3).argmin())
+    for step in (-1, 1):
+        while 0 <= at + step < len(ladder) and time_of(ladder[at + step]) < time_of(ladder[at]):
+            at += step
+    return min(ladder[at], 0, key=time_of)
 
 
 def _trial(
     search: Search, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], kept: bool
 ) -> float:
-    operand = make_operand(rows, search.frame, search.head) if kept and search.head else None
+    operand = make_operand(rows, search.frame, search.more) if kept and search.head else None
     labels, distances = labels.copy(), distances.copy()
     begin = time.perf_counter()
     search.nearest(rows, labels, distances, operand)

@@ -90,7 +90,7 @@ def test_labels_and_distances_equal_brute_force(n: int, k: int, d: int) -> None:
     np.testing.assert_allclose(distances, squared, rtol=1e-13)
 
 
-@pytest.mark.parametrize("head", [1, 16, 32, 48, 63, 64])
+@pytest.mark.parametrize("head", [1, 16, 32, 48, 64])
 @pytest.mark.parametrize("random_basis", [False, True])
 def test_any_head_gives_the_same_bits(head: int, random_basis: bool) -> None:
     rows, centroids = spectrum(2500, 64), spectrum(300, 64, 1)
@@ -110,7 +110,7 @@ def test_the_pruned_form_bounds_the_distance_from_below(seed: int, head: int, de
     rows = (rng.normal(size=(40, 32)) * decay ** np.arange(32) + 2.0).astype(np.float32)
     frame = frame_of(rows)
     form = make_operand(rows, frame, head)
-    short = form.matrix[:, :-1].astype(np.float64)
+    short = np.column_stack([form.matrix * frame.step, form.tails[:, -1].astype(np.float64)])
     bound = np.sqrt(((short[:, None] - short[None]) ** 2).sum(2))
     exact = np.sqrt(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(2))
     assert (bound <= exact + form.errors[:, None] + form.errors[None]).all()
@@ -128,7 +128,7 @@ def test_however_the_rows_are_cut_the_bits_are_the_same(cuts: list[int], kept: b
     search = Search(centroids, frame, head)
     for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), 700], strict=True):
         some, best = np.full(high - low, -1, np.int32), np.full(high - low, np.inf)
-        operand = make_operand(rows[low:high], frame, head) if kept else None
+        operand = make_operand(rows[low:high], frame, search.more) if kept else None
         search.nearest(rows[low:high], some, best, operand)
         np.testing.assert_array_equal(some, labels[low:high])
         np.testing.assert_array_equal(best, distances[low:high])
@@ -179,7 +179,7 @@ def test_some_rows_among_some_centroids(d: int, head: int) -> None:
     search = Search(centroids, frame, head).only(only)
     for which in (np.arange(100, 300), np.array([3, 7, 499]), np.arange(0, 500, 3), np.empty(0, np.int64)):
         labels, distances = np.full(500, -1, np.int32), np.full(500, np.inf)
-        search.nearest(rows, labels, distances, make_operand(rows, frame, head) if d > 2 else None, which=which)
+        search.nearest(rows, labels, distances, make_operand(rows, frame, search.more) if d > 2 else None, which=which)
         expected, squared = brute(hidden, rows[which]) if len(which) else (which, which)
         np.testing.assert_array_equal(labels[which], expected)
         np.testing.assert_allclose(distances[which], squared, rtol=1e-13)

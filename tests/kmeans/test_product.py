@@ -1,0 +1,88 @@
+"""Scores are exact sums of products of 16-bit integers, whichever instructions make them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans import product
+
+
+@kernel("i4(i2[:,::1], i8, i2[:,::1], i8, i8, i8)")
+def inner(a, i, b, j, first, last):  # type: ignore[no-untyped-def]
+    return product.inner_product(a, i, b, j, first, last)
+
+
+def integers(rng: np.random.Generator, n: int, width: int) -> np.ndarray:
+    """Rows no longer than `product.LARGEST`, some of them of one coordinate."""
+    rows = rng.normal(size=(n, width))
+    rows[::3] = 0.0
+    rows[::3, rng.integers(width)] = rng.choice([-1.0, 1.0])
+    return np.trunc(rows / np.linalg.norm(rows, axis=1, keepdims=True) * product.LARGEST).astype(np.int16)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.integers(0, 2**32), st.integers(1, 40), st.integers(1, 150), st.sampled_from([(16, 16), (48, 32), (112, 112)])
+)
+def test_scores_are_those_of_exact_arithmetic(seed: int, n: int, k: int, columns: tuple[int, int]) -> None:
+    rng = np.random.default_rng(seed)
+    width, used = columns
+    rows, centroids = integers(rng, n, width), integers(rng, k, width)
+    tails = rng.uniform(0, 9, (n, width // 16 + 1)).astype(np.float32)
+    chosen, places = rng.permutation(k)[: k // 2 + 1], rng.integers(n, size=n)
+    n_padded = product.padded(len(chosen))
+    constants, slopes = (rng.uniform(-9, 9, n_padded).astype(np.float32) for _ in range(2))
+    scale = np.float32(-(2.0**-29))
+    n_panels = n_padded // product.PANEL
+    scores = np.full((-(-n // product.BLOCK_ROWS) * product.BLOCK_ROWS, n_padded + 16), 77.0, np.float32)
+    panels = product.pack(centroids, used, chosen)
+    product.score(rows, used, places, tails, panels, constants, slopes, scale, 0, n_panels, scores)
+    dots = rows[places, :used].astype(np.int64) @ centroids[chosen, :used].astype(np.int64).T
+    assert np.abs(dots).max() < 2**31
+    tail = tails[places, used // 16].astype(np.float64)[:, None]
+    expected = constants[: len(chosen)] + float(scale) * dots + tail * slopes[: len(chosen)]
+    np.testing.assert_allclose(scores[:n, : len(chosen)], expected, rtol=1e-6, atol=1e-4)
+    assert (scores[:, n_padded:] == 77.0).all()
+
+
+def test_a_later_panel_is_scored_by_itself() -> None:
+    rng = np.random.default_rng(0)
+    k = 3 * product.PANEL
+    rows, centroids = integers(rng, product.BLOCK_ROWS, 16), integers(rng, k, 16)
+    zeros, tails = np.zeros(k, np.float32), np.zeros((product.BLOCK_ROWS, 2), np.float32)
+    scores = np.zeros((product.BLOCK_ROWS, 2 * product.PANEL), np.float32)
+    places, panels = np.arange(product.BLOCK_ROWS), product.pack(centroids, 16, np.arange(k))
+    product.score(rows, 16, places, tails, panels, zeros, zeros, np.float32(1), 1, 2, scores)
+    expected = rows.astype(np.int64) @ centroids[product.PANEL :].astype(np.int64).T
+    np.testing.assert_allclose(scores, expected, rtol=1e-6)
+
+
+@given(st.integers(0, 2**32), st.integers(0, 3), st.integers(1, 4))
+def test_inner_products_are_exact(seed: int, first: int, n: int) -> None:
+    a, b = (integers(np.random.default_rng(seed + i), 5, 112) for i in range(2))
+    low, high = 16 * first, 16 * (first + n)
+    expected = a[3, low:high].astype(np.int64) @ b[4, low:high].astype(np.int64)
+    assert inner(a, 3, b, 4, low, high) == expected
+
+
+def test_without_special_instructions_the_numbers_are_the_same(tmp_path: Path) -> None:
+    # A processor chosen by hand gets the portable form. numba reads the name when it is imported.
+    environment = {**os.environ, "NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": ""}
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_product as t
+assert t.product.PANEL == 8, t.product.PANEL
+t.test_a_later_panel_is_scored_by_itself()
+t.test_inner_products_are_exact()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
