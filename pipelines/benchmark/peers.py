@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 
+import llvmlite.binding as llvm
 import numpy as np
 from numpy.typing import NDArray
 
@@ -130,6 +131,18 @@ PEERS = (
 )
 
 
+def _name_the_processor() -> None:
+    """Tell an OpenBLAS that peers bring along what to compute with: old ones take a new processor for a very old one.
+
+    FAISS 1.15.1 is four times slower without on a processor made after its OpenBLAS.
+    """
+    features = llvm.get_host_cpu_features()
+    known = {"avx512bw": "SkylakeX", "avx2": "Haswell"}
+    name = next((core for feature, core in known.items() if features.get(feature)), None)
+    if name is not None:
+        os.environ.setdefault("OPENBLAS_CORETYPE", name)
+
+
 def find_peers(names: Sequence[str] | None = None) -> tuple[list[Peer], list[str]]:
     """Tell which peers can run here, and load them.
 
@@ -144,6 +157,7 @@ def find_peers(names: Sequence[str] | None = None) -> tuple[list[Peer], list[str
     absent : list of str
         Names of those asked for that are not installed.
     """
+    _name_the_processor()
     asked = [peer for peer in PEERS if names is None or peer.name in names]
     present = [peer for peer in asked if peer.is_present]
     return present, [peer.name for peer in asked if peer not in present]
