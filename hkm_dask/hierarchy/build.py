@@ -22,6 +22,7 @@ from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_for
 from hkm_dask.compute.events import emit
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.placing import discard, gather, on_workers
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
@@ -35,7 +36,7 @@ from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import Source, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.kmeans.fit import Fit, Hooks, Settings, discard, fit, gather, on_workers
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.frame import make_frame
 from hkm_dask.kmeans.lloyd import Moved
 

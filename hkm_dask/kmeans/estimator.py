@@ -19,10 +19,11 @@ from sklearn.utils.validation import check_is_fitted
 from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.placing import on_workers
 from hkm_dask.data.rows import Rows, SubsetRows, unit_rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.clusterer import Clusterer, checked_weights, is_whole, whole_weights
-from hkm_dask.kmeans.fit import Progress, Settings, fit, on_workers
+from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.frame import Frame, Statistics, make_frame, measure_rows
 from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import Labels, label_rows

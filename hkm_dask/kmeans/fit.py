@@ -6,7 +6,6 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +13,8 @@ from numpy.typing import NDArray
 from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.shared import Shared
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows
-from hkm_dask.data.scratch import create_npy, write_npy_rows
+from hkm_dask.compute.placing import on_workers
+from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import Moved, iterate
 from hkm_dask.kmeans.seeding import seed
@@ -184,82 +182,3 @@ class _FitHere:
                 return replace(done, run="")
         finally:
             memo.drop(rows.key)
-
-
-def on_workers(rows: Rows, runner: Runner) -> Rows:
-    """Put what lies in this process's memory where workers can read it.
-
-    Parameters
-    ----------
-    rows : Rows
-    runner : Runner
-
-    Returns
-    -------
-    Rows
-        The same rows, cheap to send to a worker; `rows` themselves where there are no workers but threads.
-    """
-    if not isinstance(runner, ClusterRunner):
-        return rows
-    if isinstance(rows, ArrayRows):
-        shared = runner.shelf.put(f"rows-{rows.key[-1]}", rows.array)
-        return NpyRows(str(shared.path), label=rows.label)
-    if isinstance(rows, UnitRows):
-        return UnitRows(on_workers(rows.base, runner))
-    if isinstance(rows, SubsetRows):
-        placed = SubsetRows(on_workers(rows.base, runner), rows.index)
-        placed.travel_by(Path(str(runner.shelf.folder)) / f"subset-{uuid.uuid4().hex}.npy")
-        return placed
-    return rows
-
-
-@dataclass(frozen=True)
-class _Gather:
-    """Task: copy some rows into their place in a file."""
-
-    rows: Rows
-    path: str
-    offset: int
-
-    def __call__(self, item: tuple[int, NDArray[np.int64]]) -> None:
-        place, index = item
-        write_npy_rows(self.path, self.offset, place, self.rows.take(index))
-
-
-def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
-    """Copy chosen rows together: in memory if they fit easily, else in a file all workers see.
-
-    Parameters
-    ----------
-    rows : Rows
-    index : ndarray of int64
-        Sorted.
-    runner : Runner
-
-    Returns
-    -------
-    Rows
-        `discard` removes the file, if there is one.
-    """
-    n_bytes = len(index) * rows.row_bytes
-    if not isinstance(runner, ClusterRunner) and n_bytes <= runner.memory_budget // 4:
-        return ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
-    path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
-    offset = create_npy(path, (len(index), rows.n_features), rows.dtype)
-    n_slabs = max(runner.n_threads, -(-n_bytes // (16 << 20)))
-    slabs = [slab for slab in np.array_split(np.arange(len(index)), n_slabs) if len(slab)]
-    items = [(int(slab[0]), index[slab]) for slab in slabs]
-    runner.map(_Gather(rows, str(path), offset), items, stage="gather")
-    return NpyRows(path)
-
-
-def discard(rows: Rows) -> None:
-    """Remove the file `gather` made.
-
-    Parameters
-    ----------
-    rows : Rows
-        As `gather` returned them.
-    """
-    if isinstance(rows, NpyRows):
-        Shared(path=rows.path).delete()

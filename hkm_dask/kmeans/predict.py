@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.blocks import Part, memo
 from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.placing import on_workers
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.fit import on_workers
 from hkm_dask.kmeans.frame import Frame, make_frame, with_basis
 from hkm_dask.kmeans.lloyd import split_rows
 from hkm_dask.kmeans.scan import Finder, Labelled, Slab, iter_slabs, remembered

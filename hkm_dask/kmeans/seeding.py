@@ -7,45 +7,38 @@ accepted since. Every accepted candidate is a draw by the D² of its moment. Wit
 handful of passes suffice.
 
 *coreset* draws three times as many centres as clusters that way, takes the mean and the number of rows of each one's
-cell, and runs greedy k-means++ (the kind with several trials per centre, arXiv:2405.15613 uses it) and a few Lloyd
-iterations on those weighted means alone. *k-means||* draws independently in five rounds, each by the D² of the round
-before (Bahmani et al., arXiv:1203.6402), and runs the greedy walk on the rows drawn, weighted by their cells.
+cell, and clusters those weighted means alone; see `coreset`. *k-means||* draws independently in five rounds, each by
+the D² of the round before (Bahmani et al., arXiv:1203.6402), and runs the greedy walk on the rows drawn, weighted by
+their cells.
 """
 
 from __future__ import annotations
 
-import math
 import uuid
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import Part, memo
-from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
+from hkm_dask.compute.blocks import Part
+from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.shared import Shared, Shelf
-from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans import greedy, kernels
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.coreset import CORESET_ITERATIONS, seed_from_points
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, iterate, means, split_rows
-from hkm_dask.kmeans.nearest import Search, scratch
+from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, means, split_rows
+from hkm_dask.kmeans.nearest import Search
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
 
-#: Centres drawn per cluster wanted, and Lloyd iterations on their weighted means.
-CORESET_FACTOR, CORESET_ITERATIONS = 3, 8
+#: Centres drawn per cluster wanted.
+CORESET_FACTOR = 3
 #: Rounds of k-means||, each of which draws twice as many centres as clusters.
 PARALLEL_ROUNDS = 5
 #: Candidates thinned at once, and accepted ones searched at once.
 _CHUNK, _SETTLED = 256, 1024
-#: Points up to which the greedy walk keeps all squared distances between them (float32).
-_MATRIX_POINTS = 16384
-#: Below so many features a distance is made as fast as it is looked up.
-_TABLE_FEATURES = 16
-#: Rows of the table one task makes.
-_PAIR_ROWS = 256
 
 Report = Callable[[int, int], None]
 
@@ -437,155 +430,6 @@ def sample_in_rounds(
     return batches
 
 
-# -- greedy k-means++ on a few weighted points ------------------------------------------------------------------------
-
-
-def greedy_kmeans_plusplus(
-    points: NDArray[np.float32],
-    weights: NDArray[np.int64],
-    n_clusters: int,
-    *,
-    key: int,
-    runner: Runner | None = None,
-) -> NDArray[np.int64]:
-    """Choose centres among weighted points by greedy k-means++: 2 + ln k trials for each, the best kept.
-
-    Parameters
-    ----------
-    points : ndarray of float32, shape (n_points, n_features)
-    weights : ndarray of int64, shape (n_points,)
-    n_clusters : int
-    key : int
-        From `stream_key`.
-
-    runner : Runner, optional
-        Threads of this process to measure distances with.
-
-    Returns
-    -------
-    ndarray of int64
-        Indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points.
-
-    Notes
-    -----
-    Squared distances are computed on a grid of 2^-20 of the data's width with an exact integer product in float64, so
-    they do not depend on BLAS or on its number of threads.
-    """
-    n_trials = 2 + int(math.log(n_clusters))
-    n_chosen = min(n_clusters, len(points))
-    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
-    no_table = np.empty((0, 0), np.float32)
-    if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
-        between, columns = no_table, np.ascontiguousarray(centred.T, dtype=np.float32)
-    else:
-        between, columns = _all_pairs(centred, runner), no_table
-    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
-    chosen = np.empty(n_chosen, np.int64)
-    found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
-    return chosen[:found]
-
-
-def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
-    """Squared distances between all points, from an integer product that no order of summation changes."""
-    largest = float(np.abs(centred).max(initial=0.0))
-    # Two factors and log2(d) for the sum leave float64's 53 bits exact.
-    bits = (51 - math.ceil(math.log2(max(centred.shape[1], 2)))) // 2
-    step = largest / 2.0**bits if largest > 0 else 1.0
-    grid = np.rint(centred / step)
-    norms = (grid * grid).sum(axis=1)
-    n = len(grid)
-    out = np.empty((n, n), np.float32)
-
-    def fill(low: int) -> None:
-        high = min(low + _PAIR_ROWS, n)
-        product = grid[low:high] @ grid[low:].T
-        square = scratch("pairs", product.size).reshape(product.shape)
-        greedy.pair_distances(product, norms[low:high], norms[low:], step, square)
-        out[low:high, low:] = square
-        out[high:, low:high] = square[:, high - low :].T
-
-    lows = range(0, n, _PAIR_ROWS)
-    if runner is None:
-        for low in lows:
-            fill(low)
-    else:
-        runner.map(fill, lows, stage="pair")
-    return out
-
-
-def seed_from_points(
-    points: NDArray[np.float32],
-    weights: NDArray[np.int64],
-    n_clusters: int,
-    *,
-    frame: Frame,
-    key: int,
-    runner: Runner,
-    n_iterations: int = CORESET_ITERATIONS,
-) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Greedy k-means++ and a few Lloyd iterations on weighted points.
-
-    Parameters
-    ----------
-    points : ndarray of float32, shape (n_points, n_features)
-    weights : ndarray of int64, shape (n_points,)
-    n_clusters : int
-    frame : Frame
-    key : int
-    runner : Runner
-        Threads of this process.
-    n_iterations : int
-
-    Returns
-    -------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there are fewer distinct points.
-    hints : ndarray of int32, shape (n_points,)
-        A centroid near each point, -1 where none is known.
-    """
-    centroids = np.full((n_clusters, points.shape[1]), np.nan, np.float32)
-    chosen = greedy_kmeans_plusplus(points, weights, n_clusters, key=key, runner=runner)
-    centroids[: len(chosen)] = points[chosen]
-    hints = np.full(len(points), -1, np.int32)
-    if n_iterations and len(chosen) == n_clusters < len(points):
-        rows, run = ArrayRows(points), uuid.uuid4().hex
-        start = iterate(
-            rows, centroids, frame=frame, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights, run=run
-        )
-        centroids = start.centroids
-        for part in split_rows(rows, runner, n_clusters):  # the labels of the last iteration will do for hints
-            last = remembered(part, "lloyd", run)
-            if last is not None:
-                hints[part.start : part.stop] = last.known.labels
-        memo.drop(rows.key)
-    return centroids, hints
-
-
-@dataclass(frozen=True)
-class _SeedFromPoints:
-    """Task: `seed_from_points` on one worker."""
-
-    points: Shared
-    weights: NDArray[np.int64]
-    n_clusters: int
-    frame: Frame
-    key: int
-    n_iterations: int
-    memory_budget: int
-
-    def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        used = self.weights > 0
-        points = np.ascontiguousarray(self.points.get()[used])
-        with runner_in_task(self.memory_budget) if runner is None else nullcontext(runner) as here:
-            centroids, found = seed_from_points(
-                points, self.weights[used], self.n_clusters,
-                frame=self.frame, key=self.key, runner=here, n_iterations=self.n_iterations,
-            )  # fmt: skip
-        hints = np.full(len(used), -1, np.int32)
-        hints[used] = found
-        return centroids, hints
-
-
 def seed(
     rows: Rows,
     n_clusters: int,
@@ -618,13 +462,12 @@ def seed(
     Seeds
     """
     run = uuid.uuid4().hex
-    if weights is not None:
-        shared = runner.shelf.put(f"seed-weights-{run}", weights)
-        try:
-            return _seed(rows, n_clusters, init, frame, key, runner, report, run, shared)
-        finally:
+    shared = None if weights is None else runner.shelf.put(f"seed-weights-{run}", weights)
+    try:
+        return _seed(rows, n_clusters, init, frame, key, runner, report, run, shared)
+    finally:
+        if shared is not None:
             shared.delete()
-    return _seed(rows, n_clusters, init, frame, key, runner, report, run, None)
 
 
 def _seed(
@@ -636,20 +479,21 @@ def _seed(
         return Seeds(_padded(rows.take(index), n_clusters), None, run)
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
-        shared, shares = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
-        task = _SeedFromPoints(shared, shares, n_clusters, frame, key, 0, runner.memory_budget)
-        centroids, _ = _solve(task, runner)
-        shared.delete()
-        return Seeds(centroids, None, run)
+        points, sizes = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
+        found = seed_from_points(
+            points, sizes, n_clusters, frame=frame, key=key, runner=runner, n_iterations=0, whole=init == "k-means++"
+        )
+        points.delete()
+        return Seeds(found[0], None, run)
     if init == "k-means||":
         batches = sample_in_rounds(
             rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report, weights=weights
         )
     else:
-        n_points = CORESET_FACTOR * n_clusters
         batches = sample_by_distance(
-            rows, n_points, frame=frame, key=key, run=run, runner=runner, report=report, weights=weights
-        )
+            rows, CORESET_FACTOR * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report,
+            weights=weights,
+        )  # fmt: skip
     parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
     points, sizes = runner.map_reduce(
         MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True, weights=weights),
@@ -658,20 +502,13 @@ def _seed(
         finish=_Cells(frame, runner.shelf, f"cells-{run}"),
         stage="seed",
     )
-    n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
-    task = _SeedFromPoints(
-        points, sizes, n_clusters, frame, stream_key(key, "greedy"), n_iterations, runner.memory_budget
-    )
-    centroids, hints = _solve(task, runner)
+    centroids, hints = seed_from_points(
+        points, sizes, n_clusters, frame=frame, key=stream_key(key, "greedy"), runner=runner,
+        n_iterations=CORESET_ITERATIONS if init == "coreset" else 0,
+    )  # fmt: skip
     for shared in (*batches, points):
         shared.delete()
     return Seeds(centroids, hints, run)
-
-
-def _solve(task: _SeedFromPoints, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    if isinstance(runner, ClusterRunner):
-        return runner.call(task, None, stage="seed")
-    return task(runner)
 
 
 def _all_rows(rows: Rows, runner: Runner) -> Shared:

@@ -12,9 +12,9 @@ from hkm_dask.compute.keys import stream_key
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.coreset import greedy_kmeans_plusplus
 from hkm_dask.kmeans.frame import Frame, make_frame
 from hkm_dask.kmeans.nearest import Search, make_operand
-from hkm_dask.kmeans.seeding import greedy_kmeans_plusplus
 
 N_ROWS, N_CLUSTERS = 4096, 1024
 NONE_STAYED = np.empty(0, np.bool_)

@@ -18,9 +18,10 @@ from threadpoolctl import threadpool_info
 
 from hkm_dask.compute import cluster
 from hkm_dask.compute.cluster import ClusterRunner, Runner, connect, runner_for
+from hkm_dask.compute.placing import discard, gather, on_workers
 from hkm_dask.data.rows import ArrayRows, NpyRows, SubsetRows, UnitRows
 from hkm_dask.errors import ComputeError, InputError
-from hkm_dask.kmeans.fit import Fit, Settings, discard, fit, gather, on_workers
+from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.frame import make_frame
 from hkm_dask.kmeans.lloyd import Moved, iterate
 

@@ -12,9 +12,10 @@ from hkm_dask.compute import cluster
 from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.placing import discard, gather, on_workers
 from hkm_dask.data import store
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows, ZarrRows
-from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, discard, fit, gather, on_workers
+from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.frame import make_frame
 from hkm_dask.kmeans.lloyd import Moved, iterate
 from hkm_dask.kmeans.seeding import seed

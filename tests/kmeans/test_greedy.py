@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.keys import random_uniform, stream_key
-from hkm_dask.kmeans import greedy, seeding
-from hkm_dask.kmeans.seeding import greedy_kmeans_plusplus
+from hkm_dask.kmeans import coreset, greedy
+from hkm_dask.kmeans.coreset import greedy_kmeans_plusplus
 
 
 def blobs(n: int, d: int, seed: int = 0) -> np.ndarray:
@@ -59,8 +59,8 @@ def test_far_from_the_origin_nothing_is_lost(d: int) -> None:
 def test_with_and_without_a_table_the_choice_is_the_same(d: int, monkeypatch: pytest.MonkeyPatch) -> None:
     points, weights = blobs(120, d), np.arange(1, 121)
     expected = greedy_kmeans_plusplus(points, weights, 30, key=9).tolist()
-    monkeypatch.setattr(seeding, "_MATRIX_POINTS", 0 if d == 20 else seeding._MATRIX_POINTS)
-    monkeypatch.setattr(seeding, "_TABLE_FEATURES", 0 if d == 2 else seeding._TABLE_FEATURES)
+    monkeypatch.setattr(coreset, "_MATRIX_POINTS", 0 if d == 20 else coreset._MATRIX_POINTS)
+    monkeypatch.setattr(coreset, "_TABLE_FEATURES", 0 if d == 2 else coreset._TABLE_FEATURES)
     assert greedy_kmeans_plusplus(points, weights, 30, key=9).tolist() == expected
 
 

@@ -1,0 +1,317 @@
+"""Seeding from a few weighted points: greedy k-means++ and a few Lloyd iterations on them alone.
+
+The greedy kind draws several candidates for each centre and keeps the best (arXiv:2405.15613 uses it). Its walk is
+sequential and quadratic, so many points are grouped first, neighbours together: each group gets its share of the
+centres, and the groups are walked side by side, in a time that is linear in the number of points.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
+from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.placing import discard, on_workers
+from hkm_dask.compute.shared import Shared
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans import greedy
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.lloyd import iterate, split_rows
+from hkm_dask.kmeans.nearest import Search, scratch
+from hkm_dask.kmeans.scan import remembered
+
+#: Lloyd iterations on the weighted points.
+CORESET_ITERATIONS = 8
+#: Points walked together at most, and Lloyd iterations that group them.
+GROUP_POINTS, _GROUP_ITERATIONS = 4096, 4
+#: Points up to which the walk keeps all squared distances between them (float32).
+_MATRIX_POINTS = 8192
+#: Below so many features a distance is made as fast as it is looked up.
+_TABLE_FEATURES = 16
+#: Rows of the table one task makes.
+_PAIR_ROWS = 256
+
+
+def greedy_kmeans_plusplus(
+    points: NDArray[np.float32],
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    key: int,
+    n_trials: int | None = None,
+    runner: Runner | None = None,
+) -> NDArray[np.int64]:
+    """Choose centres among weighted points by greedy k-means++: several trials for each, the best kept.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    weights : ndarray of int64, shape (n_points,)
+    n_clusters : int
+    key : int
+        From `stream_key`.
+    n_trials : int, optional
+        Candidates for each centre; 2 + ln k by default.
+    runner : Runner, optional
+        Threads of this process to measure distances with.
+
+    Returns
+    -------
+    ndarray of int64
+        Indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points.
+
+    Notes
+    -----
+    Squared distances are computed on a grid of 2^-20 of the data's width with an exact integer product in float64, so
+    they do not depend on BLAS or on its number of threads.
+    """
+    n_trials = n_trials or 2 + int(math.log(n_clusters))
+    n_chosen = min(n_clusters, len(points))
+    centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    no_table = np.empty((0, 0), np.float32)
+    if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
+        between, columns = no_table, np.ascontiguousarray(centred.T, dtype=np.float32)
+    else:
+        between, columns = _all_pairs(centred, runner), no_table
+    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
+    chosen = np.empty(n_chosen, np.int64)
+    found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
+    return chosen[:found]
+
+
+def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
+    """Squared distances between all points, from an integer product that no order of summation changes."""
+    largest = float(np.abs(centred).max(initial=0.0))
+    # Two factors and log2(d) for the sum leave float64's 53 bits exact.
+    bits = (51 - math.ceil(math.log2(max(centred.shape[1], 2)))) // 2
+    step = largest / 2.0**bits if largest > 0 else 1.0
+    grid = np.rint(centred / step)
+    norms = (grid * grid).sum(axis=1)
+    n = len(grid)
+    out = np.empty((n, n), np.float32)
+
+    def fill(low: int) -> None:
+        high = min(low + _PAIR_ROWS, n)
+        product = grid[low:high] @ grid[low:].T
+        square = scratch("pairs", product.size).reshape(product.shape)
+        greedy.pair_distances(product, norms[low:high], norms[low:], step, square)
+        out[low:high, low:] = square
+        out[high:, low:high] = square[:, high - low :].T
+
+    lows = range(0, n, _PAIR_ROWS)
+    if runner is None:
+        for low in lows:
+            fill(low)
+    else:
+        runner.map(fill, lows, stage="pair")
+    return out
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Task: `greedy_kmeans_plusplus` on some of the points."""
+
+    points: Shared
+    weights: NDArray[np.int64]
+    key: int
+    n_trials: int
+
+    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> NDArray[np.int64]:
+        number, index, quota = item
+        if quota == 0:
+            return index[:0]
+        points = np.ascontiguousarray(self.points.get()[index])
+        key = self.key if number == 0 else stream_key(self.key, number)
+        return index[greedy_kmeans_plusplus(points, self.weights[index], quota, key=key, n_trials=self.n_trials)]
+
+
+def group_points(points: NDArray[np.float32], size: int, *, key: int, frame: Frame) -> list[NDArray[np.int64]]:
+    """Group points with their neighbours.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    size : int
+        Points of a group at most.
+    key : int
+        From `stream_key`.
+    frame : Frame
+
+    Returns
+    -------
+    list of ndarray of int64
+        The points of each group; every point is in one.
+    """
+    pending, done = [np.arange(len(points))], []
+    while pending:
+        index = pending.pop()
+        n_groups = -(-len(index) // size)
+        if n_groups == 1:
+            done.append(index)
+            continue
+        starts = np.argsort(random_bits(stream_key(key, len(done), len(index)), index), kind="stable")[:n_groups]
+        here = ArrayRows(np.ascontiguousarray(points[index]))
+        with runner_in_task(1 << 30) as runner:
+            start = here.array[np.sort(starts)].copy()
+            grouped = iterate(here, start, frame=frame, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
+        memo.drop(here.key)
+        labels = np.full(len(index), -1, np.int32)
+        Search(grouped.centroids, frame).nearest(here.array, labels, np.full(len(index), np.inf))
+        parts = [index[labels == label] for label in range(n_groups)]
+        if max(map(len, parts)) == len(index):  # all in one place
+            parts = np.array_split(index, n_groups)
+        pending.extend(part for part in reversed(parts) if len(part))
+    return done
+
+
+def share_out(n: int, room: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Share a number out in proportion to the room there is.
+
+    Parameters
+    ----------
+    n : int
+        At most ``room.sum()``.
+    room : ndarray of int64
+
+    Returns
+    -------
+    ndarray of int64
+        Sums to `n`; nowhere more than `room`.
+
+    Examples
+    --------
+    >>> share_out(5, np.array([2, 0, 6]))
+    array([1, 0, 4])
+    """
+    exact = room * (n / max(int(room.sum()), 1))
+    shares = np.floor(exact).astype(np.int64)
+    order = np.argsort(shares - exact, kind="stable")
+    shares[order[: n - int(shares.sum())]] += 1
+    return shares
+
+
+def _choose(
+    points: Shared, weights: NDArray[np.int64], n_clusters: int, frame: Frame, key: int, runner: Runner, size: int
+) -> NDArray[np.int64]:
+    """Centres among the points with a weight, chosen group by group."""
+    used = np.flatnonzero(weights > 0)
+    values = points.get()
+    groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, frame=frame)]
+    walk = _Walk(points, weights, key, 2 + int(math.log(n_clusters)))
+    if len(groups) == 1 and not isinstance(runner, ClusterRunner):
+        here = np.ascontiguousarray(values[used])
+        return used[greedy_kmeans_plusplus(here, weights[used], n_clusters, key=key, runner=runner)]
+    sizes, found = np.array([len(group) for group in groups]), [group[:0] for group in groups]
+    exhausted = np.zeros(len(groups), bool)
+    quota = share_out(min(n_clusters, len(used)), sizes)
+    # Where a group has fewer distinct points than its share, others give more; a longer walk begins as the shorter did.
+    while True:
+        short = [i for i in range(len(groups)) if len(found[i]) < quota[i]]
+        items = [(i, groups[i], int(quota[i])) for i in short]
+        for i, chosen in zip(short, runner.map(walk, items, stage="seed"), strict=True):
+            found[i] = chosen
+        got = np.array([len(chosen) for chosen in found])
+        exhausted |= got < quota
+        room = np.where(exhausted, 0, sizes - got)
+        missing = min(n_clusters - int(got.sum()), int(room.sum()))
+        if missing <= 0:
+            return np.concatenate(found)
+        quota = got + share_out(missing, room)
+
+
+def seed_from_points(
+    points: Shared,
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    frame: Frame,
+    key: int,
+    runner: Runner,
+    n_iterations: int = CORESET_ITERATIONS,
+    whole: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Greedy k-means++ and a few Lloyd iterations on weighted points.
+
+    Parameters
+    ----------
+    points : Shared
+        float32 (n_points, n_features).
+    weights : ndarray of int64, shape (n_points,)
+        Points without weight are left out.
+    n_clusters : int
+    frame : Frame
+    key : int
+    runner : Runner
+    n_iterations : int
+    whole : bool, default False
+        Walk all points together, however many they are.
+
+    Returns
+    -------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct points.
+    hints : ndarray of int32, shape (n_points,)
+        A centroid near each point, -1 where none is known.
+    """
+    task = _FromPoints(points, weights, n_clusters, frame, key, n_iterations, whole, runner.memory_budget)
+    flops = 2.0 * points.get().size * n_clusters
+    if isinstance(runner, ClusterRunner) and runner.n_parts(flops) == 1:
+        return runner.call(task, None, stage="seed")
+    return task(runner)
+
+
+@dataclass(frozen=True)
+class _FromPoints:
+    """Task: `seed_from_points` with a runner, or within a task."""
+
+    points: Shared
+    weights: NDArray[np.int64]
+    n_clusters: int
+    frame: Frame
+    key: int
+    n_iterations: int
+    whole: bool
+    memory_budget: int
+
+    def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        with runner_in_task(self.memory_budget) if runner is None else nullcontext(runner) as here:
+            return self._seed(here)
+
+    def _seed(self, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        points, used = self.points.get(), np.flatnonzero(self.weights > 0)
+        size = len(points) if self.whole else GROUP_POINTS
+        chosen = _choose(self.points, self.weights, self.n_clusters, self.frame, self.key, runner, size)
+        centroids = np.full((self.n_clusters, points.shape[1]), np.nan, np.float32)
+        centroids[: len(chosen)] = points[chosen]
+        hints = np.full(len(points), -1, np.int32)
+        if self.n_iterations and len(chosen) == self.n_clusters < len(used):
+            rows, run = on_workers(ArrayRows(np.ascontiguousarray(points[used])), runner), uuid.uuid4().hex
+            start = iterate(
+                rows, centroids, frame=self.frame, runner=runner, max_iter=self.n_iterations, tol=1e-3,
+                weights=self.weights[used], run=run,
+            )  # fmt: skip
+            centroids = start.centroids
+            # The labels of the last iteration will do for hints.
+            parts = split_rows(rows, runner, self.n_clusters)
+            hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
+            memo.drop(rows.key)
+            discard(rows)
+        return centroids, hints
+
+
+@dataclass(frozen=True)
+class _LastLabels:
+    """Task: the labels a part remembers of the last iteration, -1 where it does not."""
+
+    run: str
+
+    def __call__(self, part: Part) -> NDArray[np.int32]:
+        last = remembered(part, "lloyd", self.run)
+        return np.full(part.stop - part.start, -1, np.int32) if last is None else last.known.labels
