@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import uuid
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -21,7 +22,7 @@ from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.placing import discard, on_workers
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans import greedy
+from hkm_dask.kmeans import greedy, product
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import iterate, split_rows
 from hkm_dask.kmeans.nearest import Search, scratch
@@ -35,6 +36,8 @@ GROUP_POINTS, _GROUP_ITERATIONS = 4096, 4
 _MATRIX_POINTS = 8192
 #: Below so many features a distance is made as fast as it is looked up.
 _TABLE_FEATURES = 16
+#: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
+_COARSE = 0.01
 #: Rows of the table one task makes.
 _PAIR_ROWS = 256
 
@@ -69,21 +72,64 @@ def greedy_kmeans_plusplus(
 
     Notes
     -----
-    Squared distances are computed on a grid of 2^-20 of the data's width with an exact integer product in float64, so
-    they do not depend on BLAS or on its number of threads.
+    Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
+    a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64.
     """
     n_trials = n_trials or 2 + int(math.log(n_clusters))
     n_chosen = min(n_clusters, len(points))
+    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
     centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+
+    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.int64]:
+        chosen = np.empty(n_chosen, np.int64)
+        return chosen[: greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)]
+
     no_table = np.empty((0, 0), np.float32)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
-        between, columns = no_table, np.ascontiguousarray(centred.T, dtype=np.float32)
+        return walk(no_table, np.ascontiguousarray(centred.T, dtype=np.float32))
+    largest, typical = math.sqrt((centred**2).sum(axis=1).max()), math.sqrt((centred**2).sum(axis=1).mean())
+    if largest * math.sqrt(points.shape[1]) < _COARSE * product.LARGEST * typical:
+        found = walk(_coarse_pairs(centred, largest, runner), no_table)
+        if len(found) == n_chosen:
+            return found
+    # An outlier makes the grid of 16 bits too wide for the others, or it makes one of points that are two.
+    return walk(_all_pairs(centred, runner), no_table)
+
+
+def _coarse_pairs(centred: NDArray[np.float64], largest: float, runner: Runner | None) -> NDArray[np.float32]:
+    """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
+    n, d = centred.shape
+    step = largest / (product.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
+    grid = np.zeros((n, -(-d // 16) * 16), np.int16)
+    grid[:, :d] = np.rint(centred / step)
+    norms = (grid.astype(np.float64) ** 2).sum(axis=1)
+    panels, width = product.pack(grid, grid.shape[1], np.arange(n)), product.padded(n)
+    constants, zeros = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    constants[:n] = norms
+    tails = np.zeros((n, grid.shape[1] // 16 + 1), np.float32)
+    out = scratch("table", n * n).reshape(n, n)
+
+    def fill(low: int) -> None:
+        high = min(low + _PAIR_ROWS, n)
+        shape = -(-(high - low) // product.BLOCK_ROWS) * product.BLOCK_ROWS, width + 16
+        scores = scratch("pairs", shape[0] * shape[1]).reshape(shape)
+        product.score(
+            grid, grid.shape[1], np.arange(low, high), tails, panels, constants, zeros, np.float32(-2.0), 0,
+            width // product.PANEL, scores,
+        )  # fmt: skip
+        greedy.finish_pairs(scores, norms[low:high], step, out[low:high])
+
+    _fill(fill, n, runner)
+    return out
+
+
+def _fill(fill: Callable[[int], None], n: int, runner: Runner | None) -> None:
+    lows = range(0, n, _PAIR_ROWS)
+    if runner is None:
+        for low in lows:
+            fill(low)
     else:
-        between, columns = _all_pairs(centred, runner), no_table
-    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
-    chosen = np.empty(n_chosen, np.int64)
-    found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)
-    return chosen[:found]
+        runner.map(fill, lows, stage="pair")
 
 
 def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
@@ -99,18 +145,13 @@ def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[n
 
     def fill(low: int) -> None:
         high = min(low + _PAIR_ROWS, n)
-        product = grid[low:high] @ grid[low:].T
-        square = scratch("pairs", product.size).reshape(product.shape)
-        greedy.pair_distances(product, norms[low:high], norms[low:], step, square)
+        products = grid[low:high] @ grid[low:].T
+        square = scratch("pairs", products.size).reshape(products.shape)
+        greedy.pair_distances(products, norms[low:high], norms[low:], step, square)
         out[low:high, low:] = square
         out[high:, low:high] = square[:, high - low :].T
 
-    lows = range(0, n, _PAIR_ROWS)
-    if runner is None:
-        for low in lows:
-            fill(low)
-    else:
-        runner.map(fill, lows, stage="pair")
+    _fill(fill, n, runner)
     return out
 
 

@@ -121,3 +121,22 @@ def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-un
     for i in range(products.shape[0]):
         for j in range(products.shape[1]):
             out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))
+
+
+@kernel("void(f4[:,::1], f8[::1], f8, f4[:,::1])")
+def finish_pairs(scores, norms, step, out):  # type: ignore[no-untyped-def]
+    """Squared distances from squared norms less twice the products, in float32, on a grid of width `step`.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (n_a or more, n_b or more)
+    norms : ndarray of float64, shape (n_a,)
+    step : float
+    out : ndarray of float32, shape (n_a, n_b)
+        Written to; 0 where rounding in float32 could have made the difference.
+    """
+    for i in range(out.shape[0]):
+        norm = np.float32(norms[i])
+        for j in range(out.shape[1]):
+            squared = scores[i, j] + norm
+            out[i, j] = squared * np.float32(step * step) if squared > np.float32(512.0) else np.float32(0.0)
