@@ -142,3 +142,17 @@ def test_participants_take_turns_and_the_slow_run_once(measure: ModuleType, monk
     assert (case.ratio(quick), case.ratio(slow)) == (1.0, 4.5)
     assert case.ratio(measure.Measurement("never", (float("inf"),))) is None
     assert case.ratio(measure.Measurement("too short", (-0.1,))) is None
+
+
+def test_what_it_does_at_size_runs_on_little(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(3000, 16)).astype("f4"))
+    command = [sys.executable, str(FOLDER / "scale.py"), "--data", "rows.npy", "--out", "out", "--leaves", "743000"]
+    sizes = ["--pool-bytes", "2e6", "--growth-rows", "20000,40000", "--scratch", str(tmp_path)]
+    done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out" / "scale.json").read_text(encoding="utf-8"))
+    assert found["stream"]["1GiB"]["peak_mib"] > 50
+    assert len(found["growth"]["ratios"]) == 3
+    assert found["overhead"]["blocks"] == 256
+    assert found["sample"]["size"] == 100_000
+    assert found["sample"]["distinct"]

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import os
+from concurrent.futures import ThreadPoolExecutor
+
 import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans import selection
+
+#: Fewer are grouped by one thread.
+_ROWS_FOR_THREADS = 100_000
 
 
 def group_by_label(
@@ -33,8 +39,18 @@ def group_by_label(
     >>> indptr.tolist(), members.tolist()
     ([0, 1, 3, 3], [1, 3, 0])
     """
+    labels, distances = np.ascontiguousarray(labels), np.ascontiguousarray(distances)
     sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
     indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
     members = np.empty(int(indptr[-1]), np.int64)
-    selection.group_members(np.ascontiguousarray(labels), np.ascontiguousarray(distances), indptr, members)
+    # Every thread looks at all labels and sorts the clusters of a range: reading them is the least of it.
+    n_threads = len(os.sched_getaffinity(0)) if len(labels) > _ROWS_FOR_THREADS else 1
+    cuts = np.searchsorted(indptr, len(members) * np.arange(n_threads + 1) // n_threads)
+    cuts[0], cuts[-1] = 0, n_clusters
+
+    def group(part: int) -> None:
+        selection.group_members(labels, distances, indptr, int(cuts[part]), int(cuts[part + 1]), members)
+
+    with ThreadPoolExecutor(n_threads) as pool:
+        list(pool.map(group, range(n_threads)))
     return indptr, members

@@ -116,11 +116,12 @@ def keep_smallest(keys, rows, groups, heap_keys, heap_rows, sizes):  # type: ign
             heap_keys[g, at], heap_rows[g, at] = key, row
 
 
-@kernel("void(i4[::1], f4[::1], i8[::1], i8[::1])")
-def group_members(labels, distances, indptr, members):  # type: ignore[no-untyped-def]
+@kernel("void(i4[::1], f4[::1], i8[::1], i8, i8, i8[::1])")
+def group_members(labels, distances, indptr, first, last, members):  # type: ignore[no-untyped-def]
     """Fill `members` with row numbers grouped by label, each group in order of distance, then of row.
 
-    A counting sort by label keeps rows in order; each group is then sorted by itself.
+    A counting sort by label keeps rows in order; each group is then sorted by itself. Only labels from `first` up to
+    `last` are looked at, so that threads can share the work.
 
     Parameters
     ----------
@@ -129,17 +130,17 @@ def group_members(labels, distances, indptr, members):  # type: ignore[no-untype
     distances : ndarray of float32, shape (n_rows,)
     indptr : ndarray of int64, shape (n_clusters + 1,)
         Where each group begins, and the last one ends.
+    first, last : int
     members : ndarray of int64, shape (indptr[-1],)
         Written to.
     """
-    n_clusters = indptr.shape[0] - 1
-    place = indptr[:n_clusters].copy()
+    place = indptr[first:last].copy()
     for row in range(labels.shape[0]):
         label = labels[row]
-        if label >= 0:
-            members[place[label]] = row
-            place[label] += 1
-    for label in range(n_clusters):
+        if first <= label < last:
+            members[place[label - first]] = row
+            place[label - first] += 1
+    for label in range(first, last):
         group = members[indptr[label] : indptr[label + 1]]
         if group.shape[0] > 1:
             _sort_by_distance(distances, group)

@@ -1,7 +1,9 @@
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hkm_dask.hierarchy import members
 from hkm_dask.hierarchy.members import group_by_label
 
 ROWS = st.lists(st.tuples(st.integers(-1, 4), st.sampled_from([0.0, 0.5, 1.0, 3.0])), max_size=40)
@@ -11,15 +13,28 @@ ROWS = st.lists(st.tuples(st.integers(-1, 4), st.sampled_from([0.0, 0.5, 1.0, 3.
 def test_membership_is_what_the_labels_say(rows: list[tuple[int, float]], n_clusters: int) -> None:
     labels = np.array([label for label, _ in rows], np.int32)
     distances = np.array([distance for _, distance in rows], np.float32)
-    indptr, members = group_by_label(labels, distances, n_clusters)
+    indptr, found = group_by_label(labels, distances, n_clusters)
     expected = [[i for i, (label, _) in enumerate(rows) if label == c] for c in range(n_clusters)]
     for c, group in enumerate(expected):
         group.sort(key=lambda i: (rows[i][1], i))
-        assert members[indptr[c] : indptr[c + 1]].tolist() == group
-    assert (indptr[0], indptr[-1], len(indptr)) == (0, len(members), n_clusters + 1)
-    assert (indptr.dtype, members.dtype) == (np.int64, np.int64)
+        assert found[indptr[c] : indptr[c + 1]].tolist() == group
+    assert (indptr[0], indptr[-1], len(indptr)) == (0, len(found), n_clusters + 1)
+    assert (indptr.dtype, found.dtype) == (np.int64, np.int64)
+
+
+def test_any_number_of_threads_groups_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(-1, 50, 5000).astype(np.int32)
+    labels[:3000] = 7  # more than a thread's share in one cluster
+    distances = rng.integers(0, 9, 5000).astype(np.float32)
+    expected = group_by_label(labels, distances, 50)
+    monkeypatch.setattr(members, "_ROWS_FOR_THREADS", 0)
+    for n in (1, 2, 3, 8):
+        monkeypatch.setattr(members.os, "sched_getaffinity", lambda pid, n=n: set(range(n)))
+        for found, wanted in zip(group_by_label(labels, distances, 50), expected, strict=True):
+            np.testing.assert_array_equal(found, wanted)
 
 
 def test_rows_left_out_may_have_any_distance() -> None:
-    indptr, members = group_by_label(np.int32([-1, 0]), np.float32([np.nan, 1]), 1)
-    assert (indptr.tolist(), members.tolist()) == ([0, 1], [1])
+    indptr, found = group_by_label(np.int32([-1, 0]), np.float32([np.nan, 1]), 1)
+    assert (indptr.tolist(), found.tolist()) == ([0, 1], [1])

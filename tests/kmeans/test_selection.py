@@ -36,7 +36,9 @@ def test_members_are_grouped_by_label_and_sorted_by_distance_then_row(labels: np
     distances = data.draw(hnp.arrays(np.float32, len(labels), elements=st.sampled_from([0.0, 0.5, 2.0])))
     indptr = np.concatenate([[0], np.cumsum(np.bincount(labels[labels >= 0], minlength=6))]).astype(np.int64)
     members = np.empty(indptr[-1], np.int64)
-    selection.group_members(labels, distances, indptr, members)
+    cut = data.draw(st.integers(0, 6))
+    selection.group_members(labels, distances, indptr, 0, cut, members)
+    selection.group_members(labels, distances, indptr, cut, 6, members)
     order = [i for i in np.lexsort((np.arange(len(labels)), distances, labels)) if labels[i] >= 0]
     assert members.tolist() == order
 

@@ -1,0 +1,317 @@
+"""Measure what the engine does at size: a pool larger than memory, growth with n and k, Dask's share, a large draw.
+
+    python pipelines/benchmark/scale.py --data embeddings.npy --suite stream,growth,overhead,sample --out benchmark
+
+* stream: one pool under a memory limit and with everything resident; the page cache is emptied all the while.
+* growth: seconds of a Lloyd iteration as rows and clusters grow fourfold.
+* overhead: an iteration on a pool of 256 blocks, through Dask and as a bare loop over the same blocks, in turns.
+* sample: targets and draw for 10 million of 74.3 million leaves under four levels.
+
+Rows are those of --data, tiled and perturbed; without it they are made. Figures are printed and put into scale.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+
+import hkm_dask as hkm
+from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.keys import stream_key
+from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
+from hkm_dask.data.scratch import create_npy, write_npy_rows
+from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
+from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.kmeans.lloyd import AssignAndAdd, Moved, Totals, Update, iterate, split_rows
+from inputs import load_rows, make_rows
+from report import describe_machine
+
+_GIB = 1 << 30
+_PIECE = 1 << 16
+
+
+def _pieces(base: NDArray[np.float32], n_rows: int) -> Iterator[tuple[int, NDArray[np.float16]]]:
+    """Rows of `base` over and over, each time perturbed by a tenth of their spread."""
+    rng = np.random.default_rng(0)
+    spread = np.float32(0.1) * base.std(axis=0)
+    noise = rng.standard_normal((2 * _PIECE, base.shape[1]), dtype=np.float32) * spread
+    for start in range(0, n_rows, _PIECE):
+        n = min(_PIECE, n_rows - start)
+        rows = base[rng.integers(len(base), size=n)]
+        at = int(rng.integers(_PIECE))
+        yield start, (rows + noise[at : at + n]).astype(np.float16)
+
+
+# -- stream -----------------------------------------------------------------------------------------------------------
+
+
+def stream(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Cluster a pool of `--pool-bytes` under `--memory-limit`, and with all of it resident."""
+    n_rows = int(arguments.pool_bytes / (2 * base.shape[1]))
+    with tempfile.TemporaryDirectory(dir=arguments.scratch) as name:
+        folder = Path(name)
+        offset = create_npy(folder / "rows.npy", (n_rows, base.shape[1]), np.dtype("f2"))
+        for start, rows in _pieces(base, n_rows):
+            write_npy_rows(folder / "rows.npy", offset, start, rows)
+        hkm.ingest([folder / "rows.npy"], folder / "pool.zarr")
+        (folder / "rows.npy").unlink()
+        found: dict[str, Any] = {"n": n_rows, "bytes": 2 * n_rows * base.shape[1], "k": 1000}
+        found["read_seconds"] = _read_all(folder / "pool.zarr")
+        for limit in (arguments.memory_limit, "20GiB"):
+            with _cold(folder / "pool.zarr"):
+                seconds, peak = _run_apart(folder / "pool.zarr", limit)
+            found[limit] = {"seconds_per_iteration": seconds, "peak_mib": peak >> 20}
+            print(f"stream: {limit}: {seconds:.1f} s an iteration, peak {peak >> 20} MiB", flush=True)
+    streamed, resident = (found[limit]["seconds_per_iteration"] for limit in (arguments.memory_limit, "20GiB"))
+    bound = max(resident, found["read_seconds"])
+    found["share_of_bound"] = bound / streamed
+    print(f"stream: reading alone {found['read_seconds']:.1f} s; {bound / streamed:.2f} of what bounds it", flush=True)
+    return found
+
+
+def _files(pool: Path) -> list[Path]:
+    return [path for path in (pool / "embeddings").rglob("*") if path.is_file()]
+
+
+def _forget(path: Path) -> None:
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+@contextmanager
+def _cold(pool: Path) -> Iterator[None]:
+    """Keep the pool out of the page cache."""
+    files, done = _files(pool), threading.Event()
+    os.sync()
+
+    def drop() -> None:
+        while not done.wait(0.5):
+            for path in files:
+                _forget(path)
+
+    thread = threading.Thread(target=drop)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
+
+
+def _read_all(pool: Path) -> float:
+    """Seconds to read the pool from disk, checked, by as many threads as there are cores."""
+    rows = ZarrRows(pool, "embeddings")
+    with _cold(pool), Runner() as runner:
+        bounds = rows.bounds(64 << 20, runner.n_threads)
+        begin = time.perf_counter()
+        runner.map(_ReadAlone(rows), list(pairwise(bounds)), stage="read")
+        return time.perf_counter() - begin
+
+
+class _ReadAlone:
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __call__(self, pair: tuple[int, int]) -> int:
+        return len(self.rows.read(int(pair[0]), int(pair[1])))
+
+
+def _run_apart(pool: Path, limit: str) -> tuple[float, int]:
+    """Seconds of an iteration in a process of its own, and the most bytes its process tree held."""
+    command = [sys.executable, __file__, "--iterate", str(pool), "--memory-limit", limit]
+    peak = 0
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while process.poll() is None:
+            with suppress(psutil.Error):
+                parent = psutil.Process(process.pid)
+                peak = max(peak, sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)]))
+            time.sleep(0.05)
+        assert process.stdout is not None
+        answer = process.stdout.read()
+    if process.returncode:
+        raise SystemExit(f"{' '.join(command)} failed")
+    return float(answer), peak
+
+
+def _iterate_pool(pool: Path, limit: str) -> None:
+    """Print the median seconds of iterations 3 to 5, when all that is kept has been kept."""
+    from dask.utils import parse_bytes
+
+    rows, opened = ZarrRows(pool, "embeddings"), hkm.open_pool(pool)
+    with Runner(memory_limit=int(parse_bytes(limit))) as runner:
+        frame = make_frame(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
+        start = rows.take(np.sort(np.random.default_rng(0).choice(rows.n_rows, 1000, replace=False)))
+        seconds = _iteration_seconds(rows, np.asarray(start, np.float32), frame, runner, 5)
+    print(statistics.median(seconds[2:]))
+
+
+def _iteration_seconds(rows: Rows, start: NDArray[np.float32], frame: Any, runner: Runner, n_iter: int) -> list[float]:
+    ticks = [time.perf_counter()]
+
+    def tick(iteration: int, moved: Moved) -> None:
+        ticks.append(time.perf_counter())
+
+    iterate(rows, start, frame=frame, runner=runner, max_iter=n_iter, tol=0.0, on_iteration=tick)
+    return [b - a for a, b in pairwise(ticks)]
+
+
+# -- growth -----------------------------------------------------------------------------------------------------------
+
+
+def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Seconds of iterations 3 to 5 as n or k grows fourfold, and the ratios."""
+    found: dict[str, Any] = {}
+    sizes = [int(n) for n in arguments.growth_rows.split(",")]
+    everything = np.empty((max(sizes), base.shape[1]), np.float16)
+    for start, rows in _pieces(base, max(sizes)):
+        everything[start : start + len(rows)] = rows
+    cases = [(f"n={n}, k=1000", n, 1000) for n in sizes] + [
+        (f"n={sizes[1]}, k={k}", sizes[1], k) for k in (4000, 16000)
+    ]
+    seconds = {}
+    for name, n, k in cases:
+        table = ArrayRows(everything[:n])
+        with Runner() as runner:
+            frame = make_frame(table, runner, n_clusters=k)
+            chosen = table.take(np.sort(np.random.default_rng(0).choice(n, k, replace=False))).astype(np.float32)
+            seconds[name] = statistics.median(_iteration_seconds(table, chosen, frame, runner, 5)[2:])
+        memo.drop(table.key)
+        print(f"growth: {name}: {seconds[name]:.3f} s an iteration", flush=True)
+    found["seconds"] = seconds
+    chains = ([cases[i][0] for i in range(len(sizes))], [cases[1][0], cases[-2][0], cases[-1][0]])
+    found["ratios"] = {f"{b} to {a}": seconds[b] / seconds[a] for chain in chains for a, b in pairwise(chain)}
+    for name, ratio in found["ratios"].items():
+        print(f"growth: {name}: × {ratio:.2f}", flush=True)
+    return found
+
+
+# -- overhead ---------------------------------------------------------------------------------------------------------
+
+
+def overhead(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
+    """An iteration over 256 blocks through Dask, against the same tasks called one after the other on one thread."""
+    table = ArrayRows(np.ascontiguousarray(np.resize(base, (256 * 1024, base.shape[1]))))
+    k = 1000
+    with Runner(n_threads=1) as runner:
+        frame = make_frame(table, runner, n_clusters=k)
+        centroids = runner.shelf.put("centroids", table.array[:: len(table.array) // k][:k].copy())
+        parts = split_rows(table, runner, k)
+        bounds = tuple(range(0, table.n_rows + 1, 1024))
+        parts = [type(part)(part.rows, bounds, part.budget) for part in parts]
+        task = AssignAndAdd(centroids, frame, "overhead")
+        update = Update(centroids, frame, table, runner.shelf, "next")
+
+        def through_dask() -> None:
+            runner.map_reduce(task, parts, combine=Totals.__add__, finish=update, stage="assign")
+
+        def bare() -> None:
+            update(task(parts[0]))
+
+        from threadpoolctl import threadpool_limits
+
+        with threadpool_limits(1):
+            times = _in_turns([through_dask, bare], 9)
+    ratio = times[0] / times[1]
+    print(f"overhead: {times[0]:.3f} s through Dask, {times[1]:.3f} s bare: × {ratio:.3f}", flush=True)
+    return {"blocks": 256, "dask_seconds": times[0], "bare_seconds": times[1], "ratio": ratio}
+
+
+def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
+    times: list[list[float]] = [[] for _ in works]
+    for turn in range(repeats + 1):
+        for work, kept in zip(works, times, strict=True):
+            begin = time.perf_counter()
+            work()
+            if turn:
+                kept.append(time.perf_counter() - begin)
+    return [statistics.median(kept) for kept in times]
+
+
+# -- sample -----------------------------------------------------------------------------------------------------------
+
+
+def sample(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
+    """Targets and draw, in a process of its own so that its memory is its own."""
+    command = [sys.executable, __file__, "--draw", str(arguments.leaves)]
+    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
+    found: dict[str, Any] = json.loads(answer)
+    print(f"sample: {found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB", flush=True)
+    return found
+
+
+def _draw(n_leaves: int) -> None:
+    rng = np.random.default_rng(0)
+    counts = [n_leaves, *(max(n_leaves * k // 74_300_000, 4) for k in (1_000_000, 50_000, 5_000, 1_000))]
+    indptr, members, leaf_sizes = [], [], [np.ones(n_leaves, np.int64)]
+    for below, n in pairwise(counts):
+        weights = rng.lognormal(0.0, 1.0, n)
+        cuts = np.floor(np.cumsum(weights) / weights.sum() * below).astype(np.int64)
+        cuts[-1] = below
+        indptr.append(np.concatenate([[0], cuts]))
+        members.append(rng.permutation(below))
+        sizes = np.concatenate([[0], np.cumsum(leaf_sizes[-1][members[-1]])])
+        leaf_sizes.append(sizes[indptr[-1][1:]] - sizes[indptr[-1][:-1]])
+    begin = time.perf_counter()
+    size = n_leaves * 10_000_000 // 74_300_000
+    targets = hierarchical_targets(indptr, members, leaf_sizes[1:], size, seed=0)
+    rows = draw_members(indptr[0], members[0], targets, key=stream_key(0, "within"))
+    seconds = time.perf_counter() - begin
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
+    distinct = bool((np.diff(rows) > 0).all())
+    print(
+        json.dumps({"leaves": n_leaves, "size": len(rows), "distinct": distinct, "seconds": seconds, "peak_gib": peak})
+    )
+
+
+SUITES = {"stream": stream, "growth": growth, "overhead": overhead, "sample": sample}
+
+
+def main() -> None:
+    """Run what was asked for."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--suite", default=",".join(SUITES), help=f"of {','.join(SUITES)}; default: all")
+    parser.add_argument("--data", type=Path, metavar="NPY", help="rows to tile and perturb; default: made")
+    parser.add_argument("--pool-bytes", type=float, default=8e9, help="of the streamed pool; default: 8e9")
+    parser.add_argument("--memory-limit", default="1GiB", help="for the streamed pool; default: 1GiB")
+    parser.add_argument("--growth-rows", default="50000,200000,800000,3200000", help="each four times the one before")
+    parser.add_argument("--leaves", type=int, default=74_300_000, help="of the tree that is sampled; default: 74.3M")
+    parser.add_argument("--scratch", type=Path, help="where the streamed pool is made; default: the temporary folder")
+    parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")
+    parser.add_argument("--iterate", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--draw", type=int, help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.iterate is not None:
+        return _iterate_pool(arguments.iterate, arguments.memory_limit)
+    if arguments.draw is not None:
+        return _draw(arguments.draw)
+    base = make_rows(80_000, 384).rows if arguments.data is None else load_rows(arguments.data).rows
+    found: dict[str, Any] = {"machine": describe_machine()}
+    for name in arguments.suite.split(","):
+        if name not in SUITES:
+            parser.error(f"--suite={name} should be one of {', '.join(SUITES)}")
+        found[name] = SUITES[name](base, arguments)
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    (arguments.out / "scale.json").write_text(json.dumps(found, indent=2) + "\n")
+    return None
+
+
+if __name__ == "__main__":
+    main()
