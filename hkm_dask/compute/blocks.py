@@ -23,6 +23,9 @@ import numpy as np
 
 from hkm_dask.data.rows import ArrayRows, Rows
 
+#: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
+REMEMBERED_BYTES = 16
+
 
 @dataclass(frozen=True)
 class Part:
@@ -223,7 +226,9 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
                 else:
                     block = ahead[1].result()
                     ahead = _submit(reader, part.rows.read, next(queue, None))
-                memo.put(part.rows.key, pair, block, block.nbytes, part.budget)
+                # What passes remember about the rows saves more than the rows themselves: it keeps its room.
+                room = part.budget - REMEMBERED_BYTES * part.rows.n_rows
+                memo.put(part.rows.key, pair, block, block.nbytes, room)
             yield pair[0], block
 
 

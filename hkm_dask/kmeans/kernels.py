@@ -93,13 +93,43 @@ def centre(rows, mean, out, norms):  # type: ignore[no-untyped-def]
     """
     n_features = rows.shape[1]
     for i in range(rows.shape[0]):
-        total = 0.0
+        row, centred = rows[i], out[i]
         for j in range(n_features):
-            value = rows[i, j] - mean[j]
-            out[i, j] = value
-            total += np.float64(value) * np.float64(value)
-        out[i, n_features] = 1.0
-        norms[i] = total
+            centred[j] = row[j] - mean[j]
+        centred[n_features] = 1.0
+        norms[i] = _squares(centred, n_features)
+
+
+# Sums for bounds may be added in any order; what numba itself inlines would lose that permission.
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _squares(values, n):  # type: ignore[no-untyped-def]
+    """Sum of the squares of the first n float32 values, in float64."""
+    total = 0.0
+    for j in range(n):
+        total += np.float64(values[j]) * np.float64(values[j])
+    return total
+
+
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _to_grid(values, inverse, out):  # type: ignore[no-untyped-def]
+    """Write float32 values as whole steps; the sum of the squares of what that changes, in steps, in float64."""
+    lost = 0.0
+    for j in range(values.shape[0]):
+        scaled = values[j] * inverse
+        steps = np.rint(scaled)
+        out[j] = np.int16(np.int32(steps))
+        off = np.float64(scaled - steps)
+        lost += off * off
+    return lost
+
+
+@njit
+def _squared_steps(values, first):  # type: ignore[no-untyped-def]
+    """Sum of the squares of 16 whole numbers."""
+    total = np.int64(0)
+    for j in range(16):
+        total += np.int64(np.int32(values[first + j]) * np.int32(values[first + j]))
+    return total
 
 
 @kernel("void(f4[:,::1], f8[::1], f8, f8, b1, i2[:,::1], f4[:,::1], f8[::1], f8[::1])")
@@ -128,20 +158,16 @@ def quantise(projected, norms, relative_error, step, is_whole, matrix, tails, ou
         Written to: squared norms of the rows as written, and the bounds.
     """
     n_columns = matrix.shape[1]
+    inverse = np.float32(1.0 / step)
     for i in range(projected.shape[0]):
         norm = np.sqrt(norms[i])
         delta = relative_error * norm
-        fits = norm + delta < LARGEST * step
-        kept = 0.0
-        lost = 0.0
-        for j in range(projected.shape[1]):
-            value = np.float64(projected[i, j])
-            steps = np.rint(value / step) if fits else 0.0
-            matrix[i, j] = np.int16(steps)
-            kept += value * value
-            lost += (value - steps * step) * (value - steps * step)
-        for j in range(projected.shape[1], n_columns):
-            matrix[i, j] = 0
+        fits = norm + delta < LARGEST * step and np.isfinite(inverse) and inverse > np.float32(0.0)
+        kept = _squares(projected[i], projected.shape[1])
+        lost = kept
+        matrix[i, :] = 0
+        if fits:
+            lost = _to_grid(projected[i], inverse, matrix[i]) * step * step
         left = 0.0
         off = 0.0
         if not is_whole:
@@ -150,11 +176,10 @@ def quantise(projected, norms, relative_error, step, is_whole, matrix, tails, ou
             off = spread / np.sqrt(left) if left > spread else np.sqrt(spread)
         tails[i, n_columns // 16] = np.float32(np.sqrt(left))
         for block in range(n_columns // 16 - 1, -1, -1):
-            for j in range(16 * block, 16 * block + 16):
-                left += (matrix[i, j] * step) * (matrix[i, j] * step)
+            left += np.float64(_squared_steps(matrix[i], 16 * block)) * (step * step)
             tails[i, block] = np.float32(np.sqrt(left))
         out_norms[i] = left
-        errors[i] = delta + off + np.sqrt(lost) + 4.0 * 2.0**-24 * norm if fits else np.inf
+        errors[i] = delta + off + np.sqrt(lost) * (1.0 + 1e-6) + 4.0 * 2.0**-24 * norm if fits else np.inf
 
 
 @njit(inline="always")

@@ -20,6 +20,7 @@ from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Operand, make_operand, operand_bytes, scratch
 from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_head, moved_from, search_for
+from hkm_dask.kmeans.vector import widen
 
 #: Rows converted to float32 at once, for a core's cache and for a GPU.
 SLAB_ROWS, DEVICE_SLAB_ROWS = 4096, 1 << 17
@@ -103,7 +104,10 @@ def iter_slabs(part: Part) -> Iterator[Slab]:
             # Kernels are compiled for arrays that may be written to.
             if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.writeable):
                 wide = scratch("slab", rows.size).reshape(rows.shape)
-                wide[...] = rows
+                if rows.dtype == np.float16 and rows.flags.c_contiguous and rows.flags.writeable:
+                    widen(rows, wide)
+                else:
+                    wide[...] = rows
                 rows = wide
             start = first + low
             local = slice(start - part.start, first + high - part.start)

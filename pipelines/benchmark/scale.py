@@ -36,6 +36,7 @@ import hkm_dask as hkm
 from hkm_dask.compute.blocks import memo
 from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
@@ -155,7 +156,7 @@ def _iterate_pool(pool: Path, limit: str) -> None:
     """Print the median seconds of iterations 3 to 5, when all that is kept has been kept."""
     from dask.utils import parse_bytes
 
-    rows, opened = ZarrRows(pool, "embeddings"), hkm.open_pool(pool)
+    rows, opened = ZarrRows(pool, "embeddings"), open_pool(pool)
     with Runner(memory_limit=int(parse_bytes(limit))) as runner:
         frame = make_frame(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
         start = rows.take(np.sort(np.random.default_rng(0).choice(rows.n_rows, 1000, replace=False)))
@@ -178,7 +179,7 @@ def _iteration_seconds(rows: Rows, start: NDArray[np.float32], frame: Any, runne
 
 def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds of iterations 3 to 5 as n or k grows fourfold, and the ratios."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     sizes = [int(n) for n in arguments.growth_rows.split(",")]
     everything = np.empty((max(sizes), base.shape[1]), np.float16)
     for start, rows in _pieces(base, max(sizes)):
@@ -186,21 +187,23 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
     cases = [(f"n={n}, k=1000", n, 1000) for n in sizes] + [
         (f"n={sizes[1]}, k={k}", sizes[1], k) for k in (4000, 16000)
     ]
-    seconds = {}
-    for name, n, k in cases:
+    times: dict[str, list[float]] = {name: [] for name, _, _ in cases}
+    for name, n, k in cases * 3:
         table = ArrayRows(everything[:n])
         with Runner() as runner:
             frame = make_frame(table, runner, n_clusters=k)
             chosen = table.take(np.sort(np.random.default_rng(0).choice(n, k, replace=False))).astype(np.float32)
-            seconds[name] = statistics.median(_iteration_seconds(table, chosen, frame, runner, 5)[2:])
+            times[name].extend(_iteration_seconds(table, chosen, frame, runner, 5)[2:])
         memo.drop(table.key)
-        print(f"growth: {name}: {seconds[name]:.3f} s an iteration", flush=True)
-    found["seconds"] = seconds
+    seconds = {name: statistics.median(found) for name, found in times.items()}
+    for name, middle in seconds.items():
+        print(f"growth: {name}: {middle:.3f} s an iteration", flush=True)
+    result["seconds"] = seconds
     chains = ([cases[i][0] for i in range(len(sizes))], [cases[1][0], cases[-2][0], cases[-1][0]])
-    found["ratios"] = {f"{b} to {a}": seconds[b] / seconds[a] for chain in chains for a, b in pairwise(chain)}
-    for name, ratio in found["ratios"].items():
+    result["ratios"] = {f"{b} to {a}": seconds[b] / seconds[a] for chain in chains for a, b in pairwise(chain)}
+    for name, ratio in result["ratios"].items():
         print(f"growth: {name}: × {ratio:.2f}", flush=True)
-    return found
+    return result
 
 
 # -- overhead ---------------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.kmeans.vector import LANES, least_of_lanes, lowest_bit, mask_not_above
+from hkm_dask.kmeans.vector import LANES, least_of_lanes, lowest_bit, mask_not_above, widen
 
 values = hnp.arrays(np.float32, LANES + 7, elements=st.floats(-9, 9, width=32) | st.just(np.inf))
 
@@ -45,3 +45,12 @@ def test_the_lowest_bit(mask: int) -> None:
 def test_nothing_is_not_above_nan() -> None:
     array = np.full(LANES, np.nan, np.float32)
     assert mask_from(array, 0, np.float32(np.inf)) == 0
+
+
+def test_every_float16_is_widened_exactly() -> None:
+    values = np.arange(2**16, dtype=np.uint16).view(np.float16).reshape(-1, 128)
+    for cut in (slice(None), slice(0, 3)):
+        some = np.ascontiguousarray(values[cut, : 128 if cut.stop is None else 7])
+        out = np.empty(some.shape, np.float32)
+        widen(some, out)
+        np.testing.assert_array_equal(out, some.astype(np.float32))
