@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.compute.blocks import Memo, Part, iter_blocks, memo, split_parts
+from hkm_dask.compute.blocks import REMEMBERED_BYTES, Memo, Part, iter_blocks, memo, split_parts
 from hkm_dask.data.rows import ArrayRows, Rows
 
 
@@ -161,7 +161,7 @@ def test_blocks_are_the_rows_whatever_the_budget(budget: int) -> None:
 
 def test_blocks_that_fit_stay_and_the_others_are_streamed() -> None:
     rows = watched(40, 4)  # blocks of 10 rows take 160 bytes
-    part = Part(rows, (0, 10, 20, 30, 40), 350)
+    part = Part(rows, (0, 10, 20, 30, 40), 350 + REMEMBERED_BYTES * 40)  # and room for what is remembered
     for _ in range(5):
         list(iter_blocks(part))
     assert rows.reads == {(0, 10): 1, (10, 20): 1, (20, 30): 5, (30, 40): 5}
