@@ -92,11 +92,33 @@ def _signals_unwind() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _interrupt(number: int, frame: FrameType | None) -> NoReturn:
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    if _would_be_lost(frame):
+        main = threading.main_thread().ident
+        again = threading.Timer(0.05, signal.pthread_kill, (main, number))
+        again.daemon = True
+        again.start()
+        return
     # While a cluster is closed under their feet, Dask's own coroutines complain of it with tracebacks.
     for name in ("asyncio", "distributed"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     raise KeyboardInterrupt if number == signal.SIGINT else _Terminated
+
+
+def _would_be_lost(frame: FrameType | None) -> bool:
+    """Whether what is raised in a frame may not arrive, or leave something half done that another thread waits for.
+
+    A callback of the compiler swallows it, and a module that was half imported fails in another place. Where it passes
+    through `exec` of a string, as in some imports, CPython ends the process by the signal, whoever caught it.
+    """
+    while frame is not None:
+        # The outermost frame of `python -c` is a string, too, and no reason to wait.
+        if frame.f_back and frame.f_code.co_filename.startswith(("<frozen importlib", "<string>")):
+            return True
+        if frame.f_globals.get("__name__", "").partition(".")[0] in ("numba", "llvmlite"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -292,6 +293,43 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     assert resume.startswith("python -m hkm_dask cluster pool.zarr tree.zarr --n-clusters 150")
     assert "--restart" not in resume
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+def test_an_interrupt_while_kernels_are_compiled_is_not_lost(
+    running: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cold"))
+    process = running()
+    time.sleep(1)  # compiling takes ten
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Exception ignored" not in err
+    assert "what is finished is kept" in err
+
+
+@pytest.mark.parametrize("raising", ['exec("raise_signal(SIGINT)")', "CFUNCTYPE(None)(partial(raise_signal, SIGINT))()"])
+def test_an_interrupt_waits_where_it_would_be_lost(raising: str) -> None:
+    """In a process of its own, whose exit code shows what CPython made of it."""
+    script = f"""
+import time
+from ctypes import CFUNCTYPE
+from functools import partial
+from signal import SIGINT, raise_signal
+from hkm_dask.cli import _signals_unwind
+__name__ = "llvmlite"  # whose callbacks swallow what is raised
+try:
+    with _signals_unwind():
+        {raising}
+        print("went on")
+        __name__ = "free"
+        time.sleep(30)
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split("\n"), done.stderr) == (0, ["went on", "interrupted", ""], "")
 
 
 # --- the way through --------------------------------------------------------------------------------------------------
