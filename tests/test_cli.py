@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -309,7 +308,9 @@ def test_an_interrupt_while_kernels_are_compiled_is_not_lost(
     assert "what is finished is kept" in err
 
 
-@pytest.mark.parametrize("raising", ['exec("raise_signal(SIGINT)")', "CFUNCTYPE(None)(partial(raise_signal, SIGINT))()"])
+@pytest.mark.parametrize(
+    "raising", ['exec("raise_signal(SIGINT)")', "CFUNCTYPE(None)(partial(raise_signal, SIGINT))()"]
+)
 def test_an_interrupt_waits_where_it_would_be_lost(raising: str) -> None:
     """In a process of its own, whose exit code shows what CPython made of it."""
     script = f"""
