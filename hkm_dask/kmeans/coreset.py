@@ -40,6 +40,11 @@ _TABLE_FEATURES = 16
 _COARSE = 0.01
 #: Rows of the table one task makes.
 _PAIR_ROWS = 256
+#: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
+_FURTHER = 1.3
+
+#: Points chosen, in order, and the weighted sum of D² that each choice left.
+_Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def greedy_kmeans_plusplus(
@@ -75,14 +80,29 @@ def greedy_kmeans_plusplus(
     Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
     a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64.
     """
-    n_trials = n_trials or 2 + int(math.log(n_clusters))
+    return _walk(points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), runner=runner)[0]
+
+
+def n_trials_for(n_clusters: int) -> int:
+    """Candidates for each centre, as scikit-learn has it."""
+    return 2 + int(math.log(n_clusters))
+
+
+def _walk(
+    points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
+    runner: Runner | None,
+) -> _Walked:  # fmt: skip
+    """The points chosen, and the weighted sum of D² that each choice left."""
     n_chosen = min(n_clusters, len(points))
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
     centred = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
 
-    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> NDArray[np.int64]:
-        chosen = np.empty(n_chosen, np.int64)
-        return chosen[: greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen)]
+    def walk(
+        between: NDArray[np.float32], columns: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        chosen, left = np.empty(n_chosen, np.int64), np.empty(n_chosen)
+        n_found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
+        return chosen[:n_found], left[:n_found]
 
     no_table = np.empty((0, 0), np.float32)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
@@ -90,7 +110,7 @@ def greedy_kmeans_plusplus(
     largest, typical = math.sqrt((centred**2).sum(axis=1).max()), math.sqrt((centred**2).sum(axis=1).mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * product.LARGEST * typical:
         found = walk(_coarse_pairs(centred, largest, runner), no_table)
-        if len(found) == n_chosen:
+        if len(found[0]) == n_chosen:
             return found
     # An outlier makes the grid of 16 bits too wide for the others, or it makes one of points that are two.
     return walk(_all_pairs(centred, runner), no_table)
@@ -157,20 +177,19 @@ def _all_pairs(centred: NDArray[np.float64], runner: Runner | None) -> NDArray[n
 
 @dataclass(frozen=True)
 class _Walk:
-    """Task: `greedy_kmeans_plusplus` on some of the points."""
+    """Task: the greedy walk over the points of a group, as far as it is asked for."""
 
     points: Shared
     weights: NDArray[np.int64]
     key: int
     n_trials: int
 
-    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> NDArray[np.int64]:
-        number, index, quota = item
-        if quota == 0:
-            return index[:0]
+    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
+        number, index, n_steps = item
         points = np.ascontiguousarray(self.points.get()[index])
         key = self.key if number == 0 else stream_key(self.key, number)
-        return index[greedy_kmeans_plusplus(points, self.weights[index], quota, key=key, n_trials=self.n_trials)]
+        found, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
+        return index[found], left
 
 
 def group_points(points: NDArray[np.float32], size: int, *, key: int, frame: Frame) -> list[NDArray[np.int64]]:
@@ -212,59 +231,43 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, frame: Fra
     return done
 
 
-def share_out(n: int, room: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Share a number out in proportion to the room there is.
-
-    Parameters
-    ----------
-    n : int
-        At most ``room.sum()``.
-    room : ndarray of int64
-
-    Returns
-    -------
-    ndarray of int64
-        Sums to `n`; nowhere more than `room`.
-
-    Examples
-    --------
-    >>> share_out(5, np.array([2, 0, 6]))
-    array([1, 0, 4])
-    """
-    exact = room * (n / max(int(room.sum()), 1))
-    shares = np.floor(exact).astype(np.int64)
-    order = np.argsort(shares - exact, kind="stable")
-    shares[order[: n - int(shares.sum())]] += 1
-    return shares
-
-
 def _choose(
     points: Shared, weights: NDArray[np.int64], n_clusters: int, frame: Frame, key: int, runner: Runner, size: int
 ) -> NDArray[np.int64]:
     """Centres among the points with a weight, chosen group by group."""
-    used = np.flatnonzero(weights > 0)
+    used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
     groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, frame=frame)]
-    walk = _Walk(points, weights, key, 2 + int(math.log(n_clusters)))
     if len(groups) == 1 and not isinstance(runner, ClusterRunner):
         here = np.ascontiguousarray(values[used])
-        return used[greedy_kmeans_plusplus(here, weights[used], n_clusters, key=key, runner=runner)]
-    sizes, found = np.array([len(group) for group in groups]), [group[:0] for group in groups]
-    exhausted = np.zeros(len(groups), bool)
-    quota = share_out(min(n_clusters, len(used)), sizes)
-    # Where a group has fewer distinct points than its share, others give more; a longer walk begins as the shorter did.
+        return used[_walk(here, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
+    n_clusters = min(n_clusters, len(used))
+    sizes = np.array([len(group) for group in groups])
+    # Most groups end near their share of the points; those that are drawn more often are walked again, further.
+    n_steps = np.minimum(sizes, np.ceil(_FURTHER * n_clusters * sizes / len(used)).astype(np.int64) + 1)
+    draws = random_uniform(stream_key(key, "turns"), np.arange(n_clusters * n_trials)).reshape(n_clusters, n_trials)
+    walk, walks = _Walk(points, weights, key, n_trials), [(group[:0], np.empty(0)) for group in groups]
+    short = np.arange(len(groups))
     while True:
-        short = [i for i in range(len(groups)) if len(found[i]) < quota[i]]
-        items = [(i, groups[i], int(quota[i])) for i in short]
-        for i, chosen in zip(short, runner.map(walk, items, stage="seed"), strict=True):
-            found[i] = chosen
-        got = np.array([len(chosen) for chosen in found])
-        exhausted |= got < quota
-        room = np.where(exhausted, 0, sizes - got)
-        missing = min(n_clusters - int(got.sum()), int(room.sum()))
-        if missing <= 0:
-            return np.concatenate(found)
-        quota = got + share_out(missing, room)
+        items = [(int(g), groups[g], int(n_steps[g])) for g in short]
+        for g, walked in zip(short, runner.map(walk, items, stage="seed"), strict=True):
+            walks[g] = walked
+        taken = _take_turns([left for _, left in walks], draws)
+        # A walk that ended early has used up the distinct points of its group, and leaves nothing.
+        short = np.flatnonzero(taken > [len(chosen) for chosen, _ in walks])
+        if len(short) == 0:
+            return np.concatenate([chosen[:n] for (chosen, _), n in zip(walks, taken, strict=True)])
+        n_steps[short] = np.minimum(sizes[short], np.ceil(_FURTHER * taken[short]).astype(np.int64))
+
+
+def _take_turns(left: list[NDArray[np.float64]], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    walked = np.array([len(values) for values in left])
+    table = np.zeros((len(left), int(walked.max())))
+    for values, row in zip(left, table, strict=True):
+        row[: len(values)] = values
+    taken = np.empty(len(left), np.int64)
+    greedy.take_turns(table, walked, draws, taken)
+    return taken
 
 
 def seed_from_points(

@@ -58,8 +58,8 @@ def _potential(weights, closest, row):  # type: ignore[no-untyped-def]
     return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 
-@kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1])")
-def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-untyped-def]
+@kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1])")
+def greedy_walk(between, columns, weights, draws, chosen, left):  # type: ignore[no-untyped-def]
     """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least; until none is left.
 
     `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
@@ -75,6 +75,8 @@ def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-un
         In (0, 1).
     chosen : ndarray of int64, shape (n_clusters,)
         Written to.
+    left : ndarray of float64, shape (n_clusters,)
+        Written to: the weighted sum of D² that each choice leaves.
     """
     n_points = weights.shape[0]
     reach = np.empty(n_points)
@@ -103,7 +105,64 @@ def greedy_walk(between, columns, weights, draws, chosen):  # type: ignore[no-un
         for i in range(n_points):
             closest[i] = min(closest[i], best_row[i])
         closest[chosen[step]] = 0.0
+        left[step] = least
     return chosen.shape[0]
+
+
+@kernel("i8(f8[:,::1], i8[::1], f8[:,::1], i8[::1])")
+def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
+    """Share centres out to groups one by one: each goes to a group drawn by the D² that its centres so far leave.
+
+    Of several groups drawn for a centre, the one whose next centre takes away the most gets it, as one greedy walk over
+    all groups would have it. Returns how many centres were shared out: fewer than there are rows of `draws` where
+    nothing is left in any group.
+
+    Parameters
+    ----------
+    left : ndarray of float64, shape (n_groups, n_steps)
+        What the walk of each group leaves after its first centre, its second, …
+    walked : ndarray of int64, shape (n_groups,)
+        Centres each group was walked for, at least one; what follows in `left` means nothing.
+    draws : ndarray of float64, shape (n_clusters, n_trials)
+        In (0, 1).
+    taken : ndarray of int64, shape (n_groups,)
+        Written to: the centres of each group, one in each to begin with. Where that is more than `walked`, all are
+        estimates, as if every further centre of the group took away as much as its last.
+    """
+    n_groups = left.shape[0]
+    now, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)
+    n_taken = min(n_groups, draws.shape[0])
+    for group in range(n_groups):
+        taken[group] = 1 if group < n_taken else 0
+        now[group] = left[group, 0] if group < n_taken else 0.0
+        gain[group] = now[group] - left[group, 1] if walked[group] > 1 else 0.5 * now[group]
+    for step in range(n_taken, draws.shape[0]):
+        total = 0.0
+        for group in range(n_groups):
+            total += now[group]
+            reach[group] = total
+        if not total > 0.0:
+            return step
+        best = -1
+        for trial in range(draws.shape[1]):
+            # Rounding may point beyond the last group that has something left.
+            group = min(_first_above(reach, draws[step, trial] * total), n_groups - 1)
+            while not now[group] > 0.0:
+                group -= 1
+            if best < 0 or gain[group] > gain[best]:
+                best = group
+            if taken[group] >= walked[group]:  # what it would gain is not known, so it is to be walked further
+                best = group
+                break
+        n = taken[best] + 1
+        taken[best] = n
+        if n <= walked[best]:
+            now[best] = left[best, n - 1]
+        else:
+            now[best] -= min(gain[best], 0.5 * now[best])
+        if n < walked[best]:
+            gain[best] = now[best] - left[best, n]
+    return draws.shape[0]
 
 
 @kernel("void(f8[:,::1], f8[::1], f8[::1], f8, f4[:,::1])")

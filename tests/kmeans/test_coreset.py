@@ -1,4 +1,4 @@
-"""Groups of neighbours, their shares of the centres, and starts that use all distinct points there are."""
+"""Groups of neighbours, their turns at the centres, and starts that use all distinct points there are."""
 
 import numpy as np
 import pytest
@@ -9,7 +9,7 @@ from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import coreset
-from hkm_dask.kmeans.coreset import greedy_kmeans_plusplus, group_points, seed_from_points, share_out
+from hkm_dask.kmeans.coreset import _take_turns, greedy_kmeans_plusplus, group_points, seed_from_points
 from hkm_dask.kmeans.frame import Frame
 
 
@@ -33,13 +33,47 @@ def inertia(points: np.ndarray, centroids: np.ndarray) -> float:
     return float(((points[:, None] - centroids[None]) ** 2).sum(2).min(1).sum())
 
 
-@given(st.lists(st.integers(0, 50), min_size=1, max_size=9), st.data())
-def test_shares_add_up_and_find_room(room: list[int], data: st.DataObject) -> None:
-    n = data.draw(st.integers(0, sum(room)))
-    shares = share_out(n, np.array(room))
-    assert shares.sum() == n
-    assert (shares <= room).all()
-    assert (np.abs(shares - np.array(room) * n / max(sum(room), 1)) < 1).all()
+def turns_by_hand(left: list[list[float]], draws: np.ndarray) -> list[int]:
+    """What `take_turns` does, where every group was walked as far as it has points."""
+    taken = [1] * len(left)
+    for row in draws[len(left) :]:
+        now = np.array([values[n - 1] for values, n in zip(left, taken, strict=True)])
+        if now.sum() == 0:
+            break
+        drawn = [int(np.searchsorted(np.cumsum(now), u * now.sum(), side="right")) for u in row]
+        gains = [left[g][taken[g] - 1] - left[g][taken[g]] for g in drawn]
+        taken[drawn[int(np.argmax(gains))]] += 1
+    return taken
+
+
+@given(st.data())
+def test_turns_are_taken_by_what_is_left(data: st.DataObject) -> None:
+    lengths = data.draw(st.lists(st.integers(1, 12), min_size=1, max_size=6))
+    rng = np.random.default_rng(data.draw(st.integers(0, 99)))
+    left = [[*np.sort(rng.random(n - 1))[::-1].tolist(), 0.0] for n in lengths]
+    draws = rng.random((data.draw(st.integers(len(left), 60)), data.draw(st.integers(1, 4))))
+    taken = _take_turns([np.array(values) for values in left], draws)
+    assert taken.tolist() == turns_by_hand(left, draws)
+    assert taken.sum() == min(len(draws), sum(lengths))
+    # Walked less far, it says so wherever it matters, and never where it does not.
+    cut = [np.array(values[: data.draw(st.integers(1, n))]) for values, n in zip(left, lengths, strict=True)]
+    estimate = _take_turns(cut, draws)
+    if (estimate <= [len(values) for values in cut]).all():
+        assert estimate.tolist() == taken.tolist()
+
+
+def test_sparse_groups_get_more_centres_than_their_share_of_the_points(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    dense, sparse = 0.05 * rng.normal(size=(1600, 3)), 5 + rng.normal(size=(200, 3))
+    points = np.concatenate([dense, sparse]).astype(np.float32)
+    weights = np.ones(len(points), np.int64)
+    whole = (chosen(points, weights, 150, runner)[:, 0] > 2).sum()
+    monkeypatch.setattr(coreset, "GROUP_POINTS", 300)
+    grouped = (chosen(points, weights, 150, runner)[:, 0] > 2).sum()
+    assert whole > 100  # of 150, though they are a ninth of the points
+    assert abs(int(grouped) - int(whole)) < 12
 
 
 @pytest.mark.parametrize("n", [10, 100, 101, 730])
