@@ -28,8 +28,9 @@ from hkm_dask.kmeans.lloyd import iterate, split_rows
 from hkm_dask.kmeans.nearest import Search, scratch
 from hkm_dask.kmeans.scan import remembered
 
-#: Lloyd iterations on the weighted points.
-CORESET_ITERATIONS = 8
+#: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centres into dense places,
+#: which costs trees of large clusters some of their balance (`pipelines/longtail`).
+CORESET_ITERATIONS = 2
 #: Points walked together at most, and Lloyd iterations that group them.
 GROUP_POINTS, _GROUP_ITERATIONS = 4096, 4
 #: Points up to which the walk keeps all squared distances between them (float32).
