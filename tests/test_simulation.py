@@ -1,28 +1,239 @@
-import importlib.util
+"""The simulations make what they say, small; at the paper's size the slow tests hold what is reached."""
+
+import importlib
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
+from scipy.integrate import quad
+from sklearn.neighbors import KernelDensity
 
-SCRIPT = Path(__file__).parents[1] / "pipelines" / "simulation" / "run.py"
-spec = importlib.util.spec_from_file_location("simulation", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-simulation = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(simulation)
+FOLDER = Path(__file__).parents[1] / "pipelines" / "simulation"
+NAMES = (
+    "mixtures", "measures", "drawing", "toy", "figure2", "figure3_pictures", "figure3", "rings", "gap", "command"
+)  # fmt: skip
 
 
-def test_the_divergence_of_a_grid_is_small_and_of_a_heap_large() -> None:
+@pytest.fixture(scope="module")
+def simulation() -> Iterator[SimpleNamespace]:
+    """The pipeline's modules, which find each other by the folder they lie in."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(FOLDER)
+        yield SimpleNamespace(**{name: importlib.import_module(f"simulation_{name}") for name in NAMES})
+        for name in NAMES:
+            del sys.modules[f"simulation_{name}"]
+
+
+def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(FOLDER / "run.py"), *arguments]
+    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
+
+
+# -- the command ------------------------------------------------------------------------------------------------------
+
+
+def test_the_toy_is_made_by_one_command(tmp_path: Path) -> None:
+    done = run("toy", "--seeds", "3", "--out", "out", "--docs", "docs", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    ways = json.loads((tmp_path / "out" / "toy.json").read_text(encoding="utf-8"))["ways"]
+    # 5000 numbers evenly in an interval of 0.2 lie N (N + 1) / (N - 1) 0.2² / 12 about their middle; see §3.2.
+    spread = 5000 * 5001 / 4999 * 0.2**2 / 12
+    assert ways["one for each heap"]["centroids"] == pytest.approx([1, 2, 3], abs=1e-6)
+    assert ways["one for each heap"]["distortion"] == pytest.approx(spread, rel=1e-5)
+    assert ways["one for each heap"]["distortion"] == pytest.approx(16.67, abs=0.005)
+    halves = 2 * 2500 * 2501 / 2499 * (0.2 * 2499 / 4999) ** 2 / 12
+    assert ways["k-means, optimum"]["centroids"] == pytest.approx([0.95, 1.05, 2.5], abs=1e-4)
+    assert ways["k-means, optimum"]["distortion"] == pytest.approx(halves + 4 * 0.5**2, rel=1e-5)
+    assert ways["k-means, optimum"]["distortion"] == pytest.approx(5.17, abs=0.005)
+    assert ways["k-means with s = 4"]["centroids"] == pytest.approx([1, 2, 3], abs=1e-6)
+    assert ways["100, then 3 clusters"]["centroids"] == pytest.approx([1, 2, 3], abs=0.01)
+    assert "16.67" in done.stdout
+    with Image.open(tmp_path / "docs" / "simulation_toy.png") as picture:
+        assert 500 < picture.width <= 1600
+    assert (tmp_path / "docs" / "simulation_toy.svg").read_text(encoding="utf-8").startswith("<?xml")
+
+
+def test_wrong_options_are_refused(
+    simulation: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "toy", "--seeds", "0", "--out", str(tmp_path / "out")])
+    with pytest.raises(SystemExit) as stopped:
+        simulation.command.main("What it does.")
+    assert stopped.value.code == 2
+    assert "--seeds=0 should be >= 1" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+# -- data and measures ------------------------------------------------------------------------------------------------
+
+
+def test_the_line_has_the_papers_numbers_and_density(simulation: SimpleNamespace) -> None:
+    x = simulation.mixtures.line_mixture(0)
+    assert len(x) == pytest.approx(243_033, abs=400)
+    assert (np.diff(x) >= 0).all()
+    assert not ((x > -7) & (x < 0)).any()
+    edges = np.array([-14, -10, -7, 0, 2, 5, 12, 17, 20, 23.0])
+    for power in (1.0, 1 / 3):
+        law = simulation.mixtures.line_law(edges, power)
+        pieces = [
+            quad(lambda at, power: (simulation.mixtures.line_density(np.array([at])) ** power).item(), a, b, power)[0]
+            for a, b in itertools.pairwise(edges)
+        ]
+        np.testing.assert_allclose(law, np.array(pieces) / sum(pieces), atol=2e-5)
+        if power == 1:
+            assert sum(pieces) == pytest.approx(1, abs=1e-5)
+            np.testing.assert_allclose(np.histogram(x, edges)[0] / len(x), law, atol=0.003)
+
+
+def test_the_plane_has_the_papers_points_and_density(simulation: SimpleNamespace) -> None:
+    points = simulation.mixtures.plane_mixture(0)
+    assert points.shape == (9000, 2)
+    axis = np.linspace(-3, 3, 301)
+    density = simulation.mixtures.plane_density(axis)
+    in_heap = (axis > -2) & (axis < 0)
+    expected = density[np.ix_(in_heap, in_heap)].sum() * 0.02**2
+    assert density.sum() * 0.02**2 == pytest.approx(1, abs=0.005)
+    assert ((points > -2) & (points < 0)).all(axis=1).mean() == pytest.approx(expected, abs=0.02)
+
+
+def test_rings_have_the_same_area_and_do_not_touch(simulation: SimpleNamespace) -> None:
+    points, ring = simulation.mixtures.rings(0)
+    assert len(points) == 29_700
+    squared = (points.astype(float) ** 2).sum(axis=1)
+    for number, inner in enumerate((1, 4, 9, 16, 25)):
+        of_ring = squared[ring == number]
+        assert inner - 1e-5 <= of_ring.min()
+        assert of_ring.max() <= inner + 2 + 1e-5
+        assert of_ring.mean() == pytest.approx(inner + 1, abs=0.15)  # even in the squared radius: even in the plane
+
+
+def test_the_density_is_scikit_learns(simulation: SimpleNamespace) -> None:
+    points = simulation.mixtures.plane_mixture(1)[::30]
+    axis = np.arange(-3, 3.001, 0.02)
+    grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
+    theirs = np.exp(KernelDensity(bandwidth=0.5).fit(points).score_samples(grid))
+    theirs /= theirs.sum()
+    np.testing.assert_allclose(simulation.measures.density(points).ravel(), theirs, rtol=1e-8)
+    assert simulation.measures.divergence(points) == pytest.approx((theirs * np.log(theirs * theirs.size)).sum())
+
+
+def test_the_divergence_of_a_grid_is_small_and_of_a_heap_large(simulation: SimpleNamespace) -> None:
     axis = np.linspace(-2.9, 2.9, 18)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    assert simulation.divergence(grid) < 0.04
-    assert simulation.divergence(grid / 10) > 1.0
+    assert 0 < simulation.measures.divergence(grid) < 0.04
+    assert simulation.measures.divergence(grid / 10) > 1.0
 
 
-@pytest.mark.parametrize("seeds", [1, pytest.param(10, marks=pytest.mark.slow)])
-def test_levels_and_resampling_bring_the_centroids_close_to_uniform(seeds: int) -> None:
-    found = {name: np.mean(values["kl"]) for name, values in simulation.run(seeds).items()}
-    # One run in the paper: 0.340, 0.081, 0.0418; the authors' code with three seeds: 0.34, -, 0.0455.
-    assert found["1 level"] == pytest.approx(0.34, abs=0.03)
-    assert found["3 levels"] < 0.12
-    assert found["3 levels, resampled"] < (0.052 if seeds == 10 else 0.065)
+def test_the_law_of_the_divergence_is_that_of_very_many_points(simulation: SimpleNamespace) -> None:
+    density = simulation.mixtures.plane_density(np.linspace(-3, 3, 301))
+    many = np.concatenate([simulation.mixtures.plane_mixture(seed)[::10] for seed in range(30)])
+    assert simulation.measures.law_divergence(density, 1.0) == pytest.approx(
+        simulation.measures.divergence(many), abs=0.01
+    )
+    assert simulation.measures.law_divergence(density, 0.0) == pytest.approx(0.0191, abs=1e-4)
+
+
+def test_total_variation_entropy_and_spread_by_hand(simulation: SimpleNamespace) -> None:
+    counts = np.array([2, 2, 0])
+    assert simulation.measures.total_variation(counts, np.array([0.25, 0.25, 0.5])) == 0.5
+    assert simulation.measures.entropy(counts) == pytest.approx(np.log(2))
+    assert simulation.measures.spread([1.0, 3.0]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "values": [1.0, 3.0]}
+    assert simulation.measures.spread([1.0])["sd"] == 0.0
+
+
+def test_every_border_of_a_cell_lies_halfway(simulation: SimpleNamespace) -> None:
+    points = np.random.default_rng(0).uniform(-3, 3, (50, 2))
+    borders = simulation.figure3_pictures.cells(points)
+    middles = borders.mean(axis=1)
+    inside = (np.abs(middles) < 3).all(axis=1)
+    assert inside.sum() > 100
+    distances = np.sort(np.linalg.norm(middles[inside, None] - points, axis=2), axis=1)
+    np.testing.assert_allclose(distances[:, 0], distances[:, 1], rtol=1e-9)
+
+
+# -- figures ----------------------------------------------------------------------------------------------------------
+
+
+def test_figure_2_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    numbers, pictures = simulation.figure2.run(tmp_path, 1, share=0.05)
+    by_start = numbers["starts"]
+    for s in ("2", "4", "8"):
+        assert by_start["k-means++"][s]["converged"]
+        assert by_start["k-means++"][s]["tv_to_own_law"]["mean"] < by_start["random"][s]["tv_to_own_law"]["mean"] / 2
+    assert by_start["k-means++"]["8"]["entropy"]["mean"] > by_start["k-means++"]["2"]["entropy"]["mean"]
+    assert [path.name for path in pictures] == ["figure2.png", "figure2.svg"]
+    assert all(path.stat().st_size < 300_000 for path in pictures)
+    assert "random" in simulation.figure2.summarise(numbers)
+
+
+def test_figure_3_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    quick = [
+        method for method in simulation.figure3.METHODS if method.name in ("data", "DBSCAN", "1 level", "2 levels")
+    ]
+    numbers, pictures = simulation.figure3.run(tmp_path, 1, methods=quick)
+    kl = {name: one["kl"]["mean"] for name, one in numbers.items()}
+    assert kl["data"] == pytest.approx(0.942, abs=0.03)
+    assert kl["300 uniform points"] == pytest.approx(0.040, abs=0.007)
+    assert kl["data"] > kl["DBSCAN"] > kl["1 level"] > kl["2 levels"] > kl["300 uniform points"]
+    assert numbers["DBSCAN"]["n_clusters"]["mean"] == pytest.approx(300, abs=15)
+    assert numbers["1 level"]["law"] == pytest.approx(kl["1 level"], abs=0.04)
+    assert [path.name for path in pictures if path.stat().st_size < 300_000] == [
+        "figure3_maps.png", "figure3_bars.png", "figure3_bars.svg",
+    ]  # fmt: skip
+    assert "DBSCAN" in simulation.figure3.summarise(numbers)
+
+
+def test_rings_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    numbers, pictures = simulation.rings.run(tmp_path, 1)
+    entropy = {name: one["entropy"]["mean"] for name, one in numbers["draws"].items()}
+    assert list(entropy.values()) == sorted(entropy.values())
+    assert entropy["random"] < 0.65
+    assert entropy["2 levels, resampled"] > 0.98
+    assert all(sum(one["per_ring"]) == 1000 for one in numbers["draws"].values())
+    assert pictures[0].is_file()
+    assert "20,000" in simulation.rings.summarise(numbers)
+
+
+def test_the_gap_is_measured_by_case(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    case = ((300,), {"n_resamples": 0})
+    numbers, pictures = simulation.gap.run(tmp_path, 2, cases={"one": {"a": case}, "other": {"b": case}})
+    assert numbers["one"]["a"] == numbers["other"]["b"]
+    assert len(numbers["one"]["a"]["values"]) == 2
+    assert pictures == []
+    assert "0.3" in simulation.gap.summarise(numbers)
+    assert all(len(levels) >= 1 for group in simulation.gap.CASES.values() for levels, _ in group.values())
+
+
+# -- at the paper's size ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_figure_2_follows_the_law(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    numbers, _ = simulation.figure2.run(tmp_path, 3)
+    found = numbers["starts"]["k-means++"]
+    assert max(found["2"]["tv_to_cube_root"]["values"]) <= 0.05
+    assert max(found[s]["tv_to_own_law"]["mean"] for s in found) <= 0.05
+    entropies = [found[s]["entropy"]["mean"] for s in ("2", "4", "8")]
+    assert entropies == sorted(entropies)
+    assert all(found[s]["converged"] for s in found)
+
+
+@pytest.mark.slow
+def test_figure_3_comes_near_the_paper(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    numbers, _ = simulation.figure3.run(tmp_path, 10)
+    kl: dict[str, Any] = {name: one["kl"]["mean"] for name, one in numbers.items()}
+    assert kl["1 level"] == pytest.approx(0.34, abs=0.03)
+    assert kl["agglomerative"] == pytest.approx(0.374, abs=0.02)
+    assert kl["2 levels"] <= 0.15
+    assert kl["3 levels"] <= 0.105
+    assert kl["3 levels, m = 10"] <= 0.052
+    assert kl["3 levels, m = 10, 10, 100"] <= 0.043
+    assert kl["3 levels, m = 0, 0, 100"] <= kl["300 uniform points"]

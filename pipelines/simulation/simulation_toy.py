@@ -1,0 +1,123 @@
+"""§3.2's toy: k-means splits the heap of 5000 and merges the rest; s = 4 and a second level do not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+import hkm_dask as hkm
+from hkm_dask.kmeans.distortion import fit_line
+from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
+from simulation_mixtures import toy
+
+LEVELS = (100, 3)
+# Where to start from, to end in what the paper speaks of: the wanted centroids, and the optimum.
+WANTED, OPTIMUM = (1.0, 2.0, 3.0), (0.95, 1.05, 2.5)
+
+
+def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
+    """Cluster the toy in five ways and draw where the centroids come to lie.
+
+    Parameters
+    ----------
+    out : Path
+        Folder for the pictures.
+    seeds : int
+        Starts of k-means, whose commonest outcome is one of the ways.
+
+    Returns
+    -------
+    numbers : dict
+        Centroids and distortions of each way, and what k-means ends in from how many starts.
+    pictures : list of Path
+    """
+    x = toy()
+    starts = [hkm.KMeans(3, random_state=seed).fit(x).cluster_centers_ for seed in range(seeds)]
+    distortions = [f"{distortion(x, centroids, 2):.2f}" for centroids in starts]
+    ends = Counter(distortions)
+    usual = starts[distortions.index(ends.most_common(1)[0][0])]
+    ways: dict[str, NDArray[np.floating]] = {
+        "one for each heap": hkm.KMeans(3, init=np.reshape(WANTED, (3, 1))).fit(x).cluster_centers_,
+        "k-means, usual end": usual,
+        "k-means, optimum": hkm.KMeans(3, init=np.reshape(OPTIMUM, (3, 1))).fit(x).cluster_centers_,
+        "k-means with s = 4": fit_line(x[:, 0], 3, s=4).centroids,
+        f"{LEVELS[0]}, then {LEVELS[1]} clusters": hkm.HierarchicalKMeans(LEVELS, n_resamples=0, random_state=0)
+        .fit(x)
+        .cluster_centers_,
+    }
+    found = {name: np.sort(np.ravel(centroids)).astype(np.float64) for name, centroids in ways.items()}
+    numbers: dict[str, Any] = {
+        "ways": {
+            name: {
+                "centroids": centroids.tolist(),
+                "distortion": distortion(x, centroids, 2),
+                "distortion_s4": distortion(x, centroids, 4),
+            }
+            for name, centroids in found.items()
+        },
+        "ends": dict(ends.most_common()),
+    }
+    return numbers, write(_draw(numbers["ways"]), out, "toy")
+
+
+def summarise(numbers: dict[str, Any]) -> str:
+    """Write the numbers for people.
+
+    Parameters
+    ----------
+    numbers : dict
+        From `run`.
+
+    Returns
+    -------
+    str
+    """
+    lines = [f"{'':26}{'centroids':>18}{'Σ|x-c|²':>10}{'Σ|x-c|⁴':>10}"]
+    for name, found in numbers["ways"].items():
+        where = ", ".join(f"{centroid:.2f}" for centroid in found["centroids"])
+        lines.append(f"{name:26}{where:>18}{found['distortion']:10.2f}{found['distortion_s4']:10.3f}")
+    ends = ", ".join(f"{distortion} from {n}" for distortion, n in numbers["ends"].items())
+    return "\n".join([*lines, f"k-means ends at {ends} of {sum(numbers['ends'].values())} starts"])
+
+
+def distortion(x: NDArray[np.floating], centroids: NDArray[np.floating], s: float) -> float:
+    """Sum of the distances to the nearest centroid, to the s, in float64.
+
+    Parameters
+    ----------
+    x : ndarray of shape (n,) or (n, 1)
+    centroids : ndarray of shape (k,) or (k, 1)
+    s : float
+
+    Returns
+    -------
+    float
+    """
+    distances = np.abs(x.reshape(-1, 1).astype(np.float64) - centroids.reshape(1, -1)).min(axis=1)
+    return float((distances**s).sum())
+
+
+def _draw(ways: dict[str, Any]) -> Figure:
+    figure = empty_figure(1000, 380)
+    axes = figure.add_subplot()
+    for row, found in enumerate(ways.values()):
+        axes.plot([0.9, 1.1], [row, row], color=BLUE, linewidth=9, solid_capstyle="butt", alpha=0.45)
+        axes.plot([2, 3], [row, row], "o", color=BLUE, markersize=8, alpha=0.45, markeredgewidth=0)
+        axes.plot(found["centroids"], [row] * 3, "|", color=ORANGE, markersize=26, markeredgewidth=3)
+        axes.annotate(f"{found['distortion']:.2f}", (3.4, row), va="center", ha="right", color=INK)
+    for x, text, colour in (
+        (1, "5000 numbers", BLUE), (2, "2 numbers", BLUE), (3, "2 numbers", BLUE), (3.34, "$Σ(x-c)^2$", QUIET)
+    ):  # fmt: skip
+        axes.annotate(text, (x, -0.85), ha="center", va="center", color=colour, annotation_clip=False)
+    axes.set(xlim=(0.75, 3.45), ylim=(len(ways) - 0.4, -1.1))
+    axes.set_yticks(range(len(ways)), list(ways), fontsize=10)
+    plain(axes)
+    axes.spines["left"].set_visible(False)
+    axes.tick_params(axis="y", length=0, labelsize=10, labelcolor=INK)
+    axes.set_title("Where three centroids go (orange)", loc="left", fontsize=12, color=INK)
+    return figure
