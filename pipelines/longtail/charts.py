@@ -1,0 +1,124 @@
+"""The plots: what levels, seeding, resampling and numbers of clusters do to a draw."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from hkm_dask.view.pictures import CURATED, INK, PAPER, QUIET
+
+GREY = "#8b949e"
+#: Told apart by the colour-blind, too (Okabe and Ito), and by their markers.
+COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+MARKERS = ("o", "s", "^", "D", "v")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of a dot plot: its name, the values of its seeds in each panel, and whether it is a reference."""
+
+    name: str
+    values: Sequence[NDArray[np.float64]]
+    reference: bool = False
+
+
+def _figure(width: float, height: float) -> Figure:
+    figure = Figure(figsize=(width, height), dpi=100, facecolor=PAPER, layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _clean(axes: Axes, grid: Literal["x", "both"] = "x") -> None:
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    axes.grid(axis=grid, color="#e6e8eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.tick_params(colors=QUIET, length=0)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, and as SVG beside it."""
+    figure.savefig(path)
+    figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
+
+
+def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -> None:
+    """A line per setting, a panel per measure; every seed is a dot, the mean a bar across."""
+    figure = _figure(11, 1.2 + 0.34 * len(lines))
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    for i, name in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        _clean(axes)
+        for y, line in enumerate(reversed(lines)):
+            colour = GREY if line.reference else CURATED
+            values = line.values[i]
+            axes.plot(values, np.full(len(values), y), "o", color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
+            mean = float(np.mean(values))
+            axes.plot([mean, mean], [y - 0.3, y + 0.3], color=colour, linewidth=2.5)
+            axes.annotate(
+                f"{mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=QUIET
+            )
+        axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)] if i == 0 else [""] * len(lines))
+        axes.tick_params(axis="y", labelcolor=INK)
+        axes.set_title(name, loc="left", fontsize=10, color=QUIET)
+        axes.set_ylim(-0.6, len(lines) - 0.4)
+    save(figure, path)
+
+
+def curves(
+    path: Path, title: str, panels: Sequence[tuple[str, str, Sequence[tuple[str, Sequence[Any], NDArray[np.float64]]]]]
+) -> None:
+    """Panels of curves with the spread of the seeds; the values are of shape (n_points, n_seeds)."""
+    figure = _figure(11, 4)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    for i, (name, label, series) in enumerate(panels):
+        axes = figure.add_subplot(1, len(panels), i + 1)
+        _clean(axes, "both")
+        for (legend, x, values), colour, marker in zip(series, COLOURS, MARKERS, strict=False):
+            at = np.arange(len(x))  # settings, in order: neither is a continuous scale
+            mean, spread = values.mean(axis=1), values.std(axis=1)
+            axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
+            axes.plot(at, mean, color=colour, marker=marker, markersize=5, label=legend)
+            axes.set_xticks(at, [str(value) for value in x])
+        axes.set_title(name, loc="left", fontsize=10, color=QUIET)
+        axes.set_xlabel(label, color=QUIET)
+        if len(series) > 1:
+            axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)
+
+
+def class_sizes(
+    path: Path, sizes: NDArray[np.int64], levels: Sequence[tuple[str, NDArray[np.float64], NDArray[np.float64]]]
+) -> None:
+    """Clusters of each class, and their mean size, against the size of the class (Fig. 4).
+
+    `levels` has a name, the clusters per class as a share of all, and their mean sizes relative to the mean of all.
+    """
+    figure = _figure(11, 4.4)
+    title = "Deeper trees give every class its share of the clusters, and large classes large clusters"
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    names = ("share of the top-level clusters", "mean size of a cluster / mean of all")
+    for i, name in enumerate(names):
+        axes = figure.add_subplot(1, 2, i + 1)
+        _clean(axes, "both")
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        for (label, shares, mean_sizes), colour, marker in zip(levels, COLOURS, MARKERS, strict=False):
+            values = (shares, mean_sizes)[i]
+            seen = values > 0
+            slope = np.polyfit(np.log(sizes[seen]), np.log(values[seen]), 1)
+            axes.plot(sizes[seen], values[seen], marker, color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
+            ends = np.array([sizes.min(), sizes.max()], dtype=float)
+            fit = np.exp(np.polyval(slope, np.log(ends)))
+            axes.plot(ends, fit, color=colour, linewidth=2, label=f"{label}: size$^{{{slope[0]:.2f}}}$")
+        axes.set_xlabel("samples in the class", color=QUIET)
+        axes.set_title(name, loc="left", fontsize=10, color=QUIET)
+        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)

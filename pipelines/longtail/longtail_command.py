@@ -1,0 +1,150 @@
+"""Does curation help? Trees on labelled pools with a long tail: tables and plots of what their draws are worth."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import studies
+from charts import Line, class_sizes, curves, dots
+from pools import DATA, POOLS
+from studies import CLUSTERS, MEMBERS, RESAMPLES, Row, Study
+from trials import Trials
+
+MEASURES = {
+    "entropy": "entropy of the classes drawn, of 1",
+    "linear": "accuracy of a linear probe",
+    "knn": "accuracy of nearest neighbours",
+}
+COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
+STUDIES = ("levels", "seeding", "resampling", "clusters", "advice")
+
+
+def main() -> None:
+    """Measure what is missing, print the tables, draw the plots."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("longtail"), help="folder for tables, plots and what is measured"
+    )
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--studies", default="levels", help=f"all, or some of {', '.join(STUDIES)}")
+    parser.add_argument("--pools", default=",".join(POOLS), help="of the study of seeding")
+    options = parser.parse_args()
+    names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
+    pools = tuple(options.pools.split(","))
+    wrong = [
+        *(f"--studies={name} should be one of {', '.join(STUDIES)}" for name in names if name not in STUDIES),
+        *(f"--pools={name} should be one of {', '.join(POOLS)}" for name in pools if name not in POOLS),
+        *([] if DATA.is_dir() else [f"{DATA.name}={DATA} should hold the labelled pools; see the README"]),
+    ]
+    if wrong:
+        parser.error("; ".join(wrong))
+    options.out.mkdir(parents=True, exist_ok=True)
+    found = Trials(options.out / "trials.jsonl")
+    for name in names:
+        study = make(name, options.seeds, pools)
+        found.run(study.trials())
+        text = table(study, found)
+        print(f"\n{study.question}\n\n{text}", flush=True)
+        (options.out / f"{name}.md").write_text(text)
+        (options.out / f"{name}.json").write_text(json.dumps(numbers(study, found), indent=1))
+        DRAW[name](study, found, options.out)
+
+
+def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
+    """Build the study of a name."""
+    if name in ("seeding", "advice"):
+        return {"seeding": studies.seeding, "advice": studies.advice}[name](seeds, pools)
+    return {"levels": studies.levels, "resampling": studies.resampling, "clusters": studies.clusters}[name](seeds)
+
+
+def numbers(study: Study, found: Trials) -> dict[str, dict[str, list[float]]]:
+    """Every value of every seed, by line and measure."""
+    return {row.name: {c: found.values(row.trials, row.draw, c).tolist() for c in COLUMNS} for row in study.rows}
+
+
+def table(study: Study, found: Trials) -> str:
+    """Mean and spread of every line, as Markdown."""
+    lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
+    for row in study.rows:
+        values = [found.values(row.trials, row.draw, column) for column in COLUMNS]
+        cells = [
+            f"{v.mean():.3f} ± {v.std():.3f}" if c != "n_missed" else f"{v.mean():.1f}"
+            for c, v in zip(COLUMNS, values, strict=True)
+        ]
+        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _dots(title: str, measures: Sequence[str]) -> Callable[[Study, Trials, Path], None]:
+    def draw(study: Study, found: Trials, out: Path) -> None:
+        lines = [
+            Line(row.name, [found.values(row.trials, row.draw, m) for m in measures], row.draw in ("random", "ideal"))
+            for row in study.rows
+        ]
+        dots(out / f"{study.name}.png", title, lines, [MEASURES[m] for m in measures])
+
+    return draw
+
+
+def _draw_levels(study: Study, found: Trials, out: Path) -> None:
+    _dots("Nouns with a long tail: draws of 1000 from 15,186", list(MEASURES))(study, found, out)
+    draw_class_sizes(study.rows, found, out / "class_sizes.png")
+
+
+def draw_class_sizes(rows: Sequence[Row], found: Trials, path: Path) -> None:
+    """Fig. 4, of the trees that the rows of one to four levels name."""
+    pool = POOLS["nouns"]()
+    sizes = np.bincount(pool.labels, minlength=pool.n_classes)
+    shown = []
+    for row in rows:
+        if row.name not in ("1 level", "2 levels", "3 levels", "4 levels"):
+            continue
+        top = [found.found[trial.key]["top"] for trial in row.trials]
+        counts = np.array([level["n_clusters"] for level in top], dtype=float)
+        samples = counts * np.array([[s or 0.0 for s in level["mean_size"]] for level in top])
+        n, total = counts.sum(axis=0), samples.sum(axis=0)
+        mean = np.divide(total, n, out=np.zeros_like(total), where=n > 0)
+        shown.append((row.name, n / n.sum(), mean * n.sum() / total.sum()))
+    class_sizes(path, sizes, shown)
+
+
+def _draw_curves(study: Study, found: Trials, out: Path) -> None:
+    def values(rows: Sequence[Row], measure: str) -> np.ndarray:
+        return np.array([found.values(row.trials, row.draw, measure) for row in rows])
+
+    groups: list[tuple[str, tuple, Sequence[Row]]]
+    if study.name == "resampling":
+        n = len(RESAMPLES)
+        groups = [
+            ("resamplings m of every level", RESAMPLES, study.rows[:n]),
+            ("members r of a level-1 cluster", MEMBERS, study.rows[n:]),
+        ]
+        title = "Resampling (1000, 300, 100 clusters)"
+    else:
+        groups = [("numbers of clusters", tuple(name.replace("-", "\n") for name in CLUSTERS), study.rows)]
+        title = "Numbers of clusters"
+    panels = []
+    for label, x, rows in groups:
+        panels.append((MEASURES["entropy"], label, [("", x, values(rows, "entropy"))]))
+        panels.append(
+            (
+                "accuracy",
+                label,
+                [("linear probe", x, values(rows, "linear")), ("nearest neighbours", x, values(rows, "knn"))],
+            )
+        )
+    curves(out / f"{study.name}.png", title, panels)
+
+
+DRAW: dict[str, Callable[[Study, Trials, Path], None]] = {
+    "levels": _draw_levels,
+    "seeding": _dots("Where k-means starts", ("entropy", "linear")),
+    "resampling": _draw_curves,
+    "clusters": _draw_curves,
+    "advice": _dots("Small clusters at level 1, a third as many at each level above", ("entropy", "linear")),
+}

@@ -1,0 +1,144 @@
+"""Labelled pools with a long tail, each with a class-balanced test set that lies outside of it."""
+
+from __future__ import annotations
+
+import functools
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
+
+
+@dataclass(frozen=True)
+class Pool:
+    """Embeddings with classes 0 … n_classes - 1, largest class first, and a test set with as many of each."""
+
+    name: str
+    embeddings: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    test_embeddings: NDArray[np.float32]
+    test_labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    draw: int  # samples of a draw
+
+    @property
+    def n_classes(self) -> int:
+        """Classes there are."""
+        return len(self.class_names)
+
+
+def long_tail(sizes: NDArray[np.int64], exponent: float) -> NDArray[np.int64]:
+    """Numbers of samples by rank, falling as rank^-exponent from the first, and never above what there is."""
+    wanted = sizes[0] * np.arange(1, len(sizes) + 1, dtype=float) ** -exponent
+    return np.minimum(np.maximum(np.round(wanted), 1).astype(np.int64), sizes)
+
+
+def split(
+    name: str, embeddings: NDArray, classes: NDArray[np.int64], names: tuple[str, ...], *,
+    sizes: NDArray[np.int64], n_test: int, draw: int, seed: int = 0,
+) -> Pool:  # fmt: skip
+    """Take `n_test` of every class for the test, and of what is left `sizes[c]` of class c."""
+    rng = np.random.default_rng(seed)
+    kept, test = [], []
+    for c in range(len(names)):
+        rows = rng.permutation(np.flatnonzero(classes == c))
+        test.append(rows[:n_test])
+        kept.append(rows[n_test : n_test + sizes[c]])
+    train, held = np.sort(np.concatenate(kept)), np.concatenate(test)
+    return Pool(
+        name, np.asarray(embeddings[train], np.float32), classes[train],
+        np.asarray(embeddings[held], np.float32), classes[held], names, draw,
+    )  # fmt: skip
+
+
+@functools.cache
+def _nouns() -> tuple[NDArray[np.float16], NDArray[np.int64], list[str]]:
+    import json
+
+    embeddings = np.load(DATA / "wordnet_nouns_minilm_f16.npy")
+    classes = np.load(DATA / "wordnet_nouns_lexname.npy").astype(np.int64)
+    return embeddings, classes, json.loads((DATA / "wordnet_lexnames.json").read_text())
+
+
+def nouns() -> Pool:
+    """WordNet's nouns as MiniLM sees them, 15,186 of them in 20 classes from 7000 down to 78."""
+    embeddings, classes, names = _nouns()
+    pool = np.load(DATA / "longtail_nouns_idx.npy")
+    by_size = np.argsort(-np.bincount(classes[pool], minlength=len(names)), kind="stable")[:20]
+    ranks = np.full(len(names), -1)
+    ranks[by_size] = np.arange(20)
+    rng = np.random.default_rng(0)
+    rest = np.setdiff1d(np.arange(len(classes)), pool)
+    held = np.concatenate([rng.permutation(rest[classes[rest] == c])[:500] for c in by_size])
+    return Pool(
+        "nouns", embeddings[pool].astype(np.float32), ranks[classes[pool]],
+        embeddings[held].astype(np.float32), ranks[classes[held]],
+        tuple(names[c].removeprefix("noun.") for c in by_size), 1000,
+    )  # fmt: skip
+
+
+def other_nouns() -> Pool:
+    """Nouns again with another tail: classes in another order, and none of the rows of the first pool."""
+    embeddings, classes, names = _nouns()
+    rest = np.setdiff1d(np.arange(len(classes)), np.load(DATA / "longtail_nouns_idx.npy"))
+    n_test = 200
+    sizes = np.bincount(classes[rest], minlength=len(names))
+    large = np.argsort(-sizes, kind="stable")
+    large = large[sizes[large] >= n_test + 60]
+    ranks = np.full(len(names), -1)
+    ranks[large] = np.arange(len(large))
+    chosen = tuple(names[c].removeprefix("noun.") for c in large)
+    wanted = long_tail(np.minimum(sizes[large] - n_test, 7000), 1.8)
+    return split(
+        "other nouns", embeddings[rest], ranks[classes[rest]], chosen, sizes=wanted, n_test=n_test, draw=1000
+    )  # fmt: skip
+
+
+def digits(exponent: float) -> Pool:
+    """Scikit-learn's 1797 handwritten digits, 8 × 8 grey values."""
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    classes = np.asarray(bunch.target, np.int64)
+    sizes = long_tail(np.full(10, 140), exponent)
+    names = tuple(str(c) for c in range(10))
+    return split(
+        f"digits, exponent {exponent:g}", bunch.data / 16, classes, names, sizes=sizes, n_test=34, draw=60
+    )  # fmt: skip
+
+
+@functools.cache
+def _cifar10() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+    from PIL import Image
+
+    from hkm_dask.io.hog import Hog
+
+    with zipfile.ZipFile(DATA / "cifar10_10k.zip") as archive:
+        files = sorted(f for f in archive.namelist() if f.lower().endswith((".jpg", ".jpeg", ".png")))
+        images = [np.asarray(Image.open(BytesIO(archive.read(f))).convert("RGB")) for f in files]
+    folders = [Path(f).parent.name for f in files]
+    names = tuple(sorted(set(folders)))
+    return Hog()(images), np.array([names.index(f) for f in folders], np.int64), names
+
+
+def cifar10(exponent: float) -> Pool:
+    """Ten thousand of CIFAR-10's images, by a descriptor that needs no weights (HOG and colour)."""
+    embeddings, classes, names = _cifar10()
+    sizes = long_tail(np.full(10, 800), exponent)
+    return split(
+        f"CIFAR-10, exponent {exponent:g}", embeddings, classes, names, sizes=sizes, n_test=200, draw=200
+    )  # fmt: skip
+
+
+POOLS: dict[str, Callable[[], Pool]] = {
+    "nouns": nouns,
+    "other-nouns": other_nouns,
+    **{f"cifar10-{e:g}": functools.partial(cifar10, e) for e in (0.5, 1, 2)},
+    **{f"digits-{e:g}": functools.partial(digits, e) for e in (0.5, 1, 2)},
+}

@@ -1,0 +1,85 @@
+"""The long-tail pipeline: its pools, its even draw, and one small study the whole way."""
+
+import importlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "pipelines" / "longtail"
+MODULES = ("pools", "probes", "trials", "studies", "charts", "longtail_command")
+
+
+@pytest.fixture(scope="module")
+def longtail() -> Iterator[dict[str, ModuleType]]:
+    """The modules of the folder, imported as its script does."""
+    sys.path.insert(0, str(FOLDER))
+    try:
+        yield {name: importlib.import_module(name) for name in MODULES}
+    finally:
+        sys.path.remove(str(FOLDER))
+        for name in MODULES:
+            sys.modules.pop(name, None)
+
+
+def test_a_tail_falls_as_a_power_of_the_rank_and_never_above_what_there_is(longtail: dict[str, ModuleType]) -> None:
+    tail = longtail["pools"].long_tail
+    assert tail(np.array([100, 100, 100, 100]), 1).tolist() == [100, 50, 33, 25]
+    assert tail(np.array([100, 40, 100]), 0.5).tolist() == [100, 40, 58]
+    assert tail(np.array([9, 9, 9]), 9).tolist() == [9, 1, 1]
+
+
+@pytest.mark.parametrize("exponent", [0.5, 1, 2])
+def test_digits_keep_pool_and_test_apart(longtail: dict[str, ModuleType], exponent: float) -> None:
+    pool = longtail["pools"].digits(exponent)
+    assert np.bincount(pool.test_labels).tolist() == [34] * 10
+    sizes = np.bincount(pool.labels)
+    assert sizes[0] == 140
+    assert (np.diff(sizes) <= 0).all()
+    both = np.concatenate([pool.embeddings, pool.test_embeddings])
+    assert len(np.unique(both, axis=0)) == len(both)  # the pictures are all different
+
+
+@pytest.mark.parametrize("draw", [7, 30, 55])
+def test_the_even_draw_takes_as_many_of_each_class_while_it_lasts(longtail: dict[str, ModuleType], draw: int) -> None:
+    labels = np.repeat([0, 1, 2], [40, 12, 3])
+    empty = np.empty((0, 1), np.float32)
+    pool = longtail["pools"].Pool("", empty, labels, empty, labels[:0], ("a", "b", "c"), draw)
+    rows = longtail["trials"]._even_draw(pool, np.random.default_rng(0))
+    expected = {7: [3, 2, 2], 30: [15, 12, 3], 55: [40, 12, 3]}[draw]
+    assert len(set(rows.tolist())) == draw
+    assert np.bincount(labels[rows]).tolist() == expected
+
+
+def test_a_study_goes_the_whole_way_and_is_not_measured_twice(
+    longtail: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if not longtail["pools"].DATA.is_dir():
+        pytest.skip("the labelled pools are not beside the checkout")
+    words = ["run.py", "--out", str(tmp_path), "--studies", "advice", "--pools", "digits-2", "--seeds", "2"]
+    monkeypatch.setattr(sys, "argv", words)
+    longtail["longtail_command"].main()
+    first = capsys.readouterr().out
+    assert "[8 of 8]" in first
+    found = json.loads((tmp_path / "advice.json").read_text())
+    entropy = {name.partition(": ")[2]: np.mean(values["entropy"]) for name, values in found.items()}
+    assert entropy["uniform draw"] < entropy["as advised"] < entropy["even draw"]
+    assert (tmp_path / "advice.png").stat().st_size > 5000
+    longtail["longtail_command"].main()
+    again = capsys.readouterr().out
+    assert " of 8]" not in again
+    assert again.strip() == first[first.index("\nDoes the advice") :].strip()
+
+
+def test_wrong_words_are_refused_in_one_line(
+    longtail: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["run.py", "--studies", "levles", "--pools", "none"])
+    with pytest.raises(SystemExit) as stopped:
+        longtail["longtail_command"].main()
+    assert stopped.value.code == 2
+    assert "--studies=levles should be one of levels" in capsys.readouterr().err
