@@ -32,11 +32,15 @@ class _Terminated(KeyboardInterrupt):
     """SIGTERM, which is to unwind whatever Ctrl-C unwinds."""
 
 
-class _Commands(click.Group):
-    """A group whose commands end in one clear line, whatever happens to them."""
+class _Group(click.Group):
+    """A group that lists its commands in the order in which people use them."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)  # in the order in which people use them
+        return list(self.commands)
+
+
+class _Commands(_Group):
+    """A group whose commands end in one clear line, whatever happens to them."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         ctx.meta[_ARGUMENTS] = list(args)
@@ -73,7 +77,7 @@ def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
 
 def _tell_how_to_go_on(ctx: click.Context) -> None:
     arguments = [word for word in ctx.meta[_ARGUMENTS] if word != "--restart"]
-    resumes = ctx.invoked_subcommand == "cluster"
+    resumes = ctx.invoked_subcommand in ("cluster", "embed")
     kept = "what is finished is kept; to resume" if resumes else "nothing half-written is left; to start again"
     click.echo(f"\nInterrupted: {kept}, run\n  {ctx.info_name} {shlex.join(arguments)}", err=True)
 
@@ -260,12 +264,12 @@ def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
         ctx.exit()
 
 
-def _command(*examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Register a command of the group, with ``--debug`` last of its options and its examples below them."""
+def _command(*examples: str, group: click.Group | None = None) -> Callable[[Callable[..., None]], click.Command]:
+    """Register a command of a group, with ``--debug`` last of its options and its examples below them."""
     epilog = "\b\nExample:\n" + "\n".join(f"  {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> click.Command:
-        command = main.command(epilog=epilog)(function)
+        command = (group or main).command(epilog=epilog)(function)
         command.params.append(_debug_option())
         return command
 
@@ -335,6 +339,135 @@ def ingest(sources: tuple[str, ...], pool: Path, where: _Where, **options: Any) 
 
     with show_progress(), where.connect() as runner:
         run_ingest(list(sources), pool, client=runner.client, **options)
+    click.echo(info.render(info.describe(pool)))
+
+
+@main.group(
+    cls=_Group,
+    params=[_debug_option()],
+    epilog="\b\nExample:\n  hkm embed text texts.jsonl pool.zarr --model all-MiniLM-L6-v2/\n"
+    "  hkm embed image photos/ pool.zarr --model hog",
+)
+def embed() -> None:
+    """Turn texts or images into a pool of embeddings.
+
+    Items are streamed through a model in this process, on a GPU where torch sees one. Interrupted, the same command
+    resumes. On a finished pool it computes nothing.
+    """
+
+
+def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of every embedding."""
+    options = [
+        click.option(
+            "--dtype",
+            type=click.Choice(["float16", "float32"]),
+            default="float16",
+            show_default=True,
+            help="Store as this.",
+        ),
+        click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=batch_size,
+            show_default=True,
+            metavar="N",
+            help="Items that go through the model at once.",
+        ),
+        click.option("--device", metavar="NAME", help="Where the model runs, like cuda:1; a GPU if there is one."),
+        click.option(
+            "--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB, the step of resuming."
+        ),
+        click.option("--restart", is_flag=True, help="Begin again, whatever is there of the pool."),
+    ]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+@_command(
+    "hkm embed text texts.txt pool.zarr --model all-MiniLM-L6-v2/",
+    "hkm embed text shards/ pool.zarr --model DIR --column raw_content --ids url",
+    group=embed,
+)
+@click.argument("source", type=_PATH, metavar="INPUT")
+@click.argument("pool", type=_PATH, metavar="POOL.zarr")
+@click.option("--model", type=_PATH, required=True, metavar="DIR", help="Folder of a sentence-transformers model.")
+@click.option("--column", metavar="NAME", help="The key or column that has the texts.  [default: text]")
+@click.option("--ids", metavar="COLUMN", help="The key or column that has the ids.")
+@click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of refusing them.")
+@_embedding_options(32)
+def text(
+    source: Path,
+    pool: Path,
+    model: Path,
+    column: str | None,
+    ids: str | None,
+    skip_empty: bool,
+    batch_size: int,
+    device: str | None,
+    **options: Any,
+) -> None:
+    """Embed texts.
+
+    INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
+    beyond the longest that the model takes are cut by it.
+    """
+    from hkm_dask.io.encoders import SORTED_BATCHES, text_encoder
+    from hkm_dask.io.models import model_folder
+    from hkm_dask.io.texts import open_texts
+
+    model_folder(model)  # before a long pass over the texts
+    with _embedding_into(pool) as run_embed:
+        texts = open_texts(source, column=column, ids=ids, skip_empty=skip_empty)
+        encoder = text_encoder(model, batch_size=batch_size, device=device)
+        run_embed(texts, pool, encoder, batch_size=SORTED_BATCHES * batch_size, **options)
+
+
+@_command(
+    "hkm embed image photos/ pool.zarr --model hog",
+    "hkm embed image photos.zip pool.zarr --model dinov2-large/ --batch-size 64",
+    group=embed,
+)
+@click.argument("folder", type=_PATH, metavar="FOLDER")
+@click.argument("pool", type=_PATH, metavar="POOL.zarr")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR|hog",
+    help="Folder of a transformers or timm model; hog is a descriptor of edges and colours that needs none.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of refusing them.")
+@_embedding_options(64)
+def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, **options: Any) -> None:
+    """Embed images.
+
+    FOLDER has images in it or in its subfolders, or is a .zip of them. Their paths become the ids.
+    """
+    from hkm_dask.io.encoders import image_encoder
+    from hkm_dask.io.images import open_images
+    from hkm_dask.io.models import model_folder
+
+    if model != "hog":
+        model_folder(model)  # before a long pass over the images
+    with _embedding_into(pool) as run_embed:
+        images = open_images(folder, skip_unreadable=skip_unreadable)
+        run_embed(images, pool, image_encoder(model, device=device), **options)
+
+
+@contextmanager
+def _embedding_into(pool: Path) -> Iterator[Callable[..., object]]:
+    from hkm_dask.io.embed import embed as run_embed
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        yield run_embed
     click.echo(info.render(info.describe(pool)))
 
 

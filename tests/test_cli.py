@@ -21,7 +21,7 @@ from hkm_dask.compute.events import emit, subscribe
 from hkm_dask.view import info
 
 ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "ingest", "cluster", "sample", "info"]
+COMMANDS = ["demo", "ingest", "embed", "cluster", "sample", "info"]
 
 
 class Result(NamedTuple):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import os
-import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,9 +14,10 @@ import numpy as np
 from hkm_dask.compute.cluster import Runner, runner_for
 from hkm_dask.compute.events import emit
 from hkm_dask.data import layout, store
-from hkm_dask.data.pool import Pool, pool_fingerprint
-from hkm_dask.data.rows import unit_rows
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError
+from hkm_dask.io import pooling
+from hkm_dask.io.pooling import Stats
 from hkm_dask.io.sources import Segment, Sources, open_sources
 
 if TYPE_CHECKING:
@@ -57,49 +57,6 @@ class ChunkJob:
     first: int
     dropped: np.ndarray
     normalize: bool
-
-
-@dataclass
-class Stats:
-    """What is learned of rows while they are written.
-
-    Attributes
-    ----------
-    total : np.ndarray of float64, shape (n_features,)
-        Sum of the rows.
-    max_abs : float
-        Largest absolute value.
-    n_zero_rows : int
-        Rows of nothing but zeros.
-    nonfinite : list of np.ndarray of int64
-        Numbers of the source rows with NaN or Inf.
-    n_overflows : int
-        Finite values that the stored type cannot hold.
-    n_overflow_rows : int
-        Rows they stand in.
-    checksums : list of int
-        CRC-32C of every chunk.
-    """
-
-    total: np.ndarray
-    max_abs: float = 0.0
-    n_zero_rows: int = 0
-    nonfinite: list[np.ndarray] = field(default_factory=list)
-    n_overflows: int = 0
-    n_overflow_rows: int = 0
-    checksums: list[int] = field(default_factory=list)
-
-    def add(self, other: Stats) -> None:
-        """Fold in what was learned of the rows that follow."""
-        with np.errstate(invalid="ignore"):
-            # Inf − Inf, where values overflowed: an error is raised for them in the end.
-            self.total += other.total
-        self.max_abs = max(self.max_abs, other.max_abs)
-        self.n_zero_rows += other.n_zero_rows
-        self.nonfinite += other.nonfinite
-        self.n_overflows += other.n_overflows
-        self.n_overflow_rows += other.n_overflow_rows
-        self.checksums += other.checksums
 
 
 def ingest(
@@ -169,7 +126,7 @@ def ingest(
         table = open_sources(sources, ids=ids, column=column, scratch=scratch)
         stored = _pool_dtype(dtype, table.dtype)
         rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
-        _check_space(target, table.n_rows * table.n_features * stored.itemsize)
+        pooling.check_space(target, table.n_rows * table.n_features * stored.itemsize)
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         with Runner() if table.in_memory else runner_for(client) as runner:
             dropped = np.zeros(0, dtype=np.int64)
@@ -177,22 +134,17 @@ def ingest(
             if found.nonfinite:
                 dropped = _rows_to_drop(found, table, drop_nonfinite)
                 found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
-        _check_overflow(found, stored)
-        n_samples = table.n_rows - len(dropped)
-        _write_mean(wip, found.total / n_samples)
-        has_ids = _write_ids(wip, table, dropped)
-        _warn(found, len(dropped), normalize)
-        spec = store.open_array(wip / layout.EMBEDDINGS).spec
-        attributes = {
-            "fingerprint": pool_fingerprint((n_samples, table.n_features), stored, spec.chunk_rows, found.checksums),
-            "max_abs": found.max_abs,
-            "n_zero_rows": found.n_zero_rows,
-            "n_dropped_rows": len(dropped),
-            "normalized": normalize,
-            "has_ids": has_ids,
-            "sources": [source.name for source in table.tables],
-        }
-        store.mark_complete(wip, attributes)
+        ids = _ids(table, dropped)
+        if ids is not None:
+            pooling.write_ids(wip, ids, table.n_rows - len(dropped))
+        pooling.finish(
+            wip,
+            found,
+            has_ids=ids is not None,
+            normalize=normalize,
+            sources=[source.name for source in table.tables],
+            n_dropped=len(dropped),
+        )
     return store.open_pool(target)
 
 
@@ -210,22 +162,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 def _pool_dtype(dtype: Any, found: np.dtype) -> np.dtype:
     if dtype is None:
         return np.dtype(np.float16 if found == np.float16 else np.float32)
-    try:
-        stored = np.dtype(dtype)
-    except TypeError:
-        stored = None
-    if stored not in (np.float16, np.float32):
-        raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
-    return np.dtype(stored)
-
-
-def _check_space(target: Path, n_bytes: int) -> None:
-    free = shutil.disk_usage(target.parent).free
-    if free < n_bytes:
-        raise StoreError(
-            f"{target} needs {n_bytes / 1e9:.2f} GB, its disk is full but for {free / 1e9:.2f} GB; "
-            "free space, give another path, or store float16"
-        )
+    return pooling.pool_dtype(dtype)
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -242,15 +179,7 @@ def _write_embeddings(
 ) -> Stats:
     """Write all chunks, and fold what was learned of them in their order, whoever was done first."""
     n_samples = table.n_rows - len(dropped)
-    store.create_array(
-        group,
-        layout.EMBEDDINGS,
-        shape=(n_samples, table.n_features),
-        dtype=dtype,
-        chunks=(min(chunk_rows, n_samples), table.n_features),
-        dims=(layout.SAMPLE, layout.FEATURE),
-    )
-    array = store.open_array(group / layout.EMBEDDINGS)
+    array = pooling.create_embeddings(group, (n_samples, table.n_features), dtype, chunk_rows)
     found = Stats(np.zeros(table.n_features))
     n_chunks, per_round = array.spec.n_chunks, CHUNKS_PER_ROUND * runner.n_threads
     for start in range(0, n_chunks, per_round):
@@ -298,34 +227,10 @@ def write_chunk(job: ChunkJob) -> Stats:
                     keep = ~np.isin(numbers, job.dropped, assume_unique=True)
                     piece, numbers = piece[keep], numbers[keep]
                 if len(piece):
-                    stored = _convert(piece, job.array.spec.dtype, job.normalize)
-                    found.add(_measure(piece, stored, numbers))
+                    stored = pooling.convert(piece, job.array.spec.dtype, job.normalize)
+                    found.add(pooling.measure(piece, stored, numbers))
                     chunk.append(stored)
     found.checksums.append(chunk.crc)
-    return found
-
-
-def _convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
-    # NaN, Inf and overflow are counted afterwards, not warned about.
-    with np.errstate(all="ignore"):
-        return (unit_rows(piece) if normalize else piece).astype(dtype, copy=False)
-
-
-def _measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
-    wide = stored.astype(np.float32, copy=False)
-    with np.errstate(all="ignore"):
-        found = Stats(np.add.reduce(wide, axis=0, dtype=np.float64))
-        low, high = float(wide.min()), float(wide.max())
-    if not (np.isfinite(low) and np.isfinite(high)):
-        sound = np.isfinite(piece).all(axis=1)
-        lost = ~np.isfinite(wide[sound])
-        found.n_overflows, found.n_overflow_rows = int(lost.sum()), int(lost.any(axis=1).sum())
-        if not sound.all():
-            found.nonfinite.append(numbers[~sound])
-    found.max_abs = max(-low, high)
-    # A row of zeros begins with one: few others do, so the whole piece need not be searched.
-    candidates = np.flatnonzero(wide[:, 0] == 0)
-    found.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
     return found
 
 
@@ -343,66 +248,14 @@ def _rows_to_drop(found: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
     return rows
 
 
-def _check_overflow(found: Stats, dtype: np.dtype) -> None:
-    if found.n_overflows:
-        remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
-        raise InputError(
-            f"n_overflows={found.n_overflows} should be 0: so many values, in {found.n_overflow_rows} rows, exceed "
-            f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
-        )
+# --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def _warn(found: Stats, n_dropped: int, normalize: bool) -> None:
-    if n_dropped:
-        emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
-    if found.n_zero_rows and normalize:
-        emit("warning", message=f"{found.n_zero_rows} rows are all zero: they have no direction and stay zero")
-
-
-# --- what lies beside them --------------------------------------------------------------------------------------------
-
-
-def _write_mean(group: Path, mean: np.ndarray) -> None:
-    shape = mean.shape
-    store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
-    store.write_rows(group / layout.MEAN, 0, mean.astype(np.float32))
-
-
-def _write_ids(group: Path, table: Sources, dropped: np.ndarray) -> bool:
-    """Write the ids of the kept rows; where none were given but rows were dropped, their numbers in the sources."""
+def _ids(table: Sources, dropped: np.ndarray) -> Iterator[np.ndarray] | None:
+    """Give the ids of the kept rows; where none were given but rows were dropped, their numbers in the sources."""
     if table.ids is None and len(dropped) == 0:
-        return False
-    pieces = _row_numbers(table.n_rows) if table.ids is None else table.ids()
-    n_samples = table.n_rows - len(dropped)
-    step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
-    kind: str | None = None
-    waiting: list[np.ndarray] = []
-    start = 0
-    for piece in _kept(pieces, dropped):
-        if kind is None:
-            kind = piece.dtype.kind
-            dtype = np.int64 if kind == "i" else str
-            store.create_array(
-                group, layout.IDS, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,)
-            )
-        if piece.dtype.kind != kind:
-            raise InputError("ids: some sources have integers, others strings; give strings for all of them")
-        waiting.append(piece)
-        if start + sum(map(len, waiting)) >= min(start + step, n_samples):
-            start, waiting = _flush(group, start, step, n_samples, waiting)
-    if start != n_samples:
-        raise InputError(f"n_ids={start} should be {n_samples}, one per row; give ids for exactly these rows")
-    return True
-
-
-def _flush(
-    group: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
-) -> tuple[int, list[np.ndarray]]:
-    """Write the whole chunks among the ids that wait; return where the next begins, and the rest."""
-    ids = np.concatenate(waiting)
-    whole = len(ids) if start + len(ids) == n_samples else len(ids) // step * step
-    store.write_rows(group / layout.IDS, start, ids[:whole])
-    return start + whole, [ids[whole:]] if whole < len(ids) else []
+        return None
+    return _kept(_row_numbers(table.n_rows) if table.ids is None else table.ids(), dropped)
 
 
 def _row_numbers(n_rows: int) -> Iterator[np.ndarray]:

@@ -19,10 +19,11 @@ from hkm_dask.config import Config
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.sampling import sample
+from hkm_dask.io.cells import N_FEATURES
 from hkm_dask.io.export import write_subset
 from hkm_dask.io.ingest import ingest
 from hkm_dask.view import pictures
-from hkm_dask.view.patches import CREDITS, N_FEATURES, PATCH, PLAIN, Patches, cut, load_photographs
+from hkm_dask.view.patches import CREDITS, PATCH, PLAIN, Patches, cut, load_photographs
 
 if TYPE_CHECKING:
     from distributed import Client

@@ -65,7 +65,9 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     }
     if kind == layout.TREE_FORMAT:
         return facts | _tree_facts(root, attributes)
-    return facts | _pool_facts(root, attributes) if complete else facts
+    if complete:
+        return facts | _pool_facts(root, attributes)
+    return facts | {"made_by": "hkm embed" if "embedding" in attributes else "hkm ingest"}
 
 
 def render(facts: Facts) -> str:
@@ -173,7 +175,7 @@ def _read(path: Path) -> np.ndarray:
 
 def _pool_lines(facts: Facts) -> list[str]:
     if not facts["complete"]:
-        return ["  to finish it, run the same `hkm ingest` again"]
+        return [f"  to finish it, run the same `{facts.get('made_by', 'hkm ingest')}` again"]
     chunk = f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"
     return _pairs(
         [

@@ -11,14 +11,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from hkm_dask.compute.events import emit
+from hkm_dask.io.cells import CELLS, describe
 
 PATCH = 16  # pixels along a side
-CELLS = 8  # cells along a side, each the mean colour of its pixels
-N_FEATURES = CELLS * CELLS * 3
 PLAIN = 8.0  # a contrast below this, in grey levels of 255, is sky, still water or blur
 
-NOISE = 2.0  # the contrast, in grey levels, from which on its scale is logarithmic
-PATTERN_WEIGHT = 1 / 64  # how much a patch's pattern counts beside its mean colour
 SHARD = 16_384  # patches described and written at once: 25 MB in float64, 6 MB in the shard
 
 CREDITS = """\
@@ -105,40 +102,6 @@ def cell_means(pixels: NDArray[np.uint8], at: NDArray[np.int32]) -> NDArray[np.f
     rows = at[:, 0, None, None] + within[:, None]
     columns = at[:, 1, None, None] + within
     return squares[rows, columns].reshape(len(at), CELLS * CELLS, 3) / side**2
-
-
-def describe(cells: NDArray[np.float64]) -> tuple[NDArray[np.float16], NDArray[np.float64], NDArray[np.float64]]:
-    """Describe patches so that distance means what an eye sees: colour first, then the pattern on a logarithmic scale.
-
-    Without the logarithm the strongest edges alone would span the space, and foliage and tiles would lie together.
-
-    Parameters
-    ----------
-    cells : ndarray of float64, shape (n_patches, CELLS * CELLS, 3)
-        The cells of each patch, in grey levels.
-
-    Returns
-    -------
-    embeddings : ndarray of float16, shape (n_patches, N_FEATURES)
-        Still a little picture: the mean colour, 0 to 1, plus the deviations from it, compressed.
-    colour : ndarray of float64, shape (n_patches, 3)
-        The mean colour, in grey levels.
-    contrast : ndarray of float64, shape (n_patches,)
-        The root mean square of the deviations, in grey levels.
-
-    Examples
-    --------
-    >>> embeddings, colour, contrast = describe(np.full((1, CELLS * CELLS, 3), 255.0))
-    >>> embeddings.shape, float(embeddings.max()), colour.tolist(), contrast.tolist()
-    ((1, 192), 1.0, [[255.0, 255.0, 255.0]], [0.0])
-    """
-    colour = cells.mean(axis=1)
-    pattern = cells - colour[:, None]
-    contrast = np.sqrt((pattern**2).mean(axis=(1, 2)))
-    loudness = PATTERN_WEIGHT * np.log1p(contrast / NOISE)
-    pattern *= (loudness / np.maximum(contrast, 1e-9))[:, None, None]
-    embeddings = colour[:, None] / 255 + pattern
-    return embeddings.reshape(len(cells), N_FEATURES).astype(np.float16), colour, contrast
 
 
 @dataclass(frozen=True)

@@ -127,7 +127,7 @@ def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, g
     return sheet[: rows * height - gap, : columns * width - gap]
 
 
-def draw_sheets(draws: Sequence[Draw], *, columns: int = 18) -> Figure:
+def draw_sheets(draws: Sequence[Draw], *, columns: int = 18, scale: int = 2) -> Figure:
     """Draw the contact sheets of some draws side by side.
 
     Parameters
@@ -136,12 +136,14 @@ def draw_sheets(draws: Sequence[Draw], *, columns: int = 18) -> Figure:
         What to show.
     columns : int, default=18
         Patches in a row of each sheet.
+    scale : int, default=2
+        How many times as large each patch is drawn.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
-    sheets = [contact_sheet(draw.sheet, columns=columns) for draw in draws]
+    sheets = [contact_sheet(draw.sheet, columns=columns, scale=scale) for draw in draws]
     height, width = sheets[0].shape[:2]
     figure = _figure(MARGIN + len(sheets) * (width + MARGIN), 96 + height + MARGIN)
     for number, (draw, sheet) in enumerate(zip(draws, sheets, strict=True)):

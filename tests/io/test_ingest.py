@@ -680,7 +680,7 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     usage = type("Usage", (), {"free": 100})()
-    monkeypatch.setattr(ingest_module.shutil, "disk_usage", lambda path: usage)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     with pytest.raises(StoreError, match=r"needs 0.00 GB, its disk is full but for 0.00 GB; free space"):
         ingest(values(), tmp_path / "p.zarr")
     tidy(tmp_path)

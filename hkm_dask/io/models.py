@@ -1,0 +1,189 @@
+"""Model folders: whether what runs them is installed, what identifies them, and where they run."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from hkm_dask.data import layout
+from hkm_dask.data.files import careful, read_json
+from hkm_dask.errors import ComputeError, InputError
+
+
+def require(module: str, extra: str) -> Any:
+    """Import an optional package.
+
+    Parameters
+    ----------
+    module : str
+        Its name in Python.
+    extra : str
+        The extra of this package that brings it.
+
+    Returns
+    -------
+    module
+
+    Raises
+    ------
+    InputError
+        When it cannot be imported, naming what to install.
+
+    Examples
+    --------
+    >>> require("no_such_module", "text")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: no_such_module=missing should be installed; pip install 'hkm-dask[text]'
+    """
+    try:
+        return import_module(module)
+    # Some packages fail otherwise on import: torchvision with RuntimeError, where it was built for another torch.
+    except Exception as error:
+        missing = isinstance(error, ModuleNotFoundError) and error.name == module
+        state = "missing" if missing else f"broken ({type(error).__name__}: {error})"
+        raise InputError(f"{module}={state} should be installed; pip install 'hkm-dask[{extra}]'") from error
+
+
+def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
+    """Find a model folder and read its ``config.json``.
+
+    Parameters
+    ----------
+    model : path-like
+        The folder.
+
+    Returns
+    -------
+    Path, dict
+        Absolute, and the configuration.
+
+    Raises
+    ------
+    InputError
+        When it is no such folder.
+
+    Examples
+    --------
+    >>> model_folder("nowhere")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: model=...nowhere should be a model folder with a config.json, there is none; ...
+    """
+    folder = Path(model).absolute()
+    config = read_json(folder / "config.json")
+    if config is None:
+        raise InputError(
+            f"model={folder} should be a model folder with a config.json, there is none; give the folder that "
+            "`save_pretrained` wrote or `hf download` made"
+        )
+    return folder, config
+
+
+def folder_fingerprint(folder: Path, use: str = "") -> str:
+    """Identify a model by the content of its folder, and by the use that is made of it.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder; hidden files, caches of bytecode and texts for people do not count.
+    use : str, optional
+        Changes when we make other embeddings of the same model.
+
+    Returns
+    -------
+    str
+        Hexadecimal SHA-256.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "config.json").write_text("{}")
+    ...     before = folder_fingerprint(Path(folder))
+    ...     _ = Path(folder, "README.md").write_text("about")
+    ...     before == folder_fingerprint(Path(folder)), len(before)
+    (True, 64)
+    """
+    digest = hashlib.sha256(f"{use}\n".encode())
+    for path in sorted(folder.rglob("*")):
+        parts = path.relative_to(folder).parts
+        if not path.is_file() or path.suffix == ".md" or any(p.startswith(".") or p == "__pycache__" for p in parts):
+            continue
+        digest.update(f"{'/'.join(parts)}\n{path.stat().st_size}\n".encode())
+        with careful(lambda path=path: path.open("rb"), f"reading {path}") as file:  # type: ignore[misc]
+            while block := file.read(layout.MIB):
+                digest.update(block)
+    return digest.hexdigest()
+
+
+def pick_device(torch: Any, device: str | None) -> Any:
+    """Where a model runs: as asked for, else on CUDA where torch sees a GPU, else on the CPU.
+
+    Parameters
+    ----------
+    torch : module
+        PyTorch.
+    device : str or None
+        E.g. ``"cuda:1"``.
+
+    Returns
+    -------
+    torch.device
+
+    Raises
+    ------
+    InputError
+        When torch does not have it.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device={device} should be one that torch sees ({error}); use cpu, or cuda") from error
+    return found
+
+
+@contextmanager
+def enough_memory(torch: Any, device: Any) -> Iterator[None]:
+    """Say what to do where a batch does not fit on a device.
+
+    Parameters
+    ----------
+    torch : module
+        PyTorch.
+    device : torch.device
+        Where the model runs.
+
+    Raises
+    ------
+    ComputeError
+        When torch runs out of memory inside the context.
+    """
+    try:
+        yield
+    except torch.cuda.OutOfMemoryError as error:
+        raise ComputeError(
+            f"memory of {device}=exhausted should hold one batch; lower batch_size (--batch-size)"
+        ) from (error)
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' bars and notes off the console while a model is loaded; what matters is checked by us."""
+    from transformers.utils import logging
+
+    level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(level)
+        if bars:
+            logging.enable_progress_bar()

@@ -1,0 +1,145 @@
+"""Maps of what a draw kept of a raster: the raster dimmed, the kept patches lit, and shares of what they show."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+from PIL import Image
+
+from hkm_dask.view.pictures import DPI, INK, LIGHTNESS, MARGIN, PAPER, QUIET
+
+WIDTH = 752  # pixels of one map
+POOL = "#9aa2ab"
+_DARK, _LIGHT = 92.0, 170.0  # grey levels of black and white where they are dimmed
+
+
+@dataclass(frozen=True)
+class KeptMap:
+    """One draw, as it is to be shown.
+
+    Attributes
+    ----------
+    title, caption : str
+        Its name, and what is to be said of it in one line.
+    colour : str
+        Of its title and its bars.
+    at : ndarray of int64, shape (n, 2)
+        Top and left of the patches kept, in pixels of the raster.
+    shares : mapping of str to float
+        What share of them shows what.
+    """
+
+    title: str
+    caption: str
+    colour: str
+    at: NDArray[np.int64]
+    shares: Mapping[str, float]
+
+
+def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: float) -> NDArray[np.uint8]:
+    """Dim a picture to grey, all but some squares.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, shape (height, width, 3)
+        Red, green and blue.
+    at : ndarray of float, shape (n, 2)
+        Top and left of the squares, in pixels of the picture.
+    size : float
+        Pixels along a side of a square; at least one is lit.
+
+    Returns
+    -------
+    ndarray of uint8, shape (height, width, 3)
+
+    Examples
+    --------
+    >>> light_up(np.full((2, 3, 3), 255, np.uint8), np.array([[0, 1]]), size=1)[:, :, 0].tolist()
+    [[170, 255, 170], [170, 170, 170]]
+    """
+    grey = _DARK + (picture @ LIGHTNESS) * ((_LIGHT - _DARK) / 255)
+    lit = np.zeros(picture.shape[:2], bool)
+    begin = np.floor(at).astype(np.int64)
+    end = np.maximum(np.rint(at + size).astype(np.int64), begin + 1)
+    for (top, left), (bottom, right) in zip(begin.tolist(), end.tolist(), strict=True):
+        lit[top:bottom, left:right] = True
+    return np.where(lit[:, :, None], picture, np.rint(grey)[:, :, None]).astype(np.uint8)
+
+
+def draw_kept(
+    picture: NDArray[np.uint8], maps: Sequence[KeptMap], *, size: int, scale: float, pool: Mapping[str, float]
+) -> Figure:
+    """Draw maps of some draws side by side, and below them what share of each draw shows what.
+
+    Parameters
+    ----------
+    picture : ndarray of uint8, shape (height, width, 3)
+        The raster, small; best twice `WIDTH` wide.
+    maps : sequence of KeptMap
+        What to show.
+    size : int
+        Pixels along a side of a patch, in the raster.
+    scale : float
+        Pixels of the picture for one of the raster.
+    pool : mapping of str to float
+        Shares in the pool, in the order in which they are shown; empty for no bars.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    height = round(WIDTH * picture.shape[0] / picture.shape[1])
+    bars = 34 + 26 * len(pool) if pool else 0
+    width_all = MARGIN + len(maps) * (WIDTH + MARGIN)
+    height_all = 92 + height + (bars + 92 if bars else MARGIN)
+    figure = Figure(figsize=(width_all / DPI, height_all / DPI), dpi=DPI, facecolor=PAPER)
+    for number, one in enumerate(maps):
+        left = MARGIN + number * (WIDTH + MARGIN)
+        for top, text, font, weight, colour in (
+            (20, one.title, 17, "bold", one.colour),
+            (54, one.caption, 12, "normal", QUIET),
+        ):
+            figure.text(left / width_all, 1 - top / height_all, text, size=font, weight=weight, color=colour, va="top")
+        axes = figure.add_axes(
+            (left / width_all, 1 - (88 + height) / height_all, WIDTH / width_all, height / height_all)
+        )
+        lit = light_up(picture, one.at * scale, size=size * scale)
+        small = Image.fromarray(lit).resize((WIDTH, height), Image.Resampling.LANCZOS)
+        axes.imshow(np.asarray(small), interpolation="nearest")
+        axes.set_axis_off()
+    if pool:
+        _draw_shares(figure, maps, pool, (MARGIN, 88 + height + 40, width_all, height_all, bars))
+    return figure
+
+
+def _draw_shares(
+    figure: Figure, maps: Sequence[KeptMap], pool: Mapping[str, float], place: tuple[float, float, float, float, float]
+) -> None:
+    """Draw a row of dots for every kind: the pool and each draw."""
+    left, top, width_all, height_all, height = place
+    label = 190
+    axes = figure.add_axes((
+        (left + label) / width_all,
+        1 - (top + height) / height_all,
+        (width_all - 2 * left - label) / width_all,
+        height / height_all,
+    ))  # fmt: skip
+    rows = np.arange(len(pool))
+    series = [("pool", POOL, pool), *((one.title.partition(" of ")[0].lower(), one.colour, one.shares) for one in maps)]
+    thick = 0.8 / len(series)
+    for number, (name, colour, shares) in enumerate(series):
+        values = [100 * shares.get(kind, 0.0) for kind in pool]
+        axes.barh(rows + (number - (len(series) - 1) / 2) * thick, values, thick, color=colour, label=name)
+    axes.set_yticks(rows, list(pool), fontsize=11, color=INK)
+    axes.invert_yaxis()
+    axes.set_xlabel("share of the patches, %", color=QUIET, fontsize=10)
+    axes.tick_params(colors=QUIET, labelsize=9, axis="x")
+    axes.tick_params(length=0, axis="y")
+    axes.grid(axis="x", color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", fontsize=11)
