@@ -81,7 +81,7 @@ def _sizes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
         problems.append(f"n_classes={n_classes} should be >= 2; evenness needs something to compare")
     if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
         problems.append(
-            f"labels={values.dtype.name} of shape {values.shape} should be integers of shape (n_samples,), at least one;"
+            f"labels={values.dtype.name} of shape {values.shape} should be integers of shape (n_samples,), not empty;"
             " number the classes from 0"
         )
     elif values.min() < 0 or values.max() >= n_classes:
