@@ -155,8 +155,11 @@ def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(tm
     assert plain["pool"] > 0.6
     assert plain["random"] == pytest.approx(plain["pool"], abs=0.08)
     assert plain["curated"] < 0.2
-    for kind in ("coast", "land with snow", "desert and steppe"):
-        assert shares["curated"][kind] > 1.3 * shares["pool"][kind]
+    # Of 400 patches the share of one kind has a standard error of a point and a half, and there are 15 top clusters:
+    # so no kind may get rarer, and all together must get commoner by far.
+    kinds = ("coast", "land with snow", "desert and steppe")
+    assert all(shares["curated"][kind] > shares["pool"][kind] for kind in kinds)
+    assert sum(shares["curated"][kind] for kind in kinds) > 2 * sum(shares["pool"][kind] for kind in kinds)
     assert f"{100 * shares['curated']['coast']:.1f} %" in str(summary)
     corners = np.load(tmp_path / "coordinates.npy")[[0, -1]]
     np.testing.assert_allclose(

@@ -227,6 +227,7 @@ def test_figure_2_follows_the_law(simulation: SimpleNamespace, tmp_path: Path) -
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_figure_3_comes_near_the_paper(simulation: SimpleNamespace, tmp_path: Path) -> None:
     numbers, _ = simulation.figure3.run(tmp_path, 10)
     kl: dict[str, Any] = {name: one["kl"]["mean"] for name, one in numbers.items()}

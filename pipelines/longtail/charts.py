@@ -102,7 +102,7 @@ def class_sizes(
     `levels` has a name, the clusters per class as a share of all, and their mean sizes relative to the mean of all.
     """
     figure = _figure(11, 4.4)
-    title = "Deeper trees give every class its share of the clusters, and large classes large clusters"
+    title = "The deeper the tree, the less the clusters of a class follow its size"
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     names = ("share of the top-level clusters", "mean size of a cluster / mean of all")
     for i, name in enumerate(names):
@@ -120,5 +120,5 @@ def class_sizes(
             axes.plot(ends, fit, color=colour, linewidth=2, label=f"{label}: size$^{{{slope[0]:.2f}}}$")
         axes.set_xlabel("samples in the class", color=QUIET)
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
-        axes.legend(frameon=False, fontsize=9, labelcolor=INK)
+        axes.legend(loc=("upper left", "lower center")[i], frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)

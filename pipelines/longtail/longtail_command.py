@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -21,6 +22,8 @@ MEASURES = {
     "knn": "accuracy of nearest neighbours",
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
+#: Pictures that the documentation shows.
+DOCUMENTED = ("levels.png", "class_sizes.png", "clusters.png", "resampling.png", "seeding.png")
 STUDIES = ("levels", "seeding", "resampling", "clusters", "advice")
 
 
@@ -33,6 +36,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--studies", default="levels", help=f"all, or some of {', '.join(STUDIES)}")
     parser.add_argument("--pools", default=",".join(POOLS), help="of the study of seeding")
+    parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's pictures here")
     options = parser.parse_args()
     names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
     pools = tuple(options.pools.split(","))
@@ -53,6 +57,10 @@ def main() -> None:
         (options.out / f"{name}.md").write_text(text)
         (options.out / f"{name}.json").write_text(json.dumps(numbers(study, found), indent=1))
         DRAW[name](study, found, options.out)
+    if options.docs:
+        for picture in DOCUMENTED:
+            if (options.out / picture).exists():
+                shutil.copyfile(options.out / picture, options.docs / f"longtail_{picture}")
 
 
 def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
