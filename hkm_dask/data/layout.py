@@ -37,7 +37,7 @@ MAX_ID_CHUNK_ROWS = 2**18
 CRC_BYTES = 4
 
 _REMEDIES = {
-    POOL_FORMAT: "make it again from its sources with `hkm ingest`",
+    POOL_FORMAT: "make it again from its sources with `hkm ingest` or `hkm embed`",
     TREE_FORMAT: "make it again from its pool with `hkm cluster --restart`",
 }
 
