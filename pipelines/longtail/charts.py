@@ -120,5 +120,7 @@ def class_sizes(
             axes.plot(ends, fit, color=colour, linewidth=2, label=f"{label}: size$^{{{slope[0]:.2f}}}$")
         axes.set_xlabel("samples in the class", color=QUIET)
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
-        axes.legend(loc=("upper left", "lower center")[i], frameon=False, fontsize=9, labelcolor=INK)
+        if i == 1:
+            axes.set_ylim(bottom=axes.get_ylim()[0] / 15)  # room for the legend
+        axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
     save(figure, path)

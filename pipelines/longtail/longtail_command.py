@@ -23,7 +23,7 @@ MEASURES = {
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
-DOCUMENTED = ("levels.png", "class_sizes.png", "clusters.png", "resampling.png", "seeding.png")
+DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png")
 STUDIES = ("levels", "seeding", "resampling", "clusters", "advice")
 
 
