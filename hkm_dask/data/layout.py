@@ -283,7 +283,7 @@ def remedy(fmt: str | None) -> str:
     Examples
     --------
     >>> remedy("hkm_dask.pool")
-    'make it again from its sources with `hkm ingest`'
+    'make it again from its sources with `hkm ingest` or `hkm embed`'
     """
     return _REMEDIES.get(fmt or "", "make it again from its source")
 
@@ -310,7 +310,7 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
     >>> check_marker({"format": "hkm_dask.pool", "format_version": 1, "complete": True}, POOL_FORMAT, "a.zarr")
     >>> check_marker({"format": "hkm_dask.pool", "format_version": 1}, POOL_FORMAT, "a.zarr")
     Traceback (most recent call last):
-    hkm_dask.errors.StoreError: a.zarr is not complete; make it again from its sources with `hkm ingest`
+    hkm_dask.errors.StoreError: a.zarr is not complete; make it again from its sources with `hkm ingest` or `hkm embed`
     """
     kind, made = attributes.get("format"), attributes.get("format_version")
     if kind != fmt:
