@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -203,8 +204,9 @@ class _TorchEncoder(Encoder):
             embedded: np.ndarray = self._embed(pixels).flatten(1).float().cpu().numpy()
         return embedded
 
+    @abstractmethod
     def _embed(self, pixels: Any) -> Any:
-        raise NotImplementedError
+        """One vector for each image of a batch, on the device."""
 
 
 class TransformersEncoder(_TorchEncoder):
