@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -84,16 +84,24 @@ def split_parts(
     >>> [(part.start, part.stop) for part in parts]
     [(0, 3), (3, 6), (6, 10)]
     """
-    bounds = np.asarray(rows.bounds(block_bytes, n_parts), dtype=np.int64)
+    bounds = rows.bounds(block_bytes, n_parts)
+    # Three blocks for two parts would keep one of them waiting for the other.
+    bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // n_parts) * n_parts), dtype=np.int64)
     if cuts is not None:
         bounds = np.union1d(bounds, cuts)
     allowed = bounds if cuts is None else cuts
-    targets = rows.n_rows * np.arange(n_parts + 1) // n_parts
-    chosen = np.unique(allowed[np.searchsorted(allowed, targets)])
+    chosen = np.unique(allowed[_nearest(allowed, rows.n_rows * np.arange(n_parts + 1) // n_parts)])
     return [
         Part(rows, tuple(int(b) for b in bounds[(bounds >= low) & (bounds <= high)]), budget)
         for low, high in itertools.pairwise(chosen)
     ]
+
+
+def _nearest(allowed: np.ndarray, targets: np.ndarray) -> np.ndarray:
+    """Index of the nearest of `allowed`, sorted, to every target between its ends."""
+    above = np.searchsorted(allowed, targets)
+    below = np.maximum(above - 1, 0)
+    return np.where(targets - allowed[below] < allowed[above] - targets, below, above)
 
 
 class Memo:
@@ -207,29 +215,53 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     start : int
         Number of the first row.
     block : ndarray, shape (n_rows, n_features)
-        In the dtype of the rows; not to be written to.
+        In the dtype of the rows; not to be written to, and valid until the next block is asked for.
     """
     if isinstance(part.rows, ArrayRows):
-        for start, stop in zip(part.bounds[:-1], part.bounds[1:], strict=True):
+        for start, stop in itertools.pairwise(part.bounds):
             yield start, part.rows.read(start, stop)
         return
-    pairs = list(zip(part.bounds[:-1], part.bounds[1:], strict=True))
+    pairs = list(itertools.pairwise(part.bounds))
     missing = [pair for pair in pairs if memo.get(part.rows.key, pair) is None]
+    # What passes remember about the rows saves more than the rows themselves: it keeps its room.
+    room = part.budget - REMEMBERED_BYTES * part.rows.n_rows
     with ThreadPoolExecutor(1, thread_name_prefix="hkm-read") as reader:
-        queue = iter(missing)
-        ahead = _submit(reader, part.rows.read, next(queue, None))
+        queue, buffers = iter(missing), _Buffers(part.rows)
+        ahead = _submit(reader, buffers.read, next(queue, None))
         for pair in pairs:
-            block = memo.get(part.rows.key, pair)
+            block, kept = memo.get(part.rows.key, pair), True
             if block is None:
                 if ahead is None or ahead[0] != pair:  # dropped by another thread since we looked
-                    block = part.rows.read(*pair)
+                    block = buffers.read(*pair)
                 else:
                     block = ahead[1].result()
-                    ahead = _submit(reader, part.rows.read, next(queue, None))
-                # What passes remember about the rows saves more than the rows themselves: it keeps its room.
-                room = part.budget - REMEMBERED_BYTES * part.rows.n_rows
-                memo.put(part.rows.key, pair, block, block.nbytes, room)
+                    ahead = _submit(reader, buffers.read, next(queue, None))
+                kept = memo.put(part.rows.key, pair, block, block.nbytes, room)
             yield pair[0], block
+            if not kept:
+                buffers.give_back(block)
+
+
+class _Buffers:
+    """Memory that blocks are read into, over and over: fresh pages cost as much as reading."""
+
+    def __init__(self, rows: Rows) -> None:
+        self._rows, self._free = rows, deque[np.ndarray]()
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        shape = (stop - start, self._rows.n_features)
+        try:
+            buffer = self._free.popleft()
+        except IndexError:
+            return self._rows.read(start, stop)
+        # Blocks of a part differ by a chunk at most.
+        out = buffer.reshape(-1)[: shape[0] * shape[1]]
+        return self._rows.read(start, stop, None if out.size < shape[0] * shape[1] else out.reshape(shape))
+
+    def give_back(self, block: np.ndarray) -> None:
+        whole = block if block.base is None else block.base
+        if isinstance(whole, np.ndarray) and whole.flags.writeable and whole.dtype == block.dtype:
+            self._free.append(whole)
 
 
 def _submit(

@@ -28,7 +28,11 @@ class Watched(Rows):
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         self.reads[start, stop] += 1
         self.started.setdefault(start, threading.Event()).set()
-        return self.array[start:stop].copy()
+        if out is None:
+            return self.array[start:stop].copy()
+        assert out.shape == (stop - start, self.n_features)
+        out[...] = self.array[start:stop]
+        return out
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         return self.array[rows]
@@ -60,9 +64,9 @@ def test_parts_hold_every_row_once(n_rows: int, n_parts: int, block_rows: int, c
     assert {part.budget for part in parts} == {7}
 
 
-@given(st.integers(10, 400), st.integers(1, 10))
-def test_parts_are_about_the_same_size(n_rows: int, n_parts: int) -> None:
-    parts = split_parts(ArrayRows(np.zeros((n_rows, 2), np.float32)), n_parts, block_bytes=8, budget=0)
+@given(st.integers(10, 400), st.integers(1, 10), st.integers(1, 100))
+def test_parts_are_about_the_same_size(n_rows: int, n_parts: int, block_rows: int) -> None:
+    parts = split_parts(ArrayRows(np.zeros((n_rows, 2), np.float32)), n_parts, block_bytes=8 * block_rows, budget=0)
     assert len(parts) == min(n_parts, n_rows)
     sizes = [part.stop - part.start for part in parts]
     assert max(sizes) - min(sizes) <= 1
@@ -75,6 +79,20 @@ def test_writers_begin_and_end_where_their_chunks_do(n_rows: int, n_parts: int, 
     assert {part.start for part in parts} | {part.stop for part in parts} <= set(cuts.tolist())
     assert [parts[0].start, parts[-1].stop] == [0, n_rows]
     assert all(set(cuts[(cuts > p.start) & (cuts < p.stop)].tolist()) <= set(p.bounds) for p in parts)
+
+
+@given(st.integers(1, 300), st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.integers(0, 300))
+def test_blocks_hold_their_rows_whatever_memory_they_are_read_into(
+    n_rows: int, n_parts: int, block_rows: int, chunk_rows: int, kept_rows: int
+) -> None:
+    array = np.arange(2 * n_rows, dtype=np.float32).reshape(n_rows, 2)
+    rows = Watched(array, chunk_rows)
+    budget = 8 * kept_rows + REMEMBERED_BYTES * n_rows
+    for part in split_parts(rows, n_parts, block_bytes=8 * block_rows, budget=budget):
+        for _ in range(3):  # some blocks are kept from the first pass on, the others are read again
+            for start, block in iter_blocks(part):
+                np.testing.assert_array_equal(block, array[start : start + len(block)])
+    memo.drop(rows.key)
 
 
 # -- what is remembered -----------------------------------------------------------------------------------------------
@@ -153,7 +171,7 @@ def test_blocks_are_the_rows_whatever_the_budget(budget: int) -> None:
     rows = watched()
     part = Part(rows, (3, 10, 11, 25, 40), budget)
     for _ in range(3):
-        found = list(iter_blocks(part))
+        found = [(first, block.copy()) for first, block in iter_blocks(part)]  # a block is valid until the next one
         assert [first for first, _ in found] == [3, 10, 11, 25]
         np.testing.assert_array_equal(np.concatenate([block for _, block in found]), rows.array[3:])
     memo.drop(rows.key)
