@@ -14,14 +14,14 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import click
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from hkm_dask.compute.cluster import Runner
+    from hkm_dask.compute.runner import Runner
     from hkm_dask.config import Config
 
 _ARGUMENTS = "hkm_dask.arguments"
@@ -183,6 +183,7 @@ class _Where:
 
     workers: int | None
     local_cuda: bool
+    cuda_preset: Literal["performance", "capacity"]
     scheduler: str | None
     scheduler_file: Path | None
     memory_limit: int | None
@@ -195,6 +196,7 @@ class _Where:
         place = cluster.connect(
             workers=self.workers,
             local_cuda=self.local_cuda,
+            cuda_preset=self.cuda_preset,
             scheduler=self.scheduler,
             scheduler_file=self.scheduler_file,
             memory_limit=self.memory_limit,
@@ -212,6 +214,11 @@ def _where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
 
     @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N single-threaded processes.")
     @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
+    @click.option(
+        "--cuda-preset",
+        type=click.Choice(["performance", "capacity"]),
+        help="With --local-cuda: memory pool and fast transport (the default), or room for more rows.",
+    )
     @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
     @click.option("--scheduler-file", type=_PATH, metavar="FILE", help="The same, by the file the scheduler wrote.")
     @click.option("--memory-limit", type=_Size(), metavar="SIZE", help="What one worker may hold, like 4GiB.")
@@ -220,6 +227,7 @@ def _where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
         *args: Any,
         workers: int | None,
         local_cuda: bool,
+        cuda_preset: Literal["performance", "capacity"] | None,
         scheduler: str | None,
         scheduler_file: Path | None,
         memory_limit: int | None,
@@ -234,7 +242,10 @@ def _where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
         given = [name for name, value in places.items() if value is not None]
         if len(given) > 1:
             raise click.UsageError(f"{' and '.join(given)} are different places to run; keep one of them.")
-        command(*args, where=_Where(workers, local_cuda, scheduler, scheduler_file, memory_limit), **kwargs)
+        if cuda_preset and not local_cuda:
+            raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
+        preset = cuda_preset or "performance"
+        command(*args, where=_Where(workers, local_cuda, preset, scheduler, scheduler_file, memory_limit), **kwargs)
 
     return with_where
 

@@ -28,7 +28,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if "slow" in item.keywords:
                 item.add_marker(skip)
-    on_gpu = [item for item in items if "gpu" in item.keywords]
+    on_gpu = [item for item in items if item.get_closest_marker("gpu")]
     if on_gpu and (missing := _no_gpu()):
         skip = pytest.mark.skip(reason=f"{missing}; run on a CUDA machine after `pip install -e '.[test,cuda13]'`")
         for item in on_gpu:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -32,10 +36,35 @@ def to_host(array: Any) -> np.ndarray:
     return array.get() if array_module(array) is not np else np.asarray(array)
 
 
+_here = threading.local()
+
+
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Compute on the CPU within this context and thread, whatever the worker computes on: for what is too little work.
+
+    Examples
+    --------
+    >>> with on_host():
+    ...     worker_device()
+    'cpu'
+    """
+    before = getattr(_here, "on_host", False)
+    _here.on_host = True
+    try:
+        yield
+    finally:
+        _here.on_host = before
+
+
 def worker_device() -> str:
     """Tell what this process computes on: ``"cuda"`` in a worker of a LocalCUDACluster, else ``"cpu"``.
 
-    dask-cuda gives every worker the environment variable this reads; a user may set it by hand for `dask cuda worker`.
+    Whoever opens a cluster of CUDA workers sets the environment variable this reads; one may set it by hand.
+
+    Returns
+    -------
+    {"cpu", "cuda"}
 
     Raises
     ------
@@ -45,9 +74,88 @@ def worker_device() -> str:
     device = os.environ.get("HKM_DEVICE", "cpu")
     if device not in ("cpu", "cuda"):
         raise ComputeError(f"HKM_DEVICE={device!r} should be 'cpu' or 'cuda'; unset it to compute on the CPU")
-    if device == "cuda":
-        require_cuda()
+    if device == "cpu" or getattr(_here, "on_host", False):
+        return "cpu"
+    require_cuda()
     return device
+
+
+def worker_module() -> ModuleType:
+    """Return the library this process keeps its arrays with: ``cupy`` on a device, else ``numpy``."""
+    if worker_device() == "cpu":
+        return np
+    import cupy
+
+    return cast(ModuleType, cupy)
+
+
+def to_module(array: Any, xp: ModuleType) -> Any:
+    """Bring an array to where `xp` keeps its own; nothing is copied that is there already.
+
+    Parameters
+    ----------
+    array : ndarray or cupy.ndarray
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Returns
+    -------
+    ndarray or cupy.ndarray
+
+    Examples
+    --------
+    >>> to_module(np.ones(2), np)
+    array([1., 1.])
+    """
+    return to_host(array) if xp is np else xp.asarray(array)
+
+
+def device_attribute(name: str) -> int:
+    """Return an attribute of the current device, as CUDA names it without its prefix.
+
+    Parameters
+    ----------
+    name : str
+        For example ``"L2CacheSize"`` (bytes).
+    """
+    import cupy
+
+    return int(cupy.cuda.Device().attributes[name])
+
+
+def device_budget() -> int:
+    """Bytes of device memory this process may keep things in: ``HKM_DEVICE_MEMORY``, else 80 % of what it can have.
+
+    What is free and what CuPy's pool holds for later both count; the rest is for what passes need besides.
+
+    Returns
+    -------
+    int
+
+    Raises
+    ------
+    ComputeError
+        The variable is no number of bytes.
+    """
+    import cupy
+
+    given = os.environ.get("HKM_DEVICE_MEMORY")
+    if given is not None:
+        from dask.utils import parse_bytes
+
+        try:
+            return int(parse_bytes(given))
+        except ValueError as error:
+            raise ComputeError(f"HKM_DEVICE_MEMORY={given!r} should be a number of bytes; write it as 40GiB") from error
+    if "rmm" in sys.modules:  # its pool was taken from what is free when the worker started
+        import rmm
+
+        pool_size = getattr(rmm.mr.get_current_device_resource(), "pool_size", None)
+        if pool_size is not None:
+            return int(0.8 * pool_size())
+    free, _ = cupy.cuda.runtime.memGetInfo()
+    pool = cupy.get_default_memory_pool()
+    return int(0.8 * (free + pool.total_bytes()))
 
 
 @cache

@@ -171,6 +171,22 @@ class Memo:
             self._grow(group, n_bytes)
             return True
 
+    def room(self, group: Any, budget: int) -> int:
+        """Bytes a group may still grow by.
+
+        Parameters
+        ----------
+        group : hashable
+        budget : int
+            As for `put`.
+
+        Returns
+        -------
+        int
+        """
+        with self._lock:
+            return budget - self._sizes[group]
+
     def _grow(self, group: Any, n_bytes: int) -> None:
         self._sizes[group] += n_bytes
         self._used += n_bytes
@@ -250,18 +266,18 @@ class _Buffers:
 
     def read(self, start: int, stop: int) -> np.ndarray:
         shape = (stop - start, self._rows.n_features)
+        n_values = shape[0] * shape[1]
         try:
             buffer = self._free.popleft()
         except IndexError:
-            return self._rows.read(start, stop)
-        # Blocks of a part differ by a chunk at most.
-        out = buffer.reshape(-1)[: shape[0] * shape[1]]
-        return self._rows.read(start, stop, None if out.size < shape[0] * shape[1] else out.reshape(shape))
+            buffer = np.empty(n_values, self._rows.dtype)
+        if len(buffer) < n_values:
+            buffer = np.empty(n_values, self._rows.dtype)
+        return self._rows.read(start, stop, buffer[:n_values].reshape(shape))
 
     def give_back(self, block: np.ndarray) -> None:
-        whole = block if block.base is None else block.base
-        if isinstance(whole, np.ndarray) and whole.flags.writeable and whole.dtype == block.dtype:
-            self._free.append(whole)
+        if block.base is not None:
+            self._free.append(block.base)
 
 
 def _submit(

@@ -7,9 +7,11 @@ on what was drawn before, so a run that is cut, resumed or spread otherwise draw
 from __future__ import annotations
 
 import zlib
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import array_module
 
 _GOLDEN = 0x9E3779B97F4A7C15
 _MASK = (1 << 64) - 1
@@ -47,24 +49,24 @@ def stream_key(*parts: int | str) -> int:
     return key
 
 
-def random_bits(key: int, rows: NDArray[np.integer]) -> NDArray[np.uint64]:
+def random_bits(key: int, rows: Any) -> Any:
     """Draw 64 random bits for each row number.
 
     Parameters
     ----------
     key : int
         From `stream_key`.
-    rows : ndarray of int
+    rows : ndarray or cupy.ndarray of int
         Row numbers, any shape.
 
     Returns
     -------
-    ndarray of uint64
-        Same shape as `rows`.
+    ndarray or cupy.ndarray of uint64
+        Same shape as `rows`, and where they are.
     """
     low, high = np.uint64(key), np.uint64(_mix(key ^ _GOLDEN))
     with np.errstate(over="ignore"):
-        z = np.asarray(rows).astype(np.uint64) * np.uint64(_GOLDEN) + low
+        z = array_module(rows).asarray(rows).astype(np.uint64) * np.uint64(_GOLDEN) + low
         for salt in (high, np.uint64(0)):
             z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
             z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -72,20 +74,20 @@ def random_bits(key: int, rows: NDArray[np.integer]) -> NDArray[np.uint64]:
     return z
 
 
-def random_uniform(key: int, rows: NDArray[np.integer]) -> NDArray[np.float64]:
+def random_uniform(key: int, rows: Any) -> Any:
     """Draw a uniform number in the open interval (0, 1) for each row number.
 
     Parameters
     ----------
     key : int
         From `stream_key`.
-    rows : ndarray of int
+    rows : ndarray or cupy.ndarray of int
         Row numbers, any shape.
 
     Returns
     -------
-    ndarray of float64
-        Same shape as `rows`.
+    ndarray or cupy.ndarray of float64
+        Same shape as `rows`, and where they are.
 
     Examples
     --------

@@ -14,8 +14,8 @@ PROCESS_BASE_BYTES = 220 << 20
 TILE_SCORES = 1 << 20
 #: Centroids scored at once.
 TILE_CENTROIDS = 4096
-#: Bytes of rows one thread holds while it works on them, at most.
-MAX_BLOCK_BYTES = 64 << 20
+#: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
+MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
 
 
 def machine_memory() -> int:
@@ -80,7 +80,7 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
     return 4 * (2 * n_operand + tile) + sums
 
 
-def block_bytes(budget: int, n_threads: int) -> int:
+def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -> int:
     """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
 
     Parameters
@@ -89,11 +89,14 @@ def block_bytes(budget: int, n_threads: int) -> int:
         Bytes the process may hold above its idle size.
     n_threads : int
         Threads that read blocks at once.
+    device_budget : int, optional
+        Bytes the process may hold on its GPU, where it computes on one: blocks under way, and what a pass makes of
+        them, take a fraction of that.
 
     Returns
     -------
     int
-        Bytes, between 1 and 64 MiB.
+        Bytes, between 1 and 64 MiB, or 256 MiB for a GPU.
 
     Examples
     --------
@@ -101,8 +104,12 @@ def block_bytes(budget: int, n_threads: int) -> int:
     64
     >>> block_bytes(64 << 20, 2) >> 20
     4
+    >>> block_bytes(64 << 30, 1, device_budget=1 << 30) >> 20
+    64
     """
-    return max(1 << 20, min(MAX_BLOCK_BYTES, budget // (8 * n_threads)))
+    if device_budget is None:
+        return max(1 << 20, min(MAX_BLOCK_BYTES, budget // (8 * n_threads)))
+    return max(1 << 20, min(MAX_DEVICE_BLOCK_BYTES, budget // (8 * n_threads), device_budget // 16))
 
 
 def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> int:

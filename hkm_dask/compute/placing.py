@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import ClusterRunner, Runner
+from hkm_dask.compute.runner import ClusterRunner, Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows

@@ -5,13 +5,15 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import random_uniform
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.rows import Rows, SubsetRows
@@ -42,6 +44,17 @@ class Chosen:
     def nothing(cls, n_clusters: int, r: int) -> Chosen:
         """Empty heaps."""
         return cls(np.empty((n_clusters, r)), np.empty((n_clusters, r), np.int64), np.zeros(n_clusters, np.int64))
+
+    def add_slab(self, keys: Any, first: int, labels: Any) -> None:
+        """Take consecutive rows in; of those on a device, only what is among the best so far leaves it."""
+        xp = array_module(keys)
+        local = xp.arange(len(keys))
+        if xp is not np:
+            full = self.sizes == self.keys.shape[1]
+            worst = np.where(full, self.keys[:, 0], np.inf)
+            local = xp.flatnonzero(keys <= xp.asarray(worst)[labels])
+        rows = to_host(local).astype(np.int64) + first
+        self.add(np.ascontiguousarray(to_host(keys[local])), rows, np.ascontiguousarray(to_host(labels[local])))
 
     def add(self, keys: NDArray[np.float64], rows: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
         """Take rows in that are among the best of their cluster."""
@@ -115,19 +128,21 @@ class Assign:
         chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
         finder = Finder(part, self.frame, "assign")
         inertia = 0
+        xp = worker_module()
         before = remembered(part, "assign", self.run)
         if before is not None and self.hints is not None:
-            known.labels = self.hints.get()[before]
+            known.labels = to_module(self.hints.get(), xp)[before]
         for slab in iter_slabs(part):
             finder.label_distances(slab, self.centroids, known)
             finder.nearest(slab, self.centroids, known)
             labels, distances = known.labels[slab.local], known.distances[slab.local]
-            inertia += int(np.rint(distances * self.frame.distance_scale).astype(np.int64).sum())
+            inertia += int(xp.rint(distances * self.frame.distance_scale).astype(xp.int64).sum())
             if chosen is not None:
-                rows = np.arange(slab.start, slab.stop)
+                rows = xp.arange(slab.start, slab.stop)
                 keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
-                chosen.add(np.ascontiguousarray(keys), rows, labels)
+                chosen.add_slab(keys, slab.start, labels)
         remember(part, "assign", self.run, known.labels, known.labels.nbytes)
+        known = Labelled(to_host(known.labels), to_host(known.distances))
         if self.folder is not None:
             self._write(part, known)
         return Assigned(np.bincount(known.labels, minlength=n_clusters), inertia, chosen)

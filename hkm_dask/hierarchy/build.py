@@ -19,10 +19,11 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_for
+from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.events import emit
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import discard, gather, on_workers
+from hkm_dask.compute.runner import ClusterRunner, Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array

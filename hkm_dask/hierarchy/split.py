@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.blocks import Part, iter_blocks, memo
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.scratch import create_npy

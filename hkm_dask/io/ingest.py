@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hkm_dask.compute.cluster import Runner, runner_for
+from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.events import emit
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError

@@ -15,7 +15,8 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
-from hkm_dask.compute.cluster import Runner, runner_for
+from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows, UnitRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified

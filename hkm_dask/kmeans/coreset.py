@@ -16,10 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import to_host
 from hkm_dask.compute.blocks import Part, memo
-from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.placing import discard, on_workers
+from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import greedy, product
@@ -359,4 +360,4 @@ class _LastLabels:
 
     def __call__(self, part: Part) -> NDArray[np.int32]:
         last = remembered(part, "lloyd", self.run)
-        return np.full(part.stop - part.start, -1, np.int32) if last is None else last.known.labels
+        return np.full(part.stop - part.start, -1, np.int32) if last is None else to_host(last.known.labels)

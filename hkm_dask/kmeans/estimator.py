@@ -17,9 +17,9 @@ from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows, SubsetRows, unit_rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.clusterer import Clusterer, checked_weights, is_whole, whole_weights

@@ -10,10 +10,11 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import ClusterRunner, Runner, runner_in_task
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import Moved, iterate
@@ -21,6 +22,8 @@ from hkm_dask.kmeans.seeding import seed
 
 #: Bytes of rows beyond which a k-means is never squeezed into one task.
 _ONE_TASK_BYTES = 256 << 20
+#: Operations of a pass that take a CPU no longer than a device takes to start its kernels; always one task.
+_TINY_FLOPS = 1e7
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,9 @@ def fit(
         if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
             task = _FitHere(rows, settings, frame, runner.memory_budget, weights)
             return runner.call(task, progress, stage="cluster")
+    elif worker_device() == "cuda" and 2.0 * rows.n_rows * rows.n_features * settings.n_clusters < _TINY_FLOPS:
+        with on_host():  # a device would do nothing but start kernels
+            return fit(rows, settings, frame=frame, runner=runner, hooks=hooks, progress=progress, weights=weights)
     begin = time.perf_counter()
     hooks = hooks or Hooks()
     run, hints = uuid.uuid4().hex, None

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.blocks import Part, iter_blocks
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError

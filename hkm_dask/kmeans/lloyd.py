@@ -9,19 +9,21 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part, split_parts
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans import kernels, selection
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
 
 _NO_WEIGHTS = np.empty(0, np.int64)
 
@@ -98,8 +100,9 @@ class AssignAndAdd:
         known = self._hinted(part) if last is None else last.known
         # Unless they are the labels of the last iteration, they are good for a hint and no more.
         goes_on = last is not None and self.before is not None and last.of == self.before.name
+        xp = worker_module()
         if last is None:
-            sums, counts = np.zeros(centroids.shape, np.int64), np.zeros(len(centroids), np.int64)
+            sums, counts = xp.zeros(centroids.shape, xp.int64), xp.zeros(len(centroids), xp.int64)
         else:
             sums, counts = last.sums, last.counts
         finder = Finder(part, self.frame, "lloyd")
@@ -113,24 +116,25 @@ class AssignAndAdd:
             else:
                 finder.nearest(slab, self.centroids, known)
             labels, distances = known.labels[slab.local], known.distances[slab.local]
-            share = weights if weights is _NO_WEIGHTS else weights[slab.local]
+            share = to_module(weights if weights is _NO_WEIGHTS else weights[slab.local], xp)
+            loops = kernels_for(slab.rows)
             if last is None:
-                kernels.add_rows(slab.rows, labels, share, self.frame.scale, sums, counts)
+                loops.add_rows(slab.rows, labels, share, self.frame.scale, sums, counts)
             else:
-                kernels.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
-            fixed = np.rint(distances * self.frame.distance_scale).astype(np.int64)
+                loops.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
+            fixed = xp.rint(distances * self.frame.distance_scale).astype(xp.int64)
             inertia += int((fixed if weights is _NO_WEIGHTS else fixed * share).sum())
             far.add(distances, slab.start)
         # The totals handed out are these very arrays: they are used up before the next pass changes them.
         state = _Last(known, sums, counts, self.centroids.name)
         remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
-        return Totals(sums, counts, inertia, *far.sorted())
+        return Totals(to_host(sums), to_host(counts), inertia, *far.sorted())
 
     def _hinted(self, part: Part) -> Labelled:
         known = Labelled.unknown(part.stop - part.start)
         cells = remembered(part, "cells", self.run) if self.hints is not None else None
         if cells is not None and self.hints is not None:
-            known.labels = self.hints.get()[cells.labels]
+            known.labels = to_module(self.hints.get(), worker_module())[cells.labels]
         return known
 
 
@@ -139,8 +143,8 @@ class _Last:
     """What a part remembers of the last iteration: labels by the centroids `of`, and the sums they make."""
 
     known: Labelled
-    sums: NDArray[np.int64]
-    counts: NDArray[np.int64]
+    sums: Any
+    counts: Any
     of: object
 
 
@@ -151,15 +155,17 @@ class _Furthest:
         self._keys, self._rows = np.empty((1, n)), np.empty((1, n), np.int64)
         self._size = np.zeros(1, np.int64)
 
-    def add(self, distances: NDArray[np.float64], start: int) -> None:
-        rows = np.arange(start, start + len(distances))
-        keys = -distances
-        size, room = int(self._size[0]), self._keys.shape[1]
-        if size == room:  # most rows are no candidates
-            keep = keys < self._keys[0, 0]
-            if not keep.any():
-                return
-            keys, rows = keys[keep], rows[keep]
+    def add(self, distances: Any, start: int) -> None:
+        xp, room = array_module(distances), self._keys.shape[1]
+        if int(self._size[0]) == room:  # most rows are no candidates
+            local = xp.flatnonzero(distances > -self._keys[0, 0])
+        elif xp is not np and len(distances) > room:  # few need to leave the device
+            local = xp.flatnonzero(distances >= xp.partition(distances, len(distances) - room)[len(distances) - room])
+        else:
+            local = xp.arange(len(distances))
+        if not len(local):
+            return
+        keys, rows = -to_host(distances[local]), to_host(local).astype(np.int64) + start
         selection.keep_smallest(keys, rows, np.zeros(len(keys), np.int32), self._keys, self._rows, self._size)
 
     def sorted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -409,5 +415,5 @@ def split_rows(rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.
     n_parts = runner.n_parts(flops, n_clusters, rows.n_features)
     threads = max(1, runner.n_threads // runner.n_workers)
     resident = int(runner.memory_budget * 0.5)
-    size = block_bytes(runner.memory_budget, threads)
+    size = block_bytes(runner.memory_budget, threads, runner.device_budget)
     return split_parts(rows, n_parts, block_bytes=size, budget=resident, cuts=cuts)

@@ -1,231 +1,343 @@
-"""Exact nearest centroid on a GPU: the same contract as `nearest.Search`, by CuPy.
+"""Exact nearest centroid on a GPU: what `nearest.Search` does, to the same bits.
 
-The matrix product runs on the device in float32 and one block of threads settles each row: it finds the least score
-of the tile, and measures directly in float64 whatever the rounding bound cannot exclude. The float64 sum runs in the
-order of the CPU kernel, eight interleaved sums without fused multiply-add, so labels and distances are the same bits
-on both.
+Tensor cores propose in float16, or plain float32 where that settles too little; what they cannot exclude is measured
+directly in float64, in the order of the CPU kernel. With c' = c - m, m the mean of the rows, and any x,
+
+    ‖x - c‖² = ‖x - m‖² + bias - 2 x·c',   bias = ‖c'‖² + 2 m·c'
+
+so rows that are stored in float16 are operands as they are, and only the centroids are rounded. Rows in float32 are
+centred first and brought to float16; then bias = ‖c'‖². A score is bias - 2 x̂·ĉ', with operands as written. By
+Cauchy-Schwarz it misses the truth by at most
+
+    2 ‖x̂‖ ‖c' - ĉ'‖ + 2 ‖x - x̂‖ ‖c'‖ + γ ‖x̂‖ ‖ĉ'‖,
+
+where γ bounds the rounding of a sum in any order, by hardware that cuts off instead of rounding. What operands lose is
+measured for every row and centroid; the bound takes the largest over all centroids.
+
+Two forms find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
+whose second best is too near to the other form; and *product*, a tile of cuBLAS's that stays in the L2 cache.
 """
 
 from __future__ import annotations
 
-from typing import Any, Self
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import device_attribute
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Operand, Search
+from hkm_dask.kmeans.kernels_cuda import launch, launch_by_row
 
-#: Scores on the device at once (float32), halved when the device runs out of memory.
-_TILE_SCORES = 1 << 28
-_LEAST_TILE = 1 << 20
-_THREADS = 128
+Form = Literal["fused", "half", "single"]
+#: Ways to find scores: fused in float16, by cuBLAS in float16, by cuBLAS in float32.
+FORMS: tuple[Form, ...] = ("fused", "half", "single")
 
-SOURCE = r"""
-extern "C" {
-
-// Squared distance in float64, in the order of kernels.squared_distance: eight lanes hold one sum each.
-// Called by a whole warp; lanes 8..31 idle. Every lane gets the result.
-__device__ double squared_distance(const float* x, const float* c, int n) {
-    const int lane = threadIdx.x & 31;
-    double sum = 0.0;
-    const int whole = n - n % 8;
-    if (lane < 8) {
-        for (int i = lane; i < whole; i += 8) {
-            const double t = __dsub_rn((double)x[i], (double)c[i]);
-            sum = __dadd_rn(sum, __dmul_rn(t, t));
-        }
-        if (lane == 0) {
-            for (int i = whole; i < n; ++i) {
-                const double t = __dsub_rn((double)x[i], (double)c[i]);
-                sum = __dadd_rn(sum, __dmul_rn(t, t));
-            }
-        }
-    }
-    // ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
-    sum = __dadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, 4));
-    sum = __dadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, 2));
-    sum = __dadd_rn(sum, __shfl_down_sync(0xffffffffu, sum, 1));
-    return __shfl_sync(0xffffffffu, sum, 0);
-}
-
-__device__ float threshold(double distance, double norm, double error, double gamma, double largest) {
-    const double radius = sqrt(distance) * (1.0 + 1e-12) + error;
-    const double slack = gamma * (2.0 * sqrt(norm) + largest) * largest + 0x1p-22 * (norm + radius * radius);
-    return __double2float_ru(radius * radius - norm + slack);
-}
-
-// One warp per row. scores: (n_rows, n_scores); centroid first + j is known to the caller as numbers[first + j];
-// labels, distances: the best so far, brought up to date.
-__global__ void settle(const float* scores, const float* rows, const float* centroids, int n_rows, int n_scores,
-                       int n_features, int first, const int* numbers, const double* norms, const double* errors,
-                       double centroid_error, double gamma, double largest, int* labels, double* distances) {
-    const int row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
-    const int lane = threadIdx.x & 31;
-    if (row >= n_rows) return;
-    const float* score = scores + (long long)row * n_scores;
-    const float* x = rows + (long long)row * n_features;
-    int label = labels[row];
-    double best = distances[row];
-    const double error = errors[row] + centroid_error;
-    if (isinf(best)) {
-        float least = score[0];
-        int where = 0;
-        for (int j = lane; j < n_scores; j += 32) {
-            if (score[j] < least || (score[j] == least && j < where)) { least = score[j]; where = j; }
-        }
-        for (int step = 16; step; step >>= 1) {
-            const float other = __shfl_xor_sync(0xffffffffu, least, step);
-            const int there = __shfl_xor_sync(0xffffffffu, where, step);
-            if (other < least || (other == least && there < where)) { least = other; where = there; }
-        }
-        label = numbers[first + where];
-        best = squared_distance(x, centroids + (long long)(first + where) * n_features, n_features);
-    }
-    float limit = threshold(best, norms[row], error, gamma, largest);
-    for (int start = 0; start < n_scores; start += 32) {
-        const int j = start + lane;
-        unsigned passed = __ballot_sync(0xffffffffu, j < n_scores && score[j] <= limit && numbers[first + j] != label);
-        while (passed) {
-            const int candidate = first + start + __ffs(passed) - 1;
-            passed &= passed - 1;
-            const double d = squared_distance(x, centroids + (long long)candidate * n_features, n_features);
-            if (d < best || (d == best && numbers[candidate] < label)) {
-                best = d;
-                label = numbers[candidate];
-                limit = threshold(best, norms[row], error, gamma, largest);
-            }
-        }
-    }
-    if (lane == 0) { labels[row] = label; distances[row] = best; }
-}
-
-// One warp per row: rows minus mean into the first columns of out, 1 into the last, squared norms in float64.
-__global__ void centre(const float* rows, const float* mean, int n_rows, int n_features, float* out, double* norms) {
-    const int row = (blockIdx.x * blockDim.x + threadIdx.x) >> 5;
-    const int lane = threadIdx.x & 31;
-    if (row >= n_rows) return;
-    const float* x = rows + (long long)row * n_features;
-    float* y = out + (long long)row * (n_features + 1);
-    double total = 0.0;
-    for (int i = lane; i < n_features; i += 32) {
-        const float value = __fsub_rn(x[i], mean[i]);
-        y[i] = value;
-        total += (double)value * (double)value;
-    }
-    for (int step = 16; step; step >>= 1) total += __shfl_xor_sync(0xffffffffu, total, step);
-    if (lane == 0) { y[n_features] = 1.0f; norms[row] = total; }
-}
-
-}
-"""
-
-_module: Any = None
+#: Rows and centroids of a tile of the fused kernel, its threads and its shared memory.
+_FUSED_ROWS, _FUSED_COLUMNS, _FUSED_THREADS = 128, 256, 256
+_FUSED_BYTES = 4 * (_FUSED_ROWS + _FUSED_COLUMNS) * 128
+_SETTLE_THREADS = 128
+#: Operands are padded to whole copies of 16 bytes.
+_WIDTH = 8
+#: Centroids in a tile of products at most; fewest products worth a call.
+_MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
+#: Largest coordinate of an operand in float16, and the finest scale: float32 has to hold products of both.
+_LARGEST, _FINEST = 2.0**14, 2.0**40
+#: A mean so many times as long as typical rows are wide would cost more bits than centring costs time.
+_FAR = 4.0
+_UNIT_HALF, _UNIT_SINGLE = 2.0**-22, 2.0**-24
 
 
-def _kernel(name: str) -> Any:
-    """Compile the kernels on first use; CuPy caches them on disk."""
-    global _module
+@dataclass(frozen=True)
+class CudaOperand:
+    """Rows, or centroids, as the product takes them; everything on the device.
+
+    Attributes
+    ----------
+    matrix : cupy.ndarray of float16 or float32, shape (n_rows, width)
+    norms : cupy.ndarray of float64, shape (n_rows,)
+        Squared distances to the mean.
+    sizes, errors : cupy.ndarray of float64, shape (n_rows,)
+        Norms of the rows as written, and of what that misses.
+    dots : cupy.ndarray of float64, shape (n_rows,) or None
+        Inner products of the centred rows with the mean.
+    scale : float
+        Units of the matrix per unit of a value, a power of two.
+    as_stored : bool
+        The rows themselves, not centred.
+    """
+
+    matrix: Any
+    norms: Any
+    sizes: Any
+    errors: Any
+    dots: Any
+    scale: float
+    as_stored: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes besides the rows."""
+        return int(3 * self.norms.nbytes + (0 if self.as_stored else self.matrix.nbytes))
+
+
+def make_cuda_operand(rows: Any, frame: Frame, *, single: bool = False, largest: float | None = None) -> CudaOperand:
+    """Write rows for the product.
+
+    Parameters
+    ----------
+    rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
+    frame : Frame
+    single : bool, default False
+        In float32, not float16.
+    largest : float, optional
+        Largest absolute value of the centred rows; by default what the frame allows. Rows beyond it lose precision,
+        and are known to.
+
+    Returns
+    -------
+    CudaOperand
+    """
     import cupy
 
-    if _module is None:
-        _module = cupy.RawModule(code=SOURCE, options=("--std=c++17",))
-    return _module.get_function(name)
+    n_rows, n_features = rows.shape
+    norms, sizes, errors = (cupy.empty(n_rows, cupy.float64) for _ in range(3))
+    mean = cupy.asarray(frame.mean)
+    if largest is None and not single and takes_as_stored(rows.dtype, frame):
+        launch_by_row("measure", rows, 32, rows, mean, norms, sizes, np.int64(n_rows), np.int32(n_features))
+        errors.fill(0.0)
+        return CudaOperand(rows, norms, sizes, errors, None, 1.0, True)
+    scale = 1.0
+    if not single:
+        most = 2.0 * frame.max_abs if largest is None else largest
+        scale = min(2.0 ** np.floor(np.log2(_LARGEST / most)), _FINEST) if most > 0 else 1.0
+    width = -(-n_features // _WIDTH) * _WIDTH
+    matrix, dots = cupy.empty((n_rows, width), np.float32 if single else np.float16), cupy.empty(n_rows, cupy.float64)
+    launch_by_row(
+        "centre_single" if single else "centre_half", rows, 32, rows, mean, np.float32(scale), matrix, norms, sizes,
+        errors, dots, np.int64(n_rows), np.int32(n_features), np.int32(width),
+    )  # fmt: skip
+    return CudaOperand(matrix, norms, sizes, errors, dots, float(scale), False)
 
 
-class CudaSearch(Search):
+def takes_as_stored(dtype: Any, frame: Frame) -> bool:
+    """Whether rows of this type are operands as they are.
+
+    Parameters
+    ----------
+    dtype : dtype
+    frame : Frame
+
+    Returns
+    -------
+    bool
+    """
+    if dtype != np.float16 or len(frame.mean) % _WIDTH:
+        return False
+    radius = frame.radius or frame.max_abs
+    return float(np.linalg.norm(frame.mean)) <= _FAR * radius
+
+
+class CudaSearch:
     """A set of centroids on the device, made ready to be searched; see `nearest.Search`.
 
     Parameters
     ----------
     centroids : ndarray of float32, shape (n_clusters, n_features)
+        On the host. Rows of NaN are slots without a centroid and are never found.
     frame : Frame
-    head : int
-        Not used: on a GPU the whole product is cheaper than looking at survivors.
+    form : {"fused", "half", "single"}, default "fused"
     """
 
-    def __init__(self, centroids: NDArray[np.float32], frame: Frame, head: int = 0) -> None:
-        super().__init__(centroids, frame, 0)
-        self._send()
-
-    def only(self, chosen: NDArray[np.bool_]) -> Self:
-        """Return a search among some of the centroids; see `nearest.Search.only`."""
-        part = super().only(chosen)
-        part._send()
-        return part
-
-    def _send(self) -> None:
+    def __init__(self, centroids: NDArray[np.float32], frame: Frame, form: Form = "fused") -> None:
         import cupy
 
-        if self.is_swept or not len(self.centroids):
+        used = ~np.isnan(centroids[:, 0])
+        self.frame, self.form = frame, form
+        self._numbers = np.flatnonzero(used).astype(np.int32)
+        kept = np.ascontiguousarray(centroids[used])
+        self.centroids = cupy.asarray(kept)
+        if not len(kept):
             return
-        self._device_centroids = cupy.asarray(self.centroids)
-        self._device_weights = cupy.asarray(self._weights)
-        self._device_mean = cupy.asarray(self.frame.mean)
+        largest = float(np.abs(kept - frame.mean).max(initial=0.0))
+        self._operand = make_cuda_operand(self.centroids, frame, single=form == "single", largest=largest)
+        self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Biases and bounds, over the centroids there are."""
+        import cupy
+
+        form, n = self._operand, len(self.centroids)
+        as_stored = form.norms + 2.0 * form.dots
+        self._biases = {}
+        for name, values in ((True, as_stored), (False, form.norms)):
+            padded = cupy.full(-(-n // _FUSED_COLUMNS) * _FUSED_COLUMNS, np.inf, cupy.float32)
+            padded[:n] = values.astype(cupy.float32)
+            self._biases[name] = padded
+        largest = cupy.concatenate(
+            [v.max().reshape(1) for v in (form.errors, form.norms, form.sizes, cupy.abs(as_stored))]
+        ).get()
+        error, norm, size, bias = (float(v) for v in largest)
+        n_columns = form.matrix.shape[1]
+        unit = _UNIT_SINGLE if self.form == "single" else _UNIT_HALF
+        gamma = 2.0 * (n_columns + 16) * unit
+        self._per_size = (2.0 * error + gamma * size) * (1.0 + 1e-6)
+        self._per_error = 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
+        self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return a search among some of the centroids, under the numbers they have here; see `nearest.Search.only`."""
+        import cupy
+
+        part, form = copy.copy(self), self._operand
+        keep = chosen[self._numbers]
+        part._numbers = self._numbers[keep]
+        if keep.all():
+            return part
+        index = cupy.asarray(np.flatnonzero(keep))
+        part.centroids = self.centroids[index]
+        if not len(index):
+            return part
+        part._operand = CudaOperand(
+            form.matrix[index], form.norms[index], form.sizes[index], form.errors[index], form.dots[index],
+            form.scale, False,
+        )  # fmt: skip
+        part._bound()
+        return part
 
     def nearest(
         self,
-        rows: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        distances: NDArray[np.float64],
-        operand: Operand | None = None,
+        rows: Any,
+        labels: Any,
+        distances: Any,
+        operand: CudaOperand | None = None,
         first: int = 0,
-        which: NDArray[np.int64] | None = None,
+        which: Any | None = None,
     ) -> int:
-        """Bring `labels` and `distances` up to date with these centroids; see `nearest.Search.nearest`."""
+        """Bring `labels` and `distances` up to date with these centroids; see `nearest.Search.nearest`.
+
+        Parameters
+        ----------
+        rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
+        labels : cupy.ndarray of int32, shape (n_rows,)
+        distances : cupy.ndarray of float64, shape (n_rows,)
+        operand : CudaOperand, optional
+            `make_cuda_operand` of these rows.
+        first : int, default 0
+            Number of the first centroid.
+        which : cupy.ndarray of int64, optional
+            The rows to look at, if not all.
+
+        Returns
+        -------
+        int
+            Distances measured directly for what the scores left open.
+
+        Raises
+        ------
+        ComputeError
+            Device memory ran out, however small the tiles.
+        """
         import cupy
 
-        if self.is_swept or not len(self.centroids):
-            return super().nearest(rows, labels, distances, None, first, which)
-        which = np.arange(len(rows)) if which is None else which
-        budget = _TILE_SCORES
-        while True:
+        if not len(self.centroids) or not len(rows) or (which is not None and not len(which)):
+            return 0
+        if operand is None:
+            operand = make_cuda_operand(rows, self.frame, single=self.form == "single")
+        numbers = cupy.asarray(self._numbers + np.int32(first))
+        if self.form == "fused":
+            which = self._fused(rows, operand, numbers, labels, distances, which)
+        in_a_run = which is None
+        if which is None:
+            which = cupy.arange(len(rows), dtype=cupy.int64)
+        tile = self._tile
+        while len(which):
             try:
-                self._nearest(rows, labels, distances, first, which, budget)
-                return 0
+                return self._settled(rows, operand, numbers, labels, distances, which, in_a_run, tile)
             except cupy.cuda.memory.OutOfMemoryError as error:
                 # What was settled before is a valid bound, so the work goes on with what is known.
                 cupy.get_default_memory_pool().free_all_blocks()
-                budget //= 2
-                if budget < _LEAST_TILE:
+                tile //= 2
+                if tile < _LEAST_TILE // 8:
                     raise ComputeError(
-                        f"device memory ran out at tiles of {budget} scores; use a device with more memory free"
+                        f"device memory ran out at tiles of {tile} scores; use a device with more memory free"
                     ) from error
+        return 0
 
-    def _nearest(
-        self,
-        rows: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        distances: NDArray[np.float64],
-        first: int,
-        which: NDArray[np.int64],
-        budget: int,
-    ) -> None:
+    def _alpha(self, operand: CudaOperand) -> np.float32:
+        return np.float32(-2.0 / (self._operand.scale * operand.scale))
+
+    def _bounds(self) -> tuple[np.float64, np.float64, np.float64]:
+        return np.float64(self._per_size), np.float64(self._per_error), np.float64(self._constant)
+
+    def _fused(
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None
+    ) -> Any:
+        """Settle what the two best scores of each row prove, and return the rows they leave open."""
         import cupy
 
-        n_clusters, n_features = self.centroids.shape
-        width = min(n_clusters, budget)
-        height = max(1, budget // width)
-        numbers = cupy.asarray(self._numbers + np.int32(first))
+        n, n_features = len(rows) if which is None else len(which), rows.shape[1]
+        lines = cupy.zeros(1, cupy.int64) if which is None else which
+        has_which = np.int32(which is not None)
+        best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
+        index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
+        launch(
+            "nearest_two", rows, -(-n // _FUSED_ROWS), _FUSED_THREADS, operand.matrix, lines, has_which,
+            self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand), np.int64(n),
+            np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), best, second, index,
+            shared_bytes=_FUSED_BYTES,
+        )  # fmt: skip
+        launch_by_row(
+            "certify", rows, 8, rows, lines, has_which, self.centroids, numbers, best, second, index, operand.norms,
+            operand.sizes, operand.errors, *self._bounds(), np.int64(n), np.int32(n_features), labels, distances,
+            is_open, n=n,
+        )  # fmt: skip
+        left = cupy.flatnonzero(is_open)
+        return left if which is None else which[left]
+
+    def _settled(
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,
+        tile: int,
+    ) -> int:  # fmt: skip
+        """Score rows tile by tile, and measure what the scores cannot exclude."""
+        import cupy
+
+        n_clusters = len(self.centroids)
+        width = min(n_clusters, _MOST_COLUMNS, tile)
+        height = max(1, min(tile // width, len(which)))
+        n_measured = cupy.zeros(1, cupy.int64)
+        products = cupy.empty(height * width, cupy.float32)
         for low in range(0, len(which), height):
             some = which[low : low + height]
-            n = len(some)
-            tile = cupy.asarray(rows[some])
-            centred, norms = cupy.empty((n, n_features + 1), cupy.float32), cupy.empty(n)
-            grid = (-(-n * 32 // _THREADS),)
-            _kernel("centre")(
-                grid, (_THREADS,), (tile, self._device_mean, np.int32(n), np.int32(n_features), centred, norms)
-            )
-            device_labels, device_best = cupy.asarray(labels[some]), cupy.asarray(distances[some])
-            errors = 2.0**-23 * cupy.sqrt(norms)
+            chosen = operand.matrix[low : low + len(some)] if in_a_run else operand.matrix[some]
             for left in range(0, n_clusters, width):
-                right = min(left + width, n_clusters)
-                scores = centred @ self._device_weights[:, left:right]
-                _kernel("settle")(
-                    grid, (_THREADS,),
-                    (scores, tile, self._device_centroids, np.int32(n), np.int32(right - left), np.int32(n_features),
-                     np.int32(left), numbers, norms, errors, np.float64(self._error), np.float64(self._gamma),
-                     np.float64(self._largest), device_labels, device_best),
+                n_columns = min(width, n_clusters - left)
+                out = products[: len(some) * n_columns].reshape(len(some), n_columns)
+                _multiply(chosen, self._operand.matrix[left : left + n_columns], out)
+                launch(
+                    "settle", rows, len(some), _SETTLE_THREADS, out, self._biases[operand.as_stored],
+                    self._alpha(operand), rows, some, self.centroids, numbers, operand.norms, operand.sizes,
+                    operand.errors, *self._bounds(), np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
+                    labels, distances, n_measured,
                 )  # fmt: skip
-            labels[some], distances[some] = device_labels.get(), device_best.get()
+        return int(n_measured[0])
+
+
+def _multiply(a: Any, b: Any, out: Any) -> None:
+    """Write a bᵀ in float32, of float16 or float32 matrices, every product and sum in float32 or better."""
+    from cupy.cuda import device
+    from cupy_backends.cuda.libs import cublas
+
+    kind = 2 if a.dtype == np.float16 else 0  # CUDA_R_16F, CUDA_R_32F
+    compute = cublas.CUBLAS_COMPUTE_32F if kind else cublas.CUBLAS_COMPUTE_32F_PEDANTIC  # never TF32
+    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    (n, width), k = a.shape, len(b)
+    # cuBLAS has columns first: there b is (width, k) and out is (k, n).
+    cublas.gemmEx(
+        device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, k, n, width, one.ctypes.data,
+        b.data.ptr, kind, width, a.data.ptr, kind, width, zero.ctypes.data, out.data.ptr, 0, k, compute, -1,
+    )  # fmt: skip

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host, to_module
 from hkm_dask.compute.blocks import Part, memo
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
@@ -69,20 +70,21 @@ class LabelRows:
             known.labels = last.known.labels
         finder = Finder(part, self.frame, "lloyd" if self.run else "label")
         inertia = 0
-        with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused as such
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
             for slab in iter_slabs(part):
                 self._refuse(slab, part)
                 finder.label_distances(slab, self.centroids, known)
                 finder.nearest(slab, self.centroids, known)
-                fixed = np.rint(known.distances[slab.local] * self.frame.distance_scale).astype(np.int64)
+                xp = array_module(slab.rows)
+                fixed = xp.rint(known.distances[slab.local] * self.frame.distance_scale).astype(xp.int64)
                 if self.weights is not None:
-                    fixed *= self.weights.get()[slab.start : slab.stop]
+                    fixed *= to_module(self.weights.get()[slab.start : slab.stop], xp)
                 inertia += int(fixed.sum())
-        return Labels(known.labels, inertia)
+        return Labels(to_host(known.labels), inertia)
 
     def _refuse(self, slab: Slab, part: Part) -> None:
         where = f"rows {slab.start}:{slab.stop} of {part.rows.label}"
-        largest = float(np.maximum(slab.rows.max(), -slab.rows.min()))
+        largest = float(max(slab.rows.max(), -slab.rows.min()))  # NaN where any is
         limit = _LARGEST_NORM / part.rows.n_features**0.5
         if not largest < limit:
             raise InputError(

@@ -8,22 +8,25 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import worker_device
-from hkm_dask.compute.blocks import Part, iter_blocks, memo
+from hkm_dask.compute.backend import array_module, to_module, worker_device, worker_module
+from hkm_dask.compute.blocks import Memo, Part, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
-from hkm_dask.kmeans import kernels
+from hkm_dask.compute.staging import device_memo, iter_device_blocks, resident_budget
+from hkm_dask.kmeans import kernels, kernels_cuda
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Operand, make_operand, operand_bytes, scratch
-from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_head, moved_from, search_for
+from hkm_dask.kmeans.nearest import make_operand, operand_bytes, scratch
+from hkm_dask.kmeans.nearest_cuda import Form, make_cuda_operand
+from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_form, choose_head, here, moved_from, search_for
 from hkm_dask.kmeans.vector import widen
 
-#: Rows converted to float32 at once, for a core's cache and for a GPU.
-SLAB_ROWS, DEVICE_SLAB_ROWS = 4096, 1 << 17
+#: Rows converted to float32 at once, for a core's cache.
+SLAB_ROWS = 4096
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
 _NONE_STAYED = np.empty(0, np.bool_)
@@ -47,7 +50,7 @@ class Labelled:
 
     @classmethod
     def unknown(cls, n_rows: int) -> Labelled:
-        """Nothing known yet.
+        """Nothing known yet; where this worker computes, on the CPU or on its device.
 
         Parameters
         ----------
@@ -57,12 +60,13 @@ class Labelled:
         -------
         Labelled
         """
-        return cls(np.full(n_rows, -1, np.int32), np.full(n_rows, np.inf))
+        xp = worker_module()
+        return cls(xp.full(n_rows, -1, xp.int32), xp.full(n_rows, xp.inf))
 
 
 @dataclass(frozen=True)
 class Slab:
-    """A few thousand consecutive rows.
+    """A few thousand consecutive rows, or on a device a block of them.
 
     Attributes
     ----------
@@ -70,22 +74,18 @@ class Slab:
         Row numbers.
     local : slice
         The same, counted from the part's first row.
-    rows : ndarray of float32, shape (stop - start, n_features)
+    rows : ndarray of float32, or cupy.ndarray of float32 or float16, shape (stop - start, n_features)
         Valid until the next slab.
-    pair : tuple of int
-        Bounds of the block it lies in.
     """
 
     start: int
     stop: int
     local: slice
-    rows: NDArray[np.float32]
-    block: NDArray[Any]
-    pair: tuple[int, int]
+    rows: Any
 
 
 def iter_slabs(part: Part) -> Iterator[Slab]:
-    """Yield a part's rows as float32, a few thousand at a time.
+    """Yield a part's rows a few thousand at a time: as float32, or on a device block by block.
 
     Parameters
     ----------
@@ -95,11 +95,14 @@ def iter_slabs(part: Part) -> Iterator[Slab]:
     ------
     Slab
     """
-    step = DEVICE_SLAB_ROWS if worker_device() == "cuda" else SLAB_ROWS
+    if worker_device() == "cuda":
+        for first, block in iter_device_blocks(part):
+            stop = first + len(block)
+            yield Slab(first, stop, slice(first - part.start, stop - part.start), block)
+        return
     for first, block in iter_blocks(part):
-        pair = (first, first + len(block))
-        for low in range(0, len(block), step):
-            high = min(low + step, len(block))
+        for low in range(0, len(block), SLAB_ROWS):
+            high = min(low + SLAB_ROWS, len(block))
             rows = block[low:high]
             # Kernels are compiled for arrays that may be written to.
             if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.writeable):
@@ -109,9 +112,8 @@ def iter_slabs(part: Part) -> Iterator[Slab]:
                 else:
                     wide[...] = rows
                 rows = wide
-            start = first + low
-            local = slice(start - part.start, first + high - part.start)
-            yield Slab(start, first + high, local, rows, block, pair)
+            start, stop = first + low, first + high
+            yield Slab(start, stop, slice(start - part.start, stop - part.start), rows)
 
 
 class Finder:
@@ -141,15 +143,16 @@ class Finder:
             The centroids they were measured to; to those that have not moved since they are kept.
         """
         labels, distances = known.labels[slab.local], known.distances[slab.local]
+        xp = array_module(slab.rows)
         if bool((labels >= 0).any()):
             stayed = _NONE_STAYED if before is None else ~moved_from(centroids, before)
-            kernels.label_distances(slab.rows, np.ascontiguousarray(centroids.get()), stayed, labels, distances)
+            kernels_for(slab.rows).label_distances(
+                slab.rows, here(centroids, xp), to_module(stayed, xp), labels, distances
+            )
         else:
             distances[:] = np.inf
 
-    def nearest_again(
-        self, slab: Slab, centroids: Shared, before: Shared, known: Labelled, old: NDArray[np.float64]
-    ) -> None:
+    def nearest_again(self, slab: Slab, centroids: Shared, before: Shared, known: Labelled, old: Any) -> None:
         """Do as `nearest`, for rows labelled by the centroids `before` at squared distances `old`.
 
         A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
@@ -167,13 +170,13 @@ class Finder:
         """
         if moved_from(centroids, before).mean() > _NEARLY_ALL:
             return self.nearest(slab, centroids, known)
-        head = self._head(slab, centroids, known)
+        form = self._form(slab, centroids, known)
         labels, distances = known.labels[slab.local], known.distances[slab.local]
-        further = distances > old
-        operand = self._operand(slab, head)
-        everything, moved = (search_for(centroids, self.frame, head, b) for b in (None, before))
-        everything.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(further))
-        moved.nearest(slab.rows, labels, distances, operand, which=np.flatnonzero(~further))
+        xp, further = array_module(slab.rows), distances > old
+        operand = self._operand(slab, form)
+        everything, moved = (search_for(centroids, self.frame, form, b) for b in (None, before))
+        everything.nearest(slab.rows, labels, distances, operand, which=xp.flatnonzero(further))
+        moved.nearest(slab.rows, labels, distances, operand, which=xp.flatnonzero(~further))
         return None
 
     def nearest(self, slab: Slab, centroids: Shared, known: Labelled, first: int = 0) -> None:
@@ -187,50 +190,74 @@ class Finder:
             Of the part; the slab's labels and distances are updated.
         first : int, default 0
         """
-        head = self._head(slab, centroids, known)
-        search = search_for(centroids, self.frame, head)
+        form = self._form(slab, centroids, known)
+        search = search_for(centroids, self.frame, form)
         search.nearest(
-            slab.rows, known.labels[slab.local], known.distances[slab.local], self._operand(slab, head), first
+            slab.rows, known.labels[slab.local], known.distances[slab.local], self._operand(slab, form), first
         )
 
-    def _head(self, slab: Slab, centroids: Shared, known: Labelled) -> int:
+    def _form(self, slab: Slab, centroids: Shared, known: Labelled) -> int | Form:
         # Measured once per frame and phase, apart for passes that know nothing and for those with labels to start from.
-        n_clusters = len(centroids.get())
-        if self.frame.basis is None or n_clusters < 64 or worker_device() == "cuda":
+        n_clusters, on_host = len(centroids.get()), array_module(slab.rows) is np
+        if on_host and (self.frame.basis is None or n_clusters < 64):
             return 0
-        hinted = bool((known.labels[slab.local] >= 0).all())
-        kept = self._keeps_operands()
-        key = ("head", self.phase, n_clusters.bit_length(), hinted, kept)
-        head = memo.get(self.frame.name, key)
-        if head is not None:
-            return int(head)
-        if len(slab.rows) < TRIAL_ROWS:
+        labels, distances = known.labels[slab.local], known.distances[slab.local]
+        hinted = bool((labels >= 0).all())
+        kept = on_host and self._keeps_operands()
+        key = ("form", on_host, self.phase, n_clusters.bit_length(), hinted, kept)
+        form: int | Form | None = memo.get(self.frame.name, key)
+        if form is not None:
+            return form
+        if on_host and len(slab.rows) < TRIAL_ROWS:
             return 0
         with _choosing:  # one thread measures, the others wait for what it finds
-            head = memo.get(self.frame.name, key)
-            if head is not None:
-                return int(head)
-            some = slice(None, None, len(slab.rows) // TRIAL_ROWS)
-            rows = np.ascontiguousarray(slab.rows[some])
-            labels, distances = known.labels[slab.local][some].copy(), known.distances[slab.local][some].copy()
-            head = choose_head(rows, labels, distances, centroids, self.frame, kept=kept)
-            memo.put(self.frame.name, key, head, 0, self.part.budget)
-            return head
+            form = memo.get(self.frame.name, key)
+            if form is not None:
+                return form
+            if on_host:
+                some = slice(None, None, len(slab.rows) // TRIAL_ROWS)
+                rows = np.ascontiguousarray(slab.rows[some])
+                form = choose_head(rows, labels[some].copy(), distances[some].copy(), centroids, self.frame, kept=kept)
+            else:
+                form = choose_form(slab.rows, labels, distances, centroids, self.frame)
+            memo.put(self.frame.name, key, form, 0, self.part.budget)
+            return form
 
     def _keeps_operands(self) -> bool:
         rows = self.part.rows
         return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
 
-    def _operand(self, slab: Slab, head: int) -> Operand | None:
-        if head == 0 or not self._keeps_operands():
+    def _operand(self, slab: Slab, form: int | Form) -> Any:
+        on_host = isinstance(form, int)
+        if on_host and (form == 0 or not self._keeps_operands()):
             return None
         # Rows rotated in another frame would give bounds that do not hold.
-        group, key = self.part.rows.key, ("operand", self.frame.name, slab.start, slab.stop)
-        operand: Operand | None = memo.get(group, key)
-        if operand is None:
+        key = ("operand", self.frame.name, slab.start, slab.stop, form == "single")
+        group, kept, budget = self.part.rows.key, memo_here(), budget_here(self.part)
+        operand = kept.get(group, key)
+        if operand is None and on_host:
             operand = make_operand(slab.rows, self.frame, slab.rows.shape[1])
-            memo.put(group, key, operand, operand.n_bytes, self.part.budget)
+            kept.put(group, key, operand, operand.n_bytes, budget)
+        elif operand is None:
+            operand = make_cuda_operand(slab.rows, self.frame, single=form == "single")
+            if not operand.as_stored:  # what holds the rows themselves would keep them on the device
+                kept.put(group, key, operand, operand.n_bytes, budget)
         return operand
+
+
+def kernels_for(rows: Any) -> ModuleType:
+    """Return the inner loops for rows where they are: `kernels`, or `kernels_cuda` on a device."""
+    return kernels if array_module(rows) is np else kernels_cuda
+
+
+def memo_here() -> Memo:
+    """Return what this process remembers, of the memory it computes in."""
+    return memo if worker_device() == "cpu" else device_memo
+
+
+def budget_here(part: Part) -> int:
+    """Bytes of that memory a part may be remembered in."""
+    return part.budget if worker_device() == "cpu" else resident_budget()
 
 
 def remembered(part: Part, kind: str, run: str) -> Any | None:
@@ -251,10 +278,10 @@ def remembered(part: Part, kind: str, run: str) -> Any | None:
     object or None
     """
     key = (kind, part.start, part.stop)
-    entry = memo.get(part.rows.key, key)
+    entry = memo_here().get(part.rows.key, key)
     if entry is None or entry[0] != run:
         return None
-    memo.put(part.rows.key, key, ("", None), 0, part.budget)
+    memo_here().put(part.rows.key, key, ("", None), 0, budget_here(part))
     return entry[1]
 
 
@@ -269,4 +296,4 @@ def remember(part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
     n_bytes : int
         What it takes.
     """
-    memo.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, part.budget)
+    memo_here().put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, budget_here(part))

@@ -5,21 +5,25 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Hashable
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search, make_operand
-from hkm_dask.kmeans.nearest_cuda import CudaSearch
+from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
 
 #: Numbers of coordinates tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
 TRIAL_ROWS = 256
+#: Rows tried on a device.
+DEVICE_TRIAL_ROWS = 1 << 16
 
+#: Things made of centroids that are kept: those of this iteration and of the last.
+_KEPT = 8
 _made: dict[Hashable, tuple[Any, tuple[NDArray[np.float32] | None, ...]]] = {}
 _making = threading.RLock()
 
@@ -33,7 +37,7 @@ def _once(key: Hashable, shared: tuple[Shared, ...], make: Callable[[], Any]) ->
         if made is None or len(of) != len(sources) or any(a is not b for a, b in zip(of, sources, strict=True)):
             made = make()
             _made.pop(key, None)
-            while len(_made) >= 4:
+            while len(_made) >= _KEPT:
                 _made.pop(next(iter(_made)))
             _made[key] = (made, sources)
         return made
@@ -58,26 +62,94 @@ def moved_from(centroids: Shared, before: Shared) -> NDArray[np.bool_]:
     )
 
 
-def search_for(centroids: Shared, frame: Frame, head: int, before: Shared | None = None) -> Search:
-    """Return a `Search` for shared centroids, made once per process and kept while it is in use.
+def here(shared: Shared, xp: ModuleType) -> Any:
+    """Return a shared array where `xp` keeps its own, copied to the device once per process.
+
+    Parameters
+    ----------
+    shared : Shared
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Returns
+    -------
+    ndarray or cupy.ndarray
+        C-contiguous.
+    """
+    if xp is np:
+        return np.ascontiguousarray(shared.get())
+    return _once(("device", shared.name), (shared,), lambda: xp.asarray(np.ascontiguousarray(shared.get())))
+
+
+def search_for(centroids: Shared, frame: Frame, form: int | Form, before: Shared | None = None) -> Any:
+    """Return a search for shared centroids, made once per process and kept while it is in use.
 
     Parameters
     ----------
     centroids : Shared
     frame : Frame
-    head : int
+    form : int or str
+        The `head` of a `Search`, or the `form` of a `CudaSearch`.
     before : Shared, optional
         Search only the centroids that have moved from where they were here.
+
+    Returns
+    -------
+    Search or CudaSearch
     """
-    key = (centroids.name, frame.name, head)
+    key = (centroids.name, frame.name, form)
     if before is None:
-        kind = CudaSearch if worker_device() == "cuda" else Search
-        return _once(key, (centroids,), lambda: kind(centroids.get(), frame, head))
+        return _once(
+            key,
+            (centroids,),
+            lambda: (
+                Search(centroids.get(), frame, form)
+                if isinstance(form, int)
+                else CudaSearch(centroids.get(), frame, form)
+            ),
+        )
     return _once(
         (*key, before.name),
         (centroids, before),
-        lambda: search_for(centroids, frame, head).only(moved_from(centroids, before)),
+        lambda: search_for(centroids, frame, form).only(moved_from(centroids, before)),
     )
+
+
+def choose_form(rows: Any, labels: Any, distances: Any, centroids: Shared, frame: Frame) -> Form:
+    """Measure which form finds these rows' centroids soonest on the device.
+
+    Parameters
+    ----------
+    rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
+        The first of them are tried.
+    labels : cupy.ndarray of int32, shape (n_rows,)
+    distances : cupy.ndarray of float64, shape (n_rows,)
+        What is known of them.
+    centroids : Shared
+    frame : Frame
+
+    Returns
+    -------
+    {"fused", "half", "single"}
+    """
+    rows, labels, distances = (array[:DEVICE_TRIAL_ROWS] for array in (rows, labels, distances))
+    times = {}
+    for form in FORMS:
+        search = CudaSearch(centroids.get(), frame, form)
+        times[form] = min(_device_trial(search, rows, labels, distances) for _ in range(3))
+    return min(FORMS, key=lambda form: times[form])
+
+
+def _device_trial(search: CudaSearch, rows: Any, labels: Any, distances: Any) -> float:
+    from cupy.cuda import runtime
+
+    operand = make_cuda_operand(rows, search.frame, single=search.form == "single")
+    labels, distances = labels.copy(), distances.copy()
+    runtime.deviceSynchronize()
+    begin = time.perf_counter()
+    search.nearest(rows, labels, distances, operand)
+    runtime.deviceSynchronize()
+    return time.perf_counter() - begin
 
 
 def choose_head(

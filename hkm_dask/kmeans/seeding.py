@@ -17,13 +17,15 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans import kernels
@@ -31,7 +33,7 @@ from hkm_dask.kmeans.coreset import CORESET_ITERATIONS, seed_from_points
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, means, split_rows
 from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
 
 #: Centres drawn per cluster wanted.
 CORESET_FACTOR = 3
@@ -193,8 +195,9 @@ class MeasureAndDraw:
         n_applied, known = state if state is not None else (0, Labelled.unknown(n_rows))
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
         shape = (int(firsts[-1]), part.rows.n_features)
-        sums = np.zeros(shape, np.int64) if self.with_sums else None
-        counts = np.zeros(shape[0], np.int64) if self.with_sums else None
+        xp = worker_module()
+        sums = xp.zeros(shape, xp.int64) if self.with_sums else None
+        counts = xp.zeros(shape[0], xp.int64) if self.with_sums else None
         finder = Finder(part, self.frame, "seed")
         potential = 0
         found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
@@ -202,34 +205,47 @@ class MeasureAndDraw:
             for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
                 finder.nearest(slab, batch, known, int(first))
             squared = known.distances[slab.local]
-            share = _NO_WEIGHTS if weights is None else weights[slab.local]
-            fixed = np.rint(squared * self.frame.distance_scale).astype(np.int64)
+            share = to_module(_NO_WEIGHTS if weights is None else weights[slab.local], xp)
+            fixed = xp.rint(squared * self.frame.distance_scale).astype(xp.int64)
             potential += int((fixed if weights is None else fixed * share).sum())
             if sums is not None and counts is not None:
-                kernels.add_rows(slab.rows, known.labels[slab.local], share, self.frame.scale, sums, counts)
+                kernels_for(slab.rows).add_rows(
+                    slab.rows, known.labels[slab.local], share, self.frame.scale, sums, counts
+                )
             if self.horizon > 0:
                 rates = squared if weights is None else squared * share
                 times, local = _arrivals(self.key, slab.start, rates, self.horizon)
-                found.append((times, slab.start + local, squared[local], slab.rows[local]))
+                there = to_module(local, xp)
+                vectors = to_host(slab.rows[there]).astype(np.float32)
+                found.append((times, slab.start + local, to_host(squared[there]), vectors))
         kind, size = ("cells" if self.with_sums else "seeding"), known.labels.nbytes + known.distances.nbytes
         remember(part, kind, self.run, known if self.with_sums else (len(self.batches), known), size)
         empty = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, shape[1]), np.float32))
         times, rows, squared, vectors = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        if sums is not None:
+            sums, counts = to_host(sums), to_host(counts)
         return Draws(potential, times, rows, squared, vectors, sums, counts)
 
 
-def _arrivals(
-    key: int, start: int, rates: NDArray[np.float64], horizon: float
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes of these rates, and the local rows they belong to."""
+def _arrivals(key: int, start: int, rates: Any, horizon: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Arrival times up to `horizon` of Poisson processes of these rates, and the local rows they belong to.
+
+    Both come on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
+    times are looked at.
+    """
     times, local = [], []
-    alive = np.flatnonzero(rates > 0)
+    xp = array_module(rates)
+    alive = xp.flatnonzero(rates > 0)
+    if xp is not np:
+        first = random_uniform(stream_key(key, "arrival", 0), start + alive)
+        alive = alive[-xp.log(first) <= horizon * (1.0 + 1e-9) * rates[alive]]
+    rates, alive = to_host(rates[alive]), to_host(alive)
     clock = np.zeros(len(alive))
     for nth in range(1 << 30):
-        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / rates[alive]
+        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / rates
         clock = clock + gaps
         in_time = clock <= horizon
-        alive, clock = alive[in_time], clock[in_time]
+        alive, rates, clock = alive[in_time], rates[in_time], clock[in_time]
         if not len(alive):
             break
         times.append(clock)

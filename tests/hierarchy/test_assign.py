@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from hkm_dask.compute import cluster
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.keys import random_uniform
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
 from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows
 from hkm_dask.hierarchy.assign import Assigned, Chosen, LevelRows, assign
@@ -17,7 +17,7 @@ from hkm_dask.kmeans.frame import make_frame
 
 @pytest.fixture(autouse=True)
 def _many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_HAND_OVER_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 
 def brute_force(rows: np.ndarray, centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

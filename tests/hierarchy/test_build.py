@@ -9,7 +9,7 @@ import pytest
 import xarray as xr
 import zarr
 
-from hkm_dask.compute import cluster
+from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
@@ -261,8 +261,8 @@ def test_any_number_of_tasks_gives_the_same_bits(
     rows, config = blobs(), Config(levels=tuple(levels(40, 10)), **settings)
     build_hierarchy(rows, tmp_path / "one.zarr", config)
     # As many tasks as there are threads, however little there is to do, over several chunks.
-    monkeypatch.setattr(cluster, "_HAND_OVER_FLOPS", 1.0)
-    monkeypatch.setattr(cluster.os, "sched_getaffinity", lambda _: set(range(n_threads)))
+    monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module.os, "sched_getaffinity", lambda _: set(range(n_threads)))
     ingest(rows, tmp_path / "pool.zarr", chunk_mb=0.001)
     build_hierarchy(tmp_path / "pool.zarr", tmp_path / "other.zarr", config)
     assert_same(tmp_path / "one.zarr", tmp_path / "other.zarr")

@@ -21,8 +21,9 @@ import zarr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkm_dask.compute import cluster
+from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.events import subscribe
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import chunks, files, layout, store
 from hkm_dask.data.rows import ArrayRows, NpyRows, unit_rows
 from hkm_dask.errors import InputError, StoreError
@@ -176,14 +177,14 @@ def test_any_number_of_workers_gives_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, expected: tuple, n_threads: int, per_round: int
 ) -> None:
     monkeypatch.setattr(ingest_module, "CHUNKS_PER_ROUND", per_round)
-    monkeypatch.setattr(ingest_module, "Runner", lambda: cluster.Runner(n_threads=n_threads))
+    monkeypatch.setattr(ingest_module, "Runner", lambda: Runner(n_threads=n_threads))
     assert facts(ingest(values(), tmp_path / "p.zarr", chunk_mb=TINY)) == expected
 
 
 def test_a_cluster_gives_the_same_bits(tmp_path: Path, expected: tuple) -> None:
     np.save(tmp_path / "a.npy", values()[:31])
     np.save(tmp_path / "b.npy", values()[31:])
-    with cluster.connect(workers=2) as runner:
+    with connect(workers=2) as runner:
         pool = ingest(
             [tmp_path / "a.npy", tmp_path / "b.npy"], tmp_path / "p.zarr", chunk_mb=TINY, client=runner.client
         )

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.runner import Runner
 
 
 class InParts(Runner):

@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans import coreset
 from hkm_dask.kmeans.coreset import _take_turns, greedy_kmeans_plusplus, group_points, seed_from_points

@@ -21,7 +21,7 @@ from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hkm_dask as hkm
 from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from sklearn.cluster import KMeans
 
-from hkm_dask.compute import cluster
+from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import discard, gather, on_workers
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows, ZarrRows
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
@@ -94,7 +94,7 @@ def test_any_number_of_parts_gives_the_same_bits(init: str, d: int, in_parts: Cu
 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "_HAND_OVER_FLOPS", 1.0)  # so that a pass is worth a task per thread
+    monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)  # so that a pass is worth a task per thread
     rows, settings = blobs(1500, 24), Settings(64, max_iter=10)
     found = []
     for n_threads in (1, 2, 8):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, UnitRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.frame import Frame, make_frame, measure_rows

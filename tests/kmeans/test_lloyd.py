@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from hkm_dask.compute.blocks import Part, memo
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, UnitRows
 from hkm_dask.kmeans import lloyd

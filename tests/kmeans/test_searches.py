@@ -39,7 +39,7 @@ def test_a_search_is_made_once_and_belongs_to_its_frame(monkeypatch: pytest.Monk
     assert found is not first
     assert found.frame is turned
     assert search_for(other, frame, 8) is not first
-    assert len(searches._made) <= 4
+    assert len(searches._made) <= searches._KEPT
 
 
 def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:

@@ -11,8 +11,8 @@ import pytest
 from scipy import stats
 
 from hkm_dask.compute.blocks import Part, memo
-from hkm_dask.compute.cluster import Runner
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import ArrayRows, Rows, UnitRows
 from hkm_dask.kmeans import seeding

@@ -1,0 +1,119 @@
+"""Which device the workers of a cluster compute on: all of them on the same, and each of them told so.
+
+dask-cuda starts its workers with a preload of its own, whether a LocalCUDACluster or `dask cuda worker` starts them. By
+it they are known.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from hkm_dask.compute.backend import require_cuda
+from hkm_dask.errors import ComputeError
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+_DEVICE = "HKM_DEVICE"
+_PLUGIN = "hkm-device"
+_PRELOAD_OF_CUDA_WORKERS = "dask_cuda.initialize"
+
+
+def agree_on_device(client: Client) -> str:
+    """Have all workers of a cluster compute on the device they were started for, and those that join later, too.
+
+    A worker that dask-cuda started computes on its GPU, any other on the CPU; ``HKM_DEVICE`` in the environment a
+    worker was started in overrides both.
+
+    Parameters
+    ----------
+    client : distributed.Client
+
+    Returns
+    -------
+    {"cpu", "cuda"}
+
+    Raises
+    ------
+    ComputeError
+        Some workers are CUDA workers and some are not, or a CUDA worker has no CuPy or no GPU, or a worker cannot
+        import this package.
+    """
+    found = {}
+    for address, answer in client.run(_look, on_error="return").items():
+        if isinstance(answer, OSError):  # it died since the scheduler heard of it
+            continue
+        if isinstance(answer, Exception):
+            raise ComputeError(
+                f"worker={address} should have hkm_dask; install the same packages on every worker "
+                f"({type(answer).__name__}: {answer})"
+            ) from answer
+        found[address] = answer
+    n_cuda = sum(device == "cuda" for device, _ in found.values())
+    if 0 < n_cuda < len(found):
+        raise ComputeError(
+            f"workers={n_cuda} CUDA and {len(found) - n_cuda} CPU should be all of one kind; start all with "
+            "`dask cuda worker` or all with `dask worker`"
+        )
+    device = "cuda" if n_cuda else "cpu"
+    told = {told for _, told in found.values()}
+    # Not telling those that know leaves a run alone that is under way on the same workers.
+    if told <= {device} or (device == "cpu" and told == {None}):
+        return device
+    if device == "cuda":
+        for address, missing in client.run(_missing).items():
+            if missing is not None:
+                raise ComputeError(f"worker={address}: {missing}")
+    tell_workers(client, {_DEVICE: device})
+    return device
+
+
+def tell_workers(client: Client, environment: dict[str, str]) -> None:
+    """Set environment variables in every worker, and in those that join later.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    environment : dict of str to str
+        With ``HKM_DEVICE`` among its keys.
+    """
+    from distributed import WorkerPlugin
+
+    class SetEnvironment(WorkerPlugin):
+        name = _PLUGIN
+
+        def __init__(self) -> None:
+            self.environment = environment
+            self.before: dict[str, str | None] = {}
+
+        def setup(self, worker: Any) -> None:
+            self.before = {name: os.environ.get(name) for name in self.environment}
+            os.environ.update(self.environment)
+
+        def teardown(self, worker: Any) -> None:
+            for name, value in self.before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
+
+    client.register_plugin(SetEnvironment())
+
+
+def _look(dask_worker: Any) -> tuple[str, str | None]:
+    """Run on a worker: the device it was started for, and the device it has been told since."""
+    plugin = dask_worker.plugins.get(_PLUGIN)
+    by_hand = os.environ.get(_DEVICE) if plugin is None else plugin.before[_DEVICE]
+    preloads = {preload.name for preload in dask_worker.preloads}
+    started_for = by_hand or ("cuda" if _PRELOAD_OF_CUDA_WORKERS in preloads else "cpu")
+    return started_for, None if plugin is None else plugin.environment[_DEVICE]
+
+
+def _missing() -> str | None:
+    """Run on a worker: what it lacks to compute on a GPU, and where to get it."""
+    try:
+        require_cuda()
+    except ComputeError as error:
+        return str(error)
+    return None

@@ -1,0 +1,24 @@
+"""A real cluster, for whatever runs on one."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.runner import ClusterRunner
+
+
+@pytest.fixture(scope="module")
+def two_processes() -> Iterator[ClusterRunner]:
+    """A LocalCluster of two single-threaded processes, as `--workers 2` makes it."""
+    with connect(workers=2, memory_limit="800MiB") as runner:
+        assert isinstance(runner, ClusterRunner)
+        yield runner
+
+
+@pytest.fixture
+def workers(two_processes: ClusterRunner) -> ClusterRunner:
+    """The cluster, with both processes alive."""
+    assert two_processes.client is not None
+    two_processes.client.wait_for_workers(2, timeout=60)
+    return two_processes
