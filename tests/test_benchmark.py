@@ -14,6 +14,9 @@ import pytest
 from PIL import Image
 from sklearn.metrics import pairwise_distances_argmin_min
 
+from hkm_dask.compute.backend import require_cuda
+from hkm_dask.errors import ComputeError
+
 FOLDER = Path(__file__).parents[1] / "pipelines" / "benchmark"
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
 
@@ -92,6 +95,10 @@ def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
     [
         (["--peers", "cuML"], "--peers=cuML should be one of FAISS"),
         (["--levels", "20,5"], "as many numbers as --levels, 2"),
+        (["--gpu", "--peers", "cuML"], "--peers=cuML should be one of flash-kmeans"),
+        (["--gpu", "--suite", "method"], "--suite=method should be one of resident"),
+        (["--gpu", "--n", "100"], "--n=100 should be >= 100000, the largest --k"),
+        (["--gpu", "--gigabytes", "0"], "--gigabytes=0.0 should be > 0"),
     ],
 )
 def test_wrong_options_are_refused(tmp_path: Path, wrong: list[str], said: str) -> None:
@@ -156,3 +163,121 @@ def test_what_it_does_at_size_runs_on_little(tmp_path: Path) -> None:
     assert found["overhead"]["blocks"] == 256
     assert found["sample"]["size"] == 100_000
     assert found["sample"]["distinct"]
+
+
+# -- on a GPU ---------------------------------------------------------------------------------------------------------
+
+
+def has_device() -> bool:
+    try:
+        require_cuda()
+    except ComputeError:
+        return False
+    return True
+
+
+@pytest.fixture(scope="module")
+def gpu_modules() -> Iterator[dict[str, ModuleType]]:
+    names = ("measure", "gpu_report", "gpu_rows", "gpu_cases")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(FOLDER))
+        before = set(sys.modules)
+        yield {name: importlib.import_module(name) for name in names}
+        for name in set(sys.modules) - before:
+            if str(FOLDER) in (getattr(sys.modules[name], "__file__", None) or ""):
+                del sys.modules[name]
+
+
+@pytest.mark.skipif(has_device(), reason="there is a device")
+def test_without_a_device_one_line_says_so(tmp_path: Path) -> None:
+    done = run("--gpu", out=tmp_path / "out")
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("Error: device='cuda' should have ")
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_times_are_set_against_the_limits_measured(gpu_modules: dict[str, ModuleType], tmp_path: Path) -> None:
+    measure, report = gpu_modules["measure"], gpu_modules["gpu_report"]
+    ceilings = report.Ceilings(float16=800e12, bfloat16=None, copy=4.3e12, upload=50e9)
+    measured = (measure.Measurement("hkm_dask", (0.5, 0.4, 0.9)), measure.Measurement("peer", (1.0,), note="once"))
+    case = measure.Case("streamed", "one pass", "made", (10**6, 1000), (10**5,), "hkm_dask", measured)
+    checks = {"hkm_dask": report.Check(5000, 0, 3e-16), "peer": report.Check(5000, 7)}
+    # 2e14 operations take 0.25 s at 800 TFLOP/s, 2e9 bytes 0.04 s.
+    found = report.DeviceCase(case, n_flops=2e14, n_bytes=2e9, checks=checks)
+    header, own, peer = report.table(found, ceilings)
+    assert dict(zip(header[1:-1], own[1:-1], strict=True)) == {
+        "seconds": "0.5",
+        "runs": "3",
+        "× time": "1.00",
+        "TFLOP/s": "400.0",
+        "of the GEMM": "50.0%",
+        "of the limit": "50.0%",
+        "wrong labels": "0 of 5000",
+        "distances": "within 3e-16",
+    }
+    assert peer == ("peer", "1", "1", "2.00", "200.0", "25.0%", "25.0%", "7 of 5000", "", "once")
+
+    # Where sending takes longer, it is the limit; without it there is no such column, nor others with nothing in them.
+    slow = report.DeviceCase(case, n_flops=2e14, n_bytes=25e9)
+    assert report.table(slow, ceilings)[1][-2] == "100.0%"
+    assert report.table(report.DeviceCase(case, 0.0), ceilings)[0] == ("", "seconds", "runs", "× time", "")
+    off = {"hkm_dask": report.Check(9, 1, 2e-3), "peer": report.Check(9, 1, float("nan"))}
+    assert [line[-2] for line in report.table(report.DeviceCase(case, 2e14, checks=off), ceilings)[1:]] == [
+        "off by 2e-03",
+        "off by nan",
+    ]
+    nobody = measure.Case("resident", "one pass", "made", (9, 9), (3,), "", (), ("peer failed: no memory",))
+
+    machine = {
+        "cpu": "c", "cores": 1, "memory_gib": 1.0, "system": "s", "python": "3", "versions": {}, "blas": [],
+        "load_average": [0.0],
+    }  # fmt: skip
+    device = {"name": "a GPU", "memory_gib": 139.8, "capability": "9.0", "driver": "580.1", "cuda": "13.0"}
+    cases = (found, report.DeviceCase(nobody, 2e9))
+    results = report.DeviceResults(machine, device, ceilings, ("cuML (none)",), "run.py --gpu", "2026-01-01", cases)
+    report.write_results(results, tmp_path)
+    page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
+    for told in ("a GPU", "driver 580.1", "CUDA 13.0", "cuML (none)", "`run.py --gpu`", "800 TFLOP/s", "no memory"):
+        assert told in page
+    kept = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
+    assert kept["ceilings"]["upload"] == 50e9
+    assert kept["cases"][0]["case"]["measurements"][0]["seconds"] == [0.5, 0.4, 0.9]
+
+
+def test_rows_of_the_device_are_as_told(gpu_modules: dict[str, ModuleType]) -> None:
+    cases = gpu_modules["gpu_cases"]
+    maker = gpu_modules["gpu_rows"].Maker(np, 64)
+    rows = np.empty((5000, 64), np.float16)
+    frame = maker.fill(rows)
+    np.testing.assert_allclose(frame.mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
+    assert frame.max_abs == np.abs(rows).max()
+    again = np.empty_like(rows)
+    maker.fill(again)
+    np.testing.assert_array_equal(rows, again)
+    variances = np.linalg.eigvalsh(np.cov(rows.astype(float).T))[::-1]
+    assert variances[0] > 10 * variances[31] > 0
+    centroids = maker.centroids(100)
+    assert centroids.dtype == np.float32
+    assert (centroids != centroids.astype(np.float16)).mean() > 0.9  # or 16 bits would be flattered
+
+    # Answers are judged by all distances in float64.
+    exact = ((rows[:300, None].astype(float) - centroids.astype(float)) ** 2).sum(axis=2)
+    labels = exact.argmin(axis=1)
+    labels[:11] = (labels[:11] + 1) % 100
+    picked = np.arange(0, 300, 2)
+    arguments = (rows[picked].astype(np.float32), centroids, exact.min(axis=1)[picked], picked)
+    check = cases._check(cases.Answer(labels, exact.min(axis=1) * (1 + 1e-9)), *arguments)
+    assert (check.n_rows, check.n_wrong) == (150, 6)
+    assert check.error == pytest.approx(1e-9, rel=1e-3)
+    with pytest.raises(ValueError, match=r"labels=-1\.\.99 should be 0\.\.99"):
+        cases._check(cases.Answer(np.append(labels, [-1, 99])), *arguments)
+
+
+def test_as_many_rows_as_bytes_and_a_second_allow(gpu_modules: dict[str, ModuleType]) -> None:
+    choose = gpu_modules["gpu_rows"].choose_rows
+    assert choose(1024, 1024, gigabytes=4, flops=8e14) == 1_953_000  # 4 GB
+    assert choose(1024, 100_000, gigabytes=40, flops=8e14) == 1_953_000  # 0.5 · 8e14 operations
+    assert choose(1024, 1024, gigabytes=61, flops=8e14) == 29_785_000
+    assert choose(8192, 10**9, gigabytes=1e-3, flops=1e9) == 1000

@@ -318,10 +318,10 @@ import time
 from ctypes import CFUNCTYPE
 from functools import partial
 from signal import SIGINT, raise_signal
-from hkm_dask.cli import _signals_unwind
+from hkm_dask.cli.interrupts import signals_unwind
 __name__ = "llvmlite"  # whose callbacks swallow what is raised
 try:
-    with _signals_unwind():
+    with signals_unwind():
         {raising}
         print("went on")
         __name__ = "free"

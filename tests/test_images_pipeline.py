@@ -1,7 +1,6 @@
 """pipelines/images: the whole way on images that are made here, most of them alike."""
 
-import importlib.util
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -14,18 +13,10 @@ import hkm_dask as hkm
 from hkm_dask.errors import InputError
 from hkm_dask.io.encoders import image_encoder
 
-SCRIPT = Path(__file__).parents[1] / "pipelines" / "images" / "run.py"
-
 
 @pytest.fixture(scope="module")
-def pipeline() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("images_pipeline", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["images_pipeline"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def pipeline(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
+    return load_pipeline("images", "run")["run"]
 
 
 @pytest.fixture

@@ -1,29 +1,21 @@
 """The long-tail pipeline: its pools, its even draw, and one small study the whole way."""
 
-import importlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
+from sklearn.datasets import load_digits
 
-FOLDER = Path(__file__).parents[1] / "pipelines" / "longtail"
 MODULES = ("pools", "probes", "trials", "studies", "charts", "longtail_command")
 
 
 @pytest.fixture(scope="module")
-def longtail() -> Iterator[dict[str, ModuleType]]:
-    """The modules of the folder, imported as its script does."""
-    sys.path.insert(0, str(FOLDER))
-    try:
-        yield {name: importlib.import_module(name) for name in MODULES}
-    finally:
-        sys.path.remove(str(FOLDER))
-        for name in MODULES:
-            sys.modules.pop(name, None)
+def longtail(load_pipeline: Callable[..., dict[str, ModuleType]]) -> dict[str, ModuleType]:
+    return load_pipeline("longtail", *MODULES)
 
 
 def test_a_tail_falls_as_a_power_of_the_rank_and_never_above_what_there_is(longtail: dict[str, ModuleType]) -> None:
@@ -33,15 +25,27 @@ def test_a_tail_falls_as_a_power_of_the_rank_and_never_above_what_there_is(longt
     assert tail(np.array([9, 9, 9]), 9).tolist() == [9, 1, 1]
 
 
-@pytest.mark.parametrize("exponent", [0.5, 1, 2])
-def test_digits_keep_pool_and_test_apart(longtail: dict[str, ModuleType], exponent: float) -> None:
-    pool = longtail["pools"].digits(exponent)
+@pytest.mark.parametrize(("exponent", "seed"), [(0.5, 0), (1, 3), (2, 7)])
+def test_digits_keep_pool_and_test_apart(longtail: dict[str, ModuleType], exponent: float, seed: int) -> None:
+    pool = longtail["pools"].digits(exponent, seed)
     assert np.bincount(pool.test_labels).tolist() == [34] * 10
     sizes = np.bincount(pool.labels)
     assert sizes[0] == 140
     assert (np.diff(sizes) <= 0).all()
     both = np.concatenate([pool.embeddings, pool.test_embeddings])
     assert len(np.unique(both, axis=0)) == len(both)  # the pictures are all different
+    bunch = load_digits()
+    digit_of = {row.tobytes(): digit for row, digit in zip(bunch.data.astype(np.float32), bunch.target, strict=True)}
+    drawn = [digit_of[row.tobytes()] for row in np.round(pool.embeddings * 16)]
+    assert [pool.class_names[label] for label in pool.labels] == [str(digit) for digit in drawn]
+
+
+def test_every_class_is_the_largest_once_in_ten_seeds(longtail: dict[str, ModuleType]) -> None:
+    orders = [longtail["pools"].class_order(10, seed).tolist() for seed in range(10)]
+    assert orders[0] == list(range(10))
+    assert all(sorted(order) == list(range(10)) for order in orders)
+    assert sorted(order[0] for order in orders) == list(range(10))
+    assert sorted(c for order in orders[:5] for c in order[:2]) == list(range(10))
 
 
 @pytest.mark.parametrize("draw", [7, 30, 55])

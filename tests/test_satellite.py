@@ -1,8 +1,9 @@
 """The satellite pipeline, on an island of a few pixels and, where it is installed, on the Blue Marble."""
 
-import importlib.util
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -16,15 +17,13 @@ import hkm_dask as hkm
 from hkm_dask.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "pipelines" / "satellite"
-spec = importlib.util.spec_from_file_location("satellite", FOLDER / "run.py")
-assert spec is not None
-assert spec.loader is not None
-satellite = importlib.util.module_from_spec(spec)
-sys.modules["satellite"] = satellite  # where a dataclass looks its annotations up
-spec.loader.exec_module(satellite)
-
 SEA, SHALLOW, ICE, SAND, FOREST = (0, 2, 53), (10, 90, 130), (240, 245, 250), (253, 214, 153), (37, 57, 3)
 TINY = hkm.Config.from_flags((60, 20, 6), n_resamples=2, resample_size=2, max_iter=5)
+
+
+@pytest.fixture(scope="module")
+def satellite(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
+    return load_pipeline("satellite", "run")["run"]
 
 
 def patch(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -32,7 +31,7 @@ def patch(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.array(colours, np.uint8).repeat(60 // len(colours), axis=0)[None].repeat(16, axis=0)
 
 
-def test_kinds_by_hand() -> None:
+def test_kinds_by_hand(satellite: ModuleType) -> None:
     cases = {
         "open sea": [(SEA,), (SHALLOW, SEA)],
         "ice and snow": [(ICE,)],
@@ -62,7 +61,7 @@ def island(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(island: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+def made(satellite: ModuleType, island: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     out = tmp_path_factory.mktemp("a run") / "out"
     return out, satellite.run([island], out, step=8, config=TINY, n_drawn=120)
 
@@ -100,7 +99,7 @@ def test_the_map_lights_what_was_kept(made: tuple[Path, object]) -> None:
     assert right > 2 * left
 
 
-def test_a_second_run_goes_on_from_the_first(island: Path, made: tuple[Path, object]) -> None:
+def test_a_second_run_goes_on_from_the_first(satellite: ModuleType, island: Path, made: tuple[Path, object]) -> None:
     out, _ = made
     before = pq.read_table(out / "subset.parquet")
     stamp = (out / "tree.zarr" / "zarr.json").stat().st_mtime_ns
@@ -111,7 +110,9 @@ def test_a_second_run_goes_on_from_the_first(island: Path, made: tuple[Path, obj
         satellite.run([island], out, step=16, config=TINY, n_drawn=120)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(island: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_written(
+    satellite: ModuleType, island: Path, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"subset=5000 should be at most 961"):
         satellite.run([island], tmp_path / "out", step=8, config=TINY, n_drawn=5000)
     with pytest.raises(InputError, match=r"n_samples=256 should be >= levels.1.n_clusters=2000"):
@@ -120,7 +121,11 @@ def test_what_cannot_be_is_refused_before_anything_is_written(island: Path, tmp_
 
 
 def test_the_command_line(
-    island: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    satellite: ModuleType,
+    island: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     out, picture = tmp_path / "out", tmp_path / "small.png"
     (tmp_path / "tiny.yaml").write_text(TINY.to_yaml())
@@ -144,8 +149,11 @@ def test_the_small_size_is_as_the_readme_says() -> None:
     config.check(255 * 127)
 
 
-@pytest.mark.skipif(not satellite.BLUE_MARBLE.exists(), reason="needs Debian's package xplanet-images")
-def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(tmp_path: Path) -> None:
+def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(
+    satellite: ModuleType, tmp_path: Path
+) -> None:
+    if not satellite.BLUE_MARBLE.exists():
+        pytest.skip("needs Debian's package xplanet-images")
     config = hkm.Config.from_flags((300, 60, 15), n_resamples=3, resample_size=(4, 2, 2), max_iter=10)
     summary = satellite.run([], tmp_path, size=16, step=16, config=config, n_drawn=400)
     assert summary.n_patches == 128 * 64

@@ -1,13 +1,12 @@
 """The simulations make what they say, small; at the paper's size the slow tests hold what is reached."""
 
-import importlib
 import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,13 +22,9 @@ NAMES = (
 
 
 @pytest.fixture(scope="module")
-def simulation() -> Iterator[SimpleNamespace]:
-    """The pipeline's modules, which find each other by the folder they lie in."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(FOLDER)
-        yield SimpleNamespace(**{name: importlib.import_module(f"simulation_{name}") for name in NAMES})
-        for name in NAMES:
-            del sys.modules[f"simulation_{name}"]
+def simulation(load_pipeline: Callable[..., dict[str, ModuleType]]) -> SimpleNamespace:
+    found = load_pipeline("simulation", *(f"simulation_{name}" for name in NAMES))
+    return SimpleNamespace(**{name.removeprefix("simulation_"): module for name, module in found.items()})
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -1,6 +1,5 @@
 """pipelines/text: WordNet is read as its manual says, and the whole way works on texts of one's own."""
 
-import importlib.util
 import json
 import sys
 from collections.abc import Callable
@@ -14,18 +13,10 @@ import pytest
 import hkm_dask as hkm
 from hkm_dask.errors import InputError
 
-SCRIPT = Path(__file__).parents[1] / "pipelines" / "text" / "run.py"
-
 
 @pytest.fixture(scope="module")
-def text() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("text_pipeline", SCRIPT)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["text_pipeline"] = module  # dataclasses look themselves up there
-    spec.loader.exec_module(module)
-    return module
+def text(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
+    return load_pipeline("text", "run")["run"]
 
 
 # From WordNet 3.0: a licence line, a synset with several lemmas and one in hexadecimal count, 0x0a = 10.

@@ -171,6 +171,11 @@ class Memo:
             self._grow(group, n_bytes)
             return True
 
+    @property
+    def used(self) -> int:
+        """Bytes that all groups take."""
+        return self._used
+
     def room(self, group: Any, budget: int) -> int:
         """Bytes a group may still grow by.
 
@@ -213,8 +218,20 @@ class Memo:
             self._used = 0
 
 
-#: What this process remembers.
-memo = Memo()
+#: What this process remembers, in host memory and on its device.
+memo, device_memo = Memo(), Memo()
+
+
+def forget(group: Any) -> None:
+    """Forget everything about some rows, or a frame.
+
+    Parameters
+    ----------
+    group : hashable
+        ``rows.key``, or the name of a frame.
+    """
+    memo.drop(group)
+    device_memo.drop(group)
 
 
 def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:

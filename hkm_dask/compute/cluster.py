@@ -236,7 +236,7 @@ def _cuda_environment(preset: str) -> dict[str, str]:
     """What the workers of a LocalCUDACluster find in their environment."""
     environment = {"HKM_DEVICE": "cuda"}
     if preset == "capacity":
-        environment["HKM_STAGING_BLOCKS"] = os.environ.get("HKM_STAGING_BLOCKS", "4")
+        environment["HKM_STAGING_BLOCKS"] = os.environ.get("HKM_STAGING_BLOCKS", "8")
     return environment
 
 

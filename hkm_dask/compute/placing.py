@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.runner import ClusterRunner, Runner
 from hkm_dask.compute.shared import Shared
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows
+from hkm_dask.data.derived import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
 
 

@@ -10,7 +10,6 @@ import itertools
 import os
 import shutil
 import tempfile
-import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,8 +20,10 @@ from typing import TYPE_CHECKING, Any
 
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import device_budget, worker_device
+from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.shared import Shelf
+from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:
@@ -49,51 +50,24 @@ def _combine_all(combine: Callable[[Any, Any], Any], first: Any, *rest: Any) -> 
     return first
 
 
-class _SingleThreadedBlas:
-    """Keeps BLAS at one thread while any task runs here: the tasks themselves fill the cores."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._controller: Any = None
-        self._limit: Any = None
-
-    @contextmanager
-    def __call__(self) -> Iterator[None]:
-        with self._lock:
-            if self._depth == 0:
-                if self._controller is None:  # looking for the libraries takes milliseconds
-                    from threadpoolctl import ThreadpoolController
-
-                    self._controller = ThreadpoolController()
-                self._take_control()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
-            self._depth += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._depth -= 1
-                if self._depth == 0:
-                    self._take_control()
-                    self._limit.restore_original_limits()
-
-    @staticmethod
-    def _take_control() -> None:
-        # Recent threadpoolctl heeds but the first thread that set a limit; here the last to leave may be another one.
-        from threadpoolctl import OpenBLASController
-
-        clear = getattr(OpenBLASController, "clear_controlling_thread", None)
-        if clear is not None:
-            clear(force=True)
-
-
-_single_threaded_blas = _SingleThreadedBlas()
+def n_processors() -> int:
+    """Cores this process may use."""
+    return len(os.sched_getaffinity(0))
 
 
 def _run(task: Callable[[Any], Any], item: Any) -> Any:
-    with _single_threaded_blas():
-        return task(item)
+    with single_threaded_blas():
+        while True:
+            try:
+                return task(item)
+            except Exception as error:
+                # A task may be repeated: what it remembers on the device can be lost.
+                if not ran_out(error):
+                    raise
+                if not make_room():
+                    raise ComputeError(
+                        f"device memory ran out ({error}); free some, use a larger device, or lower n_clusters"
+                    ) from error
 
 
 class Runner:
@@ -129,7 +103,7 @@ class Runner:
         self, n_threads: int | None = None, memory_limit: int | None = None, work_dir: str | Path | None = None
     ) -> None:
         # Tasks on a device fill it, one at a time.
-        self.n_threads = n_threads or (1 if worker_device() == "cuda" else len(os.sched_getaffinity(0)))
+        self.n_threads = n_threads or (1 if worker_device() == "cuda" else n_processors())
         self.device_budget = device_budget() if worker_device() == "cuda" else None
         self.memory_budget = budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None

@@ -1,7 +1,7 @@
 """Blocks of rows on a GPU: resident while its budget lasts, the rest streamed through pinned memory.
 
-A thread reads a block into one of a few pinned buffers and copies it, on a stream of its own, into one of as many
-buffers on the device, while kernels work on the block before. Blocks that found room on the device stay for the whole
+Threads read the next few blocks into pinned buffers, and each is copied, on a stream of its own, into one of two
+buffers on the device while kernels work on the block before. Blocks that found room on the device stay for the whole
 run; those that did not come last in every pass, so that their reading begins while resident ones are worked on.
 """
 
@@ -10,117 +10,155 @@ from __future__ import annotations
 import itertools
 import os
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.compute.backend import device_budget
-from hkm_dask.compute.blocks import Memo, Part, memo
-from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.compute.blocks import Part, device_memo, memo
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 
-#: What this process remembers on its device.
-device_memo = Memo()
 #: Bytes on the device of a row's label, distance, norms and some more, that are kept from pass to pass.
 DEVICE_REMEMBERED_BYTES = 48
 #: Share of the device budget for rows and what is remembered; passes need the rest.
 _RESIDENT_SHARE = 0.75
 
 
+#: Bytes beyond which this process has run out of device memory before.
+_most_resident: int | None = None
+
+
 def resident_budget() -> int:
     """Bytes the process may keep on its device from pass to pass."""
-    return int(_RESIDENT_SHARE * device_budget())
+    allowed = int(_RESIDENT_SHARE * device_budget())
+    return allowed if _most_resident is None else min(allowed, _most_resident)
 
 
-def staging_buffers() -> int:
-    """Blocks on their way to the device at once: ``HKM_STAGING_BLOCKS``, 2 by default.
+def ran_out(error: BaseException) -> bool:
+    """Tell whether an error says that device memory ran out."""
+    return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("cupy")
+
+
+def make_room() -> bool:
+    """Give up what is resident, and keep half as much from now on, after device memory ran out.
+
+    Returns
+    -------
+    bool
+        Whether there was anything to give up.
+    """
+    import cupy
+
+    global _most_resident
+    held = device_memo.used
+    _most_resident = held // 2
+    device_memo.clear()
+    _own.__dict__.clear()
+    cupy.get_default_memory_pool().free_all_blocks()
+    return held > 0
+
+
+def staging_blocks() -> int:
+    """Blocks in pinned memory at once, on their way to the device: ``HKM_STAGING_BLOCKS``, 4 by default.
 
     Raises
     ------
     ComputeError
         The variable is no number from 2 on.
     """
-    given = os.environ.get("HKM_STAGING_BLOCKS", "2")
+    given = os.environ.get("HKM_STAGING_BLOCKS", "4")
     if not given.isdigit() or int(given) < 2:
-        raise ComputeError(f"HKM_STAGING_BLOCKS={given!r} should be an integer >= 2; unset it for 2")
+        raise ComputeError(f"HKM_STAGING_BLOCKS={given!r} should be an integer >= 2; unset it for 4")
     return int(given)
 
 
-class _Slot:
-    """A pinned buffer and one on the device, and what has to be over before each is written again."""
+class _Buffer:
+    """Memory that blocks pass through, pinned or on the device, and what has to be over before it is written again."""
+
+    def __init__(self, make: Callable[[int], Any]) -> None:
+        self._make, self._memory = make, make(0)
+        self.busy: Any = None  # event: the last block is copied from it, or worked on
+
+    def view(self, shape: tuple[int, int], dtype: np.dtype) -> Any:
+        n_bytes = shape[0] * shape[1] * dtype.itemsize
+        if self._memory.nbytes < n_bytes:
+            self._memory, self.busy = self._make(n_bytes), None
+        return self._memory[:n_bytes].view(dtype).reshape(shape)
+
+
+class _Staging:
+    """The way of blocks to the device, kept by a thread from pass to pass: pinned memory is dear to make."""
 
     def __init__(self) -> None:
-        self.pinned: Any = None
-        self.device: Any = None
-        self.copied: Any = None  # event: the pinned buffer was copied
-        self.used: Any = None  # event: kernels are done with the device buffer
-
-    def reserve(self, n_values: int, dtype: np.dtype) -> None:
         import cupy
         import cupyx
 
-        n_bytes = n_values * dtype.itemsize
-        if self.pinned is None or self.pinned.nbytes < n_bytes:
-            self.pinned = cupyx.empty_pinned(n_bytes, np.uint8)
-            self.device = cupy.empty(n_bytes, cupy.uint8)
-
-
-class _Uploader:
-    """The way of blocks to the device, kept from pass to pass by a thread: pinned memory is dear to make."""
-
-    def __init__(self) -> None:
-        import cupy
-
         self.stream = cupy.cuda.Stream(non_blocking=True)
-        self.slots = [_Slot() for _ in range(staging_buffers())]
-        self.turn = 0
+        self.pinned = [_Buffer(lambda n: cupyx.empty_pinned(n, np.uint8)) for _ in range(staging_blocks())]
+        self.device = [_Buffer(lambda n: cupy.empty(n, cupy.uint8)) for _ in range(2)]
 
-    def upload(self, rows: Rows, pair: tuple[int, int], host: np.ndarray | None, keep: bool) -> tuple[Any, _Slot]:
-        """Read a block, or take it from `host`, and start copying it; to memory of its own if it is to be kept."""
+    def read(self, part: Part, pair: tuple[int, int], number: int, keep: bool) -> Any:
+        """Read a block into pinned memory; what the device has no room for may stay in host memory besides."""
+        rows, buffer = part.rows, self.pinned[number % len(self.pinned)]
+        if buffer.busy is not None:
+            buffer.busy.synchronize()
+        dtype = device_dtype(rows.dtype)
+        pinned = buffer.view((pair[1] - pair[0], rows.n_features), dtype)
+        host, n_bytes = memo.get(rows.key, pair), (pair[1] - pair[0]) * rows.row_bytes
+        in_memory = isinstance(rows, ArrayRows)
+        if host is None and not keep and not in_memory and n_bytes <= memo.room(rows.key, part.budget):
+            host = rows.read(*pair)
+            memo.put(rows.key, pair, host, n_bytes, part.budget)
+        if host is None and not in_memory and dtype == rows.dtype:
+            rows.read(*pair, pinned)
+        else:
+            pinned[...] = rows.read(*pair) if host is None else host
+        return pinned
+
+    def upload(self, pinned: Future[Any], number: int, keep: bool, compute: Any) -> Any:
+        """Start copying a block, to memory of its own if it is to be kept."""
         import cupy
 
-        slot = self.slots[self.turn % len(self.slots)]
-        self.turn += 1
-        dtype = _device_dtype(rows.dtype)
-        shape = pair[1] - pair[0], rows.n_features
-        if slot.copied is not None:
-            slot.copied.synchronize()
-        slot.reserve(shape[0] * shape[1], dtype)
-        pinned = slot.pinned[: shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
-        if host is not None or dtype != rows.dtype or isinstance(rows, ArrayRows):
-            pinned[...] = rows.read(*pair) if host is None else host
-        else:
-            rows.read(*pair, pinned)
-        if keep:
-            block = cupy.empty(shape, dtype)
-            # Memory the pool gives out may still be read by kernels that were queued before.
-            self.stream.wait_event(cupy.cuda.get_current_stream().record())
-        else:
-            block = slot.device[: shape[0] * shape[1] * dtype.itemsize].view(dtype).reshape(shape)
-            if slot.used is not None:
-                self.stream.wait_event(slot.used)
-        block.set(pinned, stream=self.stream)
-        slot.copied = self.stream.record()
-        return block, slot
+        host = pinned.result()
+        with compute:  # a thread's current stream is its own
+            buffer = self.device[number % 2]
+            block = cupy.empty(host.shape, host.dtype) if keep else buffer.view(host.shape, host.dtype)
+            # Memory that the pool gives out may still be read by kernels that were queued before.
+            self.stream.wait_event(compute.record() if keep or buffer.busy is None else buffer.busy)
+        block.set(host, stream=self.stream)
+        event = self.stream.record()
+        self.pinned[number % len(self.pinned)].busy = event
+        return block, event
 
 
 _own = threading.local()
 
 
-def _uploader() -> _Uploader:
+def _staging() -> _Staging:
     import cupy
 
-    device = cupy.cuda.runtime.getDevice()
-    if getattr(_own, "uploader", None) is None or _own.device != device:
-        _own.uploader, _own.device = _Uploader(), device
-    uploader: _Uploader = _own.uploader
-    return uploader
+    device = cupy.cuda.runtime.getDevice(), staging_blocks()
+    if getattr(_own, "device", None) != device:
+        _own.staging, _own.device = _Staging(), device
+    kept: _Staging = _own.staging
+    return kept
 
 
-def _device_dtype(dtype: np.dtype) -> np.dtype:
-    """Type of rows on the device: kernels take float16 and float32."""
+def device_dtype(dtype: np.dtype) -> np.dtype:
+    """Type of rows on the device: kernels take float16 and float32.
+
+    Parameters
+    ----------
+    dtype : dtype
+        Of the rows where they are stored.
+
+    Returns
+    -------
+    dtype
+    """
     return dtype if dtype == np.float16 else np.dtype(np.float32)
 
 
@@ -136,47 +174,53 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     start : int
     block : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
         Not to be written to, and valid until the next block is asked for. Blocks do not come in the order of the rows.
+
+    Raises
+    ------
+    ComputeError
+        The environment asks for a budget or a number of buffers that makes no sense.
     """
     import cupy
 
-    rows, budget = part.rows, resident_budget()
-    pairs = list(itertools.pairwise(part.bounds))
-    item = _device_dtype(rows.dtype).itemsize * rows.n_features
+    rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
+    row_bytes = device_dtype(rows.dtype).itemsize * rows.n_features
     # What passes remember about the rows saves more than the rows themselves: it keeps its room.
-    room = budget - DEVICE_REMEMBERED_BYTES * rows.n_rows
+    budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
     resident = [pair for pair in pairs if device_memo.get(rows.key, pair) is not None]
     missing = [pair for pair in pairs if device_memo.get(rows.key, pair) is None]
-    free = device_memo.room(rows.key, room)
-    keep = {}
-    for pair in missing:
-        n_bytes = (pair[1] - pair[0]) * item
-        keep[pair] = n_bytes <= free
-        free -= n_bytes if keep[pair] else 0
-    uploader, stream = _uploader(), cupy.cuda.get_current_stream()
+    sizes = np.array([(stop - start) * row_bytes for start, stop in missing], np.int64)
+    keep = (np.cumsum(sizes) <= device_memo.room(rows.key, budget)).tolist()
+    staging, compute = _staging(), cupy.cuda.get_current_stream()
+    n_ahead = len(staging.pinned) - 1
+    reads: dict[int, Future[Any]] = {}
+    uploads: dict[int, Future[Any]] = {}
+    with ThreadPoolExecutor(n_ahead, "hkm-read") as readers, ThreadPoolExecutor(1, "hkm-upload") as uploader:
 
-    def start(pair: tuple[int, int]) -> tuple[Any, _Slot]:
-        with stream:  # of this thread's own: CuPy's current stream is
-            host = memo.get(rows.key, pair)
-            n_bytes = (pair[1] - pair[0]) * rows.row_bytes
-            stays = not keep[pair] and not isinstance(rows, ArrayRows) and n_bytes <= memo.room(rows.key, part.budget)
-            if host is None and stays:  # what the device has no room for may stay in memory
-                host = rows.read(*pair)
-                memo.put(rows.key, pair, host, n_bytes, part.budget)
-            return uploader.upload(rows, pair, host, keep[pair])
+        def start_reading(number: int) -> None:
+            if number < len(missing):
+                reads[number] = readers.submit(staging.read, part, missing[number], number, keep[number])
 
-    with ThreadPoolExecutor(1, thread_name_prefix="hkm-upload") as reader:
-        ahead = [reader.submit(start, pair) for pair in missing[: len(uploader.slots) - 1]]
+        def start_uploading(number: int) -> None:
+            if number < len(missing):
+                pinned = reads.pop(number)
+                uploads[number] = uploader.submit(staging.upload, pinned, number, keep[number], compute)
+
+        for number in range(n_ahead):
+            start_reading(number)
+        start_uploading(0)
         for pair in resident:
             block = device_memo.get(rows.key, pair)
             if block is None:  # dropped by another thread since we looked
-                block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), _device_dtype(rows.dtype)))
+                block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), device_dtype(rows.dtype)))
             yield pair[0], block
         for number, pair in enumerate(missing):
-            block, slot = ahead.pop(0).result()
-            stream.wait_event(slot.copied)
-            if keep[pair]:
-                device_memo.put(rows.key, pair, block, block.nbytes, room)
+            # The buffers these write to held the block before this one, of which kernels have been queued.
+            start_reading(number + n_ahead)
+            start_uploading(number + 1)
+            block, copied = uploads.pop(number).result()
+            compute.wait_event(copied)
+            if keep[number]:
+                device_memo.put(rows.key, pair, block, block.nbytes, budget)
             yield pair[0], block
-            slot.used = stream.record()
-            if number + len(uploader.slots) - 1 < len(missing):
-                ahead.append(reader.submit(start, missing[number + len(uploader.slots) - 1]))
+            if not keep[number]:
+                staging.device[number % 2].busy = compute.record()

@@ -16,7 +16,8 @@ from hkm_dask.compute.keys import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.rows import Rows, SubsetRows
+from hkm_dask.data.derived import SubsetRows
+from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans import selection
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows

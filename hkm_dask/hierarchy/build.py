@@ -18,7 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.blocks import device_memo, forget, memo
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.events import emit
 from hkm_dask.compute.keys import stream_key
@@ -27,8 +27,9 @@ from hkm_dask.compute.runner import ClusterRunner, Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.derived import SubsetRows
 from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
-from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows, ZarrRows
+from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
@@ -128,6 +129,7 @@ def build_hierarchy(
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
         remove(work)
         memo.clear()
+        device_memo.clear()
     return open_hierarchy(target)
 
 
@@ -241,7 +243,7 @@ class _Build:
         self._store(t, rows, centroids, found, [step.inertia for step in steps], folder)
         seconds = time.perf_counter() - begin
         store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})
-        memo.drop(rows.rows.key)
+        forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
     def _input(self, t: int, level: Level) -> LevelRows:
@@ -279,7 +281,7 @@ class _Build:
             chosen = self._resample(t, level, rows, steps, run)
             part = gather(rows.rows, chosen, self.runner)
             steps.append(self._step(t, step, level, rows, part))
-            memo.drop(part.key)
+            forget(part.key)
             discard(part)
         return steps
 

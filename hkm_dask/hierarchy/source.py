@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Config
 from hkm_dask.data import layout
+from hkm_dask.data.derived import SubsetRows, UnitRows
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
 from hkm_dask.data.pool import Pool, open_pool
-from hkm_dask.data.rows import Rows, SubsetRows, UnitRows, as_rows
+from hkm_dask.data.rows import Rows, as_rows
 from hkm_dask.errors import InputError
 
 #: Rows of labels in one file, at most.

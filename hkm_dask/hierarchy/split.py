@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import Part, iter_blocks, memo
+from hkm_dask.compute.blocks import Part, forget, iter_blocks
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.files import as_buffer, careful
@@ -110,7 +110,7 @@ class _SplitClusters:
                 members = ArrayRows(values[low:high])
                 settings = replace(self.settings, key=stream_key(self.settings.key, first + i))
                 found = fit(members, settings, frame=self.frame, runner=runner).centroids
-                memo.drop(members.key)
+                forget(members.key)
                 centroids[i * k : (i + 1) * k] = found
                 Search(found, self.frame).nearest(values[low:high], labels[low:high], distances[low:high])
                 labels[low:high] += (first + i) * k

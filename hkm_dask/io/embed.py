@@ -40,7 +40,7 @@ class Source(Protocol):
         Changes when an item changes: a run resumes only on the same fingerprint.
     ids : callable or None
         Returns an iterator over the ids of all items in pieces (arrays of int64 or of str objects), in order;
-        `hkm_dask.io.sources.id_pieces` makes it from ids in memory. None where the row number says it all.
+        `hkm_dask.io.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
     """
 
     @property

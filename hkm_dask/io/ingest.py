@@ -19,7 +19,8 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.io import pooling
 from hkm_dask.io.pooling import Stats
-from hkm_dask.io.sources import Segment, Sources, open_sources
+from hkm_dask.io.sources import open_sources
+from hkm_dask.io.tables import Segment, Sources
 
 if TYPE_CHECKING:
     from distributed import Client

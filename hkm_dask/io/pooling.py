@@ -12,8 +12,8 @@ import numpy as np
 
 from hkm_dask.compute.events import emit
 from hkm_dask.data import layout, store
+from hkm_dask.data.derived import unit_rows
 from hkm_dask.data.pool import pool_fingerprint
-from hkm_dask.data.rows import unit_rows
 from hkm_dask.errors import InputError, StoreError
 
 

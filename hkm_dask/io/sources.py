@@ -1,176 +1,29 @@
-"""What embeddings are ingested from: `.npy`, `.npz`, folders of shards, Zarr, arrays in memory; with their ids."""
+"""Opens what embeddings are ingested from: `.npy`, `.npz`, folders of shards, Zarr, arrays in memory."""
 
 from __future__ import annotations
 
-import itertools
 import os
 import re
-import shutil
-import zipfile
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import zarr
 
 from hkm_dask.data import layout, store
-from hkm_dask.data.npy import NPY_MAGIC, check_npy_length, read_npy_header
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows, as_rows
+from hkm_dask.data.npy import NPY_MAGIC
+from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows, as_rows
 from hkm_dask.errors import InputError
+from hkm_dask.io.ids import ID_PIECE_ROWS, IdPieces, check_id_count, id_pieces, plain_ids
+from hkm_dask.io.npz import ZIP_MAGIC, open_npz
+from hkm_dask.io.tables import Source, Sources, choose_table
 
-IdPieces = Callable[[], Iterator[np.ndarray]]
-
-ZIP_MAGIC = b"PK\x03\x04"
 # Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
 _ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
-_ID_PIECE_ROWS = 2**16
-_LOCAL_HEADER_BYTES = 30
-
-
-@dataclass(frozen=True)
-class Source:
-    """One table of embeddings to ingest.
-
-    Attributes
-    ----------
-    rows : Rows
-        The embeddings.
-    name : str
-        What to call it.
-    ids : callable or None
-        Returns an iterator over the ids of all rows, in pieces, in order.
-    """
-
-    rows: Rows
-    name: str
-    ids: IdPieces | None = None
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Consecutive rows of one table; cheap to send to a worker, even where there are thousands of tables.
-
-    Attributes
-    ----------
-    rows : Rows
-        The table.
-    start, stop : int
-        Row numbers in it.
-    """
-
-    rows: Rows
-    start: int
-    stop: int
-
-    def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut at whole storage chunks of the table, so that each is read once; one chunk where it is larger.
-
-        Parameters
-        ----------
-        max_bytes : int
-            Bytes of a piece.
-
-        Yields
-        ------
-        (int, int)
-            First row of the table, and the row after the last.
-        """
-        chunk = self.rows.chunk_rows
-        step = max(1, max_bytes // max(1, chunk * self.rows.row_bytes)) * chunk
-        cuts = range(self.start // step * step + step, self.stop, step)
-        yield from itertools.pairwise([self.start, *cuts, self.stop])
-
-
-class Sources:
-    """Tables one below the other.
-
-    Parameters
-    ----------
-    tables : sequence of Source
-        With the same number of features.
-
-    Attributes
-    ----------
-    tables : tuple of Source
-        The tables.
-    n_rows, n_features : int
-        Shape of all together.
-    dtype : np.dtype
-        The widest type among them.
-    ids : callable or None
-        The ids of all rows, None where no table has any.
-    """
-
-    def __init__(self, tables: Sequence[Source]) -> None:
-        self.tables = tuple(tables)
-        first = self.tables[0]
-        problems = [
-            f"{table.name}: n_features={table.rows.n_features} should be {first.rows.n_features} as in {first.name}; "
-            "ingest it into a pool of its own"
-            for table in self.tables
-            if table.rows.n_features != first.rows.n_features
-        ]
-        bare = [table.name for table in self.tables if table.ids is None]
-        if bare and len(bare) < len(self.tables):
-            problems.append(f"{bare[0]} should have ids as the other sources have; give ids for all rows")
-        if problems:
-            raise InputError(problems)
-        self.n_features = first.rows.n_features
-        self.dtype = np.result_type(*{table.rows.dtype for table in self.tables})
-        self._offsets = np.cumsum([0, *(table.rows.n_rows for table in self.tables)], dtype=np.int64)
-        self.n_rows = int(self._offsets[-1])
-        self.ids = None if bare else self._all_ids
-
-    @property
-    def in_memory(self) -> bool:
-        """Whether some table lies in the memory of this process, where no other process can read it."""
-        return any(isinstance(table.rows, ArrayRows) for table in self.tables)
-
-    def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
-        """The rows `start` to `stop` of all together, table by table."""
-        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        last = int(np.searchsorted(self._offsets, stop, side="left"))
-        found = []
-        for table, offset in zip(self.tables[first:last], self._offsets[first:last].tolist(), strict=True):
-            found.append(Segment(table.rows, max(0, start - offset), min(table.rows.n_rows, stop - offset)))
-        return tuple(found)
-
-    def locate(self, row: int) -> str:
-        """Name a row by its table, e.g. ``"row 3 of b.npy"``."""
-        table = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        return f"row {row - int(self._offsets[table])} of {self.tables[table].name}"
-
-    def _all_ids(self) -> Iterator[np.ndarray]:
-        for table in self.tables:
-            if table.ids is not None:
-                n_found = 0
-                for piece in table.ids():
-                    n_found += len(piece)
-                    yield piece
-                check_id_count(n_found, table.rows.n_rows, table.name)
-
-
-def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
-    """Refuse ids that are not as many as the rows.
-
-    Raises
-    ------
-    InputError
-        Naming both numbers.
-
-    Examples
-    --------
-    >>> check_id_count(2, 3, "a.npy")
-    Traceback (most recent call last):
-    hkm_dask.errors.InputError: a.npy: n_ids=2 should be 3, one per row; give ids for exactly these rows
-    """
-    if n_ids != n_rows:
-        raise InputError(f"{name}: n_ids={n_ids} should be {n_rows}, one per row; give ids for exactly these rows")
 
 
 def open_sources(sources: Any, *, ids: Any = None, column: str | None = None, scratch: Path | None = None) -> Sources:
@@ -210,63 +63,6 @@ def open_sources(sources: Any, *, ids: Any = None, column: str | None = None, sc
     return Sources([table for one in given for table in _open(one, ids, column, scratch)])
 
 
-def id_pieces(ids: Any, name: str) -> IdPieces:
-    """Ids in memory, as pieces.
-
-    Parameters
-    ----------
-    ids : array-like
-        Integers or strings.
-    name : str
-        What to call them.
-
-    Returns
-    -------
-    callable
-        Returns an iterator over pieces of int64 or of objects (str).
-
-    Raises
-    ------
-    InputError
-        When they are neither.
-    """
-    array = np.asarray(ids)
-    if array.ndim != 1:
-        raise InputError(f"{name}: shape={array.shape} should have one dimension; give one id per row")
-    if array.dtype.kind == "O" and not all(isinstance(value, str) for value in array.tolist()):
-        raise InputError(f"{name}: some ids are neither integers nor strings; convert all to strings")
-    if array.dtype.kind not in "iuUTO":
-        raise InputError(f"{name}: dtype={array.dtype} should be integers or strings; convert them to strings")
-    return partial(_slices, array, name)
-
-
-def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), _ID_PIECE_ROWS):
-        yield plain_ids(array[start : start + _ID_PIECE_ROWS], name)
-
-
-def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
-    """Bring ids to int64 or to objects of str, the two kinds a pool keeps.
-
-    Raises
-    ------
-    InputError
-        When an integer needs more than 63 bits, or they are no integers or strings.
-
-    Examples
-    --------
-    >>> plain_ids(np.array(["a", "bc"]), "ids"), plain_ids(np.array([3], dtype="u2"), "ids")
-    (array(['a', 'bc'], dtype=object), array([3]))
-    """
-    if piece.dtype.kind in "iu":
-        if piece.dtype.kind == "u" and piece.size and piece.max() > np.iinfo(np.int64).max:
-            raise InputError(f"{name}: id={piece.max()} should be below 2**63; give the ids as strings")
-        return piece.astype(np.int64)
-    if piece.dtype.kind in "UTO":
-        return np.array([str(value) for value in piece.tolist()], dtype=object)
-    raise InputError(f"{name}: dtype={piece.dtype} should be integers or strings; convert them to strings")
-
-
 def _open(source: Any, ids: str | None, column: str | None, scratch: Path | None) -> list[Source]:
     if isinstance(source, str | os.PathLike):
         return _open_path(Path(source).absolute(), ids, column, scratch)
@@ -290,22 +86,13 @@ def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | 
     with store.careful(lambda: path.open("rb"), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(ZIP_MAGIC):
-        return [_open_npz(path, ids, column, scratch)]
+        return [open_npz(path, ids, column, scratch)]
     if magic == NPY_MAGIC or path.suffix == ".npy":
         _refuse_names(str(path), ids, column)
         return [Source(NpyRows(path), str(path))]
     raise InputError(
         f"source={path} should be .npy, .npz, a folder of .npy shards, or Zarr; convert it with numpy.save"
     )
-
-
-def _choose(names: Sequence[str], column: str | None, path: Path, what: str) -> str:
-    if column is None and len(names) == 1:
-        return names[0]
-    if column not in names or column is None:
-        held = ", ".join(names) or "none"
-        raise InputError(f"column={column!r} should be one of the {what} of {path} ({held}); choose with column=")
-    return column
 
 
 # --- Zarr -------------------------------------------------------------------------------------------------------------
@@ -330,7 +117,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> Source:
     )
     if column is None and layout.EMBEDDINGS in tables:
         column = layout.EMBEDDINGS
-    rows = ZarrRows(path, _choose(tables, column, path, "2-D arrays"))
+    rows = ZarrRows(path, choose_table(tables, column, path, "2-D arrays"))
     return Source(rows, rows.label, None if ids is None else _zarr_ids(path, ids))
 
 
@@ -383,7 +170,7 @@ def _open_folder(path: Path, ids: str | None, column: str | None) -> list[Source
         held = [name for name in CLIP_FOLDERS if _shards(path / name, ".npy")]
         if not held:
             raise InputError(f"source={path} should hold .npy files or be a Zarr store, it is neither; check the path")
-        folder = path / _choose(held, column, path, "subfolders")
+        folder = path / choose_table(held, column, path, "subfolders")
         shards = _shards(folder, ".npy")
     tables = [Source(NpyRows(shard), str(shard)) for shard in shards]
     if ids is None:
@@ -423,66 +210,8 @@ def _parquet_pieces(path: Path, column: str) -> Iterator[np.ndarray]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=_ID_PIECE_ROWS, columns=[column]):
+        for batch in file.iter_batches(batch_size=ID_PIECE_ROWS, columns=[column]):
             values = batch.column(0)
             if values.null_count:
                 raise InputError(f"ids={column!r} of {path}: {values.null_count} are missing; choose another column")
             yield plain_ids(values.to_numpy(zero_copy_only=False), str(path))
-
-
-# --- .npz -------------------------------------------------------------------------------------------------------------
-
-
-def _open_npz(path: Path, ids: str | None, column: str | None, scratch: Path | None) -> Source:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            shapes = {name: _member_header(archive, info, path).shape for name, info in members.items()}
-            tables = [name for name, shape in shapes.items() if len(shape) == 2 and name != ids]
-            # A lone array of another shape gets the error about its shape, not one about names.
-            chosen = _choose(tables or list(shapes), column, path, "arrays")
-            label = f"{path}[{chosen}]"
-            rows = _member_rows(archive, members[chosen], path, label, scratch)
-            if ids is not None and ids not in members:
-                raise InputError(f"ids={ids!r} should be an array of {path} ({', '.join(members)}); choose one of them")
-            found = None if ids is None else id_pieces(_member_array(archive, members[ids], path), f"{path}[{ids}]")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} should be a .npz file, it cannot be read ({error}); copy or save it again") from error
-    return Source(rows, label, found)
-
-
-def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> Any:
-    with archive.open(info) as stream:
-        header = read_npy_header(_binary(stream), f"{path}[{info.filename}]")
-    check_npy_length(header, info.file_size, f"{path}[{info.filename}]")
-    return header
-
-
-def _binary(stream: Any) -> BinaryIO:
-    return stream
-
-
-def _member_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    header = _member_header(archive, info, path)
-    with archive.open(info) as stream:
-        stream.read(header.offset)
-        data = stream.read(header.data_bytes)
-    return np.frombuffer(data, dtype=header.dtype).reshape(header.shape)
-
-
-def _member_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, label: str, scratch: Path | None) -> Rows:
-    """Rows of a member: in place where it is stored as it is, unpacked where it is compressed."""
-    if info.compress_type == zipfile.ZIP_STORED:
-        with path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(_LOCAL_HEADER_BYTES)
-        lengths = [int.from_bytes(header[at : at + 2], "little") for at in (26, 28)]
-        offset = info.header_offset + _LOCAL_HEADER_BYTES + sum(lengths)
-        return NpyRows(path, offset=offset, n_bytes=info.file_size, label=label)
-    if scratch is None:
-        raise InputError(f"{label} is compressed, which cannot be read by blocks; save it with numpy.savez")
-    scratch.mkdir(parents=True, exist_ok=True)
-    unpacked = scratch / f"{len(list(scratch.iterdir()))}.npy"
-    with archive.open(info) as stream, unpacked.open("wb") as file:
-        store.careful(partial(shutil.copyfileobj, stream, file, layout.MIB), f"unpacking {label}")
-    return NpyRows(unpacked, label=label)

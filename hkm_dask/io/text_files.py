@@ -16,7 +16,7 @@ import numpy as np
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
 from hkm_dask.errors import InputError
-from hkm_dask.io.sources import plain_ids
+from hkm_dask.io.ids import plain_ids
 
 COLUMN = "text"  # where the texts are looked for, unless another name is given
 # Lines between two of which the place in the file is kept: 641 million lines cost 160 MB.

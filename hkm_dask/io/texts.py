@@ -13,7 +13,8 @@ import numpy as np
 
 from hkm_dask.compute.events import emit
 from hkm_dask.errors import InputError
-from hkm_dask.io.sources import IdPieces, natural_key
+from hkm_dask.io.ids import IdPieces
+from hkm_dask.io.sources import natural_key
 from hkm_dask.io.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")

@@ -17,7 +17,8 @@ from sklearn.utils.validation import validate_data
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.rows import ArrayRows, Rows, UnitRows
+from hkm_dask.data.derived import UnitRows
+from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import nearest_labels

@@ -16,11 +16,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import to_host
-from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.backend import on_host, to_host
+from hkm_dask.compute.blocks import Part, forget
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.placing import discard, on_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
+from hkm_dask.compute.runner import ClusterRunner, Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import greedy, product
@@ -223,7 +223,7 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, frame: Fra
         with runner_in_task(1 << 30) as runner:
             start = here.array[np.sort(starts)].copy()
             grouped = iterate(here, start, frame=frame, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
-        memo.drop(here.key)
+        forget(here.key)
         labels = np.full(len(index), -1, np.int32)
         Search(grouped.centroids, frame).nearest(here.array, labels, np.full(len(index), np.inf))
         parts = [index[labels == label] for label in range(n_groups)]
@@ -237,6 +237,9 @@ def _choose(
     points: Shared, weights: NDArray[np.int64], n_clusters: int, frame: Frame, key: int, runner: Runner, size: int
 ) -> NDArray[np.int64]:
     """Centres among the points with a weight, chosen group by group."""
+    if runner.device_budget is not None:  # the walks are work for processors, of which a GPU's worker uses one
+        with on_host(), Runner(n_threads=n_processors()) as host_runner:
+            return _choose(points, weights, n_clusters, frame, key, host_runner, size)
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
     groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, frame=frame)]
@@ -347,7 +350,7 @@ class _FromPoints:
             # The labels of the last iteration will do for hints.
             parts = split_rows(rows, runner, self.n_clusters)
             hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
-            memo.drop(rows.key)
+            forget(rows.key)
             discard(rows)
         return centroids, hints
 

@@ -16,11 +16,12 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import on_workers
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.rows import Rows, SubsetRows, unit_rows
+from hkm_dask.data.derived import SubsetRows, unit_rows
+from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.clusterer import Clusterer, checked_weights, is_whole, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
@@ -172,7 +173,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             try:
                 self._fit(rows, checked_weights(sample_weight, rows.n_rows), runner)
             finally:
-                memo.drop(rows.key)
+                forget(rows.key)
         return self
 
     def _fit(self, rows: Rows, sample_weight: NDArray[np.float64] | None, runner: Runner) -> None:
@@ -202,8 +203,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         # Copies in place of unused slots may renumber the clusters: what the parts remember would mislead.
         run = "" if left_out or done.n_unused else done.run
         found = label_rows(rows, centroids, frame=frame, runner=runner, run=run, weights=weights)
-        memo.drop(some.key)
-        memo.drop(frame.name)
+        forget(some.key)
+        forget(frame.name)
         self.cluster_centers_, self.labels_ = centroids, found.labels
         self.inertia_ = _inertia(found, frame, unit)
         self.n_iter_ = len(done.inertia)
@@ -342,8 +343,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
             frame = self._frame(rows, runner, self.cluster_centers_, weights)
             found = label_rows(rows, self.cluster_centers_, frame=frame, runner=runner, weights=weights)
-            memo.drop(rows.key)
-            memo.drop(frame.name)
+            forget(rows.key)
+            forget(frame.name)
         return -_inertia(found, frame, unit)
 
 

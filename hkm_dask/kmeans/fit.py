@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import on_host, worker_device
-from hkm_dask.compute.blocks import memo
+from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import on_workers
 from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
@@ -187,4 +187,4 @@ class _FitHere:
                 )
                 return replace(done, run="")
         finally:
-            memo.drop(rows.key)
+            forget(rows.key)

@@ -238,8 +238,12 @@ def with_basis(frame: Frame, rows: Rows, runner: Runner) -> Frame:
     Returns
     -------
     Frame
+        Where workers compute on GPUs, with their radius alone.
     """
-    basis, radius = runner.call(partial(_principal_directions, frame.mean), rows, stage="rotate")
+    on_gpu = runner.device_budget is not None
+    basis, radius = runner.call(partial(_principal_directions, frame.mean, on_gpu), rows, stage="rotate")
+    if basis is None:  # tensor cores take all coordinates
+        return replace(frame, radius=radius)
     if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
         return frame
     gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
@@ -247,12 +251,16 @@ def with_basis(frame: Frame, rows: Rows, runner: Runner) -> Frame:
     return replace(frame, basis=runner.shelf.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error, radius=radius)
 
 
-def _principal_directions(mean: NDArray[np.float32], rows: Rows) -> tuple[NDArray[np.float32], float]:
+def _principal_directions(
+    mean: NDArray[np.float32], norm_only: bool, rows: Rows
+) -> tuple[NDArray[np.float32] | None, float]:
     """Principal directions of a sample, and a norm that few rows surpass."""
     per_place = -(-_BASIS_ROWS // _BASIS_PLACES)
     starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _BASIS_PLACES).astype(np.int64))
     sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
     centred = sample.astype(np.float32) - mean
+    radius = 1.5 * float(np.quantile(np.linalg.norm(centred, axis=1), 0.999))
+    if norm_only:
+        return None, radius
     covariance = (centred.T @ centred).astype(np.float64)
-    basis = np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32)
-    return basis, 1.5 * float(np.quantile(np.linalg.norm(centred, axis=1), 0.999))
+    return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32), radius

@@ -507,12 +507,16 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     const long long row = has_which ? which[here] : here;
     const int c = index[here], number = numbers[c];
     const double norm = norms[row], size = sizes[row], error = errors[row];
-    const double found = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
-    if ((threadIdx.x & 7) || line >= n_lines) return;
     int label = labels[row];
     double distance = distances[row];
-    // What was known is a bound already; a score of NaN proves nothing.
-    if (isinf(distance) || nearer(found, number, distance, label)) {
+    // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
+    const bool is_news = isinf(distance) || number != label;
+    double found = INFINITY;
+    if (__any_sync(FULL, is_news)) {
+        found = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
+    }
+    if ((threadIdx.x & 7) || line >= n_lines) return;
+    if (is_news && (isinf(distance) || nearer(found, number, distance, label))) {
         distance = found;
         label = number;
     }

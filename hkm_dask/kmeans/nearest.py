@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
-from hkm_dask.kmeans import kernels, product
+from hkm_dask.kmeans import kernels, product, quantising
 from hkm_dask.kmeans.frame import Frame
 
 _UNIT = 2.0**-24
@@ -133,7 +133,7 @@ def make_operand(rows: NDArray[np.float32], frame: Frame, width: int) -> Operand
     n_rows, n_features = rows.shape
     centred = np.empty((n_rows, n_features + 1), np.float32)
     norms = np.empty(n_rows)
-    kernels.centre(rows, frame.mean, centred, norms)
+    quantising.centre(rows, frame.mean, centred, norms)
     if width == 0:
         return Operand(centred, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_TAILS)
     assert frame.basis is not None
@@ -144,7 +144,7 @@ def make_operand(rows: NDArray[np.float32], frame: Frame, width: int) -> Operand
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
     # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
     relative = frame.basis_error + _gamma(n_features) * float(np.sqrt(width)) * (1.0 + frame.basis_error)
-    kernels.quantise(
+    quantising.quantise(
         projected, norms, relative, frame.step, width == n_features, matrix, tails, out_norms, errors
     )  # fmt: skip
     return Operand(matrix, out_norms, errors, tails)

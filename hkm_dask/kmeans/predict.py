@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host, to_module
-from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.blocks import Part, forget
 from hkm_dask.compute.placing import on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
@@ -183,8 +183,8 @@ def nearest_labels(
     try:
         return label_rows(rows, centroids, frame=frame, runner=runner).labels
     finally:
-        memo.drop(rows.key)
-        memo.drop(frame.name)
+        forget(rows.key)
+        forget(frame.name)
 
 
 def _rotation_pays(n_rows: int, n_clusters: int, n_features: int) -> bool:

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_module, worker_device, worker_module
-from hkm_dask.compute.blocks import Memo, Part, iter_blocks, memo
+from hkm_dask.compute.blocks import Memo, Part, device_memo, iter_blocks, memo
 from hkm_dask.compute.shared import Shared
-from hkm_dask.compute.staging import device_memo, iter_device_blocks, resident_budget
+from hkm_dask.compute.staging import iter_device_blocks, resident_budget
 from hkm_dask.kmeans import kernels, kernels_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import make_operand, operand_bytes, scratch

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import fit
 from hkm_dask.kmeans.frame import Frame, make_frame
@@ -38,7 +38,7 @@ def _session(rows: NDArray[np.float32], n_clusters: int) -> Iterator[_Session]:
         try:
             yield _Session(runner, table, make_frame(table, runner, n_clusters=n_clusters))
         finally:
-            memo.drop(table.key)
+            forget(table.key)
 
 
 def fit_lloyd(problem: Problem, n_iter: int) -> NDArray[np.float32]:

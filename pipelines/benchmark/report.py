@@ -50,9 +50,19 @@ class Results:
     cases: tuple[Case, ...] = ()
 
 
-def describe_machine() -> dict[str, Any]:
-    """Tell on what is measured: processor, cores, memory (GiB), load, versions, and BLAS as far as it is loaded."""
-    versions = {name: _version(name) for name in _LIBRARIES}
+def describe_machine(libraries: Sequence[str] = _LIBRARIES) -> dict[str, Any]:
+    """Tell on what is measured: processor, cores, memory (GiB), load, versions, and BLAS as far as it is loaded.
+
+    Parameters
+    ----------
+    libraries : sequence of str
+        Distributions whose versions are told, where they are installed.
+
+    Returns
+    -------
+    dict
+    """
+    versions = {name: _version(name) for name in libraries}
     blas = {
         f"{pool['internal_api']} {pool['version']} for {pool.get('architecture')}, {pool['num_threads']} threads"
         for pool in threadpool_info()
@@ -86,9 +96,28 @@ def _cpu_model() -> str:
 
 def _table(case: Case) -> list[tuple[str, ...]]:
     """Header and lines of a case's table, without columns in which there is nothing."""
-    lines = [_cells(case, measurement) for measurement in case.measurements]
-    used = [any(column) for column in zip(*lines, strict=True)]
-    return [tuple(cell for cell, keep in zip(line, used, strict=True) if keep) for line in (_HEADER, *lines)]
+    return drop_empty(_HEADER, [_cells(case, measurement) for measurement in case.measurements])
+
+
+def drop_empty(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
+    """Put a header above lines, without the columns in which no line has anything.
+
+    Parameters
+    ----------
+    header : tuple of str
+    lines : sequence of tuple of str
+
+    Returns
+    -------
+    list of tuple of str
+
+    Examples
+    --------
+    >>> drop_empty(("", "seconds", "runs"), [("a", "1.0", ""), ("b", "2.0", "")])
+    [('', 'seconds'), ('a', '1.0'), ('b', '2.0')]
+    """
+    used = [any(line[column] for line in lines) for column in range(len(header))]
+    return [tuple(cell for cell, keep in zip(line, used, strict=True) if keep) for line in (header, *lines)]
 
 
 def _cells(case: Case, measurement: Measurement) -> tuple[str, ...]:
@@ -132,10 +161,23 @@ def write_results(results: Results, folder: Path) -> None:
     folder : Path
         Made if need be.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    content = json.dumps(_finite(asdict(results)), indent=2, ensure_ascii=False)
-    (folder / "results.json").write_text(content + "\n", encoding="utf-8")
-    (folder / "results.md").write_text(to_markdown(results), encoding="utf-8")
+    write_files(asdict(results), to_markdown(results), folder / "results")
+
+
+def write_files(content: dict[str, Any], page: str, path: Path) -> None:
+    """Write figures as JSON and as Markdown, side by side.
+
+    Parameters
+    ----------
+    content : dict
+    page : str
+    path : Path
+        Without the suffix; its folder is made if need be.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
+    path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+    path.with_suffix(".md").write_text(page, encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
@@ -158,24 +200,55 @@ def to_markdown(results: Results) -> str:
     -------
     str
     """
-    machine = results.machine
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
     lines = [
         "# Benchmark",
         "",
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}, {versions}. BLAS: {'; '.join(machine['blas'])}. "
-        f"Load when it began: {', '.join(map(str, machine['load_average']))}.",
+        tell_machine(results.machine),
         "",
         f"Not installed: {', '.join(results.absent) or 'none'}. Seconds and inertia are medians of runs in turns; "
         "× is in proportion to the line that says 1. Inertia is recomputed in float64.",
     ]
     for case in results.cases:
-        header, *body = _table(case)
-        rule = "|".join("--:" if name else ":--" for name in header)
-        lines += ["", f"## {case.title}", "", case.problem, "", _line(header), f"|{rule}|", *map(_line, body)]
-        lines += [text for fact in case.facts for text in ("", fact)]
+        lines += describe_case(case, _table(case))
     return "\n".join(lines) + "\n"
+
+
+def tell_machine(machine: dict[str, Any]) -> str:
+    """Put what `describe_machine` found in a sentence or two.
+
+    Parameters
+    ----------
+    machine : dict
+
+    Returns
+    -------
+    str
+    """
+    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
+    return (
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
+        f"Python {machine['python']}, {versions}. BLAS: {'; '.join(machine['blas'])}. "
+        f"Load when it began: {', '.join(map(str, machine['load_average']))}."
+    )
+
+
+def describe_case(case: Case, cells: Sequence[tuple[str, ...]]) -> list[str]:
+    """Write a case and its table as lines of Markdown.
+
+    Parameters
+    ----------
+    case : Case
+    cells : sequence of tuple of str
+        Header and lines of the table.
+
+    Returns
+    -------
+    list of str
+    """
+    header, *body = cells
+    rule = "|".join("--:" if name else ":--" for name in header)
+    lines = ["", f"## {case.title}", "", case.problem, "", _line(header), f"|{rule}|", *map(_line, body)]
+    return lines + [text for fact in case.facts for text in ("", fact)]
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -4,17 +4,21 @@
 
 Suites: lloyd (iterations 3 to 10), seeding, quality (time to the inertia of scikit-learn's 50 iterations), method (the
 whole hierarchy). Without --data, rows are made. Tables are written anew after every case, the picture at the end.
+
+With --gpu it measures the search and Lloyd's iteration on a CUDA device instead; `run.py --gpu --help` has its options.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
 
+import gpu
 from inputs import Data, load_rows, make_rows
 from peers import PEERS, find_peers
 from report import Results, describe_machine, draw_ratios, print_case, write_results
@@ -32,6 +36,7 @@ def _names(text: str) -> tuple[str, ...]:
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--gpu", action="store_true", help="measure on a CUDA device; has options of its own")
     parser.add_argument("--suite", type=_names, default=tuple(SUITES), help=f"of {','.join(SUITES)}; default: all")
     parser.add_argument("--data", type=Path, metavar="NPY", help="rows to cluster; default: made")
     parser.add_argument("--n", type=int, help="rows to take of them, or to make; default: all, or 80000")
@@ -83,6 +88,8 @@ def read_data(arguments: argparse.Namespace) -> Iterator[Data]:
 
 def main() -> None:
     """Run the suites."""
+    if "--gpu" in sys.argv[1:]:
+        return gpu.main([word for word in sys.argv[1:] if word != "--gpu"])
     arguments = parse_arguments()
     present, absent = find_peers(arguments.peers)
     console, aside = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
@@ -109,6 +116,7 @@ def main() -> None:
                 write_results(results, arguments.out)
     draw_ratios(results.cases).savefig(arguments.out / "ratios.png", dpi=120)
     console.print(f"{missing}; results in {arguments.out}", highlight=False)
+    return None
 
 
 if __name__ == "__main__":

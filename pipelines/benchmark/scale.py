@@ -33,9 +33,9 @@ import psutil
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.cluster import Runner
+from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
@@ -194,7 +194,7 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
             frame = make_frame(table, runner, n_clusters=k)
             chosen = table.take(np.sort(np.random.default_rng(0).choice(n, k, replace=False))).astype(np.float32)
             times[name].extend(_iteration_seconds(table, chosen, frame, runner, 5)[2:])
-        memo.drop(table.key)
+        forget(table.key)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     for name, middle in seconds.items():
         print(f"growth: {name}: {middle:.3f} s an iteration", flush=True)

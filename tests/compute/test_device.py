@@ -67,6 +67,15 @@ class cuda:
         @staticmethod
         def getDeviceCount():
             return 1
+
+        @staticmethod
+        def memGetInfo():
+            return 1 << 30, 1 << 30
+
+
+class get_default_memory_pool:
+    def total_bytes(self):
+        return 0
 """
 
 
@@ -248,7 +257,7 @@ def test_a_worker_that_cannot_import_the_package_is_named(site: Site) -> None:
 
 @pytest.mark.usefixtures("imported_stand_ins")
 def test_capacity_leaves_device_memory_alone_and_stages_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, expected in ((None, "4"), ("7", "7")):
+    for given, expected in ((None, "8"), ("7", "7")):
         if given:
             monkeypatch.setenv("HKM_STAGING_BLOCKS", given)
         with connect(local_cuda=True, cuda_preset="capacity", memory_limit="1GiB") as runner:

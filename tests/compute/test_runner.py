@@ -17,7 +17,8 @@ from threadpoolctl import threadpool_info
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.placing import discard, gather, on_workers
 from hkm_dask.compute.runner import ClusterRunner, Runner
-from hkm_dask.data.rows import ArrayRows, NpyRows, SubsetRows, UnitRows
+from hkm_dask.data.derived import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.frame import make_frame

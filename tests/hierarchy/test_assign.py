@@ -10,7 +10,8 @@ from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.keys import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
-from hkm_dask.data.rows import ArrayRows, Rows, SubsetRows
+from hkm_dask.data.derived import SubsetRows
+from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.hierarchy.assign import Assigned, Chosen, LevelRows, assign
 from hkm_dask.kmeans.frame import make_frame
 

@@ -19,12 +19,12 @@ from PIL import Image
 
 from hkm_dask.compute.events import subscribe
 from hkm_dask.data import files, layout, store
+from hkm_dask.data.derived import unit_rows
 from hkm_dask.data.pool import Pool
-from hkm_dask.data.rows import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.io.embed import Encoder, embed
+from hkm_dask.io.ids import id_pieces
 from hkm_dask.io.ingest import ingest
-from hkm_dask.io.sources import id_pieces
 from hkm_dask.view import info
 
 ROOT = Path(__file__).resolve().parents[2]

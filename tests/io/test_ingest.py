@@ -25,11 +25,13 @@ from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.events import subscribe
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import chunks, files, layout, store
-from hkm_dask.data.rows import ArrayRows, NpyRows, unit_rows
+from hkm_dask.data.derived import unit_rows
+from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.io import ingest as ingest_module
 from hkm_dask.io.ingest import ingest
-from hkm_dask.io.sources import Segment, open_sources
+from hkm_dask.io.sources import open_sources
+from hkm_dask.io.tables import Segment
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 4
@@ -474,7 +476,7 @@ def test_links_that_leave_a_folder_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("drop", [False, True])
 def test_ids_stay_with_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ids: object, drop: bool) -> None:
     monkeypatch.setattr(layout, "MAX_ID_CHUNK_ROWS", 10)
-    monkeypatch.setattr("hkm_dask.io.sources._ID_PIECE_ROWS", 7)
+    monkeypatch.setattr("hkm_dask.io.ids.ID_PIECE_ROWS", 7)
     x = values()
     if drop:
         x[[0, 21, 22, 56]] = np.inf

@@ -14,7 +14,8 @@ from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, SubsetRows, UnitRows, ZarrRows
+from hkm_dask.data.derived import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.frame import make_frame
 from hkm_dask.kmeans.lloyd import Moved, iterate

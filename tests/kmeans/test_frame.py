@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.rows import ArrayRows, UnitRows
+from hkm_dask.data.derived import UnitRows
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.frame import Frame, make_frame, measure_rows
 from hkm_dask.kmeans.lloyd import means

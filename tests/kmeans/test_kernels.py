@@ -51,15 +51,6 @@ def test_no_label_is_infinitely_far() -> None:
     assert found[1] < np.inf
 
 
-def test_centring_writes_rows_ones_and_norms() -> None:
-    rows, mean = floats(5, 6), floats(1, 6, 1)[0]
-    out, norms = np.empty((5, 7), np.float32), np.empty(5)
-    kernels.centre(rows, mean, out, norms)
-    np.testing.assert_array_equal(out[:, :6], rows - mean)
-    np.testing.assert_array_equal(out[:, 6], 1)
-    np.testing.assert_allclose(norms, ((rows - mean).astype(np.float64) ** 2).sum(1), rtol=1e-14)
-
-
 # -- sums -------------------------------------------------------------------------------------------------------------
 
 

@@ -12,7 +12,8 @@ from sklearn.cluster import KMeans
 from hkm_dask.compute.blocks import Part, memo
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, UnitRows
+from hkm_dask.data.derived import UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
 from hkm_dask.kmeans.frame import Frame, make_frame
 from hkm_dask.kmeans.lloyd import AssignAndAdd, Lloyd, Moved, Totals, iterate, means
@@ -157,7 +158,7 @@ def test_streamed_or_resident_the_bits_are_the_same(
     np.save(tmp_path / "rows.npy", rows)
     on_disk = NpyRows(tmp_path / "rows.npy")
     expected = run(rows, rows[:80], in_parts(1))
-    monkeypatch.setattr(lloyd, "block_bytes", lambda budget, threads: 50_000)
+    monkeypatch.setattr(lloyd, "block_bytes", lambda budget, threads, device_budget: 50_000)
     for budget in (0, 300_000, 1 << 30):
         cut = in_parts(2)
         frame = make_frame(on_disk, cut, n_clusters=80)

@@ -1,14 +1,10 @@
-"""One run's configuration: YAML or flags to frozen models, with every problem reported at once."""
+"""The models of a configuration: frozen, from YAML or flags, with every problem reported at once."""
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
-import math
-import operator
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -16,96 +12,20 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 from pydantic_core import ErrorDetails
 
+from hkm_dask.config.values import (
+    MAX_CLUSTERS,
+    MAX_SEED,
+    choice,
+    integer,
+    level_list,
+    nearest,
+    path_text,
+    share_below_one,
+    show,
+    size_or_auto,
+)
+from hkm_dask.config.yaml_text import read_value, read_yaml
 from hkm_dask.errors import InputError
-
-# Labels are stored as int32, and random numbers are keyed by a 64-bit seed.
-MAX_CLUSTERS = 2**31 - 1
-MAX_SEED = 2**63 - 1
-
-_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
-
-
-def _number(value: object) -> object:
-    """Turn text like ``1e-4``, which PyYAML leaves a string, into the number it is."""
-    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        return float(value)
-    return value
-
-
-def _whole(value: object, *, minimum: int, maximum: int) -> int:
-    number = _number(value)
-    rule = f"a whole number >= {minimum}"
-    if isinstance(number, float) and number.is_integer():
-        number = int(number)
-    try:
-        # A bool is an int to Python; here `yes` for a count is a slip.
-        whole = None if isinstance(number, bool) else operator.index(number)  # type: ignore[arg-type]
-    except TypeError:
-        whole = None
-    if whole is None:
-        raise ValueError(f"{rule}; write it without quotes or decimals")
-    if whole < minimum:
-        raise ValueError(f"{rule}; raise it")
-    if whole > maximum:
-        raise ValueError(f"at most {maximum}; lower it")
-    return whole
-
-
-def _integer(minimum: int, maximum: int = 2**31 - 1) -> BeforeValidator:
-    return BeforeValidator(lambda value: _whole(value, minimum=minimum, maximum=maximum))
-
-
-def _size_or_auto(value: object) -> int | str:
-    if value == "auto":
-        return "auto"
-    try:
-        return _whole(value, minimum=1, maximum=2**31 - 1)
-    except ValueError:
-        raise ValueError(
-            "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
-        ) from None
-
-
-def _share(value: object) -> float:
-    number = _number(value)
-    try:
-        share = math.nan if isinstance(number, bool | str | None) else float(number)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        share = math.nan
-    if not 0 <= share < 1:
-        raise ValueError("a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter")
-    return share
-
-
-def _choice(*known: str) -> BeforeValidator:
-    def validate(value: object) -> object:
-        if value not in known:
-            raise ValueError(
-                f"one of {', '.join(known)}; {_nearest(str(value), known) or f'the usual one is {known[0]}'}"
-            )
-        return value
-
-    return BeforeValidator(validate)
-
-
-def _path_text(value: object) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, str | Path) and str(value) not in ("", "."):
-        return str(value)
-    raise ValueError("the path of an .npy file of pool rows; leave it out to use every row")
-
-
-def _level_list(value: object) -> tuple[object, ...]:
-    if isinstance(value, str | Mapping) or not isinstance(value, Sequence) or not value:
-        raise ValueError("a list of one or more levels, level 1 first; add `- n_clusters: 2000` under levels")
-    return tuple(value)
-
-
-def _nearest(name: str, known: Sequence[str]) -> str | None:
-    """Name what a slip was probably meant to be, as a remedy."""
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.6)
-    return f"did you mean {near[0]}?" if near else None
 
 
 class _Model(BaseModel):
@@ -159,16 +79,16 @@ class Level(_Model):
     resample_size=0 should be auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling
     """  # noqa: E501 (the second line of the message)
 
-    n_clusters: Annotated[int, _integer(1, MAX_CLUSTERS)]
-    n_splits: Annotated[int, _integer(1, MAX_CLUSTERS)] = 1
-    n_resamples: Annotated[int, _integer(0)] = 10
-    resample_size: Annotated[int | Literal["auto"], BeforeValidator(_size_or_auto)] = "auto"
-    resample_strategy: Annotated[Literal["closest", "random"], _choice("closest", "random")] = "closest"
+    n_clusters: Annotated[int, integer(1, MAX_CLUSTERS)]
+    n_splits: Annotated[int, integer(1, MAX_CLUSTERS)] = 1
+    n_resamples: Annotated[int, integer(0)] = 10
+    resample_size: Annotated[int | Literal["auto"], BeforeValidator(size_or_auto)] = "auto"
+    resample_strategy: Annotated[Literal["closest", "random"], choice("closest", "random")] = "closest"
     init: Annotated[
-        Literal["coreset", "k-means++", "k-means||", "random"], _choice("coreset", "k-means++", "k-means||", "random")
+        Literal["coreset", "k-means++", "k-means||", "random"], choice("coreset", "k-means++", "k-means||", "random")
     ] = "coreset"
-    max_iter: Annotated[int, _integer(1)] = 50
-    tol: Annotated[float, BeforeValidator(_share)] = 1e-4
+    max_iter: Annotated[int, integer(1)] = 50
+    tol: Annotated[float, BeforeValidator(share_below_one)] = 1e-4
 
     @property
     def n_centroids(self) -> int:
@@ -209,14 +129,14 @@ class Config(_Model):
     levels.1.max_iters=5 should be a known setting; did you mean max_iter?
     """
 
-    seed: Annotated[int, _integer(0, MAX_SEED)] = 0
-    metric: Annotated[Literal["l2", "cosine"], _choice("l2", "cosine")] = "l2"
+    seed: Annotated[int, integer(0, MAX_SEED)] = 0
+    metric: Annotated[Literal["l2", "cosine"], choice("l2", "cosine")] = "l2"
     dtype: Annotated[
         Literal["float32", "float64", "float16", "bfloat16", "tf32"],
-        _choice("float32", "float64", "float16", "bfloat16", "tf32"),
+        choice("float32", "float64", "float16", "bfloat16", "tf32"),
     ] = "float32"
-    subset: Annotated[str | None, BeforeValidator(_path_text)] = None
-    levels: Annotated[tuple[Level, ...], BeforeValidator(_level_list)]
+    subset: Annotated[str | None, BeforeValidator(path_text)] = None
+    levels: Annotated[tuple[Level, ...], BeforeValidator(level_list)]
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -238,7 +158,7 @@ class Config(_Model):
         InputError
             With every problem of the file and of the overrides, one line each.
         """
-        return cls._from_settings(_read_yaml(Path(path)), overrides)
+        return cls._from_settings(read_yaml(Path(path)), overrides)
 
     @classmethod
     def from_flags(
@@ -288,7 +208,7 @@ class Config(_Model):
             values = [value] * len(levels) if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
             if len(values) != len(levels):
                 problems.append(
-                    f"{name}={_show(value)} should be one value or {len(levels)}, one per level of n_clusters; "
+                    f"{name}={show(value)} should be one value or {len(levels)}, one per level of n_clusters; "
                     f"it has {len(values)}"
                 )
                 continue
@@ -321,7 +241,7 @@ class Config(_Model):
         except ValueError:
             settings = None
         if not isinstance(settings, dict):
-            raise InputError(f"config={_show(text)} should be a JSON object; take it from Config.to_json")
+            raise InputError(f"config={show(text)} should be a JSON object; take it from Config.to_json")
         return cls._from_settings(settings)
 
     @classmethod
@@ -462,11 +382,6 @@ def _rising(levels: object) -> list[str]:
     ]
 
 
-def _show(value: object) -> str:
-    text = repr(str(value) if isinstance(value, Path) else value)
-    return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"
-
-
 def _translate(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:
     """Turn one of pydantic's errors into lines of the house form."""
     location = [part + 1 if isinstance(part, int) else str(part) for part in detail["loc"]]
@@ -476,14 +391,14 @@ def _translate(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:
         # A level has already put its own problems into words; they only lack its name.
         return [f"{name}.{problem}" for problem in inner.problems]
     if isinstance(inner, ValueError):
-        return [f"{name}={_show(detail['input'])} should be {inner}"]
+        return [f"{name}={show(detail['input'])} should be {inner}"]
     if detail["type"] == "missing":
         return [f"{name}=missing should be given; {_EXAMPLES.get(name, 'add it')}"]
     if detail["type"] == "extra_forbidden":
         return [_unknown(name, detail["input"], list(model.model_fields))]
     if detail["type"] in ("model_type", "model_attributes_type"):
-        return [f"{name}={_show(detail['input'])} should be a level's settings; write `n_clusters: 2000`"]
-    return [f"{name}={_show(detail['input'])} should be otherwise; {detail['msg']}"]
+        return [f"{name}={show(detail['input'])} should be a level's settings; write `n_clusters: 2000`"]
+    return [f"{name}={show(detail['input'])} should be otherwise; {detail['msg']}"]
 
 
 _EXAMPLES = {
@@ -494,46 +409,11 @@ _EXAMPLES = {
 
 def _unknown(name: str, value: object, known: Sequence[str]) -> str:
     key = name.rsplit(".", maxsplit=1)[-1]
-    remedy = _nearest(key, known)
+    remedy = nearest(key, known)
     if remedy is None and key in Level.model_fields and "levels" in known:
         remedy = f"it belongs to a level: levels.1.{key}"
     remedy = remedy or f"known are {', '.join(known)}"
-    return f"{name}={_show(value)} should be a known setting; {remedy}"
-
-
-class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a key given twice, of which PyYAML silently keeps the last."""
-
-
-def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    seen: set[str] = set()
-    for key, _ in node.value:
-        if key.value in seen:
-            line = key.start_mark.line + 1
-            raise InputError(f"{key.value}=(twice) should be given once; remove the one in line {line}")
-        seen.add(key.value)
-    return loader.construct_mapping(node, deep=True)
-
-
-_Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping)
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    shown = _show(path)
-    try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
-    except OSError as error:
-        raise InputError(f"config={shown} should be a readable file; {error.strerror or error}") from None
-    except UnicodeDecodeError:
-        raise InputError(f"config={shown} should be a text file in UTF-8; it is not") from None
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or "it does not parse"
-        raise InputError(f"config={shown} should be valid YAML; {where}{reason}") from None
-    if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
-        raise InputError(f"config={shown} should be a YAML mapping of settings; see configs/ for examples")
-    return settings
+    return f"{name}={show(value)} should be a known setting; {remedy}"
 
 
 def _override(settings: dict[str, Any], override: str) -> list[str]:
@@ -543,7 +423,7 @@ def _override(settings: dict[str, Any], override: str) -> list[str]:
     if not separator or not all(parts):
         return [f"set={override!r} should be NAME=VALUE; write it like levels.1.n_clusters=5000"]
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value = read_value(text)
     except yaml.YAMLError:
         return [f"{name}={text!r} should be a value YAML can read; quote it"]
     if parts[0] != "levels":
@@ -559,10 +439,10 @@ def _override_level(settings: dict[str, Any], parts: Sequence[str], name: str, v
     if not isinstance(levels, list):
         return []  # said already, by the model, in its own words
     if len(parts) != 2:
-        return [f"{name}={_show(value)} should be levels.LEVEL.SETTING; write it like levels.1.n_clusters=5000"]
+        return [f"{name}={show(value)} should be levels.LEVEL.SETTING; write it like levels.1.n_clusters=5000"]
     number = int(parts[0]) if parts[0].isdecimal() else 0
     if not 1 <= number <= len(levels):
-        return [f"{name}={_show(value)} should be of a level from 1 to {len(levels)}; level 1 clusters the samples"]
+        return [f"{name}={show(value)} should be of a level from 1 to {len(levels)}; level 1 clusters the samples"]
     if parts[1] not in Level.model_fields:
         return [_unknown(name, value, list(Level.model_fields))]
     if isinstance(levels[number - 1], dict):

@@ -1,0 +1,5 @@
+"""The `hkm` command."""
+
+from hkm_dask.cli.commands import main
+
+__all__ = ["main"]

@@ -1,0 +1,251 @@
+"""The `hkm` command: each subcommand reads its arguments, calls one public function, and prints what came of it."""
+
+# Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hkm_dask.cli.embed import embed
+from hkm_dask.cli.groups import Commands, command_of, debug_option
+from hkm_dask.cli.options import PATH, PerLevel, Where, where_work_runs
+
+if TYPE_CHECKING:
+    from hkm_dask.config import Config
+
+
+def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value and not ctx.resilient_parsing:
+        from importlib import metadata
+
+        try:
+            version = metadata.version("hkm-dask")
+        except metadata.PackageNotFoundError:
+            version = "(not installed)"
+        click.echo(f"hkm {version}")
+        ctx.exit()
+
+
+@click.group(
+    cls=Commands,
+    params=[debug_option()],
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="\b\nExample:\n  hkm ingest embeddings.npy pool.zarr\n"
+    "  hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100\n"
+    "  hkm sample tree.zarr --size 10000 --out subset.npy",
+)
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+def main() -> None:
+    """Balanced, diverse subsets of huge pools of embeddings, by hierarchical k-means with resampling.
+
+    Where work runs is chosen on each command: threads of this process, or --workers, --local-cuda, --scheduler.
+    """
+
+
+@command_of(
+    main,
+    "hkm demo",
+    "hkm demo --out here --quick",
+)
+@click.option(
+    "--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), show_default=True, help="Where to put what it makes."
+)
+@click.option("--quick", is_flag=True, help="Less data: seconds instead of minutes.")
+@where_work_runs
+def demo(out: Path, quick: bool, where: Where) -> None:
+    """Go the whole way on real photographs.
+
+    Photographs are cut into patches, which become a pool, a tree, a balanced subset and pictures of them.
+    """
+    from hkm_dask.view.demo import run_demo
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), where.connect() as runner:
+        made = run_demo(out, quick=quick, client=runner.client, memory_limit=where.memory_limit)
+    click.echo(str(made))
+
+
+@command_of(
+    main,
+    "hkm ingest a.npy b.npy pool.zarr",
+    "hkm ingest shards/ pool.zarr --dtype float16 --normalize",
+)
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Store as this; the sources' own by default.")
+@click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
+@click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
+@click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
+@click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@where_work_runs
+def ingest(sources: tuple[str, ...], pool: Path, where: Where, **options: Any) -> None:
+    """Turn embeddings into a pool.
+
+    A pool is one Zarr store with checksums. SOURCE is an .npy or .npz file, a folder of .npy shards, or a Zarr array
+    or group; several are put one after the other.
+    """
+    from hkm_dask.io.ingest import ingest as run_ingest
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), where.connect() as runner:
+        run_ingest(list(sources), pool, client=runner.client, **options)
+    click.echo(info.render(info.describe(pool)))
+
+
+main.add_command(embed)
+
+
+@command_of(
+    main,
+    "hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100",
+    "hkm cluster pool.zarr tree.zarr --config run.yaml --set levels.1.n_clusters=5000",
+)
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.option("--config", type=PATH, metavar="FILE", help="The settings, as YAML.")
+@click.option(
+    "--n-clusters",
+    type=PerLevel("2000,400,100", many=True),
+    metavar="K,K,...",
+    help="Clusters of each level, level 1 first.",
+)
+@click.option(
+    "--n-resamples", type=PerLevel("10 or 0,10,10"), metavar="M|M,M,...", help="Resampling steps.  [default: 10]"
+)
+@click.option(
+    "--resample-size",
+    type=PerLevel("auto or 10,3,3", words=["auto"]),
+    metavar="R|R,R,...",
+    help="Members each cluster gives to resampling.  [default: auto, half the mean cluster size]",
+)
+@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20.")
+@click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
+@click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
+@click.option("--subset", type=PATH, metavar="IDX.npy", help="Cluster only these rows of the pool.")
+@click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
+@where_work_runs
+def cluster(pool: Path, tree: Path, restart: bool, where: Where, **settings: Any) -> None:
+    """Build the hierarchy of clusters of a pool.
+
+    Interrupted, the same command resumes. On a finished tree it says "already complete".
+    """
+    config = _config(**settings)
+    from hkm_dask.data.layout import wip_path
+    from hkm_dask.hierarchy.build import build_hierarchy
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    if tree.exists() and not restart and not wip_path(tree).exists():
+        # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
+        # Unless a restart was interrupted, whose unfinished tree lies beside it.
+        build_hierarchy(pool, tree, config, memory_limit=where.memory_limit)
+        click.echo(f"{tree}: already complete")
+        return
+    with show_progress(), where.connect() as runner:
+        build_hierarchy(pool, tree, config, client=runner.client, memory_limit=where.memory_limit, restart=restart)
+    click.echo(info.render(info.describe(tree)))
+
+
+def _config(
+    *,
+    config: Path | None,
+    n_clusters: tuple[int, ...] | None,
+    n_resamples: int | tuple[int, ...] | None,
+    resample_size: int | str | tuple[int | str, ...] | None,
+    overrides: tuple[str, ...],
+    seed: int | None,
+    metric: str | None,
+    subset: Path | None,
+) -> Config:
+    if (config is None) == (n_clusters is None):
+        raise click.UsageError("Give either --config FILE or --n-clusters K,K,...")
+    import json
+
+    from hkm_dask.config import Config
+
+    given = {"seed": seed, "metric": metric, "subset": None if subset is None else str(subset)}
+    if config is None:
+        assert n_clusters is not None
+        return Config.from_flags(
+            n_clusters,
+            n_resamples=n_resamples,
+            resample_size=resample_size,
+            overrides=overrides,
+            **given,  # type: ignore[arg-type]
+        )
+    if n_resamples is not None or resample_size is not None:
+        raise click.UsageError(
+            "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
+        )
+    # An option beats the file, and --set beats both.
+    chosen = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
+    return Config.from_yaml(config, [*chosen, *overrides])
+
+
+@command_of(
+    main,
+    "hkm sample tree.zarr --size 10000 --out subset.npy",
+    "hkm sample tree.zarr --size 10000 --out subset.parquet --within closest",
+)
+@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["hierarchical", "flat"]),
+    default="hierarchical",
+    show_default=True,
+    help="Share the rows out at every level, or once among the clusters of the top one.",
+)
+@click.option(
+    "--within",
+    type=click.Choice(["random", "closest", "furthest"]),
+    default="random",
+    show_default=True,
+    help="Which members of a level-1 cluster come first.",
+)
+@click.option("--multiplier", type=int, default=1, show_default=True, metavar="N", help="How often a row may be taken.")
+@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Keys every random number.")
+def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
+    """Draw a balanced subset from a tree.
+
+    The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
+    pool, .txt their ids (or numbers); .parquet and .csv have both, with the cluster at every level and the distance
+    to the level-1 centroid.
+    """
+    from hkm_dask.io import export
+
+    export.check_target(out)
+    from hkm_dask.hierarchy.sampling import sample as draw
+    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        opened = open_hierarchy(tree)
+        rows = draw(opened, size, **options)
+        export.write_subset(out, rows, opened)
+    click.echo(f"{out}: {len(rows):,} rows")
+
+
+@command_of(
+    main,
+    "hkm info pool.zarr",
+    "hkm info tree.zarr --json",
+)
+@click.argument("store", type=PATH, metavar="STORE")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+def info(store: Path, as_json: bool) -> None:
+    """Describe a pool or a tree.
+
+    Sizes, levels, settings, history, and whether it is complete.
+    """
+    import json
+
+    from hkm_dask.view.info import describe, render
+
+    facts = describe(store)
+    click.echo(json.dumps(facts, allow_nan=False, indent=2) if as_json else render(facts))

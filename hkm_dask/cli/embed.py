@@ -1,0 +1,143 @@
+"""The commands `hkm embed text` and `hkm embed image`."""
+
+# Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hkm_dask.cli.groups import OrderedGroup, command_of, debug_option
+from hkm_dask.cli.options import PATH
+
+
+@click.group(
+    cls=OrderedGroup,
+    params=[debug_option()],
+    epilog="\b\nExample:\n  hkm embed text texts.jsonl pool.zarr --model all-MiniLM-L6-v2/\n"
+    "  hkm embed image photos/ pool.zarr --model hog",
+)
+def embed() -> None:
+    """Turn texts or images into a pool of embeddings.
+
+    Items are streamed through a model in this process, on a GPU where torch sees one. Interrupted, the same command
+    resumes. On a finished pool it computes nothing.
+    """
+
+
+def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of every embedding."""
+    options = [
+        click.option(
+            "--dtype",
+            type=click.Choice(["float16", "float32"]),
+            default="float16",
+            show_default=True,
+            help="Store as this.",
+        ),
+        click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
+        click.option(
+            "--batch-size",
+            type=click.IntRange(min=1),
+            default=batch_size,
+            show_default=True,
+            metavar="N",
+            help="Items that go through the model at once.",
+        ),
+        click.option("--device", metavar="NAME", help="Where the model runs, like cuda:1; a GPU if there is one."),
+        click.option(
+            "--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB, the step of resuming."
+        ),
+        click.option("--restart", is_flag=True, help="Begin again, whatever is there of the pool."),
+    ]
+
+    def give(command: Callable[..., None]) -> Callable[..., None]:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+@command_of(
+    embed,
+    "hkm embed text texts.txt pool.zarr --model all-MiniLM-L6-v2/",
+    "hkm embed text shards/ pool.zarr --model DIR --column raw_content --ids url",
+)
+@click.argument("source", type=PATH, metavar="INPUT")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.option("--model", type=PATH, required=True, metavar="DIR", help="Folder of a sentence-transformers model.")
+@click.option("--column", metavar="NAME", help="The key or column that has the texts.  [default: text]")
+@click.option("--ids", metavar="COLUMN", help="The key or column that has the ids.")
+@click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of refusing them.")
+@_embedding_options(32)
+def text(
+    source: Path,
+    pool: Path,
+    model: Path,
+    column: str | None,
+    ids: str | None,
+    skip_empty: bool,
+    batch_size: int,
+    device: str | None,
+    **options: Any,
+) -> None:
+    """Embed texts.
+
+    INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
+    beyond the longest that the model takes are cut by it.
+    """
+    from hkm_dask.io.encoders import SORTED_BATCHES, text_encoder
+    from hkm_dask.io.models import model_folder
+    from hkm_dask.io.texts import open_texts
+
+    model_folder(model)  # before a long pass over the texts
+    with _embedding_into(pool) as run_embed:
+        texts = open_texts(source, column=column, ids=ids, skip_empty=skip_empty)
+        encoder = text_encoder(model, batch_size=batch_size, device=device)
+        run_embed(texts, pool, encoder, batch_size=SORTED_BATCHES * batch_size, **options)
+
+
+@command_of(
+    embed,
+    "hkm embed image photos/ pool.zarr --model hog",
+    "hkm embed image photos.zip pool.zarr --model dinov2-large/ --batch-size 64",
+)
+@click.argument("folder", type=PATH, metavar="FOLDER")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.option(
+    "--model",
+    required=True,
+    metavar="DIR|hog",
+    help="Folder of a transformers or timm model; hog is a descriptor of edges and colours that needs none.",
+)
+@click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of refusing them.")
+@_embedding_options(64)
+def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, **options: Any) -> None:
+    """Embed images.
+
+    FOLDER has images in it or in its subfolders, or is a .zip of them. Their paths become the ids.
+    """
+    from hkm_dask.io.encoders import image_encoder
+    from hkm_dask.io.images import open_images
+    from hkm_dask.io.models import model_folder
+
+    if model != "hog":
+        model_folder(model)  # before a long pass over the images
+    with _embedding_into(pool) as run_embed:
+        images = open_images(folder, skip_unreadable=skip_unreadable)
+        run_embed(images, pool, image_encoder(model, device=device), **options)
+
+
+@contextmanager
+def _embedding_into(pool: Path) -> Iterator[Callable[..., object]]:
+    from hkm_dask.io.embed import embed as run_embed
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        yield run_embed
+    click.echo(info.render(info.describe(pool)))

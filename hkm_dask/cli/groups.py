@@ -1,0 +1,104 @@
+"""How commands are registered, listed and ended: in one clear line, whatever happens to them."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from hkm_dask.cli.interrupts import Terminated, signals_unwind
+
+_ARGUMENTS = "hkm_dask.arguments"
+_DEBUG = "hkm_dask.debug"
+
+
+class OrderedGroup(click.Group):
+    """A group that lists its commands in the order in which people use them."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """See `click.Group.list_commands`."""
+        return list(self.commands)
+
+
+class Commands(OrderedGroup):
+    """A group whose commands end in one clear line, whatever happens to them."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep what was asked for, to say how to go on."""
+        ctx.meta[_ARGUMENTS] = list(args)
+        return super().parse_args(ctx, args)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; turn what it raises into lines and an exit code."""
+        from hkm_dask.errors import HkmError
+
+        try:
+            with signals_unwind():
+                return super().invoke(ctx)
+        except KeyboardInterrupt as interruption:
+            _tell_how_to_go_on(ctx)
+            ctx.exit(128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT))
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except HkmError as error:
+            _fail(ctx, str(error).splitlines())
+        except MemoryError:
+            _fail(ctx, ["memory=exhausted should suffice; lower --memory-limit, or use fewer --workers"])
+        except OSError as error:
+            _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
+        except Exception as error:
+            _fail(ctx, [f"{type(error).__name__}: {error} (a defect; --debug shows where)"])
+
+
+def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
+    if ctx.meta.get(_DEBUG):
+        click.echo(traceback.format_exc(), err=True, nl=False)
+    for line in lines or ["it failed without saying why; --debug shows where"]:
+        click.echo(f"Error: {line}", err=True)
+    ctx.exit(1)
+
+
+def _tell_how_to_go_on(ctx: click.Context) -> None:
+    arguments = [word for word in ctx.meta[_ARGUMENTS] if word != "--restart"]
+    resumes = ctx.invoked_subcommand in ("cluster", "embed")
+    kept = "what is finished is kept; to resume" if resumes else "nothing half-written is left; to start again"
+    click.echo(f"\nInterrupted: {kept}, run\n  {ctx.info_name} {shlex.join(arguments)}", err=True)
+
+
+def _set_debug(ctx: click.Context, param: click.Parameter, value: bool) -> None:
+    if value:
+        ctx.meta[_DEBUG] = True
+
+
+def debug_option() -> click.Option:
+    """Make the option ``--debug``, which every command has."""
+    help_text = "Show the traceback of an error."
+    return click.Option(["--debug"], is_flag=True, expose_value=False, callback=_set_debug, help=help_text)
+
+
+def command_of(group: click.Group, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
+    """Register a command of a group, with ``--debug`` last of its options and its examples below them.
+
+    Parameters
+    ----------
+    group : click.Group
+    *examples : str
+        Command lines.
+
+    Returns
+    -------
+    callable
+        Decorator that makes a function the command of its name.
+    """
+    epilog = "\b\nExample:\n" + "\n".join(f"  {example}" for example in examples)
+
+    def register(function: Callable[..., None]) -> click.Command:
+        command = group.command(epilog=epilog)(function)
+        command.params.append(debug_option())
+        return command
+
+    return register

@@ -1,0 +1,129 @@
+"""The options that commands share: what values they take, and where the work runs."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import click
+
+from hkm_dask.cli.interrupts import children_deaf_to_ctrl_c
+
+if TYPE_CHECKING:
+    from hkm_dask.compute.runner import Runner
+
+PATH = click.Path(path_type=Path)
+
+
+class PerLevel(click.ParamType):
+    """One value for all levels, or several with commas between them, one per level."""
+
+    def __init__(self, name: str, *, words: Sequence[str] = (), many: bool = False) -> None:
+        self.name = name
+        self.words = words
+        self.many = many
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Split at commas."""
+        try:
+            values = tuple(item if item in self.words else int(item) for item in str(value).split(","))
+        except ValueError:
+            rule = " or ".join(["whole numbers with commas between them", *self.words])
+            self.fail(f"{value!r} should be {rule}; write it like {self.name}", param, ctx)
+        return values if self.many or len(values) > 1 else values[0]
+
+
+class Size(click.ParamType):
+    """A size like 4GiB, in bytes."""
+
+    name = "SIZE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Parse the size."""
+        from dask.utils import parse_bytes
+
+        try:
+            size = int(parse_bytes(value))
+        except ValueError:
+            size = 0
+        if size <= 0:
+            self.fail(f"memory_limit={value!r} should be a size above 0; write it like 4GiB", param, ctx)
+        return size
+
+
+@dataclass(frozen=True)
+class Where:
+    """Where work runs, as the command line has it."""
+
+    workers: int | None
+    local_cuda: bool
+    cuda_preset: Literal["performance", "capacity"]
+    scheduler: str | None
+    scheduler_file: Path | None
+    memory_limit: int | None
+
+    @contextmanager
+    def connect(self) -> Iterator[Runner]:
+        """Start or find the workers, for as long as the context lasts."""
+        from hkm_dask.compute import cluster
+
+        starts_workers = self.workers is not None or self.local_cuda
+        place = cluster.connect(
+            workers=self.workers,
+            local_cuda=self.local_cuda,
+            cuda_preset=self.cuda_preset,
+            scheduler=self.scheduler,
+            scheduler_file=self.scheduler_file,
+            memory_limit=self.memory_limit,
+        )
+        with ExitStack() as stack:
+            with children_deaf_to_ctrl_c() if starts_workers else nullcontext():
+                runner = stack.enter_context(place)
+            if runner.dashboard:
+                click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
+            yield runner
+
+
+def where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where its work runs; it gets them as ``where``."""
+
+    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N single-threaded processes.")
+    @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
+    @click.option(
+        "--cuda-preset",
+        type=click.Choice(["performance", "capacity"]),
+        help="With --local-cuda: memory pool and fast transport (the default), or room for more rows.",
+    )
+    @click.option("--scheduler", metavar="ADDRESS", help="Run on the Dask cluster of this scheduler.")
+    @click.option("--scheduler-file", type=PATH, metavar="FILE", help="The same, by the file the scheduler wrote.")
+    @click.option("--memory-limit", type=Size(), metavar="SIZE", help="What one worker may hold, like 4GiB.")
+    @functools.wraps(command)
+    def with_where(
+        *args: Any,
+        workers: int | None,
+        local_cuda: bool,
+        cuda_preset: Literal["performance", "capacity"] | None,
+        scheduler: str | None,
+        scheduler_file: Path | None,
+        memory_limit: int | None,
+        **kwargs: Any,
+    ) -> None:
+        places = {
+            "--workers": workers,
+            "--local-cuda": local_cuda or None,
+            "--scheduler": scheduler,
+            "--scheduler-file": scheduler_file,
+        }
+        given = [name for name, value in places.items() if value is not None]
+        if len(given) > 1:
+            raise click.UsageError(f"{' and '.join(given)} are different places to run; keep one of them.")
+        if cuda_preset and not local_cuda:
+            raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
+        preset = cuda_preset or "performance"
+        command(*args, where=Where(workers, local_cuda, preset, scheduler, scheduler_file, memory_limit), **kwargs)
+
+    return with_where

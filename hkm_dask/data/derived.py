@@ -1,0 +1,187 @@
+"""Rows made of other rows: some of them, or all scaled to unit length."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import check_rows
+from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.rows import Rows
+from hkm_dask.errors import InputError
+
+
+class SubsetRows(Rows):
+    """Some rows of another table, numbered from 0.
+
+    Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once.
+
+    Parameters
+    ----------
+    base : Rows
+        The table; the base of a subset is that of its own base.
+    index : np.ndarray of int64
+        Row numbers of `base`, sorted and without repeats.
+
+    Attributes
+    ----------
+    base : Rows
+        The table.
+    index : np.ndarray of int64
+        Row numbers of `base`.
+
+    Raises
+    ------
+    InputError
+        When `index` is empty, unsorted, repeated or out of range.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> rows = SubsetRows(ArrayRows(np.arange(8.0).reshape(4, 2)), np.array([1, 3]))
+    >>> rows.read(1, 2)
+    array([[6., 7.]])
+    """
+
+    def __init__(self, base: Rows, index: np.ndarray) -> None:
+        index = check_rows(index, base.n_rows)
+        if len(index) == 0:
+            raise InputError(f"subset of {base.label}: n_samples=0 should be at least 1; give row numbers")
+        if (index[1:] == index[:-1]).any():
+            raise InputError(f"subset of {base.label}: row numbers repeat, each should come once; use numpy.unique")
+        digest = hashlib.blake2b(as_buffer(np.ascontiguousarray(index)), digest_size=16).hexdigest()
+        self.key = ("subset", *base.key, digest)
+        self.label = f"{len(index)} rows of {base.label}"
+        self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
+        self.base: Rows = base.base if isinstance(base, SubsetRows) else base
+        self.index: np.ndarray = base.index[index] if isinstance(base, SubsetRows) else index
+        self._index_path: str | None = None
+
+    def travel_by(self, path: str | os.PathLike[str]) -> None:
+        """Write the row numbers to a file all workers see, and pickle without them from now on.
+
+        Parameters
+        ----------
+        path : path-like
+            An ``.npy`` file; it must stay as long as the rows are in use elsewhere.
+        """
+        self._index_path = str(Path(path).absolute())
+        careful(lambda: np.save(path, self.index, allow_pickle=False), f"writing {path}")
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = dict(self.__dict__)
+        if self._index_path is not None:
+            del state["index"]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._index_path is not None:
+            self.index = _load_index(self._index_path)
+
+    def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
+        """See `Rows.bounds`; a block ends where a storage chunk of the base ends."""
+        if self.base.chunk_rows == 1:
+            return super().bounds(max_bytes, min_blocks)
+        edges = np.arange(self.base.chunk_rows, self.base.n_rows, self.base.chunk_rows, dtype=np.int64)
+        cuts = np.unique(np.append(np.searchsorted(self.index, edges), self.n_rows))
+        cuts = cuts[cuts > 0]
+        most = max(1, min(max_bytes // self.row_bytes, -(-self.n_rows // max(1, min_blocks))))
+        bounds = [0]
+        while bounds[-1] < self.n_rows:
+            nearest = int(np.searchsorted(cuts, bounds[-1], side="right"))
+            furthest = int(np.searchsorted(cuts, bounds[-1] + most, side="right")) - 1
+            bounds.append(int(cuts[max(nearest, furthest)]))
+        return np.array(bounds, dtype=np.int64)
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """See `Rows.read`."""
+        self._check_range(start, stop)
+        return self._deliver(self.base.take(self.index[start:stop]), out)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Rows.take`."""
+        return self.base.take(self.index[check_rows(rows, self.n_rows)])
+
+
+@functools.lru_cache(maxsize=2)
+def _load_index(path: str) -> np.ndarray:
+    loaded: np.ndarray = careful(lambda: np.load(path, allow_pickle=False), f"reading {path}")
+    return loaded
+
+
+def unit_rows(rows: np.ndarray) -> np.ndarray:
+    """Scale every row to length 1; the norm in float64, the result in float32, zero rows left at zero.
+
+    A row's result depends on nothing but the row, so that blocks of any size give the same bits.
+
+    Parameters
+    ----------
+    rows : np.ndarray, shape (n, d)
+        Floats.
+
+    Returns
+    -------
+    np.ndarray of float32, shape (n, d)
+        The scaled rows.
+
+    Examples
+    --------
+    >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
+    array([[0.6, 0.8],
+           [0. , 0. ]], dtype=float32)
+    """
+    out = np.empty(rows.shape, dtype=np.float32)
+    step = max(1, layout.MIB // max(1, 8 * rows.shape[1]))
+    for start in range(0, len(rows), step):
+        wide = rows[start : start + step].astype(np.float64)
+        # A float64 row can be so long or so short that its squares leave the range: bring it near 1 first.
+        largest = np.abs(wide).max(axis=1, keepdims=True)
+        extreme = (largest > 1e150) | ((largest < 1e-150) & (largest > 0))
+        if extreme.any():
+            wide /= np.where(extreme, largest, 1.0)
+        norms = np.sqrt(np.square(wide).sum(axis=1, keepdims=True))
+        np.divide(wide, np.where(norms == 0, 1.0, norms), out=out[start : start + step], casting="same_kind")
+    return out
+
+
+class UnitRows(Rows):
+    """The rows of another table scaled to length 1, as spherical k-means needs them; see `unit_rows`.
+
+    Parameters
+    ----------
+    base : Rows
+        The table.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> UnitRows(ArrayRows(np.array([[0.0, 2.0]]))).read(0, 1)
+    array([[0., 1.]], dtype=float32)
+    """
+
+    def __init__(self, base: Rows) -> None:
+        self.base = base
+        self.n_rows, self.n_features = base.shape
+        self.dtype = np.dtype(np.float32)
+        self.key = ("unit", *base.key)
+        self.label = f"unit rows of {base.label}"
+        self.chunk_rows = base.chunk_rows
+
+    def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
+        """See `Rows.bounds`."""
+        return self.base.bounds(max(1, max_bytes * self.base.row_bytes // self.row_bytes), min_blocks)
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """See `Rows.read`."""
+        return self._deliver(unit_rows(self.base.read(start, stop)), out)
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """See `Rows.take`."""
+        return unit_rows(self.base.take(rows))

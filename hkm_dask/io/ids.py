@@ -1,0 +1,91 @@
+"""The ids of rows, in pieces: integers or strings, one per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.errors import InputError
+
+IdPieces = Callable[[], Iterator[np.ndarray]]
+
+#: Rows whose ids are held at once.
+ID_PIECE_ROWS = 2**16
+
+
+def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
+    """Refuse ids that are not as many as the rows.
+
+    Raises
+    ------
+    InputError
+        Naming both numbers.
+
+    Examples
+    --------
+    >>> check_id_count(2, 3, "a.npy")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: a.npy: n_ids=2 should be 3, one per row; give ids for exactly these rows
+    """
+    if n_ids != n_rows:
+        raise InputError(f"{name}: n_ids={n_ids} should be {n_rows}, one per row; give ids for exactly these rows")
+
+
+def id_pieces(ids: Any, name: str) -> IdPieces:
+    """Ids in memory, as pieces.
+
+    Parameters
+    ----------
+    ids : array-like
+        Integers or strings.
+    name : str
+        What to call them.
+
+    Returns
+    -------
+    callable
+        Returns an iterator over pieces of int64 or of objects (str).
+
+    Raises
+    ------
+    InputError
+        When they are neither.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1:
+        raise InputError(f"{name}: shape={array.shape} should have one dimension; give one id per row")
+    if array.dtype.kind == "O" and not all(isinstance(value, str) for value in array.tolist()):
+        raise InputError(f"{name}: some ids are neither integers nor strings; convert all to strings")
+    if array.dtype.kind not in "iuUTO":
+        raise InputError(f"{name}: dtype={array.dtype} should be integers or strings; convert them to strings")
+    return partial(_slices, array, name)
+
+
+def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:
+    for start in range(0, len(array), ID_PIECE_ROWS):
+        yield plain_ids(array[start : start + ID_PIECE_ROWS], name)
+
+
+def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
+    """Bring ids to int64 or to objects of str, the two kinds a pool keeps.
+
+    Raises
+    ------
+    InputError
+        When an integer needs more than 63 bits, or they are no integers or strings.
+
+    Examples
+    --------
+    >>> plain_ids(np.array(["a", "bc"]), "ids"), plain_ids(np.array([3], dtype="u2"), "ids")
+    (array(['a', 'bc'], dtype=object), array([3]))
+    """
+    if piece.dtype.kind in "iu":
+        if piece.dtype.kind == "u" and piece.size and piece.max() > np.iinfo(np.int64).max:
+            raise InputError(f"{name}: id={piece.max()} should be below 2**63; give the ids as strings")
+        return piece.astype(np.int64)
+    if piece.dtype.kind in "UTO":
+        return np.array([str(value) for value in piece.tolist()], dtype=object)
+    raise InputError(f"{name}: dtype={piece.dtype} should be integers or strings; convert them to strings")

@@ -1,0 +1,410 @@
+"""Rows drawn at random: any as likely as another, by weight, or by their distance from those drawn before.
+
+k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest
+centre so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last
+pass, walk through them in order, and accept one with probability D²_now / D²_then, where D²_now counts what was
+accepted since. Every accepted candidate is a draw by the D² of its moment. With batches that grow with the centres, a
+handful of passes suffice. *k-means||* draws independently in five rounds, each by the D² of the round before (Bahmani
+et al., arXiv:1203.6402).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
+from hkm_dask.compute.blocks import Part
+from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared import Shared, Shelf
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans import kernels
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, split_rows
+from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
+
+#: Rounds of k-means||, each of which draws twice as many centres as clusters.
+PARALLEL_ROUNDS = 5
+#: Candidates thinned at once, and accepted ones searched at once.
+_CHUNK, _SETTLED = 256, 1024
+
+Report = Callable[[int, int], None]
+
+
+# -- random rows ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _SmallestKeys:
+    key: int
+    n: int
+    weights: Shared | None = None
+
+    def __call__(self, part: Part) -> NDArray[np.int64]:
+        rows = np.arange(part.start, part.stop)
+        return self.smallest(rows)
+
+    def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows with the smallest random keys, in order of row."""
+        keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
+        order = np.lexsort((rows, keys))[: self.n] if len(rows) > self.n else np.arange(len(rows))
+        return np.sort(rows[order])
+
+    def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.
+
+        They rise with the random bits, so that equal weights draw the same rows as none.
+        """
+        return -np.log1p(-random_uniform(self.key, rows)) / weights[rows]
+
+    def combine(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.smallest(np.concatenate([a, b]))
+
+
+def random_rows(rows: Rows, n: int, *, key: int, runner: Runner, weights: Shared | None = None) -> NDArray[np.int64]:
+    """Draw `n` distinct rows at random.
+
+    Parameters
+    ----------
+    rows : Rows
+    n : int
+    key : int
+        From `stream_key`.
+    runner : Runner
+    weights : Shared, optional
+        int64 (n_rows,), positive: each draw is by weight among the rows that are left.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Sorted.
+    """
+    task = _SmallestKeys(key, n, weights)
+    parts = split_rows(rows, runner, 1)
+    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")
+
+
+# -- D² sampling ------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Draws:
+    """Candidates of one pass, and what it measured.
+
+    Attributes
+    ----------
+    potential : int
+        Fixed-point sum of D².
+    times, rows, squared : ndarray, shape (n_candidates,)
+        When each candidate arrived, its row number and its D² then.
+    vectors : ndarray of float32, shape (n_candidates, n_features)
+    sums, counts : ndarray of int64 or None
+        Fixed-point sums and sizes of the cells, on the last pass.
+    """
+
+    potential: int
+    times: NDArray[np.float64]
+    rows: NDArray[np.int64]
+    squared: NDArray[np.float64]
+    vectors: NDArray[np.float32]
+    sums: NDArray[np.int64] | None = None
+    counts: NDArray[np.int64] | None = None
+
+    def __add__(self, other: Draws) -> Draws:
+        together = self.sums is not None and other.sums is not None
+        return Draws(
+            self.potential + other.potential,
+            np.concatenate([self.times, other.times]),
+            np.concatenate([self.rows, other.rows]),
+            np.concatenate([self.squared, other.squared]),
+            np.concatenate([self.vectors, other.vectors]),
+            self.sums + other.sums if together else None,  # type: ignore[operator]
+            self.counts + other.counts if together else None,  # type: ignore[operator]
+        )
+
+
+@dataclass(frozen=True)
+class MeasureAndDraw:
+    """Task: bring D² up to date with the centres accepted since the last pass, and draw the next candidates.
+
+    Rows arrive as Poisson processes of rate D² up to a common `horizon`, so that draws are exact, belong to a row and
+    merge over blocks.
+
+    Attributes
+    ----------
+    batches : tuple of Shared
+        All centres so far, in the order they were accepted.
+    frame : Frame
+    run : str
+        Names the k-means, so that what is remembered is found again.
+    key : int
+        Of this pass, from `stream_key`.
+    horizon : float
+        Time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none.
+    with_sums : bool
+        Whether to add up the cells, on the last pass.
+    weights : Shared or None
+        int64 (n_rows,): a row counts, and is drawn, as so many copies of it would together.
+    """
+
+    batches: tuple[Shared, ...]
+    frame: Frame
+    run: str
+    key: int
+    horizon: float
+    with_sums: bool = False
+    weights: Shared | None = None
+
+    def __call__(self, part: Part) -> Draws:
+        """Fold the part."""
+        n_rows = part.stop - part.start
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
+        state = remembered(part, "seeding", self.run)
+        n_applied, known = state if state is not None else (0, Labelled.unknown(n_rows))
+        firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
+        shape = (int(firsts[-1]), part.rows.n_features)
+        xp = worker_module()
+        sums = xp.zeros(shape, xp.int64) if self.with_sums else None
+        counts = xp.zeros(shape[0], xp.int64) if self.with_sums else None
+        finder = Finder(part, self.frame, "seed")
+        potential = 0
+        found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
+        for slab in iter_slabs(part):
+            for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
+                finder.nearest(slab, batch, known, int(first))
+            squared = known.distances[slab.local]
+            share = to_module(_NO_WEIGHTS if weights is None else weights[slab.local], xp)
+            fixed = xp.rint(squared * self.frame.distance_scale).astype(xp.int64)
+            potential += int((fixed if weights is None else fixed * share).sum())
+            if sums is not None and counts is not None:
+                kernels_for(slab.rows).add_rows(
+                    slab.rows, known.labels[slab.local], share, self.frame.scale, sums, counts
+                )
+            if self.horizon > 0:
+                rates = squared if weights is None else squared * share
+                times, local = _arrivals(self.key, slab.start, rates, self.horizon)
+                there = to_module(local, xp)
+                vectors = to_host(slab.rows[there]).astype(np.float32)
+                found.append((times, slab.start + local, to_host(squared[there]), vectors))
+        kind, size = ("cells" if self.with_sums else "seeding"), known.labels.nbytes + known.distances.nbytes
+        remember(part, kind, self.run, known if self.with_sums else (len(self.batches), known), size)
+        empty = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, shape[1]), np.float32))
+        times, rows, squared, vectors = (np.concatenate(column) for column in zip(empty, *found, strict=True))
+        if sums is not None:
+            sums, counts = to_host(sums), to_host(counts)
+        return Draws(potential, times, rows, squared, vectors, sums, counts)
+
+
+def _arrivals(key: int, start: int, rates: Any, horizon: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Arrival times up to `horizon` of Poisson processes of these rates, and the local rows they belong to.
+
+    Both come on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
+    times are looked at.
+    """
+    times, local = [], []
+    xp = array_module(rates)
+    alive = xp.flatnonzero(rates > 0)
+    if xp is not np:
+        first = random_uniform(stream_key(key, "arrival", 0), start + alive)
+        alive = alive[-xp.log(first) <= horizon * (1.0 + 1e-9) * rates[alive]]
+    rates, alive = to_host(rates[alive]), to_host(alive)
+    clock = np.zeros(len(alive))
+    for nth in range(1 << 30):
+        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / rates
+        clock = clock + gaps
+        in_time = clock <= horizon
+        alive, rates, clock = alive[in_time], rates[in_time], clock[in_time]
+        if not len(alive):
+            break
+        times.append(clock)
+        local.append(alive)
+    if not times:
+        return np.empty(0), np.empty(0, np.int64)
+    return np.concatenate(times), np.concatenate(local)
+
+
+@dataclass(frozen=True)
+class Accept:
+    """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
+
+    Attributes
+    ----------
+    frame : Frame
+    key : int
+        Of this pass, from `stream_key`.
+    wanted : int or None
+    shelf : Shelf
+        Where the accepted ones are put.
+    name : str
+        And under what name.
+    """
+
+    frame: Frame
+    key: int
+    wanted: int | None
+    shelf: Shelf
+    name: str
+
+    def __call__(self, draws: Draws) -> tuple[int, Shared | None, int]:
+        """Return the potential, the accepted vectors and their number."""
+        if self.wanted is None:
+            first = np.unique(draws.rows, return_index=True)[1]
+            taken = [draws.vectors[first]] if len(first) else []
+        else:
+            taken = self._thinned(draws, self.wanted)
+        batch = self.shelf.put(self.name, np.concatenate(taken)) if taken else None
+        return draws.potential, batch, sum(map(len, taken))
+
+    def _thinned(self, draws: Draws, wanted: int) -> list[NDArray[np.float32]]:
+        order = np.lexsort((draws.rows, draws.times))
+        chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
+        taken: list[NDArray[np.float32]] = []
+        settled: list[Search] = []
+        n_settled = n_taken = 0
+        for low in range(0, len(order), _CHUNK):
+            chunk = order[low : low + _CHUNK]
+            vectors, then = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
+            now, labels = then.copy(), np.full(len(chunk), -1, np.int32)
+            recent = taken[n_settled:]
+            for search in (*settled, *([Search(np.concatenate(recent), self.frame)] if recent else ())):
+                search.nearest(vectors, labels, now)
+            accepted = np.zeros(len(chunk), bool)
+            n_taken += kernels.accept_in_order(
+                vectors, then, now, chances[low : low + _CHUNK], wanted - n_taken, accepted
+            )
+            if accepted.any():
+                taken.append(vectors[accepted])
+            if sum(map(len, taken[n_settled:])) >= _SETTLED:
+                settled.append(Search(np.concatenate(taken[n_settled:]), self.frame))
+                n_settled = len(taken)
+            if n_taken == wanted:
+                break
+        return taken
+
+
+def _first_batch(rows: Rows, key: int, run: str, runner: Runner, weights: Shared | None) -> Shared:
+    """One row, before there is any distance to draw by."""
+    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights)
+    return runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))
+
+
+def sample_by_distance(
+    rows: Rows,
+    n: int,
+    *,
+    frame: Frame,
+    key: int,
+    run: str,
+    runner: Runner,
+    report: Report | None = None,
+    weights: Shared | None = None,
+) -> list[Shared]:
+    """Draw `n` centres as k-means++ does, in batches.
+
+    Parameters
+    ----------
+    rows : Rows
+    n : int
+    frame : Frame
+    key : int
+        From `stream_key`.
+    run : str
+        Name under which each part remembers D² and the nearest centre.
+    runner : Runner
+    report : callable, optional
+        Gets the number of centres so far, and `n`.
+    weights : Shared, optional
+        int64 (n_rows,), positive.
+
+    Returns
+    -------
+    list of Shared
+        Batches of float32 centres, `n` rows together; fewer where there are fewer distinct rows.
+    """
+    parts = split_rows(rows, runner, n)
+    batches = [_first_batch(rows, key, run, runner, weights)]
+    total, potential, dry = 1, None, 0
+    for round_ in range(1, 1 << 20):
+        if report is not None:
+            report(total, n)
+        if total == n:
+            break
+        wanted = n - total
+        expected = 0.0 if potential is None else min(max(4.0 * total, 32.0), 2.5 * wanted + 32.0)
+        scale = frame.distance_scale
+        horizon = 0.0 if not potential else 1.3 * expected / (potential / scale)
+        potential, batch, n_new = runner.map_reduce(
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
+            parts,
+            combine=Draws.__add__,
+            finish=Accept(frame, stream_key(key, round_), wanted, runner.shelf, f"seeds-{run}-{round_}"),
+            stage="seed",
+        )
+        if potential == 0:
+            break
+        if batch is not None:
+            batches.append(batch)
+            total += n_new
+        dry = 0 if n_new or horizon == 0 else dry + 1
+        if dry == 64:  # nothing arrives: what is left of D² is below what its fixed-point sum resolves
+            break
+    return batches
+
+
+def sample_in_rounds(
+    rows: Rows,
+    n_per_round: int,
+    *,
+    frame: Frame,
+    key: int,
+    run: str,
+    runner: Runner,
+    report: Report | None = None,
+    weights: Shared | None = None,
+) -> list[Shared]:
+    """Draw centres as k-means|| does: in a few rounds, all of a round by the D² at its beginning.
+
+    Parameters
+    ----------
+    rows : Rows
+    n_per_round : int
+        Draws expected per round.
+    frame, key, run, runner, report, weights
+        As for `sample_by_distance`.
+
+    Returns
+    -------
+    list of Shared
+        Batches of float32 centres.
+
+    References
+    ----------
+    arXiv:1203.6402
+    """
+    parts = split_rows(rows, runner, PARALLEL_ROUNDS * n_per_round)
+    batches = [_first_batch(rows, key, run, runner, weights)]
+    total, potential = 1, 0
+    # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
+    for round_ in range(2 * PARALLEL_ROUNDS):
+        if report is not None:
+            report(total, PARALLEL_ROUNDS * n_per_round)
+        horizon = n_per_round * frame.distance_scale / potential if round_ % 2 else 0.0
+        potential, batch, n_new = runner.map_reduce(
+            MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
+            parts,
+            combine=Draws.__add__,
+            finish=Accept(frame, stream_key(key, round_), None, runner.shelf, f"seeds-{run}-{round_ + 1}"),
+            stage="seed",
+        )
+        if potential == 0:
+            break
+        if batch is not None:
+            batches.append(batch)
+            total += n_new
+    return batches

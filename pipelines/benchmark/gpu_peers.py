@@ -1,0 +1,331 @@
+"""Who labels rows on a device, each called as its own k-means calls it: ours, kernels of others, and plain products.
+
+Whatever a k-means makes once (norms of the rows, rows in another type) is made before the clock runs; what it makes
+anew for every set of centroids counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import ours
+from hkm_dask.compute.blocks import forget
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form
+from hkm_dask.kmeans.predict import label_rows
+
+_DEVICE = "cuda"
+#: Scores a plain product makes at once.
+_SCORES = 1 << 28
+#: Rows a plain stream sends at once.
+_BLOCK_ROWS = 1 << 18
+#: Rows fastkmeans works on at once, its own default.
+_FASTKMEANS_ROWS = 51_200
+
+
+@dataclass(frozen=True)
+class Task:
+    """Rows to label.
+
+    Attributes
+    ----------
+    rows : array of float16, shape (n_rows, n_features)
+        CuPy's on the device, or NumPy's in pinned host memory.
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    frame : Frame
+    """
+
+    rows: Any
+    centroids: NDArray[np.float32]
+    frame: Frame
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What came of it.
+
+    Attributes
+    ----------
+    labels : array of int, shape (n_rows,)
+        CuPy's or NumPy's.
+    distances : array of float64, shape (n_rows,), or None
+        Squared.
+    """
+
+    labels: Any
+    distances: Any = None
+
+
+#: Prepares what does not count, and returns what does.
+Prepare = Callable[[Task], Callable[[], Answer]]
+
+
+@dataclass(frozen=True)
+class Participant:
+    """One way to label rows.
+
+    Attributes
+    ----------
+    name : str
+    peer : str
+        What ``--peers`` calls whoever made it; "" for ours.
+    resident, streamed : callable or None
+        For rows on the device, and for rows in host memory.
+    """
+
+    name: str
+    peer: str
+    resident: Prepare | None = None
+    streamed: Prepare | None = None
+
+
+# -- ours -------------------------------------------------------------------------------------------------------------
+
+
+@cache
+def runner() -> Runner:
+    """Return the one runner all runs share: what its threads send rows through is dear to make."""
+    return Runner()
+
+
+def forget_rows(rows: Rows) -> None:
+    """Drop what is remembered about rows, on the host and on the device.
+
+    Parameters
+    ----------
+    rows : Rows
+    """
+    forget(rows.key)
+
+
+def _search(form: Form, task: Task) -> Callable[[], Answer]:
+    import cupy
+
+    search = CudaSearch(task.centroids, task.frame, form)
+    labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)
+
+    def run() -> Answer:
+        labels.fill(-1)
+        distances.fill(cupy.inf)
+        search.nearest(task.rows, labels, distances)
+        return Answer(labels, distances)
+
+    return run
+
+
+def _engine(task: Task) -> Callable[[], Answer]:
+    def run() -> Answer:
+        rows = ArrayRows(task.rows)  # under a new key: nothing is remembered of the run before
+        try:
+            return Answer(label_rows(rows, task.centroids, frame=task.frame, runner=runner()).labels)
+        finally:
+            forget_rows(rows)
+
+    return run
+
+
+# -- flash-kmeans -----------------------------------------------------------------------------------------------------
+
+
+def _flash(dtype: str, task: Task) -> Callable[[], Answer]:
+    torch, assign = import_module("torch"), import_module("flash_kmeans.assign_euclid_triton").euclid_assign_triton
+    rows = torch.from_dlpack(task.rows).to(getattr(torch, dtype))[None]
+    centroids = torch.from_numpy(task.centroids).to(_DEVICE, rows.dtype)[None]
+    squares = torch.linalg.vector_norm(rows, dim=2, dtype=torch.float32) ** 2
+    labels = torch.empty(rows.shape[:2], dtype=torch.int32, device=_DEVICE)
+
+    def run() -> Answer:
+        labels.fill_(-1)
+        assign(rows, centroids, squares, out=labels)
+        return Answer(_to_cupy(labels[0]))
+
+    return run
+
+
+def _flash_streamed(task: Task) -> Callable[[], Answer]:
+    torch, large = import_module("torch"), import_module("flash_kmeans.kmeans_large")
+    rows = torch.from_numpy(task.rows)
+    centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
+
+    def run() -> Answer:
+        return Answer(large.kmeans_largeN_assign(rows, centroids, device=f"{_DEVICE}:0").cpu().numpy())
+
+    return run
+
+
+def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: int, *, resident: bool) -> Any:
+    """Run Lloyd iterations of flash-kmeans in float16 on rows in host memory.
+
+    Parameters
+    ----------
+    rows : ndarray of float16, shape (n_rows, n_features)
+    start : ndarray of float32, shape (n_clusters, n_features)
+    n_iter : int
+    resident : bool
+        Send all rows first; else send them again in every iteration.
+
+    Returns
+    -------
+    ndarray of float32, shape (n_clusters, n_features)
+    """
+    torch = import_module("torch")
+    table = torch.from_numpy(rows)
+    centroids = torch.from_numpy(start).to(_DEVICE, torch.float16)
+    if resident:
+        fit = import_module("flash_kmeans.kmeans_triton_impl").batch_kmeans_Euclid
+        # Its fit stops when the shift is below `tol`, which no shift is.
+        _, found, _ = fit(table.to(_DEVICE)[None], len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids)
+        return found[0].float().cpu().numpy()
+    fit = import_module("flash_kmeans.kmeans_large").kmeans_largeN
+    _, found = fit(table, len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids, device=f"{_DEVICE}:0")
+    return found.float().cpu().numpy()
+
+
+# -- fastkmeans -------------------------------------------------------------------------------------------------------
+
+
+def _fastkmeans(task: Task) -> Callable[[], Answer]:
+    torch, kernel = import_module("torch"), import_module("fastkmeans.triton_kernels").triton_kmeans
+    # Everything is float16, as its `train` has it; its kernel takes whole blocks of 32 features only.
+    if task.centroids.shape[1] % 32:
+        raise ValueError(f"its kernel wants n_features={task.centroids.shape[1]} to be a multiple of 32")
+    rows = torch.from_dlpack(task.rows)
+    squares = (torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) ** 2).half()
+    centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
+    labels = torch.empty(len(rows), dtype=torch.int64, device=_DEVICE)
+
+    def run() -> Answer:
+        centroid_squares = (centroids**2).sum(dim=1)
+        labels.zero_()
+        for low in range(0, len(rows), _FASTKMEANS_ROWS):
+            block = slice(low, low + _FASTKMEANS_ROWS)
+            kernel(rows[block], squares[block], centroids, centroid_squares, labels[block])
+        return Answer(_to_cupy(labels))
+
+    return run
+
+
+# -- plain products ---------------------------------------------------------------------------------------------------
+
+
+def _nearest_torch(rows: Any, centroids: Any, labels: Any) -> None:
+    """Label rows by products of 16 bits: norms, sums and scores in float32, the product itself rounded."""
+    torch = import_module("torch")
+    squares = (centroids.float() ** 2).sum(dim=1)
+    height = max(1, _SCORES // len(centroids))
+    for low in range(0, len(rows), height):
+        product = rows[low : low + height] @ centroids.T
+        labels[low : low + height] = torch.add(squares, product, alpha=-2).argmin(dim=1)
+
+
+def _torch(dtype: str, task: Task) -> Callable[[], Answer]:
+    torch = import_module("torch")
+    rows = torch.from_dlpack(task.rows).to(getattr(torch, dtype))
+    centroids = torch.from_numpy(task.centroids).to(_DEVICE, rows.dtype)
+    labels = torch.empty(len(rows), dtype=torch.int64, device=_DEVICE)
+
+    def run() -> Answer:
+        labels.fill_(-1)
+        _nearest_torch(rows, centroids, labels)
+        return Answer(_to_cupy(labels))
+
+    return run
+
+
+def _torch_streamed(task: Task) -> Callable[[], Answer]:
+    torch = import_module("torch")
+    rows = torch.from_numpy(task.rows)
+    centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
+    labels = torch.empty(len(rows), dtype=torch.int64, device=_DEVICE)
+
+    def run() -> Answer:
+        labels.fill_(-1)
+        for low in range(0, len(rows), _BLOCK_ROWS):
+            block = slice(low, low + _BLOCK_ROWS)
+            _nearest_torch(rows[block].to(_DEVICE, non_blocking=True), centroids, labels[block])
+        return Answer(labels.cpu().numpy())
+
+    return run
+
+
+def _cupy(task: Task) -> Callable[[], Answer]:
+    import cupy
+
+    centroids = cupy.asarray(task.centroids)
+    labels = cupy.empty(len(task.rows), cupy.int64)
+
+    def run() -> Answer:
+        labels.fill(-1)
+        squares = (centroids * centroids).sum(axis=1)
+        height = max(1, _SCORES // len(centroids))
+        for low in range(0, len(task.rows), height):
+            scores = task.rows[low : low + height].astype(cupy.float32) @ centroids.T
+            scores *= -2
+            scores += squares
+            labels[low : low + height] = scores.argmin(axis=1)
+        return Answer(labels)
+
+    return run
+
+
+def _to_cupy(tensor: Any) -> Any:
+    import cupy
+
+    return cupy.from_dlpack(tensor)
+
+
+PARTICIPANTS = (
+    *(Participant(f"{ours.NAME}, {form}", "", partial(_search, form)) for form in FORMS),
+    Participant(ours.NAME, "", streamed=_engine),
+    Participant("flash-kmeans, float16", "flash-kmeans", partial(_flash, "float16"), _flash_streamed),
+    Participant("flash-kmeans, TF32", "flash-kmeans", partial(_flash, "float32")),
+    Participant("fastkmeans, its kernel, float16", "fastkmeans", _fastkmeans),
+    Participant("torch, float16", "torch", partial(_torch, "float16"), _torch_streamed),
+    Participant("torch, bfloat16", "torch", partial(_torch, "bfloat16")),
+    Participant("CuPy, float32", "cupy", _cupy),
+)
+#: What has to be imported for a peer; each imports torch itself where it needs it.
+_MODULES = {
+    "flash-kmeans": "flash_kmeans.kmeans_triton_impl",
+    "fastkmeans": "fastkmeans.triton_kernels",
+    "torch": "torch",
+    "cupy": "cupy",
+}
+PEERS = tuple(_MODULES)
+
+
+def find_participants(names: Sequence[str] | None = None) -> tuple[list[Participant], list[str]]:
+    """Tell who can run on this device.
+
+    Parameters
+    ----------
+    names : sequence of str, optional
+        Peers asked for; all by default.
+
+    Returns
+    -------
+    participants : list of Participant
+        Ours first.
+    absent : list of str
+        Peers asked for that take no part, and why.
+    """
+    absent = {}
+    for peer in PEERS if names is None else names:
+        try:
+            import_module(_MODULES[peer])
+        except Exception as error:  # what is installed but broken is as good as absent
+            absent[peer] = f"{peer} ({error})"
+            continue
+        if peer != "cupy" and not import_module("torch").cuda.is_available():
+            absent[peer] = f"{peer} (torch sees no device)"
+    asked = {"", *(PEERS if names is None else names)} - absent.keys()
+    return [one for one in PARTICIPANTS if one.peer in asked], list(absent.values())

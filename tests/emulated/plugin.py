@@ -1,0 +1,130 @@
+"""The fixture `emulated_cuda`: within a test that asks for it, `import cupy` gives the emulated CuPy."""
+
+from __future__ import annotations
+
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from tests.emulated import arrays, kernels, memory, runtime, streams
+
+
+def _module(name: str, **contents: Any) -> ModuleType:
+    module = ModuleType(name, "Emulated on the CPU.")
+    module.__spec__ = importlib.machinery.ModuleSpec(name, None, is_package=True)
+    module.__path__ = []
+    vars(module).update(contents)
+    return module
+
+
+def _make_modules() -> dict[str, ModuleType]:
+    """Make the modules that take the place of CuPy's, by name."""
+    cublas = _module(
+        "cupy_backends.cuda.libs.cublas",
+        gemmEx=runtime.gemm_ex,
+        CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_OP_C=2, CUBLAS_GEMM_DEFAULT=-1, CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,
+        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_PEDANTIC=69, CUBLAS_COMPUTE_32F_FAST_16F=74,
+        CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_POINTER_MODE_HOST=0, CUBLAS_POINTER_MODE_DEVICE=1,
+        getPointerMode=lambda handle: 0, setPointerMode=lambda handle, mode: None,
+    )  # fmt: skip
+    cuda_runtime = _module(
+        "cupy_backends.cuda.api.runtime",
+        CUDARuntimeError=runtime.CUDARuntimeError, getDeviceCount=runtime.device_count, getDevice=lambda: 0,
+        setDevice=runtime.set_device, memGetInfo=runtime.memory_information,
+        deviceSynchronize=streams.synchronize_device, getDeviceProperties=runtime.get_device_properties,
+        runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13000, is_hip=False, CUDA_R_16F=2, CUDA_R_32F=0,
+        CUDA_R_64F=1,
+        cudaErrorMemoryAllocation=2,
+    )  # fmt: skip
+    cuda_runtime.cudaDataType = cuda_runtime  # type: ignore[attr-defined]
+    driver = _module("cupy_backends.cuda.api.driver", CUDADriverError=kernels.CUDADriverError)
+    api = _module("cupy_backends.cuda.api", runtime=cuda_runtime, driver=driver)
+    libs = _module("cupy_backends.cuda.libs", cublas=cublas)
+    backends_cuda = _module("cupy_backends.cuda", api=api, libs=libs)
+    backends = _module("cupy_backends", cuda=backends_cuda)
+
+    cuda_memory = _module("cupy.cuda.memory", OutOfMemoryError=memory.OutOfMemoryError)
+    device = _module("cupy.cuda.device", Device=runtime.Device, get_cublas_handle=lambda: runtime.Device.cublas_handle)
+    queues = {
+        "Stream": streams.Stream, "Event": streams.Event, "get_current_stream": streams.get_current_stream,
+        "get_elapsed_time": streams.get_elapsed_time,
+    }  # fmt: skip
+    stream = _module("cupy.cuda.stream", **queues)
+    compiler = _module("cupy.cuda.compiler", CompileException=kernels.CompileException)
+    cuda = _module(
+        "cupy.cuda", **queues, Device=runtime.Device, memory=cuda_memory, device=device, stream=stream, cublas=cublas,
+        runtime=cuda_runtime, driver=driver, compiler=compiler, is_available=lambda: True,
+        get_cublas_handle=device.get_cublas_handle,
+    )  # fmt: skip
+    cupy = _module(
+        "cupy", **arrays.namespace(), cuda=cuda, RawModule=kernels.RawModule,
+        get_default_memory_pool=lambda: memory.pool, get_array_module=_get_array_module, __version__="14.0.0",
+    )  # fmt: skip
+    cupyx = _module("cupyx", empty_pinned=runtime.empty_pinned, zeros_pinned=runtime.zeros_pinned)
+    modules = [
+        cupy, cuda, cuda_memory, device, stream, compiler, cupyx, backends, backends_cuda, api, cuda_runtime, driver,
+        libs, cublas,
+    ]  # fmt: skip
+    named = {module.__name__: module for module in modules}
+    return named | {"cupy.cuda.runtime": cuda_runtime, "cupy.cuda.driver": driver, "cupy.cuda.cublas": cublas}
+
+
+def _get_array_module(*args: Any) -> ModuleType:
+    import numpy
+
+    return _MODULES["cupy"] if any(isinstance(arg, arrays.ndarray) for arg in args) else numpy
+
+
+_MODULES = _make_modules()
+
+
+class Emulator:
+    """What a test may ask of the emulated device."""
+
+    pool = memory.pool
+
+    def limit_memory(self, n_bytes: int) -> None:
+        """Set the bytes of memory that the device has; 1 GiB unless told."""
+        memory.pool.capacity = n_bytes
+
+
+def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
+    """Put the emulated CuPy in place until `monkeypatch` is undone."""
+    monkeypatch.setenv("HKM_DEVICE", "cuda")
+    for name in [name for name in sys.modules if name.split(".")[0] in ("cupy", "cupyx", "cupy_backends")]:
+        monkeypatch.delitem(sys.modules, name)
+    for name, module in _MODULES.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(memory.pool, "capacity", 1 << 30)
+    monkeypatch.setattr(memory.pool, "_limit", 0)
+    forget()
+    return Emulator()
+
+
+def forget() -> None:
+    """Clear what hkm_dask remembers of the device: the caches of its modules about CUDA."""
+    for name, module in list(sys.modules.items()):
+        if name == "hkm_dask.compute.backend" or (name.startswith("hkm_dask.") and "cuda" in name):
+            for thing in list(vars(module).values()):
+                if hasattr(thing, "cache_clear"):
+                    thing.cache_clear()
+            if hasattr(module, "_module"):
+                module._module = None
+
+
+@pytest.fixture
+def emulated_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+    """Compute on an emulated GPU: `import cupy` works and HKM_DEVICE is cuda."""
+    if why := kernels.missing():
+        pytest.skip(why)
+    folder = tmp_path_factory.getbasetemp() / "kernels"
+    folder.mkdir(exist_ok=True)
+    kernels.build_in(folder)
+    yield install(monkeypatch)
+    streams.synchronize_device()
+    monkeypatch.undo()
+    forget()

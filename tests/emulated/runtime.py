@@ -1,0 +1,149 @@
+"""The device, pinned memory and cuBLAS of the emulated CuPy."""
+
+from __future__ import annotations
+
+import ctypes
+from typing import Any, Self
+
+import numpy as np
+
+from tests.emulated import memory, streams
+
+
+class CUDARuntimeError(RuntimeError):
+    """An error code of the CUDA runtime."""
+
+    def __init__(self, status: int, infos: Any = None) -> None:
+        self.status = status
+        super().__init__(f"cudaError{status}: emulated")
+
+
+CUDARuntimeError.__module__ = "cupy_backends.cuda.api.runtime"
+
+
+class Device:
+    """The one device."""
+
+    attributes = {  # noqa: RUF012
+        "L2CacheSize": 60 << 20,
+        "MultiProcessorCount": 132,
+        "MaxSharedMemoryPerBlock": 48 << 10,
+        "MaxSharedMemoryPerBlockOptin": 232448,
+        "MaxSharedMemoryPerMultiprocessor": 228 << 10,
+        "MaxThreadsPerBlock": 1024,
+        "MaxThreadsPerMultiProcessor": 2048,
+        "WarpSize": 32,
+    }
+    compute_capability = "90"
+    cublas_handle = 1
+    pci_bus_id = "0000:00:00.0"
+
+    def __init__(self, device: int | Device | None = None) -> None:
+        self.id = int(device or 0)
+        if self.id:
+            raise CUDARuntimeError(101)
+
+    def __int__(self) -> int:
+        return self.id
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Device)
+
+    def __hash__(self) -> int:
+        return self.id
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def use(self) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        streams.synchronize_device()
+
+    @property
+    def mem_info(self) -> tuple[int, int]:
+        return memory_information()
+
+
+def memory_information() -> tuple[int, int]:
+    """Return the bytes of the device that nobody holds, and all of them."""
+    return memory.pool.capacity - memory.pool.total_bytes(), memory.pool.capacity
+
+
+def device_count() -> int:
+    return 1
+
+
+def set_device(device: int) -> None:
+    Device(device)
+
+
+def get_device_properties(device: int) -> dict[str, Any]:
+    return {
+        "name": b"emulated on the CPU",
+        "totalGlobalMem": memory.pool.capacity,
+        "multiProcessorCount": 132,
+        "l2CacheSize": 60 << 20,
+        "sharedMemPerBlockOptin": 232448,
+        "major": 9,
+        "minor": 0,
+    }
+
+
+def empty_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray:
+    """Return pinned host memory, poisoned."""
+    out = np.empty(shape, dtype, order)  # type: ignore[call-overload]
+    memory.poison(out)
+    memory.pin(out)
+    return out
+
+
+def zeros_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray:
+    """Return pinned host memory of zeros."""
+    out = empty_pinned(shape, dtype, order)
+    out.fill(0)
+    return out
+
+
+# cuBLAS: matrices are column-major, so element (i, j) lies at i + j * ld
+
+CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_OP_C = 0, 1, 2
+_DATA_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16)}
+_COMPUTE_IN_FLOAT32 = (0, 68, 69, 74, 75, 77)  # CUDA_R_32F and CUBLAS_COMPUTE_32F, _PEDANTIC, _FAST_16F, _16BF, _TF32
+
+
+def _matrix(ptr: int, n_rows: int, n_columns: int, leading: int, dtype: np.dtype, writes: bool = False) -> np.ndarray:
+    if leading < max(1, n_rows):
+        raise ValueError(f"CUBLAS_STATUS_INVALID_VALUE: a leading dimension of {leading} should be >= {n_rows}")
+    if not n_rows or not n_columns:
+        return np.empty((n_rows, n_columns), dtype)
+    raw = memory.span(int(ptr), ((n_columns - 1) * leading + n_rows) * dtype.itemsize)
+    streams.operate([memory.use(raw, writes)])
+    flat = raw.view(dtype)
+    return np.lib.stride_tricks.as_strided(flat, (n_rows, n_columns), (dtype.itemsize, leading * dtype.itemsize))
+
+
+def gemm_ex(
+    handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,
+    b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute_type: int, algo: int,
+) -> None:  # fmt: skip
+    """Compute C = alpha op(A) op(B) + beta C in float32; `alpha` and `beta` point to float32 on the host."""
+    if handle != Device.cublas_handle:
+        raise ValueError("CUBLAS_STATUS_NOT_INITIALIZED")
+    if compute_type not in _COMPUTE_IN_FLOAT32 or _DATA_TYPES.get(c_type) != np.float32 or a_type != b_type:
+        raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED: float16 or float32 operands, a float32 result and computation")
+    if a_type not in (0, 2):
+        raise ValueError(f"CUBLAS_STATUS_NOT_SUPPORTED: operands of cudaDataType {a_type}")
+    dtype = _DATA_TYPES[a_type]
+    left = _matrix(a, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype).astype(np.float32)
+    right = _matrix(b, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype).astype(np.float32)
+    left, right = left if transa == CUBLAS_OP_N else left.T, right if transb == CUBLAS_OP_N else right.T
+    out = _matrix(c, m, n, ldc, np.dtype(np.float32), writes=True)
+    scale, keep = (np.float32(ctypes.c_float.from_address(int(at)).value) for at in (alpha, beta))
+    with np.errstate(all="ignore"):
+        product = scale * (left @ right)
+        out[...] = product if keep == 0 else product + keep * out

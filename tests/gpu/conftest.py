@@ -1,0 +1,45 @@
+"""Every test here runs on the GPU where there is one, and on the emulator of `tests/emulated` where there is none."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from hkm_dask.compute import staging
+from hkm_dask.compute.backend import require_cuda
+from hkm_dask.compute.blocks import device_memo
+from hkm_dask.errors import ComputeError
+from tests.emulated.plugin import Emulator, emulated_cuda
+
+__all__ = ["emulated_cuda"]
+
+
+try:
+    require_cuda()
+    HAS_GPU = True
+except ComputeError:
+    HAS_GPU = False
+
+
+@pytest.fixture
+def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """`cupy`, real or emulated; `HKM_DEVICE` asks for it."""
+    if HAS_GPU:
+        monkeypatch.setenv("HKM_DEVICE", "cuda")
+    else:
+        request.getfixturevalue("emulated_cuda")
+    import cupy
+
+    device_memo.clear()
+    monkeypatch.setattr(staging, "_most_resident", None)
+    yield cupy
+    device_memo.clear()
+
+
+@pytest.fixture
+def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
+    """The emulated device, to be made small."""
+    if HAS_GPU:
+        pytest.skip("a real device has more memory than a test should take")
+    found: Emulator = request.getfixturevalue("emulated_cuda")
+    return found
