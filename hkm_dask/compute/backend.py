@@ -110,8 +110,9 @@ def to_module(array: Any, xp: ModuleType) -> Any:
     return to_host(array) if xp is np else xp.asarray(array)
 
 
+@cache
 def device_attribute(name: str) -> int:
-    """Return an attribute of the current device, as CUDA names it without its prefix.
+    """Return an attribute of the device, as CUDA names it without its prefix.
 
     Parameters
     ----------

@@ -79,12 +79,13 @@ class _Buffer:
     """Memory that blocks pass through, pinned or on the device, and what has to be over before it is written again."""
 
     def __init__(self, make: Callable[[int], Any]) -> None:
-        self._make, self._memory = make, make(0)
+        self._make = make
+        self._memory: Any = None
         self.busy: Any = None  # event: the last block is copied from it, or worked on
 
     def view(self, shape: tuple[int, int], dtype: np.dtype) -> Any:
         n_bytes = shape[0] * shape[1] * dtype.itemsize
-        if self._memory.nbytes < n_bytes:
+        if self._memory is None or self._memory.nbytes < n_bytes:
             self._memory, self.busy = self._make(n_bytes), None
         return self._memory[:n_bytes].view(dtype).reshape(shape)
 

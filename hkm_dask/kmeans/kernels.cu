@@ -11,6 +11,7 @@ typedef float Row;
 #endif
 
 #define FULL 0xffffffffu
+#define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
 
 // -- what the hardware does, by its own instructions -----------------------------------------------------------------
 #ifndef HKM_EMULATED
@@ -105,7 +106,7 @@ extern "C" __global__ void label_distances(const Row* rows, const float* centroi
     const double found = squared_distance(rows + here * n_features, centroid, n_features);
     if ((threadIdx.x & 7) || row >= n_rows) return;
     if (label < 0 || isnan(centroid[0])) {
-        distances[row] = INFINITY;
+        distances[row] = INFINITE;
     } else if (!(any_stayed && stayed[label])) {
         distances[row] = found;
     }
@@ -227,7 +228,7 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
     double best = distances[row];
     int measured = 0;
     if (isinf(best)) {
-        float low = INFINITY;
+        float low = INFINITE;
         int where = 0;
         for (int j = thread; j < n_columns; j += SETTLE_THREADS) {
             const float score = alpha * line[j] + bias[first + j];
@@ -276,7 +277,7 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
         const int n = n_candidates;
         measured += n;
         if (n) {
-            double nearest = INFINITY;
+            double nearest = INFINITE;
             int number = 0;
             for (int turn = 0; turn < n; turn += SETTLE_THREADS / 8) {
                 const int at = turn + group;
@@ -293,7 +294,7 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
             }
             __syncthreads();
             for (int g = 0; g < SETTLE_THREADS / 8; ++g) {
-                if (near_distance[g] < INFINITY && nearer(near_distance[g], near_label[g], best, label)) {
+                if (near_distance[g] < INFINITE && nearer(near_distance[g], near_label[g], best, label)) {
                     best = near_distance[g];
                     label = near_label[g];
                 }
@@ -404,7 +405,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
         }
     }
 #pragma unroll
-    for (int r = 0; r < 8; ++r) kept[r] = TwoBest{INFINITY, INFINITY, 0};
+    for (int r = 0; r < 8; ++r) kept[r] = TwoBest{INFINITE, INFINITE, 0};
 
 #pragma unroll
     for (int step = 0; step < STAGES - 1; ++step) fetch(step);
@@ -511,7 +512,7 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     double distance = distances[row];
     // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
     const bool is_news = isinf(distance) || number != label;
-    double found = INFINITY;
+    double found = INFINITE;
     if (__any_sync(FULL, is_news)) {
         found = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
     }

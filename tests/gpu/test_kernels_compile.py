@@ -1,8 +1,11 @@
 """What the CUDA compiler says of the kernels, where there is one: they compile, and stay within their registers."""
 
+import ctypes
 import re
 import shutil
 import subprocess
+import sys
+from ctypes.util import find_library
 from pathlib import Path
 
 import pytest
@@ -26,3 +29,23 @@ def test_the_kernels_compile_and_spill_nothing(options: list[str], architecture:
     assert set(spills) == {("0", "0")}
     registers = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", done.stderr, re.DOTALL))
     assert int(registers["nearest_two"]) * 256 <= 65536  # one block of 256 threads on a multiprocessor
+
+
+def _runtime_compiler() -> str | None:
+    """The library NVRTC, of a toolkit or of a wheel: it is what compiles the kernels when they are used."""
+    wheels = [found for folder in sys.path for found in Path(folder).glob("nvidia/*/lib/libnvrtc.so*")]
+    return str(wheels[0]) if wheels else find_library("nvrtc")
+
+
+@pytest.mark.skipif(_runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
+@pytest.mark.parametrize("options", [[], [b"-DHALF_ROWS"]], ids=["float32", "float16"])
+def test_the_kernels_compile_at_run_time(options: list[bytes]) -> None:
+    nvrtc, program = ctypes.CDLL(_runtime_compiler()), ctypes.c_void_p()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.read_bytes(), b"kernels.cu", 0, None, None) == 0
+    flags = [b"--gpu-architecture=sm_90", b"--std=c++17", *options]
+    failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    assert not failed, log.value.decode()
