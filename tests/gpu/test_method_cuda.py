@@ -213,25 +213,6 @@ def test_a_search_goes_on_when_device_memory_runs_out(cuda: Any, emulator: Emula
     np.testing.assert_array_equal(distances.get(), squared)
 
 
-@pytest.mark.gpu
-def test_two_runs_on_a_cluster_of_gpus_and_one_on_processors_agree(tmp_path: Any) -> None:
-    import subprocess
-    import sys
-
-    np.save(tmp_path / "rows.npy", groups(20_000, 64, np.float16))
-    hkm.ingest([tmp_path / "rows.npy"], tmp_path / "pool.zarr")
-    found = []
-    for name, where in (("a", ["--local-cuda"]), ("b", ["--local-cuda", "--cuda-preset", "capacity"]), ("c", [])):
-        tree = tmp_path / f"{name}.zarr"
-        command = ["cluster", str(tmp_path / "pool.zarr"), str(tree), "--n-clusters", "500,100", *where]
-        subprocess.run([sys.executable, "-m", "hkm_dask", *command], check=True)
-        opened = hkm.open_hierarchy(tree)
-        found.append([opened[f"level_{t}"][key].to_numpy() for t in (1, 2) for key in ("labels", "centroids")])
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
-            np.testing.assert_array_equal(one, two)
-
-
 def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:

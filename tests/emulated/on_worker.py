@@ -1,0 +1,21 @@
+"""A Dask preload: the worker it is given to computes on an emulated GPU."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+def dask_setup(worker: Any) -> None:
+    """Put the emulator in place before the worker's first task."""
+    sys.path.insert(0, str(Path(__file__).parents[2]))
+    from tests.emulated import kernels
+    from tests.emulated.plugin import install
+
+    kernels.build_in(Path(os.environ.get("HKM_EMULATED_KERNELS") or tempfile.mkdtemp()))
+    install(pytest.MonkeyPatch())

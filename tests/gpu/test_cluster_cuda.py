@@ -1,0 +1,79 @@
+"""GPU workers in processes of their own: emulated ones everywhere, a LocalCUDACluster where there are GPUs."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from distributed import Client, LocalCluster
+
+import hkm_dask as hkm
+from tests.emulated import kernels
+
+PRELOAD = Path(kernels.__file__).with_name("on_worker.py")
+
+
+def embeddings(n: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(30, 24))[rng.integers(30, size=n)] + 0.3 * rng.normal(size=(n, 24))).astype(np.float16)
+
+
+def arrays_of(tree: Any) -> list[np.ndarray]:
+    names = ("labels", "centroids", "distances", "sizes")
+    return [tree[f"level_{t}"][name].to_numpy() for t in (1, 2) for name in names]
+
+
+def config() -> hkm.Config:
+    levels = (
+        hkm.Level(n_clusters=60, n_resamples=1, resample_size=5, max_iter=4),
+        hkm.Level(n_clusters=8, n_resamples=1, max_iter=4),
+    )
+    return hkm.Config(levels=levels, seed=1)
+
+
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.parametrize("n_workers", [2])
+def test_workers_with_gpus_build_the_tree_that_processors_build(
+    tmp_path: Path, n_workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = embeddings(2000)
+    expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
+    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(tmp_path))
+    monkeypatch.setattr("hkm_dask.compute.runner._ROUND_TRIP_FLOPS", 1e6)  # several tasks for little work
+    with (
+        LocalCluster(
+            n_workers=n_workers,
+            threads_per_worker=1,
+            preload=[str(PRELOAD)],
+            env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "200KiB"},  # less than the rows take
+            dashboard_address=None,
+        ) as cluster,
+        Client(cluster) as client,
+    ):
+        tree = hkm.build_hierarchy(rows, tmp_path / "gpu.zarr", config(), client=client)
+        assert set(client.run(_has_computed_on_a_device).values()) == {True}
+    for found, array in zip(arrays_of(tree), expected, strict=True):
+        np.testing.assert_array_equal(found, array)
+
+
+def _has_computed_on_a_device() -> bool:
+    from tests.emulated import memory
+
+    return memory.pool.peak > 0
+
+
+@pytest.mark.gpu
+def test_two_runs_on_gpus_and_one_on_processors_agree(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", embeddings(20_000))
+    hkm.ingest([tmp_path / "rows.npy"], pool := tmp_path / "pool.zarr")
+    found = []
+    for name, where in (("a", ["--local-cuda"]), ("b", ["--local-cuda", "--cuda-preset", "capacity"]), ("c", [])):
+        tree = tmp_path / f"{name}.zarr"
+        command = ["cluster", str(pool), str(tree), "--n-clusters", "500,100", *where]
+        subprocess.run([sys.executable, "-m", "hkm_dask", *command], check=True)
+        found.append(arrays_of(hkm.open_hierarchy(tree)))
+    for other in found[1:]:
+        for one, two in zip(found[0], other, strict=True):
+            np.testing.assert_array_equal(one, two)
