@@ -128,7 +128,7 @@ class Assign:
         known = Labelled.unknown(part.stop - part.start)
         chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
         finder = Finder(part, self.frame, "assign")
-        inertia = 0
+        inertia: Any = 0
         xp = worker_module()
         before = remembered(part, "assign", self.run)
         if before is not None and self.hints is not None:
@@ -137,7 +137,8 @@ class Assign:
             finder.label_distances(slab, self.centroids, known)
             finder.nearest(slab, self.centroids, known)
             labels, distances = known.labels[slab.local], known.distances[slab.local]
-            inertia += int(xp.rint(distances * self.frame.distance_scale).astype(xp.int64).sum())
+            # Added up where it is: a device is waited for once.
+            inertia = inertia + xp.rint(distances * self.frame.distance_scale).astype(xp.int64).sum()
             if chosen is not None:
                 rows = xp.arange(slab.start, slab.stop)
                 keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
@@ -146,7 +147,7 @@ class Assign:
         known = Labelled(to_host(known.labels), to_host(known.distances))
         if self.folder is not None:
             self._write(part, known)
-        return Assigned(np.bincount(known.labels, minlength=n_clusters), inertia, chosen)
+        return Assigned(np.bincount(known.labels, minlength=n_clusters), int(inertia), chosen)
 
     def _write(self, part: Part, known: Labelled) -> None:
         start, stop = part.start, part.stop

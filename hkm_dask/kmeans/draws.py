@@ -173,7 +173,7 @@ class MeasureAndDraw:
         sums = xp.zeros(shape, xp.int64) if self.with_sums else None
         counts = xp.zeros(shape[0], xp.int64) if self.with_sums else None
         finder = Finder(part, self.frame, "seed")
-        potential = 0
+        potential: Any = 0
         found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
         for slab in iter_slabs(part):
             for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
@@ -181,7 +181,7 @@ class MeasureAndDraw:
             squared = known.distances[slab.local]
             share = to_module(_NO_WEIGHTS if weights is None else weights[slab.local], xp)
             fixed = xp.rint(squared * self.frame.distance_scale).astype(xp.int64)
-            potential += int((fixed if weights is None else fixed * share).sum())
+            potential = potential + (fixed if weights is None else fixed * share).sum()  # waits for no device
             if sums is not None and counts is not None:
                 kernels_for(slab.rows).add_rows(
                     slab.rows, known.labels[slab.local], share, self.frame.scale, sums, counts
@@ -198,7 +198,7 @@ class MeasureAndDraw:
         times, rows, squared, vectors = (np.concatenate(column) for column in zip(empty, *found, strict=True))
         if sums is not None:
             sums, counts = to_host(sums), to_host(counts)
-        return Draws(potential, times, rows, squared, vectors, sums, counts)
+        return Draws(int(potential), times, rows, squared, vectors, sums, counts)
 
 
 def _arrivals(key: int, start: int, rates: Any, horizon: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

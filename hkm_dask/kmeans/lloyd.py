@@ -20,7 +20,7 @@ from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans import kernels, selection
+from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
@@ -40,7 +40,8 @@ class Totals:
     inertia : int
         Fixed-point sum of squared distances.
     far_keys, far_rows : ndarray of float64 and int64, shape (n_far,)
-        The rows furthest from their centroids: minus their squared distance, and their number; sorted.
+        The rows furthest from their centroids: minus their squared distance, and their number; sorted. None where no
+        cluster of the part is empty.
     """
 
     sums: NDArray[np.int64]
@@ -106,8 +107,7 @@ class AssignAndAdd:
         else:
             sums, counts = last.sums, last.counts
         finder = Finder(part, self.frame, "lloyd")
-        far = _Furthest(_n_far(len(centroids)))
-        inertia = 0
+        inertia: Any = 0
         for slab in iter_slabs(part):
             before, old = known.labels[slab.local].copy(), known.distances[slab.local].copy()
             finder.label_distances(slab, self.centroids, known, self.before if goes_on else None)
@@ -123,12 +123,14 @@ class AssignAndAdd:
             else:
                 loops.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
             fixed = xp.rint(distances * self.frame.distance_scale).astype(xp.int64)
-            inertia += int((fixed if weights is _NO_WEIGHTS else fixed * share).sum())
-            far.add(distances, slab.start)
+            inertia = inertia + (fixed if weights is _NO_WEIGHTS else fixed * share).sum()  # waits for no device
         # The totals handed out are these very arrays: they are used up before the next pass changes them.
         state = _Last(known, sums, counts, self.centroids.name)
         remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
-        return Totals(to_host(sums), to_host(counts), inertia, *far.sorted())
+        # A cluster that is empty is so in every part; without one nobody asks for far rows.
+        n_far = _n_far(len(centroids)) if bool((counts == 0).any()) else 0
+        far_keys, far_rows = _furthest(known.distances, part.start, n_far) if n_far else (np.empty(0), _NO_WEIGHTS)
+        return Totals(to_host(sums), to_host(counts), int(inertia), far_keys, far_rows)
 
     def _hinted(self, part: Part) -> Labelled:
         known = Labelled.unknown(part.stop - part.start)
@@ -148,31 +150,16 @@ class _Last:
     of: object
 
 
-class _Furthest:
-    """The rows furthest from their centroids, ties to the lowest row."""
-
-    def __init__(self, n: int) -> None:
-        self._keys, self._rows = np.empty((1, n)), np.empty((1, n), np.int64)
-        self._size = np.zeros(1, np.int64)
-
-    def add(self, distances: Any, start: int) -> None:
-        xp, room = array_module(distances), self._keys.shape[1]
-        if int(self._size[0]) == room:  # most rows are no candidates
-            local = xp.flatnonzero(distances > -self._keys[0, 0])
-        elif xp is not np and len(distances) > room:  # few need to leave the device
-            local = xp.flatnonzero(distances >= xp.partition(distances, len(distances) - room)[len(distances) - room])
-        else:
-            local = xp.arange(len(distances))
-        if not len(local):
-            return
-        keys, rows = -to_host(distances[local]), to_host(local).astype(np.int64) + start
-        selection.keep_smallest(keys, rows, np.zeros(len(keys), np.int32), self._keys, self._rows, self._size)
-
-    def sorted(self) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-        size = int(self._size[0])
-        keys, rows = self._keys[0, :size], self._rows[0, :size]
-        order = np.lexsort((rows, keys))
-        return keys[order], rows[order]
+def _furthest(distances: Any, start: int, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Keys and numbers of the `n` rows furthest from their centroids, ties to the lowest row; on the host."""
+    xp = array_module(distances)
+    local = xp.arange(len(distances))
+    if len(distances) > n:
+        least = xp.partition(distances, len(distances) - n)[len(distances) - n]
+        local = xp.flatnonzero(distances >= least)
+    keys, rows = -to_host(distances[local]), to_host(local).astype(np.int64) + start
+    order = np.lexsort((rows, keys))[:n]
+    return keys[order], rows[order]
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def make_cuda_operand(rows: Any, frame: Frame, *, single: bool = False, largest:
 
     n_rows, n_features = rows.shape
     norms, sizes, errors = (cupy.empty(n_rows, cupy.float64) for _ in range(3))
-    mean = cupy.asarray(frame.mean)
+    mean = _device_mean(frame)
     if largest is None and not single and takes_as_stored(rows.dtype, frame):
         launch_by_row("measure", rows, 32, rows, mean, norms, sizes, np.int64(n_rows), np.int32(n_features))
         errors.fill(0.0)
@@ -120,6 +120,21 @@ def make_cuda_operand(rows: Any, frame: Frame, *, single: bool = False, largest:
         errors, dots, np.int64(n_rows), np.int32(n_features), np.int32(width),
     )  # fmt: skip
     return CudaOperand(matrix, norms, sizes, errors, dots, float(scale), False)
+
+
+_means: dict[str, Any] = {}
+
+
+def _device_mean(frame: Frame) -> Any:
+    """The mean of a frame on the device, sent once while the frame is in use."""
+    import cupy
+
+    key = f"{frame.name} {cupy.cuda.runtime.getDevice()}"
+    if key not in _means:
+        while len(_means) >= 8:
+            _means.pop(next(iter(_means)), None)
+        _means[key] = cupy.asarray(frame.mean)
+    return _means[key]
 
 
 def takes_as_stored(dtype: Any, frame: Frame) -> bool:
@@ -157,6 +172,7 @@ class CudaSearch:
         used = ~np.isnan(centroids[:, 0])
         self.frame, self.form = frame, form
         self._numbers = np.flatnonzero(used).astype(np.int32)
+        self._device_numbers: dict[int, Any] = {}
         kept = np.ascontiguousarray(centroids[used])
         self.centroids = cupy.asarray(kept)
         if not len(kept):
@@ -195,6 +211,7 @@ class CudaSearch:
         part, form = copy.copy(self), self._operand
         keep = chosen[self._numbers]
         part._numbers = self._numbers[keep]
+        part._device_numbers = {}
         if keep.all():
             return part
         index = cupy.asarray(np.flatnonzero(keep))
@@ -247,7 +264,9 @@ class CudaSearch:
             return 0
         if operand is None:
             operand = make_cuda_operand(rows, self.frame, single=self.form == "single")
-        numbers = cupy.asarray(self._numbers + np.int32(first))
+        if first not in self._device_numbers:
+            self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
+        numbers = self._device_numbers[first]
         if self.form == "fused":
             which = self._fused(rows, operand, numbers, labels, distances, which)
         in_a_run = which is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,7 +70,7 @@ class LabelRows:
         if last is not None:
             known.labels = last.known.labels
         finder = Finder(part, self.frame, "lloyd" if self.run else "label")
-        inertia = 0
+        inertia: Any = 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
             for slab in iter_slabs(part):
                 self._refuse(slab, part)
@@ -79,8 +80,8 @@ class LabelRows:
                 fixed = xp.rint(known.distances[slab.local] * self.frame.distance_scale).astype(xp.int64)
                 if self.weights is not None:
                     fixed *= to_module(self.weights.get()[slab.start : slab.stop], xp)
-                inertia += int(fixed.sum())
-        return Labels(to_host(known.labels), inertia)
+                inertia = inertia + fixed.sum()
+        return Labels(to_host(known.labels), int(inertia))
 
     def _refuse(self, slab: Slab, part: Part) -> None:
         where = f"rows {slab.start}:{slab.stop} of {part.rows.label}"

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import ModuleType
 from typing import Any
 
@@ -22,7 +22,7 @@ from hkm_dask.kmeans import kernels, kernels_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import make_operand, operand_bytes, scratch
 from hkm_dask.kmeans.nearest_cuda import Form, make_cuda_operand
-from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_form, choose_head, here, moved_from, search_for
+from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_form, choose_head, here, moved_from, search_for, stayed_from
 from hkm_dask.kmeans.vector import widen
 
 #: Rows converted to float32 at once, for a core's cache.
@@ -129,6 +129,14 @@ class Finder:
 
     def __init__(self, part: Part, frame: Frame, phase: str = "search") -> None:
         self.part, self.frame, self.phase = part, frame, phase
+        self._labelled: tuple[bool, bool] | None = None
+
+    def _has_labels(self, known: Labelled) -> tuple[bool, bool]:
+        """Whether any, and whether all rows had labels when the pass began; asked of a device once."""
+        if self._labelled is None:
+            there = known.labels >= 0
+            self._labelled = bool(there.any()), bool(there.all())
+        return self._labelled
 
     def label_distances(self, slab: Slab, centroids: Shared, known: Labelled, before: Shared | None = None) -> None:
         """Measure a slab's distances to the centroids it is labelled with.
@@ -144,11 +152,9 @@ class Finder:
         """
         labels, distances = known.labels[slab.local], known.distances[slab.local]
         xp = array_module(slab.rows)
-        if bool((labels >= 0).any()):
-            stayed = _NONE_STAYED if before is None else ~moved_from(centroids, before)
-            kernels_for(slab.rows).label_distances(
-                slab.rows, here(centroids, xp), to_module(stayed, xp), labels, distances
-            )
+        if self._has_labels(known)[0]:
+            stayed = to_module(_NONE_STAYED, xp) if before is None else stayed_from(centroids, before, xp)
+            kernels_for(slab.rows).label_distances(slab.rows, here(centroids, xp), stayed, labels, distances)
         else:
             distances[:] = np.inf
 
@@ -201,8 +207,7 @@ class Finder:
         n_clusters, on_host = len(centroids.get()), array_module(slab.rows) is np
         if on_host and (self.frame.basis is None or n_clusters < 64):
             return 0
-        labels, distances = known.labels[slab.local], known.distances[slab.local]
-        hinted = bool((labels >= 0).all())
+        labels, distances, hinted = known.labels[slab.local], known.distances[slab.local], self._has_labels(known)[1]
         kept = on_host and self._keeps_operands()
         key = ("form", on_host, self.phase, n_clusters.bit_length(), hinted, kept)
         form: int | Form | None = memo.get(self.frame.name, key)
@@ -240,8 +245,12 @@ class Finder:
             kept.put(group, key, operand, operand.n_bytes, budget)
         elif operand is None:
             operand = make_cuda_operand(slab.rows, self.frame, single=form == "single")
-            if not operand.as_stored:  # what holds the rows themselves would keep them on the device
-                kept.put(group, key, operand, operand.n_bytes, budget)
+            # To hold rows that are operands themselves would keep them on the device.
+            kept.put(
+                group, key, replace(operand, matrix=None) if operand.as_stored else operand, operand.n_bytes, budget
+            )
+        elif not on_host and operand.as_stored:
+            operand = replace(operand, matrix=slab.rows)
         return operand
 
 

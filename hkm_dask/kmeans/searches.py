@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import to_module
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search, make_operand
@@ -59,6 +60,27 @@ def moved_from(centroids: Shared, before: Shared) -> NDArray[np.bool_]:
         ("moved", centroids.name, before.name),
         (centroids, before),
         lambda: (centroids.get() != before.get()).any(axis=1),
+    )
+
+
+def stayed_from(centroids: Shared, before: Shared, xp: ModuleType) -> Any:
+    """Return which centroids are where they were before, where `xp` keeps its own.
+
+    Parameters
+    ----------
+    centroids, before : Shared
+        float32 (n_clusters, n_features).
+    xp : module
+        ``numpy`` or ``cupy``.
+
+    Returns
+    -------
+    ndarray or cupy.ndarray of bool, shape (n_clusters,)
+    """
+    return _once(
+        ("stayed", xp.__name__, centroids.name, before.name),
+        (centroids, before),
+        lambda: to_module(~moved_from(centroids, before), xp),
     )
 
 

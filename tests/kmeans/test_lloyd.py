@@ -248,13 +248,12 @@ def test_totals_add_up_in_any_grouping_and_order(order: list[int], i: int, j: in
 
 def test_the_rows_furthest_away_are_kept_with_ties_to_the_lowest() -> None:
     distances = np.random.default_rng(0).integers(0, 6, 500).astype(np.float64)
-    kept = lloyd._Furthest(40)
-    for low in range(0, 500, 60):
-        kept.add(distances[low : low + 60], low + 1000)
-    keys, rows = kept.sorted()
+    keys, rows = lloyd._furthest(distances, 1000, 40)
     order = np.lexsort((np.arange(500), -distances))[:40]
     np.testing.assert_array_equal(rows, order + 1000)
     np.testing.assert_array_equal(keys, -distances[order])
+    keys, rows = lloyd._furthest(distances[:3], 0, 40)
+    assert sorted(rows.tolist()) == [0, 1, 2]
 
 
 # -- empty clusters ---------------------------------------------------------------------------------------------------

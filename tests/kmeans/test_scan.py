@@ -135,11 +135,11 @@ def test_labels_known_before_give_upper_bounds() -> None:
     array, centroids = pairs_of_centroids(600, 64, 20)
     part, frame, shared = Part(ArrayRows(array), (0, 600), BUDGET), turned_frame(array, 0), Shared(array=centroids)
     known = Labelled.unknown(600)
-    finder = Finder(part, frame, "test")
     for slab in iter_slabs(part):
-        finder.label_distances(slab, shared, known)
+        Finder(part, frame, "test").label_distances(slab, shared, known)
         assert np.isinf(known.distances).all()
         known.labels[slab.local] = 3
+        finder = Finder(part, frame, "test")  # asks once what is known when its pass begins
         finder.label_distances(slab, shared, known)
         np.testing.assert_allclose(known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
         finder.nearest(slab, shared, known)
