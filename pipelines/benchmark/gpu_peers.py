@@ -20,7 +20,7 @@ from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form
+from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
 from hkm_dask.kmeans.predict import label_rows
 
 _DEVICE = "cuda"
@@ -111,12 +111,13 @@ def _search(form: Form, task: Task) -> Callable[[], Answer]:
     import cupy
 
     search = CudaSearch(task.centroids, task.frame, form)
+    operand = make_cuda_operand(task.rows, task.frame, single=form == "single")  # kept from pass to pass
     labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)
 
     def run() -> Answer:
         labels.fill(-1)
         distances.fill(cupy.inf)
-        search.nearest(task.rows, labels, distances)
+        search.nearest(task.rows, labels, distances, operand)
         return Answer(labels, distances)
 
     return run

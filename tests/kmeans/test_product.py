@@ -5,7 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import llvmlite.binding as llvm
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -81,6 +83,30 @@ import test_product as t
 assert t.product.PANEL == 8, t.product.PANEL
 t.test_a_later_panel_is_scored_by_itself()
 t.test_inner_products_are_exact()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="needs a processor with AVX2")
+def test_on_a_processor_with_avx2_alone_the_numbers_are_the_same(tmp_path: Path) -> None:
+    # What was compiled for this processor must not be taken for that one's.
+    environment = {**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)}
+    code = f"""
+import sys
+import llvmlite.binding as llvm
+features = llvm.get_host_cpu_features()
+for name in [name for name in features if name.startswith("avx512")]:
+    features[name] = False
+llvm.get_host_cpu_features = lambda: features
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_product as t
+assert (t.product.PANEL, t.product.BLOCK_ROWS) == (16, 6), t.product.PANEL
+t.test_a_later_panel_is_scored_by_itself()
+t.test_inner_products_are_exact()
+t.test_scores_are_those_of_exact_arithmetic()
 """
     done = subprocess.run(
         [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
