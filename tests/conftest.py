@@ -10,6 +10,10 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from tests.emulated.plugin import emulated_cuda
+
+__all__ = ["emulated_cuda"]
+
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("hkm", deadline=None, print_blob=True)
 settings.load_profile("hkm")
@@ -20,6 +24,9 @@ PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--slow", action="store_true", help="also run the tests marked slow, which take minutes")
+    parser.addoption(
+        "--emulate-cuda", action="store_true", help="compute on an emulated GPU; for a few files at a time"
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -82,3 +89,22 @@ def load_pipeline() -> Iterator[Callable[..., dict[str, ModuleType]]]:
         yield load
         for script in (path for folder in folders for path in folder.glob("*.py")):
             sys.modules.pop(script.stem, None)
+
+
+@pytest.fixture(autouse=True)
+def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """With --emulate-cuda: compute on it whatever would be too little work, and one task after the other."""
+    if not request.config.getoption("--emulate-cuda"):
+        yield
+        return
+    import hkm_dask.kmeans.fit
+    from hkm_dask.compute import runner
+    from hkm_dask.compute.blocks import device_memo
+    from hkm_dask.kmeans import searches
+
+    request.getfixturevalue("emulated_cuda")
+    monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 0)
+    monkeypatch.setattr(searches, "DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [runner._run(task, i) for i in items])
+    yield
+    device_memo.clear()

@@ -138,8 +138,6 @@ def device_budget() -> int:
     ComputeError
         The variable is no number of bytes.
     """
-    import cupy
-
     given = os.environ.get("HKM_DEVICE_MEMORY")
     if given is not None:
         from dask.utils import parse_bytes
@@ -148,6 +146,14 @@ def device_budget() -> int:
             return int(parse_bytes(given))
         except ValueError as error:
             raise ComputeError(f"HKM_DEVICE_MEMORY={given!r} should be a number of bytes; write it as 40GiB") from error
+    return _measured_budget()
+
+
+@cache
+def _measured_budget() -> int:
+    """80 % of the device memory this process can have; asked once, since a driver takes its time to tell."""
+    import cupy
+
     if "rmm" in sys.modules:  # its pool was taken from what is free when the worker started
         import rmm
 
@@ -155,8 +161,7 @@ def device_budget() -> int:
         if pool_size is not None:
             return int(0.8 * pool_size())
     free, _ = cupy.cuda.runtime.memGetInfo()
-    pool = cupy.get_default_memory_pool()
-    return int(0.8 * (free + pool.total_bytes()))
+    return int(0.8 * (free + cupy.get_default_memory_pool().total_bytes()))
 
 
 @cache

@@ -9,10 +9,7 @@ from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.blocks import device_memo
 from hkm_dask.errors import ComputeError
-from tests.emulated.plugin import Emulator, emulated_cuda
-
-__all__ = ["emulated_cuda"]
-
+from tests.emulated.plugin import Emulator
 
 try:
     require_cuda()
