@@ -313,12 +313,14 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
 
 // The product in tensor cores, 128 rows by 256 centroids at a time, and the two best scores of every row kept in
 // registers: no score is ever written. Eight warps, two by four, hold 64 x 64 products each. Steps of 64 coordinates
-// travel through four stages of shared memory, 16 bytes a copy, where chunk c of line r lies at chunk c ^ (r & 7), so
+// travel through a few stages of shared memory, 16 bytes a copy, where chunk c of line r lies at chunk c ^ (r & 7), so
 // that eight lines of a matrix lie in eight different banks.
 #define TILE_ROWS 128
 #define TILE_COLUMNS 256
 #define TILE_DEPTH 64
+#ifndef STAGES
 #define STAGES 4
+#endif
 #define TILE_THREADS 256
 #define LINE_BYTES (2 * TILE_DEPTH)
 #define STAGE_BYTES ((TILE_ROWS + TILE_COLUMNS) * LINE_BYTES)

@@ -11,18 +11,40 @@ from typing import Any
 
 import numpy as np
 
+from hkm_dask.compute.backend import device_attribute
+from hkm_dask.errors import ComputeError
+
 #: Threads of a block, where any number would do.
 _THREADS = 256
 #: Entries a block of `add_entries` walks over, and its threads.
 _RUN, _RUN_THREADS = 64, 128
 
 
+#: Bytes of a stage of the fused search, and stages beyond which more would not help.
+STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
+#: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere).
+_OLDEST = 80
+
+
+@cache
+def n_stages() -> int:
+    """Stages of the fused search that a block's shared memory holds: 4 on Hopper, 3 on an A100, 2 on smaller ones."""
+    return min(_MOST_STAGES, device_attribute("MaxSharedMemoryPerBlockOptin") // STAGE_BYTES)
+
+
 @cache
 def _compiled(half: bool) -> Any:
     import cupy
 
+    major, minor = device_attribute("ComputeCapabilityMajor"), device_attribute("ComputeCapabilityMinor")
+    if 10 * major + minor < _OLDEST:
+        raise ComputeError(
+            f"compute_capability={major}.{minor} should be 8.0 or newer; use a newer GPU, or leave --local-cuda out"
+        )
     source = resources.files("hkm_dask.kmeans").joinpath("kernels.cu").read_text()
-    return cupy.RawModule(code=source, options=("--std=c++17", *(("-DHALF_ROWS",) if half else ())))
+    return cupy.RawModule(
+        code=source, options=("--std=c++17", f"-DSTAGES={n_stages()}", *(("-DHALF_ROWS",) if half else ()))
+    )
 
 
 @cache

@@ -29,15 +29,14 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_attribute
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.kernels_cuda import launch, launch_by_row
+from hkm_dask.kmeans.kernels_cuda import STAGE_BYTES, launch, launch_by_row, n_stages
 
 Form = Literal["fused", "half", "single"]
 #: Ways to find scores: fused in float16, by cuBLAS in float16, by cuBLAS in float32.
 FORMS: tuple[Form, ...] = ("fused", "half", "single")
 
-#: Rows and centroids of a tile of the fused kernel, its threads and its shared memory.
+#: Rows and centroids of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_COLUMNS, _FUSED_THREADS = 128, 256, 256
-_FUSED_BYTES = 4 * (_FUSED_ROWS + _FUSED_COLUMNS) * 128
 _SETTLE_THREADS = 128
 #: Operands are padded to whole copies of 16 bytes.
 _WIDTH = 8
@@ -305,7 +304,7 @@ class CudaSearch:
             "nearest_two", rows, -(-n // _FUSED_ROWS), _FUSED_THREADS, operand.matrix, lines, has_which,
             self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand), np.int64(n),
             np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), best, second, index,
-            shared_bytes=_FUSED_BYTES,
+            shared_bytes=n_stages() * STAGE_BYTES,
         )  # fmt: skip
         launch_by_row(
             "certify", rows, 8, rows, lines, has_which, self.centroids, numbers, best, second, index, operand.norms,

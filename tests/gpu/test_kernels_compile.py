@@ -17,9 +17,21 @@ SOURCE = Path(hkm_dask.kmeans.kernels_cuda.__file__).with_name("kernels.cu")
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
 @pytest.mark.parametrize("options", [[], ["-DHALF_ROWS"]], ids=["float32", "float16"])
-@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
-def test_the_kernels_compile_and_spill_nothing(options: list[str], architecture: str, tmp_path: Path) -> None:
-    command = ["nvcc", "-std=c++17", f"-arch={architecture}", "-Werror", "all-warnings", "-Xptxas", "-v", *options]
+@pytest.mark.parametrize(("architecture", "n_stages"), [("sm_80", 3), ("sm_89", 2), ("sm_90", 4)])
+def test_the_kernels_compile_and_spill_nothing(
+    options: list[str], architecture: str, n_stages: int, tmp_path: Path
+) -> None:
+    command = [
+        "nvcc",
+        "-std=c++17",
+        f"-arch={architecture}",
+        f"-DSTAGES={n_stages}",
+        "-Werror",
+        "all-warnings",
+        "-Xptxas",
+        "-v",
+        *options,
+    ]
     done = subprocess.run(
         [*command, "-cubin", "-o", str(tmp_path / "kernels.cubin"), str(SOURCE)], capture_output=True, text=True
     )

@@ -5,10 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans import kernels, nearest_cuda
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans import kernels, kernels_cuda, nearest_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
 from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
+from tests.emulated.plugin import Emulator
 
 
 def frame_of(rows: np.ndarray, **more: Any) -> Frame:
@@ -148,6 +150,27 @@ def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pyte
     np.testing.assert_array_equal(found[1], expected[1])
 
 
+@pytest.mark.parametrize(("shared_kib", "n_stages"), [(227, 4), (163, 3), (99, 2)], ids=["Hopper", "A100", "smaller"])
+def test_devices_with_less_shared_memory_have_fewer_stages(
+    cuda: Any, emulator: Emulator, shared_kib: int, n_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cuda.cuda.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared_kib << 10)
+    rng = np.random.default_rng(6)
+    rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
+    frame = frame_of(rows)
+    found, expected = on_device(cuda, rows, CudaSearch(centroids, frame, "fused")), on_cpu(rows, centroids, frame)
+    assert kernels_cuda.n_stages() == n_stages
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_a_device_that_is_too_old_is_refused(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cuda.cuda.Device.attributes, "ComputeCapabilityMajor", 7)
+    rows = np.ones((10, 8), np.float32)
+    with pytest.raises(ComputeError, match=r"compute_capability=7.0 should be 8.0 or newer"):
+        CudaSearch(rows, frame_of(rows))
+
+
 # -- the other kernels ------------------------------------------------------------------------------------------------
 
 
@@ -155,8 +178,6 @@ def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pyte
 @pytest.mark.parametrize("d", [1, 13, 200])
 @pytest.mark.parametrize("weighted", [False, True])
 def test_sums_are_the_cpus(cuda: Any, dtype: type, d: int, weighted: bool) -> None:
-    from hkm_dask.kmeans import kernels_cuda
-
     rng = np.random.default_rng(d)
     n, k, scale = 300, 9, 2.0**40
     rows = rng.normal(size=(n, d)).astype(dtype)
@@ -177,8 +198,6 @@ def test_sums_are_the_cpus(cuda: Any, dtype: type, d: int, weighted: bool) -> No
 
 @pytest.mark.parametrize("d", [1, 8, 13, 100])
 def test_distances_are_the_cpus(cuda: Any, d: int) -> None:
-    from hkm_dask.kmeans import kernels_cuda
-
     rng = np.random.default_rng(d)
     rows, centroids = rng.normal(size=(77, d)).astype(np.float16), rng.normal(size=(5, d)).astype(np.float32)
     centroids[3] = np.nan
