@@ -79,6 +79,25 @@ def test_a_study_goes_the_whole_way_and_is_not_measured_twice(
     assert again.strip() == first[first.index("\nDoes the advice") :].strip()
 
 
+def test_bars_in_a_name_do_not_part_the_cells(longtail: dict[str, ModuleType], tmp_path: Path) -> None:
+    studies = longtail["studies"]
+    measured = studies.uniform("digits-2", 2)
+    found = longtail["trials"].Trials(tmp_path / "trials.jsonl")
+    found.run(measured)
+    row = studies.Row("digits-2: k-means||", measured, "random")
+    text = longtail["longtail_command"].table(studies.Study("seeding", "Which?", (row,)), found)
+    cells = {line.replace(r"\|", "").count("|") for line in text.splitlines()}
+    assert cells == {2 + len(longtail["longtail_command"].COLUMNS)}
+
+
+def test_groups_of_lines_get_a_heading_each(longtail: dict[str, ModuleType]) -> None:
+    charts = longtail["charts"]
+    lines = [charts.Line(name, [], group=group) for group, name in (("a", "x"), ("a", "y"), ("b", "x"))]
+    at, groups, height = charts._places(lines)
+    assert groups["a"] < at[0] < at[1] < groups["b"] < at[2] < height
+    assert charts._places([charts.Line("x", []), charts.Line("y", [])]) == ([0, 1], {}, 2)
+
+
 def test_wrong_words_are_refused_in_one_line(
     longtail: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -23,11 +23,12 @@ MARKERS = ("o", "s", "^", "D", "v")
 
 @dataclass(frozen=True)
 class Line:
-    """One line of a dot plot: its name, the values of its seeds in each panel, and whether it is a reference."""
+    """One line of a dot plot: its name, the values of its seeds in each panel, whether it is a reference, its group."""
 
     name: str
     values: Sequence[NDArray[np.float64]]
     reference: bool = False
+    group: str = ""
 
 
 def _figure(width: float, height: float) -> Figure:
@@ -49,14 +50,30 @@ def save(figure: Figure, path: Path) -> None:
     figure.savefig(path.with_suffix(".svg"), metadata={"Date": None})
 
 
+def _places(lines: Sequence[Line]) -> tuple[list[float], dict[str, float], float]:
+    """Where lines stand, from the top down, where the names of their groups do, and the height of all."""
+    at: list[float] = []
+    groups: dict[str, float] = {}
+    y = 0.0
+    for line in lines:
+        if line.group and line.group not in groups:
+            y += 0.3 if groups else 0.0
+            groups[line.group] = y
+            y += 1
+        at.append(y)
+        y += 1
+    return at, groups, y
+
+
 def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -> None:
     """A line per setting, a panel per measure; every seed is a dot, the mean a bar across."""
-    figure = _figure(11, 1.2 + 0.34 * len(lines))
+    at, groups, height = _places(lines)
+    figure = _figure(11, 1.2 + (0.34 if not groups else 0.27) * height)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for i, name in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _clean(axes)
-        for y, line in enumerate(reversed(lines)):
+        for y, line in zip(at, lines, strict=True):
             colour = GREY if line.reference else CURATED
             values = line.values[i]
             axes.plot(values, np.full(len(values), y), "o", color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
@@ -65,10 +82,13 @@ def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -
             axes.annotate(
                 f"{mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=QUIET
             )
-        axes.set_yticks(range(len(lines)), [line.name for line in reversed(lines)] if i == 0 else [""] * len(lines))
+        ticks, labels = [*groups.values(), *at], [*groups, *(line.name for line in lines)]
+        axes.set_yticks(ticks, labels if i == 0 else [""] * len(ticks))
         axes.tick_params(axis="y", labelcolor=INK)
+        for label in axes.get_yticklabels()[: len(groups)]:
+            label.set_fontweight("bold")
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
-        axes.set_ylim(-0.6, len(lines) - 0.4)
+        axes.set_ylim(height - 0.4, -0.6)
     save(figure, path)
 
 
@@ -117,7 +137,9 @@ def class_sizes(
             axes.plot(sizes[seen], values[seen], marker, color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
             ends = np.array([sizes.min(), sizes.max()], dtype=float)
             fit = np.exp(np.polyval(slope, np.log(ends)))
-            axes.plot(ends, fit, color=colour, linewidth=2, label=f"{label}: size$^{{{slope[0]:.2f}}}$")
+            label = f"{label}: size$^{{{slope[0]:.2f}}}$"
+            axes.plot(ends, fit, color=colour, linewidth=2)
+            axes.plot([], [], color=colour, linewidth=2, marker=marker, markersize=5, label=label)  # for the legend
         axes.set_xlabel("samples in the class", color=QUIET)
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
         if i == 1:

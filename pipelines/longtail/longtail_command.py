@@ -84,16 +84,18 @@ def table(study: Study, found: Trials) -> str:
             f"{v.mean():.3f} ± {v.std():.3f}" if c != "n_missed" else f"{v.mean():.1f}"
             for c, v in zip(COLUMNS, values, strict=True)
         ]
-        lines.append(f"| {row.name} | " + " | ".join(cells) + " |")
+        name = row.name.replace("|", r"\|")  # k-means||
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
 
 
 def _dots(title: str, measures: Sequence[str]) -> Callable[[Study, Trials, Path], None]:
     def draw(study: Study, found: Trials, out: Path) -> None:
-        lines = [
-            Line(row.name, [found.values(row.trials, row.draw, m) for m in measures], row.draw in ("random", "ideal"))
-            for row in study.rows
-        ]
+        lines = []
+        for row in study.rows:
+            group, _, name = row.name.rpartition(": ")
+            values = [found.values(row.trials, row.draw, m) for m in measures]
+            lines.append(Line(name, values, row.draw in ("random", "ideal"), group))
         dots(out / f"{study.name}.png", title, lines, [MEASURES[m] for m in measures])
 
     return draw
@@ -106,7 +108,7 @@ def _draw_levels(study: Study, found: Trials, out: Path) -> None:
 
 def draw_class_sizes(rows: Sequence[Row], found: Trials, path: Path) -> None:
     """Fig. 4, of the trees that the rows of one to four levels name."""
-    pool = POOLS["nouns"]()
+    pool = POOLS["nouns"](0)
     sizes = np.bincount(pool.labels, minlength=pool.n_classes)
     shown = []
     for row in rows:
@@ -154,5 +156,5 @@ DRAW: dict[str, Callable[[Study, Trials, Path], None]] = {
     "seeding": _dots("Where k-means starts", ("entropy", "linear")),
     "resampling": _draw_curves,
     "clusters": _draw_curves,
-    "advice": _dots("Small clusters at level 1, a third as many at each level above", ("entropy", "linear")),
+    "advice": _dots("Five, ten, thirty samples to a cluster, resampled once", ("entropy", "linear")),
 }

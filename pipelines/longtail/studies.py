@@ -60,20 +60,20 @@ def uniform(pool: str, seeds: int) -> tuple[Trial, ...]:
     return tuple(Trial(pool, seed=seed) for seed in range(seeds))
 
 
-#: The settings of the authors' runs on the nouns, and those with smaller clusters at level 1.
-LEVELS: dict[str, tuple[Sizes, Sizes]] = {
-    "1 level": ((100,), (2,)),
-    "2 levels": ((1000, 100), (8, 5)),
-    "3 levels": ((1000, 300, 100), (8, 2, 2)),
-    "3 levels, as advised": ((3037, 1012, 303), (3, 2, 2)),
-    "4 levels": ((3000, 1000, 300, 100), (3, 2, 2, 2)),
-    "5 levels": ((3000, 1000, 400, 150, 50), (3, 2, 2, 2, 2)),
+#: Clusters, resamplings and members: those of the authors' runs on the nouns, the advice, and one and two levels more.
+LEVELS: dict[str, tuple[Sizes, int, Sizes]] = {
+    "1 level": ((100,), 0, (2,)),
+    "2 levels": ((1000, 100), 10, (8, 5)),
+    "3 levels": ((1000, 300, 100), 10, (8, 2, 2)),
+    "3 levels, as advised": ((3037, 1518, 506), 1, (2, 2, 2)),
+    "4 levels": ((3000, 1000, 300, 100), 10, (3, 2, 2, 2)),
+    "5 levels": ((3000, 1000, 400, 150, 50), 10, (3, 2, 2, 2, 2)),
 }
 
 
-#: What did best on the nouns: five samples to a cluster, three clusters to a cluster, and no level beyond the third.
-ADVICE = (5, 15, 50)
-ADVISED_R = (3, 2, 2)
+#: Samples per cluster of the levels, resamplings and members that did best on the nouns.
+ADVICE = (5, 10, 30)
+ADVISED_M, ADVISED_R = 1, (2, 2, 2)
 #: Larger clusters, as one would rather choose for a first try.
 LARGER = (15, 50, 150)
 
@@ -85,18 +85,16 @@ def in_proportion(n_samples: int, shares: Sequence[int]) -> Sizes:
 
 def levels(seeds: int) -> Study:
     """Tables 2 and 3 in small: one to five levels, without resampling, flat, and what is taken from a cluster."""
-    three, r3 = LEVELS["3 levels"]
-    advised, r = LEVELS["3 levels, as advised"]
-    best = trials("nouns", advised, m=10, r=r, seeds=seeds)
+    three, m3, r3 = LEVELS["3 levels"]
+    advised, m, r = LEVELS["3 levels, as advised"]
+    best = trials("nouns", advised, m=m, r=r, seeds=seeds)
     rows = [
         Row("uniform draw", uniform("nouns", seeds), "random"),
-        *(
-            Row(name, trials("nouns", ks, m=10 if len(ks) > 1 else 0, r=r, seeds=seeds))
-            for name, (ks, r) in LEVELS.items()
-        ),
+        *(Row(name, trials("nouns", ks, m=m, r=r, seeds=seeds)) for name, (ks, m, r) in LEVELS.items()),
         Row("3 levels, not resampled", trials("nouns", three, m=0, r=r3, seeds=seeds)),
         Row("as advised, not resampled", trials("nouns", advised, m=0, r=r, seeds=seeds)),
-        Row("3 levels, flat", trials("nouns", three, m=10, r=r3, seeds=seeds), FLAT),
+        Row("as advised, resampled ten times", trials("nouns", advised, m=10, r=r, seeds=seeds)),
+        Row("3 levels, flat", trials("nouns", three, m=m3, r=r3, seeds=seeds), FLAT),
         Row("as advised, flat", best, FLAT),
         Row("as advised, closest to the centroid", best, "hierarchical closest"),
         Row("as advised, furthest from it", best, "hierarchical furthest"),
@@ -109,24 +107,24 @@ def seeding(seeds: int, pools: Sequence[str]) -> Study:
     """Which start balances best, on every pool."""
     rows = []
     for pool in pools:
-        n_clusters = in_proportion(len(POOLS[pool]().labels), ADVICE)
+        n_clusters = in_proportion(len(POOLS[pool](0).labels), ADVICE)
         rows.append(Row(f"{pool}: uniform draw", uniform(pool, seeds), "random"))
         for init in INITS:
-            tried = trials(pool, n_clusters, m=10, r=ADVISED_R, seeds=seeds, init=init)
+            tried = trials(pool, n_clusters, m=ADVISED_M, r=ADVISED_R, seeds=seeds, init=init)
             rows.append(Row(f"{pool}: {init}", tried))
     return Study("seeding", "Which seeding balances best?", tuple(rows))
 
 
 def advice(seeds: int, pools: Sequence[str]) -> Study:
-    """The setting that did best on the nouns, on pools that had no say in it."""
+    """The setting that did best on the nouns, on the other pools."""
     rows = []
     for pool in pools:
-        n = len(POOLS[pool]().labels)
+        n = len(POOLS[pool](0).labels)
         rows += [
             Row(f"{pool}: uniform draw", uniform(pool, seeds), "random"),
             Row(f"{pool}: 1 level", trials(pool, in_proportion(n, LARGER[-1:]), m=0, r=None, seeds=seeds)),
             Row(f"{pool}: larger clusters", trials(pool, in_proportion(n, LARGER), m=10, r=None, seeds=seeds)),
-            Row(f"{pool}: as advised", trials(pool, in_proportion(n, ADVICE), m=10, r=ADVISED_R, seeds=seeds)),
+            Row(f"{pool}: as advised", trials(pool, in_proportion(n, ADVICE), m=ADVISED_M, r=ADVISED_R, seeds=seeds)),
             Row(f"{pool}: even draw", uniform(pool, seeds), "ideal"),
         ]
     return Study("advice", "Does the advice hold on other pools?", tuple(rows))
@@ -147,7 +145,7 @@ MEMBERS = (2, 4, 8, 12)
 
 def resampling(seeds: int) -> Study:
     """How many steps, and how many members."""
-    ks, r = LEVELS["3 levels"]
+    ks, _, r = LEVELS["3 levels"]
     rows = [Row(f"m = {m}", trials("nouns", ks, m=m, r=r, seeds=seeds)) for m in RESAMPLES]
     rows += [Row(f"r = {n}", trials("nouns", ks, m=10, r=(n, 2, 2), seeds=seeds)) for n in MEMBERS]
     return Study("resampling", "How many resamplings, of how many members?", tuple(rows))

@@ -63,12 +63,10 @@ class Trials:
                 self.found[record["key"]] = record["result"]
 
     def run(self, trials: Iterable[Trial]) -> None:
-        """Measure those trials that the file does not hold, pool by pool."""
+        """Measure those trials that the file does not hold."""
         todo = [trial for trial in dict.fromkeys(trials) if trial.key not in self.found]
-        pools: dict[str, Pool] = {}
         for i, trial in enumerate(todo):
-            pool = pools.setdefault(trial.pool, POOLS[trial.pool]())
-            result = measure(pool, trial)
+            result = measure(POOLS[trial.pool](trial.seed), trial)
             self.found[trial.key] = result
             with self.path.open("a") as file:
                 file.write(json.dumps({"key": trial.key, "result": result}) + "\n")
