@@ -195,33 +195,37 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     n_ahead = len(staging.pinned) - 1
     reads: dict[int, Future[Any]] = {}
     uploads: dict[int, Future[Any]] = {}
-    with ThreadPoolExecutor(n_ahead, "hkm-read") as readers, ThreadPoolExecutor(1, "hkm-upload") as uploader:
+    try:
+        with ThreadPoolExecutor(n_ahead, "hkm-read") as readers, ThreadPoolExecutor(1, "hkm-upload") as uploader:
 
-        def start_reading(number: int) -> None:
-            if number < len(missing):
-                reads[number] = readers.submit(staging.read, part, missing[number], number, keep[number])
+            def start_reading(number: int) -> None:
+                if number < len(missing):
+                    reads[number] = readers.submit(staging.read, part, missing[number], number, keep[number])
 
-        def start_uploading(number: int) -> None:
-            if number < len(missing):
-                pinned = reads.pop(number)
-                uploads[number] = uploader.submit(staging.upload, pinned, number, keep[number], compute)
+            def start_uploading(number: int) -> None:
+                if number < len(missing):
+                    pinned = reads.pop(number)
+                    uploads[number] = uploader.submit(staging.upload, pinned, number, keep[number], compute)
 
-        for number in range(n_ahead):
-            start_reading(number)
-        start_uploading(0)
-        for pair in resident:
-            block = device_memo.get(rows.key, pair)
-            if block is None:  # dropped by another thread since we looked
-                block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), device_dtype(rows.dtype)))
-            yield pair[0], block
-        for number, pair in enumerate(missing):
-            # The buffers these write to held the block before this one, of which kernels have been queued.
-            start_reading(number + n_ahead)
-            start_uploading(number + 1)
-            block, copied = uploads.pop(number).result()
-            compute.wait_event(copied)
-            if keep[number]:
-                device_memo.put(rows.key, pair, block, block.nbytes, budget)
-            yield pair[0], block
-            if not keep[number]:
-                staging.device[number % 2].busy = compute.record()
+            for number in range(n_ahead):
+                start_reading(number)
+            start_uploading(0)
+            for pair in resident:
+                block = device_memo.get(rows.key, pair)
+                if block is None:  # dropped by another thread since we looked
+                    block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), device_dtype(rows.dtype)))
+                yield pair[0], block
+            for number, pair in enumerate(missing):
+                # The buffers these write to held the block before this one, of which kernels have been queued.
+                start_reading(number + n_ahead)
+                start_uploading(number + 1)
+                block, copied = uploads.pop(number).result()
+                compute.wait_event(copied)
+                if keep[number]:
+                    device_memo.put(rows.key, pair, block, block.nbytes, budget)
+                yield pair[0], block
+                if not keep[number]:
+                    staging.device[number % 2].busy = compute.record()
+    finally:
+        # A pass that fails leaves copies under way, into memory that the pool would give to others.
+        staging.stream.synchronize()
