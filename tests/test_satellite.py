@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import hkm_dask as hkm
+from hkm_dask import cli
+from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError
 
 FOLDER = Path(__file__).parents[1] / "pipelines" / "satellite"
@@ -70,7 +72,8 @@ def test_an_island_is_found(island: Path, made: tuple[Path, object]) -> None:
     out, summary = made
     assert (summary.n_patches, summary.n_clusters, summary.n_drawn) == (31**2, (60, 20, 6), 120)  # type: ignore[attr-defined]
     assert all(path.exists() for path in summary.files)  # type: ignore[attr-defined]
-    at = np.load(out / "positions.npy")[:, 1:]
+    pool = open_pool(out / "pool.zarr")
+    at = np.stack([pool.column("top"), pool.column("left")], axis=1)
     shows_sand = ((at + 16 > (90, 100)) & (at < (130, 150))).all(axis=1)
     rows = pq.read_table(out / "subset.parquet")["row"].to_numpy()
     assert shows_sand.mean() < 0.06
@@ -78,15 +81,14 @@ def test_an_island_is_found(island: Path, made: tuple[Path, object]) -> None:
 
 
 def test_the_subset_tells_places(made: tuple[Path, object]) -> None:
-    out, _ = made
-    table = pq.read_table(out / "subset.parquet").to_pydict()
-    positions, coordinates = np.load(out / "positions.npy"), np.load(out / "coordinates.npy")
-    for row, name in zip(table["row"], table["id"], strict=True):
-        _, top, left = positions[row]
-        assert name == f"island.tif[16x16+{left}+{top}]"
+    table = pq.read_table(made[0] / "subset.parquet").to_pydict()
+    corners = zip(table["left"], table["top"], strict=True)
+    assert table["id"] == [f"island.tif[16x16+{left}+{top}]" for left, top in corners]
+    assert set(table["raster"]) == {0}
     # One degree along the equator is 111.32 km, and 10 m a pixel; zone 31 has its middle at 3 degrees east.
-    middle = (positions[:, ::-1][:, :2] + 8) * 10 / 111_320 * (1, -1) + (3, 0)
-    np.testing.assert_allclose(coordinates, middle, atol=2e-4)
+    for name, pixels, sign, origin in (("longitude", "left", 1, 3), ("latitude", "top", -1, 0)):
+        middle = (np.array(table[pixels]) + 8) * 10 / 111_320 * sign + origin
+        np.testing.assert_allclose(table[name], middle, atol=2e-4)
 
 
 def test_the_map_lights_what_was_kept(made: tuple[Path, object]) -> None:
@@ -130,11 +132,13 @@ def test_the_command_line(
     out, picture = tmp_path / "out", tmp_path / "small.png"
     (tmp_path / "tiny.yaml").write_text(TINY.to_yaml())
     words = [str(island), "--out", str(out), "--config", str(tmp_path / "tiny.yaml"), "--subset", "60"]
-    monkeypatch.setattr(sys, "argv", ["run.py", *words, "--embed-only"])
-    satellite.main()
-    assert {path.name for path in out.iterdir()} == {"pool.zarr", "positions.npy", "coordinates.npy"}
+    out.mkdir()
+    with pytest.raises(SystemExit, match=r"^0$"):
+        cli.main(["embed", "raster", str(island), str(out / "pool.zarr"), "--size", "16", "--model", "cells"])
+    stamp = (out / "pool.zarr" / "zarr.json").stat().st_mtime_ns
     monkeypatch.setattr(sys, "argv", ["run.py", *words, "--picture", str(picture)])
     satellite.main()
+    assert (out / "pool.zarr" / "zarr.json").stat().st_mtime_ns == stamp, "what `hkm embed` made was made again"
     assert "256 patches → 60 → 20 → 6 clusters → 60 drawn" in capsys.readouterr().out
     with Image.open(picture) as small:
         assert small.mode == "P"
@@ -169,7 +173,8 @@ def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(
     assert all(shares["curated"][kind] > shares["pool"][kind] for kind in kinds)
     assert sum(shares["curated"][kind] for kind in kinds) > 2 * sum(shares["pool"][kind] for kind in kinds)
     assert f"{100 * shares['curated']['coast']:.1f} %" in str(summary)
-    corners = np.load(tmp_path / "coordinates.npy")[[0, -1]]
+    pool = open_pool(tmp_path / "pool.zarr")
+    places = np.stack([pool.column("longitude"), pool.column("latitude")], axis=1)
     np.testing.assert_allclose(
-        corners, [[-180 + 8 * 360 / 2048, 90 - 8 * 180 / 1024], [180 - 8 * 360 / 2048, 8 * 180 / 1024 - 90]]
+        places[[0, -1]], [[-180 + 8 * 360 / 2048, 90 - 8 * 180 / 1024], [180 - 8 * 360 / 2048, 8 * 180 / 1024 - 90]]
     )

@@ -1,4 +1,4 @@
-"""The commands `hkm embed text` and `hkm embed image`."""
+"""The commands `hkm embed text`, `hkm embed image` and `hkm embed raster`."""
 
 # Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
 from __future__ import annotations
@@ -11,17 +11,18 @@ from typing import Any
 import click
 
 from hkm_dask.cli.groups import OrderedGroup, command_of, debug_option
-from hkm_dask.cli.options import PATH
+from hkm_dask.cli.options import PATH, PerLevel
 
 
 @click.group(
     cls=OrderedGroup,
     params=[debug_option()],
     epilog="\b\nExample:\n  hkm embed text texts.jsonl pool.zarr --model all-MiniLM-L6-v2/\n"
-    "  hkm embed image photos/ pool.zarr --model hog",
+    "  hkm embed image photos/ pool.zarr --model hog\n"
+    "  hkm embed raster scenes/ pool.zarr --size 256 --model dinov2-large/",
 )
 def embed() -> None:
-    """Turn texts or images into a pool of embeddings.
+    """Turn texts, images or rasters into a pool of embeddings.
 
     Items are streamed through a model in this process, on a GPU where torch sees one. Interrupted, the same command
     resumes. On a finished pool it computes nothing.
@@ -60,6 +61,15 @@ def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Calla
         return command
 
     return give
+
+
+_image_model_option = click.option(
+    "--model",
+    required=True,
+    metavar="DIR|hog|cells",
+    help="Folder of a transformers or timm model; or a descriptor that needs none: hog of edges and colours, cells of "
+    "colours only.",
+)
 
 
 @command_of(
@@ -108,12 +118,7 @@ def text(
 )
 @click.argument("folder", type=PATH, metavar="FOLDER")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.option(
-    "--model",
-    required=True,
-    metavar="DIR|hog",
-    help="Folder of a transformers or timm model; hog is a descriptor of edges and colours that needs none.",
-)
+@_image_model_option
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of refusing them.")
 @_embedding_options(64)
 def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, **options: Any) -> None:
@@ -123,13 +128,101 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
     """
     from hkm_dask.io.encoders import image_encoder
     from hkm_dask.io.images import open_images
-    from hkm_dask.io.models import model_folder
 
-    if model != "hog":
-        model_folder(model)  # before a long pass over the images
+    _check_image_model(model)
     with _embedding_into(pool) as run_embed:
         images = open_images(folder, skip_unreadable=skip_unreadable)
         run_embed(images, pool, image_encoder(model, device=device), **options)
+
+
+@command_of(
+    embed,
+    "hkm embed raster earth.jpg pool.zarr --size 16 --step 8 --bounds -180 -90 180 90 --model cells",
+    "hkm embed raster scenes/ pool.zarr --size 256 --bands 4,3,2 --values 0 3000 --model dinov2-large/",
+)
+@click.argument("rasters", type=PATH, nargs=-1, required=True, metavar="RASTER...")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.option("--size", type=click.IntRange(min=1), required=True, metavar="N", help="Pixels along a side of a patch.")
+@click.option(
+    "--step",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Pixels from one patch to the next; by default the size, so that none overlap.",
+)
+@click.option(
+    "--bands",
+    type=PerLevel("4,3,2", many=True),
+    metavar="R,G,B",
+    help="The bands that become red, green and blue, or the one that becomes grey, from 1.  [default: 1,2,3, or 1]",
+)
+@click.option(
+    "--values",
+    "value_range",
+    type=float,
+    nargs=2,
+    metavar="BLACK WHITE",
+    help="What becomes black and white in rasters that are not of 8 bits.",
+)
+@click.option(
+    "--bounds",
+    type=float,
+    nargs=4,
+    metavar="W S E N",
+    help="Degrees of a raster's edges, where it has no coordinates of its own.",
+)
+@click.option(
+    "--max-missing",
+    type=float,
+    default=1.0,
+    show_default=True,
+    metavar="SHARE",
+    help="Leave out patches that lack more of their pixels than this.",
+)
+@_image_model_option
+@_embedding_options(64)
+def raster(
+    rasters: tuple[Path, ...],
+    pool: Path,
+    model: str,
+    size: int,
+    step: int | None,
+    bands: tuple[int, ...] | None,
+    value_range: tuple[float, float] | None,
+    bounds: tuple[float, float, float, float] | None,
+    max_missing: float,
+    device: str | None,
+    **options: Any,
+) -> None:
+    """Embed patches of rasters.
+
+    Each RASTER is a GeoTIFF, JPEG or PNG, or a folder of them; they are read by windows and may be larger than memory.
+    Ids like scene.tif[256x256+512+1024] tell width, height, left and top; the columns raster, top, left, longitude and
+    latitude go into the pool, too, and from there into every subset.
+    """
+    from hkm_dask.io.encoders import image_encoder
+    from hkm_dask.io.windows import open_windows
+
+    _check_image_model(model)
+    with _embedding_into(pool) as run_embed:
+        windows = open_windows(
+            rasters,
+            size=size,
+            step=step,
+            bands=bands,
+            value_range=value_range,
+            bounds=bounds,
+            max_missing=max_missing,
+        )
+        run_embed(windows, pool, image_encoder(model, device=device), **options)
+
+
+def _check_image_model(model: str) -> None:
+    """Refuse a model that is not there, before a long pass over what it would embed."""
+    from hkm_dask.io.encoders import DESCRIPTORS
+    from hkm_dask.io.models import model_folder
+
+    if model not in DESCRIPTORS:
+        model_folder(model)
 
 
 @contextmanager

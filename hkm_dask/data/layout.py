@@ -21,6 +21,8 @@ FORMAT_VERSION = 1
 EMBEDDINGS = "embeddings"
 IDS = "ids"
 MEAN = "mean"
+# Arrays that a pool has of its own, and names that a subset has: none of them can be a further column.
+OWN_COLUMNS = frozenset({EMBEDDINGS, IDS, MEAN, "row", "id", "distance"})
 
 SAMPLE = "sample"
 FEATURE = "feature"

@@ -1,4 +1,4 @@
-"""A pool of embeddings on disk: what is known of it, its rows and its ids."""
+"""A pool of embeddings on disk: what is known of it, its rows, their ids and further columns."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_attributes
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.rows import ZarrRows
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import InputError, StoreError
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Pool:
         What it was made from.
     has_ids : bool
         Whether every row has an id besides its number.
+    columns : tuple of str
+        What else is known of every row, like ``longitude``; see `column`.
     """
 
     path: str
@@ -57,6 +59,7 @@ class Pool:
     n_zero_rows: int
     sources: tuple[str, ...]
     has_ids: bool
+    columns: tuple[str, ...]
 
     def rows(self) -> ZarrRows:
         """The embeddings, to be read by blocks."""
@@ -82,9 +85,36 @@ class Pool:
         StoreError
             When the ids are damaged.
         """
-        if not self.has_ids:
-            return None
-        array = open_array(Path(self.path, layout.IDS))
+        return self._of_rows(layout.IDS, rows) if self.has_ids else None
+
+    def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
+        """Values of a further column for some rows, or for all.
+
+        Parameters
+        ----------
+        name : str
+            One of `columns`.
+        rows : np.ndarray of int64, optional
+            Row numbers in any order; all rows by default.
+
+        Returns
+        -------
+        np.ndarray of int64, float64 or object (str)
+
+        Raises
+        ------
+        InputError
+            When there is no such column, or a row number is out of range.
+        StoreError
+            When the column is damaged.
+        """
+        if name not in self.columns:
+            there = ", ".join(self.columns) or "none"
+            raise InputError(f"column={name} should be one of the pool's columns, which are {there}; choose among them")
+        return self._of_rows(name, rows)
+
+    def _of_rows(self, name: str, rows: np.ndarray | None) -> np.ndarray:
+        array = open_array(Path(self.path, name))
         if rows is None:
             return array.read(0, self.n_samples)
         rows = np.asarray(rows)
@@ -169,6 +199,7 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
             n_zero_rows=int(attributes["n_zero_rows"]),
             sources=tuple(map(str, attributes["sources"])),
             has_ids=bool(attributes["has_ids"]),
+            columns=tuple(map(str, attributes.get("columns", ()))),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{folder} is damaged: {error}; {layout.remedy(layout.POOL_FORMAT)}") from error

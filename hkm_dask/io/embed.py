@@ -1,4 +1,4 @@
-"""Texts, images or anything else through an encoder into a pool: streamed, in batches, resumable."""
+"""Texts, images, rasters or anything else through an encoder into a pool: streamed, in batches, resumable."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import threading
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
@@ -21,6 +21,7 @@ from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.io import pooling
+from hkm_dask.io.ids import Pieces
 
 STAGE = "embed"
 PLAN = "embedding"  # the attribute of a pool that says how it was embedded
@@ -37,10 +38,12 @@ class Source(Protocol):
     name : str
         What to call it; stands among the pool's ``sources``.
     fingerprint : str
-        Changes when an item changes: a run resumes only on the same fingerprint.
+        Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint.
     ids : callable or None
         Returns an iterator over the ids of all items in pieces (arrays of int64 or of str objects), in order;
         `hkm_dask.io.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
+    columns : dict of str to callable
+        What else is known of the items, by name: each gives an iterator like `ids`, over int64, float64 or str objects.
     """
 
     @property
@@ -54,7 +57,12 @@ class Source(Protocol):
         ...
 
     @property
-    def ids(self) -> Callable[[], Iterator[np.ndarray]] | None:
+    def ids(self) -> Pieces | None:
+        """See above."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Pieces]:
         """See above."""
         ...
 
@@ -118,7 +126,8 @@ def embed(
     Parameters
     ----------
     source : Source
-        The items, e.g. `hkm_dask.io.texts.open_texts` or `hkm_dask.io.images.open_images`.
+        The items, e.g. `hkm_dask.io.texts.open_texts`, `hkm_dask.io.images.open_images` or
+        `hkm_dask.io.windows.open_windows`.
     path : path-like
         The pool to make.
     encoder : Encoder
@@ -155,7 +164,7 @@ def embed(
     >>> import tempfile
     >>> from hkm_dask.io.hog import Hog
     >>> class Grey:
-    ...     name, fingerprint, ids = "greys", "greys-1", None
+    ...     name, fingerprint, ids, columns = "greys", "greys-1", None, {}
     ...     def __len__(self):
     ...         return 5
     ...     def read(self, first, last):
@@ -178,7 +187,15 @@ def embed(
             found = job.run()
             facts = {PLAN: plan, "encoder": encoder.name}
             has_ids = source.ids is not None
-            pooling.finish(wip, found, has_ids=has_ids, normalize=normalize, sources=[source.name], attributes=facts)
+            pooling.finish(
+                wip,
+                found,
+                has_ids=has_ids,
+                normalize=normalize,
+                sources=[source.name],
+                columns=source.columns,
+                attributes=facts,
+            )
     return store.open_pool(target)
 
 
@@ -199,6 +216,11 @@ def _plan(
         (f"{source.name}: n_items", n_items, "give a source that is not empty"),
     )
     problems = [f"{name}={value} should be at least 1; {fix}" for name, value, fix in settings if value < 1]
+    problems += [
+        f"column={name} should be a name that no pool or subset uses; call it otherwise"
+        for name in source.columns
+        if name in layout.OWN_COLUMNS or name.startswith("level_")
+    ]
     if problems:
         raise InputError(problems)
     stored = pooling.pool_dtype(dtype)
@@ -257,14 +279,16 @@ def _short(value: Any) -> str:
 
 
 def _begin(wip: Path, plan: dict[str, Any], source: Source) -> store.StoredArray:
-    """Make the unfinished pool, or open the one that is there; write the ids, so that wrong ones cost no time."""
+    """Make the unfinished pool, or open what is there; ids and columns come first, as wrong ones then cost no time."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
         pooling.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
     store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
     store.sweep(wip)
     if source.ids is not None:
-        pooling.write_ids(wip, source.ids(), shape[0])
+        pooling.write_column(wip, layout.IDS, source.ids(), shape[0])
+    for name, pieces in source.columns.items():
+        pooling.write_column(wip, name, pieces(), shape[0])
     try:
         array = store.open_array(wip / layout.EMBEDDINGS)
         if array.spec.shape == shape and array.spec.plain:

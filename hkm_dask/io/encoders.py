@@ -9,12 +9,15 @@ import numpy as np
 
 from hkm_dask.compute.events import emit
 from hkm_dask.errors import InputError
+from hkm_dask.io.cells import Cells
 from hkm_dask.io.embed import Encoder
 from hkm_dask.io.hog import Hog
 from hkm_dask.io.models import enough_memory, folder_fingerprint, model_folder, pick_device, quiet_transformers, require
 
-__all__ = ["Hog", "TextEncoder", "image_encoder", "text_encoder"]
+__all__ = ["DESCRIPTORS", "Cells", "Hog", "TextEncoder", "image_encoder", "text_encoder"]
 
+#: Encoders of images that need no weights, by what `image_encoder` calls them.
+DESCRIPTORS: dict[str | os.PathLike[str], type[Encoder]] = {"hog": Hog, "cells": Cells}
 EXTRA = "text"
 TEXT_BATCH = 32
 # Batches of texts that are sorted by length together, so that little is padded.
@@ -26,8 +29,9 @@ def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -
 
     Parameters
     ----------
-    model : "hog" or path-like
-        The descriptor that needs no weights (see `hkm_dask.io.hog`), or the folder of a model of transformers or timm.
+    model : "hog", "cells" or path-like
+        A descriptor that needs no weights (of edges and colours, `hkm_dask.io.hog`; of colours only,
+        `hkm_dask.io.cells`), or the folder of a model of transformers or timm.
     device : str, optional
         Where a model runs, e.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
 
@@ -43,11 +47,11 @@ def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -
 
     Examples
     --------
-    >>> image_encoder("hog").n_features
-    372
+    >>> image_encoder("hog").n_features, image_encoder("cells").n_features
+    (372, 192)
     """
-    if model == "hog":
-        return Hog()
+    if model in DESCRIPTORS:
+        return DESCRIPTORS[model]()
     from hkm_dask.io.vision import TimmEncoder, TransformersEncoder
 
     folder, config = model_folder(model)

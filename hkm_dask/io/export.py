@@ -1,4 +1,4 @@
-"""Subsets out: row numbers, ids, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
+"""Subsets out: row numbers, ids, columns, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
 
 from __future__ import annotations
 
@@ -67,8 +67,9 @@ def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTr
 
     ============  ====================================================================================================
     ``.npy``      int64 row numbers of the pool, shape (n,)
-    ``.parquet``  columns ``row``; ``id`` where the pool has ids; ``level_1``, ``level_2``, ...: the row's cluster at
-                  every level, -1 for none; ``distance``: Euclidean, to the centroid of its level-1 cluster
+    ``.parquet``  columns ``row``; ``id`` where the pool has ids; the pool's further columns, like ``longitude``;
+                  ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
+                  Euclidean, to the centroid of its level-1 cluster
     ``.csv``      the same columns
     ``.txt``      one id per line, or one row number where the pool has no ids
     ============  ====================================================================================================
@@ -97,7 +98,7 @@ def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTr
         Where the tree or its pool cannot be read, or the disk is full.
     """
     target = check_target(path)
-    subset = _Subset.open(rows, tree, with_ids=target.suffix != ".npy")
+    subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
     _put(lambda partial: _WRITERS[target.suffix](partial, subset), target)
     return target
 
@@ -110,10 +111,10 @@ class _Subset:
     labels: chunks.StoredArray
     distances: chunks.StoredArray
     upper: tuple[np.ndarray, ...]  # labels of the clusters of level 1, of level 2, ...
-    pool: Pool | None  # None where the rows have no ids
+    pool: Pool | None  # None where nothing is known of the rows but their numbers
 
     @classmethod
-    def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_ids: bool) -> _Subset:
+    def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_pool: bool) -> _Subset:
         root = _tree_path(tree)
         attributes = _attributes(root)
         labels = chunks.open_array(root / "level_1" / "labels")
@@ -126,7 +127,7 @@ class _Subset:
             labels=labels,
             distances=chunks.open_array(root / "level_1" / "distances"),
             upper=tuple(upper),
-            pool=_pool_with_ids(attributes) if with_ids else None,
+            pool=_pool_of(attributes) if with_pool else None,
         )
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -140,6 +141,8 @@ class _Subset:
         columns: Columns = {"row": rows}
         if (ids := self.ids(rows)) is not None:
             columns["id"] = ids
+        if self.pool is not None:
+            columns |= {name: self.pool.column(name, rows) for name in self.pool.columns}
         labels = self.labels.take(rows)
         columns["level_1"] = labels
         for number, parents in enumerate(self.upper, start=2):
@@ -223,8 +226,8 @@ def _attributes(root: Path) -> dict[str, Any]:
     return attributes
 
 
-def _pool_with_ids(attributes: dict[str, Any]) -> Pool | None:
-    """Open the pool the tree was built from, where it has ids; refuse another pool, whose ids would be wrong."""
+def _pool_of(attributes: dict[str, Any]) -> Pool | None:
+    """Open the pool the tree was built from, where it tells more than numbers; refuse another, which would lie."""
     where = attributes.get("pool")
     if not where:
         return None
@@ -235,7 +238,7 @@ def _pool_with_ids(attributes: dict[str, Any]) -> Pool | None:
             f"pool={where!r} should be the one the tree was built from, but its content is another; "
             "put that pool back, or write row numbers to .npy, which need no pool"
         )
-    return pool if pool.has_ids else None
+    return pool if pool.has_ids or pool.columns else None
 
 
 def _put(write: Callable[[Path], None], target: Path) -> None:

@@ -1,16 +1,20 @@
-"""The ids of rows, in pieces: integers or strings, one per row."""
+"""The ids of rows, in pieces: integers or strings, one per row; and what else is known of them, in pieces likewise."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.errors import InputError
 
-IdPieces = Callable[[], Iterator[np.ndarray]]
+Pieces = Callable[[], Iterator[np.ndarray]]
+
+#: Of sources that know nothing of their rows but the ids.
+NO_COLUMNS: Mapping[str, Pieces] = MappingProxyType({})
 
 #: Rows whose ids are held at once.
 ID_PIECE_ROWS = 2**16
@@ -34,7 +38,7 @@ def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
         raise InputError(f"{name}: n_ids={n_ids} should be {n_rows}, one per row; give ids for exactly these rows")
 
 
-def id_pieces(ids: Any, name: str) -> IdPieces:
+def id_pieces(ids: Any, name: str) -> Pieces:
     """Ids in memory, as pieces.
 
     Parameters

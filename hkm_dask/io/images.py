@@ -17,6 +17,7 @@ from PIL import Image, ImageOps
 
 from hkm_dask.compute.events import emit
 from hkm_dask.errors import InputError
+from hkm_dask.io.ids import NO_COLUMNS
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
@@ -117,7 +118,11 @@ class Images:
         Path of every image from the root; the ids.
     fingerprint : str
         Of the paths, and of size and time of each file (in an archive: size and checksum).
+    columns : dict
+        Empty: nothing else is known of them.
     """
+
+    columns = NO_COLUMNS
 
     def __init__(self, files: Files, names: Sequence[str], name: str) -> None:
         self._files, self.names, self.name = files, list(names), name

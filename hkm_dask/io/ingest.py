@@ -138,7 +138,7 @@ def ingest(
                 found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
         ids = _ids(table, dropped)
         if ids is not None:
-            pooling.write_ids(wip, ids, table.n_rows - len(dropped))
+            pooling.write_column(wip, layout.IDS, ids, table.n_rows - len(dropped))
         pooling.finish(
             wip,
             found,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -248,28 +248,30 @@ def check_overflow(found: Stats, dtype: np.dtype) -> None:
         )
 
 
-def write_ids(group: Path, pieces: Iterable[np.ndarray], n_samples: int) -> None:
-    """Write the ids of a pool's rows.
+def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
+    """Write one value per row of a pool: the ids, or what else is known of the rows.
 
     Parameters
     ----------
     group : Path
         The pool.
+    name : str
+        Name of the array; ``"ids"`` for the ids.
     pieces : iterable of np.ndarray
-        The ids in order, each piece of int64 or of objects (str).
+        The values in order, each piece of int64, of float64 or of objects (str).
     n_samples : int
         How many there should be.
 
     Raises
     ------
     InputError
-        When there are more or fewer, or of both kinds.
+        When there are more or fewer, or of several kinds.
 
     Examples
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_ids(Path(folder), [np.array([7, 8]), np.array([9])], 3)
+    ...     write_column(Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
     ...     store.open_array(Path(folder, "ids")).read(0, 3)
     array([7, 8, 9])
     """
@@ -280,28 +282,26 @@ def write_ids(group: Path, pieces: Iterable[np.ndarray], n_samples: int) -> None
     for piece in pieces:
         if kind is None:
             kind = piece.dtype.kind
-            dtype = np.int64 if kind == "i" else str
-            store.create_array(
-                group, layout.IDS, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,)
-            )
+            dtype = str if kind == "O" else piece.dtype
+            store.create_array(group, name, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,))
         if piece.dtype.kind != kind:
-            raise InputError("ids: some sources have integers, others strings; give strings for all of them")
+            raise InputError(f"{name}: some sources have integers, others strings; give strings for all of them")
         waiting.append(piece)
         if start + sum(map(len, waiting)) >= min(start + step, n_samples):
-            start, waiting = _flush(group, start, step, n_samples, waiting)
+            start, waiting = _flush(group / name, start, step, n_samples, waiting)
     n_found = start + sum(map(len, waiting))
     if n_found != n_samples:
-        raise InputError(f"n_ids={n_found} should be {n_samples}, one per row; give ids for exactly these rows")
+        raise InputError(f"n_{name}={n_found} should be {n_samples}, one per row; give {name} for exactly these rows")
 
 
 def _flush(
-    group: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
+    array: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
-    """Write the whole chunks among the ids that wait; return where the next begins, and the rest."""
-    ids = np.concatenate(waiting)
-    whole = len(ids) if start + len(ids) == n_samples else len(ids) // step * step
-    store.write_rows(group / layout.IDS, start, ids[:whole])
-    return start + whole, [ids[whole:]] if whole < len(ids) else []
+    """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
+    values = np.concatenate(waiting)
+    whole = len(values) if start + len(values) == n_samples else len(values) // step * step
+    store.write_rows(array, start, values[:whole])
+    return start + whole, [values[whole:]] if whole < len(values) else []
 
 
 def finish(
@@ -311,6 +311,7 @@ def finish(
     has_ids: bool,
     normalize: bool,
     sources: Sequence[str],
+    columns: Collection[str] = (),
     n_dropped: int = 0,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
@@ -328,6 +329,8 @@ def finish(
         Whether rows were scaled to length 1.
     sources : sequence of str
         What it was made from.
+    columns : collection of str, optional
+        Further columns that are there.
     n_dropped : int, default 0
         Rows of the sources that were left out.
     attributes : mapping, optional
@@ -355,6 +358,7 @@ def finish(
         "n_dropped_rows": n_dropped,
         "normalized": normalize,
         "has_ids": has_ids,
+        **({"columns": list(columns)} if columns else {}),
         "sources": list(sources),
     }
     store.mark_complete(group, {**facts, **(attributes or {})})

@@ -16,7 +16,7 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.npy import NPY_MAGIC
 from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows, as_rows
 from hkm_dask.errors import InputError
-from hkm_dask.io.ids import ID_PIECE_ROWS, IdPieces, check_id_count, id_pieces, plain_ids
+from hkm_dask.io.ids import ID_PIECE_ROWS, Pieces, check_id_count, id_pieces, plain_ids
 from hkm_dask.io.npz import ZIP_MAGIC, open_npz
 from hkm_dask.io.tables import Source, Sources, choose_table
 
@@ -121,7 +121,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> Source:
     return Source(rows, rows.label, None if ids is None else _zarr_ids(path, ids))
 
 
-def _zarr_ids(path: Path, name: str) -> IdPieces:
+def _zarr_ids(path: Path, name: str) -> Pieces:
     if not _inside(path / name, path) or not any((path / name / file).is_file() for file in _ZARR_FILES):
         raise InputError(f"ids={name!r} should be an array of {path}, there is none; check the name")
     array = store.open_array(path / name)
@@ -187,7 +187,7 @@ def _open_folder(path: Path, ids: str | None, column: str | None) -> list[Source
     ]
 
 
-def _parquet_ids(path: Path, column: str, n_rows: int) -> IdPieces:
+def _parquet_ids(path: Path, column: str, n_rows: int) -> Pieces:
     import pyarrow as pa
     import pyarrow.parquet as pq
 

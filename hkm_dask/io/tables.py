@@ -11,7 +11,7 @@ import numpy as np
 
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
-from hkm_dask.io.ids import IdPieces, check_id_count
+from hkm_dask.io.ids import Pieces, check_id_count
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
 
     rows: Rows
     name: str
-    ids: IdPieces | None = None
+    ids: Pieces | None = None
 
 
 @dataclass(frozen=True)

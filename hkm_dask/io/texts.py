@@ -13,7 +13,7 @@ import numpy as np
 
 from hkm_dask.compute.events import emit
 from hkm_dask.errors import InputError
-from hkm_dask.io.ids import IdPieces
+from hkm_dask.io.ids import NO_COLUMNS, Pieces
 from hkm_dask.io.sources import natural_key
 from hkm_dask.io.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
 
@@ -39,9 +39,13 @@ class Texts:
     ----------
     fingerprint : str
         Of the content of all files, of what is taken from them, and of what they are known by.
+    columns : dict
+        Empty: nothing else is known of them.
     """
 
-    def __init__(self, files: Sequence[TextFile], name: str, ids: IdPieces | None, known_by: str = "") -> None:
+    columns = NO_COLUMNS
+
+    def __init__(self, files: Sequence[TextFile], name: str, ids: Pieces | None, known_by: str = "") -> None:
         self.files, self.name, self.ids = tuple(files), name, ids
         lines = [*(file.fingerprint for file in files), known_by]
         self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
@@ -172,7 +176,7 @@ def _open_file(path: Path, kind: str, column: str | None, ids: str | None, skip_
     return LineFile(path, column or COLUMN, skip_empty)
 
 
-def _ids(files: Sequence[TextFile], root: Path, column: str | None, *, skipped: bool) -> IdPieces | None:
+def _ids(files: Sequence[TextFile], root: Path, column: str | None, *, skipped: bool) -> Pieces | None:
     if column is not None:
         return lambda: itertools.chain.from_iterable(file.ids(column) for file in files)
     if len(files) == 1 and files[0].path == root:

@@ -1,8 +1,8 @@
 """Patches of rasters larger than memory, for an encoder of images: read by windows, each with its place.
 
 A patch is known in three ways: by its row in the pool; by its id, like ``scene.tif[256x256+512+1024]`` (width, height,
-left and top in pixels, as ImageMagick writes them), which the pool and every exported subset carry; and by
-`Windows.positions` and `Windows.coordinates`, which `save_positions` keeps as plain `.npy` beside the pool.
+left and top in pixels, as ImageMagick writes them); and by its place, the columns ``raster``, ``top``, ``left``,
+``longitude`` and ``latitude``. The pool and every exported subset carry ids and columns.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.events import emit
 from hkm_dask.data.layout import MIB
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.io.ids import Pieces
 from hkm_dask.io.rasters import Raster, check_rasterio, colour_table, describe_raster, list_rasters, open_raster, reason
 
 # Decoded blocks that GDAL remembers; by itself it takes a twentieth of the machine's memory.
@@ -51,6 +53,10 @@ class Windows:
         Changes when a raster's file or a setting does.
     ids : callable
         Returns an iterator over the ids of all patches, in pieces; like ``scene.tif[256x256+512+1024]``.
+    columns : dict of str to callable
+        Where the patches lie: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and where a raster has
+        coordinates, ``longitude`` and ``latitude`` of the middle in degrees (WGS 84), float64, NaN for those of
+        rasters that do not tell theirs. Where none tells what its coordinates are, they are called ``x`` and ``y``.
     """
 
     def __init__(
@@ -66,10 +72,17 @@ class Windows:
         self.name = self.rasters[0].name + (f" and {len(rasters) - 1} more" if len(rasters) > 1 else "")
         self._grids = np.array([[_fitting(n, size, step) for n in (r.height, r.width)] for r in rasters], np.int64)
         self._first = np.concatenate([[0], self._grids.prod(axis=1).cumsum()])
-        self.ids: Callable[[], Iterator[np.ndarray]] | None = self._ids
+        self.ids: Pieces | None = self._ids
+        self.columns: dict[str, Pieces] = {
+            name: partial(self._column, self.positions, number) for number, name in enumerate(("raster", "top", "left"))
+        }
+        if any(raster.transform is not None for raster in rasters):
+            known = any(raster.crs is not None for raster in rasters)
+            for number, name in enumerate(("longitude", "latitude") if known else ("x", "y")):
+                self.columns[name] = partial(self._column, self.coordinates, number)
         self._lock = threading.Lock()
         self._open: dict[Path, Any] = {}
-        told = [(r.name, r.height, r.width, r.bands, r.stamp) for r in rasters]
+        told = [(r.name, r.height, r.width, r.bands, r.transform, r.crs, r.stamp) for r in rasters]
         settings = json.dumps([told, size, step, value_range, max_missing])
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
         self._kept = self._find_kept(max_missing)
@@ -107,12 +120,15 @@ class Windows:
         Returns
         -------
         ndarray of float64, shape (n, 2)
-            Degrees of longitude and latitude (WGS 84); x and y where a raster does not say what these are; NaN where it
-            has no coordinates at all.
+            Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of
+            the rasters says what these are.
         """
         at = self.positions(rows)
-        found = np.empty((len(at), 2))
+        found = np.full((len(at), 2), np.nan)
+        known = any(raster.crs is not None for raster in self.rasters)
         for number in np.unique(at[:, 0]):
+            if known and self.rasters[number].crs is None:
+                continue
             here = at[:, 0] == number
             middle = at[here, 1:] + self.size / 2
             found[here] = self.rasters[number].coordinates(middle[:, 0], middle[:, 1])
@@ -125,6 +141,11 @@ class Windows:
             side = f"{self.size}x{self.size}"
             names = [f"{self.rasters[raster].name}[{side}+{column}+{row}]" for raster, row, column in at]
             yield np.array(names, dtype=object)
+
+    def _column(self, table: Callable[[slice], NDArray[Any]], number: int) -> Iterator[np.ndarray]:
+        """Yield one column of a table of all patches, in pieces."""
+        for start in range(0, len(self), _PIECE_ROWS):
+            yield table(slice(start, start + _PIECE_ROWS))[:, number]
 
     def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:
         """Read the patches of some rows of the pool; those side by side in one window.
@@ -324,36 +345,6 @@ def open_windows(
     if not len(windows):
         raise InputError(f"max_missing={max_missing} should leave some patches, none has so few gaps; raise it")
     return windows
-
-
-def save_positions(windows: Windows, folder: str | os.PathLike[str]) -> list[Path]:
-    """Keep where patches lie as plain `.npy`, a row each as in the pool.
-
-    Parameters
-    ----------
-    windows : Windows
-        The patches.
-    folder : path-like
-        It gets ``positions.npy``, int64 of shape (n, 3): raster, row and column of pixels; and, where a raster has
-        coordinates, ``coordinates.npy``, float64 of shape (n, 2), as `Windows.coordinates` gives them.
-
-    Returns
-    -------
-    list of Path
-        What was written.
-    """
-    tables = [("positions.npy", np.int64, 3, windows.positions)]
-    written = []
-    if any(raster.transform is not None for raster in windows.rasters):
-        tables.append(("coordinates.npy", np.float64, 2, windows.coordinates))  # type: ignore[arg-type]
-    for name, dtype, n_columns, values in tables:
-        path = Path(folder, name)
-        table = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=(len(windows), n_columns))
-        for start in range(0, len(windows), _PIECE_ROWS):
-            table[start : start + _PIECE_ROWS] = values(slice(start, start + _PIECE_ROWS))
-        table.flush()
-        written.append(path)
-    return written
 
 
 # --- small change -----------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,11 +21,10 @@ from PIL import Image
 
 import hkm_dask as hkm
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.io.cells import Cells
 from hkm_dask.io.embed import Encoder, embed
 from hkm_dask.io.encoders import image_encoder
 from hkm_dask.io.export import write_subset
-from hkm_dask.io.windows import Windows, open_windows, save_positions
+from hkm_dask.io.windows import Windows, open_windows
 from hkm_dask.view import maps, pictures
 from hkm_dask.view.progress import show_progress
 
@@ -66,17 +66,22 @@ def run(
     size: int = 16,
     step: int | None = 8,
     encoder: Encoder | None = None,
+    batch_size: int = 64,
     config: hkm.Config | None = None,
     n_drawn: int = 1500,
-    value_range: tuple[float, float] | None = None,
+    **settings: Any,
 ) -> Summary:
-    """Go the whole way; what an earlier run with the same settings finished in `out` is not done again."""
+    """Go the whole way; what an earlier run with the same settings finished in `out` is not done again.
+
+    More `settings` are those of `open_windows`.
+    """
     config = config or hkm.Config.from_yaml(CONFIG)
-    windows = open_patches(rasters, size=size, step=step, value_range=value_range)
+    windows = open_patches(rasters, size=size, step=step, **settings)
     config.check(len(windows))
     if n_drawn > len(windows):
         raise InputError(f"subset={n_drawn} should be at most {len(windows)}, the patches there are; lower it")
-    written = describe(windows, out, encoder or Cells())
+    out.mkdir(parents=True, exist_ok=True)
+    embed(windows, out / "pool.zarr", encoder or image_encoder("cells"), batch_size=batch_size)
     tree = hkm.build_hierarchy(out / "pool.zarr", out / "tree.zarr", config)
     curated = hkm.sample(tree, n_drawn, seed=config.seed)
     chance = np.sort(np.random.default_rng(config.seed).choice(len(windows), n_drawn, replace=False))
@@ -93,25 +98,15 @@ def run(
         n_clusters=tree.hkm.n_clusters,
         n_drawn=len(curated),
         shares={} if rasters else shares,
-        files=(*written, out / "tree.zarr", out / "subset.parquet", *drawn),
+        files=(out / "pool.zarr", out / "tree.zarr", out / "subset.parquet", *drawn),
     )
 
 
-def open_patches(
-    rasters: Sequence[Path], *, size: int, step: int | None, value_range: tuple[float, float] | None = None
-) -> Windows:
+def open_patches(rasters: Sequence[Path], **settings: Any) -> Windows:
     """Lay patches over rasters, or over the Blue Marble where none are given."""
     if not rasters and not BLUE_MARBLE.exists():
         raise InputError(f"raster={BLUE_MARBLE} should exist; apt-get install xplanet-images, or name rasters")
-    bounds = None if rasters else WHOLE_EARTH
-    return open_windows(rasters or BLUE_MARBLE, size=size, step=step, value_range=value_range, bounds=bounds)
-
-
-def describe(windows: Windows, out: Path, encoder: Encoder) -> list[Path]:
-    """Embed patches into a pool, and keep their places beside it."""
-    out.mkdir(parents=True, exist_ok=True)
-    embed(windows, out / "pool.zarr", encoder)
-    return [out / "pool.zarr", *save_positions(windows, out)]
+    return open_windows(rasters or BLUE_MARBLE, bounds=None if rasters else WHOLE_EARTH, **settings)
 
 
 def look(windows: Windows) -> NDArray[np.int64]:
@@ -180,6 +175,11 @@ def draw_maps(
     return written
 
 
+def bands(text: str) -> tuple[int, ...]:
+    """Read numbers with commas between them."""
+    return tuple(map(int, text.split(",")))
+
+
 def main() -> None:
     """Read the arguments, run, print the summary."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -188,25 +188,32 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="pixels along a side of a patch")
     parser.add_argument("--step", type=int, help="pixels from patch to patch (half the size for the Blue Marble)")
     parser.add_argument("--values", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of rasters not of 8 bits")
+    parser.add_argument("--bands", type=bands, metavar="R,G,B", help="from 1, or one that becomes grey (1,2,3, or 1)")
+    parser.add_argument("--max-missing", type=float, default=1.0, help="share of its pixels that a patch may lack")
     parser.add_argument("--model", default="cells", help="cells, hog, or the folder of a timm or transformers model")
+    parser.add_argument("--batch-size", type=int, default=64, help="patches that go through the model at once")
     parser.add_argument("--config", type=Path, default=CONFIG, help="the tree's settings")
     parser.add_argument("--subset", type=int, default=1500, help="patches to draw")
     parser.add_argument(
         "--picture", type=Path, metavar="PNG", help="also write the map of the first raster here, small"
     )
-    parser.add_argument("--embed-only", action="store_true", help="stop after the pool, to run `hkm cluster` elsewhere")
     options = parser.parse_args()
     step = options.step or (None if options.rasters else max(1, options.size // 2))
-    patches = {"size": options.size, "step": step, "value_range": tuple(options.values) if options.values else None}
+    settings = {"bands": options.bands, "max_missing": options.max_missing}
+    if options.values:
+        settings["value_range"] = tuple(options.values)
     try:
-        encoder = Cells() if options.model == "cells" else image_encoder(options.model)
         with show_progress():
-            if options.embed_only:
-                print(*describe(open_patches(options.rasters, **patches), options.out, encoder), sep="\n")
-                return
-            config = hkm.Config.from_yaml(options.config)
             summary = run(
-                options.rasters, options.out, encoder=encoder, config=config, n_drawn=options.subset, **patches
+                options.rasters,
+                options.out,
+                size=options.size,
+                step=step,
+                encoder=image_encoder(options.model),
+                batch_size=options.batch_size,
+                config=hkm.Config.from_yaml(options.config),
+                n_drawn=options.subset,
+                **settings,
             )
     except HkmError as error:
         raise SystemExit(f"error: {error}") from None

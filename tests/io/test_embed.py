@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -22,6 +23,7 @@ from hkm_dask.data import files, layout, store
 from hkm_dask.data.derived import unit_rows
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.io.cells import Cells
 from hkm_dask.io.embed import Encoder, embed
 from hkm_dask.io.ids import id_pieces
 from hkm_dask.io.ingest import ingest
@@ -36,13 +38,18 @@ def values(n: int = 57, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, D)).astype("f4")
 
 
+def in_pieces(column: np.ndarray) -> Callable[[], Iterator[np.ndarray]]:
+    return lambda: iter(np.array_split(column, 3))
+
+
 class Rows:
     """A source whose items are rows of a table."""
 
     name = "rows"
 
-    def __init__(self, table: np.ndarray, ids: Any = None, fingerprint: str = "rows-1") -> None:
+    def __init__(self, table: np.ndarray, ids: Any = None, fingerprint: str = "rows-1", **columns: np.ndarray) -> None:
         self.table, self.fingerprint = table, fingerprint
+        self.columns = {name: in_pieces(column) for name, column in columns.items()}
         self.ids: Callable[[], Iterator[np.ndarray]] | None = None if ids is None else id_pieces(ids, "ids")
 
     def __len__(self) -> int:
@@ -116,6 +123,37 @@ def test_a_pool_equals_what_ingest_makes_of_the_same_rows(
     assert (made.max_abs, made.n_zero_rows) == (expected.max_abs, expected.n_zero_rows)
     assert list(made.ids() if made.has_ids else []) == ids  # type: ignore[arg-type]
     tidy(folder, "a.zarr", "b.zarr")
+
+
+def test_what_is_known_of_the_items_goes_into_the_pool(tmp_path: Path) -> None:
+    x = values()
+    degrees, number = x[:, 0].astype("f8") * 90, np.arange(len(x)) * 7
+    word = np.array([f"Ünit {row}" for row in range(len(x))], dtype=object)
+    degrees[3] = np.nan
+    pool = embed(Rows(x, longitude=degrees, raster=number, word=word), tmp_path / "p.zarr", Same())
+    assert pool.columns == ("longitude", "raster", "word")
+    rows = np.array([5, 3, 5, 0])
+    for name, column in (("longitude", degrees), ("raster", number), ("word", word)):
+        np.testing.assert_array_equal(pool.column(name), column)
+        np.testing.assert_array_equal(pool.column(name, rows), column[rows])
+    with xr.open_zarr(pool.path, consolidated=False) as dataset:
+        assert dataset.longitude.dims == ("sample",)
+        east = dataset.isel(sample=np.flatnonzero(dataset.longitude > 0))
+        np.testing.assert_array_equal(east.raster, number[degrees > 0])
+    with pytest.raises(InputError, match="column=latitude should be one of the pool's columns, which are longitude, r"):
+        pool.column("latitude")
+    assert ingest(x, tmp_path / "q.zarr").columns == ()
+
+
+def test_columns_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    x = values()
+    some = np.arange(len(x))
+    with pytest.raises(InputError) as caught:
+        embed(Rows(x, row=some, level_2=some, fine=some, mean=some), tmp_path / "p.zarr", Same())
+    assert [line.split()[0] for line in caught.value.problems] == ["column=row", "column=level_2", "column=mean"]
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(InputError, match=f"n_left={len(x) - 1} should be {len(x)}, one per row"):
+        embed(Rows(x, left=some[1:]), tmp_path / "p.zarr", Same())
 
 
 def test_batches_are_as_large_as_asked_for_and_end_with_their_chunk(tmp_path: Path) -> None:
@@ -261,7 +299,8 @@ class Fragile(InCompany):
 
 
 def run(path: Path, encoder: Encoder, x: np.ndarray | None = None, **options: Any) -> Pool:
-    source = Rows(values() if x is None else x, fingerprint=options.pop("source", "rows-1"))
+    x = values() if x is None else x
+    source = Rows(x, fingerprint=options.pop("source", "rows-1"), left=np.arange(len(x)) * 8)
     return embed(source, path, encoder, **{"batch_size": 4, "chunk_mb": TINY} | options)
 
 
@@ -515,9 +554,44 @@ def test_the_command_embeds_images_and_knows_them_again(
     assert hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--restart")[0] == 0
 
 
+def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Callable[..., tuple[int, str, str]]) -> None:
+    earth = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    Image.fromarray(earth).save(tmp_path / "earth.png")
+    where = ("--bounds", -180, -90, 180, 90)
+    words = ("raster", tmp_path / "earth.png", tmp_path / "p.zarr", "--size", 20, "--step", 10, "--model", "cells")
+    code, out, err = hkm("embed", *words, *where)
+    assert code == 0, err
+    assert "samples        15" in out
+    assert "columns        raster, top, left, longitude, latitude" in out
+    pool = store.open_pool(tmp_path / "p.zarr")
+    wanted = Cells()([earth[top : top + 20, left : left + 20] for top in (0, 10, 20) for left in range(0, 50, 10)])
+    np.testing.assert_array_equal(read_all(pool), wanted)
+    np.testing.assert_allclose(pool.column("longitude"), np.tile(np.arange(-120, 121, 60), 3))
+    np.testing.assert_allclose(pool.column("latitude"), np.repeat([45, 0, -45], 5))
+    assert pool.ids(np.array([6])) == "earth.png[20x20+10+10]"
+    code, again, err = hkm("embed", *words, *where)
+    assert (code, again) == (0, out)
+    assert "already complete" in err
+    code, _, err = hkm("embed", *words, "--bounds", 0, 0, 10, 10)
+    assert code == 1
+    assert "Error: source: " in err
+    code, _, err = hkm("embed", *words, *where, "--restart", "--bands", "2")
+    assert code == 0, err
+    grey = Cells()([np.repeat(earth[:20, :20, 1:2], 3, axis=2)])
+    np.testing.assert_array_equal(read_all(store.open_pool(tmp_path / "p.zarr"))[:1], grey)
+    # Every problem is told at once, and before anything is written.
+    code, _, err = hkm("embed", *words[:2], tmp_path / "q.zarr", *words[3:], "--values", 5, 5, "--max-missing", 2)
+    assert (code, err.count("Error: ")) == (1, 2)
+    assert not (tmp_path / "q.zarr").exists()
+    assert hkm("embed", *words, "--bands", "red")[0] == 2
+    assert hkm("embed", "raster", tmp_path / "p.zarr", "--size", 20, "--model", "cells")[0] == 2
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("raster", "earth.tif", "--size", "8", "--model", "nowhere"), "should be a model folder with a config.json"),
+        (("raster", "earth.tif", "--size", "8", "--model", "cells"), "earth.tif should exist, there is nothing"),
         (("image", "photos", "--model", "nowhere"), "should be a model folder with a config.json, there is none"),
         (("image", "nothing", "--model", "hog"), "nothing should exist, there is nothing; check the path"),
         (("text", "nothing.txt", "--model", "nowhere"), "should be a model folder with a config.json, there is none"),

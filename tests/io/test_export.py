@@ -2,7 +2,7 @@ import csv
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ import pytest
 from hkm_dask.data import layout, store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.io import export
+from hkm_dask.io.embed import Encoder, embed
 from hkm_dask.io.export import check_target, write_subset
 from hkm_dask.io.ingest import ingest
 
@@ -23,6 +24,8 @@ LABELS_2 = np.array([2, 0, 1, -1, 2], dtype="i4")
 LABELS_3 = np.array([1, 0, 1], dtype="i4")
 SQUARED = np.arange(N, dtype="f4") ** 2
 ROWS = np.array([0, 3, 3, 7, 19])
+LONGITUDES = np.where(np.arange(N) == 3, np.nan, np.arange(N) / 8 - 1)
+PLACES = np.array([f"place {row}" for row in range(N)], dtype=object)
 
 
 def put(group: Path, name: str, values: np.ndarray, dim: str) -> None:
@@ -94,6 +97,41 @@ def test_without_ids_rows_stand_for_themselves(tmp_path: Path) -> None:
     tree = make_tree(tmp_path, make_pool(tmp_path))
     assert write_subset(tmp_path / "out.txt", ROWS, tree).read_text() == "0\n3\n3\n7\n19\n"
     assert "id" not in pq.read_table(write_subset(tmp_path / "out.parquet", ROWS, tree)).column_names
+
+
+class Places:
+    """Twenty rows with their places."""
+
+    name, fingerprint, ids = "places", "places-1", None
+
+    def __init__(self) -> None:
+        self.columns = {"longitude": lambda: iter([LONGITUDES]), "place": lambda: iter([PLACES])}
+
+    def __len__(self) -> int:
+        return N
+
+    def read(self, first: int, last: int) -> list[np.ndarray]:
+        return list(np.ones((last - first, 2), np.float32))
+
+
+class Rows(Encoder):
+    """Takes rows as they are."""
+
+    name, fingerprint, n_features = "rows", "rows-1", 2
+
+    def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
+        return np.stack(prepared)
+
+
+def test_what_a_pool_knows_of_its_rows_comes_along(tmp_path: Path) -> None:
+    tree = make_tree(tmp_path, embed(Places(), tmp_path / "pool.zarr", Rows()))
+    table = pq.read_table(write_subset(tmp_path / "out.parquet", ROWS, tree))
+    assert table.column_names == ["row", "longitude", "place", "level_1", "level_2", "level_3", "distance"]
+    np.testing.assert_array_equal(table["longitude"].to_numpy(), LONGITUDES[ROWS])
+    assert table["place"].to_pylist() == PLACES[ROWS].tolist()
+    lines = write_subset(tmp_path / "out.csv", ROWS, tree).read_text().splitlines()
+    assert lines[2] == "3,nan,place 3,3,-1,-1,3.0"
+    assert write_subset(tmp_path / "out.txt", ROWS, tree).read_text().splitlines() == ROWS.astype(str).tolist()
 
 
 def test_integer_ids_stay_integers(tmp_path: Path) -> None:

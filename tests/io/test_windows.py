@@ -7,6 +7,7 @@ import sys
 import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from PIL import Image
 
 from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.io.windows import open_windows, save_positions
+from hkm_dask.io.windows import Windows, open_windows
 
 UTM = "EPSG:32631"  # zone 31 north, whose middle, 3 degrees east, has the easting 500,000 m
 ALTAI = Affine(0.5, 0, 100.0, 0, -0.25, 50.0)  # half a degree a column, a quarter a row, from 100° E 50° N
@@ -112,14 +113,25 @@ def test_coordinates_are_those_of_the_middle(scene: tuple[Path, NDArray], tmp_pa
     np.testing.assert_allclose(world.coordinates(), [[-90, 0], [90, 0]])
 
 
-def test_positions_are_kept_beside_the_pool(scene: tuple[Path, NDArray], tmp_path: Path) -> None:
+def test_columns_are_positions_and_coordinates(scene: tuple[Path, NDArray], tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("hkm_dask.io.windows._PIECE_ROWS", 7)
+
+    def columns(windows: Windows) -> dict[str, NDArray]:
+        return {name: np.concatenate(list(pieces())) for name, pieces in windows.columns.items()}
+
     windows = open_windows(scene[0], size=8)
-    assert [path.name for path in save_positions(windows, tmp_path)] == ["positions.npy", "coordinates.npy"]
-    np.testing.assert_array_equal(np.load(tmp_path / "positions.npy"), windows.positions())
-    np.testing.assert_array_equal(np.load(tmp_path / "coordinates.npy"), windows.coordinates())
+    found = columns(windows)
+    assert list(found) == ["raster", "top", "left", "longitude", "latitude"]
+    np.testing.assert_array_equal(np.stack([found[name] for name in ("raster", "top", "left")], 1), windows.positions())
+    np.testing.assert_array_equal(np.stack([found["longitude"], found["latitude"]], 1), windows.coordinates())
     Image.fromarray(noise(16, 32)).save(tmp_path / "plain.png")
-    (only,) = save_positions(open_windows(tmp_path / "plain.png", size=16), tmp_path)
-    assert np.load(only).tolist() == [[0, 0, 0], [0, 0, 16]]
+    assert list(columns(open_windows(tmp_path / "plain.png", size=16))) == ["raster", "top", "left"]
+    raw = write_tiff(tmp_path / "raw.tif", noise(1, 16, 16))  # coordinates of which nobody says what they are
+    assert columns(open_windows(raw, size=16))["x"].tolist() == [100 + 0.5 * 8]
+    mixed = columns(open_windows([scene[0], raw, tmp_path / "plain.png"], size=16))
+    assert "x" not in mixed
+    assert mixed["longitude"][0] == 100 + 0.5 * 8
+    assert np.isnan(mixed["longitude"]).tolist() == (mixed["raster"] > 0).tolist()
 
 
 def test_jpeg_and_png_of_every_kind(tmp_path: Path) -> None:
@@ -204,8 +216,11 @@ def test_the_fingerprint_follows_files_and_settings(tmp_path: Path) -> None:
     ]
     os.utime(path, ns=(1, 1))
     others.append(open_windows(path, size=5).fingerprint)
+    write_tiff(path, noise(3, 20, 20), transform=Affine(0.5, 0, 101.0, 0, -0.25, 50.0))
+    os.utime(path, ns=(1, 1))
+    others.append(open_windows(path, size=5).fingerprint)
     assert same[0] == same[1]
-    assert len({same[0], *others}) == 6
+    assert len({same[0], *others}) == 7
 
 
 def test_a_picture_is_the_average(scene: tuple[Path, NDArray], tmp_path: Path) -> None:
@@ -291,7 +306,7 @@ LARGE = """
 import resource, sys
 import numpy as np, psutil, rasterio
 from rasterio.windows import Window
-from hkm_dask.io.windows import open_windows
+from hkm_dask.io.windows import Windows, open_windows
 path, side = sys.argv[1], 50_000
 tiles = dict(tiled=True, blockxsize=512, blockysize=512, sparse_ok=True, bigtiff="yes")
 shape = dict(driver="GTiff", count=3, height=side, width=side, dtype="uint8")
