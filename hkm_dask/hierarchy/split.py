@@ -16,19 +16,23 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import to_host, worker_device
 from hkm_dask.compute.blocks import Part, forget, iter_blocks
 from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
+from hkm_dask.kmeans.together import fit_together
 
-#: Bytes of rows one task splits.
-_BATCH_BYTES = 64 << 20
+#: Bytes of rows one task splits, and on a device, of which it takes a small share: passes need several times as much.
+_BATCH_BYTES, _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 64 << 20, 512 << 20, 16
 
 
 @dataclass(frozen=True)
@@ -93,28 +97,74 @@ class _SplitClusters:
     rows: Rows
     frame: Frame
     settings: Settings
+    batch_bytes: int
+    memory_budget: int
 
     def __call__(
         self, item: tuple[int, NDArray[np.int64]]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         first, bounds = item
-        k = self.settings.n_clusters
-        base = int(bounds[0])
-        values = np.ascontiguousarray(self.rows.read(base, int(bounds[-1])), np.float32)
+        k, base = self.settings.n_clusters, int(bounds[0])
+        values = self.rows.read(base, int(bounds[-1]))
+        if worker_device() == "cpu" or values.dtype != np.float16:
+            values = np.ascontiguousarray(values, np.float32)
         centroids = np.full(((len(bounds) - 1) * k, self.rows.n_features), np.nan, np.float32)
-        labels, distances = np.full(len(values), -1, np.int32), np.full(len(values), np.inf)
-        with Runner(n_threads=1) as runner:
-            for i, (low, high) in enumerate(zip(bounds[:-1] - base, bounds[1:] - base, strict=True)):
-                if low == high:
-                    continue
-                members = ArrayRows(values[low:high])
-                settings = replace(self.settings, key=stream_key(self.settings.key, first + i))
-                found = fit(members, settings, frame=self.frame, runner=runner).centroids
+        filled = np.flatnonzero(np.diff(bounds))
+        settings = [replace(self.settings, key=stream_key(self.settings.key, first + i)) for i in filled.tolist()]
+        found, labels, distances = self._split(values, np.append(bounds[filled], bounds[-1]) - base, settings)
+        centroids.reshape(len(bounds) - 1, k, -1)[filled] = found.reshape(len(filled), k, -1)
+        return centroids, (first + filled[labels // k]).astype(np.int32) * k + labels % k, distances
+
+    def _split(
+        self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+        """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
+        if worker_device() == "cpu":
+            return self._one_by_one(values, bounds, settings)
+        if values.nbytes <= 2 * self.batch_bytes:
+            try:
+                return fit_together(values, bounds, settings, frame=self.frame, memory_budget=self.memory_budget)
+            except Exception as error:
+                if not ran_out(error):
+                    raise
+            make_room()
+        if len(settings) == 1:  # this one can be streamed
+            return self._one_by_one(values, bounds, settings)
+        half = len(settings) // 2
+        cut, n = bounds[half], half * self.settings.n_clusters
+        a = self._split(values[:cut], bounds[: half + 1], settings[:half])
+        b = self._split(values[cut:], bounds[half:] - cut, settings[half:])
+        return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1] + np.int32(n)]), np.concatenate([a[2], b[2]])
+
+    def _one_by_one(
+        self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+        k = self.settings.n_clusters
+        centroids = np.empty((len(settings) * k, self.rows.n_features), np.float32)
+        labels, distances = np.empty(len(values), np.int32), np.empty(len(values), np.float64)
+        with runner_in_task(self.memory_budget) as runner:
+            for i, its in enumerate(settings):
+                mine, slots = slice(bounds[i], bounds[i + 1]), slice(i * k, (i + 1) * k)
+                members = ArrayRows(values[mine])
+                centroids[slots] = fit(members, its, frame=self.frame, runner=runner).centroids
+                self._label(members, centroids[slots], runner, labels[mine], distances[mine])
+                labels[mine] += i * k
                 forget(members.key)
-                centroids[i * k : (i + 1) * k] = found
-                Search(found, self.frame).nearest(values[low:high], labels[low:high], distances[low:high])
-                labels[low:high] += (first + i) * k
         return centroids, labels, distances
+
+    def _label(
+        self,
+        rows: Rows,
+        centroids: NDArray[np.float32],
+        runner: Runner,
+        labels: NDArray[np.int32],
+        distances: NDArray[np.float64],
+    ) -> None:
+        (part,) = split_rows(rows, runner, len(centroids))
+        known, finder = Labelled.unknown(rows.n_rows), Finder(part, self.frame, "split")
+        for slab in iter_slabs(part):
+            finder.nearest(slab, Shared(array=centroids), known)
+        labels[:], distances[:] = to_host(known.labels), to_host(known.distances)
 
 
 def split_clusters(
@@ -150,9 +200,11 @@ def split_clusters(
     tasks = [(_Regroup(str(path), offset, places[part.start : part.stop], part.start), part) for part in parts]
     runner.map(_call, tasks, stage="regroup")
     try:
-        found = runner.map(
-            _SplitClusters(NpyRows(path), frame, settings), _batches(indptr, rows, runner), stage="split"
-        )
+        n_bytes = _BATCH_BYTES
+        if runner.device_budget is not None:
+            n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
+        task = _SplitClusters(NpyRows(path), frame, settings, n_bytes, runner.memory_budget)
+        found = runner.map(task, _batches(indptr, rows, runner, n_bytes), stage="split")
     finally:
         path.unlink(missing_ok=True)
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
@@ -172,9 +224,13 @@ def _call(item: tuple[_Regroup, Part]) -> None:
     task(part)
 
 
-def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> list[tuple[int, NDArray[np.int64]]]:
+def _batches(
+    indptr: NDArray[np.int64], rows: Rows, runner: Runner, n_bytes: int
+) -> list[tuple[int, NDArray[np.int64]]]:
     """Runs of clusters of about equal numbers of rows, with the bounds of each cluster."""
-    n_batches = max(4 * runner.n_threads, -(-rows.n_rows * rows.row_bytes // _BATCH_BYTES))
+    # Several for every processor, or some of them would wait at the end; a device is better off with few.
+    n_wanted = runner.n_threads * (4 if runner.device_budget is None else 1)
+    n_batches = max(n_wanted, -(-rows.n_rows * rows.row_bytes // max(n_bytes, 1)))
     targets = rows.n_rows * np.arange(n_batches + 1) // n_batches
     cuts = np.unique(np.searchsorted(indptr, targets))
     cuts[0], cuts[-1] = 0, len(indptr) - 1

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.passes import Pass, Steps, Stepwise
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
@@ -207,26 +208,53 @@ def _arrivals(key: int, start: int, rates: Any, horizon: float) -> tuple[NDArray
     Both come on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
     times are looked at.
     """
-    times, local = [], []
     xp = array_module(rates)
     alive = xp.flatnonzero(rates > 0)
     if xp is not np:
         first = random_uniform(stream_key(key, "arrival", 0), start + alive)
-        alive = alive[-xp.log(first) <= horizon * (1.0 + 1e-9) * rates[alive]]
-    rates, alive = to_host(rates[alive]), to_host(alive)
-    clock = np.zeros(len(alive))
+        alive = alive[may_arrive(first, rates[alive], horizon)]
+    alive = to_host(alive)
+    times, which = arrival_times(key, start + alive, to_host(rates[to_module(alive, xp)]), horizon)
+    return times, alive[which]
+
+
+def may_arrive(first: Any, rates: Any, horizon: Any) -> Any:
+    """Tell which rows may arrive in time, by their first random numbers; rather too many than too few."""
+    return -array_module(first).log(first) <= horizon * (1.0 + 1e-9) * rates
+
+
+def arrival_times(
+    key: int, rows: NDArray[np.int64], rates: NDArray[np.float64], horizon: float
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Arrival times up to `horizon` of Poisson processes.
+
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    rows : ndarray of int64, shape (n,)
+        Row numbers, to which the random numbers belong.
+    rates : ndarray of float64, shape (n,)
+        Above 0.
+    horizon : float
+
+    Returns
+    -------
+    times : ndarray of float64, shape (n_arrivals,)
+    which : ndarray of int64, shape (n_arrivals,)
+        Whose they are, as positions in `rows`.
+    """
+    times, which = [np.empty(0)], [np.empty(0, np.int64)]
+    alive, clock = np.arange(len(rows)), np.zeros(len(rows))
     for nth in range(1 << 30):
-        gaps = -np.log(random_uniform(stream_key(key, "arrival", nth), start + alive)) / rates
-        clock = clock + gaps
+        clock = clock - np.log(random_uniform(stream_key(key, "arrival", nth), rows[alive])) / rates[alive]
         in_time = clock <= horizon
-        alive, rates, clock = alive[in_time], rates[in_time], clock[in_time]
+        alive, clock = alive[in_time], clock[in_time]
         if not len(alive):
             break
         times.append(clock)
-        local.append(alive)
-    if not times:
-        return np.empty(0), np.empty(0, np.int64)
-    return np.concatenate(times), np.concatenate(local)
+        which.append(alive)
+    return np.concatenate(times), np.concatenate(which)
 
 
 @dataclass(frozen=True)
@@ -294,6 +322,7 @@ def _first_batch(rows: Rows, key: int, run: str, runner: Runner, weights: Shared
     return runner.shelf.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))
 
 
+@Stepwise
 def sample_by_distance(
     rows: Rows,
     n: int,
@@ -304,7 +333,7 @@ def sample_by_distance(
     runner: Runner,
     report: Report | None = None,
     weights: Shared | None = None,
-) -> list[Shared]:
+) -> Steps[list[Shared]]:
     """Draw `n` centres as k-means++ does, in batches.
 
     Parameters
@@ -339,12 +368,12 @@ def sample_by_distance(
         expected = 0.0 if potential is None else min(max(4.0 * total, 32.0), 2.5 * wanted + 32.0)
         scale = frame.distance_scale
         horizon = 0.0 if not potential else 1.3 * expected / (potential / scale)
-        potential, batch, n_new = runner.map_reduce(
+        potential, batch, n_new = yield Pass(
             MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
             parts,
-            combine=Draws.__add__,
-            finish=Accept(frame, stream_key(key, round_), wanted, runner.shelf, f"seeds-{run}-{round_}"),
-            stage="seed",
+            Draws.__add__,
+            Accept(frame, stream_key(key, round_), wanted, runner.shelf, f"seeds-{run}-{round_}"),
+            "seed",
         )
         if potential == 0:
             break
@@ -357,6 +386,7 @@ def sample_by_distance(
     return batches
 
 
+@Stepwise
 def sample_in_rounds(
     rows: Rows,
     n_per_round: int,
@@ -367,7 +397,7 @@ def sample_in_rounds(
     runner: Runner,
     report: Report | None = None,
     weights: Shared | None = None,
-) -> list[Shared]:
+) -> Steps[list[Shared]]:
     """Draw centres as k-means|| does: in a few rounds, all of a round by the D² at its beginning.
 
     Parameters
@@ -395,12 +425,12 @@ def sample_in_rounds(
         if report is not None:
             report(total, PARALLEL_ROUNDS * n_per_round)
         horizon = n_per_round * frame.distance_scale / potential if round_ % 2 else 0.0
-        potential, batch, n_new = runner.map_reduce(
+        potential, batch, n_new = yield Pass(
             MeasureAndDraw(tuple(batches), frame, run, stream_key(key, round_), horizon, weights=weights),
             parts,
-            combine=Draws.__add__,
-            finish=Accept(frame, stream_key(key, round_), None, runner.shelf, f"seeds-{run}-{round_ + 1}"),
-            stage="seed",
+            Draws.__add__,
+            Accept(frame, stream_key(key, round_), None, runner.shelf, f"seeds-{run}-{round_ + 1}"),
+            "seed",
         )
         if potential == 0:
             break

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.passes import Steps, Stepwise
 from hkm_dask.compute.placing import on_workers
 from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
 from hkm_dask.data.rows import ArrayRows, Rows
@@ -109,6 +110,7 @@ class Hooks:
     iteration: Callable[[int, Moved], None] | None = None
 
 
+@Stepwise
 def fit(
     rows: Rows,
     settings: Settings,
@@ -118,7 +120,7 @@ def fit(
     hooks: Hooks | None = None,
     progress: Progress | None = None,
     weights: NDArray[np.int64] | None = None,
-) -> Fit:
+) -> Steps[Fit]:
     """Cluster rows.
 
     Parameters
@@ -144,7 +146,8 @@ def fit(
         one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
         if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
             task = _FitHere(rows, settings, frame, runner.memory_budget, weights)
-            return runner.call(task, progress, stage="cluster")
+            here: Fit = runner.call(task, progress, stage="cluster")
+            return here
     elif worker_device() == "cuda" and 2.0 * rows.n_rows * rows.n_features * settings.n_clusters < _TINY_FLOPS:
         with on_host():  # a device would do nothing but start kernels
             return fit(rows, settings, frame=frame, runner=runner, hooks=hooks, progress=progress, weights=weights)
@@ -152,14 +155,14 @@ def fit(
     hooks = hooks or Hooks()
     run, hints = uuid.uuid4().hex, None
     if progress is None:
-        start = seed(
+        start = yield from seed.steps(
             rows, settings.n_clusters, init=settings.init, frame=frame, key=settings.key, runner=runner,
             report=hooks.seeding, weights=weights,
         )  # fmt: skip
         centroids, run, hints = start.centroids, start.run, start.hints
     else:
         centroids = progress.centroids
-    lloyd = iterate(
+    lloyd = yield from iterate.steps(
         rows, centroids, frame=frame, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints, run=run,
         on_iteration=hooks.iteration, weights=weights,
         history=progress.inertia if progress is not None else (),

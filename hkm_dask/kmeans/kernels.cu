@@ -350,16 +350,26 @@ __device__ __forceinline__ unsigned char* chunk_of(unsigned char* lines, int lin
     return lines + line * LINE_BYTES + ((chunk ^ (line & 7)) << 4);
 }
 
-// rows (.., width) and centroids (n_centroids, width) in float16, width a multiple of 8; bias is padded to a multiple
-// of TILE_COLUMNS with infinity. Line i of the results belongs to row which[i], or i where there is no `which`.
+// rows (.., width) and centroids (.., width) in float16, width a multiple of 8. Line i of the results belongs to row
+// which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what its tile says:
+// its first line, the end of its lines, its first centroid and how many there are. Indices count from centroid 0.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
-    nearest_two(const unsigned short* rows, const long long* which, int has_which, const unsigned short* centroids,
-                const float* bias, float alpha, long long n_lines, int n_centroids, int width, float* best,
-                float* second, int* index) {
+    nearest_two(const unsigned short* rows, const long long* which, int has_which, const long long* tiles,
+                int has_tiles, const unsigned short* all_centroids, const float* bias, float alpha, long long n_lines,
+                int n_centroids, int width, float* best, float* second, int* index) {
     extern __shared__ unsigned char pool[];
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int warp_row = (warp & 1) * 64, warp_column = (warp >> 1) * 64;
-    const long long first = (long long)blockIdx.x * TILE_ROWS;
+    long long first = (long long)blockIdx.x * TILE_ROWS, first_centroid = 0;
+    if (has_tiles) {
+        const long long* mine = tiles + 4 * (long long)blockIdx.x;
+        first = mine[0];
+        n_lines = mine[1];
+        first_centroid = mine[2];
+        n_centroids = (int)mine[3];
+    }
+    const unsigned short* centroids = all_centroids + first_centroid * width;
+    bias += first_centroid;
     const int n_steps_per_tile = (width + TILE_DEPTH - 1) / TILE_DEPTH;
     const int n_tiles = (n_centroids + TILE_COLUMNS - 1) / TILE_COLUMNS;
     const int n_steps = n_steps_per_tile * n_tiles;
@@ -451,7 +461,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
 #pragma unroll
                 for (int e = 0; e < 2; ++e) {
                     const int j = tile * TILE_COLUMNS + warp_column + 8 * n + (lane & 3) * 2 + e;
-                    const float shift = __ldg(bias + j);
+                    const float shift = j < n_centroids ? __ldg(bias + j) : INFINITE;
 #pragma unroll
                     for (int m = 0; m < 4; ++m) {
                         take_score(kept[2 * m], alpha * products[m][n][e] + shift, j);
@@ -494,7 +504,7 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
         }
         best[first + thread] = all.best;
         second[first + thread] = all.second;
-        index[first + thread] = all.index;
+        index[first + thread] = (int)first_centroid + all.index;
     }
 }
 
@@ -526,6 +536,40 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     labels[row] = label;
     distances[row] = distance;
     open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));
+}
+
+// Measure a row against every centroid of its group: those from columns[g] to columns[g + 1]. One warp per line.
+extern "C" __global__ void nearest_in_group(const Row* rows, const long long* which, const int* groups,
+                                            const long long* columns, const float* centroids, const int* numbers,
+                                            long long n_lines, int n_features, int* labels, double* distances) {
+    const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    if (line >= n_lines) return;
+    const int lane = threadIdx.x & 31;
+    const long long row = which[line];
+    const long long end = columns[groups[row] + 1];
+    const Row* x = rows + row * n_features;
+    int label = labels[row];
+    double best = distances[row];
+    for (long long first = columns[groups[row]]; first < end; first += 4) {
+        const long long mine = first + (lane >> 3), c = mine < end ? mine : end - 1;
+        const double found = squared_distance(x, centroids + c * n_features, n_features);
+        if (nearer(found, numbers[c], best, label)) {
+            best = found;
+            label = numbers[c];
+        }
+    }
+    for (int step = 8; step < 32; step <<= 1) {
+        const double other = __shfl_xor_sync(FULL, best, step);
+        const int other_label = __shfl_xor_sync(FULL, label, step);
+        if (nearer(other, other_label, best, label)) {
+            best = other;
+            label = other_label;
+        }
+    }
+    if (lane == 0) {
+        labels[row] = label;
+        distances[row] = best;
+    }
 }
 
 // -- sums ------------------------------------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, coun
     """Add rows, in fixed point, to the sums of their clusters; see `kernels.add_rows`."""
     import cupy
 
-    _add_entries(rows, cupy.arange(len(rows), dtype=cupy.int64), labels, weights, scale, sums, counts)
+    add_entries(rows, cupy.arange(len(rows), dtype=cupy.int64), labels, weights, scale, sums, counts)
 
 
 def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
@@ -123,7 +123,7 @@ def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, su
     if not len(moved):
         return 0
     share = weights[moved] if len(weights) else cupy.ones(len(moved), cupy.int64)
-    _add_entries(
+    add_entries(
         rows,
         cupy.concatenate([moved, moved]),
         cupy.concatenate([before[moved], after[moved]]),
@@ -135,8 +135,22 @@ def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, su
     return len(moved)
 
 
-def _add_entries(rows: Any, entries: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-    """Add rows, each as often as its weight says, sorted by label so that few additions go to memory."""
+def add_entries(rows: Any, entries: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
+    """Add rows in fixed point to the sums of their clusters, sorted by label so that few additions go to memory.
+
+    Parameters
+    ----------
+    rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
+    entries : cupy.ndarray of int64, shape (n,)
+        The rows to add.
+    labels : cupy.ndarray of int32, shape (n,)
+        The cluster of each; -1 for none.
+    weights : cupy.ndarray of int64, shape (n,) or (0,)
+        How often, if not once.
+    scale : float
+    sums, counts : cupy.ndarray of int64
+        Are added to.
+    """
     import cupy
 
     if not len(entries):

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part, split_parts
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.passes import Pass, Steps, Stepwise
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
@@ -61,6 +62,30 @@ class Totals:
             keys[order],
             rows[order],
         )
+
+
+def totals_of(
+    sums: NDArray[np.int64], counts: NDArray[np.int64], inertia: int, distances: Any, start: int = 0
+) -> Totals:
+    """Put together what a pass added up, and the rows that may found clusters in place of empty ones.
+
+    Parameters
+    ----------
+    sums, counts : ndarray of int64
+    inertia : int
+    distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
+        Of the rows that were added up.
+    start : int, default 0
+        Number of the first of them.
+
+    Returns
+    -------
+    Totals
+    """
+    # A cluster that is empty is so in every part; without one nobody asks for far rows.
+    if counts.all():
+        return Totals(sums, counts, inertia, np.empty(0), _NO_WEIGHTS)
+    return Totals(sums, counts, inertia, *_furthest(distances, start, _n_far(len(counts))))
 
 
 def _n_far(n_clusters: int) -> int:
@@ -127,10 +152,7 @@ class AssignAndAdd:
         # The totals handed out are these very arrays: they are used up before the next pass changes them.
         state = _Last(known, sums, counts, self.centroids.name)
         remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
-        # A cluster that is empty is so in every part; without one nobody asks for far rows.
-        n_far = _n_far(len(centroids)) if bool((counts == 0).any()) else 0
-        far_keys, far_rows = _furthest(known.distances, part.start, n_far) if n_far else (np.empty(0), _NO_WEIGHTS)
-        return Totals(to_host(sums), to_host(counts), int(inertia), far_keys, far_rows)
+        return totals_of(to_host(sums), to_host(counts), int(inertia), known.distances, part.start)
 
     def _hinted(self, part: Part) -> Labelled:
         known = Labelled.unknown(part.stop - part.start)
@@ -302,6 +324,7 @@ class Lloyd:
     n_relocated: int
 
 
+@Stepwise
 def iterate(
     rows: Rows,
     centroids: NDArray[np.float32],
@@ -316,7 +339,7 @@ def iterate(
     on_iteration: Callable[[int, Moved], None] | None = None,
     history: tuple[float, ...] = (),
     relocated: int = 0,
-) -> Lloyd:
+) -> Steps[Lloyd]:
     """Run Lloyd's iteration.
 
     Parameters
@@ -356,12 +379,12 @@ def iterate(
     inertia = list(history)
     n_relocated = relocated_before = relocated
     for iteration in range(len(history) + 1, max_iter + 1):
-        moved: Moved = runner.map_reduce(
+        moved: Moved = yield Pass(
             AssignAndAdd(now, frame, run, shared_weights, shared_hints, before),
             parts,
-            combine=Totals.__add__,
-            finish=Update(now, frame, rows, shelf, f"centroids-{run}-{iteration}"),
-            stage="assign",
+            Totals.__add__,
+            Update(now, frame, rows, shelf, f"centroids-{run}-{iteration}"),
+            "assign",
         )
         if before is not None:
             before.delete()

@@ -35,8 +35,8 @@ Form = Literal["fused", "half", "single"]
 #: Ways to find scores: fused in float16, by cuBLAS in float16, by cuBLAS in float32.
 FORMS: tuple[Form, ...] = ("fused", "half", "single")
 
-#: Rows and centroids of a tile of the fused kernel, and its threads.
-_FUSED_ROWS, _FUSED_COLUMNS, _FUSED_THREADS = 128, 256, 256
+#: Rows of a tile of the fused kernel, and its threads.
+_FUSED_ROWS, _FUSED_THREADS = 128, 256
 _SETTLE_THREADS = 128
 #: Operands are padded to whole copies of 16 bytes.
 _WIDTH = 8
@@ -154,6 +154,37 @@ def takes_as_stored(dtype: Any, frame: Frame) -> bool:
     return float(np.linalg.norm(frame.mean)) <= _FAR * radius
 
 
+@dataclass(frozen=True)
+class Groups:
+    """Rows and centroids in groups, for many small searches at once.
+
+    Attributes
+    ----------
+    of_rows : cupy.ndarray of int32, shape (n_rows,)
+        The group of every row.
+    lines : ndarray of int64, shape (n_groups + 1,)
+        Where the rows of each group begin, among those that are looked at.
+    columns : ndarray of int64, shape (n_groups + 1,)
+        Where its centroids begin.
+    numbers : ndarray of int32, shape (n_centroids,)
+        What each centroid is called; they rise within a group.
+    """
+
+    of_rows: Any
+    lines: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    numbers: NDArray[np.int32]
+
+
+def _tiles(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lines and centroids of each block of the fused kernel; see `nearest_two`."""
+    n_tiles = -(-np.diff(lines) // _FUSED_ROWS)
+    group = np.repeat(np.arange(len(n_tiles)), n_tiles)
+    within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
+    first, end = lines[group] + _FUSED_ROWS * within, lines[group + 1]
+    return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
+
+
 class CudaSearch:
     """A set of centroids on the device, made ready to be searched; see `nearest.Search`.
 
@@ -185,13 +216,11 @@ class CudaSearch:
         """Biases and bounds, over the centroids there are."""
         import cupy
 
-        form, n = self._operand, len(self.centroids)
+        form = self._operand
         as_stored = form.norms + 2.0 * form.dots
         self._biases = {}
         for name, values in ((True, as_stored), (False, form.norms)):
-            padded = cupy.full(-(-n // _FUSED_COLUMNS) * _FUSED_COLUMNS, np.inf, cupy.float32)
-            padded[:n] = values.astype(cupy.float32)
-            self._biases[name] = padded
+            self._biases[name] = values.astype(cupy.float32)
         largest = cupy.concatenate(
             [v.max().reshape(1) for v in (form.errors, form.norms, form.sizes, cupy.abs(as_stored))]
         ).get()
@@ -283,6 +312,32 @@ class CudaSearch:
                     raise
         return 0
 
+    def nearest_in_groups(
+        self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, groups: Groups, which: Any | None = None
+    ) -> None:
+        """Do as `nearest`, for rows in groups that are searched among the centroids of their own group.
+
+        Parameters
+        ----------
+        rows, labels, distances, operand
+            As for `nearest`.
+        groups : Groups
+        which : cupy.ndarray of int64, optional
+            The rows to look at, if not all: those of groups with centroids.
+        """
+        import cupy
+
+        numbers = cupy.asarray(groups.numbers[self._numbers])
+        # Slots without a centroid are not among ours.
+        columns = np.searchsorted(self._numbers, groups.columns)
+        tiles = cupy.asarray(_tiles(groups.lines, columns))
+        left = self._fused(rows, operand, numbers, labels, distances, which, tiles)
+        if len(left):
+            launch_by_row(
+                "nearest_in_group", rows, 32, rows, left, groups.of_rows, cupy.asarray(columns), self.centroids,
+                numbers, np.int64(len(left)), np.int32(rows.shape[1]), labels, distances, n=len(left),
+            )  # fmt: skip
+
     def _alpha(self, operand: CudaOperand) -> np.float32:
         return np.float32(-2.0 / (self._operand.scale * operand.scale))
 
@@ -290,8 +345,9 @@ class CudaSearch:
         return np.float64(self._per_size), np.float64(self._per_error), np.float64(self._constant)
 
     def _fused(
-        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None
-    ) -> Any:
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None,
+        tiles: Any | None = None,
+    ) -> Any:  # fmt: skip
         """Settle what the two best scores of each row prove, and return the rows they leave open."""
         import cupy
 
@@ -300,8 +356,13 @@ class CudaSearch:
         has_which = np.int32(which is not None)
         best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
         index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
+        has_tiles = np.int32(tiles is not None)
+        if tiles is None:
+            n_blocks, tiles = -(-n // _FUSED_ROWS), cupy.zeros(1, cupy.int64)
+        else:
+            n_blocks = len(tiles)
         launch(
-            "nearest_two", rows, -(-n // _FUSED_ROWS), _FUSED_THREADS, operand.matrix, lines, has_which,
+            "nearest_two", rows, n_blocks, _FUSED_THREADS, operand.matrix, lines, has_which, tiles, has_tiles,
             self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand), np.int64(n),
             np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), best, second, index,
             shared_bytes=n_stages() * STAGE_BYTES,

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.passes import Pass, Steps, Stepwise
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
@@ -58,6 +59,7 @@ class _Cells:
         return self.shelf.put(self.name, means(draws.sums, draws.counts, self.frame)), draws.counts
 
 
+@Stepwise
 def seed(
     rows: Rows,
     n_clusters: int,
@@ -68,7 +70,7 @@ def seed(
     runner: Runner,
     report: Report | None = None,
     weights: NDArray[np.int64] | None = None,
-) -> Seeds:
+) -> Steps[Seeds]:
     """Choose where k-means starts.
 
     Parameters
@@ -92,7 +94,7 @@ def seed(
     run = uuid.uuid4().hex
     shared = None if weights is None else runner.shelf.put(f"seed-weights-{run}", weights)
     try:
-        return _seed(rows, n_clusters, init, frame, key, runner, report, run, shared)
+        return (yield from _seed(rows, n_clusters, init, frame, key, runner, report, run, shared))
     finally:
         if shared is not None:
             shared.delete()
@@ -101,7 +103,7 @@ def seed(
 def _seed(
     rows: Rows, n_clusters: int, init: str, frame: Frame, key: int, runner: Runner, report: Report | None, run: str,
     weights: Shared | None,
-) -> Seeds:  # fmt: skip
+) -> Steps[Seeds]:  # fmt: skip
     if init == "random":
         index = random_rows(rows, n_clusters, key=key, runner=runner, weights=weights)
         return Seeds(_padded(rows.take(index), n_clusters), None, run)
@@ -114,21 +116,21 @@ def _seed(
         points.delete()
         return Seeds(found[0], None, run)
     if init == "k-means||":
-        batches = sample_in_rounds(
+        batches = yield from sample_in_rounds.steps(
             rows, 2 * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report, weights=weights
         )
     else:
-        batches = sample_by_distance(
+        batches = yield from sample_by_distance.steps(
             rows, CORESET_FACTOR * n_clusters, frame=frame, key=key, run=run, runner=runner, report=report,
             weights=weights,
         )  # fmt: skip
     parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
-    points, sizes = runner.map_reduce(
+    points, sizes = yield Pass(
         MeasureAndDraw(tuple(batches), frame, run, key, 0.0, with_sums=True, weights=weights),
         parts,
-        combine=Draws.__add__,
-        finish=_Cells(frame, runner.shelf, f"cells-{run}"),
-        stage="seed",
+        Draws.__add__,
+        _Cells(frame, runner.shelf, f"cells-{run}"),
+        "seed",
     )
     centroids, hints = seed_from_points(
         points, sizes, n_clusters, frame=frame, key=stream_key(key, "greedy"), runner=runner,

@@ -1,0 +1,183 @@
+"""Clusters split on a device, all together: the same parts, to the bit, as one by one on the CPU."""
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute.blocks import device_memo, memo
+from hkm_dask.compute.keys import random_bits_by_group, stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.hierarchy import split
+from hkm_dask.hierarchy.split import Split, split_clusters
+from hkm_dask.kmeans.fit import Settings
+from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups, make_cuda_operand
+from tests.emulated.plugin import Emulator
+
+D = 12
+# Rows of each cluster: none, one, fewer than parts, few enough to walk over all, and enough to draw by D².
+SIZES = (40, 0, 1, 3, 9, 70, 0, 25, 150)
+
+
+def clusters(sizes: tuple[int, ...] = SIZES, dtype: type = np.float32) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Rows in no order, and their clusters' members."""
+    rng = np.random.default_rng(0)
+    labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    rows = rng.normal(size=(len(labels), D)) + 4 * rng.normal(size=(len(sizes), D))[labels]
+    rows[labels == 4] = rows[labels == 4][0]  # copies of one row
+    rows[np.flatnonzero(labels == 5)[::2]] *= 3
+    members = np.argsort(labels, kind="stable")
+    return rows.astype(dtype), np.concatenate([[0], np.cumsum(sizes)]), members
+
+
+def parts(
+    rows: np.ndarray, indptr: np.ndarray, members: np.ndarray, *, n_splits: int = 5, spherical: bool = False, **how: Any
+) -> Split:
+    table = ArrayRows(rows)
+    with Runner(n_threads=1) as runner:
+        frame = make_frame(table, runner, n_clusters=n_splits, spherical=spherical)
+        settings = Settings(n_splits, key=stream_key(3), **{"max_iter": 8, "tol": 0.0} | how)
+        return split_clusters(table, indptr, members, settings, frame=frame, runner=runner)
+
+
+@pytest.fixture
+def both(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Split, Split]]:
+    """Split on the CPU, and on the device."""
+
+    def compute(*args: Any, **kwargs: Any) -> tuple[Split, Split]:
+        with monkeypatch.context() as patch:
+            patch.setenv("HKM_DEVICE", "cpu")
+            memo.clear()
+            on_cpu = parts(*args, **kwargs)
+        memo.clear()
+        device_memo.clear()
+        return on_cpu, parts(*args, **kwargs)
+
+    return compute
+
+
+def same(on_cpu: Split, on_device: Split) -> None:
+    for name in ("centroids", "labels", "distances"):
+        np.testing.assert_array_equal(getattr(on_device, name), getattr(on_cpu, name), err_msg=name)
+        assert getattr(on_device, name).dtype == getattr(on_cpu, name).dtype
+    assert on_device.inertia == on_cpu.inertia
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize("init", ["coreset", "k-means||", "k-means++", "random"])
+def test_parts_are_the_cpus(both: Callable[..., tuple[Split, Split]], dtype: type, init: str) -> None:
+    same(*both(*clusters(dtype=dtype), init=init))
+
+
+def test_parts_on_the_sphere_are_the_cpus(both: Callable[..., tuple[Split, Split]]) -> None:
+    rows, indptr, members = clusters()
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    same(*both(rows, indptr, members, spherical=True))
+
+
+def test_every_part_is_a_mean_and_every_row_is_in_the_nearest(cuda: Any) -> None:
+    rows, indptr, members = clusters()
+    found = parts(rows, indptr, members, max_iter=50)
+    wide = rows.astype(np.float64)
+    for cluster, (low, high) in enumerate(itertools.pairwise(indptr)):
+        mine, centroids = members[low:high], found.centroids[5 * cluster : 5 * cluster + 5].astype(np.float64)
+        n_distinct = len(np.unique(rows[mine], axis=0))
+        assert (~np.isnan(centroids[:, 0])).sum() == min(5, n_distinct)
+        squared = ((wide[mine][:, None] - np.nan_to_num(centroids, nan=1e9)) ** 2).sum(axis=2)
+        np.testing.assert_array_equal(found.labels[mine], 5 * cluster + squared.argmin(axis=1))
+        for part in range(min(5, n_distinct)):
+            own = wide[mine][found.labels[mine] == 5 * cluster + part]
+            np.testing.assert_allclose(own.mean(axis=0), centroids[part], atol=1e-5)
+
+
+def test_all_clusters_are_searched_at_once(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    n_searched: list[int] = []
+    plain = CudaSearch.nearest_in_groups
+
+    def counted(
+        self: CudaSearch, rows: Any, labels: Any, distances: Any, operand: Any, groups: Groups, *rest: Any
+    ) -> None:
+        n_searched.append(int((np.diff(groups.columns) > 0).sum()))
+        plain(self, rows, labels, distances, operand, groups, *rest)
+
+    monkeypatch.setattr(CudaSearch, "nearest_in_groups", counted)
+    rows, indptr, members = clusters((20,) * 30)
+    parts(rows, indptr, members, n_splits=4, max_iter=6)
+    assert n_searched[-1] == 30  # the labels
+    # Some draw their centres in more passes, or rest after fewer iterations.
+    assert np.mean(n_searched) > 10
+    assert len(n_searched) < 40
+
+
+def test_too_many_clusters_for_the_device_are_split_in_turns(
+    cuda: Any, both: Callable[..., tuple[Split, Split]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[int] = []
+    together = split.fit_together
+
+    def counted(values: np.ndarray, bounds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        tried.append(len(bounds) - 1)
+        return together(values, bounds, *args, **kwargs)
+
+    monkeypatch.setattr(split, "fit_together", counted)
+    rows, indptr, members = clusters((60,) * 6)
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
+    cuda.get_default_memory_pool().free_all_blocks()
+    emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 60_000)
+    same(*both(rows, indptr, members))
+    assert tried[:2] == [6, 3]
+
+
+def test_a_cluster_larger_than_a_batch_is_streamed(
+    both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(split, "_DEVICE_BATCH_BYTES", 0)
+    monkeypatch.setattr(split, "_BATCH_BYTES", 1500)
+    together = split.fit_together
+
+    def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:
+        assert values.nbytes <= 3000
+        return together(values, *args, **kwargs)
+
+    monkeypatch.setattr(split, "fit_together", small)
+    same(*both(*clusters()))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("some", [False, True])
+def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
+    rng = np.random.default_rng(1)
+    sizes, n_columns = np.array([300, 1, 129, 70]), np.array([7, 3, 300, 1])
+    n, m = sizes.sum(), n_columns.sum()
+    rows, centroids = rng.normal(size=(n, 20)).astype(dtype), rng.normal(size=(m, 20)).astype(np.float32)
+    centroids[[3, 12]] = np.nan
+    centroids[200] = centroids[20]  # of two in one place it is the first
+    of = np.repeat(np.arange(4), sizes)
+    numbers = np.arange(m) * 2 + 5
+    frame = make_frame(ArrayRows(rows), Runner(n_threads=1), n_clusters=20)
+    there = cuda.asarray(rows)
+    labels, distances = cuda.full(n, -1, cuda.int32), cuda.full(n, cuda.inf)
+    looked_at = np.flatnonzero(of != 2) if some else np.arange(n)
+    lines = np.concatenate([[0], np.cumsum(np.where([True, True, not some, True], sizes, 0))])
+    groups = Groups(
+        cuda.asarray(of.astype(np.int32)), lines, np.concatenate([[0], np.cumsum(n_columns)]), numbers.astype(np.int32)
+    )
+    CudaSearch(centroids, frame).nearest_in_groups(
+        there, labels, distances, make_cuda_operand(there, frame), groups, cuda.asarray(looked_at) if some else None
+    )
+    squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
+    squared[np.isnan(squared) | (np.repeat(np.arange(4), n_columns) != of[:, None])] = np.inf
+    expected = np.where(np.isin(np.arange(n), looked_at), numbers[squared.argmin(axis=1)], -1)
+    np.testing.assert_array_equal(labels.get(), expected)
+    np.testing.assert_allclose(distances.get()[looked_at], squared.min(axis=1)[looked_at], rtol=1e-12)
+
+
+def test_random_numbers_by_group_are_the_same_bits_on_the_device(cuda: Any) -> None:
+    rows, of = np.arange(1 << 40, (1 << 40) + 100), np.arange(100) % 3
+    keys = [stream_key(seed) for seed in range(3)]
+    found = random_bits_by_group(keys, cuda.asarray(of), cuda.asarray(rows))
+    np.testing.assert_array_equal(found.get(), random_bits_by_group(keys, of, rows))
