@@ -255,6 +255,7 @@ class _Build:
             frame = make_frame(
                 rows, self.runner, n_clusters=level.n_clusters,
                 mean=source.mean, max_abs=source.max_abs, spherical=spherical,
+                precision=self.config.dtype,
             )  # fmt: skip
             return LevelRows(rows, source.n_total, frame, source.chunk_rows)
         below = self.folder / f"level_{t - 1}"
@@ -266,7 +267,9 @@ class _Build:
         n_total = rows.n_rows
         if (sizes == 0).any():
             rows = on_workers(SubsetRows(rows, np.flatnonzero(sizes)), self.runner)
-        frame = make_frame(rows, self.runner, n_clusters=level.n_clusters, spherical=spherical)
+        frame = make_frame(
+            rows, self.runner, n_clusters=level.n_clusters, spherical=spherical, precision=self.config.dtype
+        )
         return LevelRows(rows, n_total, frame, chunk_rows)
 
     def _cluster(self, t: int, level: Level, rows: LevelRows, run: str) -> list[Fit]:

@@ -28,6 +28,7 @@ from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
+from hkm_dask.kmeans.nearest_cuda import FORMS_OF
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
 from hkm_dask.kmeans.together import fit_together
 
@@ -121,14 +122,15 @@ class _SplitClusters:
         """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
         if worker_device() == "cpu":
             return self._one_by_one(values, bounds, settings)
-        if values.nbytes <= 2 * self.batch_bytes:
+        # Passes made together have their scores from the fused kernel.
+        if values.nbytes <= 2 * self.batch_bytes and "fused" in FORMS_OF[self.frame.precision]:
             try:
                 return fit_together(values, bounds, settings, frame=self.frame, memory_budget=self.memory_budget)
             except Exception as error:
                 if not ran_out(error):
                     raise
             make_room()
-        if len(settings) == 1:  # this one can be streamed
+        if len(settings) == 1:  # a large one can be streamed
             return self._one_by_one(values, bounds, settings)
         half = len(settings) // 2
         cut, n = bounds[half], half * self.settings.n_clusters

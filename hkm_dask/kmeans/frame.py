@@ -50,6 +50,8 @@ class Frame:
         Norm up to which centred rows are brought to 16 bits; 0 for any.
     spherical : bool
         Rows and centroids have unit length (cosine).
+    precision : {"float32", "float64", "float16", "bfloat16", "tf32"}
+        Of the scores that propose labels on a GPU.
     name : str
         Tells this frame from others, for what a process remembers about it.
     """
@@ -61,6 +63,7 @@ class Frame:
     basis_error: float = 0.0
     radius: float = 0.0
     spherical: bool = False
+    precision: str = "float32"
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -185,6 +188,7 @@ def make_frame(
     max_abs: float | None = None,
     total_weight: int | None = None,
     spherical: bool = False,
+    precision: str = "float32",
 ) -> Frame:
     """Choose the frame for a k-means over `rows`.
 
@@ -200,6 +204,8 @@ def make_frame(
         Sum of the weights, if rows are weighted.
     spherical : bool
         Rows have unit length.
+    precision : str
+        Of the scores that propose labels on a GPU; see `Frame`.
 
     Returns
     -------
@@ -219,7 +225,7 @@ def make_frame(
         raise InputError(
             f"max_abs={max_abs:g} should be < {largest:.3g} so that squared distances fit; scale the embeddings down"
         )
-    frame = Frame(mean, max_abs, total_weight or rows.n_rows, spherical=spherical)
+    frame = Frame(mean, max_abs, total_weight or rows.n_rows, spherical=spherical, precision=precision)
     if rows.n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
         return with_basis(frame, rows, runner)
     return frame

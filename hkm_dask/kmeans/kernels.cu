@@ -140,28 +140,53 @@ extern "C" __global__ void measure(const Row* rows, const float* mean, double* n
     }
 }
 
-// Row - mean, `scale` times as large (a power of two), in float16 or float32; its squared norm, the norm of what was
-// written and of what that misses (in the units of the row), and its inner product with the mean.
-template <typename Out>
-__device__ __forceinline__ void write_centred(const Row* rows, const float* mean, float scale, Out* out, double* norms,
-                                              double* sizes, double* errors, double* dots, long long n_rows,
-                                              int n_features, int width) {
+// How a centred value is written as an operand, and what is left of it.
+struct AsHalf {
+    typedef unsigned short Stored;
+    static __device__ __forceinline__ Stored of(double value) {
+        return float_to_half(fminf(fmaxf((float)value, -60000.0f), 60000.0f));
+    }
+    static __device__ __forceinline__ double kept(Stored bits) { return half_to_float(bits); }
+};
+
+struct AsBfloat {  // the upper half of a float, rounded to nearest
+    typedef unsigned short Stored;
+    static __device__ __forceinline__ Stored of(double value) {
+        const unsigned bits = (unsigned)__float_as_int((float)value);
+        return (Stored)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    }
+    static __device__ __forceinline__ double kept(Stored bits) { return __int_as_float((int)((unsigned)bits << 16)); }
+};
+
+struct AsSingle {
+    typedef float Stored;
+    static __device__ __forceinline__ Stored of(double value) { return (float)value; }
+    static __device__ __forceinline__ double kept(Stored value) { return value; }
+};
+
+struct AsDouble {
+    typedef double Stored;
+    static __device__ __forceinline__ Stored of(double value) { return value; }
+    static __device__ __forceinline__ double kept(Stored value) { return value; }
+};
+
+// Row - mean, `scale` times as large (a power of two), in some format; its squared norm, the norm of what was written
+// and of what that misses (in the units of the row), and its inner product with the mean.
+template <typename Format>
+__device__ __forceinline__ void write_centred(const Row* rows, const float* mean, float scale,
+                                              typename Format::Stored* out, double* norms, double* sizes,
+                                              double* errors, double* dots, long long n_rows, int n_features,
+                                              int width) {
     const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
     if (row >= n_rows) return;
     const Row* x = rows + row * n_features;
-    Out* y = out + row * width;
+    typename Format::Stored* y = out + row * width;
     double norm = 0.0, size = 0.0, lost = 0.0, dot = 0.0;
     for (int i = threadIdx.x & 31; i < width; i += 32) {
         const double value = i < n_features ? (double)widened(x[i]) - (double)mean[i] : 0.0;
-        const float scaled = (float)(value * scale);
-        Out stored;
-        if (sizeof(Out) == 2) {
-            stored = (Out)float_to_half(fminf(fmaxf(scaled, -60000.0f), 60000.0f));
-        } else {
-            stored = (Out)scaled;
-        }
+        const typename Format::Stored stored = Format::of(value * scale);
         y[i] = stored;
-        const double kept = (double)widened(stored) / scale;
+        const double kept = Format::kept(stored) / scale;
         norm += value * value;
         size += kept * kept;
         lost += (value - kept) * (value - kept);
@@ -179,17 +204,16 @@ __device__ __forceinline__ void write_centred(const Row* rows, const float* mean
     }
 }
 
-extern "C" __global__ void centre_half(const Row* rows, const float* mean, float scale, unsigned short* out,
-                                       double* norms, double* sizes, double* errors, double* dots, long long n_rows,
-                                       int n_features, int width) {
-    write_centred(rows, mean, scale, out, norms, sizes, errors, dots, n_rows, n_features, width);
-}
-
-extern "C" __global__ void centre_single(const Row* rows, const float* mean, float scale, float* out, double* norms,
-                                         double* sizes, double* errors, double* dots, long long n_rows, int n_features,
-                                         int width) {
-    write_centred(rows, mean, scale, out, norms, sizes, errors, dots, n_rows, n_features, width);
-}
+#define CENTRE(NAME, FORMAT)                                                                                        \
+    extern "C" __global__ void NAME(const Row* rows, const float* mean, float scale, FORMAT::Stored* out,           \
+                                    double* norms, double* sizes, double* errors, double* dots, long long n_rows,   \
+                                    int n_features, int width) {                                                    \
+        write_centred<FORMAT>(rows, mean, scale, out, norms, sizes, errors, dots, n_rows, n_features, width);       \
+    }
+CENTRE(centre_half, AsHalf)
+CENTRE(centre_bfloat, AsBfloat)
+CENTRE(centre_single, AsSingle)
+CENTRE(centre_double, AsDouble)
 
 // -- nearest centroid from a tile of products ------------------------------------------------------------------------
 

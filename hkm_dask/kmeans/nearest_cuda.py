@@ -14,8 +14,9 @@ Cauchy-Schwarz it misses the truth by at most
 where γ bounds the rounding of a sum in any order, by hardware that cuts off instead of rounding. What operands lose is
 measured for every row and centroid; the bound takes the largest over all centroids.
 
-Two forms find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
-whose second best is too near to the other form; and *product*, a tile of cuBLAS's that stays in the L2 cache.
+Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
+whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
+L2 cache.
 """
 
 from __future__ import annotations
@@ -31,9 +32,17 @@ from hkm_dask.compute.backend import device_attribute
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.kernels_cuda import STAGE_BYTES, launch, launch_by_row, n_stages
 
-Form = Literal["fused", "half", "single"]
-#: Ways to find scores: fused in float16, by cuBLAS in float16, by cuBLAS in float32.
-FORMS: tuple[Form, ...] = ("fused", "half", "single")
+#: Ways to find scores: fused in float16; by cuBLAS in float16, bfloat16, TF32, float32, float64.
+Form = Literal["fused", "half", "bfloat", "tf32", "single", "double"]
+FORMS: tuple[Form, ...] = ("fused", "half", "bfloat", "tf32", "single", "double")
+#: The forms that a frame's precision allows. That of float32 is to be had at the speed of 16 bits.
+FORMS_OF: dict[str, tuple[Form, ...]] = {
+    "float32": ("fused", "half", "single"),
+    "float16": ("fused", "half"),
+    "bfloat16": ("bfloat",),
+    "tf32": ("tf32",),
+    "float64": ("double",),
+}
 
 #: Rows of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_THREADS = 128, 256
@@ -46,7 +55,11 @@ _MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
 _LARGEST, _FINEST = 2.0**14, 2.0**40
 #: A mean so many times as long as typical rows are wide would cost more bits than centring costs time.
 _FAR = 4.0
-_UNIT_HALF, _UNIT_SINGLE = 2.0**-22, 2.0**-24
+#: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
+_UNITS = {"single": 2.0**-24, "double": 2.0**-53}
+_UNIT_OF_TENSOR_CORES = 2.0**-22
+#: Tensor cores take 10 of the 23 bits of a float32.
+_LOST_TO_TF32 = 2.0**-10
 
 
 @dataclass(frozen=True)
@@ -55,7 +68,8 @@ class CudaOperand:
 
     Attributes
     ----------
-    matrix : cupy.ndarray of float16 or float32, shape (n_rows, width)
+    matrix : cupy.ndarray, shape (n_rows, width)
+        Of float16, float32 or float64; of uint16 for the bits of bfloat16.
     norms : cupy.ndarray of float64, shape (n_rows,)
         Squared distances to the mean.
     sizes, errors : cupy.ndarray of float64, shape (n_rows,)
@@ -82,15 +96,38 @@ class CudaOperand:
         return int(3 * self.norms.nbytes + (0 if self.as_stored else self.matrix.nbytes))
 
 
-def make_cuda_operand(rows: Any, frame: Frame, *, single: bool = False, largest: float | None = None) -> CudaOperand:
+#: How operands are written: the kernel's name, and the type of its output.
+_STORED = {"half": np.float16, "bfloat": np.uint16, "single": np.float32, "double": np.float64}
+
+
+def kind_of(form: Form) -> str:
+    """The kind of operand a form takes.
+
+    Parameters
+    ----------
+    form : str
+        One of `FORMS`.
+
+    Returns
+    -------
+    {"half", "bfloat", "single", "double"}
+
+    Examples
+    --------
+    >>> kind_of("fused"), kind_of("tf32")
+    ('half', 'single')
+    """
+    return {"fused": "half", "tf32": "single"}.get(form, form)
+
+
+def make_cuda_operand(rows: Any, frame: Frame, kind: str = "half", *, largest: float | None = None) -> CudaOperand:
     """Write rows for the product.
 
     Parameters
     ----------
     rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
     frame : Frame
-    single : bool, default False
-        In float32, not float16.
+    kind : {"half", "bfloat", "single", "double"}, default "half"
     largest : float, optional
         Largest absolute value of the centred rows; by default what the frame allows. Rows beyond it lose precision,
         and are known to.
@@ -104,18 +141,18 @@ def make_cuda_operand(rows: Any, frame: Frame, *, single: bool = False, largest:
     n_rows, n_features = rows.shape
     norms, sizes, errors = (cupy.empty(n_rows, cupy.float64) for _ in range(3))
     mean = _device_mean(frame)
-    if largest is None and not single and takes_as_stored(rows.dtype, frame):
+    if largest is None and kind == "half" and takes_as_stored(rows.dtype, frame):
         launch_by_row("measure", rows, 32, rows, mean, norms, sizes, np.int64(n_rows), np.int32(n_features))
         errors.fill(0.0)
         return CudaOperand(rows, norms, sizes, errors, None, 1.0, True)
     scale = 1.0
-    if not single:
+    if kind == "half":
         most = 2.0 * frame.max_abs if largest is None else largest
         scale = min(2.0 ** np.floor(np.log2(_LARGEST / most)), _FINEST) if most > 0 else 1.0
     width = -(-n_features // _WIDTH) * _WIDTH
-    matrix, dots = cupy.empty((n_rows, width), np.float32 if single else np.float16), cupy.empty(n_rows, cupy.float64)
+    matrix, dots = cupy.empty((n_rows, width), _STORED[kind]), cupy.empty(n_rows, cupy.float64)
     launch_by_row(
-        "centre_single" if single else "centre_half", rows, 32, rows, mean, np.float32(scale), matrix, norms, sizes,
+        f"centre_{kind}", rows, 32, rows, mean, np.float32(scale), matrix, norms, sizes,
         errors, dots, np.int64(n_rows), np.int32(n_features), np.int32(width),
     )  # fmt: skip
     return CudaOperand(matrix, norms, sizes, errors, dots, float(scale), False)
@@ -193,7 +230,8 @@ class CudaSearch:
     centroids : ndarray of float32, shape (n_clusters, n_features)
         On the host. Rows of NaN are slots without a centroid and are never found.
     frame : Frame
-    form : {"fused", "half", "single"}, default "fused"
+    form : str, default "fused"
+        One of `FORMS`.
     """
 
     def __init__(self, centroids: NDArray[np.float32], frame: Frame, form: Form = "fused") -> None:
@@ -208,7 +246,7 @@ class CudaSearch:
         if not len(kept):
             return
         largest = float(np.abs(kept - frame.mean).max(initial=0.0))
-        self._operand = make_cuda_operand(self.centroids, frame, single=form == "single", largest=largest)
+        self._operand = make_cuda_operand(self.centroids, frame, kind_of(form), largest=largest)
         self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
         self._bound()
 
@@ -225,11 +263,12 @@ class CudaSearch:
             [v.max().reshape(1) for v in (form.errors, form.norms, form.sizes, cupy.abs(as_stored))]
         ).get()
         error, norm, size, bias = (float(v) for v in largest)
-        n_columns = form.matrix.shape[1]
-        unit = _UNIT_SINGLE if self.form == "single" else _UNIT_HALF
-        gamma = 2.0 * (n_columns + 16) * unit
-        self._per_size = (2.0 * error + gamma * size) * (1.0 + 1e-6)
+        unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
+        gamma = 2.0 * (form.matrix.shape[1] + 16) * unit + (2.0**-22 if self.form == "double" else 0.0)
         self._per_error = 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
+        if self.form == "tf32":  # what is cut off rows comes to their size, that off centroids to their error
+            gamma += 4.0 * _LOST_TO_TF32 * (1.0 + _LOST_TO_TF32)
+        self._per_size = (2.0 * error + gamma * size) * (1.0 + 1e-6)
         self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
@@ -291,7 +330,7 @@ class CudaSearch:
         if not len(self.centroids) or not len(rows) or (which is not None and not len(which)):
             return 0
         if operand is None:
-            operand = make_cuda_operand(rows, self.frame, single=self.form == "single")
+            operand = make_cuda_operand(rows, self.frame, kind_of(self.form))
         if first not in self._device_numbers:
             self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
         numbers = self._device_numbers[first]
@@ -393,7 +432,7 @@ class CudaSearch:
             for left in range(0, n_clusters, width):
                 n_columns = min(width, n_clusters - left)
                 out = products[: len(some) * n_columns].reshape(len(some), n_columns)
-                _multiply(chosen, self._operand.matrix[left : left + n_columns], out)
+                _multiply(chosen, self._operand.matrix[left : left + n_columns], out, self.form)
                 launch(
                     "settle", rows, len(some), _SETTLE_THREADS, out, self._biases[operand.as_stored],
                     self._alpha(operand), rows, some, self.centroids, numbers, operand.norms, operand.sizes,
@@ -403,17 +442,28 @@ class CudaSearch:
         return int(n_measured[0])
 
 
-def _multiply(a: Any, b: Any, out: Any) -> None:
-    """Write a bᵀ in float32, of float16 or float32 matrices, every product and sum in float32 or better."""
+def _multiply(a: Any, b: Any, out: Any, form: Form) -> None:
+    """Write a bᵀ in float32, of matrices as `form` takes them, every product and sum in float32 or better."""
+    import cupy
     from cupy.cuda import device
     from cupy_backends.cuda.libs import cublas
 
-    kind = 2 if a.dtype == np.float16 else 0  # CUDA_R_16F, CUDA_R_32F
-    compute = cublas.CUBLAS_COMPUTE_32F if kind else cublas.CUBLAS_COMPUTE_32F_PEDANTIC  # never TF32
-    one, zero = np.ones(1, np.float32), np.zeros(1, np.float32)
+    # Type of the operands and of the result, by CUDA's numbers, and the type computed in.
+    a_type, out_type, compute = {
+        "half": (2, 0, cublas.CUBLAS_COMPUTE_32F),
+        "bfloat": (14, 0, cublas.CUBLAS_COMPUTE_32F),
+        "tf32": (0, 0, cublas.CUBLAS_COMPUTE_32F_FAST_TF32),
+        "single": (0, 0, cublas.CUBLAS_COMPUTE_32F_PEDANTIC),  # never TF32
+        "double": (1, 1, cublas.CUBLAS_COMPUTE_64F),
+    }["half" if form == "fused" else form]
+    result = cupy.empty(out.shape, cupy.float64) if form == "double" else out
+    one, zero = np.ones(1, result.dtype), np.zeros(1, result.dtype)
     (n, width), k = a.shape, len(b)
     # cuBLAS has columns first: there b is (width, k) and out is (k, n).
     cublas.gemmEx(
         device.get_cublas_handle(), cublas.CUBLAS_OP_T, cublas.CUBLAS_OP_N, k, n, width, one.ctypes.data,
-        b.data.ptr, kind, width, a.data.ptr, kind, width, zero.ctypes.data, out.data.ptr, 0, k, compute, -1,
+        b.data.ptr, a_type, width, a.data.ptr, a_type, width, zero.ctypes.data, result.data.ptr, out_type, k, compute,
+        -1,
     )  # fmt: skip
+    if result is not out:
+        out[...] = result

@@ -21,7 +21,7 @@ from hkm_dask.compute.staging import iter_device_blocks, resident_budget
 from hkm_dask.kmeans import kernels, kernels_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import make_operand, operand_bytes, scratch
-from hkm_dask.kmeans.nearest_cuda import Form, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_form, choose_head, here, moved_from, search_for, stayed_from
 from hkm_dask.kmeans.vector import widen
 
@@ -237,14 +237,15 @@ class Finder:
         if on_host and (form == 0 or not self._keeps_operands()):
             return None
         # Rows rotated in another frame would give bounds that do not hold.
-        key = ("operand", self.frame.name, slab.start, slab.stop, form == "single")
+        kind = "" if isinstance(form, int) else kind_of(form)
+        key = ("operand", self.frame.name, slab.start, slab.stop, kind)
         group, kept, budget = self.part.rows.key, memo_here(), budget_here(self.part)
         operand = kept.get(group, key)
         if operand is None and on_host:
             operand = make_operand(slab.rows, self.frame, slab.rows.shape[1])
             kept.put(group, key, operand, operand.n_bytes, budget)
         elif operand is None:
-            operand = make_cuda_operand(slab.rows, self.frame, single=form == "single")
+            operand = make_cuda_operand(slab.rows, self.frame, kind)
             # To hold rows that are operands themselves would keep them on the device.
             kept.put(
                 group, key, replace(operand, matrix=None) if operand.as_stored else operand, operand.n_bytes, budget

@@ -15,7 +15,7 @@ from hkm_dask.compute.backend import to_module
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search, make_operand
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form, kind_of, make_cuda_operand
 
 #: Numbers of coordinates tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)
@@ -152,20 +152,24 @@ def choose_form(rows: Any, labels: Any, distances: Any, centroids: Shared, frame
 
     Returns
     -------
-    {"fused", "half", "single"}
+    str
+        One of those that the frame's precision allows.
     """
+    forms = FORMS_OF[frame.precision]
+    if len(forms) == 1:
+        return forms[0]
     rows, labels, distances = (array[:DEVICE_TRIAL_ROWS] for array in (rows, labels, distances))
     times = {}
-    for form in FORMS:
+    for form in forms:
         search = CudaSearch(centroids.get(), frame, form)
         times[form] = min(_device_trial(search, rows, labels, distances) for _ in range(3))
-    return min(FORMS, key=lambda form: times[form])
+    return min(forms, key=lambda form: times[form])
 
 
 def _device_trial(search: CudaSearch, rows: Any, labels: Any, distances: Any) -> float:
     from cupy.cuda import runtime
 
-    operand = make_cuda_operand(rows, search.frame, single=search.form == "single")
+    operand = make_cuda_operand(rows, search.frame, kind_of(search.form))
     labels, distances = labels.copy(), distances.copy()
     runtime.deviceSynchronize()
     begin = time.perf_counter()

@@ -20,7 +20,7 @@ from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.predict import label_rows
 
 _DEVICE = "cuda"
@@ -111,7 +111,7 @@ def _search(form: Form, task: Task) -> Callable[[], Answer]:
     import cupy
 
     search = CudaSearch(task.centroids, task.frame, form)
-    operand = make_cuda_operand(task.rows, task.frame, single=form == "single")  # kept from pass to pass
+    operand = make_cuda_operand(task.rows, task.frame, kind_of(form))  # kept from pass to pass
     labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)
 
     def run() -> Answer:

@@ -170,13 +170,9 @@ __attribute__((noinline)) static void meet(Kind kind, unsigned mask) {
         if (mask >> i & 1) warp[i].state = kReady;
 }
 
-// Back when every thread that has not returned is here, with the number of true predicates.
-__attribute__((noinline)) static int meet_block(int predicate) {
-    Lane& me = lanes[current];
-    me.kind = kSyncThreads;
-    me.from = predicate != 0;
-    me.state = kWaits;
-    int count = 0;
+// Whether every thread that has not returned is at __syncthreads; if so, all go on.
+__attribute__((noinline)) static bool release_block() {
+    int count = 0, n_waiting = 0;
     for (int i = 0; i < n_threads; ++i) {
         const Lane& lane = lanes[i];
         if (lane.state == kReturned) {  // only a whole warp may have gone
@@ -186,14 +182,24 @@ __attribute__((noinline)) static int meet_block(int predicate) {
                     fail("__syncthreads: lane %d of warp %d has returned while others of its warp wait", i % 32, i / 32);
         } else if (lane.state == kWaits && lane.kind == kSyncThreads) {
             count += lane.from;
+            ++n_waiting;
         } else {
-            wait_for_others();
-            return (int)me.out;
+            return false;
         }
     }
     for (int i = 0; i < n_threads; ++i)
         if (lanes[i].state == kWaits) { lanes[i].state = kReady; lanes[i].out = count; }
-    return count;
+    return n_waiting > 0;
+}
+
+// Back when every thread that has not returned is here, with the number of true predicates.
+__attribute__((noinline)) static int meet_block(int predicate) {
+    Lane& me = lanes[current];
+    me.kind = kSyncThreads;
+    me.from = predicate != 0;
+    me.state = kWaits;
+    if (!release_block()) wait_for_others();
+    return (int)me.out;
 }
 
 static void run_lane() {
@@ -248,7 +254,8 @@ static void run_block() {
             }
         }
         if (!left) break;
-        if (!progressed) report_deadlock();
+        // The last warp may have returned after all others came to the barrier.
+        if (!progressed && !release_block()) report_deadlock();
     }
     for (const unsigned char* p = shared_start + shared_bytes; p < shared_end; ++p)
         if (*p != kPoison) fail("write beyond the %d bytes of dynamic shared memory", shared_bytes);

@@ -27,7 +27,7 @@ def _make_modules() -> dict[str, ModuleType]:
         "cupy_backends.cuda.libs.cublas",
         gemmEx=runtime.gemm_ex,
         CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_OP_C=2, CUBLAS_GEMM_DEFAULT=-1, CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,
-        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_PEDANTIC=69, CUBLAS_COMPUTE_32F_FAST_16F=74,
+        CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_PEDANTIC=69, CUBLAS_COMPUTE_64F=70,
         CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_POINTER_MODE_HOST=0, CUBLAS_POINTER_MODE_DEVICE=1,
         getPointerMode=lambda handle: 0, setPointerMode=lambda handle, mode: None,
     )  # fmt: skip

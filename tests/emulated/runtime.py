@@ -114,8 +114,12 @@ def zeros_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray
 # cuBLAS: matrices are column-major, so element (i, j) lies at i + j * ld
 
 CUBLAS_OP_N, CUBLAS_OP_T, CUBLAS_OP_C = 0, 1, 2
-_DATA_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16)}
-_COMPUTE_IN_FLOAT32 = (0, 68, 69, 74, 75, 77)  # CUDA_R_32F and CUBLAS_COMPUTE_32F, _PEDANTIC, _FAST_16F, _16BF, _TF32
+# CUDA_R_32F, _64F, _16F, _16BF: NumPy has no bfloat16, which is the upper half of a float32
+_DATA_TYPES = {0: np.dtype(np.float32), 1: np.dtype(np.float64), 2: np.dtype(np.float16), 14: np.dtype(np.uint16)}
+# CUBLAS_COMPUTE_32F, _PEDANTIC and _FAST_TF32, and _64F: types of operands and result, and the type computed in
+_COMPUTES = {
+    68: ((0, 2, 14), 0, np.float32), 69: ((0,), 0, np.float32), 77: ((0,), 0, np.float32), 70: ((1,), 1, np.float64),
+}  # fmt: skip
 
 
 def _matrix(ptr: int, n_rows: int, n_columns: int, leading: int, dtype: np.dtype, writes: bool = False) -> np.ndarray:
@@ -129,23 +133,34 @@ def _matrix(ptr: int, n_rows: int, n_columns: int, leading: int, dtype: np.dtype
     return np.lib.stride_tricks.as_strided(flat, (n_rows, n_columns), (dtype.itemsize, leading * dtype.itemsize))
 
 
+def _as_multiplied(matrix: np.ndarray, data_type: int, compute_type: int, computed_in: type) -> np.ndarray:
+    """Give the values that are multiplied: TF32 cuts all but 10 bits off a float32."""
+    if data_type == 14:
+        return (matrix.astype(np.uint32) << 16).view(np.float32)
+    values = matrix.astype(computed_in)
+    return (values.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32) if compute_type == 77 else values
+
+
 def gemm_ex(
     handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,
     b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute_type: int, algo: int,
 ) -> None:  # fmt: skip
-    """Compute C = alpha op(A) op(B) + beta C in float32; `alpha` and `beta` point to float32 on the host."""
+    """Compute C = alpha op(A) op(B) + beta C; `alpha` and `beta` point to the type computed in, on the host."""
     if handle != Device.cublas_handle:
         raise ValueError("CUBLAS_STATUS_NOT_INITIALIZED")
-    if compute_type not in _COMPUTE_IN_FLOAT32 or _DATA_TYPES.get(c_type) != np.float32 or a_type != b_type:
-        raise ValueError("CUBLAS_STATUS_NOT_SUPPORTED: float16 or float32 operands, a float32 result and computation")
-    if a_type not in (0, 2):
-        raise ValueError(f"CUBLAS_STATUS_NOT_SUPPORTED: operands of cudaDataType {a_type}")
+    types, result_type, computed_in = _COMPUTES.get(compute_type, ((), None, np.float32))
+    if a_type not in types or b_type != a_type or c_type != result_type:
+        raise ValueError(
+            f"CUBLAS_STATUS_NOT_SUPPORTED: operands {a_type} and {b_type}, result {c_type}, computed as {compute_type}"
+        )
     dtype = _DATA_TYPES[a_type]
-    left = _matrix(a, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype).astype(np.float32)
-    right = _matrix(b, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype).astype(np.float32)
+    left = _matrix(a, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype)
+    right = _matrix(b, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype)
+    left, right = (_as_multiplied(side, a_type, compute_type, computed_in) for side in (left, right))
     left, right = left if transa == CUBLAS_OP_N else left.T, right if transb == CUBLAS_OP_N else right.T
-    out = _matrix(c, m, n, ldc, np.dtype(np.float32), writes=True)
-    scale, keep = (np.float32(ctypes.c_float.from_address(int(at)).value) for at in (alpha, beta))
+    out = _matrix(c, m, n, ldc, _DATA_TYPES[c_type], writes=True)
+    pointed_to = ctypes.c_double if c_type == 1 else ctypes.c_float
+    scale, keep = (computed_in(pointed_to.from_address(int(at)).value) for at in (alpha, beta))
     with np.errstate(all="ignore"):
         product = scale * (left @ right)
         out[...] = product if keep == 0 else product + keep * out

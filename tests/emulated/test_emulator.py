@@ -329,9 +329,10 @@ def test_lanes_that_go_astray_are_reported(module: Any, name: str, block: int, m
 def test_whole_warps_may_return(module: Any) -> None:
     import cupy
 
-    out = cupy.zeros(32, cupy.int32)
-    module.get_function("warps_leave")((1,), (96,), (out,))
-    np.testing.assert_array_equal(out.get(), 32)
+    for _ in range(20):  # in whatever order warps run
+        out = cupy.zeros(32, cupy.int32)
+        module.get_function("warps_leave")((1,), (96,), (out,))
+        np.testing.assert_array_equal(out.get(), 32)
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans import searches
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.kmeans.frame import Frame, make_frame
+from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form
 from hkm_dask.kmeans.predict import nearest_labels
 from tests.emulated.plugin import Emulator
 
@@ -122,6 +123,31 @@ def test_a_tree_and_its_sample_are_the_cpus(
 
     for on_cpu, on_device in zip(*twice(cuda, monkeypatch, compute), strict=True):
         np.testing.assert_array_equal(on_device, on_cpu)
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float16", "bfloat16", "tf32"])
+def test_every_precision_gives_the_same_tree(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, dtype: str
+) -> None:
+    rows, forms = groups(300, 32), set()
+    plain = CudaSearch.__init__
+
+    def noted(self: CudaSearch, centroids: np.ndarray, frame: Frame, form: Form = "fused") -> None:
+        forms.add(form)
+        plain(self, centroids, frame, form)
+
+    monkeypatch.setattr(CudaSearch, "__init__", noted)
+
+    def compute() -> Any:
+        tree = tmp_path / f"tree-{np.random.default_rng().integers(1 << 30)}.zarr"
+        level = hkm.Level(n_clusters=12, n_splits=2, n_resamples=1, resample_size=4, max_iter=4)
+        opened = hkm.build_hierarchy(rows, tree, hkm.Config(levels=(level,), dtype=dtype))
+        return [opened["level_1"][name].to_numpy() for name in ("labels", "distances", "centroids")]
+
+    for on_cpu, on_device in zip(*twice(cuda, monkeypatch, compute), strict=True):
+        np.testing.assert_array_equal(on_device, on_cpu)
+    assert forms <= set(FORMS_OF[dtype])
+    assert forms
 
 
 def test_new_rows_are_labelled_as_on_the_cpu(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans import kernels, kernels_cuda, nearest_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, kind_of, make_cuda_operand
 from tests.emulated.plugin import Emulator
 
 
@@ -99,23 +99,25 @@ def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
     assert np.isinf(distances).all()
 
 
-@pytest.mark.parametrize("single", [False, True])
-def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, single: bool) -> None:
+@pytest.mark.parametrize("form", FORMS[1:])
+def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None:
     rng = np.random.default_rng(3)
     for dtype, centre in [(np.float16, 0.2), (np.float32, 0.2), (np.float16, 40.0), (np.float32, 4000.0)]:
         rows = rng.normal(centre, 1, (50, 64)).astype(dtype)
         centroids = rng.normal(centre, 1, (30, 64)).astype(np.float32)
         frame = frame_of(rows)
-        search = CudaSearch(centroids, frame, "single" if single else "half")
-        operand = make_cuda_operand(cuda.asarray(rows), frame, single=single)
+        search = CudaSearch(centroids, frame, form)
+        operand = make_cuda_operand(cuda.asarray(rows), frame, kind_of(form))
         scales = operand.scale * search._operand.scale
-        products = operand.matrix.get().astype(np.float32) @ search._operand.matrix.get().astype(np.float32).T
+        there = cuda.empty((50, 30), cuda.float32)
+        nearest_cuda._multiply(operand.matrix, search._operand.matrix, there, form)
+        products = there.get()
         scores = products * np.float32(-2.0 / scales) + search._biases[operand.as_stored].get()[:30]
         squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
         missed = np.abs(scores - (squared - operand.norms.get()[:, None]))
         allowed = operand.sizes.get() * search._per_size + operand.errors.get() * search._per_error + search._constant
         assert (missed <= allowed[:, None]).all()
-        assert operand.as_stored == (dtype == np.float16 and centre < 1 and not single)
+        assert operand.as_stored == (dtype == np.float16 and centre < 1 and form == "half")
 
 
 def test_tiles_are_halved_when_the_device_is_full(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
