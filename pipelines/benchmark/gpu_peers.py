@@ -20,7 +20,7 @@ from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.predict import label_rows
 
 _DEVICE = "cuda"
@@ -285,7 +285,7 @@ def _to_cupy(tensor: Any) -> Any:
 
 
 PARTICIPANTS = (
-    *(Participant(f"{ours.NAME}, {form}", "", partial(_search, form)) for form in FORMS),
+    *(Participant(f"{ours.NAME}, {form}", "", partial(_search, form)) for form in FORMS_OF["float32"]),
     Participant(ours.NAME, "", streamed=_engine),
     Participant("flash-kmeans, float16", "flash-kmeans", partial(_flash, "float16"), _flash_streamed),
     Participant("flash-kmeans, TF32", "flash-kmeans", partial(_flash, "float32")),
