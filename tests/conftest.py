@@ -105,6 +105,7 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     request.getfixturevalue("emulated_cuda")
     monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 0)
     monkeypatch.setattr(searches, "DEVICE_TRIAL_ROWS", 64)
-    monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [runner._run(task, i) for i in items])
+    run_task = runner.run_task
+    monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [run_task(task, i) for i in items])
     yield
     device_memo.clear()

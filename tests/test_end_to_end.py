@@ -21,6 +21,7 @@ from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
 from hkm_dask import cli
+from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.hierarchy import checkpoint
@@ -287,7 +288,7 @@ def client() -> Iterator[Client]:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make little work worth a round of tasks."""
-    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 
@@ -401,7 +402,7 @@ def test_damage_seen_by_a_worker_is_told_here(tmp_path: Path, client: Client) ->
 def test_workers_are_asked_for_whenever_they_are_needed(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
     # What a client knows of its workers is emptied by a timer of its own, at any moment.
     monkeypatch.setattr(client, "scheduler_info", lambda **_: {"workers": {}})
-    with runner_module.ClusterRunner(client) as runner:
+    with cluster_runner.ClusterRunner(client) as runner:
         assert (runner.n_workers, runner.map(abs, [-1, 2, -3], stage="test")) == (2, [1, 2, 3])
 
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import require_cuda
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner, budget_within
+from hkm_dask.compute.runner import Runner, budget_within
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:

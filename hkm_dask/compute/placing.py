@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.runner import ClusterRunner, Runner
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.derived import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows

@@ -1,4 +1,4 @@
-"""Runs the tasks of a computation: on threads of this process, or on the workers of a Dask cluster.
+"""Runs the tasks of a computation on threads of this process; see `cluster_runner` for the workers of a Dask cluster.
 
 A `Runner` offers two things, `map` and `map_reduce`, and behaves the same everywhere. Tasks are few, one per thread of
 every worker; each folds many blocks into one partial result, and a short tree combines the partials.
@@ -11,9 +11,9 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,30 +21,24 @@ from typing import TYPE_CHECKING, Any
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import device_budget, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
-from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.shared import Shelf
 from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:
-    from distributed import Client, Future
+    from distributed import Client
 
-_FAN_IN = 8
-#: Seconds to wait for a first worker, or for one after all have died.
-_WORKERS_COME_WITHIN = 30
-#: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
-_LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
-#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
-_ROUND_TRIP_FLOPS = 2e9
-#: The same for threads of this process (about 2 ms).
+#: Floating-point operations one thread does while a round of tasks is handed out to threads (about 2 ms).
 _HAND_OVER_FLOPS = 4e7
 
 
-def _identity(value: Any) -> Any:
+def identity(value: Any) -> Any:
+    """Return what is given: what `map_reduce` finishes with unless told otherwise."""
     return value
 
 
-def _combine_all(combine: Callable[[Any, Any], Any], first: Any, *rest: Any) -> Any:
+def combine_all(combine: Callable[[Any, Any], Any], first: Any, *rest: Any) -> Any:
+    """Combine results two by two, in their order."""
     for other in rest:
         first = combine(first, other)
     return first
@@ -55,7 +49,24 @@ def n_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def _run(task: Callable[[Any], Any], item: Any) -> Any:
+def run_task(task: Callable[[Any], Any], item: Any) -> Any:
+    """Run a task of one item where it is to run; again with more room, where device memory ran out.
+
+    Parameters
+    ----------
+    task : callable
+    item : object
+
+    Returns
+    -------
+    object
+        What the task returns.
+
+    Raises
+    ------
+    ComputeError
+        Device memory ran out and there was nothing to give up.
+    """
     with single_threaded_blas():
         while True:
             try:
@@ -190,9 +201,9 @@ class Runner:
         from dask import threaded
 
         if len(items) == 1:
-            return [_run(task, items[0])]
+            return [run_task(task, items[0])]
         name = self._name(stage)
-        graph = {(name, i): (partial(_run, task, item),) for i, item in enumerate(items)}
+        graph = {(name, i): (partial(run_task, task, item),) for i, item in enumerate(items)}
         return list(threaded.get(graph, [(name, i) for i in range(len(items))], pool=self._pool))
 
     def map_reduce(
@@ -201,7 +212,7 @@ class Runner:
         items: Sequence[Any],
         *,
         combine: Callable[[Any, Any], Any],
-        finish: Callable[[Any], Any] = _identity,
+        finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
         """Run `task` on every item, `combine` the results in order, and `finish` what comes out.
@@ -220,7 +231,7 @@ class Runner:
             What `finish` returns.
         """
         results = self.map(task, items, stage=stage)
-        return _run(finish, _combine_all(combine, *results))
+        return run_task(finish, combine_all(combine, *results))
 
     def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
         """Run one task somewhere.
@@ -265,216 +276,6 @@ def runner_in_task(memory_budget: int) -> Runner:
     runner = Runner(n_threads=1)
     runner.memory_budget = memory_budget
     return runner
-
-
-class ClusterRunner(Runner):
-    """Runs tasks on the workers of a Dask cluster.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    work_dir : path, optional
-        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine.
-
-    Raises
-    ------
-    ComputeError
-        No worker came within half a minute, one cannot see the folder, or some compute on GPUs and some do not.
-    """
-
-    def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
-        self.client = client
-        info = self._workers()
-        device = agree_on_device(client)
-        super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
-        self.n_workers = len(info)
-        self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
-        limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
-        if limits:
-            self.memory_budget = budget_within(min(limits))
-        self.dashboard = client.dashboard_link or None
-        self._owners: dict[int, str] = {}
-        self._shelf: Shelf | None = None
-
-    def _workers(self) -> dict[str, dict[str, Any]]:
-        """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
-        client = self.client
-        assert client is not None
-        for _ in range(2):
-            # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
-            try:
-                workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
-            except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
-                raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
-            if workers:
-                return dict(workers)
-            with suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=_WORKERS_COME_WITHIN)
-        raise ComputeError(
-            "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
-        )
-
-    @property
-    def shelf(self) -> Shelf:
-        """Where arrays for many tasks are put."""
-        if self._shelf is None:
-            folder = self.work_dir / f"shared-{self._token}"
-            folder.mkdir(parents=True, exist_ok=True)
-            self._owned.append(folder)
-            assert self.client is not None
-            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder.resolve())).items() if not sees]
-            if blind:
-                raise ComputeError(
-                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
-                    "put the output on a file system all workers share"
-                )
-            self._shelf = Shelf(str(folder.resolve()))
-        return self._shelf
-
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        """Group the tasks of a context under `name` in the dashboard.
-
-        Parameters
-        ----------
-        name : str
-        """
-        from distributed import span
-
-        return span(name)
-
-    def _task_flops(self) -> float:
-        return _ROUND_TRIP_FLOPS
-
-    def _owner(self, index: int, workers: list[str]) -> str:
-        # A part stays with the worker that holds its blocks for as long as that worker lives.
-        owner = self._owners.get(index)
-        if owner not in workers:
-            owner = workers[index % len(workers)]
-            self._owners[index] = owner
-        return owner
-
-    def _submit(
-        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
-    ) -> list[Future[Any]]:
-        assert self.client is not None
-        name = self._name(stage)
-        submit = partial(self.client.submit, pure=False, allow_other_workers=True)
-        return [
-            submit(_run, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
-            for i, item in enumerate(items)
-        ]
-
-    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
-        """Run `task` on every item; results come in the order of the items.
-
-        Parameters
-        ----------
-        task, items, stage
-            See `Runner.map`.
-
-        Returns
-        -------
-        list
-
-        Raises
-        ------
-        ComputeError
-            Workers died each time they ran a task, or the scheduler is lost; the message names the stage.
-        """
-        return self._collect(partial(self._submit, task, items, stage), stage)
-
-    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], stage: str) -> list[Any]:
-        """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
-
-        After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
-        others are allowed to take them.
-        """
-        from distributed import wait
-
-        assert self.client is not None
-        with _explained(stage), self.client.as_current():
-            for _ in range(_ATTEMPTS):
-                workers = sorted(self._workers())
-                futures = submit(workers)
-                waiting = True
-                while waiting:
-                    try:
-                        wait(futures, timeout=_LOOK_AFTER_WORKERS)
-                    except TimeoutError:
-                        waiting = not set(workers).isdisjoint(self._workers())
-                    else:
-                        return list(self.client.gather(futures))
-                self.client.cancel(futures)
-        raise ComputeError(
-            f"{stage}: all workers died {_ATTEMPTS} times; "
-            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
-        )
-
-    def map_reduce(
-        self,
-        task: Callable[[Any], Any],
-        items: Sequence[Any],
-        *,
-        combine: Callable[[Any, Any], Any],
-        finish: Callable[[Any], Any] = _identity,
-        stage: str,
-    ) -> Any:
-        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers.
-
-        Parameters
-        ----------
-        task, items, combine, finish, stage
-            See `Runner.map_reduce`.
-
-        Returns
-        -------
-        object
-            What `finish` returns.
-
-        Raises
-        ------
-        ComputeError
-            As for `map`.
-        """
-        client = self.client
-        assert client is not None
-
-        def submit(workers: list[str]) -> list[Future[Any]]:
-            futures = self._submit(task, items, stage, workers)
-            name = self._name("reduce")
-            for depth in itertools.count():
-                if len(futures) == 1:
-                    break
-                groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
-                futures = [
-                    client.submit(_combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
-                    for i, group in enumerate(groups)
-                ]
-            return [client.submit(_run, finish, futures[0], key=f"{self._name('update')}", pure=False)]
-
-        return self._collect(submit, stage)[0]
-
-    def close(self) -> None:
-        """Remove temporary folders; the client stays open for whoever opened it."""
-        super().close()
-
-
-@contextmanager
-def _explained(stage: str) -> Iterator[None]:
-    """Turn Dask's own failures into errors that name the stage and the remedy."""
-    from distributed import CancelledError, KilledWorker, TimeoutError
-
-    try:
-        yield
-    except KilledWorker as error:
-        raise ComputeError(
-            f"{stage}: workers died each time they ran task {error.task}; "
-            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
-        ) from error
-    except (CancelledError, TimeoutError) as error:
-        raise ComputeError(
-            f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"
-        ) from error
 
 
 def budget_within(memory_limit: int) -> int:

@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.blocks import device_memo, forget, memo
 from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.events import emit
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.placing import discard, gather, on_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array

@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import on_host, to_host
 from hkm_dask.compute.blocks import Part, forget
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
 from hkm_dask.compute.placing import discard, on_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner, n_processors, runner_in_task
+from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import greedy, product

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.compute.blocks import forget
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.keys import stream_key
 from hkm_dask.compute.passes import Steps, Stepwise
 from hkm_dask.compute.placing import on_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner, runner_in_task
+from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import Moved, iterate

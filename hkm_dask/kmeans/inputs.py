@@ -16,7 +16,8 @@ import zarr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
-from hkm_dask.compute.runner import ClusterRunner, Runner
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, as_rows

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 
 from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.runner import ClusterRunner
+from hkm_dask.compute.cluster_runner import ClusterRunner
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from hkm_dask.compute.cluster import connect, runner_for
-from hkm_dask.compute.runner import ClusterRunner, Runner, budget_within
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.runner import Runner, budget_within
 from hkm_dask.errors import ComputeError, InputError
 
 

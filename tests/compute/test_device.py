@@ -19,7 +19,7 @@ from distributed import Client, LocalCluster
 
 from hkm_dask.compute import cluster as cluster_module
 from hkm_dask.compute.cluster import connect, runner_for
-from hkm_dask.compute.runner import ClusterRunner
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.errors import ComputeError, InputError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -14,9 +14,11 @@ import pytest
 from dask.utils import key_split
 from threadpoolctl import threadpool_info
 
+from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.placing import discard, gather, on_workers
-from hkm_dask.compute.runner import ClusterRunner, Runner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.derived import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError, InputError
@@ -28,7 +30,7 @@ from hkm_dask.kmeans.lloyd import Moved, iterate
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every pass worth a task on each worker."""
-    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 

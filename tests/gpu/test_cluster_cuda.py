@@ -41,7 +41,7 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
     rows = embeddings(2000)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(tmp_path))
-    monkeypatch.setattr("hkm_dask.compute.runner._ROUND_TRIP_FLOPS", 1e6)  # several tasks for little work
+    monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 1e6)  # several tasks for little work
     with (
         LocalCluster(
             n_workers=n_workers,

@@ -1,0 +1,238 @@
+"""Runs the tasks of a computation on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hkm_dask.compute.backend import device_budget
+from hkm_dask.compute.device import agree_on_device
+from hkm_dask.compute.runner import Runner, budget_within, combine_all, identity, run_task
+from hkm_dask.compute.shared import Shelf
+from hkm_dask.errors import ComputeError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+_FAN_IN = 8
+#: Seconds to wait for a first worker, or for one after all have died.
+_WORKERS_COME_WITHIN = 30
+#: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
+_LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
+#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
+_ROUND_TRIP_FLOPS = 2e9
+
+
+class ClusterRunner(Runner):
+    """Runs tasks on the workers of a Dask cluster.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    work_dir : path, optional
+        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine.
+
+    Raises
+    ------
+    ComputeError
+        No worker came within half a minute, one cannot see the folder, or some compute on GPUs and some do not.
+    """
+
+    def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
+        self.client = client
+        info = self._workers()
+        device = agree_on_device(client)
+        super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
+        self.n_workers = len(info)
+        self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
+        limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
+        if limits:
+            self.memory_budget = budget_within(min(limits))
+        self.dashboard = client.dashboard_link or None
+        self._owners: dict[int, str] = {}
+        self._shelf: Shelf | None = None
+
+    def _workers(self) -> dict[str, dict[str, Any]]:
+        """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
+        client = self.client
+        assert client is not None
+        for _ in range(2):
+            # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
+            try:
+                workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
+            except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
+                raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
+            if workers:
+                return dict(workers)
+            with suppress(TimeoutError):
+                client.wait_for_workers(1, timeout=_WORKERS_COME_WITHIN)
+        raise ComputeError(
+            "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
+        )
+
+    @property
+    def shelf(self) -> Shelf:
+        """Where arrays for many tasks are put."""
+        if self._shelf is None:
+            folder = self.work_dir / f"shared-{self._token}"
+            folder.mkdir(parents=True, exist_ok=True)
+            self._owned.append(folder)
+            assert self.client is not None
+            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder.resolve())).items() if not sees]
+            if blind:
+                raise ComputeError(
+                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
+                    "put the output on a file system all workers share"
+                )
+            self._shelf = Shelf(str(folder.resolve()))
+        return self._shelf
+
+    def span(self, name: str) -> AbstractContextManager[Any]:
+        """Group the tasks of a context under `name` in the dashboard.
+
+        Parameters
+        ----------
+        name : str
+        """
+        from distributed import span
+
+        return span(name)
+
+    def _task_flops(self) -> float:
+        return _ROUND_TRIP_FLOPS
+
+    def _owner(self, index: int, workers: list[str]) -> str:
+        # A part stays with the worker that holds its blocks for as long as that worker lives.
+        owner = self._owners.get(index)
+        if owner not in workers:
+            owner = workers[index % len(workers)]
+            self._owners[index] = owner
+        return owner
+
+    def _submit(
+        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
+    ) -> list[Future[Any]]:
+        assert self.client is not None
+        name = self._name(stage)
+        submit = partial(self.client.submit, pure=False, allow_other_workers=True)
+        return [
+            submit(run_task, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
+            for i, item in enumerate(items)
+        ]
+
+    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+        """Run `task` on every item; results come in the order of the items.
+
+        Parameters
+        ----------
+        task, items, stage
+            See `Runner.map`.
+
+        Returns
+        -------
+        list
+
+        Raises
+        ------
+        ComputeError
+            Workers died each time they ran a task, or the scheduler is lost; the message names the stage.
+        """
+        return self._collect(partial(self._submit, task, items, stage), stage)
+
+    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], stage: str) -> list[Any]:
+        """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
+
+        After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
+        others are allowed to take them.
+        """
+        from distributed import wait
+
+        assert self.client is not None
+        with _explained(stage), self.client.as_current():
+            for _ in range(_ATTEMPTS):
+                workers = sorted(self._workers())
+                futures = submit(workers)
+                waiting = True
+                while waiting:
+                    try:
+                        wait(futures, timeout=_LOOK_AFTER_WORKERS)
+                    except TimeoutError:
+                        waiting = not set(workers).isdisjoint(self._workers())
+                    else:
+                        return list(self.client.gather(futures))
+                self.client.cancel(futures)
+        raise ComputeError(
+            f"{stage}: all workers died {_ATTEMPTS} times; "
+            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+        )
+
+    def map_reduce(
+        self,
+        task: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        combine: Callable[[Any, Any], Any],
+        finish: Callable[[Any], Any] = identity,
+        stage: str,
+    ) -> Any:
+        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers.
+
+        Parameters
+        ----------
+        task, items, combine, finish, stage
+            See `Runner.map_reduce`.
+
+        Returns
+        -------
+        object
+            What `finish` returns.
+
+        Raises
+        ------
+        ComputeError
+            As for `map`.
+        """
+        client = self.client
+        assert client is not None
+
+        def submit(workers: list[str]) -> list[Future[Any]]:
+            futures = self._submit(task, items, stage, workers)
+            name = self._name("reduce")
+            for depth in itertools.count():
+                if len(futures) == 1:
+                    break
+                groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
+                futures = [
+                    client.submit(combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
+                    for i, group in enumerate(groups)
+                ]
+            return [client.submit(run_task, finish, futures[0], key=f"{self._name('update')}", pure=False)]
+
+        return self._collect(submit, stage)[0]
+
+    def close(self) -> None:
+        """Remove temporary folders; the client stays open for whoever opened it."""
+        super().close()
+
+
+@contextmanager
+def _explained(stage: str) -> Iterator[None]:
+    """Turn Dask's own failures into errors that name the stage and the remedy."""
+    from distributed import CancelledError, KilledWorker, TimeoutError
+
+    try:
+        yield
+    except KilledWorker as error:
+        raise ComputeError(
+            f"{stage}: workers died each time they ran task {error.task}; "
+            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+        ) from error
+    except (CancelledError, TimeoutError) as error:
+        raise ComputeError(
+            f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"
+        ) from error
