@@ -17,7 +17,8 @@ from sklearn.neighbors import KernelDensity
 
 FOLDER = Path(__file__).parents[1] / "pipelines" / "simulation"
 NAMES = (
-    "mixtures", "measures", "drawing", "toy", "figure2", "figure3_pictures", "figure3", "rings", "gap", "command"
+    "mixtures", "measures", "drawing", "toy", "figure2", "figure3_pictures", "figure3", "rings", "gap", "beside",
+    "command",
 )  # fmt: skip
 
 
@@ -205,6 +206,14 @@ def test_the_gap_is_measured_by_case(simulation: SimpleNamespace, tmp_path: Path
     assert pictures == []
     assert "0.3" in simulation.gap.summarise(numbers)
     assert all(len(levels) >= 1 for group in simulation.gap.CASES.values() for levels, _ in group.values())
+
+
+def test_levels_of_scikit_learn_come_to_the_same(simulation: SimpleNamespace, tmp_path: Path) -> None:
+    numbers, _ = simulation.beside.run(tmp_path, 3, cases=((300,), (1500, 300)))
+    for one in numbers.values():
+        assert one["ours"]["mean"] == pytest.approx(one["scikit-learn"]["mean"], rel=0.15)
+    assert numbers["1500, 300"]["ours"]["mean"] < numbers["300"]["ours"]["mean"] / 2
+    assert "1500, 300" in simulation.beside.summarise(numbers)
 
 
 # -- at the paper's size ----------------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import Any
 
 from rich.console import Console
 
+import simulation_beside
 import simulation_figure2
 import simulation_figure3
 import simulation_gap
@@ -29,9 +30,10 @@ STUDIES: dict[str, tuple[Run, Callable[[dict[str, Any]], str]]] = {
     "figure3": (simulation_figure3.run, simulation_figure3.summarise),
     "rings": (simulation_rings.run, simulation_rings.summarise),
     "gap": (simulation_gap.run, simulation_gap.summarise),
+    "beside": (simulation_beside.run, simulation_beside.summarise),
 }
-STAGES = ("figure 2", "figure 3", "rings", "gap")  # as these modules tell
-ALL = tuple(name for name in STUDIES if name != "gap")
+STAGES = ("figure 2", "figure 3", "rings", "gap", "beside")  # as these modules tell
+ALL = ("toy", "figure2", "figure3", "rings")
 
 
 def parse_arguments(description: str | None) -> argparse.Namespace:
