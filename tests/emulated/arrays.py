@@ -540,6 +540,22 @@ def isscalar(element: Any) -> bool:
     return np.isscalar(element)
 
 
+class Generator:
+    """`cupy.random.Generator`, with numbers of NumPy's."""
+
+    def __init__(self, seed: int | None = None) -> None:
+        self._generator = np.random.default_rng(seed)
+
+    def standard_normal(self, size: Any = None, dtype: Any = np.float64) -> ndarray:
+        return wrap(np.asarray(self._generator.standard_normal(size, dtype)))
+
+    def integers(self, low: int, high: int | None = None, size: Any = None, dtype: Any = np.int64) -> ndarray:
+        return wrap(np.asarray(self._generator.integers(low, high, size, dtype)))
+
+    def random(self, size: Any = None, dtype: Any = np.float64) -> ndarray:
+        return wrap(np.asarray(self._generator.random(size, dtype)))
+
+
 _SAME = (
     "abs absolute add all allclose any argmax argmin array_equal bitwise_and bitwise_or broadcast_to ceil clip "
     "compress count_nonzero cumsum diag diff divide dot einsum equal exp expand_dims extract fabs flatnonzero flip "

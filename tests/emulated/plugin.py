@@ -47,6 +47,7 @@ def _make_modules() -> dict[str, ModuleType]:
     backends_cuda = _module("cupy_backends.cuda", api=api, libs=libs)
     backends = _module("cupy_backends", cuda=backends_cuda)
 
+    random = _module("cupy.random", Generator=arrays.Generator, default_rng=arrays.Generator)
     cuda_memory = _module("cupy.cuda.memory", OutOfMemoryError=memory.OutOfMemoryError)
     device = _module("cupy.cuda.device", Device=runtime.Device, get_cublas_handle=lambda: runtime.Device.cublas_handle)
     queues = {
@@ -58,16 +59,18 @@ def _make_modules() -> dict[str, ModuleType]:
     cuda = _module(
         "cupy.cuda", **queues, Device=runtime.Device, memory=cuda_memory, device=device, stream=stream, cublas=cublas,
         runtime=cuda_runtime, driver=driver, compiler=compiler, is_available=lambda: True,
-        get_cublas_handle=device.get_cublas_handle,
+        get_cublas_handle=device.get_cublas_handle, PinnedMemory=runtime.PinnedMemory,
+        PinnedMemoryPointer=runtime.pinned_memory_pointer,
     )  # fmt: skip
     cupy = _module(
-        "cupy", **arrays.namespace(), cuda=cuda, RawModule=kernels.RawModule,
+        "cupy", **arrays.namespace(), cuda=cuda, random=random,
+        get_default_pinned_memory_pool=runtime.PinnedMemoryPool, RawModule=kernels.RawModule,
         get_default_memory_pool=lambda: memory.pool, get_array_module=_get_array_module, __version__="14.0.0",
     )  # fmt: skip
     cupyx = _module("cupyx", empty_pinned=runtime.empty_pinned, zeros_pinned=runtime.zeros_pinned)
     modules = [
-        cupy, cuda, cuda_memory, device, stream, compiler, cupyx, backends, backends_cuda, api, cuda_runtime, driver,
-        libs, cublas,
+        cupy, random, cuda, cuda_memory, device, stream, compiler, cupyx, backends, backends_cuda, api, cuda_runtime,
+        driver, libs, cublas,
     ]  # fmt: skip
     named = {module.__name__: module for module in modules}
     return named | {"cupy.cuda.runtime": cuda_runtime, "cupy.cuda.driver": driver, "cupy.cuda.cublas": cublas}

@@ -104,6 +104,25 @@ def empty_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray
     return out
 
 
+class PinnedMemory:
+    """Pinned host memory, poisoned; what it holds is had by `PinnedMemoryPointer`."""
+
+    def __init__(self, size: int, flags: int = 0) -> None:
+        self.size, self.array = size, empty_pinned(size, np.uint8)
+
+
+def pinned_memory_pointer(mem: PinnedMemory, offset: int) -> np.ndarray:
+    """Return pinned memory from an offset on, as something to be given as a buffer."""
+    return mem.array[offset:]
+
+
+class PinnedMemoryPool:
+    """`cupy.get_default_pinned_memory_pool()`: there is nothing in it."""
+
+    def free_all_blocks(self) -> None:
+        """Do nothing."""
+
+
 def zeros_pinned(shape: Any, dtype: Any = float, order: str = "C") -> np.ndarray:
     """Return pinned host memory of zeros."""
     out = empty_pinned(shape, dtype, order)
