@@ -106,3 +106,24 @@ def test_wrong_words_are_refused_in_one_line(
         longtail["longtail_command"].main()
     assert stopped.value.code == 2
     assert "--studies=levles should be one of levels" in capsys.readouterr().err
+
+
+def test_the_search_puts_the_best_setting_first(
+    longtail: dict[str, ModuleType], tmp_path: Path, real_data: Callable[[str], Path]
+) -> None:
+    real_data("longtail_nouns_idx.npy")
+    study = longtail["studies"].search(2)
+    names = [row.name for row in study.rows]
+    assert len(set(names)) == len(names) > 60
+    assert "5, 10, 30; m = 1, 1, 1; r = 2, 2, 2" in names
+    assert len(set(study.trials())) == 2 * len(names)
+    found = longtail["trials"].Trials(tmp_path / "trials.jsonl")
+    for place, row in enumerate(study.rows):
+        for trial in row.trials:
+            found.found[trial.key] = {"draws": {row.draw: {"entropy": 1 / (1 + (place ^ 5))}}}
+    entropies = [
+        found.values(row.trials, row.draw, "entropy").mean()
+        for row in longtail["longtail_command"].best_first(study, found).rows
+    ]
+    assert entropies == sorted(entropies, reverse=True)
+    assert len(set(entropies)) == len(names)

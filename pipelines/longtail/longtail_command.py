@@ -6,6 +6,7 @@ import argparse
 import json
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,9 @@ MEASURES = {
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
 DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png")
-STUDIES = ("levels", "seeding", "resampling", "clusters", "advice")
+STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice")
+#: Settings of the search that are drawn.
+BEST = 20
 
 
 def main() -> None:
@@ -52,6 +55,8 @@ def main() -> None:
     for name in names:
         study = make(name, options.seeds, pools)
         found.run(study.trials())
+        if name == "search":
+            study = best_first(study, found)
         text = table(study, found)
         print(f"\n{study.question}\n\n{text}", flush=True)
         (options.out / f"{name}.md").write_text(text)
@@ -67,7 +72,17 @@ def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
     """Build the study of a name."""
     if name in ("seeding", "advice"):
         return {"seeding": studies.seeding, "advice": studies.advice}[name](seeds, pools)
-    return {"levels": studies.levels, "resampling": studies.resampling, "clusters": studies.clusters}[name](seeds)
+    plain = {
+        "levels": studies.levels, "resampling": studies.resampling, "clusters": studies.clusters,
+        "search": studies.search,
+    }  # fmt: skip
+    return plain[name](seeds)
+
+
+def best_first(study: Study, found: Trials) -> Study:
+    """Sort the lines of a study by the mean entropy, falling."""
+    entropy = [-found.values(row.trials, row.draw, "entropy").mean() for row in study.rows]
+    return replace(study, rows=tuple(study.rows[i] for i in np.argsort(entropy, kind="stable")))
 
 
 def numbers(study: Study, found: Trials) -> dict[str, dict[str, list[float]]]:
@@ -99,6 +114,11 @@ def _dots(title: str, measures: Sequence[str]) -> Callable[[Study, Trials, Path]
         dots(out / f"{study.name}.png", title, lines, [MEASURES[m] for m in measures])
 
     return draw
+
+
+def _draw_search(study: Study, found: Trials, out: Path) -> None:
+    title = f"The best {BEST} of {len(study.rows)} settings: samples to a cluster, resamplings, members"
+    _dots(title, ("entropy", "linear"))(replace(study, rows=study.rows[:BEST]), found, out)
 
 
 def _draw_levels(study: Study, found: Trials, out: Path) -> None:
@@ -156,5 +176,6 @@ DRAW: dict[str, Callable[[Study, Trials, Path], None]] = {
     "seeding": _dots("Where k-means starts", ("entropy", "linear")),
     "resampling": _draw_curves,
     "clusters": _draw_curves,
+    "search": _draw_search,
     "advice": _dots("Five, ten, thirty samples to a cluster, resampled once", ("entropy", "linear")),
 }

@@ -1,4 +1,4 @@
-"""What is varied: levels, seeding, resampling, numbers of clusters, and the advice that came of it."""
+"""What is varied: levels, seeding, resampling, numbers of clusters; a search, and the advice that came of it."""
 
 from __future__ import annotations
 
@@ -155,3 +155,36 @@ def clusters(seeds: int) -> Study:
     """How many clusters."""
     rows = [Row(name, trials("nouns", ks, m=10, r=r, seeds=seeds)) for name, (ks, r) in CLUSTERS.items()]
     return Study("clusters", "How many clusters?", tuple(rows))
+
+
+#: Samples to a cluster of each level that are searched, resampled once with two members, and those tried in other ways.
+SHAPES: tuple[Sizes, ...] = (
+    (3, 10, 40), (4, 12, 24), (4, 12, 36), (4, 12, 50), (4, 16, 64), (5, 10, 20), (5, 10, 30), (5, 15, 20), (5, 15, 30),
+    (5, 15, 50), (5, 15, 100), (5, 20, 40), (5, 20, 60), (6, 18, 36), (6, 18, 54), (8, 16, 32), (8, 24, 48),
+    (15, 50, 150), (5, 25), (5, 50), (5, 10, 20, 40), (5, 10, 20, 50), (5, 15, 30, 60), (5, 10, 20, 40, 80),
+)  # fmt: skip
+CLOSER: tuple[Sizes, ...] = ((5, 10, 30), (5, 15, 30), (5, 15, 50))
+CLOSER_M: tuple[Sizes, ...] = (
+    (0, 0, 0), (2, 2, 2), (3, 3, 3), (10, 10, 10), (1, 1, 0), (1, 0, 0), (10, 1, 1), (1, 10, 10),
+)  # fmt: skip
+CLOSER_R: tuple[Sizes | None, ...] = ((3, 2, 2), (2, 2, 1), (2, 2, 3), (4, 3, 3), None)
+
+
+def search(seeds: int) -> Study:
+    """Levels, numbers of clusters, resamplings, members, seeding and metric, looking for the best balance."""
+    n = len(POOLS["nouns"](0).labels)
+
+    def row(shares: Sizes, m: Sizes, r: Sizes | None, init: Init = "coreset", metric: Metric = "l2") -> Row:
+        said = ["auto"] if r is None else map(str, r)
+        name = f"{', '.join(map(str, shares))}; m = {', '.join(map(str, m))}; r = {', '.join(said)}"
+        name += "".join(f"; {word}" for word in (init, metric) if word not in ("coreset", "l2"))
+        tried = trials("nouns", in_proportion(n, shares), m=m, r=r, seeds=seeds, init=init, metric=metric)
+        return Row(name, tried)
+
+    rows = [row(shares, (1,) * len(shares), (2,) * len(shares)) for shares in SHAPES]
+    for shares in CLOSER:
+        rows += [row(shares, m, (2, 2, 2)) for m in CLOSER_M]
+        rows += [row(shares, (1, 1, 1), r) for r in CLOSER_R]
+        rows += [row(shares, (1, 1, 1), (2, 2, 2), init) for init in INITS if init != "coreset"]
+        rows.append(row(shares, (1, 1, 1), (2, 2, 2), metric="cosine"))
+    return Study("search", "Which setting balances the nouns best?", tuple(rows))
