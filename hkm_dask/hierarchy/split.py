@@ -28,7 +28,7 @@ from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.nearest_cuda import FORMS_OF
+from hkm_dask.kmeans.operands_cuda import FORMS_OF
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
 from hkm_dask.kmeans.together import fit_together
 

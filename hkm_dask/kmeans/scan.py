@@ -21,7 +21,7 @@ from hkm_dask.compute.staging import iter_device_blocks, resident_budget
 from hkm_dask.kmeans import kernels, kernels_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import make_operand, operand_bytes, scratch
-from hkm_dask.kmeans.nearest_cuda import Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.operands_cuda import Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.searches import TRIAL_ROWS, choose_form, choose_head, here, moved_from, search_for, stayed_from
 from hkm_dask.kmeans.vector import widen
 

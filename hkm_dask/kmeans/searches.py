@@ -15,7 +15,8 @@ from hkm_dask.compute.backend import to_module
 from hkm_dask.compute.shared import Shared
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search, make_operand
-from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch
+from hkm_dask.kmeans.operands_cuda import FORMS_OF, Form, kind_of, make_cuda_operand
 
 #: Numbers of coordinates tried as head, and the rows they are tried on.
 _HEADS = (16, 32, 48, 64, 80, 96, 112, 128, 160, 192, 256, 320, 384, 512)

@@ -25,7 +25,8 @@ from hkm_dask.kmeans.draws import Draws, MeasureAndDraw, arrival_times, may_arri
 from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import AssignAndAdd, Totals, totals_of
-from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups
+from hkm_dask.kmeans.operands_cuda import make_cuda_operand
 
 
 def fit_together(

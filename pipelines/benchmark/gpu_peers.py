@@ -20,7 +20,8 @@ from hkm_dask.compute.blocks import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch
+from hkm_dask.kmeans.operands_cuda import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.predict import label_rows
 
 _DEVICE = "cuda"

@@ -19,7 +19,8 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans import searches
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.nearest_cuda import FORMS_OF, CudaSearch, Form
+from hkm_dask.kmeans.nearest_cuda import CudaSearch
+from hkm_dask.kmeans.operands_cuda import FORMS_OF, Form
 from hkm_dask.kmeans.predict import nearest_labels
 from tests.emulated.plugin import Emulator
 

@@ -9,7 +9,8 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans import kernels, kernels_cuda, nearest_cuda
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.nearest_cuda import FORMS, CudaSearch, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch
+from hkm_dask.kmeans.operands_cuda import FORMS, Form, kind_of, make_cuda_operand, multiply
 from tests.emulated.plugin import Emulator
 
 
@@ -110,7 +111,7 @@ def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None
         operand = make_cuda_operand(cuda.asarray(rows), frame, kind_of(form))
         scales = operand.scale * search._operand.scale
         there = cuda.empty((50, 30), cuda.float32)
-        nearest_cuda._multiply(operand.matrix, search._operand.matrix, there, form)
+        multiply(operand.matrix, search._operand.matrix, there, form)
         products = there.get()
         scores = products * np.float32(-2.0 / scales) + search._biases[operand.as_stored].get()[:30]
         squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)

@@ -15,7 +15,8 @@ from hkm_dask.hierarchy import split
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups, make_cuda_operand
+from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups
+from hkm_dask.kmeans.operands_cuda import make_cuda_operand
 from tests.emulated.plugin import Emulator
 
 D = 12
