@@ -68,24 +68,23 @@ def fit_together(
     k = settings[0].n_clusters
     passes = _Passes(values, bounds, k, frame)
     tables = [ArrayRows(values[low:high]) for low, high in itertools.pairwise(bounds)]
+    with on_host():
+        runner = runner_in_task(memory_budget)
+    steps = [fit.steps(table, its, frame=frame, runner=runner) for table, its in zip(tables, settings, strict=True)]
     fits: dict[int, Fit] = {}
-    with on_host(), runner_in_task(memory_budget) as runner, ThreadPoolExecutor(n_processors(), "hkm-fit") as threads:
-        steps = {
-            group: fit.steps(table, its, frame=frame, runner=runner)
-            for group, (table, its) in enumerate(zip(tables, settings, strict=True))
-        }
-        try:
-            asked = dict(zip(steps, threads.map(_advance, steps.values()), strict=True))
+    try:
+        with runner, ThreadPoolExecutor(n_processors(), "hkm-fit") as threads:
+            asked = dict(enumerate(threads.map(_advance, steps)))
             while asked:
                 fits |= {group: found for group, found in asked.items() if isinstance(found, Fit)}
                 wanted = {group: found for group, found in asked.items() if isinstance(found, Pass)}
                 found = _made(passes, wanted)
                 going = [steps[group] for group in wanted]
                 asked = dict(zip(wanted, threads.map(_advance, going, wanted.values(), found.values()), strict=True))
-        finally:
-            for group, table in enumerate(tables):
-                steps[group].close()
-                forget(table.key)
+    finally:  # no thread is at one of them any more
+        for one, table in zip(steps, tables, strict=True):
+            one.close()
+            forget(table.key)
     centroids = np.concatenate([fits[group].centroids for group in range(len(tables))])
     labels, distances = passes.nearest(centroids)
     return centroids, labels, distances
