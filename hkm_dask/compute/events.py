@@ -11,6 +11,7 @@ Kinds and their fields:
 ``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``
+``splitting``       ``level``, ``done``, ``total`` (clusters)
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
 ``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``

@@ -343,7 +343,13 @@ class _Build:
         indptr, members = group_by_label(labels[where], distances[where], len(centroids))
         key = stream_key(self.config.seed, t, "split")
         settings = Settings(level.n_splits, level.init, level.max_iter, level.tol, key)
-        parts = split_clusters(rows.rows, indptr, members, settings, frame=rows.frame, runner=self.runner)
+
+        def report(done: int, total: int) -> None:
+            emit("splitting", level=t, done=done, total=total)
+
+        parts = split_clusters(
+            rows.rows, indptr, members, settings, frame=rows.frame, runner=self.runner, report=report
+        )
         labels[where], distances[where] = parts.labels, parts.distances
         for name, values in (("labels", labels), ("distances", distances)):
             open_array(folder / name).write(0, values)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,6 +35,11 @@ from hkm_dask.kmeans.together import fit_together
 
 #: Bytes of rows one task splits, and on a device, of which it takes a small share: passes need several times as much.
 _BATCH_BYTES, _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 64 << 20, 512 << 20, 16
+#: Batches of a thread after which progress is told.
+_BATCHES_PER_ROUND = 4
+
+#: The number of the first cluster, and where the rows of each begin and end.
+Batch = tuple[int, NDArray[np.int64]]
 
 
 @dataclass(frozen=True)
@@ -101,9 +107,7 @@ class _SplitClusters:
     batch_bytes: int
     memory_budget: int
 
-    def __call__(
-        self, item: tuple[int, NDArray[np.int64]]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+    def __call__(self, item: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         first, bounds = item
         k, base = self.settings.n_clusters, int(bounds[0])
         values = self.rows.read(base, int(bounds[-1]))
@@ -177,6 +181,7 @@ def split_clusters(
     *,
     frame: Frame,
     runner: Runner,
+    report: Callable[[int, int], None] | None = None,
 ) -> Split:
     """Split every cluster by a k-means over its members.
 
@@ -189,11 +194,16 @@ def split_clusters(
         Of the small k-means; its `n_clusters` is the number of parts of each cluster.
     frame : Frame
     runner : Runner
+    report : callable, optional
+        Gets the number of clusters split so far, and of all.
 
     Returns
     -------
     Split
     """
+    n_clusters = len(indptr) - 1
+    report = report or (lambda done, total: None)
+    report(0, n_clusters)
     places = np.empty(rows.n_rows, np.int64)
     places[members] = np.arange(rows.n_rows)
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
@@ -206,7 +216,11 @@ def split_clusters(
         if runner.device_budget is not None:
             n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
         task = _SplitClusters(NpyRows(path), frame, settings, n_bytes, runner.memory_budget)
-        found = runner.map(task, _batches(indptr, rows, runner, n_bytes), stage="split")
+        found = []
+        for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
+            found += runner.map(task, batches, stage="split")
+            first, bounds = batches[-1]
+            report(first + len(bounds) - 1, n_clusters)
     finally:
         path.unlink(missing_ok=True)
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
@@ -226,9 +240,7 @@ def _call(item: tuple[_Regroup, Part]) -> None:
     task(part)
 
 
-def _batches(
-    indptr: NDArray[np.int64], rows: Rows, runner: Runner, n_bytes: int
-) -> list[tuple[int, NDArray[np.int64]]]:
+def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner, n_bytes: int) -> list[Batch]:
     """Runs of clusters of about equal numbers of rows, with the bounds of each cluster."""
     # Several for every processor, or some of them would wait at the end; a device is better off with few.
     n_wanted = runner.n_threads * (4 if runner.device_budget is None else 1)
@@ -237,3 +249,10 @@ def _batches(
     cuts = np.unique(np.searchsorted(indptr, targets))
     cuts[0], cuts[-1] = 0, len(indptr) - 1
     return [(int(a), indptr[a : b + 1]) for a, b in itertools.pairwise(cuts)]
+
+
+def _rounds(batches: list[Batch], runner: Runner) -> Iterator[list[Batch]]:
+    """Several batches for every worker's thread at a time, after which progress is told."""
+    n = _BATCHES_PER_ROUND * runner.n_threads
+    for low in range(0, len(batches), n):
+        yield batches[low : low + n]

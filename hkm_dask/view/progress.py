@@ -121,6 +121,8 @@ class Status:
     seeding: Mapping[str, Any] = field(default_factory=dict)
     iteration: Mapping[str, Any] = field(default_factory=dict)
     drop: float | None = None  # share of the inertia that the last iteration took off
+    splitting: Mapping[str, Any] = field(default_factory=dict)
+    splitting_started: float = 0.0
     inertia: float | None = None  # of the last step finished
     steps_done: int = 0
     stage: Mapping[str, Any] = field(default_factory=dict)
@@ -165,7 +167,7 @@ class Status:
             return str(self.stage["stage"]), detail, share, elapsed
         if not self.level:
             return "", "", None, elapsed
-        detail, share = self._detail()
+        detail, share = self._detail(now)
         times = f"{elapsed}, {time_left(self.left.at(now))}" if self.levels else elapsed
         return self._headline(), detail, share, times
 
@@ -178,7 +180,7 @@ class Status:
             parts.append(f"{self.step['n']:,} rows to {self.step['k']:,} clusters")
         return ", ".join(parts)
 
-    def _detail(self) -> tuple[str, float | None]:
+    def _detail(self, now: float) -> tuple[str, float | None]:
         if self.iteration:
             iteration, cap = self.iteration["iteration"], self.iteration["max_iter"]
             change = "" if self.drop is None else f" ({-100 * self.drop:+.2g} %)"
@@ -191,6 +193,12 @@ class Status:
             return f"seeding, {centers:,} of {target:,} centres", centers / target if target else None
         if self.step:
             return "seeding", None
+        if self.splitting:
+            done, total = self.splitting["done"], self.splitting["total"]
+            detail = f"splitting, {done:,} of {total:,} clusters"
+            if 0 < done < total:
+                detail += f", {about((now - self.splitting_started) * (total - done) / done)}"
+            return detail, done / total
         return ("assigning" if self.steps_done else "preparing"), None
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
@@ -204,7 +212,7 @@ class Status:
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.level, self.steps_done, self.inertia = fields, 0, None
-        self.step = self.seeding = self.iteration = self.stage = {}
+        self.step = self.seeding = self.iteration = self.splitting = self.stage = {}
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.step, self.drop = fields, None
@@ -221,6 +229,11 @@ class Status:
     def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
         self.inertia, self.steps_done = fields["inertia"], self.steps_done + 1
         self.step = self.seeding = self.iteration = {}
+
+    def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
+        if not fields["done"]:
+            self.splitting_started = time
+        self.splitting = fields
 
     def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
         parts = [f"level {fields['level']} done in {stopwatch(fields['seconds'])}"]

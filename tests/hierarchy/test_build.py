@@ -215,7 +215,11 @@ def test_random_resampling_takes_r_members_of_every_cluster(tmp_path: Path, step
 def test_parts_of_a_split_cluster_share_its_rows(tmp_path: Path, steps: list[Step]) -> None:
     rows = blobs()
     config = Config(levels=(Level(n_clusters=10, n_splits=4, n_resamples=1), Level(n_clusters=6, n_resamples=1)))
-    tree = build_hierarchy(rows, tmp_path / "tree.zarr", config)
+    told: list[tuple[int, int]] = []
+    with subscribe(lambda event: told.append((event.fields["done"], event.fields["total"]))
+                   if event.kind == "splitting" else None):  # fmt: skip
+        tree = build_hierarchy(rows, tmp_path / "tree.zarr", config)
+    assert (told[0], told[-1], told) == ((0, 10), (10, 10), sorted(told))
     found = arrays(tmp_path / "tree.zarr")
     coarse, _ = brute_force(rows, steps[1].centroids)
     centroids = found["level_1/centroids"]
