@@ -106,6 +106,7 @@ class _SplitClusters:
     settings: Settings
     batch_bytes: int
     memory_budget: int
+    together: bool
 
     def __call__(self, item: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         first, bounds = item
@@ -124,7 +125,7 @@ class _SplitClusters:
         self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
-        if worker_device() == "cpu":
+        if worker_device() == "cpu" or not self.together:
             return self._one_by_one(values, bounds, settings)
         # Passes made together have their scores from the fused kernel.
         if values.nbytes <= 2 * self.batch_bytes and "fused" in FORMS_OF[self.frame.precision]:
@@ -182,6 +183,7 @@ def split_clusters(
     frame: Frame,
     runner: Runner,
     report: Callable[[int, int], None] | None = None,
+    together: bool = True,
 ) -> Split:
     """Split every cluster by a k-means over its members.
 
@@ -196,6 +198,8 @@ def split_clusters(
     runner : Runner
     report : callable, optional
         Gets the number of clusters split so far, and of all.
+    together : bool, default True
+        Whether a device makes the passes of many k-means together; else it runs one after the other, to the same bits.
 
     Returns
     -------
@@ -215,7 +219,7 @@ def split_clusters(
         n_bytes = _BATCH_BYTES
         if runner.device_budget is not None:
             n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
-        task = _SplitClusters(NpyRows(path), frame, settings, n_bytes, runner.memory_budget)
+        task = _SplitClusters(NpyRows(path), frame, settings, n_bytes, runner.memory_budget, together)
         found = []
         for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
             found += runner.map(task, batches, stage="split")

@@ -3,6 +3,7 @@
     python pipelines/benchmark/run.py --gpu --d 128,384,768,1024 --k 1024,4096,16384,100000 --out gpu-benchmark
     python pipelines/benchmark/run.py --gpu --suite lloyd --gigabytes 61                  # 30M × 1024, 20 iterations
     python pipelines/benchmark/run.py --gpu --suite budget --gigabytes 12 --scratch DIR   # three times what is allowed
+    python pipelines/benchmark/run.py --gpu --suite split                                 # thousands of small k-means
     python pipelines/benchmark/run.py --gpu --suite "" --whole                            # hkm cluster --local-cuda
 
 What the device can do is measured first, in the same call. Tables are written anew after every case.
@@ -28,13 +29,16 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from gpu_cases import SUITES, DeviceOptions
+import gpu_cases
+from gpu_cases import DeviceOptions
 from gpu_peers import PEERS, find_participants
 from gpu_report import Ceilings, DeviceResults, table, write_results
+from gpu_split import split
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from report import describe_case, describe_machine
 
+SUITES = {**gpu_cases.SUITES, "split": split}
 _LIBRARIES = (
     "hkm-dask", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "flash-kmeans", "fastkmeans", "numpy", "numba",
     "dask", "dask-cuda", "rmm-cu13", "zarr",

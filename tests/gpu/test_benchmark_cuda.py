@@ -13,17 +13,18 @@ import pytest
 def scripts(
     load_pipeline: Callable[..., dict[str, ModuleType]], monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, ModuleType]:
-    found = load_pipeline("benchmark", "gpu", "gpu_cases")
+    found = load_pipeline("benchmark", "gpu", "gpu_cases", "gpu_split")
     gpu, cases = found["gpu"], found["gpu_cases"]
     for name, small in (("_SIDE", 32), ("_COPIED", 1 << 10), ("_SENT", 1 << 9)):
         monkeypatch.setattr(gpu, name, small)
     for name, small in (("_LLOYD_FEATURES", 16), ("_LLOYD_CLUSTERS", 12), ("_LLOYD_ITERATIONS", 3)):
         monkeypatch.setattr(cases, name, small)
-    monkeypatch.setattr(cases, "_WHOLE_FEATURES", 16)
+    for name, small in (("_FEATURES", 16), ("_ROWS", 60), ("_PARTS", 4)):
+        monkeypatch.setattr(found["gpu_split"], name, small)
     return found
 
 
-@pytest.mark.parametrize("suite", ["resident", "streamed", "lloyd", "budget"])
+@pytest.mark.parametrize("suite", ["resident", "streamed", "lloyd", "budget", "split"])
 def test_a_suite_runs_from_end_to_end(
     cuda: Any, scripts: dict[str, ModuleType], tmp_path: Path, suite: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
