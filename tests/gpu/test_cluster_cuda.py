@@ -27,7 +27,7 @@ def arrays_of(tree: Any) -> list[np.ndarray]:
 
 def config() -> hkm.Config:
     levels = (
-        hkm.Level(n_clusters=60, n_resamples=1, resample_size=5, max_iter=4),
+        hkm.Level(n_clusters=60, n_splits=3, n_resamples=1, resample_size=5, max_iter=4),
         hkm.Level(n_clusters=8, n_resamples=1, max_iter=4),
     )
     return hkm.Config(levels=levels, seed=1)
@@ -71,7 +71,7 @@ def test_two_runs_on_gpus_and_one_on_processors_agree(tmp_path: Path) -> None:
     found = []
     for name, where in (("a", ["--local-cuda"]), ("b", ["--local-cuda", "--cuda-preset", "capacity"]), ("c", [])):
         tree = tmp_path / f"{name}.zarr"
-        command = ["cluster", str(pool), str(tree), "--n-clusters", "500,100", *where]
+        command = ["cluster", str(pool), str(tree), "--n-clusters", "500,100", "--set", "levels.1.n_splits=4", *where]
         subprocess.run([sys.executable, "-m", "hkm_dask", *command], check=True)
         found.append(arrays_of(hkm.open_hierarchy(tree)))
     for other in found[1:]:
