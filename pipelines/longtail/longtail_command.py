@@ -24,7 +24,7 @@ MEASURES = {
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
-DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png")
+DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png")
 STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice")
 #: Settings of the search that are drawn.
 BEST = 20
