@@ -3,6 +3,7 @@
 # Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -218,11 +219,16 @@ def raster(
 
 def _check_image_model(model: str) -> None:
     """Refuse a model that is not there, before a long pass over what it would embed."""
+    from hkm_dask.errors import InputError
     from hkm_dask.io.encoders import DESCRIPTORS
     from hkm_dask.io.models import model_folder
 
-    if model not in DESCRIPTORS:
-        model_folder(model)
+    known = [str(name) for name in DESCRIPTORS]
+    if model in known:
+        return
+    if (near := difflib.get_close_matches(model, known, n=1)) and not Path(model).exists():
+        raise InputError(f"model={model} should be a model folder, {' or '.join(known)}; did you mean {near[0]}?")
+    model_folder(model)
 
 
 @contextmanager

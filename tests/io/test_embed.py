@@ -590,6 +590,10 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ("image", "photos", "--model", "hogg"),
+            "model=hogg should be a model folder, hog or cells; did you mean hog?",
+        ),
         (("raster", "earth.tif", "--size", "8", "--model", "nowhere"), "should be a model folder with a config.json"),
         (("raster", "earth.tif", "--size", "8", "--model", "cells"), "earth.tif should exist, there is nothing"),
         (("image", "photos", "--model", "nowhere"), "should be a model folder with a config.json, there is none"),
