@@ -29,9 +29,8 @@ from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.operands_cuda import FORMS_OF
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
-from hkm_dask.kmeans.together import fit_together
+from hkm_dask.kmeans.together import can_fit_together, fit_together
 
 #: Bytes of rows one task splits, and on a device, of which it takes a small share: passes need several times as much.
 _BATCH_BYTES, _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 64 << 20, 512 << 20, 16
@@ -127,8 +126,7 @@ class _SplitClusters:
         """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
         if worker_device() == "cpu" or not self.together:
             return self._one_by_one(values, bounds, settings)
-        # Passes made together have their scores from the fused kernel.
-        if values.nbytes <= 2 * self.batch_bytes and "fused" in FORMS_OF[self.frame.precision]:
+        if values.nbytes <= 2 * self.batch_bytes and can_fit_together(self.frame):
             try:
                 return fit_together(values, bounds, settings, frame=self.frame, memory_budget=self.memory_budget)
             except Exception as error:

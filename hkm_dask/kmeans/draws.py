@@ -1,4 +1,4 @@
-"""Rows drawn at random: any as likely as another, by weight, or by their distance from those drawn before.
+"""Rows drawn at random by their distance from those drawn before; see `random_rows` for any as likely as another.
 
 k-means++ draws centres one after the other with probability proportional to D², the squared distance to the nearest
 centre so far: k passes. Drawing them in batches is exact as well (thinning): draw candidates by the D² of the last
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
 from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.keys import random_uniform, stream_key
 from hkm_dask.compute.passes import Pass, Steps, Stepwise
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
@@ -28,6 +28,7 @@ from hkm_dask.kmeans import kernels
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, split_rows
 from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.random_rows import random_rows
 from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
 
 #: Rounds of k-means||, each of which draws twice as many centres as clusters.
@@ -36,62 +37,6 @@ PARALLEL_ROUNDS = 5
 _CHUNK, _SETTLED = 256, 1024
 
 Report = Callable[[int, int], None]
-
-
-# -- random rows ------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _SmallestKeys:
-    key: int
-    n: int
-    weights: Shared | None = None
-
-    def __call__(self, part: Part) -> NDArray[np.int64]:
-        rows = np.arange(part.start, part.stop)
-        return self.smallest(rows)
-
-    def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The rows with the smallest random keys, in order of row."""
-        keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
-        order = np.lexsort((rows, keys))[: self.n] if len(rows) > self.n else np.arange(len(rows))
-        return np.sort(rows[order])
-
-    def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
-        """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.
-
-        They rise with the random bits, so that equal weights draw the same rows as none.
-        """
-        return -np.log1p(-random_uniform(self.key, rows)) / weights[rows]
-
-    def combine(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
-        return self.smallest(np.concatenate([a, b]))
-
-
-def random_rows(rows: Rows, n: int, *, key: int, runner: Runner, weights: Shared | None = None) -> NDArray[np.int64]:
-    """Draw `n` distinct rows at random.
-
-    Parameters
-    ----------
-    rows : Rows
-    n : int
-    key : int
-        From `stream_key`.
-    runner : Runner
-    weights : Shared, optional
-        int64 (n_rows,), positive: each draw is by weight among the rows that are left.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Sorted.
-    """
-    task = _SmallestKeys(key, n, weights)
-    parts = split_rows(rows, runner, 1)
-    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")
-
-
-# -- D² sampling ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)

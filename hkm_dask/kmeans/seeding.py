@@ -19,9 +19,10 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.coreset import CORESET_ITERATIONS, seed_from_points
-from hkm_dask.kmeans.draws import Draws, MeasureAndDraw, Report, random_rows, sample_by_distance, sample_in_rounds
+from hkm_dask.kmeans.draws import Draws, MeasureAndDraw, Report, sample_by_distance, sample_in_rounds
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import means, split_rows
+from hkm_dask.kmeans.random_rows import random_rows
 
 #: Centres drawn per cluster wanted.
 CORESET_FACTOR = 3

@@ -26,7 +26,12 @@ from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import AssignAndAdd, Totals, totals_of
 from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups
-from hkm_dask.kmeans.operands_cuda import make_cuda_operand
+from hkm_dask.kmeans.operands_cuda import FORMS_OF, make_cuda_operand
+
+
+def can_fit_together(frame: Frame) -> bool:
+    """Whether scores of this precision come from the fused kernel, which alone takes many searches at once."""
+    return "fused" in FORMS_OF[frame.precision]
 
 
 def fit_together(
@@ -145,6 +150,11 @@ class _Passes:
             return None, lines
         return self.xp.flatnonzero(self.xp.asarray(sizes > 0)[self.group]), lines
 
+    def _rows_of(self, groups: Sequence[int]) -> Any:
+        """The rows of some groups, by their numbers."""
+        which, _ = self._lines(groups)
+        return self.xp.arange(len(self.rows)) if which is None else which
+
     def _search(
         self, centroids: Mapping[int, NDArray[np.float32]], numbers: NDArray[np.integer], labels: Any, distances: Any
     ) -> None:
@@ -230,8 +240,7 @@ class _Passes:
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)
-        which, _ = self._lines(groups)
-        which = xp.arange(len(self.rows)) if which is None else which
+        which = self._rows_of(groups)
         which = which[self.squared[which] > 0]
         of, squared = self.group[which], self.squared[which]
         keys, horizons = [0] * self.n_groups, np.zeros(self.n_groups)
@@ -258,16 +267,12 @@ class _Passes:
         n_cells = np.zeros(self.n_groups, np.int64)
         n_cells[groups] = [sum(len(batch.get()) for batch in tasks[group].batches) for group in groups]
         firsts = np.concatenate([[0], np.cumsum(n_cells)])
-        which, _ = self._lines(groups)
-        which = xp.arange(len(self.rows)) if which is None else which
+        which = self._rows_of(groups)
         labels = self.cells[which] + xp.asarray(firsts.astype(np.int32))[self.group[which]]
         sums = xp.zeros((int(firsts[-1]), self.rows.shape[1]), xp.int64)
         counts = xp.zeros(len(sums), xp.int64)
-        kernels_cuda.add_entries(
-            self.rows, which, labels, xp.empty(0, xp.int64), self.frame.scale, sums, counts
-        )  # fmt: skip
-        on_driver = sums.get(), counts.get()
-        return {
-            group: (on_driver[0][firsts[group] : firsts[group + 1]], on_driver[1][firsts[group] : firsts[group + 1]])
-            for group in groups
-        }
+        unweighted = xp.empty(0, xp.int64)
+        kernels_cuda.add_entries(self.rows, which, labels, unweighted, self.frame.scale, sums, counts)
+        sums, counts = sums.get(), counts.get()
+        cells = {group: slice(firsts[group], firsts[group + 1]) for group in groups}
+        return {group: (sums[mine], counts[mine]) for group, mine in cells.items()}

@@ -15,8 +15,9 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared import Shared, Shelf
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans import draws
-from hkm_dask.kmeans.draws import Accept, Draws, MeasureAndDraw, random_rows, sample_by_distance
+from hkm_dask.kmeans.draws import Accept, Draws, MeasureAndDraw, sample_by_distance
 from hkm_dask.kmeans.frame import Frame, make_frame
+from hkm_dask.kmeans.random_rows import random_rows
 
 Cut = Callable[[int], Runner]
 

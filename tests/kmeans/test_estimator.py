@@ -26,10 +26,11 @@ from hkm_dask.compute.shared import Shared
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.clusterer import checked_weights, whole_weights
-from hkm_dask.kmeans.draws import MeasureAndDraw, random_rows, sample_by_distance, sample_in_rounds
+from hkm_dask.kmeans.draws import MeasureAndDraw, sample_by_distance, sample_in_rounds
 from hkm_dask.kmeans.frame import Frame, make_frame
 from hkm_dask.kmeans.inputs import rows_of
 from hkm_dask.kmeans.predict import _rotation_pays
+from hkm_dask.kmeans.random_rows import random_rows
 
 K = 12
 
