@@ -124,9 +124,9 @@ class _SplitClusters:
         self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
-        if worker_device() == "cpu" or not self.together:
+        if worker_device() == "cpu" or not (self.together and can_fit_together(self.frame)):
             return self._one_by_one(values, bounds, settings)
-        if values.nbytes <= 2 * self.batch_bytes and can_fit_together(self.frame):
+        if values.nbytes <= 2 * self.batch_bytes:
             try:
                 return fit_together(values, bounds, settings, frame=self.frame, memory_budget=self.memory_budget)
             except Exception as error:
