@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.estimator import HierarchicalKMeans
     from hkm_dask.hierarchy.sampling import sample
     from hkm_dask.hierarchy.tree import open_hierarchy
-    from hkm_dask.io.ingest import ingest
+    from hkm_dask.ingestion.ingest import ingest
     from hkm_dask.kmeans.estimator import KMeans
 
 __version__ = "0.1.0"
@@ -28,7 +28,7 @@ _HOMES = {
     "Level": "config",
     "StoreError": "errors",
     "build_hierarchy": "hierarchy.build",
-    "ingest": "io.ingest",
+    "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
     "sample": "hierarchy.sampling",
 }

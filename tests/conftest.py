@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 from hypothesis import settings
 
+from hkm_dask.kmeans.search import tuning
 from tests.emulated.plugin import emulated_cuda
 
 __all__ = ["emulated_cuda"]
@@ -99,13 +100,12 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
         return
     import hkm_dask.kmeans.fit
     from hkm_dask.compute import runner
-    from hkm_dask.compute.blocks import device_memo
-    from hkm_dask.kmeans import searches
+    from hkm_dask.compute.block_cache import device_cache
 
     request.getfixturevalue("emulated_cuda")
     monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 0)
-    monkeypatch.setattr(searches, "DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr(tuning, "DEVICE_TRIAL_ROWS", 64)
     run_task = runner.run_task
     monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [run_task(task, i) for i in items])
     yield
-    device_memo.clear()
+    device_cache.clear()

@@ -250,9 +250,9 @@ def test_rows_of_the_device_are_as_told(gpu_modules: dict[str, ModuleType]) -> N
     cases = gpu_modules["gpu_cases"]
     maker = gpu_modules["gpu_rows"].Maker(np, 64)
     rows = np.empty((5000, 64), np.float16)
-    frame = maker.fill(rows)
-    np.testing.assert_allclose(frame.mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
-    assert frame.max_abs == np.abs(rows).max()
+    geometry = maker.fill(rows)
+    np.testing.assert_allclose(geometry.mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
+    assert geometry.max_abs == np.abs(rows).max()
     again = np.empty_like(rows)
     maker.fill(again)
     np.testing.assert_array_equal(rows, again)

@@ -17,7 +17,7 @@ import psutil
 import pytest
 
 from hkm_dask import cli
-from hkm_dask.compute.events import emit, subscribe
+from hkm_dask.events import emit, subscribe
 from hkm_dask.view import info
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,7 +51,7 @@ def embeddings(n: int = 200, d: int = 4, seed: int = 0) -> np.ndarray:
 
 @pytest.fixture
 def pool(tmp_path: Path) -> Path:
-    from hkm_dask.io.ingest import ingest
+    from hkm_dask.ingestion.ingest import ingest
 
     ingest(embeddings(), tmp_path / "pool.zarr")
     return tmp_path / "pool.zarr"
@@ -413,7 +413,7 @@ def test_a_configuration_file_and_options_together(hkm: Callable[..., Result], p
     assert (config["levels"][0]["n_clusters"], config["levels"][0]["tol"]) == (10, 0.01)
 
 
-def test_a_subset_file_is_honoured(hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]) -> None:
+def test_a_subset_file_is_honored(hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]) -> None:
     np.save(tmp_path / "idx.npy", np.arange(50, 150))
     assert hkm("cluster", pool, tmp_path / "tree.zarr", *small, "--subset", tmp_path / "idx.npy").code == 0
     assert hkm("sample", tmp_path / "tree.zarr", "--size", "100", "--out", tmp_path / "out.npy").code == 0

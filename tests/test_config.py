@@ -121,7 +121,7 @@ def test_settings_of_a_level_are_checked(name: str, value: object, rule: str) ->
         ({"subset": ""}, "subset='' should be the path of an .npy file of pool rows; "),
         ({"metrik": "l2"}, "metrik='l2' should be a known setting; did you mean metric?"),
         ({"max_iter": 5}, "max_iter=5 should be a known setting; it belongs to a level: levels.1.max_iter"),
-        ({"colour": "red"}, "colour='red' should be a known setting; known are seed, metric, dtype, subset, levels"),
+        ({"color": "red"}, "color='red' should be a known setting; known are seed, metric, dtype, subset, levels"),
     ],
 )
 def test_settings_of_the_run_are_checked(settings: dict[str, object], line: str) -> None:

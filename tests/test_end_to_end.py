@@ -23,7 +23,7 @@ import hkm_dask as hkm
 from hkm_dask import cli
 from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.events import Event, subscribe
+from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import checkpoint
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -16,17 +16,17 @@ import pytest
 import zarr
 
 from hkm_dask import cli
-from hkm_dask.compute.events import Event, subscribe
-from hkm_dask.compute.shared import Shelf
+from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
 from hkm_dask.data.files import FAILPOINTS
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.io.ingest import ingest
+from hkm_dask.ingestion.ingest import ingest
 
 pytestmark = pytest.mark.faults
 
@@ -39,7 +39,7 @@ CONFIG = Config(levels=(Level(n_clusters=20, n_resamples=2, max_iter=6), Level(n
 SERVER = """
 import functools, json, os, resource, signal, sys, traceback
 import numpy as np
-from hkm_dask.compute.events import subscribe
+from hkm_dask.events import subscribe
 from hkm_dask.config import Config
 from hkm_dask.hierarchy import build, checkpoint
 from hkm_dask.errors import HkmError
@@ -456,7 +456,7 @@ def test_a_full_disk_is_told_of_what_workers_share_too(tmp_path: Path, monkeypat
 
     monkeypatch.setattr(np, "save", full)
     with pytest.raises(StoreError, match=r"writing .*centroids\.npy: the disk is full"):
-        Shelf(str(tmp_path)).put("centroids", np.zeros(3))
+        SharedArrayStore(str(tmp_path)).put("centroids", np.zeros(3))
 
 
 def test_where_nothing_can_be_written_is_told_before_any_work(tmp_path: Path, pool: Pool, elsewhere: Build) -> None:

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 import hkm_dask as hkm
+from hkm_dask.embedding.encoders import image_encoder
 from hkm_dask.errors import InputError
-from hkm_dask.io.encoders import image_encoder
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def pipeline(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
-    """Eighty nearly black images, and forty with stripes and colours."""
+    """Eighty nearly black images, and forty with stripes and colors."""
     rng = np.random.default_rng(0)
     root = tmp_path / "photos"
     (root / "dark").mkdir(parents=True)
@@ -30,9 +30,9 @@ def folder(tmp_path: Path) -> Path:
         pixels = rng.integers(0, 12, (20, 30, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(root / "dark" / f"{number:02}.png")
     for number in range(40):
-        colour = rng.integers(60, 256, 3)
+        color = rng.integers(60, 256, 3)
         stripes = (np.arange(30) // (2 + number % 7) % 2)[None, :, None] * np.ones((20, 1, 1))
-        pixels = (stripes * colour).astype(np.uint8)
+        pixels = (stripes * color).astype(np.uint8)
         Image.fromarray(pixels if number % 2 else pixels.transpose(1, 0, 2)).save(root / "striped" / f"{number:02}.png")
     return root
 
@@ -47,7 +47,7 @@ def test_the_whole_way(folder: Path, tmp_path: Path, pipeline: ModuleType) -> No
     assert all(path.exists() for path in summary.files)
     ids = pq.read_table(tmp_path / "out" / "subset.parquet")["id"].to_pylist()
     assert sum(name.startswith("dark/") for name in ids) < 15  # of 30, where two thirds of the pool are dark
-    assert summary.spreads["curated"].n_colours > summary.spreads["random"].n_colours
+    assert summary.spreads["curated"].n_colors > summary.spreads["random"].n_colors
     for name in ("draws.png", "clusters.png"):
         with Image.open(tmp_path / "out" / name) as picture:
             assert picture.width <= 1600
@@ -60,13 +60,13 @@ def test_the_whole_way(folder: Path, tmp_path: Path, pipeline: ModuleType) -> No
 
 
 def test_spread_by_hand(pipeline: ModuleType, tmp_path: Path) -> None:
-    """Of four images of three colours the entropy is that of (2, 1, 1); distances are those of the embeddings."""
-    for number, colour in enumerate([0, 5, 100, 200]):
-        Image.new("RGB", (8, 8), (colour,) * 3).save(tmp_path / f"{number}.png")
+    """Of four images of three colors the entropy is that of (2, 1, 1); distances are those of the embeddings."""
+    for number, color in enumerate([0, 5, 100, 200]):
+        Image.new("RGB", (8, 8), (color,) * 3).save(tmp_path / f"{number}.png")
     images = pipeline.open_images(tmp_path)
     pool = hkm.ingest(np.array([[0.0, 0], [3, 4], [3, 5], [30, 0]]), tmp_path / "p.zarr")
     spread = pipeline.measure(images, pool, np.arange(4), 0)
-    assert spread.n_colours == pytest.approx(np.exp(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))))
+    assert spread.n_colors == pytest.approx(np.exp(-(0.5 * np.log(0.5) + 2 * 0.25 * np.log(0.25))))
     assert spread.nearest == pytest.approx((5 + 1 + 1 + np.hypot(27, 4)) / 4)
 
 

@@ -63,7 +63,7 @@ def test_a_study_goes_the_whole_way_and_is_not_measured_twice(
     longtail: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     if not longtail["pools"].DATA.is_dir():
-        pytest.skip("the labelled pools are not beside the checkout")
+        pytest.skip("the labeled pools are not beside the checkout")
     words = ["run.py", "--out", str(tmp_path), "--studies", "advice", "--pools", "digits-2", "--seeds", "2"]
     monkeypatch.setattr(sys, "argv", words)
     longtail["longtail_command"].main()

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from hkm_dask.data.scratch import create_npy, write_npy_rows
-from hkm_dask.io.ingest import ingest
+from hkm_dask.ingestion.ingest import ingest
 
 N, D, STEP, MIB = 1_400_000, 384, 50_000, 2**20
 

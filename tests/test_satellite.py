@@ -28,9 +28,9 @@ def satellite(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType
     return load_pipeline("satellite", "run")["run"]
 
 
-def patch(*colours: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """Stripes of some colours, as wide as each other."""
-    return np.array(colours, np.uint8).repeat(60 // len(colours), axis=0)[None].repeat(16, axis=0)
+def patch(*colors: tuple[int, int, int]) -> NDArray[np.uint8]:
+    """Stripes of some colors, as wide as each other."""
+    return np.array(colors, np.uint8).repeat(60 // len(colors), axis=0)[None].repeat(16, axis=0)
 
 
 def test_kinds_by_hand(satellite: ModuleType) -> None:
@@ -44,14 +44,14 @@ def test_kinds_by_hand(satellite: ModuleType) -> None:
         "green land": [(FOREST,), (FOREST, FOREST, SAND)],
     }
     wanted = [kind for kind, patches in cases.items() for _ in patches]
-    found = satellite.kinds_of(np.stack([patch(*colours) for patches in cases.values() for colours in patches]))
+    found = satellite.kinds_of(np.stack([patch(*colors) for patches in cases.values() for colors in patches]))
     assert [satellite.KINDS[number] for number in found] == wanted
     assert set(cases) == set(satellite.KINDS)
 
 
 @pytest.fixture(scope="module")
 def island(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A sea of 256 × 256 pixels with a little sand in it, as a GeoTIFF in metres."""
+    """A sea of 256 × 256 pixels with a little sand in it, as a GeoTIFF in meters."""
     rng = np.random.default_rng(0)
     pixels = np.full((256, 256, 3), SEA, np.int64) + rng.integers(0, 3, (256, 256, 3))
     pixels[90:130, 100:150] = np.array(SAND) - rng.integers(0, 60, (40, 50, 1))

@@ -167,7 +167,7 @@ def test_figure_2_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
     assert by_start["k-means++"]["8"]["entropy"]["mean"] > by_start["k-means++"]["2"]["entropy"]["mean"]
     assert [path.name for path in pictures] == ["figure2.png", "figure2.svg"]
     assert all(path.stat().st_size < 300_000 for path in pictures)
-    assert "random" in simulation.figure2.summarise(numbers)
+    assert "random" in simulation.figure2.summarize(numbers)
 
 
 def test_figure_3_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_figure_3_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
     assert [path.name for path in pictures if path.stat().st_size < 300_000] == [
         "figure3_maps.png", "figure3_bars.png", "figure3_bars.svg",
     ]  # fmt: skip
-    assert "DBSCAN" in simulation.figure3.summarise(numbers)
+    assert "DBSCAN" in simulation.figure3.summarize(numbers)
 
 
 def test_rings_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
@@ -195,7 +195,7 @@ def test_rings_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
     assert entropy["2 levels, resampled"] > 0.98
     assert all(sum(one["per_ring"]) == 1000 for one in numbers["draws"].values())
     assert pictures[0].is_file()
-    assert "20,000" in simulation.rings.summarise(numbers)
+    assert "20,000" in simulation.rings.summarize(numbers)
 
 
 def test_the_gap_is_measured_by_case(simulation: SimpleNamespace, tmp_path: Path) -> None:
@@ -204,7 +204,7 @@ def test_the_gap_is_measured_by_case(simulation: SimpleNamespace, tmp_path: Path
     assert numbers["one"]["a"] == numbers["other"]["b"]
     assert len(numbers["one"]["a"]["values"]) == 2
     assert pictures == []
-    assert "0.3" in simulation.gap.summarise(numbers)
+    assert "0.3" in simulation.gap.summarize(numbers)
     assert all(len(levels) >= 1 for group in simulation.gap.CASES.values() for levels, _ in group.values())
 
 
@@ -213,7 +213,7 @@ def test_levels_of_scikit_learn_come_to_the_same(simulation: SimpleNamespace, tm
     for one in numbers.values():
         assert one["ours"]["mean"] == pytest.approx(one["scikit-learn"]["mean"], rel=0.15)
     assert numbers["1500, 300"]["ours"]["mean"] < numbers["300"]["ours"]["mean"] / 2
-    assert "1500, 300" in simulation.beside.summarise(numbers)
+    assert "1500, 300" in simulation.beside.summarize(numbers)
 
 
 # -- at the paper's size ----------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ def text(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
     return load_pipeline("text", "run")["run"]
 
 
-# From WordNet 3.0: a licence line, a synset with several lemmas and one in hexadecimal count, 0x0a = 10.
+# From WordNet 3.0: a license line, a synset with several lemmas and one in hexadecimal count, 0x0a = 10.
 DATA = """\
   1 This software and database is being provided to you, the LICENSEE, by
 02084071 05 n 03 dog 0 domestic_dog 0 Canis_familiaris 0 002 @ 02083346 n 0000 ~ 01322604 n 0000 | a member of the\

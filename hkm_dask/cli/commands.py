@@ -59,7 +59,7 @@ def demo(out: Path, quick: bool, where: Where) -> None:
 
     Photographs are cut into patches, which become a pool, a tree, a balanced subset and pictures of them.
     """
-    from hkm_dask.view.demo import run_demo
+    from hkm_dask.demo.demo import run_demo
     from hkm_dask.view.progress import show_progress
 
     with show_progress(), where.connect() as runner:
@@ -87,7 +87,7 @@ def ingest(sources: tuple[str, ...], pool: Path, where: Where, **options: Any) -
     A pool is one Zarr store with checksums. SOURCE is an .npy or .npz file, a folder of .npy shards, or a Zarr array
     or group; several are put one after the other.
     """
-    from hkm_dask.io.ingest import ingest as run_ingest
+    from hkm_dask.ingestion.ingest import ingest as run_ingest
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 
@@ -217,7 +217,7 @@ def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
     pool, .txt their ids (or numbers); .parquet and .csv have both, with the cluster at every level and the distance
     to the level-1 centroid.
     """
-    from hkm_dask.io import export
+    from hkm_dask.hierarchy import export
 
     export.check_target(out)
     from hkm_dask.hierarchy.sampling import sample as draw

@@ -68,8 +68,8 @@ _image_model_option = click.option(
     "--model",
     required=True,
     metavar="DIR|hog|cells",
-    help="Folder of a transformers or timm model; or a descriptor that needs none: hog of edges and colours, cells of "
-    "colours only.",
+    help="Folder of a transformers or timm model; or a descriptor that needs none: hog of edges and colors, cells of "
+    "colors only.",
 )
 
 
@@ -101,9 +101,9 @@ def text(
     INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
     beyond the longest that the model takes are cut by it.
     """
-    from hkm_dask.io.encoders import SORTED_BATCHES, text_encoder
-    from hkm_dask.io.models import model_folder
-    from hkm_dask.io.texts import open_texts
+    from hkm_dask.embedding.encoders import SORTED_BATCHES, text_encoder
+    from hkm_dask.embedding.models import model_folder
+    from hkm_dask.embedding.texts import open_texts
 
     model_folder(model)  # before a long pass over the texts
     with _embedding_into(pool) as run_embed:
@@ -127,8 +127,8 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
 
     FOLDER has images in it or in its subfolders, or is a .zip of them. Their paths become the ids.
     """
-    from hkm_dask.io.encoders import image_encoder
-    from hkm_dask.io.images import open_images
+    from hkm_dask.embedding.encoders import image_encoder
+    from hkm_dask.embedding.images import open_images
 
     _check_image_model(model)
     with _embedding_into(pool) as run_embed:
@@ -154,7 +154,7 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
     "--bands",
     type=PerLevel("4,3,2", many=True),
     metavar="R,G,B",
-    help="The bands that become red, green and blue, or the one that becomes grey, from 1.  [default: 1,2,3, or 1]",
+    help="The bands that become red, green and blue, or the one that becomes gray, from 1.  [default: 1,2,3, or 1]",
 )
 @click.option(
     "--values",
@@ -200,8 +200,8 @@ def raster(
     Ids like scene.tif[256x256+512+1024] tell width, height, left and top; the columns raster, top, left, longitude and
     latitude go into the pool, too, and from there into every subset.
     """
-    from hkm_dask.io.encoders import image_encoder
-    from hkm_dask.io.windows import open_windows
+    from hkm_dask.embedding.encoders import image_encoder
+    from hkm_dask.embedding.raster_patches import open_windows
 
     _check_image_model(model)
     with _embedding_into(pool) as run_embed:
@@ -219,9 +219,9 @@ def raster(
 
 def _check_image_model(model: str) -> None:
     """Refuse a model that is not there, before a long pass over what it would embed."""
+    from hkm_dask.embedding.encoders import DESCRIPTORS
+    from hkm_dask.embedding.models import model_folder
     from hkm_dask.errors import InputError
-    from hkm_dask.io.encoders import DESCRIPTORS
-    from hkm_dask.io.models import model_folder
 
     known = [str(name) for name in DESCRIPTORS]
     if model in known:
@@ -233,7 +233,7 @@ def _check_image_model(model: str) -> None:
 
 @contextmanager
 def _embedding_into(pool: Path) -> Iterator[Callable[..., object]]:
-    from hkm_dask.io.embed import embed as run_embed
+    from hkm_dask.embedding.embed import embed as run_embed
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 

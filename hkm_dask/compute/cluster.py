@@ -95,7 +95,7 @@ def connect(
         is installed. ``"capacity"`` leaves all device memory to the rows and stages more blocks in host memory. Results
         are the same.
     scheduler : str, optional
-        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is honoured.
+        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is honored.
     scheduler_file : path, optional
         File a running scheduler wrote.
     memory_limit : int or str, optional

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.runner import Runner, budget_within, combine_all, identity, run_task
-from hkm_dask.compute.shared import Shelf
+from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.errors import ComputeError
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class ClusterRunner(Runner):
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
         self._owners: dict[int, str] = {}
-        self._shelf: Shelf | None = None
+        self._array_store: SharedArrayStore | None = None
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
@@ -76,9 +76,9 @@ class ClusterRunner(Runner):
         )
 
     @property
-    def shelf(self) -> Shelf:
+    def array_store(self) -> SharedArrayStore:
         """Where arrays for many tasks are put."""
-        if self._shelf is None:
+        if self._array_store is None:
             folder = self.work_dir / f"shared-{self._token}"
             folder.mkdir(parents=True, exist_ok=True)
             self._owned.append(folder)
@@ -89,8 +89,8 @@ class ClusterRunner(Runner):
                     f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
                     "put the output on a file system all workers share"
                 )
-            self._shelf = Shelf(str(folder.resolve()))
-        return self._shelf
+            self._array_store = SharedArrayStore(str(folder.resolve()))
+        return self._array_store
 
     def span(self, name: str) -> AbstractContextManager[Any]:
         """Group the tasks of a context under `name` in the dashboard.

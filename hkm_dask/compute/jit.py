@@ -14,9 +14,9 @@ _compiling = threading.Lock()
 
 
 class Kernel:
-    """Compiles a function on its first call, with LLVM's straight-line vectoriser on.
+    """Compiles a function on its first call, with LLVM's straight-line vectorizer on.
 
-    numba leaves that vectoriser off; with it the eight interleaved sums of `squared_distance` become vector
+    numba leaves that vectorizer off; with it the eight interleaved sums of `squared_distance` become vector
     instructions, in the same order of additions, and take a third of the time.
 
     Parameters

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import device_budget, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
-from hkm_dask.compute.shared import Shelf
+from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.errors import ComputeError, InputError
 
@@ -146,9 +146,9 @@ class Runner:
         return self._work_dir
 
     @property
-    def shelf(self) -> Shelf:
+    def array_store(self) -> SharedArrayStore:
         """Where arrays for many tasks are put."""
-        return Shelf()
+        return SharedArrayStore()
 
     def span(self, name: str) -> AbstractContextManager[Any]:
         """Group the tasks of a context under `name` in the dashboard.

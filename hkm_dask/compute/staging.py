@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.compute.backend import device_budget
-from hkm_dask.compute.blocks import Part, device_memo, memo
+from hkm_dask.compute.block_cache import Part, device_cache, host_cache
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 
@@ -53,9 +53,9 @@ def make_room() -> bool:
     import cupy
 
     global _most_resident
-    held = device_memo.used
+    held = device_cache.used
     _most_resident = held // 2
-    device_memo.clear()
+    device_cache.clear()
     _own.__dict__.clear()
     cupy.get_default_memory_pool().free_all_blocks()
     return held > 0
@@ -108,11 +108,11 @@ class _Staging:
             buffer.busy.synchronize()
         dtype = device_dtype(rows.dtype)
         pinned = buffer.view((pair[1] - pair[0], rows.n_features), dtype)
-        host, n_bytes = memo.get(rows.key, pair), (pair[1] - pair[0]) * rows.row_bytes
+        host, n_bytes = host_cache.get(rows.key, pair), (pair[1] - pair[0]) * rows.row_bytes
         in_memory = isinstance(rows, ArrayRows)
-        if host is None and not keep and not in_memory and n_bytes <= memo.room(rows.key, part.budget):
+        if host is None and not keep and not in_memory and n_bytes <= host_cache.room(rows.key, part.budget):
             host = rows.read(*pair)
-            memo.put(rows.key, pair, host, n_bytes, part.budget)
+            host_cache.put(rows.key, pair, host, n_bytes, part.budget)
         if host is None and not in_memory and dtype == rows.dtype:
             rows.read(*pair, pinned)
         else:
@@ -187,10 +187,10 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     row_bytes = device_dtype(rows.dtype).itemsize * rows.n_features
     # What passes remember about the rows saves more than the rows themselves: it keeps its room.
     budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
-    resident = [pair for pair in pairs if device_memo.get(rows.key, pair) is not None]
-    missing = [pair for pair in pairs if device_memo.get(rows.key, pair) is None]
+    resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None]
+    missing = [pair for pair in pairs if device_cache.get(rows.key, pair) is None]
     sizes = np.array([(stop - start) * row_bytes for start, stop in missing], np.int64)
-    keep = (np.cumsum(sizes) <= device_memo.room(rows.key, budget)).tolist()
+    keep = (np.cumsum(sizes) <= device_cache.room(rows.key, budget)).tolist()
     staging, compute = _staging(), cupy.cuda.get_current_stream()
     n_ahead = len(staging.pinned) - 1
     reads: dict[int, Future[Any]] = {}
@@ -211,7 +211,7 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
                 start_reading(number)
             start_uploading(0)
             for pair in resident:
-                block = device_memo.get(rows.key, pair)
+                block = device_cache.get(rows.key, pair)
                 if block is None:  # dropped by another thread since we looked
                     block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), device_dtype(rows.dtype)))
                 yield pair[0], block
@@ -222,7 +222,7 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
                 block, copied = uploads.pop(number).result()
                 compute.wait_event(copied)
                 if keep[number]:
-                    device_memo.put(rows.key, pair, block, block.nbytes, budget)
+                    device_cache.put(rows.key, pair, block, block.nbytes, budget)
                 yield pair[0], block
                 if not keep[number]:
                     staging.device[number % 2].busy = compute.record()

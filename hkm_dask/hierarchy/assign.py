@@ -11,22 +11,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
-from hkm_dask.compute.blocks import Part
-from hkm_dask.compute.keys import random_uniform
+from hkm_dask.compute.block_cache import Part
+from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.derived import SubsetRows
+from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans import selection
-from hkm_dask.kmeans.frame import Frame
+from hkm_dask.hierarchy import selection
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, remember, remembered
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, remember, remembered
+from hkm_dask.kmeans.search.geometry import Geometry
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ClusterHeaps:
     """Members picked from every cluster: up to r with the smallest keys.
 
     Attributes
@@ -42,11 +42,11 @@ class Chosen:
     sizes: NDArray[np.int64]
 
     @classmethod
-    def nothing(cls, n_clusters: int, r: int) -> Chosen:
+    def nothing(cls, n_clusters: int, r: int) -> ClusterHeaps:
         """Empty heaps."""
         return cls(np.empty((n_clusters, r)), np.empty((n_clusters, r), np.int64), np.zeros(n_clusters, np.int64))
 
-    def add_slab(self, keys: Any, first: int, labels: Any) -> None:
+    def add_tile(self, keys: Any, first: int, labels: Any) -> None:
         """Take consecutive rows in; of those on a device, only what is among the best so far leaves it."""
         xp = array_module(keys)
         local = xp.arange(len(keys))
@@ -61,8 +61,8 @@ class Chosen:
         """Take rows in that are among the best of their cluster."""
         selection.keep_smallest(keys, rows, labels, self.keys, self.rows, self.sizes)
 
-    def __add__(self, other: Chosen) -> Chosen:
-        both = Chosen(self.keys.copy(), self.rows.copy(), self.sizes.copy())
+    def __add__(self, other: ClusterHeaps) -> ClusterHeaps:
+        both = ClusterHeaps(self.keys.copy(), self.rows.copy(), self.sizes.copy())
         filled = np.arange(other.keys.shape[1]) < other.sizes[:, None]
         groups = np.broadcast_to(np.arange(len(other.sizes), dtype=np.int32)[:, None], filled.shape)
         both.add(other.keys[filled], other.rows[filled], np.ascontiguousarray(groups[filled]))
@@ -83,12 +83,12 @@ class Assigned:
     counts : ndarray of int64, shape (n_clusters,)
     inertia : int
         Fixed point.
-    chosen : Chosen or None
+    chosen : ClusterHeaps or None
     """
 
     counts: NDArray[np.int64]
     inertia: int
-    chosen: Chosen | None = None
+    chosen: ClusterHeaps | None = None
 
     def __add__(self, other: Assigned) -> Assigned:
         chosen = self.chosen + other.chosen if self.chosen is not None and other.chosen is not None else None
@@ -101,8 +101,8 @@ class Assign:
 
     Attributes
     ----------
-    centroids : Shared
-    frame : Frame
+    centroids : SharedArray
+    geometry : Geometry
     run : str
     folder : str or None
         Group with the arrays ``labels`` and ``distances`` to write to.
@@ -110,46 +110,46 @@ class Assign:
         Members to pick per cluster, 0 for none.
     random_key : int or None
         Pick at random by this key, instead of the closest.
-    hints : Shared or None
+    hints : SharedArray or None
         int32: for each label the last pass of this run gave, the centroid to try first.
     """
 
-    centroids: Shared
-    frame: Frame
+    centroids: SharedArray
+    geometry: Geometry
     run: str
     folder: str | None = None
     r: int = 0
     random_key: int | None = None
-    hints: Shared | None = None
+    hints: SharedArray | None = None
 
     def __call__(self, part: Part) -> Assigned:
         """Fold the part."""
         n_clusters = len(self.centroids.get())
-        known = Labelled.unknown(part.stop - part.start)
-        chosen = Chosen.nothing(n_clusters, self.r) if self.r else None
-        finder = Finder(part, self.frame, "assign")
+        known = Assignment.unknown(part.stop - part.start)
+        chosen = ClusterHeaps.nothing(n_clusters, self.r) if self.r else None
+        finder = Finder(part, self.geometry, "assign")
         inertia: Any = 0
         xp = worker_module()
         before = remembered(part, "assign", self.run)
         if before is not None and self.hints is not None:
             known.labels = to_module(self.hints.get(), xp)[before]
-        for slab in iter_slabs(part):
-            finder.label_distances(slab, self.centroids, known)
-            finder.nearest(slab, self.centroids, known)
-            labels, distances = known.labels[slab.local], known.distances[slab.local]
+        for tile in iter_tiles(part):
+            finder.label_distances(tile, self.centroids, known)
+            finder.nearest(tile, self.centroids, known)
+            labels, distances = known.labels[tile.local], known.distances[tile.local]
             # Added up where it is: a device is waited for once.
-            inertia = inertia + xp.rint(distances * self.frame.distance_scale).astype(xp.int64).sum()
+            inertia = inertia + xp.rint(distances * self.geometry.distance_scale).astype(xp.int64).sum()
             if chosen is not None:
-                rows = xp.arange(slab.start, slab.stop)
+                rows = xp.arange(tile.start, tile.stop)
                 keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
-                chosen.add_slab(keys, slab.start, labels)
+                chosen.add_tile(keys, tile.start, labels)
         remember(part, "assign", self.run, known.labels, known.labels.nbytes)
-        known = Labelled(to_host(known.labels), to_host(known.distances))
+        known = Assignment(to_host(known.labels), to_host(known.distances))
         if self.folder is not None:
             self._write(part, known)
         return Assigned(np.bincount(known.labels, minlength=n_clusters), int(inertia), chosen)
 
-    def _write(self, part: Part, known: Labelled) -> None:
+    def _write(self, part: Part, known: Assignment) -> None:
         start, stop = part.start, part.stop
         labels, distances = known.labels, known.distances.astype(np.float32)
         if isinstance(part.rows, SubsetRows):
@@ -176,14 +176,14 @@ class LevelRows:
         What is clustered: all of it, or a subset.
     n_total : int
         Length of the level's label array: rows left out have label -1.
-    frame : Frame
+    geometry : Geometry
     chunk_rows : int
         Rows that share a chunk of the label array.
     """
 
     rows: Rows
     n_total: int
-    frame: Frame
+    geometry: Geometry
     chunk_rows: int = field(default=1)
 
     def boundaries(self) -> NDArray[np.int64]:
@@ -226,7 +226,7 @@ def assign(
     -------
     Assigned
     """
-    shared = runner.shelf.put(f"centroids-{uuid.uuid4().hex}", centroids)
+    shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     # The same parts in every pass, so that each finds what it remembered in the last one.
     parts = split_rows(level.rows, runner, len(centroids), cuts=level.boundaries())
     hints = None
@@ -234,10 +234,10 @@ def assign(
         near = np.full(len(before), -1, np.int32)
         used = ~np.isnan(before[:, 0])
         found = near[used]
-        Search(centroids, level.frame).nearest(before[used], found, np.full(len(found), np.inf))
+        CentroidIndex(centroids, level.geometry).nearest(before[used], found, np.full(len(found), np.inf))
         near[used] = found
-        hints = runner.shelf.put(f"hints-{uuid.uuid4().hex}", near)
-    task = Assign(shared, level.frame, run, None if folder is None else str(folder), r, random_key, hints)
+        hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", near)
+    task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints)
     total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, stage="assign")
     shared.delete()
     if hints is not None:

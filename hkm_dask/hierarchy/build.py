@@ -18,30 +18,30 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import device_memo, forget, memo
+from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.compute.events import emit
-from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.placing import discard, gather, on_workers
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.placement import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.derived import SubsetRows
 from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
+from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.errors import InputError
+from hkm_dask.events import emit
 from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
-from hkm_dask.hierarchy.source import Source, label_chunk_rows, open_source
+from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
-from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.lloyd import Moved
+from hkm_dask.kmeans.lloyd import LloydStep
+from hkm_dask.kmeans.search.geometry import make_geometry
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -129,15 +129,15 @@ def build_hierarchy(
             seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
         remove(work)
-        memo.clear()
-        device_memo.clear()
+        host_cache.clear()
+        device_cache.clear()
     return open_hierarchy(target)
 
 
 # -- what is there already --------------------------------------------------------------------------------------------
 
 
-def _identity(config: Config, source: Source) -> dict[str, Any]:
+def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
     return {
         "format": layout.TREE_FORMAT,
         "format_version": layout.FORMAT_VERSION,
@@ -155,7 +155,7 @@ def _attributes(folder: Path) -> dict[str, Any]:
     return read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
 
 
-def _differences(folder: Path, config: Config, source: Source) -> list[str]:
+def _differences(folder: Path, config: Config, source: ClusterInput) -> list[str]:
     attributes = _attributes(folder)
     lines = config.difference(Config.from_json(attributes["config"])) if "config" in attributes else []
     # A subset is known by what it holds, wherever its file lies now.
@@ -167,7 +167,7 @@ def _differences(folder: Path, config: Config, source: Source) -> list[str]:
     return lines
 
 
-def _obstacles(wip: Path, config: Config, source: Source) -> list[str]:
+def _obstacles(wip: Path, config: Config, source: ClusterInput) -> list[str]:
     """Why what an interrupted run left cannot be gone on with."""
     attributes = _attributes(wip)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
@@ -181,7 +181,7 @@ def _obstacles(wip: Path, config: Config, source: Source) -> list[str]:
     )
 
 
-def _finished(target: Path, config: Config, source: Source) -> xr.DataTree:
+def _finished(target: Path, config: Config, source: ClusterInput) -> xr.DataTree:
     opened = open_hierarchy(target)
     lines = _differences(target, config, source)
     if lines:
@@ -198,7 +198,7 @@ class _Build:
     """One run of Algorithm 1."""
 
     def __init__(
-        self, config: Config, source: Source, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
+        self, config: Config, source: ClusterInput, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
     ) -> None:
         self.config, self.source, self.folder = config, source, folder
         self.runner, self.checkpoints = runner, checkpoints
@@ -253,12 +253,12 @@ class _Build:
         if t == 1:
             source = self.source
             rows = on_workers(source.rows, self.runner)
-            frame = make_frame(
+            geometry = make_geometry(
                 rows, self.runner, n_clusters=level.n_clusters,
                 mean=source.mean, max_abs=source.max_abs, spherical=spherical,
                 precision=self.config.dtype,
             )  # fmt: skip
-            return LevelRows(rows, source.n_total, frame, source.chunk_rows)
+            return LevelRows(rows, source.n_total, geometry, source.chunk_rows)
         below = self.folder / f"level_{t - 1}"
         sizes = open_array(below / "sizes").read(0, self.config.levels[t - 2].n_centroids)
         rows = ZarrRows(below, "centroids")
@@ -268,10 +268,10 @@ class _Build:
         n_total = rows.n_rows
         if (sizes == 0).any():
             rows = on_workers(SubsetRows(rows, np.flatnonzero(sizes)), self.runner)
-        frame = make_frame(
+        geometry = make_geometry(
             rows, self.runner, n_clusters=level.n_clusters, spherical=spherical, precision=self.config.dtype
         )
-        return LevelRows(rows, n_total, frame, chunk_rows)
+        return LevelRows(rows, n_total, geometry, chunk_rows)
 
     def _cluster(self, t: int, level: Level, rows: LevelRows, run: str) -> list[Fit]:
         """The steps of a level, the first k-means and the resamplings."""
@@ -312,12 +312,12 @@ class _Build:
         def seeding(n_centers: int, target: int) -> None:
             emit("seeding", level=t, step=step, n_centers=n_centers, target=target)
 
-        def iteration(i: int, moved: Moved) -> None:
+        def iteration(i: int, moved: LloydStep) -> None:
             emit("iteration", level=t, step=step, iteration=i, inertia=moved.inertia, max_iter=level.max_iter)
             self.checkpoints.iteration(t, step, moved)
 
         done = fit(
-            part, settings, frame=rows.frame, runner=self.runner, hooks=Hooks(seeding, iteration),
+            part, settings, geometry=rows.geometry, runner=self.runner, hooks=Hooks(seeding, iteration),
             progress=self.checkpoints.interrupted(t, step),
         )  # fmt: skip
         self.checkpoints.finish(t, step, done)
@@ -348,7 +348,7 @@ class _Build:
             emit("splitting", level=t, done=done, total=total)
 
         parts = split_clusters(
-            rows.rows, indptr, members, settings, frame=rows.frame, runner=self.runner, report=report
+            rows.rows, indptr, members, settings, geometry=rows.geometry, runner=self.runner, report=report
         )
         labels[where], distances[where] = parts.labels, parts.distances
         for name, values in (("labels", labels), ("distances", distances)):

@@ -14,7 +14,7 @@ import numpy as np
 
 from hkm_dask.data.files import careful, failpoint, sync
 from hkm_dask.kmeans.fit import Fit, Progress
-from hkm_dask.kmeans.lloyd import Moved
+from hkm_dask.kmeans.lloyd import LloydStep
 
 #: Seconds between checkpoints within a k-means.
 _EVERY = 20.0
@@ -71,13 +71,13 @@ class Checkpoints:
         self._inertia = found["inertia"].tolist()
         return Progress(found["centroids"], tuple(self._inertia), int(found["relocated"]))
 
-    def iteration(self, level: int, step: int, moved: Moved) -> None:
+    def iteration(self, level: int, step: int, moved: LloydStep) -> None:
         """Note an iteration; written to disk now and then.
 
         Parameters
         ----------
         level, step : int
-        moved : Moved
+        moved : LloydStep
             Its outcome. The last of a k-means is not kept: whoever resumed there would iterate once more.
         """
         self._inertia.append(moved.inertia)

@@ -18,7 +18,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.sampling import sample
 from hkm_dask.hierarchy.tree import n_levels, read_array
-from hkm_dask.kmeans.clusterer import Clusterer
+from hkm_dask.kmeans.base import Clusterer
 from hkm_dask.kmeans.inputs import rows_of
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.kmeans import selection
+from hkm_dask.hierarchy import selection
 
 #: Fewer are grouped by one thread.
 _ROWS_FOR_THREADS = 100_000

@@ -2,7 +2,7 @@
 
 At a node that is to give N leaves, child j with s_j leaves gives min(n, s_j), where n is the largest integer with
 Σ min(n, s_j) ≤ N; the rest, less than one each, goes to random children that have more. (The paper's integer n that
-minimises |N - Σ min(n, s_j)| misses the target: arXiv:2405.15613 §3.3.) All nodes of a level are solved at once, by a
+minimizes |N - Σ min(n, s_j)| misses the target: arXiv:2405.15613 §3.3.) All nodes of a level are solved at once, by a
 sort within segments and prefix sums.
 """
 
@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.events import emit
-from hkm_dask.compute.keys import random_bits, stream_key
+from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans import selection
+from hkm_dask.events import emit
+from hkm_dask.hierarchy import selection
 
 if TYPE_CHECKING:
     import xarray as xr

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Config
 from hkm_dask.data import layout
-from hkm_dask.data.derived import SubsetRows, UnitRows
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
 from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows
 from hkm_dask.errors import InputError
 
@@ -30,7 +30,7 @@ _NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
-class Source:
+class ClusterInput:
     """The samples: where they are, which of them, and how they are told from others.
 
     Attributes
@@ -62,7 +62,7 @@ class Source:
     max_abs: float | None
 
 
-def open_source(pool: Any, config: Config) -> Source:
+def open_source(pool: Any, config: Config) -> ClusterInput:
     """Find out what is to be clustered.
 
     Parameters
@@ -74,7 +74,7 @@ def open_source(pool: Any, config: Config) -> Source:
 
     Returns
     -------
-    Source
+    ClusterInput
 
     Raises
     ------
@@ -99,7 +99,7 @@ def open_source(pool: Any, config: Config) -> Source:
         rows = UnitRows(base) if index is None else SubsetRows(UnitRows(base), index)
     # What a pool knows of all its rows as they are serves a subset of them, but not rows of another length.
     known = opened if config.metric == "l2" else None
-    return Source(
+    return ClusterInput(
         rows=rows,
         n_total=base.n_rows,
         chunk_rows=label_chunk_rows(base),

@@ -18,19 +18,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import to_host, worker_device
-from hkm_dask.compute.blocks import Part, forget, iter_blocks
-from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.block_cache import Part, forget, iter_blocks
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.scratch import create_npy
+from hkm_dask.kmeans.batch_cuda import can_fit_together, fit_together
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.frame import Frame
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs
-from hkm_dask.kmeans.together import can_fit_together, fit_together
+from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles
+from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Bytes of rows one task splits, and on a device, of which it takes a small share: passes need several times as much.
 _BATCH_BYTES, _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 64 << 20, 512 << 20, 16
@@ -101,7 +101,7 @@ class _SplitClusters:
     """Task: split some clusters, whose rows stand together in a file or in memory."""
 
     rows: Rows
-    frame: Frame
+    geometry: Geometry
     settings: Settings
     batch_bytes: int
     memory_budget: int
@@ -124,11 +124,11 @@ class _SplitClusters:
         self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
     ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
-        if worker_device() == "cpu" or not (self.together and can_fit_together(self.frame)):
+        if worker_device() == "cpu" or not (self.together and can_fit_together(self.geometry)):
             return self._one_by_one(values, bounds, settings)
         if values.nbytes <= 2 * self.batch_bytes:
             try:
-                return fit_together(values, bounds, settings, frame=self.frame, memory_budget=self.memory_budget)
+                return fit_together(values, bounds, settings, geometry=self.geometry, memory_budget=self.memory_budget)
             except Exception as error:
                 if not ran_out(error):
                     raise
@@ -151,7 +151,7 @@ class _SplitClusters:
             for i, its in enumerate(settings):
                 mine, slots = slice(bounds[i], bounds[i + 1]), slice(i * k, (i + 1) * k)
                 members = ArrayRows(values[mine])
-                centroids[slots] = fit(members, its, frame=self.frame, runner=runner).centroids
+                centroids[slots] = fit(members, its, geometry=self.geometry, runner=runner).centroids
                 self._label(members, centroids[slots], runner, labels[mine], distances[mine])
                 labels[mine] += i * k
                 forget(members.key)
@@ -166,9 +166,9 @@ class _SplitClusters:
         distances: NDArray[np.float64],
     ) -> None:
         (part,) = split_rows(rows, runner, len(centroids))
-        known, finder = Labelled.unknown(rows.n_rows), Finder(part, self.frame, "split")
-        for slab in iter_slabs(part):
-            finder.nearest(slab, Shared(array=centroids), known)
+        known, finder = Assignment.unknown(rows.n_rows), Finder(part, self.geometry, "split")
+        for tile in iter_tiles(part):
+            finder.nearest(tile, SharedArray(array=centroids), known)
         labels[:], distances[:] = to_host(known.labels), to_host(known.distances)
 
 
@@ -178,7 +178,7 @@ def split_clusters(
     members: NDArray[np.int64],
     settings: Settings,
     *,
-    frame: Frame,
+    geometry: Geometry,
     runner: Runner,
     report: Callable[[int, int], None] | None = None,
     together: bool = True,
@@ -192,7 +192,7 @@ def split_clusters(
         Members of each cluster, as positions in `rows`; every row is in one cluster.
     settings : Settings
         Of the small k-means; its `n_clusters` is the number of parts of each cluster.
-    frame : Frame
+    geometry : Geometry
     runner : Runner
     report : callable, optional
         Gets the number of clusters split so far, and of all.
@@ -217,7 +217,7 @@ def split_clusters(
         n_bytes = _BATCH_BYTES
         if runner.device_budget is not None:
             n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
-        task = _SplitClusters(NpyRows(path), frame, settings, n_bytes, runner.memory_budget, together)
+        task = _SplitClusters(NpyRows(path), geometry, settings, n_bytes, runner.memory_budget, together)
         found = []
         for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
             found += runner.map(task, batches, stage="split")
@@ -228,12 +228,12 @@ def split_clusters(
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
     labels[members] = np.concatenate([labels for _, labels, _ in found])
     distances[members] = np.concatenate([distances for _, _, distances in found])
-    fixed = np.rint(distances * frame.distance_scale).astype(np.int64)
+    fixed = np.rint(distances * geometry.distance_scale).astype(np.int64)
     return Split(
         np.concatenate([centroids for centroids, _, _ in found]),
         labels,
         distances.astype(np.float32),
-        int(fixed.sum()) / frame.distance_scale,
+        int(fixed.sum()) / geometry.distance_scale,
     )
 
 

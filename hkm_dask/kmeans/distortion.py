@@ -1,6 +1,6 @@
 """K-means of numbers on a line for the distortion ``|x - c|^s``, whose centroids lie the flatter the larger s is.
 
-Among sorted numbers every cluster is an interval, cut halfway between neighbouring centroids for any s, and the
+Among sorted numbers every cluster is an interval, cut halfway between neighboring centroids for any s, and the
 centroid of an interval is the root of a function that rises. So a Lloyd iteration takes one search per centroid and a
 few passes over the numbers of the clusters that changed.
 """
@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from hkm_dask.compute.jit import kernel
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.clusterer import is_whole
+from hkm_dask.kmeans.base import is_whole
 
 MAX_S = 32  # beyond, a distance a third of the largest vanishes beside it in float64
 _INITS = ("k-means++", "random")
@@ -36,7 +36,7 @@ class LineFit:
     history : ndarray of float64, shape (n_iter,)
         Distortion after each iteration: the sum of ``|x - c|^s``.
     converged : bool
-        The last iteration changed nothing: every number lies with its nearest centroid and every centroid minimises the
+        The last iteration changed nothing: every number lies with its nearest centroid and every centroid minimizes the
         distortion of its numbers.
     """
 
@@ -68,7 +68,7 @@ def fit_line(
     """Cluster numbers so that the sum of ``|x - c|^s`` is small.
 
     With s = 2 this is k-means. Its centroids are as dense as ``p^(1/3)`` where the numbers are as dense as p, and for
-    other s as ``p^(1/(1+s))``. Lloyd's iteration moves a centroid only as far as its neighbours let it, so it hardly
+    other s as ``p^(1/(1+s))``. Lloyd's iteration moves a centroid only as far as its neighbors let it, so it hardly
     changes the density it starts with: "k-means++" draws by ``D^s`` and so begins near that law, "random" begins at p.
 
     Parameters
@@ -79,7 +79,7 @@ def fit_line(
     s : float, default=2
         From 2 to 32.
     init : {"k-means++", "random"} or array of shape (n_clusters,), default="k-means++"
-        Greedy k-means++ by ``D^s``, the distance to the nearest centre so far; distinct numbers drawn at random; or
+        Greedy k-means++ by ``D^s``, the distance to the nearest center so far; distinct numbers drawn at random; or
         the centroids to start from.
     max_iter : int, default=1000
         The cap on Lloyd iterations, which otherwise go on until nothing changes.
@@ -242,7 +242,7 @@ def _norm(total, slope, s):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _centre(x, first, last, s, c):  # type: ignore[no-untyped-def]
+def _center(x, first, last, s, c):  # type: ignore[no-untyped-def]
     """The number with the least sum of ``|x - c|^s`` over ``x[first:last]``, sorted and not empty.
 
     Where the derivative is zero, the (s-1)-norms of the distances to both sides are equal. Their difference rises with
@@ -296,7 +296,7 @@ def _move_centroids(x, before, bounds, all_of_them, s, centroids, costs):  # typ
         if first == before[j] and last == before[j + 1] and not all_of_them:
             continue
         n_moved += 1
-        c = _centre(x, first, last, s, centroids[j])
+        c = _center(x, first, last, s, centroids[j])
         cost = 0.0
         for i in range(first, last):
             cost += abs(x[i] - c) ** s
@@ -319,13 +319,13 @@ def _start(x: NDArray[np.float64], n_clusters: int, s: float, init: str, seed: i
     chosen = np.empty(n_clusters, np.int64)
     n_chosen = _draw_by_distance(x, s, chances, chosen)
     centroids = x[np.sort(chosen[:n_chosen])]
-    # Fewer come together where what is left is too near to its centres for its powers to be told from zero.
+    # Fewer come together where what is left is too near to its centers for its powers to be told from zero.
     return np.sort(np.concatenate([centroids, _furthest(x, centroids, n_clusters - n_chosen)]))
 
 
 @njit(inline="always")
 def _power(x, left, right, i, s, scale):  # type: ignore[no-untyped-def]
-    """``D^s`` of a number between two centres; there are none beyond the ends."""
+    """``D^s`` of a number between two centers; there are none beyond the ends."""
     distance = np.inf
     if left >= 0:
         distance = x[i] - x[left]
@@ -336,7 +336,7 @@ def _power(x, left, right, i, s, scale):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _mass(x, left, right, s, scale):  # type: ignore[no-untyped-def]
-    """Sum of ``D^s`` over the numbers between two centres."""
+    """Sum of ``D^s`` over the numbers between two centers."""
     total = 0.0
     for i in range(left + 1, right):
         total += _power(x, left, right, i, s, scale)
@@ -369,7 +369,7 @@ def _draw(x, lefts, rights, masses, n_gaps, s, scale, target):  # type: ignore[n
 def _draw_by_distance(x, s, chances, chosen):  # type: ignore[no-untyped-def]
     """Greedy k-means++ on a line: draw a few by ``D^s``, keep the one that leaves the least. Say how many were found.
 
-    A centre changes ``D`` only up to its neighbours, so sums are kept for the gaps between centres.
+    A center changes ``D`` only up to its neighbors, so sums are kept for the gaps between centers.
 
     Parameters
     ----------
@@ -379,7 +379,7 @@ def _draw_by_distance(x, s, chances, chosen):  # type: ignore[no-untyped-def]
     chances : ndarray of float64, shape (n_clusters, n_trials)
         Uniform numbers in [0, 1).
     chosen : ndarray of int64, shape (n_clusters,)
-        Written to: where in `x` the centres are, in the order they were drawn.
+        Written to: where in `x` the centers are, in the order they were drawn.
     """
     n, n_clusters = x.shape[0], chosen.shape[0]
     spread = x[n - 1] - x[0]

@@ -16,18 +16,18 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
-from hkm_dask.compute.blocks import forget
-from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.placement import on_workers
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.derived import SubsetRows, unit_rows
+from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.clusterer import Clusterer, checked_weights, is_whole, whole_weights
+from hkm_dask.kmeans.base import Clusterer, checked_weights, is_whole, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
-from hkm_dask.kmeans.frame import Frame, Statistics, make_frame, measure_rows
 from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import Labels, label_rows
+from hkm_dask.kmeans.search.geometry import Geometry, Statistics, make_geometry, measure_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -87,7 +87,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
     Notes
     -----
     Rows are looked at in float32, distances are measured in float64: labels are those of a brute-force search in
-    float64 over the rows as float32. There is one initialisation (scikit-learn's ``n_init``).
+    float64 over the rows as float32. There is one initialization (scikit-learn's ``n_init``).
 
     Weights that are whole numbers stand for so many copies of a row, exactly. Others are rounded to multiples of about
     2^-14 of their mean.
@@ -189,7 +189,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             raise InputError(
                 f"n_samples={some.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
             )
-        frame = self._frame(rows, runner, start, weights)
+        geometry = self._frame(rows, runner, start, weights)
         settings = Settings(
             self.n_clusters,
             self.init if isinstance(self.init, str) else "",
@@ -198,15 +198,15 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             stream_key(self._seed(), "kmeans"),
         )
         progress = None if start is None else Progress(start, (), 0)
-        done = fit(some, settings, frame=frame, runner=runner, progress=progress, weights=shares)
+        done = fit(some, settings, geometry=geometry, runner=runner, progress=progress, weights=shares)
         centroids = _filled(done.centroids)
         # Copies in place of unused slots may renumber the clusters: what the parts remember would mislead.
         run = "" if left_out or done.n_unused else done.run
-        found = label_rows(rows, centroids, frame=frame, runner=runner, run=run, weights=weights)
+        found = label_rows(rows, centroids, geometry=geometry, runner=runner, run=run, weights=weights)
         forget(some.key)
-        forget(frame.name)
+        forget(geometry.name)
         self.cluster_centers_, self.labels_ = centroids, found.labels
-        self.inertia_ = _inertia(found, frame, unit)
+        self.inertia_ = _inertia(found, geometry, unit)
         self.n_iter_ = len(done.inertia)
         if done.n_unused:
             warnings.warn(
@@ -248,12 +248,12 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         runner: Runner,
         centroids: NDArray[np.float32] | None,
         weights: NDArray[np.int64] | None,
-    ) -> Frame:
-        """The frame for rows and centroids, both of which its scales must hold."""
+    ) -> Geometry:
+        """The geometry for rows and centroids, both of which its scales must hold."""
         found = measure_rows(rows, runner)
         self._refuse(rows, found)
         largest = 0.0 if centroids is None else float(np.abs(centroids).max())
-        return make_frame(
+        return make_geometry(
             rows,
             runner,
             n_clusters=self.n_clusters,
@@ -341,11 +341,11 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             rows = on_workers(given, runner)
             sample_weight = checked_weights(sample_weight, rows.n_rows)
             weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
-            frame = self._frame(rows, runner, self.cluster_centers_, weights)
-            found = label_rows(rows, self.cluster_centers_, frame=frame, runner=runner, weights=weights)
+            geometry = self._frame(rows, runner, self.cluster_centers_, weights)
+            found = label_rows(rows, self.cluster_centers_, geometry=geometry, runner=runner, weights=weights)
             forget(rows.key)
-            forget(frame.name)
-        return -_inertia(found, frame, unit)
+            forget(geometry.name)
+        return -_inertia(found, geometry, unit)
 
 
 def _is_share(value: object) -> bool:
@@ -358,8 +358,8 @@ def _filled(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
     return np.concatenate([used, np.repeat(used[:1], len(centroids) - len(used), axis=0)])
 
 
-def _inertia(found: Labels, frame: Frame, unit: float) -> float:
-    return found.inertia / frame.distance_scale * unit
+def _inertia(found: Labels, geometry: Geometry, unit: float) -> float:
+    return found.inertia / geometry.distance_scale * unit
 
 
 def _distance_dtype(dtype: np.dtype) -> np.dtype:

@@ -11,16 +11,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import on_host, worker_device
-from hkm_dask.compute.blocks import forget
+from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.passes import Steps, Stepwise
-from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.placement import on_workers
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.lloyd import Moved, iterate
-from hkm_dask.kmeans.seeding import seed
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.seeding.seed import seed
 
 #: Bytes of rows beyond which a k-means is never squeezed into one task.
 _ONE_TASK_BYTES = 256 << 20
@@ -102,21 +102,21 @@ class Hooks:
     Attributes
     ----------
     seeding : callable, optional
-        Gets the number of centres so far and how many there will be.
+        Gets the number of centers so far and how many there will be.
     iteration : callable, optional
         Gets the iteration, counted from 1, and its outcome.
     """
 
     seeding: Callable[[int, int], None] | None = None
-    iteration: Callable[[int, Moved], None] | None = None
+    iteration: Callable[[int, LloydStep], None] | None = None
 
 
-@Stepwise
+@stepwise
 def fit(
     rows: Rows,
     settings: Settings,
     *,
-    frame: Frame,
+    geometry: Geometry,
     runner: Runner,
     hooks: Hooks | None = None,
     progress: Progress | None = None,
@@ -128,14 +128,14 @@ def fit(
     ----------
     rows : Rows
     settings : Settings
-    frame : Frame
-        From `make_frame`, for these rows or for rows they were taken from.
+    geometry : Geometry
+        From `make_geometry`, for these rows or for rows they were taken from.
     runner : Runner
     hooks : Hooks, optional
     progress : Progress, optional
         Where an interrupted run had come to; without a history, where to start.
     weights : ndarray of int64, shape (n_rows,), optional
-        Positive; the frame is one for their sum.
+        Positive; the geometry is one for their sum.
 
     Returns
     -------
@@ -146,26 +146,28 @@ def fit(
         flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
         one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
         if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
-            task = _FitHere(rows, settings, frame, runner.memory_budget, weights)
+            task = _FitHere(rows, settings, geometry, runner.memory_budget, weights)
             here: Fit = runner.call(task, progress, stage="cluster")
             return here
     elif worker_device() == "cuda" and 2.0 * rows.n_rows * rows.n_features * settings.n_clusters < _TINY_FLOPS:
         with on_host():  # a device would do nothing but start kernels
-            return fit(rows, settings, frame=frame, runner=runner, hooks=hooks, progress=progress, weights=weights)
+            return fit(
+                rows, settings, geometry=geometry, runner=runner, hooks=hooks, progress=progress, weights=weights
+            )
     begin = time.perf_counter()
     hooks = hooks or Hooks()
     run, hints = uuid.uuid4().hex, None
     if progress is None:
         start = yield from seed.steps(
-            rows, settings.n_clusters, init=settings.init, frame=frame, key=settings.key, runner=runner,
+            rows, settings.n_clusters, init=settings.init, geometry=geometry, key=settings.key, runner=runner,
             report=hooks.seeding, weights=weights,
         )  # fmt: skip
         centroids, run, hints = start.centroids, start.run, start.hints
     else:
         centroids = progress.centroids
     lloyd = yield from iterate.steps(
-        rows, centroids, frame=frame, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints, run=run,
-        on_iteration=hooks.iteration, weights=weights,
+        rows, centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints,
+        run=run, on_iteration=hooks.iteration, weights=weights,
         history=progress.inertia if progress is not None else (),
         relocated=progress.relocated if progress is not None else 0,
     )  # fmt: skip
@@ -178,7 +180,7 @@ class _FitHere:
 
     rows: Rows
     settings: Settings
-    frame: Frame
+    geometry: Geometry
     memory_budget: int
     weights: NDArray[np.int64] | None = None
 
@@ -187,7 +189,7 @@ class _FitHere:
         try:
             with runner_in_task(self.memory_budget) as runner:
                 done = fit(
-                    rows, self.settings, frame=self.frame, runner=runner, progress=progress, weights=self.weights
+                    rows, self.settings, geometry=self.geometry, runner=runner, progress=progress, weights=self.weights
                 )
                 return replace(done, run="")
         finally:

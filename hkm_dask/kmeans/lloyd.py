@@ -15,22 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
-from hkm_dask.compute.blocks import Part, split_parts
+from hkm_dask.compute.block_cache import Part, split_parts
 from hkm_dask.compute.memory import block_bytes
-from hkm_dask.compute.passes import Pass, Steps, Stepwise
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared import Shared, Shelf
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans import kernels
-from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.scan import Finder, Labelled, iter_slabs, kernels_for, remember, remembered
+from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, kernels_for, remember, remembered
+from hkm_dask.kmeans.search.geometry import Geometry
 
 _NO_WEIGHTS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
-class Totals:
+class PartialSums:
     """What one pass adds up over the rows of a part, or of several.
 
     Attributes
@@ -51,11 +51,11 @@ class Totals:
     far_keys: NDArray[np.float64]
     far_rows: NDArray[np.int64]
 
-    def __add__(self, other: Totals) -> Totals:
+    def __add__(self, other: PartialSums) -> PartialSums:
         keys = np.concatenate([self.far_keys, other.far_keys])
         rows = np.concatenate([self.far_rows, other.far_rows])
         order = np.lexsort((rows, keys))[: _n_far(len(self.counts))]
-        return Totals(
+        return PartialSums(
             self.sums + other.sums,
             self.counts + other.counts,
             self.inertia + other.inertia,
@@ -64,9 +64,9 @@ class Totals:
         )
 
 
-def totals_of(
+def partial_sums_of(
     sums: NDArray[np.int64], counts: NDArray[np.int64], inertia: int, distances: Any, start: int = 0
-) -> Totals:
+) -> PartialSums:
     """Put together what a pass added up, and the rows that may found clusters in place of empty ones.
 
     Parameters
@@ -80,12 +80,12 @@ def totals_of(
 
     Returns
     -------
-    Totals
+    PartialSums
     """
     # A cluster that is empty is so in every part; without one nobody asks for far rows.
     if counts.all():
-        return Totals(sums, counts, inertia, np.empty(0), _NO_WEIGHTS)
-    return Totals(sums, counts, inertia, *_furthest(distances, start, _n_far(len(counts))))
+        return PartialSums(sums, counts, inertia, np.empty(0), _NO_WEIGHTS)
+    return PartialSums(sums, counts, inertia, *_furthest(distances, start, _n_far(len(counts))))
 
 
 def _n_far(n_clusters: int) -> int:
@@ -98,27 +98,27 @@ class AssignAndAdd:
 
     Attributes
     ----------
-    centroids : Shared
+    centroids : SharedArray
         float32 (n_clusters, n_features).
-    frame : Frame
+    geometry : Geometry
     run : str
         Names the k-means, so that what is remembered is found again.
-    weights : Shared or None
+    weights : SharedArray or None
         int64 (n_rows,), for rows in memory.
-    hints : Shared or None
+    hints : SharedArray or None
         int32: for each cell of the seeding, the centroid to try first.
-    before : Shared or None
+    before : SharedArray or None
         The centroids of the iteration before this one.
     """
 
-    centroids: Shared
-    frame: Frame
+    centroids: SharedArray
+    geometry: Geometry
     run: str
-    weights: Shared | None = None
-    hints: Shared | None = None
-    before: Shared | None = None
+    weights: SharedArray | None = None
+    hints: SharedArray | None = None
+    before: SharedArray | None = None
 
-    def __call__(self, part: Part) -> Totals:
+    def __call__(self, part: Part) -> PartialSums:
         """Fold the part."""
         centroids = self.centroids.get()
         weights = _NO_WEIGHTS if self.weights is None else self.weights.get()[part.start : part.stop]
@@ -131,31 +131,31 @@ class AssignAndAdd:
             sums, counts = xp.zeros(centroids.shape, xp.int64), xp.zeros(len(centroids), xp.int64)
         else:
             sums, counts = last.sums, last.counts
-        finder = Finder(part, self.frame, "lloyd")
+        finder = Finder(part, self.geometry, "lloyd")
         inertia: Any = 0
-        for slab in iter_slabs(part):
-            before, old = known.labels[slab.local].copy(), known.distances[slab.local].copy()
-            finder.label_distances(slab, self.centroids, known, self.before if goes_on else None)
+        for tile in iter_tiles(part):
+            before, old = known.labels[tile.local].copy(), known.distances[tile.local].copy()
+            finder.label_distances(tile, self.centroids, known, self.before if goes_on else None)
             if goes_on and self.before is not None:
-                finder.nearest_again(slab, self.centroids, self.before, known, old)
+                finder.nearest_again(tile, self.centroids, self.before, known, old)
             else:
-                finder.nearest(slab, self.centroids, known)
-            labels, distances = known.labels[slab.local], known.distances[slab.local]
-            share = to_module(weights if weights is _NO_WEIGHTS else weights[slab.local], xp)
-            loops = kernels_for(slab.rows)
+                finder.nearest(tile, self.centroids, known)
+            labels, distances = known.labels[tile.local], known.distances[tile.local]
+            share = to_module(weights if weights is _NO_WEIGHTS else weights[tile.local], xp)
+            loops = kernels_for(tile.rows)
             if last is None:
-                loops.add_rows(slab.rows, labels, share, self.frame.scale, sums, counts)
+                loops.add_rows(tile.rows, labels, share, self.geometry.scale, sums, counts)
             else:
-                loops.move_rows(slab.rows, before, labels, share, self.frame.scale, sums, counts)
-            fixed = xp.rint(distances * self.frame.distance_scale).astype(xp.int64)
+                loops.move_rows(tile.rows, before, labels, share, self.geometry.scale, sums, counts)
+            fixed = xp.rint(distances * self.geometry.distance_scale).astype(xp.int64)
             inertia = inertia + (fixed if weights is _NO_WEIGHTS else fixed * share).sum()  # waits for no device
         # The totals handed out are these very arrays: they are used up before the next pass changes them.
         state = _Last(known, sums, counts, self.centroids.name)
         remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
-        return totals_of(to_host(sums), to_host(counts), int(inertia), known.distances, part.start)
+        return partial_sums_of(to_host(sums), to_host(counts), int(inertia), known.distances, part.start)
 
-    def _hinted(self, part: Part) -> Labelled:
-        known = Labelled.unknown(part.stop - part.start)
+    def _hinted(self, part: Part) -> Assignment:
+        known = Assignment.unknown(part.stop - part.start)
         cells = remembered(part, "cells", self.run) if self.hints is not None else None
         if cells is not None and self.hints is not None:
             known.labels = to_module(self.hints.get(), worker_module())[cells.labels]
@@ -166,7 +166,7 @@ class AssignAndAdd:
 class _Last:
     """What a part remembers of the last iteration: labels by the centroids `of`, and the sums they make."""
 
-    known: Labelled
+    known: Assignment
     sums: Any
     counts: Any
     of: object
@@ -185,12 +185,12 @@ def _furthest(distances: Any, start: int, n: int) -> tuple[NDArray[np.float64], 
 
 
 @dataclass(frozen=True)
-class Moved:
+class LloydStep:
     """Outcome of an update.
 
     Attributes
     ----------
-    centroids : Shared
+    centroids : SharedArray
     inertia : float
         Of the centroids before the update.
     n_relocated : int
@@ -203,7 +203,7 @@ class Moved:
         The iteration ends here, at rest or not.
     """
 
-    centroids: Shared
+    centroids: SharedArray
     inertia: float
     n_relocated: int
     n_unused: int
@@ -217,24 +217,24 @@ class Update:
 
     Attributes
     ----------
-    centroids : Shared
+    centroids : SharedArray
         Those the totals were assigned to.
-    frame : Frame
+    geometry : Geometry
     rows : Rows
         All rows, to found clusters in place of empty ones.
-    shelf : Shelf
+    array_store : SharedArrayStore
         Where the new centroids are put.
     name : str
         And under what name.
     """
 
-    centroids: Shared
-    frame: Frame
+    centroids: SharedArray
+    geometry: Geometry
     rows: Rows
-    shelf: Shelf
+    array_store: SharedArrayStore
     name: str
 
-    def __call__(self, totals: Totals) -> Moved:
+    def __call__(self, totals: PartialSums) -> LloydStep:
         """Move them."""
         before = self.centroids.get()
         sums, counts = totals.sums, totals.counts
@@ -242,29 +242,29 @@ class Update:
         if (counts == 0).any():
             sums, counts = sums.copy(), counts.copy()
             n_relocated, exhausted = self._relocate(sums, counts, totals)
-        centroids = means(sums, counts, self.frame)
+        centroids = means(sums, counts, self.geometry)
         empty = counts == 0
         # Rows that sit on their centroids cannot found a cluster; otherwise the slot waits for the next iteration.
         centroids[empty] = np.nan if exhausted else before[empty]
         at_rest = bool(np.array_equal(centroids.view(np.int32), np.ascontiguousarray(before).view(np.int32)))
-        return Moved(
-            self.shelf.put(self.name, centroids),
-            totals.inertia / self.frame.distance_scale,
+        return LloydStep(
+            self.array_store.put(self.name, centroids),
+            totals.inertia / self.geometry.distance_scale,
             n_relocated,
             int(np.isnan(centroids[:, 0]).sum()),
             at_rest,
         )
 
-    def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: Totals) -> tuple[int, bool]:
+    def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: PartialSums) -> tuple[int, bool]:
         """Give empty clusters the rows furthest from their centroids, never a cluster's last row."""
-        far = totals.far_rows[totals.far_keys < -self.frame.resolution]
+        far = totals.far_rows[totals.far_keys < -self.geometry.resolution]
         if not len(far):
             return 0, True
         order = np.argsort(far)
         rows = np.empty((len(far), sums.shape[1]), np.float32)
         rows[order] = self.rows.take(far[order])
         labels = np.full(len(far), -1, np.int32)
-        Search(self.centroids.get(), self.frame).nearest(rows, labels, np.full(len(far), np.inf))
+        CentroidIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
         empty = np.flatnonzero(counts == 0)
         n_done = 0
         seen: set[bytes] = set()
@@ -275,7 +275,7 @@ class Update:
             if counts[donor] < 2 or row.tobytes() in seen:
                 continue
             seen.add(row.tobytes())
-            value = np.rint(row.astype(np.float64) * self.frame.scale).astype(np.int64)
+            value = np.rint(row.astype(np.float64) * self.geometry.scale).astype(np.int64)
             sums[donor] -= value
             counts[donor] -= 1
             sums[empty[n_done]], counts[empty[n_done]] = value, 1
@@ -283,26 +283,26 @@ class Update:
         return n_done, False
 
 
-def means(sums: NDArray[np.int64], counts: NDArray[np.int64], frame: Frame) -> NDArray[np.float32]:
-    """Centroids from fixed-point sums: their means, of unit length if the frame is spherical.
+def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry) -> NDArray[np.float32]:
+    """Centroids from fixed-point sums: their means, of unit length if the geometry is spherical.
 
     Parameters
     ----------
     sums : ndarray of int64, shape (n_clusters, n_features)
     counts : ndarray of int64, shape (n_clusters,)
         Clusters without rows come out as zeros.
-    frame : Frame
+    geometry : Geometry
 
     Returns
     -------
     ndarray of float32, shape (n_clusters, n_features)
     """
-    if frame.spherical:
-        centroids = sums / (np.maximum(counts, 1)[:, None] * frame.scale)
+    if geometry.spherical:
+        centroids = sums / (np.maximum(counts, 1)[:, None] * geometry.scale)
         norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
         return (centroids / np.where(norms > 0, norms, 1.0)).astype(np.float32)
     out = np.empty(sums.shape, np.float32)
-    kernels.divide(sums, counts, frame.scale, out)
+    cpu_kernels.divide(sums, counts, geometry.scale, out)
     return out
 
 
@@ -324,19 +324,19 @@ class Lloyd:
     n_relocated: int
 
 
-@Stepwise
+@stepwise
 def iterate(
     rows: Rows,
     centroids: NDArray[np.float32],
     *,
-    frame: Frame,
+    geometry: Geometry,
     runner: Runner,
     max_iter: int,
     tol: float,
     weights: NDArray[np.int64] | None = None,
     hints: NDArray[np.int32] | None = None,
     run: str | None = None,
-    on_iteration: Callable[[int, Moved], None] | None = None,
+    on_iteration: Callable[[int, LloydStep], None] | None = None,
     history: tuple[float, ...] = (),
     relocated: int = 0,
 ) -> Steps[Lloyd]:
@@ -347,7 +347,7 @@ def iterate(
     rows : Rows
     centroids : ndarray of float32, shape (n_clusters, n_features)
         Where to start.
-    frame : Frame
+    geometry : Geometry
     runner : Runner
     max_iter : int
     tol : float
@@ -371,19 +371,19 @@ def iterate(
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
     parts = split_rows(rows, runner, n_clusters)
-    shelf = runner.shelf
-    shared_weights = None if weights is None else shelf.put(f"weights-{run}", weights)
-    shared_hints = None if hints is None else shelf.put(f"hints-{run}", hints)
-    now = shelf.put(f"centroids-{run}-0", centroids)
-    before: Shared | None = None
+    array_store = runner.array_store
+    shared_weights = None if weights is None else array_store.put(f"weights-{run}", weights)
+    shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
+    now = array_store.put(f"centroids-{run}-0", centroids)
+    before: SharedArray | None = None
     inertia = list(history)
     n_relocated = relocated_before = relocated
     for iteration in range(len(history) + 1, max_iter + 1):
-        moved: Moved = yield Pass(
-            AssignAndAdd(now, frame, run, shared_weights, shared_hints, before),
+        moved: LloydStep = yield MapReduce(
+            AssignAndAdd(now, geometry, run, shared_weights, shared_hints, before),
             parts,
-            Totals.__add__,
-            Update(now, frame, rows, shelf, f"centroids-{run}-{iteration}"),
+            PartialSums.__add__,
+            Update(now, geometry, rows, array_store, f"centroids-{run}-{iteration}"),
             "assign",
         )
         if before is not None:

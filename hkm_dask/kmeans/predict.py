@@ -10,15 +10,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host, to_module
-from hkm_dask.compute.blocks import Part, forget
-from hkm_dask.compute.placing import on_workers
+from hkm_dask.compute.block_cache import Part, forget
+from hkm_dask.compute.placement import on_workers
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.frame import Frame, make_frame, with_basis
 from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.scan import Finder, Labelled, Slab, iter_slabs, remembered
+from hkm_dask.kmeans.search.engine import Assignment, Finder, RowTile, iter_tiles, remembered
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
 
 #: Rows longer than this have scores that float32 does not hold.
 _LARGEST_NORM = 2.0**62
@@ -36,7 +36,7 @@ class Labels:
     ----------
     labels : ndarray of int32, shape (n_rows,)
     inertia : int
-        Weighted sum of the squared distances, in units of the frame's `distance_scale`.
+        Weighted sum of the squared distances, in units of the geometry's `distance_scale`.
     """
 
     labels: NDArray[np.int32]
@@ -49,49 +49,49 @@ class LabelRows:
 
     Attributes
     ----------
-    centroids : Shared
+    centroids : SharedArray
         float32 (n_clusters, n_features), NaN where there is none.
-    frame : Frame
+    geometry : Geometry
     run : str
         Of the k-means that led to the centroids: its last labels are tried first.
-    weights : Shared or None
+    weights : SharedArray or None
         int64 (n_rows,).
     """
 
-    centroids: Shared
-    frame: Frame
+    centroids: SharedArray
+    geometry: Geometry
     run: str = ""
-    weights: Shared | None = None
+    weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> Labels:
         """Fold the part."""
-        known = Labelled.unknown(part.stop - part.start)
+        known = Assignment.unknown(part.stop - part.start)
         last = remembered(part, "lloyd", self.run) if self.run else None
         if last is not None:
             known.labels = last.known.labels
-        finder = Finder(part, self.frame, "lloyd" if self.run else "label")
+        finder = Finder(part, self.geometry, "lloyd" if self.run else "label")
         inertia: Any = 0
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
-            for slab in iter_slabs(part):
-                self._refuse(slab, part)
-                finder.label_distances(slab, self.centroids, known)
-                finder.nearest(slab, self.centroids, known)
-                xp = array_module(slab.rows)
-                fixed = xp.rint(known.distances[slab.local] * self.frame.distance_scale).astype(xp.int64)
+            for tile in iter_tiles(part):
+                self._refuse(tile, part)
+                finder.label_distances(tile, self.centroids, known)
+                finder.nearest(tile, self.centroids, known)
+                xp = array_module(tile.rows)
+                fixed = xp.rint(known.distances[tile.local] * self.geometry.distance_scale).astype(xp.int64)
                 if self.weights is not None:
-                    fixed *= to_module(self.weights.get()[slab.start : slab.stop], xp)
+                    fixed *= to_module(self.weights.get()[tile.start : tile.stop], xp)
                 inertia = inertia + fixed.sum()
         return Labels(to_host(known.labels), int(inertia))
 
-    def _refuse(self, slab: Slab, part: Part) -> None:
-        where = f"rows {slab.start}:{slab.stop} of {part.rows.label}"
-        largest = float(max(slab.rows.max(), -slab.rows.min()))  # NaN where any is
+    def _refuse(self, tile: RowTile, part: Part) -> None:
+        where = f"rows {tile.start}:{tile.stop} of {part.rows.label}"
+        largest = float(max(tile.rows.max(), -tile.rows.min()))  # NaN where any is
         limit = _LARGEST_NORM / part.rows.n_features**0.5
         if not largest < limit:
             raise InputError(
                 f"max_abs={largest:g} in {where} should be < {limit:.3g}, without NaN or Inf; leave such rows out"
             )
-        n_zero = len(slab.rows) - int(slab.rows.any(axis=1).sum()) if self.frame.spherical else 0
+        n_zero = len(tile.rows) - int(tile.rows.any(axis=1).sum()) if self.geometry.spherical else 0
         if n_zero:
             raise InputError(
                 f"n_zero_rows={n_zero} in {where} should be 0 for metric='cosine', they have no direction; "
@@ -103,7 +103,7 @@ def label_rows(
     rows: Rows,
     centroids: NDArray[np.float32],
     *,
-    frame: Frame,
+    geometry: Geometry,
     runner: Runner,
     run: str = "",
     weights: NDArray[np.int64] | None = None,
@@ -116,13 +116,13 @@ def label_rows(
         Where workers can read them, see `fit.on_workers`.
     centroids : ndarray of float32, shape (n_clusters, n_features)
         NaN where there is none.
-    frame : Frame
+    geometry : Geometry
         Its `max_abs` covers rows and centroids, if the inertia is wanted.
     runner : Runner
     run : str, optional
         Of the k-means over these rows that led to the centroids.
     weights : ndarray of int64, shape (n_rows,), optional
-        Their sum is that of the frame.
+        Their sum is that of the geometry.
 
     Returns
     -------
@@ -132,14 +132,14 @@ def label_rows(
     Raises
     ------
     InputError
-        A row has NaN, Inf or values too large for float32 squares, or is zero where the frame is spherical.
+        A row has NaN, Inf or values too large for float32 squares, or is zero where the geometry is spherical.
     """
     # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
-    shared = runner.shelf.put(f"centroids-{uuid.uuid4().hex}", centroids)
-    shares = None if weights is None else runner.shelf.put(f"weights-{uuid.uuid4().hex}", weights)
+    shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
+    shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
     parts = split_rows(rows, runner, len(centroids))
-    found = runner.map(LabelRows(shared, frame, run, shares), parts, stage="label")
+    found = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     for handle in (shared, shares):
         if handle is not None:
             handle.delete()
@@ -177,15 +177,15 @@ def nearest_labels(
     """
     rows = on_workers(rows, runner)
     used = ArrayRows(np.ascontiguousarray(centroids[~np.isnan(centroids[:, 0])]))
-    frame = make_frame(used, runner, n_clusters=1, spherical=spherical)
+    geometry = make_geometry(used, runner, n_clusters=1, spherical=spherical)
     if _rotation_pays(rows.n_rows, used.n_rows, rows.n_features):
         # The centroids have about the principal directions of the rows, and are known to be finite.
-        frame = with_basis(frame, on_workers(used, runner), runner)
+        geometry = with_basis(geometry, on_workers(used, runner), runner)
     try:
-        return label_rows(rows, centroids, frame=frame, runner=runner).labels
+        return label_rows(rows, centroids, geometry=geometry, runner=runner).labels
     finally:
         forget(rows.key)
-        forget(frame.name)
+        forget(geometry.name)
 
 
 def _rotation_pays(n_rows: int, n_clusters: int, n_features: int) -> bool:

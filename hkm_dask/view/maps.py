@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image
 
-from hkm_dask.view.pictures import DPI, INK, LIGHTNESS, MARGIN, PAPER, QUIET
+from hkm_dask.demo.pictures import DPI, INK, LIGHTNESS, MARGIN, PAPER, QUIET
 
 WIDTH = 752  # pixels of one map
 POOL = "#9aa2ab"
-_DARK, _LIGHT = 92.0, 170.0  # grey levels of black and white where they are dimmed
+_DARK, _LIGHT = 92.0, 170.0  # gray levels of black and white where they are dimmed
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class KeptMap:
     ----------
     title, caption : str
         Its name, and what is to be said of it in one line.
-    colour : str
+    color : str
         Of its title and its bars.
     at : ndarray of int64, shape (n, 2)
         Top and left of the patches kept, in pixels of the raster.
@@ -35,13 +35,13 @@ class KeptMap:
 
     title: str
     caption: str
-    colour: str
+    color: str
     at: NDArray[np.int64]
     shares: Mapping[str, float]
 
 
 def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: float) -> NDArray[np.uint8]:
-    """Dim a picture to grey, all but some squares.
+    """Dim a picture to gray, all but some squares.
 
     Parameters
     ----------
@@ -61,13 +61,13 @@ def light_up(picture: NDArray[np.uint8], at: NDArray[np.floating], *, size: floa
     >>> light_up(np.full((2, 3, 3), 255, np.uint8), np.array([[0, 1]]), size=1)[:, :, 0].tolist()
     [[170, 255, 170], [170, 170, 170]]
     """
-    grey = _DARK + (picture @ LIGHTNESS) * ((_LIGHT - _DARK) / 255)
+    gray = _DARK + (picture @ LIGHTNESS) * ((_LIGHT - _DARK) / 255)
     lit = np.zeros(picture.shape[:2], bool)
     begin = np.floor(at).astype(np.int64)
     end = np.maximum(np.rint(at + size).astype(np.int64), begin + 1)
     for (top, left), (bottom, right) in zip(begin.tolist(), end.tolist(), strict=True):
         lit[top:bottom, left:right] = True
-    return np.where(lit[:, :, None], picture, np.rint(grey)[:, :, None]).astype(np.uint8)
+    return np.where(lit[:, :, None], picture, np.rint(gray)[:, :, None]).astype(np.uint8)
 
 
 def draw_kept(
@@ -99,11 +99,11 @@ def draw_kept(
     figure = Figure(figsize=(width_all / DPI, height_all / DPI), dpi=DPI, facecolor=PAPER)
     for number, one in enumerate(maps):
         left = MARGIN + number * (WIDTH + MARGIN)
-        for top, text, font, weight, colour in (
-            (20, one.title, 17, "bold", one.colour),
+        for top, text, font, weight, color in (
+            (20, one.title, 17, "bold", one.color),
             (54, one.caption, 12, "normal", QUIET),
         ):
-            figure.text(left / width_all, 1 - top / height_all, text, size=font, weight=weight, color=colour, va="top")
+            figure.text(left / width_all, 1 - top / height_all, text, size=font, weight=weight, color=color, va="top")
         axes = figure.add_axes(
             (left / width_all, 1 - (88 + height) / height_all, WIDTH / width_all, height / height_all)
         )
@@ -129,11 +129,11 @@ def _draw_shares(
         height / height_all,
     ))  # fmt: skip
     rows = np.arange(len(pool))
-    series = [("pool", POOL, pool), *((one.title.partition(" of ")[0].lower(), one.colour, one.shares) for one in maps)]
+    series = [("pool", POOL, pool), *((one.title.partition(" of ")[0].lower(), one.color, one.shares) for one in maps)]
     thick = 0.8 / len(series)
-    for number, (name, colour, shares) in enumerate(series):
+    for number, (name, color, shares) in enumerate(series):
         values = [100 * shares.get(kind, 0.0) for kind in pool]
-        axes.barh(rows + (number - (len(series) - 1) / 2) * thick, values, thick, color=colour, label=name)
+        axes.barh(rows + (number - (len(series) - 1) / 2) * thick, values, thick, color=color, label=name)
     axes.set_yticks(rows, list(pool), fontsize=11, color=INK)
     axes.invert_yaxis()
     axes.set_xlabel("share of the patches, %", color=QUIET, fontsize=10)

@@ -15,7 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from hkm_dask.compute.events import Event, subscribe
+from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import Left, TimeLeft
 
 # Seconds between two plain lines, so that a log of many hours stays readable.
@@ -190,7 +190,7 @@ class Status:
             )
         if self.seeding:
             centers, target = self.seeding["n_centers"], self.seeding["target"]
-            return f"seeding, {centers:,} of {target:,} centres", centers / target if target else None
+            return f"seeding, {centers:,} of {target:,} centers", centers / target if target else None
         if self.step:
             return "seeding", None
         if self.splitting:
@@ -331,7 +331,7 @@ def show_progress(console: Console | None = None, *, interval: float = PLAIN_INT
     Examples
     --------
     >>> import sys
-    >>> from hkm_dask.compute.events import emit
+    >>> from hkm_dask.events import emit
     >>> with show_progress(Console(file=sys.stdout)):
     ...     emit("progress", stage="ingest", done=4, total=4)
     [0:00:00] ingest, 4 of 4

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from hkm_dask.view.pictures import DPI, INK, MARGIN, PAPER, QUIET
+from hkm_dask.demo.pictures import DPI, INK, MARGIN, PAPER, QUIET
 
 SIDE = 48  # pixels of a thumbnail
 GAP = 2

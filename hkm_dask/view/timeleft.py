@@ -14,9 +14,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from hkm_dask.compute.events import Event
+from hkm_dask.events import Event
 
-# Before a seeding was seen: it draws three candidates per centre and compares every row with each of them.
+# Before a seeding was seen: it draws three candidates per center and compares every row with each of them.
 SEEDING_ITERATIONS = 3.0
 # How much of what was measured a new measurement keeps: the pace follows the last twenty or so.
 MEMORY = 0.95
@@ -47,7 +47,7 @@ class _Pace:
 
 @dataclass(frozen=True)
 class Step:
-    """One k-means: what an iteration of it costs, its cap, and what labelling the whole level costs afterwards."""
+    """One k-means: what an iteration of it costs, its cap, and what labeling the whole level costs afterwards."""
 
     iteration_units: float
     max_iter: int
@@ -113,7 +113,7 @@ class TimeLeft:
     _step_time: float = 0.0
     _time: float = 0.0
     _unseeded: float | None = None  # seconds from a step's start to the end of its first iteration
-    _unassigned: float = 0.0  # units of labelling the level after the step that was finished last
+    _unassigned: float = 0.0  # units of labeling the level after the step that was finished last
 
     def update(self, event: Event) -> None:
         """Take one event into account; kinds that say nothing about time are ignored."""

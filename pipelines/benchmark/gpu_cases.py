@@ -22,12 +22,12 @@ from gpu_peers import Answer, Participant, Prepare, Task, flash_lloyd, forget_ro
 from gpu_report import Ceilings, Check, DeviceCase
 from gpu_rows import Maker, choose_rows, computing_on, free_memory, pinned_rows
 from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
-from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.lloyd import Moved, iterate
+from hkm_dask.events import Event, subscribe
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import Geometry
 from measure import Case, Measurement, Outcome, Run, brute_force, inertia, take_turns
 
 #: Rows checked by all distances in float64, and rows whose inertia is taken.
@@ -231,9 +231,9 @@ def lloyd(options: DeviceOptions) -> Iterator[DeviceCase]:
     d, k = _LLOYD_FEATURES, _LLOYD_CLUSTERS
     n = options.n_rows or int(options.gigabytes * 1e9 / (2 * d))
     rows = pinned_rows(n, d)
-    frame = Maker(cupy, d).fill(rows)
+    geometry = Maker(cupy, d).fill(rows)
     start = _pick_start(ArrayRows(rows), k)
-    runs: dict[str, Run] = {ours.NAME: partial(_time_lloyd, rows, start, frame)}
+    runs: dict[str, Run] = {ours.NAME: partial(_time_lloyd, rows, start, geometry)}
     if any(one.peer == "flash-kmeans" for one in options.participants):
         for kept, name in ((True, "all sent first"), (False, "sent in every iteration")):
             runs[f"flash-kmeans, float16, {name}"] = partial(_time_flash, rows, start, kept)
@@ -244,7 +244,7 @@ def lloyd(options: DeviceOptions) -> Iterator[DeviceCase]:
         facts, warmed = [], {}
         for who, run in runs.items():
             try:
-                _warm(who, rows, start, frame)
+                _warm(who, rows, start, geometry)
             except Exception as error:
                 facts.append(f"{who} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
                 options.tell(f"  {facts[-1]}")
@@ -263,20 +263,20 @@ def _pick_start(rows: Rows, k: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(rows.take(chosen), np.float32)
 
 
-def _warm(who: str, rows: NDArray[np.float16], start: NDArray[np.float32], frame: Frame) -> None:
+def _warm(who: str, rows: NDArray[np.float16], start: NDArray[np.float32], geometry: Geometry) -> None:
     """Compile on some rows."""
     some = rows[: 4 * len(start)]
     if who == ours.NAME:
-        _time_lloyd(some, start, frame, 0)
+        _time_lloyd(some, start, geometry, 0)
     else:
         _time_flash(some, start, "first" in who, 0)
     free_memory()
 
 
-def _time_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], frame: Frame, repeat: int) -> Outcome:
+def _time_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], geometry: Geometry, repeat: int) -> Outcome:
     begin = time.perf_counter()
     table = ArrayRows(rows)
-    ticks, centroids = _iterate(table, start, frame, _LLOYD_ITERATIONS)
+    ticks, centroids = _iterate(table, start, geometry, _LLOYD_ITERATIONS)
     seconds = time.perf_counter() - begin
     free_memory()  # CuPy's pool would keep what torch may need next
     each = [after - before for before, after in pairwise(ticks)]
@@ -285,16 +285,16 @@ def _time_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], frame: Fr
 
 
 def _iterate(
-    rows: Rows, start: NDArray[np.float32], frame: Frame, n_iter: int
+    rows: Rows, start: NDArray[np.float32], geometry: Geometry, n_iter: int
 ) -> tuple[list[float], NDArray[np.float32]]:
     """Iterate, and tell when it began and when each iteration ended."""
     ticks = [time.perf_counter()]
 
-    def tick(iteration: int, moved: Moved) -> None:
+    def tick(iteration: int, moved: LloydStep) -> None:
         ticks.append(time.perf_counter())
 
     try:
-        done = iterate(rows, start, frame=frame, runner=runner(), max_iter=n_iter, tol=0.0, on_iteration=tick)
+        done = iterate(rows, start, geometry=geometry, runner=runner(), max_iter=n_iter, tol=0.0, on_iteration=tick)
     finally:
         forget_rows(rows)
     return ticks, done.centroids
@@ -329,13 +329,13 @@ def budget(options: DeviceOptions) -> Iterator[DeviceCase]:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         pool = _make_pool(Path(folder), n, d)
         opened, rows = open_pool(pool), ZarrRows(pool, "embeddings")
-        frame = Frame(opened.mean, opened.max_abs, n)
+        geometry = Geometry(opened.mean, opened.max_abs, n)
         start = _pick_start(rows, k)
         measured = []
         for who, memory in ((limited, allowed), (free, None)):
             with computing_on("cuda", memory=memory):
                 # Some iterations to compile, to load, and to fill memory on both sides with what is kept.
-                ticks, _ = _iterate(rows, start, frame, _BUDGET_ITERATIONS)
+                ticks, _ = _iterate(rows, start, geometry, _BUDGET_ITERATIONS)
             each = [after - before for before, after in pairwise(ticks)][2:]
             measured.append(Measurement(who, tuple(each)))
             options.tell(f"  {who}: {statistics.median(each):.3f} s an iteration")

@@ -16,13 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 import ours
-from hkm_dask.compute.blocks import forget
+from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest_cuda import CudaSearch
-from hkm_dask.kmeans.operands_cuda import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.predict import label_rows
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.search.geometry import Geometry
 
 _DEVICE = "cuda"
 #: Scores a plain product makes at once.
@@ -42,12 +42,12 @@ class Task:
     rows : array of float16, shape (n_rows, n_features)
         CuPy's on the device, or NumPy's in pinned host memory.
     centroids : ndarray of float32, shape (n_clusters, n_features)
-    frame : Frame
+    geometry : Geometry
     """
 
     rows: Any
     centroids: NDArray[np.float32]
-    frame: Frame
+    geometry: Geometry
 
 
 @dataclass(frozen=True)
@@ -111,8 +111,8 @@ def forget_rows(rows: Rows) -> None:
 def _search(form: Form, task: Task) -> Callable[[], Answer]:
     import cupy
 
-    search = CudaSearch(task.centroids, task.frame, form)
-    operand = make_cuda_operand(task.rows, task.frame, kind_of(form))  # kept from pass to pass
+    search = CudaCentroidIndex(task.centroids, task.geometry, form)
+    operand = make_cuda_operand(task.rows, task.geometry, kind_of(form))  # kept from pass to pass
     labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)
 
     def run() -> Answer:
@@ -128,7 +128,7 @@ def _engine(task: Task) -> Callable[[], Answer]:
     def run() -> Answer:
         rows = ArrayRows(task.rows)  # under a new key: nothing is remembered of the run before
         try:
-            return Answer(label_rows(rows, task.centroids, frame=task.frame, runner=runner()).labels)
+            return Answer(label_rows(rows, task.centroids, geometry=task.geometry, runner=runner()).labels)
         finally:
             forget_rows(rows)
 

@@ -65,7 +65,7 @@ class Check:
     n_rows : int
         Rows that were looked at.
     n_wrong : int
-        Of those, rows with a centroid nearer than the one they are labelled with.
+        Of those, rows with a centroid nearer than the one they are labeled with.
     error : float or None
         Largest share by which a squared distance is off; None where none were given.
     """
@@ -187,7 +187,7 @@ def to_markdown(results: DeviceResults) -> str:
         f"from pinned host memory {ceilings.upload / 1e9:.1f} GB/s.",
         "",
         f"Not here: {', '.join(results.absent) or 'none'}. Seconds are medians of runs in turns after a warm-up, timed "
-        "by device synchronisation; × is in proportion to the line that says 1.00. A pass is 2nkd operations, and the "
+        "by device synchronization; × is in proportion to the line that says 1.00. A pass is 2nkd operations, and the "
         "GEMM is the product in float16; the limit is the longer of these operations at its rate and of the bytes that "
         "must be sent at the rate of the transfer. Labels and distances are compared with all distances in float64; "
         f"distances should be right within {TOLERANCE:.0e} of their size.",

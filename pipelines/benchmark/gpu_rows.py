@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.search.geometry import Geometry
 
 #: A pass at half the rate of the matrix product should take about so many seconds, if there are bytes for it.
 _PASS_SECONDS = 1.0
@@ -84,7 +84,7 @@ class Maker:
             rows *= self._spread
             yield slice(low, low + n), rows @ self._turn
 
-    def fill(self, out: Any, seed: int = 0) -> Frame:
+    def fill(self, out: Any, seed: int = 0) -> Geometry:
         """Fill an array of float16, on the device or not.
 
         Parameters
@@ -94,7 +94,7 @@ class Maker:
 
         Returns
         -------
-        Frame
+        Geometry
             Of these rows.
         """
         total, largest = np.zeros(self.n_features), 0.0
@@ -106,7 +106,7 @@ class Maker:
                 half.get(out=out[place])  # straight into pinned memory
             else:
                 out[place] = half
-        return Frame((total / len(out)).astype(np.float32), largest, len(out))
+        return Geometry((total / len(out)).astype(np.float32), largest, len(out))
 
     def centroids(self, n_clusters: int) -> NDArray[np.float32]:
         """Return centroids that no 16-bit number is exactly.

@@ -13,12 +13,12 @@ import ours
 from gpu_cases import DeviceOptions
 from gpu_report import Check, DeviceCase
 from gpu_rows import Maker, computing_on, free_memory
-from hkm_dask.compute.blocks import forget
+from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.frame import Frame
+from hkm_dask.kmeans.search.geometry import Geometry
 from measure import Case, Outcome, Run, take_turns
 
 #: Features, rows of a cluster, and parts it is split into, in at most so many iterations.
@@ -41,7 +41,7 @@ def split(options: DeviceOptions) -> Iterator[DeviceCase]:
     d, size = _FEATURES, _ROWS
     n_clusters = max(2, (options.n_rows or int(options.gigabytes * 1e9 / (2 * d))) // size)
     rows = np.empty((n_clusters * size, d), np.float16)
-    frame = Maker(cupy, d).fill(rows)
+    geometry = Maker(cupy, d).fill(rows)
     # Which rows make a cluster does not matter for the time it takes.
     indptr, members = np.arange(n_clusters + 1) * size, np.arange(len(rows))
     places = {"together": ("cuda", True), "one by one": ("cuda", False), "processors": ("cpu", False)}
@@ -49,13 +49,13 @@ def split(options: DeviceOptions) -> Iterator[DeviceCase]:
 
     def time_split(name: str, device: str, together: bool, repeat: int) -> Outcome:
         begin = time.perf_counter()
-        found[name] = _split(rows, indptr, members, frame, device, together=together)
+        found[name] = _split(rows, indptr, members, geometry, device, together=together)
         return Outcome(time.perf_counter() - begin)
 
     runs: dict[str, Run] = {f"{ours.NAME}, {name}": partial(time_split, name, *how) for name, how in places.items()}
     title = f"{n_clusters:,} clusters of {size} rows split into {_PARTS} each, at most {_ITERATIONS} iterations"
     options.tell(f"split: {title}")
-    _split(rows[: 4 * size], indptr[:5], members[: 4 * size], frame, "cuda", together=True)  # compiles
+    _split(rows[: 4 * size], indptr[:5], members[: 4 * size], geometry, "cuda", together=True)  # compiles
     measured = take_turns(runs, repeats=options.repeats, patience=60.0, judge=lambda _: 0.0, tell=options.tell)
     right = found["processors"].labels
     checks = {f"{ours.NAME}, {name}": Check(len(rows), int((one.labels != right).sum())) for name, one in found.items()}
@@ -67,7 +67,8 @@ def split(options: DeviceOptions) -> Iterator[DeviceCase]:
 
 
 def _split(
-    rows: NDArray[np.float16], indptr: NDArray[np.int64], members: NDArray[np.int64], frame: Frame, device: str, *,
+    rows: NDArray[np.float16], indptr: NDArray[np.int64], members: NDArray[np.int64], geometry: Geometry,
+    device: str, *,
     together: bool,
 ) -> Split:  # fmt: skip
     """Split clusters on a device or on the processors, files and all."""
@@ -75,6 +76,6 @@ def _split(
     try:
         with computing_on(device), Runner() as runner:
             settings = Settings(_PARTS, max_iter=_ITERATIONS)
-            return split_clusters(table, indptr, members, settings, frame=frame, runner=runner, together=together)
+            return split_clusters(table, indptr, members, settings, geometry=geometry, runner=runner, together=together)
     finally:
         forget(table.key)

@@ -7,21 +7,21 @@ import pytest
 from numpy.typing import NDArray
 from pytest_benchmark.fixture import BenchmarkFixture
 
-from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.members import group_by_label
-from hkm_dask.kmeans import kernels
-from hkm_dask.kmeans.coreset import greedy_kmeans_plusplus
-from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.nearest import Search, make_operand
+from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex, make_operand
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus
 
 N_ROWS, N_CLUSTERS = 4096, 1024
 NONE_STAYED = np.empty(0, np.bool_)
 features = pytest.mark.parametrize("n_features", [64, 384, 1024])
 
 
-class Slab:
+class RowTile:
     """Rows, centroids near them, and the right labels."""
 
     def __init__(self, n_features: int) -> None:
@@ -31,25 +31,25 @@ class Slab:
         noise = rng.standard_normal((N_ROWS, n_features), dtype=np.float32) * spread
         self.rows: NDArray[np.float32] = self.centroids[rng.integers(N_CLUSTERS, size=N_ROWS)] + np.float32(0.5) * noise
         with Runner() as runner:
-            self.frame: Frame = make_frame(ArrayRows(self.rows), runner, n_clusters=N_CLUSTERS)
+            self.geometry: Geometry = make_geometry(ArrayRows(self.rows), runner, n_clusters=N_CLUSTERS)
         self.labels, self.distances = np.full(N_ROWS, -1, np.int32), np.full(N_ROWS, np.inf)
-        Search(self.centroids, self.frame).nearest(self.rows, self.labels, self.distances)
+        CentroidIndex(self.centroids, self.geometry).nearest(self.rows, self.labels, self.distances)
 
     def guess(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Labels as the last iteration leaves them, most of them right, and the distances to them."""
         labels, distances = self.labels.copy(), np.empty(N_ROWS)
         labels[::10] = (labels[::10] + 1) % N_CLUSTERS
-        kernels.label_distances(self.rows, self.centroids, NONE_STAYED, labels, distances)
+        cpu_kernels.label_distances(self.rows, self.centroids, NONE_STAYED, labels, distances)
         return labels, distances
 
 
 @features
 def test_product_alone(benchmark: BenchmarkFixture, n_features: int) -> None:
     """What the searches are to be measured by: the bare matrix product of rows and centroids."""
-    slab = Slab(n_features)
-    centroids = np.ascontiguousarray(slab.centroids.T)
+    tile = RowTile(n_features)
+    centroids = np.ascontiguousarray(tile.centroids.T)
     out = np.empty((N_ROWS, N_CLUSTERS), np.float32)
-    benchmark(np.dot, slab.rows, centroids, out=out)
+    benchmark(np.dot, tile.rows, centroids, out=out)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25])
@@ -57,44 +57,44 @@ def test_product_alone(benchmark: BenchmarkFixture, n_features: int) -> None:
 @features
 def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, share: float) -> None:
     """Nearest centroids, by all features (share 0) or the first quarter, from nothing or from the last labels."""
-    slab = Slab(n_features)
+    tile = RowTile(n_features)
     head = int(share * n_features)
-    search, operand = Search(slab.centroids, slab.frame, head), make_operand(slab.rows, slab.frame, head)
+    search, operand = CentroidIndex(tile.centroids, tile.geometry, head), make_operand(tile.rows, tile.geometry, head)
     labels, distances = np.empty(N_ROWS, np.int32), np.empty(N_ROWS)
-    known = slab.guess() if hinted else (-1, np.inf)
+    known = tile.guess() if hinted else (-1, np.inf)
 
     def run() -> None:
         labels[:], distances[:] = known
-        search.nearest(slab.rows, labels, distances, operand)
+        search.nearest(tile.rows, labels, distances, operand)
 
     benchmark(run)
-    np.testing.assert_array_equal(labels, slab.labels)
+    np.testing.assert_array_equal(labels, tile.labels)
 
 
 @features
 def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Distances to known centroids, in float64."""
-    slab = Slab(n_features)
+    tile = RowTile(n_features)
     found = np.empty(N_ROWS)
-    benchmark(kernels.label_distances, slab.rows, slab.centroids, NONE_STAYED, slab.labels, found)
-    np.testing.assert_array_equal(found, slab.distances)
+    benchmark(cpu_kernels.label_distances, tile.rows, tile.centroids, NONE_STAYED, tile.labels, found)
+    np.testing.assert_array_equal(found, tile.distances)
 
 
 @features
 def test_add_rows(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Fixed-point sums of clusters."""
-    slab = Slab(n_features)
+    tile = RowTile(n_features)
     sums, counts = np.zeros((N_CLUSTERS, n_features), np.int64), np.zeros(N_CLUSTERS, np.int64)
-    scale = slab.frame.scale / 2.0**20  # so that no number of rounds overflows
-    benchmark(kernels.add_rows, slab.rows, slab.labels, np.empty(0, np.int64), scale, sums, counts)
+    scale = tile.geometry.scale / 2.0**20  # so that no number of rounds overflows
+    benchmark(cpu_kernels.add_rows, tile.rows, tile.labels, np.empty(0, np.int64), scale, sums, counts)
     assert counts.sum() % N_ROWS == 0
 
 
 @features
 def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Greedy k-means++ on a coreset of three points per cluster."""
-    slab = Slab(n_features)
-    points, weights = slab.rows[: 3 * 512], np.ones(3 * 512, np.int64)
+    tile = RowTile(n_features)
+    points, weights = tile.rows[: 3 * 512], np.ones(3 * 512, np.int64)
     found = benchmark(greedy_kmeans_plusplus, points, weights, 512, key=stream_key(0))
     assert len(np.unique(found)) == 512
 

@@ -233,7 +233,7 @@ def inertia(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> float:
 
 
 def count_wrong(rows: NDArray[np.float32], centroids: NDArray[np.float32], labels: NDArray[np.integer]) -> int:
-    """Count the rows with a centroid nearer than the one they are labelled with, in float64.
+    """Count the rows with a centroid nearer than the one they are labeled with, in float64.
 
     Parameters
     ----------

@@ -10,15 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blocks import forget
-from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import fit
-from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.lloyd import Moved, iterate, split_rows
-from hkm_dask.kmeans.scan import remembered
-from hkm_dask.kmeans.seeding import seed
+from hkm_dask.kmeans.lloyd import LloydStep, iterate, split_rows
+from hkm_dask.kmeans.search.engine import remembered
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.kmeans.seeding.seed import seed
 from peers import Problem
 
 NAME = "hkm_dask"
@@ -28,7 +28,7 @@ NAME = "hkm_dask"
 class _Session:
     runner: Runner
     rows: ArrayRows
-    frame: Frame
+    geometry: Geometry
 
 
 @contextmanager
@@ -36,7 +36,7 @@ def _session(rows: NDArray[np.float32], n_clusters: int) -> Iterator[_Session]:
     table = ArrayRows(rows)
     with Runner() as runner:
         try:
-            yield _Session(runner, table, make_frame(table, runner, n_clusters=n_clusters))
+            yield _Session(runner, table, make_geometry(table, runner, n_clusters=n_clusters))
         finally:
             forget(table.key)
 
@@ -54,7 +54,7 @@ def fit_lloyd(problem: Problem, n_iter: int) -> NDArray[np.float32]:
     ndarray of float32, shape (n_clusters, n_features)
     """
     with _session(problem.rows, problem.n_clusters) as s:
-        done = iterate(s.rows, problem.start, frame=s.frame, runner=s.runner, max_iter=n_iter, tol=0.0)
+        done = iterate(s.rows, problem.start, geometry=s.geometry, runner=s.runner, max_iter=n_iter, tol=0.0)
     return done.centroids
 
 
@@ -72,7 +72,7 @@ def fit_kmeans(rows: NDArray[np.float32], n_clusters: int, *, max_iter: int, see
     """
     settings = fit.Settings(n_clusters, max_iter=max_iter, tol=0.0, key=stream_key(seed))
     with _session(rows, n_clusters) as s:
-        return fit.fit(s.rows, settings, frame=s.frame, runner=s.runner).centroids
+        return fit.fit(s.rows, settings, geometry=s.geometry, runner=s.runner).centroids
 
 
 def seed_centroids(rows: NDArray[np.float32], n_clusters: int, *, init: str, seed_number: int) -> NDArray[np.float32]:
@@ -90,7 +90,7 @@ def seed_centroids(rows: NDArray[np.float32], n_clusters: int, *, init: str, see
     ndarray of float32, shape (n_clusters, n_features)
     """
     with _session(rows, n_clusters) as s:
-        found = seed(s.rows, n_clusters, init=init, frame=s.frame, key=stream_key(seed_number), runner=s.runner)
+        found = seed(s.rows, n_clusters, init=init, geometry=s.geometry, key=stream_key(seed_number), runner=s.runner)
     return found.centroids
 
 
@@ -121,21 +121,24 @@ def reach_inertia(
     begin = time.perf_counter()
     reached: list[tuple[float, int, NDArray[np.float32]]] = []
 
-    def look(iteration: int, moved: Moved) -> None:
+    def look(iteration: int, moved: LloydStep) -> None:
         if not reached and moved.inertia <= inertia:
             reached.append((time.perf_counter() - begin, iteration, moved.centroids.get().copy()))
 
     with _session(rows, n_clusters) as s:
-        start = seed(s.rows, n_clusters, init="coreset", frame=s.frame, key=stream_key(seed_number), runner=s.runner)
+        start = seed(
+            s.rows, n_clusters, init="coreset", geometry=s.geometry, key=stream_key(seed_number), runner=s.runner
+        )
         done = iterate(
-            s.rows, start.centroids, frame=s.frame, runner=s.runner, max_iter=max_iter, tol=0.0, hints=start.hints,
+            s.rows, start.centroids, geometry=s.geometry, runner=s.runner, max_iter=max_iter, tol=0.0,
+            hints=start.hints,
             run=start.run, on_iteration=look,
         )  # fmt: skip
     return reached[0] if reached else (float("inf"), len(done.inertia), done.centroids)
 
 
 def last_labels(problem: Problem, n_iter: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Run as `fit_lloyd` does and tell how the last iteration labelled the rows.
+    """Run as `fit_lloyd` does and tell how the last iteration labeled the rows.
 
     Parameters
     ----------
@@ -151,14 +154,14 @@ def last_labels(problem: Problem, n_iter: int) -> tuple[NDArray[np.int32], NDArr
     """
     before, after = problem.start, problem.start
 
-    def look(iteration: int, moved: Moved) -> None:
+    def look(iteration: int, moved: LloydStep) -> None:
         nonlocal before, after
         before, after = after, moved.centroids.get().copy()
 
     labels = np.full(len(problem.rows), -1, np.int32)
     with _session(problem.rows, problem.n_clusters) as s:
         iterate(
-            s.rows, problem.start, frame=s.frame, runner=s.runner, max_iter=n_iter, tol=0.0, run="labels",
+            s.rows, problem.start, geometry=s.geometry, runner=s.runner, max_iter=n_iter, tol=0.0, run="labels",
             on_iteration=look,
         )  # fmt: skip
         for part in split_rows(s.rows, s.runner, problem.n_clusters):

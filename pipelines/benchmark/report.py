@@ -274,8 +274,8 @@ def draw_ratios(cases: Sequence[Case]) -> Figure:
     panels = figure.subplots(len(heights), 1, squeeze=False, height_ratios=heights, sharex=True)[:, 0]
     for panel, (case, bars) in zip(panels, drawn, strict=False):
         panel.set_title(f"{case.title}\n{case.problem}", fontsize=8, loc="left")
-        colours = [_OWN if who.startswith(NAME) else _OTHER for who, _ in bars]
-        panel.barh([who for who, _ in bars], [ratio for _, ratio in bars], color=colours)
+        colors = [_OWN if who.startswith(NAME) else _OTHER for who, _ in bars]
+        panel.barh([who for who, _ in bars], [ratio for _, ratio in bars], color=colors)
         for place, (_, ratio) in enumerate(bars):
             panel.annotate(f" {ratio:.2f}", (ratio, place), va="center", fontsize=8)
         panel.axvline(1.0, color="#656d76", linewidth=0.8)

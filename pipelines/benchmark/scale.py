@@ -33,15 +33,15 @@ import psutil
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.compute.blocks import forget
-from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
-from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.lloyd import AssignAndAdd, Moved, Totals, Update, iterate, split_rows
+from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydStep, PartialSums, Update, iterate, split_rows
+from hkm_dask.kmeans.search.geometry import make_geometry
 from inputs import load_rows, make_rows
 from report import describe_machine
 
@@ -158,19 +158,21 @@ def _iterate_pool(pool: Path, limit: str) -> None:
 
     rows, opened = ZarrRows(pool, "embeddings"), open_pool(pool)
     with Runner(memory_limit=int(parse_bytes(limit))) as runner:
-        frame = make_frame(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
+        geometry = make_geometry(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
         start = rows.take(np.sort(np.random.default_rng(0).choice(rows.n_rows, 1000, replace=False)))
-        seconds = _iteration_seconds(rows, np.asarray(start, np.float32), frame, runner, 5)
+        seconds = _iteration_seconds(rows, np.asarray(start, np.float32), geometry, runner, 5)
     print(statistics.median(seconds[2:]))
 
 
-def _iteration_seconds(rows: Rows, start: NDArray[np.float32], frame: Any, runner: Runner, n_iter: int) -> list[float]:
+def _iteration_seconds(
+    rows: Rows, start: NDArray[np.float32], geometry: Any, runner: Runner, n_iter: int
+) -> list[float]:
     ticks = [time.perf_counter()]
 
-    def tick(iteration: int, moved: Moved) -> None:
+    def tick(iteration: int, moved: LloydStep) -> None:
         ticks.append(time.perf_counter())
 
-    iterate(rows, start, frame=frame, runner=runner, max_iter=n_iter, tol=0.0, on_iteration=tick)
+    iterate(rows, start, geometry=geometry, runner=runner, max_iter=n_iter, tol=0.0, on_iteration=tick)
     return [b - a for a, b in pairwise(ticks)]
 
 
@@ -191,9 +193,9 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
     for name, n, k in cases * 3:
         table = ArrayRows(everything[:n])
         with Runner() as runner:
-            frame = make_frame(table, runner, n_clusters=k)
+            geometry = make_geometry(table, runner, n_clusters=k)
             chosen = table.take(np.sort(np.random.default_rng(0).choice(n, k, replace=False))).astype(np.float32)
-            times[name].extend(_iteration_seconds(table, chosen, frame, runner, 5)[2:])
+            times[name].extend(_iteration_seconds(table, chosen, geometry, runner, 5)[2:])
         forget(table.key)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     for name, middle in seconds.items():
@@ -214,16 +216,16 @@ def overhead(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[s
     table = ArrayRows(np.ascontiguousarray(np.resize(base, (256 * 1024, base.shape[1]))))
     k = 1000
     with Runner(n_threads=1) as runner:
-        frame = make_frame(table, runner, n_clusters=k)
-        centroids = runner.shelf.put("centroids", table.array[:: len(table.array) // k][:k].copy())
+        geometry = make_geometry(table, runner, n_clusters=k)
+        centroids = runner.array_store.put("centroids", table.array[:: len(table.array) // k][:k].copy())
         parts = split_rows(table, runner, k)
         bounds = tuple(range(0, table.n_rows + 1, 1024))
         parts = [type(part)(part.rows, bounds, part.budget) for part in parts]
-        task = AssignAndAdd(centroids, frame, "overhead")
-        update = Update(centroids, frame, table, runner.shelf, "next")
+        task = AssignAndAdd(centroids, geometry, "overhead")
+        update = Update(centroids, geometry, table, runner.array_store, "next")
 
         def through_dask() -> None:
-            runner.map_reduce(task, parts, combine=Totals.__add__, finish=update, stage="assign")
+            runner.map_reduce(task, parts, combine=PartialSums.__add__, finish=update, stage="assign")
 
         def bare() -> None:
             update(task(parts[0]))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from hkm_dask.view.demo import run_demo
+from hkm_dask.demo.demo import run_demo
 from hkm_dask.view.progress import show_progress
 
 
@@ -24,7 +24,7 @@ def main() -> None:
 
 
 def shrink(source: Path, target: Path) -> None:
-    """Write a picture in 256 colours, a quarter of its size; those that are rare in it are kept as well."""
+    """Write a picture in 256 colors, a quarter of its size; those that are rare in it are kept as well."""
     with Image.open(source) as picture:
         few = picture.convert("RGB").quantize(
             256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE

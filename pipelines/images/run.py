@@ -2,7 +2,7 @@
 
     python pipelines/images/run.py ../shared/data/cifar10_10k.zip --out images
 
-Embeddings come from a model of transformers or timm (--model FOLDER), or from a descriptor of edges and colours that
+Embeddings come from a model of transformers or timm (--model FOLDER), or from a descriptor of edges and colors that
 needs no weights. The sheets show what a random draw and the curated one have picked, and what the clusters hold.
 """
 
@@ -19,12 +19,12 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.data.pool import Pool
+from hkm_dask.demo import pictures
+from hkm_dask.embedding.embed import Encoder, embed
+from hkm_dask.embedding.encoders import image_encoder
+from hkm_dask.embedding.images import Images, open_images
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.io.embed import Encoder, embed
-from hkm_dask.io.encoders import image_encoder
-from hkm_dask.io.export import write_subset
-from hkm_dask.io.images import Images, open_images
-from hkm_dask.view import pictures
+from hkm_dask.hierarchy.export import write_subset
 from hkm_dask.view.progress import show_progress
 from hkm_dask.view.thumbnails import Row, draw_rows, thumbnails
 
@@ -36,7 +36,7 @@ COLUMNS = 15
 N_SHOWN = COLUMNS * COLUMNS  # of each draw
 N_MEASURED = 1000  # of each draw
 N_ROWS, N_MEMBERS = 12, 20
-COLOUR_STEP = 32  # grey levels: two images have the same colour when their means fall into the same cube of this side
+COLOR_STEP = 32  # gray levels: two images have the same color when their means fall into the same cube of this side
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ class Spread:
 
     Attributes
     ----------
-    n_colours : float
-        Mean colours met; as many equally common ones would have the same entropy.
+    n_colors : float
+        Mean colors met; as many equally common ones would have the same entropy.
     nearest : float
         Mean distance of an image to the one most like it in the draw, between embeddings.
     """
 
-    n_colours: float
+    n_colors: float
     nearest: float
 
 
@@ -86,7 +86,7 @@ class Summary:
                 f"{self.n_images:,} images → {levels} clusters → {self.n_drawn:,} drawn",
                 "",
                 f"{'':32}" + "".join(f"{name:>10}" for name in self.spreads),
-                f"{'mean colours, effectively':32}" + "".join(f"{spread.n_colours:10.1f}" for spread in spreads),
+                f"{'mean colors, effectively':32}" + "".join(f"{spread.n_colors:10.1f}" for spread in spreads),
                 f"{'distance to the most similar':32}" + "".join(f"{spread.nearest:10.3f}" for spread in spreads),
                 "",
                 *(f"wrote {path}" for path in self.files),
@@ -138,8 +138,8 @@ def default_config(n_images: int) -> hkm.Config:
 def measure(images: Images, pool: Pool, rows: NDArray[np.int64], seed: int) -> Spread:
     """Measure how wide a draw spreads."""
     some = np.sort(np.random.default_rng(seed).permutation(rows)[:N_MEASURED])
-    colours = np.stack([image.mean(axis=(0, 1)) for image in images.take(some)])
-    _, counts = np.unique(colours.astype(np.int64) // COLOUR_STEP, axis=0, return_counts=True)
+    colors = np.stack([image.mean(axis=(0, 1)) for image in images.take(some)])
+    _, counts = np.unique(colors.astype(np.int64) // COLOR_STEP, axis=0, return_counts=True)
     share = counts / counts.sum()
     x = pool.rows().take(some).astype(np.float64)
     squared = (x**2).sum(axis=1)[:, None] + (x**2).sum(axis=1) - 2 * x @ x.T
@@ -151,17 +151,17 @@ def measure(images: Images, pool: Pool, rows: NDArray[np.int64], seed: int) -> S
 def draw_draws(images: Images, draws: dict[str, NDArray[np.int64]], spreads: dict[str, Spread], seed: int) -> Figure:
     """Draw a contact sheet of each draw, of as many images."""
     shown = []
-    for (name, rows), colour in zip(draws.items(), (pictures.RANDOM, pictures.CURATED), strict=True):
+    for (name, rows), color in zip(draws.items(), (pictures.RANDOM, pictures.CURATED), strict=True):
         some = np.random.default_rng(seed).permutation(rows)[:N_SHOWN]
         sheet = thumbnails(images.take(some))
         title = f"{name.capitalize()} draw of {len(rows):,} from {len(images):,} images"
-        caption = f"{len(some)} of them; effectively {spreads[name].n_colours:.0f} mean colours"
-        shown.append(pictures.Draw(title, caption, colour, sheet, places=()))
+        caption = f"{len(some)} of them; effectively {spreads[name].n_colors:.0f} mean colors"
+        shown.append(pictures.Draw(title, caption, color, sheet, places=()))
     return pictures.draw_sheets(shown, columns=min(COLUMNS, len(shown[0].sheet)), scale=1)
 
 
 def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np.int64]]) -> Figure:
-    """Draw some clusters of the top level, from the largest to the smallest, by the members nearest to their centre."""
+    """Draw some clusters of the top level, from the largest to the smallest, by the members nearest to their center."""
     level = tree.hkm.n_levels
     labels = tree.hkm.labels(level).to_numpy()
     sizes = np.bincount(labels, minlength=tree.hkm.n_clusters[-1])
@@ -174,7 +174,7 @@ def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np
         noun = "image" if sizes[cluster] == 1 else "images"
         rows.append(Row(f"{sizes[cluster]:,} {noun}", f"drawn: {of}", thumbnails(images.take(members))))
     title = f"{len(rows)} of the {len(order)} clusters of the top level, the largest first"
-    return draw_rows(rows, title=title, caption="the members nearest to the centre of each")
+    return draw_rows(rows, title=title, caption="the members nearest to the center of each")
 
 
 def main() -> None:

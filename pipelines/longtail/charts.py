@@ -13,11 +13,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from hkm_dask.view.pictures import CURATED, INK, PAPER, QUIET
+from hkm_dask.demo.pictures import CURATED, INK, PAPER, QUIET
 
-GREY = "#8b949e"
-#: Told apart by the colour-blind, too (Okabe and Ito), and by their markers.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
+GRAY = "#8b949e"
+#: Told apart by the color-blind, too (Okabe and Ito), and by their markers.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00")
 MARKERS = ("o", "s", "^", "D", "v")
 
 
@@ -74,11 +74,11 @@ def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -
         axes = figure.add_subplot(1, len(panels), i + 1)
         _clean(axes)
         for y, line in zip(at, lines, strict=True):
-            colour = GREY if line.reference else CURATED
+            color = GRAY if line.reference else CURATED
             values = line.values[i]
-            axes.plot(values, np.full(len(values), y), "o", color=colour, alpha=0.35, markersize=6, markeredgewidth=0)
+            axes.plot(values, np.full(len(values), y), "o", color=color, alpha=0.35, markersize=6, markeredgewidth=0)
             mean = float(np.mean(values))
-            axes.plot([mean, mean], [y - 0.3, y + 0.3], color=colour, linewidth=2.5)
+            axes.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2.5)
             axes.annotate(
                 f"{mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=QUIET
             )
@@ -101,11 +101,11 @@ def curves(
     for i, (name, label, series) in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
         _clean(axes, "both")
-        for (legend, x, values), colour, marker in zip(series, COLOURS, MARKERS, strict=False):
+        for (legend, x, values), color, marker in zip(series, COLORS, MARKERS, strict=False):
             at = np.arange(len(x))  # settings, in order: neither is a continuous scale
             mean, spread = values.mean(axis=1), values.std(axis=1)
-            axes.fill_between(at, mean - spread, mean + spread, color=colour, alpha=0.15, linewidth=0)
-            axes.plot(at, mean, color=colour, marker=marker, markersize=5, label=legend)
+            axes.fill_between(at, mean - spread, mean + spread, color=color, alpha=0.15, linewidth=0)
+            axes.plot(at, mean, color=color, marker=marker, markersize=5, label=legend)
             axes.set_xticks(at, [str(value) for value in x])
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
         axes.set_xlabel(label, color=QUIET)
@@ -130,16 +130,16 @@ def class_sizes(
         _clean(axes, "both")
         axes.set_xscale("log")
         axes.set_yscale("log")
-        for (label, shares, mean_sizes), colour, marker in zip(levels, COLOURS, MARKERS, strict=False):
+        for (label, shares, mean_sizes), color, marker in zip(levels, COLORS, MARKERS, strict=False):
             values = (shares, mean_sizes)[i]
             seen = values > 0
             slope = np.polyfit(np.log(sizes[seen]), np.log(values[seen]), 1)
-            axes.plot(sizes[seen], values[seen], marker, color=colour, markersize=5, alpha=0.55, markeredgewidth=0)
+            axes.plot(sizes[seen], values[seen], marker, color=color, markersize=5, alpha=0.55, markeredgewidth=0)
             ends = np.array([sizes.min(), sizes.max()], dtype=float)
             fit = np.exp(np.polyval(slope, np.log(ends)))
             label = f"{label}: size$^{{{slope[0]:.2f}}}$"
-            axes.plot(ends, fit, color=colour, linewidth=2)
-            axes.plot([], [], color=colour, linewidth=2, marker=marker, markersize=5, label=label)  # for the legend
+            axes.plot(ends, fit, color=color, linewidth=2)
+            axes.plot([], [], color=color, linewidth=2, marker=marker, markersize=5, label=label)  # for the legend
         axes.set_xlabel("samples in the class", color=QUIET)
         axes.set_title(name, loc="left", fontsize=10, color=QUIET)
         if i == 1:

@@ -1,4 +1,4 @@
-"""Does curation help? Trees on labelled pools with a long tail: tables and plots of what their draws are worth."""
+"""Does curation help? Trees on labeled pools with a long tail: tables and plots of what their draws are worth."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from trials import Trials
 MEASURES = {
     "entropy": "entropy of the classes drawn, of 1",
     "linear": "accuracy of a linear probe",
-    "knn": "accuracy of nearest neighbours",
+    "knn": "accuracy of nearest neighbors",
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
@@ -46,7 +46,7 @@ def main() -> None:
     wrong = [
         *(f"--studies={name} should be one of {', '.join(STUDIES)}" for name in names if name not in STUDIES),
         *(f"--pools={name} should be one of {', '.join(POOLS)}" for name in pools if name not in POOLS),
-        *([] if DATA.is_dir() else [f"{DATA.name}={DATA} should hold the labelled pools; see the README"]),
+        *([] if DATA.is_dir() else [f"{DATA.name}={DATA} should hold the labeled pools; see the README"]),
     ]
     if wrong:
         parser.error("; ".join(wrong))
@@ -165,7 +165,7 @@ def _draw_curves(study: Study, found: Trials, out: Path) -> None:
             (
                 "accuracy",
                 label,
-                [("linear probe", x, values(rows, "linear")), ("nearest neighbours", x, values(rows, "knn"))],
+                [("linear probe", x, values(rows, "linear")), ("nearest neighbors", x, values(rows, "knn"))],
             )
         )
     curves(out / f"{study.name}.png", title, panels)

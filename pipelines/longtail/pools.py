@@ -1,4 +1,4 @@
-"""Labelled pools with a long tail, each with a class-balanced test set that lies outside of it."""
+"""Labeled pools with a long tail, each with a class-balanced test set that lies outside of it."""
 
 from __future__ import annotations
 
@@ -118,7 +118,7 @@ def other_nouns() -> Pool:
 
 
 def digits(exponent: float, seed: int) -> Pool:
-    """Scikit-learn's 1797 handwritten digits, 8 × 8 grey values; the seed chooses which are many."""
+    """Scikit-learn's 1797 handwritten digits, 8 × 8 gray values; the seed chooses which are many."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -133,7 +133,7 @@ def digits(exponent: float, seed: int) -> Pool:
 def _cifar10() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
     from PIL import Image
 
-    from hkm_dask.io.hog import Hog
+    from hkm_dask.embedding.hog import Hog
 
     with zipfile.ZipFile(DATA / "cifar10_10k.zip") as archive:
         files = sorted(f for f in archive.namelist() if f.lower().endswith((".jpg", ".jpeg", ".png")))
@@ -144,7 +144,7 @@ def _cifar10() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]
 
 
 def cifar10(exponent: float, seed: int) -> Pool:
-    """Ten thousand of CIFAR-10's images, by a descriptor without weights (HOG and colour); the seed as for `digits`."""
+    """Ten thousand of CIFAR-10's images, by a descriptor without weights (HOG and color); the seed as for `digits`."""
     embeddings, alphabetical, names = _cifar10()
     classes, names = by_rank(alphabetical, names, seed)
     sizes = long_tail(np.full(10, 800), exponent)

@@ -1,4 +1,4 @@
-"""Accuracy of a linear and a nearest-neighbour probe trained on a draw, on a class-balanced test set."""
+"""Accuracy of a linear and a nearest-neighbor probe trained on a draw, on a class-balanced test set."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 N_NEIGHBORS = 5
-#: Of the linear probe, on standardised features; the same for every draw, so that none is tuned.
+#: Of the linear probe, on standardized features; the same for every draw, so that none is tuned.
 PENALTY = 0.01
 
 

@@ -1,4 +1,4 @@
-"""Does curation help? Trees on labelled pools with a long tail: `python pipelines/longtail/run.py --out longtail`."""
+"""Does curation help? Trees on labeled pools with a long tail: `python pipelines/longtail/run.py --out longtail`."""
 
 from longtail_command import main
 

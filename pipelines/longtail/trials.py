@@ -15,7 +15,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.view.metrics import class_balance, clusters_per_class, nearest_class
+from hkm_dask.metrics import class_balance, clusters_per_class, nearest_class
 from pools import POOLS, Pool
 from probes import accuracies
 

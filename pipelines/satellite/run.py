@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from PIL import Image
 
 import hkm_dask as hkm
+from hkm_dask.demo import pictures
+from hkm_dask.embedding.embed import Encoder, embed
+from hkm_dask.embedding.encoders import image_encoder
+from hkm_dask.embedding.raster_patches import Windows, open_windows
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.io.embed import Encoder, embed
-from hkm_dask.io.encoders import image_encoder
-from hkm_dask.io.export import write_subset
-from hkm_dask.io.windows import Windows, open_windows
-from hkm_dask.view import maps, pictures
+from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.view import maps
 from hkm_dask.view.progress import show_progress
 
 BLUE_MARBLE = Path("/usr/share/xplanet/images/earth.jpg")
@@ -110,16 +111,16 @@ def open_patches(rasters: Sequence[Path], **settings: Any) -> Windows:
 
 
 def look(windows: Windows) -> NDArray[np.int64]:
-    """Tell what every patch of the Blue Marble shows, by colour: numbers of KINDS."""
+    """Tell what every patch of the Blue Marble shows, by color: numbers of KINDS."""
     blocks = range(0, len(windows), BLOCK)
     return np.concatenate([kinds_of(np.stack(windows.read(at, min(at + BLOCK, len(windows))))) for at in blocks])
 
 
 def kinds_of(patches: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Tell what patches show: ice is light and without colour, sea bluest in blue, all else is land."""
-    colours = patches.astype(np.int16)
-    red, green, blue = (colours[..., channel] for channel in range(3))
-    low, high = colours.min(axis=-1), colours.max(axis=-1)
+    """Tell what patches show: ice is light and without color, sea bluest in blue, all else is land."""
+    colors = patches.astype(np.int16)
+    red, green, blue = (colors[..., channel] for channel in range(3))
+    low, high = colors.min(axis=-1), colors.max(axis=-1)
     ice = (low >= 170) & (high - low < 60)
     sea = ~ice & (blue > red + 8) & (blue > green)
     land = ~ice & ~sea
@@ -158,7 +159,7 @@ def draw_maps(
     for number, raster in enumerate(windows.rasters[:MAX_MAPS]):
         picture = windows.picture(number, width=2 * maps.WIDTH)
         shown = []
-        for name, colour, rows in (("random", pictures.RANDOM, chance), ("curated", pictures.CURATED, curated)):
+        for name, color, rows in (("random", pictures.RANDOM, chance), ("curated", pictures.CURATED, curated)):
             at = windows.positions(rows)
             at = at[at[:, 0] == number, 1:]
             title = f"{name.capitalize()} draw of {len(rows):,} from {len(windows):,} patches"
@@ -166,7 +167,7 @@ def draw_maps(
             if shares[name]:
                 plain = shares[name]["open sea"] + shares[name]["ice and snow"]
                 caption = f"{100 * plain:.0f} % of them show nothing but open sea, or nothing but ice and snow"
-            shown.append(maps.KeptMap(title, caption, colour, at, shares[name]))
+            shown.append(maps.KeptMap(title, caption, color, at, shares[name]))
         figure = maps.draw_kept(
             picture, shown, size=windows.size, scale=picture.shape[1] / raster.width, pool=shares["pool"]
         )
@@ -188,7 +189,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=16, help="pixels along a side of a patch")
     parser.add_argument("--step", type=int, help="pixels from patch to patch (half the size for the Blue Marble)")
     parser.add_argument("--values", type=float, nargs=2, metavar=("BLACK", "WHITE"), help="of rasters not of 8 bits")
-    parser.add_argument("--bands", type=bands, metavar="R,G,B", help="from 1, or one that becomes grey (1,2,3, or 1)")
+    parser.add_argument("--bands", type=bands, metavar="R,G,B", help="from 1, or one that becomes gray (1,2,3, or 1)")
     parser.add_argument("--max-missing", type=float, default=1.0, help="share of its pixels that a patch may lack")
     parser.add_argument("--model", default="cells", help="cells, hog, or the folder of a timm or transformers model")
     parser.add_argument("--batch-size", type=int, default=64, help="patches that go through the model at once")

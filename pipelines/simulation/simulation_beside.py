@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
-from hkm_dask.compute.events import emit
+from hkm_dask.events import emit
 from simulation_figure3 import N_CLUSTERS, PAPER, THREE, TWO, hierarchy
 from simulation_measures import divergence, said, spread
 from simulation_mixtures import plane_mixture
@@ -72,7 +72,7 @@ def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> 
     return numbers, []
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters

@@ -18,19 +18,19 @@ import simulation_figure3
 import simulation_gap
 import simulation_rings
 import simulation_toy
-from hkm_dask.compute.events import subscribe
+from hkm_dask.events import subscribe
 from hkm_dask.view.progress import Display
 from simulation_drawing import copy_to_docs
 
 Run = Callable[[Path, int], tuple[dict[str, Any], list[Path]]]
 
 STUDIES: dict[str, tuple[Run, Callable[[dict[str, Any]], str]]] = {
-    "toy": (simulation_toy.run, simulation_toy.summarise),
-    "figure2": (simulation_figure2.run, simulation_figure2.summarise),
-    "figure3": (simulation_figure3.run, simulation_figure3.summarise),
-    "rings": (simulation_rings.run, simulation_rings.summarise),
-    "gap": (simulation_gap.run, simulation_gap.summarise),
-    "beside": (simulation_beside.run, simulation_beside.summarise),
+    "toy": (simulation_toy.run, simulation_toy.summarize),
+    "figure2": (simulation_figure2.run, simulation_figure2.summarize),
+    "figure3": (simulation_figure3.run, simulation_figure3.summarize),
+    "rings": (simulation_rings.run, simulation_rings.summarize),
+    "gap": (simulation_gap.run, simulation_gap.summarize),
+    "beside": (simulation_beside.run, simulation_beside.summarize),
 }
 STAGES = ("figure 2", "figure 3", "rings", "gap", "beside")  # as these modules tell
 ALL = ("toy", "figure2", "figure3", "rings")
@@ -78,7 +78,7 @@ def main(description: str | None) -> None:
     arguments = parse_arguments(description)
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ALL if arguments.study == "all" else (arguments.study,):
-        run, summarise = STUDIES[name]
+        run, summarize = STUDIES[name]
         begin = time.perf_counter()
         with show_stages():
             numbers, pictures = run(arguments.out, arguments.seeds)
@@ -87,5 +87,5 @@ def main(description: str | None) -> None:
         written = [target, *pictures]
         if arguments.docs is not None:
             written += copy_to_docs(pictures, arguments.docs)
-        print(f"\n{name}, {time.perf_counter() - begin:.0f} s\n{summarise(numbers)}")
+        print(f"\n{name}, {time.perf_counter() - begin:.0f} s\n{summarize(numbers)}")
         print(*(f"wrote {path}" for path in written), sep="\n")

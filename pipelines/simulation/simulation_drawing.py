@@ -12,11 +12,11 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hkm_dask.view.pictures import DPI, INK, PAPER, QUIET
+from hkm_dask.demo.pictures import DPI, INK, PAPER, QUIET
 
 __all__ = ["BLUE", "GREEN", "INK", "ORANGE", "QUIET", "copy_to_docs", "empty_figure", "plain", "write"]
 
-# Told apart by all common kinds of colour vision (Okabe and Ito).
+# Told apart by all common kinds of color vision (Okabe and Ito).
 BLUE, ORANGE, GREEN = "#0072b2", "#d55e00", "#009e73"
 LARGEST_SVG = 300_000  # bytes of a picture that goes into the documentation
 
@@ -69,7 +69,7 @@ def write(figure: Figure, out: Path, name: str) -> list[Path]:
     with matplotlib.rc_context({"svg.hashsalt": name, "svg.fonttype": "none"}):
         figure.savefig(paths[0], dpi=DPI)
         figure.savefig(paths[1], dpi=DPI, metadata={"Date": None, "Creator": None})
-    with Image.open(paths[0]) as picture:  # 256 colours are enough, and a quarter of the bytes
+    with Image.open(paths[0]) as picture:  # 256 colors are enough, and a quarter of the bytes
         few = picture.convert("RGB").quantize(256, method=Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
     few.save(paths[0], optimize=True)
     return paths

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
-from hkm_dask.compute.events import emit
+from hkm_dask.events import emit
 from hkm_dask.kmeans.distortion import fit_line
 from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
 from simulation_measures import Spread, entropy, said, spread, total_variation
@@ -76,7 +76,7 @@ def run(out: Path, seeds: int, *, share: float = 1.0) -> tuple[dict[str, Any], l
     return numbers, write(_draw(data, shown, numbers), out, "figure2")
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters
@@ -127,12 +127,12 @@ def _draw(data: NDArray[np.int64], shown: dict[int, NDArray[np.int64]], numbers:
     return figure
 
 
-def _panel(axes: Axes, counts: NDArray[np.int64], colour: str, title: str) -> None:
-    axes.stairs(counts / counts.sum(), EDGES, fill=True, color=colour, alpha=0.45)
+def _panel(axes: Axes, counts: NDArray[np.int64], color: str, title: str) -> None:
+    axes.stairs(counts / counts.sum(), EDGES, fill=True, color=color, alpha=0.45)
     axes.annotate(title, (0.005, 0.94), xycoords="axes fraction", fontsize=12, color=INK, va="top")
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:g} %"))
     plain(axes)
 
 
-def _outline(axes: Axes, law: NDArray[np.float64], colour: str, style: Any, label: str) -> None:
-    axes.stairs(law, EDGES, color=colour, linewidth=1.6, linestyle=style, label=label, baseline=None)
+def _outline(axes: Axes, law: NDArray[np.float64], color: str, style: Any, label: str) -> None:
+    axes.stairs(law, EDGES, color=color, linewidth=1.6, linestyle=style, label=label, baseline=None)

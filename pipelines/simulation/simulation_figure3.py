@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from sklearn.cluster import DBSCAN, AgglomerativeClustering
 
 import hkm_dask as hkm
-from hkm_dask.compute.events import emit
+from hkm_dask.events import emit
 from simulation_drawing import write
 from simulation_figure3_pictures import draw_bars, draw_maps
 from simulation_measures import AXIS, SQUARE, divergence, law_divergence, said, spread
@@ -116,7 +116,7 @@ def means(points: Points, labels: NDArray[np.integer]) -> NDArray[np.float64]:
     ----------
     points : ndarray of float32, shape (n, 2)
     labels : ndarray of int, shape (n,)
-        Points labelled -1 are left out.
+        Points labeled -1 are left out.
 
     Returns
     -------
@@ -191,7 +191,7 @@ def run(out: Path, seeds: int, *, methods: Sequence[Method] = METHODS) -> tuple[
     return numbers, pictures
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters

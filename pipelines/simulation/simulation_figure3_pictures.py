@@ -17,7 +17,7 @@ from simulation_drawing import BLUE, GREEN, INK, ORANGE, QUIET, empty_figure, pl
 from simulation_measures import AXIS, SQUARE, density
 
 MANY = 1000  # more points than this are drawn without cells
-RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # where the colours of the density change
+RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # where the colors of the density change
 FAR = 50.0
 
 
@@ -54,17 +54,17 @@ def draw_maps(found: dict[str, NDArray[np.floating]]) -> Figure:
     """
     figure = empty_figure(1600, 385)
     panels = figure.subplots(2, len(found), squeeze=False)
-    colours, steps = colormaps["RdBu_r"].resampled(len(RATIOS) - 1), BoundaryNorm(RATIOS, len(RATIOS) - 1)
+    colors, steps = colormaps["RdBu_r"].resampled(len(RATIOS) - 1), BoundaryNorm(RATIOS, len(RATIOS) - 1)
     for (above, below), (name, points) in zip(panels.T, found.items(), strict=True):
         _square(above)
         _cells(above, points)
         above.set_title(name.replace(", ", ",\n", 1), fontsize=11, color=INK)
         estimate = density(points).T * len(AXIS) ** 2
         extent = (-SQUARE, SQUARE, -SQUARE, SQUARE)
-        below.imshow(estimate, origin="lower", extent=extent, cmap=colours, norm=steps, interpolation="nearest")
+        below.imshow(estimate, origin="lower", extent=extent, cmap=colors, norm=steps, interpolation="nearest")
         _square(below)
     bar = figure.colorbar(
-        ScalarMappable(steps, colours), ax=panels[1], shrink=0.95, pad=0.004, extend="both", ticks=RATIOS[::2]
+        ScalarMappable(steps, colors), ax=panels[1], shrink=0.95, pad=0.004, extend="both", ticks=RATIOS[::2]
     )
     bar.ax.set_yticklabels([f"{ratio:g}" for ratio in RATIOS[::2]])
     bar.set_label("density, uniform = 1", fontsize=9, color=QUIET)

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from hkm_dask.compute.events import emit
+from hkm_dask.events import emit
 from simulation_figure3 import PAPER, THREE, TWO, hierarchy
 from simulation_measures import divergence, said, spread
 from simulation_mixtures import plane_mixture
@@ -105,7 +105,7 @@ def run(out: Path, seeds: int, *, cases: Mapping[str, Mapping[str, Case]] = CASE
     return numbers, []
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters

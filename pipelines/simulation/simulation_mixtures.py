@@ -134,7 +134,7 @@ def plane_density(axis: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def rings(seed: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Draw five rings about one centre, of the same area and of 20,000 to 300 points.
+    """Draw five rings about one center, of the same area and of 20,000 to 300 points.
 
     Parameters
     ----------

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.compute.events import emit
+from hkm_dask.events import emit
 from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, write
 from simulation_measures import entropy, said, spread
 from simulation_mixtures import RINGS, rings
@@ -61,7 +61,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
     return numbers, pictures
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters
@@ -99,10 +99,10 @@ def _draw(points: NDArray[np.float32], ring: NDArray[np.int64], shown: dict[str,
         DRAWS[-1]: ("1000 curated", ORANGE),
     }
     figure = empty_figure(1320, 500)
-    for axes, (name, (title, colour)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
+    for axes, (name, (title, color)) in zip(figure.subplots(1, len(panels)), panels.items(), strict=True):
         at = points[shown[name]]
         size = 1 if name == "all" else 6
-        axes.scatter(at[:, 0], at[:, 1], s=size, color=colour, linewidth=0, rasterized=name == "all")
+        axes.scatter(at[:, 0], at[:, 1], s=size, color=color, linewidth=0, rasterized=name == "all")
         counts = ", ".join(f"{n:,}" for n in np.bincount(ring[shown[name]], minlength=len(RINGS)))
         axes.set_title(title, fontsize=13, color=INK)
         axes.set_xlabel(f"by ring, from within: {counts}", fontsize=10, color=INK)

@@ -65,7 +65,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
     return numbers, write(_draw(numbers["ways"]), out, "toy")
 
 
-def summarise(numbers: dict[str, Any]) -> str:
+def summarize(numbers: dict[str, Any]) -> str:
     """Write the numbers for people.
 
     Parameters
@@ -110,10 +110,10 @@ def _draw(ways: dict[str, Any]) -> Figure:
         axes.plot([2, 3], [row, row], "o", color=BLUE, markersize=8, alpha=0.45, markeredgewidth=0)
         axes.plot(found["centroids"], [row] * 3, "|", color=ORANGE, markersize=26, markeredgewidth=3)
         axes.annotate(f"{found['distortion']:.2f}", (3.4, row), va="center", ha="right", color=INK)
-    for x, text, colour in (
+    for x, text, color in (
         (1, "5000 numbers", BLUE), (2, "2 numbers", BLUE), (3, "2 numbers", BLUE), (3.34, "$Σ(x-c)^2$", QUIET)
     ):  # fmt: skip
-        axes.annotate(text, (x, -0.85), ha="center", va="center", color=colour, annotation_clip=False)
+        axes.annotate(text, (x, -0.85), ha="center", va="center", color=color, annotation_clip=False)
     axes.set(xlim=(0.75, 3.45), ylim=(len(ways) - 0.4, -1.1))
     axes.set_yticks(range(len(ways)), list(ways), fontsize=10)
     plain(axes)

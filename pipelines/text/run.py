@@ -22,12 +22,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
+from hkm_dask.embedding.embed import embed
+from hkm_dask.embedding.encoders import SORTED_BATCHES, TEXT_BATCH, text_encoder
+from hkm_dask.embedding.texts import Texts, open_texts
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.io.embed import embed
-from hkm_dask.io.encoders import SORTED_BATCHES, TEXT_BATCH, text_encoder
-from hkm_dask.io.export import write_subset
-from hkm_dask.io.texts import Texts, open_texts
-from hkm_dask.view.metrics import class_balance
+from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.metrics import class_balance
 from hkm_dask.view.progress import show_progress
 
 WORDNET = Path("/usr/share/wordnet")
@@ -163,7 +163,7 @@ def read_nouns(source: Path) -> Iterator[dict[str, Any]]:
     with source.open(encoding="utf-8") as file:
         for line in file:
             if line.startswith(" "):
-                continue  # the licence
+                continue  # the license
             data, _, gloss = line.partition(" | ")
             words = data.split()
             n_lemmas = int(words[3], 16)

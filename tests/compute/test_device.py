@@ -56,7 +56,7 @@ class pynvml:
     @classmethod
     def nvmlInit(cls):
         if "NO_DRIVER" in os.environ:
-            raise cls.NVMLError("NVML Shared Library Not Found")
+            raise cls.NVMLError("NVML SharedArray Library Not Found")
 """
 CUPY = """
 class cuda:
@@ -311,7 +311,7 @@ def test_no_driver_is_told_with_what_to_install(hkm: Callable[..., subprocess.Co
     (line,) = done.stderr.splitlines()
     assert line.startswith("Error: local_cuda=True should have a GPU and its driver; install the driver, and the extra")
     assert line.endswith("hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer); NVML says: "
-                         "NVML Shared Library Not Found")  # fmt: skip
+                         "NVML SharedArray Library Not Found")  # fmt: skip
 
 
 @pytest.mark.skipif(importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed")

@@ -1,4 +1,4 @@
-"""Kernels: compiled once by however many threads ask, without the interpreter's lock, with the vectoriser put back."""
+"""Kernels: compiled once by however many threads ask, without the interpreter's lock, with the vectorizer put back."""
 
 import threading
 import time

@@ -17,14 +17,14 @@ from threadpoolctl import threadpool_info
 from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.compute.placing import discard, gather, on_workers
+from hkm_dask.compute.placement import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.derived import SubsetRows, UnitRows
+from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.kmeans.fit import Fit, Settings, fit
-from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.lloyd import Moved, iterate
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import make_geometry
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_folders_that_were_made_are_removed_and_those_given_stay(tmp_path: Path)
     assert not made.exists()
     with Runner(1, work_dir=tmp_path) as runner:
         assert runner.work_dir == tmp_path
-        assert runner.shelf.folder is None
+        assert runner.array_store.folder is None
     assert tmp_path.exists()
 
 
@@ -149,7 +149,7 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
 def test_shared_files_go_with_the_runner(workers: ClusterRunner, tmp_path: Path) -> None:
     assert workers.client is not None
     with ClusterRunner(workers.client, work_dir=tmp_path) as runner:
-        handle = runner.shelf.put("array", np.arange(3))
+        handle = runner.array_store.put("array", np.arange(3))
         assert handle.array is None
         assert Path(str(handle.path)).parent.parent == tmp_path
     assert not list(tmp_path.iterdir())
@@ -162,7 +162,7 @@ def test_a_folder_a_worker_does_not_see_is_refused(
     with ClusterRunner(workers.client, work_dir=tmp_path) as runner:
         monkeypatch.setattr(workers.client, "run", lambda *args: {"tcp://near:1": True, "tcp://far:1": False})
         with pytest.raises(ComputeError, match=r"should be seen by every worker, tcp://far:1 does not; put the output"):
-            _ = runner.shelf
+            _ = runner.array_store
         monkeypatch.undo()
 
 
@@ -195,29 +195,29 @@ def same_bits(a: Fit, b: Fit) -> bool:
 def test_processes_give_the_bits_that_threads_give(init: str, workers: ClusterRunner, eager: None) -> None:
     rows, settings = ArrayRows(blobs(1500, 30)), Settings(66, init=init, max_iter=6, key=5)
     with Runner(2) as threads:
-        frame = make_frame(rows, threads, n_clusters=66)
-        expected = fit(rows, settings, frame=frame, runner=threads)
+        geometry = make_geometry(rows, threads, n_clusters=66)
+        expected = fit(rows, settings, geometry=geometry, runner=threads)
     placed = on_workers(rows, workers)
-    frame = make_frame(placed, workers, n_clusters=66)
-    assert frame.basis is not None
-    assert frame.basis.path is not None
+    geometry = make_geometry(placed, workers, n_clusters=66)
+    assert geometry.basis is not None
+    assert geometry.basis.path is not None
     assert workers.n_parts(1e9, 66, 30) == 2
-    assert same_bits(fit(placed, settings, frame=frame, runner=workers), expected)
+    assert same_bits(fit(placed, settings, geometry=geometry, runner=workers), expected)
 
 
 def test_a_small_kmeans_is_one_task_and_leaves_nothing_behind(workers: ClusterRunner) -> None:
     rows, settings = ArrayRows(blobs(1500, 30)), Settings(66, max_iter=6, key=5)
     with Runner(2) as threads:
-        frame = make_frame(rows, threads, n_clusters=66)
-        expected = fit(rows, settings, frame=frame, runner=threads)
-    frame = make_frame(on_workers(rows, workers), workers, n_clusters=66)
+        geometry = make_geometry(rows, threads, n_clusters=66)
+        expected = fit(rows, settings, geometry=geometry, runner=threads)
+    geometry = make_geometry(on_workers(rows, workers), workers, n_clusters=66)
     assert workers.client is not None
-    held = "sum(__import__('hkm_dask.compute.blocks', fromlist=['memo']).memo._sizes.values())"
+    held = "sum(__import__('hkm_dask.compute.block_cache', fromlist=['host_cache']).host_cache._sizes.values())"
     before = workers.client.run(eval, held)
     for key in range(3):
-        found = fit(rows, replace(settings, key=key), frame=frame, runner=workers)
+        found = fit(rows, replace(settings, key=key), geometry=geometry, runner=workers)
     assert workers.client.run(eval, held) == before
-    assert same_bits(fit(rows, settings, frame=frame, runner=workers), expected)
+    assert same_bits(fit(rows, settings, geometry=geometry, runner=workers), expected)
     assert not same_bits(found, expected)
 
 
@@ -225,8 +225,8 @@ def test_rows_in_memory_do_not_travel_in_the_graph(workers: ClusterRunner) -> No
     """Dask warns at 10 MB, and warnings are errors here."""
     rows = ArrayRows(np.tile(blobs(1000, 30), (100, 1)))
     with Runner(1) as threads:
-        frame = make_frame(rows, threads, n_clusters=2)
-    found = fit(rows, Settings(2, init="random", max_iter=1), frame=frame, runner=workers)
+        geometry = make_geometry(rows, threads, n_clusters=2)
+    found = fit(rows, Settings(2, init="random", max_iter=1), geometry=geometry, runner=workers)
     assert found.centroids.shape == (2, 30)
 
 
@@ -263,16 +263,16 @@ DIE_ONCE = """
 import os, signal
 from hkm_dask.kmeans import lloyd
 
-def deadly(part, flag={flag!r}, iter_slabs=lloyd.iter_slabs):
-    for slab in iter_slabs(part):
-        yield slab
+def deadly(part, flag={flag!r}, iter_tiles=lloyd.iter_tiles):
+    for tile in iter_tiles(part):
+        yield tile
         try:
             os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
         os.kill(os.getpid(), signal.SIGKILL)
 
-lloyd.iter_slabs = deadly
+lloyd.iter_tiles = deadly
 """
 
 
@@ -282,19 +282,19 @@ def test_a_worker_killed_in_the_middle_of_an_iteration_changes_nothing(
 ) -> None:
     rows = blobs(2000, 30)
     with Runner(2) as threads:
-        frame = make_frame(ArrayRows(rows), threads, n_clusters=64)
-        expected = iterate(ArrayRows(rows), rows[:64], frame=frame, runner=threads, max_iter=6, tol=0.0)
+        geometry = make_geometry(ArrayRows(rows), threads, n_clusters=64)
+        expected = iterate(ArrayRows(rows), rows[:64], geometry=geometry, runner=threads, max_iter=6, tol=0.0)
     assert workers.client is not None
     flag = tmp_path / "a worker died"
     placed = on_workers(ArrayRows(rows), workers)
-    frame = make_frame(placed, workers, n_clusters=64)
+    geometry = make_geometry(placed, workers, n_clusters=64)
     pids = set(workers.client.run(os.getpid).values())
 
-    def arm(iteration: int, moved: Moved) -> None:
+    def arm(iteration: int, moved: LloydStep) -> None:
         if iteration == 2:
             workers.client.run(exec, DIE_ONCE.format(flag=str(flag)), {})  # type: ignore[union-attr]
 
-    found = iterate(placed, rows[:64], frame=frame, runner=workers, max_iter=6, tol=0.0, on_iteration=arm)
+    found = iterate(placed, rows[:64], geometry=geometry, runner=workers, max_iter=6, tol=0.0, on_iteration=arm)
     assert flag.exists()
     assert found.centroids.tobytes() == expected.centroids.tobytes()
     assert found.inertia.tobytes() == expected.inertia.tobytes()
@@ -306,17 +306,17 @@ def test_a_worker_killed_in_the_middle_of_an_iteration_changes_nothing(
 def test_a_worker_killed_between_passes_changes_nothing(workers: ClusterRunner, eager: None) -> None:
     rows = blobs(1500, 3)
     with Runner(2) as threads:
-        frame = make_frame(ArrayRows(rows), threads, n_clusters=40)
-        expected = iterate(ArrayRows(rows), rows[:40], frame=frame, runner=threads, max_iter=5, tol=0.0)
+        geometry = make_geometry(ArrayRows(rows), threads, n_clusters=40)
+        expected = iterate(ArrayRows(rows), rows[:40], geometry=geometry, runner=threads, max_iter=5, tol=0.0)
     assert workers.client is not None
     pids = list(workers.client.run(os.getpid).values())
 
-    def kill(iteration: int, moved: Moved) -> None:
+    def kill(iteration: int, moved: LloydStep) -> None:
         if iteration == 2:
             os.kill(pids[0], signal.SIGKILL)
 
     placed = on_workers(ArrayRows(rows), workers)
-    found = iterate(placed, rows[:40], frame=frame, runner=workers, max_iter=5, tol=0.0, on_iteration=kill)
+    found = iterate(placed, rows[:40], geometry=geometry, runner=workers, max_iter=5, tol=0.0, on_iteration=kill)
     assert found.centroids.tobytes() == expected.centroids.tobytes()
     assert found.inertia.tobytes() == expected.inertia.tobytes()
 

@@ -110,7 +110,7 @@ PLAIN = {
 }
 
 
-def test_a_plain_array_is_recognised() -> None:
+def test_a_plain_array_is_recognized() -> None:
     spec = layout.parse_array_spec(PLAIN)
     assert spec == layout.ArraySpec((10, 4), np.dtype("f2"), 4, checked=True, plain=True)
     assert spec.chunk_range(2) == (8, 10)

@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.data import chunks, derived, layout, npy, rows, store
+from hkm_dask.data import chunks, layout, npy, row_views, rows, store
 from hkm_dask.errors import InputError, StoreError
 
 N, D = 23, 3
@@ -52,10 +52,10 @@ def fortran_rows(folder: Path, array: np.ndarray) -> rows.NpyRows:
     return npy_rows(folder, np.asfortranarray(array))
 
 
-def subset_rows(folder: Path, array: np.ndarray) -> derived.SubsetRows:
+def subset_rows(folder: Path, array: np.ndarray) -> row_views.SubsetRows:
     padded = np.full((2 * len(array), D), np.nan, array.dtype)
     padded[1::2] = array
-    return derived.SubsetRows(zarr_rows(folder, padded), np.arange(1, len(padded), 2))
+    return row_views.SubsetRows(zarr_rows(folder, padded), np.arange(1, len(padded), 2))
 
 
 KINDS: dict[str, Callable[[Path, np.ndarray], rows.Rows]] = {
@@ -136,7 +136,7 @@ def test_keys_tell_contents_apart_and_travel(tmp_path: Path, kind: str) -> None:
         np.testing.assert_array_equal(copy.read(0, N), values())
     (tmp_path / "other").mkdir()
     assert KINDS[kind](tmp_path / "other", values()).key != found.key
-    assert derived.UnitRows(found).key != found.key
+    assert row_views.UnitRows(found).key != found.key
 
 
 @pytest.mark.parametrize("kind", ["npy", "zarr", "foreign"])
@@ -303,7 +303,7 @@ def test_each_chunk_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(chunks.StoredArray, "_read_chunk", spy)
     found.take(np.array([0, 1, 4, 11, 12, 13, 14, 22]))
     assert read == [0, 2, 4]
-    subset = derived.SubsetRows(found, np.array([0, 1, 4, 11, 12, 22]))
+    subset = row_views.SubsetRows(found, np.array([0, 1, 4, 11, 12, 22]))
     for max_bytes in (1, 36, 10**6):
         read.clear()
         bounds = subset.bounds(max_bytes)
@@ -324,7 +324,7 @@ def test_subset_blocks_end_where_chunks_end(
     tmp_path_factory: pytest.TempPathFactory, index: np.ndarray, max_bytes: int, min_blocks: int
 ) -> None:
     base = zarr_rows(tmp_path_factory.mktemp("subset"), values())
-    subset = derived.SubsetRows(base, index)
+    subset = row_views.SubsetRows(base, index)
     bounds = subset.bounds(max_bytes, min_blocks)
     assert (bounds[0], bounds[-1]) == (0, len(index))
     assert (np.diff(bounds) > 0).all()
@@ -336,8 +336,8 @@ def test_subset_blocks_end_where_chunks_end(
 
 def test_a_subset_of_a_subset_is_one(tmp_path: Path) -> None:
     base = zarr_rows(tmp_path, values())
-    inner = derived.SubsetRows(base, np.arange(0, N, 2))
-    outer = derived.SubsetRows(inner, np.array([1, 5, 10]))
+    inner = row_views.SubsetRows(base, np.arange(0, N, 2))
+    outer = row_views.SubsetRows(inner, np.array([1, 5, 10]))
     assert outer.base is base
     assert outer.index.tolist() == [2, 10, 20]
     np.testing.assert_array_equal(outer.read(0, 3), values()[[2, 10, 20]])
@@ -356,7 +356,7 @@ def test_a_subset_of_a_subset_is_one(tmp_path: Path) -> None:
 )
 def test_bad_subsets_are_refused(index: list[int], message: str) -> None:
     with pytest.raises(InputError, match=message):
-        derived.SubsetRows(rows.ArrayRows(values()), np.array(index, dtype=np.int64))
+        row_views.SubsetRows(rows.ArrayRows(values()), np.array(index, dtype=np.int64))
 
 
 # --- unit rows --------------------------------------------------------------------------------------------------------
@@ -371,33 +371,33 @@ def test_bad_subsets_are_refused(index: list[int], message: str) -> None:
     data=st.data(),
 )
 def test_unit_rows_depend_on_nothing_but_the_row(array: np.ndarray, data: st.DataObject) -> None:
-    whole = derived.unit_rows(array)
+    whole = row_views.unit_rows(array)
     wide = array.astype(np.float64)
     norms = np.linalg.norm(wide, axis=1)
     expected = np.divide(wide, norms[:, None], out=np.zeros_like(wide), where=norms[:, None] > 0)
     np.testing.assert_allclose(whole, expected, rtol=1e-7, atol=1e-45)
     start = data.draw(st.integers(0, len(array) - 1))
     stop = data.draw(st.integers(start + 1, len(array)))
-    assert derived.unit_rows(array[start:stop]).tobytes() == whole[start:stop].tobytes()
-    assert derived.unit_rows(array[start : start + 1]).tobytes() == whole[start : start + 1].tobytes()
+    assert row_views.unit_rows(array[start:stop]).tobytes() == whole[start:stop].tobytes()
+    assert row_views.unit_rows(array[start : start + 1]).tobytes() == whole[start : start + 1].tobytes()
 
 
 def test_large_blocks_of_unit_rows_are_the_same_rows() -> None:
     array = np.random.default_rng(0).normal(size=(5000, 70)).astype(np.float32)
-    one_by_one = np.concatenate([derived.unit_rows(array[row : row + 1]) for row in range(len(array))])
-    assert derived.unit_rows(array).tobytes() == one_by_one.tobytes()
+    one_by_one = np.concatenate([row_views.unit_rows(array[row : row + 1]) for row in range(len(array))])
+    assert row_views.unit_rows(array).tobytes() == one_by_one.tobytes()
 
 
 @pytest.mark.parametrize("scale", [1e-300, 1e-200, 1e-30, 1.0, 1e30, 1e200, 1e300])
-def test_no_row_is_too_long_or_too_short_to_normalise(scale: float) -> None:
-    np.testing.assert_allclose(derived.unit_rows(np.array([[3.0, 4.0]]) * scale), [[0.6, 0.8]], rtol=1e-6)
+def test_no_row_is_too_long_or_too_short_to_normalize(scale: float) -> None:
+    np.testing.assert_allclose(row_views.unit_rows(np.array([[3.0, 4.0]]) * scale), [[0.6, 0.8]], rtol=1e-6)
 
 
 @each_kind
 def test_unit_rows_over_anything(tmp_path: Path, kind: str) -> None:
     base = KINDS[kind](tmp_path, values("f2"))
-    found = derived.UnitRows(base)
-    expected = derived.unit_rows(values("f2"))
+    found = row_views.UnitRows(base)
+    expected = row_views.unit_rows(values("f2"))
     assert found.dtype == np.float32
     np.testing.assert_array_equal(found.read(3, 9), expected[3:9])
     np.testing.assert_array_equal(found.take(np.array([0, 20])), expected[[0, 20]])

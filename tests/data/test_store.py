@@ -125,9 +125,9 @@ def test_strings_of_any_length(tmp_path: Path) -> None:
 
 def test_arrays_are_cheap_to_pickle(tmp_path: Path) -> None:
     array = make(tmp_path, table(), 4)
-    travelled = pickle.dumps(array)
-    assert len(travelled) < 1000
-    np.testing.assert_array_equal(pickle.loads(travelled).read(0, 10), table())
+    traveled = pickle.dumps(array)
+    assert len(traveled) < 1000
+    np.testing.assert_array_equal(pickle.loads(traveled).read(0, 10), table())
 
 
 @pytest.mark.parametrize(("start", "n"), [(1, 4), (0, 3), (4, 5), (8, 4), (0, 0)])

@@ -253,7 +253,7 @@ class ndarray:
     def __copy__(self) -> ndarray:
         return self.copy()
 
-    def __deepcopy__(self, memo: object) -> ndarray:
+    def __deepcopy__(self, host_cache: object) -> ndarray:
         return self.copy()
 
     def __reduce__(self) -> Any:

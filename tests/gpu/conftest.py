@@ -7,7 +7,7 @@ import pytest
 
 from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
-from hkm_dask.compute.blocks import device_memo
+from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
 from tests.emulated.plugin import Emulator
 
@@ -27,10 +27,10 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
         request.getfixturevalue("emulated_cuda")
     import cupy
 
-    device_memo.clear()
+    device_cache.clear()
     monkeypatch.setattr(staging, "_most_resident", None)
     yield cupy
-    device_memo.clear()
+    device_cache.clear()
 
 
 @pytest.fixture

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
-import hkm_dask.kmeans.kernels_cuda
+import hkm_dask.kmeans.search.cuda_kernels
 
-SOURCE = Path(hkm_dask.kmeans.kernels_cuda.__file__).with_name("kernels.cu")
+SOURCE = Path(hkm_dask.kmeans.search.cuda_kernels.__file__).with_name("kernels.cu")
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")

@@ -10,18 +10,18 @@ import hkm_dask as hkm
 import hkm_dask.kmeans.fit
 import hkm_dask.kmeans.lloyd
 from hkm_dask.compute import staging
-from hkm_dask.compute.blocks import Part, device_memo, memo
-from hkm_dask.compute.keys import random_bits, random_uniform, stream_key
+from hkm_dask.compute.block_cache import Part, device_cache, host_cache
+from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import iter_device_blocks
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans import searches
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.nearest_cuda import CudaSearch
-from hkm_dask.kmeans.operands_cuda import FORMS_OF, Form
 from hkm_dask.kmeans.predict import nearest_labels
+from hkm_dask.kmeans.search import tuning
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from tests.emulated.plugin import Emulator
 
 
@@ -29,23 +29,23 @@ from tests.emulated.plugin import Emulator
 def _short_trials(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow."""
     monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 1e4)
-    monkeypatch.setattr(searches, "DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr(tuning, "DEVICE_TRIAL_ROWS", 64)
 
 
 def groups(n: int, d: int, dtype: type = np.float32, seed: int = 0) -> np.ndarray:
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(12, d))
-    return (centres[rng.integers(12, size=n)] + 0.4 * rng.normal(size=(n, d))).astype(dtype)
+    centers = rng.normal(size=(12, d))
+    return (centers[rng.integers(12, size=n)] + 0.4 * rng.normal(size=(n, d))).astype(dtype)
 
 
 def twice(cuda: Any, monkeypatch: pytest.MonkeyPatch, compute: Callable[[], Any]) -> tuple[Any, Any]:
     """What `compute` gives on the CPU and on the device."""
     with monkeypatch.context() as patch:
         patch.setenv("HKM_DEVICE", "cpu")
-        memo.clear()
+        host_cache.clear()
         on_cpu = compute()
-    memo.clear()
-    device_memo.clear()
+    host_cache.clear()
+    device_cache.clear()
     return on_cpu, compute()
 
 
@@ -78,9 +78,9 @@ def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: ty
         table = ArrayRows(rows)
         with Runner(n_threads=1) as runner:
             total = None if weights is None else int(weights.sum())
-            frame = make_frame(table, runner, n_clusters=20, total_weight=total)
+            geometry = make_geometry(table, runner, n_clusters=20, total_weight=total)
             settings = Settings(20, init=init, max_iter=6, key=stream_key(3))
-            return fit(table, settings, frame=frame, runner=runner, weights=weights)
+            return fit(table, settings, geometry=geometry, runner=runner, weights=weights)
 
     on_cpu, on_device = twice(cuda, monkeypatch, compute)
     np.testing.assert_array_equal(on_device.centroids, on_cpu.centroids)
@@ -96,8 +96,8 @@ def test_empty_clusters_are_relocated_as_on_the_cpu(cuda: Any, monkeypatch: pyte
     def compute() -> Any:
         table = ArrayRows(rows)
         with Runner(n_threads=1) as runner:
-            frame = make_frame(table, runner, n_clusters=14)
-            return iterate(table, start.copy(), frame=frame, runner=runner, max_iter=5, tol=0.0)
+            geometry = make_geometry(table, runner, n_clusters=14)
+            return iterate(table, start.copy(), geometry=geometry, runner=runner, max_iter=5, tol=0.0)
 
     on_cpu, on_device = twice(cuda, monkeypatch, compute)
     assert on_cpu.n_relocated == on_device.n_relocated > 0
@@ -131,13 +131,13 @@ def test_every_precision_gives_the_same_tree(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, dtype: str
 ) -> None:
     rows, forms = groups(300, 32), set()
-    plain = CudaSearch.__init__
+    plain = CudaCentroidIndex.__init__
 
-    def noted(self: CudaSearch, centroids: np.ndarray, frame: Frame, form: Form = "fused") -> None:
+    def noted(self: CudaCentroidIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused") -> None:
         forms.add(form)
-        plain(self, centroids, frame, form)
+        plain(self, centroids, geometry, form)
 
-    monkeypatch.setattr(CudaSearch, "__init__", noted)
+    monkeypatch.setattr(CudaCentroidIndex, "__init__", noted)
 
     def compute() -> Any:
         tree = tmp_path / f"tree-{np.random.default_rng().integers(1 << 30)}.zarr"
@@ -151,7 +151,7 @@ def test_every_precision_gives_the_same_tree(
     assert forms
 
 
-def test_new_rows_are_labelled_as_on_the_cpu(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_rows_are_labeled_as_on_the_cpu(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows, centroids = groups(200, 16), groups(30, 16, seed=5)
     rows[7] *= 3000  # further out than any centroid
 
@@ -189,7 +189,7 @@ def test_blocks_that_fit_stay_on_the_device_and_come_first(cuda: Any, monkeypatc
     rows = Stored(groups(60, 8))
     part = Part(rows, (0, 20, 40, 60), budget=0)
     orders = [[start for start, _ in iter_device_blocks(part)] for _ in range(3)]
-    kept = [pair for pair in [(0, 20), (20, 40), (40, 60)] if device_memo.get(rows.key, pair) is not None]
+    kept = [pair for pair in [(0, 20), (20, 40), (40, 60)] if device_cache.get(rows.key, pair) is not None]
     assert 0 < len(kept) < 3
     assert orders[1][: len(kept)] == [start for start, _ in kept]
     assert rows.n_reads == 3 + 2 * (3 - len(kept))
@@ -201,8 +201,8 @@ def test_a_pool_larger_than_the_device_is_clustered_all_the_same(cuda: Any, monk
     def compute() -> Any:
         rows = Stored(array)
         with Runner(n_threads=1) as runner:
-            frame = make_frame(rows, runner, n_clusters=15)
-            return fit(rows, Settings(15, max_iter=4), frame=frame, runner=runner).centroids
+            geometry = make_geometry(rows, runner, n_clusters=15)
+            return fit(rows, Settings(15, max_iter=4), geometry=geometry, runner=runner).centroids
 
     with monkeypatch.context() as patch:
         patch.setenv("HKM_DEVICE_MEMORY", "6KiB")  # a third of the rows
@@ -224,18 +224,18 @@ def test_random_numbers_of_a_row_are_the_same_bits_on_the_device(cuda: Any) -> N
 
 
 def test_a_search_goes_on_when_device_memory_runs_out(cuda: Any, emulator: Emulator) -> None:
-    from hkm_dask.kmeans.nearest import Search
-    from hkm_dask.kmeans.nearest_cuda import CudaSearch
+    from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+    from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
 
     rows, centroids = groups(600, 16), groups(400, 16, seed=1)
-    frame = make_frame(ArrayRows(rows), Runner(n_threads=1), n_clusters=10)
-    search, there = CudaSearch(centroids, frame, "half"), cuda.asarray(rows)
+    geometry = make_geometry(ArrayRows(rows), Runner(n_threads=1), n_clusters=10)
+    search, there = CudaCentroidIndex(centroids, geometry, "half"), cuda.asarray(rows)
     labels, distances = cuda.full(600, -1, cuda.int32), cuda.full(600, cuda.inf)
     used = cuda.get_default_memory_pool().used_bytes()
     emulator.limit_memory(used + 400_000)  # all scores take 960,000
     search.nearest(there, labels, distances)
     expected, squared = np.full(600, -1, np.int32), np.full(600, np.inf)
-    Search(centroids, frame).nearest(rows, expected, squared)
+    CentroidIndex(centroids, geometry).nearest(rows, expected, squared)
     np.testing.assert_array_equal(labels.get(), expected)
     np.testing.assert_array_equal(distances.get(), squared)
 
@@ -248,8 +248,8 @@ def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     def compute() -> Any:
         rows = Stored(array)
         with Runner(n_threads=1) as runner:
-            frame = make_frame(rows, runner, n_clusters=20)
-            return fit(rows, Settings(20, max_iter=3), frame=frame, runner=runner).centroids
+            geometry = make_geometry(rows, runner, n_clusters=20)
+            return fit(rows, Settings(20, max_iter=3), geometry=geometry, runner=runner).centroids
 
     monkeypatch.setattr(hkm_dask.kmeans.lloyd, "block_bytes", lambda *_: 1 << 15)
     with monkeypatch.context() as patch:

@@ -6,26 +6,26 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans import kernels, kernels_cuda, nearest_cuda
-from hkm_dask.kmeans.frame import Frame
-from hkm_dask.kmeans.nearest import Search
-from hkm_dask.kmeans.nearest_cuda import CudaSearch
-from hkm_dask.kmeans.operands_cuda import FORMS, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.geometry import Geometry
 from tests.emulated.plugin import Emulator
 
 
-def frame_of(rows: np.ndarray, **more: Any) -> Frame:
+def frame_of(rows: np.ndarray, **more: Any) -> Geometry:
     wide = rows.astype(np.float64)
-    return Frame(wide.mean(axis=0).astype(np.float32), float(np.abs(wide).max()), len(rows), **more)
+    return Geometry(wide.mean(axis=0).astype(np.float32), float(np.abs(wide).max()), len(rows), **more)
 
 
-def on_cpu(rows: np.ndarray, centroids: np.ndarray, frame: Frame, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+def on_cpu(rows: np.ndarray, centroids: np.ndarray, geometry: Geometry, **how: Any) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = np.full(len(rows), -1, np.int32), np.full(len(rows), np.inf)
-    Search(centroids, frame).nearest(rows.astype(np.float32), labels, distances, **how)
+    CentroidIndex(centroids, geometry).nearest(rows.astype(np.float32), labels, distances, **how)
     return labels, distances
 
 
-def on_device(cupy: Any, rows: np.ndarray, search: CudaSearch, **how: Any) -> tuple[np.ndarray, np.ndarray]:
+def on_device(cupy: Any, rows: np.ndarray, search: CudaCentroidIndex, **how: Any) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = cupy.full(len(rows), -1, cupy.int32), cupy.full(len(rows), cupy.inf)
     search.nearest(cupy.asarray(rows), labels, distances, **how)
     return labels.get(), distances.get()
@@ -57,9 +57,9 @@ def test_the_device_finds_what_the_cpu_finds(
         np.float32
     )
     centroids[k // 2] = np.nan
-    frame = frame_of(rows)
-    expected = on_cpu(rows, centroids, frame)
-    found = on_device(cuda, rows, CudaSearch(centroids, frame, form))
+    geometry = frame_of(rows)
+    expected = on_cpu(rows, centroids, geometry)
+    found = on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -69,11 +69,11 @@ def test_what_is_known_already_is_kept_unless_something_is_nearer(cuda: Any, for
     rng = np.random.default_rng(1)
     rows = rng.normal(size=(200, 24)).astype(np.float16)
     centroids = rng.normal(size=(90, 24)).astype(np.float32)
-    frame, which = frame_of(rows), np.flatnonzero(rng.random(200) < 0.4)
-    labels, distances = on_cpu(rows, centroids[:50], frame)
+    geometry, which = frame_of(rows), np.flatnonzero(rng.random(200) < 0.4)
+    labels, distances = on_cpu(rows, centroids[:50], geometry)
     device_labels, device_distances = cuda.asarray(labels), cuda.asarray(distances)
-    Search(centroids[50:], frame).nearest(rows.astype(np.float32), labels, distances, first=50, which=which)
-    search = CudaSearch(centroids[50:], frame, form)
+    CentroidIndex(centroids[50:], geometry).nearest(rows.astype(np.float32), labels, distances, first=50, which=which)
+    search = CudaCentroidIndex(centroids[50:], geometry, form)
     search.nearest(cuda.asarray(rows), device_labels, device_distances, first=50, which=cuda.asarray(which))
     np.testing.assert_array_equal(device_labels.get(), labels)
     np.testing.assert_array_equal(device_distances.get(), distances)
@@ -85,17 +85,17 @@ def test_a_search_among_some_keeps_their_numbers(cuda: Any, form: Form) -> None:
     rows = rng.normal(size=(140, 16)).astype(np.float32)
     centroids = rows[:60].copy()
     centroids[::7] = np.nan
-    frame, some = frame_of(rows), rng.random(60) < 0.5
+    geometry, some = frame_of(rows), rng.random(60) < 0.5
     labels, distances = np.full(140, -1, np.int32), np.full(140, np.inf)
-    Search(centroids, frame).only(some).nearest(rows, labels, distances)
-    found = on_device(cuda, rows, CudaSearch(centroids, frame, form).only(some))
+    CentroidIndex(centroids, geometry).only(some).nearest(rows, labels, distances)
+    found = on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form).only(some))
     np.testing.assert_array_equal(found[0], labels)
     np.testing.assert_array_equal(found[1], distances)
 
 
 def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
     rows = np.ones((3, 8), np.float32)
-    labels, distances = on_device(cuda, rows, CudaSearch(np.full((2, 8), np.nan, np.float32), frame_of(rows)))
+    labels, distances = on_device(cuda, rows, CudaCentroidIndex(np.full((2, 8), np.nan, np.float32), frame_of(rows)))
     assert labels.tolist() == [-1, -1, -1]
     assert np.isinf(distances).all()
 
@@ -103,12 +103,12 @@ def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None:
     rng = np.random.default_rng(3)
-    for dtype, centre in [(np.float16, 0.2), (np.float32, 0.2), (np.float16, 40.0), (np.float32, 4000.0)]:
-        rows = rng.normal(centre, 1, (50, 64)).astype(dtype)
-        centroids = rng.normal(centre, 1, (30, 64)).astype(np.float32)
-        frame = frame_of(rows)
-        search = CudaSearch(centroids, frame, form)
-        operand = make_cuda_operand(cuda.asarray(rows), frame, kind_of(form))
+    for dtype, center in [(np.float16, 0.2), (np.float32, 0.2), (np.float16, 40.0), (np.float32, 4000.0)]:
+        rows = rng.normal(center, 1, (50, 64)).astype(dtype)
+        centroids = rng.normal(center, 1, (30, 64)).astype(np.float32)
+        geometry = frame_of(rows)
+        search = CudaCentroidIndex(centroids, geometry, form)
+        operand = make_cuda_operand(cuda.asarray(rows), geometry, kind_of(form))
         scales = operand.scale * search._operand.scale
         there = cuda.empty((50, 30), cuda.float32)
         multiply(operand.matrix, search._operand.matrix, there, form)
@@ -118,13 +118,13 @@ def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None
         missed = np.abs(scores - (squared - operand.norms.get()[:, None]))
         allowed = operand.sizes.get() * search._per_size + operand.errors.get() * search._per_error + search._constant
         assert (missed <= allowed[:, None]).all()
-        assert operand.as_stored == (dtype == np.float16 and centre < 1 and form == "half")
+        assert operand.as_stored == (dtype == np.float16 and center < 1 and form == "half")
 
 
 def test_tiles_are_halved_when_the_device_is_full(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 64)).astype(np.float32)
-    search = CudaSearch(rows[:50], frame_of(rows), "half")
+    search = CudaCentroidIndex(rows[:50], frame_of(rows), "half")
     whole, tiles = search._settled, []
 
     def full_at_first(*arguments: Any) -> int:
@@ -144,11 +144,11 @@ def test_tiles_are_halved_when_the_device_is_full(cuda: Any, monkeypatch: pytest
 def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rng = np.random.default_rng(5)
     rows, centroids = rng.normal(size=(90, 24)).astype(np.float32), rng.normal(size=(150, 24)).astype(np.float32)
-    frame = frame_of(rows)
-    search = CudaSearch(centroids, frame, "half")
+    geometry = frame_of(rows)
+    search = CudaCentroidIndex(centroids, geometry, "half")
     search._tile = tile
-    monkeypatch.setattr(nearest_cuda, "_MOST_COLUMNS", 70)
-    found, expected = on_device(cuda, rows, search), on_cpu(rows, centroids, frame)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._MOST_COLUMNS", 70)
+    found, expected = on_device(cuda, rows, search), on_cpu(rows, centroids, geometry)
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -160,9 +160,12 @@ def test_devices_with_less_shared_memory_have_fewer_stages(
     monkeypatch.setitem(cuda.cuda.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared_kib << 10)
     rng = np.random.default_rng(6)
     rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
-    frame = frame_of(rows)
-    found, expected = on_device(cuda, rows, CudaSearch(centroids, frame, "fused")), on_cpu(rows, centroids, frame)
-    assert kernels_cuda.n_stages() == n_stages
+    geometry = frame_of(rows)
+    found, expected = (
+        on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, "fused")),
+        on_cpu(rows, centroids, geometry),
+    )
+    assert cuda_kernels.n_stages() == n_stages
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -171,7 +174,7 @@ def test_a_device_that_is_too_old_is_refused(cuda: Any, emulator: Emulator, monk
     monkeypatch.setitem(cuda.cuda.Device.attributes, "ComputeCapabilityMajor", 7)
     rows = np.ones((10, 8), np.float32)
     with pytest.raises(ComputeError, match=r"compute_capability=7.0 should be 8.0 or newer"):
-        CudaSearch(rows, frame_of(rows))
+        CudaCentroidIndex(rows, frame_of(rows))
 
 
 # -- the other kernels ------------------------------------------------------------------------------------------------
@@ -189,12 +192,12 @@ def test_sums_are_the_cpus(cuda: Any, dtype: type, d: int, weighted: bool) -> No
     sums, counts = np.zeros((k, d), np.int64), np.zeros(k, np.int64)
     device = [cuda.asarray(a) for a in (rows, before, after, weights, sums, counts)]
     wide = rows.astype(np.float32)
-    kernels.add_rows(wide, before, weights, scale, sums, counts)
-    kernels_cuda.add_rows(device[0], device[1], device[3], scale, device[4], device[5])
+    cpu_kernels.add_rows(wide, before, weights, scale, sums, counts)
+    cuda_kernels.add_rows(device[0], device[1], device[3], scale, device[4], device[5])
     np.testing.assert_array_equal(device[4].get(), sums)
     np.testing.assert_array_equal(device[5].get(), counts)
-    n_moved = kernels.move_rows(wide, before, after, weights, scale, sums, counts)
-    assert kernels_cuda.move_rows(device[0], device[1], device[2], device[3], scale, device[4], device[5]) == n_moved
+    n_moved = cpu_kernels.move_rows(wide, before, after, weights, scale, sums, counts)
+    assert cuda_kernels.move_rows(device[0], device[1], device[2], device[3], scale, device[4], device[5]) == n_moved
     np.testing.assert_array_equal(device[4].get(), sums)
     np.testing.assert_array_equal(device[5].get(), counts)
 
@@ -208,8 +211,8 @@ def test_distances_are_the_cpus(cuda: Any, d: int) -> None:
     for flags in (np.empty(0, np.bool_), stayed):
         distances = np.arange(77.0)
         there = cuda.asarray(distances)
-        kernels.label_distances(rows.astype(np.float32), centroids, flags, labels, distances)
-        kernels_cuda.label_distances(
+        cpu_kernels.label_distances(rows.astype(np.float32), centroids, flags, labels, distances)
+        cuda_kernels.label_distances(
             cuda.asarray(rows), cuda.asarray(centroids), cuda.asarray(flags), cuda.asarray(labels), there
         )
         np.testing.assert_array_equal(there.get(), distances)

@@ -7,16 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.compute.blocks import device_memo, memo
-from hkm_dask.compute.keys import random_bits_by_group, stream_key
+from hkm_dask.compute.block_cache import device_cache, host_cache
+from hkm_dask.compute.keyed_random import random_bits_by_group, stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy import split
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.nearest_cuda import CudaSearch, Groups
-from hkm_dask.kmeans.operands_cuda import make_cuda_operand
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex, Groups
+from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
+from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.plugin import Emulator
 
 D = 12
@@ -40,9 +40,9 @@ def parts(
 ) -> Split:
     table = ArrayRows(rows)
     with Runner(n_threads=1) as runner:
-        frame = make_frame(table, runner, n_clusters=n_splits, spherical=spherical)
+        geometry = make_geometry(table, runner, n_clusters=n_splits, spherical=spherical)
         settings = Settings(n_splits, key=stream_key(3), **{"max_iter": 8, "tol": 0.0} | how)
-        return split_clusters(table, indptr, members, settings, frame=frame, runner=runner)
+        return split_clusters(table, indptr, members, settings, geometry=geometry, runner=runner)
 
 
 @pytest.fixture
@@ -52,10 +52,10 @@ def both(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Spli
     def compute(*args: Any, **kwargs: Any) -> tuple[Split, Split]:
         with monkeypatch.context() as patch:
             patch.setenv("HKM_DEVICE", "cpu")
-            memo.clear()
+            host_cache.clear()
             on_cpu = parts(*args, **kwargs)
-        memo.clear()
-        device_memo.clear()
+        host_cache.clear()
+        device_cache.clear()
         return on_cpu, parts(*args, **kwargs)
 
     return compute
@@ -97,19 +97,19 @@ def test_every_part_is_a_mean_and_every_row_is_in_the_nearest(cuda: Any) -> None
 
 def test_all_clusters_are_searched_at_once(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     n_searched: list[int] = []
-    plain = CudaSearch.nearest_in_groups
+    plain = CudaCentroidIndex.nearest_in_groups
 
     def counted(
-        self: CudaSearch, rows: Any, labels: Any, distances: Any, operand: Any, groups: Groups, *rest: Any
+        self: CudaCentroidIndex, rows: Any, labels: Any, distances: Any, operand: Any, groups: Groups, *rest: Any
     ) -> None:
         n_searched.append(int((np.diff(groups.columns) > 0).sum()))
         plain(self, rows, labels, distances, operand, groups, *rest)
 
-    monkeypatch.setattr(CudaSearch, "nearest_in_groups", counted)
+    monkeypatch.setattr(CudaCentroidIndex, "nearest_in_groups", counted)
     rows, indptr, members = clusters((20,) * 30)
     parts(rows, indptr, members, n_splits=4, max_iter=6)
     assert n_searched[-1] == 30  # the labels
-    # Some draw their centres in more passes, or rest after fewer iterations.
+    # Some draw their centers in more passes, or rest after fewer iterations.
     assert np.mean(n_searched) > 10
     assert len(n_searched) < 40
 
@@ -159,7 +159,7 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
     centroids[200] = centroids[20]  # of two in one place it is the first
     of = np.repeat(np.arange(4), sizes)
     numbers = np.arange(m) * 2 + 5
-    frame = make_frame(ArrayRows(rows), Runner(n_threads=1), n_clusters=20)
+    geometry = make_geometry(ArrayRows(rows), Runner(n_threads=1), n_clusters=20)
     there = cuda.asarray(rows)
     labels, distances = cuda.full(n, -1, cuda.int32), cuda.full(n, cuda.inf)
     looked_at = np.flatnonzero(of != 2) if some else np.arange(n)
@@ -167,8 +167,8 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
     groups = Groups(
         cuda.asarray(of.astype(np.int32)), lines, np.concatenate([[0], np.cumsum(n_columns)]), numbers.astype(np.int32)
     )
-    CudaSearch(centroids, frame).nearest_in_groups(
-        there, labels, distances, make_cuda_operand(there, frame), groups, cuda.asarray(looked_at) if some else None
+    CudaCentroidIndex(centroids, geometry).nearest_in_groups(
+        there, labels, distances, make_cuda_operand(there, geometry), groups, cuda.asarray(looked_at) if some else None
     )
     squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
     squared[np.isnan(squared) | (np.repeat(np.arange(4), n_columns) != of[:, None])] = np.inf

@@ -7,13 +7,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.keys import random_uniform
+from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
-from hkm_dask.data.derived import SubsetRows
+from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.hierarchy.assign import Assigned, Chosen, LevelRows, assign
-from hkm_dask.kmeans.frame import make_frame
+from hkm_dask.hierarchy.assign import Assigned, ClusterHeaps, LevelRows, assign
+from hkm_dask.kmeans.search.geometry import make_geometry
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def data(n: int = 500, d: int = 5, k: int = 17) -> tuple[np.ndarray, np.ndarray]
 
 def level_of(rows: Rows, n_total: int, k: int, chunk_rows: int = 1) -> LevelRows:
     with Runner(n_threads=1) as runner:
-        return LevelRows(rows, n_total, make_frame(rows, runner, n_clusters=k), chunk_rows)
+        return LevelRows(rows, n_total, make_geometry(rows, runner, n_clusters=k), chunk_rows)
 
 
 def run(level: LevelRows, centroids: NDArray[np.float32], n_threads: int = 3, **options: object) -> Assigned:
@@ -127,7 +127,7 @@ def test_chosen_however_the_rows_came_together(rows: list[tuple[int, float]], r:
     keys = np.array([key for _, key in rows])
     numbers = np.arange(len(rows))
     a, b = sorted((min(a, len(rows)), min(b, len(rows))))
-    parts = [Chosen.nothing(4, r) for _ in range(3)]
+    parts = [ClusterHeaps.nothing(4, r) for _ in range(3)]
     for chosen, part in zip(parts, (slice(0, a), slice(a, b), slice(b, None)), strict=True):
         chosen.add(keys[part], numbers[part], groups[part])
     expected = [i for c in range(4) for i in sorted(numbers[groups == c].tolist(), key=lambda i: (keys[i], i))[:r]]

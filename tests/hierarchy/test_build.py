@@ -10,24 +10,24 @@ import xarray as xr
 import zarr
 
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.events import Event, subscribe
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import build
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.sampling import sample
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.io.ingest import ingest
+from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.fit import Fit, Settings
 
 
 def blobs(n: int = 400, d: int = 4, seed: int = 0) -> np.ndarray:
     """Unequal clusters, as the pools that are to be balanced have them."""
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(12, d)) * 4
-    return (centres[(12 * rng.random(n) ** 3).astype(int)] + rng.normal(size=(n, d))).astype("f4")
+    centers = rng.normal(size=(12, d)) * 4
+    return (centers[(12 * rng.random(n) ** 3).astype(int)] + rng.normal(size=(n, d))).astype("f4")
 
 
 def levels(*ks: int, **settings: Any) -> list[Level]:

@@ -5,11 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.checkpoint import Checkpoints
 from hkm_dask.kmeans.fit import Fit
-from hkm_dask.kmeans.lloyd import Moved
+from hkm_dask.kmeans.lloyd import LloydStep
 
 
 def fit(seed: int) -> Fit:
@@ -17,9 +17,9 @@ def fit(seed: int) -> Fit:
     return Fit(rng.normal(size=(4, 3)).astype("f4"), rng.random(6), 2, 1.5)
 
 
-def moved(inertia: float, *, n_relocated: int = 0, last: bool = False) -> Moved:
-    centroids = Shared(array=np.full((4, 3), inertia, np.float32))
-    return Moved(centroids, inertia, n_relocated, 0, False, last)
+def moved(inertia: float, *, n_relocated: int = 0, last: bool = False) -> LloydStep:
+    centroids = SharedArray(array=np.full((4, 3), inertia, np.float32))
+    return LloydStep(centroids, inertia, n_relocated, 0, False, last)
 
 
 def equal(one: Fit, other: Fit) -> bool:

@@ -6,7 +6,7 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkm_dask.compute.keys import stream_key
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.sampling import draw_members, fill_targets, hierarchical_targets, sample
 

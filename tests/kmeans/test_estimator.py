@@ -20,17 +20,17 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hkm_dask as hkm
-from hkm_dask.compute.blocks import Part
+from hkm_dask.compute.block_cache import Part
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared import Shared
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.clusterer import checked_weights, whole_weights
-from hkm_dask.kmeans.draws import MeasureAndDraw, sample_by_distance, sample_in_rounds
-from hkm_dask.kmeans.frame import Frame, make_frame
+from hkm_dask.kmeans.base import checked_weights, whole_weights
 from hkm_dask.kmeans.inputs import rows_of
 from hkm_dask.kmeans.predict import _rotation_pays
-from hkm_dask.kmeans.random_rows import random_rows
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.kmeans.seeding.d2_sampling import UpdateAndSample, sample_by_distance, sample_in_rounds
+from hkm_dask.kmeans.seeding.random_rows import random_rows
 
 K = 12
 
@@ -38,8 +38,8 @@ K = 12
 @pytest.fixture(scope="module")
 def x() -> np.ndarray:
     rng = np.random.default_rng(0)
-    centres = rng.normal(size=(K, 6)) * 3
-    return (centres[rng.integers(0, K, 900)] + rng.normal(size=(900, 6))).astype(np.float32)
+    centers = rng.normal(size=(K, 6)) * 3
+    return (centers[rng.integers(0, K, 900)] + rng.normal(size=(900, 6))).astype(np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -140,19 +140,19 @@ def test_rows_of_no_weight_found_nothing(x: np.ndarray, init: str) -> None:
     weights = np.r_[np.ones(len(x)), np.zeros(300)]
     km = hkm.KMeans(K, init=init, random_state=0).fit(far, sample_weight=weights)
     plain = hkm.KMeans(K, init=init, random_state=0).fit(x)
-    # The same draws: without these rows nothing differs but the frame that rounding happens in.
+    # The same draws: without these rows nothing differs but the geometry that rounding happens in.
     np.testing.assert_allclose(km.cluster_centers_, plain.cluster_centers_, rtol=1e-4, atol=1e-4)
     np.testing.assert_array_equal(km.labels_, brute_force(far, km.cluster_centers_)[0])
 
 
-def draw(how: str, rows: ArrayRows, weights: Shared, runner: Runner) -> np.ndarray:
+def draw(how: str, rows: ArrayRows, weights: SharedArray, runner: Runner) -> np.ndarray:
     """Draw about 20 rows, and give their numbers."""
     if how == "random":
         return random_rows(rows, 20, key=1, runner=runner, weights=weights)
-    frame = make_frame(rows, runner, n_clusters=20, total_weight=int(weights.get().sum()))
+    geometry = make_geometry(rows, runner, n_clusters=20, total_weight=int(weights.get().sum()))
     method = {"by distance": sample_by_distance, "in rounds": sample_in_rounds}[how]
     n = 20 if how == "by distance" else 4
-    batches = method(rows, n, frame=frame, key=1, run="heavy", runner=runner, weights=weights)
+    batches = method(rows, n, geometry=geometry, key=1, run="heavy", runner=runner, weights=weights)
     drawn = np.concatenate([batch.get() for batch in batches])
     return (rows.array[None] == drawn[:, None]).all(axis=2).argmax(axis=1)
 
@@ -162,7 +162,7 @@ def test_heavy_rows_are_drawn(how: str) -> None:
     x = np.random.default_rng(7).normal(size=(400, 3)).astype(np.float32)
     weights = np.where(np.arange(400) % 10 == 3, 10**6, 1)
     with Runner(n_threads=2) as runner:
-        drawn = draw(how, ArrayRows(x), Shared(array=weights), runner)
+        drawn = draw(how, ArrayRows(x), SharedArray(array=weights), runner)
     assert len(drawn) >= 10
     assert (drawn % 10 == 3).all()
 
@@ -170,9 +170,9 @@ def test_heavy_rows_are_drawn(how: str) -> None:
 def test_a_seeding_pass_counts_a_row_as_often_as_it_weighs(x: np.ndarray) -> None:
     weights = np.random.default_rng(5).integers(1, 4, len(x))
     found = []
-    for rows, shared in ((x, Shared(array=weights)), (np.repeat(x, weights, axis=0), None)):
-        frame = Frame(np.zeros(6, np.float32), float(np.abs(x).max()), int(weights.sum()))
-        task = MeasureAndDraw((Shared(array=x[:K]),), frame, "", 0, 0.0, with_sums=True, weights=shared)
+    for rows, shared in ((x, SharedArray(array=weights)), (np.repeat(x, weights, axis=0), None)):
+        geometry = Geometry(np.zeros(6, np.float32), float(np.abs(x).max()), int(weights.sum()))
+        task = UpdateAndSample((SharedArray(array=x[:K]),), geometry, "", 0, 0.0, with_sums=True, weights=shared)
         found.append(task(Part(ArrayRows(rows), (0, len(rows)), 0)))
     assert found[0].potential == found[1].potential
     np.testing.assert_array_equal(found[0].counts, found[1].counts)
@@ -273,8 +273,8 @@ def test_what_is_too_large_for_memory_goes_through_a_file(x: np.ndarray, tmp_pat
 
 def test_data_frames_tell_their_features(x: np.ndarray) -> None:
     pd = pytest.importorskip("pandas")
-    frame = pd.DataFrame(x, columns=list("abcdef"))
-    km = hkm.KMeans(K, random_state=0).fit(frame)
+    geometry = pd.DataFrame(x, columns=list("abcdef"))
+    km = hkm.KMeans(K, random_state=0).fit(geometry)
     assert km.feature_names_in_.tolist() == list("abcdef")
     assert km.get_feature_names_out()[1] == "kmeans1"
     assert not hasattr(km.fit(da.from_array(x)), "feature_names_in_")

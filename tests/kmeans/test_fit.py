@@ -9,17 +9,17 @@ import pytest
 from sklearn.cluster import KMeans
 
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.blocks import memo
-from hkm_dask.compute.keys import stream_key
-from hkm_dask.compute.placing import discard, gather, on_workers
+from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.placement import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
-from hkm_dask.data.derived import SubsetRows, UnitRows
+from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
-from hkm_dask.kmeans.frame import make_frame
-from hkm_dask.kmeans.lloyd import Moved, iterate
-from hkm_dask.kmeans.seeding import seed
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.seeding.seed import seed
 
 Cut = Callable[[int], Runner]
 
@@ -33,8 +33,8 @@ def cluster_rows(
     rows: np.ndarray | Rows, settings: Settings, runner: Runner, *, spherical: bool = False, **options: object
 ) -> Fit:
     source = rows if isinstance(rows, Rows) else ArrayRows(rows)
-    frame = make_frame(source, runner, n_clusters=settings.n_clusters, spherical=spherical)
-    return fit(source, settings, frame=frame, runner=runner, **options)  # type: ignore[arg-type]
+    geometry = make_geometry(source, runner, n_clusters=settings.n_clusters, spherical=spherical)
+    return fit(source, settings, geometry=geometry, runner=runner, **options)  # type: ignore[arg-type]
 
 
 def same_bits(a: Fit, b: Fit) -> bool:
@@ -54,11 +54,11 @@ def label(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 def test_it_is_a_seeding_and_the_iteration_from_it(runner: Runner) -> None:
     rows = ArrayRows(blobs(500, 5))
-    frame = make_frame(rows, runner, n_clusters=20)
+    geometry = make_geometry(rows, runner, n_clusters=20)
     settings = Settings(20, max_iter=12, tol=1e-3, key=stream_key(7))
-    found = fit(rows, settings, frame=frame, runner=runner)
-    start = seed(rows, 20, init="coreset", frame=frame, key=settings.key, runner=runner)
-    expected = iterate(rows, start.centroids, frame=frame, runner=runner, max_iter=12, tol=1e-3)
+    found = fit(rows, settings, geometry=geometry, runner=runner)
+    start = seed(rows, 20, init="coreset", geometry=geometry, key=settings.key, runner=runner)
+    expected = iterate(rows, start.centroids, geometry=geometry, runner=runner, max_iter=12, tol=1e-3)
     np.testing.assert_array_equal(found.centroids, expected.centroids)
     np.testing.assert_array_equal(found.inertia, expected.inertia)
     assert (found.n_unused, found.seconds > 0) == (0, True)
@@ -121,15 +121,15 @@ def test_wherever_the_rows_lie_the_bits_are_the_same(dtype: str, tmp_path: Path,
         SubsetRows(ArrayRows(padded), np.arange(0, 1800, 2)),
     ]
     settings = Settings(30, max_iter=6)
-    frame = make_frame(sources[0], in_parts(1), n_clusters=30)
-    found = [fit(rows, settings, frame=frame, runner=in_parts(3)) for rows in sources]
+    geometry = make_geometry(sources[0], in_parts(1), n_clusters=30)
+    found = [fit(rows, settings, geometry=geometry, runner=in_parts(3)) for rows in sources]
     assert all(same_bits(found[0], other) for other in found[1:])
-    memo.clear()
+    host_cache.clear()
 
 
 def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> None:
     rows, settings = blobs(600, 4), Settings(25, init="random", tol=1e-3)
-    states: list[Moved] = []
+    states: list[LloydStep] = []
     whole = cluster_rows(rows, settings, runner, hooks=Hooks(iteration=lambda i, moved: states.append(moved)))
     assert len(states) > 3
     for i, moved in enumerate(states[:-1]):

@@ -9,15 +9,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from hkm_dask.compute.blocks import Part, memo
+from hkm_dask.compute.block_cache import Part, host_cache
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared import Shared
-from hkm_dask.data.derived import UnitRows
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
-from hkm_dask.kmeans.frame import Frame, make_frame
-from hkm_dask.kmeans.lloyd import AssignAndAdd, Lloyd, Moved, Totals, iterate, means
-from hkm_dask.kmeans.nearest import Search
+from hkm_dask.kmeans.lloyd import AssignAndAdd, Lloyd, LloydStep, PartialSums, iterate, means
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 
 Cut = Callable[[int], Runner]
 
@@ -28,12 +28,12 @@ def blobs(n: int, d: int, seed: int = 0, centers: int = 12) -> np.ndarray:
 
 
 def run(
-    rows: np.ndarray | Rows, start: np.ndarray, runner: Runner, *, frame: Frame | None = None, **options: object
+    rows: np.ndarray | Rows, start: np.ndarray, runner: Runner, *, geometry: Geometry | None = None, **options: object
 ) -> Lloyd:
     source = rows if isinstance(rows, Rows) else ArrayRows(rows)
-    frame = frame or make_frame(source, runner, n_clusters=len(start))
+    geometry = geometry or make_geometry(source, runner, n_clusters=len(start))
     settings = {"max_iter": 100, "tol": 0.0, **options}
-    return iterate(source, np.array(start, np.float32), frame=frame, runner=runner, **settings)  # type: ignore[arg-type]
+    return iterate(source, np.array(start, np.float32), geometry=geometry, runner=runner, **settings)  # type: ignore[arg-type]
 
 
 def label(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
@@ -99,8 +99,8 @@ def test_other_dtypes_are_summed_widely(dtype: str, runner: Runner) -> None:
 def test_unit_rows_have_unit_centroids(runner: Runner) -> None:
     rows = UnitRows(ArrayRows(blobs(500, 16)))
     x = rows.read(0, 500)
-    frame = make_frame(rows, runner, n_clusters=9, spherical=True)
-    found = run(rows, x[:9], runner, frame=frame, max_iter=7)
+    geometry = make_geometry(rows, runner, n_clusters=9, spherical=True)
+    found = run(rows, x[:9], runner, geometry=geometry, max_iter=7)
     c = x[:9].astype(np.float64)
     for _ in range(7):
         nearest = (x @ c.T).argmax(1)  # on the sphere the nearest is the one at the smallest angle
@@ -144,9 +144,9 @@ def test_permuting_rows_permutes_labels(order: list[int], seed: int) -> None:
     rows = blobs(160, 5, seed)
     permutation = (np.array(order)[:, None] * 20 + np.arange(20)).ravel()[::-1]
     with Runner(n_threads=1) as one:
-        frame = make_frame(ArrayRows(rows), one, n_clusters=8)
-        a = run(rows, rows[:8], one, frame=frame)
-        b = run(rows[permutation], rows[:8], one, frame=frame)
+        geometry = make_geometry(ArrayRows(rows), one, n_clusters=8)
+        a = run(rows, rows[:8], one, geometry=geometry)
+        b = run(rows[permutation], rows[:8], one, geometry=geometry)
     assert same_bits(a, b)
     np.testing.assert_array_equal(label(rows, a.centroids)[permutation], label(rows[permutation], b.centroids))
 
@@ -161,33 +161,33 @@ def test_streamed_or_resident_the_bits_are_the_same(
     monkeypatch.setattr(lloyd, "block_bytes", lambda budget, threads, device_budget: 50_000)
     for budget in (0, 300_000, 1 << 30):
         cut = in_parts(2)
-        frame = make_frame(on_disk, cut, n_clusters=80)
+        geometry = make_geometry(on_disk, cut, n_clusters=80)
         cut.memory_budget = 2 * budget  # half of it is for what stays
-        assert same_bits(run(on_disk, rows[:80], cut, frame=frame), expected)
-        assert memo._used <= budget
-        memo.clear()
+        assert same_bits(run(on_disk, rows[:80], cut, geometry=geometry), expected)
+        assert host_cache._used <= budget
+        host_cache.clear()
 
 
 def test_what_is_remembered_may_be_lost_at_any_time(in_parts: Cut) -> None:
     rows = blobs(800, 32)
     expected = run(rows, rows[:70], in_parts(2))
-    found = run(rows, rows[:70], in_parts(2), on_iteration=lambda i, moved: memo.clear() if i % 3 else None)
+    found = run(rows, rows[:70], in_parts(2), on_iteration=lambda i, moved: host_cache.clear() if i % 3 else None)
     assert same_bits(found, expected)
 
 
 def test_labels_of_an_older_iteration_are_good_for_a_hint_and_no_more(in_parts: Cut) -> None:
     rows = blobs(500, 6)
-    frame = make_frame(ArrayRows(rows), in_parts(1), n_clusters=20)
+    geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=20)
     part = Part(ArrayRows(rows), (0, 500), 1 << 30)
-    oldest, older, now = (Shared(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
-    AssignAndAdd(oldest, frame, "run")(part)
-    found = AssignAndAdd(now, frame, "run", before=older)(part)
+    oldest, older, now = (SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
+    AssignAndAdd(oldest, geometry, "run")(part)
+    found = AssignAndAdd(now, geometry, "run", before=older)(part)
     assert now.array is not None
     labels = label(rows, now.array)
     np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=20))
-    exact = [np.rint(rows[labels == j].astype(np.float64) * frame.scale).sum(0) for j in range(20)]
+    exact = [np.rint(rows[labels == j].astype(np.float64) * geometry.scale).sum(0) for j in range(20)]
     np.testing.assert_array_equal(found.sums, np.array(exact).astype(np.int64))
-    memo.clear()
+    host_cache.clear()
 
 
 def test_weights_equal_repeated_rows(in_parts: Cut) -> None:
@@ -196,9 +196,9 @@ def test_weights_equal_repeated_rows(in_parts: Cut) -> None:
     repeated = np.repeat(rows, weights, axis=0)
     for n in (1, 3):
         cut = in_parts(n)
-        frame = make_frame(ArrayRows(rows), cut, n_clusters=15, total_weight=int(weights.sum()))
-        a = run(rows, rows[:15], cut, frame=frame, weights=weights)
-        b = run(repeated, rows[:15], cut, frame=frame)
+        geometry = make_geometry(ArrayRows(rows), cut, n_clusters=15, total_weight=int(weights.sum()))
+        a = run(rows, rows[:15], cut, geometry=geometry, weights=weights)
+        b = run(repeated, rows[:15], cut, geometry=geometry)
         assert a.n_relocated == 0
         assert same_bits(a, b)
 
@@ -207,7 +207,7 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
     rows = blobs(400, 4)
     start = np.concatenate([rows[:20], np.repeat(rows[:1], 10, axis=0)])  # ten empty clusters to begin with
     for tol in (0.0, 1e-2):
-        states: list[tuple[np.ndarray, float, Moved]] = []
+        states: list[tuple[np.ndarray, float, LloydStep]] = []
         whole = run(
             rows, start, runner, tol=tol,
             on_iteration=lambda i, moved, s=states: s.append((moved.centroids.get().copy(), moved.inertia, moved)),
@@ -223,14 +223,14 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
             assert resumed.inertia.tobytes() == whole.inertia.tobytes()
 
 
-def some_totals(numbers: list[int], k: int = 3) -> Totals:
+def some_totals(numbers: list[int], k: int = 3) -> PartialSums:
     """Totals of a part with these rows; the key of a row is drawn by its number, with ties."""
     rng = np.random.default_rng(sum(numbers))
     rows = np.array(numbers, np.int64)
     keys = -(rows * 7919 % 5).astype(np.float64)
     order = np.lexsort((rows, keys))[: lloyd._n_far(k)]
     sums, counts = rng.integers(-9, 9, (k, 2)), rng.integers(0, 9, k)
-    return Totals(sums, counts, sum(numbers), keys[order], rows[order])
+    return PartialSums(sums, counts, sum(numbers), keys[order], rows[order])
 
 
 @given(st.permutations(range(60)), st.integers(0, 60), st.integers(0, 60))
@@ -309,7 +309,7 @@ def test_inertia_falls_but_for_relocations(seed: int, runner: Runner) -> None:
     rng = np.random.default_rng(seed)
     rows = blobs(500, 6, seed)
     start = rng.normal(size=(60, 6)).astype(np.float32) * 8  # many of them empty
-    moved: list[Moved] = []
+    moved: list[LloydStep] = []
     found = run(rows, start, runner, on_iteration=lambda i, m: moved.append(m))
     assert found.n_relocated > 0
     for i in range(1, len(moved)):
@@ -328,8 +328,8 @@ def test_fewer_distinct_rows_than_clusters_leave_slots_unused(spherical: bool, s
     rows: Rows = ArrayRows(distinct[np.append(np.arange(5), rng.integers(0, 5, 200))])
     if spherical:
         rows = UnitRows(rows)
-    frame = make_frame(rows, runner, n_clusters=12, spherical=spherical)
-    found = run(rows, rows.read(0, 12), runner, frame=frame)
+    geometry = make_geometry(rows, runner, n_clusters=12, spherical=spherical)
+    found = run(rows, rows.read(0, 12), runner, geometry=geometry)
     used = ~np.isnan(found.centroids).any(axis=1)
     assert used.sum() == 5
     assert np.isnan(found.centroids[~used]).all()
@@ -375,7 +375,7 @@ def test_it_ends_by_tolerance_by_rest_or_by_the_cap(runner: Runner) -> None:
 def test_it_does_not_end_before_a_relocation_has_shown(runner: Runner) -> None:
     rows = blobs(600, 5)
     start = np.concatenate([rows[:29], np.full((1, 5), 1e3, np.float32)])
-    moved: list[Moved] = []
+    moved: list[LloydStep] = []
     run(rows, start, runner, tol=0.99, on_iteration=lambda i, m: moved.append(m))
     # The relocation shows in the second inertia, and what it is worth in the third.
     assert [m.n_relocated for m in moved] == [1, 0, 0]
@@ -384,7 +384,7 @@ def test_it_does_not_end_before_a_relocation_has_shown(runner: Runner) -> None:
 
 def test_an_iteration_is_told_as_it_ends(runner: Runner) -> None:
     rows = blobs(200, 3)
-    told: list[tuple[int, Moved]] = []
+    told: list[tuple[int, LloydStep]] = []
     found = run(rows, rows[:9], runner, max_iter=4, on_iteration=lambda i, moved: told.append((i, moved)))
     assert [i for i, _ in told] == [1, 2, 3, 4]
     assert [moved.last for _, moved in told] == [False, False, False, True]
@@ -393,10 +393,10 @@ def test_an_iteration_is_told_as_it_ends(runner: Runner) -> None:
 
 
 def test_means_of_integers_are_exact() -> None:
-    frame = Frame(np.zeros(2, np.float32), 4.0, 1 << 20)
-    sums = np.array([[3, -6], [0, 0], [10, 10]]) * int(frame.scale)
-    np.testing.assert_array_equal(means(sums, np.array([3, 0, 4]), frame), [[1, -2], [0, 0], [2.5, 2.5]])
-    unit = Frame(frame.mean, 4.0, 1 << 20, spherical=True)
+    geometry = Geometry(np.zeros(2, np.float32), 4.0, 1 << 20)
+    sums = np.array([[3, -6], [0, 0], [10, 10]]) * int(geometry.scale)
+    np.testing.assert_array_equal(means(sums, np.array([3, 0, 4]), geometry), [[1, -2], [0, 0], [2.5, 2.5]])
+    unit = Geometry(geometry.mean, 4.0, 1 << 20, spherical=True)
     np.testing.assert_allclose(
         means(sums, np.array([3, 0, 4]), unit), [[0.2**0.5, -(0.8**0.5)], [0, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-7
     )
@@ -404,8 +404,8 @@ def test_means_of_integers_are_exact() -> None:
 
 def test_the_search_and_the_iteration_agree_on_labels(runner: Runner) -> None:
     rows = blobs(900, 40)
-    frame = make_frame(ArrayRows(rows), runner, n_clusters=64)
-    found = run(rows, rows[:64], runner, frame=frame)
+    geometry = make_geometry(ArrayRows(rows), runner, n_clusters=64)
+    found = run(rows, rows[:64], runner, geometry=geometry)
     labels = np.full(900, -1, np.int32)
-    Search(found.centroids, frame, 16).nearest(rows, labels, np.full(900, np.inf))
+    CentroidIndex(found.centroids, geometry, 16).nearest(rows, labels, np.full(900, np.inf))
     np.testing.assert_array_equal(labels, label(rows, found.centroids))

@@ -10,7 +10,7 @@ import zarr
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.errors import StoreError
-from hkm_dask.io.ingest import ingest
+from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view.info import describe, render
 
 NAN = float("nan")
@@ -157,7 +157,7 @@ def test_an_unfinished_pool_is_told(tmp_path: Path) -> None:
     assert "hkm ingest" in text
 
 
-def test_what_is_missing_is_named_and_its_neighbour_guessed(tmp_path: Path) -> None:
+def test_what_is_missing_is_named_and_its_neighbor_guessed(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nothing is there; check the path$"):
         describe(tmp_path / "nowhere" / "pool.zarr")
     ingest(np.ones((4, 3), dtype="f4"), tmp_path / "pool.zarr")

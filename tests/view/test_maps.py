@@ -9,7 +9,7 @@ from hkm_dask.view.maps import KeptMap, draw_kept, light_up
 
 
 @given(st.lists(st.tuples(st.integers(0, 18), st.integers(0, 28)), max_size=8), st.integers(1, 6))
-def test_what_lies_in_a_square_keeps_its_colour_and_nothing_else(at: list[tuple[int, int]], size: int) -> None:
+def test_what_lies_in_a_square_keeps_its_color_and_nothing_else(at: list[tuple[int, int]], size: int) -> None:
     picture = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
     found = light_up(picture, np.array(at, float).reshape(-1, 2), size=size)
     for row in range(20):
@@ -17,8 +17,8 @@ def test_what_lies_in_a_square_keeps_its_colour_and_nothing_else(at: list[tuple[
             lit = any(top <= row < top + size and left <= column < left + size for top, left in at)
             pixel = found[row, column].tolist()
             assert pixel == picture[row, column].tolist() if lit else len(set(pixel)) == 1
-    grey = light_up(picture, np.zeros((0, 2)), size=size)[..., 0].astype(int)
-    assert 90 <= grey.min() <= grey.max() <= 172, "dimmed: neither black nor white"
+    gray = light_up(picture, np.zeros((0, 2)), size=size)[..., 0].astype(int)
+    assert 90 <= gray.min() <= gray.max() <= 172, "dimmed: neither black nor white"
 
 
 def test_a_square_smaller_than_a_pixel_is_seen() -> None:

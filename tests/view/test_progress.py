@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from hkm_dask.compute.events import Event, emit
+from hkm_dask.events import Event, emit
 from hkm_dask.view.progress import Display, Status, duration, show_progress, stopwatch, time_left
 from hkm_dask.view.timeleft import Left
 
@@ -102,7 +102,7 @@ def test_the_status_names_level_step_iteration_and_inertia() -> None:
     assert times == "0:01:00 so far, time left not known yet"
 
     _, detail, share, _ = played(run[: at["seeding"] + 1]).parts(60.0)
-    assert (detail, share) == ("seeding, 1,500 of 6,000 centres", 0.25)
+    assert (detail, share) == ("seeding, 1,500 of 6,000 centers", 0.25)
 
     _, detail, share, _ = played(run[: at["iteration"] + 1]).parts(60.0)
     assert (detail, share) == ("iteration 1 of at most 50, inertia 100", 0.02)
@@ -160,7 +160,7 @@ def test_without_a_terminal_a_long_run_writes_a_line_per_interval() -> None:
     assert not any("so far" in line for line in lines)
 
 
-def test_lines_are_not_wrapped_marked_up_or_coloured() -> None:
+def test_lines_are_not_wrapped_marked_up_or_colored() -> None:
     (line,) = told([("warning", {"message": "[bold]" + "many words " * 30 + "end"})])
     assert line.endswith("many words end")
     assert "warning: [bold]many" in line

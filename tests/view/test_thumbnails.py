@@ -27,7 +27,7 @@ def test_members_stand_in_rows_pixel_for_pixel(n_members: list[int]) -> None:
     pixels = np.asarray(canvas.buffer_rgba())[..., :3]
     assert pixels.shape[1] <= 1600
     for number, n in enumerate(n_members):
-        # Text is drawn in other greys, and left of the members.
+        # Text is drawn in other grays, and left of the members.
         shown = (pixels == 40 * (number + 1)).all(axis=2)[:, 260:]
         assert shown.sum() >= n * SIDE * SIDE * 0.98
         columns = np.flatnonzero(shown.sum(axis=0) > SIDE / 2)

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 
-from hkm_dask.compute.events import Event
+from hkm_dask.events import Event
 from hkm_dask.view.timeleft import Left, TimeLeft, steps_of
 
 LEVELS = [

@@ -1,0 +1,93 @@
+"""Computations that ask for passes over rows and leave it to others to make them.
+
+A k-means, its seeding and Lloyd's iteration are generators of passes. Whoever runs one of them makes its passes with a
+`Runner`; whoever runs thousands of small ones makes the next passes of all of them at once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import Any, Generic, ParamSpec, TypeVar
+
+from hkm_dask.compute.block_cache import Part
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class MapReduce:
+    """A map-reduce over the parts of some rows; see `Runner.map_reduce`.
+
+    Attributes
+    ----------
+    task : callable
+        Of a part.
+    parts : sequence of Part
+    combine : callable
+        Of two results.
+    finish : callable
+        Of what is combined.
+    stage : str
+        Purely alphabetic name.
+    """
+
+    task: Callable[[Part], Any]
+    parts: Sequence[Part]
+    combine: Callable[[Any, Any], Any]
+    finish: Callable[[Any], Any]
+    stage: str
+
+
+Steps = Generator[MapReduce, Any, T]
+
+
+class stepwise(Generic[P, T]):
+    """A function made of a generator of passes: called, it makes them with its argument `runner`.
+
+    Parameters
+    ----------
+    steps : callable
+        Has a keyword argument ``runner``; returns a generator that yields passes, is sent what comes out of each, and
+        returns the outcome.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hkm_dask.compute.block_cache import split_parts
+    >>> from hkm_dask.compute.runner import Runner
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> @stepwise
+    ... def count_twice(array, *, runner):
+    ...     parts = split_parts(ArrayRows(array), 2, block_bytes=64, budget=0)
+    ...     n = yield MapReduce(lambda part: part.stop - part.start, parts, int.__add__, lambda n: 2 * n, "count")
+    ...     return f"twice makes {n}"
+    >>> with Runner(n_threads=1) as runner:
+    ...     count_twice(np.zeros((7, 2)), runner=runner)
+    'twice makes 14'
+    >>> next(count_twice.steps(np.zeros((7, 2)), runner=None)).stage
+    'count'
+    """
+
+    def __init__(self, steps: Callable[P, Steps[T]]) -> None:
+        self.steps = steps
+        functools.update_wrapper(self, steps)
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
+        """Make the passes one after the other."""
+        runner: Any = kwargs["runner"]
+        with closing(self.steps(*args, **kwargs)) as steps:
+            try:
+                wanted = next(steps)
+                while True:
+                    wanted = steps.send(
+                        runner.map_reduce(
+                            wanted.task, wanted.parts, combine=wanted.combine, finish=wanted.finish, stage=wanted.stage
+                        )
+                    )
+            except StopIteration as done:
+                outcome: T = done.value
+                return outcome

@@ -1,0 +1,370 @@
+"""How rows become a pool: their conversion, what is learned of them, and what is written beside them."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data import layout, store
+from hkm_dask.data.pool import pool_fingerprint
+from hkm_dask.data.row_views import unit_rows
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
+
+
+@dataclass
+class Stats:
+    """What is learned of rows while they are written.
+
+    Attributes
+    ----------
+    total : np.ndarray of float64, shape (n_features,)
+        Sum of the rows.
+    max_abs : float
+        Largest absolute value.
+    n_zero_rows : int
+        Rows of nothing but zeros.
+    nonfinite : list of np.ndarray of int64
+        Numbers of the source rows with NaN or Inf.
+    n_overflows : int
+        Finite values that the stored type cannot hold.
+    n_overflow_rows : int
+        Rows they stand in.
+    checksums : list of int
+        CRC-32C of every chunk.
+    """
+
+    total: np.ndarray
+    max_abs: float = 0.0
+    n_zero_rows: int = 0
+    nonfinite: list[np.ndarray] = field(default_factory=list)
+    n_overflows: int = 0
+    n_overflow_rows: int = 0
+    checksums: list[int] = field(default_factory=list)
+
+    def add(self, other: Stats) -> None:
+        """Fold in what was learned of the rows that follow."""
+        with np.errstate(invalid="ignore"):
+            # Inf − Inf, where values overflowed: an error is raised for them in the end.
+            self.total += other.total
+        self.max_abs = max(self.max_abs, other.max_abs)
+        self.n_zero_rows += other.n_zero_rows
+        self.nonfinite += other.nonfinite
+        self.n_overflows += other.n_overflows
+        self.n_overflow_rows += other.n_overflow_rows
+        self.checksums += other.checksums
+
+
+def pool_dtype(dtype: Any) -> np.dtype:
+    """Refuse a type that a pool does not store.
+
+    Parameters
+    ----------
+    dtype : dtype-like
+        What is asked for.
+
+    Returns
+    -------
+    np.dtype
+        float16 or float32.
+
+    Raises
+    ------
+    InputError
+        When it is another.
+
+    Examples
+    --------
+    >>> pool_dtype("float16")
+    dtype('float16')
+    """
+    try:
+        stored = np.dtype(dtype)
+    except TypeError:
+        stored = None
+    if stored not in (np.float16, np.float32):
+        raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
+    return np.dtype(stored)
+
+
+def check_space(target: Path, n_bytes: int) -> None:
+    """Refuse to begin a pool that its disk has no room for.
+
+    Parameters
+    ----------
+    target : Path
+        Where the pool shall be.
+    n_bytes : int
+        Bytes of its embeddings.
+
+    Raises
+    ------
+    StoreError
+        Naming what is needed and what is free.
+
+    Examples
+    --------
+    >>> check_space(Path("pool.zarr").absolute(), 0)
+    """
+    free = shutil.disk_usage(target.parent).free
+    if free < n_bytes:
+        raise StoreError(
+            f"{target} needs {n_bytes / 1e9:.2f} GB, its disk is full but for {free / 1e9:.2f} GB; "
+            "free space, give another path, or store float16"
+        )
+
+
+def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> store.StoredArray:
+    """Make the array of embeddings of a pool, to be written chunk by chunk.
+
+    Parameters
+    ----------
+    group : Path
+        The pool.
+    shape : (int, int)
+        ``(n_samples, n_features)``.
+    dtype : np.dtype
+        float16 or float32.
+    chunk_rows : int
+        Rows in one storage chunk; all rows, where they are fewer.
+
+    Returns
+    -------
+    StoredArray
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     create_embeddings(Path(folder), (5, 3), np.dtype("f2"), 2).spec.n_chunks
+    3
+    """
+    store.create_array(
+        group,
+        layout.EMBEDDINGS,
+        shape=shape,
+        dtype=dtype,
+        chunks=(min(chunk_rows, shape[0]), shape[1]),
+        dims=(layout.SAMPLE, layout.FEATURE),
+    )
+    return store.open_array(group / layout.EMBEDDINGS)
+
+
+def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
+    """Bring rows to what a pool stores; NaN, Inf and overflow pass, to be counted by `measure`.
+
+    Parameters
+    ----------
+    piece : np.ndarray, shape (n, n_features)
+        The rows.
+    dtype : np.dtype
+        float16 or float32.
+    normalize : bool
+        Whether to scale them to length 1.
+
+    Returns
+    -------
+    np.ndarray of `dtype`, shape (n, n_features)
+
+    Examples
+    --------
+    >>> convert(np.array([[3.0, 4.0]]), np.dtype("f4"), True)
+    array([[0.6, 0.8]], dtype=float32)
+    """
+    with np.errstate(all="ignore"):
+        return (unit_rows(piece) if normalize else piece).astype(dtype, copy=False)
+
+
+def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
+    """Learn what a pool keeps of some rows.
+
+    Parameters
+    ----------
+    piece : np.ndarray, shape (n, n_features)
+        The rows as they came.
+    stored : np.ndarray, shape (n, n_features)
+        What `convert` made of them.
+    numbers : np.ndarray of int64, shape (n,)
+        What the rows are called.
+
+    Returns
+    -------
+    Stats
+        Without checksums.
+
+    Examples
+    --------
+    >>> rows = np.array([[0, 0], [1, -3], [np.nan, 0]], np.float32)
+    >>> found = measure(rows, rows, np.arange(10, 13))
+    >>> found.n_zero_rows, found.nonfinite
+    (1, [array([12])])
+    """
+    wide = stored.astype(np.float32, copy=False)
+    with np.errstate(all="ignore"):
+        found = Stats(np.add.reduce(wide, axis=0, dtype=np.float64))
+        low, high = float(wide.min()), float(wide.max())
+    if not (np.isfinite(low) and np.isfinite(high)):
+        sound = np.isfinite(piece).all(axis=1)
+        lost = ~np.isfinite(wide[sound])
+        found.n_overflows, found.n_overflow_rows = int(lost.sum()), int(lost.any(axis=1).sum())
+        if not sound.all():
+            found.nonfinite.append(numbers[~sound])
+    found.max_abs = max(-low, high)
+    # A row of zeros begins with one: few others do, so the whole piece need not be searched.
+    candidates = np.flatnonzero(wide[:, 0] == 0)
+    found.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
+    return found
+
+
+def check_overflow(found: Stats, dtype: np.dtype) -> None:
+    """Refuse rows with finite values that the stored type cannot hold.
+
+    Parameters
+    ----------
+    found : Stats
+        What was learned of the rows.
+    dtype : np.dtype
+        float16 or float32.
+
+    Raises
+    ------
+    InputError
+        Naming how many they are.
+
+    Examples
+    --------
+    >>> check_overflow(Stats(np.zeros(2)), np.dtype("f2"))
+    """
+    if found.n_overflows:
+        remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
+        raise InputError(
+            f"n_overflows={found.n_overflows} should be 0: so many values, in {found.n_overflow_rows} rows, exceed "
+            f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
+        )
+
+
+def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
+    """Write one value per row of a pool: the ids, or what else is known of the rows.
+
+    Parameters
+    ----------
+    group : Path
+        The pool.
+    name : str
+        Name of the array; ``"ids"`` for the ids.
+    pieces : iterable of np.ndarray
+        The values in order, each piece of int64, of float64 or of objects (str).
+    n_samples : int
+        How many there should be.
+
+    Raises
+    ------
+    InputError
+        When there are more or fewer, or of several kinds.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     write_column(Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
+    ...     store.open_array(Path(folder, "ids")).read(0, 3)
+    array([7, 8, 9])
+    """
+    step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
+    kind: str | None = None
+    waiting: list[np.ndarray] = []
+    start = 0
+    for piece in pieces:
+        if kind is None:
+            kind = piece.dtype.kind
+            dtype = str if kind == "O" else piece.dtype
+            store.create_array(group, name, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,))
+        if piece.dtype.kind != kind:
+            raise InputError(f"{name}: some sources have integers, others strings; give strings for all of them")
+        waiting.append(piece)
+        if start + sum(map(len, waiting)) >= min(start + step, n_samples):
+            start, waiting = _flush(group / name, start, step, n_samples, waiting)
+    n_found = start + sum(map(len, waiting))
+    if n_found != n_samples:
+        raise InputError(f"n_{name}={n_found} should be {n_samples}, one per row; give {name} for exactly these rows")
+
+
+def _flush(
+    array: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
+) -> tuple[int, list[np.ndarray]]:
+    """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
+    values = np.concatenate(waiting)
+    whole = len(values) if start + len(values) == n_samples else len(values) // step * step
+    store.write_rows(array, start, values[:whole])
+    return start + whole, [values[whole:]] if whole < len(values) else []
+
+
+def finish(
+    group: Path,
+    found: Stats,
+    *,
+    has_ids: bool,
+    normalize: bool,
+    sources: Sequence[str],
+    columns: Collection[str] = (),
+    n_dropped: int = 0,
+    attributes: Mapping[str, Any] | None = None,
+) -> None:
+    """Write the mean of a pool and what is known of it, and mark it as complete.
+
+    Parameters
+    ----------
+    group : Path
+        The pool; its embeddings are there, and its ids where it has any.
+    found : Stats
+        What was learned of them, checksums in order.
+    has_ids : bool
+        Whether every row has an id besides its number.
+    normalize : bool
+        Whether rows were scaled to length 1.
+    sources : sequence of str
+        What it was made from.
+    columns : collection of str, optional
+        Further columns that are there.
+    n_dropped : int, default 0
+        Rows of the sources that were left out.
+    attributes : mapping, optional
+        Kept with the others.
+
+    Raises
+    ------
+    InputError
+        When values overflowed.
+    StoreError
+        When the disk fails.
+    """
+    spec = store.open_array(group / layout.EMBEDDINGS).spec
+    n_samples, n_features = spec.shape
+    check_overflow(found, spec.dtype)
+    _write_mean(group, found.total / n_samples)
+    if n_dropped:
+        emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
+    if found.n_zero_rows and normalize:
+        emit("warning", message=f"{found.n_zero_rows} rows are all zero: they have no direction and stay zero")
+    facts = {
+        "fingerprint": pool_fingerprint((n_samples, n_features), spec.dtype, spec.chunk_rows, found.checksums),
+        "max_abs": found.max_abs,
+        "n_zero_rows": found.n_zero_rows,
+        "n_dropped_rows": n_dropped,
+        "normalized": normalize,
+        "has_ids": has_ids,
+        **({"columns": list(columns)} if columns else {}),
+        "sources": list(sources),
+    }
+    store.mark_complete(group, {**facts, **(attributes or {})})
+
+
+def _write_mean(group: Path, mean: np.ndarray) -> None:
+    shape = mean.shape
+    store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
+    store.write_rows(group / layout.MEAN, 0, mean.astype(np.float32))

@@ -1,0 +1,1 @@
+"""The demonstration: photographs, patches, a pool, a tree and pictures."""

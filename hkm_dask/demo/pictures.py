@@ -1,0 +1,327 @@
+"""Pictures of a draw from a pool of image patches: contact sheets, cluster sizes, places in the photographs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import PolyCollection
+from matplotlib.figure import Figure
+from matplotlib.patheffects import Normal, Stroke
+from matplotlib.ticker import FuncFormatter, MaxNLocator
+from numpy.typing import NDArray
+
+DPI = 100  # figures are laid out in pixels, so that patches and photographs keep theirs
+MARGIN = 32
+INK, QUIET, PAPER = "#1f2328", "#656d76", "#ffffff"
+RANDOM, CURATED = "#3b82c4", "#d9480f"
+DOT = "#ffe14d"  # on darkened photographs
+GROUPS = 40  # points in which a panel of cluster sizes shows a draw
+FLOOR = 0.1  # the least size such a panel shows
+LIGHTNESS = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One draw of patches, as it is to be shown.
+
+    Attributes
+    ----------
+    title : str
+        Its name.
+    caption : str
+        What is to be said of it, in one line.
+    color : str
+        Of its title.
+    sheet : ndarray of uint8, shape (n, side, side, 3)
+        The patches of the contact sheet.
+    places : tuple of ndarray, each of shape (n, 2)
+        For each photograph the centers of the patches drawn from it: left and top, in pixels.
+    """
+
+    title: str
+    caption: str
+    color: str
+    sheet: NDArray[np.uint8]
+    places: tuple[NDArray[np.float64], ...]
+
+
+@dataclass(frozen=True)
+class LevelSizes:
+    """How many patches each cluster of one level holds, in the pool and in two draws.
+
+    Attributes
+    ----------
+    pool, random, curated : ndarray of int64, shape (n_clusters,)
+        Patches below each cluster.
+    color : ndarray of uint8, shape (n_clusters, 3)
+        Their mean color.
+    """
+
+    pool: NDArray[np.int64]
+    random: NDArray[np.int64]
+    curated: NDArray[np.int64]
+    color: NDArray[np.uint8]
+
+
+def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
+    """Order patches for a contact sheet: darker columns to the left, colder patches to the top of each.
+
+    Parameters
+    ----------
+    patches : ndarray of uint8, shape (n, height, width, 3)
+        The patches; what does not fill the last row is left out.
+    columns : int
+        Of the sheet.
+
+    Returns
+    -------
+    ndarray of int64, shape (n // columns, columns)
+        Which patch lies where.
+
+    Examples
+    --------
+    >>> gray = np.array([9, 1, 5, 3], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
+    >>> sorted(arrange(gray, columns=2)[:, 0].tolist()), sorted(arrange(gray, columns=2)[:, 1].tolist())
+    ([1, 3], [0, 2])
+    """
+    rows = len(patches) // columns
+    color = patches[: rows * columns].mean(axis=(1, 2))
+    by_lightness = np.argsort(color @ LIGHTNESS, kind="stable").reshape(columns, rows)
+    warmth = color[:, 0] - color[:, 2]
+    within = np.argsort(warmth[by_lightness], axis=1, kind="stable")
+    return np.take_along_axis(by_lightness, within, axis=1).T
+
+
+def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, gap: int = 2) -> NDArray[np.uint8]:
+    """Lay patches side by side, in the order of `arrange`.
+
+    Parameters
+    ----------
+    patches : ndarray of uint8, shape (n, height, width, 3)
+        The patches.
+    columns : int
+        Patches in a row.
+    scale : int, default=2
+        How many times as large each patch is drawn.
+    gap : int, default=2
+        White pixels between two patches.
+
+    Returns
+    -------
+    ndarray of uint8, shape (rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, 3)
+
+    Examples
+    --------
+    >>> contact_sheet(np.zeros((6, 16, 16, 3), np.uint8), columns=3).shape
+    (66, 100, 3)
+    """
+    large = patches[arrange(patches, columns=columns)].repeat(scale, axis=2).repeat(scale, axis=3)
+    cells = np.pad(large, ((0, 0), (0, 0), (0, gap), (0, gap), (0, 0)), constant_values=255)
+    rows, columns, height, width, _ = cells.shape
+    sheet = cells.transpose(0, 2, 1, 3, 4).reshape(rows * height, columns * width, 3)
+    return sheet[: rows * height - gap, : columns * width - gap]
+
+
+def draw_sheets(draws: Sequence[Draw], *, columns: int = 18, scale: int = 2) -> Figure:
+    """Draw the contact sheets of some draws side by side.
+
+    Parameters
+    ----------
+    draws : sequence of Draw
+        What to show.
+    columns : int, default=18
+        Patches in a row of each sheet.
+    scale : int, default=2
+        How many times as large each patch is drawn.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    sheets = [contact_sheet(draw.sheet, columns=columns, scale=scale) for draw in draws]
+    height, width = sheets[0].shape[:2]
+    figure = _figure(MARGIN + len(sheets) * (width + MARGIN), 96 + height + MARGIN)
+    for number, (draw, sheet) in enumerate(zip(draws, sheets, strict=True)):
+        left = MARGIN + number * (width + MARGIN)
+        _heading(figure, left, 24, draw)
+        _image(figure, sheet, left, 96)
+    return figure
+
+
+def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]]) -> Figure:
+    """Draw where in the photographs the patches of some draws lie: a dot for each, on the darkened photograph.
+
+    Parameters
+    ----------
+    draws : sequence of Draw
+        What to show, a row each.
+    photographs : sequence of ndarray of uint8, shape (height, width, 3)
+        The photographs, all of one size.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    height, width = photographs[0].shape[:2]
+    row = 96 + height
+    figure = _figure(MARGIN + len(photographs) * (width + MARGIN), len(draws) * row + MARGIN)
+    for number, draw in enumerate(draws):
+        _heading(figure, MARGIN, number * row + 24, draw)
+        for column, photo in enumerate(photographs):
+            _place(figure, photo, draw.places[column], MARGIN + column * (width + MARGIN), number * row + 96, width)
+    return figure
+
+
+def draw_overview(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]], *, columns: int = 18) -> Figure:
+    """Draw, a column for each draw, its contact sheet above its places in the photographs.
+
+    Parameters
+    ----------
+    draws : sequence of Draw
+        What to show.
+    photographs : sequence of ndarray of uint8, shape (height, width, 3)
+        The photographs, all of one size.
+    columns : int, default=18
+        Patches in a row of each sheet.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    sheets = [contact_sheet(draw.sheet, columns=columns) for draw in draws]
+    sheet_height, width = sheets[0].shape[:2]
+    small = (width - 8 * (len(photographs) - 1)) // len(photographs)
+    height = round(small * photographs[0].shape[0] / photographs[0].shape[1])
+    figure = _figure(MARGIN + len(draws) * (width + MARGIN), 96 + sheet_height + 12 + height + MARGIN)
+    for number, (draw, sheet) in enumerate(zip(draws, sheets, strict=True)):
+        left = MARGIN + number * (width + MARGIN)
+        _heading(figure, left, 24, draw)
+        _image(figure, sheet, left, 96)
+        for column, photo in enumerate(photographs):
+            _place(figure, photo, draw.places[column], left + column * (small + 8), 96 + sheet_height + 12, small)
+    return figure
+
+
+def draw_sizes(levels: Sequence[LevelSizes]) -> Figure:
+    """Draw how large the clusters of each level are, the largest first, and how many patches of each were drawn.
+
+    Parameters
+    ----------
+    levels : sequence of LevelSizes
+        Level 1 first.
+
+    Returns
+    -------
+    matplotlib.figure.Figure
+    """
+    left, top, width, height, gap = 88, 108, 400, 300, 24
+    figure = _figure(left + len(levels) * (width + gap) + 8, top + height + 64)
+    _text(figure, left, 22, "Cluster sizes at each level", size=17, weight="bold")
+    _text(figure, left, 56, "bars: patches in the pool, in their mean color", size=11.5, color=QUIET)
+    _text(figure, left + width + gap, 56, "●  of them in the random draw", size=11.5, color=RANDOM)
+    _text(figure, left + width + gap + 264, 56, "●  in the curated draw", size=11.5, color=CURATED)
+    largest = max(int(level.pool.max()) for level in levels)
+    for number, level in enumerate(levels):
+        axes = _axes(figure, left + number * (width + gap), top, width, height)
+        _size_panel(axes, level)
+        axes.set_ylim(FLOOR, 2 * largest)
+        axes.set_title(f"level {number + 1}: {len(level.pool):,} clusters", loc="left", fontsize=11.5, color=INK)
+        if number:
+            axes.tick_params(labelleft=False)
+        else:
+            axes.set_ylabel("patches in a cluster", color=QUIET)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, pixel for pixel as it was laid out.
+
+    Parameters
+    ----------
+    figure : matplotlib.figure.Figure
+        The figure.
+    path : Path
+        The file.
+    """
+    FigureCanvasAgg(figure)
+    figure.savefig(path, dpi=DPI, facecolor=PAPER)
+
+
+def _size_panel(axes: Axes, level: LevelSizes) -> None:
+    order = np.argsort(-level.pool, kind="stable")
+    n_clusters = len(order)
+    left = np.arange(n_clusters) + 0.5
+    corners = np.stack([left, left + 1, left + 1, left], axis=1)
+    heights = np.zeros((n_clusters, 4))
+    heights[:, 2:] = level.pool[order][:, None]
+    heights[:, :2] = FLOOR / 2  # a logarithmic axis has no zero
+    bars = PolyCollection(list(np.stack([corners, heights], axis=2)), facecolors=level.color[order] / 255, linewidth=0)
+    axes.add_collection(bars)
+    axes.stairs(level.pool[order], np.arange(n_clusters + 1) + 0.5, color=INK, linewidth=0.8)  # sky is near white
+    # At most GROUPS points a draw: singly, the draws from 1,500 clusters would be a cloud of ones and twos.
+    groups = np.array_split(np.arange(n_clusters), min(GROUPS, n_clusters))
+    middle = [group.mean() + 1 for group in groups]
+    for sizes, color in ((level.random, RANDOM), (level.curated, CURATED)):
+        mean = [sizes[order[group]].mean() for group in groups]
+        line = axes.plot(middle, mean, "o-", color=color, markersize=5, linewidth=1.3, markeredgewidth=0)
+        line[0].set_path_effects([Stroke(linewidth=3, foreground=PAPER), Normal()])  # it crosses bars of its color
+    axes.set_yscale("log")
+    axes.set_xlim(0.5, n_clusters + 0.5)
+    axes.set_xlabel("clusters, largest first", color=QUIET)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,g}"))
+    axes.grid(axis="y", color=INK, alpha=0.12, linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.tick_params(colors=QUIET, labelsize=9, which="both")
+
+
+def _place(
+    figure: Figure, photo: NDArray[np.uint8], at: NDArray[np.float64], left: float, top: float, width: float
+) -> None:
+    """Draw one darkened photograph, `width` pixels wide, with a dot at each place."""
+    height = width * photo.shape[0] / photo.shape[1]
+    axes = _axes(figure, left, top, width, height)
+    gray = (photo @ LIGHTNESS)[:, :, None]
+    axes.imshow(((0.45 * photo + 0.55 * gray) * 0.42).astype(np.uint8), interpolation="lanczos")
+    size = 5.5 * (width / photo.shape[1]) ** 1.5
+    axes.scatter(at[:, 0], at[:, 1], s=size, color=DOT, linewidth=0)
+    axes.set(xlim=(-0.5, photo.shape[1] - 0.5), ylim=(photo.shape[0] - 0.5, -0.5))
+    axes.set_axis_off()
+
+
+def _image(figure: Figure, image: NDArray[np.uint8], left: float, top: float) -> None:
+    """Put an image into a figure, a pixel for a pixel."""
+    axes = _axes(figure, left, top, image.shape[1], image.shape[0])
+    axes.imshow(image, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _heading(figure: Figure, left: float, top: float, draw: Draw) -> None:
+    _text(figure, left, top, draw.title, size=17, weight="bold", color=draw.color)
+    _text(figure, left, top + 34, draw.caption, size=12, color=QUIET)
+
+
+def _figure(width: float, height: float) -> Figure:
+    """Make an empty figure, sized in pixels."""
+    return Figure(figsize=(width / DPI, height / DPI), dpi=DPI, facecolor=PAPER)
+
+
+def _axes(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Add axes to a figure, placed in pixels from its top left corner."""
+    w, h = figure.get_size_inches() * DPI
+    return figure.add_axes((left / w, 1 - (top + height) / h, width / w, height / h))
+
+
+def _text(
+    figure: Figure, left: float, top: float, text: str, *, size: float, weight: str = "normal", color: str = INK
+) -> None:
+    """Write into a figure, placed in pixels from its top left corner."""
+    w, h = figure.get_size_inches() * DPI
+    figure.text(left / w, 1 - top / h, text, fontsize=size, fontweight=weight, color=color, va="top")

@@ -1,0 +1,423 @@
+"""Texts, images, rasters or anything else through an encoder into a pool: streamed, in batches, resumable."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import threading
+from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from hkm_dask.data import layout, pool_writer, store
+from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
+from hkm_dask.data.ids import Pieces
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
+
+STAGE = "embed"
+PLAN = "embedding"  # the attribute of a pool that says how it was embedded
+# Items that one thread reads before it prepares them: whole photographs take 60 MB each, prepared ones little.
+ITEMS_AT_ONCE = 16
+MAX_THREADS = 8
+
+
+class ItemSource(Protocol):
+    """Items to be embedded, of any kind, that can be read in any order.
+
+    Attributes
+    ----------
+    name : str
+        What to call it; stands among the pool's ``sources``.
+    fingerprint : str
+        Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint.
+    ids : callable or None
+        Returns an iterator over the ids of all items in pieces (arrays of int64 or of str objects), in order;
+        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
+    columns : dict of str to callable
+        What else is known of the items, by name: each gives an iterator like `ids`, over int64, float64 or str objects.
+    """
+
+    @property
+    def name(self) -> str:
+        """See above; a plain attribute will do, as for the others."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """See above."""
+        ...
+
+    @property
+    def ids(self) -> Pieces | None:
+        """See above."""
+        ...
+
+    @property
+    def columns(self) -> Mapping[str, Pieces]:
+        """See above."""
+        ...
+
+    def __len__(self) -> int:
+        """Tell how many items there are."""
+        ...
+
+    def read(self, first: int, last: int) -> Sequence[Any]:
+        """Read the items from `first` up to `last`, one per row of the pool; several threads may call it at once."""
+        ...
+
+
+class Encoder(ABC):
+    """Turns items into embeddings; the same items in the same batch give the same embeddings.
+
+    Attributes
+    ----------
+    name : str
+        What to call it, e.g. the model's folder.
+    fingerprint : str
+        Changes when its embeddings may: a run resumes only on the same fingerprint.
+    n_features : int
+        Length of an embedding.
+    """
+
+    name: str
+    fingerprint: str
+    n_features: int
+
+    def prepare(self, items: Sequence[Any]) -> Sequence[Any]:
+        """Do what can be done item by item, such as resizing; several threads may call it at once."""
+        return items
+
+    @abstractmethod
+    def encode(self, prepared: Sequence[Any]) -> np.ndarray:
+        """Embed one batch of prepared items: float32 of shape (n, n_features). One thread calls it."""
+
+    def __call__(self, items: Sequence[Any]) -> np.ndarray:
+        """Embed items: float32 of shape (n, n_features)."""
+        return self.encode(self.prepare(items))
+
+
+def embed(
+    source: ItemSource,
+    path: str | os.PathLike[str],
+    encoder: Encoder,
+    *,
+    dtype: Any = "float16",
+    normalize: bool = False,
+    batch_size: int = 256,
+    chunk_mb: float | None = None,
+    threads: int | None = None,
+    restart: bool = False,
+) -> Pool:
+    """Embed the items of a source and keep the embeddings in a pool.
+
+    In this process: threads read and prepare items ahead of the encoder. A finished chunk of the pool survives any
+    crash. The same call goes on after it and ends in the same bits, for batches never reach across chunks; it refuses
+    to go on with another source, encoder or setting, and says what differs. On a finished pool it computes nothing.
+
+    Parameters
+    ----------
+    source : ItemSource
+        The items, e.g. `hkm_dask.embedding.texts.open_texts`, `hkm_dask.embedding.images.open_images` or
+        `hkm_dask.embedding.raster_patches.open_windows`.
+    path : path-like
+        The pool to make.
+    encoder : Encoder
+        E.g. `hkm_dask.embedding.encoders.text_encoder` or `hkm_dask.embedding.encoders.image_encoder`.
+    dtype : {"float16", "float32"}, default "float16"
+        Type to store.
+    normalize : bool, default False
+        Scale every row to length 1; rows of zeros stay zero.
+    batch_size : int, default 256
+        Items given to the encoder at once.
+    chunk_mb : float, optional
+        Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1. What a crash costs is the
+        chunk in progress.
+    threads : int, optional
+        Threads that read and prepare; by default one per core, at most 8. They do not change the bits.
+    restart : bool, default False
+        Begin again, whatever is there of the pool. A pool that is finished stays until the new one is.
+
+    Returns
+    -------
+    Pool
+        The complete pool.
+
+    Raises
+    ------
+    InputError
+        When the source is empty or an item cannot be read, a setting is out of range, what is there was made otherwise,
+        or the encoder gives NaN, Inf or what overflows `dtype`, naming the item.
+    StoreError
+        When another process is writing the pool, or the disk is full or fails.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from hkm_dask.embedding.hog import Hog
+    >>> class Gray:
+    ...     name, fingerprint, ids, columns = "grays", "grays-1", None, {}
+    ...     def __len__(self):
+    ...         return 5
+    ...     def read(self, first, last):
+    ...         return [np.full((20, 30, 3), 40 * number, np.uint8) for number in range(first, last)]
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = embed(Gray(), f"{folder}/pool.zarr", Hog())
+    ...     print(pool.n_samples, pool.n_features == Hog.n_features, pool.dtype)
+    5 True float16
+    """
+    threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
+    plan = _plan(source, encoder, dtype, normalize, batch_size, chunk_mb, threads)
+    target = Path(path).absolute()
+    with store.lock(target):
+        if not _to_do(target, plan, restart):
+            emit("resumed", what="already complete")
+            return store.open_pool(target)
+        # What is finished must be a store of ours to be replaced, and stays until the new one is complete.
+        with store.staged(target, overwrite=target.exists()) as wip:
+            job = _Job(source, encoder, _begin(wip, plan, source), normalize, batch_size, threads)
+            found = job.run()
+            facts = {PLAN: plan, "encoder": encoder.name}
+            has_ids = source.ids is not None
+            pool_writer.finish(
+                wip,
+                found,
+                has_ids=has_ids,
+                normalize=normalize,
+                sources=[source.name],
+                columns=source.columns,
+                attributes=facts,
+            )
+    return store.open_pool(target)
+
+
+def _plan(
+    source: ItemSource,
+    encoder: Encoder,
+    dtype: Any,
+    normalize: bool,
+    batch_size: int,
+    chunk_mb: float | None,
+    threads: int,
+) -> dict[str, Any]:
+    """Check the settings; tell all that the bits of the pool depend on."""
+    n_items = len(source)
+    settings = (
+        ("batch_size", batch_size, "leave it out"),
+        ("threads", threads, "leave it out"),
+        (f"{source.name}: n_items", n_items, "give a source that is not empty"),
+    )
+    problems = [f"{name}={value} should be at least 1; {fix}" for name, value, fix in settings if value < 1]
+    problems += [
+        f"column={name} should be a name that no pool or subset uses; call it otherwise"
+        for name in source.columns
+        if name in layout.OWN_COLUMNS or name.startswith("level_")
+    ]
+    if problems:
+        raise InputError(problems)
+    stored = pool_writer.pool_dtype(dtype)
+    return {
+        "n_items": n_items,
+        "source": source.fingerprint,
+        "encoder": encoder.fingerprint,
+        "n_features": encoder.n_features,
+        "dtype": stored.name,
+        "normalize": normalize,
+        "batch_size": batch_size,
+        "chunk_rows": layout.chunk_rows(n_items, encoder.n_features * stored.itemsize, chunk_mb=chunk_mb),
+    }
+
+
+# --- what is there already --------------------------------------------------------------------------------------------
+
+
+def _to_do(target: Path, plan: dict[str, Any], restart: bool) -> bool:
+    """Refuse what was made otherwise; tell whether there is anything to do."""
+    store.settle(target)
+    wip = layout.wip_path(target)
+    if restart:
+        store.check_destination(target, overwrite=True)
+        remove(wip)
+        return True
+    # Beside a finished pool something unfinished can only be a restart that was interrupted.
+    obstacles = _obstacles(wip, plan) if wip.exists() else []
+    if wip.exists() and not obstacles:
+        return True
+    if not target.exists() and not obstacles:
+        return True
+    obstacles = obstacles if not target.exists() else _obstacles(target, plan)
+    if obstacles:
+        raise InputError(obstacles)
+    return False
+
+
+def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
+    """Say why a pool, finished or not, is not the one that is asked for."""
+    attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+    if not attributes and folder.suffix == layout.wip_path("").suffix:
+        return []  # a run was stopped before it began
+    what = "is another store" if attributes else "is no pool"
+    if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
+        return [f"{folder} should be a pool that was embedded, it {what}; give another path, or use --restart"]
+    theirs = attributes[PLAN]
+    lines = [f"{key}: {_short(theirs.get(key))} there, {_short(plan[key])} asked for" for key in plan
+             if theirs.get(key) != plan[key]]  # fmt: skip
+    return [*lines, f"{folder} should have been made from the same items with the same settings; use --restart to "
+            "replace it"] if lines else []  # fmt: skip
+
+
+def _short(value: Any) -> str:
+    return value[:12] if isinstance(value, str) else str(value)
+
+
+def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> store.StoredArray:
+    """Make the unfinished pool, or open what is there; ids and columns come first, as wrong ones then cost no time."""
+    shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
+    if not wip.exists():
+        pool_writer.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
+    store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
+    store.sweep(wip)
+    if source.ids is not None:
+        pool_writer.write_column(wip, layout.IDS, source.ids(), shape[0])
+    for name, pieces in source.columns.items():
+        pool_writer.write_column(wip, name, pieces(), shape[0])
+    try:
+        array = store.open_array(wip / layout.EMBEDDINGS)
+        if array.spec.shape == shape and array.spec.plain:
+            return array
+    except StoreError:
+        pass  # not there yet
+    return pool_writer.create_embeddings(wip, shape, dtype, plan["chunk_rows"])
+
+
+# --- the work ---------------------------------------------------------------------------------------------------------
+
+
+class _Job:
+    """One run through a source."""
+
+    def __init__(
+        self,
+        source: ItemSource,
+        encoder: Encoder,
+        array: store.StoredArray,
+        normalize: bool,
+        batch_size: int,
+        threads: int,
+    ) -> None:
+        self.source, self.encoder, self.array = source, encoder, array
+        self.normalize, self.batch_size, self.threads = normalize, batch_size, threads
+        self._stopped = threading.Event()
+
+    def run(self) -> pool_writer.Stats:
+        """Embed every chunk that is not there; tell what was learned of all, in their order."""
+        spec = self.array.spec
+        there = self._there()
+        self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, there))
+        missing = [index for index in range(spec.n_chunks) if index not in there]
+        found = pool_writer.Stats(np.zeros(spec.shape[1]))
+        with closing(self._ahead(missing)) as batches:
+            for index in range(spec.n_chunks):
+                found.add(there.pop(index) if index in there else self._embed_chunk(index, batches))
+        return found
+
+    def _there(self) -> dict[int, pool_writer.Stats]:
+        """Check and measure the chunks that a former run finished."""
+        spec = self.array.spec
+        found: dict[int, pool_writer.Stats] = {}
+        for index in range(spec.n_chunks):
+            path = self.array.chunk_path(index)
+            if not path.exists():
+                continue
+            try:
+                found[index] = self._measured(index, self.array.read_chunk(index))
+            except StoreError as error:
+                emit("warning", message=f"{error}; it is embedded again")
+                continue
+            with path.open("rb") as file:
+                file.seek(-layout.CRC_BYTES, os.SEEK_END)
+                found[index].checksums.append(int.from_bytes(file.read(), "little"))
+        if found:
+            emit("resumed", what=f"{len(found):,} of {spec.n_chunks:,} chunks were finished before")
+        return found
+
+    def _batches(self, index: int) -> Iterator[tuple[int, int]]:
+        """Cut the items of a chunk into batches."""
+        start, stop = self.array.spec.chunk_range(index)
+        yield from itertools.pairwise([*range(start, stop, self.batch_size), stop])
+
+    def _ahead(self, chunks: Sequence[int]) -> Generator[Sequence[Any], None, None]:
+        """Yield the prepared items of every batch of some chunks, while threads prepare those of the next ones."""
+        spans = (span for index in chunks for span in self._batches(index))
+        executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
+        try:
+            waiting = deque(executor.submit(self._prepare, *span) for span in itertools.islice(spans, self.threads + 1))
+            while waiting:
+                yield waiting.popleft().result()
+                waiting.extend(executor.submit(self._prepare, *span) for span in itertools.islice(spans, 1))
+        finally:
+            self._stopped.set()
+            executor.shutdown(cancel_futures=True)
+
+    def _prepare(self, first: int, last: int) -> Sequence[Any]:
+        ready: list[Any] = []
+        for start, stop in itertools.pairwise([*range(first, last, ITEMS_AT_ONCE), last]):
+            if self._stopped.is_set():
+                break
+            prepared = self.encoder.prepare(self.source.read(start, stop))
+            if len(prepared) != stop - start:
+                raise InputError(
+                    f"{self.source.name}: n_items={len(prepared)} should be {stop - start} for items {start}:{stop}; "
+                    "mend the source or the encoder"
+                )
+            ready.extend(prepared)
+        return ready
+
+    def _embed_chunk(self, index: int, batches: Iterator[Sequence[Any]]) -> pool_writer.Stats:
+        start, stop = self.array.spec.chunk_range(index)
+        rows = np.empty((stop - start, self.array.spec.shape[1]), dtype=self.array.spec.dtype)
+        for first, last in self._batches(index):
+            rows[first - start : last - start] = self._embed_batch(next(batches), first, last)
+            self._n_done += last - first
+            emit("progress", stage=STAGE, done=self._n_done, total=self.array.spec.shape[0])
+        with self.array.writer(index) as chunk:
+            chunk.append(rows)
+        found = self._measured(index, rows)
+        found.checksums.append(chunk.crc)
+        return found
+
+    def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
+        """Embed one batch, and refuse what no pool may hold."""
+        embedded = np.asarray(self.encoder.encode(prepared))
+        shape = (last - first, self.encoder.n_features)
+        if embedded.shape != shape or embedded.dtype.kind != "f":
+            got = f"{embedded.dtype}{embedded.shape}"
+            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; mend the encoder")
+        rows = pool_writer.convert(embedded, self.array.spec.dtype, self.normalize)
+        found = pool_writer.measure(embedded, rows, np.arange(first, last))
+        if found.nonfinite:
+            raise InputError(
+                f"{self.encoder.name}: embedding={self._name(int(found.nonfinite[0][0]))} should be finite, it has NaN "
+                "or Inf; look at that item, or take another model"
+            )
+        pool_writer.check_overflow(found, rows.dtype)
+        return rows
+
+    def _name(self, item: int) -> str:
+        """Name an item, by its id where it has one."""
+        name = f"item {item} of {self.source.name}"
+        if self.source.ids is None:
+            return name
+        ids = itertools.chain.from_iterable(piece.tolist() for piece in self.source.ids())
+        return f"{name} ({next(itertools.islice(ids, item, None))})"
+
+    def _measured(self, index: int, rows: np.ndarray) -> pool_writer.Stats:
+        # Always of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
+        return pool_writer.measure(rows, rows, np.arange(*self.array.spec.chunk_range(index)))

@@ -1,0 +1,130 @@
+"""Which encoder embeds texts or images: a model folder, or the descriptor that needs no weights."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+import numpy as np
+
+from hkm_dask.embedding.cells import Cells
+from hkm_dask.embedding.embed import Encoder
+from hkm_dask.embedding.hog import Hog
+from hkm_dask.embedding.models import (
+    enough_memory,
+    folder_fingerprint,
+    model_folder,
+    pick_device,
+    quiet_transformers,
+    require,
+)
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+
+__all__ = ["DESCRIPTORS", "Cells", "Hog", "TextEncoder", "image_encoder", "text_encoder"]
+
+#: Encoders of images that need no weights, by what `image_encoder` calls them.
+DESCRIPTORS: dict[str | os.PathLike[str], type[Encoder]] = {"hog": Hog, "cells": Cells}
+EXTRA = "text"
+TEXT_BATCH = 32
+# Batches of texts that are sorted by length together, so that little is padded.
+SORTED_BATCHES = 16
+
+
+def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -> Encoder:
+    """Open an encoder of images.
+
+    Parameters
+    ----------
+    model : "hog", "cells" or path-like
+        A descriptor that needs no weights (of edges and colors, `hkm_dask.embedding.hog`; of colors only,
+        `hkm_dask.embedding.cells`), or the folder of a model of transformers or timm.
+    device : str, optional
+        Where a model runs, e.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
+
+    Returns
+    -------
+    Encoder
+        Of uint8 arrays of shape (height, width, 3).
+
+    Raises
+    ------
+    InputError
+        When there is no such folder, or what runs it is not installed.
+
+    Examples
+    --------
+    >>> image_encoder("hog").n_features, image_encoder("cells").n_features
+    (372, 192)
+    """
+    if model in DESCRIPTORS:
+        return DESCRIPTORS[model]()
+    from hkm_dask.embedding.image_models import TimmEncoder, TransformersEncoder
+
+    folder, config = model_folder(model)
+    if "architecture" in config and "model_type" not in config:
+        return TimmEncoder(folder, device=device)
+    return TransformersEncoder(folder, device=device)
+
+
+def text_encoder(
+    model: str | os.PathLike[str], *, batch_size: int = TEXT_BATCH, device: str | None = None
+) -> TextEncoder:
+    """Open an encoder of texts; see `TextEncoder`."""
+    return TextEncoder(model, batch_size=batch_size, device=device)
+
+
+class TextEncoder(Encoder):
+    """A sentence-transformers model from its folder.
+
+    Texts longer than the model's ``max_seq_length`` tokens are cut there by the model.
+
+    Parameters
+    ----------
+    model : path-like
+        The folder, with ``modules.json``; a folder of transformers without it gets mean pooling, and a warning.
+    batch_size : int, default 32
+        Texts that go through the model at once. Give `embed` some times as many: they are sorted by length, so that
+        little is padded.
+    device : str, optional
+        E.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
+
+    Raises
+    ------
+    InputError
+        When sentence-transformers is missing, or the folder is none of its models.
+    """
+
+    def __init__(
+        self, model: str | os.PathLike[str], *, batch_size: int = TEXT_BATCH, device: str | None = None
+    ) -> None:
+        if batch_size < 1:
+            raise InputError(f"batch_size={batch_size} should be at least 1; leave it out")
+        folder, _ = model_folder(model)
+        sentence_transformers = require("sentence_transformers", EXTRA)
+        self._torch = require("torch", EXTRA)
+        self.device = pick_device(self._torch, device)
+        if not (folder / "modules.json").exists():
+            emit("warning", message=f"{folder} has no modules.json: its tokens are averaged")
+        try:
+            with quiet_transformers():
+                self._model = sentence_transformers.SentenceTransformer(
+                    str(folder), device=str(self.device), local_files_only=True
+                )
+        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise InputError(
+                f"model={folder} should be a model of sentence-transformers ({reason}); check the folder"
+            ) from error
+        self.batch_size = batch_size
+        self.name = str(folder)
+        self.fingerprint = folder_fingerprint(folder, "text-1")
+        self.n_features = self.encode(["a"]).shape[1]
+
+    def encode(self, prepared: Sequence[str]) -> np.ndarray:
+        """Embed texts."""
+        with enough_memory(self._torch, self.device):
+            embedded = self._model.encode(
+                list(prepared), batch_size=self.batch_size, convert_to_numpy=True, show_progress_bar=False
+            )
+        return np.asarray(embedded, dtype=np.float32)

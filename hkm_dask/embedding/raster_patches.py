@@ -1,0 +1,392 @@
+"""Patches of rasters larger than memory, for an encoder of images: read by windows, each with its place.
+
+A patch is known in three ways: by its row in the pool; by its id, like ``scene.tif[256x256+512+1024]`` (width, height,
+left and top in pixels, as ImageMagick writes them); and by its place, the columns ``raster``, ``top``, ``left``,
+``longitude`` and ``latitude``. The pool and every exported subset carry ids and columns.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data.ids import Pieces
+from hkm_dask.data.layout import MIB
+from hkm_dask.embedding.rasters import (
+    Raster,
+    check_rasterio,
+    color_table,
+    describe_raster,
+    list_rasters,
+    open_raster,
+    reason,
+)
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
+
+# Decoded blocks that GDAL remembers; by itself it takes a twentieth of the machine's memory.
+CACHE_BYTES = 256 * MIB
+_OPEN_RASTERS = 4
+_PIECE_ROWS = 2**16
+# Patches of one row are read together unless more than so many of their widths lie between two of them.
+_WIDEST_GAP = 4
+
+
+class Windows:
+    """Square patches of rasters in reading order, one raster after the other; made by `open_windows`.
+
+    It is a source for `hkm_dask.embedding.embed.embed`. One lock guards the files: GDAL's readers are of one thread
+    each, and read fastest in order. It decodes the blocks of a tiled GeoTIFF on all cores.
+
+    Attributes
+    ----------
+    name : str
+        What the pool calls it.
+    rasters : tuple of Raster
+    size, step : int
+        Pixels along a side of a patch, and from one patch to the next.
+    value_range : tuple of float, or None
+        Values that become black and white.
+    fingerprint : str
+        Changes when a raster's file or a setting does.
+    ids : callable
+        Returns an iterator over the ids of all patches, in pieces; like ``scene.tif[256x256+512+1024]``.
+    columns : dict of str to callable
+        Where the patches lie: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and where a raster has
+        coordinates, ``longitude`` and ``latitude`` of the middle in degrees (WGS 84), float64, NaN for those of
+        rasters that do not tell theirs. Where none tells what its coordinates are, they are called ``x`` and ``y``.
+    """
+
+    def __init__(
+        self,
+        rasters: Sequence[Raster],
+        *,
+        size: int,
+        step: int,
+        value_range: tuple[float, float] | None = None,
+        max_missing: float = 1.0,
+    ) -> None:
+        self.rasters, self.size, self.step, self.value_range = tuple(rasters), size, step, value_range
+        self.name = self.rasters[0].name + (f" and {len(rasters) - 1} more" if len(rasters) > 1 else "")
+        self._grids = np.array([[_fitting(n, size, step) for n in (r.height, r.width)] for r in rasters], np.int64)
+        self._first = np.concatenate([[0], self._grids.prod(axis=1).cumsum()])
+        self.ids: Pieces | None = self._ids
+        self.columns: dict[str, Pieces] = {
+            name: partial(self._column, self.positions, number) for number, name in enumerate(("raster", "top", "left"))
+        }
+        if any(raster.transform is not None for raster in rasters):
+            known = any(raster.crs is not None for raster in rasters)
+            for number, name in enumerate(("longitude", "latitude") if known else ("x", "y")):
+                self.columns[name] = partial(self._column, self.coordinates, number)
+        self._lock = threading.Lock()
+        self._open: dict[Path, Any] = {}
+        told = [(r.name, r.height, r.width, r.bands, r.transform, r.crs, r.stamp) for r in rasters]
+        settings = json.dumps([told, size, step, value_range, max_missing])
+        self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
+        self._kept = self._find_kept(max_missing)
+
+    def __len__(self) -> int:
+        return int(self._first[-1]) if self._kept is None else len(self._kept)
+
+    def positions(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.int64]:
+        """Tell where patches lie in the rasters.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int, optional
+            Row numbers of the pool; by default all.
+
+        Returns
+        -------
+        ndarray of int64, shape (n, 3)
+            Number of the raster, row of pixels (top), column of pixels (left).
+        """
+        chosen = rows if isinstance(rows, np.ndarray) else np.arange(*(rows or slice(None)).indices(len(self)))
+        numbers = chosen if self._kept is None else self._kept[chosen]
+        raster = np.searchsorted(self._first, numbers, side="right") - 1
+        down, across = np.divmod(numbers - self._first[raster], self._grids[raster, 1])
+        return np.stack([raster, down * self.step, across * self.step], axis=1)
+
+    def coordinates(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.float64]:
+        """Tell where the middles of patches lie on the Earth.
+
+        Parameters
+        ----------
+        rows : slice or ndarray of int, optional
+            Row numbers of the pool; by default all.
+
+        Returns
+        -------
+        ndarray of float64, shape (n, 2)
+            Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of
+            the rasters says what these are.
+        """
+        at = self.positions(rows)
+        found = np.full((len(at), 2), np.nan)
+        known = any(raster.crs is not None for raster in self.rasters)
+        for number in np.unique(at[:, 0]):
+            if known and self.rasters[number].crs is None:
+                continue
+            here = at[:, 0] == number
+            middle = at[here, 1:] + self.size / 2
+            found[here] = self.rasters[number].coordinates(middle[:, 0], middle[:, 1])
+        return found
+
+    def _ids(self) -> Iterator[np.ndarray]:
+        """Yield the ids of all patches, in pieces."""
+        for start in range(0, len(self), _PIECE_ROWS):
+            at = self.positions(slice(start, start + _PIECE_ROWS)).tolist()
+            side = f"{self.size}x{self.size}"
+            names = [f"{self.rasters[raster].name}[{side}+{column}+{row}]" for raster, row, column in at]
+            yield np.array(names, dtype=object)
+
+    def _column(self, table: Callable[[slice], NDArray[Any]], number: int) -> Iterator[np.ndarray]:
+        """Yield one column of a table of all patches, in pieces."""
+        for start in range(0, len(self), _PIECE_ROWS):
+            yield table(slice(start, start + _PIECE_ROWS))[:, number]
+
+    def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:
+        """Read the patches of some rows of the pool; those side by side in one window.
+
+        Parameters
+        ----------
+        first, last : int
+            The first row, and the one after the last.
+
+        Returns
+        -------
+        list of ndarray of uint8, shape (size, size, 3)
+            Red, green and blue; missing pixels are black.
+
+        Raises
+        ------
+        StoreError
+            A raster cannot be read.
+        """
+        at = self.positions(slice(first, last))
+        apart = (np.diff(at[:, :2], axis=0) != 0).any(axis=1) | (np.diff(at[:, 2]) > _WIDEST_GAP * self.size)
+        found = []
+        for run in np.split(at, np.flatnonzero(apart) + 1):
+            if len(run):
+                raster, top, left = run[0].tolist()
+                strip = self._read_window(self.rasters[raster], top, left, run[-1, 2] + self.size - left)
+                # Copies: a patch that is kept should not keep the whole strip.
+                found += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
+        return found
+
+    def picture(self, raster: int = 0, *, width: int = 1024) -> NDArray[np.uint8]:
+        """Draw one raster small.
+
+        Parameters
+        ----------
+        raster : int
+            Its number.
+        width : int
+            Pixels of the picture, at most.
+
+        Returns
+        -------
+        ndarray of uint8, shape (height, width, 3)
+            Red, green and blue, averaged.
+        """
+        from rasterio.enums import Resampling
+
+        one = self.rasters[raster]
+        width = min(width, one.width)
+        shape = max(1, round(one.height * width / one.width)), width
+        with self._dataset(one) as data:
+            values = data.read(one.bands, out_shape=(len(one.bands), *shape), resampling=Resampling.average)
+            missing = data.dataset_mask(out_shape=shape) == 0 if one.has_gaps else None
+            table = color_table(data, one.bands[0])
+        return self._to_colors(values, missing, table)
+
+    def _read_window(self, raster: Raster, top: int, left: int, width: int) -> NDArray[np.uint8]:
+        """Read a strip as high as a patch: (size, width, 3)."""
+        window = _window(top, left, self.size, width)
+        with self._dataset(raster) as data:
+            values = data.read(raster.bands, window=window)
+            missing = data.dataset_mask(window=window) == 0 if raster.has_gaps else None
+            table = color_table(data, raster.bands[0])
+        return self._to_colors(values, missing, table)
+
+    def _to_colors(
+        self, values: NDArray[Any], missing: NDArray[np.bool_] | None, table: NDArray[np.uint8] | None
+    ) -> NDArray[np.uint8]:
+        """Turn what a raster holds, (bands, height, width), into red, green and blue."""
+        if table is not None:
+            found = table[values[0]]
+        else:
+            if self.value_range is not None:
+                low, high = self.value_range
+                scaled = (values.astype(np.float32) - low) * (255 / (high - low))
+                values = np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
+            found = np.repeat(values, 3, axis=0) if len(values) == 1 else values
+            found = np.ascontiguousarray(found.transpose(1, 2, 0))
+        if missing is not None:
+            found[missing] = 0
+        return found
+
+    def _find_kept(self, max_missing: float) -> NDArray[np.int64] | None:
+        """Number the patches that miss few enough pixels; None where that is all of them."""
+        if max_missing >= 1 or not any(raster.has_gaps for raster in self.rasters):
+            return None
+        kept, n_rows, done = [], int(self._grids[:, 0].sum()), 0
+        for raster, (down, across), first in zip(self.rasters, self._grids.tolist(), self._first, strict=False):
+            width = (across - 1) * self.step + self.size
+            for row in range(down):
+                enough = np.ones(across, bool)
+                if raster.has_gaps:
+                    with self._dataset(raster) as data:
+                        mask = data.dataset_mask(window=_window(row * self.step, 0, self.size, width))
+                    sums = np.concatenate([[0], (mask == 0).sum(axis=0).cumsum()])
+                    starts = np.arange(across) * self.step
+                    enough = sums[starts + self.size] - sums[starts] <= max_missing * self.size**2
+                kept.append(first + row * across + np.flatnonzero(enough))
+                done += 1
+                emit("progress", stage="windows", done=done, total=n_rows)
+        return np.concatenate(kept)
+
+    @contextmanager
+    def _dataset(self, raster: Raster) -> Iterator[Any]:
+        """An open raster, for one thread at a time; the last few stay open."""
+        import rasterio
+
+        with self._lock, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
+            try:
+                if raster.path not in self._open:
+                    while len(self._open) >= _OPEN_RASTERS:
+                        self._open.pop(next(iter(self._open))).close()
+                    self._open[raster.path] = open_raster(raster.path)
+                yield self._open[raster.path]
+            except (OSError, rasterio.errors.RasterioError) as error:
+                raise StoreError(f"{raster.path} cannot be read ({reason(error)}); copy it again") from error
+
+
+def open_windows(
+    rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    size: int,
+    step: int | None = None,
+    bands: Sequence[int] | None = None,
+    value_range: tuple[float, float] | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+    max_missing: float = 1.0,
+) -> Windows:
+    """Lay patches over rasters: every `step` pixels from the top left corner, as far as whole patches fit.
+
+    What lies beyond the last whole patch, at the right and lower margin, is in none. Rasters are read by windows and so
+    may be larger than memory. Tiled GeoTIFF is best: any window costs only the tiles it touches. JPEG and PNG have no
+    windows: GDAL decodes their lines in order, which reading in order needs once, and holds few of them. Only a
+    progressive JPEG must be held whole, as coefficients of 2 bytes a value; a warning then tells how much that is.
+
+    Parameters
+    ----------
+    rasters : path-like or sequence of path-like
+        GeoTIFF, JPEG or PNG (or what else GDAL reads), or folders of these, in natural order.
+    size : int
+        Pixels along a side of a patch.
+    step : int, optional
+        Pixels from one patch to the next, along both sides; by default `size`, so that none overlap.
+    bands : sequence of int, optional
+        Three that become red, green and blue, or one that becomes gray, from 1; by default the first three, or the
+        first.
+    value_range : (float, float), optional
+        Values that become black and white, what lies beyond them too; needed where a raster is not of 8 bits.
+    bounds : (float, float, float, float), optional
+        West, south, east and north, in degrees, of a raster that has no coordinates of its own.
+    max_missing : float, default=1.0
+        Share of its pixels that a patch may lack (by a nodata value, a mask or an alpha band); by default patches are
+        kept even if nothing is there. Below 1 costs a pass over the masks.
+
+    Returns
+    -------
+    Windows
+
+    Raises
+    ------
+    InputError
+        With every problem: what cannot be opened, is smaller than a patch, or needs a setting.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Image.fromarray(np.arange(60, dtype=np.uint8).reshape(6, 10)).save(f"{folder}/sea.png")
+    ...     windows = open_windows(f"{folder}/sea.png", size=4, step=2, bounds=(-180, -90, 180, 90))
+    ...     len(windows), windows.read(5, 6)[0][:, 0, 0].tolist(), next(windows.ids())[5]
+    (8, [22, 32, 42, 52], 'sea.png[4x4+2+2]')
+    >>> windows.positions()[5].tolist(), windows.coordinates()[5].tolist()
+    ([0, 2, 2], [-36.0, -30.0])
+    """
+    paths = list_rasters(rasters)
+    problems = _wrong_settings(size, step, bands, value_range, bounds, max_missing)
+    check_rasterio()
+    shared = Path(os.path.commonpath([path.parent for path in paths]))
+    found = []
+    for path in [] if problems else paths:
+        try:
+            raster = describe_raster(path, path.relative_to(shared).as_posix(), bands=bands, bounds=bounds)
+        except InputError as error:
+            problems += error.problems
+            continue
+        found.append(raster)
+        if min(raster.height, raster.width) < size:
+            problems.append(
+                f"size={size} should be at most {min(raster.height, raster.width)}, {path} has no more pixels"
+            )
+        if raster.dtype != "uint8" and value_range is None:
+            problems.append(f"{path}: dtype={raster.dtype} should be uint8; give value_range, its black and its white")
+    if problems:
+        raise InputError(problems)
+    windows = Windows(found, size=size, step=step or size, value_range=value_range, max_missing=max_missing)
+    if not len(windows):
+        raise InputError(f"max_missing={max_missing} should leave some patches, none has so few gaps; raise it")
+    return windows
+
+
+# --- small change -----------------------------------------------------------------------------------------------------
+
+
+def _wrong_settings(
+    size: int,
+    step: int | None,
+    bands: Sequence[int] | None,
+    value_range: tuple[float, float] | None,
+    bounds: tuple[float, float, float, float] | None,
+    max_missing: float,
+) -> list[str]:
+    problems = []
+    for name, value in (("size", size), ("step", step)):
+        if value is not None and value < 1:
+            problems.append(f"{name}={value} should be at least 1; give it in pixels")
+    if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
+        problems.append(f"bands={tuple(bands)} should be one or three numbers from 1; choose red, green and blue")
+    if value_range is not None and not value_range[0] < value_range[1]:
+        problems.append(f"value_range={value_range} should rise; give the value of black, then that of white")
+    if bounds is not None and not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
+        problems.append(f"bounds={bounds} should be west, south, east, north; bring them into this order")
+    if not 0 <= max_missing <= 1:
+        problems.append(f"max_missing={max_missing} should be between 0 and 1; it is a share of a patch")
+    return problems
+
+
+def _fitting(n: int, size: int, step: int) -> int:
+    """Count the patches that fit along `n` pixels."""
+    return (n - size) // step + 1
+
+
+def _window(top: int, left: int, height: int, width: int) -> Any:
+    from rasterio.windows import Window
+
+    return Window(int(left), int(top), int(width), int(height))

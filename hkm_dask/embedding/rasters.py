@@ -1,0 +1,298 @@
+"""Raster files as far as patches need them: what the header tells, and opening by GDAL through rasterio."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+from hkm_dask.ingestion.sources import natural_key
+
+SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder
+_WGS84 = "EPSG:4326"
+_SCANS = (0xC2, 0xC6, 0xCA, 0xCE)  # JPEG markers of frames in several scans
+_FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
+
+
+@dataclass(frozen=True)
+class Raster:
+    """What the header of a raster tells.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    name : str
+        Its name, with the folders in which it differs from the other rasters.
+    height, width : int
+        In pixels.
+    bands : tuple of int
+        Those that become red, green and blue, or the one that becomes gray; from 1.
+    dtype : str
+        Of these.
+    transform : tuple of float, or None
+        ``x = t[0] * column + t[1] * row + t[2]`` and ``y = t[3] * column + t[4] * row + t[5]``.
+    crs : str or None
+        What x and y are.
+    has_gaps : bool
+        Whether pixels may be missing, by a nodata value, a mask or an alpha band.
+    stamp : tuple of int
+        Bytes of the file, and when it was changed, in nanoseconds.
+    """
+
+    path: Path
+    name: str
+    height: int
+    width: int
+    bands: tuple[int, ...]
+    dtype: str
+    transform: tuple[float, ...] | None
+    crs: str | None
+    has_gaps: bool
+    stamp: tuple[int, int]
+
+    def coordinates(self, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.float64]:
+        """Tell where points of the raster lie on the Earth.
+
+        Parameters
+        ----------
+        rows, columns : ndarray of float, shape (n,)
+            Pixels from the top and from the left; the middle of the first pixel is (0.5, 0.5).
+
+        Returns
+        -------
+        ndarray of float64, shape (n, 2)
+            Degrees of longitude and latitude (WGS 84); x and y where the raster does not say what these are; NaN where
+            it has none.
+        """
+        if self.transform is None:
+            return np.full((len(rows), 2), np.nan)
+        a, b, c, d, e, f = self.transform
+        x, y = a * columns + b * rows + c, d * columns + e * rows + f
+        if self.crs is not None and self.crs != _WGS84:
+            from rasterio.warp import transform
+
+            x, y = (np.array(values) for values in transform(self.crs, _WGS84, x, y))
+        return np.stack([x, y], axis=1)
+
+
+def check_rasterio() -> None:
+    """Refuse to go on without rasterio.
+
+    Raises
+    ------
+    InputError
+        It is not installed.
+    """
+    if importlib.util.find_spec("rasterio") is None:
+        raise InputError("rasterio=missing should be installed; pip install 'hkm-dask[satellite]'")
+
+
+def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
+    """Name the files, those of a folder in natural order.
+
+    Parameters
+    ----------
+    rasters : path-like or sequence of path-like
+        Files, or folders with files of the known `SUFFIXES`.
+
+    Returns
+    -------
+    list of Path
+        Absolute.
+
+    Raises
+    ------
+    InputError
+        With every path that leads nowhere or comes twice.
+    """
+    given = [rasters] if isinstance(rasters, str | os.PathLike) else list(rasters)
+    problems = [] if given else ["rasters=[] should name at least one file; give files or folders"]
+    found = []
+    for path in (Path(one).absolute() for one in given):
+        if path.is_dir():
+            held = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural_key)
+            if not held:
+                problems.append(f"raster={path} should hold files {', '.join(SUFFIXES)}, it holds none; name the files")
+            found += held
+        elif path.exists():
+            found.append(path)
+        else:
+            problems.append(f"raster={path} should exist, there is nothing; check the path")
+    problems += [f"raster={path} should be given once; leave it out" for path, n in Counter(found).items() if n > 1]
+    if problems:
+        raise InputError(problems)
+    return found
+
+
+def describe_raster(
+    path: Path,
+    name: str,
+    *,
+    bands: Sequence[int] | None = None,
+    bounds: tuple[float, float, float, float] | None = None,
+) -> Raster:
+    """Read the header of a raster.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    name : str
+        What to call it.
+    bands : sequence of int, optional
+        One or three, from 1; by default the first three, or the first.
+    bounds : (float, float, float, float), optional
+        West, south, east and north in degrees, where the raster has no coordinates of its own.
+
+    Returns
+    -------
+    Raster
+
+    Raises
+    ------
+    InputError
+        It cannot be opened, has no such bands, or has coordinates although bounds are given.
+    """
+    import rasterio
+    from rasterio.enums import MaskFlags
+
+    try:
+        with open_raster(path) as data:
+            n_bands, located = data.count, not data.transform.is_identity
+            transform = tuple(data.transform)[:6] if located else None
+            crs = data.crs.to_string() if located and data.crs else None
+            height, width = data.height, data.width
+            dtypes, driver = data.dtypes, data.driver
+            flags = data.mask_flag_enums
+    except (OSError, rasterio.errors.RasterioError) as error:
+        raise InputError(
+            f"raster={path} should be GeoTIFF, JPEG or PNG, it cannot be opened; {reason(error)}"
+        ) from None
+    chosen = tuple(bands) if bands is not None else (1, 2, 3) if n_bands >= 3 else (1,)
+    problems = []
+    if bounds is not None and located:
+        problems.append(f"bounds={bounds} should be left out, {path} has coordinates of its own; remove them")
+    if max(chosen) > n_bands:
+        problems.append(f"bands={chosen} should be among the {n_bands} of {path}; choose from 1 to {n_bands}")
+    elif any(dtypes[band - 1].startswith("complex") for band in chosen):
+        problems.append(f"{path}: dtype={dtypes[0]} should be real; write its magnitude as a raster of its own")
+    if problems:
+        raise InputError(problems)
+    if bounds is not None:
+        west, south, east, north = bounds
+        transform = ((east - west) / width, 0.0, west, 0.0, (south - north) / height, north)
+        crs = _WGS84
+    if driver == "JPEG" and is_progressive(path):
+        need = height * width * n_bands * 2 / 1e6
+        emit(
+            "warning",
+            message=f"{path} is a progressive JPEG, which is decoded whole: up to {need:,.0f} MB; "
+            "gdal_translate -co TILED=YES makes a GeoTIFF that is read by windows",
+        )
+    found = path.stat()
+    return Raster(
+        path=path,
+        name=name,
+        height=height,
+        width=width,
+        bands=chosen,
+        dtype=str(np.result_type(*(dtypes[band - 1] for band in chosen))),
+        transform=transform,
+        crs=crs,
+        has_gaps=any(MaskFlags.all_valid not in flags[band - 1] for band in chosen),
+        stamp=(found.st_size, found.st_mtime_ns),
+    )
+
+
+def open_raster(path: Path) -> Any:
+    """Open a raster: a `rasterio.DatasetReader`, which one thread at a time may use.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+
+    Raises
+    ------
+    OSError
+        GDAL cannot read it.
+    """
+    import rasterio
+    from rasterio.errors import NotGeoreferencedWarning
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates, and need none
+        return (
+            rasterio.open(path, num_threads="all_cpus") if path.suffix.lower() in SUFFIXES[:2] else rasterio.open(path)
+        )
+
+
+def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
+    """Give the palette of a band: (256, 3), or None where its values are no indices.
+
+    Parameters
+    ----------
+    data : rasterio.DatasetReader
+        The raster.
+    band : int
+        From 1.
+
+    Returns
+    -------
+    ndarray of uint8, shape (256, 3), or None
+    """
+    from rasterio.enums import ColorInterp
+
+    if data.colorinterp[band - 1] != ColorInterp.palette or data.dtypes[band - 1] != "uint8":
+        return None
+    table = np.zeros((256, 3), np.uint8)
+    for index, color in data.colormap(band).items():
+        table[index] = color[:3]
+    return table
+
+
+def is_progressive(path: Path) -> bool:
+    """Tell whether a JPEG comes in several scans, so that no line is complete before the file's end.
+
+    Parameters
+    ----------
+    path : Path
+        A JPEG file.
+
+    Returns
+    -------
+    bool
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from PIL import Image
+    >>> with tempfile.NamedTemporaryFile(suffix=".jpg") as file:
+    ...     Image.new("RGB", (8, 8)).save(file.name, progressive=True)
+    ...     is_progressive(Path(file.name))
+    True
+    """
+    with path.open("rb") as file:
+        file.read(2)
+        while len(head := file.read(4)) == 4:
+            if head[1] in _FRAMES:
+                return head[1] in _SCANS
+            file.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
+    return False
+
+
+def reason(error: Exception) -> str:
+    """Put what GDAL or the system says into one line."""
+    text = str(error.__cause__ or error) if not isinstance(error, OSError) or not error.strerror else error.strerror
+    return " ".join(text.split())

@@ -1,0 +1,310 @@
+"""Files of texts: lines, JSON lines and parquet, indexed by one pass and then read a few texts at a time."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.data.files import careful
+from hkm_dask.data.ids import plain_ids
+from hkm_dask.errors import InputError
+
+COLUMN = "text"  # where the texts are looked for, unless another name is given
+# Lines between two of which the place in the file is kept: 641 million lines cost 160 MB.
+STRIDE = 64
+PIECE = 2**14  # ids, or texts that are looked at, at once
+_BOM = b"\xef\xbb\xbf"
+
+
+class TextFile(ABC):
+    """One file of texts, indexed by one pass over it.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    fingerprint : str
+        Of its content, and of what is taken from it.
+    empty : list of int
+        Where its empty texts stand, as `place` counts.
+    n_items : int
+        Texts that are read.
+    """
+
+    path: Path
+    fingerprint: str
+    empty: list[int]
+    n_items: int
+
+    def __len__(self) -> int:
+        """Tell how many texts there are."""
+        return self.n_items
+
+    @abstractmethod
+    def read(self, first: int, last: int) -> list[str]:
+        """Read some texts, by their numbers among those that are kept; several threads may call it at once."""
+
+    @abstractmethod
+    def places(self) -> Iterator[int]:
+        """Yield where each text stands: its line, counted from 1, or its row, from 0."""
+
+    @abstractmethod
+    def ids(self, column: str) -> Iterator[np.ndarray]:
+        """Yield the ids in a column, in pieces."""
+
+
+# --- lines ------------------------------------------------------------------------------------------------------------
+
+
+class LineFile(TextFile):
+    """A file with a text, or a JSON object that holds one, on each line.
+
+    Parameters
+    ----------
+    path : Path
+        The file, in UTF-8.
+    column : str or None
+        The key of the text; None where the line is the text.
+    skip_empty : bool
+        Whether lines without a text are passed over.
+    """
+
+    def __init__(self, path: Path, column: str | None, skip_empty: bool) -> None:
+        self.path, self.column, self.skip_empty = path, column, skip_empty
+        self._is_empty: Callable[[bytes], bool] = self._blank if column is None else self._lacks_text
+        digest = hashlib.sha256(f"lines,{column},{skip_empty}\n".encode())
+        self.empty, self.n_items = [], 0
+        offsets, lines = [], []
+        for number, (offset, line) in enumerate(self._scan(digest), start=1):
+            if self._is_empty(line):
+                self.empty.append(number)
+                if skip_empty:
+                    continue
+            if self.n_items % STRIDE == 0:
+                offsets.append(offset)
+                lines.append(number)
+            self.n_items += 1
+        # Of every STRIDE-th text: where its line begins, and which line it is.
+        self._offsets, self._lines = np.array(offsets, dtype=np.int64), np.array(lines, dtype=np.int64)
+        self.fingerprint = digest.hexdigest()
+
+    def _scan(self, digest: Any) -> Iterator[tuple[int, bytes]]:
+        """Yield every line and where it begins, in one pass that also feeds the digest."""
+        offset, rest = 0, b""
+        with careful(lambda: self.path.open("rb"), f"reading {self.path}") as file:
+            while block := careful(lambda: file.read(4 * layout.MIB), f"reading {self.path}"):
+                digest.update(block)
+                if offset == 0 and not rest and block.startswith(_BOM):
+                    offset, block = len(_BOM), block[len(_BOM) :]
+                *whole, rest = (rest + block).split(b"\n")
+                for line in whole:
+                    yield offset, line
+                    offset += len(line) + 1
+        if rest:
+            yield offset, rest
+
+    @staticmethod
+    def _blank(line: bytes) -> bool:
+        # Most lines begin with a letter; others may be of blanks that only Unicode knows.
+        return not (b" " < line[:1] < b"\x7f" or line.decode(errors="replace").strip())
+
+    def _lacks_text(self, line: bytes) -> bool:
+        if not line.strip():
+            return True
+        try:
+            text = json.loads(line)[self.column]
+            return text is None or not text.strip()
+        except (ValueError, TypeError, KeyError, AttributeError):
+            return False  # said when it is read, with its line
+
+    def _lines_from(self, first: int) -> Iterator[tuple[int, bytes]]:
+        """Yield the numbers and the lines of the texts from `first` on."""
+        anchor = first // STRIDE
+        if anchor >= len(self._lines):
+            return
+        number = int(self._lines[anchor])
+        with careful(lambda: self.path.open("rb"), f"reading {self.path}") as file:
+            file.seek(int(self._offsets[anchor]))
+            for line in file:
+                if not (self.skip_empty and self._is_empty(line)):
+                    if first % STRIDE == 0:
+                        yield number, line.rstrip(b"\r\n")
+                    else:
+                        first -= 1
+                number += 1
+
+    def read(self, first: int, last: int) -> list[str]:
+        """See `TextFile.read`."""
+        if first >= last:
+            return []
+        return [self._text(number, line) for number, line in itertools.islice(self._lines_from(first), last - first)]
+
+    def _text(self, number: int, line: bytes) -> str:
+        where = f"line {number} of {self.path}"
+        if self.column is None:
+            try:
+                return line.decode()
+            except UnicodeDecodeError as error:
+                raise InputError(f"{where} should be UTF-8 ({error.reason}); convert it with iconv") from error
+        text = self._value(where, line, self.column)
+        if not isinstance(text, str):
+            raise InputError(
+                f"{where}: {self.column}={text!r:.40} should be a text; name another with column (--column)"
+            )
+        return text
+
+    def _value(self, where: str, line: bytes, key: str) -> Any:
+        try:
+            found = json.loads(line)
+        except ValueError as error:
+            raise InputError(f"{where} should be a JSON object ({error}); mend it") from error
+        if not isinstance(found, dict) or key not in found:
+            held = ", ".join(found) if isinstance(found, dict) else type(found).__name__
+            raise InputError(f"{where} should have {key!r}, it has {held}; name another with column or ids")
+        return found[key]
+
+    def places(self) -> Iterator[int]:
+        """See `TextFile.places`."""
+        for number, _ in self._lines_from(0):
+            yield number
+
+    def ids(self, column: str) -> Iterator[np.ndarray]:
+        """See `TextFile.ids`."""
+        lines = self._lines_from(0)
+        while piece := list(itertools.islice(lines, PIECE)):
+            values = [self._value(f"line {number} of {self.path}", line, column) for number, line in piece]
+            is_int = all(type(value) is int for value in values)
+            if not is_int and not all(isinstance(value, str) for value in values):
+                raise InputError(f"ids={column!r} of {self.path} should be all integers or all texts; name another")
+            yield plain_ids(np.array(values, dtype=None if is_int else object), str(self.path))
+
+
+# --- parquet ----------------------------------------------------------------------------------------------------------
+
+
+class ParquetFile(TextFile):
+    """A column of a parquet file.
+
+    Parameters
+    ----------
+    path : Path
+        The file.
+    column : str or None
+        The column of the texts; by default ``"text"``, or the only one that has texts.
+    ids : str or None
+        The column of the ids.
+    skip_empty : bool
+        Whether rows without a text are passed over.
+    """
+
+    def __init__(self, path: Path, column: str | None, ids: str | None, skip_empty: bool) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        self.path, self.skip_empty = path, skip_empty
+        try:
+            with path.open("rb") as file:
+                digest = hashlib.file_digest(file, "sha256")
+            with pq.ParquetFile(path) as table:
+                self.column = self._choose(table.schema_arrow, column, ids)
+                self.empty, counts, before = [], [], 0
+                for group in range(table.num_row_groups):
+                    kept = self._kept(table.read_row_group(group, columns=[self.column]).column(0))
+                    self.empty += (before + np.flatnonzero(~kept)).tolist()
+                    counts.append(int(kept.sum()) if skip_empty else len(kept))
+                    before += len(kept)
+        except (OSError, pa.ArrowException) as error:
+            raise InputError(f"{path} should be a parquet file, it cannot be read ({error}); copy it again") from error
+        digest.update(f"\nparquet,{self.column},{skip_empty},{ids}".encode())
+        self.fingerprint = digest.hexdigest()
+        self._offsets = np.cumsum([0, *counts], dtype=np.int64)
+        self.n_items = int(self._offsets[-1])
+        self._lock = threading.Lock()
+        self._cached: dict[int, Any] = {}
+
+    def _choose(self, schema: Any, column: str | None, ids: str | None) -> str:
+        import pyarrow as pa
+
+        def is_text(kind: Any) -> bool:
+            kind = kind.value_type if pa.types.is_dictionary(kind) else kind
+            return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+        texts = [field.name for field in schema if is_text(field.type)]
+        default = texts[0] if len(texts) == 1 else COLUMN
+        wanted = column or default
+        problems = []
+        if wanted not in texts:
+            held = ", ".join(texts) or "none"
+            problems.append(
+                f"column={column!r} should be a column of texts of {self.path} ({held}); choose with column"
+            )
+        if ids is not None and ids not in schema.names:
+            problems.append(f"ids={ids!r} should be a column of {self.path} ({', '.join(schema.names)}); choose one")
+        if problems:
+            raise InputError(problems)
+        return wanted
+
+    @staticmethod
+    def _kept(column: Any) -> np.ndarray:
+        """Tell which rows hold a text, a few of them being Python's at a time."""
+        kept = np.empty(len(column), dtype=bool)
+        for start in range(0, len(column), PIECE):
+            texts = column.slice(start, PIECE).to_pylist()
+            kept[start : start + len(texts)] = [bool(text and text.strip()) for text in texts]
+        return kept
+
+    def _group(self, group: int, column: str) -> Any:
+        """Read the kept rows of a column of one row group."""
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = [self.column] if column == self.column else [self.column, column]
+        with pq.ParquetFile(self.path) as table:
+            rows = table.read_row_group(group, columns=columns)
+        if self.skip_empty:
+            rows = rows.filter(pa.array(self._kept(rows.column(self.column))))
+        return rows.column(column)
+
+    def read(self, first: int, last: int) -> list[str]:
+        """See `TextFile.read`."""
+        found: list[str] = []
+        while first < last:
+            group = int(np.searchsorted(self._offsets, first, side="right")) - 1
+            offset, stop = int(self._offsets[group]), min(last, int(self._offsets[group + 1]))
+            with self._lock:
+                if group not in self._cached:
+                    # Two, because threads read the end of one group while others begin the next.
+                    self._cached = dict(list(self._cached.items())[-1:]) | {group: self._group(group, self.column)}
+                column = self._cached[group]
+            found += column.slice(first - offset, stop - first).to_pylist()
+            first = stop
+        return found
+
+    def places(self) -> Iterator[int]:
+        """See `TextFile.places`."""
+        skipped = iter([*self.empty, -1] if self.skip_empty else [-1])
+        following, row = next(skipped), 0
+        for _ in range(self.n_items):
+            while row == following:
+                following, row = next(skipped), row + 1
+            yield row
+            row += 1
+
+    def ids(self, column: str) -> Iterator[np.ndarray]:
+        """See `TextFile.ids`."""
+        for group in range(len(self._offsets) - 1):
+            values = self._group(group, column)
+            if values.null_count:
+                raise InputError(
+                    f"ids={column!r} of {self.path}: {values.null_count} are missing; choose another column"
+                )
+            yield plain_ids(values.to_numpy(), str(self.path))

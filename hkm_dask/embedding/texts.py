@@ -1,0 +1,193 @@
+"""Texts to be embedded: `.txt` with one on each line, `.jsonl`, parquet, or a folder of these; read piece by piece."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data.ids import NO_COLUMNS, Pieces
+from hkm_dask.embedding.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+from hkm_dask.ingestion.sources import natural_key
+
+SUFFIXES = (".txt", ".jsonl", ".parquet")
+STAGE = "index"
+
+
+class Texts:
+    """Texts of one or several files, one file after the other; a source for `hkm_dask.embedding.embed.embed`.
+
+    Parameters
+    ----------
+    files : sequence of TextFile
+        At least one.
+    name : str
+        What to call them.
+    ids : callable or None
+        Gives the ids of all in pieces.
+    known_by : str, optional
+        What the ids are taken from.
+
+    Attributes
+    ----------
+    fingerprint : str
+        Of the content of all files, of what is taken from them, and of what they are known by.
+    columns : dict
+        Empty: nothing else is known of them.
+    """
+
+    columns = NO_COLUMNS
+
+    def __init__(self, files: Sequence[TextFile], name: str, ids: Pieces | None, known_by: str = "") -> None:
+        self.files, self.name, self.ids = tuple(files), name, ids
+        lines = [*(file.fingerprint for file in files), known_by]
+        self.fingerprint = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+        self._offsets = np.cumsum([0, *(len(file) for file in files)], dtype=np.int64)
+
+    def __len__(self) -> int:
+        """Tell how many texts there are."""
+        return int(self._offsets[-1])
+
+    def read(self, first: int, last: int) -> list[str]:
+        """Read the texts from `first` up to `last`.
+
+        Parameters
+        ----------
+        first, last : int
+            ``0 <= first <= last <= len(self)``.
+
+        Returns
+        -------
+        list of str
+
+        Raises
+        ------
+        InputError
+            When one is no text, naming its place.
+        """
+        found: list[str] = []
+        while first < last:
+            number = int(np.searchsorted(self._offsets, first, side="right")) - 1
+            offset, stop = int(self._offsets[number]), min(last, int(self._offsets[number + 1]))
+            found += self.files[number].read(first - offset, stop - offset)
+            first = stop
+        return found
+
+
+def open_texts(
+    path: str | os.PathLike[str], *, column: str | None = None, ids: str | None = None, skip_empty: bool = False
+) -> Texts:
+    """Open texts to be embedded.
+
+    One pass over each file finds how many texts it has, where they are and what identifies them; afterwards a few are
+    in memory at a time (of parquet, one row group).
+
+    Parameters
+    ----------
+    path : path-like
+        A ``.txt`` file with a text on each line, a ``.jsonl`` file with an object on each line, a ``.parquet`` file, or
+        a folder of files of one of these kinds, which are read in natural order. UTF-8.
+    column : str, optional
+        The key or column that has the texts; by default ``"text"``.
+    ids : str, optional
+        The key or column that has the ids: integers or strings. Without it, rows of one file are known by their
+        numbers, or by their lines where some were skipped, and those of a folder by ``"file:line"``.
+    skip_empty : bool, default False
+        Leave out empty texts instead of refusing them.
+
+    Returns
+    -------
+    Texts
+
+    Raises
+    ------
+    InputError
+        When there is nothing to read, it cannot be read, or there are empty texts.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = Path(folder, "a.txt").write_text("one text\\nanother\\n")
+    ...     texts = open_texts(f"{folder}/a.txt")
+    ...     len(texts), texts.read(1, 2)
+    (2, ['another'])
+    """
+    root = Path(path).absolute()
+    paths, kind = _find(root), ""
+    files: list[TextFile] = []
+    for done, found in enumerate(paths, start=1):
+        kind = found.suffix.lower()
+        files.append(_open_file(found, kind, column, ids, skip_empty))
+        emit("progress", stage=STAGE, done=done, total=len(paths))
+    empty = [(file, place) for file in files for place in file.empty]
+    if empty and not skip_empty:
+        file, place = empty[0]
+        raise InputError(
+            f"n_empty_texts={len(empty)} should be 0, the first is {_name(file.path, kind, place)}; mend them, or "
+            "leave them out with skip_empty (--skip-empty)"
+        )
+    if empty:
+        emit("warning", message=f"{len(empty)} empty texts were left out")
+    known_by = ids or ("" if paths == [root] else "\n".join(found.name for found in paths))
+    return Texts(files, str(root), _ids(files, root, ids, skipped=bool(empty)), known_by)
+
+
+def _find(root: Path) -> list[Path]:
+    if root.is_file():
+        if root.suffix.lower() not in SUFFIXES:
+            raise InputError(f"input={root} should be .txt, .jsonl or .parquet; unpack or convert it")
+        return [root]
+    if not root.is_dir():
+        raise InputError(f"input={root} should exist, there is nothing; check the path")
+    found = {
+        suffix: sorted(
+            (p for p in root.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".") and p.is_file()),
+            key=natural_key,
+        )
+        for suffix in SUFFIXES
+    }
+    held = [suffix for suffix, paths in found.items() if paths]
+    if len(held) != 1:
+        what = "several kinds: " + ", ".join(held) if held else "none"
+        raise InputError(
+            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {what}; sort it"
+        )
+    return found[held[0]]
+
+
+def _open_file(path: Path, kind: str, column: str | None, ids: str | None, skip_empty: bool) -> TextFile:
+    if kind == ".parquet":
+        return ParquetFile(path, column, ids, skip_empty)
+    if kind == ".txt":
+        for option, value in (("column", column), ("ids", ids)):
+            if value is not None:
+                raise InputError(
+                    f"{option}={value!r} names nothing in {path}, a .txt file has no columns; leave it out"
+                )
+        return LineFile(path, None, skip_empty)
+    return LineFile(path, column or COLUMN, skip_empty)
+
+
+def _ids(files: Sequence[TextFile], root: Path, column: str | None, *, skipped: bool) -> Pieces | None:
+    if column is not None:
+        return lambda: itertools.chain.from_iterable(file.ids(column) for file in files)
+    if len(files) == 1 and files[0].path == root:
+        return (lambda: _pieces(files[0].places(), np.int64)) if skipped else None
+    return lambda: _pieces((f"{file.path.name}:{place}" for file in files for place in file.places()), object)
+
+
+def _pieces(values: Iterator[Any], dtype: Any) -> Iterator[np.ndarray]:
+    while piece := list(itertools.islice(values, PIECE)):
+        yield np.array(piece, dtype=dtype)
+
+
+def _name(path: Path, kind: str, place: int) -> str:
+    return f"{'row' if kind == '.parquet' else 'line'} {place} of {path}"

@@ -1,0 +1,187 @@
+"""Inner loops that choose among rows: the best of every group, members by group, the smallest keys."""
+
+from __future__ import annotations
+
+from numba import njit
+
+from hkm_dask.compute.jit import kernel
+
+
+@njit(inline="always")
+def _after(distances, a, b):  # type: ignore[no-untyped-def]
+    return distances[a] > distances[b] or (distances[a] == distances[b] and a > b)
+
+
+@njit
+def _sort_by_distance(distances, rows):  # type: ignore[no-untyped-def]
+    """Heapsort row numbers by their distance, then by number."""
+    n = rows.shape[0]
+    for turn in range(n // 2 + n - 1):  # first the heap is made, then emptied from the back
+        root, end = n // 2 - 1 - turn, n
+        if root < 0:
+            root, end = 0, n - 1 - (turn - n // 2)
+            rows[0], rows[end] = rows[end], rows[0]
+        row = rows[root]
+        while True:
+            child = 2 * root + 1
+            if child >= end:
+                break
+            if child + 1 < end and _after(distances, rows[child + 1], rows[child]):
+                child += 1
+            if not _after(distances, rows[child], row):
+                break
+            rows[root] = rows[child]
+            root = child
+        rows[root] = row
+
+
+@njit
+def _nth_smallest(keys, n):  # type: ignore[no-untyped-def]
+    """The n-th smallest key, from 0, by Hoare's selection; reorders the keys."""
+    low, high = 0, keys.shape[0] - 1
+    while low < high:
+        pivot = keys[(low + high) >> 1]
+        i, j = low, high
+        while i <= j:
+            while keys[i] < pivot:
+                i += 1
+            while keys[j] > pivot:
+                j -= 1
+            if i <= j:
+                keys[i], keys[j] = keys[j], keys[i]
+                i += 1
+                j -= 1
+        if n <= j:
+            high = j
+        elif n >= i:
+            low = i
+        else:
+            break
+    return keys[n]
+
+
+@njit(inline="always")
+def _worse(key_a, row_a, key_b, row_b):  # type: ignore[no-untyped-def]
+    return key_a > key_b or (key_a == key_b and row_a > row_b)
+
+
+@kernel("void(f8[::1], i8[::1], i4[::1], f8[:,::1], i8[:,::1], i8[::1])")
+def keep_smallest(keys, rows, groups, heap_keys, heap_rows, sizes):  # type: ignore[no-untyped-def]
+    """Keep, for every group, the rows with the smallest keys; ties to the lowest row.
+
+    Each group's entries are a heap with the worst on top, `sizes` of them filled.
+
+    Parameters
+    ----------
+    keys : ndarray of float64, shape (n_rows,)
+    rows : ndarray of int64, shape (n_rows,)
+    groups : ndarray of int32, shape (n_rows,)
+        Rows of group -1 are left out.
+    heap_keys, heap_rows : ndarray of float64 and int64, shape (n_groups, room)
+        Updated.
+    sizes : ndarray of int64, shape (n_groups,)
+        Updated.
+    """
+    room = heap_keys.shape[1]
+    for i in range(keys.shape[0]):
+        g = groups[i]
+        if g < 0:
+            continue
+        key, row = keys[i], rows[i]
+        size = sizes[g]
+        if size < room:  # sift up from a new leaf
+            at = size
+            sizes[g] = size + 1
+            while at > 0:
+                parent = (at - 1) // 2
+                if not _worse(key, row, heap_keys[g, parent], heap_rows[g, parent]):
+                    break
+                heap_keys[g, at], heap_rows[g, at] = heap_keys[g, parent], heap_rows[g, parent]
+                at = parent
+            heap_keys[g, at], heap_rows[g, at] = key, row
+        elif _worse(heap_keys[g, 0], heap_rows[g, 0], key, row):  # replace the top, sift down
+            at = 0
+            while True:
+                child = 2 * at + 1
+                if child >= size:
+                    break
+                if child + 1 < size and _worse(
+                    heap_keys[g, child + 1], heap_rows[g, child + 1], heap_keys[g, child], heap_rows[g, child]
+                ):
+                    child += 1
+                if not _worse(heap_keys[g, child], heap_rows[g, child], key, row):
+                    break
+                heap_keys[g, at], heap_rows[g, at] = heap_keys[g, child], heap_rows[g, child]
+                at = child
+            heap_keys[g, at], heap_rows[g, at] = key, row
+
+
+@kernel("void(i4[::1], f4[::1], i8[::1], i8, i8, i8[::1])")
+def group_members(labels, distances, indptr, first, last, members):  # type: ignore[no-untyped-def]
+    """Fill `members` with row numbers grouped by label, each group in order of distance, then of row.
+
+    A counting sort by label keeps rows in order; each group is then sorted by itself. Only labels from `first` up to
+    `last` are looked at, so that threads can share the work.
+
+    Parameters
+    ----------
+    labels : ndarray of int32, shape (n_rows,)
+        Rows labeled -1 are left out.
+    distances : ndarray of float32, shape (n_rows,)
+    indptr : ndarray of int64, shape (n_clusters + 1,)
+        Where each group begins, and the last one ends.
+    first, last : int
+    members : ndarray of int64, shape (indptr[-1],)
+        Written to.
+    """
+    place = indptr[first:last].copy()
+    for row in range(labels.shape[0]):
+        label = labels[row]
+        if first <= label < last:
+            members[place[label - first]] = row
+            place[label - first] += 1
+    for label in range(first, last):
+        group = members[indptr[label] : indptr[label + 1]]
+        if group.shape[0] > 1:
+            _sort_by_distance(distances, group)
+
+
+@kernel("void(i8[::1], i8[::1], i8[::1], u8[::1], i8[::1])")
+def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-untyped-def]
+    """Write, cluster after cluster, the `wanted` members with the smallest keys; ties to the first.
+
+    `keys` belongs to `members`; a cluster of which all members are wanted gives them in order.
+
+    Parameters
+    ----------
+    indptr : ndarray of int64, shape (n_clusters + 1,)
+    wanted : ndarray of int64, shape (n_clusters,)
+        At most as many as a cluster has members.
+    members : ndarray of int64, shape (indptr[-1],)
+    keys : ndarray of uint64, shape (indptr[-1],)
+    out : ndarray of int64, shape (wanted.sum(),)
+        Written to.
+    """
+    at = 0
+    for c in range(wanted.shape[0]):
+        n, first, last = wanted[c], indptr[c], indptr[c + 1]
+        if n == 0:
+            continue
+        if n == last - first:
+            for i in range(first, last):
+                out[at] = members[i]
+                at += 1
+            continue
+        limit = _nth_smallest(keys[first:last].copy(), n - 1)
+        n_below = 0
+        for i in range(first, last):
+            n_below += keys[i] < limit
+        ties = n - n_below
+        for i in range(first, last):
+            if keys[i] < limit:
+                out[at] = members[i]
+                at += 1
+            elif keys[i] == limit and ties > 0:
+                out[at] = members[i]
+                at += 1
+                ties -= 1

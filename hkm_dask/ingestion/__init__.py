@@ -1,0 +1,1 @@
+"""Embeddings that exist already, in many formats, into one pool."""

@@ -1,1 +1,0 @@
-"""Raw data in, subsets out."""

@@ -1,0 +1,210 @@
+"""What the estimators have in common: inputs of every kind, a place to run, copies that keep their client."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
+
+import numpy as np
+import xarray as xr
+from numpy.typing import ArrayLike, NDArray
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import validate_data
+
+from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.row_views import UnitRows
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.errors import InputError
+from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
+from hkm_dask.kmeans.predict import nearest_labels
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+
+class Clusterer(ClusterMixin, BaseEstimator):
+    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs.
+
+    Attributes
+    ----------
+    metric : {"l2", "cosine"}
+    random_state : int, numpy.random.RandomState or None
+    client : distributed.Client or None
+    memory_limit : int, str or None
+    work_dir : path or None
+    """
+
+    metric: str
+    random_state: Any
+    client: Client | None
+    memory_limit: int | str | None
+    work_dir: str | Path | None
+    n_features_in_: int
+    feature_names_in_: NDArray[Any]
+
+    # -- copies --------------------------------------------------------------------------------------------------------
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "client": None}  # a connection does not travel
+
+    def __sklearn_clone__(self) -> Self:
+        bare = copy.copy(self)
+        bare.client = None
+        cloned: Self = super(Clusterer, bare).__sklearn_clone__()
+        cloned.client = self.client
+        return cloned
+
+    # -- what is given -------------------------------------------------------------------------------------------------
+
+    def _seed(self) -> int:
+        if is_whole(self.random_state):
+            if self.random_state < 0:
+                raise InputError(f"random_state={self.random_state} should be >= 0; use 0")
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
+
+    def _runner(self) -> Runner:
+        return runner_for(self.client, self.memory_limit, self.work_dir)
+
+    def _validated(self, X: Any, memory_budget: int, *, reset: bool) -> Any:
+        """X as `rows_of` takes it, its number of features noted or compared."""
+        x = simplified(X, memory_budget)
+        if is_dask_array(x) or is_stored(x):
+            self._check_width(x, reset=reset)
+            return x
+        return validate_data(self, x, reset=reset, dtype=[np.float32, np.float64, np.float16])
+
+    def _check_width(self, x: Any, *, reset: bool) -> None:
+        shape = x.shape if is_dask_array(x) else _shape_of(x)
+        if len(shape) != 2:
+            raise InputError(f"X.shape={tuple(shape)} should be (n_samples, n_features); reshape it")
+        if reset:
+            self.n_features_in_ = int(shape[1])
+            if hasattr(self, "feature_names_in_"):  # of an earlier fit
+                del self.feature_names_in_
+        elif shape[1] != self.n_features_in_:
+            raise InputError(
+                f"X has {shape[1]} features, but {type(self).__name__} is expecting {self.n_features_in_} features "
+                "as input; give embeddings of the same model"
+            )
+
+    @contextmanager
+    def _rows(self, X: Any, runner: Runner, *, reset: bool) -> Iterator[Rows]:
+        """Rows of X, of unit length for cosine."""
+        with rows_of(self._validated(X, runner.memory_budget, reset=reset), runner) as rows:
+            yield UnitRows(rows) if self.metric == "cosine" else rows
+
+    # -- what is answered ----------------------------------------------------------------------------------------------
+
+    def _labels(self, X: Any, centroids: NDArray[np.float32], table: NDArray[np.int32] | None = None) -> Any:
+        """The nearest centroid of each row, or the row of `table` that it names, of the kind of `X`."""
+        spherical = self.metric == "cosine"
+        with self._runner() as runner:
+            x = self._validated(X, runner.memory_budget, reset=False)
+            answer: Any
+            if is_dask_array(x):
+                arguments = {"centroids": centroids, "spherical": spherical, "table": table}
+                n_columns = None if table is None else table.shape[1]
+                answer = over_blocks(_label_block, x, arguments, dtype=np.dtype(np.int32), n_columns=n_columns)
+            else:
+                with rows_of(x, runner) as rows:
+                    rows = UnitRows(rows) if spherical else rows
+                    answer = nearest_labels(rows, centroids, runner=runner, spherical=spherical)
+                answer = answer if table is None else table[answer]
+        if isinstance(X, xr.DataArray):
+            return like_input(answer, X, None if table is None else "level", "labels")
+        return answer
+
+
+def _shape_of(x: Any) -> tuple[int, ...]:
+    from hkm_dask.data.rows import as_rows
+
+    return as_rows(x).shape
+
+
+def _label_block(
+    block: Any, *, centroids: NDArray[np.float32], spherical: bool, table: NDArray[np.int32] | None
+) -> NDArray[np.int32]:
+    host = simplified(block, 0)
+    labels = np.empty(0, np.int32)
+    if len(host):
+        rows: Rows = UnitRows(ArrayRows(host)) if spherical else ArrayRows(host)
+        with Runner(n_threads=1) as runner:
+            labels = nearest_labels(rows, centroids, runner=runner, spherical=spherical)
+    return labels if table is None else table[labels]
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether a parameter is a whole number; True and False are none."""
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
+    """Refuse weights that are none.
+
+    Parameters
+    ----------
+    sample_weight : array-like of shape (n_samples,), float or None
+    n_samples : int
+
+    Returns
+    -------
+    ndarray of float64, shape (n_samples,), or None
+
+    Raises
+    ------
+    InputError
+        Of another shape, negative, not finite, or zero altogether.
+    """
+    if sample_weight is None:
+        return None
+    weights = np.asarray(sample_weight, dtype=np.float64)
+    if weights.ndim == 0:
+        weights = np.full(n_samples, float(weights))
+    if weights.shape != (n_samples,):
+        raise InputError(f"sample_weight.shape={weights.shape} should be ({n_samples},); give one weight per sample")
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        raise InputError(f"sample_weight={weights[~(weights >= 0)][:1]} should be finite and >= 0; mend such weights")
+    if not weights.any():
+        raise InputError("sample_weight=0 should not be zero for all samples; give some of them weight")
+    return weights
+
+
+def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
+    """Write weights as whole numbers of a unit.
+
+    Whole numbers stay what they are, up to a sum of 2^40, so that a weight of 3 is the same as three rows. Others
+    become multiples of a power of two near 2^-14 of their mean (coarser beyond four million rows, where the sum stays
+    at 2^36).
+
+    Parameters
+    ----------
+    weights : ndarray of float64, shape (n_samples,)
+        Finite, not negative, not all zero.
+
+    Returns
+    -------
+    whole : ndarray of int64, shape (n_samples,)
+    unit : float
+        Weight of 1.
+
+    Examples
+    --------
+    >>> whole_weights(np.array([3.0, 1.0, 0.0]))
+    (array([3, 1, 0]), 1.0)
+    >>> whole_weights(np.array([0.75, 0.25]))
+    (array([3, 1]), 0.25)
+    """
+    if (weights == np.rint(weights)).all() and weights.sum() <= 2.0**40:
+        return weights.astype(np.int64), 1.0
+    exponent = int(np.frexp(weights.max())[1])
+    near_one = np.ldexp(weights, -exponent)  # so that no sum overflows
+    bits = min(36, int(np.ceil(np.log2(len(weights)))) + 14) - int(np.frexp(near_one.sum())[1])
+    whole = np.rint(np.ldexp(near_one, bits)).astype(np.int64)
+    divisor = int(np.gcd.reduce(whole))
+    return whole // divisor, float(np.ldexp(float(divisor), exponent - bits))

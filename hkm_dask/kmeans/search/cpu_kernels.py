@@ -1,0 +1,384 @@
+"""The inner loops of the CPU path, compiled by numba: they release the GIL and start no threads of their own.
+
+Every kernel is deterministic. The squared distance is *the* distance of this package: computed directly in float64,
+in eight interleaved sums of fixed order, so that a label and a stored distance are functions of the row and the
+centroid alone.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.search.int16_gemm import inner_product
+from hkm_dask.kmeans.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
+
+#: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
+_UNDERFLOW = 2.0**-108
+
+
+@njit(inline="always")
+def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
+    """Squared L2 distance of two float32 vectors, computed directly in float64.
+
+    Parameters
+    ----------
+    x, c : ndarray of float32, shape (n_features,)
+
+    Returns
+    -------
+    float
+    """
+    n = x.shape[0]
+    whole = n - n % 8
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    for i in range(0, whole, 8):
+        t = np.float64(x[i]) - np.float64(c[i])
+        a0 += t * t
+        t = np.float64(x[i + 1]) - np.float64(c[i + 1])
+        a1 += t * t
+        t = np.float64(x[i + 2]) - np.float64(c[i + 2])
+        a2 += t * t
+        t = np.float64(x[i + 3]) - np.float64(c[i + 3])
+        a3 += t * t
+        t = np.float64(x[i + 4]) - np.float64(c[i + 4])
+        a4 += t * t
+        t = np.float64(x[i + 5]) - np.float64(c[i + 5])
+        a5 += t * t
+        t = np.float64(x[i + 6]) - np.float64(c[i + 6])
+        a6 += t * t
+        t = np.float64(x[i + 7]) - np.float64(c[i + 7])
+        a7 += t * t
+    for i in range(whole, n):
+        t = np.float64(x[i]) - np.float64(c[i])
+        a0 += t * t
+    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+
+
+@kernel("void(f4[:,::1], f4[:,::1], b1[::1], i4[::1], f8[::1])")
+def label_distances(rows, centroids, stayed, labels, distances):  # type: ignore[no-untyped-def]
+    """Write each row's squared distance to the centroid it is labeled with; infinity where there is none.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    stayed : ndarray of bool, shape (n_clusters,) or (0,)
+        Centroids to which the distances are known; if empty, there are none.
+    labels : ndarray of int32, shape (n_rows,)
+    distances : ndarray of float64, shape (n_rows,)
+        Written to.
+    """
+    any_stayed = stayed.shape[0] > 0
+    for i in range(rows.shape[0]):
+        if labels[i] < 0 or np.isnan(centroids[labels[i], 0]):
+            distances[i] = np.inf
+        elif not (any_stayed and stayed[labels[i]]):
+            distances[i] = squared_distance(rows[i], centroids[labels[i]])
+
+
+@njit(inline="always")
+def _minimum(values):  # type: ignore[no-untyped-def]
+    n = values.shape[0]
+    least = values[0]
+    whole = n - n % LANES
+    for start in range(0, whole, LANES):
+        least = min(least, least_of_lanes(values, start))
+    for j in range(whole, n):
+        least = min(least, values[j])
+    return least
+
+
+@njit(inline="always")
+def _mask(values, start, limit):  # type: ignore[no-untyped-def]
+    """Bits of the values from `start` on, 64 at most, that are no larger than `limit`."""
+    if start + LANES <= values.shape[0]:
+        return mask_not_above(values, start, limit)
+    mask = np.uint64(0)
+    for j in range(start, values.shape[0]):
+        mask |= np.uint64(values[j] <= limit) << np.uint64(j - start)
+    return mask
+
+
+@njit(inline="always")
+def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untyped-def]
+    """Largest score a centroid may have that lies no further than `distance` from the row, rounding included."""
+    radius = np.sqrt(distance) * (1.0 + 1e-12) + error
+    slack = gamma * (2.0 * np.sqrt(norm) + largest) * largest + 2.0**-22 * (norm + radius * radius)
+    return np.float32(radius * radius - norm + slack + _UNDERFLOW)
+
+
+@kernel(
+    "UniTuple(i8, 2)(f4[:,::1], i8, f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, i2[:,::1], f4[:,::1],"
+    " i2[:,::1], f4[:,::1], i8, i8, f8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
+)
+def finish_nearest(  # type: ignore[no-untyped-def]
+    scores, n_scores, rows, which, places, centroids, numbers, first, matrix, tails, centroid_matrix, centroid_tails,
+    head, more, step, norms, errors, centroid_error, gamma, largest, labels, distances,
+):  # fmt: skip
+    """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
+
+    A score is the squared distance less the row's squared norm, or a lower bound on that. What could lie within the
+    best distance so far by its score is looked at again with more coordinates, where there are any, and measured
+    directly if it still could; ties go to the lowest number.
+
+    Line i of `scores` belongs to row ``which[i]``, column j to centroid ``first + j``, which the caller knows by its
+    number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up to date; ``inf``
+    means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (n_lines or more, n_scores or more)
+    n_scores : int
+    rows : ndarray of float32, shape (n_rows, n_features)
+    which : ndarray of int64, shape (n_lines,)
+    places : ndarray of int64, shape (n_lines,)
+        Where the row of each line is in `matrix`, `tails`, `norms` and `errors`.
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    numbers : ndarray of int32, shape (n_clusters,)
+    first : int
+    matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
+    tails, centroid_tails : ndarray of float32, shape (n, n_columns // 16 + 1)
+        As `quantizing.quantize` wrote them.
+    head, more : int
+        Columns in the scores, and columns to look at before measuring; the same in the plain form.
+    step : float
+        Width of the grid of 16 bits.
+    norms, errors : ndarray of float64, shape (n,)
+        Of the rows, as the product took them; see `nearest.Operand`.
+    centroid_error, gamma, largest : float
+        Bounds for all centroids.
+    labels : ndarray of int32, shape (n_rows,)
+        Updated.
+    distances : ndarray of float64, shape (n_rows,)
+        Updated.
+
+    Returns
+    -------
+    n_passed, n_measured : int
+        Pairs the scores did not exclude, and distances measured directly.
+    """
+    n_passed = 0
+    n_measured = 0
+    square = -2.0 * step * step
+    for i in range(which.shape[0]):
+        row = rows[which[i]]
+        place = places[i]
+        score = scores[i, :n_scores]
+        label = labels[which[i]]
+        best = distances[which[i]]
+        error = errors[place] + centroid_error
+        if best == np.inf:
+            least = _minimum(score)
+            j = 0
+            while j + 1 < n_scores and score[j] != least:
+                j += 1
+            label = numbers[first + j]
+            best = squared_distance(row, centroids[first + j])
+            n_measured += 1
+        limit = _threshold(best, norms[place], error, gamma, largest)
+        for start in range(0, n_scores, LANES):
+            mask = _mask(score, start, limit)
+            while mask != 0:
+                j = start + lowest_bit(mask)
+                mask &= mask - np.uint64(1)
+                c = first + j
+                if numbers[c] == label:
+                    continue
+                n_passed += 1
+                if more > head:
+                    # The tails of the scores give way to products of coordinates and shorter tails.
+                    before = np.float64(tails[place, head // 16]) * np.float64(centroid_tails[c, head // 16])
+                    after = np.float64(tails[place, more // 16]) * np.float64(centroid_tails[c, more // 16])
+                    product = square * np.float64(inner_product(matrix, place, centroid_matrix, c, head, more))
+                    if np.float64(score[j]) + 2.0 * (before - after) + product > limit:
+                        continue
+                distance = squared_distance(row, centroids[c])
+                n_measured += 1
+                if distance < best or (distance == best and numbers[c] < label):
+                    best = distance
+                    label = numbers[c]
+                    limit = _threshold(best, norms[place], error, gamma, largest)
+        labels[which[i]] = label
+        distances[which[i]] = best
+    return n_passed, n_measured
+
+
+@njit(inline="always")
+def _first_not_below(values, target):  # type: ignore[no-untyped-def]
+    """Index of the first value not below `target` in a rising array."""
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < target:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel("i8(f4[:,::1], i8[::1], f4[:,::1], i4[::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
+def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
+    """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
+
+    `places` are the centroids' coordinates on that axis, sorted; `order` says whose they are. The walk ends where the
+    axis alone puts a centroid beyond the best so far. The other arguments are as for `finish_nearest`.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    which : ndarray of int64, shape (n_lines,)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    numbers : ndarray of int32, shape (n_clusters,)
+    places : ndarray of float32, shape (n_clusters,)
+    order : ndarray of int64, shape (n_clusters,)
+    axis : int
+    labels : ndarray of int32, shape (n_rows,)
+        Updated.
+    distances : ndarray of float64, shape (n_rows,)
+        Updated.
+    """
+    n = order.shape[0]
+    n_measured = 0
+    for i in which:
+        row = rows[i]
+        here = row[axis]
+        label = labels[i]
+        best = distances[i]
+        up = _first_not_below(places, here)
+        down = up - 1
+        while up < n or down >= 0:
+            gap_up = np.float64(places[up]) - np.float64(here) if up < n else np.inf
+            gap_down = np.float64(here) - np.float64(places[down]) if down >= 0 else np.inf
+            gap = min(gap_up, gap_down)
+            if gap * gap * (1.0 - 1e-12) > best:
+                break
+            if gap_up <= gap_down:
+                j = order[up]
+                up += 1
+            else:
+                j = order[down]
+                down -= 1
+            distance = squared_distance(row, centroids[j])
+            n_measured += 1
+            if distance < best or (distance == best and numbers[j] < label):
+                best = distance
+                label = numbers[j]
+        labels[i] = label
+        distances[i] = best
+    return n_measured
+
+
+@kernel("void(f4[:,::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
+def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
+    """Add rows, in fixed point, to the sums of their clusters; `weights` is empty for weights of one.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    labels : ndarray of int32, shape (n_rows,)
+        Rows labeled -1 are left out.
+    weights : ndarray of int64, shape (n_rows,) or (0,)
+    scale : float
+        Fixed-point units per unit of a value; see `geometry.Frame.scale`.
+    sums : ndarray of int64, shape (n_clusters, n_features)
+        Updated.
+    counts : ndarray of int64, shape (n_clusters,)
+        Updated.
+    """
+    weighted = weights.shape[0] > 0
+    for i in range(rows.shape[0]):
+        j = labels[i]
+        if j < 0:
+            continue
+        w = weights[i] if weighted else 1
+        counts[j] += w
+        for f in range(rows.shape[1]):
+            sums[j, f] += w * np.int64(np.rint(np.float64(rows[i, f]) * scale))
+
+
+@kernel("i8(f4[:,::1], i4[::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
+def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
+    """Bring sums up to date for the rows whose label changed; exact, since the sums are integers.
+
+    Returns how many rows that were.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    before, after : ndarray of int32, shape (n_rows,)
+        Labels, none of them -1.
+    weights, scale, sums, counts
+        As for `add_rows`.
+    """
+    weighted = weights.shape[0] > 0
+    n_moved = 0
+    for i in range(rows.shape[0]):
+        a = before[i]
+        b = after[i]
+        if a == b:
+            continue
+        n_moved += 1
+        w = weights[i] if weighted else 1
+        counts[a] -= w
+        counts[b] += w
+        for f in range(rows.shape[1]):
+            value = w * np.int64(np.rint(np.float64(rows[i, f]) * scale))
+            sums[a, f] -= value
+            sums[b, f] += value
+    return n_moved
+
+
+@kernel("i8(f4[:,::1], f8[::1], f8[::1], f8[::1], i8, b1[::1])")
+def accept_in_order(rows, then, now, chances, wanted, accepted):  # type: ignore[no-untyped-def]
+    """Thin candidates drawn by an old D² to draws by the current one.
+
+    Candidate i is accepted with probability ``now[i] / then[i]``, where `now` also counts the candidates accepted
+    before it. Stops after `wanted` and returns how many were accepted.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+        Candidates in order of arrival.
+    then, now : ndarray of float64, shape (n_rows,)
+        D² when they were drawn, and by the centers known so far; `now` is updated.
+    chances : ndarray of float64, shape (n_rows,)
+        Uniform numbers in (0, 1).
+    wanted : int
+    accepted : ndarray of bool, shape (n_rows,)
+        Written to.
+    """
+    n_accepted = 0
+    for i in range(rows.shape[0]):
+        accepted[i] = False
+    for i in range(rows.shape[0]):
+        if n_accepted == wanted:
+            break
+        if chances[i] * then[i] < now[i]:
+            accepted[i] = True
+            n_accepted += 1
+            for j in range(i + 1, rows.shape[0]):
+                distance = squared_distance(rows[i], rows[j])
+                if distance < now[j]:
+                    now[j] = distance
+    return n_accepted
+
+
+@kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
+def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
+    """Means from fixed-point sums; zeros where there is nothing to divide.
+
+    Parameters
+    ----------
+    sums : ndarray of int64, shape (n_clusters, n_features)
+    counts : ndarray of int64, shape (n_clusters,)
+    scale : float
+        Fixed-point units per unit of a value.
+    out : ndarray of float32, shape (n_clusters, n_features)
+        Written to.
+    """
+    for j in range(sums.shape[0]):
+        share = np.float64(max(counts[j], 1)) * scale
+        for f in range(sums.shape[1]):
+            out[j, f] = np.float32(np.float64(sums[j, f]) / share)

@@ -1,0 +1,296 @@
+"""Exact nearest centroid on a GPU: what `nearest.Search` does, to the same bits.
+
+Tensor cores propose in float16, or plain float32 where that settles too little; what they cannot exclude is measured
+directly in float64, in the order of the CPU kernel. With c' = c - m, m the mean of the rows, and any x,
+
+    ‖x - c‖² = ‖x - m‖² + bias - 2 x·c',   bias = ‖c'‖² + 2 m·c'
+
+so rows that are stored in float16 are operands as they are, and only the centroids are rounded. Rows in float32 are
+centered first and brought to float16; then bias = ‖c'‖². A score is bias - 2 x̂·ĉ', with operands as written. By
+Cauchy-Schwarz it misses the truth by at most
+
+    2 ‖x̂‖ ‖c' - ĉ'‖ + 2 ‖x - x̂‖ ‖c'‖ + γ ‖x̂‖ ‖ĉ'‖,
+
+where γ bounds the rounding of a sum in any order, by hardware that cuts off instead of rounding. What operands lose is
+measured for every row and centroid; the bound takes the largest over all centroids.
+
+Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
+whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
+L2 cache.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import device_attribute
+from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
+from hkm_dask.kmeans.search.cuda_operand import CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.geometry import Geometry
+
+#: Rows of a tile of the fused kernel, and its threads.
+_FUSED_ROWS, _FUSED_THREADS = 128, 256
+_SETTLE_THREADS = 128
+#: Centroids in a tile of products at most; fewest products worth a call.
+_MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
+#: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
+_UNITS = {"single": 2.0**-24, "double": 2.0**-53}
+_UNIT_OF_TENSOR_CORES = 2.0**-22
+#: Tensor cores take 10 of the 23 bits of a float32.
+_LOST_TO_TF32 = 2.0**-10
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Rows and centroids in groups, for many small searches at once.
+
+    Attributes
+    ----------
+    of_rows : cupy.ndarray of int32, shape (n_rows,)
+        The group of every row.
+    lines : ndarray of int64, shape (n_groups + 1,)
+        Where the rows of each group begin, among those that are looked at.
+    columns : ndarray of int64, shape (n_groups + 1,)
+        Where its centroids begin.
+    numbers : ndarray of int32, shape (n_centroids,)
+        What each centroid is called; they rise within a group.
+    """
+
+    of_rows: Any
+    lines: NDArray[np.int64]
+    columns: NDArray[np.int64]
+    numbers: NDArray[np.int32]
+
+
+def _tiles(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lines and centroids of each block of the fused kernel; see `nearest_two`."""
+    n_tiles = -(-np.diff(lines) // _FUSED_ROWS)
+    group = np.repeat(np.arange(len(n_tiles)), n_tiles)
+    within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
+    first, end = lines[group] + _FUSED_ROWS * within, lines[group + 1]
+    return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
+
+
+class CudaCentroidIndex:
+    """A set of centroids on the device, made ready to be searched; see `nearest.Search`.
+
+    Parameters
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        On the host. Rows of NaN are slots without a centroid and are never found.
+    geometry : Geometry
+    form : str, default "fused"
+        One of `FORMS`.
+    """
+
+    def __init__(self, centroids: NDArray[np.float32], geometry: Geometry, form: Form = "fused") -> None:
+        import cupy
+
+        used = ~np.isnan(centroids[:, 0])
+        self.geometry, self.form = geometry, form
+        self._numbers = np.flatnonzero(used).astype(np.int32)
+        self._device_numbers: dict[int, Any] = {}
+        kept = np.ascontiguousarray(centroids[used])
+        self.centroids = cupy.asarray(kept)
+        if not len(kept):
+            return
+        largest = float(np.abs(kept - geometry.mean).max(initial=0.0))
+        self._operand = make_cuda_operand(self.centroids, geometry, kind_of(form), largest=largest)
+        self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
+        self._bound()
+
+    def _bound(self) -> None:
+        """Biases and bounds, over the centroids there are."""
+        import cupy
+
+        form = self._operand
+        as_stored = form.norms + 2.0 * form.dots
+        self._biases = {}
+        for name, values in ((True, as_stored), (False, form.norms)):
+            self._biases[name] = values.astype(cupy.float32)
+        largest = cupy.concatenate(
+            [v.max().reshape(1) for v in (form.errors, form.norms, form.sizes, cupy.abs(as_stored))]
+        ).get()
+        error, norm, size, bias = (float(v) for v in largest)
+        unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
+        gamma = 2.0 * (form.matrix.shape[1] + 16) * unit + (2.0**-22 if self.form == "double" else 0.0)
+        self._per_error = 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
+        if self.form == "tf32":  # what is cut off rows comes to their size, that off centroids to their error
+            gamma += 4.0 * _LOST_TO_TF32 * (1.0 + _LOST_TO_TF32)
+        self._per_size = (2.0 * error + gamma * size) * (1.0 + 1e-6)
+        self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return a search among some of the centroids, under the numbers they have here; see `nearest.Search.only`."""
+        import cupy
+
+        part, form = copy.copy(self), self._operand
+        keep = chosen[self._numbers]
+        part._numbers = self._numbers[keep]
+        part._device_numbers = {}
+        if keep.all():
+            return part
+        index = cupy.asarray(np.flatnonzero(keep))
+        part.centroids = self.centroids[index]
+        if not len(index):
+            return part
+        part._operand = CudaOperand(
+            form.matrix[index], form.norms[index], form.sizes[index], form.errors[index], form.dots[index],
+            form.scale, False,
+        )  # fmt: skip
+        part._bound()
+        return part
+
+    def nearest(
+        self,
+        rows: Any,
+        labels: Any,
+        distances: Any,
+        operand: CudaOperand | None = None,
+        first: int = 0,
+        which: Any | None = None,
+    ) -> int:
+        """Bring `labels` and `distances` up to date with these centroids; see `nearest.Search.nearest`.
+
+        Parameters
+        ----------
+        rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
+        labels : cupy.ndarray of int32, shape (n_rows,)
+        distances : cupy.ndarray of float64, shape (n_rows,)
+        operand : CudaOperand, optional
+            `make_cuda_operand` of these rows.
+        first : int, default 0
+            Number of the first centroid.
+        which : cupy.ndarray of int64, optional
+            The rows to look at, if not all.
+
+        Returns
+        -------
+        int
+            Distances measured directly for what the scores left open.
+
+        Raises
+        ------
+        cupy.cuda.memory.OutOfMemoryError
+            Device memory ran out, however small the tiles.
+        """
+        import cupy
+
+        if not len(self.centroids) or not len(rows) or (which is not None and not len(which)):
+            return 0
+        if operand is None:
+            operand = make_cuda_operand(rows, self.geometry, kind_of(self.form))
+        if first not in self._device_numbers:
+            self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
+        numbers = self._device_numbers[first]
+        if self.form == "fused":
+            which = self._fused(rows, operand, numbers, labels, distances, which)
+        in_a_run = which is None
+        if which is None:
+            which = cupy.arange(len(rows), dtype=cupy.int64)
+        tile = self._tile
+        while len(which):
+            try:
+                return self._settled(rows, operand, numbers, labels, distances, which, in_a_run, tile)
+            except cupy.cuda.memory.OutOfMemoryError:
+                # What was settled before is a valid bound, so the work goes on with what is known.
+                cupy.get_default_memory_pool().free_all_blocks()
+                tile //= 2
+                if tile < _LEAST_TILE // 8:  # too little to be worth it: whoever runs the task may make room
+                    raise
+        return 0
+
+    def nearest_in_groups(
+        self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, groups: Groups, which: Any | None = None
+    ) -> None:
+        """Do as `nearest`, for rows in groups that are searched among the centroids of their own group.
+
+        Parameters
+        ----------
+        rows, labels, distances, operand
+            As for `nearest`.
+        groups : Groups
+        which : cupy.ndarray of int64, optional
+            The rows to look at, if not all: those of groups with centroids.
+        """
+        import cupy
+
+        numbers = cupy.asarray(groups.numbers[self._numbers])
+        # Slots without a centroid are not among ours.
+        columns = np.searchsorted(self._numbers, groups.columns)
+        tiles = cupy.asarray(_tiles(groups.lines, columns))
+        left = self._fused(rows, operand, numbers, labels, distances, which, tiles)
+        if len(left):
+            launch_by_row(
+                "nearest_in_group", rows, 32, rows, left, groups.of_rows, cupy.asarray(columns), self.centroids,
+                numbers, np.int64(len(left)), np.int32(rows.shape[1]), labels, distances, n=len(left),
+            )  # fmt: skip
+
+    def _alpha(self, operand: CudaOperand) -> np.float32:
+        return np.float32(-2.0 / (self._operand.scale * operand.scale))
+
+    def _bounds(self) -> tuple[np.float64, np.float64, np.float64]:
+        return np.float64(self._per_size), np.float64(self._per_error), np.float64(self._constant)
+
+    def _fused(
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None,
+        tiles: Any | None = None,
+    ) -> Any:  # fmt: skip
+        """Settle what the two best scores of each row prove, and return the rows they leave open."""
+        import cupy
+
+        n, n_features = len(rows) if which is None else len(which), rows.shape[1]
+        lines = cupy.zeros(1, cupy.int64) if which is None else which
+        has_which = np.int32(which is not None)
+        best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
+        index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
+        has_tiles = np.int32(tiles is not None)
+        if tiles is None:
+            n_blocks, tiles = -(-n // _FUSED_ROWS), cupy.zeros(1, cupy.int64)
+        else:
+            n_blocks = len(tiles)
+        launch(
+            "nearest_two", rows, n_blocks, _FUSED_THREADS, operand.matrix, lines, has_which, tiles, has_tiles,
+            self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand), np.int64(n),
+            np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), best, second, index,
+            shared_bytes=n_stages() * STAGE_BYTES,
+        )  # fmt: skip
+        launch_by_row(
+            "certify", rows, 8, rows, lines, has_which, self.centroids, numbers, best, second, index, operand.norms,
+            operand.sizes, operand.errors, *self._bounds(), np.int64(n), np.int32(n_features), labels, distances,
+            is_open, n=n,
+        )  # fmt: skip
+        left = cupy.flatnonzero(is_open)
+        return left if which is None else which[left]
+
+    def _settled(
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,
+        tile: int,
+    ) -> int:  # fmt: skip
+        """Score rows tile by tile, and measure what the scores cannot exclude."""
+        import cupy
+
+        n_clusters = len(self.centroids)
+        width = min(n_clusters, _MOST_COLUMNS, tile)
+        height = max(1, min(tile // width, len(which)))
+        n_measured = cupy.zeros(1, cupy.int64)
+        products = cupy.empty(height * width, cupy.float32)
+        for low in range(0, len(which), height):
+            some = which[low : low + height]
+            chosen = operand.matrix[low : low + len(some)] if in_a_run else operand.matrix[some]
+            for left in range(0, n_clusters, width):
+                n_columns = min(width, n_clusters - left)
+                out = products[: len(some) * n_columns].reshape(len(some), n_columns)
+                multiply(chosen, self._operand.matrix[left : left + n_columns], out, self.form)
+                launch(
+                    "settle", rows, len(some), _SETTLE_THREADS, out, self._biases[operand.as_stored],
+                    self._alpha(operand), rows, some, self.centroids, numbers, operand.norms, operand.sizes,
+                    operand.errors, *self._bounds(), np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
+                    labels, distances, n_measured,
+                )  # fmt: skip
+        return int(n_measured[0])

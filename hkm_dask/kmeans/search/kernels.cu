@@ -1,0 +1,630 @@
+// The inner loops of the GPU path. Compiled for rows of one type: float, or float16 (given as its bits) with -DHALF_ROWS.
+//
+// What decides an answer runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
+// interleaved float64 sums without fused multiply-add, sums of rows are int64. So labels, distances and centroids are
+// the same bits on both. Tensor cores only propose, within bounds (see nearest_cuda.py).
+
+#ifdef HALF_ROWS
+typedef unsigned short Row;
+#else
+typedef float Row;
+#endif
+
+#define FULL 0xffffffffu
+#define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
+
+// -- what the hardware does, by its own instructions -----------------------------------------------------------------
+#ifndef HKM_EMULATED
+__device__ __forceinline__ float half_to_float(unsigned short bits) {
+    float value;
+    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int n_bytes) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(n_bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ void load_matrix_x4(unsigned (&out)[4], const void* shared_row) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared_row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+__device__ __forceinline__ float widened(float value) { return value; }
+__device__ __forceinline__ float widened(unsigned short bits) { return half_to_float(bits); }
+
+// -- distances and bounds --------------------------------------------------------------------------------------------
+
+// Squared distance in float64, in the order of kernels.squared_distance. Eight neighboring lanes work on one pair and
+// all get the result; all lanes of the warp must come here, with pointers that can be read.
+__device__ __forceinline__ double squared_distance(const Row* x, const float* c, int n) {
+    const int lane = threadIdx.x & 7;
+    const int whole = n - n % 8;
+    double sum = 0.0;
+    for (int i = lane; i < whole; i += 8) {
+        const double t = __dsub_rn((double)widened(x[i]), (double)c[i]);
+        sum = __dadd_rn(sum, __dmul_rn(t, t));
+    }
+    if (lane == 0) {
+        for (int i = whole; i < n; ++i) {
+            const double t = __dsub_rn((double)widened(x[i]), (double)c[i]);
+            sum = __dadd_rn(sum, __dmul_rn(t, t));
+        }
+    }
+    // ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)), whichever lane adds
+    sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 4));
+    sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 2));
+    return __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 1));
+}
+
+// What is known of the operands: a score misses the squared distance less the row's squared norm by at most
+// size * per_size + error * per_error + constant.
+struct Bound {
+    double per_size, per_error, constant;
+};
+
+// Largest score of a centroid that lies no further than `distance` from the row, rounding included.
+__device__ __forceinline__ float highest_score(double distance, double norm, double size, double error, Bound bound) {
+    const double off = size * bound.per_size + error * bound.per_error + bound.constant;
+    return __double2float_ru(distance - norm + off + 0x1p-40 * (distance + norm));
+}
+
+// -- one centroid for each row ---------------------------------------------------------------------------------------
+
+extern "C" __global__ void label_distances(const Row* rows, const float* centroids, const bool* stayed, int any_stayed,
+                                           const int* labels, double* distances, long long n_rows, int n_features) {
+    const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
+    const long long here = row < n_rows ? row : n_rows - 1;
+    const int label = labels[here];
+    const float* centroid = centroids + (long long)(label < 0 ? 0 : label) * n_features;
+    const double found = squared_distance(rows + here * n_features, centroid, n_features);
+    if ((threadIdx.x & 7) || row >= n_rows) return;
+    if (label < 0 || isnan(centroid[0])) {
+        distances[row] = INFINITE;
+    } else if (!(any_stayed && stayed[label])) {
+        distances[row] = found;
+    }
+}
+
+// -- rows as tensor cores take them ----------------------------------------------------------------------------------
+
+// One warp per row: the sum over its lanes of each value.
+__device__ __forceinline__ double warp_sum(double value) {
+    for (int step = 16; step; step >>= 1) value += __shfl_xor_sync(FULL, value, step);
+    return value;
+}
+
+// Squared norm of row - mean, and the norm of the row, for rows that are operands as they are.
+extern "C" __global__ void measure(const Row* rows, const float* mean, double* norms, double* sizes, long long n_rows,
+                                   int n_features) {
+    const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    if (row >= n_rows) return;
+    const Row* x = rows + row * n_features;
+    double norm = 0.0, size = 0.0;
+    for (int i = threadIdx.x & 31; i < n_features; i += 32) {
+        const double value = widened(x[i]), centered = value - (double)mean[i];
+        norm += centered * centered;
+        size += value * value;
+    }
+    norm = warp_sum(norm);
+    size = warp_sum(size);
+    if ((threadIdx.x & 31) == 0) {
+        norms[row] = norm;
+        sizes[row] = sqrt(size);
+    }
+}
+
+// How a centered value is written as an operand, and what is left of it.
+struct AsHalf {
+    typedef unsigned short Stored;
+    static __device__ __forceinline__ Stored of(double value) {
+        return float_to_half(fminf(fmaxf((float)value, -60000.0f), 60000.0f));
+    }
+    static __device__ __forceinline__ double kept(Stored bits) { return half_to_float(bits); }
+};
+
+struct AsBfloat {  // the upper half of a float, rounded to nearest
+    typedef unsigned short Stored;
+    static __device__ __forceinline__ Stored of(double value) {
+        const unsigned bits = (unsigned)__float_as_int((float)value);
+        return (Stored)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
+    }
+    static __device__ __forceinline__ double kept(Stored bits) { return __int_as_float((int)((unsigned)bits << 16)); }
+};
+
+struct AsSingle {
+    typedef float Stored;
+    static __device__ __forceinline__ Stored of(double value) { return (float)value; }
+    static __device__ __forceinline__ double kept(Stored value) { return value; }
+};
+
+struct AsDouble {
+    typedef double Stored;
+    static __device__ __forceinline__ Stored of(double value) { return value; }
+    static __device__ __forceinline__ double kept(Stored value) { return value; }
+};
+
+// Row - mean, `scale` times as large (a power of two), in some format; its squared norm, the norm of what was written
+// and of what that misses (in the units of the row), and its inner product with the mean.
+template <typename Format>
+__device__ __forceinline__ void write_centered(const Row* rows, const float* mean, float scale,
+                                              typename Format::Stored* out, double* norms, double* sizes,
+                                              double* errors, double* dots, long long n_rows, int n_features,
+                                              int width) {
+    const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    if (row >= n_rows) return;
+    const Row* x = rows + row * n_features;
+    typename Format::Stored* y = out + row * width;
+    double norm = 0.0, size = 0.0, lost = 0.0, dot = 0.0;
+    for (int i = threadIdx.x & 31; i < width; i += 32) {
+        const double value = i < n_features ? (double)widened(x[i]) - (double)mean[i] : 0.0;
+        const typename Format::Stored stored = Format::of(value * scale);
+        y[i] = stored;
+        const double kept = Format::kept(stored) / scale;
+        norm += value * value;
+        size += kept * kept;
+        lost += (value - kept) * (value - kept);
+        if (i < n_features) dot += value * (double)mean[i];
+    }
+    norm = warp_sum(norm);
+    size = warp_sum(size);
+    lost = warp_sum(lost);
+    dot = warp_sum(dot);
+    if ((threadIdx.x & 31) == 0) {
+        norms[row] = norm;
+        sizes[row] = sqrt(size);
+        errors[row] = sqrt(lost) * (1.0 + 1e-9);
+        dots[row] = dot;
+    }
+}
+
+#define CENTER(NAME, FORMAT)                                                                                        \
+    extern "C" __global__ void NAME(const Row* rows, const float* mean, float scale, FORMAT::Stored* out,           \
+                                    double* norms, double* sizes, double* errors, double* dots, long long n_rows,   \
+                                    int n_features, int width) {                                                    \
+        write_centered<FORMAT>(rows, mean, scale, out, norms, sizes, errors, dots, n_rows, n_features, width);       \
+    }
+CENTER(center_half, AsHalf)
+CENTER(center_bfloat, AsBfloat)
+CENTER(center_single, AsSingle)
+CENTER(center_double, AsDouble)
+
+// -- nearest centroid from a tile of products ------------------------------------------------------------------------
+
+#define SETTLE_THREADS 128
+#define SETTLE_COLUMNS 1024
+
+struct Found {
+    double distance;
+    int label;
+};
+
+__device__ __forceinline__ bool nearer(double distance, int label, double best, int best_label) {
+    return distance < best || (distance == best && label < best_label);
+}
+
+// One block per line of `products` (n_lines, n_columns). The score of column j is alpha * product + bias[first + j].
+// Whatever the scores cannot exclude is measured; labels and distances hold the best so far and are brought up to date.
+extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
+    settle(const float* products, const float* bias, float alpha, const Row* rows, const long long* which,
+           const float* centroids, const int* numbers, const double* norms, const double* sizes, const double* errors,
+           double per_size, double per_error, double constant, int first, int n_columns, int n_features, int* labels,
+           double* distances, long long* n_measured) {
+    __shared__ int candidates[SETTLE_COLUMNS];
+    __shared__ int n_candidates;
+    __shared__ double near_distance[SETTLE_THREADS / 8];
+    __shared__ int near_label[SETTLE_THREADS / 8];
+    __shared__ float least[SETTLE_THREADS / 32];
+    __shared__ int place[SETTLE_THREADS / 32];
+    const Bound bound = {per_size, per_error, constant};
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5, group = thread >> 3;
+    const long long row = which[blockIdx.x];
+    const float* line = products + (long long)blockIdx.x * n_columns;
+    const Row* x = rows + row * n_features;
+    const double norm = norms[row], size = sizes[row], error = errors[row];
+    int label = labels[row];
+    double best = distances[row];
+    int measured = 0;
+    if (isinf(best)) {
+        float low = INFINITE;
+        int where = 0;
+        for (int j = thread; j < n_columns; j += SETTLE_THREADS) {
+            const float score = alpha * line[j] + bias[first + j];
+            if (score < low) {
+                low = score;
+                where = j;
+            }
+        }
+        for (int step = 16; step; step >>= 1) {
+            const float other = __shfl_xor_sync(FULL, low, step);
+            const int there = __shfl_xor_sync(FULL, where, step);
+            if (other < low || (other == low && there < where)) {
+                low = other;
+                where = there;
+            }
+        }
+        if (lane == 0) {
+            least[warp] = low;
+            place[warp] = where;
+        }
+        __syncthreads();
+        low = least[0];
+        where = place[0];
+        for (int w = 1; w < SETTLE_THREADS / 32; ++w) {
+            if (least[w] < low || (least[w] == low && place[w] < where)) {
+                low = least[w];
+                where = place[w];
+            }
+        }
+        label = numbers[first + where];
+        best = squared_distance(x, centroids + (long long)(first + where) * n_features, n_features);
+        ++measured;
+    }
+    for (int start = 0; start < n_columns; start += SETTLE_COLUMNS) {
+        const float limit = highest_score(best, norm, size, error, bound);
+        if (thread == 0) n_candidates = 0;
+        __syncthreads();
+#pragma unroll
+        for (int turn = 0; turn < SETTLE_COLUMNS / SETTLE_THREADS; ++turn) {
+            const int j = start + turn * SETTLE_THREADS + thread;
+            if (j < n_columns && alpha * line[j] + bias[first + j] <= limit && numbers[first + j] != label) {
+                candidates[atomicAdd(&n_candidates, 1)] = first + j;
+            }
+        }
+        __syncthreads();
+        const int n = n_candidates;
+        measured += n;
+        if (n) {
+            double nearest = INFINITE;
+            int number = 0;
+            for (int turn = 0; turn < n; turn += SETTLE_THREADS / 8) {
+                const int at = turn + group;
+                const int c = candidates[at < n ? at : n - 1];
+                const double distance = squared_distance(x, centroids + (long long)c * n_features, n_features);
+                if (nearer(distance, numbers[c], nearest, number)) {
+                    nearest = distance;
+                    number = numbers[c];
+                }
+            }
+            if ((thread & 7) == 0) {
+                near_distance[group] = nearest;
+                near_label[group] = number;
+            }
+            __syncthreads();
+            for (int g = 0; g < SETTLE_THREADS / 8; ++g) {
+                if (near_distance[g] < INFINITE && nearer(near_distance[g], near_label[g], best, label)) {
+                    best = near_distance[g];
+                    label = near_label[g];
+                }
+            }
+        }
+        __syncthreads();
+    }
+    if (thread == 0) {
+        labels[row] = label;
+        distances[row] = best;
+        atomicAdd((unsigned long long*)n_measured, (unsigned long long)measured);
+    }
+}
+
+// -- nearest centroid without a tile ---------------------------------------------------------------------------------
+
+// The product in tensor cores, 128 rows by 256 centroids at a time, and the two best scores of every row kept in
+// registers: no score is ever written. Eight warps, two by four, hold 64 x 64 products each. Steps of 64 coordinates
+// travel through a few stages of shared memory, 16 bytes a copy, where chunk c of line r lies at chunk c ^ (r & 7), so
+// that eight lines of a matrix lie in eight different banks.
+#define TILE_ROWS 128
+#define TILE_COLUMNS 256
+#define TILE_DEPTH 64
+#ifndef STAGES
+#define STAGES 4
+#endif
+#define TILE_THREADS 256
+#define LINE_BYTES (2 * TILE_DEPTH)
+#define STAGE_BYTES ((TILE_ROWS + TILE_COLUMNS) * LINE_BYTES)
+
+struct TwoBest {
+    float best, second;
+    int index;
+};
+
+__device__ __forceinline__ void take_score(TwoBest& kept, float score, int index) {
+    kept.second = fminf(kept.second, fmaxf(kept.best, score));
+    if (score < kept.best) {
+        kept.best = score;
+        kept.index = index;
+    }
+}
+
+__device__ __forceinline__ void take_two(TwoBest& kept, float best, float second, int index) {
+    kept.second = fminf(fmaxf(kept.best, best), fminf(kept.second, second));
+    if (best < kept.best || (best == kept.best && index < kept.index)) {
+        kept.best = best;
+        kept.index = index;
+    }
+}
+
+__device__ __forceinline__ unsigned char* chunk_of(unsigned char* lines, int line, int chunk) {
+    return lines + line * LINE_BYTES + ((chunk ^ (line & 7)) << 4);
+}
+
+// rows (.., width) and centroids (.., width) in float16, width a multiple of 8. Line i of the results belongs to row
+// which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what its tile says:
+// its first line, the end of its lines, its first centroid and how many there are. Indices count from centroid 0.
+extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
+    nearest_two(const unsigned short* rows, const long long* which, int has_which, const long long* tiles,
+                int has_tiles, const unsigned short* all_centroids, const float* bias, float alpha, long long n_lines,
+                int n_centroids, int width, float* best, float* second, int* index) {
+    extern __shared__ unsigned char pool[];
+    const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
+    const int warp_row = (warp & 1) * 64, warp_column = (warp >> 1) * 64;
+    long long first = (long long)blockIdx.x * TILE_ROWS, first_centroid = 0;
+    if (has_tiles) {
+        const long long* mine = tiles + 4 * (long long)blockIdx.x;
+        first = mine[0];
+        n_lines = mine[1];
+        first_centroid = mine[2];
+        n_centroids = (int)mine[3];
+    }
+    const unsigned short* centroids = all_centroids + first_centroid * width;
+    bias += first_centroid;
+    const int n_steps_per_tile = (width + TILE_DEPTH - 1) / TILE_DEPTH;
+    const int n_tiles = (n_centroids + TILE_COLUMNS - 1) / TILE_COLUMNS;
+    const int n_steps = n_steps_per_tile * n_tiles;
+
+    // A thread copies the same chunk of lines 32 apart.
+    const int copied_line = thread >> 3, copied_chunk = thread & 7;
+    const unsigned short* copied_rows[TILE_ROWS / 32];
+#pragma unroll
+    for (int i = 0; i < TILE_ROWS / 32; ++i) {
+        const long long line = first + copied_line + 32 * i;
+        const long long row = line < n_lines ? (has_which ? which[line] : line) : -1;
+        copied_rows[i] = row < 0 ? 0 : rows + row * width;
+    }
+    auto fetch = [&](int step) {
+        if (step < n_steps) {
+            unsigned char* stage = pool + (step % STAGES) * STAGE_BYTES;
+            const int tile = step / n_steps_per_tile;
+            const int column = (step - tile * n_steps_per_tile) * TILE_DEPTH + copied_chunk * 8;
+#pragma unroll
+            for (int i = 0; i < TILE_ROWS / 32; ++i) {
+                const bool there = copied_rows[i] != 0 && column < width;
+                copy_async_16(chunk_of(stage, copied_line + 32 * i, copied_chunk),
+                              there ? copied_rows[i] + column : rows, there ? 16 : 0);
+            }
+            stage += TILE_ROWS * LINE_BYTES;
+#pragma unroll
+            for (int i = 0; i < TILE_COLUMNS / 32; ++i) {
+                const int centroid = tile * TILE_COLUMNS + copied_line + 32 * i;
+                const bool there = centroid < n_centroids && column < width;
+                copy_async_16(chunk_of(stage, copied_line + 32 * i, copied_chunk),
+                              there ? centroids + (long long)centroid * width + column : centroids, there ? 16 : 0);
+            }
+        }
+        copy_async_commit();
+    };
+
+    float products[4][8][4];
+    TwoBest kept[8];
+#pragma unroll
+    for (int m = 0; m < 4; ++m) {
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) products[m][n][e] = 0.0f;
+        }
+    }
+#pragma unroll
+    for (int r = 0; r < 8; ++r) kept[r] = TwoBest{INFINITE, INFINITE, 0};
+
+#pragma unroll
+    for (int step = 0; step < STAGES - 1; ++step) fetch(step);
+    int tile = 0, within = 0;
+    for (int step = 0; step < n_steps; ++step) {
+        copy_async_wait<STAGES - 2>();
+        __syncthreads();
+        fetch(step + STAGES - 1);
+        unsigned char* row_lines = pool + (step % STAGES) * STAGE_BYTES;
+        unsigned char* centroid_lines = row_lines + TILE_ROWS * LINE_BYTES;
+#pragma unroll
+        for (int k = 0; k < TILE_DEPTH / 16; ++k) {
+            unsigned a[4][4], b[8][2];
+            // A lane gives one line of one of four 8 x 8 matrices.
+            const int matrix = lane >> 3, line = lane & 7;
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+                const int at = warp_row + 16 * m + (matrix & 1) * 8 + line;
+                load_matrix_x4(a[m], chunk_of(row_lines, at, 2 * k + (matrix >> 1)));
+            }
+#pragma unroll
+            for (int n = 0; n < 8; n += 2) {
+                unsigned two[4];
+                const int at = warp_column + 8 * n + (matrix >> 1) * 8 + line;
+                load_matrix_x4(two, chunk_of(centroid_lines, at, 2 * k + (matrix & 1)));
+                b[n][0] = two[0];
+                b[n][1] = two[1];
+                b[n + 1][0] = two[2];
+                b[n + 1][1] = two[3];
+            }
+#pragma unroll
+            for (int m = 0; m < 4; ++m) {
+#pragma unroll
+                for (int n = 0; n < 8; ++n) multiply_16x8x16(products[m][n], a[m], b[n]);
+            }
+        }
+        if (++within == n_steps_per_tile) {
+            within = 0;
+#pragma unroll
+            for (int n = 0; n < 8; ++n) {
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                    const int j = tile * TILE_COLUMNS + warp_column + 8 * n + (lane & 3) * 2 + e;
+                    const float shift = j < n_centroids ? __ldg(bias + j) : INFINITE;
+#pragma unroll
+                    for (int m = 0; m < 4; ++m) {
+                        take_score(kept[2 * m], alpha * products[m][n][e] + shift, j);
+                        take_score(kept[2 * m + 1], alpha * products[m][n][2 + e] + shift, j);
+                        products[m][n][e] = products[m][n][2 + e] = 0.0f;
+                    }
+                }
+            }
+            ++tile;
+        }
+    }
+    copy_async_wait<0>();
+    __syncthreads();
+    // Four lanes hold a row's scores of a warp, and four warps its others.
+    float* shared_best = (float*)pool;
+    float* shared_second = shared_best + 4 * TILE_ROWS;
+    int* shared_index = (int*)(shared_second + 4 * TILE_ROWS);
+#pragma unroll
+    for (int r = 0; r < 8; ++r) {
+#pragma unroll
+        for (int step = 1; step < 4; step <<= 1) {
+            const float other = __shfl_xor_sync(FULL, kept[r].best, step);
+            const float other_second = __shfl_xor_sync(FULL, kept[r].second, step);
+            const int other_index = __shfl_xor_sync(FULL, kept[r].index, step);
+            take_two(kept[r], other, other_second, other_index);
+        }
+        if ((lane & 3) == 0) {
+            const int at = (warp >> 1) * TILE_ROWS + warp_row + (r >> 1) * 16 + (r & 1) * 8 + (lane >> 2);
+            shared_best[at] = kept[r].best;
+            shared_second[at] = kept[r].second;
+            shared_index[at] = kept[r].index;
+        }
+    }
+    __syncthreads();
+    if (thread < TILE_ROWS && first + thread < n_lines) {
+        TwoBest all = {shared_best[thread], shared_second[thread], shared_index[thread]};
+        for (int part = 1; part < 4; ++part) {
+            const int at = part * TILE_ROWS + thread;
+            take_two(all, shared_best[at], shared_second[at], shared_index[at]);
+        }
+        best[first + thread] = all.best;
+        second[first + thread] = all.second;
+        index[first + thread] = (int)first_centroid + all.index;
+    }
+}
+
+// Settle what the two best scores prove; `open` tells which lines they leave open. Eight lanes per line.
+extern "C" __global__ void certify(const Row* rows, const long long* which, int has_which, const float* centroids,
+                                   const int* numbers, const float* best_score, const float* second_score,
+                                   const int* index, const double* norms, const double* sizes, const double* errors,
+                                   double per_size, double per_error, double constant, long long n_lines,
+                                   int n_features, int* labels, double* distances, bool* open) {
+    const Bound bound = {per_size, per_error, constant};
+    const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
+    const long long here = line < n_lines ? line : n_lines - 1;
+    const long long row = has_which ? which[here] : here;
+    const int c = index[here], number = numbers[c];
+    const double norm = norms[row], size = sizes[row], error = errors[row];
+    int label = labels[row];
+    double distance = distances[row];
+    // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
+    const bool is_news = isinf(distance) || number != label;
+    double found = INFINITE;
+    if (__any_sync(FULL, is_news)) {
+        found = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
+    }
+    if ((threadIdx.x & 7) || line >= n_lines) return;
+    if (is_news && (isinf(distance) || nearer(found, number, distance, label))) {
+        distance = found;
+        label = number;
+    }
+    labels[row] = label;
+    distances[row] = distance;
+    open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));
+}
+
+// Measure a row against every centroid of its group: those from columns[g] to columns[g + 1]. One warp per line.
+extern "C" __global__ void nearest_in_group(const Row* rows, const long long* which, const int* groups,
+                                            const long long* columns, const float* centroids, const int* numbers,
+                                            long long n_lines, int n_features, int* labels, double* distances) {
+    const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 5;
+    if (line >= n_lines) return;
+    const int lane = threadIdx.x & 31;
+    const long long row = which[line];
+    const long long end = columns[groups[row] + 1];
+    const Row* x = rows + row * n_features;
+    int label = labels[row];
+    double best = distances[row];
+    for (long long first = columns[groups[row]]; first < end; first += 4) {
+        const long long mine = first + (lane >> 3), c = mine < end ? mine : end - 1;
+        const double found = squared_distance(x, centroids + c * n_features, n_features);
+        if (nearer(found, numbers[c], best, label)) {
+            best = found;
+            label = numbers[c];
+        }
+    }
+    for (int step = 8; step < 32; step <<= 1) {
+        const double other = __shfl_xor_sync(FULL, best, step);
+        const int other_label = __shfl_xor_sync(FULL, label, step);
+        if (nearer(other, other_label, best, label)) {
+            best = other;
+            label = other_label;
+        }
+    }
+    if (lane == 0) {
+        labels[row] = label;
+        distances[row] = best;
+    }
+}
+
+// -- sums ------------------------------------------------------------------------------------------------------------
+
+#define RUN 64
+
+// Add rows in fixed point to the sums of their clusters. Entries are sorted by label; a block walks over RUN of them
+// with one coordinate per thread, and adds a run of one label to memory at once.
+extern "C" __global__ void add_entries(const Row* rows, const long long* entries, const int* labels,
+                                       const long long* weights, int weighted, double scale, long long* sums,
+                                       long long* counts, long long n_entries, int n_features) {
+    const long long begin = (long long)blockIdx.x * RUN;
+    const long long end = begin + RUN < n_entries ? begin + RUN : n_entries;
+    const int feature = blockIdx.y * blockDim.x + threadIdx.x;
+    long long total = 0, count = 0;
+    for (long long e = begin; e < end; ++e) {
+        const long long weight = weighted ? weights[e] : 1;
+        count += weight;
+        if (feature < n_features) {
+            const double value = widened(rows[entries[e] * n_features + feature]);
+            total += weight * __double2ll_rn(__dmul_rn(value, scale));
+        }
+        if (e + 1 == end || labels[e + 1] != labels[e]) {
+            const long long label = labels[e];
+            if (label >= 0) {
+                if (feature < n_features) {
+                    atomicAdd((unsigned long long*)(sums + label * n_features + feature), (unsigned long long)total);
+                }
+                if (feature == 0) atomicAdd((unsigned long long*)(counts + label), (unsigned long long)count);
+            }
+            total = count = 0;
+        }
+    }
+}

@@ -1,0 +1,116 @@
+"""Rows as the search takes them: centered, and on a grid of 16 bits, with bounds on what that changes.
+
+Compiled by numba, like `kernels`.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.search.int16_gemm import LARGEST
+
+
+@kernel("void(f4[:,::1], f4[::1], f4[:,::1], f8[::1])")
+def center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
+    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    mean : ndarray of float32, shape (n_features,)
+    out : ndarray of float32, shape (n_rows, n_features + 1)
+        Written to.
+    norms : ndarray of float64, shape (n_rows,)
+        Written to.
+    """
+    n_features = rows.shape[1]
+    for i in range(rows.shape[0]):
+        row, centered = rows[i], out[i]
+        for j in range(n_features):
+            centered[j] = row[j] - mean[j]
+        centered[n_features] = 1.0
+        norms[i] = _squares(centered, n_features)
+
+
+# Sums for bounds may be added in any order; what numba itself inlines would lose that permission.
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _squares(values, n):  # type: ignore[no-untyped-def]
+    """Sum of the squares of the first n float32 values, in float64."""
+    total = 0.0
+    for j in range(n):
+        total += np.float64(values[j]) * np.float64(values[j])
+    return total
+
+
+@njit(fastmath={"reassoc", "contract", "nsz"})
+def _to_grid(values, inverse, out):  # type: ignore[no-untyped-def]
+    """Write float32 values as whole steps; the sum of the squares of what that changes, in steps, in float64."""
+    lost = 0.0
+    for j in range(values.shape[0]):
+        scaled = values[j] * inverse
+        steps = np.rint(scaled)
+        out[j] = np.int16(np.int32(steps))
+        off = np.float64(scaled - steps)
+        lost += off * off
+    return lost
+
+
+@njit
+def _squared_steps(values, first):  # type: ignore[no-untyped-def]
+    """Sum of the squares of 16 whole numbers."""
+    total = np.int64(0)
+    for j in range(16):
+        total += np.int64(np.int32(values[first + j]) * np.int32(values[first + j]))
+    return total
+
+
+@kernel("void(f4[:,::1], f8[::1], f8, f8, b1, i2[:,::1], f4[:,::1], f8[::1], f8[::1])")
+def quantize(projected, norms, relative_error, step, is_whole, matrix, tails, out_norms, errors):  # type: ignore[no-untyped-def]
+    """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them.
+
+    A row as written, its coordinates and the norm of what is left after the last of them, lies within `errors` of the
+    exact one. `relative_error` bounds the error of a projection as a share of the norm of its row. Where 16 bits do not
+    hold a row its error is infinite.
+
+    Parameters
+    ----------
+    projected : ndarray of float32, shape (n_rows, n_projected)
+    norms : ndarray of float64, shape (n_rows,)
+        Squared norms of the whole rows.
+    relative_error : float
+    step : float
+        Width of the grid of 16 bits, a power of two.
+    is_whole : bool
+        Nothing is left after the projected coordinates.
+    matrix : ndarray of int16, shape (n_rows, n_columns)
+        Written to: the coordinates in steps; columns beyond them are zero.
+    tails : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
+        Written to: the norms of the rows as written, less their first 0, 16, 32, … coordinates.
+    out_norms, errors : ndarray of float64, shape (n_rows,)
+        Written to: squared norms of the rows as written, and the bounds.
+    """
+    n_columns = matrix.shape[1]
+    inverse = np.float32(1.0 / step)
+    for i in range(projected.shape[0]):
+        norm = np.sqrt(norms[i])
+        delta = relative_error * norm
+        fits = norm + delta < LARGEST * step and np.isfinite(inverse) and inverse > np.float32(0.0)
+        kept = _squares(projected[i], projected.shape[1])
+        lost = kept
+        matrix[i, :] = 0
+        if fits:
+            lost = _to_grid(projected[i], inverse, matrix[i]) * step * step
+        left = 0.0
+        off = 0.0
+        if not is_whole:
+            left = max(norms[i] - kept, 0.0)
+            spread = delta * (2.0 * norm + delta)
+            off = spread / np.sqrt(left) if left > spread else np.sqrt(spread)
+        tails[i, n_columns // 16] = np.float32(np.sqrt(left))
+        for block in range(n_columns // 16 - 1, -1, -1):
+            left += np.float64(_squared_steps(matrix[i], 16 * block)) * (step * step)
+            tails[i, block] = np.float32(np.sqrt(left))
+        out_norms[i] = left
+        errors[i] = delta + off + np.sqrt(lost) * (1.0 + 1e-6) + 4.0 * 2.0**-24 * norm if fits else np.inf

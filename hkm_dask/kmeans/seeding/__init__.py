@@ -1,0 +1,1 @@
+"""Where k-means starts: strategies that choose the first centroids."""

@@ -1,0 +1,374 @@
+"""Seeding from a few weighted points: greedy k-means++ and a few Lloyd iterations on them alone.
+
+The greedy kind draws several candidates for each center and keeps the best (arXiv:2405.15613 uses it). Its walk is
+sequential and quadratic, so many points are grouped first, neighbors together: each group gets its share of the
+centers, and the groups are walked side by side, in a time that is linear in the number of points.
+"""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import on_host, to_host
+from hkm_dask.compute.block_cache import Part, forget
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
+from hkm_dask.compute.placement import discard, on_workers
+from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.lloyd import iterate, split_rows
+from hkm_dask.kmeans.search import int16_gemm
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex, scratch
+from hkm_dask.kmeans.search.engine import remembered
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.seeding import greedy
+
+#: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
+#: which costs trees of large clusters some of their balance (`pipelines/longtail`).
+CORESET_ITERATIONS = 2
+#: Points walked together at most, and Lloyd iterations that group them.
+GROUP_POINTS, _GROUP_ITERATIONS = 4096, 4
+#: Points up to which the walk keeps all squared distances between them (float32).
+_MATRIX_POINTS = 8192
+#: Below so many features a distance is made as fast as it is looked up.
+_TABLE_FEATURES = 16
+#: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
+_COARSE = 0.01
+#: Rows of the table one task makes.
+_PAIR_ROWS = 256
+#: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
+_FURTHER = 1.3
+
+#: Points chosen, in order, and the weighted sum of D² that each choice left.
+_Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
+
+
+def greedy_kmeans_plusplus(
+    points: NDArray[np.float32],
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    key: int,
+    n_trials: int | None = None,
+    runner: Runner | None = None,
+) -> NDArray[np.int64]:
+    """Choose centers among weighted points by greedy k-means++: several trials for each, the best kept.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    weights : ndarray of int64, shape (n_points,)
+    n_clusters : int
+    key : int
+        From `stream_key`.
+    n_trials : int, optional
+        Candidates for each center; 2 + ln k by default.
+    runner : Runner, optional
+        Threads of this process to measure distances with.
+
+    Returns
+    -------
+    ndarray of int64
+        Indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points.
+
+    Notes
+    -----
+    Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
+    a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64.
+    """
+    return _walk(points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), runner=runner)[0]
+
+
+def n_trials_for(n_clusters: int) -> int:
+    """Candidates for each center, as scikit-learn has it."""
+    return 2 + int(math.log(n_clusters))
+
+
+def _walk(
+    points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
+    runner: Runner | None,
+) -> _Walked:  # fmt: skip
+    """The points chosen, and the weighted sum of D² that each choice left."""
+    n_chosen = min(n_clusters, len(points))
+    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
+    centered = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+
+    def walk(
+        between: NDArray[np.float32], columns: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        chosen, left = np.empty(n_chosen, np.int64), np.empty(n_chosen)
+        n_found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
+        return chosen[:n_found], left[:n_found]
+
+    no_table = np.empty((0, 0), np.float32)
+    if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
+        return walk(no_table, np.ascontiguousarray(centered.T, dtype=np.float32))
+    largest, typical = math.sqrt((centered**2).sum(axis=1).max()), math.sqrt((centered**2).sum(axis=1).mean())
+    if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
+        found = walk(_coarse_pairs(centered, largest, runner), no_table)
+        if len(found[0]) == n_chosen:
+            return found
+    # An outlier makes the grid of 16 bits too wide for the others, or it makes one of points that are two.
+    return walk(_all_pairs(centered, runner), no_table)
+
+
+def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner | None) -> NDArray[np.float32]:
+    """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
+    n, d = centered.shape
+    step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
+    grid = np.zeros((n, -(-d // 16) * 16), np.int16)
+    grid[:, :d] = np.rint(centered / step)
+    norms = (grid.astype(np.float64) ** 2).sum(axis=1)
+    panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
+    constants, zeros = np.zeros(width, np.float32), np.zeros(width, np.float32)
+    constants[:n] = norms
+    tails = np.zeros((n, grid.shape[1] // 16 + 1), np.float32)
+    out = scratch("table", n * n).reshape(n, n)
+
+    def fill(low: int) -> None:
+        high = min(low + _PAIR_ROWS, n)
+        shape = -(-(high - low) // int16_gemm.BLOCK_ROWS) * int16_gemm.BLOCK_ROWS, width + 16
+        scores = scratch("pairs", shape[0] * shape[1]).reshape(shape)
+        int16_gemm.score(
+            grid, grid.shape[1], np.arange(low, high), tails, panels, constants, zeros, np.float32(-2.0), 0,
+            width // int16_gemm.PANEL, scores,
+        )  # fmt: skip
+        greedy.finish_pairs(scores, norms[low:high], step, out[low:high])
+
+    _fill(fill, n, runner)
+    return out
+
+
+def _fill(fill: Callable[[int], None], n: int, runner: Runner | None) -> None:
+    lows = range(0, n, _PAIR_ROWS)
+    if runner is None:
+        for low in lows:
+            fill(low)
+    else:
+        runner.map(fill, lows, stage="pair")
+
+
+def _all_pairs(centered: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
+    """Squared distances between all points, from an integer product that no order of summation changes."""
+    largest = float(np.abs(centered).max(initial=0.0))
+    # Two factors and log2(d) for the sum leave float64's 53 bits exact.
+    bits = (51 - math.ceil(math.log2(max(centered.shape[1], 2)))) // 2
+    step = largest / 2.0**bits if largest > 0 else 1.0
+    grid = np.rint(centered / step)
+    norms = (grid * grid).sum(axis=1)
+    n = len(grid)
+    out = np.empty((n, n), np.float32)
+
+    def fill(low: int) -> None:
+        high = min(low + _PAIR_ROWS, n)
+        products = grid[low:high] @ grid[low:].T
+        square = scratch("pairs", products.size).reshape(products.shape)
+        greedy.pair_distances(products, norms[low:high], norms[low:], step, square)
+        out[low:high, low:] = square
+        out[high:, low:high] = square[:, high - low :].T
+
+    _fill(fill, n, runner)
+    return out
+
+
+@dataclass(frozen=True)
+class _Walk:
+    """Task: the greedy walk over the points of a group, as far as it is asked for."""
+
+    points: SharedArray
+    weights: NDArray[np.int64]
+    key: int
+    n_trials: int
+
+    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
+        number, index, n_steps = item
+        points = np.ascontiguousarray(self.points.get()[index])
+        key = self.key if number == 0 else stream_key(self.key, number)
+        found, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
+        return index[found], left
+
+
+def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: Geometry) -> list[NDArray[np.int64]]:
+    """Group points with their neighbors.
+
+    Parameters
+    ----------
+    points : ndarray of float32, shape (n_points, n_features)
+    size : int
+        Points of a group at most.
+    key : int
+        From `stream_key`.
+    geometry : Geometry
+
+    Returns
+    -------
+    list of ndarray of int64
+        The points of each group; every point is in one.
+    """
+    pending, done = [np.arange(len(points))], []
+    while pending:
+        index = pending.pop()
+        n_groups = -(-len(index) // size)
+        if n_groups == 1:
+            done.append(index)
+            continue
+        starts = np.argsort(random_bits(stream_key(key, len(done), len(index)), index), kind="stable")[:n_groups]
+        here = ArrayRows(np.ascontiguousarray(points[index]))
+        with runner_in_task(1 << 30) as runner:
+            start = here.array[np.sort(starts)].copy()
+            grouped = iterate(here, start, geometry=geometry, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
+        forget(here.key)
+        labels = np.full(len(index), -1, np.int32)
+        CentroidIndex(grouped.centroids, geometry).nearest(here.array, labels, np.full(len(index), np.inf))
+        parts = [index[labels == label] for label in range(n_groups)]
+        if max(map(len, parts)) == len(index):  # all in one place
+            parts = np.array_split(index, n_groups)
+        pending.extend(part for part in reversed(parts) if len(part))
+    return done
+
+
+def _choose(
+    points: SharedArray,
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    geometry: Geometry,
+    key: int,
+    runner: Runner,
+    size: int,
+) -> NDArray[np.int64]:
+    """Centers among the points with a weight, chosen group by group."""
+    if runner.device_budget is not None:  # the walks are work for processors, of which a GPU's worker uses one
+        with on_host(), Runner(n_threads=n_processors()) as host_runner:
+            return _choose(points, weights, n_clusters, geometry, key, host_runner, size)
+    used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
+    values = points.get()
+    groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, geometry=geometry)]
+    if len(groups) == 1 and not isinstance(runner, ClusterRunner):
+        here = np.ascontiguousarray(values[used])
+        return used[_walk(here, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
+    n_clusters = min(n_clusters, len(used))
+    sizes = np.array([len(group) for group in groups])
+    # Most groups end near their share of the points; those that are drawn more often are walked again, further.
+    n_steps = np.minimum(sizes, np.ceil(_FURTHER * n_clusters * sizes / len(used)).astype(np.int64) + 1)
+    draws = random_uniform(stream_key(key, "turns"), np.arange(n_clusters * n_trials)).reshape(n_clusters, n_trials)
+    walk, walks = _Walk(points, weights, key, n_trials), [(group[:0], np.empty(0)) for group in groups]
+    short = np.arange(len(groups))
+    while True:
+        items = [(int(g), groups[g], int(n_steps[g])) for g in short]
+        for g, walked in zip(short, runner.map(walk, items, stage="seed"), strict=True):
+            walks[g] = walked
+        taken = _take_turns([left for _, left in walks], draws)
+        # A walk that ended early has used up the distinct points of its group, and leaves nothing.
+        short = np.flatnonzero(taken > [len(chosen) for chosen, _ in walks])
+        if len(short) == 0:
+            return np.concatenate([chosen[:n] for (chosen, _), n in zip(walks, taken, strict=True)])
+        n_steps[short] = np.minimum(sizes[short], np.ceil(_FURTHER * taken[short]).astype(np.int64))
+
+
+def _take_turns(left: list[NDArray[np.float64]], draws: NDArray[np.float64]) -> NDArray[np.int64]:
+    walked = np.array([len(values) for values in left])
+    table = np.zeros((len(left), int(walked.max())))
+    for values, row in zip(left, table, strict=True):
+        row[: len(values)] = values
+    taken = np.empty(len(left), np.int64)
+    greedy.take_turns(table, walked, draws, taken)
+    return taken
+
+
+def seed_from_points(
+    points: SharedArray,
+    weights: NDArray[np.int64],
+    n_clusters: int,
+    *,
+    geometry: Geometry,
+    key: int,
+    runner: Runner,
+    n_iterations: int = CORESET_ITERATIONS,
+    whole: bool = False,
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    """Greedy k-means++ and a few Lloyd iterations on weighted points.
+
+    Parameters
+    ----------
+    points : SharedArray
+        float32 (n_points, n_features).
+    weights : ndarray of int64, shape (n_points,)
+        Points without weight are left out.
+    n_clusters : int
+    geometry : Geometry
+    key : int
+    runner : Runner
+    n_iterations : int
+    whole : bool, default False
+        Walk all points together, however many they are.
+
+    Returns
+    -------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct points.
+    hints : ndarray of int32, shape (n_points,)
+        A centroid near each point, -1 where none is known.
+    """
+    task = _FromPoints(points, weights, n_clusters, geometry, key, n_iterations, whole, runner.memory_budget)
+    flops = 2.0 * points.get().size * n_clusters
+    if isinstance(runner, ClusterRunner) and runner.n_parts(flops) == 1:
+        return runner.call(task, None, stage="seed")
+    return task(runner)
+
+
+@dataclass(frozen=True)
+class _FromPoints:
+    """Task: `seed_from_points` with a runner, or within a task."""
+
+    points: SharedArray
+    weights: NDArray[np.int64]
+    n_clusters: int
+    geometry: Geometry
+    key: int
+    n_iterations: int
+    whole: bool
+    memory_budget: int
+
+    def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        with runner_in_task(self.memory_budget) if runner is None else nullcontext(runner) as here:
+            return self._seed(here)
+
+    def _seed(self, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        points, used = self.points.get(), np.flatnonzero(self.weights > 0)
+        size = len(points) if self.whole else GROUP_POINTS
+        chosen = _choose(self.points, self.weights, self.n_clusters, self.geometry, self.key, runner, size)
+        centroids = np.full((self.n_clusters, points.shape[1]), np.nan, np.float32)
+        centroids[: len(chosen)] = points[chosen]
+        hints = np.full(len(points), -1, np.int32)
+        if self.n_iterations and len(chosen) == self.n_clusters < len(used):
+            rows, run = on_workers(ArrayRows(np.ascontiguousarray(points[used])), runner), uuid.uuid4().hex
+            start = iterate(
+                rows, centroids, geometry=self.geometry, runner=runner, max_iter=self.n_iterations, tol=1e-3,
+                weights=self.weights[used], run=run,
+            )  # fmt: skip
+            centroids = start.centroids
+            # The labels of the last iteration will do for hints.
+            parts = split_rows(rows, runner, self.n_clusters)
+            hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
+            forget(rows.key)
+            discard(rows)
+        return centroids, hints
+
+
+@dataclass(frozen=True)
+class _LastLabels:
+    """Task: the labels a part remembers of the last iteration, -1 where it does not."""
+
+    run: str
+
+    def __call__(self, part: Part) -> NDArray[np.int32]:
+        last = remembered(part, "lloyd", self.run)
+        return np.full(part.stop - part.start, -1, np.int32) if last is None else to_host(last.known.labels)

@@ -1,0 +1,201 @@
+"""Inner loops of the greedy k-means++ walk over a few weighted points."""
+
+from __future__ import annotations
+
+import numpy as np
+from numba import njit
+
+from hkm_dask.compute.jit import kernel
+
+
+@njit(inline="always")
+def _first_above(values, target):  # type: ignore[no-untyped-def]
+    """Index of the first value above `target` in a rising array."""
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] <= target:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@njit(inline="always")
+def _distances_from(point, between, columns, out):  # type: ignore[no-untyped-def]
+    """Squared distances of one point to all: looked up in `between`, or made from `columns` where that is empty."""
+    if between.shape[0] > 0:
+        for i in range(out.shape[0]):
+            out[i] = between[point, i]
+        return
+    for i in range(out.shape[0]):
+        out[i] = np.float32(0.0)
+    for f in range(columns.shape[0]):
+        column = columns[f]
+        here = column[point]
+        for i in range(out.shape[0]):
+            t = column[i] - here
+            out[i] += t * t
+
+
+@njit(inline="always")
+def _potential(weights, closest, row):  # type: ignore[no-untyped-def]
+    """Weighted sum of the squared distances to the nearest center, in eight interleaved float64 sums of fixed order."""
+    n = closest.shape[0]
+    whole = n - n % 8
+    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
+    for i in range(0, whole, 8):
+        a0 += weights[i] * np.float64(min(closest[i], row[i]))
+        a1 += weights[i + 1] * np.float64(min(closest[i + 1], row[i + 1]))
+        a2 += weights[i + 2] * np.float64(min(closest[i + 2], row[i + 2]))
+        a3 += weights[i + 3] * np.float64(min(closest[i + 3], row[i + 3]))
+        a4 += weights[i + 4] * np.float64(min(closest[i + 4], row[i + 4]))
+        a5 += weights[i + 5] * np.float64(min(closest[i + 5], row[i + 5]))
+        a6 += weights[i + 6] * np.float64(min(closest[i + 6], row[i + 6]))
+        a7 += weights[i + 7] * np.float64(min(closest[i + 7], row[i + 7]))
+    for i in range(whole, n):
+        a0 += weights[i] * np.float64(min(closest[i], row[i]))
+    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
+
+
+@kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1])")
+def greedy_walk(between, columns, weights, draws, chosen, left):  # type: ignore[no-untyped-def]
+    """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least; until none is left.
+
+    `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
+    n_points). `draws` are uniform numbers, a row of trials per center; the first center takes the first of its row.
+    Returns how many points were chosen.
+
+    Parameters
+    ----------
+    between : ndarray of float32, shape (n_points, n_points) or (0, 0)
+    columns : ndarray of float32, shape (n_features, n_points)
+    weights : ndarray of float64, shape (n_points,)
+    draws : ndarray of float64, shape (n_clusters, n_trials)
+        In (0, 1).
+    chosen : ndarray of int64, shape (n_clusters,)
+        Written to.
+    left : ndarray of float64, shape (n_clusters,)
+        Written to: the weighted sum of D² that each choice leaves.
+    """
+    n_points = weights.shape[0]
+    reach = np.empty(n_points)
+    closest = np.empty(n_points, np.float32)
+    for i in range(n_points):
+        closest[i] = np.float32(np.inf)
+    row = np.empty(n_points, np.float32)
+    best_row = np.empty(n_points, np.float32)
+    for step in range(chosen.shape[0]):
+        total = 0.0
+        for i in range(n_points):
+            total += weights[i] if step == 0 else weights[i] * np.float64(closest[i])
+            reach[i] = total
+        if not total > 0.0:
+            return step
+        least = np.inf
+        n_trials = 1 if step == 0 else draws.shape[1]
+        for trial in range(n_trials):
+            point = min(_first_above(reach, draws[step, trial] * total), n_points - 1)
+            _distances_from(point, between, columns, row)
+            potential = _potential(weights, closest, row)
+            if potential < least:
+                least = potential
+                chosen[step] = point
+                row, best_row = best_row, row
+        for i in range(n_points):
+            closest[i] = min(closest[i], best_row[i])
+        closest[chosen[step]] = 0.0
+        left[step] = least
+    return chosen.shape[0]
+
+
+@kernel("i8(f8[:,::1], i8[::1], f8[:,::1], i8[::1])")
+def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
+    """Share centers out to groups one by one: each goes to a group drawn by the D² that its centers so far leave.
+
+    Of several groups drawn for a center, the one whose next center takes away the most gets it, as one greedy walk over
+    all groups would have it. Returns how many centers were shared out: fewer than there are rows of `draws` where
+    nothing is left in any group.
+
+    Parameters
+    ----------
+    left : ndarray of float64, shape (n_groups, n_steps)
+        What the walk of each group leaves after its first center, its second, …
+    walked : ndarray of int64, shape (n_groups,)
+        Centers each group was walked for, at least one; what follows in `left` means nothing.
+    draws : ndarray of float64, shape (n_clusters, n_trials)
+        In (0, 1).
+    taken : ndarray of int64, shape (n_groups,)
+        Written to: the centers of each group, one in each to begin with. Where that is more than `walked`, all are
+        estimates, as if every further center of the group took away as much as its last.
+    """
+    n_groups = left.shape[0]
+    now, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)
+    n_taken = min(n_groups, draws.shape[0])
+    for group in range(n_groups):
+        taken[group] = 1 if group < n_taken else 0
+        now[group] = left[group, 0] if group < n_taken else 0.0
+        gain[group] = now[group] - left[group, 1] if walked[group] > 1 else 0.5 * now[group]
+    for step in range(n_taken, draws.shape[0]):
+        total = 0.0
+        for group in range(n_groups):
+            total += now[group]
+            reach[group] = total
+        if not total > 0.0:
+            return step
+        best = -1
+        for trial in range(draws.shape[1]):
+            # Rounding may point beyond the last group that has something left.
+            group = min(_first_above(reach, draws[step, trial] * total), n_groups - 1)
+            while not now[group] > 0.0:
+                group -= 1
+            if best < 0 or gain[group] > gain[best]:
+                best = group
+            if taken[group] >= walked[group]:  # what it would gain is not known, so it is to be walked further
+                best = group
+                break
+        n = taken[best] + 1
+        taken[best] = n
+        if n <= walked[best]:
+            now[best] = left[best, n - 1]
+        else:
+            now[best] -= min(gain[best], 0.5 * now[best])
+        if n < walked[best]:
+            gain[best] = now[best] - left[best, n]
+    return draws.shape[0]
+
+
+@kernel("void(f8[:,::1], f8[::1], f8[::1], f8, f4[:,::1])")
+def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-untyped-def]
+    """Squared distances from inner products and squared norms on a grid of width `step`.
+
+    Parameters
+    ----------
+    products : ndarray of float64, shape (n_a, n_b)
+    norms_a, norms_b : ndarray of float64, shape (n_a,) and (n_b,)
+    step : float
+    out : ndarray of float32, shape (n_a, n_b)
+        Written to.
+    """
+    for i in range(products.shape[0]):
+        for j in range(products.shape[1]):
+            out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))
+
+
+@kernel("void(f4[:,::1], f8[::1], f8, f4[:,::1])")
+def finish_pairs(scores, norms, step, out):  # type: ignore[no-untyped-def]
+    """Squared distances from squared norms less twice the products, in float32, on a grid of width `step`.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (n_a or more, n_b or more)
+    norms : ndarray of float64, shape (n_a,)
+    step : float
+    out : ndarray of float32, shape (n_a, n_b)
+        Written to; 0 where rounding in float32 could have made the difference.
+    """
+    for i in range(out.shape[0]):
+        norm = np.float32(norms[i])
+        for j in range(out.shape[1]):
+            squared = scores[i, j] + norm
+            out[i, j] = squared * np.float32(step * step) if squared > np.float32(512.0) else np.float32(0.0)

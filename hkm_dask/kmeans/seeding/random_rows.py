@@ -1,0 +1,67 @@
+"""Rows drawn at random, any as likely as another or by weight: those with the smallest random keys."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import Part
+from hkm_dask.compute.keyed_random import random_bits, random_uniform
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.lloyd import split_rows
+
+
+@dataclass(frozen=True)
+class _SmallestKeys:
+    key: int
+    n: int
+    weights: SharedArray | None = None
+
+    def __call__(self, part: Part) -> NDArray[np.int64]:
+        rows = np.arange(part.start, part.stop)
+        return self.smallest(rows)
+
+    def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The rows with the smallest random keys, in order of row."""
+        keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
+        order = np.lexsort((rows, keys))[: self.n] if len(rows) > self.n else np.arange(len(rows))
+        return np.sort(rows[order])
+
+    def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
+        """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.
+
+        They rise with the random bits, so that equal weights draw the same rows as none.
+        """
+        return -np.log1p(-random_uniform(self.key, rows)) / weights[rows]
+
+    def combine(self, a: NDArray[np.int64], b: NDArray[np.int64]) -> NDArray[np.int64]:
+        return self.smallest(np.concatenate([a, b]))
+
+
+def random_rows(
+    rows: Rows, n: int, *, key: int, runner: Runner, weights: SharedArray | None = None
+) -> NDArray[np.int64]:
+    """Draw `n` distinct rows at random.
+
+    Parameters
+    ----------
+    rows : Rows
+    n : int
+    key : int
+        From `stream_key`.
+    runner : Runner
+    weights : SharedArray, optional
+        int64 (n_rows,), positive: each draw is by weight among the rows that are left.
+
+    Returns
+    -------
+    ndarray of int64, shape (n,)
+        Sorted.
+    """
+    task = _SmallestKeys(key, n, weights)
+    parts = split_rows(rows, runner, 1)
+    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")

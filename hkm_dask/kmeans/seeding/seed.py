@@ -1,0 +1,166 @@
+"""Where k-means starts: coreset, k-means++, k-means|| or random rows.
+
+*coreset* draws three times as many centers as clusters by D² (see `draws`), takes the mean and the number of rows of
+each one's cell, and clusters those weighted means alone; see `coreset`. *k-means||* draws rows in a few rounds and runs
+the greedy walk on those, weighted by their cells. *k-means++* runs it on all rows.
+"""
+
+from __future__ import annotations
+
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.lloyd import means, split_rows
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, seed_from_points
+from hkm_dask.kmeans.seeding.d2_sampling import (
+    Candidates,
+    Report,
+    UpdateAndSample,
+    sample_by_distance,
+    sample_in_rounds,
+)
+from hkm_dask.kmeans.seeding.random_rows import random_rows
+
+#: Centers drawn per cluster wanted.
+CORESET_FACTOR = 3
+
+
+@dataclass(frozen=True)
+class Seeds:
+    """A start for Lloyd.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        NaN where there are fewer distinct rows than clusters.
+    hints : ndarray of int32 or None
+        For each cell remembered under `run`, the centroid to try first.
+    run : str
+    """
+
+    centroids: NDArray[np.float32]
+    hints: NDArray[np.int32] | None
+    run: str
+
+
+@dataclass(frozen=True)
+class _Cells:
+    """Task: means and sizes of the cells."""
+
+    geometry: Geometry
+    array_store: SharedArrayStore
+    name: str
+
+    def __call__(self, draws: Candidates) -> tuple[SharedArray, NDArray[np.int64]]:
+        assert draws.sums is not None
+        assert draws.counts is not None
+        return self.array_store.put(self.name, means(draws.sums, draws.counts, self.geometry)), draws.counts
+
+
+@stepwise
+def seed(
+    rows: Rows,
+    n_clusters: int,
+    *,
+    init: str,
+    geometry: Geometry,
+    key: int,
+    runner: Runner,
+    report: Report | None = None,
+    weights: NDArray[np.int64] | None = None,
+) -> Steps[Seeds]:
+    """Choose where k-means starts.
+
+    Parameters
+    ----------
+    rows : Rows
+    n_clusters : int
+    init : {"coreset", "k-means++", "k-means||", "random"}
+    geometry : Geometry
+    key : int
+        From `stream_key`.
+    runner : Runner
+    report : callable, optional
+        Gets the number of centers so far, and how many there will be.
+    weights : ndarray of int64, shape (n_rows,), optional
+        Positive.
+
+    Returns
+    -------
+    Seeds
+    """
+    run = uuid.uuid4().hex
+    shared = None if weights is None else runner.array_store.put(f"seed-weights-{run}", weights)
+    try:
+        return (yield from _seed(rows, n_clusters, init, geometry, key, runner, report, run, shared))
+    finally:
+        if shared is not None:
+            shared.delete()
+
+
+def _seed(
+    rows: Rows, n_clusters: int, init: str, geometry: Geometry, key: int, runner: Runner, report: Report | None,
+    run: str, weights: SharedArray | None,
+) -> Steps[Seeds]:  # fmt: skip
+    if init == "random":
+        index = random_rows(rows, n_clusters, key=key, runner=runner, weights=weights)
+        return Seeds(_padded(rows.take(index), n_clusters), None, run)
+    # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
+    if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
+        points, sizes = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
+        found = seed_from_points(
+            points,
+            sizes,
+            n_clusters,
+            geometry=geometry,
+            key=key,
+            runner=runner,
+            n_iterations=0,
+            whole=init == "k-means++",
+        )
+        points.delete()
+        return Seeds(found[0], None, run)
+    if init == "k-means||":
+        batches = yield from sample_in_rounds.steps(
+            rows, 2 * n_clusters, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights
+        )
+    else:
+        batches = yield from sample_by_distance.steps(
+            rows, CORESET_FACTOR * n_clusters, geometry=geometry, key=key, run=run, runner=runner, report=report,
+            weights=weights,
+        )  # fmt: skip
+    parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
+    points, sizes = yield MapReduce(
+        UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
+        parts,
+        Candidates.__add__,
+        _Cells(geometry, runner.array_store, f"cells-{run}"),
+        "seed",
+    )
+    centroids, hints = seed_from_points(
+        points, sizes, n_clusters, geometry=geometry, key=stream_key(key, "greedy"), runner=runner,
+        n_iterations=CORESET_ITERATIONS if init == "coreset" else 0,
+    )  # fmt: skip
+    for shared in (*batches, points):
+        shared.delete()
+    return Seeds(centroids, hints, run)
+
+
+def _all_rows(rows: Rows, runner: Runner) -> SharedArray:
+    values = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
+    return runner.array_store.put(f"points-{uuid.uuid4().hex}", values)
+
+
+def _padded(values: NDArray[np.floating], n_clusters: int) -> NDArray[np.float32]:
+    centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
+    centroids[: len(values)] = values
+    return centroids

@@ -1,0 +1,189 @@
+"""How balanced a draw is, and how the clusters of a level share the classes, where some samples have labels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hkm_dask.errors import InputError
+
+
+@dataclass(frozen=True)
+class ClassBalance:
+    """How evenly samples fall into classes.
+
+    Attributes
+    ----------
+    entropy : float
+        Entropy of the class frequencies as a share of its largest value, log(n_classes): 1 where all are equally
+        frequent, 0 where there is one class only.
+    kl_to_uniform : float
+        Kullback-Leibler divergence of the frequencies to equal ones, in nats.
+    gini : float
+        Gini coefficient of the class sizes: 0 where all are equal, near 1 where one class has everything.
+    n_missed : int
+        Classes without a sample.
+    """
+
+    entropy: float
+    kl_to_uniform: float
+    gini: float
+    n_missed: int
+
+
+def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
+    """Measure how evenly samples fall into classes.
+
+    Parameters
+    ----------
+    labels : array-like of int, shape (n_samples,)
+        Class of each sample, from 0.
+    n_classes : int
+        Classes there are, also those without a sample here; at least 2.
+
+    Returns
+    -------
+    ClassBalance
+
+    Raises
+    ------
+    InputError
+        When there are no labels, or some lie outside of 0 … n_classes - 1, or there are fewer than two classes.
+
+    Examples
+    --------
+    >>> class_balance([0, 0, 0, 0, 1, 1, 1, 1], 2)
+    ClassBalance(entropy=1.0, kl_to_uniform=0.0, gini=0.0, n_missed=0)
+    >>> class_balance([0, 0, 0, 1], 4)
+    ClassBalance(entropy=0.405..., kl_to_uniform=0.823..., gini=0.625, n_missed=2)
+    """
+    sizes = _sizes(labels, n_classes)
+    share = sizes[sizes > 0] / sizes.sum()
+    entropy = float(-(share * np.log(share)).sum()) + 0.0  # not -0.0
+    # Half the mean difference between two classes, relative to the mean: from the sizes in order of size.
+    rank = 2 * np.arange(1, n_classes + 1) - n_classes - 1
+    gini = float((rank * np.sort(sizes)).sum() / (n_classes * sizes.sum()))
+    largest = float(np.log(n_classes))
+    return ClassBalance(
+        entropy=entropy / largest,
+        kl_to_uniform=max(0.0, largest - entropy),
+        gini=gini,
+        n_missed=int((sizes == 0).sum()),
+    )
+
+
+def _sizes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
+    values = np.asarray(labels)
+    problems = []
+    if n_classes < 2:
+        problems.append(f"n_classes={n_classes} should be >= 2; evenness needs something to compare")
+    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
+        problems.append(
+            f"labels={values.dtype.name} of shape {values.shape} should be integers of shape (n_samples,), not empty;"
+            " number the classes from 0"
+        )
+    elif values.min() < 0 or values.max() >= n_classes:
+        problems.append(
+            f"labels={int(values.min())}…{int(values.max())} should be in 0…{n_classes - 1}; number the classes from 0"
+        )
+    if problems:
+        raise InputError(problems)
+    return np.bincount(values, minlength=n_classes).astype(np.int64)
+
+
+@dataclass(frozen=True)
+class ClassClusters:
+    """What the clusters of one level hold of each class (arXiv:2405.15613 Fig. 4).
+
+    Attributes
+    ----------
+    n_clusters : ndarray of int64, shape (n_classes,)
+        Clusters whose centroid lies among samples of the class.
+    mean_size : ndarray of float64, shape (n_classes,)
+        Their mean size; NaN where there are none.
+    """
+
+    n_clusters: NDArray[np.int64]
+    mean_size: NDArray[np.float64]
+
+
+def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> ClassClusters:
+    """Count the clusters of each class, and say how large they are on average.
+
+    Parameters
+    ----------
+    classes : array-like of int, shape (n_clusters,)
+        Class of each cluster, as `nearest_class` finds it.
+    sizes : array-like of int, shape (n_clusters,)
+        Samples in each cluster.
+    n_classes : int
+
+    Returns
+    -------
+    ClassClusters
+
+    Raises
+    ------
+    InputError
+        When the classes are not numbers of classes, or there is not one size per cluster.
+
+    Examples
+    --------
+    >>> clusters_per_class([0, 0, 1], [10, 20, 3], 3)
+    ClassClusters(n_clusters=array([2, 1, 0]), mean_size=array([15.,  3., nan]))
+    """
+    counts = _sizes(classes, n_classes)
+    weights = np.asarray(sizes, dtype=np.float64)
+    if weights.shape != (int(counts.sum()),):
+        raise InputError(f"sizes={weights.shape} should have the shape of classes; give one size per cluster")
+    totals = np.bincount(np.asarray(classes), weights=weights, minlength=n_classes)
+    mean = np.divide(totals, counts, out=np.full(n_classes, np.nan), where=counts > 0)
+    return ClassClusters(n_clusters=counts, mean_size=mean)
+
+
+def nearest_class(
+    centroids: NDArray[np.floating], embeddings: NDArray[np.floating], labels: ArrayLike, *, n_neighbors: int = 10
+) -> NDArray[np.int64]:
+    """Give each centroid the commonest class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
+
+    Parameters
+    ----------
+    centroids : ndarray, shape (n_clusters, n_features)
+    embeddings : ndarray, shape (n_samples, n_features)
+        The labeled samples.
+    labels : array-like of int, shape (n_samples,)
+    n_neighbors : int, default=10
+        Samples that vote; the nearer class wins a tie.
+
+    Returns
+    -------
+    ndarray of int64, shape (n_clusters,)
+
+    Raises
+    ------
+    InputError
+        When there are fewer samples than should vote, or not one label per sample.
+
+    Examples
+    --------
+    >>> samples = np.array([[0.0], [0.1], [0.2], [5.0], [5.1]])
+    >>> nearest_class(np.array([[0.3], [4.0]]), samples, [0, 0, 0, 1, 1], n_neighbors=2)
+    array([0, 1])
+    """
+    from sklearn.neighbors import NearestNeighbors
+
+    classes = np.asarray(labels)
+    problems = []
+    if classes.shape != (len(embeddings),):
+        problems.append(f"labels={classes.shape} should have the shape ({len(embeddings)},); give one per sample")
+    if not 1 <= n_neighbors <= len(embeddings):
+        problems.append(f"n_neighbors={n_neighbors} should be in 1…{len(embeddings)}; as many samples are labeled")
+    if problems:
+        raise InputError(problems)
+    # Brute force is what scikit-learn would choose in many dimensions, too; its trees only pay in few.
+    near = NearestNeighbors(n_neighbors=n_neighbors).fit(embeddings)
+    votes = classes[near.kneighbors(centroids, return_distance=False)]
+    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
+    return votes[np.arange(len(votes)), counts.argmax(axis=1)].astype(np.int64)

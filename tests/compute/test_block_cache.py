@@ -1,0 +1,229 @@
+"""Blocks: every row once however it is cut, and whatever the memory allows, the same rows."""
+
+import itertools
+import threading
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkm_dask.compute.block_cache import REMEMBERED_BYTES, BlockCache, Part, host_cache, iter_blocks, split_parts
+from hkm_dask.data.rows import ArrayRows, Rows
+
+
+class Watched(Rows):
+    """Rows that count how often each block was read; not in memory, as far as blocks can tell."""
+
+    def __init__(self, array: np.ndarray, chunk_rows: int = 1) -> None:
+        self.array, self.label, self.chunk_rows = array, "watched", chunk_rows
+        self.n_rows, self.n_features = array.shape
+        self.dtype = array.dtype
+        self.key = ("watched", id(self))
+        self.reads: Counter[tuple[int, int]] = Counter()
+        self.started: dict[int, threading.Event] = {}
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        self.reads[start, stop] += 1
+        self.started.setdefault(start, threading.Event()).set()
+        if out is None:
+            return self.array[start:stop].copy()
+        assert out.shape == (stop - start, self.n_features)
+        out[...] = self.array[start:stop]
+        return out
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        return self.array[rows]
+
+
+def watched(n: int = 40, d: int = 4) -> Watched:
+    return Watched(np.random.default_rng(1).normal(size=(n, d)).astype(np.float32))
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+@given(
+    n_rows=st.integers(1, 300),
+    n_parts=st.integers(1, 40),
+    block_rows=st.integers(1, 100),
+    chunk_rows=st.integers(1, 50),
+)
+def test_parts_hold_every_row_once(n_rows: int, n_parts: int, block_rows: int, chunk_rows: int) -> None:
+    rows = Watched(np.zeros((n_rows, 2), np.float32), chunk_rows)
+    parts = split_parts(rows, n_parts, block_bytes=block_rows * 8, budget=7)
+    bounds = list(itertools.chain([0], *(part.bounds[1:] for part in parts)))
+    assert 1 <= len(parts) <= n_parts
+    assert bounds[-1] == n_rows
+    assert all(a < b for a, b in itertools.pairwise(bounds))
+    assert all(part.start == before.stop for before, part in itertools.pairwise(parts))
+    assert all(bound % chunk_rows == 0 for bound in bounds[:-1])
+    assert max(np.diff(bounds)) <= max(block_rows, chunk_rows)
+    assert {part.budget for part in parts} == {7}
+
+
+@given(st.integers(10, 400), st.integers(1, 10), st.integers(1, 100))
+def test_parts_are_about_the_same_size(n_rows: int, n_parts: int, block_rows: int) -> None:
+    parts = split_parts(ArrayRows(np.zeros((n_rows, 2), np.float32)), n_parts, block_bytes=8 * block_rows, budget=0)
+    assert len(parts) == min(n_parts, n_rows)
+    sizes = [part.stop - part.start for part in parts]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 60))
+def test_writers_begin_and_end_where_their_chunks_do(n_rows: int, n_parts: int, chunk: int) -> None:
+    cuts = np.append(np.arange(0, n_rows, chunk), n_rows)
+    parts = split_parts(ArrayRows(np.zeros((n_rows, 2))), n_parts, block_bytes=64, budget=0, cuts=cuts)
+    assert {part.start for part in parts} | {part.stop for part in parts} <= set(cuts.tolist())
+    assert [parts[0].start, parts[-1].stop] == [0, n_rows]
+    assert all(set(cuts[(cuts > p.start) & (cuts < p.stop)].tolist()) <= set(p.bounds) for p in parts)
+
+
+@given(st.integers(1, 300), st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.integers(0, 300))
+def test_blocks_hold_their_rows_whatever_memory_they_are_read_into(
+    n_rows: int, n_parts: int, block_rows: int, chunk_rows: int, kept_rows: int
+) -> None:
+    array = np.arange(2 * n_rows, dtype=np.float32).reshape(n_rows, 2)
+    rows = Watched(array, chunk_rows)
+    budget = 8 * kept_rows + REMEMBERED_BYTES * n_rows
+    for part in split_parts(rows, n_parts, block_bytes=8 * block_rows, budget=budget):
+        for _ in range(3):  # some blocks are kept from the first pass on, the others are read again
+            for start, block in iter_blocks(part):
+                np.testing.assert_array_equal(block, array[start : start + len(block)])
+    host_cache.drop(rows.key)
+
+
+# -- what is remembered -----------------------------------------------------------------------------------------------
+
+steps = st.lists(
+    st.tuples(st.sampled_from("abc"), st.integers(0, 4), st.integers(0, 60), st.sampled_from(["put", "get", "drop"])),
+    max_size=40,
+)
+
+
+@given(steps, st.integers(0, 100))
+def test_memo_equals_a_slow_model(steps: list[tuple[str, int, int, str]], budget: int) -> None:
+    kept, model = BlockCache(), {}  # the model: group -> {key: bytes}, in order of use
+    for group, key, n_bytes, what in steps:
+        if what == "drop":
+            kept.drop(group)
+            model.pop(group, None)
+            continue
+        entries = model.pop(group, None)
+        if what == "get":
+            expected = None if entries is None else entries.get(key)
+            assert kept.get(group, key) == expected
+        else:
+            entries = entries or {}
+            entries.pop(key, None)
+            fits = sum(entries.values()) + n_bytes <= budget
+            while (
+                fits and sum(sum(other.values()) for other in model.values()) + sum(entries.values()) + n_bytes > budget
+            ):
+                model.pop(next(iter(model)))
+            if fits:
+                entries[key] = n_bytes
+            assert kept.put(group, key, n_bytes, n_bytes, budget) == fits
+        if entries is not None:
+            model[group] = entries
+        total = sum(sum(other.values()) for other in model.values())
+        assert kept._used == total <= budget
+    for group, entries in model.items():
+        for key in range(5):
+            assert kept.get(group, key) == entries.get(key)
+
+
+def test_what_cannot_fit_drives_nothing_out() -> None:
+    kept = BlockCache()
+    kept.put("frame", "head", 64, 0, 100)
+    kept.put("other rows", 0, "x", 30, 100)
+    kept.put("rows", 0, "x", 70, 100)
+    assert not kept.put("rows", 1, "y", 40, 100)
+    assert not kept.put("rows", 2, "y", 1, 0)
+    assert (kept.get("frame", "head"), kept.get("other rows", 0), kept.get("rows", 0)) == (64, "x", "x")
+
+
+def test_the_group_used_longest_ago_goes_first() -> None:
+    kept = BlockCache()
+    for group in "abc":
+        kept.put(group, 0, group, 30, 100)
+    kept.get("a", 0)
+    assert kept.put("d", 0, "d", 30, 100)
+    assert [kept.get(group, 0) for group in "abcd"] == ["a", None, "c", "d"]
+
+
+def test_what_is_not_replaced_is_forgotten() -> None:
+    kept = BlockCache()
+    kept.put("rows", 0, "old", 10, 100)
+    assert not kept.put("rows", 0, "new", 200, 100)
+    assert kept.get("rows", 0) is None
+    kept.clear()
+    assert kept._used == 0
+
+
+# -- reading ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("budget", [0, 100, 300, 1 << 20])
+def test_blocks_are_the_rows_whatever_the_budget(budget: int) -> None:
+    rows = watched()
+    part = Part(rows, (3, 10, 11, 25, 40), budget)
+    for _ in range(3):
+        found = [(first, block.copy()) for first, block in iter_blocks(part)]  # a block is valid until the next one
+        assert [first for first, _ in found] == [3, 10, 11, 25]
+        np.testing.assert_array_equal(np.concatenate([block for _, block in found]), rows.array[3:])
+    host_cache.drop(rows.key)
+
+
+def test_blocks_that_fit_stay_and_the_others_are_streamed() -> None:
+    rows = watched(40, 4)  # blocks of 10 rows take 160 bytes
+    part = Part(rows, (0, 10, 20, 30, 40), 350 + REMEMBERED_BYTES * 40)  # and room for what is remembered
+    for _ in range(5):
+        list(iter_blocks(part))
+    assert rows.reads == {(0, 10): 1, (10, 20): 1, (20, 30): 5, (30, 40): 5}
+    host_cache.drop(rows.key)
+
+
+def test_the_next_block_is_read_while_this_one_is_worked_on() -> None:
+    rows = watched()
+    for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)):
+        if first + 10 < 40:
+            assert rows.started.setdefault(first + 10, threading.Event()).wait(10)
+        assert first + 20 not in rows.started  # one ahead and no more: memory
+    assert set(rows.reads.values()) == {1}
+
+
+def test_a_block_lost_between_passes_is_read_again() -> None:
+    rows = watched()
+    part = Part(rows, (0, 10, 20, 30, 40), 1 << 20)
+    list(iter_blocks(part))
+    found = []
+    for first, block in iter_blocks(part):
+        host_cache.drop(rows.key)  # another thread needed the room
+        found.append(block)
+        assert first == 10 * (len(found) - 1)
+    np.testing.assert_array_equal(np.concatenate(found), rows.array)
+    host_cache.drop(rows.key)
+
+
+def test_rows_in_memory_are_neither_copied_nor_kept() -> None:
+    rows = ArrayRows(np.zeros((20, 4), np.float32))
+    for _, block in iter_blocks(Part(rows, (0, 10, 20), 1 << 20)):
+        assert np.shares_memory(block, rows.array)
+    assert host_cache.get(rows.key, (0, 10)) is None
+
+
+def test_an_error_while_reading_ahead_reaches_the_reader(tmp_path: Path) -> None:
+    class Broken(Watched):
+        def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+            if start == 20:
+                raise OSError("the disk is gone")
+            return super().read(start, stop, out)
+
+    rows = Broken(np.zeros((40, 2), np.float32))
+    seen: list[int] = []
+    with pytest.raises(OSError, match="the disk is gone"):
+        seen.extend(first for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)))
+    assert seen == [0, 10]

@@ -1,0 +1,84 @@
+"""Shared arrays: by reference in one process, by file between processes."""
+
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute import shared_arrays
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.errors import StoreError
+
+VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
+
+
+def test_inside_a_process_an_array_is_passed_by_reference() -> None:
+    handle = SharedArrayStore().put("centroids", VALUES)
+    assert handle.get() is VALUES
+    assert handle.path is None
+    handle.delete()
+    assert handle.get() is VALUES
+
+
+def test_by_file_a_handle_is_small_and_holds_the_same_bits(tmp_path: Path) -> None:
+    values = np.random.default_rng(0).normal(size=(200, 30)).astype(np.float32)
+    values[3] = np.nan
+    handle = SharedArrayStore(str(tmp_path)).put("centroids-1", values)
+    assert len(pickle.dumps(handle)) < 500
+    np.testing.assert_array_equal(pickle.loads(pickle.dumps(handle)).get(), values)
+    assert [path.name for path in tmp_path.iterdir()] == ["centroids-1.npy"]
+
+
+def test_another_process_reads_it(tmp_path: Path) -> None:
+    handle = SharedArrayStore(str(tmp_path / "")).put("with a space", VALUES)
+    load = "from hkm_dask.compute.shared_arrays import SharedArray"
+    code = f"{load}; print(SharedArray(path={handle.path!r}).get().tolist())"
+    root = Path(shared_arrays.__file__).parents[2]
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=root)
+    assert done.stdout.strip() == str(VALUES.tolist())
+
+
+def test_a_file_is_read_once_per_process_while_it_is_in_use(tmp_path: Path) -> None:
+    handle = SharedArrayStore(str(tmp_path)).put("once", VALUES)
+    first = handle.get()
+    Path(str(handle.path)).unlink()
+    assert handle.get() is first
+    assert SharedArray(path=handle.path).get() is first
+
+
+def test_only_a_few_arrays_stay_in_memory(tmp_path: Path) -> None:
+    array_store = SharedArrayStore(str(tmp_path))
+    handles = [array_store.put(f"array-{i}", np.full(4, i)) for i in range(20)]
+    kept = [handle.get() for handle in handles]
+    assert len(shared_arrays._loaded) <= 6
+    assert handles[0].get() is not kept[0]
+    assert handles[-1].get() is kept[-1]
+    assert [int(handle.get()[0]) for handle in handles] == list(range(20))
+
+
+def test_a_repeated_task_writes_the_same_file_again(tmp_path: Path) -> None:
+    array_store = SharedArrayStore(str(tmp_path))
+    first, second = array_store.put("again", VALUES), array_store.put("again", VALUES.copy())
+    assert first == second
+    np.testing.assert_array_equal(second.get(), VALUES)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_deleted_file_is_gone_and_may_be_deleted_again(tmp_path: Path) -> None:
+    handle = SharedArrayStore(str(tmp_path)).put("gone", VALUES)
+    handle.get()
+    handle.delete()
+    handle.delete()
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(StoreError, match=r"gone\.npy should be readable by every worker; put the output on a shared"):
+        handle.get()
+
+
+def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
+    path = tmp_path / "objects.npy"
+    np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
+    with pytest.raises(ValueError, match="allow_pickle"):
+        SharedArray(path=str(path)).get()

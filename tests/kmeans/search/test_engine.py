@@ -1,0 +1,190 @@
+"""A pass over a part: tiles hold the rows, what is remembered is taken once, the form of the search is no matter."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hkm_dask.compute.block_cache import Part, host_cache
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
+from hkm_dask.kmeans.search import engine
+from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, remember, remembered
+from hkm_dask.kmeans.search.geometry import Geometry
+
+BUDGET = 1 << 30
+
+
+def turned_frame(rows: np.ndarray, seed: int) -> Geometry:
+    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(rows.shape[1],) * 2))[0].astype(np.float32)
+    error = float(np.linalg.norm(basis.T.astype(np.float64) @ basis - np.eye(len(basis)), 2))
+    return Geometry(rows.mean(0), float(np.abs(rows).max()), len(rows), SharedArray(array=basis), error)
+
+
+def pairs_of_centroids(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows near centroids that come in close pairs, so that the second best is almost the best."""
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(size=(k, d)).astype(np.float32)
+    centroids[k // 2 :] = centroids[: k // 2] + np.float32(0.05)
+    rows = centroids[rng.integers(0, k, n)] + 0.01 * rng.normal(size=(n, d)).astype(np.float32)
+    return rows, centroids
+
+
+def brute(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
+    squared = [((rows.astype(np.float64) - c) ** 2).sum(1) for c in centroids.astype(np.float64)]
+    return np.argmin(squared, axis=0)
+
+
+def find_all(part: Part, geometry: Geometry, centroids: SharedArray) -> Assignment:
+    known, finder = Assignment.unknown(part.stop - part.start), Finder(part, geometry, "test")
+    for tile in iter_tiles(part):
+        finder.nearest(tile, centroids, known)
+    return known
+
+
+@settings(max_examples=40)
+@given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 25), st.sampled_from(["f2", "f4", "f8"]))
+def test_slabs_are_the_rows_in_float32(sizes: list[int], slab_rows: int, dtype: str) -> None:
+    bounds = np.cumsum([7, *sizes])
+    array = np.random.default_rng(0).normal(size=(bounds[-1] + 3, 4)).astype(dtype)
+    part = Part(ArrayRows(array), tuple(bounds.tolist()), BUDGET)
+    at = 7
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "TILE_ROWS", slab_rows)
+        for tile in iter_tiles(part):
+            assert tile.start == at
+            assert tile.stop - tile.start <= slab_rows
+            assert (tile.local.start, tile.local.stop) == (tile.start - 7, tile.stop - 7)
+            assert tile.rows.dtype == np.float32
+            assert tile.rows.flags.c_contiguous
+            np.testing.assert_array_equal(tile.rows, array[tile.start : tile.stop].astype(np.float32))
+            at = tile.stop
+    assert at == bounds[-1]
+
+
+def test_what_is_remembered_is_found_once_by_its_own_run() -> None:
+    part = Part(ArrayRows(np.zeros((9, 2), np.float32)), (0, 9), BUDGET)
+    other = Part(part.rows, (0, 5), BUDGET)
+    assert remembered(part, "lloyd", "run") is None
+    remember(part, "lloyd", "run", "what", 10)
+    assert remembered(part, "cells", "run") is None
+    assert remembered(other, "lloyd", "run") is None
+    assert remembered(part, "lloyd", "another run") is None
+    assert remembered(part, "lloyd", "run") == "what"
+    # A task that dies half way has changed what it took; whoever repeats it must begin afresh.
+    assert remembered(part, "lloyd", "run") is None
+    remember(Part(part.rows, part.bounds, 5), "lloyd", "run", "too much", 10)
+    assert remembered(part, "lloyd", "run") is None
+    host_cache.drop(part.rows.key)
+
+
+def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: 16)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    part = Part(ArrayRows(array), (0, 3000), BUDGET)
+    expected = brute(array, centroids)
+    for seed in range(2):
+        found = find_all(part, turned_frame(array, seed), SharedArray(array=centroids.copy()))
+        np.testing.assert_array_equal(found.labels, expected)
+    assert any(key[0] == "operand" for key in host_cache._groups[part.rows.key])  # they were kept, so they could be
+    host_cache.drop(part.rows.key)
+
+
+@pytest.mark.parametrize("budget", [0, 400_000, BUDGET])
+@pytest.mark.parametrize("head", [0, 16, 32])
+def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
+    budget: int, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: head)
+    monkeypatch.setattr(engine, "TILE_ROWS", 500)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    geometry, shared = turned_frame(array, 0), SharedArray(array=centroids)
+    np.save(tmp_path / "rows.npy", array)
+    found = []
+    sources: list[Rows] = [ArrayRows(array), NpyRows(tmp_path / "rows.npy")]
+    for rows in sources:
+        part = Part(rows, (0, 700, 1500, 3000), budget)
+        found += [find_all(part, geometry, shared) for _ in range(2)]
+        host_cache.drop(rows.key)
+    for known in found:
+        np.testing.assert_array_equal(known.labels, brute(array, centroids))
+        np.testing.assert_array_equal(known.distances, found[0].distances)
+
+
+def test_the_head_is_chosen_once_even_where_nothing_else_can_be_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen = []
+    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: chosen.append(kwargs["kept"]) or 16)
+    monkeypatch.setattr(engine, "TILE_ROWS", 500)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    np.save(tmp_path / "rows.npy", array)
+    rows = NpyRows(tmp_path / "rows.npy")
+    part = Part(rows, tuple(range(0, 3001, 500)), 300_000)  # two of six blocks
+    geometry = turned_frame(array, 0)
+    for _ in range(3):
+        find_all(part, geometry, SharedArray(array=centroids.copy()))
+    assert chosen == [False]
+    host_cache.drop(rows.key)
+
+
+def test_labels_known_before_give_upper_bounds() -> None:
+    array, centroids = pairs_of_centroids(600, 64, 20)
+    part, geometry, shared = (
+        Part(ArrayRows(array), (0, 600), BUDGET),
+        turned_frame(array, 0),
+        SharedArray(array=centroids),
+    )
+    known = Assignment.unknown(600)
+    for tile in iter_tiles(part):
+        Finder(part, geometry, "test").label_distances(tile, shared, known)
+        assert np.isinf(known.distances).all()
+        known.labels[tile.local] = 3
+        finder = Finder(part, geometry, "test")  # asks once what is known when its pass begins
+        finder.label_distances(tile, shared, known)
+        np.testing.assert_allclose(known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
+        finder.nearest(tile, shared, known)
+    np.testing.assert_array_equal(known.labels, brute(array, centroids))
+    host_cache.drop(part.rows.key)
+
+
+lattice = st.tuples(st.integers(1, 25), st.integers(1, 8), st.sampled_from([1, 2, 4, 9])).flatmap(
+    lambda s: st.tuples(
+        *(
+            hnp.arrays(np.float32, shape, elements=st.integers(-2, 2).map(float))
+            for shape in [(s[0], s[2]), (s[1], s[2]), (s[1], s[2])]
+        ),
+        hnp.arrays(np.int8, s[1], elements=st.integers(0, 3)),
+    )
+)
+
+
+@settings(max_examples=60)
+@given(lattice)
+def test_rows_are_labeled_again_from_what_moved_with_ties_to_the_lowest(
+    data: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray],
+) -> None:
+    """Some centroids stay, some move, some are lost and some are found, on a lattice where ties abound."""
+    rows, before, after, fates = data
+    before[fates == 2], after[fates == 3] = np.nan, np.nan
+    after[fates == 0] = before[fates == 0]
+    assume(not np.isnan(before).all() and not np.isnan(after).all())
+
+    def exact(centroids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        squared = ((rows[:, None].astype(np.float64) - centroids) ** 2).sum(2)
+        squared[np.isnan(squared)] = np.inf
+        return squared.argmin(1), squared.min(1)
+
+    part, geometry = Part(ArrayRows(rows), (0, len(rows)), 0), Geometry(rows.mean(0), 2.0, len(rows))
+    labels, old = exact(before)
+    known, finder = Assignment(labels.astype(np.int32), old.copy()), Finder(part, geometry)
+    now = SharedArray(array=after)
+    for tile in iter_tiles(part):
+        finder.label_distances(tile, now, known)
+        finder.nearest_again(tile, now, SharedArray(array=before), known, old)
+    expected, squared = exact(after)
+    np.testing.assert_array_equal(known.labels, expected)
+    np.testing.assert_array_equal(known.distances, squared)

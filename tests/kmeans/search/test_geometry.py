@@ -1,0 +1,164 @@
+"""The geometry: its measures equal NumPy's, its scales never overflow, its directions are principal."""
+
+import math
+from collections.abc import Callable
+from fractions import Fraction
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.row_views import UnitRows
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.errors import InputError
+from hkm_dask.kmeans.lloyd import means
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
+
+
+def spectrum(n: int, d: int, seed: int = 0) -> np.ndarray:
+    """Rows whose variance falls from direction to direction, none of them an axis."""
+    rng = np.random.default_rng(seed)
+    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
+    return ((rng.normal(size=(n, d)) * 0.9 ** np.arange(d)) @ turn + 3.0).astype(np.float32)
+
+
+# -- scales -----------------------------------------------------------------------------------------------------------
+
+sizes = st.sampled_from([1, 2, 3, 1000, 10**6, 10**9, 10**12])
+values = st.floats(2.0**-100, 2.0**60)
+
+
+@given(sizes, values, st.sampled_from([1, 2, 384, 4096]))
+def test_fixed_point_never_leaves_int64(n: int, max_abs: float, d: int) -> None:
+    geometry = Geometry(np.zeros(d, np.float32), max_abs, n)
+    largest = int(np.rint(max_abs * geometry.scale))
+    assert n * largest < 2**63
+    assert largest <= 2**53  # a float64 holds it exactly before it becomes an integer
+    furthest = d * (2.0 * max_abs) ** 2
+    assert n * int(np.rint(furthest * geometry.distance_scale)) < 2**63
+    for scale in (geometry.scale, geometry.distance_scale):
+        assert math.frexp(scale)[0] == 0.5  # a power of two: scaling rounds nothing
+
+
+@given(sizes, values)
+def test_fixed_point_wastes_few_bits(n: int, max_abs: float) -> None:
+    geometry = Geometry(np.zeros(8, np.float32), max_abs, n)
+    assert n * max_abs * geometry.scale >= 2**57 or max_abs * geometry.scale >= 2**48
+
+
+def test_a_billion_rows_keep_nine_digits() -> None:
+    geometry = Geometry(np.zeros(1024, np.float32), 1.0, 10**9)
+    assert geometry.scale == 2.0**31
+    assert geometry.distance_scale == 2.0**19
+
+
+def test_rows_of_zeros_have_a_scale() -> None:
+    assert Geometry(np.zeros(2, np.float32), 0.0, 5).scale == 1.0
+
+
+@given(
+    hnp.arrays(np.float32, 4, elements=st.floats(-1, 1, width=32)),
+    st.floats(1, 1000),
+    st.sampled_from([1, 7, 1000, 10**9]),
+    st.booleans(),
+)
+def test_a_row_lies_within_the_resolution_of_the_mean_of_its_copies(
+    row: np.ndarray, max_abs: float, n: int, spherical: bool
+) -> None:
+    if spherical:
+        row, max_abs = UnitRows(ArrayRows(row[None])).read(0, 1)[0], 1.0
+    geometry = Geometry(np.zeros(4, np.float32), max_abs, n, spherical=spherical)
+    fixed = np.rint(row.astype(np.float64) * geometry.scale).astype(np.int64)
+    mean = means((n * fixed)[None], np.array([n]), geometry)[0]
+    apart = sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(row, mean, strict=True))
+    assert apart <= geometry.resolution
+
+
+def test_the_resolution_is_small_beside_the_rows() -> None:
+    assert Geometry(np.zeros(384, np.float32), 1.0, 10**9).resolution < 1e-15
+    assert Geometry(np.zeros(384, np.float32), 1.0, 10**6, spherical=True).resolution < 1e-12
+
+
+# -- measures ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
+def test_measures_equal_numpy(dtype: str, runner: Runner) -> None:
+    array = (np.random.default_rng(0).normal(size=(300, 5)) * 100 + 50).astype(dtype)
+    array[[4, 250]] = 0
+    found = measure_rows(ArrayRows(array), runner)
+    made = make_geometry(ArrayRows(array), runner, n_clusters=3)
+    wide = array.astype(np.float32).astype(np.float64)
+    np.testing.assert_allclose(found.total, wide.sum(0), rtol=1e-12)
+    assert (found.n_rows, found.n_zero, found.max_abs) == (300, 2, np.abs(wide).max())
+    np.testing.assert_allclose(made.mean, wide.mean(0), rtol=1e-6)
+    assert (made.max_abs, made.n_rows, made.basis) == (found.max_abs, 300, None)
+
+
+def test_float16_sums_do_not_overflow(runner: Runner) -> None:
+    array = np.full((5000, 3), 1000.0, np.float16)  # 5e6 in all, float16 ends at 65504
+    assert measure_rows(ArrayRows(array), runner).total.tolist() == [5e6] * 3
+
+
+def test_measures_are_bitwise_the_same_for_any_number_of_parts(
+    in_parts: Callable[[int], Runner], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hkm_dask.kmeans.search.geometry.block_bytes", lambda budget, threads: 1000)
+    array = np.random.default_rng(0).normal(size=(3001, 7)).astype(np.float32) * 1e3
+    found = [measure_rows(ArrayRows(array), in_parts(n)) for n in (1, 2, 8)]
+    assert len({statistics.total.tobytes() for statistics in found}) == 1
+
+
+def test_known_measures_spare_the_pass(runner: Runner) -> None:
+    class Unreadable(ArrayRows):
+        def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+            raise AssertionError("read")
+
+    geometry = make_geometry(
+        Unreadable(np.ones((9, 2))), runner, n_clusters=2, mean=np.ones(2, np.float32), max_abs=1.0, total_weight=50
+    )
+    assert (geometry.n_rows, geometry.max_abs) == (50, 1.0)
+
+
+@pytest.mark.parametrize("d", [1, 4096])
+def test_values_too_large_for_float32_squares_are_refused(d: int, runner: Runner) -> None:
+    edge = 2.0**62 / math.sqrt(d)
+    make_geometry(ArrayRows(np.full((2, d), 0.9 * edge, np.float32)), runner, n_clusters=1)
+    with pytest.raises(InputError, match=r"max_abs=.* should be < .* scale the embeddings down"):
+        make_geometry(ArrayRows(np.full((2, d), 1.1 * edge, np.float32)), runner, n_clusters=1)
+
+
+# -- directions -------------------------------------------------------------------------------------------------------
+
+
+def test_the_basis_holds_the_principal_directions(runner: Runner) -> None:
+    array = spectrum(500, 32)  # few enough to be looked at whole
+    geometry = make_geometry(ArrayRows(array), runner, n_clusters=64)
+    assert geometry.basis is not None
+    basis = geometry.basis.get().astype(np.float64)
+    assert np.linalg.norm(basis.T @ basis - np.eye(32), 2) <= geometry.basis_error + 1e-12 < 1e-5
+    centered = array.astype(np.float64) - array.mean(0, dtype=np.float64)
+    variances = ((centered @ basis) ** 2).sum(0)
+    expected = np.linalg.svd(centered, compute_uv=False) ** 2
+    np.testing.assert_allclose(variances, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("n", "d", "k"), [(2000, 16, 64), (2000, 32, 63), (100, 32, 64)])
+def test_small_problems_have_no_basis(n: int, d: int, k: int, runner: Runner) -> None:
+    assert make_geometry(ArrayRows(spectrum(n, d)), runner, n_clusters=k).basis is None
+
+
+def test_rows_without_variance_have_no_basis(runner: Runner) -> None:
+    geometry = make_geometry(ArrayRows(np.full((200, 32), 0.1, np.float32)), runner, n_clusters=64)
+    assert geometry.basis is None
+
+
+@pytest.mark.parametrize("scale", [2.0**-60, 1.0, 2.0**50])
+def test_a_basis_needs_squares_that_float32_holds(scale: float, runner: Runner) -> None:
+    geometry = make_geometry(ArrayRows(spectrum(2000, 32) * np.float32(scale)), runner, n_clusters=64)
+    assert (geometry.basis is not None) == (scale == 1.0)
+    if scale == 1.0:
+        assert 1.0 <= 32767 * geometry.step / geometry.radius < 2.0
