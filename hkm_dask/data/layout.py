@@ -337,3 +337,15 @@ def wip_path(path: str | os.PathLike[str]) -> Path:
     """
     target = Path(path).absolute()
     return target.with_name(f"{target.name}.wip")
+
+
+def work_path(path: str | os.PathLike[str]) -> Path:
+    """Where the run that builds a store keeps its checkpoints and its scratch files.
+
+    Examples
+    --------
+    >>> work_path("/data/tree.zarr").name
+    'tree.zarr.work'
+    """
+    target = Path(path).absolute()
+    return target.with_name(f"{target.name}.work")

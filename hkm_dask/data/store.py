@@ -9,8 +9,9 @@ import os
 import re
 import socket
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from hkm_dask.data.files import (
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
 
 __all__ = [
     "FAILPOINTS",
@@ -53,9 +55,11 @@ __all__ = [
     "read_chunk",
     "read_rows",
     "remove",
+    "resumable",
     "settle",
     "staged",
     "sweep",
+    "sweep_scratch",
     "wip_path",
     "write_rows",
 ]
@@ -209,6 +213,101 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
             with suppress(StoreError):
                 remove(wip)
         raise
+
+
+@contextmanager
+def resumable(
+    path: PathLike,
+    obstacles: Callable[[Path], list[str]],
+    *,
+    restart: bool = False,
+    work: Path | None = None,
+) -> Iterator[Path | None]:
+    """Build a store under its lock, continuing what an interrupted run left; where it is complete, build nothing.
+
+    ::
+
+        restart                    begin again; a complete store stays until the new one is
+        NAME.wip fits              continue it, beside a complete NAME too: it can only be an interrupted restart
+        NAME fits, no such wip     yield None
+        neither exists             begin
+        otherwise                  InputError with the obstacles
+
+    Parameters
+    ----------
+    path : path-like
+        The store.
+    obstacles : callable
+        Given a folder that exists, ``NAME.wip`` or the complete store, says why it is not what is asked for: one line
+        each, none where it is.
+    restart : bool, default False
+        Begin again, whatever exists of the store.
+    work : Path, optional
+        Folder of the run's checkpoints and scratch files, see `layout.work_path`: cleared of what dead runs left at
+        the beginning, of scratch files on an error, and removed in the end.
+
+    Yields
+    ------
+    Path or None
+        ``NAME.wip``, to be filled and marked as in `staged`; None where the complete store is the one asked for.
+
+    Raises
+    ------
+    InputError
+        With the obstacles; or when a restart would replace what is no store of ours.
+    StoreError
+        When another process is building the store, or the disk is full or fails.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> def build(path, seed):
+    ...     def obstacles(folder):
+    ...         found = read_attributes(folder).get("seed")
+    ...         return [] if found == seed else [f"seed: {found} in {folder.name}, {seed} asked for"]
+    ...     with resumable(path, obstacles) as wip:
+    ...         if wip is None:
+    ...             return "already complete"
+    ...         mark_complete(create_group(wip, {"format": "hkm_dask.example", "seed": seed}))
+    ...     return "built"
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     print(build(f"{folder}/a.zarr", 0), build(f"{folder}/a.zarr", 0), sep=", ")
+    ...     build(f"{folder}/a.zarr", 1)
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: seed: 0 in a.zarr, 1 asked for
+    """
+    target = Path(path).absolute()
+    wip = wip_path(target)
+    with lock(target):
+        settle(target)
+        if restart:
+            check_destination(target, overwrite=True)
+            remove(wip)
+        if work is not None:
+            # Without an unfinished store, checkpoints belong to a run that died when all was done, or was discarded.
+            clear = sweep_scratch if wip.exists() else remove
+            clear(work)
+        problems = obstacles(wip) if wip.exists() else []
+        resumes = wip.exists() and not problems
+        if target.exists() and not (restart or resumes):
+            if problems := obstacles(target):
+                raise InputError(problems)
+            yield None
+            emit("resumed", what="already complete")
+            return
+        if problems:
+            raise InputError(problems)
+        try:
+            with staged(target, overwrite=restart or resumes) as folder:
+                yield folder
+        except BaseException:
+            if work is not None:
+                # The error that led here must not be hidden; the next run sweeps again.
+                with suppress(StoreError):
+                    sweep_scratch(work)
+            raise
+        if work is not None:
+            remove(work)
 
 
 def settle(path: PathLike) -> None:
@@ -381,6 +480,25 @@ def sweep(path: PathLike) -> None:
         for name in names:
             if name.endswith(PARTIAL_SUFFIX):
                 Path(folder, name).unlink(missing_ok=True)
+
+
+def sweep_scratch(folder: Path) -> None:
+    """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder, of which nothing but checkpoints may be in use; need not exist.
+
+    Raises
+    ------
+    StoreError
+        When something cannot be removed.
+    """
+    for path in [*folder.glob("*.npy"), *folder.glob(f"*{PARTIAL_SUFFIX}")]:
+        careful(partial(path.unlink, missing_ok=True), f"removing {path}")
+    for path in folder.glob("shared-*"):
+        remove(path)
 
 
 def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -> None:

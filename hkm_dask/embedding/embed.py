@@ -10,15 +10,17 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from hkm_dask.data import layout, pool_writer, store
-from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import METADATA_FILE, read_attributes
 from hkm_dask.data.ids import Pieces
-from hkm_dask.data.pool import Pool
+from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
@@ -175,27 +177,19 @@ def embed(
     """
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
     plan = _plan(source, encoder, dtype, normalize, batch_size, chunk_mb, threads)
-    target = Path(path).absolute()
-    with store.lock(target):
-        if not _to_do(target, plan, restart):
-            emit("resumed", what="already complete")
-            return store.open_pool(target)
-        # What is finished must be a store of ours to be replaced, and stays until the new one is complete.
-        with store.staged(target, overwrite=target.exists()) as wip:
+    with store.resumable(path, partial(_obstacles, plan=plan), restart=restart) as wip:
+        if wip is not None:
             job = _Job(source, encoder, _begin(wip, plan, source), normalize, batch_size, threads)
-            found = job.run()
-            facts = {PLAN: plan, "encoder": encoder.name}
-            has_ids = source.ids is not None
             pool_writer.finish(
                 wip,
-                found,
-                has_ids=has_ids,
+                job.run(),
+                has_ids=source.ids is not None,
                 normalize=normalize,
                 sources=[source.name],
                 columns=source.columns,
-                attributes=facts,
+                attributes={PLAN: plan, "encoder": encoder.name},
             )
-    return store.open_pool(target)
+    return open_pool(path)
 
 
 def _plan(
@@ -238,26 +232,6 @@ def _plan(
 # --- what is there already --------------------------------------------------------------------------------------------
 
 
-def _to_do(target: Path, plan: dict[str, Any], restart: bool) -> bool:
-    """Refuse what was made otherwise; tell whether there is anything to do."""
-    store.settle(target)
-    wip = layout.wip_path(target)
-    if restart:
-        store.check_destination(target, overwrite=True)
-        remove(wip)
-        return True
-    # Beside a finished pool something unfinished can only be a restart that was interrupted.
-    obstacles = _obstacles(wip, plan) if wip.exists() else []
-    if wip.exists() and not obstacles:
-        return True
-    if not target.exists() and not obstacles:
-        return True
-    obstacles = obstacles if not target.exists() else _obstacles(target, plan)
-    if obstacles:
-        raise InputError(obstacles)
-    return False
-
-
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Say why a pool, finished or not, is not the one that is asked for."""
     attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
@@ -277,7 +251,7 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> store.StoredArray:
+def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
     """Make the unfinished pool, or open what is there; ids and columns come first, as wrong ones then cost no time."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
@@ -289,7 +263,7 @@ def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> store.StoredA
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
     try:
-        array = store.open_array(wip / layout.EMBEDDINGS)
+        array = open_array(wip / layout.EMBEDDINGS)
         if array.spec.shape == shape and array.spec.plain:
             return array
     except StoreError:
@@ -307,7 +281,7 @@ class _Job:
         self,
         source: ItemSource,
         encoder: Encoder,
-        array: store.StoredArray,
+        array: StoredArray,
         normalize: bool,
         batch_size: int,
         threads: int,

@@ -12,7 +12,9 @@ import subprocess
 import sys
 import warnings
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +25,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.data import chunks, files, layout, store
+from hkm_dask.data.files import read_attributes
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import subscribe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -384,6 +388,118 @@ def test_an_error_keeps_the_wip_where_asked(tmp_path: Path, keep: bool) -> None:
         assert wip.exists() is keep
         store.create_group(wip)
     assert (tmp_path / "a.zarr").exists()
+
+
+# --- resuming ---------------------------------------------------------------------------------------------------------
+
+
+def resume(path: Path, seed: int, *, error: BaseException | None = None, **options: Any) -> bool:
+    """Build a store in two steps, between which an error may come; tell whether there was anything to do."""
+
+    def obstacles(folder: Path) -> list[str]:
+        found = read_attributes(folder).get("seed")
+        return [] if found == seed else [f"seed: {found} in {folder.name}, {seed} asked for"]
+
+    with store.resumable(path, obstacles, **options) as wip:
+        if wip is None:
+            return False
+        store.create_group(wip, {"format": layout.POOL_FORMAT, "seed": seed})
+        if error:
+            raise error
+        store.mark_complete(wip)
+    return True
+
+
+def test_an_interrupted_store_is_continued(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "a.zarr", 1, error=KeyboardInterrupt())
+    (tmp_path / "a.zarr.wip" / "kept").touch()
+    assert resume(tmp_path / "a.zarr", 1)
+    assert sorted(path.name for path in (tmp_path / "a.zarr").iterdir()) == ["kept", "zarr.json"]
+
+
+def test_a_complete_store_is_not_built_again(tmp_path: Path) -> None:
+    assert resume(tmp_path / "a.zarr", 1)
+    told = []
+    with subscribe(lambda event: told.append((event.kind, dict(event.fields)))):
+        assert not resume(tmp_path / "a.zarr", 1)
+    assert told == [("resumed", {"what": "already complete"})]
+
+
+@pytest.mark.parametrize("interrupted", [True, False])
+def test_a_store_made_otherwise_is_refused_and_kept(tmp_path: Path, interrupted: bool) -> None:
+    with suppress(KeyboardInterrupt):
+        resume(tmp_path / "a.zarr", 1, error=KeyboardInterrupt() if interrupted else None)
+    name = "a.zarr.wip" if interrupted else "a.zarr"
+    with pytest.raises(InputError, match=f"seed: 1 in {name}, 2 asked for"):
+        resume(tmp_path / "a.zarr", 2)
+    assert resume(tmp_path / "a.zarr", 1) is interrupted
+
+
+def test_an_interrupted_restart_is_continued_beside_the_complete_store(tmp_path: Path) -> None:
+    resume(tmp_path / "a.zarr", 1)
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "a.zarr", 2, error=KeyboardInterrupt(), restart=True)
+    assert read_attributes(tmp_path / "a.zarr")["seed"] == 1
+    assert not resume(tmp_path / "a.zarr", 1)  # still the complete one
+    assert resume(tmp_path / "a.zarr", 2)
+    assert read_attributes(tmp_path / "a.zarr")["seed"] == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["a.zarr"]
+
+
+def test_a_restart_discards_what_was_unfinished_and_replaces_only_stores_of_ours(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        resume(tmp_path / "a.zarr", 1, error=KeyboardInterrupt())
+    (tmp_path / "a.zarr.wip" / "old").touch()
+    assert resume(tmp_path / "a.zarr", 1, restart=True)
+    assert [path.name for path in (tmp_path / "a.zarr").iterdir()] == ["zarr.json"]
+    (tmp_path / "home").mkdir()
+    (tmp_path / "home" / "letter.txt").write_text("dear")
+    with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten"):
+        resume(tmp_path / "home", 1, restart=True)
+
+
+SCRATCH = ["regrouped-1.npy", "rows-1.npy", "input-1.npy", "subset-1.npy", "level_2-step_0.partial"]
+
+
+def leave_scratch(work: Path) -> None:
+    """What a run leaves that was killed: a checkpoint and scratch files."""
+    (work / "shared-1").mkdir(parents=True)
+    for name in (*SCRATCH, "shared-1/rows-a.npy", "level_1-step_0.npz"):
+        (work / name).write_bytes(b"half")
+
+
+def test_scratch_files_are_swept_and_checkpoints_kept(tmp_path: Path) -> None:
+    store.sweep_scratch(tmp_path / "nothing")
+    leave_scratch(tmp_path / "work")
+    store.sweep_scratch(tmp_path / "work")
+    assert [path.name for path in (tmp_path / "work").iterdir()] == ["level_1-step_0.npz"]
+
+
+def test_scratch_of_a_dead_run_is_swept_before_the_next_one_works(tmp_path: Path) -> None:
+    target, work = tmp_path / "a.zarr", layout.work_path(tmp_path / "a.zarr")
+    leave_scratch(work)
+    with pytest.raises(KeyboardInterrupt):
+        resume(target, 1, error=KeyboardInterrupt(), work=work)
+    assert not work.exists()  # nothing was unfinished, so these checkpoints belonged to no run
+    leave_scratch(work)
+    with store.resumable(target, lambda folder: [], work=work) as wip:
+        assert [path.name for path in work.iterdir()] == ["level_1-step_0.npz"]
+        store.mark_complete(wip)
+    assert not work.exists()
+
+
+def test_scratch_is_swept_after_a_full_disk(tmp_path: Path) -> None:
+    work = layout.work_path(tmp_path / "a.zarr")
+
+    def run() -> None:
+        with store.resumable(tmp_path / "a.zarr", lambda folder: [], work=work):
+            leave_scratch(work)
+            raise StoreError("the disk is full")
+
+    with pytest.raises(StoreError, match="the disk is full"):
+        run()
+    assert [path.name for path in work.iterdir()] == ["level_1-step_0.npz"]
 
 
 def test_what_exists_is_not_replaced_unasked(tmp_path: Path) -> None:
