@@ -1,11 +1,8 @@
 """What every test may ask for, and which tests wait to be asked for."""
 
-import importlib
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -20,7 +17,6 @@ settings.register_profile("hkm", deadline=None, print_blob=True)
 settings.load_profile("hkm")
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
-PIPELINES = Path(__file__).resolve().parents[1] / "pipelines"
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -71,25 +67,6 @@ def real_data() -> Callable[[str], Path]:
         return path
 
     return find
-
-
-@pytest.fixture(scope="module")
-def load_pipeline() -> Iterator[Callable[..., dict[str, ModuleType]]]:
-    """Return a function that imports modules of a pipeline's folder, by the names its script has for them.
-
-    They are forgotten after the tests of a file, since every pipeline has a `run`.
-    """
-    with pytest.MonkeyPatch.context() as patch:
-        folders: list[Path] = []
-
-        def load(pipeline: str, *names: str) -> dict[str, ModuleType]:
-            folders.append(PIPELINES / pipeline)
-            patch.syspath_prepend(folders[-1])
-            return {name: importlib.import_module(name) for name in names}
-
-        yield load
-        for script in (path for folder in folders for path in folder.glob("*.py")):
-            sys.modules.pop(script.stem, None)
 
 
 @pytest.fixture(autouse=True)

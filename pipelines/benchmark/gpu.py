@@ -29,14 +29,14 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-import gpu_cases
-from gpu_cases import DeviceOptions
-from gpu_peers import PEERS, find_participants
-from gpu_report import Ceilings, DeviceResults, table, write_results
-from gpu_split import split
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
-from report import describe_case, describe_machine
+from pipelines.benchmark import gpu_cases
+from pipelines.benchmark.gpu_cases import DeviceOptions
+from pipelines.benchmark.gpu_peers import PEERS, find_participants
+from pipelines.benchmark.gpu_report import Ceilings, DeviceResults, table, write_results
+from pipelines.benchmark.gpu_split import split
+from pipelines.benchmark.report import describe_case, describe_machine
 
 SUITES = {**gpu_cases.SUITES, "split": split}
 _LIBRARIES = (

@@ -17,10 +17,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-import ours
-from gpu_peers import Answer, Participant, Prepare, Task, flash_lloyd, forget_rows, runner
-from gpu_report import Ceilings, Check, DeviceCase
-from gpu_rows import Maker, choose_rows, computing_on, free_memory, pinned_rows
 from hkm_dask.compute.cluster import connect
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
@@ -28,7 +24,11 @@ from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.events import Event, subscribe
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import Geometry
-from measure import Case, Measurement, Outcome, Run, brute_force, inertia, take_turns
+from pipelines.benchmark import ours
+from pipelines.benchmark.gpu_peers import Answer, Participant, Prepare, Task, flash_lloyd, forget_rows, runner
+from pipelines.benchmark.gpu_report import Ceilings, Check, DeviceCase
+from pipelines.benchmark.gpu_rows import Maker, choose_rows, computing_on, free_memory, pinned_rows
+from pipelines.benchmark.measure import Case, Measurement, Outcome, Run, brute_force, inertia, take_turns
 
 #: Rows checked by all distances in float64, and rows whose inertia is taken.
 _CHECKED_ROWS, _JUDGED_ROWS = 5000, 20_000

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-import ours
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, Rows
@@ -23,6 +22,7 @@ from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
+from pipelines.benchmark import ours
 
 _DEVICE = "cuda"
 #: Scores a plain product makes at once.

@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from measure import Case, Measurement
-from report import describe_case, drop_empty, tell_machine, write_files
+from pipelines.benchmark.measure import Case, Measurement
+from pipelines.benchmark.report import describe_case, drop_empty, tell_machine, write_files
 
 _HEADER = (
     "", "seconds", "runs", "× time", "TFLOP/s", "of the GEMM", "of the limit", "wrong labels", "distances", "inertia",

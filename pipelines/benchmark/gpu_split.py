@@ -9,17 +9,17 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-import ours
-from gpu_cases import DeviceOptions
-from gpu_report import Check, DeviceCase
-from gpu_rows import Maker, computing_on, free_memory
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.geometry import Geometry
-from measure import Case, Outcome, Run, take_turns
+from pipelines.benchmark import ours
+from pipelines.benchmark.gpu_cases import DeviceOptions
+from pipelines.benchmark.gpu_report import Check, DeviceCase
+from pipelines.benchmark.gpu_rows import Maker, computing_on, free_memory
+from pipelines.benchmark.measure import Case, Outcome, Run, take_turns
 
 #: Features, rows of a cluster, and parts it is split into, in at most so many iterations.
 _FEATURES, _ROWS, _PARTS, _ITERATIONS = 384, 1000, 50, 10

@@ -19,7 +19,7 @@ from hkm_dask.kmeans.lloyd import LloydStep, iterate, split_rows
 from hkm_dask.kmeans.search.engine import remembered
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.seed import seed
-from peers import Problem
+from pipelines.benchmark.peers import Problem
 
 NAME = "hkm_dask"
 

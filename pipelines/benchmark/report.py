@@ -20,9 +20,9 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_info
 
-from measure import Case, Measurement
-from ours import NAME
-from peers import PEERS, n_threads
+from pipelines.benchmark.measure import Case, Measurement
+from pipelines.benchmark.ours import NAME
+from pipelines.benchmark.peers import PEERS, n_threads
 
 _HEADER = ("", "seconds", "runs", "× time", "inertia", "× inertia", "")
 _OWN, _OTHER = "#d9480f", "#3b82c4"

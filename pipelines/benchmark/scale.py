@@ -1,6 +1,6 @@
 """Measure what the engine does at size: a pool larger than memory, growth with n and k, Dask's share, a large draw.
 
-    python pipelines/benchmark/scale.py --data embeddings.npy --suite stream,growth,overhead,sample --out benchmark
+    python -m pipelines.benchmark.scale --data embeddings.npy --suite stream,growth,overhead,sample --out benchmark
 
 * stream: one pool under a memory limit and with everything resident; the page cache is emptied all the while.
 * growth: seconds of a Lloyd iteration as rows and clusters grow fourfold.
@@ -17,14 +17,14 @@ import json
 import os
 import resource
 import statistics
-import subprocess
-import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager, suppress
 from itertools import pairwise
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Any
 
@@ -42,8 +42,8 @@ from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
 from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydStep, PartialSums, Update, iterate, split_rows
 from hkm_dask.kmeans.search.geometry import make_geometry
-from inputs import load_rows, make_rows
-from report import describe_machine
+from pipelines.benchmark.inputs import load_rows, make_rows
+from pipelines.benchmark.report import describe_machine
 
 _GIB = 1 << 30
 _PIECE = 1 << 16
@@ -137,23 +137,20 @@ class _ReadAlone:
 
 def _run_apart(pool: Path, limit: str) -> tuple[float, int]:
     """Seconds of an iteration in a process of its own, and the most bytes its process tree held."""
-    command = [sys.executable, __file__, "--iterate", str(pool), "--memory-limit", limit]
     peak = 0
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        while process.poll() is None:
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        future = executor.submit(_iterate_pool, pool, limit)
+        while not future.done():
             with suppress(psutil.Error):
-                parent = psutil.Process(process.pid)
-                peak = max(peak, sum(p.memory_info().rss for p in [parent, *parent.children(recursive=True)]))
+                workers = [psutil.Process(worker.pid) for worker in active_children()]
+                held = [p for worker in workers for p in [worker, *worker.children(recursive=True)]]
+                peak = max(peak, sum(p.memory_info().rss for p in held))
             time.sleep(0.05)
-        assert process.stdout is not None
-        answer = process.stdout.read()
-    if process.returncode:
-        raise SystemExit(f"{' '.join(command)} failed")
-    return float(answer), peak
+    return future.result(), peak
 
 
-def _iterate_pool(pool: Path, limit: str) -> None:
-    """Print the median seconds of iterations 3 to 5, when all that is kept has been kept."""
+def _iterate_pool(pool: Path, limit: str) -> float:
+    """Take the median seconds of iterations 3 to 5, when all that is kept has been kept."""
     from dask.utils import parse_bytes
 
     rows, opened = ZarrRows(pool, "embeddings"), open_pool(pool)
@@ -161,7 +158,7 @@ def _iterate_pool(pool: Path, limit: str) -> None:
         geometry = make_geometry(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
         start = rows.take(np.sort(np.random.default_rng(0).choice(rows.n_rows, 1000, replace=False)))
         seconds = _iteration_seconds(rows, np.asarray(start, np.float32), geometry, runner, 5)
-    print(statistics.median(seconds[2:]))
+    return statistics.median(seconds[2:])
 
 
 def _iteration_seconds(
@@ -255,14 +252,13 @@ def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
 
 def sample(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
     """Targets and draw, in a process of its own so that its memory is its own."""
-    command = [sys.executable, __file__, "--draw", str(arguments.leaves)]
-    answer = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout
-    found: dict[str, Any] = json.loads(answer)
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        found = executor.submit(_draw, arguments.leaves).result()
     print(f"sample: {found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB", flush=True)
     return found
 
 
-def _draw(n_leaves: int) -> None:
+def _draw(n_leaves: int) -> dict[str, Any]:
     rng = np.random.default_rng(0)
     counts = [n_leaves, *(max(n_leaves * k // 74_300_000, 4) for k in (1_000_000, 50_000, 5_000, 1_000))]
     indptr, members, leaf_sizes = [], [], [np.ones(n_leaves, np.int64)]
@@ -281,9 +277,7 @@ def _draw(n_leaves: int) -> None:
     seconds = time.perf_counter() - begin
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / _GIB
     distinct = bool((np.diff(rows) > 0).all())
-    print(
-        json.dumps({"leaves": n_leaves, "size": len(rows), "distinct": distinct, "seconds": seconds, "peak_gib": peak})
-    )
+    return {"leaves": n_leaves, "size": len(rows), "distinct": distinct, "seconds": seconds, "peak_gib": peak}
 
 
 SUITES = {"stream": stream, "growth": growth, "overhead": overhead, "sample": sample}
@@ -300,13 +294,7 @@ def main() -> None:
     parser.add_argument("--leaves", type=int, default=74_300_000, help="of the tree that is sampled; default: 74.3M")
     parser.add_argument("--scratch", type=Path, help="where the streamed pool is made; default: the temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")
-    parser.add_argument("--iterate", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--draw", type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    if arguments.iterate is not None:
-        return _iterate_pool(arguments.iterate, arguments.memory_limit)
-    if arguments.draw is not None:
-        return _draw(arguments.draw)
     base = make_rows(80_000, 384).rows if arguments.data is None else load_rows(arguments.data).rows
     found: dict[str, Any] = {"machine": describe_machine()}
     for name in arguments.suite.split(","):
@@ -315,7 +303,6 @@ def main() -> None:
         found[name] = SUITES[name](base, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
     (arguments.out / "scale.json").write_text(json.dumps(found, indent=2) + "\n")
-    return None
 
 
 if __name__ == "__main__":

@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans, kmeans_plusplus
 
 import hkm_dask as hkm
-import ours
-from inputs import Data, pick_rows
-from measure import Case, Outcome, Run, count_wrong, inertia, take_turns, timed
-from peers import Fit, Peer, Problem
+from pipelines.benchmark import ours
+from pipelines.benchmark.inputs import Data, pick_rows
+from pipelines.benchmark.measure import Case, Outcome, Run, count_wrong, inertia, take_turns, timed
+from pipelines.benchmark.peers import Fit, Peer, Problem
 
 #: Iterations before the timed ones, and with them.
 FEW, MANY = 2, 10

@@ -1,36 +1,10 @@
-"""Run the demo, and make the picture in the README from what it draws."""
+"""`python pipelines/demo/run.py`: the same as `python -m pipelines.demo` in the folder of the checkout."""
 
-import argparse
+import sys
 from pathlib import Path
 
-from PIL import Image
-
-from hkm_dask.demo.demo import run_demo
-from hkm_dask.view.progress import show_progress
-
-
-def main() -> None:
-    """Read the arguments, run the demo, print its summary."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("hkm-demo"), help="where to put what it makes")
-    parser.add_argument("--quick", action="store_true", help="less data: seconds instead of minutes")
-    parser.add_argument("--readme", type=Path, metavar="PNG", help="also write the README's picture here")
-    arguments = parser.parse_args()
-    with show_progress():
-        summary = run_demo(arguments.out, quick=arguments.quick)
-    print(summary)
-    if arguments.readme:
-        shrink(arguments.out / "overview.png", arguments.readme)
-
-
-def shrink(source: Path, target: Path) -> None:
-    """Write a picture in 256 colors, a quarter of its size; those that are rare in it are kept as well."""
-    with Image.open(source) as picture:
-        few = picture.convert("RGB").quantize(
-            256, method=Image.Quantize.MAXCOVERAGE, kmeans=3, dither=Image.Dither.NONE
-        )
-        few.save(target, optimize=True)
-
-
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from pipelines.demo.command import main
+
     main()

@@ -1,6 +1,10 @@
-"""Does curation help? Trees on labeled pools with a long tail: `python pipelines/longtail/run.py --out longtail`."""
+"""`python pipelines/longtail/run.py`: the same as `python -m pipelines.longtail` in the folder of the checkout."""
 
-from longtail_command import main
+import sys
+from pathlib import Path
 
 if __name__ == "__main__":
+    sys.path[0] = str(Path(__file__).resolve().parents[2])
+    from pipelines.longtail.command import main
+
     main()

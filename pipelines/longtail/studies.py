@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from pools import POOLS
-from trials import Init, Metric, Trial
+from pipelines.longtail.pools import POOLS
+from pipelines.longtail.trials import Init, Metric, Trial
 
 Sizes = tuple[int, ...]
 INITS: tuple[Init, ...] = ("random", "k-means||", "k-means++", "coreset")

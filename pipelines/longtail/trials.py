@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.metrics import class_balance, clusters_per_class, nearest_class
-from pools import POOLS, Pool
-from probes import accuracies
+from pipelines.longtail.pools import POOLS, Pool
+from pipelines.longtail.probes import accuracies
 
 Init = Literal["coreset", "k-means++", "k-means||", "random"]
 Metric = Literal["l2", "cosine"]

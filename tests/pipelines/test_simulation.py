@@ -4,9 +4,7 @@ import itertools
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,17 +13,19 @@ from PIL import Image
 from scipy.integrate import quad
 from sklearn.neighbors import KernelDensity
 
-FOLDER = Path(__file__).parents[1] / "pipelines" / "simulation"
-NAMES = (
-    "mixtures", "measures", "drawing", "toy", "figure2", "figure3_pictures", "figure3", "rings", "gap", "beside",
-    "command",
-)  # fmt: skip
+from pipelines.simulation import (
+    beside,
+    command,
+    figure2,
+    figure3,
+    figure3_pictures,
+    gap,
+    measures,
+    mixtures,
+    rings,
+)
 
-
-@pytest.fixture(scope="module")
-def simulation(load_pipeline: Callable[..., dict[str, ModuleType]]) -> SimpleNamespace:
-    found = load_pipeline("simulation", *(f"simulation_{name}" for name in NAMES))
-    return SimpleNamespace(**{name.removeprefix("simulation_"): module for name, module in found.items()})
+FOLDER = Path(__file__).parents[2] / "pipelines" / "simulation"
 
 
 def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -58,11 +58,11 @@ def test_the_toy_is_made_by_one_command(tmp_path: Path) -> None:
 
 
 def test_wrong_options_are_refused(
-    simulation: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(sys, "argv", ["run.py", "toy", "--seeds", "0", "--out", str(tmp_path / "out")])
     with pytest.raises(SystemExit) as stopped:
-        simulation.command.main("What it does.")
+        command.main()
     assert stopped.value.code == 2
     assert "--seeds=0 should be >= 1" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
@@ -71,16 +71,16 @@ def test_wrong_options_are_refused(
 # -- data and measures ------------------------------------------------------------------------------------------------
 
 
-def test_the_line_has_the_papers_numbers_and_density(simulation: SimpleNamespace) -> None:
-    x = simulation.mixtures.line_mixture(0)
+def test_the_line_has_the_papers_numbers_and_density() -> None:
+    x = mixtures.line_mixture(0)
     assert len(x) == pytest.approx(243_033, abs=400)
     assert (np.diff(x) >= 0).all()
     assert not ((x > -7) & (x < 0)).any()
     edges = np.array([-14, -10, -7, 0, 2, 5, 12, 17, 20, 23.0])
     for power in (1.0, 1 / 3):
-        law = simulation.mixtures.line_law(edges, power)
+        law = mixtures.line_law(edges, power)
         pieces = [
-            quad(lambda at, power: (simulation.mixtures.line_density(np.array([at])) ** power).item(), a, b, power)[0]
+            quad(lambda at, power: (mixtures.line_density(np.array([at])) ** power).item(), a, b, power)[0]
             for a, b in itertools.pairwise(edges)
         ]
         np.testing.assert_allclose(law, np.array(pieces) / sum(pieces), atol=2e-5)
@@ -89,19 +89,19 @@ def test_the_line_has_the_papers_numbers_and_density(simulation: SimpleNamespace
             np.testing.assert_allclose(np.histogram(x, edges)[0] / len(x), law, atol=0.003)
 
 
-def test_the_plane_has_the_papers_points_and_density(simulation: SimpleNamespace) -> None:
-    points = simulation.mixtures.plane_mixture(0)
+def test_the_plane_has_the_papers_points_and_density() -> None:
+    points = mixtures.plane_mixture(0)
     assert points.shape == (9000, 2)
     axis = np.linspace(-3, 3, 301)
-    density = simulation.mixtures.plane_density(axis)
+    density = mixtures.plane_density(axis)
     in_heap = (axis > -2) & (axis < 0)
     expected = density[np.ix_(in_heap, in_heap)].sum() * 0.02**2
     assert density.sum() * 0.02**2 == pytest.approx(1, abs=0.005)
     assert ((points > -2) & (points < 0)).all(axis=1).mean() == pytest.approx(expected, abs=0.02)
 
 
-def test_rings_have_the_same_area_and_do_not_touch(simulation: SimpleNamespace) -> None:
-    points, ring = simulation.mixtures.rings(0)
+def test_rings_have_the_same_area_and_do_not_touch() -> None:
+    points, ring = mixtures.rings(0)
     assert len(points) == 29_700
     squared = (points.astype(float) ** 2).sum(axis=1)
     for number, inner in enumerate((1, 4, 9, 16, 25)):
@@ -111,43 +111,41 @@ def test_rings_have_the_same_area_and_do_not_touch(simulation: SimpleNamespace) 
         assert of_ring.mean() == pytest.approx(inner + 1, abs=0.15)  # even in the squared radius: even in the plane
 
 
-def test_the_density_is_scikit_learns(simulation: SimpleNamespace) -> None:
-    points = simulation.mixtures.plane_mixture(1)[::30]
+def test_the_density_is_scikit_learns() -> None:
+    points = mixtures.plane_mixture(1)[::30]
     axis = np.arange(-3, 3.001, 0.02)
     grid = np.stack(np.meshgrid(axis, axis, indexing="ij"), -1).reshape(-1, 2)
     theirs = np.exp(KernelDensity(bandwidth=0.5).fit(points).score_samples(grid))
     theirs /= theirs.sum()
-    np.testing.assert_allclose(simulation.measures.density(points).ravel(), theirs, rtol=1e-8)
-    assert simulation.measures.divergence(points) == pytest.approx((theirs * np.log(theirs * theirs.size)).sum())
+    np.testing.assert_allclose(measures.density(points).ravel(), theirs, rtol=1e-8)
+    assert measures.divergence(points) == pytest.approx((theirs * np.log(theirs * theirs.size)).sum())
 
 
-def test_the_divergence_of_a_grid_is_small_and_of_a_heap_large(simulation: SimpleNamespace) -> None:
+def test_the_divergence_of_a_grid_is_small_and_of_a_heap_large() -> None:
     axis = np.linspace(-2.9, 2.9, 18)
     grid = np.stack(np.meshgrid(axis, axis), -1).reshape(-1, 2)
-    assert 0 < simulation.measures.divergence(grid) < 0.04
-    assert simulation.measures.divergence(grid / 10) > 1.0
+    assert 0 < measures.divergence(grid) < 0.04
+    assert measures.divergence(grid / 10) > 1.0
 
 
-def test_the_law_of_the_divergence_is_that_of_very_many_points(simulation: SimpleNamespace) -> None:
-    density = simulation.mixtures.plane_density(np.linspace(-3, 3, 301))
-    many = np.concatenate([simulation.mixtures.plane_mixture(seed)[::10] for seed in range(30)])
-    assert simulation.measures.law_divergence(density, 1.0) == pytest.approx(
-        simulation.measures.divergence(many), abs=0.01
-    )
-    assert simulation.measures.law_divergence(density, 0.0) == pytest.approx(0.0191, abs=1e-4)
+def test_the_law_of_the_divergence_is_that_of_very_many_points() -> None:
+    density = mixtures.plane_density(np.linspace(-3, 3, 301))
+    many = np.concatenate([mixtures.plane_mixture(seed)[::10] for seed in range(30)])
+    assert measures.law_divergence(density, 1.0) == pytest.approx(measures.divergence(many), abs=0.01)
+    assert measures.law_divergence(density, 0.0) == pytest.approx(0.0191, abs=1e-4)
 
 
-def test_total_variation_entropy_and_spread_by_hand(simulation: SimpleNamespace) -> None:
+def test_total_variation_entropy_and_spread_by_hand() -> None:
     counts = np.array([2, 2, 0])
-    assert simulation.measures.total_variation(counts, np.array([0.25, 0.25, 0.5])) == 0.5
-    assert simulation.measures.entropy(counts) == pytest.approx(np.log(2))
-    assert simulation.measures.spread([1.0, 3.0]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "values": [1.0, 3.0]}
-    assert simulation.measures.spread([1.0])["sd"] == 0.0
+    assert measures.total_variation(counts, np.array([0.25, 0.25, 0.5])) == 0.5
+    assert measures.entropy(counts) == pytest.approx(np.log(2))
+    assert measures.spread([1.0, 3.0]) == {"mean": 2.0, "sd": pytest.approx(2**0.5), "values": [1.0, 3.0]}
+    assert measures.spread([1.0])["sd"] == 0.0
 
 
-def test_every_border_of_a_cell_lies_halfway(simulation: SimpleNamespace) -> None:
+def test_every_border_of_a_cell_lies_halfway() -> None:
     points = np.random.default_rng(0).uniform(-3, 3, (50, 2))
-    borders = simulation.figure3_pictures.cells(points)
+    borders = figure3_pictures.cells(points)
     middles = borders.mean(axis=1)
     inside = (np.abs(middles) < 3).all(axis=1)
     assert inside.sum() > 100
@@ -158,8 +156,8 @@ def test_every_border_of_a_cell_lies_halfway(simulation: SimpleNamespace) -> Non
 # -- figures ----------------------------------------------------------------------------------------------------------
 
 
-def test_figure_2_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    numbers, pictures = simulation.figure2.run(tmp_path, 1, share=0.05)
+def test_figure_2_small(tmp_path: Path) -> None:
+    numbers, pictures = figure2.run(tmp_path, 1, share=0.05)
     by_start = numbers["starts"]
     for s in ("2", "4", "8"):
         assert by_start["k-means++"][s]["converged"]
@@ -167,14 +165,12 @@ def test_figure_2_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
     assert by_start["k-means++"]["8"]["entropy"]["mean"] > by_start["k-means++"]["2"]["entropy"]["mean"]
     assert [path.name for path in pictures] == ["figure2.png", "figure2.svg"]
     assert all(path.stat().st_size < 300_000 for path in pictures)
-    assert "random" in simulation.figure2.summarize(numbers)
+    assert "random" in figure2.summarize(numbers)
 
 
-def test_figure_3_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    quick = [
-        method for method in simulation.figure3.METHODS if method.name in ("data", "DBSCAN", "1 level", "2 levels")
-    ]
-    numbers, pictures = simulation.figure3.run(tmp_path, 1, methods=quick)
+def test_figure_3_small(tmp_path: Path) -> None:
+    quick = [method for method in figure3.METHODS if method.name in ("data", "DBSCAN", "1 level", "2 levels")]
+    numbers, pictures = figure3.run(tmp_path, 1, methods=quick)
     kl = {name: one["kl"]["mean"] for name, one in numbers.items()}
     assert kl["data"] == pytest.approx(0.942, abs=0.03)
     assert kl["300 uniform points"] == pytest.approx(0.040, abs=0.007)
@@ -184,44 +180,44 @@ def test_figure_3_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
     assert [path.name for path in pictures if path.stat().st_size < 300_000] == [
         "figure3_maps.png", "figure3_bars.png", "figure3_bars.svg",
     ]  # fmt: skip
-    assert "DBSCAN" in simulation.figure3.summarize(numbers)
+    assert "DBSCAN" in figure3.summarize(numbers)
 
 
-def test_rings_small(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    numbers, pictures = simulation.rings.run(tmp_path, 1)
+def test_rings_small(tmp_path: Path) -> None:
+    numbers, pictures = rings.run(tmp_path, 1)
     entropy = {name: one["entropy"]["mean"] for name, one in numbers["draws"].items()}
     assert list(entropy.values()) == sorted(entropy.values())
     assert entropy["random"] < 0.65
     assert entropy["2 levels, resampled"] > 0.98
     assert all(sum(one["per_ring"]) == 1000 for one in numbers["draws"].values())
     assert pictures[0].is_file()
-    assert "20,000" in simulation.rings.summarize(numbers)
+    assert "20,000" in rings.summarize(numbers)
 
 
-def test_the_gap_is_measured_by_case(simulation: SimpleNamespace, tmp_path: Path) -> None:
+def test_the_gap_is_measured_by_case(tmp_path: Path) -> None:
     case = ((300,), {"n_resamples": 0})
-    numbers, pictures = simulation.gap.run(tmp_path, 2, cases={"one": {"a": case}, "other": {"b": case}})
+    numbers, pictures = gap.run(tmp_path, 2, cases={"one": {"a": case}, "other": {"b": case}})
     assert numbers["one"]["a"] == numbers["other"]["b"]
     assert len(numbers["one"]["a"]["values"]) == 2
     assert pictures == []
-    assert "0.3" in simulation.gap.summarize(numbers)
-    assert all(len(levels) >= 1 for group in simulation.gap.CASES.values() for levels, _ in group.values())
+    assert "0.3" in gap.summarize(numbers)
+    assert all(len(levels) >= 1 for group in gap.CASES.values() for levels, _ in group.values())
 
 
-def test_levels_of_scikit_learn_come_to_the_same(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    numbers, _ = simulation.beside.run(tmp_path, 3, cases=((300,), (1500, 300)))
+def test_levels_of_scikit_learn_come_to_the_same(tmp_path: Path) -> None:
+    numbers, _ = beside.run(tmp_path, 3, cases=((300,), (1500, 300)))
     for one in numbers.values():
         assert one["ours"]["mean"] == pytest.approx(one["scikit-learn"]["mean"], rel=0.15)
     assert numbers["1500, 300"]["ours"]["mean"] < numbers["300"]["ours"]["mean"] / 2
-    assert "1500, 300" in simulation.beside.summarize(numbers)
+    assert "1500, 300" in beside.summarize(numbers)
 
 
 # -- at the paper's size ----------------------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
-def test_figure_2_follows_the_law(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    numbers, _ = simulation.figure2.run(tmp_path, 3)
+def test_figure_2_follows_the_law(tmp_path: Path) -> None:
+    numbers, _ = figure2.run(tmp_path, 3)
     found = numbers["starts"]["k-means++"]
     assert max(found["2"]["tv_to_cube_root"]["values"]) <= 0.05
     assert max(found[s]["tv_to_own_law"]["mean"] for s in found) <= 0.05
@@ -232,8 +228,8 @@ def test_figure_2_follows_the_law(simulation: SimpleNamespace, tmp_path: Path) -
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-def test_figure_3_comes_near_the_paper(simulation: SimpleNamespace, tmp_path: Path) -> None:
-    numbers, _ = simulation.figure3.run(tmp_path, 10)
+def test_figure_3_comes_near_the_paper(tmp_path: Path) -> None:
+    numbers, _ = figure3.run(tmp_path, 10)
     kl: dict[str, Any] = {name: one["kl"]["mean"] for name, one in numbers.items()}
     assert kl["1 level"] == pytest.approx(0.34, abs=0.03)
     assert kl["agglomerative, Ward"] == pytest.approx(0.374, abs=0.02)

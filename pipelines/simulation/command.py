@@ -1,4 +1,12 @@
-"""The command line of the simulations: which study, for how many seeds, where to."""
+"""Make the simulations of arXiv:2405.15613: the toy of §3.2, Figures 2 and 3, the five rings.
+
+    python pipelines/simulation/run.py all --out simulation             # every figure, ten seeds
+    python pipelines/simulation/run.py figure3 --seeds 1 --out quick    # one figure, in seconds
+    python pipelines/simulation/run.py gap --out simulation             # what brings Figure 3 nearer to uniform
+    python pipelines/simulation/run.py beside --seeds 40                # its levels by scikit-learn's k-means, too
+
+Each study writes NAME.json and its pictures as PNG and SVG. `all` leaves out `gap`, which takes an hour, and `beside`.
+"""
 
 from __future__ import annotations
 
@@ -12,43 +20,28 @@ from typing import Any
 
 from rich.console import Console
 
-import simulation_beside
-import simulation_figure2
-import simulation_figure3
-import simulation_gap
-import simulation_rings
-import simulation_toy
 from hkm_dask.events import subscribe
 from hkm_dask.view.progress import Display
-from simulation_drawing import copy_to_docs
+from pipelines.simulation import beside, figure2, figure3, gap, rings, toy
+from pipelines.simulation.drawing import copy_to_docs
 
 Run = Callable[[Path, int], tuple[dict[str, Any], list[Path]]]
 
 STUDIES: dict[str, tuple[Run, Callable[[dict[str, Any]], str]]] = {
-    "toy": (simulation_toy.run, simulation_toy.summarize),
-    "figure2": (simulation_figure2.run, simulation_figure2.summarize),
-    "figure3": (simulation_figure3.run, simulation_figure3.summarize),
-    "rings": (simulation_rings.run, simulation_rings.summarize),
-    "gap": (simulation_gap.run, simulation_gap.summarize),
-    "beside": (simulation_beside.run, simulation_beside.summarize),
+    "toy": (toy.run, toy.summarize),
+    "figure2": (figure2.run, figure2.summarize),
+    "figure3": (figure3.run, figure3.summarize),
+    "rings": (rings.run, rings.summarize),
+    "gap": (gap.run, gap.summarize),
+    "beside": (beside.run, beside.summarize),
 }
 STAGES = ("figure 2", "figure 3", "rings", "gap", "beside")  # as these modules tell
 ALL = ("toy", "figure2", "figure3", "rings")
 
 
-def parse_arguments(description: str | None) -> argparse.Namespace:
-    """Read the command line.
-
-    Parameters
-    ----------
-    description : str or None
-        What ``--help`` begins with.
-
-    Returns
-    -------
-    argparse.Namespace
-    """
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+def parse_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("study", choices=[*STUDIES, "all"], help="what to make")
     parser.add_argument("--out", type=Path, default=Path("hkm-simulation"), help="folder; default: hkm-simulation")
     parser.add_argument("--seeds", type=int, default=10, help="data sets and starts to average over; default: 10")
@@ -67,15 +60,9 @@ def show_stages() -> Iterator[None]:
         yield
 
 
-def main(description: str | None) -> None:
-    """Run what was asked for, print the numbers, and write them.
-
-    Parameters
-    ----------
-    description : str or None
-        What ``--help`` begins with.
-    """
-    arguments = parse_arguments(description)
+def main() -> None:
+    """Run the studies, print the numbers, and write them."""
+    arguments = parse_arguments()
     arguments.out.mkdir(parents=True, exist_ok=True)
     for name in ALL if arguments.study == "all" else (arguments.study,):
         run, summarize = STUDIES[name]

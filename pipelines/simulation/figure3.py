@@ -14,10 +14,10 @@ from sklearn.cluster import DBSCAN, AgglomerativeClustering
 
 import hkm_dask as hkm
 from hkm_dask.events import emit
-from simulation_drawing import write
-from simulation_figure3_pictures import draw_bars, draw_maps
-from simulation_measures import AXIS, SQUARE, divergence, law_divergence, said, spread
-from simulation_mixtures import plane_density, plane_mixture
+from pipelines.simulation.drawing import write
+from pipelines.simulation.figure3_pictures import draw_bars, draw_maps
+from pipelines.simulation.measures import AXIS, SQUARE, divergence, law_divergence, said, spread
+from pipelines.simulation.mixtures import plane_density, plane_mixture
 
 Points = NDArray[np.float32]
 

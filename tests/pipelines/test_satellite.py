@@ -1,9 +1,7 @@
 """The satellite pipeline, on an island of a few pixels and, where it is installed, on the Blue Marble."""
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -17,15 +15,11 @@ import hkm_dask as hkm
 from hkm_dask import cli
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError
+from pipelines.satellite import command as satellite
 
-FOLDER = Path(__file__).parents[1] / "pipelines" / "satellite"
+FOLDER = Path(__file__).parents[2] / "pipelines" / "satellite"
 SEA, SHALLOW, ICE, SAND, FOREST = (0, 2, 53), (10, 90, 130), (240, 245, 250), (253, 214, 153), (37, 57, 3)
 TINY = hkm.Config.from_flags((60, 20, 6), n_resamples=2, resample_size=2, max_iter=5)
-
-
-@pytest.fixture(scope="module")
-def satellite(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
-    return load_pipeline("satellite", "run")["run"]
 
 
 def patch(*colors: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -33,7 +27,7 @@ def patch(*colors: tuple[int, int, int]) -> NDArray[np.uint8]:
     return np.array(colors, np.uint8).repeat(60 // len(colors), axis=0)[None].repeat(16, axis=0)
 
 
-def test_kinds_by_hand(satellite: ModuleType) -> None:
+def test_kinds_by_hand() -> None:
     cases = {
         "open sea": [(SEA,), (SHALLOW, SEA)],
         "ice and snow": [(ICE,)],
@@ -63,7 +57,7 @@ def island(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def made(satellite: ModuleType, island: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
+def made(island: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, object]:
     out = tmp_path_factory.mktemp("a run") / "out"
     return out, satellite.run([island], out, step=8, config=TINY, n_drawn=120)
 
@@ -101,7 +95,7 @@ def test_the_map_lights_what_was_kept(made: tuple[Path, object]) -> None:
     assert right > 2 * left
 
 
-def test_a_second_run_goes_on_from_the_first(satellite: ModuleType, island: Path, made: tuple[Path, object]) -> None:
+def test_a_second_run_goes_on_from_the_first(island: Path, made: tuple[Path, object]) -> None:
     out, _ = made
     before = pq.read_table(out / "subset.parquet")
     stamp = (out / "tree.zarr" / "zarr.json").stat().st_mtime_ns
@@ -112,9 +106,7 @@ def test_a_second_run_goes_on_from_the_first(satellite: ModuleType, island: Path
         satellite.run([island], out, step=16, config=TINY, n_drawn=120)
 
 
-def test_what_cannot_be_is_refused_before_anything_is_written(
-    satellite: ModuleType, island: Path, tmp_path: Path
-) -> None:
+def test_what_cannot_be_is_refused_before_anything_is_written(island: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"subset=5000 should be at most 961"):
         satellite.run([island], tmp_path / "out", step=8, config=TINY, n_drawn=5000)
     with pytest.raises(InputError, match=r"n_samples=256 should be >= levels.1.n_clusters=2000"):
@@ -123,7 +115,6 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
 
 
 def test_the_command_line(
-    satellite: ModuleType,
     island: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -153,9 +144,7 @@ def test_the_small_size_is_as_the_readme_says() -> None:
     config.check(255 * 127)
 
 
-def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(
-    satellite: ModuleType, tmp_path: Path
-) -> None:
+def test_sea_and_ice_drown_a_random_draw_of_the_earth_but_not_the_curated_one(tmp_path: Path) -> None:
     if not satellite.BLUE_MARBLE.exists():
         pytest.skip("needs Debian's package xplanet-images")
     config = hkm.Config.from_flags((300, 60, 15), n_resamples=3, resample_size=(4, 2, 2), max_iter=10)

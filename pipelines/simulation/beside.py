@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from sklearn.cluster import KMeans
 
 from hkm_dask.events import emit
-from simulation_figure3 import N_CLUSTERS, PAPER, THREE, TWO, hierarchy
-from simulation_measures import divergence, said, spread
-from simulation_mixtures import plane_mixture
+from pipelines.simulation.figure3 import N_CLUSTERS, PAPER, THREE, TWO, hierarchy
+from pipelines.simulation.measures import divergence, said, spread
+from pipelines.simulation.mixtures import plane_mixture
 
 LEVELS = ((N_CLUSTERS,), TWO, THREE)
 

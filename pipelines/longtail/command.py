@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-import studies
-from charts import Line, class_sizes, curves, dots
-from pools import DATA, POOLS
-from studies import CLUSTERS, MEMBERS, RESAMPLES, Row, Study
-from trials import Trials
+from pipelines.longtail import studies
+from pipelines.longtail.charts import Line, class_sizes, curves, dots
+from pipelines.longtail.pools import DATA, POOLS
+from pipelines.longtail.studies import CLUSTERS, MEMBERS, RESAMPLES, Row, Study
+from pipelines.longtail.trials import Trials
 
 MEASURES = {
     "entropy": "entropy of the classes drawn, of 1",

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.events import emit
-from simulation_figure3 import PAPER, THREE, TWO, hierarchy
-from simulation_measures import divergence, said, spread
-from simulation_mixtures import plane_mixture
+from pipelines.simulation.figure3 import PAPER, THREE, TWO, hierarchy
+from pipelines.simulation.measures import divergence, said, spread
+from pipelines.simulation.mixtures import plane_mixture
 
 # Clusters per level, and settings of `HierarchicalKMeans`.
 Case = tuple[tuple[int, ...], dict[str, Any]]

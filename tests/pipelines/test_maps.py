@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.view.maps import KeptMap, draw_kept, light_up
+from pipelines.satellite.maps import KeptMap, draw_kept, light_up
 
 
 @given(st.lists(st.tuples(st.integers(0, 18), st.integers(0, 28)), max_size=8), st.integers(1, 6))

@@ -1,12 +1,9 @@
 """The benchmark runs from end to end on next to nothing; how long anything takes is not for tests to judge."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -16,26 +13,15 @@ from sklearn.metrics import pairwise_distances_argmin_min
 
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
+from pipelines.benchmark import gpu_cases, gpu_report, gpu_rows, measure, scale
 
-FOLDER = Path(__file__).parents[1] / "pipelines" / "benchmark"
+FOLDER = Path(__file__).parents[2] / "pipelines" / "benchmark"
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
 
 
 def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, str(FOLDER / "run.py"), *arguments, "--out", str(out)]
     return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
-
-
-@pytest.fixture(scope="module")
-def measure() -> Iterator[ModuleType]:
-    spec = importlib.util.spec_from_file_location("benchmark_measure", FOLDER / "measure.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, spec.name, module)  # dataclasses look themselves up
-        spec.loader.exec_module(module)
-        yield module
 
 
 def inertia_of(case: dict[str, Any]) -> dict[str, float]:
@@ -111,7 +97,7 @@ def test_wrong_options_are_refused(tmp_path: Path, wrong: list[str], said: str) 
 # -- measuring --------------------------------------------------------------------------------------------------------
 
 
-def test_brute_force_is_what_scikit_learn_finds(measure: ModuleType) -> None:
+def test_brute_force_is_what_scikit_learn_finds() -> None:
     rng = np.random.default_rng(0)
     rows, centroids = rng.normal(size=(5000, 7)).astype(np.float32), rng.normal(size=(40, 7)).astype(np.float32)
     centroids[3] = np.nan
@@ -127,7 +113,7 @@ def test_brute_force_is_what_scikit_learn_finds(measure: ModuleType) -> None:
     assert measure.count_wrong(rows, centroids, found) == 11
 
 
-def test_participants_take_turns_and_the_slow_run_once(measure: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_participants_take_turns_and_the_slow_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
     clock = [0.0]
     monkeypatch.setattr(measure.time, "perf_counter", lambda: clock[0])
     turns: list[tuple[str, int]] = []
@@ -151,12 +137,12 @@ def test_participants_take_turns_and_the_slow_run_once(measure: ModuleType, monk
     assert case.ratio(measure.Measurement("too short", (-0.1,))) is None
 
 
-def test_what_it_does_at_size_runs_on_little(tmp_path: Path) -> None:
+def test_what_it_does_at_size_runs_on_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(3000, 16)).astype("f4"))
-    command = [sys.executable, str(FOLDER / "scale.py"), "--data", "rows.npy", "--out", "out", "--leaves", "743000"]
+    words = ["scale", "--data", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), "--leaves", "743000"]
     sizes = ["--pool-bytes", "2e6", "--growth-rows", "20000,40000", "--scratch", str(tmp_path)]
-    done = subprocess.run([*command, *sizes], capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(sys, "argv", [*words, *sizes])
+    scale.main()
     found = json.loads((tmp_path / "out" / "scale.json").read_text(encoding="utf-8"))
     assert found["stream"]["1GiB"]["peak_mib"] > 50
     assert len(found["growth"]["ratios"]) == 3
@@ -176,18 +162,6 @@ def has_device() -> bool:
     return True
 
 
-@pytest.fixture(scope="module")
-def gpu_modules() -> Iterator[dict[str, ModuleType]]:
-    names = ("measure", "gpu_report", "gpu_rows", "gpu_cases")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(str(FOLDER))
-        before = set(sys.modules)
-        yield {name: importlib.import_module(name) for name in names}
-        for name in set(sys.modules) - before:
-            if str(FOLDER) in (getattr(sys.modules[name], "__file__", None) or ""):
-                del sys.modules[name]
-
-
 @pytest.mark.skipif(has_device(), reason="there is a device")
 def test_without_a_device_one_line_says_so(tmp_path: Path) -> None:
     done = run("--gpu", out=tmp_path / "out")
@@ -198,8 +172,8 @@ def test_without_a_device_one_line_says_so(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_times_are_set_against_the_limits_measured(gpu_modules: dict[str, ModuleType], tmp_path: Path) -> None:
-    measure, report = gpu_modules["measure"], gpu_modules["gpu_report"]
+def test_times_are_set_against_the_limits_measured(tmp_path: Path) -> None:
+    report = gpu_report
     ceilings = report.Ceilings(float16=800e12, bfloat16=None, copy=4.3e12, upload=50e9)
     measured = (measure.Measurement("hkm_dask", (0.5, 0.4, 0.9)), measure.Measurement("peer", (1.0,), note="once"))
     case = measure.Case("streamed", "one pass", "made", (10**6, 1000), (10**5,), "hkm_dask", measured)
@@ -246,9 +220,9 @@ def test_times_are_set_against_the_limits_measured(gpu_modules: dict[str, Module
     assert kept["cases"][0]["case"]["measurements"][0]["seconds"] == [0.5, 0.4, 0.9]
 
 
-def test_rows_of_the_device_are_as_told(gpu_modules: dict[str, ModuleType]) -> None:
-    cases = gpu_modules["gpu_cases"]
-    maker = gpu_modules["gpu_rows"].Maker(np, 64)
+def test_rows_of_the_device_are_as_told() -> None:
+    cases = gpu_cases
+    maker = gpu_rows.Maker(np, 64)
     rows = np.empty((5000, 64), np.float16)
     geometry = maker.fill(rows)
     np.testing.assert_allclose(geometry.mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
@@ -275,8 +249,8 @@ def test_rows_of_the_device_are_as_told(gpu_modules: dict[str, ModuleType]) -> N
         cases._check(cases.Answer(np.append(labels, [-1, 99])), *arguments)
 
 
-def test_as_many_rows_as_bytes_and_a_second_allow(gpu_modules: dict[str, ModuleType]) -> None:
-    choose = gpu_modules["gpu_rows"].choose_rows
+def test_as_many_rows_as_bytes_and_a_second_allow() -> None:
+    choose = gpu_rows.choose_rows
     assert choose(1024, 1024, gigabytes=4, flops=8e14) == 1_953_000  # 4 GB
     assert choose(1024, 100_000, gigabytes=40, flops=8e14) == 1_953_000  # 0.5 · 8e14 operations
     assert choose(1024, 1024, gigabytes=61, flops=8e14) == 29_785_000

@@ -12,10 +12,10 @@ from matplotlib.ticker import FuncFormatter
 from numpy.typing import NDArray
 
 from hkm_dask.events import emit
-from hkm_dask.kmeans.distortion import fit_line
-from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
-from simulation_measures import Spread, entropy, said, spread, total_variation
-from simulation_mixtures import LINE_RANGE, line_law, line_mixture
+from pipelines.simulation.distortion import fit_line
+from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
+from pipelines.simulation.measures import Spread, entropy, said, spread, total_variation
+from pipelines.simulation.mixtures import LINE_RANGE, line_law, line_mixture
 
 POWERS = (2, 4, 8)
 N_CLUSTERS = 5000

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.kmeans.distortion import fit_line
-from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
-from simulation_mixtures import toy
+from pipelines.simulation.distortion import fit_line
+from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
+from pipelines.simulation.mixtures import toy
 
 LEVELS = (100, 3)
 # Where to start from, to end in what the paper speaks of: the wanted centroids, and the optimum.

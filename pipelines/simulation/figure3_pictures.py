@@ -13,8 +13,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 from scipy.spatial import Voronoi
 
-from simulation_drawing import BLUE, GREEN, INK, ORANGE, QUIET, empty_figure, plain
-from simulation_measures import AXIS, SQUARE, density
+from pipelines.simulation.drawing import BLUE, GREEN, INK, ORANGE, QUIET, empty_figure, plain
+from pipelines.simulation.measures import AXIS, SQUARE, density
 
 MANY = 1000  # more points than this are drawn without cells
 RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # where the colors of the density change
@@ -78,7 +78,7 @@ def draw_bars(numbers: dict[str, Any]) -> Figure:
     Parameters
     ----------
     numbers : dict
-        From `simulation_figure3.run`.
+        From `figure3.run`.
 
     Returns
     -------

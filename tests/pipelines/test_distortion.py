@@ -11,7 +11,7 @@ from scipy.optimize import minimize_scalar
 
 import hkm_dask as hkm
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.distortion import MAX_S, LineFit, fit_line, label_line
+from pipelines.simulation.distortion import MAX_S, LineFit, fit_line, label_line
 
 FLOATS = st.floats(-1e6, 1e6, allow_nan=False, width=32)
 

@@ -1,8 +1,6 @@
 """pipelines/images: the whole way on images that are made here, most of them alike."""
 
-from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -12,11 +10,7 @@ from PIL import Image
 import hkm_dask as hkm
 from hkm_dask.embedding.encoders import image_encoder
 from hkm_dask.errors import InputError
-
-
-@pytest.fixture(scope="module")
-def pipeline(load_pipeline: Callable[..., dict[str, ModuleType]]) -> ModuleType:
-    return load_pipeline("images", "run")["run"]
+from pipelines.images import command as pipeline
 
 
 @pytest.fixture
@@ -40,7 +34,7 @@ def folder(tmp_path: Path) -> Path:
 CONFIG = hkm.Config.from_flags((24, 6), n_resamples=1, max_iter=10)
 
 
-def test_the_whole_way(folder: Path, tmp_path: Path, pipeline: ModuleType) -> None:
+def test_the_whole_way(folder: Path, tmp_path: Path) -> None:
     options = {"encoder": image_encoder("hog"), "config": CONFIG, "n_drawn": 30}
     summary = pipeline.run(folder, tmp_path / "out", **options)
     assert (summary.n_images, summary.n_drawn, summary.n_clusters) == (120, 30, (24, 6))
@@ -59,7 +53,7 @@ def test_the_whole_way(folder: Path, tmp_path: Path, pipeline: ModuleType) -> No
     assert (tmp_path / "out" / "subset.parquet").read_bytes() == before
 
 
-def test_spread_by_hand(pipeline: ModuleType, tmp_path: Path) -> None:
+def test_spread_by_hand(tmp_path: Path) -> None:
     """Of four images of three colors the entropy is that of (2, 1, 1); distances are those of the embeddings."""
     for number, color in enumerate([0, 5, 100, 200]):
         Image.new("RGB", (8, 8), (color,) * 3).save(tmp_path / f"{number}.png")
@@ -70,7 +64,7 @@ def test_spread_by_hand(pipeline: ModuleType, tmp_path: Path) -> None:
     assert spread.nearest == pytest.approx((5 + 1 + 1 + np.hypot(27, 4)) / 4)
 
 
-def test_mistakes_are_told_before_anything_is_embedded(folder: Path, tmp_path: Path, pipeline: ModuleType) -> None:
+def test_mistakes_are_told_before_anything_is_embedded(folder: Path, tmp_path: Path) -> None:
     hog = image_encoder("hog")
     with pytest.raises(InputError, match="subset=121 should be at most 120"):
         pipeline.run(folder, tmp_path / "out", encoder=hog, config=CONFIG, n_drawn=121)

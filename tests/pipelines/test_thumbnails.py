@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-from hkm_dask.view.thumbnails import GAP, SIDE, Row, draw_rows, thumbnails
+from pipelines.images.thumbnails import GAP, SIDE, Row, draw_rows, thumbnails
 
 
 def test_thumbnails_show_the_middle_square() -> None:

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.events import emit
-from simulation_drawing import BLUE, INK, ORANGE, QUIET, empty_figure, write
-from simulation_measures import entropy, said, spread
-from simulation_mixtures import RINGS, rings
+from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure, write
+from pipelines.simulation.measures import entropy, said, spread
+from pipelines.simulation.mixtures import RINGS, rings
 
 LEVELS, N_RESAMPLES, RESAMPLE_SIZE = (1000, 300), 10, (15, 2)
 SIZE = 1000

@@ -1,0 +1,1 @@
+"""`hkm demo` as a script."""

@@ -1,0 +1,1 @@
+"""Images: embeddings, pool, tree, subset, contact sheets."""

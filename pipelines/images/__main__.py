@@ -1,0 +1,6 @@
+"""`python -m pipelines.images`."""
+
+from pipelines.images.command import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Trees on labeled pools with a long tail: what their draws are worth."""

@@ -1,0 +1,1 @@
+"""Rasters: patches with their places, pool, tree, subset, a map."""

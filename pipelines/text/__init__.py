@@ -1,0 +1,1 @@
+"""Texts: sentence embeddings, pool, tree, subset."""
