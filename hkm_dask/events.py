@@ -3,7 +3,7 @@
 Kinds and their fields:
 
 ==================  ==================================================================================================
-``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter}``), ``dashboard`` (str or None)
+``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, n_splits}``), ``dashboard`` (str or None)
 ``resumed``         ``what`` (str)
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``

@@ -219,8 +219,8 @@ class _Build:
         n, plan = self.source.rows.n_rows, []
         for level in self.config.levels:
             plan.append(
-                {"n": n, "k": level.n_centroids, "d": self.source.rows.n_features, "m": level.n_resamples,
-                 "r": resample_size(level, n), "max_iter": level.max_iter}
+                {"n": n, "k": level.n_clusters, "d": self.source.rows.n_features, "m": level.n_resamples,
+                 "r": resample_size(level, n), "max_iter": level.max_iter, "n_splits": level.n_splits}
             )  # fmt: skip
             n = level.n_centroids
         return plan
@@ -238,9 +238,9 @@ class _Build:
         self._create(t, rows, level.n_centroids, folder)
         before = steps[-2].centroids if len(steps) > 1 else None
         found = assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=before)
+        emit("assigned", level=t, step=level.n_resamples)
         if level.n_splits > 1:
             centroids, found = self._split(t, level, rows, centroids, folder)
-        emit("assigned", level=t, step=level.n_resamples)
         self._store(t, rows, centroids, found, [step.inertia for step in steps], folder)
         seconds = time.perf_counter() - begin
         store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})

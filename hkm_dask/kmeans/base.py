@@ -16,7 +16,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from hkm_dask.compute.cluster import runner_for
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
@@ -108,7 +108,10 @@ class Clusterer(ClusterMixin, BaseEstimator):
             x = self._validated(X, runner.memory_budget, reset=False)
             answer: Any
             if is_dask_array(x):
-                arguments = {"centroids": centroids, "spherical": spherical, "table": table}
+                arguments = {
+                    "centroids": centroids, "spherical": spherical, "table": table,
+                    "memory_budget": runner.memory_budget,
+                }  # fmt: skip
                 n_columns = None if table is None else table.shape[1]
                 answer = over_blocks(_label_block, x, arguments, dtype=np.dtype(np.int32), n_columns=n_columns)
             else:
@@ -128,13 +131,13 @@ def _shape_of(x: Any) -> tuple[int, ...]:
 
 
 def _label_block(
-    block: Any, *, centroids: NDArray[np.float32], spherical: bool, table: NDArray[np.int32] | None
+    block: Any, *, centroids: NDArray[np.float32], spherical: bool, table: NDArray[np.int32] | None, memory_budget: int
 ) -> NDArray[np.int32]:
     host = simplified(block, 0)
     labels = np.empty(0, np.int32)
     if len(host):
         rows: Rows = UnitRows(ArrayRows(host)) if spherical else ArrayRows(host)
-        with Runner(n_threads=1) as runner:
+        with runner_in_task(memory_budget) as runner:
             labels = nearest_labels(rows, centroids, runner=runner, spherical=spherical)
     return labels if table is None else table[labels]
 
@@ -168,8 +171,9 @@ def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[
         weights = np.full(n_samples, float(weights))
     if weights.shape != (n_samples,):
         raise InputError(f"sample_weight.shape={weights.shape} should be ({n_samples},); give one weight per sample")
-    if not (np.isfinite(weights) & (weights >= 0)).all():
-        raise InputError(f"sample_weight={weights[~(weights >= 0)][:1]} should be finite and >= 0; mend such weights")
+    wrong = weights[~(np.isfinite(weights) & (weights >= 0))]
+    if len(wrong):
+        raise InputError(f"sample_weight={wrong[0]} should be finite and >= 0; {len(wrong)} are not, correct them")
     if not weights.any():
         raise InputError("sample_weight=0 should not be zero for all samples; give some of them weight")
     return weights

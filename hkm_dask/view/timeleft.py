@@ -1,7 +1,8 @@
 """How long a run still takes, as a pure function of the events so far.
 
 Work is counted in units of one row against one centroid coordinate: an iteration of k-means over ``n`` rows costs
-``n * k * d`` of them. Two numbers are told apart, because only one of them is a promise:
+``n * k * d`` of them, an iteration of splitting ``n * n_splits * d``. Two numbers are told apart, because only one of
+them is a promise:
 
 - the *bound* takes every coming k-means to its cap of iterations, at the pace measured so far;
 - the *expectation* takes it to the mean share of the cap that the finished ones used. There is none before the first
@@ -86,6 +87,29 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     return [first] + [resampling] * int(level["m"])
 
 
+def splitting_of(level: Mapping[str, Any]) -> Step | None:
+    """Plan the splitting of a level's clusters, from its entry in ``run_started``.
+
+    Parameters
+    ----------
+    level : mapping
+        As for `steps_of`, and ``n_splits``.
+
+    Returns
+    -------
+    Step or None
+        All of its small k-means as one, in which every row meets ``n_splits`` centroids; None without splitting.
+
+    Examples
+    --------
+    >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
+    Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0)
+    """
+    n_splits = int(level.get("n_splits", 1))
+    units = float(level["n"]) * n_splits * float(level["d"])
+    return Step(units, int(level["max_iter"]), units) if n_splits > 1 else None
+
+
 @dataclass
 class TimeLeft:
     """Learn the pace from events, and tell how long the rest takes.
@@ -103,9 +127,13 @@ class TimeLeft:
     """
 
     plan: list[list[Step]] = field(default_factory=list)
+    splittings: list[Step | None] = field(default_factory=list)
     shares: list[float] = field(default_factory=list)
     _pace: _Pace = field(default_factory=_Pace)
     _seedings: _Pace = field(default_factory=_Pace)  # seconds against the units of one iteration
+    _split_pace: _Pace = field(default_factory=_Pace)  # the same of splitting, from its seeding to its labels
+    _split_share: float = 0.0  # of the level's clusters that were split
+    _split_start: float = 0.0
     _level: int = 1
     _number: int = 0  # of the step within its level
     _step: Step | None = None
@@ -149,7 +177,23 @@ class TimeLeft:
             iterations = min(expected, float(self._step.max_iter)) - self._iteration
             units += self._step.units(iterations, 0.0 if self._iteration else seeding)
         units += sum(step.units(self._expected(step, share), seeding) for step in self._coming())
-        return self._pace.of(units)
+        seconds = self._pace.of(units)
+        return None if seconds is None else seconds + self._splitting_seconds(share, seeding)
+
+    def _splitting_seconds(self, share: float, seeding: float) -> float:
+        seconds = 0.0
+        for level, split in enumerate(self.splittings[self._level - 1 :], self._level):
+            rest = 1.0 - self._split_share if level == self._level else 1.0
+            if split is None or not rest:
+                continue
+            if rest < 1:
+                seconds += (self._time - self._split_start) * rest / (1 - rest)
+                continue
+            whole = self._split_pace.of(split.iteration_units)
+            if whole is None:  # none was timed yet: at the pace of the large k-means
+                whole = self._pace.of(split.units(self._expected(split, share), seeding))
+            seconds += whole or 0.0
+        return seconds
 
     @staticmethod
     def _expected(step: Step, share: float) -> float:
@@ -162,9 +206,13 @@ class TimeLeft:
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.plan = [steps_of(level) for level in fields["levels"]]
+        self.splittings = [splitting_of(level) for level in fields["levels"]]
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number, self._step, self._unassigned = int(fields["level"]), 0, None, 0.0
+        self._begin_level(int(fields["level"]))
+
+    def _begin_level(self, number: int) -> None:
+        self._level, self._number, self._step, self._unassigned, self._split_share = number, 0, None, 0.0, 0.0
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._level, self._number = int(fields["level"]), int(fields["step"])
@@ -211,5 +259,13 @@ class TimeLeft:
             self._pace.add(time - self._time, self._unassigned)
             self._unassigned = 0.0
 
+    def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
+        split = self.splittings[self._level - 1] if self._level <= len(self.splittings) else None
+        self._split_share = fields["done"] / max(1, fields["total"])
+        if not fields["done"]:
+            self._split_start = time
+        if split is not None and fields["done"] == fields["total"]:
+            self._split_pace.add(time - self._split_start, split.iteration_units)
+
     def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number, self._step, self._unassigned = int(fields["level"]) + 1, 0, None, 0.0
+        self._begin_level(int(fields["level"]) + 1)

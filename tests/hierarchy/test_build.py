@@ -236,6 +236,20 @@ def test_parts_of_a_split_cluster_share_its_rows(tmp_path: Path, steps: list[Ste
     assert tree["level_2/labels"].shape == (40,)
 
 
+def test_the_plan_holds_what_the_steps_cluster(tmp_path: Path) -> None:
+    config = Config(levels=(Level(n_clusters=10, n_splits=4, n_resamples=1), Level(n_clusters=6, n_resamples=0)))
+    with heard() as events:
+        build_hierarchy(blobs(), tmp_path / "tree.zarr", config)
+    (plan,) = (event.fields["levels"] for event in events if event.kind == "run_started")
+    steps = [event.fields for event in events if event.kind == "step_started"]
+    first = {step["level"]: (step["n"], step["k"]) for step in steps if step["step"] == 0}
+    assert {t: (level["n"], level["k"]) for t, level in enumerate(plan, 1)} == first
+    assert [level["n_splits"] for level in plan] == [4, 1]
+    # The pass that labels the level ends before the clusters are split: their times are told apart.
+    kinds = [event.kind for event in events if event.fields.get("level") == 1]
+    assert kinds.index("splitting") > max(i for i, kind in enumerate(kinds) if kind == "assigned")
+
+
 # --- the same whatever it runs on -------------------------------------------------------------------------------------
 
 

@@ -4,11 +4,15 @@ from typing import Any
 import pytest
 
 from hkm_dask.events import Event
-from hkm_dask.view.timeleft import Left, TimeLeft, steps_of
+from hkm_dask.view.timeleft import Left, TimeLeft, splitting_of, steps_of
 
 LEVELS = [
     {"n": 100_000, "k": 1000, "d": 64, "m": 3, "r": 20, "max_iter": 50},
     {"n": 1000, "k": 100, "d": 64, "m": 2, "r": "auto", "max_iter": 50},
+]
+SPLIT_LEVELS = [
+    {"n": 100_000, "k": 100, "d": 64, "m": 1, "r": 20, "max_iter": 50, "n_splits": 20},
+    {"n": 2000, "k": 50, "d": 64, "m": 1, "r": 20, "max_iter": 50, "n_splits": 4},
 ]
 SECONDS_PER_UNIT = 1e-9
 
@@ -33,6 +37,11 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             yield Event("step_finished", {**here, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
             now += cost.assign_units * SECONDS_PER_UNIT
             yield Event("assigned", here, now)
+        split = splitting_of(level)
+        for done in range(5) if split is not None else ():
+            yield Event("splitting", {"level": number, "done": done, "total": 4}, now)
+            if split is not None and done < 4:
+                now += split.units(share * split.max_iter, seeding) / 4 * SECONDS_PER_UNIT
         yield Event("level_finished", {"level": number, "seconds": 1.0}, now)
     yield Event("run_finished", {"seconds": now - 1000.0}, now)
 
@@ -135,3 +144,43 @@ def test_auto_takes_half_the_mean_cluster_but_two_members_at_least() -> None:
     level = {"n": 10_000, "k": 100, "d": 1, "m": 1, "r": "auto", "max_iter": 50}
     assert steps_of(level)[1].iteration_units == 100 * 50 * 100
     assert steps_of({**level, "n": 200})[1].iteration_units == 100 * 2 * 100
+
+
+def test_splitting_measures_every_row_against_the_parts_of_one_cluster() -> None:
+    level = {"n": 1000, "k": 10, "d": 2, "m": 0, "r": 2, "max_iter": 50, "n_splits": 5}
+    split = splitting_of(level)
+    assert split is not None
+    assert split.iteration_units == 1000 * 5 * 2
+    assert splitting_of({**level, "n_splits": 1}) is None
+    assert steps_of(level)[0].iteration_units == 1000 * 10 * 2
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
+def test_splitting_is_part_of_the_time_left(share: float) -> None:
+    guesses, splitting = 0, 0
+    for event, really, left in estimates(list(run(share, levels=SPLIT_LEVELS))):
+        if left is None or left.expected is None or really < 0.01 or event.kind == "seeding":
+            continue
+        if event.fields.get("iteration") == round(share * 50):
+            continue  # nobody can know that this iteration was the last
+        guesses += 1
+        splitting += event.kind == "splitting"
+        assert left.expected == pytest.approx(really, rel=0.05, abs=0.01)
+        assert left.bound >= really * 0.99
+    assert guesses > 10
+    assert splitting >= 4
+
+
+def test_splitting_that_is_slower_than_the_kmeans_is_told_from_its_own_pace() -> None:
+    left = TimeLeft()
+    now = 0.0
+    for event in run(0.4, levels=SPLIT_LEVELS[:1]):
+        if event.kind == "splitting":
+            break
+        left.update(event)
+        now = event.time
+    for done in range(3):
+        left.update(Event("splitting", {"level": 1, "done": done, "total": 10}, now + 1000 * done))
+    found = left.at(now + 2000)
+    assert found is not None
+    assert found.expected == pytest.approx(8000)
