@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import to_host, worker_device
 from hkm_dask.compute.block_cache import Part, forget, iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.placement import RowNumbers
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import make_room, ran_out
@@ -69,15 +70,14 @@ class _Regroup:
 
     path: str
     offset: int
-    places: NDArray[np.int64]
-    first: int
+    places: RowNumbers
 
     def __call__(self, part: Part) -> None:
         def write() -> None:
             fd = os.open(self.path, os.O_WRONLY)
             try:
                 for start, block in iter_blocks(part):
-                    self._write_block(fd, block, self.places[start - self.first : start - self.first + len(block)])
+                    self._write_block(fd, block, self.places.read(start, start + len(block)))
             finally:
                 os.close(fd)
 
@@ -206,14 +206,9 @@ def split_clusters(
     n_clusters = len(indptr) - 1
     report = report or (lambda done, total: None)
     report(0, n_clusters)
-    places = np.empty(rows.n_rows, np.int64)
-    places[members] = np.arange(rows.n_rows)
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
-    offset = create_npy(path, (rows.n_rows, rows.n_features), rows.dtype)
-    parts = split_rows(rows, runner, 1)
-    tasks = [(_Regroup(str(path), offset, places[part.start : part.stop], part.start), part) for part in parts]
-    runner.map(_call, tasks, stage="regroup")
     try:
+        _regroup(rows, members, path, runner)
         n_bytes = _BATCH_BYTES
         if runner.device_budget is not None:
             n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
@@ -237,9 +232,16 @@ def split_clusters(
     )
 
 
-def _call(item: tuple[_Regroup, Part]) -> None:
-    task, part = item
-    task(part)
+def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:
+    """Write the rows of each cluster next to each other, clusters in order."""
+    places = np.empty(rows.n_rows, np.int64)
+    places[members] = np.arange(rows.n_rows)
+    shared = RowNumbers.put(places, runner)
+    try:
+        offset = create_npy(path, (rows.n_rows, rows.n_features), rows.dtype)
+        runner.map(_Regroup(str(path), offset, shared), split_rows(rows, runner, 1), stage="regroup")
+    finally:
+        shared.delete()
 
 
 def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner, n_bytes: int) -> list[Batch]:

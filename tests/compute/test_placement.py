@@ -1,0 +1,74 @@
+"""Rows copied together: without their numbers in the graph, and without a file where that fails."""
+
+import pickle
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.placement import discard, gather
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows, NpyRows
+from hkm_dask.errors import StoreError
+
+N = 20_000
+INDEX = np.flatnonzero(np.random.default_rng(0).uniform(size=N) < 0.4)
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> NpyRows:
+    np.save(tmp_path / "rows.npy", np.arange(3 * N, dtype=np.float32).reshape(N, 3))
+    return NpyRows(tmp_path / "rows.npy")
+
+
+def small_runner(work_dir: Path) -> Runner:
+    """A runner on threads for which 100 KB of rows are too many to hold."""
+    runner = Runner(n_threads=2, work_dir=work_dir)
+    runner.memory_budget = 100_000
+    return runner
+
+
+def test_few_rows_are_gathered_in_memory(table: NpyRows) -> None:
+    with Runner(n_threads=2) as runner:
+        rows = gather(table, INDEX, runner)
+    assert isinstance(rows, ArrayRows)
+    np.testing.assert_array_equal(rows.array, table.read(0, N)[INDEX])
+
+
+def test_many_rows_are_gathered_in_a_file(table: NpyRows, tmp_path: Path) -> None:
+    with small_runner(tmp_path / "work") as runner:
+        rows = gather(table, INDEX, runner)
+        np.testing.assert_array_equal(rows.read(0, rows.n_rows), table.read(0, N)[INDEX])
+        discard(rows)
+        assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.faults
+def test_a_gathering_that_fails_leaves_no_file(table: NpyRows, tmp_path: Path) -> None:
+    with Path(table.path).open("rb+") as file:
+        file.truncate(6 * N)
+    with small_runner(tmp_path / "work") as runner:
+        with pytest.raises(StoreError):
+            gather(table, INDEX, runner)
+        assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_no_row_numbers_travel_with_the_tasks(
+    table: NpyRows, workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    run = workers.map
+
+    def weighed(task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+        sent.extend(len(pickle.dumps((task, item))) for item in items)
+        return run(task, items, stage=stage)
+
+    monkeypatch.setattr(workers, "map", weighed)
+    rows = gather(table, INDEX, workers)
+    np.testing.assert_array_equal(rows.read(0, rows.n_rows), table.read(0, N)[INDEX])
+    discard(rows)
+    assert sent
+    assert max(sent) < 2000 < 8 * len(INDEX) / workers.n_threads
