@@ -60,9 +60,7 @@ def test_threads_and_workers_give_the_same_bits(table: NpyRows, workers: Runner)
         assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
 
 
-def test_no_row_numbers_travel_with_the_tasks(
-    table: NpyRows, workers: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_no_row_numbers_travel_with_the_tasks(table: NpyRows, workers: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     sent: list[int] = []
     run = workers.map
 
