@@ -10,7 +10,7 @@ import numpy as np
 import psutil
 import pytest
 
-from hkm_dask.data.scratch import create_npy, write_npy_rows
+from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.ingestion.ingest import ingest
 
 N, D, STEP, MIB = 1_400_000, 384, 50_000, 2**20

@@ -14,9 +14,9 @@ from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.files import careful
+from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.data.scratch import create_npy, write_npy_rows
 
 #: Bytes of rows that one task copies at once.
 _RANGE_BYTES = 16 << 20

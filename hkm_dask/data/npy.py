@@ -1,19 +1,29 @@
-"""The header of a `.npy` file, parsed without trusting it."""
+"""`.npy` files: headers parsed without trusting them, and files of known shape written in pieces by several tasks."""
 
 from __future__ import annotations
 
-import ast
+import io
 import math
-import struct
+import os
 from dataclasses import dataclass
+from pathlib import Path
+from tokenize import TokenError
 from typing import BinaryIO
 
 import numpy as np
+from numpy.lib import format as npy_format
 
+from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.errors import InputError
 
-NPY_MAGIC = b"\x93NUMPY"
+NPY_MAGIC: bytes = npy_format.MAGIC_PREFIX
 MAX_NPY_HEADER = 2**16
+# Version 3 is version 2 with names of fields in UTF-8, and there are no fields in what we take.
+_HEADER_READERS = {
+    1: npy_format.read_array_header_1_0,
+    2: npy_format.read_array_header_2_0,
+    3: npy_format.read_array_header_2_0,
+}
 
 
 @dataclass(frozen=True)
@@ -44,12 +54,12 @@ class NpyHeader:
 
 
 def read_npy_header(file: BinaryIO, label: str) -> NpyHeader:
-    """Parse the header of a `.npy` stream without trusting it: no pickles, no allocation by what it says.
+    """Parse the header of a `.npy` stream by NumPy, but without trusting it: nothing is allocated by what it says.
 
     Parameters
     ----------
     file : binary file
-        At its beginning; left at the first byte of the data.
+        At the beginning of the `.npy`.
     label : str
         What to call it in messages.
 
@@ -63,31 +73,24 @@ def read_npy_header(file: BinaryIO, label: str) -> NpyHeader:
     InputError
         When it is no `.npy`, truncated, or holds pickled objects.
     """
-    start = file.read(10)
-    if len(start) < 10 or not start.startswith(NPY_MAGIC):
-        raise InputError(f"{label} should be a .npy file, its first bytes are not; save it with numpy.save")
-    if start[6] not in (1, 2, 3):
-        raise InputError(f"{label}: .npy version={start[6]} should be 1, 2 or 3; save it with numpy.save")
-    start += b"" if start[6] == 1 else file.read(2)
-    damaged = InputError(f"{label}: the .npy header is damaged or truncated; copy or save the file again")
+    # NumPy would read as many bytes as the header says it has, up to 4 GiB.
+    start = io.BytesIO(file.read(MAX_NPY_HEADER))
     try:
-        (length,) = struct.unpack("<H" if start[6] == 1 else "<I", start[8:])
-    except struct.error:
-        raise damaged from None
-    text = file.read(length) if length <= MAX_NPY_HEADER else b""
-    if len(text) < length or length > MAX_NPY_HEADER:
-        raise damaged
+        version, _ = npy_format.read_magic(start)
+    except ValueError:
+        raise InputError(f"{label} should be a .npy file, its first bytes are not; save it with numpy.save") from None
+    if version not in _HEADER_READERS:
+        raise InputError(f"{label}: .npy version={version} should be 1, 2 or 3; save it with numpy.save")
     try:
-        header = ast.literal_eval(text.decode("utf-8" if start[6] == 3 else "latin-1").strip())
-        shape, descr, fortran = header["shape"], header["descr"], header["fortran_order"]
-        dtype = np.lib.format.descr_to_dtype(descr)
-    except (ValueError, SyntaxError, TypeError, KeyError, MemoryError, RecursionError, UnicodeDecodeError):
-        raise damaged from None
-    if not (isinstance(shape, tuple) and all(type(n) is int and n >= 0 for n in shape) and isinstance(fortran, bool)):
-        raise damaged
+        shape, fortran_order, dtype = _HEADER_READERS[version](start, max_header_size=MAX_NPY_HEADER)
+        sound = all(type(size) is int and size >= 0 for size in shape)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, TokenError):
+        sound = False
+    if not sound:
+        raise InputError(f"{label}: the .npy header is damaged or truncated; copy or save the file again")
     if dtype.hasobject:
         raise InputError(f"{label} holds pickled objects, which are never loaded; save plain numbers")
-    return NpyHeader(shape, dtype, fortran, len(start) + length)
+    return NpyHeader(shape, dtype, fortran_order, start.tell())
 
 
 def check_npy_length(header: NpyHeader, n_bytes: int, label: str) -> None:
@@ -119,3 +122,70 @@ def check_npy_length(header: NpyHeader, n_bytes: int, label: str) -> None:
             f"{label}: n_bytes={n_bytes} should be {promised} by its header {header.shape} {header.dtype}; "
             "copy or save it again"
         )
+
+
+def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:
+    """Make an `.npy` file of zeros without writing them.
+
+    Parameters
+    ----------
+    path : path-like
+    shape : (int, int)
+    dtype : np.dtype
+
+    Returns
+    -------
+    int
+        Bytes before the first row.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     offset = create_npy(f"{folder}/a.npy", (3, 2), np.dtype("f4"))
+    ...     write_npy_rows(f"{folder}/a.npy", offset, 1, np.ones((2, 2), "f4"))
+    ...     np.load(f"{folder}/a.npy")
+    array([[0., 0.],
+           [1., 1.],
+           [1., 1.]], dtype=float32)
+    """
+    target = Path(path)
+
+    def create() -> int:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        header = {"descr": npy_format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+        with target.open("wb") as file:
+            npy_format.write_array_header_1_0(file, header)
+            offset = file.tell()
+            file.truncate(offset + shape[0] * shape[1] * dtype.itemsize)
+        return offset
+
+    return careful(create, f"making {target}")
+
+
+def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) -> None:
+    """Write rows to their place in a file made by `create_npy`.
+
+    Parameters
+    ----------
+    path : path-like
+    offset : int
+        As `create_npy` returned it.
+    start : int
+        Number of the first row.
+    rows : ndarray, shape (n, n_features)
+        In the dtype of the file.
+    """
+    values = np.ascontiguousarray(rows)
+
+    def write() -> None:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            view, at = as_buffer(values), offset + start * values.shape[1] * values.itemsize
+            while view:
+                done = os.pwrite(fd, view, at)
+                view, at = view[done:], at + done
+        finally:
+            os.close(fd)
+
+    careful(write, f"writing {path}")

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.data import layout, store
+from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.pool import pool_fingerprint
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
@@ -119,7 +120,7 @@ def check_space(target: Path, n_bytes: int) -> None:
         )
 
 
-def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> store.StoredArray:
+def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
     """Make the array of embeddings of a pool, to be written chunk by chunk.
 
     Parameters
@@ -152,7 +153,7 @@ def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chun
         chunks=(min(chunk_rows, shape[0]), shape[1]),
         dims=(layout.SAMPLE, layout.FEATURE),
     )
-    return store.open_array(group / layout.EMBEDDINGS)
+    return open_array(group / layout.EMBEDDINGS)
 
 
 def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
@@ -272,7 +273,7 @@ def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_column(Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
-    ...     store.open_array(Path(folder, "ids")).read(0, 3)
+    ...     open_array(Path(folder, "ids")).read(0, 3)
     array([7, 8, 9])
     """
     step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
@@ -300,7 +301,7 @@ def _flush(
     """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
     values = np.concatenate(waiting)
     whole = len(values) if start + len(values) == n_samples else len(values) // step * step
-    store.write_rows(array, start, values[:whole])
+    open_array(array).write(start, values[:whole])
     return start + whole, [values[whole:]] if whole < len(values) else []
 
 
@@ -343,7 +344,7 @@ def finish(
     StoreError
         When the disk fails.
     """
-    spec = store.open_array(group / layout.EMBEDDINGS).spec
+    spec = open_array(group / layout.EMBEDDINGS).spec
     n_samples, n_features = spec.shape
     check_overflow(found, spec.dtype)
     _write_mean(group, found.total / n_samples)
@@ -367,4 +368,4 @@ def finish(
 def _write_mean(group: Path, mean: np.ndarray) -> None:
     shape = mean.shape
     store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
-    store.write_rows(group / layout.MEAN, 0, mean.astype(np.float32))
+    open_array(group / layout.MEAN).write(0, mean.astype(np.float32))

@@ -1,4 +1,4 @@
-"""Stores that survive crashes: locks, the stage commit, groups and arrays; what other rooms use of this one."""
+"""Stores that survive crashes: locks, the stage commit, resuming, groups and arrays."""
 
 from __future__ import annotations
 
@@ -20,9 +20,8 @@ import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import (
-    FAILPOINTS,
     METADATA_FILE,
     PARTIAL_SUFFIX,
     careful,
@@ -34,35 +33,8 @@ from hkm_dask.data.files import (
     write_file,
 )
 from hkm_dask.data.layout import wip_path
-from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
-
-__all__ = [
-    "FAILPOINTS",
-    "Pool",
-    "StoredArray",
-    "careful",
-    "check_destination",
-    "create_array",
-    "create_group",
-    "failpoint",
-    "lock",
-    "mark_complete",
-    "open_array",
-    "open_pool",
-    "read_attributes",
-    "read_chunk",
-    "read_rows",
-    "remove",
-    "resumable",
-    "settle",
-    "staged",
-    "sweep",
-    "sweep_scratch",
-    "wip_path",
-    "write_rows",
-]
 
 PathLike = str | os.PathLike[str]
 
@@ -447,31 +419,6 @@ def create_array(
         ),
         f"making {group / name}",
     )
-
-
-def read_rows(path: PathLike, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-    """Rows of an array, from chunks read whole and checked; see `StoredArray.read`.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     _ = create_array(folder, "a", shape=(3,), dtype="i8", chunks=(2,), dims=("sample",))
-    ...     write_rows(f"{folder}/a", 0, np.array([5, 6, 7]))
-    ...     read_rows(f"{folder}/a", 1, 3)
-    array([6, 7])
-    """
-    return open_array(path).read(start, stop, out)
-
-
-def read_chunk(path: PathLike, index: int, out: np.ndarray | None = None) -> np.ndarray:
-    """All rows of one chunk of an array; see `StoredArray.read`."""
-    return open_array(path).read_chunk(index, out)
-
-
-def write_rows(path: PathLike, start: int, values: np.ndarray) -> None:
-    """Write whole chunks of an array; see `StoredArray.write`."""
-    open_array(path).write(start, values)
 
 
 def sweep(path: PathLike) -> None:

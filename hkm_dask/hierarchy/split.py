@@ -25,8 +25,8 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.npy import create_npy
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.data.scratch import create_npy
 from hkm_dask.kmeans.batch_cuda import can_fit_together, fit_together
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.lloyd import split_rows

@@ -14,7 +14,9 @@ import numpy as np
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
-from hkm_dask.data.pool import Pool
+from hkm_dask.data.chunks import StoredArray
+from hkm_dask.data.files import remove
+from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -52,7 +54,7 @@ class ChunkJob:
         Whether rows are scaled to length 1.
     """
 
-    array: store.StoredArray
+    array: StoredArray
     index: int
     segments: tuple[Segment, ...]
     first: int
@@ -146,18 +148,18 @@ def ingest(
             sources=[source.name for source in table.tables],
             n_dropped=len(dropped),
         )
-    return store.open_pool(target)
+    return open_pool(target)
 
 
 @contextmanager
 def _scratch(target: Path) -> Iterator[Path]:
     """A folder beside the pool to unpack into; what a run left there that died is removed too."""
     folder = target.with_name(f".{target.name}.unpacked")
-    store.remove(folder)
+    remove(folder)
     try:
         yield folder
     finally:
-        store.remove(folder)
+        remove(folder)
 
 
 def _pool_dtype(dtype: Any, found: np.dtype) -> np.dtype:
@@ -192,7 +194,7 @@ def _write_embeddings(
     return found
 
 
-def _job(array: store.StoredArray, index: int, table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
+def _job(array: StoredArray, index: int, table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
     # The row kept as number i had i plus as many rows before it in the sources as were dropped before it.
     kept_before = dropped - np.arange(len(dropped))
     start, stop = (

@@ -10,7 +10,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from hkm_dask.data import layout, store
+from hkm_dask.data import layout
+from hkm_dask.data.files import careful
 from hkm_dask.data.ids import id_pieces
 from hkm_dask.data.npy import check_npy_length, read_npy_header
 from hkm_dask.data.rows import NpyRows, Rows
@@ -92,5 +93,5 @@ def _member_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, la
     scratch.mkdir(parents=True, exist_ok=True)
     unpacked = scratch / f"{len(list(scratch.iterdir()))}.npy"
     with archive.open(info) as stream, unpacked.open("wb") as file:
-        store.careful(partial(shutil.copyfileobj, stream, file, layout.MIB), f"unpacking {label}")
+        careful(partial(shutil.copyfileobj, stream, file, layout.MIB), f"unpacking {label}")
     return NpyRows(unpacked, label=label)

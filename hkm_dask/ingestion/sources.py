@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import zarr
 
-from hkm_dask.data import layout, store
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import careful
 from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, check_id_count, id_pieces, plain_ids
 from hkm_dask.data.npy import NPY_MAGIC
+from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows, as_rows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.npz import ZIP_MAGIC, open_npz
@@ -83,7 +86,7 @@ def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | 
     if path.is_dir():
         is_zarr = any((path / name).is_file() for name in _ZARR_FILES)
         return [_open_zarr(path, ids, column)] if is_zarr else _open_folder(path, ids, column)
-    with store.careful(lambda: path.open("rb"), f"reading {path}") as file:
+    with careful(lambda: path.open("rb"), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(ZIP_MAGIC):
         return [open_npz(path, ids, column, scratch)]
@@ -108,7 +111,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTabl
         return EmbeddingTable(ZarrRows(path), str(path))
     fmt = node.attrs.get("format")
     if fmt == layout.POOL_FORMAT and column in (None, layout.EMBEDDINGS):
-        pool = store.open_pool(path)
+        pool = open_pool(path)
         name = ids or (layout.IDS if pool.has_ids else None)
         return EmbeddingTable(pool.rows(), str(path), None if name is None else _zarr_ids(path, name))
     arrays = dict(node.arrays())
@@ -124,13 +127,13 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTabl
 def _zarr_ids(path: Path, name: str) -> Pieces:
     if not _inside(path / name, path) or not any((path / name / file).is_file() for file in _ZARR_FILES):
         raise InputError(f"ids={name!r} should be an array of {path}, there is none; check the name")
-    array = store.open_array(path / name)
+    array = open_array(path / name)
     if len(array.spec.shape) != 1:
         raise InputError(f"ids={name!r} of {path}: shape={array.spec.shape} should have one dimension; name another")
     return partial(_stored_ids, array, f"{path}/{name}")
 
 
-def _stored_ids(array: store.StoredArray, name: str) -> Iterator[np.ndarray]:
+def _stored_ids(array: StoredArray, name: str) -> Iterator[np.ndarray]:
     n_rows, step = array.spec.shape[0], array.spec.chunk_rows
     for start in range(0, n_rows, step):
         yield plain_ids(array.read(start, min(start + step, n_rows)), name)

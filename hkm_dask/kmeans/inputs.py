@@ -19,9 +19,9 @@ from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout
+from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, as_rows
-from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.errors import InputError
 
 if TYPE_CHECKING:

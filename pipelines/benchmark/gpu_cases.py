@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.compute.cluster import connect
+from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.events import Event, subscribe
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import Geometry

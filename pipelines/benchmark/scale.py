@@ -36,9 +36,9 @@ import hkm_dask as hkm
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
+from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.data.scratch import create_npy, write_npy_rows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
 from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydStep, PartialSums, Update, iterate, split_rows
 from hkm_dask.kmeans.search.geometry import make_geometry

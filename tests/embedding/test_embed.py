@@ -20,7 +20,7 @@ from PIL import Image
 
 from hkm_dask.data import files, layout, store
 from hkm_dask.data.ids import id_pieces
-from hkm_dask.data.pool import Pool
+from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.embedding.cells import Cells
 from hkm_dask.embedding.embed import Encoder, embed
@@ -316,7 +316,7 @@ def test_an_interrupted_run_goes_on_with_its_next_chunk(
         run(tmp_path / "p.zarr", Fragile(n_batches, error))
     assert threading.active_count() == before
     with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it"):
-        store.open_pool(tmp_path / "p.zarr")
+        open_pool(tmp_path / "p.zarr")
     assert "to finish it, run the same `hkm embed` again" in info.render(info.describe(tmp_path / "p.zarr"))
     encoder, told = InCompany(), []
     with subscribe(lambda event: told.append(event.fields.get("what"))):
@@ -404,7 +404,7 @@ def test_a_restart_replaces_the_pool_when_it_is_done_and_not_before(tmp_path: Pa
     old = run(tmp_path / "p.zarr", InCompany())
     with pytest.raises(Killed):
         run(tmp_path / "p.zarr", Fragile(9), dtype="float32", restart=True)
-    assert store.open_pool(tmp_path / "p.zarr") == old
+    assert open_pool(tmp_path / "p.zarr") == old
     assert read_all(old).shape == (57, D)
     # The same without `restart` goes on.
     encoder = InCompany()
@@ -542,7 +542,7 @@ def test_the_command_embeds_images_and_knows_them_again(
     assert "samples        5" in out
     assert "features       372" in out
     assert "float32" in out
-    ids = store.open_pool(tmp_path / "p.zarr").ids()
+    ids = open_pool(tmp_path / "p.zarr").ids()
     assert ids is not None
     assert ids.tolist() == [f"{number:03}.jpg" for number in range(5)]
     code, again, err = hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--dtype", "float32")
@@ -563,7 +563,7 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
     assert code == 0, err
     assert "samples        15" in out
     assert "columns        raster, top, left, longitude, latitude" in out
-    pool = store.open_pool(tmp_path / "p.zarr")
+    pool = open_pool(tmp_path / "p.zarr")
     wanted = Cells()([earth[top : top + 20, left : left + 20] for top in (0, 10, 20) for left in range(0, 50, 10)])
     np.testing.assert_array_equal(read_all(pool), wanted)
     np.testing.assert_allclose(pool.column("longitude"), np.tile(np.arange(-120, 121, 60), 3))
@@ -578,7 +578,7 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
     code, _, err = hkm("embed", *words, *where, "--restart", "--bands", "2")
     assert code == 0, err
     gray = Cells()([np.repeat(earth[:20, :20, 1:2], 3, axis=2)])
-    np.testing.assert_array_equal(read_all(store.open_pool(tmp_path / "p.zarr"))[:1], gray)
+    np.testing.assert_array_equal(read_all(open_pool(tmp_path / "p.zarr"))[:1], gray)
     # Every problem is told at once, and before anything is written.
     code, _, err = hkm("embed", *words[:2], tmp_path / "q.zarr", *words[3:], "--values", 5, 5, "--max-missing", 2)
     assert (code, err.count("Error: ")) == (1, 2)

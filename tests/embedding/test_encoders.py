@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.data import files, layout, store
+from hkm_dask.data import files, layout
+from hkm_dask.data.pool import open_pool
 from hkm_dask.embedding.embed import embed
 from hkm_dask.embedding.encoders import TextEncoder, text_encoder
 from hkm_dask.embedding.texts import open_texts
@@ -80,7 +81,7 @@ def test_the_command_resumes_and_ends_in_the_same_bits(tmp_path: Path, model: Pa
     assert "2 of 3 chunks were finished before" in told
     quiet = embed(texts, tmp_path / "quiet.zarr", four, batch_size=64, chunk_mb=chunk_mb)
     assert pool.fingerprint == quiet.fingerprint
-    x = store.open_pool(tmp_path / "p.zarr").rows().read(0, 40).astype(np.float32)
+    x = open_pool(tmp_path / "p.zarr").rows().read(0, 40).astype(np.float32)
     np.testing.assert_allclose(x, encoder(texts.read(0, 40)), atol=2e-4)
 
 

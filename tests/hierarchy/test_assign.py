@@ -10,6 +10,7 @@ from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.hierarchy.assign import Assigned, ClusterHeaps, LevelRows, assign
@@ -55,8 +56,8 @@ def test_labels_are_the_nearest_centroids(tmp_path: Path, n_threads: int, chunk_
     make_arrays(tmp_path, 500, chunk_rows)
     found = run(level_of(ArrayRows(rows), 500, 17, chunk_rows), centroids, n_threads, folder=tmp_path)
     labels, distances = brute_force(rows, centroids)
-    assert store.read_rows(tmp_path / "labels", 0, 500).tolist() == labels.tolist()
-    assert store.read_rows(tmp_path / "distances", 0, 500).tolist() == distances.astype("f4").tolist()
+    assert open_array(tmp_path / "labels").read(0, 500).tolist() == labels.tolist()
+    assert open_array(tmp_path / "distances").read(0, 500).tolist() == distances.astype("f4").tolist()
     assert found.counts.tolist() == np.bincount(labels, minlength=17).tolist()
     assert found.chosen is None
 
@@ -102,12 +103,12 @@ def test_rows_a_subset_leaves_out_are_told_apart(tmp_path: Path, chunk_rows: int
     labels, distances = brute_force(rows[index], centroids)
     expected = np.full(500, -1)
     expected[index] = labels
-    assert store.read_rows(tmp_path / "labels", 0, 500).tolist() == expected.tolist()
-    stored = store.read_rows(tmp_path / "distances", 0, 500)
+    assert open_array(tmp_path / "labels").read(0, 500).tolist() == expected.tolist()
+    stored = open_array(tmp_path / "distances").read(0, 500)
     assert stored[index].tolist() == distances.astype("f4").tolist()
     assert np.isnan(np.delete(stored, index)).all()
     assert found.counts.sum() == len(index)
-    store.open_array(tmp_path / "labels").check()
+    open_array(tmp_path / "labels").check()
 
 
 def test_centroids_that_are_none_are_never_found() -> None:

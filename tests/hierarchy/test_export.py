@@ -12,6 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from hkm_dask.data import layout, store
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.pool import Pool
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import export
@@ -30,14 +32,14 @@ PLACES = np.array([f"place {row}" for row in range(N)], dtype=object)
 
 def put(group: Path, name: str, values: np.ndarray, dim: str) -> None:
     store.create_array(group, name, shape=values.shape, dtype=values.dtype, chunks=(6,), dims=(dim,))
-    store.write_rows(group / name, 0, values)
+    open_array(group / name).write(0, values)
 
 
-def make_pool(folder: Path, ids: Any = None) -> store.Pool:
+def make_pool(folder: Path, ids: Any = None) -> Pool:
     return ingest(np.arange(2.0 * N).reshape(N, 2), folder / "pool.zarr", ids=ids)
 
 
-def make_tree(folder: Path, pool: store.Pool | None) -> Path:
+def make_tree(folder: Path, pool: Pool | None) -> Path:
     tree = folder / "tree.zarr"
     attributes: dict[str, Any] = {"format": layout.TREE_FORMAT, "format_version": layout.FORMAT_VERSION}
     if pool is not None:

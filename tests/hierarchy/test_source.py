@@ -5,9 +5,9 @@ import pytest
 import zarr
 
 from hkm_dask.config import Config, Level
+from hkm_dask.data.pool import open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.data.store import open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.source import label_chunk_rows, open_source
 from hkm_dask.ingestion.ingest import ingest

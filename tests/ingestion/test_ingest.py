@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import chunks, files, layout, store
+from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError, StoreError
@@ -42,11 +43,11 @@ def values(n: int = 57, seed: int = 0, dtype: str = "f4") -> np.ndarray:
     return np.random.default_rng(seed).normal(size=(n, D)).astype(dtype)
 
 
-def read_all(pool: store.Pool) -> np.ndarray:
+def read_all(pool: Pool) -> np.ndarray:
     return pool.rows().read(0, pool.n_samples)
 
 
-def ids_of(pool: store.Pool) -> list:
+def ids_of(pool: Pool) -> list:
     ids = pool.ids()
     assert ids is not None
     return ids.tolist()
@@ -164,7 +165,7 @@ def test_progress_is_told_to_the_end(tmp_path: Path, monkeypatch: pytest.MonkeyP
 # --- the same bits, however it is done --------------------------------------------------------------------------------
 
 
-def facts(pool: store.Pool) -> tuple:
+def facts(pool: Pool) -> tuple:
     return pool.fingerprint, pool.mean.tobytes(), pool.max_abs, pool.n_zero_rows
 
 
@@ -614,7 +615,7 @@ def test_killed_anywhere_the_rerun_equals_an_uninterrupted_run(tmp_path: Path, p
     assert run_ingest(tmp_path / "a.npz", tmp_path / "p.zarr", TINY, HKM_FAILPOINT=point) == 137
     if point != "renamed":
         with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it"):
-            store.open_pool(tmp_path / "p.zarr")
+            open_pool(tmp_path / "p.zarr")
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr", chunk_mb=TINY)
     else:
         with pytest.raises(InputError, match="should not exist yet"):
@@ -631,10 +632,10 @@ def test_killed_while_replacing_one_of_both_is_there(tmp_path: Path) -> None:
         assert run_ingest(tmp_path / "a.npy", tmp_path / "p.zarr", TINY, "over", HKM_FAILPOINT=point) == 137
         with pytest.raises(InputError, match="should not exist yet"):
             ingest(tmp_path / "a.npy", tmp_path / "p.zarr")
-        assert store.open_pool(tmp_path / "p.zarr") == old
+        assert open_pool(tmp_path / "p.zarr") == old
         np.testing.assert_array_equal(read_all(old), values(seed=1))
     assert run_ingest(tmp_path / "a.npy", tmp_path / "p.zarr", TINY, "over") == 0
-    np.testing.assert_array_equal(read_all(store.open_pool(tmp_path / "p.zarr")), values())
+    np.testing.assert_array_equal(read_all(open_pool(tmp_path / "p.zarr")), values())
     tidy(tmp_path, "a.npy", "p.zarr")
 
 
@@ -643,7 +644,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
     pool = ingest(values(), tmp_path / "p.zarr")
     with pytest.raises(InputError, match=r"p.zarr should not exist yet; give another path, or overwrite=True"):
         ingest(values(seed=1), tmp_path / "p.zarr")
-    assert store.open_pool(tmp_path / "p.zarr") == pool
+    assert open_pool(tmp_path / "p.zarr") == pool
     (tmp_path / "home").mkdir()
     (tmp_path / "home" / "letter").write_text("dear")
     with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten"):

@@ -14,6 +14,7 @@ from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.placement import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
@@ -111,7 +112,7 @@ def test_wherever_the_rows_lie_the_bits_are_the_same(dtype: str, tmp_path: Path,
     array = blobs(900, 6).astype(dtype)
     np.save(tmp_path / "rows.npy", array)
     store.create_array(tmp_path, "a", shape=array.shape, dtype=array.dtype, chunks=(64, 6), dims=("sample", "feature"))
-    store.write_rows(tmp_path / "a", 0, array)
+    open_array(tmp_path / "a").write(0, array)
     padded = np.zeros((1800, 6), dtype)
     padded[::2] = array
     sources: list[Rows] = [

@@ -9,6 +9,7 @@ import zarr
 
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
+from hkm_dask.data.chunks import open_array
 from hkm_dask.errors import StoreError
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view.info import describe, render
@@ -19,7 +20,7 @@ NAN = float("nan")
 def put(group: Path, name: str, values: Any, dims: tuple[str, ...]) -> None:
     array = np.asarray(values)
     store.create_array(group, name, shape=array.shape, dtype=array.dtype, chunks=array.shape, dims=dims)
-    store.write_rows(group / name, 0, array)
+    open_array(group / name).write(0, array)
 
 
 def make_tree(path: Path, *, levels: int = 2, complete: bool = True) -> Path:

@@ -1,0 +1,118 @@
+"""File operations retry what may pass, and say clearly what will not."""
+
+import contextlib
+import errno
+import os
+import resource
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkm_dask.data import files, store
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import read_attributes
+from hkm_dask.data.pool import open_pool
+from hkm_dask.errors import StoreError
+from tests.data.stores import Flaky, make, table
+
+
+def test_no_array_and_no_group_are_errors(tmp_path: Path) -> None:
+    with pytest.raises(StoreError, match="is no Zarr array"):
+        open_array(tmp_path / "nothing")
+    with pytest.raises(StoreError, match="no Zarr group or array"):
+        read_attributes(tmp_path)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[1]", "\x00"])
+def test_damaged_metadata_is_an_error(tmp_path: Path, text: str) -> None:
+    (tmp_path / "zarr.json").write_text(text)
+    for action in (open_array, read_attributes, open_pool):
+        with pytest.raises(StoreError, match="is damaged"):
+            action(tmp_path)
+
+
+# --- disks that fail --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def no_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files.time, "sleep", lambda seconds: None)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("code", [errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT])
+def test_transient_errors_are_retried(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waiting: None, code: int
+) -> None:
+    array = make(tmp_path, table(), 4)
+    flaky = Flaky(os.preadv, 3, code)
+    monkeypatch.setattr(os, "preadv", flaky)
+    np.testing.assert_array_equal(array.read(0, 4), table()[:4])
+    assert flaky.calls == 4
+
+
+@pytest.mark.faults
+def test_lasting_errors_are_raised_after_bounded_retries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_waiting: None
+) -> None:
+    array = make(tmp_path, table(), 4)
+    flaky = Flaky(os.preadv, 99, errno.EIO)
+    monkeypatch.setattr(os, "preadv", flaky)
+    with pytest.raises(StoreError, match=r"reading .*c/0/0 failed 4 times: Input/output error"):
+        array.read(0, 4)
+    assert flaky.calls == 4
+
+
+@pytest.mark.faults
+def test_short_reads_are_continued(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    array = make(tmp_path, table(), 4)
+    real = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda fd, views, at: real(fd, [views[0][:7]], at))
+    np.testing.assert_array_equal(array.read(1, 10), table()[1:])
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_named_and_leaves_the_old_chunk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    array = make(tmp_path, table(), 4)
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", Flaky(os.write, 1, code))
+        with pytest.raises(StoreError, match=r"the disk is full .* run the same command again"):
+            array.write(0, -table()[:4])
+    np.testing.assert_array_equal(array.read(0, 10), table())
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+@contextlib.contextmanager
+def largest_file(n_bytes: int) -> Iterator[None]:
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (n_bytes, limits[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("values", [np.ones((4096, 4), np.float32), np.random.default_rng(0).bytes(20_000)])
+def test_a_file_size_limit_is_named(tmp_path: Path, values: np.ndarray | bytes) -> None:
+    plain = isinstance(values, np.ndarray)
+    data = values if isinstance(values, np.ndarray) else np.array([values.hex()], dtype=object)
+    array = store.create_array(
+        tmp_path,
+        "a",
+        shape=data.shape,
+        dtype=data.dtype if plain else str,
+        chunks=data.shape,
+        dims=["x", "y"][: data.ndim],
+    )
+    assert array.shape == data.shape
+    with largest_file(10_000), pytest.raises(StoreError, match="the disk is full"):
+        open_array(tmp_path / "a").write(0, data)
+    assert not list(tmp_path.rglob("*.partial"))
+    open_array(tmp_path / "a").write(0, data)
+    np.testing.assert_array_equal(open_array(tmp_path / "a").read(0, len(data)), data)

@@ -1,0 +1,42 @@
+"""Ids are integers or strings, one per row, and come in pieces."""
+
+import numpy as np
+import pytest
+
+from hkm_dask.data import ids
+from hkm_dask.errors import InputError
+
+
+@pytest.mark.parametrize("given", [[3, 1, 2], ["a", "b", "ü"], np.array([1, 2], dtype="u4"), np.array(["x"], object)])
+def test_pieces_hold_all_ids_in_order(given: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ids, "ID_PIECE_ROWS", 2)
+    pieces = list(ids.id_pieces(given, "ids")())
+    assert np.concatenate(pieces).tolist() == list(np.asarray(given))
+    assert all(len(piece) <= 2 and piece.dtype in (np.int64, object) for piece in pieces)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ([[1], [2]], r"shape=\(2, 1\) should have one dimension"),
+        (np.array(["a", 1], dtype=object), "neither integers nor strings"),
+        ([0.5], "dtype=float64 should be integers or strings"),
+        ([True], "dtype=bool should be integers or strings"),
+    ],
+)
+def test_other_values_are_refused(given: object, message: str) -> None:
+    with pytest.raises(InputError, match=f"ids: .*{message}"):
+        ids.id_pieces(given, "ids")
+
+
+def test_an_integer_of_64_bits_is_refused() -> None:
+    with pytest.raises(InputError, match=r"id=18446744073709551615 should be below 2\*\*63; give the ids as strings"):
+        ids.plain_ids(np.array([2**64 - 1], dtype="u8"), "ids")
+    with pytest.raises(InputError, match="dtype=float64 should be integers or strings"):
+        ids.plain_ids(np.array([1.0]), "ids")
+
+
+def test_as_many_ids_as_rows() -> None:
+    ids.check_id_count(3, 3, "a.npy")
+    with pytest.raises(InputError, match="n_ids=2 should be 3"):
+        ids.check_id_count(2, 3, "a.npy")

@@ -1,0 +1,104 @@
+"""Headers of `.npy` files are parsed without trusting them; files are written in pieces."""
+
+import errno
+import io
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkm_dask.data import npy, rows
+from hkm_dask.errors import InputError, StoreError
+from tests.data.stores import Flaky
+from tests.data.tables import D, N, npy_bytes, values
+
+
+@pytest.mark.faults
+def test_pickles_are_never_loaded(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").write_bytes(npy_bytes(np.array([[{}]], dtype=object)))
+    with pytest.raises(InputError, match="holds pickled objects, which are never loaded"):
+        rows.NpyRows(tmp_path / "a.npy")
+
+
+def header(text: str) -> bytes:
+    return npy.NPY_MAGIC + b"\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
+def test_headers_of_python_2_are_read() -> None:
+    data = header("{'descr': '<f4', 'fortran_order': False, 'shape': (7L, 4L)}")
+    assert npy.read_npy_header(io.BytesIO(data), "a").shape == (7, 4)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"", "should be a .npy file"),
+        (b"\x93NUMPY\x01", "should be a .npy file"),
+        (b"hello world, no numpy", "should be a .npy file"),
+        (npy.NPY_MAGIC + b"\x09\x00" + b"x" * 90, "version=9 should be 1, 2 or 3"),
+        (npy.NPY_MAGIC + b"\x02\x00" + b"\xff\xff\xff\xff" + b"x" * 90, "damaged or truncated"),
+        (npy.NPY_MAGIC + b"\x02\x00" + b"\x01\x00", "damaged or truncated"),
+        (npy_bytes(values())[:60], "damaged or truncated"),
+        (npy_bytes(values())[:-1], r"n_bytes=403 should be 404 by its header \(23, 3\) float32; copy or save it again"),
+        (npy_bytes(values()) + b"\0", "n_bytes=405 should be 404"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (1000000000000, 4)}"), "should be 16000000000079"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (-1, 4)}"), "damaged"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (2.5, 4)}"), "damaged"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': (True, 4)}"), "damaged"),
+        (header("{'descr': '<f4', 'fortran_order': False, 'shape': 4}"), "damaged"),
+        (header("{'descr': '<f4', 'fortran_order': 0, 'shape': (1, 4)}"), "damaged"),
+        (header("{'descr': 'nonsense', 'fortran_order': False, 'shape': (1, 4)}"), "damaged"),
+        (header("{'descr': '<f4', 'shape': (1, 4)}"), "damaged"),
+        (header("__import__('os').system('true')"), "damaged"),
+        (header("[" * 3000), "damaged"),
+        (header("\xff\xfe"), "damaged"),
+    ],
+)
+def test_lying_and_truncated_headers_are_refused(tmp_path: Path, data: bytes, message: str) -> None:
+    (tmp_path / "a.npy").write_bytes(data)
+    with pytest.raises(InputError, match=message):
+        rows.NpyRows(tmp_path / "a.npy")
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
+@given(cut=st.integers(0, 403), flips=st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), max_size=3))
+def test_no_header_breaks_the_parser(cut: int, flips: list[tuple[int, int]]) -> None:
+    data = bytearray(npy_bytes(values()))
+    for at, byte in flips:
+        data[at] = byte
+    try:
+        found = npy.read_npy_header(io.BytesIO(bytes(data[:cut])), "a")
+    except InputError:
+        return
+    assert found.offset <= cut
+
+
+# --- files written in pieces ------------------------------------------------------------------------------------------
+
+
+def test_pieces_written_in_any_order_are_one_array(tmp_path: Path) -> None:
+    array, path = values("f8"), tmp_path / "new folder" / "a.npy"
+    offset = npy.create_npy(path, array.shape, array.dtype)
+    for start in (15, 0, 8):
+        npy.write_npy_rows(path, offset, start, array[start : start + 8])
+    np.testing.assert_array_equal(np.load(path), array)
+
+
+def test_rows_in_columns_order_are_written_by_rows(tmp_path: Path) -> None:
+    offset = npy.create_npy(tmp_path / "a.npy", (N, D), np.dtype("f4"))
+    npy.write_npy_rows(tmp_path / "a.npy", offset, 0, np.asfortranarray(values()))
+    np.testing.assert_array_equal(np.load(tmp_path / "a.npy"), values())
+
+
+@pytest.mark.faults
+def test_a_full_disk_is_named_while_a_piece_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    offset = npy.create_npy(tmp_path / "a.npy", (N, D), np.dtype("f4"))
+    monkeypatch.setattr(os, "pwrite", Flaky(os.pwrite, 1, errno.ENOSPC))
+    with pytest.raises(StoreError, match=r"writing .*a.npy: the disk is full"):
+        npy.write_npy_rows(tmp_path / "a.npy", offset, 0, values())

@@ -1,0 +1,88 @@
+"""A pool knows its rows and their ids, and what is no pool is not opened as one."""
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkm_dask.data import layout, store
+from hkm_dask.data.pool import open_pool
+from hkm_dask.errors import InputError, StoreError
+from tests.data.stores import make, table
+
+
+def make_pool(path: Path, **attributes: object) -> Path:
+    facts = {"fingerprint": "ab", "max_abs": 29.0, "n_zero_rows": 0, "sources": ["a.npy"], "has_ids": True}
+    store.create_group(path, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
+    make(path, table(), 4, layout.EMBEDDINGS)
+    make(path, table().mean(axis=0), 3, layout.MEAN)
+    make(path, np.array([f"id{row}" for row in range(10)], dtype=object), 4, layout.IDS)
+    store.mark_complete(path, {**facts, **attributes})
+    return path
+
+
+def test_a_pool_knows_itself(tmp_path: Path) -> None:
+    pool = open_pool(make_pool(tmp_path / "p.zarr"))
+    assert (pool.n_samples, pool.n_features, pool.dtype, pool.chunk_rows) == (10, 3, np.dtype("f4"), 4)
+    assert (pool.fingerprint, pool.max_abs, pool.n_zero_rows, pool.sources) == ("ab", 29.0, 0, ("a.npy",))
+    np.testing.assert_array_equal(pool.mean, table().mean(axis=0))
+    np.testing.assert_array_equal(pool.rows().read(0, 10), table())
+    copy = pickle.loads(pickle.dumps(pool))
+    assert copy == pool
+    assert copy.rows().key == pool.rows().key
+
+
+def test_ids_come_in_the_order_asked_for(tmp_path: Path) -> None:
+    pool = open_pool(make_pool(tmp_path / "p.zarr"))
+    ids = pool.ids()
+    assert ids is not None
+    assert ids.tolist() == [f"id{row}" for row in range(10)]
+    some = pool.ids(np.array([9, 0, 9, 4]))
+    assert some is not None
+    assert some.tolist() == ["id9", "id0", "id9", "id4"]
+    with pytest.raises(InputError, match="should lie within"):
+        pool.ids(np.array([10]))
+    assert open_pool(make_pool(tmp_path / "q.zarr", has_ids=False)).ids() is None
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (lambda pool: store.create_group(pool, {"complete": False}), "is not complete"),
+        (lambda pool: store.create_group(pool, {"format_version": 9}), "format_version=9 should be 1"),
+        (lambda pool: store.create_group(pool, {"format": "x"}), "format='x'"),
+        (lambda pool: store.create_group(pool, {"max_abs": None}), "is damaged"),
+        (lambda pool: (pool / "mean" / "c" / "0").unlink(), "mean: chunk 0 .* is missing; .*hkm ingest"),
+        (lambda pool: (pool / "mean" / "zarr.json").unlink(), "is no Zarr array"),
+        (lambda pool: (pool / "zarr.json").unlink(), "no Zarr group"),
+        (lambda pool: make(pool, table(4, 4)[0], 4, layout.MEAN), "is damaged: embeddings are"),
+    ],
+)
+def test_no_pool_is_opened_that_is_none(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
+    path = make_pool(tmp_path / "p.zarr")
+    spoil(path)
+    with pytest.raises(StoreError, match=message):
+        open_pool(path)
+
+
+def test_lost_ids_are_no_absent_ids(tmp_path: Path) -> None:
+    path = make_pool(tmp_path / "p.zarr")
+    (path / "ids" / "zarr.json").unlink()
+    with pytest.raises(StoreError, match="is no Zarr array"):
+        open_pool(path).ids()
+
+
+def test_an_unfinished_pool_is_named(tmp_path: Path) -> None:
+    (tmp_path / "p.zarr.wip").mkdir()
+    with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it; make it with"):
+        open_pool(tmp_path / "p.zarr")
+
+
+def test_metadata_is_valid_json_for_others(tmp_path: Path) -> None:
+    path = make_pool(tmp_path / "p.zarr")
+    root = json.loads((path / "zarr.json").read_text())
+    assert set(root["consolidated_metadata"]["metadata"]) == {"embeddings", "mean", "ids"}
+    assert root["attributes"]["complete"] is True
