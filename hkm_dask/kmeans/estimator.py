@@ -252,13 +252,13 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         """The geometry for rows and centroids, both of which its scales must hold."""
         found = measure_rows(rows, runner)
         self._refuse(rows, found)
-        largest = 0.0 if centroids is None else float(np.abs(centroids).max())
         return make_geometry(
             rows,
             runner,
             n_clusters=self.n_clusters,
             mean=(found.total / found.n_rows).astype(np.float32),
-            max_abs=max(found.max_abs, largest),
+            max_abs=found.max_abs,
+            start=centroids,
             total_weight=None if weights is None else int(weights.sum()),
             spherical=self.metric == "cosine",
         )

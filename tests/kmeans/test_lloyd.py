@@ -396,7 +396,7 @@ def test_means_of_integers_are_exact() -> None:
     geometry = Geometry(np.zeros(2, np.float32), 4.0, 1 << 20)
     sums = np.array([[3, -6], [0, 0], [10, 10]]) * int(geometry.scale)
     np.testing.assert_array_equal(means(sums, np.array([3, 0, 4]), geometry), [[1, -2], [0, 0], [2.5, 2.5]])
-    unit = Geometry(geometry.mean, 4.0, 1 << 20, spherical=True)
+    unit = Geometry(geometry.origin, 4.0, 1 << 20, spherical=True)
     np.testing.assert_allclose(
         means(sums, np.array([3, 0, 4]), unit), [[0.2**0.5, -(0.8**0.5)], [0, 0], [0.5**0.5, 0.5**0.5]], rtol=1e-7
     )

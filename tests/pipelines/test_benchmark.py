@@ -225,7 +225,7 @@ def test_rows_of_the_device_are_as_told() -> None:
     maker = gpu_rows.Maker(np, 64)
     rows = np.empty((5000, 64), np.float16)
     geometry = maker.fill(rows)
-    np.testing.assert_allclose(geometry.mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
+    np.testing.assert_allclose(geometry.origin, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
     assert geometry.max_abs == np.abs(rows).max()
     again = np.empty_like(rows)
     maker.fill(again)

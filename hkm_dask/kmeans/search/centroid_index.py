@@ -133,7 +133,7 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
     n_rows, n_features = rows.shape
     centered = np.empty((n_rows, n_features + 1), np.float32)
     norms = np.empty(n_rows)
-    quantize.center(rows, geometry.mean, centered, norms)
+    quantize.center(rows, geometry.origin, centered, norms)
     if width == 0:
         return Operand(centered, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_TAILS)
     assert geometry.basis is not None

@@ -99,7 +99,7 @@ class CudaCentroidIndex:
         self.centroids = cupy.asarray(kept)
         if not len(kept):
             return
-        largest = float(np.abs(kept - geometry.mean).max(initial=0.0))
+        largest = float(np.abs(kept - geometry.origin).max(initial=0.0))
         self._operand = make_cuda_operand(self.centroids, geometry, kind_of(form), largest=largest)
         self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
         self._bound()

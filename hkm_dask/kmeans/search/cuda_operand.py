@@ -143,7 +143,7 @@ def _device_mean(geometry: Geometry) -> Any:
     if key not in _means:
         while len(_means) >= 8:
             _means.pop(next(iter(_means)), None)
-        _means[key] = cupy.asarray(geometry.mean)
+        _means[key] = cupy.asarray(geometry.origin)
     return _means[key]
 
 
@@ -159,10 +159,10 @@ def takes_as_stored(dtype: Any, geometry: Geometry) -> bool:
     -------
     bool
     """
-    if dtype != np.float16 or len(geometry.mean) % _WIDTH:
+    if dtype != np.float16 or len(geometry.origin) % _WIDTH:
         return False
     radius = geometry.radius or geometry.max_abs
-    return float(np.linalg.norm(geometry.mean)) <= _FAR * radius
+    return float(np.linalg.norm(geometry.origin)) <= _FAR * radius
 
 
 def multiply(a: Any, b: Any, out: Any, form: Form) -> None:

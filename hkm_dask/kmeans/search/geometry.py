@@ -1,10 +1,13 @@
 """The geometry rows are looked at in: where the origin lies, which directions come first, how sums are scaled.
 
-A geometry belongs to the input of a k-means and changes nothing but speed and rounding: labels are exact in any.
+A geometry belongs to the input of a k-means and changes nothing but speed and rounding: labels are exact in any. What
+it takes from the rows, origin and scales, is robust to a few rows far from all others; rows so far that sums of rows
+would lose the others are refused.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 import uuid
 from dataclasses import dataclass, field, replace
@@ -17,15 +20,25 @@ from hkm_dask.compute.block_cache import Part, iter_blocks
 from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 
 #: Rows the principal directions are taken from, and the places in the input they come from.
-_BASIS_ROWS, _BASIS_PLACES = 8192, 16
+_BASIS_ROWS, _SAMPLE_PLACES = 8192, 16
+#: Rows the spread is taken from.
+_SPREAD_ROWS = 1024
 #: Below these sizes a pruned search cannot pay.
-_MIN_FEATURES, _MIN_CLUSTERS = 24, 64
+MIN_FEATURES, MIN_CLUSTERS = 24, 64
 #: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
-_LARGEST_NORM = 2.0**62
+LARGEST_NORM = 2.0**62
+#: Times the spread the mean may lie from the median before it is no origin: float32 scores are then off by 2^-16 of
+#: the squared spread.
+_FAR_MEAN = 16.0
+#: Share of the spread up to which the rounding of sums may move a row.
+_COARSEST = 1.0 / 32.0
+#: Norms that surpass the others by this factor neither set the radius nor the principal directions.
+_FAR_NORM = 16.0
 #: Norms between this and its inverse have squares in 16 bits whose steps float32 holds.
 _LEAST_RADIUS = 2.0**-40
 
@@ -36,12 +49,16 @@ class Geometry:
 
     Attributes
     ----------
-    mean : ndarray of float32, shape (n_features,)
-        Origin; distances to it stay small, so little is lost to cancellation.
+    origin : ndarray of float32, shape (n_features,)
+        Subtracted from rows; distances to it stay small, so little is lost to cancellation. The mean of the rows, or
+        their median where few rows far from all others shift the mean.
     max_abs : float
         Largest absolute value of the rows.
     n_rows : int
         Rows (or their total weight) that may be summed.
+    spread : float
+        Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample. 0 where it
+        is not known.
     basis : SharedArray or None
         float32 (n_features, n_features), orthonormal columns in order of falling variance.
     basis_error : float
@@ -56,7 +73,7 @@ class Geometry:
         Tells this geometry from others, for what a process remembers about it.
     """
 
-    mean: NDArray[np.float32]
+    origin: NDArray[np.float32]
     max_abs: float
     n_rows: int
     basis: SharedArray | None = None
@@ -64,6 +81,7 @@ class Geometry:
     radius: float = 0.0
     spherical: bool = False
     precision: str = "float32"
+    spread: float = 0.0
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property
@@ -81,7 +99,7 @@ class Geometry:
     def distance_scale(self) -> float:
         """Fixed-point units per unit of squared distance, likewise."""
         width = 2.0 * self.max_abs
-        return _power_of_two(self.n_rows, width * width * len(self.mean))
+        return _power_of_two(self.n_rows, width * width * len(self.origin))
 
     @property
     def step(self) -> float:
@@ -92,7 +110,7 @@ class Geometry:
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, radius=32767.0).step
         1.0
         """
-        radius = self.radius or 2.0 * self.max_abs * math.sqrt(len(self.mean)) or 1.0
+        radius = self.radius or 2.0 * self.max_abs * math.sqrt(len(self.origin)) or 1.0
         return 2.0 ** math.ceil(math.log2(radius / 32767.0))
 
     @property
@@ -102,7 +120,7 @@ class Geometry:
         Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to
         float32.
         """
-        apart = math.sqrt(2.0 * len(self.mean)) / self.scale + (2.0**-22 if self.spherical else 0.0)
+        apart = math.sqrt(2.0 * len(self.origin)) / self.scale + (2.0**-22 if self.spherical else 0.0)
         return apart * apart
 
 
@@ -110,8 +128,11 @@ def _power_of_two(n_rows: int, largest: float) -> float:
     if largest <= 0.0:
         return 1.0
     # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
-    bits = 61 - math.ceil(math.log2(max(n_rows, 2))) - math.ceil(math.log2(largest))
-    return 2.0 ** min(bits, 50 - math.ceil(math.log2(largest)))
+    return 2.0 ** (min(61 - _log2_rows(n_rows), 50) - math.ceil(math.log2(largest)))
+
+
+def _log2_rows(n_rows: int) -> int:
+    return math.ceil(math.log2(max(n_rows, 2)))
 
 
 @dataclass(frozen=True)
@@ -189,6 +210,8 @@ def make_geometry(
     total_weight: int | None = None,
     spherical: bool = False,
     precision: str = "float32",
+    start: NDArray[np.float32] | None = None,
+    sums: bool = True,
 ) -> Geometry:
     """Choose the geometry for a k-means over `rows`.
 
@@ -199,13 +222,17 @@ def make_geometry(
     n_clusters : int
         Decides whether principal directions are worth having.
     mean, max_abs : optional
-        Where they are known already, as a pool knows them, a pass is spared.
+        Where they are known already, as a pool knows them for all its rows or some, a pass is spared.
     total_weight : int, optional
         Sum of the weights, if rows are weighted.
     spherical : bool
         Rows have unit length.
     precision : str
         Of the scores that propose labels on a GPU; see `Geometry`.
+    start : ndarray of float32, shape (n_clusters, n_features), optional
+        Initial centroids where they are given: scales hold them as well.
+    sums : bool, default True
+        Whether rows will be summed, not only searched.
 
     Returns
     -------
@@ -214,21 +241,61 @@ def make_geometry(
     Raises
     ------
     InputError
-        Values are too large for float32 squares.
+        Values are too large for float32 squares, or so far from all others that sums of rows would lose the others.
     """
     if mean is None or max_abs is None:
         found = measure_rows(rows, runner)
         mean = (found.total / max(found.n_rows, 1)).astype(np.float32)
         max_abs = found.max_abs
-    largest = _LARGEST_NORM / math.sqrt(rows.n_features)
-    if not max_abs < largest:
-        raise InputError(
-            f"max_abs={max_abs:g} should be < {largest:.3g} so that squared distances fit; scale the embeddings down"
-        )
-    geometry = Geometry(mean, max_abs, total_weight or rows.n_rows, spherical=spherical, precision=precision)
-    if rows.n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
+    largest = max_abs if start is None else max(max_abs, float(np.abs(start).max(initial=0.0)))
+    median, spread = _middle(rows)
+    if not spherical and np.linalg.norm(mean.astype(np.float64) - median) > _FAR_MEAN * spread > 0.0:
+        mean = median
+    geometry = Geometry(
+        mean, largest, total_weight or rows.n_rows, spherical=spherical, precision=precision, spread=spread
+    )
+    limit = _largest_value(geometry, sums=sums and not spherical)
+    if not largest < limit:
+        rows_max_abs = _check_values(rows, limit)
+        if start is not None and np.abs(start).max(initial=0.0) >= limit:
+            raise InputError(f"max_abs={largest:g} in init should be < {limit:.3g}; start from other centroids")
+        # A pool has such a row, the subset of it has not.
+        return make_geometry(
+            rows, runner, n_clusters=n_clusters, mean=mean, max_abs=rows_max_abs, total_weight=total_weight,
+            spherical=spherical, precision=precision, start=start, sums=sums,
+        )  # fmt: skip
+    if rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
         return with_basis(geometry, rows, runner)
     return geometry
+
+
+def _largest_value(geometry: Geometry, *, sums: bool) -> float:
+    """Value below which float32 holds squares and, where rows are summed, sums do not lose ordinary rows."""
+    limit = LARGEST_NORM / math.sqrt(len(geometry.origin))
+    coarsest = _COARSEST * geometry.spread / math.sqrt(2.0 * len(geometry.origin))  # unit of the sums
+    if not sums or coarsest <= 0.0:
+        return limit
+    at_most = math.floor(math.log2(coarsest)) + min(61 - _log2_rows(geometry.n_rows), 50)
+    return min(limit, 2.0**at_most)
+
+
+def _check_values(rows: Rows, limit: float) -> float:
+    """Refuse the first row with a value from `limit`, by its number; return the largest value where there is none."""
+    largest = 0.0
+    for low, high in itertools.pairwise(rows.bounds(8 << 20, 1).tolist()):
+        with np.errstate(over="ignore"):
+            values = np.abs(np.asarray(rows.read(low, high), dtype=np.float32)).max(axis=1)
+        beyond = np.flatnonzero(~(values < limit))
+        if len(beyond):
+            row, label = low + int(beyond[0]), rows.label
+            if isinstance(rows, SubsetRows):
+                row, label = int(rows.index[row]), rows.base.label
+            raise InputError(
+                f"max_abs={values[beyond[0]]:g} in row {row} of {label} should be < {limit:.3g}; leave that row out or "
+                "clip it, or, where all rows are as large, scale the embeddings down"
+            )
+        largest = max(largest, float(values.max(initial=0.0)))
+    return largest
 
 
 def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
@@ -247,7 +314,7 @@ def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
         Where workers compute on GPUs, with their radius alone.
     """
     on_gpu = runner.device_budget is not None
-    basis, radius = runner.call(partial(_principal_directions, geometry.mean, on_gpu), rows, stage="rotate")
+    basis, radius = runner.call(partial(_principal_directions, geometry.origin, on_gpu), rows, stage="rotate")
     if basis is None:  # tensor cores take all coordinates
         return replace(geometry, radius=radius)
     if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
@@ -259,16 +326,35 @@ def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
     )
 
 
+def _sample(rows: Rows, n: int) -> NDArray[np.float32]:
+    """About `n` rows, from a few places of the input; all where there are fewer."""
+    per_place = -(-n // _SAMPLE_PLACES)
+    starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _SAMPLE_PLACES).astype(np.int64))
+    sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
+    with np.errstate(over="ignore"):
+        return sample.astype(np.float32)
+
+
+def _middle(rows: Rows) -> tuple[NDArray[np.float32], float]:
+    """Median of every coordinate of a sample, and the median distance from there of the rows that are not there."""
+    sample = _sample(rows, _SPREAD_ROWS)
+    with np.errstate(over="ignore", invalid="ignore"):  # what float32 does not hold is refused later
+        median = np.median(sample, axis=0)
+        norms = np.linalg.norm(sample.astype(np.float64) - median, axis=1)
+    norms = np.sort(norms[(norms > 0.0) & (norms < np.inf)])
+    return median, float(norms[(len(norms) - 1) // 2]) if len(norms) else 0.0
+
+
 def _principal_directions(
-    mean: NDArray[np.float32], norm_only: bool, rows: Rows
+    origin: NDArray[np.float32], norm_only: bool, rows: Rows
 ) -> tuple[NDArray[np.float32] | None, float]:
     """Principal directions of a sample, and a norm that few rows surpass."""
-    per_place = -(-_BASIS_ROWS // _BASIS_PLACES)
-    starts = np.unique(np.linspace(0, max(rows.n_rows - per_place, 0), _BASIS_PLACES).astype(np.int64))
-    sample = np.concatenate([rows.read(int(s), int(min(s + per_place, rows.n_rows))) for s in starts])
-    centered = sample.astype(np.float32) - mean
-    radius = 1.5 * float(np.quantile(np.linalg.norm(centered, axis=1), 0.999))
+    centered = _sample(rows, _BASIS_ROWS) - origin
+    norms = np.linalg.norm(centered, axis=1)
+    many, most = float(np.quantile(norms, 0.99)), float(np.quantile(norms, 0.999))
+    radius = 1.5 * (most if most <= _FAR_NORM * many else many)
     if norm_only:
         return None, radius
+    centered = centered[norms <= _FAR_NORM * radius]
     covariance = (centered.T @ centered).astype(np.float64)
     return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32), radius

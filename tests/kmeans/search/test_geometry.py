@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.row_views import UnitRows
+from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.lloyd import means
@@ -94,7 +94,7 @@ def test_measures_equal_numpy(dtype: str, runner: Runner) -> None:
     wide = array.astype(np.float32).astype(np.float64)
     np.testing.assert_allclose(found.total, wide.sum(0), rtol=1e-12)
     assert (found.n_rows, found.n_zero, found.max_abs) == (300, 2, np.abs(wide).max())
-    np.testing.assert_allclose(made.mean, wide.mean(0), rtol=1e-6)
+    np.testing.assert_allclose(made.origin, wide.mean(0), rtol=1e-6)
     assert (made.max_abs, made.n_rows, made.basis) == (found.max_abs, 300, None)
 
 
@@ -113,14 +113,17 @@ def test_measures_are_bitwise_the_same_for_any_number_of_parts(
 
 
 def test_known_measures_spare_the_pass(runner: Runner) -> None:
-    class Unreadable(ArrayRows):
-        def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-            raise AssertionError("read")
+    class Counted(ArrayRows):
+        n_read = 0
 
-    geometry = make_geometry(
-        Unreadable(np.ones((9, 2))), runner, n_clusters=2, mean=np.ones(2, np.float32), max_abs=1.0, total_weight=50
-    )
-    assert (geometry.n_rows, geometry.max_abs) == (50, 1.0)
+        def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+            self.n_read += stop - start
+            return super().read(start, stop, out)
+
+    rows = Counted(np.ones((90_000, 2)))
+    geometry = make_geometry(rows, runner, n_clusters=2, mean=np.ones(2, np.float32), max_abs=1.0, total_weight=100_000)
+    assert (geometry.n_rows, geometry.max_abs) == (100_000, 1.0)
+    assert rows.n_read <= 1024
 
 
 @pytest.mark.parametrize("d", [1, 4096])
@@ -129,6 +132,66 @@ def test_values_too_large_for_float32_squares_are_refused(d: int, runner: Runner
     make_geometry(ArrayRows(np.full((2, d), 0.9 * edge, np.float32)), runner, n_clusters=1)
     with pytest.raises(InputError, match=r"max_abs=.* should be < .* scale the embeddings down"):
         make_geometry(ArrayRows(np.full((2, d), 1.1 * edge, np.float32)), runner, n_clusters=1)
+
+
+# -- rows far from all others -----------------------------------------------------------------------------------------
+
+
+def with_far_rows(value: float, n_far: int = 1, n: int = 3000, d: int = 32) -> np.ndarray:
+    array = spectrum(n, d)
+    array[17 : 17 + 200 * n_far : 200] = value
+    return array
+
+
+def test_the_spread_ignores_far_rows(runner: Runner) -> None:
+    array = spectrum(3000, 32)
+    expected = np.median(np.linalg.norm(array - np.median(array, axis=0), axis=1))
+    for rows in (array, with_far_rows(1e3), with_far_rows(1e12, n_far=10)):
+        geometry = make_geometry(ArrayRows(rows), runner, n_clusters=64)
+        assert geometry.spread == pytest.approx(expected, rel=0.05)
+        assert np.linalg.norm(geometry.origin - 3.0) < 2 * expected
+
+
+def test_ordinary_rows_keep_the_mean_for_origin(runner: Runner) -> None:
+    rows = np.concatenate([np.zeros((60, 2)), np.random.default_rng(0).normal(9, 1, (40, 2))]).astype(np.float32)
+    geometry = make_geometry(ArrayRows(rows), runner, n_clusters=2)
+    np.testing.assert_array_equal(geometry.origin, rows.mean(0, dtype=np.float64).astype(np.float32))
+    assert 10 < geometry.spread < 16  # of the rows that are not all zeros
+
+
+def test_a_few_far_rows_do_not_set_the_radius(runner: Runner) -> None:
+    plain = make_geometry(ArrayRows(spectrum(3000, 32)), runner, n_clusters=64)
+    far = make_geometry(ArrayRows(with_far_rows(1e12, n_far=10)), runner, n_clusters=64)
+    assert far.radius == pytest.approx(plain.radius, rel=0.3)
+    assert far.basis is not None
+    assert plain.basis is not None
+    overlap = far.basis.get().T @ plain.basis.get()
+    np.testing.assert_allclose(np.abs(np.diag(overlap))[:8], 1.0, atol=0.1)
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_rows_that_sums_would_lose_others_to_are_named(known: bool, runner: Runner) -> None:
+    rows = with_far_rows(1e15)
+    measured = {"mean": rows.mean(0, dtype=np.float64).astype(np.float32), "max_abs": 1e15} if known else {}
+    with pytest.raises(InputError, match=r"max_abs=1e\+15 in row 17 of array should be < .*; leave that row out"):
+        make_geometry(ArrayRows(rows), runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+    subset = SubsetRows(ArrayRows(rows), np.arange(5, 3000))
+    with pytest.raises(InputError, match="in row 17 of array"):
+        make_geometry(subset, runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+    without = SubsetRows(ArrayRows(rows), np.delete(np.arange(3000), 17))
+    geometry = make_geometry(without, runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+    assert geometry.max_abs == np.abs(np.delete(rows, 17, axis=0)).max()
+    assert make_geometry(ArrayRows(rows), runner, n_clusters=3, sums=False).max_abs == np.float32(1e15)
+
+
+def test_far_initial_centroids_are_refused(runner: Runner) -> None:
+    rows = ArrayRows(spectrum(3000, 32))
+    start = np.zeros((2, 32), np.float32)
+    start[1] = 1e4
+    assert make_geometry(rows, runner, n_clusters=2, start=start).max_abs == 1e4
+    start[1] = 1e16
+    with pytest.raises(InputError, match=r"max_abs=1e\+16 in init should be < "):
+        make_geometry(rows, runner, n_clusters=2, start=start)
 
 
 # -- directions -------------------------------------------------------------------------------------------------------

@@ -67,7 +67,7 @@ def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyP
     monkeypatch.undo()
     assert choose_head(rows, *unknown, shared, geometry, kept=False) in (0, 96, *tuning._HEADS)
     assert choose_head(rows[:20], *unknown, shared, geometry, kept=True) == 0
-    assert choose_head(rows, *unknown, shared, Geometry(geometry.mean, 1.0, 500), kept=True) == 0
+    assert choose_head(rows, *unknown, shared, Geometry(geometry.origin, 1.0, 500), kept=True) == 0
 
 
 def test_what_moved_is_found_once_and_searched_alone() -> None:
