@@ -16,6 +16,7 @@ import pytest
 import zarr
 
 from hkm_dask import cli
+from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
@@ -232,6 +233,42 @@ def test_what_dead_writers_left_is_swept(
     (tmp_path / "tree.zarr.work" / "rows-1.npy").write_bytes(b"half")
     finish(pool, tree, quiet)
     assert not list(tree.rglob("*.partial"))
+
+
+def test_scratch_of_dead_runs_is_swept_before_any_work(
+    tmp_path: Path, pool: Pool, quiet: dict[str, np.ndarray], elsewhere: Build
+) -> None:
+    tree, work = tmp_path / "tree.zarr", tmp_path / "tree.zarr.work"
+    assert elsewhere(tree, failpoint="step:2")[0] == KILLED
+    for name in ("rows-1.npy", "regrouped-1.npy", "input-1.npy"):
+        (work / name).write_bytes(b"pool-sized")
+    (work / "shared-1").mkdir()
+    (work / "shared-1" / "centroids.npy").write_bytes(b"large")
+    left: list[list[str]] = []
+
+    def look(event: Event) -> None:
+        if event.kind == "run_started":
+            left.append(sorted(path.name for path in work.iterdir()))
+
+    with subscribe(look):
+        steps = [event for event in finish(pool, tree, quiet) if event.kind == "step_started"]
+    assert left == [["level_1-step_0.npz", "level_1-step_1.npz"]]
+    assert len(steps) == 3
+
+
+@pytest.mark.parametrize("kind", ["step_started", "splitting"])
+def test_a_run_that_fails_leaves_checkpoints_and_no_scratch(tmp_path: Path, pool: Pool, kind: str) -> None:
+    """With workers, resampled rows and rows regrouped by cluster lie in files."""
+    config = Config(levels=(Level(n_clusters=10, n_splits=2, n_resamples=1, max_iter=3),))
+
+    def interrupt(event: Event) -> None:
+        if event.kind == kind and event.fields.get("step", 1) == 1:
+            raise KeyboardInterrupt
+
+    with connect(workers=1, memory_limit="800MiB") as runner, subscribe(interrupt), pytest.raises(KeyboardInterrupt):
+        build_hierarchy(pool, tmp_path / "tree.zarr", config, client=runner.client)
+    left = sorted(path.name for path in (tmp_path / "tree.zarr.work").iterdir())
+    assert left == [f"level_1-step_{step}.npz" for step in range(2 if kind == "splitting" else 1)]
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "empty"])

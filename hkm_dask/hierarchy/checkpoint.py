@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import time
 import zipfile
+from collections import deque
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkm_dask.data.files import careful, failpoint, sync
 from hkm_dask.kmeans.fit import Fit, Progress
@@ -18,6 +20,46 @@ from hkm_dask.kmeans.lloyd import LloydStep
 
 #: Seconds between checkpoints within a k-means.
 _EVERY = 20.0
+
+
+class StepHistory:
+    """The steps of a level so far: the inertia of all, the centroids of the last two.
+
+    Attributes
+    ----------
+    inertia : list of ndarray of float64, shape (n_iter,)
+        Of every iteration of each step.
+
+    Examples
+    --------
+    >>> steps = StepHistory()
+    >>> for step in range(3):
+    ...     steps.add(np.full((1, 1), step, np.float32), np.array([0.5]))
+    >>> len(steps), steps.centroids.item(), steps.previous.item()
+    (3, 2.0, 1.0)
+    """
+
+    def __init__(self) -> None:
+        self.inertia: list[NDArray[np.float64]] = []
+        self._centroids: deque[NDArray[np.float32]] = deque(maxlen=2)
+
+    def __len__(self) -> int:
+        return len(self.inertia)
+
+    def add(self, centroids: NDArray[np.float32], inertia: NDArray[np.float64]) -> None:
+        """Note the outcome of a step."""
+        self.inertia.append(inertia)
+        self._centroids.append(centroids)
+
+    @property
+    def centroids(self) -> NDArray[np.float32]:
+        """Of the last step."""
+        return self._centroids[-1]
+
+    @property
+    def previous(self) -> NDArray[np.float32] | None:
+        """Centroids of the step before the last; None where there is none."""
+        return self._centroids[0] if len(self._centroids) == 2 else None
 
 
 class Checkpoints:
@@ -36,7 +78,7 @@ class Checkpoints:
         self._last = time.monotonic()
         self._inertia: list[float] = []
 
-    def finished(self, level: int) -> list[Fit]:
+    def finished(self, level: int) -> StepHistory:
         """Steps of a level that are done, from step 0 on.
 
         Parameters
@@ -46,11 +88,11 @@ class Checkpoints:
 
         Returns
         -------
-        list of Fit
+        StepHistory
         """
-        steps: list[Fit] = []
-        while (found := self._read(self._step(level, len(steps)))) is not None:
-            steps.append(Fit(found["centroids"], found["inertia"], int(found["n_relocated"]), float(found["seconds"])))
+        steps = StepHistory()
+        while (kept := self._read(self._step(level, len(steps)))) is not None:
+            steps.add(kept["centroids"], kept["inertia"])
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:
@@ -65,11 +107,11 @@ class Checkpoints:
         Progress or None
         """
         self._inertia = []
-        found = self._read(self._iteration(level, step))
-        if found is None:
+        kept = self._read(self._iteration(level, step))
+        if kept is None:
             return None
-        self._inertia = found["inertia"].tolist()
-        return Progress(found["centroids"], tuple(self._inertia), int(found["relocated"]))
+        self._inertia = kept["inertia"].tolist()
+        return Progress(kept["centroids"], tuple(self._inertia), int(kept["relocated"]))
 
     def iteration(self, level: int, step: int, moved: LloydStep) -> None:
         """Note an iteration; written to disk now and then.

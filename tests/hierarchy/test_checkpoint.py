@@ -1,5 +1,6 @@
 import errno
 import os
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.errors import StoreError
-from hkm_dask.hierarchy.checkpoint import Checkpoints
+from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.kmeans.fit import Fit
 from hkm_dask.kmeans.lloyd import LloydStep
 
@@ -22,21 +23,41 @@ def moved(inertia: float, *, n_relocated: int = 0, last: bool = False) -> LloydS
     return LloydStep(centroids, inertia, n_relocated, 0, False, last)
 
 
-def equal(one: Fit, other: Fit) -> bool:
-    same = np.array_equal(one.centroids, other.centroids) and np.array_equal(one.inertia, other.inertia)
-    return same and (one.n_relocated, one.seconds) == (other.n_relocated, other.seconds)
+def assert_steps(steps: StepHistory, *expected: Fit) -> None:
+    assert len(steps) == len(expected)
+    for inertia, one in zip(steps.inertia, expected, strict=True):
+        np.testing.assert_array_equal(inertia, one.inertia)
+    np.testing.assert_array_equal(steps.centroids, expected[-1].centroids)
+    if len(expected) > 1:
+        assert steps.previous is not None
+        np.testing.assert_array_equal(steps.previous, expected[-2].centroids)
+    else:
+        assert steps.previous is None
 
 
 def test_steps_come_back_in_order_level_by_level(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path / "work")
-    assert checkpoints.finished(1) == []
+    assert len(checkpoints.finished(1)) == 0
     for step in range(3):
         checkpoints.finish(1, step, fit(step))
     checkpoints.finish(2, 0, fit(9))
     again = Checkpoints(tmp_path / "work")
-    assert [equal(found, fit(step)) for step, found in enumerate(again.finished(1))] == [True] * 3
-    assert [equal(found, fit(9)) for found in again.finished(2)] == [True]
-    assert again.finished(3) == []
+    assert_steps(again.finished(1), *map(fit, range(3)))
+    assert_steps(again.finished(2), fit(9))
+    assert len(again.finished(3)) == 0
+
+
+def test_centroids_of_two_steps_are_held_and_no_more(tmp_path: Path) -> None:
+    checkpoints, n_steps, mib = Checkpoints(tmp_path), 12, 1 << 20
+    for step in range(n_steps):
+        checkpoints.finish(1, step, Fit(np.full((1 << 10, 256), step, np.float32), np.ones(3), 0, 1.0))
+    tracemalloc.start()
+    found = checkpoints.finished(1)
+    held, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert len(found) == n_steps
+    assert held < 2.5 * mib
+    assert peak < 4.5 * mib  # the two before, the one being read, and its copy
 
 
 def test_an_iteration_comes_back_with_its_history(tmp_path: Path) -> None:
@@ -91,8 +112,7 @@ def test_what_is_damaged_is_done_again(tmp_path: Path, damage: str) -> None:
     else:
         kept = {"empty": b"", "short": path.read_bytes()[:-200], "flipped": bytes(content), "foreign": b"what"}
         path.write_bytes(kept[damage])
-    found = Checkpoints(tmp_path).finished(1)
-    assert [equal(step, fit(0)) for step in found] == [True]
+    assert_steps(Checkpoints(tmp_path).finished(1), fit(0))
 
 
 @pytest.mark.faults
