@@ -317,7 +317,7 @@ def test_the_command_resumes_a_restart_without_the_flag(
     out, err = capsys.readouterr()
     assert not exit_.value.code, err
     assert "already complete" not in out
-    assert "level 2 goes on after step 0 of 1" in err
+    assert "level 2 continues after step 0 of 1" in err
     assert_same(arrays(tree), quiet)
 
 

@@ -10,7 +10,7 @@ import xarray as xr
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.hierarchy.build import build_hierarchy, config_of
+from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.tree import open_hierarchy
 
 RandomTree = Callable[[int], xr.DataTree]
@@ -163,7 +163,7 @@ def test_a_tree_says_what_it_was_made_from(built: Path) -> None:
     assert attributes["software"].startswith("hkm_dask ")
     seconds = [tree[f"level_{t}"].attrs["seconds"] for t in (1, 2, 3)]
     assert attributes["seconds"] == pytest.approx(sum(seconds), abs=1e-3)
-    config = config_of(tree)
+    config = Config.from_json(tree.attrs["config"])
     assert (config.seed, [level.n_clusters for level in config.levels]) == (5, [20, 6, 2])
 
 
