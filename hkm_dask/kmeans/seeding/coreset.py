@@ -42,6 +42,9 @@ _MATRIX_POINTS = 8192
 _TABLE_FEATURES = 16
 #: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
 _COARSE = 0.01
+#: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
+#: points; nothing is looked for where, about the mean, no point is this many times as far as most.
+_FAR, _FAR_SHARE, _SUSPECT = 64.0, 0.125, 4.0
 #: Rows of the table one task makes.
 _PAIR_ROWS = 256
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
@@ -82,7 +85,8 @@ def greedy_kmeans_plusplus(
     Notes
     -----
     Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
-    a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64.
+    a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64. Few
+    points far from all others take no part in the grid: their distances are measured directly.
     """
     return _walk(points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), runner=runner)[0]
 
@@ -99,7 +103,7 @@ def _walk(
     """The points chosen, and the weighted sum of D² that each choice left."""
     n_chosen = min(n_clusters, len(points))
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
-    centered = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    centered, far = _centered(points)
 
     def walk(
         between: NDArray[np.float32], columns: NDArray[np.float32]
@@ -111,13 +115,40 @@ def _walk(
     no_table = np.empty((0, 0), np.float32)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
         return walk(no_table, np.ascontiguousarray(centered.T, dtype=np.float32))
-    largest, typical = math.sqrt((centered**2).sum(axis=1).max()), math.sqrt((centered**2).sum(axis=1).mean())
+    near = centered
+    if len(far):
+        near = centered.copy()
+        near[far] = 0.0
+    squared = (near**2).sum(axis=1)
+    largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
-        found = walk(_coarse_pairs(centered, largest, runner), no_table)
+        found = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), no_table)
         if len(found[0]) == n_chosen:
             return found
-    # An outlier makes the grid of 16 bits too wide for the others, or it makes one of points that are two.
-    return walk(_all_pairs(centered, runner), no_table)
+    # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
+    return walk(_with_far(_all_pairs(near, runner), centered, far), no_table)
+
+
+def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Points about their mean, or about their median where there are few far from all others; and which those are."""
+    centered = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt((centered**2).sum(axis=1))
+    if norms.max() > _SUSPECT * np.median(norms):
+        about_median = points.astype(np.float64) - np.median(points, axis=0)
+        norms = np.sqrt((about_median**2).sum(axis=1))
+        far = np.flatnonzero(norms > _FAR * np.median(norms))
+        if 0 < len(far) <= _FAR_SHARE * len(points):
+            return about_median, far
+    return centered, np.empty(0, np.int64)
+
+
+def _with_far(
+    between: NDArray[np.float32], centered: NDArray[np.float64], far: NDArray[np.int64]
+) -> NDArray[np.float32]:
+    """Put the squared distances of the far points into the table, in place."""
+    for point in far:
+        between[point] = between[:, point] = ((centered - centered[point]) ** 2).sum(axis=1)
+    return between
 
 
 def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner | None) -> NDArray[np.float32]:

@@ -151,6 +151,19 @@ def test_an_outlier_does_not_make_the_others_one(runner: Runner) -> None:
     assert 7 in found
 
 
+@pytest.mark.parametrize("d", [8, 32])
+@pytest.mark.parametrize("value", [1e3, 1e7, 1e12, 1e17])
+@pytest.mark.parametrize("n_far", [1, 5])
+def test_far_points_leave_the_others_to_be_told_apart(n_far: int, value: float, d: int) -> None:
+    points, weights = blobs(60, d, centers=12), np.ones(60, np.int64)
+    plain = inertia(points, points[greedy_kmeans_plusplus(points, weights, 12, key=stream_key(0))])
+    far = (value * np.random.default_rng(1).normal(size=(n_far, d))).astype(np.float32)
+    table = np.concatenate([points, far])
+    found = greedy_kmeans_plusplus(table, np.ones(len(table), np.int64), 12 + n_far, key=stream_key(0))
+    assert set(range(60, 60 + n_far)) <= set(found.tolist())
+    assert inertia(points, points[found[found < 60]]) < 1.5 * plain
+
+
 def test_what_the_coarse_grid_takes_for_one_is_told_apart() -> None:
     rng = np.random.default_rng(0)
     points = np.repeat(rng.normal(size=(30, 32)), 10, axis=0)
