@@ -44,7 +44,7 @@ _TABLE_FEATURES = 16
 _COARSE = 0.01
 #: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
 #: points; nothing is looked for where, about the mean, no point is this many times as far as most.
-_FAR, _FAR_SHARE, _SUSPECT = 64.0, 0.125, 4.0
+_FAR, _FAR_SHARE, _SUSPECT = 64.0, 1.0 / 3.0, 4.0
 #: Rows of the table one task makes.
 _PAIR_ROWS = 256
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
@@ -136,7 +136,7 @@ def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray
     if norms.max() > _SUSPECT * np.median(norms):
         about_median = points.astype(np.float64) - np.median(points, axis=0)
         norms = np.sqrt((about_median**2).sum(axis=1))
-        far = np.flatnonzero(norms > _FAR * np.median(norms))
+        far = np.flatnonzero(norms > _FAR * np.median(norms[norms > 0.0]))
         if 0 < len(far) <= _FAR_SHARE * len(points):
             return about_median, far
     return centered, np.empty(0, np.int64)
