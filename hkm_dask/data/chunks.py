@@ -293,10 +293,10 @@ class StoredArray:
         if self.spec.plain and size != self.spec.chunk_file_bytes:
             raise self._damage(index, f"has {size} bytes instead of {self.spec.chunk_file_bytes}")
 
-    def _damage(self, index: int, what: str) -> StoreError:
+    def _damage(self, index: int, reason: str) -> StoreError:
         first, stop = self.spec.chunk_range(index)
         fix = layout.remedy(format_above(Path(self.path)))
-        return StoreError(f"{self.path}: chunk {index} ({self.chunk_path(index)}, rows {first}:{stop}) {what}; {fix}")
+        return StoreError(f"{self.path}: chunk {index} ({self.chunk_path(index)}, rows {first}:{stop}) {reason}; {fix}")
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
         """Fill three byte buffers with one chunk: the rows before the wanted ones, the wanted ones, those after."""
@@ -307,11 +307,11 @@ class StoredArray:
         except FileNotFoundError:
             raise self._damage(index, "is missing") from None
         self._check_length(index, size)
-        found = 0
+        checksum = 0
         for part in (head, body, tail):
             if part.size:
-                found = google_crc32c.extend(found, part)
-        if found != int.from_bytes(crc.tobytes(), "little"):
+                checksum = google_crc32c.extend(checksum, part)
+        if checksum != int.from_bytes(crc.tobytes(), "little"):
             raise self._damage(index, "was altered on disk: its checksum does not match")
 
     def _read_zarr(self, start: int, stop: int) -> np.ndarray:

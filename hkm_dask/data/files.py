@@ -57,14 +57,14 @@ def failpoint(name: str) -> None:
         os._exit(KILLED)
 
 
-def careful(action: Callable[[], T], what: str) -> T:
+def careful(action: Callable[[], T], description: str) -> T:
     """Run one file operation: retry what may pass, say clearly what will not.
 
     Parameters
     ----------
     action : callable
         Takes nothing; may run several times.
-    what : str
+    description : str
         What it does, for the message, e.g. ``"writing pool.zarr/embeddings/c/0/0"``.
 
     Returns
@@ -92,15 +92,15 @@ def careful(action: Callable[[], T], what: str) -> T:
         except OSError as error:
             if error.errno in _FULL:
                 raise StoreError(
-                    f"{what}: the disk is full ({error.strerror}); free space and run the same command again"
+                    f"{description}: the disk is full ({error.strerror}); free space and run the same command again"
                 ) from error
             if error.errno not in _TRANSIENT:
                 raise StoreError(
-                    f"{what} failed: {error.strerror or error}; check the path and its permissions"
+                    f"{description} failed: {error.strerror or error}; check the path and its permissions"
                 ) from error
             if wait is None:
                 raise StoreError(
-                    f"{what} failed {len(_RETRY_SECONDS) + 1} times: {error.strerror}; check the disk or mount"
+                    f"{description} failed {len(_RETRY_SECONDS) + 1} times: {error.strerror}; check the disk or mount"
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")

@@ -274,8 +274,8 @@ def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
         remedy = "reshape it, (-1, 1) for one feature" if len(shape) == 1 else "reshape it to two dimensions"
         raise InputError(f"{label}: shape={shape} should be (n_samples, n_features); {remedy}")
     if 0 in shape:
-        what = "n_samples=0" if shape[0] == 0 else "n_features=0"
-        raise InputError(f"{label}: {what} should be at least 1; give embeddings that are not empty")
+        fact = "n_samples=0" if shape[0] == 0 else "n_features=0"
+        raise InputError(f"{label}: {fact} should be at least 1; give embeddings that are not empty")
     return shape
 
 
@@ -316,9 +316,9 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
     """
     kind, made = attributes.get("format"), attributes.get("format_version")
     if kind != fmt:
-        what = f"format={kind!r}" if kind else "no format attribute"
+        fact = f"format={kind!r}" if kind else "no format attribute"
         makers = {POOL_FORMAT: "`hkm ingest` makes pools", TREE_FORMAT: "`hkm cluster` makes trees"}
-        raise StoreError(f"{path} has {what}, it should be {fmt!r}; {makers.get(fmt, 'give another path')}")
+        raise StoreError(f"{path} has {fact}, it should be {fmt!r}; {makers.get(fmt, 'give another path')}")
     if made != FORMAT_VERSION:
         newer = isinstance(made, int) and made > FORMAT_VERSION
         way = "read it with a newer hkm_dask" if newer else remedy(fmt)

@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
-from typing import BinaryIO
+from typing import IO
 
 import numpy as np
 from numpy.lib import format as npy_format
@@ -53,7 +53,7 @@ class NpyHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_npy_header(file: BinaryIO, label: str) -> NpyHeader:
+def read_npy_header(file: IO[bytes], label: str) -> NpyHeader:
     """Parse the header of a `.npy` stream by NumPy, but without trusting it: nothing is allocated by what it says.
 
     Parameters
@@ -181,10 +181,10 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
     def write() -> None:
         fd = os.open(path, os.O_WRONLY)
         try:
-            view, at = as_buffer(values), offset + start * values.shape[1] * values.itemsize
+            view, position = as_buffer(values), offset + start * values.shape[1] * values.itemsize
             while view:
-                done = os.pwrite(fd, view, at)
-                view, at = view[done:], at + done
+                done = os.pwrite(fd, view, position)
+                view, position = view[done:], position + done
         finally:
             os.close(fd)
 

@@ -109,8 +109,8 @@ class Pool:
             When the column is damaged.
         """
         if name not in self.columns:
-            there = ", ".join(self.columns) or "none"
-            raise InputError(f"column={name} should be one of the pool's columns, which are {there}; choose among them")
+            names = ", ".join(self.columns) or "none"
+            raise InputError(f"column={name} should be one of the pool's columns, which are {names}; choose among them")
         return self._of_rows(name, rows)
 
     def _of_rows(self, name: str, rows: np.ndarray | None) -> np.ndarray:
@@ -118,8 +118,8 @@ class Pool:
         if rows is None:
             return array.read(0, self.n_samples)
         rows = np.asarray(rows)
-        found, places = np.unique(rows, return_inverse=True)
-        return array.take(found)[places.reshape(rows.shape)]
+        unique, places = np.unique(rows, return_inverse=True)
+        return array.take(unique)[places.reshape(rows.shape)]
 
 
 def pool_fingerprint(shape: tuple[int, int], dtype: np.dtype, chunk_rows: int, checksums: Iterable[int]) -> str:

@@ -201,33 +201,33 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
     Examples
     --------
     >>> rows = np.array([[0, 0], [1, -3], [np.nan, 0]], np.float32)
-    >>> found = measure(rows, rows, np.arange(10, 13))
-    >>> found.n_zero_rows, found.nonfinite
+    >>> stats = measure(rows, rows, np.arange(10, 13))
+    >>> stats.n_zero_rows, stats.nonfinite
     (1, [array([12])])
     """
     wide = stored.astype(np.float32, copy=False)
     with np.errstate(all="ignore"):
-        found = Stats(np.add.reduce(wide, axis=0, dtype=np.float64))
+        stats = Stats(np.add.reduce(wide, axis=0, dtype=np.float64))
         low, high = float(wide.min()), float(wide.max())
     if not (np.isfinite(low) and np.isfinite(high)):
         sound = np.isfinite(piece).all(axis=1)
         lost = ~np.isfinite(wide[sound])
-        found.n_overflows, found.n_overflow_rows = int(lost.sum()), int(lost.any(axis=1).sum())
+        stats.n_overflows, stats.n_overflow_rows = int(lost.sum()), int(lost.any(axis=1).sum())
         if not sound.all():
-            found.nonfinite.append(numbers[~sound])
-    found.max_abs = max(-low, high)
+            stats.nonfinite.append(numbers[~sound])
+    stats.max_abs = max(-low, high)
     # A row of zeros begins with one: few others do, so the whole piece need not be searched.
     candidates = np.flatnonzero(wide[:, 0] == 0)
-    found.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
-    return found
+    stats.n_zero_rows = int((~wide[candidates].any(axis=1)).sum())
+    return stats
 
 
-def check_overflow(found: Stats, dtype: np.dtype) -> None:
+def check_overflow(stats: Stats, dtype: np.dtype) -> None:
     """Refuse rows with finite values that the stored type cannot hold.
 
     Parameters
     ----------
-    found : Stats
+    stats : Stats
         What was learned of the rows.
     dtype : np.dtype
         float16 or float32.
@@ -241,10 +241,10 @@ def check_overflow(found: Stats, dtype: np.dtype) -> None:
     --------
     >>> check_overflow(Stats(np.zeros(2)), np.dtype("f2"))
     """
-    if found.n_overflows:
+    if stats.n_overflows:
         remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
         raise InputError(
-            f"n_overflows={found.n_overflows} should be 0: so many values, in {found.n_overflow_rows} rows, exceed "
+            f"n_overflows={stats.n_overflows} should be 0: so many values, in {stats.n_overflow_rows} rows, exceed "
             f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
         )
 
@@ -307,7 +307,7 @@ def _flush(
 
 def finish(
     group: Path,
-    found: Stats,
+    stats: Stats,
     *,
     has_ids: bool,
     normalize: bool,
@@ -322,7 +322,7 @@ def finish(
     ----------
     group : Path
         The pool; its embeddings are there, and its ids where it has any.
-    found : Stats
+    stats : Stats
         What was learned of them, checksums in order.
     has_ids : bool
         Whether every row has an id besides its number.
@@ -331,7 +331,7 @@ def finish(
     sources : sequence of str
         What it was made from.
     columns : collection of str, optional
-        Further columns that are there.
+        Names of further columns, already written.
     n_dropped : int, default 0
         Rows of the sources that were left out.
     attributes : mapping, optional
@@ -346,16 +346,16 @@ def finish(
     """
     spec = open_array(group / layout.EMBEDDINGS).spec
     n_samples, n_features = spec.shape
-    check_overflow(found, spec.dtype)
-    _write_mean(group, found.total / n_samples)
+    check_overflow(stats, spec.dtype)
+    _write_mean(group, stats.total / n_samples)
     if n_dropped:
         emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
-    if found.n_zero_rows and normalize:
-        emit("warning", message=f"{found.n_zero_rows} rows are all zero: they have no direction and stay zero")
+    if stats.n_zero_rows and normalize:
+        emit("warning", message=f"{stats.n_zero_rows} rows are all zero: they have no direction and stay zero")
     facts = {
-        "fingerprint": pool_fingerprint((n_samples, n_features), spec.dtype, spec.chunk_rows, found.checksums),
-        "max_abs": found.max_abs,
-        "n_zero_rows": found.n_zero_rows,
+        "fingerprint": pool_fingerprint((n_samples, n_features), spec.dtype, spec.chunk_rows, stats.checksums),
+        "max_abs": stats.max_abs,
+        "n_zero_rows": stats.n_zero_rows,
         "n_dropped_rows": n_dropped,
         "normalized": normalize,
         "has_ids": has_ids,

@@ -92,11 +92,11 @@ class SubsetRows(Rows):
         edges = np.arange(self.base.chunk_rows, self.base.n_rows, self.base.chunk_rows, dtype=np.int64)
         cuts = np.unique(np.append(np.searchsorted(self.index, edges), self.n_rows))
         cuts = cuts[cuts > 0]
-        most = max(1, min(max_bytes // self.row_bytes, -(-self.n_rows // max(1, min_blocks))))
+        max_rows = max(1, min(max_bytes // self.row_bytes, -(-self.n_rows // max(1, min_blocks))))
         bounds = [0]
         while bounds[-1] < self.n_rows:
             nearest = int(np.searchsorted(cuts, bounds[-1], side="right"))
-            furthest = int(np.searchsorted(cuts, bounds[-1] + most, side="right")) - 1
+            furthest = int(np.searchsorted(cuts, bounds[-1] + max_rows, side="right")) - 1
             bounds.append(int(cuts[max(nearest, furthest)]))
         return np.array(bounds, dtype=np.int64)
 

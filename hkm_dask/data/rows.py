@@ -354,8 +354,8 @@ def as_rows(x: Any) -> Rows:
     if isinstance(x, str | os.PathLike):
         return _rows_of_path(Path(x))
     rows = getattr(x, "rows", None)
-    if callable(rows) and isinstance(found := rows(), Rows):
-        return found
+    if callable(rows) and isinstance(table := rows(), Rows):
+        return table
     raise InputError(
         f"embeddings={type(x).__name__} should be an array, a pool or a path; convert it with numpy.asarray"
     )

@@ -126,10 +126,10 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     empty = target.is_dir() and not any(target.iterdir())
     try:
         root = read_json(target / METADATA_FILE) or {}
-        ours = str((root.get("attributes") or {}).get("format", "")).startswith("hkm_dask.")
+        is_store = str((root.get("attributes") or {}).get("format", "")).startswith("hkm_dask.")
     except StoreError:
-        ours = False
-    if not (ours or empty) or target.is_symlink():
+        is_store = False
+    if not (is_store or empty) or target.is_symlink():
         raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
 
 
@@ -235,8 +235,8 @@ def resumable(
     >>> import tempfile
     >>> def build(path, seed):
     ...     def obstacles(folder):
-    ...         found = read_attributes(folder).get("seed")
-    ...         return [] if found == seed else [f"seed: {found} in {folder.name}, {seed} asked for"]
+    ...         stored = read_attributes(folder).get("seed")
+    ...         return [] if stored == seed else [f"seed: {stored} in {folder.name}, {seed} asked for"]
     ...     with resumable(path, obstacles) as wip:
     ...         if wip is None:
     ...             return "already complete"

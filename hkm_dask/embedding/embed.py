@@ -237,12 +237,12 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
     attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
     if not attributes and folder.suffix == layout.wip_path("").suffix:
         return []  # a run was stopped before it began
-    what = "is another store" if attributes else "is no pool"
+    kind = "is another store" if attributes else "is no pool"
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
-        return [f"{folder} should be a pool that was embedded, it {what}; give another path, or use --restart"]
-    theirs = attributes[PLAN]
-    lines = [f"{key}: {_short(theirs.get(key))} there, {_short(plan[key])} asked for" for key in plan
-             if theirs.get(key) != plan[key]]  # fmt: skip
+        return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
+    stored = attributes[PLAN]
+    lines = [f"{key}: {_short(stored.get(key))} there, {_short(plan[key])} asked for" for key in plan
+             if stored.get(key) != plan[key]]  # fmt: skip
     return [*lines, f"{folder} should have been made from the same items with the same settings; use --restart to "
             "replace it"] if lines else []  # fmt: skip
 
@@ -293,34 +293,34 @@ class _Job:
     def run(self) -> pool_writer.Stats:
         """Embed every chunk that is not there; tell what was learned of all, in their order."""
         spec = self.array.spec
-        there = self._there()
-        self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, there))
-        missing = [index for index in range(spec.n_chunks) if index not in there]
-        found = pool_writer.Stats(np.zeros(spec.shape[1]))
+        finished = self._finished()
+        self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, finished))
+        missing = [index for index in range(spec.n_chunks) if index not in finished]
+        stats = pool_writer.Stats(np.zeros(spec.shape[1]))
         with closing(self._ahead(missing)) as batches:
             for index in range(spec.n_chunks):
-                found.add(there.pop(index) if index in there else self._embed_chunk(index, batches))
-        return found
+                stats.add(finished.pop(index) if index in finished else self._embed_chunk(index, batches))
+        return stats
 
-    def _there(self) -> dict[int, pool_writer.Stats]:
+    def _finished(self) -> dict[int, pool_writer.Stats]:
         """Check and measure the chunks that a former run finished."""
         spec = self.array.spec
-        found: dict[int, pool_writer.Stats] = {}
+        finished: dict[int, pool_writer.Stats] = {}
         for index in range(spec.n_chunks):
             path = self.array.chunk_path(index)
             if not path.exists():
                 continue
             try:
-                found[index] = self._measured(index, self.array.read_chunk(index))
+                finished[index] = self._measured(index, self.array.read_chunk(index))
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
             with path.open("rb") as file:
                 file.seek(-layout.CRC_BYTES, os.SEEK_END)
-                found[index].checksums.append(int.from_bytes(file.read(), "little"))
-        if found:
-            emit("resumed", what=f"{len(found):,} of {spec.n_chunks:,} chunks were finished before")
-        return found
+                finished[index].checksums.append(int.from_bytes(file.read(), "little"))
+        if finished:
+            emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were finished before")
+        return finished
 
     def _batches(self, index: int) -> Iterator[tuple[int, int]]:
         """Cut the items of a chunk into batches."""
@@ -363,9 +363,9 @@ class _Job:
             emit("progress", stage=STAGE, done=self._n_done, total=self.array.spec.shape[0])
         with self.array.writer(index) as chunk:
             chunk.append(rows)
-        found = self._measured(index, rows)
-        found.checksums.append(chunk.crc)
-        return found
+        stats = self._measured(index, rows)
+        stats.checksums.append(chunk.crc)
+        return stats
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
         """Embed one batch, and refuse what no pool may hold."""
@@ -375,13 +375,13 @@ class _Job:
             got = f"{embedded.dtype}{embedded.shape}"
             raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; mend the encoder")
         rows = pool_writer.convert(embedded, self.array.spec.dtype, self.normalize)
-        found = pool_writer.measure(embedded, rows, np.arange(first, last))
-        if found.nonfinite:
+        stats = pool_writer.measure(embedded, rows, np.arange(first, last))
+        if stats.nonfinite:
             raise InputError(
-                f"{self.encoder.name}: embedding={self._name(int(found.nonfinite[0][0]))} should be finite, it has NaN "
+                f"{self.encoder.name}: embedding={self._name(int(stats.nonfinite[0][0]))} should be finite, it has NaN "
                 "or Inf; look at that item, or take another model"
             )
-        pool_writer.check_overflow(found, rows.dtype)
+        pool_writer.check_overflow(stats, rows.dtype)
         return rows
 
     def _name(self, item: int) -> str:

@@ -157,16 +157,16 @@ class Images:
         InputError
             When one cannot be read, naming it.
         """
-        found = []
+        images = []
         for name in self.names[first:last]:
             try:
-                found.append(decode(self._files.read(name)))
+                images.append(decode(self._files.read(name)))
             except _UNREADABLE as error:
                 raise InputError(
                     f"{self.name}: image={name} should be readable, it is not ({_reason(error)}); mend it, or leave "
                     "all such images out with skip_unreadable (--skip-unreadable)"
                 ) from error
-        return found
+        return images
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Read images by their row numbers, in any order; see `read`."""
@@ -252,16 +252,16 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
         raise InputError(f"folder={root} should exist, there is nothing; check the path")
     files: Files = FolderFiles(root) if root.is_dir() else ZipFiles(root)
     names = sorted(name for name in files.names if name.lower().endswith(SUFFIXES))
-    others = Counter(
+    left_out = Counter(
         PurePosixPath(name).suffix or PurePosixPath(name).name
         for name in files.names
         if not name.lower().endswith(SUFFIXES)
     )
     if not names:
         raise InputError(f"folder={root} should hold images ({', '.join(SUFFIXES)}), it holds none; check the path")
-    if others:
-        kinds = ", ".join(kind for kind, _ in others.most_common(_NAMED)) + (", …" if len(others) > _NAMED else "")
-        emit("warning", message=f"{others.total():,} files that are no images by their name ({kinds}) were left out")
+    if left_out:
+        kinds = ", ".join(kind for kind, _ in left_out.most_common(_NAMED)) + (", …" if len(left_out) > _NAMED else "")
+        emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
     images = Images(files, names, str(root))
     return _readable(images, files, threads) if skip_unreadable else images
 

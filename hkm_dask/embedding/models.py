@@ -142,11 +142,11 @@ def pick_device(torch: Any, device: str | None) -> Any:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        found = torch.device(device)
-        torch.zeros(1, device=found)
+        place = torch.device(device)
+        torch.zeros(1, device=place)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device={device} should be one that torch sees ({error}); use cpu, or cuda") from error
-    return found
+    return place
 
 
 @contextmanager

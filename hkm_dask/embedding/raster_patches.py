@@ -90,8 +90,8 @@ class Windows:
                 self.columns[name] = partial(self._column, self.coordinates, number)
         self._lock = threading.Lock()
         self._open: dict[Path, Any] = {}
-        told = [(r.name, r.height, r.width, r.bands, r.transform, r.crs, r.stamp) for r in rasters]
-        settings = json.dumps([told, size, step, value_range, max_missing])
+        facts = [(r.name, r.height, r.width, r.bands, r.transform, r.crs, r.stamp) for r in rasters]
+        settings = json.dumps([facts, size, step, value_range, max_missing])
         self.fingerprint = hashlib.sha256(settings.encode()).hexdigest()
         self._kept = self._find_kept(max_missing)
 
@@ -131,23 +131,23 @@ class Windows:
             Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of
             the rasters says what these are.
         """
-        at = self.positions(rows)
-        found = np.full((len(at), 2), np.nan)
+        positions = self.positions(rows)
+        points = np.full((len(positions), 2), np.nan)
         known = any(raster.crs is not None for raster in self.rasters)
-        for number in np.unique(at[:, 0]):
+        for number in np.unique(positions[:, 0]):
             if known and self.rasters[number].crs is None:
                 continue
-            here = at[:, 0] == number
-            middle = at[here, 1:] + self.size / 2
-            found[here] = self.rasters[number].coordinates(middle[:, 0], middle[:, 1])
-        return found
+            inside = positions[:, 0] == number
+            middle = positions[inside, 1:] + self.size / 2
+            points[inside] = self.rasters[number].coordinates(middle[:, 0], middle[:, 1])
+        return points
 
     def _ids(self) -> Iterator[np.ndarray]:
         """Yield the ids of all patches, in pieces."""
         for start in range(0, len(self), _PIECE_ROWS):
-            at = self.positions(slice(start, start + _PIECE_ROWS)).tolist()
+            positions = self.positions(slice(start, start + _PIECE_ROWS)).tolist()
             side = f"{self.size}x{self.size}"
-            names = [f"{self.rasters[raster].name}[{side}+{column}+{row}]" for raster, row, column in at]
+            names = [f"{self.rasters[raster].name}[{side}+{column}+{row}]" for raster, row, column in positions]
             yield np.array(names, dtype=object)
 
     def _column(self, table: Callable[[slice], NDArray[Any]], number: int) -> Iterator[np.ndarray]:
@@ -173,16 +173,18 @@ class Windows:
         StoreError
             A raster cannot be read.
         """
-        at = self.positions(slice(first, last))
-        apart = (np.diff(at[:, :2], axis=0) != 0).any(axis=1) | (np.diff(at[:, 2]) > _WIDEST_GAP * self.size)
-        found = []
-        for run in np.split(at, np.flatnonzero(apart) + 1):
+        positions = self.positions(slice(first, last))
+        apart = (np.diff(positions[:, :2], axis=0) != 0).any(axis=1) | (
+            np.diff(positions[:, 2]) > _WIDEST_GAP * self.size
+        )
+        patches = []
+        for run in np.split(positions, np.flatnonzero(apart) + 1):
             if len(run):
                 raster, top, left = run[0].tolist()
                 strip = self._read_window(self.rasters[raster], top, left, run[-1, 2] + self.size - left)
                 # Copies: a patch that is kept should not keep the whole strip.
-                found += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
-        return found
+                patches += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
+        return patches
 
     def picture(self, raster: int = 0, *, width: int = 1024) -> NDArray[np.uint8]:
         """Draw one raster small.
@@ -201,13 +203,13 @@ class Windows:
         """
         from rasterio.enums import Resampling
 
-        one = self.rasters[raster]
-        width = min(width, one.width)
-        shape = max(1, round(one.height * width / one.width)), width
-        with self._dataset(one) as data:
-            values = data.read(one.bands, out_shape=(len(one.bands), *shape), resampling=Resampling.average)
-            missing = data.dataset_mask(out_shape=shape) == 0 if one.has_gaps else None
-            table = color_table(data, one.bands[0])
+        source = self.rasters[raster]
+        width = min(width, source.width)
+        shape = max(1, round(source.height * width / source.width)), width
+        with self._dataset(source) as data:
+            values = data.read(source.bands, out_shape=(len(source.bands), *shape), resampling=Resampling.average)
+            missing = data.dataset_mask(out_shape=shape) == 0 if source.has_gaps else None
+            table = color_table(data, source.bands[0])
         return self._to_colors(values, missing, table)
 
     def _read_window(self, raster: Raster, top: int, left: int, width: int) -> NDArray[np.uint8]:
@@ -224,17 +226,17 @@ class Windows:
     ) -> NDArray[np.uint8]:
         """Turn what a raster holds, (bands, height, width), into red, green and blue."""
         if table is not None:
-            found = table[values[0]]
+            colors = table[values[0]]
         else:
             if self.value_range is not None:
                 low, high = self.value_range
                 scaled = (values.astype(np.float32) - low) * (255 / (high - low))
                 values = np.rint(np.nan_to_num(scaled, nan=0.0).clip(0, 255)).astype(np.uint8)
-            found = np.repeat(values, 3, axis=0) if len(values) == 1 else values
-            found = np.ascontiguousarray(found.transpose(1, 2, 0))
+            colors = np.repeat(values, 3, axis=0) if len(values) == 1 else values
+            colors = np.ascontiguousarray(colors.transpose(1, 2, 0))
         if missing is not None:
-            found[missing] = 0
-        return found
+            colors[missing] = 0
+        return colors
 
     def _find_kept(self, max_missing: float) -> NDArray[np.int64] | None:
         """Number the patches that miss few enough pixels; None where that is all of them."""
@@ -333,14 +335,14 @@ def open_windows(
     problems = _wrong_settings(size, step, bands, value_range, bounds, max_missing)
     check_rasterio()
     shared = Path(os.path.commonpath([path.parent for path in paths]))
-    found = []
+    described = []
     for path in [] if problems else paths:
         try:
             raster = describe_raster(path, path.relative_to(shared).as_posix(), bands=bands, bounds=bounds)
         except InputError as error:
             problems += error.problems
             continue
-        found.append(raster)
+        described.append(raster)
         if min(raster.height, raster.width) < size:
             problems.append(
                 f"size={size} should be at most {min(raster.height, raster.width)}, {path} has no more pixels"
@@ -349,7 +351,7 @@ def open_windows(
             problems.append(f"{path}: dtype={raster.dtype} should be uint8; give value_range, its black and its white")
     if problems:
         raise InputError(problems)
-    windows = Windows(found, size=size, step=step or size, value_range=value_range, max_missing=max_missing)
+    windows = Windows(described, size=size, step=step or size, value_range=value_range, max_missing=max_missing)
     if not len(windows):
         raise InputError(f"max_missing={max_missing} should leave some patches, none has so few gaps; raise it")
     return windows

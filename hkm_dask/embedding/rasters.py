@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.sources import natural_key
+from hkm_dask.ingestion.formats import natural_key
 
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder
 _WGS84 = "EPSG:4326"
@@ -118,21 +118,21 @@ def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[st
     """
     given = [rasters] if isinstance(rasters, str | os.PathLike) else list(rasters)
     problems = [] if given else ["rasters=[] should name at least one file; give files or folders"]
-    found = []
-    for path in (Path(one).absolute() for one in given):
+    paths = []
+    for path in (Path(raster).absolute() for raster in given):
         if path.is_dir():
             held = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural_key)
             if not held:
                 problems.append(f"raster={path} should hold files {', '.join(SUFFIXES)}, it holds none; name the files")
-            found += held
+            paths += held
         elif path.exists():
-            found.append(path)
+            paths.append(path)
         else:
             problems.append(f"raster={path} should exist, there is nothing; check the path")
-    problems += [f"raster={path} should be given once; leave it out" for path, n in Counter(found).items() if n > 1]
+    problems += [f"raster={path} should be given once; leave it out" for path, n in Counter(paths).items() if n > 1]
     if problems:
         raise InputError(problems)
-    return found
+    return paths
 
 
 def describe_raster(
@@ -200,7 +200,7 @@ def describe_raster(
             message=f"{path} is a progressive JPEG, which is decoded whole: up to {need:,.0f} MB; "
             "gdal_translate -co TILED=YES makes a GeoTIFF that is read by windows",
         )
-    found = path.stat()
+    state = path.stat()
     return Raster(
         path=path,
         name=name,
@@ -211,7 +211,7 @@ def describe_raster(
         transform=transform,
         crs=crs,
         has_gaps=any(MaskFlags.all_valid not in flags[band - 1] for band in chosen),
-        stamp=(found.st_size, found.st_mtime_ns),
+        stamp=(state.st_size, state.st_mtime_ns),
     )
 
 

@@ -149,28 +149,28 @@ class LineFile(TextFile):
         return [self._text(number, line) for number, line in itertools.islice(self._lines_from(first), last - first)]
 
     def _text(self, number: int, line: bytes) -> str:
-        where = f"line {number} of {self.path}"
+        place = f"line {number} of {self.path}"
         if self.column is None:
             try:
                 return line.decode()
             except UnicodeDecodeError as error:
-                raise InputError(f"{where} should be UTF-8 ({error.reason}); convert it with iconv") from error
-        text = self._value(where, line, self.column)
+                raise InputError(f"{place} should be UTF-8 ({error.reason}); convert it with iconv") from error
+        text = self._value(place, line, self.column)
         if not isinstance(text, str):
             raise InputError(
-                f"{where}: {self.column}={text!r:.40} should be a text; name another with column (--column)"
+                f"{place}: {self.column}={text!r:.40} should be a text; name another with column (--column)"
             )
         return text
 
-    def _value(self, where: str, line: bytes, key: str) -> Any:
+    def _value(self, place: str, line: bytes, key: str) -> Any:
         try:
-            found = json.loads(line)
+            parsed = json.loads(line)
         except ValueError as error:
-            raise InputError(f"{where} should be a JSON object ({error}); mend it") from error
-        if not isinstance(found, dict) or key not in found:
-            held = ", ".join(found) if isinstance(found, dict) else type(found).__name__
-            raise InputError(f"{where} should have {key!r}, it has {held}; name another with column or ids")
-        return found[key]
+            raise InputError(f"{place} should be a JSON object ({error}); mend it") from error
+        if not isinstance(parsed, dict) or key not in parsed:
+            held = ", ".join(parsed) if isinstance(parsed, dict) else type(parsed).__name__
+            raise InputError(f"{place} should have {key!r}, it has {held}; name another with column or ids")
+        return parsed[key]
 
     def places(self) -> Iterator[int]:
         """See `TextFile.places`."""
@@ -276,7 +276,7 @@ class ParquetFile(TextFile):
 
     def read(self, first: int, last: int) -> list[str]:
         """See `TextFile.read`."""
-        found: list[str] = []
+        texts: list[str] = []
         while first < last:
             group = int(np.searchsorted(self._offsets, first, side="right")) - 1
             offset, stop = int(self._offsets[group]), min(last, int(self._offsets[group + 1]))
@@ -285,9 +285,9 @@ class ParquetFile(TextFile):
                     # Two, because threads read the end of one group while others begin the next.
                     self._cached = dict(list(self._cached.items())[-1:]) | {group: self._group(group, self.column)}
                 column = self._cached[group]
-            found += column.slice(first - offset, stop - first).to_pylist()
+            texts += column.slice(first - offset, stop - first).to_pylist()
             first = stop
-        return found
+        return texts
 
     def places(self) -> Iterator[int]:
         """See `TextFile.places`."""

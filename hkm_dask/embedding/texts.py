@@ -15,7 +15,7 @@ from hkm_dask.data.ids import NO_COLUMNS, Pieces
 from hkm_dask.embedding.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.sources import natural_key
+from hkm_dask.ingestion.formats import natural_key
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 STAGE = "index"
@@ -72,13 +72,13 @@ class Texts:
         InputError
             When one is no text, naming its place.
         """
-        found: list[str] = []
+        texts: list[str] = []
         while first < last:
             number = int(np.searchsorted(self._offsets, first, side="right")) - 1
             offset, stop = int(self._offsets[number]), min(last, int(self._offsets[number + 1]))
-            found += self.files[number].read(first - offset, stop - offset)
+            texts += self.files[number].read(first - offset, stop - offset)
             first = stop
-        return found
+        return texts
 
 
 def open_texts(
@@ -123,9 +123,9 @@ def open_texts(
     root = Path(path).absolute()
     paths, kind = _find(root), ""
     files: list[TextFile] = []
-    for done, found in enumerate(paths, start=1):
-        kind = found.suffix.lower()
-        files.append(_open_file(found, kind, column, ids, skip_empty))
+    for done, file_path in enumerate(paths, start=1):
+        kind = file_path.suffix.lower()
+        files.append(_open_file(file_path, kind, column, ids, skip_empty))
         emit("progress", stage=STAGE, done=done, total=len(paths))
     empty = [(file, place) for file in files for place in file.empty]
     if empty and not skip_empty:
@@ -136,7 +136,7 @@ def open_texts(
         )
     if empty:
         emit("warning", message=f"{len(empty)} empty texts were left out")
-    known_by = ids or ("" if paths == [root] else "\n".join(found.name for found in paths))
+    known_by = ids or ("" if paths == [root] else "\n".join(file_path.name for file_path in paths))
     return Texts(files, str(root), _ids(files, root, ids, skipped=bool(empty)), known_by)
 
 
@@ -147,20 +147,20 @@ def _find(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise InputError(f"input={root} should exist, there is nothing; check the path")
-    found = {
+    by_suffix = {
         suffix: sorted(
             (p for p in root.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".") and p.is_file()),
             key=natural_key,
         )
         for suffix in SUFFIXES
     }
-    held = [suffix for suffix, paths in found.items() if paths]
+    held = [suffix for suffix, paths in by_suffix.items() if paths]
     if len(held) != 1:
-        what = "several kinds: " + ", ".join(held) if held else "none"
+        kinds = "several kinds: " + ", ".join(held) if held else "none"
         raise InputError(
-            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {what}; sort it"
+            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; sort it"
         )
-    return found[held[0]]
+    return by_suffix[held[0]]
 
 
 def _open_file(path: Path, kind: str, column: str | None, ids: str | None, skip_empty: bool) -> TextFile:

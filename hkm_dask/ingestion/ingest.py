@@ -20,8 +20,7 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.sources import open_sources
-from hkm_dask.ingestion.tables import Segment, Sources
+from hkm_dask.ingestion.formats import Segment, Sources, open_sources
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -133,16 +132,16 @@ def ingest(
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         with Runner() if table.in_memory else runner_for(client) as runner:
             dropped = np.zeros(0, dtype=np.int64)
-            found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
-            if found.nonfinite:
-                dropped = _rows_to_drop(found, table, drop_nonfinite)
-                found = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
+            stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
+            if stats.nonfinite:
+                dropped = _rows_to_drop(stats, table, drop_nonfinite)
+                stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
         ids = _ids(table, dropped)
         if ids is not None:
             pool_writer.write_column(wip, layout.IDS, ids, table.n_rows - len(dropped))
         pool_writer.finish(
             wip,
-            found,
+            stats,
             has_ids=ids is not None,
             normalize=normalize,
             sources=[source.name for source in table.tables],
@@ -162,9 +161,9 @@ def _scratch(target: Path) -> Iterator[Path]:
         remove(folder)
 
 
-def _pool_dtype(dtype: Any, found: np.dtype) -> np.dtype:
+def _pool_dtype(dtype: Any, source: np.dtype) -> np.dtype:
     if dtype is None:
-        return np.dtype(np.float16 if found == np.float16 else np.float32)
+        return np.dtype(np.float16 if source == np.float16 else np.float32)
     return pool_writer.pool_dtype(dtype)
 
 
@@ -183,15 +182,15 @@ def _write_embeddings(
     """Write all chunks, and fold what was learned of them in their order, whoever was done first."""
     n_samples = table.n_rows - len(dropped)
     array = pool_writer.create_embeddings(group, (n_samples, table.n_features), dtype, chunk_rows)
-    found = Stats(np.zeros(table.n_features))
+    stats = Stats(np.zeros(table.n_features))
     n_chunks, per_round = array.spec.n_chunks, CHUNKS_PER_ROUND * runner.n_threads
     for start in range(0, n_chunks, per_round):
         stop = min(start + per_round, n_chunks)
         jobs = [_job(array, index, table, dropped, normalize) for index in range(start, stop)]
         for part in runner.map(write_chunk, jobs, stage=STAGE):
-            found.add(part)
+            stats.add(part)
         emit("progress", stage=STAGE, done=stop, total=n_chunks)
-    return found
+    return stats
 
 
 def _job(array: StoredArray, index: int, table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
@@ -218,7 +217,7 @@ def write_chunk(job: ChunkJob) -> Stats:
     Stats
         With one checksum.
     """
-    found = Stats(np.zeros(job.array.spec.shape[1]))
+    stats = Stats(np.zeros(job.array.spec.shape[1]))
     row = job.first
     with job.array.writer(job.index) as chunk:
         for segment in job.segments:
@@ -231,14 +230,14 @@ def write_chunk(job: ChunkJob) -> Stats:
                     piece, numbers = piece[keep], numbers[keep]
                 if len(piece):
                     stored = pool_writer.convert(piece, job.array.spec.dtype, job.normalize)
-                    found.add(pool_writer.measure(piece, stored, numbers))
+                    stats.add(pool_writer.measure(piece, stored, numbers))
                     chunk.append(stored)
-    found.checksums.append(chunk.crc)
-    return found
+    stats.checksums.append(chunk.crc)
+    return stats
 
 
-def _rows_to_drop(found: Stats, table: Sources, drop_nonfinite: bool) -> np.ndarray:
-    rows = np.concatenate(found.nonfinite)
+def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndarray:
+    rows = np.concatenate(stats.nonfinite)
     if len(rows) == table.n_rows:
         raise InputError(f"n_nonfinite_rows={len(rows)} should be fewer than all rows; every row holds NaN or Inf")
     if not drop_nonfinite:

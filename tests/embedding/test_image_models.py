@@ -1,4 +1,4 @@
-"""Image models from folders: preprocessing by hand and against transformers' own, embeddings against its forward."""
+"""Image models from folders: preprocessing and embeddings equal those of transformers and timm."""
 
 import json
 import shutil
@@ -12,7 +12,6 @@ from PIL import Image
 
 from hkm_dask.embedding.embed import embed
 from hkm_dask.embedding.encoders import image_encoder
-from hkm_dask.embedding.image_models import Preprocessing, read_preprocessing, timm_preprocessing
 from hkm_dask.embedding.images import open_images
 from hkm_dask.embedding.models import folder_fingerprint
 from hkm_dask.errors import InputError
@@ -23,83 +22,6 @@ SHAPES = [(40, 30), (33, 90), (300, 250), (64, 64), (31, 37)]
 def images(seed: int = 0) -> list[np.ndarray]:
     rng = np.random.default_rng(seed)
     return [rng.integers(0, 256, (*shape, 3), dtype=np.uint8) for shape in SHAPES]
-
-
-# --- preprocessing ----------------------------------------------------------------------------------------------------
-
-
-def test_by_hand() -> None:
-    # 4 × 6 pixels whose value is 10 × row + column; the middle 2 × 2 begins at row 1, column 2.
-    image = np.repeat((10 * np.arange(4)[:, None] + np.arange(6))[:, :, None], 3, axis=2).astype(np.uint8)
-    found = Preprocessing(crop=(2, 2), factor=0.5, mean=(1.0, 2.0, 3.0), std=(1.0, 2.0, 4.0))(image)
-    assert found.dtype == np.float32
-    assert found[0].tolist() == [[5, 5.5], [10, 10.5]]
-    assert found[1].tolist() == [[2, 2.25], [4.5, 4.75]]
-    assert found[2].tolist() == [[0.75, 0.875], [2, 2.125]]
-
-
-@pytest.mark.parametrize(("rounds", "left"), [(False, 1), (True, 2)])
-def test_the_corner_of_an_odd_rest(rounds: bool, left: int) -> None:
-    image = np.repeat(np.arange(9, dtype=np.uint8)[None, :, None], 3, axis=2).repeat(6, axis=0)
-    found = Preprocessing(crop=(6, 6), factor=1.0, round_corner=rounds)(image)
-    assert found[0, 0, 0] == left
-
-
-def test_scaling_keeps_proportions_or_not() -> None:
-    photo = np.zeros((100, 200, 3), np.uint8)
-    photo[:, 100:] = 255
-    kept = Preprocessing(shortest=10, crop=(10, 10))(photo)
-    squeezed = Preprocessing(size=(10, 10))(photo)
-    assert kept.shape == squeezed.shape == (3, 10, 10)
-    assert kept[0, 0, 0] == squeezed[0, 0, 0] == 0
-    expected = np.asarray(Image.fromarray(photo).resize((10, 10), Image.Resampling.BICUBIC), np.float32) / 255
-    np.testing.assert_allclose(squeezed, expected.transpose(2, 0, 1), atol=1e-7)
-
-
-CROP = {"height": 28, "width": 28}
-
-
-@pytest.mark.parametrize(
-    ("config", "message"),
-    [
-        ({"size": {"longest_edge": 224}, "crop_size": CROP}, r"size={'longest_edge': 224} should be"),
-        ({"size": 224, "image_processor_type": "FuyuImageProcessor"}, "size=224 should be"),
-        ({}, "size=None should be"),
-        ({"size": {"shortest_edge": 32}}, "crop_size=None should be given, batches need one size"),
-        ({"size": {"shortest_edge": 32}, "do_center_crop": True}, "crop_size=None should have height and width"),
-        ({"size": CROP, "do_pad": True}, "do_pad=True should be left out, we do not do it"),
-        ({"size": CROP, "image_mean": [0.5], "image_std": [0.5] * 3}, r"image_mean=\(0.5,\) should be 3 numbers"),
-    ],
-)
-def test_what_we_do_not_do_is_refused(config: dict[str, Any], message: str) -> None:
-    with pytest.raises(InputError, match=message):
-        read_preprocessing(config)
-
-
-def test_all_problems_are_told_at_once() -> None:
-    with pytest.raises(InputError) as error:
-        read_preprocessing({"size": {"longest_edge": 9}, "crop_pct": 0.9, "do_pad": True, "do_normalize": True})
-    assert len(error.value.problems) == 5
-
-
-def test_sizes_of_one_number_are_understood_as_their_processor_does() -> None:
-    clip = read_preprocessing({"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 28})
-    assert (clip.shortest, clip.size, clip.crop) == (32, None, (28, 28))
-    vit = read_preprocessing({"feature_extractor_type": "ViTFeatureExtractor", "size": 32})
-    assert (vit.shortest, vit.size, vit.crop) == (None, (32, 32), None)
-
-
-def test_a_crop_larger_than_the_image_is_refused() -> None:
-    with pytest.raises(InputError, match=r"image=30×20 should be at least 28×28; enlarge it"):
-        Preprocessing(crop=(28, 28))(np.zeros((20, 30, 3), np.uint8))
-
-
-def test_timm_modes() -> None:
-    config = {"input_size": (3, 224, 224), "mean": (0.1, 0.2, 0.3), "std": (1, 1, 1), "crop_pct": 0.875}
-    assert timm_preprocessing(config | {"interpolation": "bilinear"}).shortest == 256
-    assert timm_preprocessing(config | {"crop_mode": "squash"}).size == (256, 256)
-    with pytest.raises(InputError, match="crop_mode=border"):
-        timm_preprocessing(config | {"crop_mode": "border"})
 
 
 # --- models of transformers -------------------------------------------------------------------------------------------
@@ -211,7 +133,7 @@ def test_weights_that_would_be_random_are_refused(save: Callable[..., tuple[Path
 def test_folders_that_lack_something_are_refused(save: Callable[..., tuple[Path, Any, Any]], tmp_path: Path) -> None:
     folder, _, _ = save("dinov2")
     for name, message in (
-        ("preprocessor_config.json", "should hold a preprocessor_config.json, there is none"),
+        ("preprocessor_config.json", "has no preprocessor_config.json; copy it"),
         ("model.safetensors", r"should be a model of transformers \(.*\); check the folder"),
         ("config.json", "should be a model folder with a config.json, there is none"),
     ):
@@ -226,6 +148,49 @@ def test_folders_that_lack_something_are_refused(save: Callable[..., tuple[Path,
         image_encoder(copy)
     with pytest.raises(InputError, match="device=cuda:77 should be one that torch sees"):
         image_encoder(folder, device="cuda:77")
+
+
+CROP = {"height": 28, "width": 28}
+
+
+@pytest.mark.parametrize(
+    ("config", "shape"),
+    [
+        ({"feature_extractor_type": "CLIPFeatureExtractor", "size": 32, "crop_size": 28, "do_center_crop": True}, 28),
+        ({"feature_extractor_type": "ViTFeatureExtractor", "size": 28}, 28),
+        ({"image_processor_type": "ConvNextImageProcessor", "size": {"shortest_edge": 28}, "crop_pct": 0.875}, 28),
+    ],
+)
+def test_older_and_richer_processors_are_understood(
+    save: Callable[..., tuple[Path, Any, Any]], tmp_path: Path, config: dict[str, Any], shape: int
+) -> None:
+    folder = shutil.copytree(save("dinov2")[0], tmp_path / "copy")
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    encoder = image_encoder(folder, device="cpu")
+    assert {pixels.shape for pixels in encoder.prepare(images())} == {(3, shape, shape)}
+    assert encoder(images()).shape == (5, encoder.n_features)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 28}, "do_center_crop": False},
+            r"should bring all images to one size, it makes \[\(3, 28, 28\), \(3, 28, 42\)\] .*; add crop_size",
+        ),
+        (
+            {"image_processor_type": "NoImageProcessor", "size": CROP},
+            r"should be a model of transformers \(.*\); check",
+        ),
+    ],
+)
+def test_preprocessing_that_makes_no_batches_is_refused(
+    save: Callable[..., tuple[Path, Any, Any]], tmp_path: Path, config: dict[str, Any], message: str
+) -> None:
+    folder = shutil.copytree(save("dinov2")[0], tmp_path / "copy")
+    (folder / "preprocessor_config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=message):
+        image_encoder(folder)
 
 
 # --- models of timm ---------------------------------------------------------------------------------------------------

@@ -30,9 +30,8 @@ from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.ingestion import ingest as ingest_module
+from hkm_dask.ingestion.formats import Segment, open_sources
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.ingestion.sources import open_sources
-from hkm_dask.ingestion.tables import Segment
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 4
