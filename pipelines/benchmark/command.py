@@ -5,24 +5,50 @@
 Suites: lloyd (iterations 3 to 10), seeding, quality (time to the inertia of scikit-learn's 50 iterations), method (the
 whole hierarchy). Without --data, rows are made. Tables are written anew after every case, the picture at the end.
 
-With --gpu it measures the search and Lloyd's iteration on a CUDA device instead; `run.py --gpu --help` has its options.
+With --against DIR it times another checkout of this project beside this one instead (lloyd, seeding, method). With
+--gpu it measures on a CUDA device instead; `run.py --gpu --help` has its options.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
+import shlex
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
-from pipelines.benchmark import gpu
+from hkm_dask.compute.backend import require_cuda
+from hkm_dask.errors import ComputeError
+from pipelines.benchmark import against, gpu, gpu_peers
+from pipelines.benchmark.device import describe_device, measure_ceilings
 from pipelines.benchmark.inputs import Data, load_rows, make_rows
+from pipelines.benchmark.measure import Case
 from pipelines.benchmark.peers import PEERS, find_peers
-from pipelines.benchmark.report import Results, describe_machine, draw_ratios, print_case, write_results
+from pipelines.benchmark.report import (
+    GPU_LIBRARIES,
+    Results,
+    describe_machine,
+    draw_ratios,
+    print_case,
+    write_results,
+)  # fmt: skip
 from pipelines.benchmark.suites import SUITES, Options
+
+_GPU_HELP = """Measure the search and Lloyd's iteration on a CUDA device beside what others have for one.
+
+    python pipelines/benchmark/run.py --gpu --d 128,384,768,1024 --k 1024,4096,16384,100000 --out gpu-benchmark
+    python pipelines/benchmark/run.py --gpu --suite lloyd --gigabytes 61                  # 30M × 1024, 20 iterations
+    python pipelines/benchmark/run.py --gpu --suite budget --gigabytes 12 --scratch DIR   # three times what is allowed
+    python pipelines/benchmark/run.py --gpu --suite split                                 # thousands of small k-means
+    python pipelines/benchmark/run.py --gpu --suite "" --whole                            # hkm cluster --local-cuda
+
+What the device can do is measured first, in the same call. Tables are written anew after every case.
+"""
 
 
 def _numbers(text: str) -> tuple[int, ...]:
@@ -30,55 +56,86 @@ def _numbers(text: str) -> tuple[int, ...]:
 
 
 def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(","))
+    return tuple(part.strip() for part in text.split(",") if part.strip())
 
 
-def parse_arguments() -> argparse.Namespace:
-    """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--gpu", action="store_true", help="measure on a CUDA device; has options of its own")
-    parser.add_argument("--suite", type=_names, default=tuple(SUITES), help=f"of {','.join(SUITES)}; default: all")
-    parser.add_argument("--data", type=Path, metavar="NPY", help="rows to cluster; default: made")
-    parser.add_argument("--n", type=int, help="rows to take of them, or to make; default: all, or 80000")
-    parser.add_argument("--d", type=_numbers, default=(384,), help="features of made rows, one case each; default: 384")
-    parser.add_argument("--k", type=_numbers, default=(1000, 4096), help="clusters, one case each; default: 1000,4096")
-    parser.add_argument("--repeats", type=int, default=3, help="default: 3")
-    parser.add_argument("--patience", type=float, default=60.0, help="who takes longer (s) runs once only; default: 60")
-    peers = ",".join(peer.name for peer in PEERS)
-    parser.add_argument("--peers", type=_names, help=f"of {peers}; default: those installed")
-    parser.add_argument(
-        "--levels", type=_numbers, default=(2000, 400, 100), help="of the method; default: 2000,400,100"
-    )
-    parser.add_argument("--resample-sizes", type=_numbers, default=(10, 3, 3), help="likewise, r; default: 10,3,3")
-    parser.add_argument("--resamples", type=int, default=10, help="likewise, m; default: 10")
-    parser.add_argument("--method-n", type=int, default=40_000, help="likewise, rows drawn; default: 40000")
-    parser.add_argument("--out", type=Path, default=Path("hkm-benchmark"), help="folder; default: hkm-benchmark")
-    arguments = parser.parse_args()
-    for option, given, known in (
-        ("suite", arguments.suite, tuple(SUITES)),
-        ("peers", arguments.peers or (), tuple(peer.name for peer in PEERS)),
-    ):
-        for name in given:
-            if name not in known:
-                parser.error(f"--{option}={name} should be one of {', '.join(known)}")
+def _new_parser(
+    description: str | None, suites: Sequence[str], d: str, k: str, levels: str, resamples: int
+) -> argparse.ArgumentParser:
+    """Make a parser of what both command lines have, each with defaults of its own."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--suite", type=_names, default=tuple(suites), help=f"of {','.join(suites)}; default: all")
+    add("--d", type=_numbers, default=d, help=f"features of made rows, one case each; default: {d}")
+    add("--k", type=_numbers, default=k, help=f"clusters, one case each; default: {k}")
+    add("--repeats", type=int, default=3, help="default: 3")
+    add("--levels", type=_numbers, default=levels, help=f"of the whole method; default: {levels}")
+    add("--resamples", type=int, default=resamples, help=f"of each of its levels; default: {resamples}")
+    add("--out", type=Path, default=Path("hkm-benchmark"), help="folder; default: hkm-benchmark")
+    return parser
+
+
+def _check_names(parser: argparse.ArgumentParser, option: str, names: Iterable[str], known: Sequence[str]) -> None:
+    for name in names:
+        if name not in known:
+            parser.error(f"--{option}={name} should be one of {', '.join(known)}; name those")
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line of the benchmark on the CPU."""
+    parser = _new_parser(__doc__, tuple(SUITES), d="384", k="1000,4096", levels="2000,400,100", resamples=10)
+    add, peers = parser.add_argument, tuple(peer.name for peer in PEERS)
+    add("--gpu", action="store_true", help="measure on a CUDA device; has options of its own")
+    add("--against", type=Path, metavar="DIR", help="time another checkout beside this one, and no peers")
+    add("--data", type=Path, metavar="NPY", help="rows to cluster; default: made")
+    add("--n", type=int, help="rows to take of them, or to make; default: all, or 80000")
+    add("--patience", type=float, default=60.0, help="who takes longer (s) runs once only; default: 60")
+    add("--peers", type=_names, help=f"of {','.join(peers)}; default: those installed")
+    add("--resample-sizes", type=_numbers, default=(10, 3, 3), help="of the method, r; default: 10,3,3")
+    add("--method-n", type=int, default=40_000, help="of the method, rows drawn; default: 40000")
+    arguments = parser.parse_args(words)
+    if arguments.against is not None and arguments.suite == tuple(SUITES):
+        arguments.suite = against.SUITES
+    _check_names(parser, "suite", arguments.suite, against.SUITES if arguments.against else tuple(SUITES))
+    _check_names(parser, "peers", arguments.peers or (), peers)
     if len(arguments.levels) != len(arguments.resample_sizes):
         parser.error(f"--resample-sizes should have as many numbers as --levels, {len(arguments.levels)}")
     if arguments.repeats < 1:
-        parser.error(f"--repeats={arguments.repeats} should be >= 1")
+        parser.error(f"--repeats={arguments.repeats} should be >= 1; give more")
+    return arguments
+
+
+def parse_gpu_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line that stands beside ``--gpu``."""
+    suites = tuple(name for name in gpu.SUITES if name != "whole")
+    parser = _new_parser(
+        _GPU_HELP, suites, d="128,384,768,1024", k="1024,4096,16384,100000", levels="20000,1000,100", resamples=2
+    )
+    parser.prog += " --gpu"
+    add, peers = parser.add_argument, gpu_peers.PEERS
+    add("--n", type=int, help="rows of every case; default: what --gigabytes hold, or a second is worth")
+    add("--gigabytes", type=float, default=4.0, help="of rows in float16; default: 4")
+    add("--peers", type=_names, help=f"of {','.join(peers)}; default: those that are there")
+    add("--seconds-per-case", type=float, default=10.0, help="to spend on a pass, about; default: 10")
+    add("--scratch", type=Path, help="where pools are made; default: the temporary folder")
+    add("--whole", action="store_true", help="the whole command as well, beside threads of the CPU")
+    add("--whole-n", type=int, default=5_000_000, help="rows of 384 features of it; default: 5000000")
+    add("--max-iter", type=int, default=10, help="iterations of each k-means of it; default: 10")
+    arguments = parser.parse_args(words)
+    _check_names(parser, "suite", arguments.suite, suites)
+    _check_names(parser, "peers", arguments.peers or (), peers)
+    for name in ("d", "k", "n", "gigabytes", "seconds_per_case", "repeats", "whole_n", "max_iter"):
+        given = getattr(arguments, name)
+        for value in given if isinstance(given, tuple) else (given,):
+            if value is not None and not (math.isfinite(value) and value > 0):
+                parser.error(f"--{name.replace('_', '-')}={value} should be > 0; give a larger one")
+    if arguments.n is not None and arguments.n < max(arguments.k):
+        parser.error(f"--n={arguments.n} should be >= {max(arguments.k)}, the largest --k; give more rows")
     return arguments
 
 
 def read_data(arguments: argparse.Namespace) -> Iterator[Data]:
-    """Yield what is to be clustered.
-
-    Parameters
-    ----------
-    arguments : argparse.Namespace
-
-    Yields
-    ------
-    Data
-    """
+    """Yield rows of the file, or made rows of each number of features."""
     if arguments.data is not None:
         yield load_rows(arguments.data, arguments.n)
     else:
@@ -86,34 +143,86 @@ def read_data(arguments: argparse.Namespace) -> Iterator[Data]:
             yield make_rows(arguments.n or 80_000, n_features)
 
 
-def main() -> None:
-    """Run the suites."""
-    if "--gpu" in sys.argv[1:]:
-        return gpu.main([word for word in sys.argv[1:] if word != "--gpu"])
-    arguments = parse_arguments()
-    present, absent = find_peers(arguments.peers)
-    console, aside = Console(), Console(stderr=True, highlight=False, soft_wrap=True)
-    missing = f"not installed: {', '.join(absent) or 'none'}"
-    aside.print(f"with {', '.join(peer.name for peer in present) or 'no peers'}; {missing}")
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the suites that the command line names, by default that of this process."""
+    words = sys.argv[1:] if words is None else words
+    if "--gpu" in words:
+        return _run_gpu([word for word in words if word != "--gpu"])
+    arguments = parse_arguments(words)
+    present, absent = find_peers(arguments.peers) if arguments.against is None else ([], [])
+    tell = Console(stderr=True, highlight=False, soft_wrap=True).print
+    if arguments.against is None:
+        tell(f"with {', '.join(peer.name for peer in present) or 'no peers'}")
     options = Options(
         peers=tuple(present), n_clusters=arguments.k, repeats=arguments.repeats, patience=arguments.patience,
         levels=arguments.levels, resample_sizes=arguments.resample_sizes, n_resamples=arguments.resamples,
-        method_rows=arguments.method_n, tell=aside.print,
+        method_rows=arguments.method_n, tell=tell,
     )  # fmt: skip
-    # Where files lie is nobody's concern.
-    settings = {name: value.name if isinstance(value, Path) else value for name, value in vars(arguments).items()}
-    results = Results(describe_machine(), tuple(absent), settings)
+    results = Results(describe_machine(), tuple(absent), _tell_command(words), _today())
     if results.machine["load_average"][0] > 0.25 * results.machine["cores"]:
-        aside.print(f"load_average={results.machine['load_average'][0]} should be near 0; wait until nothing else runs")
+        tell(f"load_average={results.machine['load_average'][0]} should be near 0; wait until nothing else runs")
+    path = arguments.out / ("results" if arguments.against is None else "against")
+    results = _run(_cases(arguments, options), results, path)
+    if arguments.against is None:
+        draw_ratios(results.cases).savefig(arguments.out / "ratios.png", dpi=120)
+    return None
+
+
+def _cases(arguments: argparse.Namespace, options: Options) -> Iterator[Case]:
     for data in read_data(arguments):
         n_rows = len(data.rows)
         if max(arguments.k) > n_rows and set(arguments.suite) != {"method"}:
             raise SystemExit(f"--k={max(arguments.k)} should be <= {n_rows}, the rows there are; ask for fewer")
+        if arguments.against is not None:
+            yield from against.compare(arguments.against, arguments.suite, data, options)
+            continue
         for name in arguments.suite:
-            for case in SUITES[name](data, options):
-                results = replace(results, cases=(*results.cases, case))
-                print_case(case, console)
-                write_results(results, arguments.out)
-    draw_ratios(results.cases).savefig(arguments.out / "ratios.png", dpi=120)
-    console.print(f"{missing}; results in {arguments.out}", highlight=False)
-    return None
+            yield from SUITES[name](data, options)
+
+
+def _run(cases: Iterable[Case], results: Results, path: Path) -> Results:
+    """Print and write each case as soon as it is done."""
+    console = Console()
+    write_results(results, path)
+    for case in cases:
+        results = replace(results, cases=(*results.cases, case))
+        print_case(case, console, results.ceilings)
+        write_results(results, path)
+    missing = ", ".join(results.absent) or "none"
+    console.print(f"not installed: {missing}; results in {path.parent}", highlight=False)
+    return results
+
+
+def _run_gpu(words: Sequence[str]) -> None:
+    arguments = parse_gpu_arguments(words)
+    try:
+        require_cuda()
+    except ComputeError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    tell = Console(stderr=True, highlight=False, soft_wrap=True).print
+    participants, absent = gpu_peers.find_participants(arguments.peers)
+    tell(f"with {', '.join(one.name for one in participants)}; not here: {', '.join(absent) or 'none'}")
+    ceilings = measure_ceilings()
+    results = Results(
+        describe_machine(GPU_LIBRARIES), tuple(absent), _tell_command(["--gpu", *words]), _today(),
+        device=describe_device(), ceilings=ceilings,
+    )  # fmt: skip
+    options = gpu.DeviceOptions(
+        n_features=arguments.d, n_clusters=arguments.k, n_rows=arguments.n, gigabytes=arguments.gigabytes,
+        seconds=arguments.seconds_per_case, repeats=arguments.repeats, participants=participants, ceilings=ceilings,
+        scratch=arguments.scratch, whole_rows=arguments.whole_n, levels=arguments.levels, max_iter=arguments.max_iter,
+        n_resamples=arguments.resamples, tell=tell,
+    )  # fmt: skip
+    names = (*arguments.suite, *(["whole"] if arguments.whole else []))
+    _run((case for name in names for case in gpu.SUITES[name](options)), results, arguments.out / "gpu")
+
+
+def _tell_command(words: Sequence[str]) -> str:
+    # Of files only the names are told.
+    told = [Path(word).name if "/" in word else word for word in words]
+    return shlex.join(["python", "pipelines/benchmark/run.py", *told])
+
+
+def _today() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%d")

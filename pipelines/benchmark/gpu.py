@@ -1,231 +1,417 @@
-"""`run.py --gpu`: measure the search and Lloyd's iteration on a CUDA device beside what others have for one.
-
-    python pipelines/benchmark/run.py --gpu --d 128,384,768,1024 --k 1024,4096,16384,100000 --out gpu-benchmark
-    python pipelines/benchmark/run.py --gpu --suite lloyd --gigabytes 61                  # 30M × 1024, 20 iterations
-    python pipelines/benchmark/run.py --gpu --suite budget --gigabytes 12 --scratch DIR   # three times what is allowed
-    python pipelines/benchmark/run.py --gpu --suite split                                 # thousands of small k-means
-    python pipelines/benchmark/run.py --gpu --suite "" --whole                            # hkm cluster --local-cuda
-
-What the device can do is measured first, in the same call. Tables are written anew after every case.
-"""
+"""The suites of ``--gpu``: passes over rows, Lloyd's iteration, small k-means, and the whole command."""
 
 from __future__ import annotations
 
-import argparse
-import math
-import shlex
-import shutil
 import statistics
-import subprocess
-import sys
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from datetime import UTC, datetime
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
+from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import require_cuda
-from hkm_dask.errors import ComputeError
-from pipelines.benchmark import gpu_cases
-from pipelines.benchmark.gpu_cases import DeviceOptions
-from pipelines.benchmark.gpu_peers import PEERS, find_participants
-from pipelines.benchmark.gpu_report import Ceilings, DeviceResults, table, write_results
-from pipelines.benchmark.gpu_split import split
-from pipelines.benchmark.report import describe_case, describe_machine
-
-SUITES = {**gpu_cases.SUITES, "split": split}
-_LIBRARIES = (
-    "hkm-dask", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "flash-kmeans", "fastkmeans", "numpy", "numba",
-    "dask", "dask-cuda", "rmm-cu13", "zarr",
+import hkm_dask as hkm
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.npy import create_npy, write_npy_rows
+from hkm_dask.data.pool import open_pool
+from hkm_dask.data.rows import ArrayRows, ZarrRows
+from hkm_dask.events import Event, subscribe
+from hkm_dask.hierarchy.split import Split, split_clusters
+from hkm_dask.kmeans.fit import Settings
+from hkm_dask.kmeans.search.geometry import Geometry
+from pipelines.benchmark import ours
+from pipelines.benchmark.device import Ceilings, choose_rows, computing_on, free_memory, pinned_array, synchronize
+from pipelines.benchmark.gpu_peers import Answer, Participant, Prepare, Task, flash_lloyd, runner
+from pipelines.benchmark.inputs import RowMaker, to_numpy
+from pipelines.benchmark.measure import (
+    Case,
+    Check,
+    Measurement,
+    Outcome,
+    Run,
+    check_labels,
+    clock,
+    inertia,
+    run_apart,
+    take_turns,
 )  # fmt: skip
-#: Side of the matrix product, and numbers that are copied and sent: many times what a cache holds.
-_SIDE, _COPIED, _SENT = 8192, 1 << 29, 1 << 28
+
+#: Rows checked by all distances in float64, and rows whose inertia is taken.
+_CHECKED_ROWS, _JUDGED_ROWS = 5000, 20_000
+_LEAST_RUNS, _MOST_RUNS, _PATIENCE = 3, 20, 60.0
+#: The shape of the iterations.
+_LLOYD_FEATURES, _LLOYD_CLUSTERS, _LLOYD_ITERATIONS, _BUDGET_ITERATIONS = 1024, 2048, 20, 6
+#: Features, rows of a cluster, and parts it is split into, in at most so many iterations.
+_SPLIT_FEATURES, _SPLIT_ROWS, _SPLIT_PARTS, _SPLIT_ITERATIONS = 384, 1000, 50, 10
+_WHOLE_FEATURES = 384
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+@dataclass(frozen=True)
+class DeviceOptions:
+    """How things are measured.
 
-
-def _names(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip())
-
-
-def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
-    """Read the command line that stands beside ``--gpu``.
-
-    Parameters
+    Attributes
     ----------
-    words : sequence of str
-
-    Returns
-    -------
-    argparse.Namespace
+    n_features, n_clusters : tuple of int
+        A case of a pass for each of one with each of the other.
+    n_rows : int or None
+        By default as many as `gigabytes` of float16 hold and, of a pass, are worth a second.
+    seconds : float
+        To be spent on each case of a pass, about.
+    repeats : int
+        Runs of the iterations.
+    scratch : Path or None
+        Where pools are made.
+    whole_rows, levels, max_iter, n_resamples
+        Of the whole command.
+    tell : callable
+        Gets what is going on.
     """
-    parser = argparse.ArgumentParser(
-        "run.py --gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    suites = tuple(name for name in SUITES if name != "whole")
-    parser.add_argument("--suite", type=_names, default=suites, help=f"of {','.join(suites)}; default: all")
-    parser.add_argument("--d", type=_numbers, default=(128, 384, 768, 1024), help="features, one case each")
-    parser.add_argument("--k", type=_numbers, default=(1024, 4096, 16384, 100_000), help="clusters, one case each")
-    parser.add_argument(
-        "--n", type=int, help="rows of every case; default: what --gigabytes hold, or a second is worth"
-    )
-    parser.add_argument("--gigabytes", type=float, default=4.0, help="of rows in float16; default: 4")
-    parser.add_argument("--peers", type=_names, help=f"of {','.join(PEERS)}; default: those that are there")
-    parser.add_argument("--seconds-per-case", type=float, default=10.0, help="to spend on a pass, about; default: 10")
-    parser.add_argument("--repeats", type=int, default=3, help="runs of the iterations; default: 3")
-    parser.add_argument("--scratch", type=Path, help="where pools are made; default: the temporary folder")
-    parser.add_argument("--whole", action="store_true", help="the whole command as well, beside threads of the CPU")
-    parser.add_argument("--whole-n", type=int, default=5_000_000, help="rows of 384 features of it; default: 5000000")
-    parser.add_argument("--levels", type=_numbers, default=(20_000, 1000, 100), help="of it; default: 20000,1000,100")
-    parser.add_argument("--max-iter", type=int, default=10, help="iterations of each k-means of it; default: 10")
-    parser.add_argument("--resamples", type=int, default=2, help="resamplings of each level of it; default: 2")
-    parser.add_argument("--out", type=Path, default=Path("hkm-benchmark"), help="folder; default: hkm-benchmark")
-    arguments = parser.parse_args(words)
-    for option, given, known in (("suite", arguments.suite, suites), ("peers", arguments.peers or (), PEERS)):
-        for name in given:
-            if name not in known:
-                parser.error(f"--{option}={name} should be one of {', '.join(known)}")
-    for name in ("d", "k", "n", "gigabytes", "seconds_per_case", "repeats", "whole_n", "max_iter"):
-        given = getattr(arguments, name)
-        for value in given if isinstance(given, tuple) else (given,):
-            if value is not None and not (math.isfinite(value) and value > 0):
-                parser.error(f"--{name.replace('_', '-')}={value} should be > 0; give a larger one")
-    if arguments.n is not None and arguments.n < max(arguments.k):
-        parser.error(f"--n={arguments.n} should be >= {max(arguments.k)}, the largest --k; give more rows")
-    return arguments
+
+    n_features: tuple[int, ...]
+    n_clusters: tuple[int, ...]
+    n_rows: int | None
+    gigabytes: float
+    seconds: float
+    repeats: int
+    participants: list[Participant]
+    ceilings: Ceilings
+    scratch: Path | None
+    whole_rows: int
+    levels: tuple[int, ...]
+    max_iter: int
+    n_resamples: int
+    tell: Callable[[str], None]
+
+    def rows_of(self, n_features: int) -> int:
+        """Rows asked for, or those that the gigabytes hold."""
+        return self.n_rows or int(self.gigabytes * 1e9 / (2 * n_features))
 
 
-# -- what the device is and does --------------------------------------------------------------------------------------
+def _new_case(suite: str, title: str, shape: tuple[int, int], n_clusters: tuple[int, ...], base: str = "") -> Case:
+    return Case(suite, title, f"made, {shape[1]} features", shape, n_clusters, base)
 
 
-def describe_device() -> dict[str, Any]:
-    """Tell on what device is measured: name, memory (GiB), compute capability, driver and CUDA."""
+def _keep_those_that_run(
+    case: Case, trials: Mapping[str, Callable[[], Run]], tell: Callable[[str], None]
+) -> tuple[dict[str, Run], tuple[str, ...]]:
+    """Prepare and warm up all participants; one that fails does not cost the others their figures, and is told."""
+    runs, facts = {}, []
+    tell(f"{case.suite}: {case.title}; {case.problem}")
+    for who, prepare in trials.items():
+        try:
+            runs[who] = prepare()
+        except Exception as error:
+            facts.append(f"{who} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            tell(f"  {facts[-1]}")
+    return runs, tuple(facts)
+
+
+def _finish(case: Case, measured: tuple[Measurement, ...], facts: tuple[str, ...]) -> Case:
+    """Set times in proportion to the quickest of ours: a k-means measures which form that is, and takes it."""
+    own = [one for one in measured if one.who.startswith(ours.NAME)] or measured
+    base = min(own, key=lambda one: one.median).who if own else ""
+    return replace(case, base=base, measurements=measured, facts=facts)
+
+
+# -- one pass ---------------------------------------------------------------------------------------------------------
+
+
+def resident(options: DeviceOptions) -> Iterator[Case]:
+    """Label rows that lie on the device."""
     import cupy
 
-    facts = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
-    version = cupy.cuda.runtime.runtimeGetVersion()
-    return {
-        "name": facts["name"].decode(),
-        "memory_gib": round(facts["totalGlobalMem"] / 2**30, 1),
-        "capability": f"{facts['major']}.{facts['minor']}",
-        "driver": _driver(),
-        "cuda": f"{version // 1000}.{version % 1000 // 10}",
+    for d in options.n_features:
+        for k in options.n_clusters:
+            yield _label(options, d, k, cupy.empty, {p.name: p.resident for p in options.participants})
+            free_memory()
+
+
+def streamed(options: DeviceOptions) -> Iterator[Case]:
+    """Label rows in pinned host memory; labels end there, too."""
+    with computing_on("cuda"):
+        for d in options.n_features:
+            for k in options.n_clusters:
+                yield _label(options, d, k, pinned_array, {p.name: p.streamed for p in options.participants})
+                free_memory()
+
+
+def _label(
+    options: DeviceOptions, d: int, k: int, allocate: Callable[..., Any], prepares: Mapping[str, Prepare | None]
+) -> Case:
+    """Time one pass, and check the answers."""
+    import cupy
+
+    n = options.n_rows or choose_rows(d, k, gigabytes=options.gigabytes, flops=options.ceilings.float16)
+    maker, rows = RowMaker(cupy, d), allocate((n, d), np.float16)
+    task = Task(rows, maker.centroids(k), Geometry(*maker.fill(rows), n))
+    sends = isinstance(rows, np.ndarray)
+    where = "sent from pinned host memory" if sends else "on the device"
+    case = replace(
+        _new_case("streamed" if sends else "resident", f"one pass over rows {where}", (n, d), (k,)),
+        n_flops=2.0 * n * k * d, n_bytes=2.0 * n * d if sends else 0.0,
+    )  # fmt: skip
+    checks: dict[str, Check] = {}
+    took: list[float] = []
+
+    def prepare(who: str, make: Prepare) -> Run:
+        work = make(task)
+        checks[who] = check_answer(work(), task)
+        took.append(clock(work, synchronize)[0])
+        return lambda repeat: Outcome(clock(work, synchronize)[0])
+
+    trials = {who: partial(prepare, who, make) for who, make in prepares.items() if make is not None}
+    runs, facts = _keep_those_that_run(case, trials, options.tell)
+    repeats = max(_LEAST_RUNS, min(_MOST_RUNS, int(options.seconds / sum(took)))) if took else 0
+    measured = take_turns(runs, repeats=repeats, patience=options.seconds / 3, tell=options.tell)
+    return _finish(case, tuple(replace(one, check=checks[one.who]) for one in measured), facts)
+
+
+def check_answer(answer: Answer, task: Task) -> Check:
+    """Compare labels and distances of some rows with all distances in float64."""
+    low, high = int(answer.labels.min()), int(answer.labels.max())
+    if low < 0 or high >= len(task.centroids):
+        raise ValueError(f"labels={low}..{high} should be 0..{len(task.centroids) - 1}, for every row")
+    n = len(task.rows)
+    picked = np.sort(np.random.default_rng(1).choice(n, min(_CHECKED_ROWS, n), replace=False))
+    rows, labels, distances = (
+        None if array is None else _pick(array, picked) for array in (task.rows, answer.labels, answer.distances)
+    )
+    assert rows is not None
+    assert labels is not None
+    return check_labels(rows.astype(np.float32), task.centroids, labels, distances)
+
+
+def _pick(array: Any, picked: NDArray[np.int64]) -> NDArray[Any]:
+    if isinstance(array, np.ndarray):
+        return array[picked]
+    return to_numpy(array[import_module("cupy").asarray(picked)])
+
+
+# -- Lloyd's iteration ------------------------------------------------------------------------------------------------
+
+
+def lloyd(options: DeviceOptions) -> Iterator[Case]:
+    """Run twenty iterations on rows in host memory, of which the device may keep a copy."""
+    with computing_on("cuda"):
+        yield _compare_lloyd(options)
+    free_memory()
+
+
+def _compare_lloyd(options: DeviceOptions) -> Case:
+    import cupy
+
+    d, k, n_iter = _LLOYD_FEATURES, _LLOYD_CLUSTERS, _LLOYD_ITERATIONS
+    n = options.rows_of(d)
+    rows = pinned_array((n, d), np.float16)
+    geometry = Geometry(*RowMaker(cupy, d).fill(rows), n)
+    start = ours.pick_start(ArrayRows(rows), k)
+    fits: dict[str, Callable[[NDArray[np.float16]], Outcome]] = {
+        ours.NAME: partial(_time_lloyd, start=start, geometry=geometry)
     }
+    if any(one.peer == "flash-kmeans" for one in options.participants):
+        for name, sent_first in (("all sent first", True), ("sent in every iteration", False)):
+            fits[f"flash-kmeans, float16, {name}"] = partial(_time_flash, start=start, resident=sent_first)
+    title = f"{n_iter} iterations on rows in pinned host memory; inertia of {min(n, _JUDGED_ROWS)} rows"
+    case = replace(
+        _new_case("lloyd", title, (n, d), (k,)), n_flops=2.0 * n * k * d * n_iter, n_bytes=2.0 * n * d
+    )  # fmt: skip
+
+    def prepare(fit: Callable[[NDArray[np.float16]], Outcome]) -> Run:
+        fit(rows[: 4 * k])  # compiles
+        return lambda repeat: fit(rows)
+
+    trials = {who: partial(prepare, fit) for who, fit in fits.items()}
+    runs, facts = _keep_those_that_run(case, trials, options.tell)
+    judge = partial(inertia, rows[:_JUDGED_ROWS].astype(np.float32))
+    measured = take_turns(runs, repeats=options.repeats, patience=_PATIENCE, tell=options.tell, judge=judge)
+    return _finish(case, measured, facts)
 
 
-def _driver() -> str:
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "unknown"
-    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
-    return (answer.stdout.split() or ["unknown"])[0]
-
-
-def measure_ceilings() -> Ceilings:
-    """Measure what a pass can be no faster than; random numbers, since products of zeros are quicker."""
-    return Ceilings(*_products(), *_transfers())
-
-
-def _transfers() -> tuple[float, float]:
-    """Bytes per second of a copy within the device, read and written, and from pinned host memory."""
-    import cupy
-
-    there = cupy.random.default_rng(0).standard_normal(_COPIED, dtype=cupy.float32)
-    here = cupy.empty_like(there)
-    some = here[:_SENT]
-    pinned = cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(some.nbytes), 0)
-    host = np.ndarray(_SENT, np.float32, buffer=pinned)
-    host[...] = there[:_SENT].get()
-    copied = _rate(lambda: cupy.copyto(here, there), 2.0 * there.nbytes)
-    sent = _rate(lambda: some.set(host), float(some.nbytes))
-    return copied, sent
-
-
-def _products() -> tuple[float, float | None]:
-    """FLOP per second in float16 and in bfloat16: torch's where it is there, else CuPy's, which has no bfloat16."""
-    n_flops = 2.0 * _SIDE**3
+def _time_lloyd(rows: NDArray[np.float16], *, start: NDArray[np.float32], geometry: Geometry) -> Outcome:
+    table = ArrayRows(rows)
     try:
-        torch = import_module("torch")
-        if torch.cuda.is_available():
-            rates = []
-            for dtype in (torch.float16, torch.bfloat16):
-                a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=dtype) for _ in range(2))
-                out = torch.empty_like(a)
-                rates.append(_rate(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), n_flops))  # type: ignore[misc]
-            return rates[0], rates[1]
-    except ImportError:
-        pass
+        seconds, (each, centroids) = clock(
+            lambda: ours.time_iterations(table, start, geometry, runner(), _LLOYD_ITERATIONS)
+        )
+    finally:
+        forget(table.key)
+    free_memory()
+    note = f"iteration 1 {each[0]:.3f} s, then {statistics.median(each[1:] or each):.3f} s, {len(each)} in all"
+    return Outcome(seconds, centroids, note)
+
+
+def _time_flash(rows: NDArray[np.float16], *, start: NDArray[np.float32], resident: bool) -> Outcome:
+    seconds, centroids = clock(lambda: flash_lloyd(rows, start, _LLOYD_ITERATIONS, resident=resident))
+    free_memory()
+    return Outcome(seconds, centroids)
+
+
+# -- a pool larger than what the device may hold ----------------------------------------------------------------------
+
+
+def budget(options: DeviceOptions) -> Iterator[Case]:
+    """Iterate on a pool of three times the device memory allowed, against all of it resident."""
+    d, k = _LLOYD_FEATURES, _LLOYD_CLUSTERS
+    n = options.rows_of(d)
+    allowed = 2 * n * d // 3
+    limits = {f"{ours.NAME}, a third of the rows": allowed, f"{ours.NAME}, as much as there is": None}
+    title = f"an iteration on a pool of three times the {allowed / 1e9:.2f} GB of device memory allowed"
+    case = _new_case("budget", title, (n, d), (k,), next(iter(limits)))
+    options.tell(f"budget: {title}; {case.problem}")
+    measured = []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
+        pool = make_pool(Path(folder), n, d, "cupy")
+        free_memory()
+        opened, rows = open_pool(pool), ZarrRows(pool, "embeddings")
+        geometry = Geometry(opened.mean, opened.max_abs, n)
+        for who, memory in limits.items():
+            with computing_on("cuda", memory=memory):
+                start = ours.pick_start(rows, k)
+                each, _ = ours.time_iterations(rows, start, geometry, runner(), _BUDGET_ITERATIONS)
+            forget(rows.key)
+            # The first two iterations compile, load, and fill the caches on both sides.
+            measured.append(Measurement(who, tuple(each[2:])))
+            options.tell(f"  {who}: {measured[-1].median:.3f} s an iteration")
+            free_memory()
+    fact = "The limit is for sending two thirds of the rows in every iteration; the second line need not send any."
+    yield replace(
+        case, measurements=tuple(measured), facts=(fact,), n_flops=2.0 * n * k * d, n_bytes=2.0 * n * d * 2 / 3
+    )
+
+
+def make_pool(folder: Path, n_rows: int, n_features: int, module: str) -> Path:
+    """Make rows by NumPy or CuPy and ingest them; return the pool."""
+    path, pool = folder / "rows.npy", folder / "pool.zarr"
+    offset = create_npy(path, (n_rows, n_features), np.dtype(np.float16))
+    for place, rows in RowMaker(import_module(module), n_features).pieces(n_rows):
+        write_npy_rows(path, offset, place.start, to_numpy(rows.astype(np.float16)))
+    hkm.ingest([path], pool)
+    path.unlink()
+    return pool
+
+
+# -- thousands of small k-means ---------------------------------------------------------------------------------------
+
+
+def split(options: DeviceOptions) -> Iterator[Case]:
+    """Split clusters of a thousand rows into fifty parts each: in batches, one by one, and on the processors."""
     import cupy
 
-    rng = cupy.random.default_rng(0)
-    left, right = (rng.standard_normal((_SIDE, _SIDE), dtype=cupy.float32).astype(cupy.float16) for _ in range(2))
-    return _rate(lambda: left @ right, n_flops), None
+    d, size = _SPLIT_FEATURES, _SPLIT_ROWS
+    n_clusters = max(2, options.rows_of(d) // size)
+    rows = np.empty((n_clusters * size, d), np.float16)
+    geometry = Geometry(*RowMaker(cupy, d).fill(rows), len(rows))
+    places = {"together": ("cuda", True), "one by one": ("cuda", False), "processors": ("cpu", False)}
+    splits: dict[str, Split] = {}
+
+    def run(name: str, repeat: int) -> Outcome:
+        seconds, splits[name] = clock(lambda: _split(rows, geometry, *places[name]))
+        return Outcome(seconds)
+
+    title = (
+        f"{n_clusters:,} clusters of {size} rows split into {_SPLIT_PARTS} each, at most {_SPLIT_ITERATIONS} iterations"
+    )
+    case = _new_case("split", title, (len(rows), d), (_SPLIT_PARTS,), f"{ours.NAME}, together")
+    options.tell(f"split: {title}")
+    _split(rows[: 4 * size], geometry, "cuda", True)  # compiles
+    runs: dict[str, Run] = {f"{ours.NAME}, {name}": partial(run, name) for name in places}
+    measured = take_turns(runs, repeats=options.repeats, patience=_PATIENCE, tell=options.tell)
+    right = splits["processors"].labels
+    wrong = {f"{ours.NAME}, {name}": int((one.labels != right).sum()) for name, one in splits.items()}
+    yield replace(
+        case, measurements=tuple(replace(one, check=Check(len(rows), wrong[one.who])) for one in measured),
+        facts=("Wrong labels are those that are not the processors'.",),
+    )  # fmt: skip
+    free_memory()
 
 
-def _rate(work: Callable[[], object], amount: float, *, batch: int = 20, repeats: int = 10) -> float:
-    """So much per second: the median of some batches, after one that warms up."""
-    import cupy
-
-    seconds = []
-    for _ in range(repeats + 1):
-        cupy.cuda.runtime.deviceSynchronize()
-        begin = time.perf_counter()
-        for _ in range(batch):
-            work()
-        cupy.cuda.runtime.deviceSynchronize()
-        seconds.append((time.perf_counter() - begin) / batch)
-    return amount / statistics.median(seconds[1:])
+def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together: bool) -> Split:
+    """Split clusters of neighboring rows; which rows make a cluster does not matter for the time it takes."""
+    table, indptr = ArrayRows(rows), np.arange(0, len(rows) + 1, _SPLIT_ROWS)
+    settings = Settings(_SPLIT_PARTS, max_iter=_SPLIT_ITERATIONS)
+    try:
+        with computing_on(device), Runner() as one:
+            return split_clusters(
+                table, indptr, np.arange(len(rows)), settings, geometry=geometry, runner=one, together=together
+            )
+    finally:
+        forget(table.key)
 
 
-# -- the run ----------------------------------------------------------------------------------------------------------
+# -- the whole command ------------------------------------------------------------------------------------------------
 
 
-def main(words: Sequence[str]) -> None:
-    """Run the suites.
+def whole(options: DeviceOptions) -> Iterator[Case]:
+    """Go from a pool to a subset as ``hkm cluster --local-cuda`` and ``hkm sample`` do, and on threads of the CPU.
 
-    Parameters
-    ----------
-    words : sequence of str
-        The command line without ``--gpu``.
+    Both start processes of their own, as this one holds a context of the device, which that of a cluster never does.
     """
-    arguments = parse_arguments(words)
-    try:
-        require_cuda()
-    except ComputeError as error:
-        print(f"Error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
-    aside = Console(stderr=True, highlight=False, soft_wrap=True)
-    participants, absent = find_participants(arguments.peers)
-    aside.print(f"with {', '.join(one.name for one in participants)}; not here: {', '.join(absent) or 'none'}")
-    ceilings = measure_ceilings()
-    results = DeviceResults(
-        describe_machine(_LIBRARIES), describe_device(), ceilings, tuple(absent), _tell_command(words),
-        datetime.now(UTC).strftime("%Y-%m-%d"),
-    )  # fmt: skip
-    write_results(results, arguments.out)
-    options = DeviceOptions(
-        n_features=arguments.d, n_clusters=arguments.k, n_rows=arguments.n, gigabytes=arguments.gigabytes,
-        seconds=arguments.seconds_per_case, repeats=arguments.repeats, participants=participants, ceilings=ceilings,
-        scratch=arguments.scratch, whole_rows=arguments.whole_n, levels=arguments.levels, max_iter=arguments.max_iter,
-        n_resamples=arguments.resamples, tell=aside.print,
-    )  # fmt: skip
-    for name in (*arguments.suite, *(["whole"] if arguments.whole else [])):
-        for found in SUITES[name](options):
-            results = replace(results, cases=(*results.cases, found))
-            print("\n".join(describe_case(found.case, table(found, ceilings))), flush=True)
-            write_results(results, arguments.out)
-    print(f"\nresults in {arguments.out}")
+    n, d = options.whole_rows, _WHOLE_FEATURES
+    m, max_iter = options.n_resamples, options.max_iter
+    config = hkm.Config(levels=tuple(hkm.Level(n_clusters=k, n_resamples=m, max_iter=max_iter) for k in options.levels))
+    title = f"from a pool to a subset: {m} resamplings, at most {max_iter} iterations each"
+    places = {f"{ours.NAME}, --local-cuda": True, f"{ours.NAME}, threads": False}
+    case = _new_case("whole", title, (n, d), options.levels, next(iter(places)))
+    options.tell(f"whole: {title}; {case.problem}")
+    measured, trees = [], []
+    with tempfile.TemporaryDirectory(dir=options.scratch) as name:
+        pool = run_apart(make_pool, Path(name), n, d, "cupy")
+        for who, local_cuda in places.items():
+            trees.append(Path(name, "cuda.zarr" if local_cuda else "cpu.zarr"))
+            seconds, note = run_apart(run_whole, pool, trees[-1], config, local_cuda)
+            measured.append(Measurement(who, (seconds,), note=note))
+            options.tell(f"  {who}: {seconds:.1f} s; {note}")
+        facts = compare_trees(trees[0], trees[1], len(options.levels))
+    yield replace(case, measurements=tuple(measured), facts=facts)
 
 
-def _tell_command(words: Sequence[str]) -> str:
-    # Where files lie is nobody's concern.
-    told = [Path(word).name if "/" in word else word for word in words]
-    return shlex.join(["python", "pipelines/benchmark/run.py", "--gpu", *told])
+def run_whole(pool: Path, tree: Path, config: hkm.Config, local_cuda: bool) -> tuple[float, str]:
+    """Seconds from start to subset, those of starting workers included, and those of an iteration of level 1."""
+    ticks: list[float] = []
+
+    def listen(event: Event) -> None:
+        if event.kind == "iteration" and (event.fields["level"], event.fields["step"]) == (1, 0):
+            ticks.append(event.time)
+
+    def run() -> None:
+        with ExitStack() as stack:
+            stack.enter_context(subscribe(listen))
+            # Workers of a LocalCUDACluster are told by it what to compute on; threads of this process by the variable.
+            stack.enter_context(computing_on("cpu"))
+            client = stack.enter_context(connect(local_cuda=True)).client if local_cuda else None
+            hkm.build_hierarchy(pool, tree, config, client=client)
+            hkm.sample(tree, size=open_pool(pool).n_samples // 10)
+
+    seconds, _ = clock(run)
+    each = [after - before for before, after in pairwise(ticks)]
+    if not each:
+        return seconds, "no two iterations of level 1 to time"
+    return seconds, f"{statistics.median(each):.3f} s an iteration of level 1, {len(ticks)} in all"
+
+
+def compare_trees(one: Path, other: Path, n_levels: int) -> tuple[str, ...]:
+    """Tell whether two hierarchies are the same bits, level by level."""
+    trees = hkm.open_hierarchy(one), hkm.open_hierarchy(other)
+    facts = []
+    for t in range(1, n_levels + 1):
+        pair = [tree[f"level_{t}"] for tree in trees]
+        parts = {name: [level[name].to_numpy() for level in pair] for name in ("labels", "centroids")}
+        same = {name: np.array_equal(a, b, equal_nan=name == "centroids") for name, (a, b) in parts.items()}
+        said = ", ".join(f"{name} {'the same bits' if equal else 'differ'}" for name, equal in same.items())
+        n_off = int((parts["labels"][0] != parts["labels"][1]).sum())
+        facts.append(f"level {t}: {said}; {n_off} of {parts['labels'][0].size} labels differ")
+    return tuple(facts)
+
+
+SUITES: dict[str, Callable[[DeviceOptions], Iterator[Case]]] = {
+    "resident": resident, "streamed": streamed, "lloyd": lloyd, "budget": budget, "split": split, "whole": whole,
+}  # fmt: skip

@@ -1,12 +1,12 @@
-"""Who labels rows on a device, each called as its own k-means calls it: ours, kernels of others, and plain products.
+"""Ways to label rows on a device, each called as its k-means calls it: ours, kernels of others, and plain products.
 
-Whatever a k-means makes once (norms of the rows, rows in another type) is made before the clock runs; what it makes
-anew for every set of centroids counts.
+What a k-means makes once (norms of the rows, rows in another type) is made before the clock runs; what it makes anew
+for every set of centroids counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
@@ -25,12 +25,8 @@ from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import ours
 
 _DEVICE = "cuda"
-#: Scores a plain product makes at once.
-_SCORES = 1 << 28
-#: Rows a plain stream sends at once.
-_BLOCK_ROWS = 1 << 18
-#: Rows fastkmeans works on at once, its own default.
-_FASTKMEANS_ROWS = 51_200
+#: Scores a plain product makes at once, rows a plain stream sends at once, rows fastkmeans by default works on at once.
+_SCORES, _STREAMED_ROWS, _FASTKMEANS_ROWS = 1 << 28, 1 << 18, 51_200
 
 
 @dataclass(frozen=True)
@@ -52,15 +48,7 @@ class Task:
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of it.
-
-    Attributes
-    ----------
-    labels : array of int, shape (n_rows,)
-        CuPy's or NumPy's.
-    distances : array of float64, shape (n_rows,), or None
-        Squared.
-    """
+    """Labels and, from some, squared distances, of CuPy or NumPy, of shape (n_rows,)."""
 
     labels: Any
     distances: Any = None
@@ -72,16 +60,7 @@ Prepare = Callable[[Task], Callable[[], Answer]]
 
 @dataclass(frozen=True)
 class Participant:
-    """One way to label rows.
-
-    Attributes
-    ----------
-    name : str
-    peer : str
-        What ``--peers`` calls whoever made it; "" for ours.
-    resident, streamed : callable or None
-        For rows on the device, and for rows in host memory.
-    """
+    """One way to label rows on the device, and in host memory; `peer` is its name in ``--peers``, "" for ours."""
 
     name: str
     peer: str
@@ -94,18 +73,8 @@ class Participant:
 
 @cache
 def runner() -> Runner:
-    """Return the one runner all runs share: what its threads send rows through is dear to make."""
+    """Return the one runner all runs share: its staging buffers take long to make."""
     return Runner()
-
-
-def forget_rows(rows: Rows) -> None:
-    """Drop what is remembered about rows, on the host and on the device.
-
-    Parameters
-    ----------
-    rows : Rows
-    """
-    forget(rows.key)
 
 
 def _search(form: Form, task: Task) -> Callable[[], Answer]:
@@ -124,13 +93,13 @@ def _search(form: Form, task: Task) -> Callable[[], Answer]:
     return run
 
 
-def _engine(task: Task) -> Callable[[], Answer]:
+def _label_rows(task: Task) -> Callable[[], Answer]:
     def run() -> Answer:
-        rows = ArrayRows(task.rows)  # under a new key: nothing is remembered of the run before
+        rows = ArrayRows(task.rows)  # under a new key: nothing is cached from the run before
         try:
             return Answer(label_rows(rows, task.centroids, geometry=task.geometry, runner=runner()).labels)
         finally:
-            forget_rows(rows)
+            forget(rows.key)
 
     return run
 
@@ -155,13 +124,8 @@ def _flash(dtype: str, task: Task) -> Callable[[], Answer]:
 
 def _flash_streamed(task: Task) -> Callable[[], Answer]:
     torch, large = import_module("torch"), import_module("flash_kmeans.kmeans_large")
-    rows = torch.from_numpy(task.rows)
-    centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
-
-    def run() -> Answer:
-        return Answer(large.kmeans_largeN_assign(rows, centroids, device=f"{_DEVICE}:0").cpu().numpy())
-
-    return run
+    rows, centroids = torch.from_numpy(task.rows), torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
+    return lambda: Answer(large.kmeans_largeN_assign(rows, centroids, device=f"{_DEVICE}:0").cpu().numpy())
 
 
 def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: int, *, resident: bool) -> Any:
@@ -180,16 +144,15 @@ def flash_lloyd(rows: NDArray[np.float16], start: NDArray[np.float32], n_iter: i
     ndarray of float32, shape (n_clusters, n_features)
     """
     torch = import_module("torch")
-    table = torch.from_numpy(rows)
-    centroids = torch.from_numpy(start).to(_DEVICE, torch.float16)
+    table, centroids = torch.from_numpy(rows), torch.from_numpy(start).to(_DEVICE, torch.float16)
     if resident:
         fit = import_module("flash_kmeans.kmeans_triton_impl").batch_kmeans_Euclid
         # Its fit stops when the shift is below `tol`, which no shift is.
-        _, found, _ = fit(table.to(_DEVICE)[None], len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids)
-        return found[0].float().cpu().numpy()
+        _, fitted, _ = fit(table.to(_DEVICE)[None], len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids)
+        return fitted[0].float().cpu().numpy()
     fit = import_module("flash_kmeans.kmeans_large").kmeans_largeN
-    _, found = fit(table, len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids, device=f"{_DEVICE}:0")
-    return found.float().cpu().numpy()
+    _, fitted = fit(table, len(start), max_iters=n_iter, tol=-1.0, init_centroids=centroids, device=f"{_DEVICE}:0")
+    return fitted.float().cpu().numpy()
 
 
 # -- fastkmeans -------------------------------------------------------------------------------------------------------
@@ -199,7 +162,7 @@ def _fastkmeans(task: Task) -> Callable[[], Answer]:
     torch, kernel = import_module("torch"), import_module("fastkmeans.triton_kernels").triton_kmeans
     # Everything is float16, as its `train` has it; its kernel takes whole blocks of 32 features only.
     if task.centroids.shape[1] % 32:
-        raise ValueError(f"its kernel wants n_features={task.centroids.shape[1]} to be a multiple of 32")
+        raise ValueError(f"n_features={task.centroids.shape[1]} should be a multiple of 32 for its kernel")
     rows = torch.from_dlpack(task.rows)
     squares = (torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32) ** 2).half()
     centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
@@ -208,8 +171,7 @@ def _fastkmeans(task: Task) -> Callable[[], Answer]:
     def run() -> Answer:
         centroid_squares = (centroids**2).sum(dim=1)
         labels.zero_()
-        for low in range(0, len(rows), _FASTKMEANS_ROWS):
-            block = slice(low, low + _FASTKMEANS_ROWS)
+        for block in _slices(len(rows), _FASTKMEANS_ROWS):
             kernel(rows[block], squares[block], centroids, centroid_squares, labels[block])
         return Answer(_to_cupy(labels))
 
@@ -223,10 +185,8 @@ def _nearest_torch(rows: Any, centroids: Any, labels: Any) -> None:
     """Label rows by products of 16 bits: norms, sums and scores in float32, the product itself rounded."""
     torch = import_module("torch")
     squares = (centroids.float() ** 2).sum(dim=1)
-    height = max(1, _SCORES // len(centroids))
-    for low in range(0, len(rows), height):
-        product = rows[low : low + height] @ centroids.T
-        labels[low : low + height] = torch.add(squares, product, alpha=-2).argmin(dim=1)
+    for tile in _slices(len(rows), max(1, _SCORES // len(centroids))):
+        labels[tile] = torch.add(squares, rows[tile] @ centroids.T, alpha=-2).argmin(dim=1)
 
 
 def _torch(dtype: str, task: Task) -> Callable[[], Answer]:
@@ -245,14 +205,12 @@ def _torch(dtype: str, task: Task) -> Callable[[], Answer]:
 
 def _torch_streamed(task: Task) -> Callable[[], Answer]:
     torch = import_module("torch")
-    rows = torch.from_numpy(task.rows)
-    centroids = torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
+    rows, centroids = torch.from_numpy(task.rows), torch.from_numpy(task.centroids).to(_DEVICE, torch.float16)
     labels = torch.empty(len(rows), dtype=torch.int64, device=_DEVICE)
 
     def run() -> Answer:
         labels.fill_(-1)
-        for low in range(0, len(rows), _BLOCK_ROWS):
-            block = slice(low, low + _BLOCK_ROWS)
+        for block in _slices(len(rows), _STREAMED_ROWS):
             _nearest_torch(rows[block].to(_DEVICE, non_blocking=True), centroids, labels[block])
         return Answer(labels.cpu().numpy())
 
@@ -268,15 +226,18 @@ def _cupy(task: Task) -> Callable[[], Answer]:
     def run() -> Answer:
         labels.fill(-1)
         squares = (centroids * centroids).sum(axis=1)
-        height = max(1, _SCORES // len(centroids))
-        for low in range(0, len(task.rows), height):
-            scores = task.rows[low : low + height].astype(cupy.float32) @ centroids.T
+        for tile in _slices(len(task.rows), max(1, _SCORES // len(centroids))):
+            scores = task.rows[tile].astype(cupy.float32) @ centroids.T
             scores *= -2
             scores += squares
-            labels[low : low + height] = scores.argmin(axis=1)
+            labels[tile] = scores.argmin(axis=1)
         return Answer(labels)
 
     return run
+
+
+def _slices(n_rows: int, height: int) -> Iterator[slice]:
+    return (slice(low, low + height) for low in range(0, n_rows, height))
 
 
 def _to_cupy(tensor: Any) -> Any:
@@ -287,7 +248,7 @@ def _to_cupy(tensor: Any) -> Any:
 
 PARTICIPANTS = (
     *(Participant(f"{ours.NAME}, {form}", "", partial(_search, form)) for form in FORMS_OF["float32"]),
-    Participant(ours.NAME, "", streamed=_engine),
+    Participant(ours.NAME, "", streamed=_label_rows),
     Participant("flash-kmeans, float16", "flash-kmeans", partial(_flash, "float16"), _flash_streamed),
     Participant("flash-kmeans, TF32", "flash-kmeans", partial(_flash, "float32")),
     Participant("fastkmeans, its kernel, float16", "fastkmeans", _fastkmeans),
@@ -306,20 +267,7 @@ PEERS = tuple(_MODULES)
 
 
 def find_participants(names: Sequence[str] | None = None) -> tuple[list[Participant], list[str]]:
-    """Tell who can run on this device.
-
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Peers asked for; all by default.
-
-    Returns
-    -------
-    participants : list of Participant
-        Ours first.
-    absent : list of str
-        Peers asked for that take no part, and why.
-    """
+    """Tell which participants can run on this device, ours first, and which of the peers asked for cannot, and why."""
     absent = {}
     for peer in PEERS if names is None else names:
         try:
@@ -329,5 +277,5 @@ def find_participants(names: Sequence[str] | None = None) -> tuple[list[Particip
             continue
         if peer != "cupy" and not import_module("torch").cuda.is_available():
             absent[peer] = f"{peer} (torch sees no device)"
-    asked = {"", *(PEERS if names is None else names)} - absent.keys()
-    return [one for one in PARTICIPANTS if one.peer in asked], list(absent.values())
+    present = {"", *(PEERS if names is None else names)} - absent.keys()
+    return [one for one in PARTICIPANTS if one.peer in present], list(absent.values())

@@ -2,58 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+_PIECE = 1 << 17
+
 
 @dataclass(frozen=True)
 class Data:
-    """Rows to cluster.
-
-    Attributes
-    ----------
-    name : str
-        What to call them in a table.
-    rows : ndarray of float32, shape (n_rows, n_features)
-        C-contiguous: every peer gets the same array.
-    """
+    """Rows to cluster, float32 and C-contiguous: every peer gets the same array. `name` is for tables."""
 
     name: str
     rows: NDArray[np.float32]
 
 
 def load_rows(path: Path, n_rows: int | None = None) -> Data:
-    """Read rows of a ``.npy`` file.
-
-    Parameters
-    ----------
-    path : Path
-        Of an array (n, n_features) of floats.
-    n_rows : int, optional
-        Take so many of them: drawn with seed 0, in their order.
-
-    Returns
-    -------
-    Data
-    """
-    rows = np.load(path, mmap_mode="r")
-    return pick_rows(Data(path.stem, rows), n_rows)
+    """Read a ``.npy`` file of shape (n, n_features); `n_rows` of its rows, drawn with seed 0, in their order."""
+    return pick_rows(Data(path.stem, np.load(path, mmap_mode="r")), n_rows)
 
 
 def pick_rows(data: Data, n_rows: int | None) -> Data:
     """Take some of the rows, drawn with seed 0, in their order; all where there are no more.
-
-    Parameters
-    ----------
-    data : Data
-    n_rows : int or None
-
-    Returns
-    -------
-    Data
 
     Examples
     --------
@@ -66,29 +40,68 @@ def pick_rows(data: Data, n_rows: int | None) -> Data:
     return Data(data.name, np.ascontiguousarray(rows, dtype=np.float32))
 
 
-def make_rows(n_rows: int, n_features: int, *, n_groups: int = 256) -> Data:
-    """Draw rows around `n_groups` points; the variance of direction i, counted from 1, falls as 1/i.
-
-    Parameters
-    ----------
-    n_rows, n_features : int
-    n_groups : int
-
-    Returns
-    -------
-    Data
+def make_rows(n_rows: int, n_features: int) -> Data:
+    """Make rows by `RowMaker`.
 
     Examples
     --------
     >>> make_rows(100, 8).rows.dtype
     dtype('float32')
     """
-    rng = np.random.default_rng(0)
-    spread = (1.0 / np.sqrt(np.arange(1, n_features + 1))).astype(np.float32)
-    # The directions are no axes, or whoever looks at the first coordinates first would be helped.
-    turn = np.linalg.qr(rng.standard_normal((n_features, n_features)))[0].astype(np.float32)
-    groups = rng.standard_normal((n_groups, n_features), dtype=np.float32)
-    rows = rng.standard_normal((n_rows, n_features), dtype=np.float32)
-    rows += groups[rng.integers(n_groups, size=n_rows)]
-    rows *= spread
-    return Data(f"made, {n_features} features", np.ascontiguousarray(rows @ turn))
+    rows = np.empty((n_rows, n_features), np.float32)
+    RowMaker(np, n_features).fill(rows)
+    return Data(f"made, {n_features} features", rows)
+
+
+class RowMaker:
+    """Rows around 256 points; the variance of direction i, counted from 1, falls as 1/i.
+
+    Parameters
+    ----------
+    xp : module
+        NumPy, or CuPy to make them on the device.
+    n_features : int
+    """
+
+    def __init__(self, xp: Any, n_features: int, *, n_groups: int = 256) -> None:
+        rng = np.random.default_rng(0)
+        self._xp, self.n_features = xp, n_features
+        self._spread = xp.asarray((1.0 / np.sqrt(np.arange(1, n_features + 1))).astype(np.float32))
+        # The directions are no axes, or a search that looks at the first coordinates first would be helped.
+        turn = np.linalg.qr(rng.standard_normal((n_features, n_features)))[0].astype(np.float32)
+        self._turn = xp.asarray(turn)
+        self._groups = xp.asarray(rng.standard_normal((n_groups, n_features), dtype=np.float32))
+
+    def pieces(self, n_rows: int, *, seed: int = 0, noise: float = 1.0) -> Iterator[tuple[slice, Any]]:
+        """Yield places and float32 rows of shape (n, n_features)."""
+        rng = self._xp.random.default_rng(seed)
+        for low in range(0, n_rows, _PIECE):
+            n = min(_PIECE, n_rows - low)
+            rows = rng.standard_normal((n, self.n_features), dtype=self._xp.float32)
+            rows *= noise
+            rows += self._groups[rng.integers(0, len(self._groups), n)]
+            rows *= self._spread
+            yield slice(low, low + n), rows @ self._turn
+
+    def fill(self, out: Any) -> tuple[NDArray[np.float32], float]:
+        """Fill an array of shape (n_rows, n_features), on the device or not; return its mean and largest number."""
+        total, largest = np.zeros(self.n_features), 0.0
+        for place, made in self.pieces(len(out)):
+            rows = made.astype(out.dtype, copy=False)
+            total += to_numpy(rows.sum(axis=0, dtype=self._xp.float64))
+            largest = max(largest, float(abs(rows).max()))
+            if isinstance(out, np.ndarray) and not isinstance(rows, np.ndarray):
+                rows.get(out=out[place])  # straight into pinned memory
+            else:
+                out[place] = rows
+        return (total / len(out)).astype(np.float32), largest
+
+    def centroids(self, n_clusters: int) -> NDArray[np.float32]:
+        """Return centroids of shape (n_clusters, n_features) that 16 bits cannot hold, with less noise than rows."""
+        pieces = [to_numpy(rows) for _, rows in self.pieces(n_clusters, seed=1, noise=0.5)]
+        return np.ascontiguousarray(np.concatenate(pieces), np.float32)
+
+
+def to_numpy(array: Any) -> NDArray[Any]:
+    """Bring an array of NumPy or CuPy to the host."""
+    return array if isinstance(array, np.ndarray) else array.get()

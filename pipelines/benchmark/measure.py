@@ -1,4 +1,4 @@
-"""How things are measured: in turns, each result checked by one function that belongs to none of the participants."""
+"""Measurements: participants take turns, and functions that belong to none of them judge the results."""
 
 from __future__ import annotations
 
@@ -7,25 +7,21 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 _BLOCK_ROWS = 2048
+_Result = TypeVar("_Result")
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One run of a participant.
-
-    Attributes
-    ----------
-    seconds : float
-    centroids : ndarray of float32 or None
-        What it led to, where that is to be judged.
-    note : str
-    """
+    """One run of a participant: seconds, the centroids where those are to be judged, and a note."""
 
     seconds: float
     centroids: NDArray[np.float32] | None = None
@@ -37,23 +33,31 @@ Run = Callable[[int], Outcome]
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """All runs of a participant.
+class Check:
+    """How labels and squared distances compare with all distances in float64.
 
     Attributes
     ----------
-    who : str
-    seconds : tuple of float
-        One per run; infinity where a run did not get to where it should.
-    inertia : tuple of float
-        Of the centroids of each run, where they were judged.
-    note : str
+    n_rows, n_wrong : int
+        Rows that were checked, and those of them with a centroid nearer than the one they are labeled with.
+    error : float or None
+        Largest relative error of a squared distance; None where none were given.
     """
+
+    n_rows: int
+    n_wrong: int
+    error: float | None = None
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """All runs of a participant: seconds of each, infinity where a run did not end; inertia of each that was judged."""
 
     who: str
     seconds: tuple[float, ...]
     inertia: tuple[float, ...] = ()
     note: str = ""
+    check: Check | None = None
 
     @property
     def median(self) -> float:
@@ -72,10 +76,8 @@ class Case:
 
     Attributes
     ----------
-    suite : str
-    title : str
-        What was timed.
-    data : str
+    suite, title, data : str
+        The suite, what was timed, and what was clustered.
     shape : tuple of int
         Rows and features.
     n_clusters : tuple of int
@@ -85,6 +87,8 @@ class Case:
     measurements : tuple of Measurement
     facts : tuple of str
         What else was found.
+    n_flops, n_bytes : float
+        Operations of what was timed, and bytes that have to come from host memory meanwhile; 0 where rates say nothing.
     """
 
     suite: str
@@ -93,8 +97,10 @@ class Case:
     shape: tuple[int, int]
     n_clusters: tuple[int, ...]
     base: str
-    measurements: tuple[Measurement, ...]
+    measurements: tuple[Measurement, ...] = ()
     facts: tuple[str, ...] = ()
+    n_flops: float = 0.0
+    n_bytes: float = 0.0
 
     @property
     def problem(self) -> str:
@@ -104,10 +110,6 @@ class Case:
 
     def ratio(self, measurement: Measurement) -> float | None:
         """Median time as a multiple of the base's; None where either is no positive number.
-
-        Parameters
-        ----------
-        measurement : Measurement
 
         Examples
         --------
@@ -121,20 +123,24 @@ class Case:
         return measurement.median / base if usable else None
 
 
-def timed(work: Callable[[], NDArray[np.float32]]) -> Outcome:
-    """Run and time something that makes centroids.
-
-    Parameters
-    ----------
-    work : callable
-
-    Returns
-    -------
-    Outcome
-    """
+def clock(work: Callable[[], _Result], synchronize: Callable[[], object] = lambda: None) -> tuple[float, _Result]:
+    """Seconds that `work` takes, and its result; `synchronize` waits for a device."""
+    synchronize()
     begin = time.perf_counter()
-    centroids = work()
-    return Outcome(time.perf_counter() - begin, centroids)
+    result = work()
+    synchronize()
+    return time.perf_counter() - begin, result
+
+
+def run_apart(work: Callable[..., _Result], *arguments: Any) -> _Result:
+    """Call a function in a new process."""
+    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
+        return executor.submit(work, *arguments).result()
+
+
+def timed(work: Callable[[], NDArray[np.float32]]) -> Outcome:
+    """Time something that returns centroids."""
+    return Outcome(*clock(work))
 
 
 def take_turns(
@@ -142,8 +148,8 @@ def take_turns(
     *,
     repeats: int,
     patience: float,
-    judge: Callable[[NDArray[np.float32]], float],
     tell: Callable[[str], None],
+    judge: Callable[[NDArray[np.float32]], float] | None = None,
 ) -> tuple[Measurement, ...]:
     """Run all participants once, then all of them again: A B C A B C ...
 
@@ -152,34 +158,33 @@ def take_turns(
     runs : mapping of str to callable
     repeats : int
     patience : float
-        Who takes longer than so many seconds is not asked again.
-    judge : callable
-        Inertia of centroids; not timed.
+        Seconds; a participant that takes longer is not run again.
     tell : callable
         Gets a line per run.
+    judge : callable, optional
+        Inertia of centroids; not timed.
 
     Returns
     -------
     tuple of Measurement
     """
     outcomes: dict[str, list[Outcome]] = {who: [] for who in runs}
-    inertia: dict[str, list[float]] = {who: [] for who in runs}
+    inertias: dict[str, list[float]] = {who: [] for who in runs}
     took = dict.fromkeys(runs, 0.0)
     for repeat in range(repeats):
         for who, run in runs.items():
             if took[who] > patience:
                 continue
             gc.collect()
-            begin = time.perf_counter()
-            outcome = run(repeat)
-            took[who] = time.perf_counter() - begin
-            if outcome.centroids is not None:
-                inertia[who].append(judge(outcome.centroids))
+            took[who], outcome = clock(lambda run=run, repeat=repeat: run(repeat))  # type: ignore[misc]
+            if judge is not None and outcome.centroids is not None:
+                inertias[who].append(judge(outcome.centroids))
             outcomes[who].append(outcome)
             tell(f"  {who}: {outcome.seconds:.3f} s {outcome.note}")
     return tuple(
-        Measurement(who, tuple(o.seconds for o in done), tuple(inertia[who]), done[-1].note)
+        Measurement(who, tuple(o.seconds for o in done), tuple(inertias[who]), done[-1].note)
         for who, done in outcomes.items()
+        if done
     )
 
 
@@ -218,39 +223,40 @@ def brute_force(
 
 
 def inertia(rows: NDArray[np.float32], centroids: NDArray[np.float32]) -> float:
-    """Sum of the squared distances to the nearest centroids, in float64.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-
-    Returns
-    -------
-    float
-    """
+    """Sum of the squared distances to the nearest centroids, in float64."""
     return float(brute_force(rows, centroids)[1].sum())
 
 
-def count_wrong(rows: NDArray[np.float32], centroids: NDArray[np.float32], labels: NDArray[np.integer]) -> int:
-    """Count the rows with a centroid nearer than the one they are labeled with, in float64.
+def check_labels(
+    rows: NDArray[np.float32],
+    centroids: NDArray[np.float32],
+    labels: NDArray[np.integer],
+    squared_distances: NDArray[np.float64] | None = None,
+) -> Check:
+    """Compare labels, and squared distances, with all distances in float64.
 
     Parameters
     ----------
     rows : ndarray of float32, shape (n_rows, n_features)
     centroids : ndarray of float32, shape (n_clusters, n_features)
     labels : ndarray of int, shape (n_rows,)
+    squared_distances : ndarray of float64, shape (n_rows,), optional
 
     Returns
     -------
-    int
+    Check
 
     Examples
     --------
-    >>> count_wrong(np.float32([[0], [3]]), np.float32([[1], [5]]), np.array([0, 0]))
-    0
-    >>> count_wrong(np.float32([[0], [4]]), np.float32([[1], [5]]), np.array([0, 0]))
+    >>> check_labels(np.float32([[0], [3]]), np.float32([[1], [5]]), np.array([0, 0]))
+    Check(n_rows=2, n_wrong=0, error=None)
+    >>> check_labels(np.float32([[0], [4]]), np.float32([[1], [5]]), np.array([0, 0])).n_wrong
     1
     """
     own = ((rows.astype(np.float64) - centroids[labels].astype(np.float64)) ** 2).sum(axis=1)
-    return int((own > brute_force(rows, centroids)[1]).sum())
+    exact = brute_force(rows, centroids)[1]
+    n_wrong = int((own > exact).sum())
+    if squared_distances is None:
+        return Check(len(rows), n_wrong)
+    off = np.abs(squared_distances - exact) / np.maximum(exact, np.finfo(np.float64).tiny)
+    return Check(len(rows), n_wrong, float(off.max()))

@@ -17,13 +17,7 @@ from numpy.typing import NDArray
 
 @dataclass(frozen=True)
 class Problem:
-    """Rows, and where to start.
-
-    Attributes
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    start : ndarray of float32, shape (n_clusters, n_features)
-    """
+    """Rows of shape (n_rows, n_features), and the centroids to start from."""
 
     rows: NDArray[np.float32]
     start: NDArray[np.float32]
@@ -144,19 +138,7 @@ def _name_the_processor() -> None:
 
 
 def find_peers(names: Sequence[str] | None = None) -> tuple[list[Peer], list[str]]:
-    """Tell which peers can run here, and load them.
-
-    Parameters
-    ----------
-    names : sequence of str, optional
-        Those asked for; all by default.
-
-    Returns
-    -------
-    present : list of Peer
-    absent : list of str
-        Names of those asked for that are not installed.
-    """
+    """Load the peers asked for, by default all; return those installed, and the names of those that are not."""
     _name_the_processor()
     asked = [peer for peer in PEERS if names is None or peer.name in names]
     present = [peer for peer in asked if peer.is_present]

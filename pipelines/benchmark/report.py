@@ -1,4 +1,4 @@
-"""What was found: on the terminal, as JSON, as Markdown and as a picture, each with the machine's description."""
+"""Reports: tables on the terminal, JSON, Markdown and a picture, each with the machine's description."""
 
 from __future__ import annotations
 
@@ -20,13 +20,23 @@ from rich.console import Console
 from rich.table import Table
 from threadpoolctl import threadpool_info
 
+from pipelines.benchmark.device import Ceilings
 from pipelines.benchmark.measure import Case, Measurement
 from pipelines.benchmark.ours import NAME
 from pipelines.benchmark.peers import PEERS, n_threads
 
-_HEADER = ("", "seconds", "runs", "× time", "inertia", "× inertia", "")
+_HEADER = (
+    "", "seconds", "runs", "× time", "inertia", "× inertia", "TFLOP/s", "of the GEMM", "of the limit", "wrong labels",
+    "distances", "",
+)  # fmt: skip
+#: A squared distance is right within this share of it.
+TOLERANCE = 1e-6
 _OWN, _OTHER = "#d9480f", "#3b82c4"
-_LIBRARIES = ("hkm-dask", "numpy", "numba", "dask", "zarr", *(peer.distribution for peer in PEERS))
+LIBRARIES = ("hkm-dask", "numpy", "numba", "dask", "zarr", *(peer.distribution for peer in PEERS))
+GPU_LIBRARIES = (
+    "hkm-dask", "cupy-cuda13x", "cupy-cuda12x", "torch", "triton", "flash-kmeans", "fastkmeans", "numpy", "numba",
+    "dask", "dask-cuda", "rmm-cu13", "zarr",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,33 +45,28 @@ class Results:
 
     Attributes
     ----------
-    machine : dict
-        From `describe_machine`.
+    machine, device : dict
+        From `describe_machine`, and on a GPU from `describe_device`.
     absent : tuple of str
-        Peers that are not installed.
-    settings : dict
-        The options of the command.
+        Peers that take no part.
+    command : str
+    date : str
     cases : tuple of Case
+    ceilings : Ceilings or None
+        What the device was measured to do.
     """
 
     machine: dict[str, Any]
     absent: tuple[str, ...]
-    settings: dict[str, Any]
+    command: str
+    date: str
     cases: tuple[Case, ...] = ()
+    device: dict[str, Any] | None = None
+    ceilings: Ceilings | None = None
 
 
-def describe_machine(libraries: Sequence[str] = _LIBRARIES) -> dict[str, Any]:
-    """Tell on what is measured: processor, cores, memory (GiB), load, versions, and BLAS as far as it is loaded.
-
-    Parameters
-    ----------
-    libraries : sequence of str
-        Distributions whose versions are told, where they are installed.
-
-    Returns
-    -------
-    dict
-    """
+def describe_machine(libraries: Sequence[str] = LIBRARIES) -> dict[str, Any]:
+    """Tell on what is measured: processor, cores, memory (GiB), load, versions, and BLAS as far as it is loaded."""
     versions = {name: _version(name) for name in libraries}
     blas = {
         f"{pool['internal_api']} {pool['version']} for {pool.get('architecture')}, {pool['num_threads']} threads"
@@ -75,7 +80,7 @@ def describe_machine(libraries: Sequence[str] = _LIBRARIES) -> dict[str, Any]:
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "system": platform.platform(),
         "python": platform.python_version(),
-        "versions": {name: found for name, found in versions.items() if found},
+        "versions": {name: number for name, number in versions.items() if number},
         "blas": sorted(blas),
     }
 
@@ -94,94 +99,66 @@ def _cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def _table(case: Case) -> list[tuple[str, ...]]:
+def table(case: Case, ceilings: Ceilings | None = None) -> list[tuple[str, ...]]:
     """Header and lines of a case's table, without columns in which there is nothing."""
-    return drop_empty(_HEADER, [_cells(case, measurement) for measurement in case.measurements])
+    lines = [_cells(case, measurement, ceilings) for measurement in case.measurements]
+    used = [any(line[column] for line in lines) for column in range(len(_HEADER))]
+    return [tuple(cell for cell, keep in zip(line, used, strict=True) if keep) for line in (_HEADER, *lines)]
 
 
-def drop_empty(header: tuple[str, ...], lines: Sequence[tuple[str, ...]]) -> list[tuple[str, ...]]:
-    """Put a header above lines, without the columns in which no line has anything.
-
-    Parameters
-    ----------
-    header : tuple of str
-    lines : sequence of tuple of str
-
-    Returns
-    -------
-    list of tuple of str
-
-    Examples
-    --------
-    >>> drop_empty(("", "seconds", "runs"), [("a", "1.0", ""), ("b", "2.0", "")])
-    [('', 'seconds'), ('a', '1.0'), ('b', '2.0')]
-    """
-    used = [any(line[column] for line in lines) for column in range(len(header))]
-    return [tuple(cell for cell, keep in zip(line, used, strict=True) if keep) for line in (header, *lines)]
-
-
-def _cells(case: Case, measurement: Measurement) -> tuple[str, ...]:
+def _cells(case: Case, one: Measurement, ceilings: Ceilings | None) -> tuple[str, ...]:
     """One line of a table."""
     base = next(m for m in case.measurements if m.who == case.base)
-    ratio, own, others = case.ratio(measurement), measurement.median_inertia, base.median_inertia
+    seconds, ratio, own, others, check = one.median, case.ratio(one), one.median_inertia, base.median_inertia, one.check
+    ended = math.isfinite(seconds)
+    rate = case.n_flops / seconds if ceilings and ended and seconds > 0 else 0.0
     return (
-        measurement.who,
-        f"{measurement.median:.3f}" if math.isfinite(measurement.median) else "not reached",
-        str(len(measurement.seconds)),
+        one.who,
+        f"{seconds:.4g}" if ended else "not reached",
+        str(len(one.seconds)),
         "" if ratio is None else f"{ratio:.2f}",
         "" if own is None else f"{own:.6g}",
         "" if own is None or not others else f"{own / others:.5f}",
-        measurement.note,
+        f"{rate / 1e12:.1f}" if rate else "",
+        f"{rate / ceilings.float16:.1%}" if ceilings and rate else "",
+        f"{ceilings.limit(case.n_flops, case.n_bytes) / seconds:.1%}" if ceilings and rate and case.n_bytes else "",
+        "" if check is None else f"{check.n_wrong} of {check.n_rows}",
+        "" if check is None or check.error is None else _describe_error(check.error),
+        one.note,
     )
 
 
-def print_case(case: Case, console: Console) -> None:
-    """Print one case as a table.
+def _describe_error(error: float) -> str:
+    # NaN is within nothing.
+    return f"within {error:.0e}" if error <= TOLERANCE else f"off by {error:.0e}"
 
-    Parameters
-    ----------
-    case : Case
-    console : rich.console.Console
-    """
-    table = Table(title=f"{case.title}\n{case.problem}", title_justify="left", caption="\n".join(case.facts) or None)
-    header, *lines = _table(case)
+
+def print_case(case: Case, console: Console, ceilings: Ceilings | None = None) -> None:
+    """Print one case as a table."""
+    shown = Table(title=f"{case.title}\n{case.problem}", title_justify="left", caption="\n".join(case.facts) or None)
+    shown.caption_justify = "left"
+    header, *lines = table(case, ceilings)
     for name in header:
-        table.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
+        shown.add_column(name, justify="right" if name else "left", no_wrap=bool(name))
     for line in lines:
-        table.add_row(*line)
-    console.print(table)
+        shown.add_row(*line)
+    console.print(shown)
 
 
-def write_results(results: Results, folder: Path) -> None:
-    """Write ``results.json`` and ``results.md``.
-
-    Parameters
-    ----------
-    results : Results
-    folder : Path
-        Made if need be.
-    """
-    write_files(asdict(results), to_markdown(results), folder / "results")
-
-
-def write_files(content: dict[str, Any], page: str, path: Path) -> None:
-    """Write figures as JSON and as Markdown, side by side.
-
-    Parameters
-    ----------
-    content : dict
-    page : str
-    path : Path
-        Without the suffix; its folder is made if need be.
-    """
+def write_results(results: Results, path: Path) -> None:
+    """Write ``PATH.json`` and ``PATH.md``; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
+    content = asdict(results)
+    for told, case in zip(content["cases"], results.cases, strict=True):
+        for line, one in zip(told["measurements"], case.measurements, strict=True):
+            line.update(median=one.median, ratio=case.ratio(one))
     text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
-    path.with_suffix(".md").write_text(page, encoding="utf-8")
+    path.with_suffix(".md").write_text(to_markdown(results), encoding="utf-8")
 
 
 def _finite(value: Any) -> Any:
-    """JSON knows no infinity."""
+    """Replace numbers that JSON does not know by null."""
     if isinstance(value, dict):
         return {name: _finite(item) for name, item in value.items()}
     if isinstance(value, list | tuple):
@@ -190,65 +167,44 @@ def _finite(value: Any) -> Any:
 
 
 def to_markdown(results: Results) -> str:
-    """Write the results as a page.
-
-    Parameters
-    ----------
-    results : Results
-
-    Returns
-    -------
-    str
-    """
-    lines = [
-        "# Benchmark",
-        "",
-        tell_machine(results.machine),
-        "",
+    """Write the results as a page."""
+    machine = results.machine
+    versions = ", ".join(f"{name} {number}" for name, number in machine["versions"].items())
+    paragraphs = [
+        "# Benchmark" if results.device is None else "# Benchmark on a GPU",
+        *_describe_gpu(results),
+        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
+        f"Python {machine['python']}, {versions}. BLAS: {'; '.join(machine['blas'])}. "
+        f"Load when it began: {', '.join(map(str, machine['load_average']))}.",
+        f"{results.date}, by `{results.command}`.",
         f"Not installed: {', '.join(results.absent) or 'none'}. Seconds and inertia are medians of runs in turns; "
         "× is in proportion to the line that says 1. Inertia is recomputed in float64.",
     ]
     for case in results.cases:
-        lines += describe_case(case, _table(case))
-    return "\n".join(lines) + "\n"
+        header, *body = table(case, results.ceilings)
+        rule = "|".join("--:" if name else ":--" for name in header)
+        paragraphs += [f"## {case.title}", case.problem, "\n".join([_line(header), f"|{rule}|", *map(_line, body)])]
+        paragraphs += case.facts
+    return "\n\n".join(paragraphs) + "\n"
 
 
-def tell_machine(machine: dict[str, Any]) -> str:
-    """Put what `describe_machine` found in a sentence or two.
-
-    Parameters
-    ----------
-    machine : dict
-
-    Returns
-    -------
-    str
-    """
-    versions = ", ".join(f"{name} {found}" for name, found in machine["versions"].items())
-    return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB, {machine['system']}, "
-        f"Python {machine['python']}, {versions}. BLAS: {'; '.join(machine['blas'])}. "
-        f"Load when it began: {', '.join(map(str, machine['load_average']))}."
-    )
-
-
-def describe_case(case: Case, cells: Sequence[tuple[str, ...]]) -> list[str]:
-    """Write a case and its table as lines of Markdown.
-
-    Parameters
-    ----------
-    case : Case
-    cells : sequence of tuple of str
-        Header and lines of the table.
-
-    Returns
-    -------
-    list of str
-    """
-    header, *body = cells
-    rule = "|".join("--:" if name else ":--" for name in header)
-    lines = ["", f"## {case.title}", "", case.problem, "", _line(header), f"|{rule}|", *map(_line, body)]
-    return lines + [text for fact in case.facts for text in ("", fact)]
+def _describe_gpu(results: Results) -> list[str]:
+    """Tell what the device is and does, and how to read the columns that only a GPU has."""
+    device, ceilings = results.device, results.ceilings
+    if device is None or ceilings is None:
+        return []
+    bfloat16 = "not measured" if ceilings.bfloat16 is None else f"{ceilings.bfloat16 / 1e12:.0f} TFLOP/s"
+    return [
+        f"{device['name']}, {device['memory_gib']} GiB, compute capability {device['capability']}, "
+        f"driver {device['driver']}, CUDA {device['cuda']}.",
+        f"Measured in the same call: matrix product {ceilings.float16 / 1e12:.0f} TFLOP/s in float16, {bfloat16} in "
+        f"bfloat16 (8192³, random numbers); copy within the device {ceilings.copy / 1e12:.2f} TB/s, read and written; "
+        f"from pinned host memory {ceilings.upload / 1e9:.1f} GB/s.",
+        "Runs follow a warm-up and are timed by device synchronization. A pass is 2nkd operations, and the GEMM is the "
+        "product in float16; the limit is the longer of these operations at its rate and of the bytes that must be "
+        "sent at the rate of the transfer. Labels and distances are compared with all distances in float64; distances "
+        f"should be right within {TOLERANCE:.0e} of their size.",
+    ]
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -256,16 +212,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def draw_ratios(cases: Sequence[Case]) -> Figure:
-    """Draw how many times as long as we everybody took: a panel per case.
-
-    Parameters
-    ----------
-    cases : sequence of Case
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw the time of everybody in proportion to ours: a panel per case."""
     drawn = [(c, [(m.who, r) for m in c.measurements if (r := c.ratio(m)) is not None]) for c in cases]
     drawn = [(case, bars) for case, bars in drawn if len(bars) > 1]
     heights = [0.6 + 0.3 * len(bars) for _, bars in drawn] or [1.0]

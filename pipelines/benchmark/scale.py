@@ -40,9 +40,11 @@ from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
-from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydStep, PartialSums, Update, iterate, split_rows
+from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update, split_rows
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.benchmark.inputs import load_rows, make_rows
+from pipelines.benchmark.measure import clock, run_apart
+from pipelines.benchmark.ours import pick_start, time_iterations
 from pipelines.benchmark.report import describe_machine
 
 _GIB = 1 << 30
@@ -156,21 +158,8 @@ def _iterate_pool(pool: Path, limit: str) -> float:
     rows, opened = ZarrRows(pool, "embeddings"), open_pool(pool)
     with Runner(memory_limit=int(parse_bytes(limit))) as runner:
         geometry = make_geometry(rows, runner, n_clusters=1000, mean=opened.mean, max_abs=opened.max_abs)
-        start = rows.take(np.sort(np.random.default_rng(0).choice(rows.n_rows, 1000, replace=False)))
-        seconds = _iteration_seconds(rows, np.asarray(start, np.float32), geometry, runner, 5)
+        seconds, _ = time_iterations(rows, pick_start(rows, 1000), geometry, runner, 5)
     return statistics.median(seconds[2:])
-
-
-def _iteration_seconds(
-    rows: Rows, start: NDArray[np.float32], geometry: Any, runner: Runner, n_iter: int
-) -> list[float]:
-    ticks = [time.perf_counter()]
-
-    def tick(iteration: int, moved: LloydStep) -> None:
-        ticks.append(time.perf_counter())
-
-    iterate(rows, start, geometry=geometry, runner=runner, max_iter=n_iter, tol=0.0, on_iteration=tick)
-    return [b - a for a, b in pairwise(ticks)]
 
 
 # -- growth -----------------------------------------------------------------------------------------------------------
@@ -183,22 +172,23 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
     everything = np.empty((max(sizes), base.shape[1]), np.float16)
     for start, rows in _pieces(base, max(sizes)):
         everything[start : start + len(rows)] = rows
-    cases = [(f"n={n}, k=1000", n, 1000) for n in sizes] + [
-        (f"n={sizes[1]}, k={k}", sizes[1], k) for k in (4000, 16000)
-    ]
+    first, *larger = (int(k) for k in arguments.growth_k.split(","))
+    shapes = [(n, first) for n in sizes] + [(sizes[1], k) for k in larger]
+    cases = [(f"n={n}, k={k}", n, k) for n, k in shapes]
     times: dict[str, list[float]] = {name: [] for name, _, _ in cases}
     for name, n, k in cases * 3:
         table = ArrayRows(everything[:n])
         with Runner() as runner:
             geometry = make_geometry(table, runner, n_clusters=k)
-            chosen = table.take(np.sort(np.random.default_rng(0).choice(n, k, replace=False))).astype(np.float32)
-            times[name].extend(_iteration_seconds(table, chosen, geometry, runner, 5)[2:])
+            each, _ = time_iterations(table, pick_start(table, k), geometry, runner, 5)
+            times[name].extend(each[2:])
         forget(table.key)
     seconds = {name: statistics.median(found) for name, found in times.items()}
     for name, middle in seconds.items():
         print(f"growth: {name}: {middle:.3f} s an iteration", flush=True)
     result["seconds"] = seconds
-    chains = ([cases[i][0] for i in range(len(sizes))], [cases[1][0], cases[-2][0], cases[-1][0]])
+    names = list(seconds)
+    chains = (names[: len(sizes)], [names[1], *names[len(sizes) :]])
     result["ratios"] = {f"{b} to {a}": seconds[b] / seconds[a] for chain in chains for a, b in pairwise(chain)}
     for name, ratio in result["ratios"].items():
         print(f"growth: {name}: × {ratio:.2f}", flush=True)
@@ -210,13 +200,14 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
 
 def overhead(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
     """An iteration over 256 blocks through Dask, against the same tasks called one after the other on one thread."""
-    table = ArrayRows(np.ascontiguousarray(np.resize(base, (256 * 1024, base.shape[1]))))
+    height = arguments.block_rows
+    table = ArrayRows(np.ascontiguousarray(np.resize(base, (256 * height, base.shape[1]))))
     k = 1000
     with Runner(n_threads=1) as runner:
         geometry = make_geometry(table, runner, n_clusters=k)
         centroids = runner.array_store.put("centroids", table.array[:: len(table.array) // k][:k].copy())
         parts = split_rows(table, runner, k)
-        bounds = tuple(range(0, table.n_rows + 1, 1024))
+        bounds = tuple(range(0, table.n_rows + 1, height))
         parts = [type(part)(part.rows, bounds, part.budget) for part in parts]
         task = AssignAndAdd(centroids, geometry, "overhead")
         update = Update(centroids, geometry, table, runner.array_store, "next")
@@ -240,10 +231,9 @@ def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
     times: list[list[float]] = [[] for _ in works]
     for turn in range(repeats + 1):
         for work, kept in zip(works, times, strict=True):
-            begin = time.perf_counter()
-            work()
+            seconds, _ = clock(work)
             if turn:
-                kept.append(time.perf_counter() - begin)
+                kept.append(seconds)
     return [statistics.median(kept) for kept in times]
 
 
@@ -252,8 +242,7 @@ def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
 
 def sample(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
     """Targets and draw, in a process of its own so that its memory is its own."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as executor:
-        found = executor.submit(_draw, arguments.leaves).result()
+    found: dict[str, Any] = run_apart(_draw, arguments.leaves)
     print(f"sample: {found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB", flush=True)
     return found
 
@@ -291,6 +280,8 @@ def main() -> None:
     parser.add_argument("--pool-bytes", type=float, default=8e9, help="of the streamed pool; default: 8e9")
     parser.add_argument("--memory-limit", default="1GiB", help="for the streamed pool; default: 1GiB")
     parser.add_argument("--growth-rows", default="50000,200000,800000,3200000", help="each four times the one before")
+    parser.add_argument("--growth-k", default="1000,4000,16000", help="clusters, each four times as many")
+    parser.add_argument("--block-rows", type=int, default=1024, help="of each of the 256 blocks; default: 1024")
     parser.add_argument("--leaves", type=int, default=74_300_000, help="of the tree that is sampled; default: 74.3M")
     parser.add_argument("--scratch", type=Path, help="where the streamed pool is made; default: the temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")

@@ -1,4 +1,4 @@
-"""The suites: what is timed against what. Each yields its cases as they are done."""
+"""The suites on the CPU: what is timed against what. Each yields its cases as they are done."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.cluster import KMeans, kmeans_plusplus
 import hkm_dask as hkm
 from pipelines.benchmark import ours
 from pipelines.benchmark.inputs import Data, pick_rows
-from pipelines.benchmark.measure import Case, Outcome, Run, count_wrong, inertia, take_turns, timed
+from pipelines.benchmark.measure import Case, Outcome, Run, check_labels, inertia, take_turns, timed
 from pipelines.benchmark.peers import Fit, Peer, Problem
 
 #: Iterations before the timed ones, and with them.
@@ -36,17 +36,12 @@ class Options:
 
     Attributes
     ----------
-    peers : tuple of Peer
-        Those that take part.
     n_clusters : tuple of int
         Cases of every suite but the method's.
-    repeats : int
     patience : float
         Seconds beyond which a participant runs once only.
-    levels, resample_sizes : tuple of int
+    levels, resample_sizes, n_resamples, method_rows
         Of the method's tree.
-    n_resamples : int
-    method_rows : int
     tell : callable
         Gets what is going on.
     """
@@ -62,24 +57,11 @@ class Options:
     tell: Callable[[str], None]
 
     def compare(self, case: Case, rows: NDArray[np.float32], runs: Mapping[str, Run]) -> Case:
-        """Let participants take turns.
-
-        Parameters
-        ----------
-        case : Case
-            Without measurements.
-        rows : ndarray of float32, shape (n_rows, n_features)
-        runs : mapping of str to callable
-
-        Returns
-        -------
-        Case
-            With them.
-        """
+        """Let participants take turns on a case without measurements."""
         self.tell(f"{case.suite}: {case.title}; {case.problem}")
         judge = partial(inertia, rows)
-        found = take_turns(runs, repeats=self.repeats, patience=self.patience, judge=judge, tell=self.tell)
-        return replace(case, measurements=found)
+        measured = take_turns(runs, repeats=self.repeats, patience=self.patience, tell=self.tell, judge=judge)
+        return replace(case, measurements=measured)
 
 
 Suite = Callable[[Data, Options], Iterator[Case]]
@@ -87,24 +69,14 @@ Suite = Callable[[Data, Options], Iterator[Case]]
 
 def _new_case(suite: str, title: str, data: Data, n_clusters: tuple[int, ...], base: str) -> Case:
     n_rows, n_features = data.rows.shape
-    return Case(suite, title, data.name, (n_rows, n_features), n_clusters, base, ())
+    return Case(suite, title, data.name, (n_rows, n_features), n_clusters, base)
 
 
 # -- Lloyd ------------------------------------------------------------------------------------------------------------
 
 
 def lloyd(data: Data, options: Options) -> Iterator[Case]:
-    """Time iterations 3 to 10: a run of ten less a run of two, so that nobody's preparations count.
-
-    Parameters
-    ----------
-    data : Data
-    options : Options
-
-    Yields
-    ------
-    Case
-    """
+    """Time iterations 3 to 10: a run of ten less a run of two, so that nobody's preparations count."""
     fits: dict[str, tuple[Fit, str]] = {ours.NAME: (ours.fit_lloyd, "")}
     for peer in options.peers:
         fits[peer.name] = peer.fit, "" if peer.takes_start else "own start"
@@ -117,7 +89,7 @@ def lloyd(data: Data, options: Options) -> Iterator[Case]:
         runs = {who: partial(_time_iterations, fit, problem, note) for who, (fit, note) in fits.items()}
         case = _new_case("lloyd", f"Lloyd iterations {FEW + 1} to {MANY}", data, (k,), ours.NAME)
         case = options.compare(case, rows, runs)
-        yield replace(case, facts=(check_labels(problem),))
+        yield replace(case, facts=(check_fit(problem),))
 
 
 def _time_iterations(fit: Fit, problem: Problem, note: str, repeat: int) -> Outcome:
@@ -126,42 +98,19 @@ def _time_iterations(fit: Fit, problem: Problem, note: str, repeat: int) -> Outc
     return Outcome(many.seconds - few.seconds, many.centroids, note)
 
 
-def check_labels(problem: Problem) -> str:
-    """Compare labels of our tenth iteration with brute force on some rows.
-
-    Parameters
-    ----------
-    problem : Problem
-
-    Returns
-    -------
-    str
-        What was found.
-    """
-    labels, centroids = ours.last_labels(problem, MANY)
-    n_checked = min(_CHECKED_ROWS, len(labels))
-    some = np.sort(np.random.default_rng(1).choice(len(labels), n_checked, replace=False))
-    if (labels[some] < 0).any():
-        return "labels of iteration 10 were not kept, so not checked"
-    wrong = count_wrong(problem.rows[some], centroids, labels[some])
-    return f"labels of iteration 10 that differ from brute force in float64: {wrong} of {n_checked}"
+def check_fit(problem: Problem) -> str:
+    """Compare labels after our tenth iteration with brute force on some rows."""
+    labels, centroids = ours.fit_labels(problem, MANY)
+    some = np.sort(np.random.default_rng(1).choice(len(labels), min(_CHECKED_ROWS, len(labels)), replace=False))
+    check = check_labels(problem.rows[some], centroids, labels[some])
+    return f"labels after iteration {MANY} that differ from brute force in float64: {check.n_wrong} of {check.n_rows}"
 
 
 # -- seeding ----------------------------------------------------------------------------------------------------------
 
 
 def seeding(data: Data, options: Options) -> Iterator[Case]:
-    """Time the seedings; inertia is that after ten Lloyd iterations, ours for all of them.
-
-    Parameters
-    ----------
-    data : Data
-    options : Options
-
-    Yields
-    ------
-    Case
-    """
+    """Time the seedings; inertia is that after ten Lloyd iterations, ours for all of them."""
     rows = data.rows
     for k in options.n_clusters:
         runs: dict[str, Run] = {
@@ -197,17 +146,7 @@ def _has_sklearn(options: Options) -> bool:
 
 
 def quality(data: Data, options: Options) -> Iterator[Case]:
-    """Time, seeding included, to the inertia of scikit-learn's greedy k-means++ and fifty Lloyd iterations.
-
-    Parameters
-    ----------
-    data : Data
-    options : Options
-
-    Yields
-    ------
-    Case
-    """
+    """Time, seeding included, to the inertia of scikit-learn's greedy k-means++ and fifty Lloyd iterations."""
     if not _has_sklearn(options):
         options.tell("quality: scikit-learn sets the inertia to be reached, and takes no part; left out")
         return
@@ -249,17 +188,7 @@ def _fit_sklearn(rows: NDArray[np.float32], k: int, repeat: int) -> Outcome:
 
 
 def method(data: Data, options: Options) -> Iterator[Case]:
-    """Time `build_hierarchy`, and the k-means of its first level alone against scikit-learn's.
-
-    Parameters
-    ----------
-    data : Data
-    options : Options
-
-    Yields
-    ------
-    Case
-    """
+    """Time `build_hierarchy`, and the k-means of its first level alone against scikit-learn's."""
     data = pick_rows(data, options.method_rows)
     _build(data.rows[:1000], (100, 10), (2, 2), 1, 0.0)  # compiles
     facts: dict[str, str] = {}

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,17 +12,19 @@ import pytest
 from PIL import Image
 from sklearn.metrics import pairwise_distances_argmin_min
 
+import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
-from pipelines.benchmark import gpu_cases, gpu_report, gpu_rows, measure, scale
+from hkm_dask.kmeans.search.geometry import Geometry
+from pipelines.benchmark import command, device, gpu, gpu_peers, inputs, measure, report, scale
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "benchmark"
+ROOT = Path(__file__).parents[2]
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
 
 
-def run(*arguments: str, out: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / "run.py"), *arguments, "--out", str(out)]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=out.parent)
+def read_cases(path: Path) -> list[dict[str, Any]]:
+    cases: list[dict[str, Any]] = json.loads(path.read_text(encoding="utf-8"))["cases"]
+    return cases
 
 
 def inertia_of(case: dict[str, Any]) -> dict[str, float]:
@@ -29,7 +32,8 @@ def inertia_of(case: dict[str, Any]) -> dict[str, float]:
 
 
 def test_all_suites_run_and_agree(tmp_path: Path) -> None:
-    done = run(*TINY, out=tmp_path / "out")
+    script = [sys.executable, str(ROOT / "pipelines" / "benchmark" / "run.py"), *TINY, "--out", "out"]
+    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     lloyd, seeding, quality, method, first_level = results["cases"]
@@ -38,7 +42,7 @@ def test_all_suites_run_and_agree(tmp_path: Path) -> None:
     assert {"hkm_dask", "scikit-learn"} <= set(found)
     same_start = {who: found[who] for who in ("hkm_dask", "scikit-learn", "FAISS", "dask-ml") if who in found}
     assert same_start == pytest.approx(dict.fromkeys(same_start, found["scikit-learn"]), rel=1e-4)
-    assert lloyd["facts"] == ["labels of iteration 10 that differ from brute force in float64: 0 of 600"]
+    assert lloyd["facts"] == ["labels after iteration 10 that differ from brute force in float64: 0 of 600"]
 
     assert len(seeding["measurements"]) == 4
     assert max(inertia_of(seeding).values()) < 1.2 * min(inertia_of(seeding).values())
@@ -62,12 +66,9 @@ def test_all_suites_run_and_agree(tmp_path: Path) -> None:
 
 def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(300, 5)).astype(np.float16))
-    done = run(
-        "--suite", "lloyd", "--peers", "scikit-learn", "--data", str(tmp_path / "rows.npy"), "--n", "200", "--k", "4,9",
-        "--repeats", "2", out=tmp_path / "out",
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    cases = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))["cases"]
+    words = ["--suite", "lloyd", "--peers", "scikit-learn", "--data", str(tmp_path / "rows.npy"), "--n", "200"]
+    command.main([*words, "--k", "4,9", "--repeats", "2", "--out", str(tmp_path / "out")])
+    cases = read_cases(tmp_path / "out" / "results.json")
     assert [(case["data"], case["shape"], case["n_clusters"]) for case in cases] == [
         ("rows", [200, 5], [4]),
         ("rows", [200, 5], [9]),
@@ -76,21 +77,44 @@ def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
     assert all(len(m["seconds"]) == 2 for case in cases for m in case["measurements"])
 
 
+def test_another_checkout_is_timed_in_turns_with_this_one(tmp_path: Path) -> None:
+    command.main([*TINY, "--repeats", "2", "--against", str(ROOT), "--out", str(tmp_path / "out")])
+    cases = read_cases(tmp_path / "out" / "against.json")
+    assert [case["suite"] for case in cases] == ["lloyd", "seeding", "seeding", "seeding", "method"]
+    for case in cases:
+        new, old = case["measurements"]
+        assert new["who"].startswith("new")
+        assert old["who"].startswith("old")
+        assert len(new["seconds"]) == len(old["seconds"]) == 2
+        assert case["facts"][0].endswith("results are the same bits")
+        if old["ratio"] is not None:
+            assert old["ratio"] == pytest.approx(old["median"] / new["median"])
+
+
+def test_a_folder_without_the_package_is_no_checkout(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match=r"^--against=.* should be a checkout of this project"):
+        command.main([*TINY, "--against", str(tmp_path), "--out", str(tmp_path / "out")])
+
+
 @pytest.mark.parametrize(
     ("wrong", "said"),
     [
         (["--peers", "cuML"], "--peers=cuML should be one of FAISS"),
         (["--levels", "20,5"], "as many numbers as --levels, 2"),
+        (["--against", ".", "--suite", "quality"], "--suite=quality should be one of lloyd, seeding, method"),
         (["--gpu", "--peers", "cuML"], "--peers=cuML should be one of flash-kmeans"),
         (["--gpu", "--suite", "method"], "--suite=method should be one of resident"),
         (["--gpu", "--n", "100"], "--n=100 should be >= 100000, the largest --k"),
         (["--gpu", "--gigabytes", "0"], "--gigabytes=0.0 should be > 0"),
     ],
 )
-def test_wrong_options_are_refused(tmp_path: Path, wrong: list[str], said: str) -> None:
-    done = run(*wrong, out=tmp_path / "out")
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_wrong_options_are_refused(
+    tmp_path: Path, wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main([*wrong, "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 
@@ -107,10 +131,10 @@ def test_brute_force_is_what_scikit_learn_finds() -> None:
     np.testing.assert_array_equal(found, used[labels])
     np.testing.assert_allclose(squared, distances**2, rtol=1e-9)
     assert measure.inertia(rows, centroids) == pytest.approx((distances**2).sum())
-    assert measure.count_wrong(rows, centroids, found) == 0
+    assert measure.check_labels(rows, centroids, found).n_wrong == 0
     found[:11] = (found[:11] + 20) % 40
     found[found == 3] = 4
-    assert measure.count_wrong(rows, centroids, found) == 11
+    assert measure.check_labels(rows, centroids, found).n_wrong == 11
 
 
 def test_participants_take_turns_and_the_slow_run_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -140,12 +164,14 @@ def test_participants_take_turns_and_the_slow_run_once(monkeypatch: pytest.Monke
 def test_what_it_does_at_size_runs_on_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(3000, 16)).astype("f4"))
     words = ["scale", "--data", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), "--leaves", "743000"]
-    sizes = ["--pool-bytes", "2e6", "--growth-rows", "20000,40000", "--scratch", str(tmp_path)]
+    sizes = ["--pool-bytes", "2e6", "--scratch", str(tmp_path)]
+    sizes += ["--growth-rows", "2000,8000", "--growth-k", "100,400,1600", "--block-rows", "16"]
     monkeypatch.setattr(sys, "argv", [*words, *sizes])
     scale.main()
     found = json.loads((tmp_path / "out" / "scale.json").read_text(encoding="utf-8"))
     assert found["stream"]["1GiB"]["peak_mib"] > 50
     assert len(found["growth"]["ratios"]) == 3
+    assert "n=8000, k=1600" in found["growth"]["seconds"]
     assert found["overhead"]["blocks"] == 256
     assert found["sample"]["size"] == 100_000
     assert found["sample"]["distinct"]
@@ -163,24 +189,28 @@ def has_device() -> bool:
 
 
 @pytest.mark.skipif(has_device(), reason="there is a device")
-def test_without_a_device_one_line_says_so(tmp_path: Path) -> None:
-    done = run("--gpu", out=tmp_path / "out")
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert done.stderr.startswith("Error: device='cuda' should have ")
-    assert done.stderr.count("\n") == 1
+def test_without_a_device_one_line_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        command.main(["--gpu", "--out", str(tmp_path / "out")])
+    assert stopped.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("Error: device='cuda' should have ")
+    assert printed.err.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
 
 def test_times_are_set_against_the_limits_measured(tmp_path: Path) -> None:
-    report = gpu_report
-    ceilings = report.Ceilings(float16=800e12, bfloat16=None, copy=4.3e12, upload=50e9)
-    measured = (measure.Measurement("hkm_dask", (0.5, 0.4, 0.9)), measure.Measurement("peer", (1.0,), note="once"))
-    case = measure.Case("streamed", "one pass", "made", (10**6, 1000), (10**5,), "hkm_dask", measured)
-    checks = {"hkm_dask": report.Check(5000, 0, 3e-16), "peer": report.Check(5000, 7)}
+    ceilings = device.Ceilings(float16=800e12, bfloat16=None, copy=4.3e12, upload=50e9)
+    measured = (
+        measure.Measurement("hkm_dask", (0.5, 0.4, 0.9), check=measure.Check(5000, 0, 3e-16)),
+        measure.Measurement("peer", (1.0,), note="once", check=measure.Check(5000, 7)),
+    )
     # 2e14 operations take 0.25 s at 800 TFLOP/s, 2e9 bytes 0.04 s.
-    found = report.DeviceCase(case, n_flops=2e14, n_bytes=2e9, checks=checks)
-    header, own, peer = report.table(found, ceilings)
+    case = measure.Case(
+        "streamed", "one pass", "made", (10**6, 1000), (10**5,), "hkm_dask", measured, n_flops=2e14, n_bytes=2e9
+    )
+    header, own, peer = report.table(case, ceilings)
     assert dict(zip(header[1:-1], own[1:-1], strict=True)) == {
         "seconds": "0.5",
         "runs": "3",
@@ -194,39 +224,43 @@ def test_times_are_set_against_the_limits_measured(tmp_path: Path) -> None:
     assert peer == ("peer", "1", "1", "2.00", "200.0", "25.0%", "25.0%", "7 of 5000", "", "once")
 
     # Where sending takes longer, it is the limit; without it there is no such column, nor others with nothing in them.
-    slow = report.DeviceCase(case, n_flops=2e14, n_bytes=25e9)
-    assert report.table(slow, ceilings)[1][-2] == "100.0%"
-    assert report.table(report.DeviceCase(case, 0.0), ceilings)[0] == ("", "seconds", "runs", "× time", "")
-    off = {"hkm_dask": report.Check(9, 1, 2e-3), "peer": report.Check(9, 1, float("nan"))}
-    assert [line[-2] for line in report.table(report.DeviceCase(case, 2e14, checks=off), ceilings)[1:]] == [
-        "off by 2e-03",
-        "off by nan",
-    ]
-    nobody = measure.Case("resident", "one pass", "made", (9, 9), (3,), "", (), ("peer failed: no memory",))
+    slow = replace(case, n_bytes=25e9)
+    assert report.table(slow, ceilings)[1][6] == "100.0%"
+    bare = tuple(replace(one, check=None) for one in measured)
+    assert report.table(replace(case, measurements=bare, n_flops=0.0, n_bytes=0.0), ceilings)[0] == (
+        "", "seconds", "runs", "× time", "",
+    )  # fmt: skip
+    off = tuple(
+        replace(one, check=measure.Check(9, 1, error)) for one, error in zip(measured, (2e-3, np.nan), strict=True)
+    )
+    lines = report.table(replace(case, measurements=off), ceilings)
+    assert [line[-2] for line in lines[1:]] == ["off by 2e-03", "off by nan"]
 
+    failed = measure.Case("resident", "one pass", "made", (9, 9), (3,), "", (), ("peer failed: no memory",))
     machine = {
         "cpu": "c", "cores": 1, "memory_gib": 1.0, "system": "s", "python": "3", "versions": {}, "blas": [],
         "load_average": [0.0],
     }  # fmt: skip
-    device = {"name": "a GPU", "memory_gib": 139.8, "capability": "9.0", "driver": "580.1", "cuda": "13.0"}
-    cases = (found, report.DeviceCase(nobody, 2e9))
-    results = report.DeviceResults(machine, device, ceilings, ("cuML (none)",), "run.py --gpu", "2026-01-01", cases)
-    report.write_results(results, tmp_path)
+    told = {"name": "a GPU", "memory_gib": 139.8, "capability": "9.0", "driver": "580.1", "cuda": "13.0"}
+    results = report.Results(
+        machine, ("cuML (none)",), "run.py --gpu", "2026-01-01", (case, failed), device=told, ceilings=ceilings
+    )
+    report.write_results(results, tmp_path / "gpu")
     page = (tmp_path / "gpu.md").read_text(encoding="utf-8")
-    for told in ("a GPU", "driver 580.1", "CUDA 13.0", "cuML (none)", "`run.py --gpu`", "800 TFLOP/s", "no memory"):
-        assert told in page
+    for text in ("a GPU", "driver 580.1", "CUDA 13.0", "cuML (none)", "`run.py --gpu`", "800 TFLOP/s", "no memory"):
+        assert text in page
     kept = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))
     assert kept["ceilings"]["upload"] == 50e9
-    assert kept["cases"][0]["case"]["measurements"][0]["seconds"] == [0.5, 0.4, 0.9]
+    assert kept["cases"][0]["measurements"][0]["seconds"] == [0.5, 0.4, 0.9]
+    assert kept["cases"][0]["measurements"][1]["ratio"] == 2.0
 
 
-def test_rows_of_the_device_are_as_told() -> None:
-    cases = gpu_cases
-    maker = gpu_rows.Maker(np, 64)
+def test_made_rows_have_a_spectrum_that_decays() -> None:
+    maker = inputs.RowMaker(np, 64)
     rows = np.empty((5000, 64), np.float16)
-    geometry = maker.fill(rows)
-    np.testing.assert_allclose(geometry.origin, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
-    assert geometry.max_abs == np.abs(rows).max()
+    mean, max_abs = maker.fill(rows)
+    np.testing.assert_allclose(mean, rows.mean(axis=0, dtype=np.float64), atol=1e-6)
+    assert max_abs == np.abs(rows).max()
     again = np.empty_like(rows)
     maker.fill(again)
     np.testing.assert_array_equal(rows, again)
@@ -236,22 +270,37 @@ def test_rows_of_the_device_are_as_told() -> None:
     assert centroids.dtype == np.float32
     assert (centroids != centroids.astype(np.float16)).mean() > 0.9  # or 16 bits would be flattered
 
-    # Answers are judged by all distances in float64.
-    exact = ((rows[:300, None].astype(float) - centroids.astype(float)) ** 2).sum(axis=2)
+
+def test_answers_are_judged_by_all_distances_in_float64() -> None:
+    maker = inputs.RowMaker(np, 64)
+    rows = np.empty((300, 64), np.float16)
+    task = gpu_peers.Task(rows, maker.centroids(100), Geometry(*maker.fill(rows), len(rows)))
+    exact = ((rows[:, None].astype(float) - task.centroids.astype(float)) ** 2).sum(axis=2)
     labels = exact.argmin(axis=1)
     labels[:11] = (labels[:11] + 1) % 100
-    picked = np.arange(0, 300, 2)
-    arguments = (rows[picked].astype(np.float32), centroids, exact.min(axis=1)[picked], picked)
-    check = cases._check(cases.Answer(labels, exact.min(axis=1) * (1 + 1e-9)), *arguments)
-    assert (check.n_rows, check.n_wrong) == (150, 6)
+    check = gpu.check_answer(gpu_peers.Answer(labels, exact.min(axis=1) * (1 + 1e-9)), task)
+    assert (check.n_rows, check.n_wrong) == (300, 11)
     assert check.error == pytest.approx(1e-9, rel=1e-3)
     with pytest.raises(ValueError, match=r"labels=-1\.\.99 should be 0\.\.99"):
-        cases._check(cases.Answer(np.append(labels, [-1, 99])), *arguments)
+        gpu.check_answer(gpu_peers.Answer(np.append(labels, [-1, 99])), task)
 
 
-def test_as_many_rows_as_bytes_and_a_second_allow() -> None:
-    choose = gpu_rows.choose_rows
+def test_a_pass_has_as_many_rows_as_bytes_and_a_second_allow() -> None:
+    choose = device.choose_rows
     assert choose(1024, 1024, gigabytes=4, flops=8e14) == 1_953_000  # 4 GB
     assert choose(1024, 100_000, gigabytes=40, flops=8e14) == 1_953_000  # 0.5 · 8e14 operations
     assert choose(1024, 1024, gigabytes=61, flops=8e14) == 29_785_000
     assert choose(8192, 10**9, gigabytes=1e-3, flops=1e9) == 1000
+
+
+def test_the_whole_command_is_timed_and_its_trees_compared(tmp_path: Path) -> None:
+    """On threads of the CPU only; `--local-cuda` needs a device."""
+    pool = gpu.make_pool(tmp_path, 600, 16, "numpy")
+    config = hkm.Config.from_flags((20, 4), n_resamples=1, max_iter=5)
+    for name in ("one.zarr", "other.zarr"):
+        seconds, note = gpu.run_whole(pool, tmp_path / name, config, False)
+        assert seconds > 0
+        assert "s an iteration of level 1" in note
+    same = "labels the same bits, centroids the same bits; 0 of {} labels differ"
+    facts = gpu.compare_trees(tmp_path / "one.zarr", tmp_path / "other.zarr", 2)
+    assert facts == ("level 1: " + same.format(600), "level 2: " + same.format(20))

@@ -1,0 +1,188 @@
+"""The CUDA device that is measured on: what it is, what it can do at best, its memory, and what computes on it."""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pipelines.benchmark.measure import clock
+
+#: Side of the matrix product, and numbers that are copied and sent: many times what a cache holds.
+_SIDE, _COPIED, _SENT = 8192, 1 << 29, 1 << 28
+_BATCH, _BATCHES = 20, 10
+#: A pass at half the rate of the matrix product should take about so many seconds, if there are bytes for it.
+_PASS_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Ceilings:
+    """What the device was measured to do.
+
+    Attributes
+    ----------
+    float16, bfloat16 : float or None
+        FLOP per second of a matrix product, sums in float32; None where no library has it.
+    copy : float
+        Bytes per second of a copy within its memory, read and written bytes added.
+    upload : float
+        Bytes per second from pinned host memory.
+    """
+
+    float16: float
+    bfloat16: float | None
+    copy: float
+    upload: float
+
+    def limit(self, n_flops: float, n_bytes: float) -> float:
+        """Seconds that so many operations, and so many bytes from host memory beside them, take at least.
+
+        Examples
+        --------
+        >>> Ceilings(float16=8e14, bfloat16=None, copy=4e12, upload=5e10).limit(n_flops=8e14, n_bytes=1e11)
+        2.0
+        """
+        return max(n_flops / self.float16, n_bytes / self.upload)
+
+
+def describe_device() -> dict[str, Any]:
+    """Tell on what device is measured: name, memory (GiB), compute capability, driver and CUDA."""
+    import cupy
+
+    facts = cupy.cuda.runtime.getDeviceProperties(cupy.cuda.runtime.getDevice())
+    version = cupy.cuda.runtime.runtimeGetVersion()
+    return {
+        "name": facts["name"].decode(),
+        "memory_gib": round(facts["totalGlobalMem"] / 2**30, 1),
+        "capability": f"{facts['major']}.{facts['minor']}",
+        "driver": _driver_version(),
+        "cuda": f"{version // 1000}.{version % 1000 // 10}",
+    }
+
+
+def _driver_version() -> str:
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return "unknown"
+    command = [tool, "--query-gpu=driver_version", "--format=csv,noheader"]
+    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    return (answer.stdout.split() or ["unknown"])[0]
+
+
+def measure_ceilings() -> Ceilings:
+    """Measure what a pass can be no faster than; random numbers, since products of zeros are quicker."""
+    return Ceilings(*_product_rates(), *_transfer_rates())
+
+
+def _transfer_rates() -> tuple[float, float]:
+    """Bytes per second of a copy within the device, read and written, and from pinned host memory."""
+    import cupy
+
+    source = cupy.random.default_rng(0).standard_normal(_COPIED, dtype=cupy.float32)
+    target = cupy.empty_like(source)
+    received = target[:_SENT]
+    sent = pinned_array((_SENT,), np.float32)
+    sent[...] = source[:_SENT].get()
+    copied = _rate(lambda: cupy.copyto(target, source), 2.0 * source.nbytes)
+    return copied, _rate(lambda: received.set(sent), float(received.nbytes))
+
+
+def _product_rates() -> tuple[float, float | None]:
+    """FLOP per second in float16 and in bfloat16: by torch where it is installed, else by CuPy, without bfloat16."""
+    n_flops = 2.0 * _SIDE**3
+    try:
+        torch = import_module("torch")
+        if torch.cuda.is_available():
+            rates = []
+            for dtype in (torch.float16, torch.bfloat16):
+                a, b = (torch.randn(_SIDE, _SIDE, device="cuda", dtype=dtype) for _ in range(2))
+                out = torch.empty_like(a)
+                rates.append(_rate(lambda a=a, b=b, out=out: torch.mm(a, b, out=out), n_flops))  # type: ignore[misc]
+            return rates[0], rates[1]
+    except ImportError:
+        pass
+    import cupy
+
+    rng = cupy.random.default_rng(0)
+    left, right = (rng.standard_normal((_SIDE, _SIDE), dtype=cupy.float32).astype(cupy.float16) for _ in range(2))
+    return _rate(lambda: left @ right, n_flops), None
+
+
+def _rate(work: Callable[[], object], amount: float) -> float:
+    """So much per second: the median of some batches, after one that warms up."""
+
+    def run_batch() -> None:
+        for _ in range(_BATCH):
+            work()
+
+    seconds = [clock(run_batch, synchronize)[0] for _ in range(_BATCHES + 1)]
+    return amount * _BATCH / statistics.median(seconds[1:])
+
+
+def synchronize() -> None:
+    """Wait until the device has done everything."""
+    import cupy
+
+    cupy.cuda.runtime.deviceSynchronize()
+
+
+def choose_rows(n_features: int, n_clusters: int, *, gigabytes: float, flops: float) -> int:
+    """Choose how many rows of float16 a pass is timed on: as many as `gigabytes` hold and are worth a second.
+
+    Examples
+    --------
+    >>> choose_rows(1024, 4096, gigabytes=4, flops=8e14), choose_rows(1024, 100_000, gigabytes=40, flops=8e14)
+    (1953000, 1953000)
+    """
+    by_bytes = gigabytes * 1e9 / (2 * n_features)
+    by_time = _PASS_SECONDS * 0.5 * flops / (2.0 * n_features * n_clusters)
+    return max(1000, int(min(by_bytes, by_time)) // 1000 * 1000)
+
+
+def pinned_array(shape: tuple[int, ...], dtype: Any) -> NDArray[Any]:
+    """Allocate host memory that the device reads by itself; not from CuPy's pool, which rounds up to a power of two."""
+    import cupy
+
+    n_bytes = int(np.prod(shape)) * np.dtype(dtype).itemsize
+    return np.ndarray(shape, dtype, buffer=cupy.cuda.PinnedMemoryPointer(cupy.cuda.PinnedMemory(n_bytes), 0))
+
+
+def free_memory() -> None:
+    """Give all memory back that nobody holds: CuPy's pool would keep what torch may need next."""
+    import cupy
+
+    gc.collect()
+    cupy.get_default_memory_pool().free_all_blocks()
+    cupy.get_default_pinned_memory_pool().free_all_blocks()
+    if "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+
+
+@contextmanager
+def computing_on(device: str, *, memory: int | None = None) -> Iterator[None]:
+    """Have k-means of this process run on "cuda" or "cpu", with so many bytes of the device's memory at most."""
+    wanted = {"HKM_DEVICE": device, "HKM_DEVICE_MEMORY": None if memory is None else str(memory)}
+    before = {name: os.environ.get(name) for name in wanted}
+    try:
+        _set_environment(wanted)
+        yield
+    finally:
+        _set_environment(before)
+
+
+def _set_environment(values: dict[str, str | None]) -> None:
+    for name, value in values.items():
+        os.environ.pop(name, None)
+        if value is not None:
+            os.environ[name] = value
