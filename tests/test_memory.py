@@ -54,3 +54,15 @@ def test_two_gigabytes_are_clustered_in_half_of_one(pool: Path, tmp_path: Path, 
     peak = peak_resident([*command, "--memory-limit", "512MiB", *where])
     print(f"peak {peak // MIB} MiB of {most} MiB")
     assert peak <= most * MIB
+
+
+def test_many_members_are_resampled_within_the_limit(tmp_path: Path) -> None:
+    """Room for r members of each of k clusters would be 640 MB for every task."""
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(60_000, 8)).astype("f4"))
+    settings = ["--n-clusters", "2000", "--n-resamples", "1", "--memory-limit", "400MiB"]
+    for setting in ("max_iter=1", "init=random", "resample_size=20000"):
+        settings += ["--set", f"levels.1.{setting}"]
+    places = [str(tmp_path / name) for name in ("rows.npy", "tree.zarr")]
+    peak = peak_resident([sys.executable, "-m", "hkm_dask", "cluster", *places, *settings])
+    print(f"peak {peak // MIB} MiB")
+    assert peak <= (400 + 100) * MIB

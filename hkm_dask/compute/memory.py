@@ -1,7 +1,15 @@
-"""Bytes a step needs, as pure functions of shapes, and the budget a worker has for them."""
+"""Bytes a step needs, as pure functions of shapes, and the budget a worker has for them.
+
+A process holds its libraries (`PROCESS_BASE_BYTES`, already taken off every budget), blocks of rows (`block_bytes`, a
+share of the budget) and what a stage makes: once in the process, and once more for every task at work (`StageBytes`).
+`project_level` lists the stages of a level; `check_fits` refuses what does not fit before it is begun.
+"""
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
@@ -16,6 +24,33 @@ TILE_SCORES = 1 << 20
 TILE_CENTROIDS = 4096
 #: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
 MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
+
+
+#: Points whose pairwise distances one greedy walk keeps, at most, and what the coreset has of them per cluster.
+WALK_POINTS, CORESET_FACTOR = 4096, 3
+
+
+@dataclass(frozen=True)
+class StageBytes:
+    """Bytes of one stage: in the process as a whole, and for every task that is at work.
+
+    Attributes
+    ----------
+    process, task : int
+        Bytes.
+
+    Examples
+    --------
+    >>> StageBytes(process=100, task=20).total(n_tasks=3)
+    160
+    """
+
+    process: int
+    task: int = 0
+
+    def total(self, n_tasks: int = 1) -> int:
+        """Bytes with so many tasks at once."""
+        return self.process + n_tasks * self.task
 
 
 def machine_memory() -> int:
@@ -80,6 +115,191 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
     return 4 * (2 * n_operand + tile) + sums
 
 
+def lloyd_stage(n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of an iteration: centroids before and after, sums that are being combined; a fold for every task.
+
+    Examples
+    --------
+    >>> lloyd_stage(1000, 64).process == 8 * 1000 * 64 + 8 * 1000 * 65
+    True
+    """
+    sums = 8 * n_clusters * (n_features + 1)
+    return StageBytes(8 * n_clusters * n_features + sums, fold_bytes(n_clusters, n_features))
+
+
+def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of labeling rows: int32 labels and float64 distances of all of them, three sets of centroids.
+
+    Examples
+    --------
+    >>> assign_stage(10**6, 1000, 64).process - assign_stage(0, 1000, 64).process
+    12000000
+    """
+    centroids = 12 * n_clusters * n_features
+    return StageBytes(12 * n_rows + centroids, fold_bytes(n_clusters, n_features, with_sums=False))
+
+
+def resample_stage(n_rows: int, n_clusters: int, n_features: int, r: int) -> StageBytes:
+    """Bytes of labeling rows and picking up to r members of each cluster: 17 for each row, 40 for each member.
+
+    A row has a key, its copy and a mark while members are picked; a member has a key, a label and a row number, twice
+    while two parts are combined.
+
+    Examples
+    --------
+    >>> resample_stage(10**6, 1000, 64, r=500) == resample_stage(10**6, 1000, 64, r=300)
+    False
+    >>> resample_stage(10**6, 1000, 64, r=1000) == resample_stage(10**6, 1000, 64, r=20_000)
+    True
+    """
+    label = assign_stage(n_rows, n_clusters, n_features)
+    return StageBytes(label.process + 17 * n_rows + 40 * min(n_rows, n_clusters * r), label.task)
+
+
+def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
+    """Bytes of seeding: the points that the greedy walk chooses from, and the distances between them for every task.
+
+    Parameters
+    ----------
+    n_rows, n_clusters, n_features : int
+    init : {"coreset", "k-means++", "k-means||", "random"}
+
+    Returns
+    -------
+    StageBytes
+
+    Examples
+    --------
+    >>> seeding_stage(10**6, 500, 64, "coreset").task == 4 * 1500**2 + 16 * 1500 * 64
+    True
+    >>> seeding_stage(10**6, 500, 64, "random")
+    StageBytes(process=128000, task=0)
+    """
+    if init == "random":
+        return StageBytes(4 * n_clusters * n_features)
+    if init == "k-means++":  # walks all rows at once, in float64
+        table = 4 * n_rows * n_rows if n_rows <= 2 * WALK_POINTS else 0
+        return StageBytes(20 * n_rows * n_features + table)
+    n_points = min(n_rows, CORESET_FACTOR * n_clusters)
+    n_walked = min(n_points, WALK_POINTS)
+    # Means of the cells and a copy of those in use.
+    return StageBytes(8 * n_points * n_features, 4 * n_walked * n_walked + 16 * n_walked * n_features)
+
+
+def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
+    """Bytes of splitting every cluster: places, labels and distances of all rows; for every task a batch, twice.
+
+    Parameters
+    ----------
+    n_rows, n_clusters, n_features, n_splits : int
+    batch_bytes : int
+        Rows that one task splits.
+
+    Returns
+    -------
+    StageBytes
+
+    Examples
+    --------
+    >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process == 32 * 1000 + 8 * 50 * 4
+    True
+    """
+    outcome = 32 * n_rows + 8 * n_clusters * n_splits * n_features
+    return StageBytes(outcome, 2 * batch_bytes + fold_bytes(n_splits, n_features))
+
+
+def project_level(
+    n_rows: int,
+    n_clusters: int,
+    n_features: int,
+    *,
+    init: str,
+    n_resamples: int,
+    r: int,
+    n_splits: int = 1,
+    batch_bytes: int = MAX_BLOCK_BYTES,
+    n_workers: int = 1,
+) -> dict[str, StageBytes]:
+    """Bytes a worker needs for every stage of a level, above its idle size and its blocks of rows.
+
+    Parameters
+    ----------
+    n_rows, n_clusters, n_features : int
+    init : {"coreset", "k-means++", "k-means||", "random"}
+    n_resamples : int
+    r : int
+        Members taken from each cluster.
+    n_splits : int, default 1
+    batch_bytes : int
+        Rows that one task splits.
+    n_workers : int, default 1
+        Workers that share the rows.
+
+    Returns
+    -------
+    dict of str to StageBytes
+
+    Examples
+    --------
+    >>> project_level(10**6, 1000, 64, init="coreset", n_resamples=0, r=0).keys()
+    dict_keys(['seeding', 'Lloyd', 'assigning'])
+    """
+    n_own = -(-n_rows // n_workers)
+    stages = {
+        "seeding": seeding_stage(n_rows, n_clusters, n_features, init),
+        "Lloyd": lloyd_stage(n_clusters, n_features),
+        "assigning": assign_stage(n_own, n_clusters, n_features),
+    }
+    if n_resamples:
+        stages["resampling"] = resample_stage(n_own, n_clusters, n_features, r * n_workers)
+    if n_splits > 1:
+        stages["splitting"] = split_stage(n_rows, n_clusters, n_features, n_splits, batch_bytes)
+    return stages
+
+
+def check_fits(stages: Mapping[str, StageBytes], budget: int, what: str) -> None:
+    """Refuse stages that do not fit with one task at a time.
+
+    Parameters
+    ----------
+    stages : mapping of str to StageBytes
+        From `project_level`.
+    budget : int
+        Bytes the worker may hold above its idle size.
+    what : str
+        What they belong to, such as "level 1".
+
+    Raises
+    ------
+    ComputeError
+        With the bytes it would take, and for what.
+
+    Examples
+    --------
+    >>> check_fits(project_level(10**8, 1000, 64, init="random", n_resamples=0, r=0), 600 << 20, "level 1")
+    Traceback (most recent call last):
+    hkm_dask.errors.ComputeError: memory_limit=1025MiB should be at least 1714MiB for level 1, assigning takes ...
+    """
+    stage = max(stages, key=lambda name: stages[name].total())
+    need = stages[stage].total()
+    if need > budget:
+        raise ComputeError(
+            f"memory_limit={limit_mib(budget):.0f}MiB should be at least {math.ceil(limit_mib(need))}MiB for {what}, "
+            f"{stage} takes {need >> 20}MiB; raise --memory-limit, or use more workers"
+        )
+
+
+def limit_mib(budget: int) -> float:
+    """The memory limit, in MiB, of which so many bytes are the budget: a worker is filled to 80 % of its limit.
+
+    Examples
+    --------
+    >>> limit_mib(600 << 20)
+    1025.0
+    """
+    return (budget + PROCESS_BASE_BYTES) / 0.8 / 2**20
+
+
 def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -> int:
     """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
 
@@ -112,7 +332,9 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -
     return max(1 << 20, min(MAX_DEVICE_BLOCK_BYTES, budget // (8 * n_threads), device_budget // 16))
 
 
-def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> int:
+def threads_that_fit(
+    budget: int, n_threads: int, n_clusters: int, n_features: int, *, process_bytes: int = 0, task_bytes: int = 0
+) -> int:
     """Count the threads of a worker that may fold at once without passing its budget.
 
     Parameters
@@ -123,6 +345,8 @@ def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: i
         Threads it has.
     n_clusters, n_features : int
         Shape of the centroids.
+    process_bytes, task_bytes : int, default 0
+        What the process holds besides, and every task besides its fold; see `StageBytes`.
 
     Returns
     -------
@@ -141,13 +365,12 @@ def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: i
     >>> threads_that_fit(100 << 20, 8, 4096, 384)
     2
     """
-    one = fold_bytes(n_clusters, n_features)
-    fit = int(budget * 0.75) // one
+    one = fold_bytes(n_clusters, n_features) + task_bytes
+    fit = (int(budget * 0.75) - process_bytes) // one
     if fit < 1:
-        need = (one * 4 // 3 + PROCESS_BASE_BYTES) >> 20
-        have = (budget + PROCESS_BASE_BYTES) >> 20
+        need = math.ceil(limit_mib((one + process_bytes) * 4 // 3 + 2))
         raise ComputeError(
-            f"memory_limit={have}MiB should be at least {need}MiB for n_clusters={n_clusters} of {n_features} "
-            "features; raise --memory-limit or lower n_clusters"
+            f"memory_limit={limit_mib(budget):.0f}MiB should be at least {need}MiB for n_clusters={n_clusters} of "
+            f"{n_features} features; raise --memory-limit or lower n_clusters"
         )
     return min(n_threads, fit)

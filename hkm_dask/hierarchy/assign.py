@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
+from hkm_dask.compute.backend import to_host, to_module, worker_module
 from hkm_dask.compute.block_cache import Part
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
@@ -18,60 +18,11 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy import selection
+from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.lloyd import split_rows
 from hkm_dask.kmeans.search.centroid_index import CentroidIndex
 from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, remember, remembered
 from hkm_dask.kmeans.search.geometry import Geometry
-
-
-@dataclass(frozen=True)
-class ClusterHeaps:
-    """Members picked from every cluster: up to r with the smallest keys.
-
-    Attributes
-    ----------
-    keys, rows : ndarray of float64 and int64, shape (n_clusters, r)
-        Heaps with the largest key on top.
-    sizes : ndarray of int64, shape (n_clusters,)
-        How many are filled.
-    """
-
-    keys: NDArray[np.float64]
-    rows: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-
-    @classmethod
-    def nothing(cls, n_clusters: int, r: int) -> ClusterHeaps:
-        """Empty heaps."""
-        return cls(np.empty((n_clusters, r)), np.empty((n_clusters, r), np.int64), np.zeros(n_clusters, np.int64))
-
-    def add_tile(self, keys: Any, first: int, labels: Any) -> None:
-        """Take consecutive rows in; of those on a device, only what is among the best so far leaves it."""
-        xp = array_module(keys)
-        local = xp.arange(len(keys))
-        if xp is not np:
-            full = self.sizes == self.keys.shape[1]
-            worst = np.where(full, self.keys[:, 0], np.inf)
-            local = xp.flatnonzero(keys <= xp.asarray(worst)[labels])
-        rows = to_host(local).astype(np.int64) + first
-        self.add(np.ascontiguousarray(to_host(keys[local])), rows, np.ascontiguousarray(to_host(labels[local])))
-
-    def add(self, keys: NDArray[np.float64], rows: NDArray[np.int64], labels: NDArray[np.int32]) -> None:
-        """Take rows in that are among the best of their cluster."""
-        selection.keep_smallest(keys, rows, labels, self.keys, self.rows, self.sizes)
-
-    def __add__(self, other: ClusterHeaps) -> ClusterHeaps:
-        both = ClusterHeaps(self.keys.copy(), self.rows.copy(), self.sizes.copy())
-        filled = np.arange(other.keys.shape[1]) < other.sizes[:, None]
-        groups = np.broadcast_to(np.arange(len(other.sizes), dtype=np.int32)[:, None], filled.shape)
-        both.add(other.keys[filled], other.rows[filled], np.ascontiguousarray(groups[filled]))
-        return both
-
-    def all_rows(self) -> NDArray[np.int64]:
-        """Row numbers of all members picked, sorted."""
-        filled = np.arange(self.keys.shape[1]) < self.sizes[:, None]
-        return np.sort(self.rows[filled])
 
 
 @dataclass(frozen=True)
@@ -83,12 +34,12 @@ class Assigned:
     counts : ndarray of int64, shape (n_clusters,)
     inertia : int
         Fixed point.
-    chosen : ClusterHeaps or None
+    chosen : ResampleSet or None
     """
 
     counts: NDArray[np.int64]
     inertia: int
-    chosen: ClusterHeaps | None = None
+    chosen: ResampleSet | None = None
 
     def __add__(self, other: Assigned) -> Assigned:
         chosen = self.chosen + other.chosen if self.chosen is not None and other.chosen is not None else None
@@ -126,7 +77,6 @@ class Assign:
         """Fold the part."""
         n_clusters = len(self.centroids.get())
         known = Assignment.unknown(part.stop - part.start)
-        chosen = ClusterHeaps.nothing(n_clusters, self.r) if self.r else None
         finder = Finder(part, self.geometry, "assign")
         inertia: Any = 0
         xp = worker_module()
@@ -136,18 +86,22 @@ class Assign:
         for tile in iter_tiles(part):
             finder.label_distances(tile, self.centroids, known)
             finder.nearest(tile, self.centroids, known)
-            labels, distances = known.labels[tile.local], known.distances[tile.local]
+            distances = known.distances[tile.local]
             # Added up where it is: a device is waited for once.
             inertia = inertia + xp.rint(distances * self.geometry.distance_scale).astype(xp.int64).sum()
-            if chosen is not None:
-                rows = xp.arange(tile.start, tile.stop)
-                keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
-                chosen.add_tile(keys, tile.start, labels)
         remember(part, "assign", self.run, known.labels, known.labels.nbytes)
         known = Assignment(to_host(known.labels), to_host(known.distances))
         if self.folder is not None:
             self._write(part, known)
+        chosen = self._pick(part, n_clusters, known.labels, known.distances) if self.r else None
         return Assigned(np.bincount(known.labels, minlength=n_clusters), int(inertia), chosen)
+
+    def _pick(
+        self, part: Part, n_clusters: int, labels: NDArray[np.int32], distances: NDArray[np.float64]
+    ) -> ResampleSet:
+        rows = np.arange(part.start, part.stop)
+        keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
+        return ResampleSet.pick(n_clusters, self.r, keys, labels, rows)
 
     def _write(self, part: Part, known: Assignment) -> None:
         start, stop = part.start, part.stop

@@ -23,6 +23,7 @@ from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.memory import check_fits, project_level
 from hkm_dask.compute.placement import discard, gather, on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
@@ -37,7 +38,7 @@ from hkm_dask.hierarchy.checkpoint import StepHistory
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
-from hkm_dask.hierarchy.split import split_clusters
+from hkm_dask.hierarchy.split import batch_bytes, split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
@@ -111,8 +112,10 @@ def build_hierarchy(
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:
         if folder is not None:
             with runner_for(client, memory_limit, work_dir=work) as runner:
+                build = _Build(config, source, folder, runner, checkpoint.Checkpoints(work))
+                build.check_memory()
                 store.create_group(folder, _identity(config, source))
-                _Build(config, source, folder, runner, checkpoint.Checkpoints(work)).run()
+                build.run()
             seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
@@ -175,6 +178,15 @@ class _Build:
     ) -> None:
         self.config, self.source, self.folder = config, source, folder
         self.runner, self.checkpoints = runner, checkpoints
+
+    def check_memory(self) -> None:
+        """Refuse levels that no worker has the memory for."""
+        for t, (level, plan) in enumerate(zip(self.config.levels, self._plan(), strict=True), 1):
+            stages = project_level(
+                plan["n"], plan["k"], plan["d"], init=level.init, n_resamples=plan["m"], r=plan["r"],
+                n_splits=plan["n_splits"], batch_bytes=batch_bytes(self.runner), n_workers=self.runner.n_workers,
+            )  # fmt: skip
+            check_fits(stages, self.runner.memory_budget, f"level {t}")
 
     def run(self) -> None:
         """Build the levels that are not complete yet."""
@@ -272,7 +284,7 @@ class _Build:
         if enough > r:
             assigned = pick(r=enough, before=steps.centroids)
         assert assigned.chosen is not None
-        return assigned.chosen.all_rows()
+        return assigned.chosen.rows
 
     def _step(self, t: int, step: int, level: Level, rows: LevelRows, members: Rows) -> Fit:
         """One k-means of a level, over all its rows or over resampled members."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import kernel
@@ -60,60 +61,44 @@ def _nth_smallest(keys, n):  # type: ignore[no-untyped-def]
     return keys[n]
 
 
-@njit(inline="always")
-def _worse(key_a, row_a, key_b, row_b):  # type: ignore[no-untyped-def]
-    return key_a > key_b or (key_a == key_b and row_a > row_b)
-
-
-@kernel("void(f8[::1], i8[::1], i4[::1], f8[:,::1], i8[:,::1], i8[::1])")
-def keep_smallest(keys, rows, groups, heap_keys, heap_rows, sizes):  # type: ignore[no-untyped-def]
-    """Keep, for every group, the rows with the smallest keys; ties to the lowest row.
-
-    Each group's entries are a heap with the worst on top, `sizes` of them filled.
+@kernel("void(f8[::1], i4[::1], i8[::1], i8, b1[::1])")
+def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-def]
+    """Mark the `r` smallest keys of every group; ties go to the first.
 
     Parameters
     ----------
-    keys : ndarray of float64, shape (n_rows,)
-    rows : ndarray of int64, shape (n_rows,)
-    groups : ndarray of int32, shape (n_rows,)
-        Rows of group -1 are left out.
-    heap_keys, heap_rows : ndarray of float64 and int64, shape (n_groups, room)
-        Updated.
-    sizes : ndarray of int64, shape (n_groups,)
-        Updated.
+    keys : ndarray of float64, shape (n,)
+    groups : ndarray of int32, shape (n,)
+        Keys of group -1 are left out.
+    indptr : ndarray of int64, shape (n_groups + 1,)
+        Cumulative sizes of the groups.
+    r : int
+        At least 1.
+    chosen : ndarray of bool, shape (n,)
+        Set to True where a key is among the smallest.
     """
-    room = heap_keys.shape[1]
+    place = indptr[:-1].copy()
+    grouped = np.empty(indptr[-1], np.float64)
+    for i in range(keys.shape[0]):
+        if groups[i] >= 0:
+            grouped[place[groups[i]]] = keys[i]
+            place[groups[i]] += 1
+    limits, ties = np.full(place.shape[0], np.inf), np.full(place.shape[0], r)
+    for g in range(place.shape[0]):
+        of_group = grouped[indptr[g] : indptr[g + 1]]
+        if of_group.shape[0] > r:
+            limits[g] = _nth_smallest(of_group, r - 1)
+            for key in of_group:
+                ties[g] -= key < limits[g]
     for i in range(keys.shape[0]):
         g = groups[i]
-        if g < 0:
+        if g < 0 or keys[i] > limits[g]:
             continue
-        key, row = keys[i], rows[i]
-        size = sizes[g]
-        if size < room:  # sift up from a new leaf
-            at = size
-            sizes[g] = size + 1
-            while at > 0:
-                parent = (at - 1) // 2
-                if not _worse(key, row, heap_keys[g, parent], heap_rows[g, parent]):
-                    break
-                heap_keys[g, at], heap_rows[g, at] = heap_keys[g, parent], heap_rows[g, parent]
-                at = parent
-            heap_keys[g, at], heap_rows[g, at] = key, row
-        elif _worse(heap_keys[g, 0], heap_rows[g, 0], key, row):  # replace the top, sift down
-            at = 0
-            while True:
-                child = 2 * at + 1
-                if child >= size:
-                    break
-                if child + 1 < size and _worse(
-                    heap_keys[g, child + 1], heap_rows[g, child + 1], heap_keys[g, child], heap_rows[g, child]
-                ):
-                    child += 1
-                if not _worse(heap_keys[g, child], heap_rows[g, child], key, row):
-                    break
-                heap_keys[g, at], heap_rows[g, at] = heap_keys[g, child], heap_rows[g, child]
-                at = child
-            heap_keys[g, at], heap_rows[g, at] = key, row
+        if keys[i] == limits[g]:
+            if ties[g] == 0:
+                continue
+            ties[g] -= 1
+        chosen[i] = True
 
 
 @kernel("void(i4[::1], f4[::1], i8[::1], i8, i8, i8[::1])")

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import to_host, worker_device
 from hkm_dask.compute.block_cache import Part, forget, iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.placement import RowNumbers
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -33,8 +34,8 @@ from hkm_dask.kmeans.lloyd import split_rows
 from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles
 from hkm_dask.kmeans.search.geometry import Geometry
 
-#: Bytes of rows one task splits, and on a device, of which it takes a small share: passes need several times as much.
-_BATCH_BYTES, _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 64 << 20, 512 << 20, 16
+#: Bytes of rows one task splits on a device, of which it takes a small share: passes need several times as much.
+_DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 #: Batches of a thread after which progress is told.
 _BATCHES_PER_ROUND = 4
 
@@ -209,9 +210,7 @@ def split_clusters(
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         _regroup(rows, members, path, runner)
-        n_bytes = _BATCH_BYTES
-        if runner.device_budget is not None:
-            n_bytes = min(max(n_bytes, _DEVICE_BATCH_BYTES), runner.device_budget // _BATCHES_ON_A_DEVICE)
+        n_bytes = batch_bytes(runner)
         task = _SplitClusters(NpyRows(path), geometry, settings, n_bytes, runner.memory_budget, together)
         found = []
         for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
@@ -230,6 +229,13 @@ def split_clusters(
         distances.astype(np.float32),
         int(fixed.sum()) / geometry.distance_scale,
     )
+
+
+def batch_bytes(runner: Runner) -> int:
+    """Bytes of the rows that one task splits."""
+    if runner.device_budget is not None:
+        return min(_DEVICE_BATCH_BYTES, runner.device_budget // _BATCHES_ON_A_DEVICE)
+    return block_bytes(runner.memory_budget, max(1, runner.n_threads // runner.n_workers))
 
 
 def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:

@@ -1,13 +1,15 @@
 """Bytes a step needs: by hand, at sizes no machine has, and refused with the number that would do."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hkm_dask.compute import memory
-from hkm_dask.compute.memory import block_bytes, fold_bytes, threads_that_fit, tile_rows
+from hkm_dask.compute.memory import block_bytes, check_fits, fold_bytes, project_level, threads_that_fit, tile_rows
+from hkm_dask.compute.runner import budget_within
 from hkm_dask.errors import ComputeError
 
 MIB = 1 << 20
@@ -61,14 +63,63 @@ def test_the_threads_that_fit_fit(budget: int, n_threads: int, n_clusters: int, 
 
 
 def test_too_little_memory_is_refused_with_the_number_that_would_do() -> None:
-    have = 100 * MIB
     with pytest.raises(ComputeError) as caught:
-        threads_that_fit(have, 4, 100_000, 1024)
+        threads_that_fit(budget_within(400 * MIB), 4, 100_000, 1024)
     message = str(caught.value)
+    assert message.startswith("memory_limit=400MiB should be at least ")
     assert "n_clusters=100000 of 1024 features" in message
-    assert f"memory_limit={(have + memory.PROCESS_BASE_BYTES) // MIB}MiB" in message
-    need = int(message.split("at least ")[1].split("MiB")[0]) * MIB + MIB
-    assert threads_that_fit(need - memory.PROCESS_BASE_BYTES, 4, 100_000, 1024) == 1
+    need = number_needed(message)
+    assert threads_that_fit(budget_within(need * MIB), 4, 100_000, 1024) == 1
+    with pytest.raises(ComputeError):
+        threads_that_fit(budget_within((need - 2) * MIB), 4, 100_000, 1024)
+
+
+def test_what_else_a_process_or_a_task_holds_leaves_room_for_fewer_threads() -> None:
+    one = fold_bytes(4096, 384)
+    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384) == 4
+    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, process_bytes=one) == 3
+    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, task_bytes=one) == 2
+    with pytest.raises(ComputeError):
+        threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, process_bytes=4 * one)
+
+
+def number_needed(message: str) -> int:
+    return int(message.split("at least ")[1].split("MiB")[0])
+
+
+@pytest.mark.parametrize(
+    ("shape", "settings", "stage"),
+    [
+        ((10**9, 1000, 64), {}, "resampling"),
+        ((10**9, 1000, 64), {"n_resamples": 0}, "assigning"),
+        ((10**7, 10**6, 1024), {"n_resamples": 0}, "Lloyd"),
+        ((10**6, 1000, 64), {"init": "k-means++"}, "seeding"),
+        ((10**8, 100, 64), {"n_resamples": 0, "n_splits": 100}, "splitting"),
+    ],
+)
+def test_a_level_is_refused_for_the_stage_that_takes_most(
+    shape: tuple[int, int, int], settings: dict[str, Any], stage: str
+) -> None:
+    stages = project_level(*shape, **{"init": "coreset", "n_resamples": 1, "r": shape[0] // shape[1] // 2, **settings})
+    with pytest.raises(ComputeError, match=f"for level 3, {stage} takes") as caught:
+        check_fits(stages, budget_within(512 * MIB), "level 3")
+    need = number_needed(str(caught.value))
+    check_fits(stages, budget_within(need * MIB), "level 3")
+    with pytest.raises(ComputeError):
+        check_fits(stages, budget_within((need - 2) * MIB), "level 3")
+
+
+def test_workers_share_what_belongs_to_rows() -> None:
+    one, four = (
+        project_level(10**8, 100, 64, init="coreset", n_resamples=1, r=500, n_workers=n)["resampling"].process
+        for n in (1, 4)
+    )
+    assert one / 4 < four < one
+
+
+def test_bytes_of_a_level_do_not_overflow() -> None:
+    stages = project_level(10**9, 10**7, 1024, init="coreset", n_resamples=10, r=50, n_splits=10)
+    assert all(isinstance(stage.total(1000), int) and stage.total() > 2**34 for stage in stages.values())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from hkm_dask.compute import runner as runner_module
@@ -13,7 +11,7 @@ from hkm_dask.data import store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.hierarchy.assign import Assigned, ClusterHeaps, LevelRows, assign
+from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
 from hkm_dask.kmeans.search.geometry import make_geometry
 
 
@@ -74,7 +72,7 @@ def test_the_closest_members_are_chosen_ties_to_the_lowest_row(r: int, n_threads
         for row in sorted(np.flatnonzero(labels == c).tolist(), key=lambda i: (distances[i], i))[:r]
     ]
     assert found.chosen is not None
-    assert found.chosen.all_rows().tolist() == sorted(expected)
+    assert found.chosen.rows.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
@@ -87,7 +85,7 @@ def test_random_members_are_those_with_the_smallest_keys(n_threads: int) -> None
         row for c in range(17) for row in sorted(np.flatnonzero(labels == c).tolist(), key=keys.__getitem__)[:4]
     ]
     assert found.chosen is not None
-    assert found.chosen.all_rows().tolist() == sorted(expected)
+    assert found.chosen.rows.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 30, 128])
@@ -117,22 +115,3 @@ def test_centroids_that_are_none_are_never_found() -> None:
     found = run(level_of(ArrayRows(rows), 500, 17), centroids, r=2)
     assert found.counts[[0, 5, 16]].tolist() == [0, 0, 0]
     assert found.counts.sum() == 500
-
-
-KEYED = st.lists(st.tuples(st.integers(0, 3), st.sampled_from([0.0, 1.0, 2.0])), max_size=30)
-
-
-@given(KEYED, st.integers(1, 4), st.integers(0, 30), st.integers(0, 30))
-def test_chosen_however_the_rows_came_together(rows: list[tuple[int, float]], r: int, a: int, b: int) -> None:
-    groups = np.array([group for group, _ in rows], np.int32)
-    keys = np.array([key for _, key in rows])
-    numbers = np.arange(len(rows))
-    a, b = sorted((min(a, len(rows)), min(b, len(rows))))
-    parts = [ClusterHeaps.nothing(4, r) for _ in range(3)]
-    for chosen, part in zip(parts, (slice(0, a), slice(a, b), slice(b, None)), strict=True):
-        chosen.add(keys[part], numbers[part], groups[part])
-    expected = [i for c in range(4) for i in sorted(numbers[groups == c].tolist(), key=lambda i: (keys[i], i))[:r]]
-    first, second, third = parts
-    for together in ((first + second) + third, third + (first + second), second + (third + first)):
-        assert together.all_rows().tolist() == sorted(expected)
-    assert first.sizes.sum() <= a  # what was added up is as it was

@@ -13,7 +13,7 @@ from hkm_dask.compute import runner as runner_module
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
 from hkm_dask.data.rows import Rows
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import build
 from hkm_dask.hierarchy.build import build_hierarchy
@@ -476,4 +476,11 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
     ]:
         with pytest.raises((InputError, StoreError), match=message):
             build_hierarchy(given, tmp_path / "new" / "tree.zarr", config)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_level_that_takes_too_much_memory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = Config(levels=tuple(levels(5000, init="k-means++")))
+    with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB for level 1, seeding takes"):
+        build_hierarchy(np.zeros((20_000, 512), "f2"), tmp_path / "tree.zarr", config, memory_limit="400MiB")
     assert list(tmp_path.iterdir()) == []

@@ -11,24 +11,14 @@ from hypothesis.extra import numpy as hnp
 from hkm_dask.hierarchy import selection
 
 
-@given(
-    hnp.arrays(np.float64, st.integers(0, 60), elements=st.integers(-3, 3).map(float)),
-    st.integers(1, 7),
-    st.integers(0, 60),
-    st.data(),
-)
-def test_the_smallest_keys_are_kept_however_the_rows_come(
-    keys: np.ndarray, room: int, cut: int, data: st.DataObject
-) -> None:
+@given(hnp.arrays(np.float64, st.integers(0, 60), elements=st.integers(-3, 3).map(float)), st.integers(1, 7), st.data())
+def test_the_smallest_keys_of_every_group_are_marked(keys: np.ndarray, r: int, data: st.DataObject) -> None:
     groups = np.array(data.draw(st.lists(st.integers(-1, 2), min_size=len(keys), max_size=len(keys))), np.int32)
-    rows = np.arange(len(keys)) * 10
-    heap_keys, heap_rows, sizes = np.empty((3, room)), np.empty((3, room), np.int64), np.zeros(3, np.int64)
-    for some in (slice(0, cut), slice(cut, None)):
-        selection.keep_smallest(keys[some], rows[some], groups[some], heap_keys, heap_rows, sizes)
-    for g in range(3):
-        expected = heapq.nsmallest(room, [(keys[i], rows[i]) for i in np.flatnonzero(groups == g)])
-        found = sorted(zip(heap_keys[g, : sizes[g]].tolist(), heap_rows[g, : sizes[g]].tolist(), strict=True))
-        assert found == expected
+    indptr = np.cumsum([0, *(int((groups == g).sum()) for g in range(3))])
+    chosen = np.zeros(len(keys), np.bool_)
+    selection.mark_smallest(keys, groups, indptr, r, chosen)
+    best = [heapq.nsmallest(r, [(keys[i], int(i)) for i in np.flatnonzero(groups == g)]) for g in range(3)]
+    assert np.flatnonzero(chosen).tolist() == sorted(i for group in best for _, i in group)
 
 
 @given(hnp.arrays(np.int32, st.integers(1, 60), elements=st.integers(-1, 5)), st.data())
