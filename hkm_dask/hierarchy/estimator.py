@@ -17,7 +17,7 @@ from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import n_levels, read_array
+from hkm_dask.hierarchy.tree import TreeArrays
 from hkm_dask.kmeans.base import Clusterer
 from hkm_dask.kmeans.inputs import rows_of
 
@@ -153,10 +153,10 @@ class HierarchicalKMeans(Clusterer):
                 # What lies on disk keeps its name in the tree, and its fingerprint.
                 source = x if isinstance(x, str | os.PathLike | Pool) else rows
                 self.tree_ = self._build(source, config, runner.work_dir if self.path is None else None)
-        top = n_levels(self.tree_)
-        self.cluster_centers_ = read_array(self.tree_, top, "centroids")
-        self.labels_ = np.ascontiguousarray(self.tree_.hkm.labels(top).to_numpy())
-        histories = [read_array(self.tree_, t, "inertia") for t in range(1, top + 1)]
+        arrays = TreeArrays(self.tree_)
+        self.cluster_centers_ = arrays.read(arrays.n_levels, "centroids")
+        self.labels_ = np.ascontiguousarray(arrays.ancestors(arrays.read(1, "labels"))[-1])
+        histories = [arrays.read(t, "inertia") for t in range(1, arrays.n_levels + 1)]
         self.n_iter_ = sum(int(np.isfinite(history).sum()) for history in histories)
         return self
 
@@ -203,11 +203,9 @@ class HierarchicalKMeans(Clusterer):
             Rows of another width, with NaN or with values too large for float32 squares.
         """
         check_is_fitted(self)
-        centroids = read_array(self.tree_, 1, "centroids")
-        paths = [np.arange(len(centroids), dtype=np.int32)]
-        for t in range(2, n_levels(self.tree_) + 1):
-            above = read_array(self.tree_, t, "labels")
-            paths.append(np.where(paths[-1] >= 0, above[paths[-1]], np.int32(-1)))
+        arrays = TreeArrays(self.tree_)
+        centroids = arrays.read(1, "centroids")
+        paths = arrays.ancestors(np.arange(len(centroids), dtype=np.int32))
         return self._labels(X, centroids, np.stack(paths, axis=1))
 
     def sample(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from hkm_dask.data import chunks, files, layout
+from hkm_dask.data import chunks, files
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
 
 # Rows turned into columns at a time: a few tens of MB, however large the subset is.
 BLOCK_ROWS = 2**18
@@ -110,24 +111,21 @@ class _Subset:
     rows: np.ndarray
     labels: chunks.StoredArray
     distances: chunks.StoredArray
-    upper: tuple[np.ndarray, ...]  # labels of the clusters of level 1, of level 2, ...
-    pool: Pool | None  # None where nothing is known of the rows but their numbers
+    tree: TreeArrays
+    pool: Pool | None  # None where the pool has neither ids nor columns
 
     @classmethod
     def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_pool: bool) -> _Subset:
-        root = _tree_path(tree)
-        attributes = _attributes(root)
-        labels = chunks.open_array(root / "level_1" / "labels")
-        upper: list[np.ndarray] = []
-        while (above := root / f"level_{len(upper) + 2}" / "labels").is_dir():
-            stored = chunks.open_array(above)
-            upper.append(stored.read(0, stored.spec.shape[0]))
+        opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+        if (source := opened.encoding.get("source")) is None:
+            raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+        labels, distances = (chunks.open_array(Path(source, "level_1", name)) for name in ("labels", "distances"))
         return cls(
             rows=chunks.check_rows(rows, labels.spec.shape[0]),
             labels=labels,
-            distances=chunks.open_array(root / "level_1" / "distances"),
-            upper=tuple(upper),
-            pool=_pool_of(attributes) if with_pool else None,
+            distances=distances,
+            tree=TreeArrays(opened),
+            pool=_pool_of(opened.attrs) if with_pool else None,
         )
 
     def blocks(self) -> Iterator[np.ndarray]:
@@ -143,12 +141,8 @@ class _Subset:
             columns["id"] = ids
         if self.pool is not None:
             columns |= {name: self.pool.column(name, rows) for name in self.pool.columns}
-        labels = self.labels.take(rows)
-        columns["level_1"] = labels
-        for number, parents in enumerate(self.upper, start=2):
-            # A row outside the clustered subset has no cluster; indexing with -1 would give it the last one's.
-            labels = np.where(labels >= 0, parents[np.maximum(labels, 0)], -1).astype(labels.dtype)
-            columns[f"level_{number}"] = labels
+        for level, labels in enumerate(self.tree.ancestors(self.labels.take(rows)), start=1):
+            columns[f"level_{level}"] = labels
         columns["distance"] = np.sqrt(self.distances.take(rows))
         return columns
 
@@ -211,22 +205,7 @@ def _text_if_object(values: np.ndarray) -> Any:
     return values.tolist() if values.dtype.kind in "OTU" else values
 
 
-def _tree_path(tree: xr.DataTree | str | os.PathLike[str]) -> Path:
-    if not isinstance(tree, xr.DataTree):
-        return Path(tree)
-    source = tree.encoding.get("source")
-    if source is None:
-        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
-    return Path(source)
-
-
-def _attributes(root: Path) -> dict[str, Any]:
-    attributes = files.read_attributes(root)
-    layout.check_marker(attributes, layout.TREE_FORMAT, root)
-    return attributes
-
-
-def _pool_of(attributes: dict[str, Any]) -> Pool | None:
+def _pool_of(attributes: Mapping[Any, Any]) -> Pool | None:
     """Open the pool the tree was built from, where it tells more than numbers; refuse another, which would lie."""
     where = attributes.get("pool")
     if not where:

@@ -10,19 +10,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
+import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
-
-if TYPE_CHECKING:
-    import xarray as xr
+from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
 
 STRATEGIES = ("hierarchical", "flat")
 WITHIN = ("random", "closest", "furthest")
@@ -95,26 +93,6 @@ def _give_one(
     return (able & (rank < left[node])).astype(np.int64)
 
 
-@dataclass(frozen=True)
-class _Tree:
-    """What sampling needs to know of a hierarchy, level 1 first."""
-
-    indptr: list[NDArray[np.int64]]
-    members: list[NDArray[np.int64]]
-    leaf_sizes: list[NDArray[np.int64]]
-
-    @classmethod
-    def load(cls, tree: xr.DataTree) -> _Tree:
-        from hkm_dask.hierarchy.tree import n_levels, read_array
-
-        levels = range(1, n_levels(tree) + 1)
-        return cls(
-            [read_array(tree, t, f"indptr_{t}") for t in levels],
-            [read_array(tree, t, f"members_{t}") for t in levels],
-            [read_array(tree, t, "leaf_sizes") for t in levels],
-        )
-
-
 def sample(
     tree: xr.DataTree | str | os.PathLike[str],
     size: int,
@@ -166,25 +144,26 @@ def sample(
     >>> rows.dtype, len(rows), len(set(rows.tolist()))
     (dtype('int64'), 50, 50)
     """
-    if isinstance(tree, str | os.PathLike):
-        from hkm_dask.hierarchy.tree import open_hierarchy
-
-        tree = open_hierarchy(tree)
-    loaded = _Tree.load(tree)
-    _check(loaded, size, strategy, within, multiplier, seed)
+    arrays = TreeArrays(open_hierarchy(tree) if isinstance(tree, str | os.PathLike) else tree)
+    indptr, members, leaf_sizes = (
+        [arrays.read(t, name) for t in range(1, arrays.n_levels + 1)] for name in ("indptr", "members", "leaf_sizes")
+    )
+    _check(int(leaf_sizes[0].sum()), size, strategy, within, multiplier, seed)
     emit("progress", stage="sample", done=0, total=size)
     if strategy == "flat":
-        indptr, members = _leaves_of_top(loaded, tree)
-        targets = _top_targets(loaded.leaf_sizes[-1], size, multiplier, seed)
+        # Samples by top-level cluster, in order of the distance to their level-1 centroid.
+        top = arrays.ancestors(arrays.read(1, "labels"))[-1]
+        groups = group_by_label(top, arrays.read(1, "distances"), len(leaf_sizes[-1]))
+        targets = _top_targets(leaf_sizes[-1], size, multiplier, seed)
     else:
-        targets = hierarchical_targets(loaded.indptr, loaded.members, loaded.leaf_sizes, size, multiplier, seed)
-        indptr, members = loaded.indptr[0], loaded.members[0]
-    rows = draw_members(indptr, members, targets, within=within, key=stream_key(seed, "within"))
+        groups = indptr[0], members[0]
+        targets = hierarchical_targets(indptr, members, leaf_sizes, size, multiplier, seed)
+    rows = draw_members(*groups, targets, within=within, key=stream_key(seed, "within"))
     emit("progress", stage="sample", done=size, total=size)
     return rows
 
 
-def _check(loaded: _Tree, size: int, strategy: str, within: str, multiplier: int, seed: int) -> None:
+def _check(n_samples: int, size: int, strategy: str, within: str, multiplier: int, seed: int) -> None:
     problems = [
         f"{name}={value!r} should be a whole number >= {least}; give another {name}"
         for name, value, least in [("multiplier", multiplier, 1), ("seed", seed, 0)]
@@ -193,7 +172,7 @@ def _check(loaded: _Tree, size: int, strategy: str, within: str, multiplier: int
     for name, choice, known in [("strategy", strategy, STRATEGIES), ("within", within, WITHIN)]:
         if choice not in known:
             problems.append(f"{name}={choice!r} should be one of {', '.join(known)}; choose one of them")
-    available = int(loaded.leaf_sizes[0].sum()) * (1 if problems else multiplier)
+    available = n_samples * (1 if problems else multiplier)
     if not _is_whole(size) or not 1 <= size <= available:
         remedy = "lower it, or raise multiplier" if _is_whole(size) and size > available else "give another size"
         problems.append(f"size={size!r} should be a whole number from 1 to the {available} available; {remedy}")
@@ -252,18 +231,6 @@ def hierarchical_targets(
         targets = np.zeros(len(leaf_sizes[t - 1]), np.int64)
         targets[children] = shared
     return targets
-
-
-def _leaves_of_top(loaded: _Tree, tree: xr.DataTree) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Samples grouped by top-level cluster, by distance to their level-1 centroid within it."""
-    from hkm_dask.hierarchy.members import group_by_label
-    from hkm_dask.hierarchy.tree import read_array
-
-    labels = read_array(tree, 1, "labels")
-    for t in range(2, len(loaded.indptr) + 1):
-        labels = np.where(labels >= 0, read_array(tree, t, "labels")[labels], -1).astype(np.int32)
-    distances = read_array(tree, 1, "distances")
-    return group_by_label(labels, distances, len(loaded.leaf_sizes[-1]))
 
 
 def draw_members(

@@ -16,11 +16,6 @@ from hkm_dask.data.files import read_attributes
 from hkm_dask.errors import InputError, StoreError
 
 
-def n_levels(tree: xr.DataTree) -> int:
-    """Count the levels of a tree."""
-    return sum(name.startswith("level_") for name in tree.children)
-
-
 def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     """Open a complete tree; arrays are read when they are asked for.
 
@@ -55,34 +50,81 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     return xr.open_datatree(folder, engine="zarr", chunks={})
 
 
-def read_array(tree: xr.DataTree, level: int, name: str) -> NDArray[Any]:
-    """Read an array of a tree whole, every chunk of it checked where it lies on a local disk.
+class TreeArrays:
+    """The arrays of a tree, each read once and whole, every chunk of it checked where it lies on a local disk.
 
     Parameters
     ----------
     tree : xarray.DataTree
         From `open_hierarchy`, or any like it in memory.
-    level : int
-        From 1.
-    name : str
-        Such as "labels".
 
-    Returns
-    -------
-    ndarray
-
-    Raises
-    ------
-    StoreError
-        A chunk is missing, cut or altered.
+    Attributes
+    ----------
+    n_levels : int
     """
-    array, source = tree[f"level_{level}/{name}"], tree.encoding.get("source")
-    if source is not None and array.chunks is not None:
-        # Zarr, and so xarray, takes a chunk that is missing for one of nothing but the fill value.
-        stored = open_array(Path(source, f"level_{level}", name))
-        if stored.spec.shape == array.shape:
-            return stored.read(0, array.shape[0])
-    return array.to_numpy()
+
+    def __init__(self, tree: xr.DataTree) -> None:
+        self._tree = tree
+        self._read: dict[tuple[int, str], NDArray[Any]] = {}
+        self.n_levels = sum(name.startswith("level_") for name in tree.children)
+
+    def read(self, level: int, name: str) -> NDArray[Any]:
+        """Read an array.
+
+        Parameters
+        ----------
+        level : int
+            From 1.
+        name : str
+            Such as "labels"; "members" and "indptr" carry the number of the level on disk, and not here.
+
+        Returns
+        -------
+        ndarray
+            Not to be written to.
+
+        Raises
+        ------
+        InputError
+            There is no such level.
+        StoreError
+            A chunk is missing, cut or altered.
+        """
+        if not 1 <= level <= self.n_levels:
+            raise InputError(f"level={level} should be between 1 and {self.n_levels}; choose one of the tree's levels")
+        if (level, name) not in self._read:
+            self._read[level, name] = self._load(level, f"{name}_{level}" if name in ("members", "indptr") else name)
+        return self._read[level, name]
+
+    def _load(self, level: int, name: str) -> NDArray[Any]:
+        array, source = self._tree[f"level_{level}/{name}"], self._tree.encoding.get("source")
+        if source is not None and array.chunks is not None:
+            # Zarr, and so xarray, takes a chunk that is missing for one of nothing but the fill value.
+            stored = open_array(Path(source, f"level_{level}", name))
+            if stored.spec.shape == array.shape:
+                return stored.read(0, array.shape[0])
+        return array.to_numpy()
+
+    def ancestors(self, labels: NDArray[np.int32], level: int | None = None) -> list[NDArray[np.int32]]:
+        """Clusters above clusters of level 1.
+
+        Parameters
+        ----------
+        labels : ndarray of int32, shape (n,)
+            Clusters of level 1; -1 for none.
+        level : int, optional
+            Where to stop; at the top by default.
+
+        Returns
+        -------
+        list of ndarray of int32, shape (n,)
+            For every level, level 1 first; -1 stays -1.
+        """
+        path = [labels]
+        for t in range(2, (level or self.n_levels) + 1):
+            parents = self.read(t, "labels")
+            path.append(np.where(path[-1] >= 0, parents[path[-1]], np.int32(-1)))
+        return path
 
 
 @xr.register_datatree_accessor("hkm")
@@ -107,28 +149,20 @@ class HkmAccessor:
     """
 
     def __init__(self, tree: xr.DataTree) -> None:
-        self._tree = tree
-        self._kept: dict[tuple[int, str], NDArray[Any]] = {}
+        self._tree, self._arrays = tree, TreeArrays(tree)
 
     @property
     def n_levels(self) -> int:
         """Levels of the tree."""
-        return n_levels(self._tree)
+        return self._arrays.n_levels
 
     @property
     def n_clusters(self) -> tuple[int, ...]:
         """Clusters of each level, level 1 first."""
         return tuple(int(self._tree[f"level_{t}"].sizes[f"cluster_{t}"]) for t in range(1, self.n_levels + 1))
 
-    def _array(self, level: int, name: str) -> NDArray[Any]:
-        if not 1 <= level <= self.n_levels:
-            raise InputError(f"level={level} should be between 1 and {self.n_levels}; choose one of the tree's levels")
-        if (level, name) not in self._kept:
-            self._kept[level, name] = read_array(self._tree, level, name)
-        return self._kept[level, name]
-
     def _check_cluster(self, level: int, cluster: int) -> None:
-        n = len(self._array(level, "sizes"))
+        n = len(self._arrays.read(level, "sizes"))
         if not 0 <= cluster < n:
             raise InputError(f"cluster={cluster} should be between 0 and {n - 1} at level {level}; choose another")
 
@@ -145,10 +179,8 @@ class HkmAccessor:
         xarray.DataArray of int32, shape (sample,)
             -1 for samples that were left out.
         """
-        labels = self._array(1, "labels")
-        for t in range(2, level + 1):
-            labels = np.where(labels >= 0, self._array(t, "labels")[labels], np.int32(-1))
-        self._array(level, "sizes")
+        self._arrays.read(level, "labels")
+        labels = self._arrays.ancestors(self._arrays.read(1, "labels"), level)[-1]
         return xr.DataArray(labels, dims="sample", name=f"labels_{level}", attrs={"missing": -1})
 
     def path(self, sample: int) -> tuple[int, ...]:
@@ -164,14 +196,11 @@ class HkmAccessor:
         InputError
             The sample is not in the tree.
         """
-        labels = self._array(1, "labels")
+        labels = self._arrays.read(1, "labels")
         if not 0 <= sample < len(labels) or labels[sample] < 0:
             where = "was left out of the clustering" if 0 <= sample < len(labels) else f"is not among {len(labels)}"
             raise InputError(f"sample={sample} should be a clustered row of the pool, it {where}; choose another")
-        path = [int(labels[sample])]
-        for t in range(2, self.n_levels + 1):
-            path.append(int(self._array(t, "labels")[path[-1]]))
-        return tuple(path)
+        return tuple(int(label[0]) for label in self._arrays.ancestors(labels[sample : sample + 1]))
 
     def children(self, level: int, cluster: int) -> NDArray[np.int64]:
         """Children of a cluster: clusters of the level below, or samples for level 1.
@@ -194,7 +223,7 @@ class HkmAccessor:
             There is no such level or cluster.
         """
         self._check_cluster(level, cluster)
-        indptr, members = self._array(level, f"indptr_{level}"), self._array(level, f"members_{level}")
+        indptr, members = self._arrays.read(level, "indptr"), self._arrays.read(level, "members")
         return members[indptr[cluster] : indptr[cluster + 1]]
 
     def members(self, level: int, cluster: int) -> NDArray[np.int64]:
@@ -215,12 +244,10 @@ class HkmAccessor:
         InputError
             There is no such level or cluster.
         """
-        found = self.children(level, cluster)
-        if level == 1:
-            return found
+        members = self.children(level, cluster)
         for t in range(level - 1, 0, -1):
-            found = np.concatenate([self.children(t, int(c)) for c in found]) if len(found) else found
-        return np.sort(found)
+            members = np.concatenate([self.children(t, int(c)) for c in members]) if len(members) else members
+        return members if level == 1 else np.sort(members)
 
     def nearest_samples(self, level: int, cluster: int, n: int = 10) -> NDArray[np.int64]:
         """Samples that stand for a cluster: the ones closest to its centroid, going down its children.
@@ -245,13 +272,13 @@ class HkmAccessor:
         children = self.children(level, cluster)
         if level == 1:
             return children[: max(n, 0)]
-        shares = _share_out(self._array(level - 1, "leaf_sizes")[children], n)
-        found = [
+        shares = _share_out(self._arrays.read(level - 1, "leaf_sizes")[children], n)
+        samples = [
             self.nearest_samples(level - 1, int(child), int(share))
             for child, share in zip(children, shares, strict=True)
             if share
         ]
-        return np.concatenate(found) if found else np.empty(0, np.int64)
+        return np.concatenate(samples) if samples else np.empty(0, np.int64)
 
 
 def _share_out(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
@@ -264,7 +291,7 @@ def _share_out(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """
     shares = np.zeros_like(sizes)
     while (left := n - int(shares.sum())) > 0 and (able := shares < sizes).any():
-        more = np.minimum(sizes - shares, max(1, left // int(able.sum())))
-        more[np.cumsum(more) > left] = 0
-        shares += more
+        added = np.minimum(sizes - shares, max(1, left // int(able.sum())))
+        added[np.cumsum(added) > left] = 0
+        shares += added
     return shares

@@ -11,7 +11,7 @@ from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
 
 RandomTree = Callable[[int], xr.DataTree]
 KS = (12, 5, 3)
@@ -48,6 +48,17 @@ def test_labels_at_every_level(random_tree: RandomTree, seed: int) -> None:
         found = tree.hkm.labels(level)
         assert (found.dims, found.dtype, found.attrs) == (("sample",), np.int32, {"missing": -1})
         assert found.values.tolist() == labels_at(tree, level)
+
+
+def test_ancestors_of_no_cluster_are_none_and_arrays_are_read_once(random_tree: RandomTree) -> None:
+    arrays = TreeArrays(random_tree(0))
+    clusters = np.array([-1, *range(KS[0])], np.int32)
+    above = arrays.ancestors(clusters)
+    assert [len(labels) for labels in above] == [len(clusters)] * 3
+    assert [labels[0] for labels in above] == [-1, -1, -1]
+    assert above[1][1:].tolist() == arrays.read(2, "labels").tolist()
+    assert len(arrays.ancestors(clusters, level=2)) == 2
+    assert arrays.read(2, "labels") is arrays.read(2, "labels")
 
 
 def test_the_path_of_a_sample(random_tree: RandomTree) -> None:
