@@ -1,4 +1,4 @@
-"""How balanced a draw is, and how the clusters of a level share the classes, where some samples have labels."""
+"""Class balance of a draw, and of the clusters of a level, where some samples have labels."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     >>> class_balance([0, 0, 0, 1], 4)
     ClassBalance(entropy=0.405..., kl_to_uniform=0.823..., gini=0.625, n_missed=2)
     """
-    sizes = _sizes(labels, n_classes)
+    sizes = _count_classes(labels, n_classes)
     share = sizes[sizes > 0] / sizes.sum()
     entropy = float(-(share * np.log(share)).sum()) + 0.0  # not -0.0
     # Half the mean difference between two classes, relative to the mean: from the sizes in order of size.
@@ -72,25 +72,6 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
         gini=gini,
         n_missed=int((sizes == 0).sum()),
     )
-
-
-def _sizes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
-    values = np.asarray(labels)
-    problems = []
-    if n_classes < 2:
-        problems.append(f"n_classes={n_classes} should be >= 2; evenness needs something to compare")
-    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
-        problems.append(
-            f"labels={values.dtype.name} of shape {values.shape} should be integers of shape (n_samples,), not empty;"
-            " number the classes from 0"
-        )
-    elif values.min() < 0 or values.max() >= n_classes:
-        problems.append(
-            f"labels={int(values.min())}…{int(values.max())} should be in 0…{n_classes - 1}; number the classes from 0"
-        )
-    if problems:
-        raise InputError(problems)
-    return np.bincount(values, minlength=n_classes).astype(np.int64)
 
 
 @dataclass(frozen=True)
@@ -110,7 +91,7 @@ class ClassClusters:
 
 
 def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> ClassClusters:
-    """Count the clusters of each class, and say how large they are on average.
+    """Count the clusters of each class, and average their sizes.
 
     Parameters
     ----------
@@ -134,7 +115,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
     >>> clusters_per_class([0, 0, 1], [10, 20, 3], 3)
     ClassClusters(n_clusters=array([2, 1, 0]), mean_size=array([15.,  3., nan]))
     """
-    counts = _sizes(classes, n_classes)
+    counts = _count_classes(classes, n_classes)
     weights = np.asarray(sizes, dtype=np.float64)
     if weights.shape != (int(counts.sum()),):
         raise InputError(f"sizes={weights.shape} should have the shape of classes; give one size per cluster")
@@ -146,7 +127,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
 def nearest_class(
     centroids: NDArray[np.floating], embeddings: NDArray[np.floating], labels: ArrayLike, *, n_neighbors: int = 10
 ) -> NDArray[np.int64]:
-    """Give each centroid the commonest class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
+    """Give each centroid the most common class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
 
     Parameters
     ----------
@@ -182,8 +163,27 @@ def nearest_class(
         problems.append(f"n_neighbors={n_neighbors} should be in 1…{len(embeddings)}; as many samples are labeled")
     if problems:
         raise InputError(problems)
-    # Brute force is what scikit-learn would choose in many dimensions, too; its trees only pay in few.
     near = NearestNeighbors(n_neighbors=n_neighbors).fit(embeddings)
     votes = classes[near.kneighbors(centroids, return_distance=False)]
     counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
     return votes[np.arange(len(votes)), counts.argmax(axis=1)].astype(np.int64)
+
+
+def _count_classes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:
+    """Samples of each class; labels that are none are refused."""
+    values = np.asarray(labels)
+    problems = []
+    if n_classes < 2:
+        problems.append(f"n_classes={n_classes} should be >= 2; evenness needs something to compare")
+    if values.ndim != 1 or values.size == 0 or not np.issubdtype(values.dtype, np.integer):
+        problems.append(
+            f"labels={values.dtype.name} of shape {values.shape} should be integers of shape (n_samples,), not empty;"
+            " number the classes from 0"
+        )
+    elif values.min() < 0 or values.max() >= n_classes:
+        problems.append(
+            f"labels={int(values.min())}…{int(values.max())} should be in 0…{n_classes - 1}; number the classes from 0"
+        )
+    if problems:
+        raise InputError(problems)
+    return np.bincount(values, minlength=n_classes).astype(np.int64)

@@ -1,4 +1,4 @@
-"""The whole way on real data: photographs → patches → pool → tree → subset → pictures."""
+"""The demo on real data: photographs → patches → pool → tree → subset → pictures."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Config
 from hkm_dask.demo import pictures
-from hkm_dask.demo.patches import CREDITS, PATCH, PLAIN, Patches, cut, load_photographs
+from hkm_dask.demo.patches import CREDITS, PATCH, PLAIN, Patches, cut_patches, load_photographs
 from hkm_dask.embedding.cells import N_FEATURES
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -37,44 +37,31 @@ FIGURES = ("overview.png", "draws.png", "cluster_sizes.png", "places.png")
 
 @dataclass(frozen=True)
 class Size:
-    """How much a demo takes on.
-
-    Attributes
-    ----------
-    step : int
-        Pixels between rows of patches.
-    n_clusters : tuple of int
-        Level 1 first.
-    resample_size : tuple of int
-        Members each cluster gives to resampling.
-    n_resamples, max_iter : int
-        At every level.
-    subset : int
-        Patches to draw.
-    """
+    """How much a demo takes on: pixels between rows of patches, the tree, and patches to draw."""
 
     step: int
-    n_clusters: tuple[int, ...]
-    resample_size: tuple[int, ...]
-    n_resamples: int
-    max_iter: int
+    config: Config
     subset: int
 
 
-FULL = Size(step=1, n_clusters=(2000, 300, 40), resample_size=(10, 3, 3), n_resamples=3, max_iter=20, subset=2000)
-QUICK = Size(step=4, n_clusters=(400, 80, 20), resample_size=(5, 3, 2), n_resamples=1, max_iter=8, subset=400)
+FULL = Size(
+    1, Config.from_flags((2000, 300, 40), seed=SEED, n_resamples=3, resample_size=(10, 3, 3), max_iter=20), subset=2000
+)
+QUICK = Size(
+    4, Config.from_flags((400, 80, 20), seed=SEED, n_resamples=1, resample_size=(5, 3, 2), max_iter=8), subset=400
+)
 
 
 @dataclass(frozen=True)
 class Spread:
-    """How wide a choice of patches spreads, in numbers.
+    """How wide some patches spread.
 
     Attributes
     ----------
     plain : float
         Share of patches with almost no contrast: sky, still water, blur.
     commonest_color : float
-        Share of the one color that most patches of this choice have.
+        Share of the one color that most of them have.
     largest_cluster : float
         Share that lies in the top-level cluster which holds most of the pool.
     n_colors : int
@@ -96,14 +83,12 @@ class DemoSummary:
 
     Attributes
     ----------
-    n_patches, n_features : int
-        Shape of the pool.
+    n_patches, n_features, n_drawn : int
+        Shape of the pool, and size of the subset.
     n_clusters : tuple of int
         Of each level, level 1 first.
-    n_drawn : int
-        Size of the subset.
-    pool, random, curated : Spread
-        How wide the pool, a random draw and the curated draw of the same size spread.
+    spreads : dict of str to Spread
+        Of the pool, and of a random and the curated draw of the same size.
     seconds : dict of str to float
         Time of each stage.
     files : tuple of Path
@@ -114,32 +99,32 @@ class DemoSummary:
     n_features: int
     n_clusters: tuple[int, ...]
     n_drawn: int
-    pool: Spread
-    random: Spread
-    curated: Spread
+    spreads: dict[str, Spread]
     seconds: dict[str, float]
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items())
-        spreads = (self.pool, self.random, self.curated)
-        rows = [
-            ("share of", "pool", "random", "curated"),
-            ("plain sky, still water or blur", *(f"{100 * spread.plain:.1f} %" for spread in spreads)),
-            ("the most common color", *(f"{100 * spread.commonest_color:.1f} %" for spread in spreads)),
-            ("the largest top-level cluster", *(f"{100 * spread.largest_cluster:.1f} %" for spread in spreads)),
-            ("", "", "", ""),
-            ("number of", "", "", ""),
-            ("colors met", *(f"{spread.n_colors}" for spread in spreads)),
-            ("colors, effectively", *(f"{spread.effective_colors:.1f}" for spread in spreads)),
+        lines = [("share of", list(self.spreads))]
+        for name, share in (
+            ("plain sky, still water or blur", "plain"),
+            ("the most common color", "commonest_color"),
+            ("the largest top-level cluster", "largest_cluster"),
+        ):
+            lines.append((name, [f"{100 * getattr(spread, share):.1f} %" for spread in self.spreads.values()]))
+        lines += [
+            ("", []),
+            ("number of", []),
+            ("colors met", [f"{spread.n_colors}" for spread in self.spreads.values()]),
+            ("colors, effectively", [f"{spread.effective_colors:.1f}" for spread in self.spreads.values()]),
         ]
+        size = f"{self.n_patches:,} patches ({self.n_features} numbers each)"
         return "\n".join(
             [
-                f"{self.n_patches:,} patches ({self.n_features} numbers each) → {levels} clusters"
-                f" → {self.n_drawn:,} drawn",
+                f"{size} → {levels} clusters → {self.n_drawn:,} drawn",
                 "",
-                *(f"{name:<32}{a:>9}{b:>9}{c:>9}".rstrip() for name, a, b, c in rows),
+                *(f"{name:<32}{''.join(f'{cell:>9}' for cell in cells)}".rstrip() for name, cells in lines),
                 "",
                 f"{sum(self.seconds.values()):.0f} s: {stages}",
                 *(f"wrote {path}" for path in self.files),
@@ -184,12 +169,12 @@ def run_demo(
     size = QUICK if quick else FULL
     seconds: dict[str, float] = {}
     with _timed(seconds, "cut"):
-        patches = cut(load_photographs(), _prepare(out), step=size.step)
+        patches = cut_patches(load_photographs(), _prepare(out), step=size.step)
     with _timed(seconds, "ingest"):
         ingest(out / "patches", out / "pool.zarr", ids="id", client=client)
     with _timed(seconds, "cluster"):
         tree = build_hierarchy(
-            out / "pool.zarr", out / "tree.zarr", _config(size), client=client, memory_limit=memory_limit
+            out / "pool.zarr", out / "tree.zarr", size.config, client=client, memory_limit=memory_limit
         )
     with _timed(seconds, "sample"):
         curated = sample(tree, size.subset, seed=SEED)
@@ -197,23 +182,21 @@ def run_demo(
     with _timed(seconds, "pictures"):
         chance = np.random.default_rng(SEED).choice(len(patches), size.subset, replace=False)
         clusters = [tree.hkm.labels(level).to_numpy() for level in range(1, tree.hkm.n_levels + 1)]
-        everything = np.arange(len(patches))
-        spreads = [measure(patches, clusters[-1], rows) for rows in (everything, chance, curated)]
-        written = _draw_pictures(out, patches, clusters, chance, curated, spreads)
+        rows = {"pool": np.arange(len(patches)), "random": chance, "curated": curated}
+        spreads = {name: measure_spread(patches, clusters[-1], some) for name, some in rows.items()}
+        written = _draw_pictures(out, patches, clusters, rows, spreads)
     return DemoSummary(
         n_patches=len(patches),
         n_features=N_FEATURES,
-        n_clusters=size.n_clusters,
+        n_clusters=tree.hkm.n_clusters,
         n_drawn=len(curated),
-        pool=spreads[0],
-        random=spreads[1],
-        curated=spreads[2],
+        spreads=spreads,
         seconds=seconds,
         files=(out / "tree.zarr", out / "subset.parquet", *written),
     )
 
 
-def measure(patches: Patches, top: NDArray[np.int32], rows: NDArray[np.int64]) -> Spread:
+def measure_spread(patches: Patches, top: NDArray[np.int32], rows: NDArray[np.int64]) -> Spread:
     """Measure how wide some patches spread; only one figure of five depends on the clusters.
 
     Parameters
@@ -256,16 +239,6 @@ def _prepare(out: Path) -> Path:
     return shards
 
 
-def _config(size: Size) -> Config:
-    return Config.from_flags(
-        size.n_clusters,
-        seed=SEED,
-        n_resamples=size.n_resamples,
-        resample_size=size.resample_size,
-        max_iter=size.max_iter,
-    )
-
-
 @contextmanager
 def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
     begin = time.perf_counter()
@@ -277,20 +250,16 @@ def _draw_pictures(
     out: Path,
     patches: Patches,
     clusters: list[NDArray[np.int32]],
-    chance: NDArray[np.int64],
-    curated: NDArray[np.int64],
-    spreads: list[Spread],
+    rows: dict[str, NDArray[np.int64]],
+    spreads: dict[str, Spread],
 ) -> list[Path]:
-    draws = [
-        _shown("Random draw", pictures.RANDOM, patches, chance, spreads[1]),
-        _shown("Curated draw", pictures.CURATED, patches, curated, spreads[2]),
-    ]
-    photographs = [photo.pixels for photo in patches.photographs]
-    levels = [_sizes(patches, of_level, chance, curated) for of_level in clusters]
+    colors = {"random": pictures.RANDOM, "curated": pictures.CURATED}
+    draws = [_describe_draw(name, color, patches, rows[name], spreads[name]) for name, color in colors.items()]
+    photographs = list(patches.photographs.values())
     figures = (
-        pictures.draw_overview(draws, photographs),
+        pictures.draw_sheets(draws, photographs),
         pictures.draw_sheets(draws),
-        pictures.draw_sizes(levels),
+        pictures.draw_sizes([_count_sizes(patches, labels, rows) for labels in clusters]),
         pictures.draw_places(draws, photographs),
     )
     for done, (name, figure) in enumerate(zip(FIGURES, figures, strict=True), start=1):
@@ -299,12 +268,12 @@ def _draw_pictures(
     return [out / name for name in FIGURES]
 
 
-def _shown(title: str, color: str, patches: Patches, rows: NDArray[np.int64], spread: Spread) -> pictures.Draw:
+def _describe_draw(name: str, color: str, patches: Patches, rows: NDArray[np.int64], spread: Spread) -> pictures.Draw:
     some = np.random.default_rng(SEED).permutation(rows)[:SHEET]
-    centers = patches.at[rows][:, ::-1] + (PATCH - 1) / 2
+    centers = patches.corners[rows][:, ::-1] + (PATCH - 1) / 2
     plain, colors = f"{100 * spread.plain:.0f} %", f"{spread.effective_colors:.0f}"
     return pictures.Draw(
-        title=f"{title} of {len(rows):,} from {len(patches):,} patches",
+        title=f"{name.capitalize()} draw of {len(rows):,} from {len(patches):,} patches",
         caption=f"{plain} plain sky, still water or blur; effectively {colors} colors",
         color=color,
         sheet=patches.crops(some),
@@ -312,14 +281,9 @@ def _shown(title: str, color: str, patches: Patches, rows: NDArray[np.int64], sp
     )
 
 
-def _sizes(
-    patches: Patches, clusters: NDArray[np.int32], chance: NDArray[np.int64], curated: NDArray[np.int64]
+def _count_sizes(
+    patches: Patches, labels: NDArray[np.int32], rows: dict[str, NDArray[np.int64]]
 ) -> pictures.LevelSizes:
-    pool = np.bincount(clusters)
-    sums = np.stack([np.bincount(clusters, weights=channel) for channel in patches.color.T], axis=1)
-    return pictures.LevelSizes(
-        pool=pool,
-        random=np.bincount(clusters[chance], minlength=len(pool)),
-        curated=np.bincount(clusters[curated], minlength=len(pool)),
-        color=(sums / np.maximum(pool, 1)[:, None]).astype(np.uint8),
-    )
+    counts = {name: np.bincount(labels[some], minlength=labels.max() + 1) for name, some in rows.items()}
+    sums = np.stack([np.bincount(labels, weights=channel) for channel in patches.color.T], axis=1)
+    return pictures.LevelSizes(**counts, color=(sums / np.maximum(counts["pool"], 1)[:, None]).astype(np.uint8))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +16,7 @@ from hkm_dask.events import emit
 
 PATCH = 16  # pixels along a side
 PLAIN = 8.0  # a contrast below this, in gray levels of 255, is sky, still water or blur
-
 SHARD = 16_384  # patches described and written at once: 25 MB in float64, 6 MB in the shard
-
 CREDITS = """\
 The photographs are distributed with scikit-learn under the license CC BY 2.0 (https://creativecommons.org/licenses/by/2.0/):
   china.jpg   https://www.flickr.com/photos/danielbuechele/6061409035/
@@ -25,36 +24,20 @@ The photographs are distributed with scikit-learn under the license CC BY 2.0 (h
 """
 
 
-@dataclass(frozen=True)
-class Photograph:
-    """One photograph.
-
-    Attributes
-    ----------
-    name : str
-        Of its file.
-    pixels : ndarray of uint8, shape (height, width, 3)
-        Red, green and blue.
-    """
-
-    name: str
-    pixels: NDArray[np.uint8]
-
-
-def load_photographs() -> tuple[Photograph, ...]:
+def load_photographs() -> dict[str, NDArray[np.uint8]]:
     """Load the two photographs that ship inside scikit-learn: a pagoda under a pale sky, a dahlia before dark leaves.
 
     Examples
     --------
-    >>> [(photo.name, photo.pixels.shape) for photo in load_photographs()]
+    >>> [(name, pixels.shape) for name, pixels in load_photographs().items()]
     [('china.jpg', (427, 640, 3)), ('flower.jpg', (427, 640, 3))]
     """
     from sklearn.datasets import load_sample_image  # a second of imports that nothing but the demo needs
 
-    return tuple(Photograph(name, load_sample_image(name)) for name in ("china.jpg", "flower.jpg"))
+    return {name: load_sample_image(name) for name in ("china.jpg", "flower.jpg")}
 
 
-def corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
+def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
     """Lay patches over a photograph, like the black fields of a chessboard whose fields measure `step` pixels.
 
     Parameters
@@ -71,7 +54,7 @@ def corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
 
     Examples
     --------
-    >>> corners(17, 19, step=1).tolist()
+    >>> patch_corners(17, 19, step=1).tolist()
     [[0, 0], [0, 2], [1, 1], [1, 3]]
     """
     top, left = np.mgrid[0 : height - PATCH + 1 : step, 0 : width - PATCH + 1 : step].astype(np.int32)
@@ -79,14 +62,13 @@ def corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
     return np.stack([top[black], left[black]], axis=1)
 
 
-def cell_means(pixels: NDArray[np.uint8], at: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Average a photograph over the cells of patches.
+def cell_means(pixels: NDArray[np.uint8], corners: NDArray[np.int32]) -> NDArray[np.float64]:
+    """Average a photograph, shape (height, width, 3), over the cells of patches.
 
     Parameters
     ----------
     pixels : ndarray of uint8, shape (height, width, 3)
-        The photograph.
-    at : ndarray of int32, shape (n_patches, 2)
+    corners : ndarray of int32, shape (n_patches, 2)
         Top and left of each patch.
 
     Returns
@@ -98,73 +80,62 @@ def cell_means(pixels: NDArray[np.uint8], at: NDArray[np.int32]) -> NDArray[np.f
     # Sums over every square of `side` pixels by two cumulative sums, in integers and so exact.
     sums = np.pad(pixels.astype(np.int64).cumsum(axis=0).cumsum(axis=1), ((1, 0), (1, 0), (0, 0)))
     squares = sums[side:, side:] - sums[:-side, side:] - sums[side:, :-side] + sums[:-side, :-side]
-    within = np.arange(CELLS) * side
-    rows = at[:, 0, None, None] + within[:, None]
-    columns = at[:, 1, None, None] + within
-    return squares[rows, columns].reshape(len(at), CELLS * CELLS, 3) / side**2
+    offsets = np.arange(CELLS) * side
+    rows = corners[:, 0, None, None] + offsets[:, None]
+    columns = corners[:, 1, None, None] + offsets
+    return squares[rows, columns].reshape(len(corners), CELLS * CELLS, 3) / side**2
 
 
 @dataclass(frozen=True)
 class Patches:
-    """What the rows of the demo's pool are: patches of photographs, one photograph after the other.
+    """The rows of the demo's pool: patches of photographs, one photograph after the other.
 
     Attributes
     ----------
-    photographs : tuple of Photograph
-        What they are cut from.
+    photographs : dict of str to ndarray of uint8, shape (height, width, 3)
+        What they are cut from, by file name.
     photograph : ndarray of int64, shape (n_patches,)
-        Which photograph each patch lies in.
-    at : ndarray of int32, shape (n_patches, 2)
-        Its top and left.
+        Number of the photograph each patch lies in.
+    corners : ndarray of int32, shape (n_patches, 2)
+        Top and left of each, in pixels.
     color : ndarray of float32, shape (n_patches, 3)
-        Its mean color, in gray levels.
+        Mean color of each, in gray levels.
     contrast : ndarray of float32, shape (n_patches,)
         The root mean square of its deviations from that color, in gray levels.
     """
 
-    photographs: tuple[Photograph, ...]
+    photographs: Mapping[str, NDArray[np.uint8]]
     photograph: NDArray[np.int64]
-    at: NDArray[np.int32]
+    corners: NDArray[np.int32]
     color: NDArray[np.float32]
     contrast: NDArray[np.float32]
 
     def __len__(self) -> int:
-        return len(self.at)
+        return len(self.corners)
 
     def crops(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """Cut patches out of their photographs.
-
-        Parameters
-        ----------
-        rows : ndarray of int64, shape (n,)
-            Rows of the pool.
-
-        Returns
-        -------
-        ndarray of uint8, shape (n, PATCH, PATCH, 3)
-        """
+        """Cut the patches of some rows out of their photographs, into an array of shape (n, PATCH, PATCH, 3)."""
         window = np.arange(PATCH)
         crops = np.empty((len(rows), PATCH, PATCH, 3), np.uint8)
-        for number, photo in enumerate(self.photographs):
-            here = self.photograph[rows] == number
-            top, left = self.at[rows[here]].T
-            crops[here] = photo.pixels[top[:, None, None] + window[:, None], left[:, None, None] + window]
+        for number, pixels in enumerate(self.photographs.values()):
+            inside = self.photograph[rows] == number
+            top, left = self.corners[rows[inside]].T
+            crops[inside] = pixels[top[:, None, None] + window[:, None], left[:, None, None] + window]
         return crops
 
 
-def cut(photographs: tuple[Photograph, ...], shards: Path, *, step: int) -> Patches:
+def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, step: int) -> Patches:
     """Cut photographs into patches and write the embeddings of these as shards, in the layout of clip-retrieval.
 
     Parameters
     ----------
-    photographs : tuple of Photograph
-        What to cut.
+    photographs : dict of str to ndarray of uint8, shape (height, width, 3)
     shards : Path
         The folder, which gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, N_FEATURES),
         and ``metadata/metadata_0.parquet`` and so on with a column ``id``, like ``china.jpg[16x16+340+120]``: the
         photograph, and the patch's width, height, left and top in pixels.
     step : int
-        How densely the patches lie, in pixels, see `corners`.
+        How densely the patches lie, in pixels, see `patch_corners`.
 
     Returns
     -------
@@ -175,30 +146,28 @@ def cut(photographs: tuple[Photograph, ...], shards: Path, *, step: int) -> Patc
     --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     patches = cut(load_photographs(), Path(folder), step=40)
+    ...     patches = cut_patches(load_photographs(), Path(folder), step=40)
     ...     shards = [np.load(path).shape for path in sorted(Path(folder).glob("img_emb/*.npy"))]
     >>> len(patches), shards
     (176, [(88, 192), (88, 192)])
     """
-    grids = [corners(*photo.pixels.shape[:2], step=step) for photo in photographs]
-    jobs = [
-        (number, at[begin : begin + SHARD]) for number, at in enumerate(grids) for begin in range(0, len(at), SHARD)
-    ]
+    grids = {name: patch_corners(*pixels.shape[:2], step=step) for name, pixels in photographs.items()}
+    jobs = [(name, grid[low : low + SHARD]) for name, grid in grids.items() for low in range(0, len(grid), SHARD)]
     for folder in ("img_emb", "metadata"):
         (shards / folder).mkdir(exist_ok=True)
     colors, contrasts = [], []
-    for shard, (number, at) in enumerate(jobs):
-        embeddings, color, contrast = describe(cell_means(photographs[number].pixels, at))
+    for shard, (name, corners) in enumerate(jobs):
+        embeddings, color, contrast = describe(cell_means(photographs[name], corners))
         np.save(shards / "img_emb" / f"img_emb_{shard}.npy", embeddings)
-        ids = [f"{photographs[number].name}[{PATCH}x{PATCH}+{left}+{top}]" for top, left in at.tolist()]
+        ids = [f"{name}[{PATCH}x{PATCH}+{left}+{top}]" for top, left in corners.tolist()]
         pq.write_table(pa.table({"id": ids}), shards / "metadata" / f"metadata_{shard}.parquet")
         colors.append(color)
         contrasts.append(contrast)
         emit("progress", stage="cut", done=shard + 1, total=len(jobs))
     return Patches(
         photographs,
-        photograph=np.repeat(np.arange(len(grids)), [len(at) for at in grids]),
-        at=np.concatenate(grids),
+        photograph=np.repeat(np.arange(len(grids)), [len(grid) for grid in grids.values()]),
+        corners=np.concatenate(list(grids.values())),
         color=np.concatenate(colors).astype(np.float32),
         contrast=np.concatenate(contrasts).astype(np.float32),
     )

@@ -16,7 +16,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 DPI = 100  # figures are laid out in pixels, so that patches and photographs keep theirs
-MARGIN = 32
+MARGIN, _HEAD = 32, 96  # around a figure, and above what a heading names
 INK, QUIET, PAPER = "#1f2328", "#656d76", "#ffffff"
 RANDOM, CURATED = "#3b82c4", "#d9480f"
 DOT = "#ffe14d"  # on darkened photographs
@@ -27,16 +27,12 @@ LIGHTNESS = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of patches, as it is to be shown.
+    """One draw of patches, ready to be shown.
 
     Attributes
     ----------
-    title : str
-        Its name.
-    caption : str
-        What is to be said of it, in one line.
-    color : str
-        Of its title.
+    title, caption, color : str
+        Its name, a line about it, and the color of the title.
     sheet : ndarray of uint8, shape (n, side, side, 3)
         The patches of the contact sheet.
     places : tuple of ndarray, each of shape (n, 2)
@@ -74,9 +70,8 @@ def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
     Parameters
     ----------
     patches : ndarray of uint8, shape (n, height, width, 3)
-        The patches; what does not fill the last row is left out.
+        Those that do not fill the last row are left out.
     columns : int
-        Of the sheet.
 
     Returns
     -------
@@ -103,7 +98,6 @@ def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, g
     Parameters
     ----------
     patches : ndarray of uint8, shape (n, height, width, 3)
-        The patches.
     columns : int
         Patches in a row.
     scale : int, default=2
@@ -127,13 +121,16 @@ def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, g
     return sheet[: rows * height - gap, : columns * width - gap]
 
 
-def draw_sheets(draws: Sequence[Draw], *, columns: int = 18, scale: int = 2) -> Figure:
-    """Draw the contact sheets of some draws side by side.
+def draw_sheets(
+    draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]] = (), *, columns: int = 18, scale: int = 2
+) -> Figure:
+    """Draw the contact sheets of some draws side by side, below each its places in the photographs, if any.
 
     Parameters
     ----------
     draws : sequence of Draw
-        What to show.
+    photographs : sequence of ndarray of uint8, shape (height, width, 3)
+        All of one size.
     columns : int, default=18
         Patches in a row of each sheet.
     scale : int, default=2
@@ -145,11 +142,19 @@ def draw_sheets(draws: Sequence[Draw], *, columns: int = 18, scale: int = 2) -> 
     """
     sheets = [contact_sheet(draw.sheet, columns=columns, scale=scale) for draw in draws]
     height, width = sheets[0].shape[:2]
-    figure = _figure(MARGIN + len(sheets) * (width + MARGIN), 96 + height + MARGIN)
+    below, small, strip = _HEAD + height + 12, 0, 0
+    if photographs:
+        small = (width - 8 * (len(photographs) - 1)) // len(photographs)
+        strip = 12 + round(small * photographs[0].shape[0] / photographs[0].shape[1])
+    figure = _figure(MARGIN + len(draws) * (width + MARGIN), _HEAD + height + strip + MARGIN)
     for number, (draw, sheet) in enumerate(zip(draws, sheets, strict=True)):
         left = MARGIN + number * (width + MARGIN)
         _heading(figure, left, 24, draw)
-        _image(figure, sheet, left, 96)
+        axes = _axes(figure, left, _HEAD, width, height)
+        axes.imshow(sheet, interpolation="nearest")
+        axes.set_axis_off()
+        for column, photo in enumerate(photographs):
+            _place(figure, photo, draw.places[column], left + column * (small + 8), below, small)
     return figure
 
 
@@ -159,51 +164,22 @@ def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]])
     Parameters
     ----------
     draws : sequence of Draw
-        What to show, a row each.
+        A row each.
     photographs : sequence of ndarray of uint8, shape (height, width, 3)
-        The photographs, all of one size.
+        All of one size.
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     height, width = photographs[0].shape[:2]
-    row = 96 + height
+    row = _HEAD + height
     figure = _figure(MARGIN + len(photographs) * (width + MARGIN), len(draws) * row + MARGIN)
     for number, draw in enumerate(draws):
         _heading(figure, MARGIN, number * row + 24, draw)
         for column, photo in enumerate(photographs):
-            _place(figure, photo, draw.places[column], MARGIN + column * (width + MARGIN), number * row + 96, width)
-    return figure
-
-
-def draw_overview(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]], *, columns: int = 18) -> Figure:
-    """Draw, a column for each draw, its contact sheet above its places in the photographs.
-
-    Parameters
-    ----------
-    draws : sequence of Draw
-        What to show.
-    photographs : sequence of ndarray of uint8, shape (height, width, 3)
-        The photographs, all of one size.
-    columns : int, default=18
-        Patches in a row of each sheet.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
-    sheets = [contact_sheet(draw.sheet, columns=columns) for draw in draws]
-    sheet_height, width = sheets[0].shape[:2]
-    small = (width - 8 * (len(photographs) - 1)) // len(photographs)
-    height = round(small * photographs[0].shape[0] / photographs[0].shape[1])
-    figure = _figure(MARGIN + len(draws) * (width + MARGIN), 96 + sheet_height + 12 + height + MARGIN)
-    for number, (draw, sheet) in enumerate(zip(draws, sheets, strict=True)):
-        left = MARGIN + number * (width + MARGIN)
-        _heading(figure, left, 24, draw)
-        _image(figure, sheet, left, 96)
-        for column, photo in enumerate(photographs):
-            _place(figure, photo, draw.places[column], left + column * (small + 8), 96 + sheet_height + 12, small)
+            left = MARGIN + column * (width + MARGIN)
+            _place(figure, photo, draw.places[column], left, number * row + _HEAD, width)
     return figure
 
 
@@ -239,15 +215,7 @@ def draw_sizes(levels: Sequence[LevelSizes]) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, pixel for pixel as it was laid out.
-
-    Parameters
-    ----------
-    figure : matplotlib.figure.Figure
-        The figure.
-    path : Path
-        The file.
-    """
+    """Write a figure as PNG, pixel for pixel as it was laid out."""
     FigureCanvasAgg(figure)
     figure.savefig(path, dpi=DPI, facecolor=PAPER)
 
@@ -293,13 +261,6 @@ def _place(
     size = 5.5 * (width / photo.shape[1]) ** 1.5
     axes.scatter(at[:, 0], at[:, 1], s=size, color=DOT, linewidth=0)
     axes.set(xlim=(-0.5, photo.shape[1] - 0.5), ylim=(photo.shape[0] - 0.5, -0.5))
-    axes.set_axis_off()
-
-
-def _image(figure: Figure, image: NDArray[np.uint8], left: float, top: float) -> None:
-    """Put an image into a figure, a pixel for a pixel."""
-    axes = _axes(figure, left, top, image.shape[1], image.shape[0])
-    axes.imshow(image, interpolation="nearest")
     axes.set_axis_off()
 
 

@@ -8,13 +8,14 @@ import pytest
 import xarray as xr
 from PIL import Image
 
+from hkm_dask.config import Config
 from hkm_dask.demo import demo
-from hkm_dask.demo.demo import DemoSummary, Size, measure, run_demo
+from hkm_dask.demo.demo import DemoSummary, Size, measure_spread, run_demo
 from hkm_dask.demo.patches import Patches
 from hkm_dask.errors import InputError
 from hkm_dask.events import subscribe
 
-TINY = Size(step=12, n_clusters=(60, 20, 8), resample_size=(3, 2, 2), n_resamples=1, max_iter=5, subset=240)
+TINY = Size(12, Config.from_flags((60, 20, 8), resample_size=(3, 2, 2), n_resamples=1, max_iter=5), subset=240)
 
 
 @pytest.fixture(autouse=True)
@@ -57,16 +58,16 @@ def test_the_subset_names_its_patches(made: tuple[Path, DemoSummary, list[str]])
 
 def test_the_curated_draw_is_wider_than_chance(made: tuple[Path, DemoSummary, list[str]]) -> None:
     _, summary, _ = made
-    assert summary.curated.plain < 0.7 * summary.random.plain
-    assert summary.curated.effective_colors > summary.random.effective_colors
-    assert summary.random.plain == pytest.approx(summary.pool.plain, abs=0.1)
+    assert summary.spreads["curated"].plain < 0.7 * summary.spreads["random"].plain
+    assert summary.spreads["curated"].effective_colors > summary.spreads["random"].effective_colors
+    assert summary.spreads["random"].plain == pytest.approx(summary.spreads["pool"].plain, abs=0.1)
 
 
 def test_its_summary_tells_the_numbers(made: tuple[Path, DemoSummary, list[str]]) -> None:
     _, summary, _ = made
     text = str(summary)
     assert text.startswith("1,856 patches (192 numbers each) → 60 → 20 → 8 clusters → 240 drawn")
-    assert f"{100 * summary.curated.plain:.1f} %" in text
+    assert f"{100 * summary.spreads['curated'].plain:.1f} %" in text
     assert all(str(path) in text for path in summary.files)
 
 
@@ -76,7 +77,7 @@ def test_a_second_demo_replaces_the_first(made: tuple[Path, DemoSummary, list[st
     (out / "subset.parquet").write_bytes(b"of another time")
     second = run_demo(out, quick=True)
     assert pq.read_table(out / "subset.parquet").equals(before), "the same seed gives the same subset"
-    assert second.curated == first.curated
+    assert second.spreads == first.spreads
 
 
 def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) -> None:
@@ -88,13 +89,13 @@ def test_a_folder_of_something_else_is_refused_and_left_alone(tmp_path: Path) ->
 
 def test_measures_by_hand() -> None:
     patches = Patches(
-        photographs=(),
+        photographs={},
         photograph=np.zeros(4, np.int64),
-        at=np.zeros((4, 2), np.int32),
+        corners=np.zeros((4, 2), np.int32),
         color=np.array([[0, 0, 0], [31, 31, 31], [32, 0, 0], [255, 255, 255]], np.float32),
         contrast=np.array([0, 10, 20, 7], np.float32),
     )
-    spread = measure(patches, np.array([1, 1, 0, 2], np.int32), np.array([0, 1, 2, 3]))
+    spread = measure_spread(patches, np.array([1, 1, 0, 2], np.int32), np.array([0, 1, 2, 3]))
     assert (spread.plain, spread.commonest_color, spread.largest_cluster, spread.n_colors) == (0.5, 0.5, 0.5, 3)
     # Entropy of (1/2, 1/4, 1/4) is 1.5 bits.
     assert spread.effective_colors == pytest.approx(2**1.5)

@@ -6,14 +6,15 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from numpy.typing import NDArray
 
 from hkm_dask.demo import patches as module
-from hkm_dask.demo.patches import CELLS, PATCH, Photograph, cell_means, corners, cut, describe
+from hkm_dask.demo.patches import CELLS, PATCH, cell_means, cut_patches, describe, patch_corners
 
 
 @pytest.fixture
-def photo() -> Photograph:
-    return Photograph("noise.jpg", np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8))
+def photo() -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (40, 50, 3)).astype(np.uint8)
 
 
 @pytest.mark.parametrize("step", [1, 2, 3])
@@ -24,20 +25,20 @@ def test_corners_are_the_black_fields_and_fit(step: int) -> None:
         for x in range(0, 50 - PATCH + 1, step)
         if (y // step + x // step) % 2 == 0
     ]
-    assert corners(40, 50, step=step).tolist() == expected
+    assert patch_corners(40, 50, step=step).tolist() == expected
 
 
-def test_cell_means_equal_plain_means(photo: Photograph) -> None:
-    at = corners(40, 50, step=4)
+def test_cell_means_equal_plain_means(photo: NDArray[np.uint8]) -> None:
+    at = patch_corners(40, 50, step=4)
     side = PATCH // CELLS
-    for (top, left), cells in zip(at, cell_means(photo.pixels, at), strict=True):
-        patch = photo.pixels[top : top + PATCH, left : left + PATCH].astype(float)
+    for (top, left), cells in zip(at, cell_means(photo, at), strict=True):
+        patch = photo[top : top + PATCH, left : left + PATCH].astype(float)
         plain = patch.reshape(CELLS, side, CELLS, side, 3).mean(axis=(1, 3)).reshape(-1, 3)
         np.testing.assert_array_equal(cells, plain)
 
 
-def test_description_keeps_color_and_the_direction_of_the_pattern(photo: Photograph) -> None:
-    cells = cell_means(photo.pixels, corners(40, 50, step=4))
+def test_description_keeps_color_and_the_direction_of_the_pattern(photo: NDArray[np.uint8]) -> None:
+    cells = cell_means(photo, patch_corners(40, 50, step=4))
     embeddings, color, contrast = describe(cells)
     pictures = embeddings.astype(float).reshape(cells.shape)
     np.testing.assert_allclose(pictures.mean(axis=1), cells.mean(axis=1) / 255, atol=1e-3)
@@ -56,11 +57,11 @@ def test_a_patch_without_contrast_is_its_color_and_finite() -> None:
 
 
 def test_shards_ids_and_crops_speak_of_the_same_patch(
-    photo: Photograph, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    photo: NDArray[np.uint8], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "SHARD", 100)
-    other = Photograph("inverse.jpg", 255 - photo.pixels)
-    patches = cut((photo, other), tmp_path, step=2)
+    photographs = {"noise.jpg": photo, "inverse.jpg": 255 - photo}
+    patches = cut_patches(photographs, tmp_path, step=2)
     n_shards = len(list((tmp_path / "img_emb").iterdir()))
     assert n_shards == 4
     rows = [np.load(tmp_path / "img_emb" / f"img_emb_{shard}.npy") for shard in range(n_shards)]
@@ -73,10 +74,10 @@ def test_shards_ids_and_crops_speak_of_the_same_patch(
     crops = patches.crops(some)
     for row, crop in zip(some, crops, strict=True):
         number = patches.photograph[row]
-        top, left = patches.at[row]
-        name = ("noise.jpg", "inverse.jpg")[number]
+        top, left = patches.corners[row]
+        name = list(photographs)[number]
         assert names[row] == f"{name}[{PATCH}x{PATCH}+{left}+{top}]"
-        np.testing.assert_array_equal(crop, (photo, other)[number].pixels[top : top + PATCH, left : left + PATCH])
+        np.testing.assert_array_equal(crop, photographs[name][top : top + PATCH, left : left + PATCH])
         again, color, contrast = describe(cell_means(crop, np.array([[0, 0]], np.int32)))
         np.testing.assert_array_equal(again[0], embeddings[row])
         np.testing.assert_allclose(patches.color[row], color[0], rtol=1e-6)

@@ -77,7 +77,7 @@ def test_overview_and_sizes_are_drawn(draws: list[Draw], photographs: list[np.nd
     sizes = np.array([900, 30, 0, 1])  # an empty cluster has no logarithm
     level = LevelSizes(sizes, sizes // 10, np.array([3, 3, 0, 1]), np.full((4, 3), 128, np.uint8))
     pictures.save(pictures.draw_sizes([level, level]), tmp_path / "sizes.png")
-    pictures.save(pictures.draw_overview(draws, photographs, columns=6), tmp_path / "overview.png")
+    pictures.save(pictures.draw_sheets(draws, photographs, columns=6), tmp_path / "overview.png")
     for name in ("sizes.png", "overview.png"):
         image = read(tmp_path / name)
         assert (image[:10] == 255).all(), "a margin"
