@@ -1,5 +1,6 @@
 """What is shipped and what the documentation says of it: version, types, public names, commands."""
 
+import importlib.metadata
 import importlib.resources
 import re
 import shlex
@@ -7,6 +8,7 @@ import tomllib
 from pathlib import Path
 
 import click
+import numpy as np
 import pytest
 import yaml
 
@@ -37,6 +39,24 @@ def test_the_version_is_told_once_and_the_same_everywhere() -> None:
     assert hkm_dask.__version__ == PROJECT["version"]
     changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
     assert f"## [{hkm_dask.__version__}]" in changes or "## [Unreleased]" in changes
+
+
+def test_a_package_that_is_on_the_path_only_knows_its_version(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    installed = importlib.metadata.Distribution.from_name
+
+    def all_but_this(name: str) -> importlib.metadata.Distribution:
+        if name == "hkm-dask":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return installed(name)
+
+    monkeypatch.setattr(importlib.metadata.Distribution, "from_name", all_but_this)
+    rows = np.random.default_rng(0).normal(size=(30, 2)).astype(np.float32)
+    tree = hkm_dask.build_hierarchy(rows, tmp_path / "tree.zarr", hkm_dask.Config.from_flags((3,)))
+    assert tree.attrs["software"].startswith(f"hkm_dask {hkm_dask.__version__}, ")
+    main(["--version"], standalone_mode=False)
+    assert capsys.readouterr().out == f"hkm {hkm_dask.__version__}\n"
 
 
 def test_types_are_shipped() -> None:

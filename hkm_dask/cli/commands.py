@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from hkm_dask import __version__
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import PATH, PerLevel, Where, where_work_runs
@@ -18,13 +19,7 @@ if TYPE_CHECKING:
 
 def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
     if value and not ctx.resilient_parsing:
-        from importlib import metadata
-
-        try:
-            version = metadata.version("hkm-dask")
-        except metadata.PackageNotFoundError:
-            version = "(not installed)"
-        click.echo(f"hkm {version}")
+        click.echo(f"hkm {__version__}")
         ctx.exit()
 
 

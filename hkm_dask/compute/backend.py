@@ -36,7 +36,7 @@ def to_host(array: Any) -> np.ndarray:
     return array.get() if array_module(array) is not np else np.asarray(array)
 
 
-_here = threading.local()
+_thread = threading.local()
 
 
 @contextmanager
@@ -49,12 +49,12 @@ def on_host() -> Iterator[None]:
     ...     worker_device()
     'cpu'
     """
-    before = getattr(_here, "on_host", False)
-    _here.on_host = True
+    before = getattr(_thread, "on_host", False)
+    _thread.on_host = True
     try:
         yield
     finally:
-        _here.on_host = before
+        _thread.on_host = before
 
 
 def worker_device() -> str:
@@ -74,7 +74,7 @@ def worker_device() -> str:
     device = os.environ.get("HKM_DEVICE", "cpu")
     if device not in ("cpu", "cuda"):
         raise ComputeError(f"HKM_DEVICE={device!r} should be 'cpu' or 'cuda'; unset it to compute on the CPU")
-    if device == "cpu" or getattr(_here, "on_host", False):
+    if device == "cpu" or getattr(_thread, "on_host", False):
         return "cpu"
     require_cuda()
     return device
@@ -175,11 +175,24 @@ def require_cuda() -> None:
     """
     try:
         import cupy
+    except ModuleNotFoundError as error:
+        if error.name == "cupy":
+            raise ComputeError("CuPy is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]") from error
+        raise _cannot_be_imported(error) from error
     except ImportError as error:
-        raise ComputeError("device='cuda' should have CuPy; install the extra hkm-dask[cuda13] or [cuda12]") from error
+        raise _cannot_be_imported(error) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
-        raise ComputeError(f"device='cuda' should have a GPU and its driver; CUDA says: {error}") from error
+        raise ComputeError(
+            f"there is no GPU, or no driver for it; install the driver, or compute on the CPU (CUDA says: {error})"
+        ) from error
     if count < 1:
-        raise ComputeError("device='cuda' should have a GPU; none is visible, look at CUDA_VISIBLE_DEVICES")
+        raise ComputeError("no GPU is visible; look at CUDA_VISIBLE_DEVICES")
+
+
+def _cannot_be_imported(error: ImportError) -> ComputeError:
+    """CuPy is installed and lacks something itself, such as a library or a package of CUDA's."""
+    return ComputeError(
+        f"CuPy cannot be imported ({error}); install what it lacks, as pip install 'hkm-dask[cuda13]' or [cuda12] does"
+    )

@@ -190,15 +190,14 @@ def _require_dask_cuda() -> None:
     try:
         from dask_cuda.utils import pynvml
     except ImportError as error:
-        raise ComputeError(
-            "local_cuda=True should have CuPy and dask-cuda; install the extra hkm-dask[cuda13] or [cuda12]"
-        ) from error
+        missing = "is not installed" if error.name == "dask_cuda" else f"cannot be imported ({error})"
+        raise ComputeError(f"dask-cuda {missing}; pip install 'hkm-dask[cuda13]' or [cuda12]") from error
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError as error:
         raise ComputeError(
-            "local_cuda=True should have a GPU and its driver; install the driver, and the extra that goes with it: "
-            f"hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer); NVML says: {error}"
+            "there is no GPU, or no driver for it; install the driver, and the extra that goes with it: "
+            f"hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) (NVML says: {error})"
         ) from error
     require_cuda()
 

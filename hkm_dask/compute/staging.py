@@ -38,7 +38,20 @@ def resident_budget() -> int:
 
 
 def ran_out(error: BaseException) -> bool:
-    """Tell whether an error says that device memory ran out."""
+    """Tell whether an error says that device memory ran out.
+
+    CuPy's pool raises an error of its own. RMM's raises a plain MemoryError, with the text of the C++ exception that a
+    host allocation raises, too, but that RMM adds to.
+
+    Examples
+    --------
+    >>> ran_out(MemoryError("std::bad_alloc: out_of_memory: RMM failure: Maximum pool size exceeded"))
+    True
+    >>> ran_out(MemoryError())
+    False
+    """
+    if type(error) is MemoryError:
+        return str(error).startswith("std::bad_alloc: ")
     return type(error).__name__ == "OutOfMemoryError" and type(error).__module__.startswith("cupy")
 
 

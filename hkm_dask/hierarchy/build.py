@@ -11,7 +11,6 @@ import platform
 import time
 import uuid
 from functools import partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +18,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from hkm_dask import __version__
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
@@ -136,7 +136,7 @@ def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
         "pool": source.path,
         "pool_fingerprint": source.fingerprint,
         "subset_fingerprint": source.subset,
-        "software": f"hkm_dask {version('hkm-dask')}, numpy {np.__version__}, python {platform.python_version()}",
+        "software": f"hkm_dask {__version__}, numpy {np.__version__}, python {platform.python_version()}",
     }
 
 

@@ -56,7 +56,7 @@ class pynvml:
     @classmethod
     def nvmlInit(cls):
         if "NO_DRIVER" in os.environ:
-            raise cls.NVMLError("NVML SharedArray Library Not Found")
+            raise cls.NVMLError("NVML Shared Library Not Found")
 """
 CUPY = """
 class cuda:
@@ -240,7 +240,7 @@ def test_the_environment_of_a_worker_comes_first(site: Site) -> None:
 def test_a_cuda_worker_without_a_gpu_is_named(site: Site) -> None:
     (site.stand_ins / "cupy.py").write_text(CUPY.replace("return 1", "return 0"))
     site.start(cuda=True)
-    with pytest.raises(ComputeError, match=r"worker=tcp://127.0.0.1:\d+: device='cuda' should have a GPU"):
+    with pytest.raises(ComputeError, match=r"worker=tcp://127.0.0.1:\d+: no GPU is visible"):
         open_place(scheduler_file=site.file)
     assert site.devices() == [None]
 
@@ -309,9 +309,9 @@ def test_no_driver_is_told_with_what_to_install(hkm: Callable[..., subprocess.Co
     done = hkm("--local-cuda", NO_DRIVER="")
     assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("Error: local_cuda=True should have a GPU and its driver; install the driver, and the extra")
-    assert line.endswith("hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer); NVML says: "
-                         "NVML SharedArray Library Not Found")  # fmt: skip
+    assert line.startswith("Error: there is no GPU, or no driver for it; install the driver, and the extra")
+    assert line.endswith("hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) "
+                         "(NVML says: NVML Shared Library Not Found)")  # fmt: skip
 
 
 @pytest.mark.skipif(importlib.util.find_spec("dask_cuda") is not None, reason="dask-cuda is installed")
@@ -320,9 +320,7 @@ def test_no_dask_cuda_is_told_with_what_to_install(
 ) -> None:
     done = hkm("--local-cuda", path=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == (
-        "Error: local_cuda=True should have CuPy and dask-cuda; install the extra hkm-dask[cuda13] or [cuda12]\n"
-    )
+    assert done.stderr == "Error: dask-cuda is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]\n"
     assert not (tmp_path / "pool.zarr").exists()
 
 

@@ -5,6 +5,9 @@
 // write outside the memory (SIGSEGV at a fence page), a misaligned vector or a subscript beyond an array end the launch
 // with a message. What hardware leaves open is poisoned or turned about: shared memory starts as 0xCD, asynchronous copies
 // arrive no sooner than they are waited for, warps and lanes run in an order that changes from launch to launch.
+//
+// CuPy compiles with -ftz=true, so float subnormals are read and written as zero here, too, by the processor's own mode
+// (which does the same to subnormals of float64, below 2.3e-308, where a GPU does not).
 #include <cfloat>
 #include <csetjmp>
 #include <climits>
@@ -20,6 +23,7 @@
 #include <type_traits>
 #include <utility>
 #include <vector>
+#include <xmmintrin.h>
 
 #define HKM_EMULATED 1
 #define __CUDA_ARCH__ 900
@@ -311,6 +315,8 @@ static int launch(void (*f)(void**), void** args, const unsigned* grid, const un
     message[0] = 0;
     fault_code = fault_address = 0;
     this_thread_launches = true;
+    const unsigned mode = _mm_getcsr();
+    _mm_setcsr(mode | 0x8040);  // flush to zero, denormals are zero
     const int why = sigsetjmp(escape, 1);
     if (why == 0) {
         in_kernel = true;
@@ -321,6 +327,7 @@ static int launch(void (*f)(void**), void** args, const unsigned* grid, const un
                     run_block();
                 }
     }
+    _mm_setcsr(mode);
     in_kernel = false;
     this_thread_launches = false;
     for (int i = 0; i < 4; ++i) sigaction(kSignals[i], &before[i], nullptr);
@@ -488,8 +495,9 @@ inline double __ddiv_rn(double a, double b) { return a / b; }
 inline double __fma_rn(double a, double b, double c) { return fma(a, b, c); }
 inline double __dsqrt_rn(double a) { return sqrt(a); }
 inline float __double2float_rn(double v) { return (float)v; }
-inline float __double2float_ru(double v) { const float f = (float)v; return (double)f < v ? nextafterf(f, INFINITY) : f; }
-inline float __double2float_rd(double v) { const float f = (float)v; return (double)f > v ? nextafterf(f, -INFINITY) : f; }
+// A subnormal result is flushed whatever the direction: cvt.rp.ftz.f32.f64.
+inline float __double2float_ru(double v) { const float f = (float)v; return (double)f < v && fabs(v) >= FLT_MIN ? nextafterf(f, INFINITY) : f; }
+inline float __double2float_rd(double v) { const float f = (float)v; return (double)f > v && fabs(v) >= FLT_MIN ? nextafterf(f, -INFINITY) : f; }
 inline float __double2float_rz(double v) { return v < 0 ? __double2float_ru(v) : __double2float_rd(v); }
 // Conversions to integers saturate and send NaN where the hardware sends it.
 inline long long __double2ll_rn(double v) {
@@ -548,6 +556,14 @@ inline unsigned short float_to_half(float value) {
         return sign | (__float_as_uint(__uint_as_float(magnitude) + 0.5f) - 0x3f000000u);
     return sign | ((magnitude - 0x38000000u + 0xfffu + (magnitude >> 13 & 1)) >> 13);
 }
+
+inline double float_to_double(float value) {  // by the bits, which no mode flushes
+    const unsigned bits = __float_as_uint(value), magnitude = bits & 0x7fffffffu;
+    if (magnitude >= 0x00800000u) return value;
+    const double tiny = (double)(int)magnitude * 0x1p-149;
+    return bits >> 31 ? -tiny : tiny;
+}
+inline double half_to_double(unsigned short bits) { return half_to_float(bits); }
 
 // The 16 bytes are poison from here until this thread has waited for their group.
 inline void copy_async_16(void* shared, const void* global, int n_bytes) {

@@ -35,6 +35,11 @@ class OutOfMemoryError(MemoryError):
 
 
 OutOfMemoryError.__module__ = "cupy.cuda.memory"
+#: What RMM says, as a plain MemoryError, when its pool is full.
+RMM_MESSAGE = (
+    "std::bad_alloc: out_of_memory: RMM failure at:/rmm/mr/pool_memory_resource.hpp:257: Maximum pool size exceeded "
+    "(failed to allocate 1.000000 MiB): No room in arena"
+)
 
 
 class Pool:
@@ -47,6 +52,7 @@ class Pool:
         self._held = 0
         self.peak = 0
         self._lock = threading.RLock()
+        self._allocator = "cupy"
 
     def take(self, size: int) -> None:
         with self._lock:
@@ -54,7 +60,11 @@ class Pool:
             if self._used + size > most:
                 gc.collect()
             if self._used + size > most:
-                raise OutOfMemoryError(size, self._held, self._limit)
+                raise (
+                    OutOfMemoryError(size, self._held, self._limit)
+                    if self._allocator == "cupy"
+                    else MemoryError(RMM_MESSAGE)
+                )
             self._used += size
             self._held = min(max(self._held, self._used), most)
             self.peak = max(self.peak, self._used)

@@ -6,7 +6,7 @@ import importlib.machinery
 import sys
 from collections.abc import Iterator
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -94,6 +94,10 @@ class Emulator:
         """Set the bytes of memory that the device has; 1 GiB unless told."""
         memory.pool.capacity = n_bytes
 
+    def allocate_with(self, allocator: Literal["cupy", "rmm"]) -> None:
+        """Choose who allocates, which shows where memory runs out: by an error of CuPy's, or by a plain MemoryError."""
+        memory.pool._allocator = allocator
+
 
 def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     """Put the emulated CuPy in place until `monkeypatch` is undone."""
@@ -104,6 +108,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         monkeypatch.setitem(sys.modules, name, module)
     monkeypatch.setattr(memory.pool, "capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
+    monkeypatch.setattr(memory.pool, "_allocator", "cupy")
     forget()
     return Emulator()
 

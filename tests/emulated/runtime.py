@@ -25,8 +25,6 @@ class Device:
     """The one device."""
 
     attributes = {  # noqa: RUF012
-        "ComputeCapabilityMajor": 9,
-        "ComputeCapabilityMinor": 0,
         "L2CacheSize": 60 << 20,
         "MultiProcessorCount": 132,
         "MaxSharedMemoryPerBlock": 48 << 10,

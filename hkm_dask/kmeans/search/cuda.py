@@ -29,6 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_attribute
+from hkm_dask.compute.staging import ran_out
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
 from hkm_dask.kmeans.search.cuda_operand import CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -176,8 +177,8 @@ class CudaCentroidIndex:
 
         Raises
         ------
-        cupy.cuda.memory.OutOfMemoryError
-            Device memory ran out, however small the tiles.
+        MemoryError
+            Device memory ran out, however small the tiles; see `staging.ran_out`.
         """
         import cupy
 
@@ -197,7 +198,9 @@ class CudaCentroidIndex:
         while len(which):
             try:
                 return self._settled(rows, operand, numbers, labels, distances, which, in_a_run, tile)
-            except cupy.cuda.memory.OutOfMemoryError:
+            except MemoryError as error:
+                if not ran_out(error):
+                    raise
                 # What was settled before is a valid bound, so the work goes on with what is known.
                 cupy.get_default_memory_pool().free_all_blocks()
                 tile //= 2

@@ -22,8 +22,8 @@ _RUN, _RUN_THREADS = 64, 128
 
 #: Bytes of a stage of the fused search, and stages beyond which more would not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
-#: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere).
-_OLDEST = 80
+#: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
+_OLDEST_CAPABILITY = 80
 
 
 @cache
@@ -36,10 +36,10 @@ def n_stages() -> int:
 def _compiled(half: bool) -> Any:
     import cupy
 
-    major, minor = device_attribute("ComputeCapabilityMajor"), device_attribute("ComputeCapabilityMinor")
-    if 10 * major + minor < _OLDEST:
+    capability = int(cupy.cuda.Device().compute_capability)
+    if capability < _OLDEST_CAPABILITY:
         raise ComputeError(
-            f"compute_capability={major}.{minor} should be 8.0 or newer; use a newer GPU, or leave --local-cuda out"
+            f"compute_capability={capability / 10} should be 8.0 or newer; use a newer GPU, or leave --local-cuda out"
         )
     source = resources.files("hkm_dask.kmeans.search").joinpath("kernels.cu").read_text()
     return cupy.RawModule(
@@ -49,10 +49,10 @@ def _compiled(half: bool) -> Any:
 
 @cache
 def _function(name: str, half: bool, shared_bytes: int) -> Any:
-    found = _compiled(half).get_function(name)
+    kernel = _compiled(half).get_function(name)
     if shared_bytes > 48 << 10:  # more than that has to be asked for
-        found.max_dynamic_shared_size_bytes = shared_bytes
-    return found
+        kernel.max_dynamic_shared_size_bytes = shared_bytes
+    return kernel
 
 
 def launch(

@@ -2,7 +2,10 @@
 //
 // What decides an answer runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
 // interleaved float64 sums without fused multiply-add, sums of rows are int64. So labels, distances and centroids are
-// the same bits on both. Tensor cores only propose, within bounds (see nearest_cuda.py).
+// the same bits on both. Tensor cores only propose, within bounds (see cuda.py).
+//
+// CuPy compiles with -ftz=true: float arithmetic and conversions take subnormals for zero. Rows and centroids are widened
+// to float64 by instructions of our own, which do not; scores may lose what lies below 2^-126, their bounds allow for 2^-100.
 
 #ifdef HALF_ROWS
 typedef unsigned short Row;
@@ -15,10 +18,16 @@ typedef float Row;
 
 // -- what the hardware does, by its own instructions -----------------------------------------------------------------
 #ifndef HKM_EMULATED
-__device__ __forceinline__ float half_to_float(unsigned short bits) {
-    float value;
-    asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"(bits));
-    return value;
+__device__ __forceinline__ double float_to_double(float value) {
+    double wide;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(wide) : "f"(value));
+    return wide;
+}
+
+__device__ __forceinline__ double half_to_double(unsigned short bits) {
+    double wide;
+    asm("cvt.f64.f16 %0, %1;" : "=d"(wide) : "h"(bits));
+    return wide;
 }
 
 __device__ __forceinline__ unsigned short float_to_half(float value) {
@@ -56,8 +65,8 @@ __device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const unsigned (
 }
 #endif
 
-__device__ __forceinline__ float widened(float value) { return value; }
-__device__ __forceinline__ float widened(unsigned short bits) { return half_to_float(bits); }
+__device__ __forceinline__ double widened(float value) { return float_to_double(value); }
+__device__ __forceinline__ double widened(unsigned short bits) { return half_to_double(bits); }
 
 // -- distances and bounds --------------------------------------------------------------------------------------------
 
@@ -68,12 +77,12 @@ __device__ __forceinline__ double squared_distance(const Row* x, const float* c,
     const int whole = n - n % 8;
     double sum = 0.0;
     for (int i = lane; i < whole; i += 8) {
-        const double t = __dsub_rn((double)widened(x[i]), (double)c[i]);
+        const double t = __dsub_rn(widened(x[i]), widened(c[i]));
         sum = __dadd_rn(sum, __dmul_rn(t, t));
     }
     if (lane == 0) {
         for (int i = whole; i < n; ++i) {
-            const double t = __dsub_rn((double)widened(x[i]), (double)c[i]);
+            const double t = __dsub_rn(widened(x[i]), widened(c[i]));
             sum = __dadd_rn(sum, __dmul_rn(t, t));
         }
     }
@@ -128,7 +137,7 @@ extern "C" __global__ void measure(const Row* rows, const float* mean, double* n
     const Row* x = rows + row * n_features;
     double norm = 0.0, size = 0.0;
     for (int i = threadIdx.x & 31; i < n_features; i += 32) {
-        const double value = widened(x[i]), centered = value - (double)mean[i];
+        const double value = widened(x[i]), centered = value - widened(mean[i]);
         norm += centered * centered;
         size += value * value;
     }
@@ -146,7 +155,7 @@ struct AsHalf {
     static __device__ __forceinline__ Stored of(double value) {
         return float_to_half(fminf(fmaxf((float)value, -60000.0f), 60000.0f));
     }
-    static __device__ __forceinline__ double kept(Stored bits) { return half_to_float(bits); }
+    static __device__ __forceinline__ double kept(Stored bits) { return widened(bits); }
 };
 
 struct AsBfloat {  // the upper half of a float, rounded to nearest
@@ -155,13 +164,13 @@ struct AsBfloat {  // the upper half of a float, rounded to nearest
         const unsigned bits = (unsigned)__float_as_int((float)value);
         return (Stored)((bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     }
-    static __device__ __forceinline__ double kept(Stored bits) { return __int_as_float((int)((unsigned)bits << 16)); }
+    static __device__ __forceinline__ double kept(Stored bits) { return widened(__int_as_float((int)((unsigned)bits << 16))); }
 };
 
 struct AsSingle {
     typedef float Stored;
     static __device__ __forceinline__ Stored of(double value) { return (float)value; }
-    static __device__ __forceinline__ double kept(Stored value) { return value; }
+    static __device__ __forceinline__ double kept(Stored value) { return widened(value); }
 };
 
 struct AsDouble {
@@ -181,16 +190,17 @@ __device__ __forceinline__ void write_centered(const Row* rows, const float* mea
     if (row >= n_rows) return;
     const Row* x = rows + row * n_features;
     typename Format::Stored* y = out + row * width;
+    const double wide_scale = widened(scale);
     double norm = 0.0, size = 0.0, lost = 0.0, dot = 0.0;
     for (int i = threadIdx.x & 31; i < width; i += 32) {
-        const double value = i < n_features ? (double)widened(x[i]) - (double)mean[i] : 0.0;
-        const typename Format::Stored stored = Format::of(value * scale);
+        const double value = i < n_features ? widened(x[i]) - widened(mean[i]) : 0.0;
+        const typename Format::Stored stored = Format::of(value * wide_scale);
         y[i] = stored;
-        const double kept = Format::kept(stored) / scale;
+        const double kept = Format::kept(stored) / wide_scale;
         norm += value * value;
         size += kept * kept;
         lost += (value - kept) * (value - kept);
-        if (i < n_features) dot += value * (double)mean[i];
+        if (i < n_features) dot += value * widened(mean[i]);
     }
     norm = warp_sum(norm);
     size = warp_sum(size);

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.block_cache import device_cache, host_cache
-from hkm_dask.compute.keyed_random import random_bits_by_group, stream_key
+from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy import split
@@ -175,10 +175,3 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
     expected = np.where(np.isin(np.arange(n), looked_at), numbers[squared.argmin(axis=1)], -1)
     np.testing.assert_array_equal(labels.get(), expected)
     np.testing.assert_allclose(distances.get()[looked_at], squared.min(axis=1)[looked_at], rtol=1e-12)
-
-
-def test_random_numbers_by_group_are_the_same_bits_on_the_device(cuda: Any) -> None:
-    rows, of = np.arange(1 << 40, (1 << 40) + 100), np.arange(100) % 3
-    keys = [stream_key(seed) for seed in range(3)]
-    found = random_bits_by_group(keys, cuda.asarray(of), cuda.asarray(rows))
-    np.testing.assert_array_equal(found.get(), random_bits_by_group(keys, of, rows))

@@ -1,0 +1,1 @@
+"""The GPU path: on a GPU where there is one, else on the emulator."""

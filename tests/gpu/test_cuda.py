@@ -1,0 +1,158 @@
+"""The CUDA search against the CPU's: labels and distances are the same bits, because both measure in the same order."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
+from hkm_dask.kmeans.search.geometry import make_geometry
+from tests.emulated.memory import RMM_MESSAGE
+from tests.emulated.plugin import Emulator
+from tests.gpu.inputs import geometry_of, groups, search_on_cpu, search_on_device
+
+KINDS = {
+    "around a mean": lambda rng, n, d: rng.normal(5, 1, (n, d)),
+    "ties": lambda rng, n, d: rng.integers(-3, 4, (n, d)),
+    "far from the origin": lambda rng, n, d: 300 + rng.normal(0, 0.5, (n, d)),
+    "tiny": lambda rng, n, d: 1e-4 * rng.normal(0, 1, (n, d)),
+    "an outlier": lambda rng, n, d: rng.normal(0, 1, (n, d)) * np.where(np.arange(n) == 3, 8e3, 1.0)[:, None],
+    "tight groups": lambda rng, n, d: (
+        rng.normal(0, 1, (7, d))[rng.integers(7, size=n)] + 1e-3 * rng.normal(size=(n, d))
+    ),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("n", "d", "k"), [(150, 2, 40), (131, 17, 130), (260, 72, 300)])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_device_finds_what_the_cpu_finds(
+    cuda: Any, kind: str, n: int, d: int, k: int, dtype: type, form: Form
+) -> None:
+    rng = np.random.default_rng(n + d)
+    k = min(k, n)
+    rows = KINDS[kind](rng, n, d).astype(dtype)
+    centroids = rows[rng.choice(n, k, replace=False)].astype(np.float32) + rng.normal(0, 1e-3, (k, d)).astype(
+        np.float32
+    )
+    centroids[k // 2] = np.nan
+    geometry = geometry_of(rows)
+    expected = search_on_cpu(rows, centroids, geometry)
+    found = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form))
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_subnormal_rows_are_searched_as_on_the_cpu(cuda: Any, form: Form) -> None:
+    rng = np.random.default_rng(4)
+    rows, centroids = ((1e-40 * rng.normal(size=(n, 24))).astype(np.float32) for n in (140, 30))
+    rows[:20] += np.float32(1e-38)
+    geometry = geometry_of(rows)
+    expected = search_on_cpu(rows, centroids, geometry)
+    assert len(np.unique(expected[0])) > 10
+    labels, distances = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form))
+    np.testing.assert_array_equal(labels, expected[0])
+    np.testing.assert_array_equal(distances, expected[1])
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_what_is_known_already_is_kept_unless_something_is_nearer(cuda: Any, form: Form) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.normal(size=(200, 24)).astype(np.float16)
+    centroids = rng.normal(size=(90, 24)).astype(np.float32)
+    geometry, which = geometry_of(rows), np.flatnonzero(rng.random(200) < 0.4)
+    labels, distances = search_on_cpu(rows, centroids[:50], geometry)
+    device_labels, device_distances = cuda.asarray(labels), cuda.asarray(distances)
+    CentroidIndex(centroids[50:], geometry).nearest(rows.astype(np.float32), labels, distances, first=50, which=which)
+    search = CudaCentroidIndex(centroids[50:], geometry, form)
+    search.nearest(cuda.asarray(rows), device_labels, device_distances, first=50, which=cuda.asarray(which))
+    np.testing.assert_array_equal(device_labels.get(), labels)
+    np.testing.assert_array_equal(device_distances.get(), distances)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_search_among_some_keeps_their_numbers(cuda: Any, form: Form) -> None:
+    rng = np.random.default_rng(2)
+    rows = rng.normal(size=(140, 16)).astype(np.float32)
+    centroids = rows[:60].copy()
+    centroids[::7] = np.nan
+    geometry, some = geometry_of(rows), rng.random(60) < 0.5
+    labels, distances = np.full(140, -1, np.int32), np.full(140, np.inf)
+    CentroidIndex(centroids, geometry).only(some).nearest(rows, labels, distances)
+    found = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form).only(some))
+    np.testing.assert_array_equal(found[0], labels)
+    np.testing.assert_array_equal(found[1], distances)
+
+
+def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
+    rows = np.ones((3, 8), np.float32)
+    labels, distances = search_on_device(
+        cuda, rows, CudaCentroidIndex(np.full((2, 8), np.nan, np.float32), geometry_of(rows))
+    )
+    assert labels.tolist() == [-1, -1, -1]
+    assert np.isinf(distances).all()
+
+
+OUT_OF_MEMORY: dict[str, Callable[[Any], MemoryError]] = {
+    "CuPy": lambda cuda: cuda.cuda.memory.OutOfMemoryError(1, 1, 1),
+    "RMM": lambda cuda: MemoryError(RMM_MESSAGE),
+}
+
+
+@pytest.mark.parametrize("out_of_memory", OUT_OF_MEMORY)
+def test_tiles_are_halved_when_the_device_is_full(
+    cuda: Any, out_of_memory: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(400, 64)).astype(np.float32)
+    search = CudaCentroidIndex(rows[:50], geometry_of(rows), "half")
+    whole, tiles = search._settled, []
+
+    def full_at_first(*arguments: Any) -> int:
+        tiles.append(arguments[-1])
+        if len(tiles) < 3:
+            raise OUT_OF_MEMORY[out_of_memory](cuda)
+        return whole(*arguments)
+
+    monkeypatch.setattr(search, "_settled", full_at_first)
+    labels, _ = search_on_device(cuda, rows, search)
+    assert tiles == [search._tile >> i for i in range(3)]
+    squared = ((rows[:, None].astype(np.float64) - rows[:50].astype(np.float64)) ** 2).sum(axis=2)
+    np.testing.assert_array_equal(labels, squared.argmin(axis=1))
+
+
+@pytest.mark.parametrize("tile", [64, 1000])
+def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(5)
+    rows, centroids = rng.normal(size=(90, 24)).astype(np.float32), rng.normal(size=(150, 24)).astype(np.float32)
+    geometry = geometry_of(rows)
+    search = CudaCentroidIndex(centroids, geometry, "half")
+    search._tile = tile
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._MOST_COLUMNS", 70)
+    found, expected = search_on_device(cuda, rows, search), search_on_cpu(rows, centroids, geometry)
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("allocator", ["cupy", "rmm"])
+def test_a_search_continues_when_device_memory_runs_out(cuda: Any, emulator: Emulator, allocator: str) -> None:
+    emulator.allocate_with(allocator)
+
+    rows, centroids = groups(600, 16), groups(400, 16, seed=1)
+    geometry = make_geometry(ArrayRows(rows), Runner(n_threads=1), n_clusters=10)
+    search, on_gpu = CudaCentroidIndex(centroids, geometry, "half"), cuda.asarray(rows)
+    labels, distances = cuda.full(600, -1, cuda.int32), cuda.full(600, cuda.inf)
+    used = cuda.get_default_memory_pool().used_bytes()
+    emulator.limit_memory(used + 400_000)  # all scores take 960,000
+    search.nearest(on_gpu, labels, distances)
+    expected, squared = np.full(600, -1, np.int32), np.full(600, np.inf)
+    CentroidIndex(centroids, geometry).nearest(rows, expected, squared)
+    np.testing.assert_array_equal(labels.get(), expected)
+    np.testing.assert_array_equal(distances.get(), squared)

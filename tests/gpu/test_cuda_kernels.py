@@ -1,0 +1,154 @@
+"""The CUDA kernels: what the compiler says of them, and their sums and distances, the same bits as the CPU's."""
+
+import ctypes
+import re
+import shutil
+import subprocess
+import sys
+from ctypes.util import find_library
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
+from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from tests.emulated.plugin import Emulator
+from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
+
+SOURCE = Path(cuda_kernels.__file__).with_name("kernels.cu")
+#: What CuPy adds to the options of every kernel it compiles.
+CUPYS_OPTION = "-ftz=true"
+
+
+def assert_nothing_is_flushed(ptx: str) -> None:
+    """Assert that no float is flushed to zero on its way to float64: subnormal rows are measured as they are."""
+    assert "cvt.f64.f32" in ptx
+    assert "cvt.ftz.f64.f32" not in ptx
+    assert not re.findall(r"\b(?:ex2|lg2|sin|cos|tanh|rcp|rsqrt|sqrt|div)\.(?:approx|full)\S*", ptx)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
+@pytest.mark.parametrize("options", [[], ["-DHALF_ROWS"]], ids=["float32", "float16"])
+@pytest.mark.parametrize(("architecture", "n_stages"), [("sm_80", 3), ("sm_89", 2), ("sm_90", 4)])
+def test_the_kernels_compile_and_spill_nothing(
+    options: list[str], architecture: str, n_stages: int, tmp_path: Path
+) -> None:
+    command = ["nvcc", "-std=c++17", CUPYS_OPTION, f"-arch={architecture}", f"-DSTAGES={n_stages}", *options]
+    command += ["-Werror", "all-warnings", "-Xptxas", "-v", "-cubin", "--keep", "--keep-dir", str(tmp_path)]
+    done = subprocess.run(
+        [*command, "-o", str(tmp_path / "kernels.cubin"), str(SOURCE)], capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
+    assert spills
+    assert set(spills) == {("0", "0")}
+    registers = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", done.stderr, re.DOTALL))
+    assert int(registers["nearest_two"]) * 256 <= 65536  # one block of 256 threads on a multiprocessor
+    assert_nothing_is_flushed((tmp_path / "kernels.ptx").read_text())
+
+
+def _runtime_compiler() -> str | None:
+    """The library NVRTC, of a toolkit or of a wheel: it is what compiles the kernels when they are used."""
+    wheels = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so*")]
+    return str(wheels[0]) if wheels else find_library("nvrtc")
+
+
+@pytest.mark.skipif(_runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
+@pytest.mark.parametrize("options", [[], [b"-DHALF_ROWS"]], ids=["float32", "float16"])
+def test_the_kernels_compile_at_run_time(options: list[bytes]) -> None:
+    nvrtc, program = ctypes.CDLL(_runtime_compiler()), ctypes.c_void_p()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.read_bytes(), b"kernels.cu", 0, None, None) == 0
+    flags = [b"--gpu-architecture=sm_90", b"--std=c++17", *options, CUPYS_OPTION.encode()]
+    failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
+    assert not failed, _text(nvrtc, "ProgramLog", program)
+    assert_nothing_is_flushed(_text(nvrtc, "PTX", program))
+
+
+def _text(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> str:
+    size = ctypes.c_size_t()
+    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+    text = ctypes.create_string_buffer(size.value)
+    getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+    return text.value.decode()
+
+
+@pytest.mark.parametrize(("shared_kib", "n_stages"), [(227, 4), (163, 3), (99, 2)], ids=["Hopper", "A100", "smaller"])
+def test_devices_with_less_shared_memory_have_fewer_stages(
+    cuda: Any, emulator: Emulator, shared_kib: int, n_stages: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(cuda.cuda.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared_kib << 10)
+    rng = np.random.default_rng(6)
+    rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
+    geometry = geometry_of(rows)
+    found, expected = (
+        search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, "fused")),
+        search_on_cpu(rows, centroids, geometry),
+    )
+    assert cuda_kernels.n_stages() == n_stages
+    np.testing.assert_array_equal(found[0], expected[0])
+    np.testing.assert_array_equal(found[1], expected[1])
+
+
+def test_a_device_that_is_too_old_is_refused(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda.cuda.Device, "compute_capability", "75")
+    rows = np.ones((10, 8), np.float32)
+    with pytest.raises(ComputeError, match=r"compute_capability=7.5 should be 8.0 or newer"):
+        CudaCentroidIndex(rows, geometry_of(rows))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize("d", [1, 13, 200])
+@pytest.mark.parametrize("weighted", [False, True])
+def test_sums_are_the_cpus(cuda: Any, dtype: type, d: int, weighted: bool) -> None:
+    rng = np.random.default_rng(d)
+    n, k, scale = 300, 9, 2.0**40
+    rows = rng.normal(size=(n, d)).astype(dtype)
+    before, after = (rng.integers(0, k, n).astype(np.int32) for _ in range(2))
+    weights = rng.integers(1, 5, n) if weighted else np.empty(0, np.int64)
+    sums, counts = np.zeros((k, d), np.int64), np.zeros(k, np.int64)
+    device = [cuda.asarray(a) for a in (rows, before, after, weights, sums, counts)]
+    wide = rows.astype(np.float32)
+    cpu_kernels.add_rows(wide, before, weights, scale, sums, counts)
+    cuda_kernels.add_rows(device[0], device[1], device[3], scale, device[4], device[5])
+    np.testing.assert_array_equal(device[4].get(), sums)
+    np.testing.assert_array_equal(device[5].get(), counts)
+    n_moved = cpu_kernels.move_rows(wide, before, after, weights, scale, sums, counts)
+    assert cuda_kernels.move_rows(device[0], device[1], device[2], device[3], scale, device[4], device[5]) == n_moved
+    np.testing.assert_array_equal(device[4].get(), sums)
+    np.testing.assert_array_equal(device[5].get(), counts)
+
+
+@pytest.mark.parametrize("d", [1, 8, 13, 100])
+def test_distances_are_the_cpus(cuda: Any, d: int) -> None:
+    rng = np.random.default_rng(d)
+    rows, centroids = rng.normal(size=(77, d)).astype(np.float16), rng.normal(size=(5, d)).astype(np.float32)
+    centroids[3] = np.nan
+    labels, stayed = rng.integers(-1, 5, 77).astype(np.int32), np.array([True, False, False, True, False])
+    for flags in (np.empty(0, np.bool_), stayed):
+        distances = np.arange(77.0)
+        on_gpu = cuda.asarray(distances)
+        cpu_kernels.label_distances(rows.astype(np.float32), centroids, flags, labels, distances)
+        cuda_kernels.label_distances(
+            cuda.asarray(rows), cuda.asarray(centroids), cuda.asarray(flags), cuda.asarray(labels), on_gpu
+        )
+        np.testing.assert_array_equal(on_gpu.get(), distances)
+
+
+@pytest.mark.parametrize("scale", [1e-40, 1e-44])
+def test_subnormal_rows_are_measured_and_added_as_on_the_cpu(cuda: Any, scale: float) -> None:
+    rng = np.random.default_rng(0)
+    rows, centroids = ((scale * rng.normal(size=(n, 13))).astype(np.float32) for n in (40, 5))
+    labels, none = rng.integers(0, 5, 40).astype(np.int32), np.empty(0, np.int64)
+    distances, sums, counts = np.zeros(40), np.zeros((5, 13), np.int64), np.zeros(5, np.int64)
+    on_gpu = [cuda.asarray(a) for a in (rows, centroids, np.empty(0, np.bool_), labels, distances, none, sums, counts)]
+    cpu_kernels.label_distances(rows, centroids, np.empty(0, np.bool_), labels, distances)
+    cpu_kernels.add_rows(rows, labels, none, 2.0**150, sums, counts)
+    assert distances.all()
+    assert sums.any()
+    cuda_kernels.label_distances(*on_gpu[:5])
+    cuda_kernels.add_rows(on_gpu[0], on_gpu[3], on_gpu[5], 2.0**150, *on_gpu[6:])
+    np.testing.assert_array_equal(on_gpu[4].get(), distances)
+    np.testing.assert_array_equal(on_gpu[6].get(), sums)

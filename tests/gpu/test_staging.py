@@ -1,0 +1,98 @@
+"""Blocks of rows on a device: resident, streamed, and when its memory runs out."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hkm_dask.kmeans.lloyd
+from hkm_dask.compute import staging
+from hkm_dask.compute.block_cache import Part, device_cache
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.staging import iter_device_blocks, ran_out
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.search.geometry import make_geometry
+from tests.emulated.memory import RMM_MESSAGE
+from tests.emulated.plugin import Emulator
+from tests.gpu.inputs import Stored, groups, twice
+
+
+@pytest.mark.parametrize("budget", ["1KiB", "20KiB", "64MiB"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_blocks_on_the_device_are_the_rows(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch, budget: str, dtype: type
+) -> None:
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", budget)
+    rows = Stored(groups(100, 8, dtype))
+    part = Part(rows, (0, 10, 35, 36, 60, 100), budget=1 << 20)
+    for _ in range(3):
+        found = np.zeros((100, 8), np.float32)
+        for start, block in iter_device_blocks(part):
+            found[start : start + len(block)] = block.get()
+        np.testing.assert_array_equal(found, rows.array.astype(np.float32))
+    assert rows.n_reads == 5  # what the device has no room for stays in host memory
+
+
+def test_blocks_that_fit_stay_on_the_device_and_come_first(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", "5KiB")
+    rows = Stored(groups(60, 8))
+    part = Part(rows, (0, 20, 40, 60), budget=0)
+    orders = [[start for start, _ in iter_device_blocks(part)] for _ in range(3)]
+    kept = [pair for pair in [(0, 20), (20, 40), (40, 60)] if device_cache.get(rows.key, pair) is not None]
+    assert 0 < len(kept) < 3
+    assert orders[1][: len(kept)] == [start for start, _ in kept]
+    assert rows.n_reads == 3 + 2 * (3 - len(kept))
+
+
+def test_settings_of_the_device_that_make_no_sense_are_refused(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    part = Part(Stored(groups(10, 8)), (0, 10), budget=0)
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", "plenty")
+    with pytest.raises(ComputeError, match="HKM_DEVICE_MEMORY='plenty' should be a number of bytes"):
+        list(iter_device_blocks(part))
+
+
+@pytest.mark.parametrize(
+    ("error", "answer"),
+    [
+        (MemoryError(RMM_MESSAGE), True),
+        (MemoryError("std::bad_alloc: out_of_memory: CUDA error (failed to allocate 8 bytes) at: x.hpp:55"), True),
+        (MemoryError(), False),  # of the host
+        (MemoryError("std::bad_alloc"), False),
+        (np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype(float)), False),
+        (ValueError("std::bad_alloc: out_of_memory"), False),
+    ],
+    ids=repr,
+)
+def test_device_memory_is_told_from_host_memory(error: Exception, answer: bool) -> None:
+    assert ran_out(error) is answer
+
+
+def test_cupys_own_error_says_that_device_memory_ran_out(cuda: Any) -> None:
+    assert ran_out(cuda.cuda.memory.OutOfMemoryError(1, 1, 1))
+
+
+@pytest.mark.usefixtures("little_work_on_the_device")
+@pytest.mark.parametrize("allocator", ["cupy", "rmm"])
+def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, allocator: str
+) -> None:
+    emulator.allocate_with(allocator)
+    array = groups(3000, 32)
+
+    def compute() -> Any:
+        rows = Stored(array)
+        with Runner(n_threads=1) as runner:
+            geometry = make_geometry(rows, runner, n_clusters=20)
+            return fit(rows, Settings(20, max_iter=3), geometry=geometry, runner=runner).centroids
+
+    monkeypatch.setattr(hkm_dask.kmeans.lloyd, "block_bytes", lambda *_: 1 << 15)
+    with monkeypatch.context() as patch:
+        patch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
+        emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 700_000)  # rows and operands take more
+        on_cpu, on_device = twice(cuda, monkeypatch, compute)
+    np.testing.assert_array_equal(on_device, on_cpu)
+    assert staging._most_resident is not None
+    emulator.limit_memory(20_000)
+    with pytest.raises(ComputeError, match=r"device memory ran out \(.*\); free some"):
+        compute()
