@@ -1,4 +1,4 @@
-"""Opens the place where work runs: this process, or a Dask cluster, of CPUs or GPUs, started here or there already."""
+"""Opening and closing the place where work runs: this process, a Dask cluster started for the run, or a running one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 def runner_for(
     client: Client | None = None, memory_limit: int | str | None = None, work_dir: str | Path | None = None
 ) -> Runner:
-    """Choose where to run: on `client` if given, else on distributed's current client, else on threads here.
+    """Choose where to run: on `client` if given, else on distributed's current client, else on threads.
 
     Parameters
     ----------

@@ -1,7 +1,6 @@
-"""Which device the workers of a cluster compute on: all of them on the same, and each of them told so.
+"""The device that the workers of a cluster compute on: one kind for all of them, set in each worker's environment.
 
-dask-cuda starts its workers with a preload of its own, whether a LocalCUDACluster or `dask cuda worker` starts them. By
-it they are known.
+Workers that dask-cuda started, by a LocalCUDACluster or by `dask cuda worker`, are recognized by its preload.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def agree_on_device(client: Client) -> str:
         Some workers are CUDA workers and some are not, or a CUDA worker has no CuPy or no GPU, or a worker cannot
         import this package.
     """
-    found = {}
+    devices = {}  # of each worker: what it was started for, and what it has been told
     for address, answer in client.run(_look, on_error="return").items():
         if isinstance(answer, OSError):  # it died since the scheduler heard of it
             continue
@@ -49,15 +48,15 @@ def agree_on_device(client: Client) -> str:
                 f"worker={address} should have hkm_dask; install the same packages on every worker "
                 f"({type(answer).__name__}: {answer})"
             ) from answer
-        found[address] = answer
-    n_cuda = sum(device == "cuda" for device, _ in found.values())
-    if 0 < n_cuda < len(found):
+        devices[address] = answer
+    n_cuda = sum(device == "cuda" for device, _ in devices.values())
+    if 0 < n_cuda < len(devices):
         raise ComputeError(
-            f"workers={n_cuda} CUDA and {len(found) - n_cuda} CPU should be all of one kind; start all with "
+            f"workers={n_cuda} CUDA and {len(devices) - n_cuda} CPU should be all of one kind; start all with "
             "`dask cuda worker` or all with `dask worker`"
         )
     device = "cuda" if n_cuda else "cpu"
-    told = {told for _, told in found.values()}
+    told = {told_device for _, told_device in devices.values()}
     # Not telling those that know leaves a run alone that is under way on the same workers.
     if told <= {device} or (device == "cpu" and told == {None}):
         return device

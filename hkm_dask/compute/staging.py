@@ -1,4 +1,4 @@
-"""Blocks of rows on a GPU: resident while its budget lasts, the rest streamed through pinned memory.
+"""Blocks of rows on a GPU: resident as far as the memory budget goes, the rest streamed through pinned memory.
 
 Threads read the next few blocks into pinned buffers, and each is copied, on a stream of its own, into one of two
 buffers on the device while kernels work on the block before. Blocks that found room on the device stay for the whole
@@ -69,7 +69,7 @@ def make_room() -> bool:
     held = device_cache.used
     _most_resident = held // 2
     device_cache.clear()
-    _own.__dict__.clear()
+    _thread.__dict__.clear()
     cupy.get_default_memory_pool().free_all_blocks()
     return held > 0
 
@@ -148,17 +148,17 @@ class _Staging:
         return block, event
 
 
-_own = threading.local()
+_thread = threading.local()
 
 
 def _staging() -> _Staging:
     import cupy
 
     device = cupy.cuda.runtime.getDevice(), staging_blocks()
-    if getattr(_own, "device", None) != device:
-        _own.staging, _own.device = _Staging(), device
-    kept: _Staging = _own.staging
-    return kept
+    if getattr(_thread, "device", None) != device:
+        _thread.staging, _thread.device = _Staging(), device
+    staging: _Staging = _thread.staging
+    return staging
 
 
 def device_dtype(dtype: np.dtype) -> np.dtype:
@@ -177,7 +177,7 @@ def device_dtype(dtype: np.dtype) -> np.dtype:
 
 
 def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
-    """Yield ``(first row, rows)`` for every block of a part, on the device; see `blocks.iter_blocks`.
+    """Yield ``(first row, rows)`` for every block of a part, on the device; see `block_cache.iter_blocks`.
 
     Parameters
     ----------
@@ -198,7 +198,7 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
 
     rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
     row_bytes = device_dtype(rows.dtype).itemsize * rows.n_features
-    # What passes remember about the rows saves more than the rows themselves: it keeps its room.
+    # What passes remember about the rows saves more than the rows themselves: that room is kept free.
     budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
     resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None]
     missing = [pair for pair in pairs if device_cache.get(rows.key, pair) is None]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable, Iterator
 from types import EllipsisType
@@ -16,7 +17,7 @@ _NO_CONVERSION = (
 )
 
 
-class _Pointer:
+class MemoryPointer:
     """`ndarray.data`: where the elements lie."""
 
     def __init__(self, array: np.ndarray) -> None:
@@ -46,7 +47,7 @@ class ndarray:
     itemsize = property(lambda self: self._host.itemsize)
     strides = property(lambda self: self._host.strides)
     flags = property(lambda self: self._host.flags)
-    data = property(lambda self: _Pointer(self._host))
+    data = property(lambda self: MemoryPointer(self._host))
     T = property(lambda self: _view(self._host.T))
 
     @property
@@ -127,8 +128,8 @@ class ndarray:
             streams.operate(target, stream)
             self._host[...] = arr
 
-    def item(self, *args: int) -> Any:
-        return self.get().item(*args)
+    def item(self) -> Any:
+        return self.get().item()
 
     def tolist(self) -> Any:
         return self.get().tolist()
@@ -149,8 +150,8 @@ class ndarray:
     def transpose(self, *axes: Any) -> ndarray:
         return _view(self._host.transpose(*axes))
 
-    def swapaxes(self, a: int, b: int) -> ndarray:
-        return _view(self._host.swapaxes(a, b))
+    def swapaxes(self, axis1: int, axis2: int) -> ndarray:
+        return _view(self._host.swapaxes(axis1, axis2))
 
     def view(self, dtype: Any = None) -> ndarray:
         return _view(self._host.view() if dtype is None else self._host.view(dtype))
@@ -189,10 +190,10 @@ class ndarray:
     def all(self, axis: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
         return _apply(np.all, self, axis=axis, out=out, keepdims=keepdims)
 
-    def argmin(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
+    def argmin(self, axis: Any = None, out: Any = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
         return _apply(np.argmin, self, axis=axis, out=out, keepdims=keepdims)
 
-    def argmax(self, axis: Any = None, dtype: Any = None, out: Any = None, keepdims: bool = False) -> ndarray:
+    def argmax(self, axis: Any = None, out: Any = None, dtype: Any = None, keepdims: bool = False) -> ndarray:
         return _apply(np.argmax, self, axis=axis, out=out, keepdims=keepdims)
 
     def cumsum(self, axis: Any = None, dtype: Any = None, out: Any = None) -> ndarray:
@@ -397,7 +398,7 @@ for _name, _function in {"neg": np.negative, "abs": np.absolute, "invert": np.in
 # The functions of the module
 
 
-def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", blocking: bool = False) -> ndarray:
+def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", *, blocking: bool = False) -> ndarray:
     if isinstance(obj, ndarray):
         if not copy and (dtype is None or obj.dtype == np.dtype(dtype)):
             return obj
@@ -407,7 +408,7 @@ def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", bloc
     return wrap(np.asarray(obj, dtype))
 
 
-def asarray(a: Any, dtype: Any = None, order: Any = None, blocking: bool = False) -> ndarray:
+def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = False) -> ndarray:
     return array(a, dtype, copy=False)
 
 
@@ -440,8 +441,8 @@ def ones(shape: Any, dtype: Any = float, order: str = "C") -> ndarray:
     return full(shape, 1, dtype)
 
 
-def empty_like(a: ndarray, dtype: Any = None) -> ndarray:
-    return empty(_on_device(a).shape, dtype or a.dtype)
+def empty_like(prototype: ndarray, dtype: Any = None) -> ndarray:
+    return empty(_on_device(prototype).shape, dtype or prototype.dtype)
 
 
 def zeros_like(a: ndarray, dtype: Any = None) -> ndarray:
@@ -460,7 +461,7 @@ def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> nd
     return wrap(np.arange(start, dtype=dtype) if stop is None else np.arange(start, stop, step, dtype))
 
 
-def linspace(start: float, stop: float, num: int = 50, dtype: Any = None) -> ndarray:
+def linspace(start: float, stop: float, num: int = 50, *, dtype: Any = None) -> ndarray:
     return wrap(np.linspace(start, stop, num, dtype=dtype))
 
 
@@ -543,8 +544,8 @@ def isscalar(element: Any) -> bool:
 class Generator:
     """`cupy.random.Generator`, with numbers of NumPy's."""
 
-    def __init__(self, seed: int | None = None) -> None:
-        self._generator = np.random.default_rng(seed)
+    def __init__(self, bit_generator: np.random.BitGenerator) -> None:
+        self._generator = np.random.Generator(bit_generator)
 
     def standard_normal(self, size: Any = None, dtype: Any = np.float64) -> ndarray:
         return wrap(np.asarray(self._generator.standard_normal(size, dtype)))
@@ -556,15 +557,54 @@ class Generator:
         return wrap(np.asarray(self._generator.random(size, dtype)))
 
 
-_SAME = (
-    "abs absolute add all allclose any argmax argmin array_equal bitwise_and bitwise_or broadcast_to ceil clip "
-    "compress count_nonzero cumsum diag diff divide dot einsum equal exp expand_dims extract fabs flatnonzero flip "
-    "floor fmax fmin greater greater_equal inner invert isfinite isin isinf isnan less less_equal log log1p log2 "
-    "logical_and logical_not logical_or logical_xor matmul max maximum mean median min minimum mod multiply "
-    "nan_to_num nanmax nanmin nansum negative not_equal outer power prod ravel remainder repeat reshape rint roll "
-    "round searchsorted sign signbit sort sqrt square squeeze std subtract sum swapaxes take tensordot tile "
-    "transpose true_divide trunc var"
-).split()
+def default_rng(seed: int | None = None) -> Generator:
+    return Generator(np.random.PCG64(seed))
+
+
+#: What is left to NumPy, by the parameters it has in CuPy: NumPy takes more.
+_SAME = {
+    "x, /, out=None, *, casting=None, dtype=None": (
+        "abs absolute ceil exp fabs floor invert isfinite isinf isnan log log1p log2 logical_not negative rint sign "
+        "signbit sqrt square trunc"
+    ),
+    "x1, x2, /, out=None, *, casting=None, dtype=None": (
+        "add bitwise_and bitwise_or divide equal fmax fmin greater greater_equal less less_equal logical_and "
+        "logical_or logical_xor maximum minimum mod multiply not_equal power remainder subtract true_divide"
+    ),
+    "a, axis=None, out=None, keepdims=None": "all any max min nanmax nanmin",
+    "a, axis=None, dtype=None, out=None, keepdims=None": "argmax argmin mean nansum prod sum",
+    "a, axis=None, dtype=None, out=None, ddof=0, keepdims=None": "std var",
+    "a, axis=None, dtype=None, out=None": "cumsum",
+    "a, axis=None": "count_nonzero flip squeeze",
+    "a, axis": "expand_dims",
+    "a": "flatnonzero",
+    "a, b": "inner",
+    "a, b, out=None": "dot outer",
+    "x1, x2, out=None, *, casting=None, dtype=None": "matmul",
+    "a, b, rtol=1e-05, atol=1e-08, equal_nan=None": "allclose",
+    "a, b, axes=2": "tensordot",
+    "a1, a2, equal_nan=None": "array_equal",
+    "a, a_min, a_max, out=None": "clip",
+    "a, axes=None": "transpose",
+    "a, axis1, axis2": "swapaxes",
+    "a, decimals=0, out=None": "round",
+    "a, indices, axis=None, out=None": "take",
+    "a, n=1, axis=-1, prepend=None, append=None": "diff",
+    "a, newshape, order='C'": "reshape",
+    "a, order='C'": "ravel",
+    "a, repeats, axis=None": "repeat",
+    "a, shift, axis=None": "roll",
+    "a, v, side='left', sorter=None": "searchsorted",
+    "a, axis=-1": "sort",
+    "a, axis=None, out=None, overwrite_input=None, keepdims=None": "median",
+    "A, reps": "tile",
+    "array, shape": "broadcast_to",
+    "condition, a": "extract",
+    "condition, a, axis=None, out=None": "compress",
+    "element, test_elements, assume_unique=None, invert=None": "isin",
+    "v, k=0": "diag",
+    "x, copy=True, nan=0.0, posinf=None, neginf=None": "nan_to_num",
+}
 _PLAIN_NAMES = (
     "float16 float32 float64 int8 int16 int32 int64 uint8 uint16 uint32 uint64 bool_ intp inf nan newaxis pi e dtype "
     "finfo iinfo result_type promote_types can_cast integer floating generic number issubdtype"
@@ -576,19 +616,23 @@ _OWN = (
 )  # fmt: skip
 
 
-def _as_numpy_does(name: str) -> Callable:
-    function = getattr(np, name)
+def _as_numpy_does(name: str, parameters: str) -> Callable:
+    """Make a function that takes what CuPy's does; what has a default and is not given is left to NumPy."""
+    function, signature = getattr(np, name), inspect.signature(eval(f"lambda {parameters}: None"))
 
     def apply(*args: Any, **kwargs: Any) -> Any:
-        return _apply(function, *args, **kwargs)
+        given = signature.bind(*args, **kwargs).arguments
+        required = [given.pop(key) for key, p in signature.parameters.items() if p.default is p.empty]
+        return _apply(function, *required, **given)
 
     apply.__name__ = apply.__qualname__ = name
+    apply.__signature__ = signature  # type: ignore[attr-defined]
     return apply
 
 
 def namespace() -> dict[str, Any]:
     """Return what the module `cupy` holds of arrays."""
     names: dict[str, Any] = {name: getattr(np, name) for name in _PLAIN_NAMES}
-    names |= {name: _as_numpy_does(name) for name in _SAME}
+    names |= {name: _as_numpy_does(name, key) for key, several in _SAME.items() for name in several.split()}
     names |= {thing.__name__: thing for thing in _OWN}
     return names

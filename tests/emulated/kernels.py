@@ -177,14 +177,14 @@ class RawModule:
         found = re.findall(rf"^\S+ (\S+) [dDbB] _ZZ{len(kernel)}{kernel}E", _symbols(self._path), re.MULTILINE)
         return sum(int(size, 16) for size in found)
 
-    def get_function(self, name: str) -> Function:
+    def get_function(self, name: str) -> RawKernel:
         self.compile()
         if name not in self._bounds:
             raise CUDADriverError("CUDA_ERROR_NOT_FOUND: named symbol not found: " + name)
-        return Function(self, name)
+        return RawKernel(self, name)
 
 
-class Function:
+class RawKernel:
     """One kernel, called as ``kernel(grid, block, args, shared_mem=0, stream=None)``."""
 
     def __init__(self, module: RawModule, name: str) -> None:
@@ -192,7 +192,7 @@ class Function:
         self._launch = getattr(module._library, f"hkm_launch_{name}")
         describe = getattr(module._library, f"hkm_signature_{name}")
         describe.restype = ctypes.c_char_p
-        self.parameters: list[str] = describe().decode().split()
+        self._parameters: list[str] = describe().decode().split()
         self.max_threads_per_block = min(module._bounds[name], MOST_THREADS)
         self.num_regs = 32
         self.local_size_bytes = self.const_size_bytes = 0
@@ -234,7 +234,7 @@ class Function:
         triple = ctypes.c_uint * 3
         uses = [
             memory.use(arg._host, wanted.startswith("*"))
-            for arg, wanted in zip(args, self.parameters, strict=True)
+            for arg, wanted in zip(args, self._parameters, strict=True)
             if isinstance(arg, arrays.ndarray)
         ]
         streams.operate(uses, stream)
@@ -266,10 +266,10 @@ class Function:
         return text
 
     def _arguments(self, args: Any) -> list[np.ndarray]:
-        if not isinstance(args, tuple | list) or len(args) != len(self.parameters):
-            raise TypeError(f"{self.name}: {len(args)} arguments should be {len(self.parameters)}")
+        if not isinstance(args, tuple | list) or len(args) != len(self._parameters):
+            raise TypeError(f"{self.name}: {len(args)} arguments should be {len(self._parameters)}")
         return [
-            self._argument(i, arg, wanted) for i, (arg, wanted) in enumerate(zip(args, self.parameters, strict=True))
+            self._argument(i, arg, wanted) for i, (arg, wanted) in enumerate(zip(args, self._parameters, strict=True))
         ]
 
     def _argument(self, i: int, arg: Any, wanted: str) -> np.ndarray:

@@ -46,17 +46,17 @@ class Pool:
     """CuPy's memory pool: it keeps what was freed until `free_all_blocks`, and takes no more than the device has."""
 
     def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
+        self._capacity = capacity
         self._limit = 0
         self._used = 0
         self._held = 0
-        self.peak = 0
+        self._peak = 0
         self._lock = threading.RLock()
         self._allocator = "cupy"
 
-    def take(self, size: int) -> None:
+    def _take(self, size: int) -> None:
         with self._lock:
-            most = min(self.capacity, self._limit or self.capacity)
+            most = min(self._capacity, self._limit or self._capacity)
             if self._used + size > most:
                 gc.collect()
             if self._used + size > most:
@@ -67,9 +67,9 @@ class Pool:
                 )
             self._used += size
             self._held = min(max(self._held, self._used), most)
-            self.peak = max(self.peak, self._used)
+            self._peak = max(self._peak, self._used)
 
-    def give_back(self, size: int) -> None:
+    def _give_back(self, size: int) -> None:
         with self._lock:
             self._used -= size
 
@@ -93,11 +93,12 @@ class Pool:
         return self._limit
 
     def set_limit(self, size: int | None = None, fraction: float | None = None) -> None:
-        self._limit = int(self.capacity * fraction) if fraction is not None else int(size or 0)
+        self._limit = int(self._capacity * fraction) if fraction is not None else int(size or 0)
 
 
 pool = Pool(1 << 30)
 _live: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
+_live_lock = threading.RLock()
 
 
 class Memory:
@@ -108,12 +109,12 @@ class Memory:
         self.accesses: list[streams.Access] = []
         self.counted = -(-max(n_bytes, 1) // 512) * 512
         self._start = 0
-        pool.take(self.counted)
+        pool._take(self.counted)
         room = -(-max(n_bytes, 16) // _PAGE) * _PAGE
         self._length = room + 2 * _FENCE
         start = _libc.mmap(None, self._length, 0, 0x22, -1, 0)  # PROT_NONE; MAP_PRIVATE | MAP_ANONYMOUS
         if start is None or start == ctypes.c_void_p(-1).value or _libc.mprotect(start + _FENCE, room, 3):
-            pool.give_back(self.counted)
+            pool._give_back(self.counted)
             raise MemoryError(f"the host cannot map {room} bytes for the emulated device")
         self._start = start
         end = start + _FENCE + room
@@ -138,8 +139,12 @@ class Memory:
 
     def __del__(self) -> None:
         if self._start and _libc is not None:  # None while the interpreter ends
-            _libc.munmap(self._start, self._length)
-            pool.give_back(self.counted)
+            with (
+                _live_lock
+            ):  # an object is among the living until its finalizer ends, and munmap lets other threads run
+                _live.pop(id(self), None)
+                _libc.munmap(self._start, self._length)
+            pool._give_back(self.counted)
 
 
 def empty(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
@@ -207,4 +212,5 @@ def is_pinned(array: np.ndarray) -> bool:
 
 def check_canaries() -> list[int]:
     """Return the addresses of the allocations beside which something was written."""
-    return [memory.ptr for memory in list(_live.values()) if not memory.is_intact()]
+    with _live_lock:
+        return [memory.ptr for memory in list(_live.values()) if not memory.is_intact()]

@@ -38,16 +38,14 @@ def _make_modules() -> dict[str, ModuleType]:
         deviceSynchronize=streams.synchronize_device, getDeviceProperties=runtime.get_device_properties,
         runtimeGetVersion=lambda: 13000, driverGetVersion=lambda: 13000, is_hip=False, CUDA_R_16F=2, CUDA_R_32F=0,
         CUDA_R_64F=1,
-        cudaErrorMemoryAllocation=2,
     )  # fmt: skip
-    cuda_runtime.cudaDataType = cuda_runtime  # type: ignore[attr-defined]
     driver = _module("cupy_backends.cuda.api.driver", CUDADriverError=kernels.CUDADriverError)
     api = _module("cupy_backends.cuda.api", runtime=cuda_runtime, driver=driver)
     libs = _module("cupy_backends.cuda.libs", cublas=cublas)
     backends_cuda = _module("cupy_backends.cuda", api=api, libs=libs)
     backends = _module("cupy_backends", cuda=backends_cuda)
 
-    random = _module("cupy.random", Generator=arrays.Generator, default_rng=arrays.Generator)
+    random = _module("cupy.random", Generator=arrays.Generator, default_rng=arrays.default_rng)
     cuda_memory = _module("cupy.cuda.memory", OutOfMemoryError=memory.OutOfMemoryError)
     device = _module("cupy.cuda.device", Device=runtime.Device, get_cublas_handle=lambda: runtime.Device.cublas_handle)
     queues = {
@@ -64,7 +62,7 @@ def _make_modules() -> dict[str, ModuleType]:
     )  # fmt: skip
     cupy = _module(
         "cupy", **arrays.namespace(), cuda=cuda, random=random,
-        get_default_pinned_memory_pool=runtime.PinnedMemoryPool, RawModule=kernels.RawModule,
+        get_default_pinned_memory_pool=lambda: runtime.PinnedMemoryPool(), RawModule=kernels.RawModule,
         get_default_memory_pool=lambda: memory.pool, get_array_module=_get_array_module, __version__="14.0.0",
     )  # fmt: skip
     cupyx = _module("cupyx", empty_pinned=runtime.empty_pinned, zeros_pinned=runtime.zeros_pinned)
@@ -92,7 +90,7 @@ class Emulator:
 
     def limit_memory(self, n_bytes: int) -> None:
         """Set the bytes of memory that the device has; 1 GiB unless told."""
-        memory.pool.capacity = n_bytes
+        memory.pool._capacity = n_bytes
 
     def allocate_with(self, allocator: Literal["cupy", "rmm"]) -> None:
         """Choose who allocates, which shows where memory runs out: by an error of CuPy's, or by a plain MemoryError."""
@@ -106,7 +104,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         monkeypatch.delitem(sys.modules, name)
     for name, module in _MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(memory.pool, "capacity", 1 << 30)
+    monkeypatch.setattr(memory.pool, "_capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
     forget()

@@ -14,7 +14,6 @@ class CUDARuntimeError(RuntimeError):
     """An error code of the CUDA runtime."""
 
     def __init__(self, status: int, infos: Any = None) -> None:
-        self.status = status
         super().__init__(f"cudaError{status}: emulated")
 
 
@@ -71,7 +70,7 @@ class Device:
 
 def memory_information() -> tuple[int, int]:
     """Return the bytes of the device that nobody holds, and all of them."""
-    return memory.pool.capacity - memory.pool.total_bytes(), memory.pool.capacity
+    return memory.pool._capacity - memory.pool.total_bytes(), memory.pool._capacity
 
 
 def device_count() -> int:
@@ -85,7 +84,7 @@ def set_device(device: int) -> None:
 def get_device_properties(device: int) -> dict[str, Any]:
     return {
         "name": b"emulated on the CPU",
-        "totalGlobalMem": memory.pool.capacity,
+        "totalGlobalMem": memory.pool._capacity,
         "multiProcessorCount": 132,
         "l2CacheSize": 60 << 20,
         "sharedMemPerBlockOptin": 232448,
@@ -106,12 +105,12 @@ class PinnedMemory:
     """Pinned host memory, poisoned; what it holds is had by `PinnedMemoryPointer`."""
 
     def __init__(self, size: int, flags: int = 0) -> None:
-        self.size, self.array = size, empty_pinned(size, np.uint8)
+        self._array = empty_pinned(size, np.uint8)
 
 
 def pinned_memory_pointer(mem: PinnedMemory, offset: int) -> np.ndarray:
     """Return pinned memory from an offset on, as something to be given as a buffer."""
-    return mem.array[offset:]
+    return mem._array[offset:]
 
 
 class PinnedMemoryPool:
@@ -159,24 +158,24 @@ def _as_multiplied(matrix: np.ndarray, data_type: int, compute_type: int, comput
 
 
 def gemm_ex(
-    handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, a: int, a_type: int, lda: int,
-    b: int, b_type: int, ldb: int, beta: int, c: int, c_type: int, ldc: int, compute_type: int, algo: int,
+    handle: int, transa: int, transb: int, m: int, n: int, k: int, alpha: int, A: int, Atype: int, lda: int,
+    B: int, Btype: int, ldb: int, beta: int, C: int, Ctype: int, ldc: int, computeType: int, algo: int,
 ) -> None:  # fmt: skip
     """Compute C = alpha op(A) op(B) + beta C; `alpha` and `beta` point to the type computed in, on the host."""
     if handle != Device.cublas_handle:
         raise ValueError("CUBLAS_STATUS_NOT_INITIALIZED")
-    types, result_type, computed_in = _COMPUTES.get(compute_type, ((), None, np.float32))
-    if a_type not in types or b_type != a_type or c_type != result_type:
+    types, result_type, computed_in = _COMPUTES.get(computeType, ((), None, np.float32))
+    if Atype not in types or Btype != Atype or Ctype != result_type:
         raise ValueError(
-            f"CUBLAS_STATUS_NOT_SUPPORTED: operands {a_type} and {b_type}, result {c_type}, computed as {compute_type}"
+            f"CUBLAS_STATUS_NOT_SUPPORTED: operands {Atype} and {Btype}, result {Ctype}, computed as {computeType}"
         )
-    dtype = _DATA_TYPES[a_type]
-    left = _matrix(a, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype)
-    right = _matrix(b, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype)
-    left, right = (_as_multiplied(side, a_type, compute_type, computed_in) for side in (left, right))
+    dtype = _DATA_TYPES[Atype]
+    left = _matrix(A, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype)
+    right = _matrix(B, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype)
+    left, right = (_as_multiplied(side, Atype, computeType, computed_in) for side in (left, right))
     left, right = left if transa == CUBLAS_OP_N else left.T, right if transb == CUBLAS_OP_N else right.T
-    out = _matrix(c, m, n, ldc, _DATA_TYPES[c_type], writes=True)
-    pointed_to = ctypes.c_double if c_type == 1 else ctypes.c_float
+    out = _matrix(C, m, n, ldc, _DATA_TYPES[Ctype], writes=True)
+    pointed_to = ctypes.c_double if Ctype == 1 else ctypes.c_float
     scale, keep = (computed_in(pointed_to.from_address(int(at)).value) for at in (alpha, beta))
     with np.errstate(all="ignore"):
         product = scale * (left @ right)

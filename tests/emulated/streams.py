@@ -45,28 +45,28 @@ class Event:
     """A point in a stream."""
 
     def __init__(self, block: bool = True, disable_timing: bool = False, interprocess: bool = False) -> None:
-        self.clock: Clock | None = None
-        self.time = 0.0
+        self._clock: Clock | None = None
+        self._time = 0.0
 
     @property
     def done(self) -> bool:
-        return self.clock is None or all(_host.get(stream, 0) >= tick for stream, tick in self.clock.items())
+        return self._clock is None or all(_host.get(stream, 0) >= tick for stream, tick in self._clock.items())
 
     def record(self, stream: Stream | None = None) -> None:
         stream = stream or get_current_stream()
         with _lock:
-            stream.begin()
-            self.clock = dict(stream.clock)
-        self.time = time.perf_counter()
+            stream._begin()
+            self._clock = dict(stream._clock)
+        self._time = time.perf_counter()
 
     def synchronize(self) -> None:
-        if self.clock is not None:
-            _arrive(self.clock)
+        if self._clock is not None:
+            _arrive(self._clock)
 
 
 def get_elapsed_time(start_event: Event, end_event: Event) -> float:
     """Return the milliseconds between two recorded events."""
-    return 1e3 * (end_event.time - start_event.time)
+    return 1e3 * (end_event._time - start_event._time)
 
 
 class Stream:
@@ -75,12 +75,11 @@ class Stream:
     null: Stream
 
     def __init__(self, null: bool = False, non_blocking: bool = False, ptds: bool = False, priority: int = 0) -> None:
-        self.ptr = next(_numbers)
-        self.non_blocking = non_blocking
-        self.device_id = 0
-        self.clock: Clock = {}
-        self.pending: list[tuple[int, Callable[[], None]]] = []
-        _streams[self.ptr] = self
+        self._number = next(_numbers)
+        self._non_blocking = non_blocking
+        self._clock: Clock = {}
+        self._pending: list[tuple[int, Callable[[], None]]] = []
+        _streams[self._number] = self
 
     def __enter__(self) -> Self:
         return self.use()
@@ -92,34 +91,34 @@ class Stream:
         _entered.streams.append(self)
         return self
 
-    def begin(self) -> int:
+    def _begin(self) -> int:
         """Begin an operation after what the host knows, and what a null stream orders, and return its number."""
-        self.clock[self.ptr] = self.clock.get(self.ptr, 0) + 1
-        _merge(self.clock, _host)
+        self._clock[self._number] = self._clock.get(self._number, 0) + 1
+        _merge(self._clock, _host)
         if self is Stream.null:
             for other in list(_streams.values()):
-                if not other.non_blocking:
-                    _merge(self.clock, other.clock)
-        elif not self.non_blocking:
-            _merge(self.clock, Stream.null.clock)
-        return self.clock[self.ptr]
+                if not other._non_blocking:
+                    _merge(self._clock, other._clock)
+        elif not self._non_blocking:
+            _merge(self._clock, Stream.null._clock)
+        return self._clock[self._number]
 
-    def put_off(self, tick: int, work: Callable[[], None]) -> None:
-        self.pending.append((tick, work))
+    def _put_off(self, tick: int, work: Callable[[], None]) -> None:
+        self._pending.append((tick, work))
 
-    def catch_up(self, tick: int) -> None:
+    def _catch_up(self, tick: int) -> None:
         """Do what was put off, up to an operation."""
-        while self.pending and self.pending[0][0] <= tick:
-            self.pending.pop(0)[1]()
+        while self._pending and self._pending[0][0] <= tick:
+            self._pending.pop(0)[1]()
 
     @property
     def done(self) -> bool:
-        return not self.pending
+        return not self._pending
 
     def synchronize(self) -> None:
         with _lock:
-            self.begin()
-            _arrive(self.clock)
+            self._begin()
+            _arrive(self._clock)
 
     def record(self, event: Event | None = None) -> Event:
         event = event or Event()
@@ -127,11 +126,11 @@ class Stream:
         return event
 
     def wait_event(self, event: Event) -> None:
-        if event.clock is None:
+        if event._clock is None:
             raise ValueError("the event should be recorded before a stream waits for it: CUDA would not wait at all")
         with _lock:
-            _catch_up(event.clock)
-            _merge(self.clock, event.clock)
+            _catch_up(event._clock)
+            _merge(self._clock, event._clock)
 
 
 class _Entered(threading.local):
@@ -151,7 +150,7 @@ def get_current_stream(device_id: int = -1) -> Stream:
 
 def _catch_up(clock: Clock) -> None:
     for stream, tick in clock.items():
-        _streams[stream].catch_up(tick)
+        _streams[stream]._catch_up(tick)
 
 
 def _arrive(clock: Clock) -> None:
@@ -187,22 +186,22 @@ def operate(
     """
     with _lock:
         stream = stream or get_current_stream()
-        tick = stream.begin()
+        tick = stream._begin()
         if work is None:
-            _catch_up(stream.clock)
+            _catch_up(stream._clock)
         else:
-            stream.put_off(tick, work)
+            stream._put_off(tick, work)
         for memory, low, high, writes in uses:
             kept = []
             for one in memory.accesses:
                 apart = one.high <= low or high <= one.low
-                ordered = stream.clock.get(one.stream, 0) >= one.tick
+                ordered = stream._clock.get(one.stream, 0) >= one.tick
                 if not (apart or ordered) and (writes or one.writes):
                     raise StreamRaceError(
-                        f"stream {stream.ptr} {'writes' if writes else 'reads'} memory that stream {one.stream} "
+                        f"stream {stream._number} {'writes' if writes else 'reads'} memory that stream {one.stream} "
                         f"{'writes' if one.writes else 'reads'}, and does not wait for it"
                     )
                 covered = low <= one.low and one.high <= high
                 if not (covered and ordered and (writes or not one.writes)):
                     kept.append(one)
-            memory.accesses = [*kept, Access(low, high, stream.ptr, tick, writes)]
+            memory.accesses = [*kept, Access(low, high, stream._number, tick, writes)]

@@ -14,7 +14,7 @@ def small_constants(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, small in (("_SIDE", 32), ("_COPIED", 1 << 10), ("_SENT", 1 << 9), ("_BATCHES", 2)):
         monkeypatch.setattr(device, name, small)
     for name, small in (
-        ("_LLOYD_FEATURES", 16), ("_LLOYD_CLUSTERS", 12), ("_LLOYD_ITERATIONS", 3),
+        ("_LLOYD_FEATURES", 16), ("_LLOYD_CLUSTERS", 12), ("_LLOYD_ITERATIONS", 2),
         ("_SPLIT_FEATURES", 16), ("_SPLIT_ROWS", 60), ("_SPLIT_PARTS", 4),
     ):  # fmt: skip
         monkeypatch.setattr(gpu, name, small)
@@ -22,7 +22,7 @@ def small_constants(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("suite", ["resident", "streamed", "lloyd", "budget", "split"])
 def test_a_suite_runs_from_end_to_end(cuda: Any, small_constants: None, tmp_path: Path, suite: str) -> None:
-    words = ["--suite", suite, "--n", "600", "--d", "16", "--k", "12", "--repeats", "1", "--seconds-per-case", "0.1"]
+    words = ["--suite", suite, "--n", "240", "--d", "16", "--k", "12", "--repeats", "1", "--seconds-per-case", "0.1"]
     command.main(["--gpu", *words, "--out", str(tmp_path / "out"), "--scratch", str(tmp_path)])
     (case,) = json.loads((tmp_path / "out" / "gpu.json").read_text(encoding="utf-8"))["cases"]
     assert not [fact for fact in case["facts"] if fact.startswith("hkm_dask")], case["facts"]

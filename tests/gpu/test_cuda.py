@@ -28,10 +28,18 @@ KINDS = {
 }
 
 
+# Every kind at one size; fewer features and centroids than a tile takes, and several tiles, for the two hardest.
+CASES = [
+    ("around a mean", 150, 2, 40),
+    *((kind, 131, 17, 130) for kind in KINDS),
+    ("ties", 260, 72, 300),
+    ("an outlier", 260, 72, 300),
+]
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize(("n", "d", "k"), [(150, 2, 40), (131, 17, 130), (260, 72, 300)])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "n", "d", "k"), CASES)
 def test_the_device_finds_what_the_cpu_finds(
     cuda: Any, kind: str, n: int, d: int, k: int, dtype: type, form: Form
 ) -> None:

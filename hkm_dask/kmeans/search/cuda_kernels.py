@@ -1,4 +1,4 @@
-"""The inner loops of the GPU path: `kernels` for arrays on the device, with the same names, arguments and bits.
+"""The inner loops of the GPU path: `cpu_kernels` for arrays on the device, with the same names, arguments and bits.
 
 The kernels themselves are CUDA C++, in `kernels.cu`; CuPy compiles them on first use and keeps them on disk.
 """
@@ -98,7 +98,7 @@ def launch_by_row(name: str, rows: Any, lanes: int, *arguments: Any, n: int | No
 
 
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-    """Write each row's squared distance to the centroid it is labeled with; see `kernels.label_distances`."""
+    """Write each row's squared distance to the centroid it is labeled with; see `cpu_kernels.label_distances`."""
     import cupy
 
     flags = stayed if len(stayed) else cupy.zeros(1, cupy.bool_)
@@ -109,14 +109,14 @@ def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distanc
 
 
 def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-    """Add rows, in fixed point, to the sums of their clusters; see `kernels.add_rows`."""
+    """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`."""
     import cupy
 
     add_entries(rows, cupy.arange(len(rows), dtype=cupy.int64), labels, weights, scale, sums, counts)
 
 
 def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
-    """Bring sums up to date for the rows whose label changed; see `kernels.move_rows`."""
+    """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`."""
     import cupy
 
     moved = cupy.flatnonzero(before != after)

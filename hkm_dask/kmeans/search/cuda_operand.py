@@ -1,7 +1,7 @@
 """Rows and centroids as tensor cores take them, what that loses of them, and the product of both.
 
 Rows stored in float16 are operands as they are; others are centered and written in the type that the form asks for.
-What is lost is measured in float64 for every row: `nearest_cuda` bounds by it how far a score may be off.
+What is lost is measured in float64 for every row; the bounds of the scores in `cuda` follow from it.
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@
 // the same bits on both. Tensor cores only propose, within bounds (see cuda.py).
 //
 // CuPy compiles with -ftz=true: float arithmetic and conversions take subnormals for zero. Rows and centroids are widened
-// to float64 by instructions of our own, which do not; scores may lose what lies below 2^-126, their bounds allow for 2^-100.
+// to float64 by inline instructions, which do not. Scores may lose what lies below 2^-126; their bounds allow for 2^-100.
 
 #ifdef HALF_ROWS
 typedef unsigned short Row;
@@ -16,7 +16,7 @@ typedef float Row;
 #define FULL 0xffffffffu
 #define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
 
-// -- what the hardware does, by its own instructions -----------------------------------------------------------------
+// -- instructions of the hardware ------------------------------------------------------------------------------------
 #ifndef HKM_EMULATED
 __device__ __forceinline__ double float_to_double(float value) {
     double wide;
@@ -70,8 +70,8 @@ __device__ __forceinline__ double widened(unsigned short bits) { return half_to_
 
 // -- distances and bounds --------------------------------------------------------------------------------------------
 
-// Squared distance in float64, in the order of kernels.squared_distance. Eight neighboring lanes work on one pair and
-// all get the result; all lanes of the warp must come here, with pointers that can be read.
+// Squared distance in float64, in the order of cpu_kernels.squared_distance. Eight neighboring lanes work on one pair and
+// all get the result; all lanes of the warp must call it, with pointers that can be read.
 __device__ __forceinline__ double squared_distance(const Row* x, const float* c, int n) {
     const int lane = threadIdx.x & 7;
     const int whole = n - n % 8;
@@ -109,15 +109,15 @@ __device__ __forceinline__ float highest_score(double distance, double norm, dou
 extern "C" __global__ void label_distances(const Row* rows, const float* centroids, const bool* stayed, int any_stayed,
                                            const int* labels, double* distances, long long n_rows, int n_features) {
     const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
-    const long long here = row < n_rows ? row : n_rows - 1;
-    const int label = labels[here];
+    const long long clamped = row < n_rows ? row : n_rows - 1;
+    const int label = labels[clamped];
     const float* centroid = centroids + (long long)(label < 0 ? 0 : label) * n_features;
-    const double found = squared_distance(rows + here * n_features, centroid, n_features);
+    const double distance = squared_distance(rows + clamped * n_features, centroid, n_features);
     if ((threadIdx.x & 7) || row >= n_rows) return;
     if (label < 0 || isnan(centroid[0])) {
         distances[row] = INFINITE;
     } else if (!(any_stayed && stayed[label])) {
-        distances[row] = found;
+        distances[row] = distance;
     }
 }
 
@@ -230,11 +230,6 @@ CENTER(center_double, AsDouble)
 #define SETTLE_THREADS 128
 #define SETTLE_COLUMNS 1024
 
-struct Found {
-    double distance;
-    int label;
-};
-
 __device__ __forceinline__ bool nearer(double distance, int label, double best, int best_label) {
     return distance < best || (distance == best && label < best_label);
 }
@@ -273,10 +268,10 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
         }
         for (int step = 16; step; step >>= 1) {
             const float other = __shfl_xor_sync(FULL, low, step);
-            const int there = __shfl_xor_sync(FULL, where, step);
-            if (other < low || (other == low && there < where)) {
+            const int other_where = __shfl_xor_sync(FULL, where, step);
+            if (other < low || (other == low && other_where < where)) {
                 low = other;
-                where = there;
+                where = other_where;
             }
         }
         if (lane == 0) {
@@ -385,8 +380,8 @@ __device__ __forceinline__ unsigned char* chunk_of(unsigned char* lines, int lin
 }
 
 // rows (.., width) and centroids (.., width) in float16, width a multiple of 8. Line i of the results belongs to row
-// which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what its tile says:
-// its first line, the end of its lines, its first centroid and how many there are. Indices count from centroid 0.
+// which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what a tile of it says:
+// the first line, the end of the lines, the first centroid and the number of centroids. Indices count from centroid 0.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     nearest_two(const unsigned short* rows, const long long* which, int has_which, const long long* tiles,
                 int has_tiles, const unsigned short* all_centroids, const float* bias, float alpha, long long n_lines,
@@ -396,11 +391,11 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     const int warp_row = (warp & 1) * 64, warp_column = (warp >> 1) * 64;
     long long first = (long long)blockIdx.x * TILE_ROWS, first_centroid = 0;
     if (has_tiles) {
-        const long long* mine = tiles + 4 * (long long)blockIdx.x;
-        first = mine[0];
-        n_lines = mine[1];
-        first_centroid = mine[2];
-        n_centroids = (int)mine[3];
+        const long long* tile = tiles + 4 * (long long)blockIdx.x;
+        first = tile[0];
+        n_lines = tile[1];
+        first_centroid = tile[2];
+        n_centroids = (int)tile[3];
     }
     const unsigned short* centroids = all_centroids + first_centroid * width;
     bias += first_centroid;
@@ -424,17 +419,17 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
             const int column = (step - tile * n_steps_per_tile) * TILE_DEPTH + copied_chunk * 8;
 #pragma unroll
             for (int i = 0; i < TILE_ROWS / 32; ++i) {
-                const bool there = copied_rows[i] != 0 && column < width;
+                const bool exists = copied_rows[i] != 0 && column < width;
                 copy_async_16(chunk_of(stage, copied_line + 32 * i, copied_chunk),
-                              there ? copied_rows[i] + column : rows, there ? 16 : 0);
+                              exists ? copied_rows[i] + column : rows, exists ? 16 : 0);
             }
             stage += TILE_ROWS * LINE_BYTES;
 #pragma unroll
             for (int i = 0; i < TILE_COLUMNS / 32; ++i) {
                 const int centroid = tile * TILE_COLUMNS + copied_line + 32 * i;
-                const bool there = centroid < n_centroids && column < width;
+                const bool exists = centroid < n_centroids && column < width;
                 copy_async_16(chunk_of(stage, copied_line + 32 * i, copied_chunk),
-                              there ? centroids + (long long)centroid * width + column : centroids, there ? 16 : 0);
+                              exists ? centroids + (long long)centroid * width + column : centroids, exists ? 16 : 0);
             }
         }
         copy_async_commit();
@@ -550,21 +545,21 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
                                    int n_features, int* labels, double* distances, bool* open) {
     const Bound bound = {per_size, per_error, constant};
     const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
-    const long long here = line < n_lines ? line : n_lines - 1;
-    const long long row = has_which ? which[here] : here;
-    const int c = index[here], number = numbers[c];
+    const long long clamped = line < n_lines ? line : n_lines - 1;
+    const long long row = has_which ? which[clamped] : clamped;
+    const int c = index[clamped], number = numbers[c];
     const double norm = norms[row], size = sizes[row], error = errors[row];
     int label = labels[row];
     double distance = distances[row];
     // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
     const bool is_news = isinf(distance) || number != label;
-    double found = INFINITE;
+    double measured = INFINITE;
     if (__any_sync(FULL, is_news)) {
-        found = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
+        measured = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
     }
     if ((threadIdx.x & 7) || line >= n_lines) return;
-    if (is_news && (isinf(distance) || nearer(found, number, distance, label))) {
-        distance = found;
+    if (is_news && (isinf(distance) || nearer(measured, number, distance, label))) {
+        distance = measured;
         label = number;
     }
     labels[row] = label;
@@ -585,10 +580,10 @@ extern "C" __global__ void nearest_in_group(const Row* rows, const long long* wh
     int label = labels[row];
     double best = distances[row];
     for (long long first = columns[groups[row]]; first < end; first += 4) {
-        const long long mine = first + (lane >> 3), c = mine < end ? mine : end - 1;
-        const double found = squared_distance(x, centroids + c * n_features, n_features);
-        if (nearer(found, numbers[c], best, label)) {
-            best = found;
+        const long long next = first + (lane >> 3), c = next < end ? next : end - 1;
+        const double distance = squared_distance(x, centroids + c * n_features, n_features);
+        if (nearer(distance, numbers[c], best, label)) {
+            best = distance;
             label = numbers[c];
         }
     }

@@ -1,0 +1,102 @@
+"""Describe names of the real CuPy, which needs no driver for it: dotted names in on stdin, what they are out as JSON.
+
+It runs in a process of its own, since it puts an empty library in place of cuBLAS: to import a module of CuPy's that is
+linked against it, and read the enumerations, none of its functions is needed.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import inspect
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+
+def _import(name: str) -> Any:
+    """Import the module or get the attribute of this dotted name."""
+    parts = name.split(".")
+    for n in range(len(parts), 0, -1):
+        try:
+            found = importlib.import_module(".".join(parts[:n]))
+        except ImportError:
+            continue
+        for part in parts[n:]:
+            found = getattr(found, part)
+        return found
+    raise AttributeError(name)
+
+
+def _parameters(thing: Any) -> dict[str, list[str]] | None:
+    """Names of the parameters, from a signature or from the line that Cython puts into the docstring."""
+    try:
+        listed = inspect.signature(thing).parameters.values()
+    except (TypeError, ValueError):
+        return _from_docstring(thing.__doc__ or "")
+    if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in listed):
+        return None
+    return {
+        "positional": [p.name for p in listed if p.kind != p.KEYWORD_ONLY and p.name != "self"],
+        "keyword_only": [p.name for p in listed if p.kind == p.KEYWORD_ONLY],
+    }
+
+
+def _from_docstring(text: str) -> dict[str, list[str]] | None:
+    line = re.match(r"[\w.]+\((.*)\)", text.replace("\\", ""))
+    if line is None:
+        return None
+    positional: list[str] = []
+    keyword_only: list[str] = []
+    now = positional
+    for part in re.split(r",\s*", line[1]):
+        name = re.split(r"[=:]", part)[0].split(" ")[-1].strip()
+        if name == "*":
+            now = keyword_only
+        elif name.startswith("*"):
+            return None
+        elif name not in ("/", "self", ""):
+            now.append(name)
+    return {"positional": positional, "keyword_only": keyword_only}
+
+
+def describe(name: str) -> dict[str, Any] | None:
+    """Tell what a name is; None where there is nothing of that name."""
+    try:
+        thing = _import(name)
+    except AttributeError:
+        return None
+    return {
+        "callable": callable(thing),
+        "parameters": _parameters(thing) if callable(thing) else None,
+        "value": thing if type(thing) in (int, bool) else None,
+    }
+
+
+def _attributes() -> list[str]:
+    """Keys of `Device.attributes`: CuPy fills it with every member of this enumeration."""
+    from cupy_backends.cuda.api import _runtime_enum
+
+    prefix = "cudaDevAttr"
+    return [name.removeprefix(prefix) for name in dir(_runtime_enum) if name.startswith(prefix)]
+
+
+if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as folder:
+        stub = str(Path(folder) / "libcublas.so")
+        subprocess.run(
+            ["g++", "-shared", "-fPIC", "-Wl,-soname,libcublas.so.13", "-x", "c", os.devnull, "-o", stub], check=True
+        )
+        ctypes.CDLL(stub, mode=ctypes.RTLD_GLOBAL)
+    sys.setdlopenflags(os.RTLD_LAZY)
+    importlib.import_module("cupy_backends.cuda.libs.cublas")
+    sys.modules["cupy.cuda.cublas"] = importlib.import_module("cupy").cuda.cublas = sys.modules[
+        "cupy_backends.cuda.libs.cublas"
+    ]
+    answer = {name: describe(name) for name in json.load(sys.stdin)}
+    json.dump({"names": answer, "attributes": _attributes()}, sys.stdout)

@@ -1,0 +1,137 @@
+"""The emulator offers nothing that the real CuPy lacks: names, parameters, device attributes, numbers."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.emulated import arrays, kernels, memory, plugin, real_cupy, runtime, streams
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("cupy") is None or kernels.missing() is not None,
+    reason="needs the real CuPy, which imports without a driver: pip install cupy-cuda13x",
+)
+
+OWN_CLASSES = {
+    kind
+    for module in (arrays, kernels, memory, runtime, streams)
+    for kind in vars(module).values()
+    if inspect.isclass(kind) and not kind.__module__.startswith("numpy") and not issubclass(kind, BaseException)
+}
+#: Classes whose objects come out of functions, by the names of CuPy's.
+CLASSES = {
+    "cupy.RawKernel": kernels.RawKernel,
+    "cupy.cuda.MemoryPool": memory.Pool,
+    "cupy.cuda.PinnedMemoryPool": runtime.PinnedMemoryPool,
+    "cupy.cuda.MemoryPointer": arrays.MemoryPointer,
+}
+#: What the emulator has besides, and why.
+EMULATOR_ONLY: dict[str, str] = {}
+
+
+def objects() -> dict[str, object]:
+    """One object of every class, for what its `__init__` gives it."""
+    module = kernels.RawModule(code='extern "C" __global__ void nothing() {}')
+    return {
+        "cupy.RawModule": module,
+        "cupy.RawKernel": module.get_function("nothing"),
+        "cupy.cuda.Device": runtime.Device(),
+        "cupy.cuda.Event": streams.Event(),
+        "cupy.cuda.Stream": streams.Stream(),
+        "cupy.cuda.MemoryPool": memory.pool,
+        "cupy.cuda.MemoryPointer": arrays.empty(1).data,
+        "cupy.cuda.PinnedMemory": runtime.PinnedMemory(8),
+        "cupy.cuda.PinnedMemoryPool": runtime.PinnedMemoryPool(),
+        "cupy.random.Generator": arrays.default_rng(),
+        "cupy.cuda.memory.OutOfMemoryError": memory.OutOfMemoryError(1, 1),
+        "cupy.cuda.runtime.CUDARuntimeError": runtime.CUDARuntimeError(2),
+    }
+
+
+def offered() -> Iterator[tuple[str, Any]]:
+    """All that the emulator offers, by the name in CuPy: modules, what they hold, and what classes hold."""
+    classes = dict(CLASSES)
+    for name, module in plugin._MODULES.items():
+        yield name, module
+        for key, value in vars(module).items():
+            if not key.startswith("_"):
+                yield f"{name}.{key}", value
+                if inspect.isclass(value) and value in OWN_CLASSES:
+                    classes[f"{name}.{key}"] = value
+    for name, kind in classes.items():
+        yield name, kind
+        yield from ((f"{name}.{key}", value) for key, value in vars(kind).items() if not key.startswith("_"))
+    for name, thing in objects().items():
+        yield from ((f"{name}.{key}", None) for key in getattr(thing, "__dict__", {}) if not key.startswith("_"))
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the real CuPy says of the names that the emulator offers."""
+    folder = tmp_path_factory.getbasetemp() / "kernels"
+    folder.mkdir(exist_ok=True)
+    kernels.build_in(folder)
+    names = sorted({name for name, _ in offered()})
+    done = subprocess.run(
+        [sys.executable, str(Path(real_cupy.__file__))],
+        input=json.dumps(names),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answer: dict[str, Any] = json.loads(done.stdout)
+    return answer
+
+
+def test_every_name_is_one_of_cupys(real: dict[str, Any]) -> None:
+    assert len(real["names"]) > 300
+    lacking = {name for name, fact in real["names"].items() if fact is None}
+    assert sorted(lacking) == sorted(EMULATOR_ONLY), "\n".join(lacking)
+
+
+def test_whatever_is_called_can_be_called_in_cupy(real: dict[str, Any]) -> None:
+    wrong = [
+        name
+        for name, value in offered()
+        if real["names"][name] and callable(value) and not real["names"][name]["callable"]
+    ]
+    assert wrong == []
+
+
+def test_every_parameter_is_one_of_cupys_at_the_same_place(real: dict[str, Any]) -> None:
+    wrong, n_compared = [], 0
+    for name, value in offered():
+        fact = real["names"][name]
+        if fact is None or fact["parameters"] is None or not callable(value) or name in CLASSES:
+            continue
+        if inspect.isclass(value) and issubclass(value, BaseException):
+            continue
+        n_compared += 1
+        listed = [p for p in inspect.signature(value).parameters.values() if p.name != "self"]
+        positional = [p.name for p in listed if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+        others = {p.name for p in listed} - set(positional)
+        theirs = fact["parameters"]["positional"]
+        if positional != theirs[: len(positional)] or not others <= {*theirs, *fact["parameters"]["keyword_only"]}:
+            wrong.append(f"{name}{inspect.signature(value)}, in CuPy {fact['parameters']}")
+    assert n_compared > 150
+    assert not wrong, "\n".join(wrong)
+
+
+def test_numbers_are_cupys(real: dict[str, Any]) -> None:
+    numbers = {name: value for name, value in offered() if type(value) in (int, bool) and "Device." not in name}
+    assert len(numbers) > 15
+    assert numbers == {name: (real["names"][name] or {}).get("value") for name in numbers}
+
+
+def test_attributes_of_the_device_are_in_cupys_table(real: dict[str, Any]) -> None:
+    assert set(runtime.Device.attributes) <= set(real["attributes"])
+    assert len(real["attributes"]) > 100

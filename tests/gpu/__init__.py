@@ -1,1 +1,0 @@
-"""The GPU path: on a GPU where there is one, else on the emulator."""
