@@ -63,7 +63,9 @@ def _new_parser(
     description: str | None, suites: Sequence[str], d: str, k: str, levels: str, resamples: int
 ) -> argparse.ArgumentParser:
     """Make a parser of what both command lines have, each with defaults of its own."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.benchmark", description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     add = parser.add_argument
     add("--suite", type=_names, default=tuple(suites), help=f"of {','.join(suites)}; default: all")
     add("--d", type=_numbers, default=d, help=f"features of made rows, one case each; default: {d}")

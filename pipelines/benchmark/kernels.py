@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from pytest_benchmark.fixture import BenchmarkFixture
 
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
@@ -15,6 +16,9 @@ from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.centroid_index import CentroidIndex, make_operand
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus
+
+if TYPE_CHECKING:
+    from pytest_benchmark.fixture import BenchmarkFixture
 
 N_ROWS, N_CLUSTERS = 4096, 1024
 NONE_STAYED = np.empty(0, np.bool_)

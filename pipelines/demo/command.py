@@ -11,7 +11,7 @@ from hkm_dask.view.progress import show_progress
 
 def main() -> None:
     """Read the arguments, run the demo, print its summary."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m pipelines.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("hkm-demo"), help="where to put what it makes")
     parser.add_argument("--quick", action="store_true", help="less data: seconds instead of minutes")
     parser.add_argument("--readme", type=Path, metavar="PNG", help="also write the README's picture here")

@@ -179,7 +179,9 @@ def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np
 
 def main() -> None:
     """Read the arguments, run, print the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.images", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("folder", type=Path, help="a folder of images, with its subfolders, or a .zip of them")
     parser.add_argument("--out", type=Path, default=Path("images"), help="where to put what it makes")
     parser.add_argument("--model", default="hog", help="hog, or the folder of a transformers or timm model")

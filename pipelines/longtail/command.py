@@ -32,7 +32,7 @@ BEST = 20
 
 def main() -> None:
     """Measure what is missing, print the tables, draw the plots."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m pipelines.longtail", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("longtail"), help="folder for tables, plots and what is measured"
     )

@@ -183,7 +183,9 @@ def bands(text: str) -> tuple[int, ...]:
 
 def main() -> None:
     """Read the arguments, run, print the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.satellite", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rasters", nargs="*", type=Path, help="GeoTIFF, JPEG or PNG files, or folders of them")
     parser.add_argument("--out", type=Path, default=Path("satellite"), help="where to put what it makes")
     parser.add_argument("--size", type=int, default=16, help="pixels along a side of a patch")

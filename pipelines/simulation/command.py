@@ -41,7 +41,9 @@ ALL = ("toy", "figure2", "figure3", "rings")
 
 def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.simulation", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("study", choices=[*STUDIES, "all"], help="what to make")
     parser.add_argument("--out", type=Path, default=Path("hkm-simulation"), help="folder; default: hkm-simulation")
     parser.add_argument("--seeds", type=int, default=10, help="data sets and starts to average over; default: 10")

@@ -212,7 +212,9 @@ def packaged_model() -> Path:
 
 def main() -> None:
     """Read the arguments, run, print the summary."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.text", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("texts", nargs="?", type=Path, help=".txt, .jsonl, .parquet, or a folder (WordNet's nouns)")
     parser.add_argument("--out", type=Path, default=Path("text"), help="where to put what it makes")
     parser.add_argument("--full", action="store_true", help="all nouns of WordNet, in their natural shares")

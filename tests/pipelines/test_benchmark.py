@@ -78,7 +78,8 @@ def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
 
 
 def test_another_checkout_is_timed_in_turns_with_this_one(tmp_path: Path) -> None:
-    command.main([*TINY, "--repeats", "2", "--against", str(ROOT), "--out", str(tmp_path / "out")])
+    words = [*TINY, "--repeats", "2", "--levels", "20,5", "--resample-sizes", "2,2"]
+    command.main([*words, "--against", str(ROOT), "--out", str(tmp_path / "out")])
     cases = read_cases(tmp_path / "out" / "against.json")
     assert [case["suite"] for case in cases] == ["lloyd", "seeding", "seeding", "seeding", "method"]
     for case in cases:

@@ -205,7 +205,7 @@ def test_the_gap_is_measured_by_case(tmp_path: Path) -> None:
 
 
 def test_levels_of_scikit_learn_come_to_the_same(tmp_path: Path) -> None:
-    numbers, _ = beside.run(tmp_path, 3, cases=((300,), (1500, 300)))
+    numbers, _ = beside.run(tmp_path, 2, cases=((300,), (1500, 300)))
     for one in numbers.values():
         assert one["ours"]["mean"] == pytest.approx(one["scikit-learn"]["mean"], rel=0.15)
     assert numbers["1500, 300"]["ours"]["mean"] < numbers["300"]["ours"]["mean"] / 2

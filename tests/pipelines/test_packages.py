@@ -1,0 +1,48 @@
+"""Every pipeline is a package with the same two ways to start it, and imports without optional packages."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+NAMES = sorted(path.parent.name for path in (ROOT / "pipelines").glob("*/__init__.py"))
+OPTIONAL = (
+    "cupy", "dask_cuda", "dask_ml", "faiss", "fastkmeans", "pytest_benchmark", "rasterio", "rmm",
+    "sentence_transformers", "superkmeans", "timm", "torch", "transformers",
+)  # fmt: skip
+
+
+def test_these_are_the_pipelines() -> None:
+    assert NAMES == ["benchmark", "demo", "images", "longtail", "satellite", "simulation", "text"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_run_py_and_the_module_call_the_same_main(name: str) -> None:
+    call = f"from pipelines.{name}.command import main\n"
+    for file in ("run.py", "__main__.py"):
+        text = (ROOT / "pipelines" / name / file).read_text(encoding="utf-8")
+        assert call in text
+        assert "main()" in text
+
+
+def test_modules_import_without_optional_packages() -> None:
+    paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "pipelines").glob("*/*.py")]
+    names = [".".join(path.parts) for path in paths]
+    code = f"import importlib, sys\nfor name in {names!r}: importlib.import_module(name)"
+    code += f"\nprint(*sorted({set(OPTIONAL)!r} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.split() == []
+
+
+def test_a_pipeline_runs_as_a_module() -> None:
+    command = [sys.executable, "-m", "pipelines.demo", "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
+    assert done.stdout.startswith("usage: python -m pipelines.demo")
+
+
+def test_a_pipeline_runs_as_a_script_from_any_folder(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines" / "images" / "run.py"), "--help"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
+    assert done.stdout.startswith("usage: python -m pipelines.images")
