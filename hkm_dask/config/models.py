@@ -4,28 +4,56 @@ from __future__ import annotations
 
 import itertools
 import json
+import operator
+import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from hkm_dask.config.values import (
-    MAX_CLUSTERS,
-    MAX_SEED,
-    choice,
-    integer,
-    level_list,
-    nearest,
-    path_text,
-    share_below_one,
-    show,
-    size_or_auto,
-)
+from hkm_dask.config.problems import problems_of, show
 from hkm_dask.config.yaml_text import read_value, read_yaml
 from hkm_dask.errors import InputError
+
+_NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
+
+
+def _as_number(value: Any) -> Any:
+    """Give text like ``1e-4``, which PyYAML leaves a string, and whole numbers of other types as plain numbers."""
+    if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
+        value = float(value)
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return value if isinstance(value, bool) else operator.index(value)  # `yes` for a count is a slip
+    except TypeError:
+        return value
+
+
+def _whole(minimum: int, maximum: int = 2**31 - 1) -> Any:
+    return Field(strict=True, ge=minimum, le=maximum, description=f"a whole number >= {minimum}")
+
+
+# Labels are stored as int32, and random numbers are keyed by a 64-bit seed.
+_Positive = Annotated[int, BeforeValidator(_as_number), _whole(1)]
+_Count = Annotated[int, BeforeValidator(_as_number), _whole(0)]
+_Seed = Annotated[int, BeforeValidator(_as_number), _whole(0, 2**63 - 1)]
+_Path = Annotated[
+    str, BeforeValidator(lambda value: str(value) if isinstance(value, Path) else value), Field(min_length=1)
+]
+
+# The rules of the other settings, and what to do where they are broken.
+_RESAMPLE_SIZE = (
+    "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
+)
+_SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter"
+_SUBSET = "the path of an .npy file of pool rows; leave it out to use every row"
+_LEVELS = (
+    "a list of one or more levels, level 1 first; add a list of levels, level 1 first, each with `n_clusters: 2000`"
+)
 
 
 class _Model(BaseModel):
@@ -37,8 +65,9 @@ class _Model(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            lines = [line for detail in error.errors() for line in _translate(detail, type(self))]
-            raise InputError([*lines, *_rising(settings.get("levels"))]) from None
+            fields = type(self).model_fields
+            problems = problems_of(error, fields, list(Level.model_fields) if "levels" in fields else [])
+            raise InputError([*problems, *_rising(settings.get("levels"))]) from None
 
 
 class Level(_Model):
@@ -79,16 +108,14 @@ class Level(_Model):
     resample_size=0 should be auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling
     """  # noqa: E501 (the second line of the message)
 
-    n_clusters: Annotated[int, integer(1, MAX_CLUSTERS)]
-    n_splits: Annotated[int, integer(1, MAX_CLUSTERS)] = 1
-    n_resamples: Annotated[int, integer(0)] = 10
-    resample_size: Annotated[int | Literal["auto"], BeforeValidator(size_or_auto)] = "auto"
-    resample_strategy: Annotated[Literal["closest", "random"], choice("closest", "random")] = "closest"
-    init: Annotated[
-        Literal["coreset", "k-means++", "k-means||", "random"], choice("coreset", "k-means++", "k-means||", "random")
-    ] = "coreset"
-    max_iter: Annotated[int, integer(1)] = 50
-    tol: Annotated[float, BeforeValidator(share_below_one)] = 1e-4
+    n_clusters: _Positive
+    n_splits: _Positive = 1
+    n_resamples: _Count = 10
+    resample_size: Annotated[_Positive | Literal["auto"], Field(description=_RESAMPLE_SIZE)] = "auto"
+    resample_strategy: Literal["closest", "random"] = "closest"
+    init: Literal["coreset", "k-means++", "k-means||", "random"] = "coreset"
+    max_iter: _Positive = 50
+    tol: Annotated[float, BeforeValidator(_as_number), Field(strict=True, ge=0, lt=1, description=_SHARE)] = 1e-4
 
     @property
     def n_centroids(self) -> int:
@@ -131,14 +158,11 @@ class Config(_Model):
     levels.1.max_iters=5 should be a known setting; did you mean max_iter?
     """
 
-    seed: Annotated[int, integer(0, MAX_SEED)] = 0
-    metric: Annotated[Literal["l2", "cosine"], choice("l2", "cosine")] = "l2"
-    dtype: Annotated[
-        Literal["float32", "float64", "float16", "bfloat16", "tf32"],
-        choice("float32", "float64", "float16", "bfloat16", "tf32"),
-    ] = "float32"
-    subset: Annotated[str | None, BeforeValidator(path_text)] = None
-    levels: Annotated[tuple[Level, ...], BeforeValidator(level_list)]
+    seed: _Seed = 0
+    metric: Literal["l2", "cosine"] = "l2"
+    dtype: Literal["float32", "float64", "float16", "bfloat16", "tf32"] = "float32"
+    subset: Annotated[_Path | None, Field(description=_SUBSET)] = None
+    levels: Annotated[tuple[Level, ...], Field(min_length=1, description=_LEVELS)]
 
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
@@ -222,22 +246,7 @@ class Config(_Model):
 
     @classmethod
     def from_json(cls, text: str) -> Self:
-        """Read what `to_json` wrote.
-
-        Parameters
-        ----------
-        text : str
-            A JSON object.
-
-        Returns
-        -------
-        Config
-
-        Raises
-        ------
-        InputError
-            Where the text is no JSON object, or a setting is wrong.
-        """
+        """Read what `to_json` wrote; InputError where it is no JSON object, or a setting is wrong."""
         try:
             settings = json.loads(text)
         except ValueError:
@@ -250,13 +259,10 @@ class Config(_Model):
     def _from_settings(
         cls, settings: dict[str, Any], overrides: Sequence[str] = (), problems: Sequence[str] = ()
     ) -> Self:
-        lines = list(problems)
-        for override in overrides:
-            lines.extend(_override(settings, override))
+        lines = [*problems, *filter(None, [_override(settings, override) for override in overrides])]
         try:
             config = cls(**settings)
         except InputError as error:
-            # A wrong override was not applied, so its own line comes first and the file's problems after it.
             raise InputError([*lines, *error.problems]) from None
         if lines:
             raise InputError([*lines, *_rising(config.levels)])
@@ -264,10 +270,6 @@ class Config(_Model):
 
     def to_json(self) -> str:
         """Give the canonical JSON form: keys sorted, no spaces.
-
-        Returns
-        -------
-        str
 
         Examples
         --------
@@ -279,10 +281,6 @@ class Config(_Model):
 
     def to_yaml(self) -> str:
         """Give the form that `from_yaml` reads, every setting spelled out.
-
-        Returns
-        -------
-        str
 
         Examples
         --------
@@ -341,26 +339,21 @@ class Config(_Model):
         >>> asked.difference(Config(levels=[Level(n_clusters=2000)]))
         ['levels.1.n_clusters: 2000 in the tree, 3000 asked for']
         """
-        mine, theirs = _flat(self), _flat(stored)
-        names = list(dict.fromkeys([*theirs, *mine]))
+        asked, kept = self._by_name(), stored._by_name()
         if len(self.levels) != len(stored.levels):
-            shared = min(len(self.levels), len(stored.levels))
-            names = [name for name in names if not name.startswith("levels.") or int(name.split(".")[1]) <= shared]
-            names.append("levels")
-            mine["levels"], theirs["levels"] = len(self.levels), len(stored.levels)
+            asked["levels"], kept["levels"] = len(self.levels), len(stored.levels)
         return [
-            f"{name}: {theirs[name]} in the tree, {mine[name]} asked for"
-            for name in names
-            if mine[name] != theirs[name]
+            f"{name}: {value} in the tree, {asked[name]} asked for"
+            for name, value in kept.items()
+            if name in asked and value != asked[name]
         ]
 
-
-def _flat(config: Config) -> dict[str, Any]:
-    """Name every setting the way `--set` does."""
-    settings: dict[str, Any] = {name: value for name, value in config.model_dump().items() if name != "levels"}
-    for number, level in enumerate(config.levels, start=1):
-        settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
-    return settings
+    def _by_name(self) -> dict[str, Any]:
+        """Every setting under the name that ``--set`` has for it."""
+        settings = {name: value for name, value in self.model_dump().items() if name != "levels"}
+        for number, level in enumerate(self.levels, start=1):
+            settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
+        return settings
 
 
 def _clusters_of(number: int, level: Level) -> str:
@@ -371,82 +364,38 @@ def _clusters_of(number: int, level: Level) -> str:
 
 def _rising(levels: object) -> list[str]:
     """Find levels with more clusters than the level below gives them, among those that are valid themselves."""
-    found: list[tuple[int, Level]] = []
-    for number, raw in enumerate(levels if isinstance(levels, list | tuple) else (), start=1):
-        try:
-            found.append((number, raw if isinstance(raw, Level) else Level(**raw)))
-        except (InputError, TypeError):
-            continue
+    valid: list[tuple[int, Level]] = []
+    for number, level in enumerate(levels if isinstance(levels, list | tuple) else (), start=1):
+        with suppress(InputError, TypeError):
+            valid.append((number, level if isinstance(level, Level) else Level(**level)))
     return [
         f"{_clusters_of(above, upper)} should be <= {_clusters_of(below, lower)}; k falls from level to level"
-        for (below, lower), (above, upper) in itertools.pairwise(found)
+        for (below, lower), (above, upper) in itertools.pairwise(valid)
         if upper.n_centroids > lower.n_centroids
     ]
 
 
-def _translate(detail: ErrorDetails, model: type[BaseModel]) -> list[str]:
-    """Turn one of pydantic's errors into lines of the house form."""
-    location = [part + 1 if isinstance(part, int) else str(part) for part in detail["loc"]]
-    name = ".".join(str(part) for part in location)
-    inner = detail.get("ctx", {}).get("error")
-    if isinstance(inner, InputError):
-        # A level has already put its own problems into words; they only lack its name.
-        return [f"{name}.{problem}" for problem in inner.problems]
-    if isinstance(inner, ValueError):
-        return [f"{name}={show(detail['input'])} should be {inner}"]
-    if detail["type"] == "missing":
-        return [f"{name}=missing should be given; {_EXAMPLES.get(name, 'add it')}"]
-    if detail["type"] == "extra_forbidden":
-        return [_unknown(name, detail["input"], list(model.model_fields))]
-    if detail["type"] in ("model_type", "model_attributes_type"):
-        return [f"{name}={show(detail['input'])} should be a level's settings; write `n_clusters: 2000`"]
-    return [f"{name}={show(detail['input'])} should be otherwise; {detail['msg']}"]
-
-
-_EXAMPLES = {
-    "levels": "add a list of levels, level 1 first, each with `n_clusters: 2000`",
-    "n_clusters": "add `n_clusters: 2000` to the level",
-}
-
-
-def _unknown(name: str, value: object, known: Sequence[str]) -> str:
-    key = name.rsplit(".", maxsplit=1)[-1]
-    remedy = nearest(key, known)
-    if remedy is None and key in Level.model_fields and "levels" in known:
-        remedy = f"it belongs to a level: levels.1.{key}"
-    remedy = remedy or f"known are {', '.join(known)}"
-    return f"{name}={show(value)} should be a known setting; {remedy}"
-
-
-def _override(settings: dict[str, Any], override: str) -> list[str]:
-    """Apply one ``name=value`` to the settings; give the problem where it cannot be."""
+def _override(settings: dict[str, Any], override: str) -> str | None:
+    """Apply one ``name=value`` to the settings; give the problem where it has no place there."""
     name, separator, text = override.partition("=")
-    parts = name.strip().split(".")
+    first, *rest = parts = name.strip().split(".")
     if not separator or not all(parts):
-        return [f"set={override!r} should be NAME=VALUE; write it like levels.1.n_clusters=5000"]
+        return f"set={override!r} should be NAME=VALUE; write it like levels.1.n_clusters=5000"
     try:
         value = read_value(text)
     except yaml.YAMLError:
-        return [f"{name}={text!r} should be a value YAML can read; quote it"]
-    if parts[0] != "levels":
-        if len(parts) > 1 or parts[0] not in Config.model_fields:
-            return [_unknown(name, value, list(Config.model_fields))]
-        settings[parts[0]] = value
-        return []
-    return _override_level(settings, parts[1:], name, value)
-
-
-def _override_level(settings: dict[str, Any], parts: Sequence[str], name: str, value: object) -> list[str]:
+        return f"{name}={text!r} should be a value YAML can read; quote it"
+    if first != "levels":
+        settings[name.strip()] = value
+        return None
     levels = settings.get("levels")
     if not isinstance(levels, list):
-        return []  # said already, by the model, in its own words
-    if len(parts) != 2:
-        return [f"{name}={show(value)} should be levels.LEVEL.SETTING; write it like levels.1.n_clusters=5000"]
-    number = int(parts[0]) if parts[0].isdecimal() else 0
+        return None  # the model has words for that
+    if len(rest) != 2:
+        return f"{name}={show(value)} should be levels.LEVEL.SETTING; write it like levels.1.n_clusters=5000"
+    number = int(rest[0]) if rest[0].isdecimal() else 0
     if not 1 <= number <= len(levels):
-        return [f"{name}={show(value)} should be of a level from 1 to {len(levels)}; level 1 clusters the samples"]
-    if parts[1] not in Level.model_fields:
-        return [_unknown(name, value, list(Level.model_fields))]
+        return f"{name}={show(value)} should be of a level from 1 to {len(levels)}; level 1 clusters the samples"
     if isinstance(levels[number - 1], dict):
-        levels[number - 1][parts[1]] = value
-    return []
+        levels[number - 1][rest[1]] = value
+    return None

@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-from hkm_dask.config.values import show
+from hkm_dask.config.problems import show
 from hkm_dask.errors import InputError
 
 
