@@ -92,11 +92,6 @@ class Level(_Model):
     tol : float, default=1e-4
         Stop when an iteration lowers the inertia by less than this share of it.
 
-    Raises
-    ------
-    InputError
-        With one line per problem.
-
     Examples
     --------
     >>> Level(n_clusters=100, n_splits=10).n_centroids
@@ -175,14 +170,10 @@ class Config(_Model):
         overrides : sequence of str, optional
             Settings that replace the file's, like ``"levels.1.n_clusters=5000"`` or ``"seed=3"``.
 
-        Returns
-        -------
-        Config
-
         Raises
         ------
         InputError
-            With every problem of the file and of the overrides, one line each.
+            With every problem of the file and of the overrides.
         """
         return cls._from_settings(read_yaml(Path(path)), overrides)
 
@@ -211,15 +202,6 @@ class Config(_Model):
         **per_level : scalar or sequence
             Any setting of `Level`, for all levels or as a list with one value per level; None keeps the default.
 
-        Returns
-        -------
-        Config
-
-        Raises
-        ------
-        InputError
-            With every problem, one line each.
-
         Examples
         --------
         >>> config = Config.from_flags((2000, 400), n_resamples=(0, 10), resample_size=3)
@@ -232,15 +214,13 @@ class Config(_Model):
             if value is None:
                 continue
             values = [value] * len(levels) if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-            if len(values) != len(levels):
-                problems.append(
-                    f"{name}={show(value)} should be one value or {len(levels)}, one per level of n_clusters; "
-                    f"it has {len(values)}"
-                )
-                continue
-            for level, one in zip(levels, values, strict=True):
-                level[name] = one
-        settings: dict[str, Any] = {"seed": seed, "metric": metric, "dtype": dtype, "subset": subset, "levels": levels}
+            if len(values) == len(levels):
+                for level, of_level in zip(levels, values, strict=True):
+                    level[name] = of_level
+            else:
+                rule = f"one value or {len(levels)}, one per level of n_clusters"
+                problems.append(f"{name}={show(value)} should be {rule}; it has {len(values)}")
+        settings = {"seed": seed, "metric": metric, "dtype": dtype, "subset": subset, "levels": levels}
         given = {name: value for name, value in settings.items() if value is not None}
         return cls._from_settings(given, overrides, problems)
 
@@ -292,17 +272,7 @@ class Config(_Model):
         return str(yaml.safe_dump(settings, sort_keys=False))
 
     def check(self, n_samples: int) -> None:
-        """Refuse what cannot be clustered: more clusters than there is input, at any level.
-
-        Parameters
-        ----------
-        n_samples : int
-            Rows that level 1 would cluster, after `subset`.
-
-        Raises
-        ------
-        InputError
-            With every problem, one line each.
+        """Refuse more clusters than there is input, at any level; `n_samples` are what `subset` leaves.
 
         Examples
         --------
@@ -311,27 +281,15 @@ class Config(_Model):
         ...
         hkm_dask.errors.InputError: n_samples=5 should be >= levels.1.n_clusters=10; lower n_clusters or add samples
         """
-        problems = []
+        problems = _rising(self.levels)
         if self.levels[0].n_centroids > n_samples:
-            problems.append(
-                f"n_samples={n_samples} should be >= {_clusters_of(1, self.levels[0])}; lower n_clusters or add samples"
-            )
-        problems.extend(_rising(self.levels))
+            first = _clusters_of(1, self.levels[0])
+            problems.insert(0, f"n_samples={n_samples} should be >= {first}; lower n_clusters or add samples")
         if problems:
             raise InputError(problems)
 
     def difference(self, stored: Config) -> list[str]:
-        """Tell what this configuration asks for that a stored one has otherwise.
-
-        Parameters
-        ----------
-        stored : Config
-            The configuration the tree was begun with.
-
-        Returns
-        -------
-        list of str
-            One line per setting; empty where both are the same.
+        """Name the settings that a stored configuration has otherwise, one line each.
 
         Examples
         --------

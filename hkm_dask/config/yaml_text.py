@@ -29,16 +29,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """Read the settings of a file.
-
-    Parameters
-    ----------
-    path : Path
-
-    Returns
-    -------
-    dict
-        As they are written; nothing is checked but that they are a mapping.
+    """Read the settings of a file; nothing is checked but that they are a mapping, each given once.
 
     Raises
     ------
@@ -64,11 +55,6 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_value(text: str) -> Any:
     """Read one value, as `read_yaml` would.
-
-    Raises
-    ------
-    yaml.YAMLError
-        When it is no YAML.
 
     Examples
     --------
