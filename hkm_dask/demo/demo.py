@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.config import Config
 from hkm_dask.demo import pictures
 from hkm_dask.demo.patches import CREDITS, PATCH, PLAIN, Patches, cut_patches, load_photographs
-from hkm_dask.embedding.cells import N_FEATURES
+from hkm_dask.embedding.descriptors import Cells
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.build import build_hierarchy
@@ -187,7 +187,7 @@ def run_demo(
         written = _draw_pictures(out, patches, clusters, rows, spreads)
     return DemoSummary(
         n_patches=len(patches),
-        n_features=N_FEATURES,
+        n_features=Cells.n_features,
         n_clusters=tree.hkm.n_clusters,
         n_drawn=len(curated),
         spreads=spreads,

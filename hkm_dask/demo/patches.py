@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from hkm_dask.embedding.cells import CELLS, describe
+from hkm_dask.embedding.descriptors import CELLS, describe_cells
 from hkm_dask.events import emit
 
 PATCH = 16  # pixels along a side
@@ -131,7 +131,7 @@ def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, s
     ----------
     photographs : dict of str to ndarray of uint8, shape (height, width, 3)
     shards : Path
-        The folder, which gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, N_FEATURES),
+        The folder, which gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, 192),
         and ``metadata/metadata_0.parquet`` and so on with a column ``id``, like ``china.jpg[16x16+340+120]``: the
         photograph, and the patch's width, height, left and top in pixels.
     step : int
@@ -157,7 +157,7 @@ def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, s
         (shards / folder).mkdir(exist_ok=True)
     colors, contrasts = [], []
     for shard, (name, corners) in enumerate(jobs):
-        embeddings, color, contrast = describe(cell_means(photographs[name], corners))
+        embeddings, color, contrast = describe_cells(cell_means(photographs[name], corners))
         np.save(shards / "img_emb" / f"img_emb_{shard}.npy", embeddings)
         ids = [f"{name}[{PATCH}x{PATCH}+{left}+{top}]" for top, left in corners.tolist()]
         pq.write_table(pa.table({"id": ids}), shards / "metadata" / f"metadata_{shard}.parquet")

@@ -163,7 +163,7 @@ def embed(
     Examples
     --------
     >>> import tempfile
-    >>> from hkm_dask.embedding.hog import Hog
+    >>> from hkm_dask.embedding.descriptors import Hog
     >>> class Gray:
     ...     name, fingerprint, ids, columns = "grays", "grays-1", None, {}
     ...     def __len__(self):

@@ -7,9 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hkm_dask.embedding.cells import Cells
+from hkm_dask.embedding.descriptors import Cells, Hog
 from hkm_dask.embedding.embed import Encoder
-from hkm_dask.embedding.hog import Hog
 from hkm_dask.embedding.models import (
     enough_memory,
     folder_fingerprint,
@@ -37,8 +36,8 @@ def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -
     Parameters
     ----------
     model : "hog", "cells" or path-like
-        A descriptor that needs no weights (of edges and colors, `hkm_dask.embedding.hog`; of colors only,
-        `hkm_dask.embedding.cells`), or the folder of a model of transformers or timm.
+        A descriptor that needs no weights (of edges and colors, or of colors alone; see
+        `hkm_dask.embedding.descriptors`), or the folder of a model of transformers or timm.
     device : str, optional
         Where a model runs, e.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
 

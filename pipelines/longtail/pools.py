@@ -133,7 +133,7 @@ def digits(exponent: float, seed: int) -> Pool:
 def _cifar10() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
     from PIL import Image
 
-    from hkm_dask.embedding.hog import Hog
+    from hkm_dask.embedding.descriptors import Hog
 
     with zipfile.ZipFile(DATA / "cifar10_10k.zip") as archive:
         files = sorted(f for f in archive.namelist() if f.lower().endswith((".jpg", ".jpeg", ".png")))

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from hkm_dask.demo import patches as module
-from hkm_dask.demo.patches import CELLS, PATCH, cell_means, cut_patches, describe, patch_corners
+from hkm_dask.demo.patches import CELLS, PATCH, cell_means, cut_patches, describe_cells, patch_corners
 
 
 @pytest.fixture
@@ -39,7 +39,7 @@ def test_cell_means_equal_plain_means(photo: NDArray[np.uint8]) -> None:
 
 def test_description_keeps_color_and_the_direction_of_the_pattern(photo: NDArray[np.uint8]) -> None:
     cells = cell_means(photo, patch_corners(40, 50, step=4))
-    embeddings, color, contrast = describe(cells)
+    embeddings, color, contrast = describe_cells(cells)
     pictures = embeddings.astype(float).reshape(cells.shape)
     np.testing.assert_allclose(pictures.mean(axis=1), cells.mean(axis=1) / 255, atol=1e-3)
     np.testing.assert_allclose(color, cells.mean(axis=1))
@@ -51,7 +51,7 @@ def test_description_keeps_color_and_the_direction_of_the_pattern(photo: NDArray
 
 
 def test_a_patch_without_contrast_is_its_color_and_finite() -> None:
-    embeddings, _, contrast = describe(np.full((2, CELLS * CELLS, 3), 51.0))
+    embeddings, _, contrast = describe_cells(np.full((2, CELLS * CELLS, 3), 51.0))
     np.testing.assert_array_equal(embeddings, np.float16(0.2))
     assert contrast.tolist() == [0, 0]
 
@@ -78,7 +78,7 @@ def test_shards_ids_and_crops_speak_of_the_same_patch(
         name = list(photographs)[number]
         assert names[row] == f"{name}[{PATCH}x{PATCH}+{left}+{top}]"
         np.testing.assert_array_equal(crop, photographs[name][top : top + PATCH, left : left + PATCH])
-        again, color, contrast = describe(cell_means(crop, np.array([[0, 0]], np.int32)))
+        again, color, contrast = describe_cells(cell_means(crop, np.array([[0, 0]], np.int32)))
         np.testing.assert_array_equal(again[0], embeddings[row])
         np.testing.assert_allclose(patches.color[row], color[0], rtol=1e-6)
         np.testing.assert_allclose(patches.contrast[row], contrast[0], rtol=1e-6)

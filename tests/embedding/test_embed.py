@@ -22,7 +22,7 @@ from hkm_dask.data import files, layout, store
 from hkm_dask.data.ids import id_pieces
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import unit_rows
-from hkm_dask.embedding.cells import Cells
+from hkm_dask.embedding.descriptors import Cells
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe

@@ -1,4 +1,4 @@
-"""The descriptor equals its definition written out in loops, and scikit-image's where that is installed."""
+"""Hog equals its definition written out in loops, and scikit-image's; Cells are plain averages."""
 
 import math
 from collections.abc import Callable
@@ -10,9 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from hkm_dask.embedding import hog
+from hkm_dask.embedding import descriptors
+from hkm_dask.embedding.descriptors import CELLS, Cells, average_cells, describe_cells
+from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.embedding.encoders import image_encoder
 from hkm_dask.embedding.images import open_images
+from hkm_dask.embedding.raster_patches import open_windows
 from hkm_dask.errors import InputError
 
 SIDE, CELL = 64, 16
@@ -57,7 +60,7 @@ def by_loops(image: np.ndarray) -> np.ndarray:
 
 def test_it_equals_its_definition_in_loops() -> None:
     images = noise(3)
-    found = hog.describe(images)
+    found = descriptors.describe_edges(images)
     assert found.shape == (3, 372)
     assert found.dtype == np.float32
     for image, ours in zip(images, found, strict=True):
@@ -68,7 +71,7 @@ def test_it_equals_its_definition_in_loops() -> None:
 
 
 def test_its_gradients_equal_those_of_scikit_image(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hog, "FAINT", 0.0)  # scikit-image scales all blocks to one length
+    monkeypatch.setattr(descriptors, "FAINT", 0.0)  # scikit-image scales all blocks to one length
     feature = pytest.importorskip("skimage.feature")
     images = noise(8)
     expected = [
@@ -84,7 +87,7 @@ def test_its_gradients_equal_those_of_scikit_image(monkeypatch: pytest.MonkeyPat
         / 3
         for image in images
     ]
-    off = np.abs(hog.describe(images)[:, :324] - expected)
+    off = np.abs(descriptors.describe_edges(images)[:, :324] - expected)
     assert off.max() < 5e-3
     assert np.median(off) < 1e-7
 
@@ -95,15 +98,15 @@ def test_an_edge_falls_into_its_orientation(degrees: int) -> None:
     y, x = np.mgrid[:SIDE, :SIDE] - SIDE / 2
     ramp = np.cos(math.radians(degrees)) * x + np.sin(math.radians(degrees)) * y
     gray = np.uint8(255 * ((ramp + 50) / 100).clip(0, 1) ** 2)  # its square root is what is described
-    found = hog.describe(np.repeat(gray[None, :, :, None], 3, axis=3))[0, :324].reshape(9, 4, 9)
+    found = descriptors.describe_edges(np.repeat(gray[None, :, :, None], 3, axis=3))[0, :324].reshape(9, 4, 9)
     assert (found.sum(axis=(0, 1)).argmax()) == degrees // 20
 
 
 def test_noise_in_a_clear_sky_counts_for_little() -> None:
     rng = np.random.default_rng(0)
     skies = (200 + rng.integers(-1, 2, (2, SIDE, SIDE, 1))).repeat(3, axis=3).astype(np.uint8)
-    one, other = hog.describe(skies).astype(np.float64)
-    textures = hog.describe(noise(2)).astype(np.float64)
+    one, other = descriptors.describe_edges(skies).astype(np.float64)
+    textures = descriptors.describe_edges(noise(2)).astype(np.float64)
     assert np.linalg.norm(one - other) < 0.1 * np.linalg.norm(textures[0] - textures[1])
 
 
@@ -112,7 +115,7 @@ def test_noise_in_a_clear_sky_counts_for_little() -> None:
 def test_an_image_does_not_feel_its_neighbors(n: int, cut: int, seed: int) -> None:
     images = noise(n, seed=seed)
     cut = min(cut, n)
-    encoder = hog.Hog()
+    encoder = descriptors.Hog()
     parts = [encoder(list(part)) for part in (images[:cut], images[cut:]) if len(part)]
     np.testing.assert_array_equal(np.concatenate(parts), encoder(list(images)))
 
@@ -126,7 +129,8 @@ def test_images_of_any_size_are_scaled(shape: tuple[int, int]) -> None:
     np.testing.assert_allclose(found[0, 324:], 0.25 * (100 / 255 - 0.5), rtol=1e-5)
 
 
-def test_what_is_no_image_is_refused() -> None:
+@pytest.mark.parametrize("encoder", [descriptors.Hog(), descriptors.Cells()])
+def test_other_arrays_than_images_are_refused(encoder: Encoder) -> None:
     for wrong in (
         np.zeros((4, 4), np.uint8),
         np.zeros((4, 4, 4), np.uint8),
@@ -134,14 +138,34 @@ def test_what_is_no_image_is_refused() -> None:
         np.zeros((0, 4, 3), np.uint8),
     ):
         with pytest.raises(InputError, match=r"image=.* should be uint8 \(height, width, 3\)"):
-            hog.Hog()([wrong])
+            encoder([wrong])
 
 
 def test_neighbors_of_real_images_are_more_often_of_their_class_than_chance(real_data: Callable[[str], Path]) -> None:
     images = open_images(real_data("cifar10_10k.zip"))
     rows = np.arange(0, 10_000, 10)
-    x = hog.Hog()(images.take(rows))
+    x = descriptors.Hog()(images.take(rows))
     classes = np.array([images.names[row].split("/")[0] for row in rows])
     distances = (x**2).sum(axis=1) - 2 * x @ x.T
     np.fill_diagonal(distances, np.inf)
     assert (classes[distances.argmin(axis=1)] == classes).mean() > 0.2  # 0.1 by chance
+
+
+# --- cells ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(1, 40), st.integers(1, 40))
+def test_cells_are_averages_whatever_the_size(height: int, width: int) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    # Every pixel cut into 8 × 8 parts: then any image divides into cells.
+    parts = image.repeat(CELLS, axis=0).repeat(CELLS, axis=1).astype(float)
+    plain = parts.reshape(CELLS, height, CELLS, width, 3).mean(axis=(1, 3)).reshape(-1, 3)
+    np.testing.assert_allclose(average_cells(image), plain, atol=1e-9)
+
+
+def test_a_pool_of_cells(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(image).save(tmp_path / "a.png")
+    pool = embed(open_windows(tmp_path / "a.png", size=32), tmp_path / "pool.zarr", Cells())
+    cells = image.reshape(2, 8, 4, 3, 8, 4, 3).mean(axis=(2, 5)).transpose(0, 2, 1, 3, 4).reshape(6, 64, 3)
+    np.testing.assert_array_equal(pool.rows().read(0, 6), describe_cells(cells)[0])
