@@ -11,7 +11,7 @@ import click
 from hkm_dask import __version__
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
-from hkm_dask.cli.options import PATH, PerLevel, Where, where_work_runs
+from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
 
 if TYPE_CHECKING:
     from hkm_dask.config import Config
@@ -48,8 +48,8 @@ def main() -> None:
     "--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), show_default=True, help="Where to put what it makes."
 )
 @click.option("--quick", is_flag=True, help="Less data: seconds instead of minutes.")
-@where_work_runs
-def demo(out: Path, quick: bool, where: Where) -> None:
+@place_options
+def demo(out: Path, quick: bool, place: Place) -> None:
     """Go the whole way on real photographs.
 
     Photographs are cut into patches, which become a pool, a tree, a balanced subset and pictures of them.
@@ -57,8 +57,8 @@ def demo(out: Path, quick: bool, where: Where) -> None:
     from hkm_dask.demo.demo import run_demo
     from hkm_dask.view.progress import show_progress
 
-    with show_progress(), where.connect() as runner:
-        made = run_demo(out, quick=quick, client=runner.client, memory_limit=where.memory_limit)
+    with show_progress(), place.connect() as runner:
+        made = run_demo(out, quick=quick, client=runner.client, memory_limit=place.memory_limit)
     click.echo(str(made))
 
 
@@ -69,14 +69,14 @@ def demo(out: Path, quick: bool, where: Where) -> None:
 )
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.option("--dtype", type=click.Choice(["float16", "float32"]), help="Store as this; the sources' own by default.")
+@click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
 @click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
 @click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
 @click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
 @click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
-@where_work_runs
-def ingest(sources: tuple[str, ...], pool: Path, where: Where, **options: Any) -> None:
+@place_options
+def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -> None:
     """Turn embeddings into a pool.
 
     A pool is one Zarr store with checksums. SOURCE is an .npy or .npz file, a folder of .npy shards, or a Zarr array
@@ -86,7 +86,7 @@ def ingest(sources: tuple[str, ...], pool: Path, where: Where, **options: Any) -
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 
-    with show_progress(), where.connect() as runner:
+    with show_progress(), place.connect() as runner:
         run_ingest(list(sources), pool, client=runner.client, **options)
     click.echo(info.render(info.describe(pool)))
 
@@ -122,8 +122,8 @@ main.add_command(embed)
 @click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
 @click.option("--subset", type=PATH, metavar="IDX.npy", help="Cluster only these rows of the pool.")
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
-@where_work_runs
-def cluster(pool: Path, tree: Path, restart: bool, where: Where, **settings: Any) -> None:
+@place_options
+def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any) -> None:
     """Build the hierarchy of clusters of a pool.
 
     Interrupted, the same command resumes. On a finished tree it says "already complete".
@@ -137,11 +137,11 @@ def cluster(pool: Path, tree: Path, restart: bool, where: Where, **settings: Any
     if tree.exists() and not restart and not wip_path(tree).exists():
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
         # Unless a restart was interrupted, whose unfinished tree lies beside it.
-        build_hierarchy(pool, tree, config, memory_limit=where.memory_limit)
+        build_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
         click.echo(f"{tree}: already complete")
         return
-    with show_progress(), where.connect() as runner:
-        build_hierarchy(pool, tree, config, client=runner.client, memory_limit=where.memory_limit, restart=restart)
+    with show_progress(), place.connect() as runner:
+        build_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     click.echo(info.render(info.describe(tree)))
 
 

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from hkm_dask.cli.groups import OrderedGroup, command_of, debug_option
-from hkm_dask.cli.options import PATH, PerLevel
+from hkm_dask.cli.options import DTYPE, PATH, PerLevel
 
 
 @click.group(
@@ -33,13 +33,7 @@ def embed() -> None:
 def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of every embedding."""
     options = [
-        click.option(
-            "--dtype",
-            type=click.Choice(["float16", "float32"]),
-            default="float16",
-            show_default=True,
-            help="Store as this.",
-        ),
+        click.option("--dtype", type=DTYPE, default="float16", show_default=True, help="Store as this."),
         click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
         click.option(
             "--batch-size",

@@ -47,7 +47,7 @@ class Commands(OrderedGroup):
         except HkmError as error:
             _fail(ctx, str(error).splitlines())
         except MemoryError:
-            _fail(ctx, ["memory=exhausted should suffice; lower --memory-limit, or use fewer --workers"])
+            _fail(ctx, ["memory is exhausted; lower --memory-limit, or use fewer --workers"])
         except OSError as error:
             _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
         except Exception as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from hkm_dask.compute.runner import Runner
 
 PATH = click.Path(path_type=Path)
+DTYPE = click.Choice(["float16", "float32"])
 
 
 class PerLevel(click.ParamType):
@@ -56,15 +57,27 @@ class Size(click.ParamType):
 
 
 @dataclass(frozen=True)
-class Where:
+class Place:
     """Where work runs, as the command line has it."""
 
     workers: int | None
     local_cuda: bool
-    cuda_preset: Literal["performance", "capacity"]
+    cuda_preset: Literal["performance", "capacity"] | None
     scheduler: str | None
     scheduler_file: Path | None
     memory_limit: int | None
+
+    def check(self) -> None:
+        """Refuse options that contradict each other."""
+        from hkm_dask.compute.cluster import places_asked_for
+        from hkm_dask.errors import InputError
+
+        try:
+            places_asked_for(self.workers, self.local_cuda, self.scheduler, self.scheduler_file)
+        except InputError as error:
+            raise click.UsageError(str(error)) from error
+        if self.cuda_preset and not self.local_cuda:
+            raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
 
     @contextmanager
     def connect(self) -> Iterator[Runner]:
@@ -72,24 +85,17 @@ class Where:
         from hkm_dask.compute import cluster
 
         starts_workers = self.workers is not None or self.local_cuda
-        place = cluster.connect(
-            workers=self.workers,
-            local_cuda=self.local_cuda,
-            cuda_preset=self.cuda_preset,
-            scheduler=self.scheduler,
-            scheduler_file=self.scheduler_file,
-            memory_limit=self.memory_limit,
-        )
+        connection = cluster.connect(**{**asdict(self), "cuda_preset": self.cuda_preset or "performance"})
         with ExitStack() as stack:
             with children_deaf_to_ctrl_c() if starts_workers else nullcontext():
-                runner = stack.enter_context(place)
+                runner = stack.enter_context(connection)
             if runner.dashboard:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
             yield runner
 
 
-def where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that say where its work runs; it gets them as ``where``."""
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options that say where its work runs; it gets them as ``place``."""
 
     @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N single-threaded processes.")
     @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
@@ -102,28 +108,9 @@ def where_work_runs(command: Callable[..., None]) -> Callable[..., None]:
     @click.option("--scheduler-file", type=PATH, metavar="FILE", help="The same, by the file the scheduler wrote.")
     @click.option("--memory-limit", type=Size(), metavar="SIZE", help="What one worker may hold, like 4GiB.")
     @functools.wraps(command)
-    def with_where(
-        *args: Any,
-        workers: int | None,
-        local_cuda: bool,
-        cuda_preset: Literal["performance", "capacity"] | None,
-        scheduler: str | None,
-        scheduler_file: Path | None,
-        memory_limit: int | None,
-        **kwargs: Any,
-    ) -> None:
-        places = {
-            "--workers": workers,
-            "--local-cuda": local_cuda or None,
-            "--scheduler": scheduler,
-            "--scheduler-file": scheduler_file,
-        }
-        given = [name for name, value in places.items() if value is not None]
-        if len(given) > 1:
-            raise click.UsageError(f"{' and '.join(given)} are different places to run; keep one of them.")
-        if cuda_preset and not local_cuda:
-            raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
-        preset = cuda_preset or "performance"
-        command(*args, where=Where(workers, local_cuda, preset, scheduler, scheduler_file, memory_limit), **kwargs)
+    def with_place(*args: Any, **options: Any) -> None:
+        place = Place(**{field.name: options.pop(field.name) for field in fields(Place)})
+        place.check()
+        command(*args, place=place, **options)
 
-    return with_where
+    return with_place

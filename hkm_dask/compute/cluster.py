@@ -112,18 +112,7 @@ def connect(
     ComputeError
         The cluster cannot be reached or started.
     """
-    places = [
-        f"{name}={value}"
-        for name, value in [
-            ("workers", workers),
-            ("local_cuda", local_cuda or None),
-            ("scheduler", scheduler),
-            ("scheduler_file", scheduler_file),
-        ]
-        if value is not None
-    ]
-    if len(places) > 1:
-        raise InputError(f"{' and '.join(places)} should be one place to run; keep one of them")
+    places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
     if cuda_preset not in CUDA_PRESETS:
         raise InputError(f"cuda_preset={cuda_preset!r} should be one of {', '.join(CUDA_PRESETS)}; name one of them")
     limit = _parse(memory_limit)
@@ -142,6 +131,28 @@ def connect(
             yield stack.enter_context(Runner(memory_limit=limit))
             return
         yield stack.enter_context(ClusterRunner(client))
+
+
+def places_asked_for(
+    workers: int | None, local_cuda: bool, scheduler: str | None, scheduler_file: str | Path | None
+) -> list[str]:
+    """Name the place to run that `connect` is asked for, if any; refuse several.
+
+    Examples
+    --------
+    >>> places_asked_for(2, False, None, None)
+    ['workers=2']
+    """
+    options = {
+        "workers": workers,
+        "local_cuda": local_cuda or None,
+        "scheduler": scheduler,
+        "scheduler_file": scheduler_file,
+    }
+    places = [f"{name}={value}" for name, value in options.items() if value is not None]
+    if len(places) > 1:
+        raise InputError(f"{' and '.join(places)} should be one place to run; keep one of them")
+    return places
 
 
 @contextmanager

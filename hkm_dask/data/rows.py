@@ -192,7 +192,7 @@ class NpyRows(Rows):
         file_path = Path(path).absolute()
         self.path, self.label = str(file_path), label or str(file_path)
         if not file_path.is_file():
-            raise InputError(f"{self.label} should be a file, there is none; check the path")
+            raise InputError(f"{self.label} does not exist; check the path")
         state = careful(file_path.stat, f"reading {self.label}")
         with careful(lambda: file_path.open("rb"), f"reading {self.label}") as file:
             file.seek(offset)
@@ -365,7 +365,7 @@ def _rows_of_path(path: Path) -> Rows:
     if path.is_file():
         return NpyRows(path)
     if not path.exists():
-        raise InputError(f"{path} should be a .npy file, a pool or a Zarr array, there is nothing; check the path")
+        raise InputError(f"{path} does not exist; give a .npy file, a pool or a Zarr array")
     root = read_json(path / METADATA_FILE) or {}
     if root.get("node_type") != "group":
         return ZarrRows(path)

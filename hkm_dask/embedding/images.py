@@ -249,7 +249,7 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     """
     root = Path(path).absolute()
     if not root.exists():
-        raise InputError(f"folder={root} should exist, there is nothing; check the path")
+        raise InputError(f"folder={root} does not exist; check the path")
     files: Files = FolderFiles(root) if root.is_dir() else ZipFiles(root)
     names = sorted(name for name in files.names if name.lower().endswith(SUFFIXES))
     left_out = Counter(
@@ -258,7 +258,7 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
         if not name.lower().endswith(SUFFIXES)
     )
     if not names:
-        raise InputError(f"folder={root} should hold images ({', '.join(SUFFIXES)}), it holds none; check the path")
+        raise InputError(f"folder={root} has no images ({', '.join(SUFFIXES)}); check the path")
     if left_out:
         kinds = ", ".join(kind for kind, _ in left_out.most_common(_NAMED)) + (", …" if len(left_out) > _NAMED else "")
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")

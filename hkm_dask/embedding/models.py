@@ -38,15 +38,15 @@ def require(module: str, extra: str) -> Any:
     --------
     >>> require("no_such_module", "text")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: no_such_module=missing should be installed; pip install 'hkm-dask[text]'
+    hkm_dask.errors.InputError: no_such_module is not installed; pip install 'hkm-dask[text]'
     """
     try:
         return import_module(module)
     # Some packages fail otherwise on import: torchvision with RuntimeError, where it was built for another torch.
     except Exception as error:
         missing = isinstance(error, ModuleNotFoundError) and error.name == module
-        state = "missing" if missing else f"broken ({type(error).__name__}: {error})"
-        raise InputError(f"{module}={state} should be installed; pip install 'hkm-dask[{extra}]'") from error
+        problem = "is not installed" if missing else f"cannot be imported ({type(error).__name__}: {error})"
+        raise InputError(f"{module} {problem}; pip install 'hkm-dask[{extra}]'") from error
 
 
 def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
@@ -71,14 +71,13 @@ def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     --------
     >>> model_folder("nowhere")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: model=...nowhere should be a model folder with a config.json, there is none; ...
+    hkm_dask.errors.InputError: model=...nowhere has no config.json; give the folder that `save_pretrained` wrote ...
     """
     folder = Path(model).absolute()
     config = read_json(folder / "config.json")
     if config is None:
         raise InputError(
-            f"model={folder} should be a model folder with a config.json, there is none; give the folder that "
-            "`save_pretrained` wrote or `hf download` made"
+            f"model={folder} has no config.json; give the folder that `save_pretrained` wrote or `hf download` made"
         )
     return folder, config
 
@@ -169,8 +168,8 @@ def enough_memory(torch: Any, device: Any) -> Iterator[None]:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise ComputeError(
-            f"memory of {device}=exhausted should hold one batch; lower batch_size (--batch-size)"
-        ) from (error)
+            f"the memory of {device} does not hold one batch; lower batch_size (--batch-size)"
+        ) from error
 
 
 @contextmanager

@@ -22,9 +22,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.data.ids import Pieces
 from hkm_dask.data.layout import MIB
+from hkm_dask.embedding.models import require
 from hkm_dask.embedding.rasters import (
     Raster,
-    check_rasterio,
     color_table,
     describe_raster,
     list_rasters,
@@ -333,7 +333,7 @@ def open_windows(
     """
     paths = list_rasters(rasters)
     problems = _wrong_settings(size, step, bands, value_range, bounds, max_missing)
-    check_rasterio()
+    require("rasterio", "satellite")
     shared = Path(os.path.commonpath([path.parent for path in paths]))
     described = []
     for path in [] if problems else paths:

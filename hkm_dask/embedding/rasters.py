@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import warnings
 from collections import Counter
@@ -86,18 +85,6 @@ class Raster:
         return np.stack([x, y], axis=1)
 
 
-def check_rasterio() -> None:
-    """Refuse to go on without rasterio.
-
-    Raises
-    ------
-    InputError
-        It is not installed.
-    """
-    if importlib.util.find_spec("rasterio") is None:
-        raise InputError("rasterio=missing should be installed; pip install 'hkm-dask[satellite]'")
-
-
 def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
     """Name the files, those of a folder in natural order.
 
@@ -123,12 +110,12 @@ def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[st
         if path.is_dir():
             held = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural_key)
             if not held:
-                problems.append(f"raster={path} should hold files {', '.join(SUFFIXES)}, it holds none; name the files")
+                problems.append(f"raster={path} has no files {', '.join(SUFFIXES)}; name the files")
             paths += held
         elif path.exists():
             paths.append(path)
         else:
-            problems.append(f"raster={path} should exist, there is nothing; check the path")
+            problems.append(f"raster={path} does not exist; check the path")
     problems += [f"raster={path} should be given once; leave it out" for path, n in Counter(paths).items() if n > 1]
     if problems:
         raise InputError(problems)

@@ -146,7 +146,7 @@ def _find(root: Path) -> list[Path]:
             raise InputError(f"input={root} should be .txt, .jsonl or .parquet; unpack or convert it")
         return [root]
     if not root.is_dir():
-        raise InputError(f"input={root} should exist, there is nothing; check the path")
+        raise InputError(f"input={root} does not exist; check the path")
     by_suffix = {
         suffix: sorted(
             (p for p in root.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".") and p.is_file()),

@@ -209,7 +209,7 @@ def _refuse_names(name: str, ids: str | None, column: str | None) -> None:
 
 def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | None) -> list[EmbeddingTable]:
     if not path.exists():
-        raise InputError(f"source={path} should exist, there is nothing; check the path")
+        raise InputError(f"source={path} does not exist; check the path")
     if path.is_dir():
         is_zarr = any((path / name).is_file() for name in _ZARR_FILES)
         return [_open_zarr(path, ids, column)] if is_zarr else _open_folder(path, ids, column)
@@ -263,7 +263,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTabl
 
 def _zarr_ids(path: Path, name: str) -> Pieces:
     if not _inside(path / name, path) or not any((path / name / file).is_file() for file in _ZARR_FILES):
-        raise InputError(f"ids={name!r} should be an array of {path}, there is none; check the name")
+        raise InputError(f"ids={name!r} should be an array of {path}; check the name")
     array = open_array(path / name)
     if len(array.spec.shape) != 1:
         raise InputError(f"ids={name!r} of {path}: shape={array.spec.shape} should have one dimension; name another")

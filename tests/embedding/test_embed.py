@@ -16,18 +16,17 @@ import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
 
 from hkm_dask.data import files, layout, store
 from hkm_dask.data.ids import id_pieces
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import unit_rows
-from hkm_dask.embedding.descriptors import Cells
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view import info
+from tests.embedding.pools import photographs, read_all, tidy
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 4
@@ -80,20 +79,12 @@ class InCompany(Same):
         return rows + rows.mean(axis=0)
 
 
-def read_all(pool: Pool) -> np.ndarray:
-    return pool.rows().read(0, pool.n_samples)
-
-
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def chunk_files(folder: Path) -> list[Path]:
     return sorted(path for path in folder.glob("embeddings/c/*/0") if path.is_file())
-
-
-def tidy(folder: Path, *names: str) -> None:
-    assert sorted(path.name for path in folder.iterdir()) == sorted(names)
 
 
 # --- what is in a pool ------------------------------------------------------------------------------------------------
@@ -451,17 +442,6 @@ def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path: Path, mo
 # --- real processes, really killed ------------------------------------------------------------------------------------
 
 
-def photographs(folder: Path, n: int, side: int) -> Path:
-    """Noise in large grains: slow enough to decode that a run can be caught at it."""
-    rng = np.random.default_rng(0)
-    folder.mkdir()
-    for number in range(n):
-        small = rng.integers(0, 256, (side // 8, side // 8, 3), dtype=np.uint8)
-        image = Image.fromarray(small).resize((side, side), Image.Resampling.BICUBIC)
-        image.save(folder / f"{number:03}.jpg", quality=90)
-    return folder
-
-
 def command(*words: object) -> list[str]:
     return [sys.executable, "-m", "hkm_dask", *map(str, words)]
 
@@ -514,125 +494,3 @@ def test_killed_anywhere_the_rerun_equals_an_uninterrupted_run(tmp_path: Path, p
     run(tmp_path / "p.zarr", InCompany())
     assert contents(tmp_path / "p.zarr") == contents(tmp_path / "quiet.zarr")
     tidy(tmp_path, "quiet.zarr", "p.zarr")
-
-
-# --- the command ------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def hkm(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    from hkm_dask import cli
-
-    def call(*words: object) -> tuple[int, str, str]:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main([str(word) for word in words], prog_name="hkm")
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err
-        return int(exit_.value.code or 0), out, err
-
-    return call
-
-
-def test_the_command_embeds_images_and_knows_them_again(
-    tmp_path: Path, hkm: Callable[..., tuple[int, str, str]]
-) -> None:
-    folder = photographs(tmp_path / "photos", 5, 64)
-    code, out, err = hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--dtype", "float32")
-    assert code == 0, err
-    assert "samples        5" in out
-    assert "features       372" in out
-    assert "float32" in out
-    ids = open_pool(tmp_path / "p.zarr").ids()
-    assert ids is not None
-    assert ids.tolist() == [f"{number:03}.jpg" for number in range(5)]
-    code, again, err = hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--dtype", "float32")
-    assert (code, again) == (0, out)
-    assert "already complete" in err
-    code, _, err = hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog")
-    assert code == 1
-    assert "Error: dtype: float32 there, float16 asked for" in err
-    assert hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--restart")[0] == 0
-
-
-def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Callable[..., tuple[int, str, str]]) -> None:
-    earth = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
-    Image.fromarray(earth).save(tmp_path / "earth.png")
-    where = ("--bounds", -180, -90, 180, 90)
-    words = ("raster", tmp_path / "earth.png", tmp_path / "p.zarr", "--size", 20, "--step", 10, "--model", "cells")
-    code, out, err = hkm("embed", *words, *where)
-    assert code == 0, err
-    assert "samples        15" in out
-    assert "columns        raster, top, left, longitude, latitude" in out
-    pool = open_pool(tmp_path / "p.zarr")
-    wanted = Cells()([earth[top : top + 20, left : left + 20] for top in (0, 10, 20) for left in range(0, 50, 10)])
-    np.testing.assert_array_equal(read_all(pool), wanted)
-    np.testing.assert_allclose(pool.column("longitude"), np.tile(np.arange(-120, 121, 60), 3))
-    np.testing.assert_allclose(pool.column("latitude"), np.repeat([45, 0, -45], 5))
-    assert pool.ids(np.array([6])) == "earth.png[20x20+10+10]"
-    code, again, err = hkm("embed", *words, *where)
-    assert (code, again) == (0, out)
-    assert "already complete" in err
-    code, _, err = hkm("embed", *words, "--bounds", 0, 0, 10, 10)
-    assert code == 1
-    assert "Error: source: " in err
-    code, _, err = hkm("embed", *words, *where, "--restart", "--bands", "2")
-    assert code == 0, err
-    gray = Cells()([np.repeat(earth[:20, :20, 1:2], 3, axis=2)])
-    np.testing.assert_array_equal(read_all(open_pool(tmp_path / "p.zarr"))[:1], gray)
-    # Every problem is told at once, and before anything is written.
-    code, _, err = hkm("embed", *words[:2], tmp_path / "q.zarr", *words[3:], "--values", 5, 5, "--max-missing", 2)
-    assert (code, err.count("Error: ")) == (1, 2)
-    assert not (tmp_path / "q.zarr").exists()
-    assert hkm("embed", *words, "--bands", "red")[0] == 2
-    assert hkm("embed", "raster", tmp_path / "p.zarr", "--size", 20, "--model", "cells")[0] == 2
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (
-            ("image", "photos", "--model", "hogg"),
-            "model=hogg should be a model folder, hog or cells; did you mean hog?",
-        ),
-        (("raster", "earth.tif", "--size", "8", "--model", "nowhere"), "should be a model folder with a config.json"),
-        (("raster", "earth.tif", "--size", "8", "--model", "cells"), "earth.tif should exist, there is nothing"),
-        (("image", "photos", "--model", "nowhere"), "should be a model folder with a config.json, there is none"),
-        (("image", "nothing", "--model", "hog"), "nothing should exist, there is nothing; check the path"),
-        (("text", "nothing.txt", "--model", "nowhere"), "should be a model folder with a config.json, there is none"),
-        (("text", "nothing.txt", "--model", "model"), "nothing.txt should exist, there is nothing; check the path"),
-    ],
-)
-def test_mistakes_are_one_line(
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    hkm: Callable[..., tuple[int, str, str]],
-    words: tuple[str, ...],
-    message: str,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    photographs(tmp_path / "photos", 1, 16)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    code, out, err = hkm("embed", words[0], words[1], "p.zarr", *words[2:])
-    assert (code, out) == (1, "")
-    assert err.startswith("Error: ")
-    assert err.count("\n") == 1
-    assert message in err
-    tidy(tmp_path, "photos", "model")
-
-
-def test_a_missing_package_is_named_with_what_brings_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, hkm: Callable[..., tuple[int, str, str]]
-) -> None:
-    monkeypatch.setitem(sys.modules, "sentence_transformers", None)  # so that importing it fails
-    monkeypatch.setitem(sys.modules, "torch", None)
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text("{}")
-    (tmp_path / "model" / "preprocessor_config.json").write_text('{"size": {"height": 8, "width": 8}}')
-    (tmp_path / "a.txt").write_text("one\ntwo\n")
-    photographs(tmp_path / "photos", 1, 16)
-    for kind, source, extra in (("text", "a.txt", "text"), ("image", "photos", "images")):
-        code, _, err = hkm("embed", kind, tmp_path / source, tmp_path / "p.zarr", "--model", tmp_path / "model")
-        assert code == 1
-        assert err.splitlines()[-1].endswith(f"should be installed; pip install 'hkm-dask[{extra}]'")
-    tidy(tmp_path, "model", "a.txt", "photos")

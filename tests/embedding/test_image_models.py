@@ -135,7 +135,7 @@ def test_folders_that_lack_something_are_refused(save: Callable[..., tuple[Path,
     for name, message in (
         ("preprocessor_config.json", "has no preprocessor_config.json; copy it"),
         ("model.safetensors", r"should be a model of transformers \(.*\); check the folder"),
-        ("config.json", "should be a model folder with a config.json, there is none"),
+        ("config.json", "has no config.json; give the folder"),
     ):
         copy = shutil.copytree(folder, tmp_path / name)
         (copy / name).unlink()

@@ -172,10 +172,10 @@ def test_a_member_of_a_zip_that_was_altered_is_named(folder: Path, tmp_path: Pat
 
 @pytest.mark.faults
 def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="should exist, there is nothing; check the path"):
+    with pytest.raises(InputError, match="does not exist; check the path"):
         open_images(tmp_path / "nowhere")
     (tmp_path / "notes.txt").write_text("no image")
-    with pytest.raises(InputError, match=r"should hold images \(.jpg, .*\), it holds none"):
+    with pytest.raises(InputError, match=r"has no images \(.jpg, .*\); check the path"):
         open_images(tmp_path)
     with pytest.raises(InputError, match=r"notes.txt should be a .zip file, it cannot be read"):
         open_images(tmp_path / "notes.txt")

@@ -4,14 +4,12 @@ import itertools
 import os
 import subprocess
 import sys
-import warnings
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import rasterio
 from affine import Affine
 from hypothesis import given
 from hypothesis import strategies as st
@@ -20,25 +18,7 @@ from PIL import Image
 
 from hkm_dask.embedding.raster_patches import Windows, open_windows
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.events import Event, subscribe
-
-UTM = "EPSG:32631"  # zone 31 north, whose middle, 3 degrees east, has the easting 500,000 m
-ALTAI = Affine(0.5, 0, 100.0, 0, -0.25, 50.0)  # half a degree a column, a quarter a row, from 100° E 50° N
-
-
-def noise(*shape: int) -> NDArray[np.uint8]:
-    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-
-
-def write_tiff(path: Path, values: NDArray, **options: object) -> Path:
-    """Write (bands, height, width) as a tiled, compressed GeoTIFF."""
-    settings = {"tiled": True, "blockxsize": 16, "blockysize": 32, "compress": "deflate", "transform": ALTAI} | options
-    bands, height, width = values.shape
-    with rasterio.open(
-        path, "w", driver="GTiff", count=bands, height=height, width=width, dtype=values.dtype, **settings
-    ) as raster:
-        raster.write(values)
-    return path
+from tests.embedding.scenes import UTM, noise, write_tiff
 
 
 def all_patches(pixels: NDArray, size: int, step: int) -> list[NDArray]:
@@ -49,13 +29,6 @@ def all_patches(pixels: NDArray, size: int, step: int) -> list[NDArray]:
         for top in range(0, height - size + 1, step)
         for left in range(0, width - size + 1, step)
     ]
-
-
-@pytest.fixture(scope="module")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, NDArray]:
-    values = noise(3, 61, 83)
-    path = write_tiff(tmp_path_factory.mktemp("a scene") / "scene.tif", values, crs="EPSG:4326")
-    return path, values.transpose(1, 2, 0)
 
 
 @given(size=st.integers(1, 40), step=st.integers(1, 50), cuts=st.lists(st.integers(0, 3000), max_size=4))
@@ -231,18 +204,6 @@ def test_a_picture_is_the_average(scene: tuple[Path, NDArray], tmp_path: Path) -
     assert windows.picture(width=1000).shape == (64, 96, 3)
 
 
-def test_every_problem_is_told_at_once(scene: tuple[Path, NDArray], tmp_path: Path) -> None:
-    (tmp_path / "no.tif").write_text("no raster")
-    Image.fromarray(noise(5, 50)).save(tmp_path / "thin.png")
-    with pytest.raises(InputError) as caught:
-        open_windows([scene[0], tmp_path / "no.tif", tmp_path / "thin.png"], size=16, bounds=(0, 0, 1, 1))
-    lines = caught.value.problems
-    assert len(lines) == 3
-    assert "bounds=(0, 0, 1, 1) should be left out" in lines[0]
-    assert "no.tif should be GeoTIFF, JPEG or PNG" in lines[1]
-    assert "size=16 should be at most 5" in lines[2]
-
-
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
@@ -262,43 +223,12 @@ def test_wrong_settings_are_refused(scene: tuple[Path, NDArray], settings: dict,
     assert len(caught.value.problems) == 1
 
 
-def test_what_is_not_there_is_named(scene: tuple[Path, NDArray], tmp_path: Path) -> None:
-    with pytest.raises(InputError) as caught:
-        open_windows([tmp_path / "nowhere.tif", tmp_path, scene[0], scene[0]], size=8)
-    assert [line.partition(" should ")[2].partition(",")[0] for line in caught.value.problems] == [
-        "exist",
-        "hold files .tif",
-        "be given once; leave it out",
-    ]
-    with pytest.raises(InputError, match="rasters="):
-        open_windows([], size=8)
-
-
 def test_a_raster_cut_short_is_an_error(tmp_path: Path) -> None:
     path = write_tiff(tmp_path / "cut.tif", noise(3, 200, 200), compress="none")
     windows = open_windows(path, size=50)
     os.truncate(path, path.stat().st_size // 2)
     with pytest.raises(StoreError, match=r"cut\.tif cannot be read"):
         windows.read(0, len(windows))
-
-
-def test_a_progressive_jpeg_is_warned_of(tmp_path: Path) -> None:
-    events: list[Event] = []
-    for progressive in (False, True):
-        Image.fromarray(noise(100, 200, 3)).save(tmp_path / "a.jpg", progressive=progressive)
-        with subscribe(events.append):
-            open_windows(tmp_path / "a.jpg", size=16)
-        assert len(events) == progressive
-    assert "progressive JPEG" in events[0].fields["message"]
-    assert "up to 0 MB" in events[0].fields["message"]  # 200 * 100 * 3 values of 2 bytes
-
-
-def test_files_without_coordinates_warn_nobody(tmp_path: Path) -> None:
-    Image.fromarray(noise(20, 20)).save(tmp_path / "a.png")
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always")
-        open_windows(tmp_path / "a.png", size=16).read(0, 1)
-    assert not caught
 
 
 # Virtual memory is capped at one gigabyte above what the imports took; the raster has seven and a half.

@@ -134,7 +134,7 @@ def test_the_command_line(
     with Image.open(picture) as small:
         assert small.mode == "P"
     monkeypatch.setattr(sys, "argv", ["run.py", str(tmp_path / "nothing.tif"), "--out", str(out)])
-    with pytest.raises(SystemExit, match=r"^error: raster=.*nothing.tif should exist"):
+    with pytest.raises(SystemExit, match=r"^error: raster=.*nothing.tif does not exist"):
         satellite.main()
 
 

@@ -1,66 +1,20 @@
+"""Every command: its help, its usage, and the way from embeddings to a subset."""
+
 import json
-import logging
-import os
 import re
 import shlex
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 import click
 import numpy as np
-import psutil
 import pytest
 
 from hkm_dask import cli
 from hkm_dask.events import emit, subscribe
-from hkm_dask.view import info
-
-ROOT = Path(__file__).resolve().parents[1]
-COMMANDS = ["demo", "ingest", "embed", "cluster", "sample", "info"]
-
-
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def hkm(capsys: pytest.CaptureFixture[str]) -> Callable[..., Result]:
-    """Run the command line in this process."""
-
-    def run(*words: object) -> Result:
-        with pytest.raises(SystemExit) as exit_:
-            cli.main([str(word) for word in words], prog_name="hkm")
-        out, err = capsys.readouterr()
-        assert "Traceback" not in err or "--debug" in words
-        return Result(exit_.value.code or 0, out, err)  # type: ignore[arg-type]
-
-    return run
-
-
-def embeddings(n: int = 200, d: int = 4, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    return (rng.integers(0, 5, (n, 1)) * 3 + rng.normal(size=(n, d))).astype("f4")
-
-
-@pytest.fixture
-def pool(tmp_path: Path) -> Path:
-    from hkm_dask.ingestion.ingest import ingest
-
-    ingest(embeddings(), tmp_path / "pool.zarr")
-    return tmp_path / "pool.zarr"
-
-
-@pytest.fixture
-def small() -> list[str]:
-    return ["--n-clusters", "20,5", "--n-resamples", "1", "--set", "levels.1.max_iter=5"]
-
+from tests.cli.results import COMMANDS, ROOT, Result, embeddings
 
 # --- help and usage ---------------------------------------------------------------------------------------------------
 
@@ -130,9 +84,12 @@ def test_it_runs_as_a_module() -> None:
         ),
         (
             ["cluster", "p", "t", "--n-clusters", "5", "--workers", "2", "--local-cuda"],
-            "--workers and --local-cuda are",
+            "workers=2 and local_cuda=True should be one place to run",
         ),
-        (["ingest", "a", "p", "--scheduler", "s", "--scheduler-file", "f"], "--scheduler and --scheduler-file are"),
+        (
+            ["ingest", "a", "p", "--scheduler", "s", "--scheduler-file", "f"],
+            "scheduler=s and scheduler_file=f should",
+        ),
         (["ingest", "a", "p", "--dtype", "float8"], "'float8' is not one of 'float16', 'float32'"),
         (["sample", "t", "--out", "o.npy"], "Missing option '--size'"),
         (["sample", "t", "--size", "5"], "Missing option '--out'"),
@@ -145,195 +102,22 @@ def test_wrong_usage_exits_2(hkm: Callable[..., Result], words: list[str], messa
     assert message in err
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------
+def choices(command: str, option: str) -> tuple[str, ...]:
+    (parameter,) = [one for one in cli.main.commands[command].params if one.name == option]
+    return tuple(parameter.type.choices)
 
 
-def test_an_error_is_one_line_on_stderr(hkm: Callable[..., Result], tmp_path: Path) -> None:
-    code, out, err = hkm("info", tmp_path / "absent.zarr")
-    assert (code, out) == (1, "")
-    (line,) = err.splitlines()
-    assert line.startswith("Error: store='")
+def test_choices_are_those_of_the_library() -> None:
+    # Listed by hand in the command, since `hkm --help` imports nothing heavy.
+    from hkm_dask.compute.cluster import CUDA_PRESETS
+    from hkm_dask.hierarchy.sampling import STRATEGIES, WITHIN
+
+    assert choices("sample", "strategy") == STRATEGIES
+    assert choices("sample", "within") == WITHIN
+    assert choices("cluster", "cuda_preset") == tuple(CUDA_PRESETS)
 
 
-def test_debug_shows_the_traceback_wherever_it_stands(hkm: Callable[..., Result], tmp_path: Path) -> None:
-    for words in (["--debug", "info", tmp_path / "absent"], ["info", tmp_path / "absent", "--debug"]):
-        code, _, err = hkm(*words)
-        assert code == 1
-        assert "Traceback (most recent call last)" in err
-        assert err.splitlines()[-1].startswith("Error: store='")
-
-
-def test_all_problems_of_a_configuration_come_at_once(hkm: Callable[..., Result], tmp_path: Path) -> None:
-    (tmp_path / "run.yaml").write_text("metrik: l2\nlevels:\n  - n_clusters: 0\n  - n_clusters: 5\n    tol: -1\n")
-    code, out, err = hkm(
-        *("cluster", tmp_path / "p.zarr", tmp_path / "t.zarr", "--config", tmp_path / "run.yaml"),
-        *("--seed", "-1", "--set", "levels.2.n_cluster=3"),
-    )
-    assert (code, out) == (1, "")
-    assert [line.partition("=")[0] for line in err.splitlines()] == [
-        "Error: levels.2.n_cluster",
-        "Error: seed",
-        "Error: levels.1.n_clusters",
-        "Error: levels.2.tol",
-        "Error: metrik",
-    ]
-    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
-
-
-def test_lists_of_another_length_than_the_levels_are_refused(hkm: Callable[..., Result], tmp_path: Path) -> None:
-    words = ["cluster", tmp_path / "p", tmp_path / "t", "--n-clusters", "20,5"]
-    code, _, err = hkm(*words, "--n-resamples", "1,2,3", "--resample-size", "auto,3,3")
-    assert code == 1
-    assert [line.split(" should be ")[0] for line in err.splitlines()] == [
-        "Error: n_resamples=(1, 2, 3)",
-        "Error: resample_size=('auto', 3, 3)",
-    ]
-
-
-@pytest.mark.parametrize(
-    ("error", "line"),
-    [
-        (KeyError("x"), "Error: KeyError: 'x' (a defect; --debug shows where)"),
-        (PermissionError(13, "Permission denied", "a.zarr"), "Error: a.zarr: Permission denied"),
-        (MemoryError(), "Error: memory=exhausted should suffice; lower --memory-limit, or use fewer --workers"),
-    ],
-)
-def test_what_nobody_foresaw_is_one_line_too(
-    hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
-) -> None:
-    def fail(store: Path) -> None:
-        raise error
-
-    monkeypatch.setattr(info, "describe", fail)
-    assert hkm("info", "x") == (1, "", f"{line}\n")
-
-
-# --- interruption -----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def logs_as_they_were() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-
-
-@pytest.mark.usefixtures("logs_as_they_were")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupt_unwinds_and_tells_how_to_go_on(
-    hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
-) -> None:
-    unwound = []
-
-    def wait(store: Path) -> None:
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(10)
-        finally:
-            unwound.append(True)
-
-    monkeypatch.setattr(info, "describe", wait)
-    before = signal.getsignal(signal.SIGTERM)
-    result = hkm("info", "a store.zarr")
-    assert result.code == code
-    assert result.out == ""
-    assert result.err.splitlines()[-1] == "  hkm info 'a store.zarr'"
-    assert unwound == [True]
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-@pytest.fixture
-def running(pool: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `hkm cluster` on a k-means that takes minutes; return once it iterates."""
-    started = []
-    words = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamples", "1000000", "--restart"]
-
-    def start(*more: str) -> subprocess.Popen[str]:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "hkm_dask", *words, *more],
-            cwd=pool.parent,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
-        started.append(process)
-        assert process.stderr is not None
-        for line in process.stderr:
-            if "level 1 of 1" in line:
-                return process
-        pytest.fail("it ended before it began")
-
-    yield start
-    for process in started:
-        with process:  # which waits for it and closes its pipes
-            process.kill()
-
-
-@pytest.mark.faults
-@pytest.mark.parametrize("where", [[], ["--workers", "2"]])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
-    running: Callable[..., subprocess.Popen[str]], where: list[str], number: signal.Signals, code: int
-) -> None:
-    process = running(*where)
-    children = psutil.Process(process.pid).children(recursive=True)
-    assert bool(children) == bool(where)
-    # As a terminal does it: to all processes of the group.
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == code
-    assert "Traceback" not in err
-    assert "what is finished is kept" in err
-    resume = err.splitlines()[-1].strip()
-    assert resume.startswith("python -m hkm_dask cluster pool.zarr tree.zarr --n-clusters 150")
-    assert "--restart" not in resume
-    assert psutil.wait_procs(children, timeout=10)[1] == []
-
-
-@pytest.mark.faults
-def test_an_interrupt_while_kernels_are_compiled_is_not_lost(
-    running: Callable[..., subprocess.Popen[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "cold"))
-    process = running()
-    time.sleep(1)  # compiling takes ten
-    process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "Exception ignored" not in err
-    assert "what is finished is kept" in err
-
-
-@pytest.mark.parametrize(
-    "raising", ['exec("raise_signal(SIGINT)")', "CFUNCTYPE(None)(partial(raise_signal, SIGINT))()"]
-)
-def test_an_interrupt_waits_where_it_would_be_lost(raising: str) -> None:
-    """In a process of its own, whose exit code shows what CPython made of it."""
-    script = f"""
-import time
-from ctypes import CFUNCTYPE
-from functools import partial
-from signal import SIGINT, raise_signal
-from hkm_dask.cli.interrupts import signals_unwind
-__name__ = "llvmlite"  # whose callbacks swallow what is raised
-try:
-    with signals_unwind():
-        {raising}
-        print("went on")
-        __name__ = "free"
-        time.sleep(30)
-except KeyboardInterrupt:
-    print("interrupted")
-"""
-    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout.split("\n"), done.stderr) == (0, ["went on", "interrupted", ""], "")
-
-
-# --- the way through --------------------------------------------------------------------------------------------------
+# --- from embeddings to a subset --------------------------------------------------------------------------------------
 
 
 def test_ingest_makes_a_pool_and_describes_it(hkm: Callable[..., Result], tmp_path: Path) -> None:
@@ -449,23 +233,6 @@ def test_sample_may_repeat_rows_where_asked(
     assert code == 0
     assert out.endswith("out.csv: 400 rows\n")
     assert len((tmp_path / "out.csv").read_text().splitlines()) == 401
-
-
-@pytest.mark.slow
-def test_it_runs_on_worker_processes(pool: Path, tmp_path: Path, small: list[str]) -> None:
-    words = [sys.executable, "-m", "hkm_dask", "cluster", str(pool), str(tmp_path / "tree.zarr"), *small]
-    env = {**os.environ, "PYTHONPATH": str(ROOT)}
-    result = subprocess.run([*words, "--workers", "2"], capture_output=True, text=True, env=env, check=False)
-    assert result.returncode == 0, result.stderr
-    assert "Dask dashboard: http://127.0.0.1:" in result.stderr
-    assert "a tree, complete" in result.stdout
-
-
-def test_a_cluster_that_does_not_answer_is_one_line(hkm: Callable[..., Result], pool: Path, tmp_path: Path) -> None:
-    words = ["cluster", pool, tmp_path / "tree.zarr", "--n-clusters", "5"]
-    code, _, err = hkm(*words, "--scheduler-file", tmp_path / "absent.json")
-    assert code == 1
-    assert "absent.json should exist" in err
 
 
 def test_progress_goes_to_stderr_while_a_command_runs(

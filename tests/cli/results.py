@@ -1,0 +1,20 @@
+"""What a command answered, and small embeddings to give it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[2]
+COMMANDS = ["demo", "ingest", "embed", "cluster", "sample", "info"]
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+def embeddings(n: int = 200, d: int = 4, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.integers(0, 5, (n, 1)) * 3 + rng.normal(size=(n, d))).astype("f4")

@@ -1,0 +1,69 @@
+"""Whatever goes wrong in a command ends in one clear line."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hkm_dask.view import info
+from tests.cli.results import Result
+
+
+def test_an_error_is_one_line_on_stderr(hkm: Callable[..., Result], tmp_path: Path) -> None:
+    code, out, err = hkm("info", tmp_path / "absent.zarr")
+    assert (code, out) == (1, "")
+    (line,) = err.splitlines()
+    assert line.startswith("Error: store='")
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(hkm: Callable[..., Result], tmp_path: Path) -> None:
+    for words in (["--debug", "info", tmp_path / "absent"], ["info", tmp_path / "absent", "--debug"]):
+        code, _, err = hkm(*words)
+        assert code == 1
+        assert "Traceback (most recent call last)" in err
+        assert err.splitlines()[-1].startswith("Error: store='")
+
+
+def test_all_problems_of_a_configuration_come_at_once(hkm: Callable[..., Result], tmp_path: Path) -> None:
+    (tmp_path / "run.yaml").write_text("metrik: l2\nlevels:\n  - n_clusters: 0\n  - n_clusters: 5\n    tol: -1\n")
+    code, out, err = hkm(
+        *("cluster", tmp_path / "p.zarr", tmp_path / "t.zarr", "--config", tmp_path / "run.yaml"),
+        *("--seed", "-1", "--set", "levels.2.n_cluster=3"),
+    )
+    assert (code, out) == (1, "")
+    assert [line.partition("=")[0] for line in err.splitlines()] == [
+        "Error: levels.2.n_cluster",
+        "Error: seed",
+        "Error: levels.1.n_clusters",
+        "Error: levels.2.tol",
+        "Error: metrik",
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+def test_lists_of_another_length_than_the_levels_are_refused(hkm: Callable[..., Result], tmp_path: Path) -> None:
+    words = ["cluster", tmp_path / "p", tmp_path / "t", "--n-clusters", "20,5"]
+    code, _, err = hkm(*words, "--n-resamples", "1,2,3", "--resample-size", "auto,3,3")
+    assert code == 1
+    assert [line.split(" should be ")[0] for line in err.splitlines()] == [
+        "Error: n_resamples=(1, 2, 3)",
+        "Error: resample_size=('auto', 3, 3)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (KeyError("x"), "Error: KeyError: 'x' (a defect; --debug shows where)"),
+        (PermissionError(13, "Permission denied", "a.zarr"), "Error: a.zarr: Permission denied"),
+        (MemoryError(), "Error: memory is exhausted; lower --memory-limit, or use fewer --workers"),
+    ],
+)
+def test_what_nobody_foresaw_is_one_line_too(
+    hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, error: Exception, line: str
+) -> None:
+    def fail(store: Path) -> None:
+        raise error
+
+    monkeypatch.setattr(info, "describe", fail)
+    assert hkm("info", "x") == (1, "", f"{line}\n")

@@ -1,0 +1,59 @@
+"""Values of the shared options, and the places where work runs."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from hkm_dask.cli import options
+from tests.cli.results import ROOT, Result
+
+
+@pytest.mark.parametrize(
+    ("text", "values"), [("5", 5), ("5,3", (5, 3)), ("auto", "auto"), ("auto,3", ("auto", 3)), ("-1", -1)]
+)
+def test_one_value_for_all_levels_or_one_for_each(text: str, values: object) -> None:
+    assert options.PerLevel("10 or auto", words=["auto"]).convert(text, None, None) == values
+
+
+def test_a_list_of_one_stays_a_list() -> None:
+    assert options.PerLevel("4,3,2", many=True).convert("5", None, None) == (5,)
+
+
+@pytest.mark.parametrize(("text", "size"), [("4GiB", 4 << 30), ("1kB", 1000), ("7", 7)])
+def test_sizes_are_in_bytes(text: str, size: int) -> None:
+    assert options.Size().convert(text, None, None) == size
+
+
+def test_a_preset_needs_gpus_of_this_machine(hkm: Callable[..., Result]) -> None:
+    code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--cuda-preset", "capacity")
+    assert code == 2
+    assert "--cuda-preset is for the workers that --local-cuda starts" in err
+
+
+def test_a_place_is_threads_unless_another_is_asked_for() -> None:
+    place = options.Place(None, False, None, None, None, memory_limit=10**9)
+    place.check()
+    with place.connect() as runner:
+        assert runner.client is None
+        assert runner.memory_budget <= 10**9
+
+
+@pytest.mark.slow
+def test_it_runs_on_worker_processes(pool: Path, tmp_path: Path, small: list[str]) -> None:
+    words = [sys.executable, "-m", "hkm_dask", "cluster", str(pool), str(tmp_path / "tree.zarr"), *small]
+    env = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run([*words, "--workers", "2"], capture_output=True, text=True, env=env, check=False)
+    assert result.returncode == 0, result.stderr
+    assert "Dask dashboard: http://127.0.0.1:" in result.stderr
+    assert "a tree, complete" in result.stdout
+
+
+def test_a_cluster_that_does_not_answer_is_one_line(hkm: Callable[..., Result], pool: Path, tmp_path: Path) -> None:
+    words = ["cluster", pool, tmp_path / "tree.zarr", "--n-clusters", "5"]
+    code, _, err = hkm(*words, "--scheduler-file", tmp_path / "absent.json")
+    assert code == 1
+    assert "absent.json should exist" in err
