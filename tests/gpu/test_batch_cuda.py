@@ -136,8 +136,7 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
 def test_a_cluster_larger_than_a_batch_is_streamed(
     both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split, "_DEVICE_BATCH_BYTES", 0)
-    monkeypatch.setattr(split, "_BATCH_BYTES", 1500)
+    monkeypatch.setattr(split, "batch_bytes", lambda runner: 1500)
     together = split.fit_together
 
     def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:
