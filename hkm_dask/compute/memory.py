@@ -41,8 +41,9 @@ class StageBytes:
 
     Examples
     --------
-    >>> StageBytes(process=100, task=20).total(n_tasks=3)
-    160
+    >>> stage = StageBytes(process=100, task=20)
+    >>> stage.total(n_tasks=3), stage.tasks_that_fit(budget=150, n_threads=8)
+    (160, 2)
     """
 
     process: int
@@ -51,6 +52,10 @@ class StageBytes:
     def total(self, n_tasks: int = 1) -> int:
         """Bytes with so many tasks at once."""
         return self.process + n_tasks * self.task
+
+    def tasks_that_fit(self, budget: int, n_threads: int) -> int:
+        """Tasks that may run at once within a budget: one at least, and no more than there are threads."""
+        return max(1, min(n_threads, (budget - self.process) // max(1, self.task)))
 
 
 def machine_memory() -> int:
@@ -159,15 +164,6 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, r: int) -> Sta
 def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
     """Bytes of seeding: the points that the greedy walk chooses from, and the distances between them for every task.
 
-    Parameters
-    ----------
-    n_rows, n_clusters, n_features : int
-    init : {"coreset", "k-means++", "k-means||", "random"}
-
-    Returns
-    -------
-    StageBytes
-
     Examples
     --------
     >>> seeding_stage(10**6, 500, 64, "coreset").task == 4 * 1500**2 + 16 * 1500 * 64
@@ -188,16 +184,6 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
 
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
     """Bytes of splitting every cluster: places, labels and distances of all rows; for every task a batch, twice.
-
-    Parameters
-    ----------
-    n_rows, n_clusters, n_features, n_splits : int
-    batch_bytes : int
-        Rows that one task splits.
-
-    Returns
-    -------
-    StageBytes
 
     Examples
     --------
@@ -332,9 +318,7 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -
     return max(1 << 20, min(MAX_DEVICE_BLOCK_BYTES, budget // (8 * n_threads), device_budget // 16))
 
 
-def threads_that_fit(
-    budget: int, n_threads: int, n_clusters: int, n_features: int, *, process_bytes: int = 0, task_bytes: int = 0
-) -> int:
+def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> int:
     """Count the threads of a worker that may fold at once without passing its budget.
 
     Parameters
@@ -345,8 +329,6 @@ def threads_that_fit(
         Threads it has.
     n_clusters, n_features : int
         Shape of the centroids.
-    process_bytes, task_bytes : int, default 0
-        What the process holds besides, and every task besides its fold; see `StageBytes`.
 
     Returns
     -------
@@ -365,10 +347,10 @@ def threads_that_fit(
     >>> threads_that_fit(100 << 20, 8, 4096, 384)
     2
     """
-    one = fold_bytes(n_clusters, n_features) + task_bytes
-    fit = (int(budget * 0.75) - process_bytes) // one
+    fold = fold_bytes(n_clusters, n_features)
+    fit = int(budget * 0.75) // fold
     if fit < 1:
-        need = math.ceil(limit_mib((one + process_bytes) * 4 // 3 + 2))
+        need = math.ceil(limit_mib(fold * 4 // 3 + 2))
         raise ComputeError(
             f"memory_limit={limit_mib(budget):.0f}MiB should be at least {need}MiB for n_clusters={n_clusters} of "
             f"{n_features} features; raise --memory-limit or lower n_clusters"

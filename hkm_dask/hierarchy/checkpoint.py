@@ -157,7 +157,7 @@ class Checkpoints:
     @staticmethod
     def _read(path: Path) -> dict[str, np.ndarray] | None:
         try:
-            # Opened here: NumPy leaves a file it opened itself open when the archive is cut short.
+            # Opened by this: NumPy leaves a file it opened itself open when the archive is cut short.
             with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
                 return dict(arrays)
         except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):

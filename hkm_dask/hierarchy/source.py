@@ -142,10 +142,10 @@ def _fingerprint(rows: Rows) -> str:
     for low, block in _blocks(rows):
         digest.update(as_buffer(block))
         bad.append(np.flatnonzero(~np.isfinite(block).all(axis=1)) + low)
-    found = np.concatenate(bad)
-    if len(found):
-        named = ", ".join(map(str, found[:_NAMED_ROWS].tolist())) + (", …" if len(found) > _NAMED_ROWS else "")
-        raise InputError(f"n_nonfinite_rows={len(found)} should be 0, NaN or Inf is in rows {named}; leave them out")
+    numbers = np.concatenate(bad)
+    if len(numbers):
+        named = ", ".join(map(str, numbers[:_NAMED_ROWS].tolist())) + (", …" if len(numbers) > _NAMED_ROWS else "")
+        raise InputError(f"n_nonfinite_rows={len(numbers)} should be 0, NaN or Inf is in rows {named}; leave them out")
     return digest.hexdigest()
 
 

@@ -7,9 +7,8 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +17,10 @@ import numpy as np
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import StoreError
+from hkm_dask.hierarchy.level_arrays import read_whole
 
 _WIP = layout.wip_path("tree.zarr").suffix
-_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "subset_fingerprint", "software", "seconds")
+_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
 
 Facts = dict[str, Any]
 
@@ -90,9 +90,7 @@ def render(facts: Facts) -> str:
       to finish it, run the same `hkm ingest` again
     """
     head = f"{facts['store']}: a {facts['kind']}, {'complete' if facts['complete'] else 'not complete'}"
-    if facts["kind"] == "pool":
-        return "\n".join([head, *_pool_lines(facts)])
-    return "\n".join([head, *_tree_lines(facts)])
+    return "\n".join([head, *(_pool_lines(facts) if facts["kind"] == "pool" else _tree_lines(facts))])
 
 
 def _find(path: Path) -> Path:
@@ -129,17 +127,12 @@ def _pool_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
 
 def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     config = attributes.get("config")
-    levels = []
-    for number in count(1):
-        metadata = files.read_json(root / f"level_{number}" / files.METADATA_FILE)
-        if metadata is None:
-            break
-        levels.append(_level_facts(root, number, metadata.get("attributes") or {}))
+    levels: list[Facts] = []
+    while (metadata := files.read_json(root / f"level_{len(levels) + 1}" / files.METADATA_FILE)) is not None:
+        levels.append(_level_facts(root, len(levels) + 1, metadata.get("attributes") or {}))
     return {
         "config": json.loads(config) if isinstance(config, str) else config,
-        **{
-            name: attributes.get(name) for name in ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
-        },
+        **{name: attributes.get(name) for name in _TREE_ATTRIBUTES},
         "levels": levels,
     }
 
@@ -149,7 +142,7 @@ def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Fact
     if not facts["complete"]:
         return facts
     group = root / f"level_{number}"
-    sizes, history = _read(group / "sizes"), _read(group / "inertia")
+    sizes, history = read_whole(group / "sizes"), read_whole(group / "inertia")
     filled = sizes[sizes > 0]
     # A history is padded with NaN, which JSON has no word for.
     runs = [[float(inertia) for inertia in run if math.isfinite(inertia)] for run in history]
@@ -167,11 +160,6 @@ def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Fact
         "history": runs,
         "seconds": attributes.get("seconds"),
     }
-
-
-def _read(path: Path) -> np.ndarray:
-    array = chunks.open_array(path)
-    return array.read(0, array.spec.shape[0])
 
 
 def _pool_lines(facts: Facts) -> list[str]:
@@ -206,7 +194,7 @@ def _tree_lines(facts: Facts) -> list[str]:
         ("samples", _samples(done)),
         ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
         *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
-        ("software", _software(facts["software"])),
+        ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
     lines = _pairs([(name, value) for name, value in rows if value not in (None, "")])
@@ -230,23 +218,19 @@ def _samples(done: Sequence[Facts]) -> str | None:
 
 
 def _level_table(done: Sequence[Facts]) -> list[str]:
-    names = "level|clusters|non-empty|mean size|min|max|k-means|iterations|last inertia|seconds".split("|")
-    rows = [
-        (
-            str(level["level"]),
-            f"{level['n_clusters']:,}",
-            f"{level['n_non_empty']:,}",
-            f"{level['size_mean']:,.1f}",
-            f"{level['size_min']:,}",
-            f"{level['size_max']:,}",
-            f"{level['n_steps']:,}",
-            f"{sum(level['n_iter']):,}",
-            "" if level["inertia"] is None else f"{level['inertia']:.6g}",
-            "" if level["seconds"] is None else f"{level['seconds']:,.1f}",
-        )
-        for level in done
-    ]
-    return _table([names, *rows])
+    columns: dict[str, Callable[[Facts], str]] = {
+        "level": lambda level: str(level["level"]),
+        "clusters": lambda level: f"{level['n_clusters']:,}",
+        "non-empty": lambda level: f"{level['n_non_empty']:,}",
+        "mean size": lambda level: f"{level['size_mean']:,.1f}",
+        "min": lambda level: f"{level['size_min']:,}",
+        "max": lambda level: f"{level['size_max']:,}",
+        "k-means": lambda level: f"{level['n_steps']:,}",
+        "iterations": lambda level: f"{sum(level['n_iter']):,}",
+        "last inertia": lambda level: "" if level["inertia"] is None else f"{level['inertia']:.6g}",
+        "seconds": lambda level: "" if level["seconds"] is None else f"{level['seconds']:,.1f}",
+    }
+    return _table([list(columns), *([cell(level) for cell in columns.values()] for level in done)])
 
 
 def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -264,12 +248,6 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
         indent = f"  level {level['level']}  "
         lines += textwrap.wrap(", ".join(runs), 100, initial_indent=indent, subsequent_indent=" " * len(indent))
     return lines
-
-
-def _software(software: object) -> str | None:
-    if isinstance(software, Mapping):
-        return ", ".join(f"{name} {version}" for name, version in software.items())
-    return None if software is None else str(software)
 
 
 def _span(seconds: float) -> str:

@@ -200,9 +200,9 @@ class TimeLeft:
         return max(1.0, share * step.max_iter)
 
     def _coming(self) -> Sequence[Step]:
-        first = self._number + 1 if self._step is not None else self._number
-        here = self.plan[self._level - 1][first:] if self._level <= len(self.plan) else []
-        return [*here, *(step for level in self.plan[self._level :] for step in level)]
+        first = self._number + (self._step is not None)
+        of_level = self.plan[self._level - 1][first:] if self._level <= len(self.plan) else []
+        return [*of_level, *(step for level in self.plan[self._level :] for step in level)]
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.plan = [steps_of(level) for level in fields["levels"]]
@@ -233,7 +233,7 @@ class TimeLeft:
         if self._iteration == 0 and int(fields["iteration"]) == 1:
             self._unseeded = time - self._step_time
         elif self._iteration == 0:
-            # A k-means that goes on after an interruption has been seeded before.
+            # A k-means that continues after an interruption has been seeded before.
             self._pace.add(time - self._step_time, step.iteration_units)
         else:
             self._pace.add(time - self._time, step.iteration_units * max(1, int(fields["iteration"]) - self._iteration))

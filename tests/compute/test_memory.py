@@ -74,15 +74,6 @@ def test_too_little_memory_is_refused_with_the_number_that_would_do() -> None:
         threads_that_fit(budget_within((need - 2) * MIB), 4, 100_000, 1024)
 
 
-def test_what_else_a_process_or_a_task_holds_leaves_room_for_fewer_threads() -> None:
-    one = fold_bytes(4096, 384)
-    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384) == 4
-    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, process_bytes=one) == 3
-    assert threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, task_bytes=one) == 2
-    with pytest.raises(ComputeError):
-        threads_that_fit(4 * one * 4 // 3 + 4, 8, 4096, 384, process_bytes=4 * one)
-
-
 def number_needed(message: str) -> int:
     return int(message.split("at least ")[1].split("MiB")[0])
 
