@@ -178,8 +178,9 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
         return StageBytes(20 * n_rows * n_features + table)
     n_points = min(n_rows, CORESET_FACTOR * n_clusters)
     n_walked = min(n_points, WALK_POINTS)
-    # Means of the cells and a copy of those in use.
-    return StageBytes(8 * n_points * n_features, 4 * n_walked * n_walked + 16 * n_walked * n_features)
+    walk = 4 * n_walked * n_walked + 16 * n_walked * n_features
+    # Means of the cells and a copy of those in use; before that, tasks label rows with all points and add them up.
+    return StageBytes(8 * n_points * n_features, max(walk, fold_bytes(n_points, n_features)))
 
 
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:

@@ -295,37 +295,6 @@ def test_flags_of_the_wrong_length_are_refused_together_with_other_problems() ->
     )
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ("levels: [", "should be valid YAML; line 2"),
-        ("- n_clusters: 5", "should be a YAML mapping of settings"),
-        ("", "should be a YAML mapping of settings"),
-        ("1: 2", "should be a YAML mapping of settings"),
-        (
-            "levels:\n  - n_clusters: 5\n    n_clusters: 6\n",
-            "n_clusters=(twice) should be given once; remove the one in line 3",
-        ),
-        ("seed: !!python/object:os.system 1", "should be valid YAML"),
-    ],
-)
-def test_files_that_are_no_configuration_are_refused(tmp_path: Path, text: str, message: str) -> None:
-    with pytest.raises(InputError) as caught:
-        Config.from_yaml(write(tmp_path, text + "\n"))
-    (line,) = caught.value.problems
-    assert message in line
-
-
-def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="should be a readable file; No such file"):
-        Config.from_yaml(tmp_path / "absent.yaml")
-    with pytest.raises(InputError, match="should be a readable file; Is a directory"):
-        Config.from_yaml(tmp_path)
-    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00seed")
-    with pytest.raises(InputError, match="should be"):
-        Config.from_yaml(tmp_path / "binary.yaml")
-
-
 def test_long_values_are_cut_in_messages() -> None:
     (line,) = problems_of(seed="x" * 1000, levels=[{"n_clusters": 5}])
     assert len(line) < 200
