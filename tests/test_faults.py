@@ -19,8 +19,8 @@ from hkm_dask import cli
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.config import Config, Level
-from hkm_dask.data import store
 from hkm_dask.data.files import FAILPOINTS
+from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import Event, subscribe
@@ -526,7 +526,7 @@ def test_an_interrupt_keeps_every_finished_step(
         with pytest.raises(KeyboardInterrupt):
             build_hierarchy(pool, tmp_path / "tree.zarr", CONFIG)
     # Nothing is held on to: neither the lock nor files.
-    with store.lock(tmp_path / "tree.zarr"):
+    with lock(tmp_path / "tree.zarr"):
         pass
     steps = [event for event in finish(pool, tmp_path / "tree.zarr", quiet) if event.kind == "step_started"]
     assert len(steps) == 5 - after

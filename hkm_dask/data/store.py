@@ -1,14 +1,10 @@
-"""Stores that survive crashes: locks, the stage commit, resuming, groups and arrays."""
+"""Stores that survive crashes: the stage commit, resuming, groups and arrays."""
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import re
-import socket
-import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -33,74 +29,18 @@ from hkm_dask.data.files import (
     write_file,
 )
 from hkm_dask.data.layout import wip_path
+from hkm_dask.data.locks import lock
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-# What a file system answers that knows no flock: some network mounts.
-_NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
 
 def _retired_path(target: Path) -> Path:
     # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
     return target.with_name(f".{target.name}.retired")
-
-
-@contextmanager
-def lock(path: PathLike) -> Iterator[None]:
-    """Keep every other process from building the same store meanwhile.
-
-    It is a ``flock`` on a hidden file beside `path`: it ends with the process that holds it, however that ends.
-
-    Parameters
-    ----------
-    path : path-like
-        The store; need not exist, its parent folder is made where it is missing.
-
-    Raises
-    ------
-    StoreError
-        When another process holds it, naming its process id and host, or when the folder cannot be written.
-    """
-    target = Path(path).absolute()
-    file = target.with_name(f".{target.name}.lock")
-    try:
-        careful(lambda: file.parent.mkdir(parents=True, exist_ok=True), f"making the folder {file.parent}")
-        fd = _acquire(file, target)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise StoreError(f"{target} cannot be written: {error.strerror}; give a path in a folder") from error
-    try:
-        yield
-    finally:
-        # Unlinked while still held: whoever opened it before sees that its file is gone, and opens it again.
-        file.unlink(missing_ok=True)
-        os.close(fd)
-
-
-def _acquire(file: Path, target: Path) -> int:
-    while True:
-        fd = careful(lambda: os.open(file, os.O_RDWR | os.O_CREAT, 0o666), f"locking {target}")
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            holder = os.pread(fd, 300, 0).decode(errors="replace").strip() or "another process"
-            os.close(fd)
-            raise StoreError(f"{target} is being written by {holder}; wait for it to end, or stop it") from None
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                os.close(fd)
-                raise StoreError(f"locking {target} failed: {error.strerror}; check the disk") from error
-            warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
-        try:
-            if os.fstat(fd).st_ino == file.stat().st_ino:
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
-                return fd
-        except FileNotFoundError:
-            pass
-        os.close(fd)
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:

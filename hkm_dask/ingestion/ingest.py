@@ -16,6 +16,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import remove
+from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
@@ -124,7 +125,7 @@ def ingest(
     3 float32 [2. 3.] 5.0
     """
     target = Path(pool).absolute()
-    with store.lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
+    with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
         table = open_sources(sources, ids=ids, column=column, scratch=scratch)
         stored = _pool_dtype(dtype, table.dtype)
         rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)

@@ -1,11 +1,6 @@
 """Stores survive kills, a full disk and a second writer; nothing is half there."""
 
-import errno
 import inspect
-import os
-import socket
-import subprocess
-import sys
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -19,9 +14,10 @@ import zarr
 from hkm_dask.data import files, layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_attributes
+from hkm_dask.data.locks import lock
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
-from tests.data.stores import ROOT, Flaky, make, run_python, table
+from tests.data.stores import make, run_python, table
 
 
 def test_chunks_of_zeros_are_on_disk(tmp_path: Path) -> None:
@@ -259,7 +255,7 @@ def test_plain_xarray_and_zarr_see_what_we_mark(tmp_path: Path) -> None:
 
 
 def build(target: Path, value: int) -> None:
-    with store.lock(target), store.staged(target, overwrite=True, keep=False) as wip:
+    with lock(target), store.staged(target, overwrite=True, keep=False) as wip:
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         store.create_array(wip, "a", shape=(5, 2), dtype="i4", chunks=(2, 2), dims=("x", "y"))
         open_array(wip / "a").write(0, np.full((5, 2), value, np.int32))
@@ -270,6 +266,7 @@ def build_and_die(target: Path, value: int, point: str) -> int:
     code = f"{inspect.getsource(build)}\nbuild(Path(sys.argv[1]), int(sys.argv[2]))"
     head = "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom hkm_dask.data import layout, store\n"
     head += "from hkm_dask.data.chunks import open_array\n"
+    head += "from hkm_dask.data.locks import lock\n"
     return run_python(head + code, target, value, HKM_FAILPOINT=point).returncode
 
 
@@ -318,57 +315,3 @@ def test_a_backup_made_by_hand_is_left_alone(tmp_path: Path) -> None:
     with store.staged(tmp_path / "a.zarr", overwrite=True) as wip:
         store.create_group(wip)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.zarr", "a.zarr.old"]
-
-
-# --- locks ------------------------------------------------------------------------------------------------------------
-
-
-HOLD = """
-import sys
-from hkm_dask.data import store
-with store.lock(sys.argv[1]):
-    print("held", flush=True)
-    sys.stdin.read()
-"""
-
-
-@pytest.mark.faults
-def test_a_second_writer_is_refused_naming_the_first(tmp_path: Path) -> None:
-    target = tmp_path / "new folder" / "a.zarr"
-    with subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(target)], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as holder:
-        assert holder.stdout is not None
-        assert holder.stdout.readline() == "held\n"
-        with pytest.raises(StoreError, match=f"written by pid {holder.pid} on host {socket.gethostname()}; wait"):
-            store.lock(target).__enter__()
-        holder.kill()
-    # The dead leave nothing to clean.
-    with store.lock(target):
-        assert [path.name for path in target.parent.iterdir()] == [".a.zarr.lock"]
-    assert not list(target.parent.iterdir())
-
-
-def test_locks_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
-    with store.lock(tmp_path / "a"):
-        with pytest.raises(StoreError, match=f"pid {os.getpid()}"):
-            store.lock(tmp_path / "a").__enter__()
-        with store.lock(tmp_path / "b"):
-            pass
-    with store.lock(tmp_path / "a"):
-        pass
-
-
-def test_where_nothing_can_be_written_the_lock_says_so_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match=r"cannot be written|failed: "):
-        store.lock(tmp_path / "file" / "a.zarr").__enter__()
-    monkeypatch.setattr(os, "open", Flaky(os.open, 1, errno.EROFS))
-    with pytest.raises(StoreError, match="Read-only file system; check the path and its permissions"):
-        store.lock(tmp_path / "a.zarr").__enter__()
-
-
-def test_a_file_system_without_locks_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(store.fcntl, "flock", Flaky(lambda *args: None, 1, errno.ENOSYS))
-    with pytest.warns(UserWarning, match="knows no locks"), store.lock(tmp_path / "a.zarr"):
-        pass

@@ -17,8 +17,9 @@ import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkm_dask.data import files, layout, store
+from hkm_dask.data import files, layout
 from hkm_dask.data.ids import id_pieces
+from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.embedding.embed import Encoder, embed
@@ -425,7 +426,7 @@ def test_what_is_no_embedded_pool_is_left_alone(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_second_run_is_refused(tmp_path: Path) -> None:
     with (
-        store.lock(tmp_path / "p.zarr"),
+        lock(tmp_path / "p.zarr"),
         pytest.raises(StoreError, match=f"being written by pid {os.getpid()} on host"),
     ):
         run(tmp_path / "p.zarr", Same())

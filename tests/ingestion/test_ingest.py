@@ -16,7 +16,8 @@ import xarray as xr
 
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data import chunks, files, layout, store
+from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import NpyRows
@@ -358,7 +359,7 @@ def test_nothing_is_replaced_unasked(tmp_path: Path) -> None:
 @pytest.mark.faults
 def test_a_second_ingest_is_refused(tmp_path: Path) -> None:
     with (
-        store.lock(tmp_path / "p.zarr"),
+        lock(tmp_path / "p.zarr"),
         pytest.raises(StoreError, match=f"being written by pid {os.getpid()} on host"),
     ):
         ingest(values(), tmp_path / "p.zarr")
