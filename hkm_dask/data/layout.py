@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -217,6 +217,33 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
     # Integers only: a float would lose rows beyond 2**53.
     cuts = np.arange(n_blocks, dtype=np.int64) * units // max(1, n_blocks) * unit_rows
     return np.append(cuts, np.int64(n_rows))
+
+
+def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int, int]]:
+    """Find rows of a table that is made of parts, one below the other.
+
+    Parameters
+    ----------
+    offsets : np.ndarray of int64, shape (n_parts + 1,)
+        First row of every part, and the number of all rows.
+    first, last : int
+        Rows of the whole table, ``0 <= first <= last <= offsets[-1]``.
+
+    Yields
+    ------
+    (int, int, int)
+        Number of a part, and the rows in it.
+
+    Examples
+    --------
+    >>> list(spans(np.array([0, 3, 3, 8]), 1, 5))
+    [(0, 1, 3), (2, 0, 2)]
+    """
+    while first < last:
+        part = int(np.searchsorted(offsets, first, side="right")) - 1
+        offset, stop = int(offsets[part]), min(last, int(offsets[part + 1]))
+        yield part, first - offset, stop - offset
+        first = stop
 
 
 def float_dtype(dtype: np.dtype) -> np.dtype | None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
@@ -145,7 +146,7 @@ def embed(
     threads : int, optional
         Threads that read and prepare; by default one per core, at most 8. They do not change the bits.
     restart : bool, default False
-        Begin again, whatever is there of the pool. A pool that is finished stays until the new one is.
+        Begin again, whatever exists of the pool. A complete pool stays until the new one is.
 
     Returns
     -------
@@ -155,7 +156,7 @@ def embed(
     Raises
     ------
     InputError
-        When the source is empty or an item cannot be read, a setting is out of range, what is there was made otherwise,
+        When the source is empty or an item cannot be read, a setting is out of range, the pool was made otherwise,
         or the encoder gives NaN, Inf or what overflows `dtype`, naming the item.
     StoreError
         When another process is writing the pool, or the disk is full or fails.
@@ -229,11 +230,11 @@ def _plan(
     }
 
 
-# --- what is there already --------------------------------------------------------------------------------------------
+# --- resuming ---------------------------------------------------------------------------------------------------------
 
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Say why a pool, finished or not, is not the one that is asked for."""
+    """Say why a pool, complete or not, is not the one that is asked for."""
     attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
     if not attributes and folder.suffix == layout.wip_path("").suffix:
         return []  # a run was stopped before it began
@@ -252,7 +253,7 @@ def _short(value: Any) -> str:
 
 
 def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
-    """Make the unfinished pool, or open what is there; ids and columns come first, as wrong ones then cost no time."""
+    """Make the unfinished pool, or open it; ids and columns come first, as wrong ones then cost no time."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
         pool_writer.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
@@ -267,31 +268,28 @@ def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
         if array.spec.shape == shape and array.spec.plain:
             return array
     except StoreError:
-        pass  # not there yet
+        pass  # not made yet
     return pool_writer.create_embeddings(wip, shape, dtype, plan["chunk_rows"])
 
 
-# --- the work ---------------------------------------------------------------------------------------------------------
+# --- embedding --------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Job:
     """One run through a source."""
 
-    def __init__(
-        self,
-        source: ItemSource,
-        encoder: Encoder,
-        array: StoredArray,
-        normalize: bool,
-        batch_size: int,
-        threads: int,
-    ) -> None:
-        self.source, self.encoder, self.array = source, encoder, array
-        self.normalize, self.batch_size, self.threads = normalize, batch_size, threads
-        self._stopped = threading.Event()
+    source: ItemSource
+    encoder: Encoder
+    array: StoredArray
+    normalize: bool
+    batch_size: int
+    threads: int
+    _n_done: int = 0
+    _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> pool_writer.Stats:
-        """Embed every chunk that is not there; tell what was learned of all, in their order."""
+        """Embed every chunk that is missing; return the statistics of all, in their order."""
         spec = self.array.spec
         finished = self._finished()
         self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, finished))

@@ -277,16 +277,13 @@ class ParquetFile(TextFile):
     def read(self, first: int, last: int) -> list[str]:
         """See `TextFile.read`."""
         texts: list[str] = []
-        while first < last:
-            group = int(np.searchsorted(self._offsets, first, side="right")) - 1
-            offset, stop = int(self._offsets[group]), min(last, int(self._offsets[group + 1]))
+        for group, start, stop in layout.spans(self._offsets, first, last):
             with self._lock:
                 if group not in self._cached:
                     # Two, because threads read the end of one group while others begin the next.
                     self._cached = dict(list(self._cached.items())[-1:]) | {group: self._group(group, self.column)}
                 column = self._cached[group]
-            texts += column.slice(first - offset, stop - first).to_pylist()
-            first = stop
+            texts += column.slice(start, stop - start).to_pylist()
         return texts
 
     def places(self) -> Iterator[int]:

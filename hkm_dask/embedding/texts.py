@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from hkm_dask.data import layout
 from hkm_dask.data.ids import NO_COLUMNS, Pieces
 from hkm_dask.embedding.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
 from hkm_dask.errors import InputError
@@ -72,13 +73,8 @@ class Texts:
         InputError
             When one is no text, naming its place.
         """
-        texts: list[str] = []
-        while first < last:
-            number = int(np.searchsorted(self._offsets, first, side="right")) - 1
-            offset, stop = int(self._offsets[number]), min(last, int(self._offsets[number + 1]))
-            texts += self.files[number].read(first - offset, stop - offset)
-            first = stop
-        return texts
+        parts = layout.spans(self._offsets, first, last)
+        return [text for number, start, stop in parts for text in self.files[number].read(start, stop)]
 
 
 def open_texts(

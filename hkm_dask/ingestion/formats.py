@@ -134,17 +134,13 @@ class Sources:
 
     def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
         """The rows `start` to `stop` of all together, table by table."""
-        first = int(np.searchsorted(self._offsets, start, side="right")) - 1
-        last = int(np.searchsorted(self._offsets, stop, side="left"))
-        segments = []
-        for table, offset in zip(self.tables[first:last], self._offsets[first:last].tolist(), strict=True):
-            segments.append(Segment(table.rows, max(0, start - offset), min(table.rows.n_rows, stop - offset)))
-        return tuple(segments)
+        parts = layout.spans(self._offsets, start, stop)
+        return tuple(Segment(self.tables[number].rows, first, last) for number, first, last in parts)
 
     def locate(self, row: int) -> str:
         """Name a row by its table, e.g. ``"row 3 of b.npy"``."""
-        table = int(np.searchsorted(self._offsets, row, side="right")) - 1
-        return f"row {row - int(self._offsets[table])} of {self.tables[table].name}"
+        ((table, start, _),) = layout.spans(self._offsets, row, row + 1)
+        return f"row {start} of {self.tables[table].name}"
 
     def _all_ids(self) -> Iterator[np.ndarray]:
         for table in self.tables:

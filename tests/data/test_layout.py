@@ -150,3 +150,14 @@ def test_every_missing_key_is_left_to_zarr() -> None:
     for key in PLAIN:
         spec = layout.parse_array_spec({name: value for name, value in PLAIN.items() if name != key})
         assert spec is None or key in ("fill_value", "storage_transformers")
+
+
+@given(sizes=st.lists(st.integers(0, 5), min_size=1, max_size=8), data=st.data())
+def test_spans_of_parts_are_the_rows_in_order(sizes: list[int], data: st.DataObject) -> None:
+    offsets = np.cumsum([0, *sizes])
+    rows = [(part, row) for part, size in enumerate(sizes) for row in range(size)]
+    first = data.draw(st.integers(0, len(rows)))
+    last = data.draw(st.integers(first, len(rows)))
+    spans = list(layout.spans(offsets, first, last))
+    assert [(part, row) for part, start, stop in spans for row in range(start, stop)] == rows[first:last]
+    assert all(start < stop for _, start, stop in spans)
