@@ -79,9 +79,9 @@ def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, shar
 def test_label_distances(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Distances to known centroids, in float64."""
     tile = RowTile(n_features)
-    found = np.empty(N_ROWS)
-    benchmark(cpu_kernels.label_distances, tile.rows, tile.centroids, NONE_STAYED, tile.labels, found)
-    np.testing.assert_array_equal(found, tile.distances)
+    result = np.empty(N_ROWS)
+    benchmark(cpu_kernels.label_distances, tile.rows, tile.centroids, NONE_STAYED, tile.labels, result)
+    np.testing.assert_array_equal(result, tile.distances)
 
 
 @features
@@ -99,8 +99,8 @@ def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Greedy k-means++ on a coreset of three points per cluster."""
     tile = RowTile(n_features)
     points, weights = tile.rows[: 3 * 512], np.ones(3 * 512, np.int64)
-    found = benchmark(greedy_kmeans_plusplus, points, weights, 512, key=stream_key(0))
-    assert len(np.unique(found)) == 512
+    result = benchmark(greedy_kmeans_plusplus, points, weights, 512, key=stream_key(0))
+    assert len(np.unique(result)) == 512
 
 
 def test_group_by_label(benchmark: BenchmarkFixture) -> None:

@@ -76,18 +76,20 @@ def stream(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
             write_npy_rows(folder / "rows.npy", offset, start, rows)
         hkm.ingest([folder / "rows.npy"], folder / "pool.zarr")
         (folder / "rows.npy").unlink()
-        found: dict[str, Any] = {"n": n_rows, "bytes": 2 * n_rows * base.shape[1], "k": 1000}
-        found["read_seconds"] = _read_all(folder / "pool.zarr")
+        results: dict[str, Any] = {"n": n_rows, "bytes": 2 * n_rows * base.shape[1], "k": 1000}
+        results["read_seconds"] = _read_all(folder / "pool.zarr")
         for limit in (arguments.memory_limit, "20GiB"):
             with _cold(folder / "pool.zarr"):
                 seconds, peak = _run_apart(folder / "pool.zarr", limit)
-            found[limit] = {"seconds_per_iteration": seconds, "peak_mib": peak >> 20}
+            results[limit] = {"seconds_per_iteration": seconds, "peak_mib": peak >> 20}
             print(f"stream: {limit}: {seconds:.1f} s an iteration, peak {peak >> 20} MiB", flush=True)
-    streamed, resident = (found[limit]["seconds_per_iteration"] for limit in (arguments.memory_limit, "20GiB"))
-    bound = max(resident, found["read_seconds"])
-    found["share_of_bound"] = bound / streamed
-    print(f"stream: reading alone {found['read_seconds']:.1f} s; {bound / streamed:.2f} of what bounds it", flush=True)
-    return found
+    streamed, resident = (results[limit]["seconds_per_iteration"] for limit in (arguments.memory_limit, "20GiB"))
+    bound = max(resident, results["read_seconds"])
+    results["share_of_bound"] = bound / streamed
+    print(
+        f"stream: reading alone {results['read_seconds']:.1f} s; {bound / streamed:.2f} of what bounds it", flush=True
+    )
+    return results
 
 
 def _files(pool: Path) -> list[Path]:
@@ -183,7 +185,7 @@ def growth(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str
             each, _ = time_iterations(table, pick_start(table, k), geometry, runner, 5)
             times[name].extend(each[2:])
         forget(table.key)
-    seconds = {name: statistics.median(found) for name, found in times.items()}
+    seconds = {name: statistics.median(kept) for name, kept in times.items()}
     for name, middle in seconds.items():
         print(f"growth: {name}: {middle:.3f} s an iteration", flush=True)
     result["seconds"] = seconds
@@ -242,9 +244,9 @@ def _in_turns(works: list[Callable[[], None]], repeats: int) -> list[float]:
 
 def sample(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[str, Any]:
     """Targets and draw, in a process of its own so that its memory is its own."""
-    found: dict[str, Any] = run_apart(_draw, arguments.leaves)
-    print(f"sample: {found['seconds']:.1f} s, peak {found['peak_gib']:.2f} GiB", flush=True)
-    return found
+    results: dict[str, Any] = run_apart(_draw, arguments.leaves)
+    print(f"sample: {results['seconds']:.1f} s, peak {results['peak_gib']:.2f} GiB", flush=True)
+    return results
 
 
 def _draw(n_leaves: int) -> dict[str, Any]:
@@ -287,13 +289,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")
     arguments = parser.parse_args()
     base = make_rows(80_000, 384).rows if arguments.data is None else load_rows(arguments.data).rows
-    found: dict[str, Any] = {"machine": describe_machine()}
+    results: dict[str, Any] = {"machine": describe_machine()}
     for name in arguments.suite.split(","):
         if name not in SUITES:
             parser.error(f"--suite={name} should be one of {', '.join(SUITES)}")
-        found[name] = SUITES[name](base, arguments)
+        results[name] = SUITES[name](base, arguments)
     arguments.out.mkdir(parents=True, exist_ok=True)
-    (arguments.out / "scale.json").write_text(json.dumps(found, indent=2) + "\n")
+    (arguments.out / "scale.json").write_text(json.dumps(results, indent=2) + "\n")
 
 
 if __name__ == "__main__":

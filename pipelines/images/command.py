@@ -104,7 +104,7 @@ def run(
     n_drawn: int = 1000,
     skip_unreadable: bool = False,
 ) -> Summary:
-    """Go the whole way; what an earlier run with the same settings finished in `out` is not done again."""
+    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again."""
     images = open_images(folder, skip_unreadable=skip_unreadable)
     config = config or default_config(len(images))
     config.check(len(images))

@@ -51,17 +51,17 @@ def main() -> None:
     if wrong:
         parser.error("; ".join(wrong))
     options.out.mkdir(parents=True, exist_ok=True)
-    found = Trials(options.out / "trials.jsonl")
+    trials = Trials(options.out / "trials.jsonl")
     for name in names:
         study = make(name, options.seeds, pools)
-        found.run(study.trials())
+        trials.run(study.trials())
         if name == "search":
-            study = best_first(study, found)
-        text = table(study, found)
+            study = best_first(study, trials)
+        text = table(study, trials)
         print(f"\n{study.question}\n\n{text}", flush=True)
         (options.out / f"{name}.md").write_text(text)
-        (options.out / f"{name}.json").write_text(json.dumps(numbers(study, found), indent=1))
-        DRAW[name](study, found, options.out)
+        (options.out / f"{name}.json").write_text(json.dumps(numbers(study, trials), indent=1))
+        DRAW[name](study, trials, options.out)
     if options.docs:
         for picture in DOCUMENTED:
             if (options.out / picture).exists():
@@ -79,22 +79,22 @@ def make(name: str, seeds: int, pools: Sequence[str]) -> Study:
     return plain[name](seeds)
 
 
-def best_first(study: Study, found: Trials) -> Study:
+def best_first(study: Study, trials: Trials) -> Study:
     """Sort the lines of a study by the mean entropy, falling."""
-    entropy = [-found.values(row.trials, row.draw, "entropy").mean() for row in study.rows]
+    entropy = [-trials.values(row.trials, row.draw, "entropy").mean() for row in study.rows]
     return replace(study, rows=tuple(study.rows[i] for i in np.argsort(entropy, kind="stable")))
 
 
-def numbers(study: Study, found: Trials) -> dict[str, dict[str, list[float]]]:
+def numbers(study: Study, trials: Trials) -> dict[str, dict[str, list[float]]]:
     """Every value of every seed, by line and measure."""
-    return {row.name: {c: found.values(row.trials, row.draw, c).tolist() for c in COLUMNS} for row in study.rows}
+    return {row.name: {c: trials.values(row.trials, row.draw, c).tolist() for c in COLUMNS} for row in study.rows}
 
 
-def table(study: Study, found: Trials) -> str:
+def table(study: Study, trials: Trials) -> str:
     """Mean and spread of every line, as Markdown."""
     lines = ["| | " + " | ".join(COLUMNS) + " |", "|---" * (len(COLUMNS) + 1) + "|"]
     for row in study.rows:
-        values = [found.values(row.trials, row.draw, column) for column in COLUMNS]
+        values = [trials.values(row.trials, row.draw, column) for column in COLUMNS]
         cells = [
             f"{v.mean():.3f} ± {v.std():.3f}" if c != "n_missed" else f"{v.mean():.1f}"
             for c, v in zip(COLUMNS, values, strict=True)
@@ -105,28 +105,28 @@ def table(study: Study, found: Trials) -> str:
 
 
 def _dots(title: str, measures: Sequence[str]) -> Callable[[Study, Trials, Path], None]:
-    def draw(study: Study, found: Trials, out: Path) -> None:
+    def draw(study: Study, trials: Trials, out: Path) -> None:
         lines = []
         for row in study.rows:
             group, _, name = row.name.rpartition(": ")
-            values = [found.values(row.trials, row.draw, m) for m in measures]
+            values = [trials.values(row.trials, row.draw, m) for m in measures]
             lines.append(Line(name, values, row.draw in ("random", "ideal"), group))
         dots(out / f"{study.name}.png", title, lines, [MEASURES[m] for m in measures])
 
     return draw
 
 
-def _draw_search(study: Study, found: Trials, out: Path) -> None:
+def _draw_search(study: Study, trials: Trials, out: Path) -> None:
     title = f"The best {BEST} of {len(study.rows)} settings: samples to a cluster, resamplings, members"
-    _dots(title, ("entropy", "linear"))(replace(study, rows=study.rows[:BEST]), found, out)
+    _dots(title, ("entropy", "linear"))(replace(study, rows=study.rows[:BEST]), trials, out)
 
 
-def _draw_levels(study: Study, found: Trials, out: Path) -> None:
-    _dots("Nouns with a long tail: draws of 1000 from 15,186", list(MEASURES))(study, found, out)
-    draw_class_sizes(study.rows, found, out / "class_sizes.png")
+def _draw_levels(study: Study, trials: Trials, out: Path) -> None:
+    _dots("Nouns with a long tail: draws of 1000 from 15,186", list(MEASURES))(study, trials, out)
+    draw_class_sizes(study.rows, trials, out / "class_sizes.png")
 
 
-def draw_class_sizes(rows: Sequence[Row], found: Trials, path: Path) -> None:
+def draw_class_sizes(rows: Sequence[Row], trials: Trials, path: Path) -> None:
     """Fig. 4, of the trees that the rows of one to four levels name."""
     pool = POOLS["nouns"](0)
     sizes = np.bincount(pool.labels, minlength=pool.n_classes)
@@ -134,7 +134,7 @@ def draw_class_sizes(rows: Sequence[Row], found: Trials, path: Path) -> None:
     for row in rows:
         if row.name not in ("1 level", "2 levels", "3 levels", "4 levels"):
             continue
-        top = [found.found[trial.key]["top"] for trial in row.trials]
+        top = [trials.results[trial.key]["top"] for trial in row.trials]
         counts = np.array([level["n_clusters"] for level in top], dtype=float)
         samples = counts * np.array([[s or 0.0 for s in level["mean_size"]] for level in top])
         n, total = counts.sum(axis=0), samples.sum(axis=0)
@@ -143,9 +143,9 @@ def draw_class_sizes(rows: Sequence[Row], found: Trials, path: Path) -> None:
     class_sizes(path, sizes, shown)
 
 
-def _draw_curves(study: Study, found: Trials, out: Path) -> None:
+def _draw_curves(study: Study, trials: Trials, out: Path) -> None:
     def values(rows: Sequence[Row], measure: str) -> np.ndarray:
-        return np.array([found.values(row.trials, row.draw, measure) for row in rows])
+        return np.array([trials.values(row.trials, row.draw, measure) for row in rows])
 
     groups: list[tuple[str, tuple, Sequence[Row]]]
     if study.name == "resampling":

@@ -56,25 +56,25 @@ class Trials:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.found: dict[str, dict[str, Any]] = {}
+        self.results: dict[str, dict[str, Any]] = {}
         if path.exists():
             for line in path.read_text().splitlines():
                 record = json.loads(line)
-                self.found[record["key"]] = record["result"]
+                self.results[record["key"]] = record["result"]
 
     def run(self, trials: Iterable[Trial]) -> None:
         """Measure those trials that the file does not hold."""
-        todo = [trial for trial in dict.fromkeys(trials) if trial.key not in self.found]
+        todo = [trial for trial in dict.fromkeys(trials) if trial.key not in self.results]
         for i, trial in enumerate(todo):
             result = measure(POOLS[trial.pool](trial.seed), trial)
-            self.found[trial.key] = result
+            self.results[trial.key] = result
             with self.path.open("a") as file:
                 file.write(json.dumps({"key": trial.key, "result": result}) + "\n")
             print(f"[{i + 1} of {len(todo)}] {trial.key} {result['seconds']:.1f} s", flush=True)
 
     def values(self, trials: Sequence[Trial], draw: str, name: str) -> NDArray[np.float64]:
         """One number of one draw, trial by trial; NaN where there is none."""
-        return np.array([self.found[t.key]["draws"].get(draw, {}).get(name, np.nan) for t in trials], dtype=float)
+        return np.array([self.results[t.key]["draws"].get(draw, {}).get(name, np.nan) for t in trials], dtype=float)
 
 
 def measure(pool: Pool, trial: Trial) -> dict[str, Any]:

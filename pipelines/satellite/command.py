@@ -72,7 +72,7 @@ def run(
     n_drawn: int = 1500,
     **settings: Any,
 ) -> Summary:
-    """Go the whole way; what an earlier run with the same settings finished in `out` is not done again.
+    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again.
 
     More `settings` are those of `open_windows`.
     """

@@ -12,7 +12,7 @@ from sklearn.cluster import KMeans
 
 from hkm_dask.events import emit
 from pipelines.simulation.figure3 import N_CLUSTERS, PAPER, THREE, TWO, hierarchy
-from pipelines.simulation.measures import divergence, said, spread
+from pipelines.simulation.measures import divergence, format_spread, spread
 from pipelines.simulation.mixtures import plane_mixture
 
 LEVELS = ((N_CLUSTERS,), TWO, THREE)
@@ -32,11 +32,11 @@ def by_scikit_learn(points: NDArray[np.float32], seed: int, n_clusters: Sequence
     -------
     ndarray of float64, shape (n_clusters[-1], 2)
     """
-    found: NDArray[np.float64] = points.astype(np.float64)
+    centroids: NDArray[np.float64] = points.astype(np.float64)
     for k in n_clusters:
         one = KMeans(k, n_init=1, max_iter=PAPER["max_iter"], tol=PAPER["tol"], random_state=seed)
-        found = one.fit(found).cluster_centers_
-    return found
+        centroids = one.fit(centroids).cluster_centers_
+    return centroids
 
 
 def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> tuple[dict[str, Any], list[Path]]:
@@ -54,7 +54,7 @@ def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> 
     Returns
     -------
     numbers : dict
-        By case: the divergence from uniform of both, and ours less theirs.
+        By case: the divergence from uniform of both, and ours less reference.
     pictures : list of Path
         None.
     """
@@ -62,11 +62,11 @@ def run(out: Path, seeds: int, *, cases: Sequence[tuple[int, ...]] = LEVELS) -> 
     for done, levels in enumerate(cases, start=1):
         find = hierarchy(levels, **PAPER, n_resamples=0)
         ours = [divergence(find(plane_mixture(seed), seed)) for seed in range(seeds)]
-        theirs = [divergence(by_scikit_learn(plane_mixture(seed), seed, levels)) for seed in range(seeds)]
+        reference = [divergence(by_scikit_learn(plane_mixture(seed), seed, levels)) for seed in range(seeds)]
         numbers[", ".join(map(str, levels))] = {
             "ours": spread(ours),
-            "scikit-learn": spread(theirs),
-            "difference": spread(np.subtract(ours, theirs).tolist()),
+            "scikit-learn": spread(reference),
+            "difference": spread(np.subtract(ours, reference).tolist()),
         }
         emit("progress", stage="beside", done=done, total=len(cases))
     return numbers, []
@@ -84,11 +84,11 @@ def summarize(numbers: dict[str, Any]) -> str:
     -------
     str
     """
-    lines = [f"{'KL to uniform':20}{'ours':18}{'scikit-learn':18}{'ours - theirs':16}{'its standard error'}"]
+    lines = [f"{'KL to uniform':20}{'ours':18}{'scikit-learn':18}{'ours - reference':16}{'its standard error'}"]
     for levels, one in numbers.items():
         error = one["difference"]["sd"] / np.sqrt(len(one["difference"]["values"]))
         lines.append(
-            f"{levels:20}{said(one['ours']):18}{said(one['scikit-learn']):18}"
+            f"{levels:20}{format_spread(one['ours']):18}{format_spread(one['scikit-learn']):18}"
             f"{one['difference']['mean']:<+16.4f}{error:.4f}"
         )
     return "\n".join(lines)

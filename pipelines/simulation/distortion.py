@@ -107,8 +107,8 @@ def fit_line(
     --------
     >>> fit_line([0, 0, 0, 10], 1).centroids, fit_line([0, 0, 0, 10], 1, s=4).centroids.round(3)
     (array([2.5]), array([4.095]))
-    >>> found = fit_line([1, 2, 3, 10, 11, 12], 2, s=8)
-    >>> found.centroids, found.counts, found.converged
+    >>> fit = fit_line([1, 2, 3, 10, 11, 12], 2, s=8)
+    >>> fit.centroids, fit.counts, fit.converged
     (array([ 2., 11.]), array([3, 3]), True)
     """
     x = np.sort(np.asarray(values, dtype=np.float64), axis=None)
@@ -276,7 +276,7 @@ def _center(x, first, last, s, c):  # type: ignore[no-untyped-def]
 
 
 @kernel("i8(f8[::1], i8[::1], i8[::1], b1, f8, f8[::1], f8[::1])")
-def _move_centroids(x, before, bounds, all_of_them, s, centroids, costs):  # type: ignore[no-untyped-def]
+def _move_centroids(x, before, bounds, every_cluster, s, centroids, costs):  # type: ignore[no-untyped-def]
     """Move the centroids of the clusters that are not what they were before, and say how many those are.
 
     Parameters
@@ -284,7 +284,7 @@ def _move_centroids(x, before, bounds, all_of_them, s, centroids, costs):  # typ
     x : ndarray of float64, shape (n_samples,)
         Sorted.
     before, bounds : ndarray of int64, shape (n_clusters + 1,)
-    all_of_them : bool
+    every_cluster : bool
         Whatever they were before.
     s : float
     centroids, costs : ndarray of float64, shape (n_clusters,)
@@ -293,7 +293,7 @@ def _move_centroids(x, before, bounds, all_of_them, s, centroids, costs):  # typ
     n_moved = 0
     for j in range(centroids.shape[0]):
         first, last = bounds[j], bounds[j + 1]
-        if first == before[j] and last == before[j + 1] and not all_of_them:
+        if first == before[j] and last == before[j + 1] and not every_cluster:
             continue
         n_moved += 1
         c = _center(x, first, last, s, centroids[j])
@@ -353,16 +353,16 @@ def _draw(x, lefts, rights, masses, n_gaps, s, scale, target):  # type: ignore[n
             if target < masses[g]:
                 break
             target -= masses[g]
-    found = lefts[gap] + 1
+    index = lefts[gap] + 1
     total = 0.0
     for i in range(lefts[gap] + 1, rights[gap]):
         power = _power(x, lefts[gap], rights[gap], i, s, scale)
         if power > 0.0:
-            found = i
+            index = i
             total += power
             if target < total:
                 break
-    return gap, found
+    return gap, index
 
 
 @kernel("i8(f8[::1], f8, f8[:,::1], i8[::1])")

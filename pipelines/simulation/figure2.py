@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from hkm_dask.events import emit
 from pipelines.simulation.distortion import fit_line
 from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure, plain, write
-from pipelines.simulation.measures import Spread, entropy, said, spread, total_variation
+from pipelines.simulation.measures import Spread, entropy, format_spread, spread, total_variation
 from pipelines.simulation.mixtures import LINE_RANGE, line_law, line_mixture
 
 POWERS = (2, 4, 8)
@@ -44,15 +44,15 @@ def run(out: Path, seeds: int, *, share: float = 1.0) -> tuple[dict[str, Any], l
         By start, then s.
     pictures : list of Path
     """
-    found: dict[tuple[str, int], list[dict[str, float]]] = {(start, s): [] for start in STARTS for s in POWERS}
+    results: dict[tuple[str, int], list[dict[str, float]]] = {(start, s): [] for start in STARTS for s in POWERS}
     shown: dict[int, NDArray[np.int64]] = {}
     data = np.zeros(N_BINS, np.int64)
     for seed in range(seeds):
         x = line_mixture(seed, share=share)
-        for start, s in found:
+        for start, s in results:
             fit = fit_line(x, round(share * N_CLUSTERS), s=s, init=start, max_iter=MAX_ITER, seed=seed)
             counts = np.histogram(fit.centroids, EDGES)[0]
-            found[start, s].append(
+            results[start, s].append(
                 {
                     "tv_to_cube_root": total_variation(counts, CUBE_ROOT),
                     "tv_to_own_law": total_variation(counts, line_law(EDGES, 1 / (1 + s))),
@@ -64,14 +64,14 @@ def run(out: Path, seeds: int, *, share: float = 1.0) -> tuple[dict[str, Any], l
             )
             if seed == 0 and start == "k-means++":
                 shown[s], data = counts, np.histogram(x, EDGES)[0]
-            n_done = seed * len(found) + list(found).index((start, s)) + 1
-            emit("progress", stage="figure 2", done=n_done, total=seeds * len(found))
+            n_done = seed * len(results) + list(results).index((start, s)) + 1
+            emit("progress", stage="figure 2", done=n_done, total=seeds * len(results))
     numbers = {
         "n_clusters": round(share * N_CLUSTERS),
         "n_bins": N_BINS,
         "seeds": seeds,
         "entropy_of_laws": {f"p^(1/{1 + s})": entropy(line_law(EDGES, 1 / (1 + s))) for s in (0, *POWERS)},
-        "starts": {start: {str(s): _over_seeds(found[start, s]) for s in POWERS} for start in STARTS},
+        "starts": {start: {str(s): _over_seeds(results[start, s]) for s in POWERS} for start in STARTS},
     }
     return numbers, write(_draw(data, shown, numbers), out, "figure2")
 
@@ -93,17 +93,17 @@ def summarize(numbers: dict[str, Any]) -> str:
         for s, one in by_power.items():
             settled = "" if one["converged"] else ", not converged"
             lines.append(
-                f"{start:12}{s:>2}   {said(one['tv_to_cube_root'])}  {said(one['tv_to_own_law'])}"
-                f"  {said(one['entropy'])}  {one['n_iter']['mean']:.0f}{settled}"
+                f"{start:12}{s:>2}   {format_spread(one['tv_to_cube_root'])}  {format_spread(one['tv_to_own_law'])}"
+                f"  {format_spread(one['entropy'])}  {one['n_iter']['mean']:.0f}{settled}"
             )
     laws = ", ".join(f"{law} {value:.4f}" for law, value in numbers["entropy_of_laws"].items())
     return "\n".join([*lines, f"total variation over {numbers['n_bins']} bins; entropy of the laws: {laws}"])
 
 
-def _over_seeds(found: list[dict[str, float]]) -> dict[str, Spread | bool]:
-    names = [name for name in found[0] if name != "converged"]
-    spreads: dict[str, Spread | bool] = {name: spread([one[name] for one in found]) for name in names}
-    return {**spreads, "converged": all(one["converged"] for one in found)}
+def _over_seeds(results: list[dict[str, float]]) -> dict[str, Spread | bool]:
+    names = [name for name in results[0] if name != "converged"]
+    spreads: dict[str, Spread | bool] = {name: spread([one[name] for one in results]) for name in names}
+    return {**spreads, "converged": all(one["converged"] for one in results)}
 
 
 def _draw(data: NDArray[np.int64], shown: dict[int, NDArray[np.int64]], numbers: dict[str, Any]) -> Figure:

@@ -16,7 +16,7 @@ import hkm_dask as hkm
 from hkm_dask.events import emit
 from pipelines.simulation.drawing import write
 from pipelines.simulation.figure3_pictures import draw_bars, draw_maps
-from pipelines.simulation.measures import AXIS, SQUARE, divergence, law_divergence, said, spread
+from pipelines.simulation.measures import AXIS, SQUARE, divergence, format_spread, law_divergence, spread
 from pipelines.simulation.mixtures import plane_density, plane_mixture
 
 Points = NDArray[np.float32]
@@ -130,13 +130,13 @@ def _uniform(seed: int) -> NDArray[np.float64]:
     return np.random.default_rng((seed, 1)).uniform(-SQUARE, SQUARE, (N_CLUSTERS, 2))
 
 
-def _all_of_them(points: Points, seed: int) -> Points:
+def _all_points(points: Points, seed: int) -> Points:
     return points
 
 
 TWO, THREE = (1500, 300), (3000, 1000, 300)
 METHODS = (
-    Method("data", _all_of_them, 0.942, 0),
+    Method("data", _all_points, 0.942, 0),
     Method("DBSCAN", dbscan, 0.853),
     Method("agglomerative, Ward", agglomerative, 0.374),
     Method("agglomerative, average", partial(agglomerative, linkage="average")),
@@ -169,24 +169,24 @@ def run(out: Path, seeds: int, *, methods: Sequence[Method] = METHODS) -> tuple[
         By method.
     pictures : list of Path
     """
-    found: dict[str, list[NDArray[np.floating]]] = {method.name: [] for method in methods}
+    centroids_of: dict[str, list[NDArray[np.floating]]] = {method.name: [] for method in methods}
     for seed in range(seeds):
         points = plane_mixture(seed)
         for number, method in enumerate(methods, start=1):
-            found[method.name].append(method.find(points, seed))
+            centroids_of[method.name].append(method.find(points, seed))
             emit("progress", stage="figure 3", done=seed * len(methods) + number, total=seeds * len(methods))
-    found[UNIFORM.name] = [_uniform(seed) for seed in range(N_UNIFORM)]
+    centroids_of[UNIFORM.name] = [_uniform(seed) for seed in range(N_UNIFORM)]
     true_density = plane_density(AXIS)
     numbers = {
         method.name: {
-            "kl": spread([divergence(centroids) for centroids in found[method.name]]),
-            "n_clusters": spread([len(centroids) for centroids in found[method.name]]),
+            "kl": spread([divergence(centroids) for centroids in centroids_of[method.name]]),
+            "n_clusters": spread([len(centroids) for centroids in centroids_of[method.name]]),
             "published": method.published,
             "law": None if method.n_levels is None else law_divergence(true_density, 0.5**method.n_levels),
         }
         for method in (*methods, UNIFORM)
     }
-    first = {name: centroids[0] for name, centroids in found.items() if name not in HIDDEN}
+    first = {name: centroids[0] for name, centroids in centroids_of.items() if name not in HIDDEN}
     pictures = write(draw_maps(first), out, "figure3_maps") + write(draw_bars(numbers), out, "figure3_bars")
     return numbers, pictures
 
@@ -206,5 +206,5 @@ def summarize(numbers: dict[str, Any]) -> str:
     lines = [f"{'KL to uniform':27}{'here':16}{'published':>10}{'law':>8}{'points':>8}"]
     for name, one in numbers.items():
         published, law = ("" if one[key] is None else f"{one[key]:.3g}" for key in ("published", "law"))
-        lines.append(f"{name:27}{said(one['kl']):16}{published:>10}{law:>8}{one['n_clusters']['mean']:8.0f}")
+        lines.append(f"{name:27}{format_spread(one['kl']):16}{published:>10}{law:>8}{one['n_clusters']['mean']:8.0f}")
     return "\n".join(lines)

@@ -41,21 +41,21 @@ def cells(points: NDArray[np.floating]) -> NDArray[np.float64]:
     return borders
 
 
-def draw_maps(found: dict[str, NDArray[np.floating]]) -> Figure:
+def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
     """Draw the cells and the density estimates of the centroids, a column for each method.
 
     Parameters
     ----------
-    found : dict of str to ndarray of shape (n, 2)
+    centroids_of : dict of str to ndarray of shape (n, 2)
 
     Returns
     -------
     matplotlib.figure.Figure
     """
     figure = empty_figure(1600, 385)
-    panels = figure.subplots(2, len(found), squeeze=False)
+    panels = figure.subplots(2, len(centroids_of), squeeze=False)
     colors, steps = colormaps["RdBu_r"].resampled(len(RATIOS) - 1), BoundaryNorm(RATIOS, len(RATIOS) - 1)
-    for (above, below), (name, points) in zip(panels.T, found.items(), strict=True):
+    for (above, below), (name, points) in zip(panels.T, centroids_of.items(), strict=True):
         _square(above)
         _cells(above, points)
         above.set_title(name.replace(", ", ",\n", 1), fontsize=11, color=INK)

@@ -10,14 +10,14 @@ import numpy as np
 
 from hkm_dask.events import emit
 from pipelines.simulation.figure3 import PAPER, THREE, TWO, hierarchy
-from pipelines.simulation.measures import divergence, said, spread
+from pipelines.simulation.measures import divergence, format_spread, spread
 from pipelines.simulation.mixtures import plane_mixture
 
 # Clusters per level, and settings of `HierarchicalKMeans`.
 Case = tuple[tuple[int, ...], dict[str, Any]]
 
 INITS = ("k-means++", "coreset", "k-means||", "random")
-MORE = (10, 10, 100)
+MANY_AT_TOP = (10, 10, 100)
 BASE: dict[str, Any] = {**PAPER, "n_resamples": 10, "resample_size": 2}
 
 
@@ -28,10 +28,20 @@ def _cases() -> dict[str, dict[str, Case]]:
         for init in INITS
         for name, levels, m in (
             ("1 level", (300,), 0), ("2 levels", TWO, 0), ("3 levels", THREE, 0), ("m = 10", THREE, 10),
-            ("m = 10, 10, 100", THREE, MORE),
+            ("m = 10, 10, 100", THREE, MANY_AT_TOP),
         )
     }  # fmt: skip
-    where = ((0, 0, 0), (10, 0, 0), (0, 0, 10), (0, 10, 10), (10, 10, 10), (0, 0, 30), (0, 0, 100), (0, 10, 100), MORE)
+    where = (
+        (0, 0, 0),
+        (10, 0, 0),
+        (0, 0, 10),
+        (0, 10, 10),
+        (10, 10, 10),
+        (0, 0, 30),
+        (0, 0, 100),
+        (0, 10, 100),
+        MANY_AT_TOP,
+    )
     fewer = (
         TWO, (1000, 300), (3000, 300), THREE, (4500, 1000, 300), (2000, 800, 300), (1500, 700, 300), (3000, 600, 300),
         (1000, 550, 300), (2000, 1100, 600, 300),
@@ -44,12 +54,12 @@ def _cases() -> dict[str, dict[str, Case]]:
     members: dict[str, Case] = {
         f"r = {', '.join(map(str, r))}: {name}": (THREE, {**BASE, "resample_size": r, "n_resamples": m})
         for r in ((2, 2, 2), (1, 2, 2), (3, 2, 2), (2, 3, 2), (2, 2, 1), (2, 2, 3), (3, 3, 3), (4, 4, 4))
-        for name, m in (("m = 10", 10), ("m = 10, 10, 100", MORE))
+        for name, m in (("m = 10", 10), ("m = 10, 10, 100", MANY_AT_TOP))
     }
     choice: dict[str, Case] = {
         f"{strategy}, {name}": (THREE, {**BASE, "resample_strategy": strategy, "n_resamples": m})
         for strategy in ("closest", "random")
-        for name, m in (("m = 10", 10), ("m = 10, 10, 100", MORE))
+        for name, m in (("m = 10", 10), ("m = 10, 10, 100", MANY_AT_TOP))
     }
     iterations: dict[str, Case] = {
         f"tol = {tol:g}, {init}: {name}": (levels, {**BASE, "tol": tol, "init": init, "n_resamples": m})
@@ -123,5 +133,5 @@ def summarize(numbers: dict[str, Any]) -> str:
         lines += ["", f"{group}: KL to uniform, mean ± sd, standard error"]
         for name, one in members.items():
             error = one["sd"] / np.sqrt(len(one["values"]))
-            lines.append(f"  {name:{width}}{said(one)}   {error:.4f}")
+            lines.append(f"  {name:{width}}{format_spread(one)}   {error:.4f}")
     return "\n".join(lines)

@@ -40,12 +40,12 @@ def spread(values: Sequence[float]) -> Spread:
     return {"mean": float(np.mean(numbers)), "sd": deviation, "values": numbers}
 
 
-def said(found: Spread, digits: int = 4) -> str:
+def format_spread(result: Spread, digits: int = 4) -> str:
     """Write a figure for people.
 
     Parameters
     ----------
-    found : Spread
+    result : Spread
     digits : int, default=4
 
     Returns
@@ -54,10 +54,10 @@ def said(found: Spread, digits: int = 4) -> str:
 
     Examples
     --------
-    >>> said(spread([1.0, 2.0]), 2)
+    >>> format_spread(spread([1.0, 2.0]), 2)
     '1.50 ± 0.71'
     """
-    return f"{found['mean']:.{digits}f} ± {found['sd']:.{digits}f}"
+    return f"{result['mean']:.{digits}f} ± {result['sd']:.{digits}f}"
 
 
 def density(points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -74,8 +74,8 @@ def density(points: NDArray[np.floating]) -> NDArray[np.float64]:
     """
     at = np.asarray(points, dtype=np.float64)
     x, y = (np.exp(-((AXIS[:, None] - at[:, i]) ** 2) / (2 * BANDWIDTH**2)) for i in (0, 1))
-    found: NDArray[np.float64] = x @ y.T
-    return found / found.sum()
+    result: NDArray[np.float64] = x @ y.T
+    return result / result.sum()
 
 
 def divergence(points: NDArray[np.floating]) -> float:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 import hkm_dask as hkm
 from hkm_dask.events import emit
 from pipelines.simulation.drawing import BLUE, INK, ORANGE, QUIET, empty_figure, write
-from pipelines.simulation.measures import entropy, said, spread
+from pipelines.simulation.measures import entropy, format_spread, spread
 from pipelines.simulation.mixtures import RINGS, rings
 
 LEVELS, N_RESAMPLES, RESAMPLE_SIZE = (1000, 300), 10, (15, 2)
@@ -36,12 +36,12 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
         By draw: points per ring, and the entropy over the rings as a share of the largest possible.
     pictures : list of Path
     """
-    found: dict[str, list[NDArray[np.int64]]] = {name: [] for name in DRAWS}
+    counts_of: dict[str, list[NDArray[np.int64]]] = {name: [] for name in DRAWS}
     for seed in range(seeds):
         points, ring = rings(seed)
         rows = _draw_rows(points, seed)
         for name in DRAWS:
-            found[name].append(np.bincount(ring[rows[name]], minlength=len(RINGS)))
+            counts_of[name].append(np.bincount(ring[rows[name]], minlength=len(RINGS)))
         if seed == 0:
             shown = {"all": np.arange(len(points)), **rows}
             pictures = write(_draw(points, ring, shown), out, "rings")
@@ -55,7 +55,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
                 "per_ring": np.mean(counts, axis=0).tolist(),
                 "entropy": spread([entropy(one) / np.log(len(RINGS)) for one in counts]),
             }
-            for name, counts in found.items()
+            for name, counts in counts_of.items()
         },
     }
     return numbers, pictures
@@ -75,7 +75,9 @@ def summarize(numbers: dict[str, Any]) -> str:
     """
     lines = [f"{'points per ring':21}" + "".join(f"{n:>8,}" for n in numbers["pool"]) + "   entropy, of 1"]
     for name, one in numbers["draws"].items():
-        lines.append(f"{name:21}" + "".join(f"{n:8.1f}" for n in one["per_ring"]) + f"   {said(one['entropy'], 3)}")
+        lines.append(
+            f"{name:21}" + "".join(f"{n:8.1f}" for n in one["per_ring"]) + f"   {format_spread(one['entropy'], 3)}"
+        )
     return "\n".join(lines)
 
 

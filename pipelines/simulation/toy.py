@@ -50,7 +50,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
         .fit(x)
         .cluster_centers_,
     }
-    found = {name: np.sort(np.ravel(centroids)).astype(np.float64) for name, centroids in ways.items()}
+    sorted_ways = {name: np.sort(np.ravel(centroids)).astype(np.float64) for name, centroids in ways.items()}
     numbers: dict[str, Any] = {
         "ways": {
             name: {
@@ -58,7 +58,7 @@ def run(out: Path, seeds: int) -> tuple[dict[str, Any], list[Path]]:
                 "distortion": distortion(x, centroids, 2),
                 "distortion_s4": distortion(x, centroids, 4),
             }
-            for name, centroids in found.items()
+            for name, centroids in sorted_ways.items()
         },
         "ends": dict(ends.most_common()),
     }
@@ -78,9 +78,9 @@ def summarize(numbers: dict[str, Any]) -> str:
     str
     """
     lines = [f"{'':26}{'centroids':>18}{'Σ|x-c|²':>10}{'Σ|x-c|⁴':>10}"]
-    for name, found in numbers["ways"].items():
-        where = ", ".join(f"{centroid:.2f}" for centroid in found["centroids"])
-        lines.append(f"{name:26}{where:>18}{found['distortion']:10.2f}{found['distortion_s4']:10.3f}")
+    for name, way in numbers["ways"].items():
+        where = ", ".join(f"{centroid:.2f}" for centroid in way["centroids"])
+        lines.append(f"{name:26}{where:>18}{way['distortion']:10.2f}{way['distortion_s4']:10.3f}")
     ends = ", ".join(f"{distortion} from {n}" for distortion, n in numbers["ends"].items())
     return "\n".join([*lines, f"k-means ends at {ends} of {sum(numbers['ends'].values())} starts"])
 
@@ -105,11 +105,11 @@ def distortion(x: NDArray[np.floating], centroids: NDArray[np.floating], s: floa
 def _draw(ways: dict[str, Any]) -> Figure:
     figure = empty_figure(1000, 380)
     axes = figure.add_subplot()
-    for row, found in enumerate(ways.values()):
+    for row, way in enumerate(ways.values()):
         axes.plot([0.9, 1.1], [row, row], color=BLUE, linewidth=9, solid_capstyle="butt", alpha=0.45)
         axes.plot([2, 3], [row, row], "o", color=BLUE, markersize=8, alpha=0.45, markeredgewidth=0)
-        axes.plot(found["centroids"], [row] * 3, "|", color=ORANGE, markersize=26, markeredgewidth=3)
-        axes.annotate(f"{found['distortion']:.2f}", (3.4, row), va="center", ha="right", color=INK)
+        axes.plot(way["centroids"], [row] * 3, "|", color=ORANGE, markersize=26, markeredgewidth=3)
+        axes.annotate(f"{way['distortion']:.2f}", (3.4, row), va="center", ha="right", color=INK)
     for x, text, color in (
         (1, "5000 numbers", BLUE), (2, "2 numbers", BLUE), (3, "2 numbers", BLUE), (3.34, "$Σ(x-c)^2$", QUIET)
     ):  # fmt: skip

@@ -110,7 +110,7 @@ def run(
     config: hkm.Config | None = None,
     n_drawn: int = 1000,
 ) -> Summary:
-    """Go the whole way; what an earlier run with the same settings finished in `out` is not done again."""
+    """Run the pipeline; what an earlier run with the same settings finished in `out` is not done again."""
     out.mkdir(parents=True, exist_ok=True)
     fields = None
     if texts is None:
@@ -196,8 +196,8 @@ def default_config(n_texts: int) -> hkm.Config:
 def show(texts: Texts, rows: NDArray[np.int64], seed: int) -> list[str]:
     """Tell a few texts in short: of WordNet's the first lemma, of others the beginning."""
     some = np.random.default_rng(seed).permutation(rows)[:N_SHOWN]
-    found = [texts.read(int(row), int(row) + 1)[0] for row in some]
-    return [textwrap.shorten(text.partition(": ")[0].partition(", ")[0], 48, placeholder=" …") for text in found]
+    shown = [texts.read(int(row), int(row) + 1)[0] for row in some]
+    return [textwrap.shorten(text.partition(": ")[0].partition(", ")[0], 48, placeholder=" …") for text in shown]
 
 
 def packaged_model() -> Path:

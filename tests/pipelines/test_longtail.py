@@ -110,7 +110,7 @@ def test_the_search_puts_the_best_setting_first(tmp_path: Path, real_data: Calla
     found = trials.Trials(tmp_path / "trials.jsonl")
     for place, row in enumerate(study.rows):
         for trial in row.trials:
-            found.found[trial.key] = {"draws": {row.draw: {"entropy": 1 / (1 + (place ^ 5))}}}
+            found.results[trial.key] = {"draws": {row.draw: {"entropy": 1 / (1 + (place ^ 5))}}}
     entropies = [found.values(row.trials, row.draw, "entropy").mean() for row in command.best_first(study, found).rows]
     assert entropies == sorted(entropies, reverse=True)
     assert len(set(entropies)) == len(names)
