@@ -26,8 +26,10 @@ TILE_CENTROIDS = 4096
 MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
 
 
-#: Points whose pairwise distances one greedy walk keeps, at most, and what the coreset has of them per cluster.
-WALK_POINTS, CORESET_FACTOR = 4096, 3
+#: Points per cluster that a seeding draws, and then chooses from.
+POINTS_PER_CLUSTER = {"random": 1, "coreset": 3, "k-means||": 10}
+#: Points of one greedy walk, at most; it keeps the distances between them.
+WALK_POINTS = 4096
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,7 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
     if init == "k-means++":  # walks all rows at once, in float64
         table = 4 * n_rows * n_rows if n_rows <= 2 * WALK_POINTS else 0
         return StageBytes(20 * n_rows * n_features + table)
-    n_points = min(n_rows, CORESET_FACTOR * n_clusters)
+    n_points = min(n_rows, POINTS_PER_CLUSTER[init] * n_clusters)
     n_walked = min(n_points, WALK_POINTS)
     walk = 4 * n_walked * n_walked + 16 * n_walked * n_features
     # Means of the cells and a copy of those in use; before that, tasks label rows with all points and add them up.

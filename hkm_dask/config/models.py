@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, Self
 import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from hkm_dask.config.problems import problems_of, show
+from hkm_dask.config.problems import problems_of, show, unknown
 from hkm_dask.config.yaml_text import read_value, read_yaml
 from hkm_dask.errors import InputError
 
@@ -344,7 +344,9 @@ def _override(settings: dict[str, Any], override: str) -> str | None:
     except yaml.YAMLError:
         return f"{name}={text!r} should be a value YAML can read; quote it"
     if first != "levels":
-        settings[name.strip()] = value
+        if rest or first not in Config.model_fields:
+            return unknown(name, value, list(Config.model_fields), list(Level.model_fields))
+        settings[first] = value
         return None
     levels = settings.get("levels")
     if not isinstance(levels, list):
@@ -354,6 +356,8 @@ def _override(settings: dict[str, Any], override: str) -> str | None:
     number = int(rest[0]) if rest[0].isdecimal() else 0
     if not 1 <= number <= len(levels):
         return f"{name}={show(value)} should be of a level from 1 to {len(levels)}; level 1 clusters the samples"
+    if rest[1] not in Level.model_fields:
+        return unknown(name, value, list(Level.model_fields))
     if isinstance(levels[number - 1], dict):
         levels[number - 1][rest[1]] = value
     return None

@@ -83,7 +83,7 @@ def number_needed(message: str) -> int:
     [
         ((10**9, 1000, 64), {}, "resampling"),
         ((10**9, 1000, 64), {"n_resamples": 0}, "assigning"),
-        ((10**7, 10**6, 1024), {"n_resamples": 0}, "Lloyd"),
+        ((10**7, 10**6, 1024), {"n_resamples": 0, "init": "random"}, "Lloyd"),
         ((10**6, 1000, 64), {"init": "k-means++"}, "seeding"),
         ((10**8, 100, 64), {"n_resamples": 0, "n_splits": 100}, "splitting"),
     ],
