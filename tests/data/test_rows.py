@@ -234,10 +234,17 @@ def test_a_pool_gives_its_embeddings(tmp_path: Path) -> None:
     assert "ab" in found.key
 
 
-@pytest.mark.parametrize("what", [3, None, [[1.0]], {"a": 1}, "nowhere.npy"])
+@pytest.mark.parametrize("what", [3, None, [[1.0]], {"a": 1}])
 def test_what_holds_no_rows_is_refused(what: object) -> None:
     with pytest.raises(InputError, match="should be"):
         rows.as_rows(what)
+
+
+def test_a_path_that_leads_nowhere_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nowhere.npy does not exist; give a .npy file, a pool or a Zarr array"):
+        rows.as_rows(tmp_path / "nowhere.npy")
+    with pytest.raises(InputError, match=r"nowhere.npy does not exist; check the path"):
+        rows.NpyRows(tmp_path / "nowhere.npy")
 
 
 def test_a_folder_without_zarr_is_refused(tmp_path: Path) -> None:
