@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from hkm_dask.kmeans.search import tuning
 from tests.emulated.plugin import emulated_cuda
 
 __all__ = ["emulated_cuda"]
@@ -75,13 +74,12 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     if not request.config.getoption("--emulate-cuda"):
         yield
         return
-    import hkm_dask.kmeans.fit
     from hkm_dask.compute import runner
     from hkm_dask.compute.block_cache import device_cache
 
     request.getfixturevalue("emulated_cuda")
-    monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 0)
-    monkeypatch.setattr(tuning, "DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.engine._TINY_FLOPS", 0)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)
     run_task = runner.run_task
     monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [run_task(task, i) for i in items])
     yield

@@ -1,9 +1,8 @@
-"""Rows by blocks: cut into parts, kept in memory while the budget lasts, read ahead where it does not.
+"""Blocks of rows: kept in memory while the budget lasts, read ahead where it does not.
 
-A *part* is what one task folds: a run of blocks. A *block* is what is read at once. Every pass of every iteration
-scans the same blocks in the same order, and a cyclic scan defeats any cache that replaces what was used longest ago;
-so a block that found room stays for the whole run and the others are streamed, the next one being read while this one
-is worked on.
+Every pass of every iteration scans the same blocks in the same order, and a cyclic scan defeats any cache that replaces
+what was used longest ago; so a block that found room stays for the whole run and the others are streamed, the next one
+being read while this one is worked on.
 
 Besides the rows themselves a worker remembers things about them from one pass to the next (`BlockCache`): labels,
 distances, rotated rows. All of it can be lost at any time; what is missing is computed again, to the same bits.
@@ -16,92 +15,15 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from hkm_dask.compute.partition import Part
 from hkm_dask.data.rows import ArrayRows, Rows
 
 #: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
 REMEMBERED_BYTES = 16
-
-
-@dataclass(frozen=True)
-class Part:
-    """A run of blocks that one task folds.
-
-    Attributes
-    ----------
-    rows : Rows
-        Where the rows come from.
-    bounds : tuple of int
-        Block boundaries, the first and the last included.
-    budget : int
-        Bytes the process may keep of rows and of what it remembers about them.
-    """
-
-    rows: Rows
-    bounds: tuple[int, ...]
-    budget: int
-
-    @property
-    def start(self) -> int:
-        """First row."""
-        return self.bounds[0]
-
-    @property
-    def stop(self) -> int:
-        """One past the last row."""
-        return self.bounds[-1]
-
-
-def split_parts(
-    rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None
-) -> list[Part]:
-    """Cut rows into at most `n_parts` parts of about the same size.
-
-    Parameters
-    ----------
-    rows : Rows
-    n_parts : int
-    block_bytes : int
-        Size of a block at most; at least one storage chunk is read at once.
-    budget : int
-        Bytes one process may keep resident.
-    cuts : ndarray of int64, optional
-        Where parts may begin and end, for those who write by chunks; anywhere between blocks by default.
-
-    Returns
-    -------
-    list of Part
-        Together they cover every row once.
-
-    Examples
-    --------
-    >>> from hkm_dask.data.rows import ArrayRows
-    >>> parts = split_parts(ArrayRows(np.zeros((10, 2), np.float32)), 3, block_bytes=1 << 20, budget=0)
-    >>> [(part.start, part.stop) for part in parts]
-    [(0, 3), (3, 6), (6, 10)]
-    """
-    bounds = rows.bounds(block_bytes, n_parts)
-    # Three blocks for two parts would keep one of them waiting for the other.
-    bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // n_parts) * n_parts), dtype=np.int64)
-    if cuts is not None:
-        bounds = np.union1d(bounds, cuts)
-    allowed = bounds if cuts is None else cuts
-    chosen = np.unique(allowed[_nearest(allowed, rows.n_rows * np.arange(n_parts + 1) // n_parts)])
-    return [
-        Part(rows, tuple(int(b) for b in bounds[(bounds >= low) & (bounds <= high)]), budget)
-        for low, high in itertools.pairwise(chosen)
-    ]
-
-
-def _nearest(allowed: np.ndarray, targets: np.ndarray) -> np.ndarray:
-    """Index of the nearest of `allowed`, sorted, to every target between its ends."""
-    above = np.searchsorted(allowed, targets)
-    below = np.maximum(above - 1, 0)
-    return np.where(targets - allowed[below] < allowed[above] - targets, below, above)
 
 
 class BlockCache:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
@@ -14,6 +15,8 @@ from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.runner import Runner, budget_within, combine_all, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
+from hkm_dask.data.row_views import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import ComputeError
 
 if TYPE_CHECKING:
@@ -26,6 +29,8 @@ _WORKERS_COME_WITHIN = 30
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
+#: Bytes of rows beyond which a computation is never squeezed into one task.
+_ONE_TASK_BYTES = 256 << 20
 
 
 class ClusterRunner(Runner):
@@ -92,6 +97,27 @@ class ClusterRunner(Runner):
             self._array_store = SharedArrayStore(str(folder.resolve()))
         return self._array_store
 
+    def place(self, rows: Rows) -> Rows:
+        """See `Runner.place`; arrays and row numbers go to files of the work folder."""
+        if isinstance(rows, ArrayRows):
+            shared = self.array_store.put(f"rows-{rows.key[-1]}", rows.array)
+            return NpyRows(str(shared.path), label=rows.label)
+        if isinstance(rows, UnitRows):
+            return UnitRows(self.place(rows.base))
+        if isinstance(rows, SubsetRows):
+            placed = SubsetRows(self.place(rows.base), rows.index)
+            placed.travel_by(Path(str(self.array_store.folder)) / f"subset-{uuid.uuid4().hex}.npy")
+            return placed
+        return rows
+
+    def fits_in_memory(self, n_bytes: int) -> bool:
+        """See `Runner.fits_in_memory`; what lies in this process is in no worker's memory."""
+        return False
+
+    def fits_one_task(self, flops: float, n_bytes: int) -> bool:
+        """See `Runner.fits_one_task`."""
+        return self.n_parts(flops) == 1 and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
+
     def span(self, name: str) -> AbstractContextManager[Any]:
         """Group the tasks of a context under `name` in the dashboard.
 
@@ -121,7 +147,7 @@ class ClusterRunner(Runner):
         name = self._name(stage)
         submit = partial(self.client.submit, pure=False, allow_other_workers=True)
         return [
-            submit(run_task, task, item, key=f"{name}-{i}", workers=[self._owner(i, workers)])
+            submit(run_task, task, item, self.memory_budget, key=f"{name}-{i}", workers=[self._owner(i, workers)])
             for i, item in enumerate(items)
         ]
 

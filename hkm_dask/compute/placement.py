@@ -10,43 +10,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.files import careful
 from hkm_dask.data.npy import create_npy, write_npy_rows
-from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 
 #: Bytes of rows that one task copies at once.
 _RANGE_BYTES = 16 << 20
-
-
-def on_workers(rows: Rows, runner: Runner) -> Rows:
-    """Put what lies in this process's memory where workers can read it.
-
-    Parameters
-    ----------
-    rows : Rows
-    runner : Runner
-
-    Returns
-    -------
-    Rows
-        The same rows, cheap to send to a worker; `rows` themselves where there are no workers but threads.
-    """
-    if not isinstance(runner, ClusterRunner):
-        return rows
-    if isinstance(rows, ArrayRows):
-        shared = runner.array_store.put(f"rows-{rows.key[-1]}", rows.array)
-        return NpyRows(str(shared.path), label=rows.label)
-    if isinstance(rows, UnitRows):
-        return UnitRows(on_workers(rows.base, runner))
-    if isinstance(rows, SubsetRows):
-        placed = SubsetRows(on_workers(rows.base, runner), rows.index)
-        placed.travel_by(Path(str(runner.array_store.folder)) / f"subset-{uuid.uuid4().hex}.npy")
-        return placed
-    return rows
 
 
 @dataclass(frozen=True)
@@ -122,7 +93,7 @@ def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
         `discard` removes the file, if there is one.
     """
     n_bytes = len(index) * rows.row_bytes
-    if not isinstance(runner, ClusterRunner) and n_bytes <= runner.memory_budget // 4:
+    if runner.fits_in_memory(n_bytes):
         return ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
     path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
     numbers = RowNumbers.put(index, runner)

@@ -18,11 +18,15 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import device_budget, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
-from hkm_dask.compute.shared_arrays import SharedArrayStore
+from hkm_dask.compute.partition import Part, split_parts
+from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
 from hkm_dask.compute.staging import make_room, ran_out
+from hkm_dask.data.rows import Rows
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:
@@ -49,13 +53,15 @@ def n_processors() -> int:
     return len(os.sched_getaffinity(0))
 
 
-def run_task(task: Callable[[Any], Any], item: Any) -> Any:
+def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:
     """Run a task of one item where it is to run; again with more room, where device memory ran out.
 
     Parameters
     ----------
     task : callable
     item : object
+    memory_budget : int, optional
+        Bytes the process may hold above its idle size, if that is news to it.
 
     Returns
     -------
@@ -67,6 +73,8 @@ def run_task(task: Callable[[Any], Any], item: Any) -> Any:
     ComputeError
         Device memory ran out and there was nothing to give up.
     """
+    if memory_budget is not None:
+        limit_recent(memory_budget)
     with single_threaded_blas():
         while True:
             try:
@@ -159,7 +167,61 @@ class Runner:
         """
         return nullcontext()
 
+    def place(self, rows: Rows) -> Rows:
+        """Put rows of this process's memory where the workers can read them.
+
+        Parameters
+        ----------
+        rows : Rows
+
+        Returns
+        -------
+        Rows
+            The same rows, cheap to send to a worker; `rows` themselves where there are no workers but threads.
+        """
+        return rows
+
+    def fits_in_memory(self, n_bytes: int) -> bool:
+        """Tell whether this process may hold so many bytes for its tasks to read.
+
+        Parameters
+        ----------
+        n_bytes : int
+        """
+        return n_bytes <= self.memory_budget // 4
+
+    def fits_one_task(self, flops: float, n_bytes: int) -> bool:
+        """Tell whether a whole computation is better sent to one worker than made in rounds of tasks.
+
+        Parameters
+        ----------
+        flops : float
+            Operations of one of its passes.
+        n_bytes : int
+            Rows that the worker would hold.
+        """
+        return False
+
     # -- work ---------------------------------------------------------------------------------------------------------
+    def split(self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None) -> list[Part]:
+        """Cut rows into the parts a pass over `n_clusters` centroids is worth.
+
+        Parameters
+        ----------
+        rows : Rows
+        n_clusters : int
+        cuts : ndarray of int64, optional
+            Where parts may begin and end, if not everywhere.
+
+        Returns
+        -------
+        list of Part
+        """
+        n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, n_clusters, rows.n_features)
+        n_threads = max(1, self.n_threads // self.n_workers)
+        size = memory.block_bytes(self.memory_budget, n_threads, self.device_budget)
+        return split_parts(rows, n_parts, block_bytes=size, budget=self.memory_budget // 2, cuts=cuts)
+
     def n_parts(self, flops: float, n_clusters: int = 0, n_features: int = 0) -> int:
         """How many tasks a pass of `flops` operations is worth, and memory allows.
 
@@ -201,9 +263,9 @@ class Runner:
         from dask import threaded
 
         if len(items) == 1:
-            return [run_task(task, items[0])]
+            return [run_task(task, items[0], self.memory_budget)]
         name = self._name(stage)
-        graph = {(name, i): (partial(run_task, task, item),) for i, item in enumerate(items)}
+        graph = {(name, i): (partial(run_task, task, item, self.memory_budget),) for i, item in enumerate(items)}
         return list(threaded.get(graph, [(name, i) for i in range(len(items))], pool=self._pool))
 
     def map_reduce(

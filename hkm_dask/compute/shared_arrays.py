@@ -9,18 +9,109 @@ from __future__ import annotations
 
 import os
 import threading
+import weakref
 from collections import OrderedDict
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from hkm_dask.data.files import careful
 from hkm_dask.errors import StoreError
 
-_KEPT = 6
-_loaded: OrderedDict[str, np.ndarray] = OrderedDict()
-_lock = threading.Lock()
+_caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
+
+
+class RecentCache:
+    """Things made of shared arrays, each made once per process while it is in use.
+
+    Those used longest ago go when all together take more than `limit` bytes; the `n_least` used last stay in any case,
+    since a pass over many tiles asks for them again and again.
+
+    Parameters
+    ----------
+    n_least : int, default 5
+
+    Examples
+    --------
+    >>> cache, shared = RecentCache(), SharedArray(array=np.ones(3))
+    >>> cache.get("twice", (shared,), lambda: 2 * shared.get()) is cache.get("twice", (shared,), lambda: 1 / 0)
+    True
+    """
+
+    #: Bytes that each cache of this process may take; see `limit_recent`.
+    limit = 256 << 20
+
+    def __init__(self, n_least: int = 5) -> None:
+        self._n_least = n_least
+        self._entries: OrderedDict[Hashable, tuple[Any, tuple[np.ndarray | None, ...], int]] = OrderedDict()
+        self._lock = threading.RLock()
+        _caches.add(self)
+
+    def get(self, key: Hashable, sources: tuple[SharedArray, ...], make: Callable[[], Any]) -> Any:
+        """Return what `make` makes of shared arrays, made by the first thread that asks.
+
+        Parameters
+        ----------
+        key : hashable
+        sources : tuple of SharedArray
+        make : callable
+            Makes something with ``n_bytes`` or ``nbytes``.
+        """
+        arrays = tuple(source.array for source in sources)
+        with self._lock:
+            value, of, _ = self._entries.get(key, (None, (), 0))
+            # The id of an array that is gone may be that of another one.
+            if value is None or len(of) != len(arrays) or any(a is not b for a, b in zip(of, arrays, strict=True)):
+                value = make()
+                n_bytes = getattr(value, "n_bytes", None)
+                self._entries[key] = value, arrays, int(value.nbytes if n_bytes is None else n_bytes)
+            self._entries.move_to_end(key)
+            while len(self._entries) > self._n_least and self.used > self.limit:
+                self._entries.popitem(last=False)
+            return value
+
+    @property
+    def used(self) -> int:
+        """Bytes that all entries take."""
+        return sum(n_bytes for _, _, n_bytes in self._entries.values())
+
+    def clear(self) -> None:
+        """Forget everything."""
+        with self._lock:
+            self._entries.clear()
+
+    def drop(self, key: Hashable) -> None:
+        """Forget one thing.
+
+        Parameters
+        ----------
+        key : hashable
+        """
+        with self._lock:
+            self._entries.pop(key, None)
+
+
+def limit_recent(memory_budget: int) -> None:
+    """Have the caches of this process take no more than an eighth of what it may hold, each.
+
+    Parameters
+    ----------
+    memory_budget : int
+        Bytes.
+    """
+    RecentCache.limit = memory_budget // 8
+
+
+def forget_recent() -> None:
+    """Empty the caches of this process, of which all can be made again."""
+    for cache in list(_caches):
+        cache.clear()
+
+
+_loaded = RecentCache(n_least=2)
 
 
 @dataclass(frozen=True)
@@ -58,29 +149,23 @@ class SharedArray:
         """
         if self.array is not None:
             return self.array
-        path = str(self.path)
-        with _lock:
-            if path in _loaded:
-                _loaded.move_to_end(path)
-                return _loaded[path]
+        array: np.ndarray = _loaded.get(self.path, (), self._load)
+        return array
+
+    def _load(self) -> np.ndarray:
         try:
-            array = np.load(path, allow_pickle=False)
+            array: np.ndarray = np.load(str(self.path), allow_pickle=False)
         except OSError as error:
             raise StoreError(
-                f"work file {path} should be readable by every worker; put the output on a shared file system"
+                f"work file {self.path} should be readable by every worker; put the output on a shared file system"
             ) from error
-        with _lock:
-            _loaded[path] = array
-            while len(_loaded) > _KEPT:
-                _loaded.popitem(last=False)
         return array
 
     def delete(self) -> None:
         """Remove the file, if there is one."""
         if self.path is not None:
             Path(self.path).unlink(missing_ok=True)
-            with _lock:
-                _loaded.pop(self.path, None)
+            _loaded.drop(self.path)
 
 
 @dataclass(frozen=True)

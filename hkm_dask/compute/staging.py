@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.compute.backend import device_budget
-from hkm_dask.compute.block_cache import Part, device_cache, host_cache
+from hkm_dask.compute.block_cache import device_cache, host_cache
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.shared_arrays import forget_recent
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 
@@ -69,6 +71,7 @@ def make_room() -> bool:
     held = device_cache.used
     _most_resident = held // 2
     device_cache.clear()
+    forget_recent()
     _thread.__dict__.clear()
     cupy.get_default_memory_pool().free_all_blocks()
     return held > 0

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Generic, ParamSpec, TypeVar
 
-from hkm_dask.compute.block_cache import Part
+from hkm_dask.compute.partition import Part
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -57,7 +57,7 @@ class stepwise(Generic[P, T]):
     Examples
     --------
     >>> import numpy as np
-    >>> from hkm_dask.compute.block_cache import split_parts
+    >>> from hkm_dask.compute.partition import split_parts
     >>> from hkm_dask.compute.runner import Runner
     >>> from hkm_dask.data.rows import ArrayRows
     >>> @stepwise

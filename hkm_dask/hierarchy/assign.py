@@ -5,23 +5,20 @@ from __future__ import annotations
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import to_host, to_module, worker_module
-from hkm_dask.compute.block_cache import Part
 from hkm_dask.compute.keyed_random import random_uniform
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
-from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, remember, remembered
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.engine import RowTile, fold, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
 
 
@@ -75,26 +72,24 @@ class Assign:
 
     def __call__(self, part: Part) -> Assigned:
         """Fold the part."""
+        engine = worker_engine()
         n_clusters = len(self.centroids.get())
-        known = Assignment.unknown(part.stop - part.start)
-        finder = Finder(part, self.geometry, "assign")
-        inertia: Any = 0
-        xp = worker_module()
-        before = remembered(part, "assign", self.run)
-        if before is not None and self.hints is not None:
-            known.labels = to_module(self.hints.get(), xp)[before]
-        for tile in iter_tiles(part):
-            finder.label_distances(tile, self.centroids, known)
-            finder.nearest(tile, self.centroids, known)
-            distances = known.distances[tile.local]
-            # Added up where it is: a device is waited for once.
-            inertia = inertia + xp.rint(distances * self.geometry.distance_scale).astype(xp.int64).sum()
-        remember(part, "assign", self.run, known.labels, known.labels.nbytes)
-        known = Assignment(to_host(known.labels), to_host(known.distances))
+        assignment = engine.unknown(part.stop - part.start)
+        labels = engine.pop(part, "assign", self.run)
+        if labels is not None and self.hints is not None:
+            assignment.labels = engine.put(self.hints.get())[labels]
+        search = engine.search(part, self.geometry, "assign", assignment)
+
+        def label(tile: RowTile) -> None:
+            search.update(tile, self.centroids)
+
+        inertia = fold(part, engine, assignment, label, geometry=self.geometry)
+        engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
+        labels, distances = engine.host(assignment.labels), engine.host(assignment.distances)
         if self.folder is not None:
-            self._write(part, known)
-        chosen = self._pick(part, n_clusters, known.labels, known.distances) if self.r else None
-        return Assigned(np.bincount(known.labels, minlength=n_clusters), int(inertia), chosen)
+            self._write(part, labels, distances.astype(np.float32))
+        members = self._pick(part, n_clusters, labels, distances) if self.r else None
+        return Assigned(np.bincount(labels, minlength=n_clusters), inertia, members)
 
     def _pick(
         self, part: Part, n_clusters: int, labels: NDArray[np.int32], distances: NDArray[np.float64]
@@ -103,18 +98,17 @@ class Assign:
         keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
         return ResampleSet.pick(n_clusters, self.r, keys, labels, rows)
 
-    def _write(self, part: Part, known: Assignment) -> None:
+    def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
         start, stop = part.start, part.stop
-        labels, distances = known.labels, known.distances.astype(np.float32)
         if isinstance(part.rows, SubsetRows):
             index = part.rows.index
             chunk_rows = open_array(Path(str(self.folder), "labels")).spec.chunk_rows
             total = open_array(Path(str(self.folder), "labels")).spec.shape[0]
             first = 0 if start == 0 else int(index[start]) // chunk_rows * chunk_rows
             last = total if stop == part.rows.n_rows else int(index[stop]) // chunk_rows * chunk_rows
-            places = index[start:stop] - first
+            places, chosen = index[start:stop] - first, (labels, distances)
             labels, distances = np.full(last - first, -1, np.int32), np.full(last - first, np.nan, np.float32)
-            labels[places], distances[places] = known.labels, known.distances
+            labels[places], distances[places] = chosen
             start = first
         for name, values in (("labels", labels), ("distances", distances)):
             open_array(Path(str(self.folder), name)).write(start, values)
@@ -182,13 +176,13 @@ def assign(
     """
     shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     # The same parts in every pass, so that each finds what it remembered in the last one.
-    parts = split_rows(level.rows, runner, len(centroids), cuts=level.boundaries())
+    parts = runner.split(level.rows, len(centroids), cuts=level.boundaries())
     hints = None
     if before is not None:
         near = np.full(len(before), -1, np.int32)
         used = ~np.isnan(before[:, 0])
         found = near[used]
-        CentroidIndex(centroids, level.geometry).nearest(before[used], found, np.full(len(found), np.inf))
+        CpuIndex(centroids, level.geometry).nearest(before[used], found, np.full(len(found), np.inf))
         near[used] = found
         hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", near)
     task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints)

@@ -21,10 +21,9 @@ from numpy.typing import NDArray
 from hkm_dask import __version__
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
-from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import check_fits, project_level
-from hkm_dask.compute.placement import discard, gather, on_workers
+from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
@@ -239,15 +238,12 @@ class _Build:
             below = self.folder / f"level_{t - 1}"
             rows = ZarrRows(below, "centroids")
             n_total, chunk_rows = rows.n_rows, label_chunk_rows(rows)
-            if (
-                not isinstance(self.runner, ClusterRunner)
-                and rows.n_rows * rows.row_bytes < self.runner.memory_budget // 4
-            ):
+            if self.runner.fits_in_memory(rows.n_rows * rows.row_bytes):
                 rows = ArrayRows(rows.read(0, rows.n_rows), rows.label)
             sizes = level_arrays.read_whole(below / "sizes")
             if (sizes == 0).any():
                 rows = SubsetRows(rows, np.flatnonzero(sizes))
-        rows = on_workers(rows, self.runner)
+        rows = self.runner.place(rows)
         geometry = make_geometry(
             rows, self.runner, n_clusters=level.n_clusters, spherical=self.config.metric == "cosine",
             precision=self.config.dtype, **statistics,

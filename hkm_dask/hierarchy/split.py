@@ -17,21 +17,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import to_host, worker_device
-from hkm_dask.compute.block_cache import Part, forget, iter_blocks
+from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import RowNumbers
-from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.compute.staging import make_room, ran_out
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.npy import create_npy
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.kmeans.batch_cuda import can_fit_together, fit_together
-from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles
+from hkm_dask.data.rows import NpyRows, Rows
+from hkm_dask.kmeans.batch import fit_groups
+from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Bytes of rows one task splits on a device, of which it takes a small share: passes need several times as much.
@@ -106,71 +102,22 @@ class _SplitClusters:
     settings: Settings
     batch_bytes: int
     memory_budget: int
-    together: bool
+    batched: bool
 
     def __call__(self, item: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
         first, bounds = item
         k, base = self.settings.n_clusters, int(bounds[0])
-        values = self.rows.read(base, int(bounds[-1]))
-        if worker_device() == "cpu" or values.dtype != np.float16:
-            values = np.ascontiguousarray(values, np.float32)
-        centroids = np.full(((len(bounds) - 1) * k, self.rows.n_features), np.nan, np.float32)
+        centroids = np.full((len(bounds) - 1, k, self.rows.n_features), np.nan, np.float32)
         filled = np.flatnonzero(np.diff(bounds))
         settings = [replace(self.settings, key=stream_key(self.settings.key, first + i)) for i in filled.tolist()]
-        found, labels, distances = self._split(values, np.append(bounds[filled], bounds[-1]) - base, settings)
-        centroids.reshape(len(bounds) - 1, k, -1)[filled] = found.reshape(len(filled), k, -1)
-        return centroids, (first + filled[labels // k]).astype(np.int32) * k + labels % k, distances
-
-    def _split(
-        self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
-        """Split clusters that have rows: all together on a device, by halves where they are too much for it."""
-        if worker_device() == "cpu" or not (self.together and can_fit_together(self.geometry)):
-            return self._one_by_one(values, bounds, settings)
-        if values.nbytes <= 2 * self.batch_bytes:
-            try:
-                return fit_together(values, bounds, settings, geometry=self.geometry, memory_budget=self.memory_budget)
-            except Exception as error:
-                if not ran_out(error):
-                    raise
-            make_room()
-        if len(settings) == 1:  # a large one can be streamed
-            return self._one_by_one(values, bounds, settings)
-        half = len(settings) // 2
-        cut, n = bounds[half], half * self.settings.n_clusters
-        a = self._split(values[:cut], bounds[: half + 1], settings[:half])
-        b = self._split(values[cut:], bounds[half:] - cut, settings[half:])
-        return np.concatenate([a[0], b[0]]), np.concatenate([a[1], b[1] + np.int32(n)]), np.concatenate([a[2], b[2]])
-
-    def _one_by_one(
-        self, values: NDArray[np.floating], bounds: NDArray[np.int64], settings: list[Settings]
-    ) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
-        k = self.settings.n_clusters
-        centroids = np.empty((len(settings) * k, self.rows.n_features), np.float32)
-        labels, distances = np.empty(len(values), np.int32), np.empty(len(values), np.float64)
-        with runner_in_task(self.memory_budget) as runner:
-            for i, its in enumerate(settings):
-                mine, slots = slice(bounds[i], bounds[i + 1]), slice(i * k, (i + 1) * k)
-                members = ArrayRows(values[mine])
-                centroids[slots] = fit(members, its, geometry=self.geometry, runner=runner).centroids
-                self._label(members, centroids[slots], runner, labels[mine], distances[mine])
-                labels[mine] += i * k
-                forget(members.key)
-        return centroids, labels, distances
-
-    def _label(
-        self,
-        rows: Rows,
-        centroids: NDArray[np.float32],
-        runner: Runner,
-        labels: NDArray[np.int32],
-        distances: NDArray[np.float64],
-    ) -> None:
-        (part,) = split_rows(rows, runner, len(centroids))
-        known, finder = Assignment.unknown(rows.n_rows), Finder(part, self.geometry, "split")
-        for tile in iter_tiles(part):
-            finder.nearest(tile, SharedArray(array=centroids), known)
-        labels[:], distances[:] = to_host(known.labels), to_host(known.distances)
+        fits = fit_groups(
+            self.rows.read(base, int(bounds[-1])), np.append(bounds[filled], bounds[-1]) - base, settings,
+            geometry=self.geometry, memory_budget=self.memory_budget, batch_bytes=self.batch_bytes,
+            batched=self.batched,
+        )  # fmt: skip
+        centroids[filled] = fits.centroids.reshape(len(filled), k, -1)
+        labels = (first + filled[fits.labels // k]).astype(np.int32) * k + fits.labels % k
+        return centroids.reshape(-1, self.rows.n_features), labels, fits.distances
 
 
 def split_clusters(
@@ -182,7 +129,7 @@ def split_clusters(
     geometry: Geometry,
     runner: Runner,
     report: Callable[[int, int], None] | None = None,
-    together: bool = True,
+    batched: bool = True,
 ) -> Split:
     """Split every cluster by a k-means over its members.
 
@@ -197,7 +144,7 @@ def split_clusters(
     runner : Runner
     report : callable, optional
         Gets the number of clusters split so far, and of all.
-    together : bool, default True
+    batched : bool, default True
         Whether a device makes the passes of many k-means together; else it runs one after the other, to the same bits.
 
     Returns
@@ -211,7 +158,7 @@ def split_clusters(
     try:
         _regroup(rows, members, path, runner)
         n_bytes = batch_bytes(runner)
-        task = _SplitClusters(NpyRows(path), geometry, settings, n_bytes, runner.memory_budget, together)
+        task = _SplitClusters(NpyRows(path), geometry, settings, n_bytes, runner.memory_budget, batched)
         found = []
         for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
             found += runner.map(task, batches, stage="split")
@@ -222,12 +169,13 @@ def split_clusters(
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
     labels[members] = np.concatenate([labels for _, labels, _ in found])
     distances[members] = np.concatenate([distances for _, _, distances in found])
-    fixed = np.rint(distances * geometry.distance_scale).astype(np.int64)
+    total = geometry.distance_sum(len(distances))
+    total.add(distances)
     return Split(
         np.concatenate([centroids for centroids, _, _ in found]),
         labels,
         distances.astype(np.float32),
-        int(fixed.sum()) / geometry.distance_scale,
+        total.total() / geometry.distance_scale,
     )
 
 
@@ -245,7 +193,7 @@ def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner)
     shared = RowNumbers.put(places, runner)
     try:
         offset = create_npy(path, (rows.n_rows, rows.n_features), rows.dtype)
-        runner.map(_Regroup(str(path), offset, shared), split_rows(rows, runner, 1), stage="regroup")
+        runner.map(_Regroup(str(path), offset, shared), runner.split(rows, 1), stage="regroup")
     finally:
         shared.delete()
 

@@ -21,17 +21,12 @@ from hkm_dask.compute.runner import n_processors, runner_in_task
 from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Fit, Settings, fit
-from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, partial_sums_of
+from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
 from hkm_dask.kmeans.search import cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex, Groups
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, make_cuda_operand
+from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, Groups
+from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, arrival_times, may_arrive
-
-
-def can_fit_together(geometry: Geometry) -> bool:
-    """Whether scores of this precision come from the fused kernel, which alone takes many searches at once."""
-    return "fused" in FORMS_OF[geometry.precision]
 
 
 def fit_together(
@@ -131,6 +126,7 @@ class _Batch:
         import cupy
 
         self.bounds, self.k, self.geometry, self.xp = bounds, k, geometry, cupy
+        self.engine = CudaEngine()
         self.n_groups, n = len(bounds) - 1, len(values)
         self.rows = cupy.asarray(values)
         self.group = cupy.asarray(np.repeat(np.arange(self.n_groups, dtype=np.int32), np.diff(bounds)))
@@ -166,16 +162,17 @@ class _Batch:
         n_columns[list(centroids)] = [len(values) for values in centroids.values()]
         columns = np.concatenate([[0], np.cumsum(n_columns)])
         groups = Groups(self.group, lines, columns, numbers.astype(np.int32))
-        search = CudaCentroidIndex(np.concatenate(list(centroids.values())), self.geometry)
+        search = CudaIndex(np.concatenate(list(centroids.values())), self.geometry)
         search.nearest_in_groups(self.rows, labels, distances, self.operand, groups, which)
 
     def _totals(self, groups: Sequence[int], distances: Any) -> dict[int, int]:
         """Fixed-point sum of distances over the rows of each group."""
         which, lines = self._lines(groups)
         some = distances if which is None else distances[which]
-        ends = self.xp.cumsum(self.xp.rint(some * self.geometry.distance_scale).astype(self.xp.int64))
-        at = np.concatenate([[0], ends[self.xp.asarray(lines[1:][groups] - 1)].get()])
-        return dict(zip(groups, np.diff(at).tolist(), strict=True))
+        total = self.geometry.distance_sum(len(some))
+        ends = self.xp.cumsum(total.limbs(some), axis=1)[:, self.xp.asarray(lines[1:][groups] - 1)].get()
+        sums = np.diff(ends, axis=1, prepend=0)
+        return {group: total.combine(sums[:, i]) for i, group in enumerate(groups)}
 
     def nearest(self, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Label every row with the nearest centroid of its group; clusters are numbered through all groups."""
@@ -201,8 +198,8 @@ class _Batch:
         sums, counts = (table[here].get().reshape(len(groups), self.k, *table.shape[1:])
                         for table in (self.sums, self.counts))  # fmt: skip
         return {
-            group: partial_sums_of(
-                sums[i], counts[i], inertia[group], distances[self.bounds[group] : self.bounds[group + 1]]
+            group: PartialSums.of(
+                self.engine, sums[i], counts[i], inertia[group], distances[self.bounds[group] : self.bounds[group + 1]]
             )
             for i, group in enumerate(groups)
         }

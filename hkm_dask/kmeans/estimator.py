@@ -18,7 +18,6 @@ from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.placement import on_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
@@ -169,7 +168,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         """
         self._check_parameters()
         with self._runner() as runner, self._rows(X, runner, reset=True) as given:
-            rows = on_workers(given, runner)
+            rows = runner.place(given)
             try:
                 self._fit(rows, checked_weights(sample_weight, rows.n_rows), runner)
             finally:
@@ -183,7 +182,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         some, shares = rows, weights
         if left_out and weights is not None:
             index = np.flatnonzero(weights)
-            some, shares = on_workers(SubsetRows(rows, index), runner), weights[index]
+            some, shares = runner.place(SubsetRows(rows, index)), weights[index]
         start = self._start(rows.n_features)
         if some.n_rows < self.n_clusters:
             raise InputError(
@@ -338,7 +337,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         """
         check_is_fitted(self)
         with self._runner() as runner, self._rows(X, runner, reset=False) as given:
-            rows = on_workers(given, runner)
+            rows = runner.place(given)
             sample_weight = checked_weights(sample_weight, rows.n_rows)
             weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
             geometry = self._frame(rows, runner, self.cluster_centers_, weights)

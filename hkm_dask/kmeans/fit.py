@@ -10,22 +10,16 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import on_host, worker_device
+from hkm_dask.compute.backend import on_host
 from hkm_dask.compute.block_cache import forget
-from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.placement import on_workers
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.engine import is_too_little
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.seed import seed
-
-#: Bytes of rows beyond which a k-means is never squeezed into one task.
-_ONE_TASK_BYTES = 256 << 20
-#: Operations of a pass that take a CPU no longer than a device takes to start its kernels; always one task.
-_TINY_FLOPS = 1e7
 
 
 @dataclass(frozen=True)
@@ -141,16 +135,14 @@ def fit(
     -------
     Fit
     """
-    if isinstance(runner, ClusterRunner):
-        rows = on_workers(rows, runner)
-        flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
-        one_task_bytes = min(_ONE_TASK_BYTES, runner.memory_budget // 4)
-        if runner.n_parts(flops) == 1 and rows.n_rows * rows.row_bytes < one_task_bytes:
-            task = _FitHere(rows, settings, geometry, runner.memory_budget, weights)
-            here: Fit = runner.call(task, progress, stage="cluster")
-            return here
-    elif worker_device() == "cuda" and 2.0 * rows.n_rows * rows.n_features * settings.n_clusters < _TINY_FLOPS:
-        with on_host():  # a device would do nothing but start kernels
+    rows = runner.place(rows)
+    flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
+    if runner.fits_one_task(flops, rows.n_rows * rows.row_bytes):
+        task = _FitHere(rows, settings, geometry, runner.memory_budget, weights)
+        here: Fit = runner.call(task, progress, stage="cluster")
+        return here
+    if is_too_little(flops):
+        with on_host():
             return fit(
                 rows, settings, geometry=geometry, runner=runner, hooks=hooks, progress=progress, weights=weights
             )
@@ -162,14 +154,11 @@ def fit(
             rows, settings.n_clusters, init=settings.init, geometry=geometry, key=settings.key, runner=runner,
             report=hooks.seeding, weights=weights,
         )  # fmt: skip
-        centroids, run, hints = start.centroids, start.run, start.hints
-    else:
-        centroids = progress.centroids
+        progress, run, hints = Progress(start.centroids, (), 0), start.run, start.hints
     lloyd = yield from iterate.steps(
-        rows, centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol, hints=hints,
-        run=run, on_iteration=hooks.iteration, weights=weights,
-        history=progress.inertia if progress is not None else (),
-        relocated=progress.relocated if progress is not None else 0,
+        rows, progress.centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
+        hints=hints, run=run, on_iteration=hooks.iteration, weights=weights, history=progress.inertia,
+        relocated=progress.relocated,
     )  # fmt: skip
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 

@@ -16,7 +16,6 @@ import zarr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
-from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout
 from hkm_dask.data.npy import create_npy, write_npy_rows
@@ -85,7 +84,7 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         yield as_rows(x)
         return
     x = _checked(x)
-    if not isinstance(runner, ClusterRunner) and x.nbytes <= runner.memory_budget // 4:
+    if runner.fits_in_memory(x.nbytes):
         yield ArrayRows(to_host(x.compute(scheduler="threads", num_workers=runner.n_threads)), "Dask array")
         return
     path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"

@@ -14,19 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
-from hkm_dask.compute.block_cache import Part, split_parts
-from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
-from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, kernels_for, remember, remembered
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
-
-_NO_WEIGHTS = np.empty(0, np.int64)
 
 
 @dataclass(frozen=True)
@@ -40,56 +36,63 @@ class PartialSums:
     counts : ndarray of int64, shape (n_clusters,)
     inertia : int
         Fixed-point sum of squared distances.
-    far_keys, far_rows : ndarray of float64 and int64, shape (n_far,)
-        The rows furthest from their centroids: minus their squared distance, and their number; sorted. None where no
-        cluster of the part is empty.
+    far_distances, far_rows : ndarray of float64 and int64, shape (n_far,)
+        Squared distances and numbers of the rows furthest from their centroids, the furthest first. Empty where no
+        cluster of the part is.
     """
 
     sums: NDArray[np.int64]
     counts: NDArray[np.int64]
     inertia: int
-    far_keys: NDArray[np.float64]
+    far_distances: NDArray[np.float64]
     far_rows: NDArray[np.int64]
 
     def __add__(self, other: PartialSums) -> PartialSums:
-        keys = np.concatenate([self.far_keys, other.far_keys])
+        distances = np.concatenate([self.far_distances, other.far_distances])
         rows = np.concatenate([self.far_rows, other.far_rows])
-        order = np.lexsort((rows, keys))[: _n_far(len(self.counts))]
+        order = np.lexsort((rows, -distances))[: _n_far(len(self.counts))]
         return PartialSums(
             self.sums + other.sums,
             self.counts + other.counts,
             self.inertia + other.inertia,
-            keys[order],
+            distances[order],
             rows[order],
         )
 
+    @classmethod
+    def of(cls, engine: Engine, sums: Any, counts: Any, inertia: int, distances: Any, start: int = 0) -> PartialSums:
+        """Put together what a pass added up, and the rows that may found clusters in place of empty ones.
 
-def partial_sums_of(
-    sums: NDArray[np.int64], counts: NDArray[np.int64], inertia: int, distances: Any, start: int = 0
-) -> PartialSums:
-    """Put together what a pass added up, and the rows that may found clusters in place of empty ones.
-
-    Parameters
-    ----------
-    sums, counts : ndarray of int64
-    inertia : int
-    distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
-        Of the rows that were added up.
-    start : int, default 0
-        Number of the first of them.
-
-    Returns
-    -------
-    PartialSums
-    """
-    # A cluster that is empty is so in every part; without one nobody asks for far rows.
-    if counts.all():
-        return PartialSums(sums, counts, inertia, np.empty(0), _NO_WEIGHTS)
-    return PartialSums(sums, counts, inertia, *_furthest(distances, start, _n_far(len(counts))))
+        Parameters
+        ----------
+        engine : Engine
+        sums, counts : ndarray or cupy.ndarray of int64
+        inertia : int
+        distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
+            Of the rows that were added up.
+        start : int, default 0
+            Number of the first of them.
+        """
+        sums, counts = engine.host(sums), engine.host(counts)
+        # A cluster that is empty is so in every part; without one nobody asks for far rows.
+        if counts.all():
+            return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64))
+        far_distances, places = engine.furthest(distances, _n_far(len(counts)))
+        return cls(sums, counts, inertia, far_distances, places + start)
 
 
 def _n_far(n_clusters: int) -> int:
     return min(1024, max(16, n_clusters // 8))
+
+
+@dataclass
+class _PartState:
+    """What a part remembers of the last iteration: its assignment by the `centroids` of that name, and their sums."""
+
+    assignment: Assignment
+    sums: Any
+    counts: Any
+    centroids: object
 
 
 @dataclass(frozen=True)
@@ -120,68 +123,57 @@ class AssignAndAdd:
 
     def __call__(self, part: Part) -> PartialSums:
         """Fold the part."""
-        centroids = self.centroids.get()
-        weights = _NO_WEIGHTS if self.weights is None else self.weights.get()[part.start : part.stop]
-        last: _Last | None = remembered(part, "lloyd", self.run)
-        known = self._hinted(part) if last is None else last.known
+        engine, scale = worker_engine(), self.geometry.scale
+        state: _PartState | None = engine.pop(part, "lloyd", self.run)
         # Unless they are the labels of the last iteration, they are good for a hint and no more.
-        goes_on = last is not None and self.before is not None and last.of == self.before.name
-        xp = worker_module()
-        if last is None:
-            sums, counts = xp.zeros(centroids.shape, xp.int64), xp.zeros(len(centroids), xp.int64)
-        else:
-            sums, counts = last.sums, last.counts
-        finder = Finder(part, self.geometry, "lloyd")
-        inertia: Any = 0
-        for tile in iter_tiles(part):
-            before, old = known.labels[tile.local].copy(), known.distances[tile.local].copy()
-            finder.label_distances(tile, self.centroids, known, self.before if goes_on else None)
-            if goes_on and self.before is not None:
-                finder.nearest_again(tile, self.centroids, self.before, known, old)
-            else:
-                finder.nearest(tile, self.centroids, known)
-            labels, distances = known.labels[tile.local], known.distances[tile.local]
-            share = to_module(weights if weights is _NO_WEIGHTS else weights[tile.local], xp)
-            loops = kernels_for(tile.rows)
-            if last is None:
-                loops.add_rows(tile.rows, labels, share, self.geometry.scale, sums, counts)
-            else:
-                loops.move_rows(tile.rows, before, labels, share, self.geometry.scale, sums, counts)
-            fixed = xp.rint(distances * self.geometry.distance_scale).astype(xp.int64)
-            inertia = inertia + (fixed if weights is _NO_WEIGHTS else fixed * share).sum()  # waits for no device
-        # The totals handed out are these very arrays: they are used up before the next pass changes them.
-        state = _Last(known, sums, counts, self.centroids.name)
-        remember(part, "lloyd", self.run, state, known.labels.nbytes + known.distances.nbytes + sums.nbytes)
-        return partial_sums_of(to_host(sums), to_host(counts), int(inertia), known.distances, part.start)
+        is_next = state is not None and self.before is not None and state.centroids == self.before.name
+        before, is_first = self.before if is_next else None, state is None
+        if state is None:
+            shape = self.centroids.get().shape
+            state = _PartState(self._hinted(part, engine), engine.zeros(*shape), engine.zeros(shape[0]), None)
+        assignment, sums, counts = state.assignment, state.sums, state.counts
+        search = engine.search(part, self.geometry, "lloyd", assignment)
 
-    def _hinted(self, part: Part) -> Assignment:
-        known = Assignment.unknown(part.stop - part.start)
-        cells = remembered(part, "cells", self.run) if self.hints is not None else None
+        def label(tile: RowTile) -> None:
+            search.update(tile, self.centroids, before)
+
+        def add(tile: RowTile) -> None:
+            if is_first:
+                engine.add_rows(tile.rows, tile.labels, tile.weights, scale, sums, counts)
+            else:
+                engine.move_rows(tile.rows, tile.previous_labels, tile.labels, tile.weights, scale, sums, counts)
+
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
+        inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=weights)
+        # The sums handed out are these very arrays: they are used up before the next pass changes them.
+        state.centroids = self.centroids.name
+        engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)
+        return PartialSums.of(engine, sums, counts, inertia, assignment.distances, part.start)
+
+    def _hinted(self, part: Part, engine: Engine) -> Assignment:
+        """An assignment that names, for each row, the centroid nearest to its cell of the seeding."""
+        assignment = engine.unknown(part.stop - part.start)
+        cells: Assignment | None = engine.pop(part, "cells", self.run) if self.hints is not None else None
         if cells is not None and self.hints is not None:
-            known.labels = to_module(self.hints.get(), worker_module())[cells.labels]
-        return known
+            assignment.labels = engine.put(self.hints.get())[cells.labels]
+        return assignment
 
 
-@dataclass
-class _Last:
-    """What a part remembers of the last iteration: labels by the centroids `of`, and the sums they make."""
+def last_labels(engine: Engine, part: Part, run: str) -> Any | None:
+    """Labels that the last iteration of a run gave to a part, if they are remembered; they are forgotten then.
 
-    known: Assignment
-    sums: Any
-    counts: Any
-    of: object
+    Parameters
+    ----------
+    engine : Engine
+    part : Part
+    run : str
 
-
-def _furthest(distances: Any, start: int, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Keys and numbers of the `n` rows furthest from their centroids, ties to the lowest row; on the host."""
-    xp = array_module(distances)
-    local = xp.arange(len(distances))
-    if len(distances) > n:
-        least = xp.partition(distances, len(distances) - n)[len(distances) - n]
-        local = xp.flatnonzero(distances >= least)
-    keys, rows = -to_host(distances[local]), to_host(local).astype(np.int64) + start
-    order = np.lexsort((rows, keys))[:n]
-    return keys[order], rows[order]
+    Returns
+    -------
+    ndarray or cupy.ndarray of int32, shape (n_rows,), or None
+    """
+    state: _PartState | None = engine.pop(part, "lloyd", run)
+    return None if state is None else state.assignment.labels
 
 
 @dataclass(frozen=True)
@@ -257,14 +249,14 @@ class Update:
 
     def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: PartialSums) -> tuple[int, bool]:
         """Give empty clusters the rows furthest from their centroids, never a cluster's last row."""
-        far = totals.far_rows[totals.far_keys < -self.geometry.resolution]
+        far = totals.far_rows[totals.far_distances > self.geometry.resolution]
         if not len(far):
             return 0, True
         order = np.argsort(far)
         rows = np.empty((len(far), sums.shape[1]), np.float32)
         rows[order] = self.rows.take(far[order])
         labels = np.full(len(far), -1, np.int32)
-        CentroidIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
+        CpuIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
         empty = np.flatnonzero(counts == 0)
         n_done = 0
         seen: set[bytes] = set()
@@ -307,7 +299,7 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry
 
 
 @dataclass(frozen=True)
-class Lloyd:
+class LloydResult:
     """What the iteration came to.
 
     Attributes
@@ -339,7 +331,7 @@ def iterate(
     on_iteration: Callable[[int, LloydStep], None] | None = None,
     history: tuple[float, ...] = (),
     relocated: int = 0,
-) -> Steps[Lloyd]:
+) -> Steps[LloydResult]:
     """Run Lloyd's iteration.
 
     Parameters
@@ -366,11 +358,11 @@ def iterate(
 
     Returns
     -------
-    Lloyd
+    LloydResult
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
-    parts = split_rows(rows, runner, n_clusters)
+    parts = runner.split(rows, n_clusters)
     array_store = runner.array_store
     shared_weights = None if weights is None else array_store.put(f"weights-{run}", weights)
     shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
@@ -403,27 +395,4 @@ def iterate(
     for shared in (before, now, shared_weights, shared_hints):
         if shared is not None:
             shared.delete()
-    return Lloyd(final, np.array(inertia), n_relocated)
-
-
-def split_rows(rows: Rows, runner: Runner, n_clusters: int, *, cuts: NDArray[np.int64] | None = None) -> list[Part]:
-    """Cut rows into the parts a pass over `n_clusters` centroids is worth.
-
-    Parameters
-    ----------
-    rows : Rows
-    runner : Runner
-    n_clusters : int
-    cuts : ndarray of int64, optional
-        Where parts may begin and end, if not everywhere.
-
-    Returns
-    -------
-    list of Part
-    """
-    flops = 2.0 * rows.n_rows * n_clusters * rows.n_features
-    n_parts = runner.n_parts(flops, n_clusters, rows.n_features)
-    threads = max(1, runner.n_threads // runner.n_workers)
-    resident = int(runner.memory_budget * 0.5)
-    size = block_bytes(runner.memory_budget, threads, runner.device_budget)
-    return split_parts(rows, n_parts, block_bytes=size, budget=resident, cuts=cuts)
+    return LloydResult(final, np.array(inertia), n_relocated)

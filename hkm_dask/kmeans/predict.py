@@ -4,26 +4,27 @@ from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host, to_module
-from hkm_dask.compute.block_cache import Part, forget
-from hkm_dask.compute.placement import on_workers
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.lloyd import split_rows
-from hkm_dask.kmeans.search.engine import Assignment, Finder, RowTile, iter_tiles, remembered
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
+from hkm_dask.kmeans.lloyd import last_labels
+from hkm_dask.kmeans.search.engine import RowTile, fold, worker_engine
+from hkm_dask.kmeans.search.geometry import (
+    LARGEST_NORM,
+    MIN_CLUSTERS,
+    MIN_FEATURES,
+    Geometry,
+    make_geometry,
+    with_basis,
+)
 
-#: Rows longer than this have scores that float32 does not hold.
-_LARGEST_NORM = 2.0**62
-#: A pruned search needs so many features and clusters.
-_MIN_FEATURES, _MIN_CLUSTERS = 24, 64
 #: Operations of a plain pass beyond which finding directions, and a head to keep, is little beside it.
 _ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0
 
@@ -65,28 +66,26 @@ class LabelRows:
 
     def __call__(self, part: Part) -> Labels:
         """Fold the part."""
-        known = Assignment.unknown(part.stop - part.start)
-        last = remembered(part, "lloyd", self.run) if self.run else None
-        if last is not None:
-            known.labels = last.known.labels
-        finder = Finder(part, self.geometry, "lloyd" if self.run else "label")
-        inertia: Any = 0
+        engine = worker_engine()
+        assignment = engine.unknown(part.stop - part.start)
+        labels = last_labels(engine, part, self.run) if self.run else None
+        if labels is not None:
+            assignment.labels = labels
+        search = engine.search(part, self.geometry, "lloyd" if self.run else "label", assignment)
+
+        def label(tile: RowTile) -> None:
+            self._refuse(tile, part)
+            search.update(tile, self.centroids)
+
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
-            for tile in iter_tiles(part):
-                self._refuse(tile, part)
-                finder.label_distances(tile, self.centroids, known)
-                finder.nearest(tile, self.centroids, known)
-                xp = array_module(tile.rows)
-                fixed = xp.rint(known.distances[tile.local] * self.geometry.distance_scale).astype(xp.int64)
-                if self.weights is not None:
-                    fixed *= to_module(self.weights.get()[tile.start : tile.stop], xp)
-                inertia = inertia + fixed.sum()
-        return Labels(to_host(known.labels), int(inertia))
+            inertia = fold(part, engine, assignment, label, geometry=self.geometry, weights=weights)
+        return Labels(engine.host(assignment.labels), inertia)
 
     def _refuse(self, tile: RowTile, part: Part) -> None:
         where = f"rows {tile.start}:{tile.stop} of {part.rows.label}"
         largest = float(max(tile.rows.max(), -tile.rows.min()))  # NaN where any is
-        limit = _LARGEST_NORM / part.rows.n_features**0.5
+        limit = LARGEST_NORM / part.rows.n_features**0.5
         if not largest < limit:
             raise InputError(
                 f"max_abs={largest:g} in {where} should be < {limit:.3g}, without NaN or Inf; leave such rows out"
@@ -113,7 +112,7 @@ def label_rows(
     Parameters
     ----------
     rows : Rows
-        Where workers can read them, see `fit.on_workers`.
+        Where workers can read them, see `Runner.place`.
     centroids : ndarray of float32, shape (n_clusters, n_features)
         NaN where there is none.
     geometry : Geometry
@@ -138,7 +137,7 @@ def label_rows(
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
     shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
-    parts = split_rows(rows, runner, len(centroids))
+    parts = runner.split(rows, len(centroids))
     found = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     for handle in (shared, shares):
         if handle is not None:
@@ -175,12 +174,12 @@ def nearest_labels(
     ...     nearest_labels(ArrayRows(np.float32([[0], [9]])), np.float32([[8], [1], [1]]), runner=runner)
     array([1, 0], dtype=int32)
     """
-    rows = on_workers(rows, runner)
+    rows = runner.place(rows)
     used = ArrayRows(np.ascontiguousarray(centroids[~np.isnan(centroids[:, 0])]))
-    geometry = make_geometry(used, runner, n_clusters=1, spherical=spherical)
+    geometry = make_geometry(used, runner, n_clusters=1, spherical=spherical, sums=False)
     if _rotation_pays(rows.n_rows, used.n_rows, rows.n_features):
         # The centroids have about the principal directions of the rows, and are known to be finite.
-        geometry = with_basis(geometry, on_workers(used, runner), runner)
+        geometry = with_basis(geometry, runner.place(used), runner)
     try:
         return label_rows(rows, centroids, geometry=geometry, runner=runner).labels
     finally:
@@ -191,4 +190,4 @@ def nearest_labels(
 def _rotation_pays(n_rows: int, n_clusters: int, n_features: int) -> bool:
     flops = 2.0 * n_rows * n_clusters * n_features
     pays = flops > max(_ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE * n_features**3)
-    return pays and n_features >= _MIN_FEATURES and n_clusters >= _MIN_CLUSTERS
+    return pays and n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS

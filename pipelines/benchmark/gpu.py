@@ -341,7 +341,7 @@ def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together:
     try:
         with computing_on(device), Runner() as one:
             return split_clusters(
-                table, indptr, np.arange(len(rows)), settings, geometry=geometry, runner=one, together=together
+                table, indptr, np.arange(len(rows)), settings, geometry=geometry, runner=one, batched=together
             )
     finally:
         forget(table.key)

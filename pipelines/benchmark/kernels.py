@@ -13,7 +13,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex, make_operand
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cpu_operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus
 
@@ -37,7 +38,7 @@ class RowTile:
         with Runner() as runner:
             self.geometry: Geometry = make_geometry(ArrayRows(self.rows), runner, n_clusters=N_CLUSTERS)
         self.labels, self.distances = np.full(N_ROWS, -1, np.int32), np.full(N_ROWS, np.inf)
-        CentroidIndex(self.centroids, self.geometry).nearest(self.rows, self.labels, self.distances)
+        CpuIndex(self.centroids, self.geometry).nearest(self.rows, self.labels, self.distances)
 
     def guess(self) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Labels as the last iteration leaves them, most of them right, and the distances to them."""
@@ -63,7 +64,7 @@ def test_search(benchmark: BenchmarkFixture, n_features: int, hinted: bool, shar
     """Nearest centroids, by all features (share 0) or the first quarter, from nothing or from the last labels."""
     tile = RowTile(n_features)
     head = int(share * n_features)
-    search, operand = CentroidIndex(tile.centroids, tile.geometry, head), make_operand(tile.rows, tile.geometry, head)
+    search, operand = CpuIndex(tile.centroids, tile.geometry, head), make_operand(tile.rows, tile.geometry, head)
     labels, distances = np.empty(N_ROWS, np.int32), np.empty(N_ROWS)
     known = tile.guess() if hinted else (-1, np.inf)
 

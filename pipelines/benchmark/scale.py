@@ -40,7 +40,7 @@ from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
-from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update, split_rows
+from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.benchmark.inputs import load_rows, make_rows
 from pipelines.benchmark.measure import clock, run_apart
@@ -208,7 +208,7 @@ def overhead(base: NDArray[np.float32], arguments: argparse.Namespace) -> dict[s
     with Runner(n_threads=1) as runner:
         geometry = make_geometry(table, runner, n_clusters=k)
         centroids = runner.array_store.put("centroids", table.array[:: len(table.array) // k][:k].copy())
-        parts = split_rows(table, runner, k)
+        parts = runner.split(table, k)
         bounds = tuple(range(0, table.n_rows + 1, height))
         parts = [type(part)(part.rows, bounds, part.budget) for part in parts]
         task = AssignAndAdd(centroids, geometry, "overhead")

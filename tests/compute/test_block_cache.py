@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.compute.block_cache import REMEMBERED_BYTES, BlockCache, Part, host_cache, iter_blocks, split_parts
+from hkm_dask.compute.block_cache import REMEMBERED_BYTES, BlockCache, host_cache, iter_blocks
+from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.data.rows import ArrayRows, Rows
 
 

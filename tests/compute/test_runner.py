@@ -17,7 +17,7 @@ from threadpoolctl import threadpool_info
 from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.compute.placement import discard, gather, on_workers
+from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows
@@ -197,7 +197,7 @@ def test_processes_give_the_bits_that_threads_give(init: str, workers: ClusterRu
     with Runner(2) as threads:
         geometry = make_geometry(rows, threads, n_clusters=66)
         expected = fit(rows, settings, geometry=geometry, runner=threads)
-    placed = on_workers(rows, workers)
+    placed = workers.place(rows)
     geometry = make_geometry(placed, workers, n_clusters=66)
     assert geometry.basis is not None
     assert geometry.basis.path is not None
@@ -210,7 +210,7 @@ def test_a_small_kmeans_is_one_task_and_leaves_nothing_behind(workers: ClusterRu
     with Runner(2) as threads:
         geometry = make_geometry(rows, threads, n_clusters=66)
         expected = fit(rows, settings, geometry=geometry, runner=threads)
-    geometry = make_geometry(on_workers(rows, workers), workers, n_clusters=66)
+    geometry = make_geometry(workers.place(rows), workers, n_clusters=66)
     assert workers.client is not None
     held = "sum(__import__('hkm_dask.compute.block_cache', fromlist=['host_cache']).host_cache._sizes.values())"
     before = workers.client.run(eval, held)
@@ -235,10 +235,10 @@ def test_what_lies_in_this_process_is_put_where_workers_see_it(workers: ClusterR
     index = np.arange(0, 100, 3)
     np.save(tmp_path / "rows.npy", array)
     on_disk = NpyRows(tmp_path / "rows.npy")
-    assert on_workers(on_disk, workers) is on_disk
+    assert workers.place(on_disk) is on_disk
     base = ArrayRows(array)
     for rows in (base, UnitRows(base), SubsetRows(base, index), UnitRows(SubsetRows(base, index))):
-        placed = on_workers(rows, workers)
+        placed = workers.place(rows)
         assert len(pickle.dumps(placed)) < 2000
         read_all = methodcaller("read", 0, rows.n_rows)
         np.testing.assert_array_equal(read_all(placed), read_all(rows))
@@ -261,18 +261,18 @@ def test_chosen_rows_are_gathered_by_the_workers(workers: ClusterRunner, tmp_pat
 # Run on a worker: the first one to reach the middle of a pass kills itself, as the kernel does with one out of memory.
 DIE_ONCE = """
 import os, signal
-from hkm_dask.kmeans import lloyd
+from hkm_dask.kmeans.search import cpu
 
-def deadly(part, flag={flag!r}, iter_tiles=lloyd.iter_tiles):
-    for tile in iter_tiles(part):
-        yield tile
+def deadly(part, flag={flag!r}, iter_blocks=cpu.iter_blocks):
+    for block in iter_blocks(part):
+        yield block
         try:
             os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
         except FileExistsError:
             continue
         os.kill(os.getpid(), signal.SIGKILL)
 
-lloyd.iter_tiles = deadly
+cpu.iter_blocks = deadly
 """
 
 
@@ -286,7 +286,7 @@ def test_a_worker_killed_in_the_middle_of_an_iteration_changes_nothing(
         expected = iterate(ArrayRows(rows), rows[:64], geometry=geometry, runner=threads, max_iter=6, tol=0.0)
     assert workers.client is not None
     flag = tmp_path / "a worker died"
-    placed = on_workers(ArrayRows(rows), workers)
+    placed = workers.place(ArrayRows(rows))
     geometry = make_geometry(placed, workers, n_clusters=64)
     pids = set(workers.client.run(os.getpid).values())
 
@@ -315,7 +315,7 @@ def test_a_worker_killed_between_passes_changes_nothing(workers: ClusterRunner, 
         if iteration == 2:
             os.kill(pids[0], signal.SIGKILL)
 
-    placed = on_workers(ArrayRows(rows), workers)
+    placed = workers.place(ArrayRows(rows))
     found = iterate(placed, rows[:40], geometry=geometry, runner=workers, max_iter=5, tol=0.0, on_iteration=kill)
     assert found.centroids.tobytes() == expected.centroids.tobytes()
     assert found.inertia.tobytes() == expected.inertia.tobytes()

@@ -49,11 +49,12 @@ def test_a_file_is_read_once_per_process_while_it_is_in_use(tmp_path: Path) -> N
     assert SharedArray(path=handle.path).get() is first
 
 
-def test_only_a_few_arrays_stay_in_memory(tmp_path: Path) -> None:
+def test_arrays_stay_in_memory_as_far_as_their_bytes_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     array_store = SharedArrayStore(str(tmp_path))
     handles = [array_store.put(f"array-{i}", np.full(4, i)) for i in range(20)]
+    monkeypatch.setattr(shared_arrays.RecentCache, "limit", 5 * 32)
     kept = [handle.get() for handle in handles]
-    assert len(shared_arrays._loaded) <= 6
+    assert shared_arrays._loaded.used <= 5 * 32
     assert handles[0].get() is not kept[0]
     assert handles[-1].get() is kept[-1]
     assert [int(handle.get()[0]) for handle in handles] == list(range(20))

@@ -5,12 +5,10 @@ from typing import Any
 
 import pytest
 
-import hkm_dask.kmeans.fit
 from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import tuning
 from tests.emulated.plugin import Emulator
 
 try:
@@ -47,5 +45,5 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 @pytest.fixture
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow."""
-    monkeypatch.setattr(hkm_dask.kmeans.fit, "_TINY_FLOPS", 1e4)
-    monkeypatch.setattr(tuning, "DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.engine._TINY_FLOPS", 1e4)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)

@@ -8,8 +8,8 @@ import pytest
 
 from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.geometry import Geometry
 
 
@@ -57,13 +57,11 @@ def search_on_cpu(
     rows: np.ndarray, centroids: np.ndarray, geometry: Geometry, **options: Any
 ) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = np.full(len(rows), -1, np.int32), np.full(len(rows), np.inf)
-    CentroidIndex(centroids, geometry).nearest(rows.astype(np.float32), labels, distances, **options)
+    CpuIndex(centroids, geometry).nearest(rows.astype(np.float32), labels, distances, **options)
     return labels, distances
 
 
-def search_on_device(
-    cuda: Any, rows: np.ndarray, search: CudaCentroidIndex, **options: Any
-) -> tuple[np.ndarray, np.ndarray]:
+def search_on_device(cuda: Any, rows: np.ndarray, search: CudaIndex, **options: Any) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = cuda.full(len(rows), -1, cuda.int32), cuda.full(len(rows), cuda.inf)
     search.nearest(cuda.asarray(rows), labels, distances, **options)
     return labels.get(), distances.get()

@@ -13,8 +13,9 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy import split
 from hkm_dask.hierarchy.split import Split, split_clusters
+from hkm_dask.kmeans import batch_cuda
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex, Groups
+from hkm_dask.kmeans.search.cuda import CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.plugin import Emulator
@@ -97,15 +98,15 @@ def test_every_part_is_a_mean_and_every_row_is_in_the_nearest(cuda: Any) -> None
 
 def test_all_clusters_are_searched_at_once(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     n_searched: list[int] = []
-    plain = CudaCentroidIndex.nearest_in_groups
+    plain = CudaIndex.nearest_in_groups
 
     def counted(
-        self: CudaCentroidIndex, rows: Any, labels: Any, distances: Any, operand: Any, groups: Groups, *rest: Any
+        self: CudaIndex, rows: Any, labels: Any, distances: Any, operand: Any, groups: Groups, *rest: Any
     ) -> None:
         n_searched.append(int((np.diff(groups.columns) > 0).sum()))
         plain(self, rows, labels, distances, operand, groups, *rest)
 
-    monkeypatch.setattr(CudaCentroidIndex, "nearest_in_groups", counted)
+    monkeypatch.setattr(CudaIndex, "nearest_in_groups", counted)
     rows, indptr, members = clusters((20,) * 30)
     parts(rows, indptr, members, n_splits=4, max_iter=6)
     assert n_searched[-1] == 30  # the labels
@@ -118,13 +119,13 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
     cuda: Any, both: Callable[..., tuple[Split, Split]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
-    together = split.fit_together
+    together = batch_cuda.fit_together
 
     def counted(values: np.ndarray, bounds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         tried.append(len(bounds) - 1)
         return together(values, bounds, *args, **kwargs)
 
-    monkeypatch.setattr(split, "fit_together", counted)
+    monkeypatch.setattr(batch_cuda, "fit_together", counted)
     rows, indptr, members = clusters((60,) * 6)
     monkeypatch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
     cuda.get_default_memory_pool().free_all_blocks()
@@ -137,13 +138,13 @@ def test_a_cluster_larger_than_a_batch_is_streamed(
     both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(split, "batch_bytes", lambda runner: 1500)
-    together = split.fit_together
+    together = batch_cuda.fit_together
 
     def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         assert values.nbytes <= 3000
         return together(values, *args, **kwargs)
 
-    monkeypatch.setattr(split, "fit_together", small)
+    monkeypatch.setattr(batch_cuda, "fit_together", small)
     same(*both(*clusters()))
 
 
@@ -166,7 +167,7 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
     groups = Groups(
         cuda.asarray(of.astype(np.int32)), lines, np.concatenate([[0], np.cumsum(n_columns)]), numbers.astype(np.int32)
     )
-    CudaCentroidIndex(centroids, geometry).nearest_in_groups(
+    CudaIndex(centroids, geometry).nearest_in_groups(
         there, labels, distances, make_cuda_operand(there, geometry), groups, cuda.asarray(looked_at) if some else None
     )
     squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)

@@ -8,8 +8,8 @@ import pytest
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.memory import RMM_MESSAGE
@@ -52,7 +52,7 @@ def test_the_device_finds_what_the_cpu_finds(
     centroids[k // 2] = np.nan
     geometry = geometry_of(rows)
     expected = search_on_cpu(rows, centroids, geometry)
-    found = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form))
+    found = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form))
     np.testing.assert_array_equal(found[0], expected[0])
     np.testing.assert_array_equal(found[1], expected[1])
 
@@ -65,7 +65,7 @@ def test_subnormal_rows_are_searched_as_on_the_cpu(cuda: Any, form: Form) -> Non
     geometry = geometry_of(rows)
     expected = search_on_cpu(rows, centroids, geometry)
     assert len(np.unique(expected[0])) > 10
-    labels, distances = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form))
+    labels, distances = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form))
     np.testing.assert_array_equal(labels, expected[0])
     np.testing.assert_array_equal(distances, expected[1])
 
@@ -78,8 +78,8 @@ def test_what_is_known_already_is_kept_unless_something_is_nearer(cuda: Any, for
     geometry, which = geometry_of(rows), np.flatnonzero(rng.random(200) < 0.4)
     labels, distances = search_on_cpu(rows, centroids[:50], geometry)
     device_labels, device_distances = cuda.asarray(labels), cuda.asarray(distances)
-    CentroidIndex(centroids[50:], geometry).nearest(rows.astype(np.float32), labels, distances, first=50, which=which)
-    search = CudaCentroidIndex(centroids[50:], geometry, form)
+    CpuIndex(centroids[50:], geometry).nearest(rows.astype(np.float32), labels, distances, first=50, which=which)
+    search = CudaIndex(centroids[50:], geometry, form)
     search.nearest(cuda.asarray(rows), device_labels, device_distances, first=50, which=cuda.asarray(which))
     np.testing.assert_array_equal(device_labels.get(), labels)
     np.testing.assert_array_equal(device_distances.get(), distances)
@@ -93,17 +93,15 @@ def test_a_search_among_some_keeps_their_numbers(cuda: Any, form: Form) -> None:
     centroids[::7] = np.nan
     geometry, some = geometry_of(rows), rng.random(60) < 0.5
     labels, distances = np.full(140, -1, np.int32), np.full(140, np.inf)
-    CentroidIndex(centroids, geometry).only(some).nearest(rows, labels, distances)
-    found = search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, form).only(some))
+    CpuIndex(centroids, geometry).only(some).nearest(rows, labels, distances)
+    found = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form).only(some))
     np.testing.assert_array_equal(found[0], labels)
     np.testing.assert_array_equal(found[1], distances)
 
 
 def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
     rows = np.ones((3, 8), np.float32)
-    labels, distances = search_on_device(
-        cuda, rows, CudaCentroidIndex(np.full((2, 8), np.nan, np.float32), geometry_of(rows))
-    )
+    labels, distances = search_on_device(cuda, rows, CudaIndex(np.full((2, 8), np.nan, np.float32), geometry_of(rows)))
     assert labels.tolist() == [-1, -1, -1]
     assert np.isinf(distances).all()
 
@@ -120,7 +118,7 @@ def test_tiles_are_halved_when_the_device_is_full(
 ) -> None:
     rng = np.random.default_rng(0)
     rows = rng.normal(size=(400, 64)).astype(np.float32)
-    search = CudaCentroidIndex(rows[:50], geometry_of(rows), "half")
+    search = CudaIndex(rows[:50], geometry_of(rows), "half")
     whole, tiles = search._settled, []
 
     def full_at_first(*arguments: Any) -> int:
@@ -141,7 +139,7 @@ def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pyte
     rng = np.random.default_rng(5)
     rows, centroids = rng.normal(size=(90, 24)).astype(np.float32), rng.normal(size=(150, 24)).astype(np.float32)
     geometry = geometry_of(rows)
-    search = CudaCentroidIndex(centroids, geometry, "half")
+    search = CudaIndex(centroids, geometry, "half")
     search._tile = tile
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda._MOST_COLUMNS", 70)
     found, expected = search_on_device(cuda, rows, search), search_on_cpu(rows, centroids, geometry)
@@ -155,12 +153,12 @@ def test_a_search_continues_when_device_memory_runs_out(cuda: Any, emulator: Emu
 
     rows, centroids = groups(600, 16), groups(400, 16, seed=1)
     geometry = make_geometry(ArrayRows(rows), Runner(n_threads=1), n_clusters=10)
-    search, on_gpu = CudaCentroidIndex(centroids, geometry, "half"), cuda.asarray(rows)
+    search, on_gpu = CudaIndex(centroids, geometry, "half"), cuda.asarray(rows)
     labels, distances = cuda.full(600, -1, cuda.int32), cuda.full(600, cuda.inf)
     used = cuda.get_default_memory_pool().used_bytes()
     emulator.limit_memory(used + 400_000)  # all scores take 960,000
     search.nearest(on_gpu, labels, distances)
     expected, squared = np.full(600, -1, np.int32), np.full(600, np.inf)
-    CentroidIndex(centroids, geometry).nearest(rows, expected, squared)
+    CpuIndex(centroids, geometry).nearest(rows, expected, squared)
     np.testing.assert_array_equal(labels.get(), expected)
     np.testing.assert_array_equal(distances.get(), squared)

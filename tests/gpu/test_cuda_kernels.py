@@ -14,7 +14,7 @@ import pytest
 
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
 
@@ -87,7 +87,7 @@ def test_devices_with_less_shared_memory_have_fewer_stages(
     rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
     geometry = geometry_of(rows)
     found, expected = (
-        search_on_device(cuda, rows, CudaCentroidIndex(centroids, geometry, "fused")),
+        search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused")),
         search_on_cpu(rows, centroids, geometry),
     )
     assert cuda_kernels.n_stages() == n_stages
@@ -99,7 +99,7 @@ def test_a_device_that_is_too_old_is_refused(cuda: Any, emulator: Emulator, monk
     monkeypatch.setattr(cuda.cuda.Device, "compute_capability", "75")
     rows = np.ones((10, 8), np.float32)
     with pytest.raises(ComputeError, match=r"compute_capability=7.5 should be 8.0 or newer"):
-        CudaCentroidIndex(rows, geometry_of(rows))
+        CudaIndex(rows, geometry_of(rows))
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form, kind_of, make_cuda_operand, multiply
 from tests.gpu.inputs import geometry_of
 
@@ -17,7 +17,7 @@ def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None
         rows = rng.normal(center, 1, (50, 64)).astype(dtype)
         centroids = rng.normal(center, 1, (30, 64)).astype(np.float32)
         geometry = geometry_of(rows)
-        search = CudaCentroidIndex(centroids, geometry, form)
+        search = CudaIndex(centroids, geometry, form)
         operand = make_cuda_operand(cuda.asarray(rows), geometry, kind_of(form))
         scales = operand.scale * search._operand.scale
         on_gpu = cuda.empty((50, 30), cuda.float32)

@@ -13,7 +13,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search.cuda import CudaCentroidIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from tests.gpu.inputs import Stored, groups, twice
@@ -88,13 +88,13 @@ def test_every_precision_gives_the_same_tree(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, dtype: str
 ) -> None:
     rows, forms = groups(300, 32), set()
-    plain = CudaCentroidIndex.__init__
+    plain = CudaIndex.__init__
 
-    def noted(self: CudaCentroidIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused") -> None:
+    def noted(self: CudaIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused") -> None:
         forms.add(form)
         plain(self, centroids, geometry, form)
 
-    monkeypatch.setattr(CudaCentroidIndex, "__init__", noted)
+    monkeypatch.setattr(CudaIndex, "__init__", noted)
 
     def compute() -> Any:
         tree = tmp_path / f"tree-{np.random.default_rng().integers(1 << 30)}.zarr"

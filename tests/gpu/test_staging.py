@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-import hkm_dask.kmeans.lloyd
 from hkm_dask.compute import staging
 from hkm_dask.compute.block_cache import Part, device_cache
 from hkm_dask.compute.runner import Runner
@@ -86,7 +85,7 @@ def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
             geometry = make_geometry(rows, runner, n_clusters=20)
             return fit(rows, Settings(20, max_iter=3), geometry=geometry, runner=runner).centroids
 
-    monkeypatch.setattr(hkm_dask.kmeans.lloyd, "block_bytes", lambda *_: 1 << 14)
+    monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda *_: 1 << 14)
     with monkeypatch.context() as patch:
         patch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
         emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 250_000)  # rows and operands take more

@@ -20,7 +20,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hkm_dask as hkm
-from hkm_dask.compute.block_cache import Part
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, NpyRows
@@ -294,7 +294,7 @@ def test_a_cluster_gives_the_same_bits_and_is_kept_by_clones(
     x: np.ndarray, fitted: hkm.KMeans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_task: bool
 ) -> None:
     if not in_one_task:
-        monkeypatch.setattr("hkm_dask.kmeans.fit._ONE_TASK_BYTES", 0)
+        monkeypatch.setattr("hkm_dask.compute.cluster_runner._ONE_TASK_BYTES", 0)
     weights = np.arange(len(x)) % 3
     plain = hkm.KMeans(K, random_state=0).fit(x, sample_weight=weights)
     with (

@@ -11,7 +11,7 @@ from sklearn.cluster import KMeans
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.placement import discard, gather, on_workers
+from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import store
 from hkm_dask.data.chunks import open_array
@@ -225,4 +225,4 @@ def test_chosen_rows_are_gathered(fits: bool, tmp_path: Path) -> None:
 
 def test_threads_need_no_copy(runner: Runner) -> None:
     rows = ArrayRows(blobs(10, 2))
-    assert on_workers(rows, runner) is rows
+    assert runner.place(rows) is rows

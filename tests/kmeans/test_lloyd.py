@@ -9,14 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from hkm_dask.compute.block_cache import Part, host_cache
+from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
-from hkm_dask.kmeans.lloyd import AssignAndAdd, Lloyd, LloydStep, PartialSums, iterate, means
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydResult, LloydStep, PartialSums, iterate, means
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 
 Cut = Callable[[int], Runner]
@@ -29,7 +31,7 @@ def blobs(n: int, d: int, seed: int = 0, centers: int = 12) -> np.ndarray:
 
 def run(
     rows: np.ndarray | Rows, start: np.ndarray, runner: Runner, *, geometry: Geometry | None = None, **options: object
-) -> Lloyd:
+) -> LloydResult:
     source = rows if isinstance(rows, Rows) else ArrayRows(rows)
     geometry = geometry or make_geometry(source, runner, n_clusters=len(start))
     settings = {"max_iter": 100, "tol": 0.0, **options}
@@ -41,7 +43,7 @@ def label(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
     return np.argmin(np.where(np.isnan(squared), np.inf, squared), axis=0)
 
 
-def same_bits(a: Lloyd, b: Lloyd) -> bool:
+def same_bits(a: LloydResult, b: LloydResult) -> bool:
     return (a.centroids.tobytes(), a.inertia.tobytes(), a.n_relocated) == (
         b.centroids.tobytes(),
         b.inertia.tobytes(),
@@ -158,7 +160,7 @@ def test_streamed_or_resident_the_bits_are_the_same(
     np.save(tmp_path / "rows.npy", rows)
     on_disk = NpyRows(tmp_path / "rows.npy")
     expected = run(rows, rows[:80], in_parts(1))
-    monkeypatch.setattr(lloyd, "block_bytes", lambda budget, threads, device_budget: 50_000)
+    monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda budget, threads, device_budget: 50_000)
     for budget in (0, 300_000, 1 << 30):
         cut = in_parts(2)
         geometry = make_geometry(on_disk, cut, n_clusters=80)
@@ -230,7 +232,7 @@ def some_totals(numbers: list[int], k: int = 3) -> PartialSums:
     keys = -(rows * 7919 % 5).astype(np.float64)
     order = np.lexsort((rows, keys))[: lloyd._n_far(k)]
     sums, counts = rng.integers(-9, 9, (k, 2)), rng.integers(0, 9, k)
-    return PartialSums(sums, counts, sum(numbers), keys[order], rows[order])
+    return PartialSums(sums, counts, sum(numbers), -keys[order], rows[order])
 
 
 @given(st.permutations(range(60)), st.integers(0, 60), st.integers(0, 60))
@@ -243,17 +245,16 @@ def test_totals_add_up_in_any_grouping_and_order(order: list[int], i: int, j: in
         np.testing.assert_array_equal(total.counts, a.counts + b.counts + c.counts)
         assert total.inertia == whole.inertia
         np.testing.assert_array_equal(total.far_rows, whole.far_rows)
-        np.testing.assert_array_equal(total.far_keys, whole.far_keys)
+        np.testing.assert_array_equal(total.far_distances, whole.far_distances)
 
 
 def test_the_rows_furthest_away_are_kept_with_ties_to_the_lowest() -> None:
     distances = np.random.default_rng(0).integers(0, 6, 500).astype(np.float64)
-    keys, rows = lloyd._furthest(distances, 1000, 40)
+    far, places = worker_engine().furthest(distances, 40)
     order = np.lexsort((np.arange(500), -distances))[:40]
-    np.testing.assert_array_equal(rows, order + 1000)
-    np.testing.assert_array_equal(keys, -distances[order])
-    keys, rows = lloyd._furthest(distances[:3], 0, 40)
-    assert sorted(rows.tolist()) == [0, 1, 2]
+    np.testing.assert_array_equal(places, order)
+    np.testing.assert_array_equal(far, distances[order])
+    assert sorted(worker_engine().furthest(distances[:3], 40)[1].tolist()) == [0, 1, 2]
 
 
 # -- empty clusters ---------------------------------------------------------------------------------------------------
@@ -407,5 +408,5 @@ def test_the_search_and_the_iteration_agree_on_labels(runner: Runner) -> None:
     geometry = make_geometry(ArrayRows(rows), runner, n_clusters=64)
     found = run(rows, rows[:64], runner, geometry=geometry)
     labels = np.full(900, -1, np.int32)
-    CentroidIndex(found.centroids, geometry, 16).nearest(rows, labels, np.full(900, np.inf))
+    CpuIndex(found.centroids, geometry, 16).nearest(rows, labels, np.full(900, np.inf))
     np.testing.assert_array_equal(labels, label(rows, found.centroids))

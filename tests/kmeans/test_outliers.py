@@ -57,17 +57,7 @@ CASES += [
 ]
 
 
-# To be removed when the passes add up distances with `FixedPointSum`.
-ONE_INT64 = pytest.mark.xfail(strict=True, reason="the passes still sum squared distances in one int64")
-
-
-@pytest.mark.parametrize(
-    ("value", "n_far", "shape", "init"),
-    [
-        pytest.param(*case, marks=[ONE_INT64] if 1e3 < case[0] < 1e13 and case[1::2] != (10, "random") else [])
-        for case in CASES
-    ],
-)
+@pytest.mark.parametrize(("value", "n_far", "shape", "init"), CASES)
 def test_kmeans_clusters_the_others_as_if_there_were_no_far_rows(
     value: float, n_far: int, shape: str, init: str, expected: Callable[[str, int], float]
 ) -> None:
@@ -84,7 +74,7 @@ def test_kmeans_clusters_the_others_as_if_there_were_no_far_rows(
     np.testing.assert_array_equal(km.predict(rows), km.labels_)
 
 
-@pytest.mark.parametrize("value", [pytest.param(v, marks=[ONE_INT64] if 1e7 < v < 1e13 else []) for v in VALUES])
+@pytest.mark.parametrize("value", VALUES)
 @pytest.mark.parametrize("n_far", [1, 10])
 def test_a_hierarchy_has_the_others_as_if_there_were_no_far_rows(
     value: float, n_far: int, expected: Callable[[str, int], float], tmp_path: Path

@@ -114,8 +114,8 @@ def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untype
     " i2[:,::1], f4[:,::1], i8, i8, f8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
 )
 def finish_nearest(  # type: ignore[no-untyped-def]
-    scores, n_scores, rows, which, places, centroids, numbers, first, matrix, tails, centroid_matrix, centroid_tails,
-    head, more, step, norms, errors, centroid_error, gamma, largest, labels, distances,
+    scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
+    centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels, distances,
 ):  # fmt: skip
     """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
 
@@ -134,19 +134,19 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     rows : ndarray of float32, shape (n_rows, n_features)
     which : ndarray of int64, shape (n_lines,)
     places : ndarray of int64, shape (n_lines,)
-        Where the row of each line is in `matrix`, `tails`, `norms` and `errors`.
+        Where the row of each line is in `matrix`, `residual_norms`, `norms` and `errors`.
     centroids : ndarray of float32, shape (n_clusters, n_features)
     numbers : ndarray of int32, shape (n_clusters,)
     first : int
     matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
-    tails, centroid_tails : ndarray of float32, shape (n, n_columns // 16 + 1)
+    residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
         As `quantizing.quantize` wrote them.
-    head, more : int
+    n_head, n_refine : int
         Columns in the scores, and columns to look at before measuring; the same in the plain form.
     step : float
         Width of the grid of 16 bits.
     norms, errors : ndarray of float64, shape (n,)
-        Of the rows, as the product took them; see `nearest.Operand`.
+        Of the rows, as the product took them; see `cpu_operand.Operand`.
     centroid_error, gamma, largest : float
         Bounds for all centroids.
     labels : ndarray of int32, shape (n_rows,)
@@ -187,11 +187,12 @@ def finish_nearest(  # type: ignore[no-untyped-def]
                 if numbers[c] == label:
                     continue
                 n_passed += 1
-                if more > head:
-                    # The tails of the scores give way to products of coordinates and shorter tails.
-                    before = np.float64(tails[place, head // 16]) * np.float64(centroid_tails[c, head // 16])
-                    after = np.float64(tails[place, more // 16]) * np.float64(centroid_tails[c, more // 16])
-                    product = square * np.float64(inner_product(matrix, place, centroid_matrix, c, head, more))
+                if n_refine > n_head:
+                    # Products of further coordinates take the place of some of the residual norms.
+                    at, to = n_head // 16, n_refine // 16
+                    before = np.float64(residual_norms[place, at]) * np.float64(centroid_residual_norms[c, at])
+                    after = np.float64(residual_norms[place, to]) * np.float64(centroid_residual_norms[c, to])
+                    product = square * np.float64(inner_product(matrix, place, centroid_matrix, c, n_head, n_refine))
                     if np.float64(score[j]) + 2.0 * (before - after) + product > limit:
                         continue
                 distance = squared_distance(row, centroids[c])

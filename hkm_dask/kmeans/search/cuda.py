@@ -1,4 +1,4 @@
-"""Exact nearest centroid on a GPU: what `nearest.Search` does, to the same bits.
+"""The engine of a GPU: exact nearest centroids, to the bits of `cpu`.
 
 Tensor cores propose in float16, or plain float32 where that settles too little; what they cannot exclude is measured
 directly in float64, in the order of the CPU kernel. With c' = c - m, m the mean of the rows, and any x,
@@ -22,18 +22,29 @@ L2 cache.
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import device_attribute
-from hkm_dask.compute.staging import ran_out
+from hkm_dask.compute.backend import device_attribute, worker_module
+from hkm_dask.compute.block_cache import device_cache
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
+from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
-from hkm_dask.kmeans.search.cuda_operand import CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.tuning import chosen_once
 
+#: Rows that a form is tried on.
+DEVICE_TRIAL_ROWS = 1 << 16
 #: Rows of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_THREADS = 128, 256
 _SETTLE_THREADS = 128
@@ -44,6 +55,106 @@ _UNITS = {"single": 2.0**-24, "double": 2.0**-53}
 _UNIT_OF_TENSOR_CORES = 2.0**-22
 #: Tensor cores take 10 of the 23 bits of a float32.
 _LOST_TO_TF32 = 2.0**-10
+
+
+class CudaEngine(Engine):
+    """Computes on the worker's GPU, a block of rows at a time."""
+
+    cache = device_cache
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.xp = worker_module()
+
+    def room(self, part: Part) -> int:
+        """See `Engine.room`."""
+        return resident_budget()
+
+    def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
+        """See `Engine.blocks`; rows come in float16 or float32, and not in their order."""
+        return iter_device_blocks(part)
+
+    def row_dtype(self, dtype: np.dtype) -> np.dtype:
+        """See `Engine.row_dtype`."""
+        return device_dtype(dtype)
+
+    def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
+        """See `Engine.search`."""
+        return CudaSearch(self, part, geometry, phase, assignment)
+
+    def batches(self, geometry: Geometry) -> bool:
+        """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
+        return "fused" in FORMS_OF[geometry.precision]
+
+    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
+        """See `Engine.label_distances`."""
+        cuda_kernels.label_distances(rows, centroids, stayed, labels, distances)
+
+    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
+        """See `Engine.add_rows`."""
+        cuda_kernels.add_rows(rows, labels, weights, scale, sums, counts)
+
+    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
+        """See `Engine.move_rows`."""
+        return cuda_kernels.move_rows(rows, before, after, weights, scale, sums, counts)
+
+
+class CudaSearch(TileSearch):
+    """Searches in the form of scores that proved fastest; see `TileSearch`."""
+
+    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CudaIndex:
+        """See `TileSearch.index`."""
+        form, made, geometry = self._form(tile, centroids), self.engine.made, self.geometry
+        key = (centroids.name, geometry.name, form)
+        whole = partial(made.get, key, (centroids,), lambda: CudaIndex(centroids.get(), geometry, form))
+        if before is None:
+            return whole()
+        moved = self.engine.moved(centroids, before)
+        return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
+
+    def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
+        """See `TileSearch.operand`; operands stay on the device where they fit."""
+        kind, cache = kind_of(index.form), self.engine.cache
+        key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
+        operand: CudaOperand | None = cache.get(self.part.rows.key, key)
+        if operand is None:
+            operand = make_cuda_operand(tile.rows, self.geometry, kind)
+            # To hold rows that are operands themselves would keep them on the device.
+            kept = replace(operand, matrix=None) if operand.as_stored else operand
+            cache.put(self.part.rows.key, key, kept, operand.n_bytes, self.engine.room(self.part))
+        return replace(operand, matrix=tile.rows) if operand.as_stored else operand
+
+    def _form(self, tile: RowTile, centroids: SharedArray) -> Form:
+        """The form, measured once per geometry and phase; apart for passes that begin with labels."""
+        forms = FORMS_OF[self.geometry.precision]
+        if len(forms) == 1:
+            return forms[0]
+        key = ("form", self.phase, len(centroids.get()).bit_length(), self.all_labeled)
+        form: Form = chosen_once(
+            self.geometry.name, key, self.part.budget, partial(self._fastest_form, tile, centroids, forms)
+        )
+        return form
+
+    def _fastest_form(self, tile: RowTile, centroids: SharedArray, forms: tuple[Form, ...]) -> Form:
+        some = slice(DEVICE_TRIAL_ROWS)
+        rows, labels, distances = tile.rows[some], tile.labels[some], tile.distances[some]
+        times = {}
+        for form in forms:
+            index = CudaIndex(centroids.get(), self.geometry, form)
+            times[form] = min(_trial(index, rows, labels, distances) for _ in range(3))
+        return min(forms, key=lambda form: times[form])
+
+
+def _trial(index: CudaIndex, rows: Any, labels: Any, distances: Any) -> float:
+    from cupy.cuda import runtime
+
+    operand = make_cuda_operand(rows, index.geometry, kind_of(index.form))
+    labels, distances = labels.copy(), distances.copy()
+    runtime.deviceSynchronize()
+    begin = time.perf_counter()
+    index.nearest(rows, labels, distances, operand)
+    runtime.deviceSynchronize()
+    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -77,8 +188,8 @@ def _tiles(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.i
     return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
 
 
-class CudaCentroidIndex:
-    """A set of centroids on the device, made ready to be searched; see `nearest.Search`.
+class CudaIndex:
+    """A set of centroids on the device, made ready to be searched; see `cpu.CpuIndex`.
 
     Parameters
     ----------
@@ -127,7 +238,7 @@ class CudaCentroidIndex:
         self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
-        """Return a search among some of the centroids, under the numbers they have here; see `nearest.Search.only`."""
+        """Return a search among some of the centroids, under the numbers they have here; see `cpu.CpuIndex.only`."""
         import cupy
 
         part, form = copy.copy(self), self._operand
@@ -156,7 +267,7 @@ class CudaCentroidIndex:
         first: int = 0,
         which: Any | None = None,
     ) -> int:
-        """Bring `labels` and `distances` up to date with these centroids; see `nearest.Search.nearest`.
+        """Bring `labels` and `distances` up to date with these centroids; see `cpu.CpuIndex.nearest`.
 
         Parameters
         ----------
@@ -233,6 +344,13 @@ class CudaCentroidIndex:
                 "nearest_in_group", rows, 32, rows, left, groups.of_rows, cupy.asarray(columns), self.centroids,
                 numbers, np.int64(len(left)), np.int32(rows.shape[1]), labels, distances, n=len(left),
             )  # fmt: skip
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes, of the device's memory."""
+        if not len(self.centroids):
+            return 0
+        return int(self.centroids.nbytes + self._operand.matrix.nbytes + 6 * self._operand.norms.nbytes)
 
     def _alpha(self, operand: CudaOperand) -> np.float32:
         return np.float32(-2.0 / (self._operand.scale * operand.scale))

@@ -1,177 +1,300 @@
-"""One pass over a part: each tile of rows, what is known of it, its nearest centroids, and everything remembered.
+"""The engine of a worker: where it keeps rows, finds their nearest centroids and adds them up.
 
-Lloyd, seeding and assignment differ in what they add up, not in how they walk over the rows; that is here.
+There is one engine for processors (`cpu.CpuEngine`) and one for a GPU (`cuda.CudaEngine`), with the same methods and
+the same results. Lloyd's iteration, seeding and assignment differ in what they do with a tile of rows once it is
+labeled, not in how they pass over the rows of a part; the pass is `fold`.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_module, worker_device, worker_module
-from hkm_dask.compute.block_cache import BlockCache, Part, device_cache, host_cache, iter_blocks
-from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.compute.staging import iter_device_blocks, resident_budget
-from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
-from hkm_dask.kmeans.search.centroid_index import make_operand, operand_bytes, scratch
-from hkm_dask.kmeans.search.cuda_operand import Form, kind_of, make_cuda_operand
+from hkm_dask.compute.backend import to_host, to_module, worker_device
+from hkm_dask.compute.block_cache import BlockCache
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.simd import widen
-from hkm_dask.kmeans.search.tuning import (
-    TRIAL_ROWS,
-    choose_form,
-    choose_head,
-    here,
-    moved_from,
-    search_for,
-    stayed_from,
-)
 
-#: Rows converted to float32 at once, for a core's cache.
-TILE_ROWS = 4096
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
-_NONE_STAYED = np.empty(0, np.bool_)
-
-_choosing = threading.Lock()
+#: Operations of a pass that take a CPU no longer than a device takes to start its kernels.
+_TINY_FLOPS = 1e7
+_NO_WEIGHTS = np.empty(0, np.int64)
 
 
 @dataclass
 class Assignment:
-    """The nearest centroids known of a part's rows.
+    """The nearest centroids known of a part's rows, where the engine keeps them.
 
     Attributes
     ----------
-    labels : ndarray of int32, shape (n_rows,)
-    distances : ndarray of float64, shape (n_rows,)
+    labels : ndarray or cupy.ndarray of int32, shape (n_rows,)
+        -1 where nothing is known.
+    distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
         Squared L2, infinity where nothing is known.
     """
 
-    labels: NDArray[np.int32]
-    distances: NDArray[np.float64]
+    labels: Any
+    distances: Any
 
-    @classmethod
-    def unknown(cls, n_rows: int) -> Assignment:
-        """Nothing known yet; where this worker computes, on the CPU or on its device.
-
-        Parameters
-        ----------
-        n_rows : int
-
-        Returns
-        -------
-        Assignment
-        """
-        xp = worker_module()
-        return cls(xp.full(n_rows, -1, xp.int32), xp.full(n_rows, xp.inf))
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes."""
+        return int(self.labels.nbytes + self.distances.nbytes)
 
 
-@dataclass(frozen=True)
+@dataclass
 class RowTile:
-    """A few thousand consecutive rows, or on a device a block of them.
+    """A few thousand consecutive rows, or on a device a block of them, and what is known of them.
 
     Attributes
     ----------
     start, stop : int
         Row numbers.
-    local : slice
-        The same, counted from the part's first row.
     rows : ndarray of float32, or cupy.ndarray of float32 or float16, shape (stop - start, n_features)
         Valid until the next tile.
+    labels, distances : ndarray or cupy.ndarray, shape (stop - start,)
+        Views into the part's `Assignment`; a search brings them up to date.
+    weights : ndarray or cupy.ndarray of int64, shape (stop - start,) or (0,)
+        Empty for weights of one.
+    previous_labels : ndarray or cupy.ndarray of int32, or None
+        Labels before `TileSearch.update`.
     """
 
     start: int
     stop: int
-    local: slice
     rows: Any
+    labels: Any
+    distances: Any
+    weights: Any
+    previous_labels: Any = None
 
 
-def iter_tiles(part: Part) -> Iterator[RowTile]:
-    """Yield a part's rows a few thousand at a time: as float32, or on a device block by block.
+class CentroidIndex(Protocol):
+    """A set of centroids made ready to be searched."""
 
-    Parameters
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes."""
+
+    def nearest(
+        self, rows: Any, labels: Any, distances: Any, operand: Any = None, first: int = 0, which: Any = None
+    ) -> int:
+        """Bring `labels` and `distances` up to date with these centroids, numbered from `first`.
+
+        Only the rows `which` are looked at, if given; `operand` is the engine's form of the rows, if it was kept.
+        Returns the number of distances measured directly.
+        """
+
+
+class Engine(ABC):
+    """Where a worker computes.
+
+    Attributes
     ----------
-    part : Part
-
-    Yields
-    ------
-    RowTile
+    xp : module
+        ``numpy`` or ``cupy``.
+    cache : BlockCache
+        What the worker remembers of blocks and parts, in the memory it computes in.
     """
-    if worker_device() == "cuda":
-        for first, block in iter_device_blocks(part):
-            stop = first + len(block)
-            yield RowTile(first, stop, slice(first - part.start, stop - part.start), block)
-        return
-    for first, block in iter_blocks(part):
-        for low in range(0, len(block), TILE_ROWS):
-            high = min(low + TILE_ROWS, len(block))
-            rows = block[low:high]
-            # Kernels are compiled for arrays that may be written to.
-            if rows.dtype != np.float32 or not (rows.flags.c_contiguous and rows.flags.writeable):
-                wide = scratch("slab", rows.size).reshape(rows.shape)
-                if rows.dtype == np.float16 and rows.flags.c_contiguous and rows.flags.writeable:
-                    widen(rows, wide)
-                else:
-                    wide[...] = rows
-                rows = wide
-            start, stop = first + low, first + high
-            yield RowTile(start, stop, slice(start - part.start, stop - part.start), rows)
+
+    xp: ModuleType
+    cache: BlockCache
+
+    def __init__(self) -> None:
+        self.made = RecentCache()
+
+    # -- arrays --------------------------------------------------------------------------------------------------------
+
+    def put(self, array: Any) -> Any:
+        """Bring an array where the engine keeps its own; nothing is copied that is there already."""
+        return to_module(array, self.xp)
+
+    def host(self, array: Any) -> NDArray[Any]:
+        """Copy an array to host memory, unless it is there already."""
+        return to_host(array)
+
+    def zeros(self, *shape: int) -> Any:
+        """An array of int64 zeros."""
+        return self.xp.zeros(shape, self.xp.int64)
+
+    def unknown(self, n_rows: int) -> Assignment:
+        """An assignment of which nothing is known yet."""
+        return Assignment(self.xp.full(n_rows, -1, self.xp.int32), self.xp.full(n_rows, self.xp.inf))
+
+    def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """Distances and places of the `n` rows furthest from their centroids, ties to the lowest; on the host."""
+        places = self.xp.arange(len(distances))
+        if len(distances) > n:
+            least = self.xp.partition(distances, len(distances) - n)[len(distances) - n]
+            places = self.xp.flatnonzero(distances >= least)
+        values, rows = self.host(distances[places]), self.host(places).astype(np.int64)
+        order = np.lexsort((rows, -values))[:n]
+        return values[order], rows[order]
+
+    # -- what is remembered from pass to pass --------------------------------------------------------------------------
+
+    @abstractmethod
+    def room(self, part: Part) -> int:
+        """Bytes the cache may take while this part is worked on."""
+
+    def pop(self, part: Part, kind: str, run: str) -> Any | None:
+        """Take back what a run remembered about a part, or None; it is forgotten until it is kept again.
+
+        What is being changed must not be found by a task that repeats this one after a failure.
+
+        Parameters
+        ----------
+        part : Part
+        kind : str
+            What it is about.
+        run : str
+            Name of the k-means.
+        """
+        key = (kind, part.start, part.stop)
+        entry = self.cache.get(part.rows.key, key)
+        if entry is None or entry[0] != run:
+            return None
+        self.cache.put(part.rows.key, key, ("", None), 0, self.room(part))
+        return entry[1]
+
+    def keep(self, part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
+        """Remember something about a part for the next pass of the same run, if there is room.
+
+        Parameters
+        ----------
+        part, kind, run
+            As for `pop`.
+        value : object
+        n_bytes : int
+            What it takes.
+        """
+        self.cache.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, self.room(part))
+
+    # -- what is made of centroids, once per process -------------------------------------------------------------------
+
+    def array(self, shared: SharedArray) -> Any:
+        """A shared array, C-contiguous, where the engine keeps its own."""
+        if self.xp is np:
+            return np.ascontiguousarray(shared.get())
+        return self.made.get(("array", shared.name), (shared,), lambda: self.put(np.ascontiguousarray(shared.get())))
+
+    def moved(self, centroids: SharedArray, before: SharedArray) -> NDArray[np.bool_]:
+        """Which centroids are no longer where they were before, shape (n_clusters,); on the host."""
+        return self.made.get(
+            ("moved", centroids.name, before.name),
+            (centroids, before),
+            lambda: (centroids.get() != before.get()).any(axis=1),
+        )
+
+    def stayed(self, centroids: SharedArray, before: SharedArray | None) -> Any:
+        """Which centroids are where they were before, shape (n_clusters,), or (0,) where none is known to be."""
+        if before is None:
+            return self.put(np.empty(0, np.bool_))
+        return self.made.get(
+            ("stayed", centroids.name, before.name),
+            (centroids, before),
+            lambda: self.put(~self.moved(centroids, before)),
+        )
+
+    # -- rows ----------------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
+        """Yield ``(first row, rows)`` of a part, as many rows at a time as the engine takes at once."""
+
+    @abstractmethod
+    def row_dtype(self, dtype: np.dtype) -> np.dtype:
+        """Type in which the engine computes with rows of a type."""
+
+    @abstractmethod
+    def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:
+        """A search for the tiles of a part; see `TileSearch`."""
+
+    def batches(self, geometry: Geometry) -> bool:
+        """Whether the passes of many small k-means can be made together, see `batch`; on a CPU it would not pay."""
+        return False
+
+    @abstractmethod
+    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
+        """Write squared distances to the centroids that rows are labeled with; see `cpu_kernels.label_distances`."""
+
+    @abstractmethod
+    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
+        """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`."""
+
+    @abstractmethod
+    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
+        """Bring sums up to date for rows whose label changed, and count them; see `cpu_kernels.move_rows`."""
 
 
-class Finder:
-    """Finds nearest centroids tile by tile, in the form that is fastest for these rows.
+class TileSearch(ABC):
+    """Finds the nearest centroids of a part's tiles, in the form that is fastest for these rows.
 
     Parameters
     ----------
+    engine : Engine
     part : Part
     geometry : Geometry
     phase : str
         What the pass is for: what is fastest depends on how much is known beforehand.
+    assignment : Assignment
+        Of the part, as it is when the pass begins.
     """
 
-    def __init__(self, part: Part, geometry: Geometry, phase: str = "search") -> None:
-        self.part, self.geometry, self.phase = part, geometry, phase
-        self._labeled: tuple[bool, bool] | None = None
+    def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:
+        self.engine, self.part, self.geometry, self.phase = engine, part, geometry, phase
+        labeled = assignment.labels >= 0
+        self.any_labeled, self.all_labeled = bool(labeled.any()), bool(labeled.all())
 
-    def _has_labels(self, known: Assignment) -> tuple[bool, bool]:
-        """Whether any, and whether all rows had labels when the pass began; asked of a device once."""
-        if self._labeled is None:
-            there = known.labels >= 0
-            self._labeled = bool(there.any()), bool(there.all())
-        return self._labeled
+    @abstractmethod
+    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CentroidIndex:
+        """The index of centroids for these rows; of those alone that have moved since `before`, if given."""
 
-    def label_distances(
-        self, tile: RowTile, centroids: SharedArray, known: Assignment, before: SharedArray | None = None
-    ) -> None:
-        """Measure a slab's distances to the centroids it is labeled with.
+    @abstractmethod
+    def operand(self, tile: RowTile, index: Any) -> Any:
+        """The rows as the index takes them, or None to have it make them."""
+
+    def measure(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
+        """Measure a tile's distances to the centroids it is labeled with.
+
+        Parameters
+        ----------
+        tile : RowTile
+            Its distances are written to.
+        centroids : SharedArray
+        before : SharedArray, optional
+            The centroids they were measured to; to those that have not moved since they are kept.
+        """
+        if not self.any_labeled:
+            tile.distances[:] = np.inf
+            return
+        engine = self.engine
+        stayed = engine.stayed(centroids, before)
+        engine.label_distances(tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances)
+
+    def nearest(self, tile: RowTile, centroids: SharedArray, first: int = 0) -> None:
+        """Bring a tile's labels and distances up to date with `centroids`, numbered from `first`.
 
         Parameters
         ----------
         tile : RowTile
         centroids : SharedArray
-        known : Assignment
-            Of the part; the slab's distances are written to.
-        before : SharedArray, optional
-            The centroids they were measured to; to those that have not moved since they are kept.
+        first : int, default 0
         """
-        labels, distances = known.labels[tile.local], known.distances[tile.local]
-        xp = array_module(tile.rows)
-        if self._has_labels(known)[0]:
-            stayed = to_module(_NONE_STAYED, xp) if before is None else stayed_from(centroids, before, xp)
-            kernels_for(tile.rows).label_distances(tile.rows, here(centroids, xp), stayed, labels, distances)
-        else:
-            distances[:] = np.inf
+        index = self.index(tile, centroids)
+        index.nearest(tile.rows, tile.labels, tile.distances, self.operand(tile, index), first)
 
-    def nearest_again(
-        self, tile: RowTile, centroids: SharedArray, before: SharedArray, known: Assignment, old: Any
-    ) -> None:
-        """Do as `nearest`, for rows labeled by the centroids `before` at squared distances `old`.
+    def update(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
+        """Label a tile by its nearest centroids, beginning with those that its labels name.
 
         A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
         those that stayed its own was the nearest. It needs to be measured against the ones that moved only.
@@ -179,145 +302,95 @@ class Finder:
         Parameters
         ----------
         tile : RowTile
-        centroids, before : SharedArray
-            Those of this iteration and of the last.
-        known : Assignment
-            Of the part, with distances to `centroids`; the slab's labels and distances are updated.
-        old : ndarray of float64
-            Of the slab's rows.
-        """
-        if moved_from(centroids, before).mean() > _NEARLY_ALL:
-            return self.nearest(tile, centroids, known)
-        form = self._form(tile, centroids, known)
-        labels, distances = known.labels[tile.local], known.distances[tile.local]
-        xp, further = array_module(tile.rows), distances > old
-        operand = self._operand(tile, form)
-        everything, moved = (search_for(centroids, self.geometry, form, b) for b in (None, before))
-        everything.nearest(tile.rows, labels, distances, operand, which=xp.flatnonzero(further))
-        moved.nearest(tile.rows, labels, distances, operand, which=xp.flatnonzero(~further))
-        return None
-
-    def nearest(self, tile: RowTile, centroids: SharedArray, known: Assignment, first: int = 0) -> None:
-        """Bring a slab's labels and distances up to date with `centroids`, numbered from `first`.
-
-        Parameters
-        ----------
-        tile : RowTile
         centroids : SharedArray
-        known : Assignment
-            Of the part; the slab's labels and distances are updated.
-        first : int, default 0
+        before : SharedArray, optional
+            The centroids of which labels and distances are known; without it labels are good for a hint and no more.
         """
-        form = self._form(tile, centroids, known)
-        search = search_for(centroids, self.geometry, form)
-        search.nearest(
-            tile.rows, known.labels[tile.local], known.distances[tile.local], self._operand(tile, form), first
-        )
-
-    def _form(self, tile: RowTile, centroids: SharedArray, known: Assignment) -> int | Form:
-        # Measured once per geometry and phase, apart for passes that know nothing and those with labels to start from.
-        n_clusters, on_host = len(centroids.get()), array_module(tile.rows) is np
-        if on_host and (self.geometry.basis is None or n_clusters < 64):
-            return 0
-        labels, distances, hinted = known.labels[tile.local], known.distances[tile.local], self._has_labels(known)[1]
-        kept = on_host and self._keeps_operands()
-        key = ("form", on_host, self.phase, n_clusters.bit_length(), hinted, kept)
-        form: int | Form | None = host_cache.get(self.geometry.name, key)
-        if form is not None:
-            return form
-        if on_host and len(tile.rows) < TRIAL_ROWS:
-            return 0
-        with _choosing:  # one thread measures, the others wait for what it finds
-            form = host_cache.get(self.geometry.name, key)
-            if form is not None:
-                return form
-            if on_host:
-                some = slice(None, None, len(tile.rows) // TRIAL_ROWS)
-                rows = np.ascontiguousarray(tile.rows[some])
-                form = choose_head(
-                    rows, labels[some].copy(), distances[some].copy(), centroids, self.geometry, kept=kept
-                )
-            else:
-                form = choose_form(tile.rows, labels, distances, centroids, self.geometry)
-            host_cache.put(self.geometry.name, key, form, 0, self.part.budget)
-            return form
-
-    def _keeps_operands(self) -> bool:
-        rows = self.part.rows
-        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
-
-    def _operand(self, tile: RowTile, form: int | Form) -> Any:
-        on_host = isinstance(form, int)
-        if on_host and (form == 0 or not self._keeps_operands()):
-            return None
-        # Rows rotated in another geometry would give bounds that do not hold.
-        kind = "" if isinstance(form, int) else kind_of(form)
-        key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
-        group, kept, budget = self.part.rows.key, memo_here(), budget_here(self.part)
-        operand = kept.get(group, key)
-        if operand is None and on_host:
-            operand = make_operand(tile.rows, self.geometry, tile.rows.shape[1])
-            kept.put(group, key, operand, operand.n_bytes, budget)
-        elif operand is None:
-            operand = make_cuda_operand(tile.rows, self.geometry, kind)
-            # To hold rows that are operands themselves would keep them on the device.
-            kept.put(
-                group, key, replace(operand, matrix=None) if operand.as_stored else operand, operand.n_bytes, budget
-            )
-        elif not on_host and operand.as_stored:
-            operand = replace(operand, matrix=tile.rows)
-        return operand
+        tile.previous_labels, old = tile.labels.copy(), tile.distances.copy()
+        self.measure(tile, centroids, before)
+        if before is None or self.engine.moved(centroids, before).mean() > _NEARLY_ALL:
+            self.nearest(tile, centroids)
+            return
+        index, xp = self.index(tile, centroids), self.engine.xp
+        operand, further = self.operand(tile, index), tile.distances > old
+        moved = self.index(tile, centroids, before)
+        index.nearest(tile.rows, tile.labels, tile.distances, operand, which=xp.flatnonzero(further))
+        moved.nearest(tile.rows, tile.labels, tile.distances, operand, which=xp.flatnonzero(~further))
 
 
-def kernels_for(rows: Any) -> ModuleType:
-    """Return the inner loops for rows where they are: `kernels`, or `kernels_cuda` on a device."""
-    return cpu_kernels if array_module(rows) is np else cuda_kernels
-
-
-def memo_here() -> BlockCache:
-    """Return what this process remembers, of the memory it computes in."""
-    return host_cache if worker_device() == "cpu" else device_cache
-
-
-def budget_here(part: Part) -> int:
-    """Bytes of that memory a part may be remembered in."""
-    return part.budget if worker_device() == "cpu" else resident_budget()
-
-
-def remembered(part: Part, kind: str, run: str) -> Any | None:
-    """Take back what a run remembered about a part, or None; it is forgotten until it is remembered again.
-
-    What is being changed must not be found by a task that repeats this one after a failure.
+def fold(
+    part: Part,
+    engine: Engine,
+    assignment: Assignment,
+    search: Callable[[RowTile], None],
+    consume: Callable[[RowTile], None] | None = None,
+    *,
+    geometry: Geometry,
+    weights: NDArray[np.int64] | None = None,
+) -> int:
+    """Pass over the rows of a part: label every tile, add up its distances, and have it consumed.
 
     Parameters
     ----------
     part : Part
-    kind : str
-        What it is about.
-    run : str
-        Name of the k-means.
+    engine : Engine
+    assignment : Assignment
+        Of the part; brought up to date.
+    search : callable
+        Labels a tile, as `TileSearch.update` does.
+    consume : callable, optional
+        Uses a labeled tile.
+    geometry : Geometry
+    weights : ndarray of int64, shape (n_rows,), optional
+        Of the part's rows.
 
     Returns
     -------
-    object or None
+    int
+        Weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order and
+        any cut of the rows.
     """
-    key = (kind, part.start, part.stop)
-    entry = memo_here().get(part.rows.key, key)
-    if entry is None or entry[0] != run:
-        return None
-    memo_here().put(part.rows.key, key, ("", None), 0, budget_here(part))
-    return entry[1]
+    total = geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
+    for first, rows in engine.blocks(part):
+        stop = first + len(rows)
+        local = slice(first - part.start, stop - part.start)
+        share = engine.put(_NO_WEIGHTS if weights is None else weights[local])
+        tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], share)
+        search(tile)
+        total.add(tile.distances, tile.weights)
+        if consume is not None:
+            consume(tile)
+    return total.total()
 
 
-def remember(part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
-    """Keep something about a part for the next pass of the same run, if there is room.
+@cache
+def _engine(device: str) -> Engine:
+    if device == "cpu":
+        from hkm_dask.kmeans.search.cpu import CpuEngine
+
+        return CpuEngine()
+    from hkm_dask.kmeans.search.cuda import CudaEngine
+
+    return CudaEngine()
+
+
+def worker_engine() -> Engine:
+    """The engine of this worker, made once.
+
+    Raises
+    ------
+    ComputeError
+        The worker is to compute on a GPU and cannot.
+    """
+    return _engine(worker_device())
+
+
+def is_too_little(flops: float) -> bool:
+    """Tell whether a pass is so little work that this worker's device would do nothing but start kernels.
 
     Parameters
     ----------
-    part, kind, run
-        As for `remembered`.
-    value : object
-    n_bytes : int
-        What it takes.
+    flops : float
+        Operations of the pass.
     """
-    memo_here().put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, budget_here(part))
+    return flops < _TINY_FLOPS and worker_device() != "cpu"

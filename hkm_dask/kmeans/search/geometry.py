@@ -16,13 +16,15 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.block_cache import Part, iter_blocks
+from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
+from hkm_dask.kmeans.fixed_point import FixedPointSum
 
 #: Rows the principal directions are taken from, and the places in the input they come from.
 _BASIS_ROWS, _SAMPLE_PLACES = 8192, 16
@@ -37,6 +39,8 @@ LARGEST_NORM = 2.0**62
 _FAR_MEAN = 16.0
 #: Share of the spread up to which the rounding of sums may move a row.
 _COARSEST = 1.0 / 32.0
+#: Bits of the squared spread that the sums of squared distances keep: 2^-20 of a distance 2^20 times as small as it.
+_DISTANCE_BITS = 60
 #: Norms that surpass the others by this factor neither set the radius nor the principal directions.
 _FAR_NORM = 16.0
 #: Norms between this and its inverse have squares in 16 bits whose steps float32 holds.
@@ -97,9 +101,47 @@ class Geometry:
 
     @property
     def distance_scale(self) -> float:
-        """Fixed-point units per unit of squared distance, likewise."""
-        width = 2.0 * self.max_abs
-        return _power_of_two(self.n_rows, width * width * len(self.origin))
+        """Fixed-point units per unit of squared distance: a power of two.
+
+        Distances are small beside the squared spread and large beside it, where rows are far: `distance_bits` of them
+        are summed, see `distance_sum`.
+
+        Examples
+        --------
+        >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_scale == 2.0**60
+        True
+        """
+        spread = self.spread or 2.0**-30 * self.max_abs
+        return 2.0 ** (_DISTANCE_BITS - math.floor(2.0 * math.log2(spread))) if spread > 0.0 else 1.0
+
+    @property
+    def distance_bits(self) -> int:
+        """Bits of the largest squared distance in those units: about 75 for rows about alike, below 180 for any.
+
+        Examples
+        --------
+        >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_bits
+        144
+        """
+        largest = len(self.origin) * (2.0 * self.max_abs) ** 2
+        return max(1, 1 + math.ceil(math.log2(largest * self.distance_scale))) if largest > 0.0 else 1
+
+    def distance_sum(self, total_weight: int) -> FixedPointSum:
+        """Begin an exact sum of squared distances, in units of `distance_scale`.
+
+        Parameters
+        ----------
+        total_weight : int
+            Of the distances, at most.
+
+        Examples
+        --------
+        >>> inertia = Geometry(np.zeros(2, np.float32), max_abs=9.0, n_rows=10, spread=1.0).distance_sum(10)
+        >>> inertia.add(np.array([0.25, 3.0]))
+        >>> inertia.total() == 3.25 * 2**60
+        True
+        """
+        return FixedPointSum(self.distance_scale, self.distance_bits, total_weight)
 
     @property
     def step(self) -> float:

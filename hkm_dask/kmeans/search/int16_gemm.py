@@ -108,7 +108,8 @@ def inner_product(typing_context: Any, a: Any, i: Any, b: Any, j: Any, first: An
 
 @intrinsic
 def _score_block(
-    typing_context: Any, rows: Any, n_columns: Any, places: Any, tails: Any, panels: Any, constants: Any, slopes: Any,
+    typing_context: Any, rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, constants: Any,
+    slopes: Any,
     scale: Any, first: Any, panel: Any, scores: Any, column: Any,
 ) -> Any:  # fmt: skip
     """Scores of `BLOCK_ROWS` rows from line `first` on, the last one repeated, for one panel."""
@@ -117,20 +118,20 @@ def _score_block(
         def array(n: int) -> Any:
             return context.make_array(signature.args[n])(context, b, arguments[n])
 
-        rows, places, tails, panels = array(0), array(2), array(3), array(4)
+        rows, places, residual_norms, panels = array(0), array(2), array(3), array(4)
         constants, slopes, scores = array(5), array(6), array(10)
         n_columns, scale, first, panel, column = (arguments[n] for n in (1, 7, 8, 9, 11))
         width, n_lines = b.extract_value(rows.shape, 1), b.extract_value(places.shape, 0)
-        n_tails, tail = b.extract_value(tails.shape, 1), b.lshr(n_columns, _number(4))
+        n_tails, tail = b.extract_value(residual_norms.shape, 1), b.lshr(n_columns, _number(4))
         stride = b.extract_value(scores.shape, 1)
         last = b.sub(n_lines, _number(1))
-        pairs_of, tail_of = [], []
+        pairs_of, norm_of = [], []
         for r in range(BLOCK_ROWS):
             line = b.add(first, _number(r))
             line = b.select(b.icmp_signed("<", line, n_lines), line, last)
             place = b.load(b.gep(places.data, [line]))
             pairs_of.append(b.bitcast(b.gep(rows.data, [b.mul(place, width)]), _i32.as_pointer()))
-            tail_of.append(b.load(b.gep(tails.data, [b.add(b.mul(place, n_tails), tail)])))
+            norm_of.append(b.load(b.gep(residual_norms.data, [b.add(b.mul(place, n_tails), tail)])))
         n_pairs = b.lshr(n_columns, _number(1))
         base = b.bitcast(b.gep(panels.data, [b.mul(panel, b.mul(n_columns, _number(PANEL)))]), _i32.as_pointer())
 
@@ -163,20 +164,22 @@ def _score_block(
             constant, slope = _load(b, constants.data, here, _floats), _load(b, slopes.data, here, _floats)
             for r in range(BLOCK_ROWS):
                 score = b.call(fma, [b.sitofp(sums[r][half], _floats), factor, constant])
-                score = b.call(fma, [_spread(b, tail_of[r], _floats), slope, score])
+                score = b.call(fma, [_spread(b, norm_of[r], _floats), slope, score])
                 place = b.add(b.mul(b.add(first, _number(r)), stride), b.add(column, _number(half * _LANES)))
                 b.store(score, b.bitcast(b.gep(scores.data, [place]), _floats.as_pointer()), align=4)
         return context.get_dummy_value()
 
     signature = types.void(
-        rows, n_columns, places, tails, panels, constants, slopes, scale, first, panel, scores, column
+        rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first, panel, scores, column
     )  # fmt: skip
     return signature, generate
 
 
 @kernel("void(i2[:,::1], i8, i8[::1], f4[:,::1], i2[::1], f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
-def score(rows, n_columns, places, tails, panels, constants, slopes, scale, first_panel, n_panels, scores):  # type: ignore[no-untyped-def]
-    """Write ``constants + scale * (rows · centroids) + tails * slopes`` for some rows and some panels of centroids.
+def score(  # type: ignore[no-untyped-def]
+    rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores
+):
+    """Write ``constants + scale * (rows · centroids) + residual_norms * slopes`` for rows and panels of centroids.
 
     Parameters
     ----------
@@ -185,7 +188,7 @@ def score(rows, n_columns, places, tails, panels, constants, slopes, scale, firs
         How many are taken: a multiple of 16.
     places : ndarray of int64, shape (n_lines,)
         The rows to score.
-    tails : ndarray of float32, shape (n_rows, n_columns // 16 + 1 or more)
+    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1 or more)
         Column ``n_columns // 16`` is taken.
     panels : ndarray of int16
         From `pack`.
@@ -199,7 +202,8 @@ def score(rows, n_columns, places, tails, panels, constants, slopes, scale, firs
     for p in range(n_panels):
         for i in range(0, places.shape[0], BLOCK_ROWS):
             _score_block(
-                rows, n_columns, places, tails, panels, constants, slopes, scale, i, first_panel + p, scores, p * PANEL
+                rows, n_columns, places, residual_norms, panels, constants, slopes, scale, i, first_panel + p, scores,
+                p * PANEL,
             )  # fmt: skip
 
 

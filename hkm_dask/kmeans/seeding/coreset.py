@@ -16,18 +16,18 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import on_host, to_host
-from hkm_dask.compute.block_cache import Part, forget
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.backend import on_host
+from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
-from hkm_dask.compute.placement import discard, on_workers
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.lloyd import iterate, split_rows
+from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex, scratch
-from hkm_dask.kmeans.search.engine import remembered
+from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
+from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding import greedy
 
@@ -258,7 +258,7 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: 
             grouped = iterate(here, start, geometry=geometry, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
         forget(here.key)
         labels = np.full(len(index), -1, np.int32)
-        CentroidIndex(grouped.centroids, geometry).nearest(here.array, labels, np.full(len(index), np.inf))
+        CpuIndex(grouped.centroids, geometry).nearest(here.array, labels, np.full(len(index), np.inf))
         parts = [index[labels == label] for label in range(n_groups)]
         if max(map(len, parts)) == len(index):  # all in one place
             parts = np.array_split(index, n_groups)
@@ -282,7 +282,7 @@ def _choose(
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
     groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, geometry=geometry)]
-    if len(groups) == 1 and not isinstance(runner, ClusterRunner):
+    if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
         here = np.ascontiguousarray(values[used])
         return used[_walk(here, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
     n_clusters = min(n_clusters, len(used))
@@ -350,7 +350,7 @@ def seed_from_points(
     """
     task = _FromPoints(points, weights, n_clusters, geometry, key, n_iterations, whole, runner.memory_budget)
     flops = 2.0 * points.get().size * n_clusters
-    if isinstance(runner, ClusterRunner) and runner.n_parts(flops) == 1:
+    if runner.fits_one_task(flops, points.get().nbytes):
         return runner.call(task, None, stage="seed")
     return task(runner)
 
@@ -380,14 +380,14 @@ class _FromPoints:
         centroids[: len(chosen)] = points[chosen]
         hints = np.full(len(points), -1, np.int32)
         if self.n_iterations and len(chosen) == self.n_clusters < len(used):
-            rows, run = on_workers(ArrayRows(np.ascontiguousarray(points[used])), runner), uuid.uuid4().hex
+            rows, run = runner.place(ArrayRows(np.ascontiguousarray(points[used]))), uuid.uuid4().hex
             start = iterate(
                 rows, centroids, geometry=self.geometry, runner=runner, max_iter=self.n_iterations, tol=1e-3,
                 weights=self.weights[used], run=run,
             )  # fmt: skip
             centroids = start.centroids
             # The labels of the last iteration will do for hints.
-            parts = split_rows(rows, runner, self.n_clusters)
+            parts = runner.split(rows, self.n_clusters)
             hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
             forget(rows.key)
             discard(rows)
@@ -401,5 +401,6 @@ class _LastLabels:
     run: str
 
     def __call__(self, part: Part) -> NDArray[np.int32]:
-        last = remembered(part, "lloyd", self.run)
-        return np.full(part.stop - part.start, -1, np.int32) if last is None else to_host(last.known.labels)
+        engine = worker_engine()
+        labels = last_labels(engine, part, self.run)
+        return np.full(part.stop - part.start, -1, np.int32) if labels is None else engine.host(labels)

@@ -17,17 +17,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host, to_module, worker_module
-from hkm_dask.compute.block_cache import Part
+from hkm_dask.compute.backend import array_module
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.lloyd import _NO_WEIGHTS, split_rows
 from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
-from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, kernels_for, remember, remembered
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.engine import Engine, RowTile, fold, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.random_rows import random_rows
 
@@ -63,15 +62,15 @@ class Candidates:
     counts: NDArray[np.int64] | None = None
 
     def __add__(self, other: Candidates) -> Candidates:
-        together = self.sums is not None and other.sums is not None
+        has_sums = self.sums is not None and other.sums is not None
         return Candidates(
             self.potential + other.potential,
             np.concatenate([self.times, other.times]),
             np.concatenate([self.rows, other.rows]),
             np.concatenate([self.squared, other.squared]),
             np.concatenate([self.vectors, other.vectors]),
-            self.sums + other.sums if together else None,  # type: ignore[operator]
-            self.counts + other.counts if together else None,  # type: ignore[operator]
+            self.sums + other.sums if has_sums else None,  # type: ignore[operator]
+            self.counts + other.counts if has_sums else None,  # type: ignore[operator]
         )
 
 
@@ -109,58 +108,72 @@ class UpdateAndSample:
 
     def __call__(self, part: Part) -> Candidates:
         """Fold the part."""
-        n_rows = part.stop - part.start
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
-        state = remembered(part, "seeding", self.run)
-        n_applied, known = state if state is not None else (0, Assignment.unknown(n_rows))
+        engine = worker_engine()
+        n_searched, assignment = engine.pop(part, "seeding", self.run) or (0, engine.unknown(part.stop - part.start))
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
-        shape = (int(firsts[-1]), part.rows.n_features)
-        xp = worker_module()
-        sums = xp.zeros(shape, xp.int64) if self.with_sums else None
-        counts = xp.zeros(shape[0], xp.int64) if self.with_sums else None
-        finder = Finder(part, self.geometry, "seed")
-        potential: Any = 0
-        found: list[tuple[NDArray[np.float64], NDArray[np.int64], NDArray[np.float64], NDArray[np.float32]]] = []
-        for tile in iter_tiles(part):
-            for batch, first in zip(self.batches[n_applied:], firsts[n_applied:-1], strict=True):
-                finder.nearest(tile, batch, known, int(first))
-            squared = known.distances[tile.local]
-            share = to_module(_NO_WEIGHTS if weights is None else weights[tile.local], xp)
-            fixed = xp.rint(squared * self.geometry.distance_scale).astype(xp.int64)
-            potential = potential + (fixed if weights is None else fixed * share).sum()  # waits for no device
-            if sums is not None and counts is not None:
-                kernels_for(tile.rows).add_rows(
-                    tile.rows, known.labels[tile.local], share, self.geometry.scale, sums, counts
-                )
+        n_centers, n_features = int(firsts[-1]), part.rows.n_features
+        cells = (engine.zeros(n_centers, n_features), engine.zeros(n_centers)) if self.with_sums else None
+        search = engine.search(part, self.geometry, "seed", assignment)
+        nobody = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, n_features), np.float32))
+        drawn: list[tuple[NDArray[Any], ...]] = [nobody]
+
+        def label(tile: RowTile) -> None:
+            for batch, first in zip(self.batches[n_searched:], firsts[n_searched:-1], strict=True):
+                search.nearest(tile, batch, int(first))
+
+        def draw(tile: RowTile) -> None:
+            if cells is not None:
+                engine.add_rows(tile.rows, tile.labels, tile.weights, self.geometry.scale, *cells)
             if self.horizon > 0:
-                rates = squared if weights is None else squared * share
-                times, local = _arrivals(self.key, tile.start, rates, self.horizon)
-                there = to_module(local, xp)
-                vectors = to_host(tile.rows[there]).astype(np.float32)
-                found.append((times, tile.start + local, to_host(squared[there]), vectors))
-        kind, size = ("cells" if self.with_sums else "seeding"), known.labels.nbytes + known.distances.nbytes
-        remember(part, kind, self.run, known if self.with_sums else (len(self.batches), known), size)
-        empty = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, shape[1]), np.float32))
-        times, rows, squared, vectors = (np.concatenate(column) for column in zip(empty, *found, strict=True))
-        if sums is not None:
-            sums, counts = to_host(sums), to_host(counts)
-        return Candidates(int(potential), times, rows, squared, vectors, sums, counts)
+                drawn.append(self._arrivals(tile, engine))
+
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
+        potential = fold(part, engine, assignment, label, draw, geometry=self.geometry, weights=weights)
+        if self.with_sums:
+            engine.keep(part, "cells", self.run, assignment, assignment.n_bytes)
+        else:
+            engine.keep(part, "seeding", self.run, (len(self.batches), assignment), assignment.n_bytes)
+        times, rows, squared, vectors = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        sums, counts = (None, None) if cells is None else map(engine.host, cells)
+        return Candidates(potential, times, rows, squared, vectors, sums, counts)
+
+    def _arrivals(self, tile: RowTile, engine: Engine) -> tuple[NDArray[Any], ...]:
+        """Times, rows, D² and vectors of the tile's candidates; on the host."""
+        rates = tile.distances * tile.weights if len(tile.weights) else tile.distances
+        times, places = arrivals(self.key, tile.start, rates, self.horizon, engine)
+        chosen = engine.put(places)
+        vectors = engine.host(tile.rows[chosen]).astype(np.float32)
+        return times, tile.start + places, engine.host(tile.distances[chosen]), vectors
 
 
-def _arrivals(key: int, start: int, rates: Any, horizon: float) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes of these rates, and the local rows they belong to.
+def arrivals(
+    key: int, start: int, rates: Any, horizon: float, engine: Engine
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Arrival times up to `horizon` of Poisson processes of these rates, and the places they belong to.
 
-    Both come on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
-    times are looked at.
+    Parameters
+    ----------
+    key : int
+        From `stream_key`.
+    start : int
+        Number of the first row.
+    rates : ndarray or cupy.ndarray of float64, shape (n_rows,)
+    horizon : float
+    engine : Engine
+
+    Returns
+    -------
+    times : ndarray of float64, shape (n_arrivals,)
+    places : ndarray of int64, shape (n_arrivals,)
+        Both on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
+        times are looked at.
     """
-    xp = array_module(rates)
-    alive = xp.flatnonzero(rates > 0)
-    if xp is not np:
-        first = random_uniform(stream_key(key, "arrival", 0), start + alive)
-        alive = alive[may_arrive(first, rates[alive], horizon)]
-    alive = to_host(alive)
-    times, which = arrival_times(key, start + alive, to_host(rates[to_module(alive, xp)]), horizon)
-    return times, alive[which]
+    alive = engine.xp.flatnonzero(rates > 0)
+    first = random_uniform(stream_key(key, "arrival", 0), start + alive)
+    alive = alive[may_arrive(first, rates[alive], horizon)]
+    places = engine.host(alive)
+    times, which = arrival_times(key, start + places, engine.host(rates[alive]), horizon)
+    return times, places[which]
 
 
 def may_arrive(first: Any, rates: Any, horizon: Any) -> Any:
@@ -238,14 +251,14 @@ class ThinCandidates:
         order = np.lexsort((draws.rows, draws.times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
         taken: list[NDArray[np.float32]] = []
-        settled: list[CentroidIndex] = []
+        settled: list[CpuIndex] = []
         n_settled = n_taken = 0
         for low in range(0, len(order), _CHUNK):
             chunk = order[low : low + _CHUNK]
             vectors, then = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
             now, labels = then.copy(), np.full(len(chunk), -1, np.int32)
             recent = taken[n_settled:]
-            for search in (*settled, *([CentroidIndex(np.concatenate(recent), self.geometry)] if recent else ())):
+            for search in (*settled, *([CpuIndex(np.concatenate(recent), self.geometry)] if recent else ())):
                 search.nearest(vectors, labels, now)
             accepted = np.zeros(len(chunk), bool)
             n_taken += cpu_kernels.accept_in_order(
@@ -254,7 +267,7 @@ class ThinCandidates:
             if accepted.any():
                 taken.append(vectors[accepted])
             if sum(map(len, taken[n_settled:])) >= _SETTLED:
-                settled.append(CentroidIndex(np.concatenate(taken[n_settled:]), self.geometry))
+                settled.append(CpuIndex(np.concatenate(taken[n_settled:]), self.geometry))
                 n_settled = len(taken)
             if n_taken == wanted:
                 break
@@ -301,7 +314,7 @@ def sample_by_distance(
     list of SharedArray
         Batches of float32 centers, `n` rows together; fewer where there are fewer distinct rows.
     """
-    parts = split_rows(rows, runner, n)
+    parts = runner.split(rows, n)
     batches = [_first_batch(rows, key, run, runner, weights)]
     total, potential, dry = 1, None, 0
     for round_ in range(1, 1 << 20):
@@ -362,7 +375,7 @@ def sample_in_rounds(
     ----------
     arXiv:1203.6402
     """
-    parts = split_rows(rows, runner, PARALLEL_ROUNDS * n_per_round)
+    parts = runner.split(rows, PARALLEL_ROUNDS * n_per_round)
     batches = [_first_batch(rows, key, run, runner, weights)]
     total, potential = 1, 0
     # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.

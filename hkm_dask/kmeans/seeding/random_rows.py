@@ -7,12 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.block_cache import Part
 from hkm_dask.compute.keyed_random import random_bits, random_uniform
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.lloyd import split_rows
 
 
 @dataclass(frozen=True)
@@ -63,5 +62,5 @@ def random_rows(
         Sorted.
     """
     task = _SmallestKeys(key, n, weights)
-    parts = split_rows(rows, runner, 1)
+    parts = runner.split(rows, 1)
     return runner.map_reduce(task, parts, combine=task.combine, stage="draw")

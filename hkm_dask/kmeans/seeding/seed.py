@@ -18,7 +18,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.lloyd import means, split_rows
+from hkm_dask.kmeans.lloyd import means
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, seed_from_points
 from hkm_dask.kmeans.seeding.d2_sampling import (
@@ -138,7 +138,7 @@ def _seed(
             rows, CORESET_FACTOR * n_clusters, geometry=geometry, key=key, run=run, runner=runner, report=report,
             weights=weights,
         )  # fmt: skip
-    parts = split_rows(rows, runner, sum(len(batch.get()) for batch in batches))
+    parts = runner.split(rows, sum(len(batch.get()) for batch in batches))
     points, sizes = yield MapReduce(
         UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
         parts,

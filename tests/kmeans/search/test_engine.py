@@ -1,4 +1,4 @@
-"""A pass over a part: tiles hold the rows, what is remembered is taken once, the form of the search is no matter."""
+"""A pass over a part: tiles hold the rows, what is remembered is taken once, the form of the search does not matter."""
 
 from pathlib import Path
 
@@ -8,11 +8,12 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.compute.block_cache import Part, host_cache
+from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.kmeans.search import engine
-from hkm_dask.kmeans.search.engine import Assignment, Finder, iter_tiles, remember, remembered
+from hkm_dask.kmeans.search import cpu
+from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
 
 BUDGET = 1 << 30
@@ -39,50 +40,61 @@ def brute(rows: np.ndarray, centroids: np.ndarray) -> np.ndarray:
 
 
 def find_all(part: Part, geometry: Geometry, centroids: SharedArray) -> Assignment:
-    known, finder = Assignment.unknown(part.stop - part.start), Finder(part, geometry, "test")
-    for tile in iter_tiles(part):
-        finder.nearest(tile, centroids, known)
-    return known
+    engine = worker_engine()
+    assignment = engine.unknown(part.stop - part.start)
+    search = engine.search(part, geometry, "test", assignment)
+    fold(part, engine, assignment, lambda tile: search.nearest(tile, centroids), geometry=geometry)
+    return assignment
 
 
 @settings(max_examples=40)
 @given(st.lists(st.integers(1, 60), min_size=1, max_size=6), st.integers(1, 25), st.sampled_from(["f2", "f4", "f8"]))
-def test_slabs_are_the_rows_in_float32(sizes: list[int], slab_rows: int, dtype: str) -> None:
+def test_tiles_are_the_rows_in_float32(sizes: list[int], tile_rows: int, dtype: str) -> None:
     bounds = np.cumsum([7, *sizes])
     array = np.random.default_rng(0).normal(size=(bounds[-1] + 3, 4)).astype(dtype)
     part = Part(ArrayRows(array), tuple(bounds.tolist()), BUDGET)
-    at = 7
+    engine, geometry = worker_engine(), Geometry(np.zeros(4, np.float32), 10.0, len(array))
+    assignment, at = engine.unknown(part.stop - part.start), 7
+
+    def consume(tile: RowTile) -> None:
+        nonlocal at
+        assert tile.start == at
+        assert tile.stop - tile.start <= tile_rows
+        assert tile.rows.dtype == np.float32
+        assert tile.rows.flags.c_contiguous
+        np.testing.assert_array_equal(tile.rows, array[tile.start : tile.stop].astype(np.float32))
+        assert np.shares_memory(tile.labels, assignment.labels[tile.start - 7 : tile.stop - 7])
+        at = tile.stop
+
+    def nothing_to_search(tile: RowTile) -> None:
+        tile.distances[:] = 1.0
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "TILE_ROWS", slab_rows)
-        for tile in iter_tiles(part):
-            assert tile.start == at
-            assert tile.stop - tile.start <= slab_rows
-            assert (tile.local.start, tile.local.stop) == (tile.start - 7, tile.stop - 7)
-            assert tile.rows.dtype == np.float32
-            assert tile.rows.flags.c_contiguous
-            np.testing.assert_array_equal(tile.rows, array[tile.start : tile.stop].astype(np.float32))
-            at = tile.stop
+        patch.setattr(cpu, "TILE_ROWS", tile_rows)
+        total = fold(part, engine, assignment, nothing_to_search, consume, geometry=geometry)
     assert at == bounds[-1]
+    assert total / geometry.distance_scale == bounds[-1] - 7
 
 
 def test_what_is_remembered_is_found_once_by_its_own_run() -> None:
     part = Part(ArrayRows(np.zeros((9, 2), np.float32)), (0, 9), BUDGET)
     other = Part(part.rows, (0, 5), BUDGET)
-    assert remembered(part, "lloyd", "run") is None
-    remember(part, "lloyd", "run", "what", 10)
-    assert remembered(part, "cells", "run") is None
-    assert remembered(other, "lloyd", "run") is None
-    assert remembered(part, "lloyd", "another run") is None
-    assert remembered(part, "lloyd", "run") == "what"
+    engine = worker_engine()
+    assert engine.pop(part, "lloyd", "run") is None
+    engine.keep(part, "lloyd", "run", "what", 10)
+    assert engine.pop(part, "cells", "run") is None
+    assert engine.pop(other, "lloyd", "run") is None
+    assert engine.pop(part, "lloyd", "another run") is None
+    assert engine.pop(part, "lloyd", "run") == "what"
     # A task that dies half way has changed what it took; whoever repeats it must begin afresh.
-    assert remembered(part, "lloyd", "run") is None
-    remember(Part(part.rows, part.bounds, 5), "lloyd", "run", "too much", 10)
-    assert remembered(part, "lloyd", "run") is None
+    assert engine.pop(part, "lloyd", "run") is None
+    engine.keep(Part(part.rows, part.bounds, 5), "lloyd", "run", "too much", 10)
+    assert engine.pop(part, "lloyd", "run") is None
     host_cache.drop(part.rows.key)
 
 
 def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: 16)
+    monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: 16)
     array, centroids = pairs_of_centroids(3000, 64, 128)
     part = Part(ArrayRows(array), (0, 3000), BUDGET)
     expected = brute(array, centroids)
@@ -98,8 +110,8 @@ def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.Monke
 def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
     budget: int, head: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: head)
-    monkeypatch.setattr(engine, "TILE_ROWS", 500)
+    monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: head)
+    monkeypatch.setattr(cpu, "TILE_ROWS", 500)
     array, centroids = pairs_of_centroids(3000, 64, 128)
     geometry, shared = turned_frame(array, 0), SharedArray(array=centroids)
     np.save(tmp_path / "rows.npy", array)
@@ -118,8 +130,8 @@ def test_the_head_is_chosen_once_even_where_nothing_else_can_be_kept(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     chosen = []
-    monkeypatch.setattr(engine, "choose_head", lambda *args, **kwargs: chosen.append(kwargs["kept"]) or 16)
-    monkeypatch.setattr(engine, "TILE_ROWS", 500)
+    monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: chosen.append(kwargs["kept"]) or 16)
+    monkeypatch.setattr(cpu, "TILE_ROWS", 500)
     array, centroids = pairs_of_centroids(3000, 64, 128)
     np.save(tmp_path / "rows.npy", array)
     rows = NpyRows(tmp_path / "rows.npy")
@@ -138,16 +150,21 @@ def test_labels_known_before_give_upper_bounds() -> None:
         turned_frame(array, 0),
         SharedArray(array=centroids),
     )
-    known = Assignment.unknown(600)
-    for tile in iter_tiles(part):
-        Finder(part, geometry, "test").label_distances(tile, shared, known)
-        assert np.isinf(known.distances).all()
-        known.labels[tile.local] = 3
-        finder = Finder(part, geometry, "test")  # asks once what is known when its pass begins
-        finder.label_distances(tile, shared, known)
-        np.testing.assert_allclose(known.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
-        finder.nearest(tile, shared, known)
-    np.testing.assert_array_equal(known.labels, brute(array, centroids))
+    engine = worker_engine()
+    assignment = engine.unknown(600)
+    search = engine.search(part, geometry, "test", assignment)
+
+    def label(tile: RowTile) -> None:
+        search.measure(tile, shared)
+        assert np.isinf(tile.distances).all()
+        tile.labels[:] = 3
+        again = engine.search(part, geometry, "test", assignment)  # asks once what is known when its pass begins
+        again.measure(tile, shared)
+        np.testing.assert_allclose(tile.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
+        again.update(tile, shared)
+
+    fold(part, engine, assignment, label, geometry=geometry)
+    np.testing.assert_array_equal(assignment.labels, brute(array, centroids))
     host_cache.drop(part.rows.key)
 
 
@@ -180,11 +197,10 @@ def test_rows_are_labeled_again_from_what_moved_with_ties_to_the_lowest(
 
     part, geometry = Part(ArrayRows(rows), (0, len(rows)), 0), Geometry(rows.mean(0), 2.0, len(rows))
     labels, old = exact(before)
-    known, finder = Assignment(labels.astype(np.int32), old.copy()), Finder(part, geometry)
-    now = SharedArray(array=after)
-    for tile in iter_tiles(part):
-        finder.label_distances(tile, now, known)
-        finder.nearest_again(tile, now, SharedArray(array=before), known, old)
-    expected, squared = exact(after)
-    np.testing.assert_array_equal(known.labels, expected)
-    np.testing.assert_array_equal(known.distances, squared)
+    engine, assignment = worker_engine(), Assignment(labels.astype(np.int32), old.copy())
+    search = engine.search(part, geometry, "test", assignment)
+    now, then = SharedArray(array=after), SharedArray(array=before)
+    fold(part, engine, assignment, lambda tile: search.update(tile, now, then), geometry=geometry)
+    expected = exact(after)
+    np.testing.assert_array_equal(assignment.labels, expected[0])
+    np.testing.assert_array_equal(assignment.distances, expected[1])

@@ -5,11 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.kmeans.search import tuning
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.search import cpu, tuning
+from hkm_dask.kmeans.search.cpu import CpuIndex, choose_head
+from hkm_dask.kmeans.search.engine import RowTile, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.tuning import choose_head, moved_from, search_for
 
 
 def frame_of(rows: np.ndarray, basis: np.ndarray | None = None) -> Geometry:
@@ -28,46 +30,59 @@ def spectrum(n: int, d: int, seed: int = 0) -> np.ndarray:
     return ((rng.normal(size=(n, d)) * 0.9 ** np.arange(d)) @ turn + 1.0).astype(np.float32)
 
 
-def test_a_search_is_made_once_and_belongs_to_its_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def index_of(
+    rows: np.ndarray, centroids: SharedArray, geometry: Geometry, before: SharedArray | None = None
+) -> CpuIndex:
+    """The index a pass over these rows would use."""
+    engine, part = worker_engine(), Part(ArrayRows(rows), (0, len(rows)), 1 << 30)
+    assignment = engine.unknown(len(rows))
+    tile = RowTile(0, len(rows), rows, assignment.labels, assignment.distances, np.empty(0, np.int64))
+    index = engine.search(part, geometry, "test", assignment).index(tile, centroids, before)
+    assert isinstance(index, CpuIndex)
+    return index
+
+
+def test_an_index_is_made_once_and_belongs_to_its_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
+    n_head = 16
+    monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: n_head)
     rows = spectrum(300, 24)
-    shared, other = SharedArray(array=rows[:50]), SharedArray(array=rows[:50].copy())
+    shared, other = SharedArray(array=rows[:70]), SharedArray(array=rows[:70].copy())
     geometry, turned = frame_of(rows), frame_of(rows, np.eye(24))
-    first = search_for(shared, geometry, 8)
-    assert search_for(shared, geometry, 8) is first
-    assert search_for(shared, geometry, 0) is not first
-    found = search_for(shared, turned, 8)
+    first = index_of(rows, shared, geometry)
+    assert first.n_head == 16
+    assert index_of(rows, shared, geometry) is first
+    found = index_of(rows, shared, turned)
     assert found is not first
     assert found.geometry is turned
-    assert search_for(other, geometry, 8) is not first
-    assert len(tuning._made) <= tuning._KEPT
+    assert index_of(rows, other, geometry) is not first
 
 
 def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:
     rows = spectrum(300, 24)
     geometry = frame_of(rows)
     for i in range(20):  # the address of a dead array is often used again
-        search = search_for(SharedArray(array=rows[i : i + 5].copy()), geometry, 0)
-        np.testing.assert_array_equal(search.centroids, rows[i : i + 5])
+        index = index_of(rows, SharedArray(array=rows[i : i + 5].copy()), geometry)
+        np.testing.assert_array_equal(index.centroids, rows[i : i + 5])
 
 
 def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = spectrum(500, 96)
-    shared, geometry = SharedArray(array=spectrum(80, 96, 1)), frame_of(rows)
+    centroids, geometry = spectrum(80, 96, 1), frame_of(rows)
     unknown = np.full(500, -1, np.int32), np.full(500, np.inf)
     for fastest in (0, 16, 48, 96):
         tried = []
 
-        def trial(search: CentroidIndex, *args: object, fastest: int = fastest, tried: list[int] = tried) -> float:
-            tried.append(search.head)
-            return 1.0 + abs(search.head - fastest) if search.head else 2.0 * (fastest > 0) * 99
+        def trial(search: CpuIndex, *args: object, fastest: int = fastest, tried: list[int] = tried) -> float:
+            tried.append(search.n_head)
+            return 1.0 + abs(search.n_head - fastest) if search.n_head else 2.0 * (fastest > 0) * 99
 
-        monkeypatch.setattr(tuning, "_trial", trial)
-        assert choose_head(rows, *unknown, shared, geometry, kept=True) == fastest
+        monkeypatch.setattr(cpu, "_trial", trial)
+        assert choose_head(rows, *unknown, centroids, geometry, kept=True) == fastest
         assert set(tried) <= {0, 16, 32, 48, 96}
     monkeypatch.undo()
-    assert choose_head(rows, *unknown, shared, geometry, kept=False) in (0, 96, *tuning._HEADS)
-    assert choose_head(rows[:20], *unknown, shared, geometry, kept=True) == 0
-    assert choose_head(rows, *unknown, shared, Geometry(geometry.origin, 1.0, 500), kept=True) == 0
+    assert choose_head(rows, *unknown, centroids, geometry, kept=False) in (0, 96, *tuning._HEADS)
+    assert choose_head(rows[:20], *unknown, centroids, geometry, kept=True) == 0
+    assert choose_head(rows, *unknown, centroids, Geometry(geometry.origin, 1.0, 500), kept=True) == 0
 
 
 def test_what_moved_is_found_once_and_searched_alone() -> None:
@@ -76,13 +91,14 @@ def test_what_moved_is_found_once_and_searched_alone() -> None:
     now = SharedArray(array=before.get().copy())
     now.get()[[3, 17]] += 1.0
     now.get()[5] = np.nan
-    moved = moved_from(now, before)
+    engine = worker_engine()
+    moved = engine.moved(now, before)
     assert np.flatnonzero(moved).tolist() == [3, 5, 17]
-    assert moved_from(now, before) is moved
+    assert engine.moved(now, before) is moved
     geometry = frame_of(rows)
-    search = search_for(now, geometry, 8, before)
-    assert search is search_for(now, geometry, 8, before)
+    index = index_of(rows, now, geometry, before)
+    assert index is index_of(rows, now, geometry, before)
     labels, distances = np.full(300, -1, np.int32), np.full(300, np.inf)
-    search.nearest(rows, labels, distances)
+    index.nearest(rows, labels, distances)
     exact = ((rows[:, None].astype(np.float64) - now.get()[[3, 17]]) ** 2).sum(2)
     np.testing.assert_array_equal(labels, np.array([3, 17])[exact.argmin(1)])

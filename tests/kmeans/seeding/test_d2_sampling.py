@@ -9,11 +9,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from hkm_dask.compute.block_cache import Part, host_cache
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding import d2_sampling
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, ThinCandidates, UpdateAndSample, sample_by_distance
@@ -133,7 +135,7 @@ def test_one_round_of_candidates_is_a_poisson_process(monkeypatch: pytest.Monkey
     squared = np.array([0.0, 0.5, 1.0, 4.0, 1e-9])
     counts = np.zeros((5, 1500), np.int64)
     for i in range(1500):
-        times, rows = d2_sampling._arrivals(stream_key(i), 100, squared, 1.5)
+        times, rows = d2_sampling.arrivals(stream_key(i), 100, squared, 1.5, worker_engine())
         assert (times <= 1.5).all()
         counts[:, i] = np.bincount(rows, minlength=5)
     assert counts[0].sum() == counts[4].sum() == 0
@@ -151,11 +153,13 @@ def test_one_round_of_candidates_is_a_poisson_process(monkeypatch: pytest.Monkey
 
 def test_arrivals_belong_to_rows_not_to_blocks() -> None:
     squared = np.random.default_rng(0).uniform(0, 3, 100)
-    times, rows = d2_sampling._arrivals(7, 0, squared, 2.0)
+    times, rows = d2_sampling.arrivals(7, 0, squared, 2.0, worker_engine())
     parts = [
-        (t, r + low) for low in (0, 40, 70) for t, r in [d2_sampling._arrivals(7, low, squared[low : low + 30], 2.0)]
+        (t, r + low)
+        for low in (0, 40, 70)
+        for t, r in [d2_sampling.arrivals(7, low, squared[low : low + 30], 2.0, worker_engine())]
     ]
-    parts.append((lambda t, r: (t, r + 30))(*d2_sampling._arrivals(7, 30, squared[30:40], 2.0)))
+    parts.append((lambda t, r: (t, r + 30))(*d2_sampling.arrivals(7, 30, squared[30:40], 2.0, worker_engine())))
     together = sorted((t, r) for ts, rs in parts for t, r in zip(ts.tolist(), rs.tolist(), strict=True))
     assert together == sorted(zip(times.tolist(), rows.tolist(), strict=True))
 

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.kmeans.search import centroid_index, cpu_kernels
-from hkm_dask.kmeans.search.centroid_index import CentroidIndex, make_operand
+from hkm_dask.kmeans.search import cpu, cpu_kernels
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cpu_operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry
 
 
@@ -36,7 +37,7 @@ def find(
     centroids: np.ndarray, rows: np.ndarray, geometry: Geometry | None = None, head: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = np.full(len(rows), -1, np.int32), np.full(len(rows), np.inf)
-    CentroidIndex(centroids, geometry or frame_of(rows), head).nearest(rows, labels, distances)
+    CpuIndex(centroids, geometry or frame_of(rows), head).nearest(rows, labels, distances)
     return labels, distances
 
 
@@ -110,7 +111,7 @@ def test_the_pruned_form_bounds_the_distance_from_below(seed: int, head: int, de
     rows = (rng.normal(size=(40, 32)) * decay ** np.arange(32) + 2.0).astype(np.float32)
     geometry = frame_of(rows)
     form = make_operand(rows, geometry, head)
-    short = np.column_stack([form.matrix * geometry.step, form.tails[:, -1].astype(np.float64)])
+    short = np.column_stack([form.matrix * geometry.step, form.residual_norms[:, -1].astype(np.float64)])
     bound = np.sqrt(((short[:, None] - short[None]) ** 2).sum(2))
     exact = np.sqrt(((rows[:, None].astype(np.float64) - rows[None]) ** 2).sum(2))
     assert (bound <= exact + form.errors[:, None] + form.errors[None]).all()
@@ -125,10 +126,10 @@ def test_however_the_rows_are_cut_the_bits_are_the_same(cuts: list[int], kept: b
     rows, centroids = spectrum(700, 24), spectrum(90, 24, 1)
     geometry, head = frame_of(rows), 8
     labels, distances = find(centroids, rows, geometry, head)
-    search = CentroidIndex(centroids, geometry, head)
+    search = CpuIndex(centroids, geometry, head)
     for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), 700], strict=True):
         some, best = np.full(high - low, -1, np.int32), np.full(high - low, np.inf)
-        operand = make_operand(rows[low:high], geometry, search.more) if kept else None
+        operand = make_operand(rows[low:high], geometry, search.n_refine) if kept else None
         search.nearest(rows[low:high], some, best, operand)
         np.testing.assert_array_equal(some, labels[low:high])
         np.testing.assert_array_equal(best, distances[low:high])
@@ -140,7 +141,7 @@ def test_centroids_found_batch_by_batch_are_those_found_at_once(d: int, cuts: li
     rows, centroids = np.round(spectrum(400, d) * 4), np.round(spectrum(90, d, 1) * 4)  # rounded: many ties
     labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)
     for low, high in zip([0, *cuts], [*cuts, 90], strict=True):
-        CentroidIndex(centroids[low:high], frame_of(rows)).nearest(rows, labels, distances, first=low)
+        CpuIndex(centroids[low:high], frame_of(rows)).nearest(rows, labels, distances, first=low)
     np.testing.assert_array_equal(labels, brute(centroids, rows)[0])
     np.testing.assert_array_equal(distances, brute(centroids, rows)[1])
 
@@ -153,7 +154,7 @@ def test_what_is_known_before_changes_nothing(d: int, gaps: bool) -> None:
     if gaps:
         centroids[[0, 5, 79]] = np.nan
     expected = find(centroids, rows)
-    search = CentroidIndex(centroids, frame_of(rows))
+    search = CpuIndex(centroids, frame_of(rows))
     for seed in range(3):
         labels = np.random.default_rng(seed).integers(-1, 80, 600).astype(np.int32)
         distances = np.empty(600)
@@ -176,17 +177,17 @@ def test_some_rows_among_some_centroids(d: int, head: int) -> None:
     only[10] = True
     hidden = np.where((only & ~np.isnan(centroids[:, 0]))[:, None], centroids, np.nan)
     geometry = frame_of(rows)
-    search = CentroidIndex(centroids, geometry, head).only(only)
+    search = CpuIndex(centroids, geometry, head).only(only)
     for which in (np.arange(100, 300), np.array([3, 7, 499]), np.arange(0, 500, 3), np.empty(0, np.int64)):
         labels, distances = np.full(500, -1, np.int32), np.full(500, np.inf)
         search.nearest(
-            rows, labels, distances, make_operand(rows, geometry, search.more) if d > 2 else None, which=which
+            rows, labels, distances, make_operand(rows, geometry, search.n_refine) if d > 2 else None, which=which
         )
         expected, squared = brute(hidden, rows[which]) if len(which) else (which, which)
         np.testing.assert_array_equal(labels[which], expected)
         np.testing.assert_allclose(distances[which], squared, rtol=1e-13)
         assert (np.delete(labels, which) == -1).all()
-    nothing = CentroidIndex(centroids, geometry, head).only(np.zeros(80, bool))
+    nothing = CpuIndex(centroids, geometry, head).only(np.zeros(80, bool))
     assert nothing.nearest(rows, labels, distances) == 0
 
 
@@ -257,8 +258,8 @@ def test_most_pairs_the_head_does_not_exclude_need_no_distance(monkeypatch: pyte
     rows, centroids = spectrum(400, 120), spectrum(200, 120, 1)
     geometry, counts = frame_of(rows), {}
     for more in (0, 48):
-        monkeypatch.setattr(centroid_index, "_MORE", more)
+        monkeypatch.setattr(cpu, "_REFINE", more)
         labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)
-        counts[more] = CentroidIndex(centroids, geometry, 16).nearest(rows, labels, distances)
+        counts[more] = CpuIndex(centroids, geometry, 16).nearest(rows, labels, distances)
         np.testing.assert_array_equal(labels, brute(centroids, rows)[0])
     assert 400 <= counts[48] < counts[0] / 3

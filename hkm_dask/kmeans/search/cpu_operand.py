@@ -1,19 +1,28 @@
-"""Rows as the search takes them: centered, and on a grid of 16 bits, with bounds on what that changes.
+"""Rows and centroids as the CPU's products take them, with bounds on what that loses.
 
-Compiled by numba, like `kernels`.
+In the plain form they are centered float32; in the pruned form principal coordinates on a grid of 16 bits, and the
+norms of what is left after every 16 of them.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.int16_gemm import LARGEST
+
+_UNIT = 2.0**-24
+_NO_NORMS = np.empty((0, 1), np.float32)
 
 
 @kernel("void(f4[:,::1], f4[::1], f4[:,::1], f8[::1])")
-def center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
+def _center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
     """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms.
 
     Parameters
@@ -67,7 +76,9 @@ def _squared_steps(values, first):  # type: ignore[no-untyped-def]
 
 
 @kernel("void(f4[:,::1], f8[::1], f8, f8, b1, i2[:,::1], f4[:,::1], f8[::1], f8[::1])")
-def quantize(projected, norms, relative_error, step, is_whole, matrix, tails, out_norms, errors):  # type: ignore[no-untyped-def]
+def _quantize(  # type: ignore[no-untyped-def]
+    projected, norms, relative_error, step, is_whole, matrix, residual_norms, out_norms, errors
+):
     """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them.
 
     A row as written, its coordinates and the norm of what is left after the last of them, lies within `errors` of the
@@ -86,7 +97,7 @@ def quantize(projected, norms, relative_error, step, is_whole, matrix, tails, ou
         Nothing is left after the projected coordinates.
     matrix : ndarray of int16, shape (n_rows, n_columns)
         Written to: the coordinates in steps; columns beyond them are zero.
-    tails : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
+    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
         Written to: the norms of the rows as written, less their first 0, 16, 32, … coordinates.
     out_norms, errors : ndarray of float64, shape (n_rows,)
         Written to: squared norms of the rows as written, and the bounds.
@@ -108,9 +119,103 @@ def quantize(projected, norms, relative_error, step, is_whole, matrix, tails, ou
             left = max(norms[i] - kept, 0.0)
             spread = delta * (2.0 * norm + delta)
             off = spread / np.sqrt(left) if left > spread else np.sqrt(spread)
-        tails[i, n_columns // 16] = np.float32(np.sqrt(left))
+        residual_norms[i, n_columns // 16] = np.float32(np.sqrt(left))
         for block in range(n_columns // 16 - 1, -1, -1):
             left += np.float64(_squared_steps(matrix[i], 16 * block)) * (step * step)
-            tails[i, block] = np.float32(np.sqrt(left))
+            residual_norms[i, block] = np.float32(np.sqrt(left))
         out_norms[i] = left
         errors[i] = delta + off + np.sqrt(lost) * (1.0 + 1e-6) + 4.0 * 2.0**-24 * norm if fits else np.inf
+
+
+def gamma(n: int) -> float:
+    """Relative error of a float32 sum of n products, in any order."""
+    return n * _UNIT / (1.0 - n * _UNIT)
+
+
+@dataclass(frozen=True)
+class Operand:
+    """Rows as the matrix product takes them.
+
+    Attributes
+    ----------
+    matrix : ndarray of float32 or int16, shape (n_rows, n_columns)
+        Centered rows and a column of ones; or, pruned, the first principal coordinates in steps of `Geometry.step`.
+    norms : ndarray of float64, shape (n_rows,)
+        Squared norms of the rows as written.
+    errors : ndarray of float64, shape (n_rows,)
+        Bound on the distance between a row as written and the exact one; infinite where 16 bits do not hold it.
+    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
+        Norms of the rows less their first 0, 16, 32, … coordinates; without rows in the plain form.
+    """
+
+    matrix: NDArray[Any]
+    norms: NDArray[np.float64]
+    errors: NDArray[np.float64]
+    residual_norms: NDArray[np.float32]
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes."""
+        return self.matrix.nbytes + self.norms.nbytes + self.errors.nbytes + self.residual_norms.nbytes
+
+
+def operand_bytes(n_features: int) -> int:
+    """Bytes of a row in the pruned form, with all coordinates.
+
+    Parameters
+    ----------
+    n_features : int
+
+    Returns
+    -------
+    int
+
+    Examples
+    --------
+    >>> operand_bytes(384)
+    884
+    """
+    n_columns = whole_columns(n_features)
+    return 2 * n_columns + 4 * (n_columns // 16 + 1) + 16
+
+
+def whole_columns(n: int) -> int:
+    """Columns for so many coordinates: the next multiple of 16."""
+    return -(-n // 16) * 16
+
+
+def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
+    """Write rows for the product.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+    geometry : Geometry
+    width : int
+        Principal coordinates kept, a multiple of 16 or all; 0 for the plain form.
+
+    Returns
+    -------
+    Operand
+    """
+    n_rows, n_features = rows.shape
+    centered = np.empty((n_rows, n_features + 1), np.float32)
+    norms = np.empty(n_rows)
+    _center(rows, geometry.origin, centered, norms)
+    if width == 0:
+        return Operand(centered, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_NORMS)
+    assert geometry.basis is not None
+    width = min(width, n_features)
+    projected = np.ascontiguousarray(centered[:, :n_features] @ geometry.basis.get()[:, :width])
+    n_columns = whole_columns(width)
+    matrix, residual_norms = (
+        np.empty((n_rows, n_columns), np.int16),
+        np.empty((n_rows, n_columns // 16 + 1), np.float32),
+    )
+    out_norms, errors = np.empty(n_rows), np.empty(n_rows)
+    # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
+    relative = geometry.basis_error + gamma(n_features) * float(np.sqrt(width)) * (1.0 + geometry.basis_error)
+    _quantize(
+        projected, norms, relative, geometry.step, width == n_features, matrix, residual_norms, out_norms, errors
+    )  # fmt: skip
+    return Operand(matrix, out_norms, errors, residual_norms)

@@ -1,0 +1,386 @@
+"""The engine of processors: exact nearest centroids by products that propose and distances that dispose.
+
+Rows and centroids are written so that one product gives, for every pair, a lower bound on the squared distance (less
+the row's norm):
+
+* *plain*: all coordinates, centered, in float32: the bound is the distance itself up to rounding;
+* *pruned*: the first `n_head` coordinates along the principal directions, in 16 bits, and as one more the norm of all
+  others. By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a bound from
+  below for a fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates.
+
+Whatever the bounds cannot exclude is measured directly in float64, so labels and distances do not depend on the form,
+on BLAS or on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any
+order of summation; how far 16 bits are off is measured for every row.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import host_cache, iter_blocks
+from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.kmeans.search import cpu_kernels, int16_gemm
+from hkm_dask.kmeans.search.cpu_operand import Operand, gamma, make_operand, operand_bytes, whole_columns
+from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
+from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
+from hkm_dask.kmeans.search.simd import widen
+from hkm_dask.kmeans.search.tuning import best_head, chosen_once
+
+#: Rows converted to float32 at once, for a core's cache.
+TILE_ROWS = 4096
+#: Rows that a form is tried on, and the fewest that tell anything.
+_TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
+#: Up to so many features, centroids sorted along one axis are searched faster than by products.
+SWEEP_FEATURES = 3
+#: Coordinates after the head that the second bound takes.
+_REFINE = 96
+_NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
+
+_own = threading.local()
+
+
+def scratch(name: str, n: int) -> NDArray[np.float32]:
+    """Return `n` float32 of this thread's memory, kept from call to call: fresh pages cost as much as their use.
+
+    Parameters
+    ----------
+    name : str
+        Two uses at once have two names.
+    n : int
+
+    Returns
+    -------
+    ndarray of float32, shape (n,)
+        Holding anything.
+    """
+    kept: NDArray[np.float32] | None = getattr(_own, name, None)
+    if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
+        kept = np.empty(max(n, 1), np.float32)
+        setattr(_own, name, kept)
+    return kept[:n]
+
+
+class CpuEngine(Engine):
+    """Computes on processors with compiled loops, a few thousand rows at a time."""
+
+    xp = np
+    cache = host_cache
+
+    def room(self, part: Part) -> int:
+        """See `Engine.room`."""
+        return part.budget
+
+    def blocks(self, part: Part) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `Engine.blocks`; rows come in float32."""
+        for first, block in iter_blocks(part):
+            for low in range(0, len(block), TILE_ROWS):
+                yield first + low, _as_float32(block[low : low + TILE_ROWS])
+
+    def row_dtype(self, dtype: np.dtype) -> np.dtype:
+        """See `Engine.row_dtype`."""
+        return np.dtype(np.float32)
+
+    def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CpuSearch:
+        """See `Engine.search`."""
+        return CpuSearch(self, part, geometry, phase, assignment)
+
+    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
+        """See `Engine.label_distances`."""
+        cpu_kernels.label_distances(rows, centroids, stayed, labels, distances)
+
+    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
+        """See `Engine.add_rows`."""
+        cpu_kernels.add_rows(rows, labels, weights, scale, sums, counts)
+
+    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
+        """See `Engine.move_rows`."""
+        return int(cpu_kernels.move_rows(rows, before, after, weights, scale, sums, counts))
+
+
+def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
+    # Kernels are compiled for arrays that may be written to.
+    plain = rows.flags.c_contiguous and rows.flags.writeable
+    if rows.dtype == np.float32 and plain:
+        return rows
+    wide = scratch("rows", rows.size).reshape(rows.shape)
+    if rows.dtype == np.float16 and plain:
+        widen(rows, wide)
+    else:
+        wide[...] = rows
+    return wide
+
+
+class CpuSearch(TileSearch):
+    """Searches with as many coordinates in the head of the product as proved fastest; see `TileSearch`."""
+
+    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CpuIndex:
+        """See `TileSearch.index`."""
+        n_head, made, geometry = self._n_head(tile, centroids), self.engine.made, self.geometry
+        key = (centroids.name, geometry.name, n_head)
+        whole = partial(made.get, key, (centroids,), lambda: CpuIndex(centroids.get(), geometry, n_head))
+        if before is None:
+            return whole()
+        moved = self.engine.moved(centroids, before)
+        return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
+
+    def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
+        """See `TileSearch.operand`; rotated rows are kept from pass to pass where they fit."""
+        if not index.n_head or not self._keeps_operands:
+            return None
+        # Rows rotated in another geometry would give bounds that do not hold.
+        key, group = ("operand", self.geometry.name, tile.start, tile.stop), self.part.rows.key
+        operand: Operand | None = self.engine.cache.get(group, key)
+        if operand is None:
+            operand = make_operand(tile.rows, self.geometry, tile.rows.shape[1])
+            self.engine.cache.put(group, key, operand, operand.n_bytes, self.part.budget)
+        return operand
+
+    @property
+    def _keeps_operands(self) -> bool:
+        rows = self.part.rows
+        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
+
+    def _n_head(self, tile: RowTile, centroids: SharedArray) -> int:
+        """Coordinates in the head, measured once per geometry and phase; apart for passes that begin with labels."""
+        n_clusters, geometry = len(centroids.get()), self.geometry
+        if geometry.basis is None or n_clusters < MIN_CLUSTERS:
+            return 0
+        key = ("n_head", self.phase, n_clusters.bit_length(), self.all_labeled, self._keeps_operands)
+        if len(tile.rows) < _TRIAL_ROWS:
+            return chosen_once(geometry.name, key, self.part.budget) or 0
+        return chosen_once(geometry.name, key, self.part.budget, partial(self._fastest_head, tile, centroids))
+
+    def _fastest_head(self, tile: RowTile, centroids: SharedArray) -> int:
+        some = slice(None, None, len(tile.rows) // _TRIAL_ROWS)
+        rows, labels, distances = np.ascontiguousarray(tile.rows[some]), tile.labels[some], tile.distances[some]
+        return choose_head(rows, labels, distances, centroids.get(), self.geometry, kept=self._keeps_operands)
+
+
+def choose_head(
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    distances: NDArray[np.float64],
+    centroids: NDArray[np.float32],
+    geometry: Geometry,
+    *,
+    kept: bool,
+) -> int:
+    """Measure which form of the product finds these rows' centroids soonest.
+
+    Parameters
+    ----------
+    rows : ndarray of float32, shape (n_rows, n_features)
+        A sample; the first few hundred are used.
+    labels : ndarray of int32, shape (n_rows,)
+    distances : ndarray of float64, shape (n_rows,)
+        What is known of them, as `CpuIndex.nearest` takes it.
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+    geometry : Geometry
+    kept : bool
+        Whether rotated rows are kept from pass to pass, so that making them does not count.
+
+    Returns
+    -------
+    int
+        Coordinates in the head; 0 for the plain form.
+    """
+    if geometry.basis is None or len(rows) < _FEWEST_TRIAL_ROWS:
+        return 0
+    rows, labels, distances = rows[:_TRIAL_ROWS], labels[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
+
+    def seconds(n_head: int) -> float:
+        index = CpuIndex(centroids, geometry, n_head)
+        return min(_trial(index, rows, labels, distances, kept) for _ in range(3))
+
+    return best_head(rows.shape[1], seconds)
+
+
+def _trial(
+    index: CpuIndex, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], kept: bool
+) -> float:
+    operand = make_operand(rows, index.geometry, index.n_refine) if kept and index.n_head else None
+    labels, distances = labels.copy(), distances.copy()
+    begin = time.perf_counter()
+    index.nearest(rows, labels, distances, operand)
+    return time.perf_counter() - begin
+
+
+class CpuIndex:
+    """A set of centroids made ready to be searched.
+
+    Parameters
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        Rows of NaN are slots without a centroid and are never found.
+    geometry : Geometry
+    n_head : int, default 0
+        Principal coordinates in the product, a multiple of 16 or all; 0 for the plain form.
+    """
+
+    def __init__(self, centroids: NDArray[np.float32], geometry: Geometry, n_head: int = 0) -> None:
+        used = ~np.isnan(centroids[:, 0])
+        self._numbers = np.flatnonzero(used).astype(np.int32)
+        self.centroids = np.ascontiguousarray(centroids if used.all() else centroids[used])
+        n_features = self.centroids.shape[1]
+        self.geometry, self.n_head = geometry, whole_columns(min(n_head, n_features))
+        #: Coordinates looked at before a distance is measured.
+        self.n_refine = min(self.n_head + _REFINE, whole_columns(n_features)) if n_head else 0
+        self._matrix, self._residual_norms = _NO_COLUMNS, _NO_NORMS
+        if self.is_swept:
+            self._sort()
+            return
+        self._operand = operand = make_operand(self.centroids, geometry, self.n_refine)
+        within = np.isfinite(operand.errors)
+        self._largest = float(np.sqrt(operand.norms[within].max(initial=0.0))) * (1.0 + 1e-6)
+        self._error = float(operand.errors[within].max(initial=0.0))
+        self._gamma = gamma(8 if n_head else n_features + 3)
+        self._pack(np.arange(len(self.centroids)))
+
+    def _pack(self, chosen: NDArray[np.int64]) -> None:
+        """Make the chosen centroids ready for the product."""
+        form = self._operand
+        if not self.n_head:
+            weights = form.matrix[chosen] * np.float32(-2.0)
+            weights[:, -1] = form.norms[chosen]
+            self._weights = np.ascontiguousarray(weights.T)
+            return
+        self._matrix, self._residual_norms = form.matrix[chosen], form.residual_norms[chosen]
+        self._panels = int16_gemm.pack(form.matrix, self.n_head, chosen)
+        width = int16_gemm.padded(len(chosen))
+        self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
+        # A centroid that 16 bits do not hold is excluded by no score.
+        norms = np.where(np.isfinite(form.errors[chosen]), form.norms[chosen], -np.inf)
+        self._constants[: len(chosen)] = norms
+        self._slopes[: len(chosen)] = -2.0 * self._residual_norms[:, self.n_head // 16]
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """Return an index of some of the centroids, under the numbers they have here.
+
+        Parameters
+        ----------
+        chosen : ndarray of bool, shape (n_clusters,)
+            For every centroid, also for slots without one.
+
+        Returns
+        -------
+        CpuIndex
+        """
+        kept = chosen[self._numbers]
+        part = copy.copy(self)
+        part._numbers, part.centroids = self._numbers[kept], self.centroids[kept]
+        if self.is_swept:
+            part._sort()
+            return part
+        part._pack(np.flatnonzero(kept))
+        return part
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes."""
+        arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+        return arrays + (0 if self.is_swept else self._operand.n_bytes)
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether rows have so few features that centroids are searched along one axis."""
+        return self.centroids.shape[1] <= SWEEP_FEATURES
+
+    def _sort(self) -> None:
+        spread = np.ptp(self.centroids, axis=0) if len(self.centroids) else np.zeros(self.centroids.shape[1])
+        self._axis = int(spread.argmax())
+        self._order = np.argsort(self.centroids[:, self._axis], kind="stable")
+        self._places = np.ascontiguousarray(self.centroids[self._order, self._axis])
+
+    def nearest(
+        self,
+        rows: NDArray[np.float32],
+        labels: NDArray[np.int32],
+        distances: NDArray[np.float64],
+        operand: Operand | None = None,
+        first: int = 0,
+        which: NDArray[np.int64] | None = None,
+    ) -> int:
+        """Bring `labels` and `distances` up to date with these centroids.
+
+        Parameters
+        ----------
+        rows : ndarray of float32, shape (n_rows, n_features)
+        labels : ndarray of int32, shape (n_rows,)
+            Best centroid so far, in the numbering of the caller: centroid j here is ``first + j`` there.
+        distances : ndarray of float64, shape (n_rows,)
+            Squared L2 distance to it; infinity where there is none yet. A lower one is an upper bound on the answer.
+        operand : Operand, optional
+            `make_operand` of these rows, if it was kept: `n_refine` coordinates wide or wider.
+        first : int
+            Number of the first centroid.
+        which : ndarray of int64, optional
+            The rows to look at, if not all.
+
+        Returns
+        -------
+        int
+            Distances that had to be measured directly.
+        """
+        which = np.arange(len(rows)) if which is None else which
+        if not len(self.centroids) or not len(which):
+            return 0
+        numbers = self._numbers + np.int32(first)
+        if self.is_swept:
+            return int(
+                cpu_kernels.sweep_nearest(
+                    rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
+                )
+            )
+        height = min(tile_rows(len(self.centroids)), len(which))
+        n_measured = 0
+        for low in range(0, len(which), height):
+            some = which[low : low + height]
+            form, places = (operand, some) if operand is not None else self._form(rows, some)
+            for left, n_scores, scores in self._scores(form, places):
+                n_measured += cpu_kernels.finish_nearest(
+                    scores, n_scores, rows, some, places, self.centroids, numbers, left,
+                    form.matrix if self.n_head else _NO_COLUMNS, form.residual_norms, self._matrix,
+                    self._residual_norms, self.n_head, self.n_refine, self.geometry.step, form.norms, form.errors,
+                    self._error, self._gamma, self._largest, labels, distances,
+                )[1]  # fmt: skip
+        return n_measured
+
+    def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:
+        """Some rows as the product takes them, and their places there."""
+        chosen = rows[_as_slice(some)]
+        return make_operand(np.ascontiguousarray(chosen), self.geometry, self.n_refine), np.arange(len(some))
+
+    def _scores(self, form: Operand, places: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
+        """Scores of some rows, a number of centroids at a time: the first, how many, and a line for each row."""
+        n_clusters, n_lines = len(self.centroids), len(places)
+        for left in range(0, n_clusters, TILE_CENTROIDS):
+            n_scores = min(TILE_CENTROIDS, n_clusters - left)
+            if self.n_head == 0:
+                scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
+                np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
+            else:
+                # Lines a power of two apart would meet in the same few places of the cache.
+                n_panels = int16_gemm.padded(n_scores) // int16_gemm.PANEL
+                shape = -(-n_lines // int16_gemm.BLOCK_ROWS) * int16_gemm.BLOCK_ROWS, n_panels * int16_gemm.PANEL + 16
+                scores = scratch("scores", shape[0] * shape[1]).reshape(shape)
+                int16_gemm.score(
+                    form.matrix, self.n_head, places, form.residual_norms, self._panels, self._constants, self._slopes,
+                    np.float32(-2.0 * self.geometry.step**2), left // int16_gemm.PANEL, n_panels, scores,
+                )  # fmt: skip
+            yield left, n_scores, scores
+
+
+def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """A run of indices as a slice, which copies nothing."""
+    in_a_run = some[-1] - some[0] == len(some) - 1
+    return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
