@@ -208,6 +208,7 @@ def project_level(
     n_splits: int = 1,
     batch_bytes: int = MAX_BLOCK_BYTES,
     n_workers: int = 1,
+    with_driver: bool = True,
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for every stage of a level, above its idle size and its blocks of rows.
 
@@ -223,6 +224,8 @@ def project_level(
         Rows that one task splits.
     n_workers : int, default 1
         Workers that share the rows.
+    with_driver : bool, default True
+        Whether tasks run in the process that drives them, which holds what splitting makes of all rows.
 
     Returns
     -------
@@ -242,7 +245,8 @@ def project_level(
     if n_resamples:
         stages["resampling"] = resample_stage(n_own, n_clusters, n_features, r * n_workers)
     if n_splits > 1:
-        stages["splitting"] = split_stage(n_rows, n_clusters, n_features, n_splits, batch_bytes)
+        splitting = split_stage(n_rows, n_clusters, n_features, n_splits, batch_bytes)
+        stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)
     return stages
 
 

@@ -184,6 +184,7 @@ class _Build:
             stages = project_level(
                 plan["n"], plan["k"], plan["d"], init=level.init, n_resamples=plan["m"], r=plan["r"],
                 n_splits=plan["n_splits"], batch_bytes=batch_bytes(self.runner), n_workers=self.runner.n_workers,
+                with_driver=self.runner.client is None,
             )  # fmt: skip
             check_fits(stages, self.runner.memory_budget, f"level {t}")
 

@@ -108,6 +108,15 @@ def test_workers_share_what_belongs_to_rows() -> None:
     assert one / 4 < four < one
 
 
+def test_workers_do_not_hold_what_the_driver_puts_together() -> None:
+    """The first level of the paper's web images, on workers of 20 GiB."""
+    settings = {"init": "coreset", "n_resamples": 0, "r": 0, "n_splits": 100}
+    stages = project_level(743_000_000, 100_000, 1024, **settings, n_workers=32, with_driver=False)
+    check_fits(stages, budget_within(20 << 30), "level 1")
+    with pytest.raises(ComputeError, match="splitting takes"):
+        check_fits(project_level(743_000_000, 100_000, 1024, **settings), budget_within(20 << 30), "level 1")
+
+
 def test_bytes_of_a_level_do_not_overflow() -> None:
     stages = project_level(10**9, 10**7, 1024, init="coreset", n_resamples=10, r=50, n_splits=10)
     assert all(isinstance(stage.total(1000), int) and stage.total() > 2**34 for stage in stages.values())
