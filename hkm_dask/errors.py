@@ -1,7 +1,8 @@
-"""The exceptions people meet: each message names the fact and the remedy."""
+"""The exceptions people meet, each message naming the fact and the remedy; and a test that several of them rest on."""
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 
@@ -45,3 +46,14 @@ class StoreError(HkmError):
 
 class ComputeError(HkmError, RuntimeError):
     """A worker, its memory or a device failed."""
+
+
+def is_whole(value: object) -> bool:
+    """Tell whether a value is a whole number, of Python or NumPy; True and False are none.
+
+    Examples
+    --------
+    >>> is_whole(3), is_whole(3.0), is_whole(True)
+    (True, False, False)
+    """
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)

@@ -1,8 +1,9 @@
 import pickle
 
+import numpy as np
 import pytest
 
-from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
+from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError, is_whole
 
 
 def test_every_error_is_one_of_ours_and_of_the_builtin_kind_people_catch() -> None:
@@ -32,3 +33,8 @@ def test_problems_survive_the_way_back_from_a_worker(problems: str | list[str]) 
     assert type(again) is InputError
     assert again.problems == error.problems
     assert str(again) == str(error)
+
+
+def test_whole_numbers_are_those_of_python_and_numpy() -> None:
+    assert all(is_whole(value) for value in (0, -3, 2**70, np.int8(1), np.uint64(2**64 - 1)))
+    assert not any(is_whole(value) for value in (True, np.True_, 1.0, np.float32(1), "1", None, np.array([1])))

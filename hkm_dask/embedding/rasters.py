@@ -167,13 +167,9 @@ def describe_raster(
             f"raster={path} should be GeoTIFF, JPEG or PNG, it cannot be opened; {reason(error)}"
         ) from None
     chosen = tuple(bands) if bands is not None else (1, 2, 3) if n_bands >= 3 else (1,)
-    problems = []
+    problems = _band_problems(path, chosen, dtypes)
     if bounds is not None and located:
-        problems.append(f"bounds={bounds} should be left out, {path} has coordinates of its own; remove them")
-    if max(chosen) > n_bands:
-        problems.append(f"bands={chosen} should be among the {n_bands} of {path}; choose from 1 to {n_bands}")
-    elif any(dtypes[band - 1].startswith("complex") for band in chosen):
-        problems.append(f"{path}: dtype={dtypes[0]} should be real; write its magnitude as a raster of its own")
+        problems.insert(0, f"bounds={bounds} should be left out, {path} has coordinates of its own; remove them")
     if problems:
         raise InputError(problems)
     if bounds is not None:
@@ -200,6 +196,14 @@ def describe_raster(
         has_gaps=any(MaskFlags.all_valid not in flags[band - 1] for band in chosen),
         stamp=(state.st_size, state.st_mtime_ns),
     )
+
+
+def _band_problems(path: Path, bands: Sequence[int], dtypes: Sequence[str]) -> list[str]:
+    if max(bands) > len(dtypes):
+        return [f"bands={bands} should be among the {len(dtypes)} of {path}; choose from 1 to {len(dtypes)}"]
+    if any(dtypes[band - 1].startswith("complex") for band in bands):
+        return [f"{path}: dtype={dtypes[0]} should be real; write its magnitude as a raster of its own"]
+    return []
 
 
 def open_raster(path: Path) -> Any:

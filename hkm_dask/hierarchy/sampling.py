@@ -16,7 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.members import group_by_label
@@ -167,21 +167,17 @@ def _check(n_samples: int, size: int, strategy: str, within: str, multiplier: in
     problems = [
         f"{name}={value!r} should be a whole number >= {least}; give another {name}"
         for name, value, least in [("multiplier", multiplier, 1), ("seed", seed, 0)]
-        if not _is_whole(value) or value < least
+        if not is_whole(value) or value < least
     ]
     for name, choice, known in [("strategy", strategy, STRATEGIES), ("within", within, WITHIN)]:
         if choice not in known:
             problems.append(f"{name}={choice!r} should be one of {', '.join(known)}; choose one of them")
     available = n_samples * (1 if problems else multiplier)
-    if not _is_whole(size) or not 1 <= size <= available:
-        remedy = "lower it, or raise multiplier" if _is_whole(size) and size > available else "give another size"
+    if not is_whole(size) or not 1 <= size <= available:
+        remedy = "lower it, or raise multiplier" if is_whole(size) and size > available else "give another size"
         problems.append(f"size={size!r} should be a whole number from 1 to the {available} available; {remedy}")
     if problems:
         raise InputError(problems)
-
-
-def _is_whole(value: object) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def _top_targets(leaf_sizes: NDArray[np.int64], size: int, multiplier: int, seed: int) -> NDArray[np.int64]:

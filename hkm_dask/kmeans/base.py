@@ -19,7 +19,7 @@ from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import nearest_labels
 
@@ -140,11 +140,6 @@ def _label_block(
         with runner_in_task(memory_budget) as runner:
             labels = nearest_labels(rows, centroids, runner=runner, spherical=spherical)
     return labels if table is None else table[labels]
-
-
-def is_whole(value: object) -> bool:
-    """Tell whether a parameter is a whole number; True and False are none."""
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
 
 
 def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:

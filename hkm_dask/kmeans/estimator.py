@@ -21,8 +21,8 @@ from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
-from hkm_dask.errors import InputError
-from hkm_dask.kmeans.base import Clusterer, checked_weights, is_whole, whole_weights
+from hkm_dask.errors import InputError, is_whole
+from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import Labels, label_rows

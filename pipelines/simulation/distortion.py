@@ -15,8 +15,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.errors import InputError
-from hkm_dask.kmeans.base import is_whole
+from hkm_dask.errors import InputError, is_whole
 
 MAX_S = 32  # beyond, a distance a third of the largest vanishes beside it in float64
 _INITS = ("k-means++", "random")
