@@ -43,9 +43,8 @@ class StageBytes:
 
     Examples
     --------
-    >>> stage = StageBytes(process=100, task=20)
-    >>> stage.total(n_tasks=3), stage.tasks_that_fit(budget=150, n_threads=8)
-    (160, 2)
+    >>> StageBytes(process=100, task=20).total(n_tasks=3)
+    160
     """
 
     process: int
@@ -54,10 +53,6 @@ class StageBytes:
     def total(self, n_tasks: int = 1) -> int:
         """Bytes with so many tasks at once."""
         return self.process + n_tasks * self.task
-
-    def tasks_that_fit(self, budget: int, n_threads: int) -> int:
-        """Tasks that may run at once within a budget: one at least, and no more than there are threads."""
-        return max(1, min(n_threads, (budget - self.process) // max(1, self.task)))
 
 
 def machine_memory() -> int:

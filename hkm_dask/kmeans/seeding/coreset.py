@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import on_host
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
+from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
@@ -35,7 +36,7 @@ from hkm_dask.kmeans.seeding import greedy
 #: which costs trees of large clusters some of their balance (`pipelines/longtail`).
 CORESET_ITERATIONS = 2
 #: Points walked together at most, and Lloyd iterations that group them.
-GROUP_POINTS, _GROUP_ITERATIONS = 4096, 4
+GROUP_POINTS, _GROUP_ITERATIONS = WALK_POINTS, 4
 #: Points up to which the walk keeps all squared distances between them (float32).
 _MATRIX_POINTS = 8192
 #: Below so many features a distance is made as fast as it is looked up.

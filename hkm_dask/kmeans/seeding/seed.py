@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
@@ -31,7 +32,7 @@ from hkm_dask.kmeans.seeding.d2_sampling import (
 from hkm_dask.kmeans.seeding.random_rows import random_rows
 
 #: Centers drawn per cluster wanted.
-CORESET_FACTOR = 3
+CORESET_FACTOR = POINTS_PER_CLUSTER["coreset"]
 
 
 @dataclass(frozen=True)
