@@ -1,7 +1,7 @@
 """Trees, draws and fits have the bits they had before: fingerprints of labels, members, centroids, draws.
 
-They were taken from commit 3fa8cbf, before the engines. A change that alters one on purpose says why in CHANGELOG.md and
-renews it from the test's message. Only what does not depend on the processor is here: Euclidean, no inertia.
+They were taken from commit 3fa8cbf, before the engines. A change that alters one on purpose says why in CHANGELOG.md
+and renews it from the test's message. Only what does not depend on the processor is here: Euclidean, no inertia.
 """
 
 import hashlib
@@ -53,9 +53,8 @@ def tree_bits(rows: np.ndarray, folder: Path, levels: list[dict[str, Any]], **se
 
 
 def fit_bits(rows: np.ndarray, n_clusters: int, sample_weight: np.ndarray | None = None) -> str:
-    kmeans = hkm.KMeans(n_clusters, max_iter=8, tol=0.0, random_state=1, **settings).fit(
-        rows, sample_weight=sample_weight
-    )
+    kmeans = hkm.KMeans(n_clusters, max_iter=8, tol=0.0, random_state=1)
+    kmeans.fit(rows, sample_weight=sample_weight)
     return fingerprint(kmeans.labels_, kmeans.cluster_centers_, kmeans.n_iter_, kmeans.predict(rows[::7] * 0.9))
 
 
