@@ -49,27 +49,19 @@ def on_host() -> Iterator[None]:
     ...     worker_device()
     'cpu'
     """
-    before = getattr(_thread, "on_host", False)
+    outer = getattr(_thread, "on_host", False)
     _thread.on_host = True
     try:
         yield
     finally:
-        _thread.on_host = before
+        _thread.on_host = outer
 
 
 def worker_device() -> str:
-    """Tell what this process computes on: ``"cuda"`` in a worker of a LocalCUDACluster, else ``"cpu"``.
+    """Tell what this process computes on: ``"cuda"`` where ``HKM_DEVICE`` says so, else ``"cpu"``.
 
-    Whoever opens a cluster of CUDA workers sets the environment variable this reads; one may set it by hand.
-
-    Returns
-    -------
-    {"cpu", "cuda"}
-
-    Raises
-    ------
-    ComputeError
-        The variable asks for CUDA and CuPy or a device is missing.
+    Whoever opens a cluster of CUDA workers sets that variable in them; one may set it by hand. Raises ComputeError
+    where it asks for CUDA, and CuPy or a device is missing.
     """
     device = os.environ.get("HKM_DEVICE", "cpu")
     if device not in ("cpu", "cuda"):
@@ -90,35 +82,13 @@ def worker_module() -> ModuleType:
 
 
 def to_module(array: Any, xp: ModuleType) -> Any:
-    """Bring an array to where `xp` keeps its own; nothing is copied that is there already.
-
-    Parameters
-    ----------
-    array : ndarray or cupy.ndarray
-    xp : module
-        ``numpy`` or ``cupy``.
-
-    Returns
-    -------
-    ndarray or cupy.ndarray
-
-    Examples
-    --------
-    >>> to_module(np.ones(2), np)
-    array([1., 1.])
-    """
+    """Bring an array to where `xp`, ``numpy`` or ``cupy``, keeps its own; nothing is copied that is there already."""
     return to_host(array) if xp is np else xp.asarray(array)
 
 
 @cache
 def device_attribute(name: str) -> int:
-    """Return an attribute of the device, as CUDA names it without its prefix.
-
-    Parameters
-    ----------
-    name : str
-        For example ``"L2CacheSize"`` (bytes).
-    """
+    """Return an attribute of the device, as CUDA names it without its prefix: ``"L2CacheSize"``, in bytes."""
     import cupy
 
     return int(cupy.cuda.Device().attributes[name])
@@ -127,26 +97,18 @@ def device_attribute(name: str) -> int:
 def device_budget() -> int:
     """Bytes of device memory this process may keep things in: ``HKM_DEVICE_MEMORY``, else 80 % of what it can have.
 
-    What is free and what CuPy's pool holds for later both count; the rest is for what passes need besides.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    ComputeError
-        The variable is no number of bytes.
+    What is free and what CuPy's pool holds for later both count; the rest is for what passes need besides. Raises
+    ComputeError where the variable is no number of bytes.
     """
-    given = os.environ.get("HKM_DEVICE_MEMORY")
-    if given is not None:
-        from dask.utils import parse_bytes
+    text = os.environ.get("HKM_DEVICE_MEMORY")
+    if text is None:
+        return _measured_budget()
+    from dask.utils import parse_bytes
 
-        try:
-            return int(parse_bytes(given))
-        except ValueError as error:
-            raise ComputeError(f"HKM_DEVICE_MEMORY={given!r} should be a number of bytes; write it as 40GiB") from error
-    return _measured_budget()
+    try:
+        return int(parse_bytes(text))
+    except ValueError as error:
+        raise ComputeError(f"HKM_DEVICE_MEMORY={text!r} should be a number of bytes; write it as 40GiB") from error
 
 
 @cache
@@ -166,21 +128,16 @@ def _measured_budget() -> int:
 
 @cache
 def require_cuda() -> None:
-    """Raise a clear error where CUDA was asked for and cannot be had.
-
-    Raises
-    ------
-    ComputeError
-        CuPy is not installed, or finds no device.
-    """
+    """Raise ComputeError where CuPy is not installed, cannot be imported, or finds no device."""
     try:
         import cupy
-    except ModuleNotFoundError as error:
-        if error.name == "cupy":
-            raise ComputeError("CuPy is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]") from error
-        raise _cannot_be_imported(error) from error
     except ImportError as error:
-        raise _cannot_be_imported(error) from error
+        if isinstance(error, ModuleNotFoundError) and error.name == "cupy":
+            raise ComputeError("CuPy is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]") from error
+        raise ComputeError(
+            f"CuPy cannot be imported ({error}); "
+            "install what it lacks, as pip install 'hkm-dask[cuda13]' or [cuda12] does"
+        ) from error
     try:
         count = cupy.cuda.runtime.getDeviceCount()
     except cupy.cuda.runtime.CUDARuntimeError as error:
@@ -189,10 +146,3 @@ def require_cuda() -> None:
         ) from error
     if count < 1:
         raise ComputeError("no GPU is visible; look at CUDA_VISIBLE_DEVICES")
-
-
-def _cannot_be_imported(error: ImportError) -> ComputeError:
-    """CuPy is installed and lacks something itself, such as a library or a package of CUDA's."""
-    return ComputeError(
-        f"CuPy cannot be imported ({error}); install what it lacks, as pip install 'hkm-dask[cuda13]' or [cuda12] does"
-    )

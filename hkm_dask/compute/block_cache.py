@@ -4,8 +4,8 @@ Every pass of every iteration scans the same blocks in the same order, and a cyc
 what was used longest ago; so a block that found room stays for the whole run and the others are streamed, the next one
 being read while this one is worked on.
 
-Besides the rows themselves a worker remembers things about them from one pass to the next (`BlockCache`): labels,
-distances, rotated rows. All of it can be lost at any time; what is missing is computed again, to the same bits.
+Labels, distances and rotated rows are kept from one pass to the next as well (`BlockCache`). All of it can be lost at
+any time; what is missing is computed again, to the same bits.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
@@ -48,13 +48,7 @@ class BlockCache:
         self._used = 0
 
     def get(self, group: Any, key: Any) -> Any | None:
-        """Return the entry, or None.
-
-        Parameters
-        ----------
-        group, key : hashable
-            As they were given to `put`.
-        """
+        """Return the entry that was put by these names, or None."""
         with self._lock:
             entries = self._groups.get(group)
             if entries is None:
@@ -64,21 +58,9 @@ class BlockCache:
             return None if entry is None else entry[0]
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
-        """Keep `value` if `n_bytes` more fit into `budget`; say whether it was kept.
+        """Keep `value`, which takes `n_bytes`, if all entries then fit into `budget`; tell whether it was kept.
 
-        Parameters
-        ----------
-        group, key : hashable
-            What the entry is about, and its name there; an older one of that name is forgotten in any case.
-        value : object
-        n_bytes : int
-            What it takes.
-        budget : int
-            Bytes all entries together may take.
-
-        Returns
-        -------
-        bool
+        An older entry of the same group and key is forgotten in any case.
         """
         with self._lock:
             entries = self._groups.setdefault(group, {})
@@ -99,18 +81,7 @@ class BlockCache:
         return self._used
 
     def room(self, group: Any, budget: int) -> int:
-        """Bytes a group may still grow by.
-
-        Parameters
-        ----------
-        group : hashable
-        budget : int
-            As for `put`.
-
-        Returns
-        -------
-        int
-        """
+        """Bytes a group may still grow by, within a budget as for `put`."""
         with self._lock:
             return budget - self._sizes[group]
 
@@ -123,12 +94,7 @@ class BlockCache:
         self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
-        """Forget a group.
-
-        Parameters
-        ----------
-        group : hashable
-        """
+        """Forget a group."""
         with self._lock:
             self._forget(group)
 
@@ -145,13 +111,7 @@ host_cache, device_cache = BlockCache(), BlockCache()
 
 
 def forget(group: Any) -> None:
-    """Forget everything about some rows, or a frame.
-
-    Parameters
-    ----------
-    group : hashable
-        ``rows.key``, or the name of a frame.
-    """
+    """Forget everything about some rows, by their key, or about a geometry, by its name."""
     host_cache.drop(group)
     device_cache.drop(group)
 
@@ -159,39 +119,34 @@ def forget(group: Any) -> None:
 def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
 
-    Blocks that fit the budget stay resident for later passes.
-
-    Parameters
-    ----------
-    part : Part
-
-    Yields
-    ------
-    start : int
-        Number of the first row.
-    block : ndarray, shape (n_rows, n_features)
-        In the dtype of the rows; not to be written to, and valid until the next block is asked for.
+    Blocks that fit the budget stay resident for later passes. A block has the dtype of the rows; it is not to be
+    written to, and valid until the next one is asked for.
     """
-    if isinstance(part.rows, ArrayRows):
-        for start, stop in itertools.pairwise(part.bounds):
-            yield start, part.rows.read(start, stop)
+    rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
+    if isinstance(rows, ArrayRows):
+        for start, stop in pairs:
+            yield start, rows.read(start, stop)
         return
-    pairs = list(itertools.pairwise(part.bounds))
-    missing = [pair for pair in pairs if host_cache.get(part.rows.key, pair) is None]
     # What passes remember about the rows saves more than the rows themselves: it keeps its room.
-    room = part.budget - REMEMBERED_BYTES * part.rows.n_rows
+    budget = part.budget - REMEMBERED_BYTES * rows.n_rows
+    missing = iter([pair for pair in pairs if host_cache.get(rows.key, pair) is None])
+    buffers, reads = _Buffers(rows), dict[tuple[int, int], Future[np.ndarray]]()
     with ThreadPoolExecutor(1, thread_name_prefix="hkm-read") as reader:
-        queue, buffers = iter(missing), _Buffers(part.rows)
-        ahead = _submit(reader, buffers.read, next(queue, None))
+
+        def read_next() -> None:
+            for pair in itertools.islice(missing, 1):
+                reads[pair] = reader.submit(buffers.read, *pair)
+
+        read_next()
         for pair in pairs:
-            block, kept = host_cache.get(part.rows.key, pair), True
+            block, kept = host_cache.get(rows.key, pair), True
             if block is None:
-                if ahead is None or ahead[0] != pair:  # dropped by another thread since we looked
+                if pair in reads:
+                    block = reads.pop(pair).result()
+                    read_next()
+                else:  # dropped by another thread since we looked
                     block = buffers.read(*pair)
-                else:
-                    block = ahead[1].result()
-                    ahead = _submit(reader, buffers.read, next(queue, None))
-                kept = host_cache.put(part.rows.key, pair, block, block.nbytes, room)
+                kept = host_cache.put(rows.key, pair, block, block.nbytes, budget)
             yield pair[0], block
             if not kept:
                 buffers.give_back(block)
@@ -209,7 +164,7 @@ class _Buffers:
         try:
             buffer = self._free.popleft()
         except IndexError:
-            buffer = np.empty(n_values, self._rows.dtype)
+            buffer = np.empty(0, self._rows.dtype)
         if len(buffer) < n_values:
             buffer = np.empty(n_values, self._rows.dtype)
         return self._rows.read(start, stop, buffer[:n_values].reshape(shape))
@@ -217,9 +172,3 @@ class _Buffers:
     def give_back(self, block: np.ndarray) -> None:
         if block.base is not None:
             self._free.append(block.base)
-
-
-def _submit(
-    reader: ThreadPoolExecutor, read: Callable[[int, int], np.ndarray], pair: tuple[int, int] | None
-) -> tuple[tuple[int, int], Future[np.ndarray]] | None:
-    return None if pair is None else (pair, reader.submit(read, *pair))

@@ -14,7 +14,7 @@ from hkm_dask.compute import memory
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
-from hkm_dask.compute.runner import Runner, budget_within
+from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
 
 if TYPE_CHECKING:
@@ -32,18 +32,8 @@ def runner_for(
 ) -> Runner:
     """Choose where to run: on `client` if given, else on distributed's current client, else on threads.
 
-    Parameters
-    ----------
-    client : distributed.Client, optional
-    memory_limit : int or str, optional
-        Bytes this process may hold (``"4GiB"``); workers of a cluster have their own limits.
-    work_dir : path, optional
-        Folder for intermediate files, seen by all workers.
-
-    Returns
-    -------
-    Runner
-        A context manager; leaving it removes temporary files and leaves the client open.
+    `memory_limit` is in bytes, or as ``"4GiB"``, and for this process: workers of a cluster have their own. All workers
+    see `work_dir`. Leaving the runner's context removes temporary files and leaves the client open.
 
     Examples
     --------
@@ -117,7 +107,7 @@ def connect(
         raise InputError(f"cuda_preset={cuda_preset!r} should be one of {', '.join(CUDA_PRESETS)}; name one of them")
     limit = _parse(memory_limit)
     if limit is not None:
-        budget_within(limit)
+        memory.budget_within(limit)
     with ExitStack() as stack:
         if scheduler is None and not places:
             scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS")
@@ -255,12 +245,14 @@ def _cuda_environment(preset: str) -> dict[str, str]:
 def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) -> Iterator[Client]:
     from distributed import Client
 
-    where = scheduler if scheduler is not None else str(scheduler_file)
+    address = scheduler if scheduler is not None else str(scheduler_file)
     if scheduler_file is not None and not Path(scheduler_file).exists():
-        raise InputError(f"scheduler_file={where} should exist; start `dask scheduler --scheduler-file {where}` first")
+        raise InputError(
+            f"scheduler_file={address} should exist; start `dask scheduler --scheduler-file {address}` first"
+        )
     try:
         client = Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s")
     except (OSError, ValueError) as error:
-        raise ComputeError(f"scheduler={where} should answer; start `dask scheduler` or mend the address") from error
+        raise ComputeError(f"scheduler={address} should answer; start `dask scheduler` or mend the address") from error
     with client:
         yield client

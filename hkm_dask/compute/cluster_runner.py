@@ -7,13 +7,14 @@ import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.device import agree_on_device
-from hkm_dask.compute.runner import Runner, budget_within, combine_all, identity, run_task
+from hkm_dask.compute.memory import budget_within
+from hkm_dask.compute.runner import Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
@@ -31,10 +32,11 @@ _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 _ROUND_TRIP_FLOPS = 2e9
 #: Bytes of rows beyond which a computation is never squeezed into one task.
 _ONE_TASK_BYTES = 256 << 20
+_WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
 
 
 class ClusterRunner(Runner):
-    """Runs tasks on the workers of a Dask cluster.
+    """Runs tasks on the workers of a Dask cluster, whose client stays open when the runner is closed.
 
     Parameters
     ----------
@@ -47,6 +49,8 @@ class ClusterRunner(Runner):
     ComputeError
         No worker came within half a minute, one cannot see the folder, or some compute on GPUs and some do not.
     """
+
+    client: Client
 
     def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
         self.client = client
@@ -65,7 +69,6 @@ class ClusterRunner(Runner):
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
         client = self.client
-        assert client is not None
         for _ in range(2):
             # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
             try:
@@ -84,17 +87,16 @@ class ClusterRunner(Runner):
     def array_store(self) -> SharedArrayStore:
         """Where arrays for many tasks are put."""
         if self._array_store is None:
-            folder = self.work_dir / f"shared-{self._token}"
+            folder = self.work_dir.resolve() / f"shared-{self._token}"
             folder.mkdir(parents=True, exist_ok=True)
             self._owned.append(folder)
-            assert self.client is not None
-            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder.resolve())).items() if not sees]
+            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder)).items() if not sees]
             if blind:
                 raise ComputeError(
                     f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
                     "put the output on a file system all workers share"
                 )
-            self._array_store = SharedArrayStore(str(folder.resolve()))
+            self._array_store = SharedArrayStore(str(folder))
         return self._array_store
 
     def place(self, rows: Rows) -> Rows:
@@ -106,7 +108,7 @@ class ClusterRunner(Runner):
             return UnitRows(self.place(rows.base))
         if isinstance(rows, SubsetRows):
             placed = SubsetRows(self.place(rows.base), rows.index)
-            placed.travel_by(Path(str(self.array_store.folder)) / f"subset-{uuid.uuid4().hex}.npy")
+            placed.travel_by(f"{self.array_store.folder}/subset-{uuid.uuid4().hex}.npy")
             return placed
         return rows
 
@@ -119,12 +121,7 @@ class ClusterRunner(Runner):
         return self.n_parts(flops) == 1 and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
 
     def span(self, name: str) -> AbstractContextManager[Any]:
-        """Group the tasks of a context under `name` in the dashboard.
-
-        Parameters
-        ----------
-        name : str
-        """
+        """See `Runner.span`."""
         from distributed import span
 
         return span(name)
@@ -143,30 +140,17 @@ class ClusterRunner(Runner):
     def _submit(
         self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
     ) -> list[Future[Any]]:
-        assert self.client is not None
         name = self._name(stage)
-        submit = partial(self.client.submit, pure=False, allow_other_workers=True)
+        submit = partial(self.client.submit, run_task, task, pure=False, allow_other_workers=True)
         return [
-            submit(run_task, task, item, self.memory_budget, key=f"{name}-{i}", workers=[self._owner(i, workers)])
+            submit(item, self.memory_budget, key=f"{name}-{i}", workers=[self._owner(i, workers)])
             for i, item in enumerate(items)
         ]
 
     def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
-        """Run `task` on every item; results come in the order of the items.
+        """See `Runner.map`.
 
-        Parameters
-        ----------
-        task, items, stage
-            See `Runner.map`.
-
-        Returns
-        -------
-        list
-
-        Raises
-        ------
-        ComputeError
-            Workers died each time they ran a task, or the scheduler is lost; the message names the stage.
+        Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
         """
         return self._collect(partial(self._submit, task, items, stage), stage)
 
@@ -178,7 +162,6 @@ class ClusterRunner(Runner):
         """
         from distributed import wait
 
-        assert self.client is not None
         with _explained(stage), self.client.as_current():
             for _ in range(_ATTEMPTS):
                 workers = sorted(self._workers())
@@ -192,10 +175,7 @@ class ClusterRunner(Runner):
                     else:
                         return list(self.client.gather(futures))
                 self.client.cancel(futures)
-        raise ComputeError(
-            f"{stage}: all workers died {_ATTEMPTS} times; "
-            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
-        )
+        raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def map_reduce(
         self,
@@ -206,44 +186,20 @@ class ClusterRunner(Runner):
         finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
-        """Run `task` on every item, `combine` the results in order, and `finish` what comes out, all on the workers.
+        """See `Runner.map_reduce`; all of it runs on the workers, and fails as `map` does."""
+        submit = partial(self.client.submit, pure=False)
 
-        Parameters
-        ----------
-        task, items, combine, finish, stage
-            See `Runner.map_reduce`.
-
-        Returns
-        -------
-        object
-            What `finish` returns.
-
-        Raises
-        ------
-        ComputeError
-            As for `map`.
-        """
-        client = self.client
-        assert client is not None
-
-        def submit(workers: list[str]) -> list[Future[Any]]:
+        def submit_all(workers: list[str]) -> list[Future[Any]]:
             futures = self._submit(task, items, stage, workers)
             name = self._name("reduce")
             for depth in itertools.count():
                 if len(futures) == 1:
                     break
                 groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
-                futures = [
-                    client.submit(combine_all, combine, *group, key=f"{name}-{depth}-{i}", pure=False)
-                    for i, group in enumerate(groups)
-                ]
-            return [client.submit(run_task, finish, futures[0], key=f"{self._name('update')}", pure=False)]
+                futures = [submit(reduce, combine, group, key=f"{name}-{depth}-{i}") for i, group in enumerate(groups)]
+            return [submit(run_task, finish, futures[0], key=self._name("update"))]
 
-        return self._collect(submit, stage)[0]
-
-    def close(self) -> None:
-        """Remove temporary folders; the client stays open for whoever opened it."""
-        super().close()
+        return self._collect(submit_all, stage)[0]
 
 
 @contextmanager
@@ -254,10 +210,7 @@ def _explained(stage: str) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        raise ComputeError(
-            f"{stage}: workers died each time they ran task {error.task}; "
-            "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
-        ) from error
+        raise ComputeError(f"{stage}: workers died each time they ran task {error.task}; {_WORKERS_DIED}") from error
     except (CancelledError, TimeoutError) as error:
         raise ComputeError(
             f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"

@@ -23,24 +23,13 @@ def agree_on_device(client: Client) -> str:
     """Have all workers of a cluster compute on the device they were started for, and those that join later, too.
 
     A worker that dask-cuda started computes on its GPU, any other on the CPU; ``HKM_DEVICE`` in the environment a
-    worker was started in overrides both.
+    worker was started in overrides both. Return ``"cpu"`` or ``"cuda"``.
 
-    Parameters
-    ----------
-    client : distributed.Client
-
-    Returns
-    -------
-    {"cpu", "cuda"}
-
-    Raises
-    ------
-    ComputeError
-        Some workers are CUDA workers and some are not, or a CUDA worker has no CuPy or no GPU, or a worker cannot
-        import this package.
+    Raises ComputeError where some workers are CUDA workers and some are not, a CUDA worker has no CuPy or no GPU, or a
+    worker cannot import this package.
     """
-    devices = {}  # of each worker: what it was started for, and what it has been told
-    for address, answer in client.run(_look, on_error="return").items():
+    devices = {}  # of each worker: what it was started for, and what it was assigned
+    for address, answer in client.run(_devices, on_error="return").items():
         if isinstance(answer, OSError):  # it died since the scheduler heard of it
             continue
         if isinstance(answer, Exception):
@@ -56,27 +45,20 @@ def agree_on_device(client: Client) -> str:
             "`dask cuda worker` or all with `dask worker`"
         )
     device = "cuda" if n_cuda else "cpu"
-    told = {told_device for _, told_device in devices.values()}
+    assigned = {assignment for _, assignment in devices.values()}
     # Not telling those that know leaves a run alone that is under way on the same workers.
-    if told <= {device} or (device == "cpu" and told == {None}):
+    if assigned <= {device} or (device == "cpu" and assigned == {None}):
         return device
     if device == "cuda":
-        for address, missing in client.run(_missing).items():
-            if missing is not None:
-                raise ComputeError(f"worker={address}: {missing}")
+        for address, problem in client.run(_cuda_problem).items():
+            if problem is not None:
+                raise ComputeError(f"worker={address}: {problem}")
     tell_workers(client, {_DEVICE: device})
     return device
 
 
 def tell_workers(client: Client, environment: dict[str, str]) -> None:
-    """Set environment variables in every worker, and in those that join later.
-
-    Parameters
-    ----------
-    client : distributed.Client
-    environment : dict of str to str
-        With ``HKM_DEVICE`` among its keys.
-    """
+    """Set environment variables, ``HKM_DEVICE`` among them, in every worker and in those that join later."""
     from distributed import WorkerPlugin
 
     class SetEnvironment(WorkerPlugin):
@@ -84,14 +66,14 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
 
         def __init__(self) -> None:
             self.environment = environment
-            self.before: dict[str, str | None] = {}
+            self.previous: dict[str, str | None] = {}
 
         def setup(self, worker: Any) -> None:
-            self.before = {name: os.environ.get(name) for name in self.environment}
+            self.previous = {name: os.environ.get(name) for name in self.environment}
             os.environ.update(self.environment)
 
         def teardown(self, worker: Any) -> None:
-            for name, value in self.before.items():
+            for name, value in self.previous.items():
                 if value is None:
                     os.environ.pop(name, None)
                 else:
@@ -100,16 +82,16 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
     client.register_plugin(SetEnvironment())
 
 
-def _look(dask_worker: Any) -> tuple[str, str | None]:
-    """Run on a worker: the device it was started for, and the device it has been told since."""
+def _devices(dask_worker: Any) -> tuple[str, str | None]:
+    """Run on a worker: the device it was started for, and the device it was assigned since."""
     plugin = dask_worker.plugins.get(_PLUGIN)
-    by_hand = os.environ.get(_DEVICE) if plugin is None else plugin.before[_DEVICE]
+    by_hand = os.environ.get(_DEVICE) if plugin is None else plugin.previous[_DEVICE]
     preloads = {preload.name for preload in dask_worker.preloads}
     started_for = by_hand or ("cuda" if _PRELOAD_OF_CUDA_WORKERS in preloads else "cpu")
     return started_for, None if plugin is None else plugin.environment[_DEVICE]
 
 
-def _missing() -> str | None:
+def _cuda_problem() -> str | None:
     """Run on a worker: what it lacks to compute on a GPU, and where to get it."""
     try:
         require_cuda()

@@ -18,12 +18,6 @@ class Kernel:
 
     numba leaves that vectorizer off; with it the eight interleaved sums of `squared_distance` become vector
     instructions, in the same order of additions, and take a third of the time.
-
-    Parameters
-    ----------
-    function : callable
-    signature : str
-        As numba writes it.
     """
 
     def __init__(self, function: Callable[..., Any], signature: str) -> None:
@@ -39,44 +33,33 @@ class Kernel:
         assert self._compiled is not None
         return self._compiled(*args)
 
-    def _is_in_a_file(self) -> bool:
-        # numba keeps compiled code beside the file, and what was typed at a prompt has none.
-        return Path(self._function.__code__.co_filename).is_file()
-
     def _compile(self) -> None:
         with _compiling:
             if self._compiled is not None:
                 return
-            before = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
+            # numba keeps compiled code beside the file, and what was typed at a prompt has none.
+            in_a_file = Path(self._function.__code__.co_filename).is_file()
+            setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
             setattr(numba_config, "SLP_VECTORIZE", 1)  # noqa: B010
             try:
-                self._compiled = njit(self._signature, nogil=True, cache=self._is_in_a_file())(self._function)
+                self._compiled = njit(self._signature, nogil=True, cache=in_a_file)(self._function)
             finally:
-                setattr(numba_config, "SLP_VECTORIZE", before)  # noqa: B010
+                setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
-    """Make a function a kernel for arguments of these types.
+    """Make a function a `Kernel` for arguments of these types, as numba writes them.
 
-    Parameters
-    ----------
-    signature : str
-        As numba writes it. Loops are spelled out rather than left to NumPy's sorting and filling, which numba takes
-        seconds to compile.
-
-    Returns
-    -------
-    callable
-        Decorator that makes a `Kernel`.
+    Loops are spelled out rather than left to NumPy's sorting and filling, which numba takes seconds to compile.
 
     Examples
     --------
     >>> @kernel("f8(f8[::1])")
     ... def total(values):
-    ...     found = 0.0
+    ...     result = 0.0
     ...     for i in range(values.shape[0]):
-    ...         found += values[i]
-    ...     return found
+    ...         result += values[i]
+    ...     return result
     >>> import numpy as np
     >>> total(np.ones(3))
     3.0

@@ -26,17 +26,7 @@ def _mix(z: int) -> int:
 
 
 def stream_key(*parts: int | str) -> int:
-    """Fold a seed and the names of a purpose into one 64-bit key.
-
-    Parameters
-    ----------
-    *parts : int or str
-        For example ``(seed, level, step, "seeding")``. Order matters.
-
-    Returns
-    -------
-    int
-        In [0, 2**64).
+    """Fold a seed and the names of a purpose, in their order, into one key in [0, 2**64).
 
     Examples
     --------
@@ -51,38 +41,12 @@ def stream_key(*parts: int | str) -> int:
 
 
 def random_bits(key: int, rows: Any) -> Any:
-    """Draw 64 random bits for each row number.
-
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    rows : ndarray or cupy.ndarray of int
-        Row numbers, any shape.
-
-    Returns
-    -------
-    ndarray or cupy.ndarray of uint64
-        Same shape as `rows`, and where they are.
-    """
+    """Draw 64 random bits (uint64) for each row number, by a key from `stream_key`; on the device if `rows` are."""
     return _bits(np.uint64(key), np.uint64(_mix(key ^ _GOLDEN)), array_module(rows).asarray(rows))
 
 
 def random_bits_by_group(keys: Sequence[int], groups: Any, rows: Any) -> Any:
-    """Draw as `random_bits` does, with a key of its own for every group of rows.
-
-    Parameters
-    ----------
-    keys : sequence of int
-        One for each group.
-    groups : ndarray or cupy.ndarray of int, shape (n,)
-        The group of every row.
-    rows : ndarray or cupy.ndarray of int, shape (n,)
-
-    Returns
-    -------
-    ndarray or cupy.ndarray of uint64, shape (n,)
-        Where `rows` are.
+    """Draw as `random_bits` does, row i by ``keys[groups[i]]``.
 
     Examples
     --------
@@ -106,19 +70,7 @@ def _bits(low: Any, high: Any, rows: Any) -> Any:
 
 
 def random_uniform(key: int, rows: Any) -> Any:
-    """Draw a uniform number in the open interval (0, 1) for each row number.
-
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    rows : ndarray or cupy.ndarray of int
-        Row numbers, any shape.
-
-    Returns
-    -------
-    ndarray or cupy.ndarray of float64
-        Same shape as `rows`, and where they are.
+    """Draw a uniform number (float64) in the open interval (0, 1) for each row number; see `random_bits`.
 
     Examples
     --------
@@ -130,15 +82,7 @@ def random_uniform(key: int, rows: Any) -> Any:
 
 
 def uniform(bits: Any) -> Any:
-    """Turn 64 random bits each into uniform numbers in the open interval (0, 1).
-
-    Parameters
-    ----------
-    bits : ndarray or cupy.ndarray of uint64
-
-    Returns
-    -------
-    ndarray or cupy.ndarray of float64
+    """Turn 64 random bits each (uint64) into uniform numbers (float64) in the open interval (0, 1).
 
     Examples
     --------

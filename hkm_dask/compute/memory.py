@@ -14,18 +14,18 @@ from pathlib import Path
 
 import psutil
 
-from hkm_dask.errors import ComputeError
+from hkm_dask.errors import ComputeError, InputError
 
 #: Bytes an idle process with NumPy, numba, Zarr and Dask holds, measured.
 PROCESS_BASE_BYTES = 220 << 20
+#: Bytes above that below which a worker is of no use.
+_LEAST_BUDGET = 32 << 20
 #: Scores one thread makes before it looks at them: they should stay in a core's share of the cache.
 TILE_SCORES = 1 << 20
 #: Centroids scored at once.
 TILE_CENTROIDS = 4096
 #: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
 MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
-
-
 #: Points per cluster that a seeding draws, and then chooses from.
 POINTS_PER_CLUSTER = {"random": 1, "coreset": 3, "k-means||": 10}
 #: Points of one greedy walk, at most; it keeps the distances between them.
@@ -35,11 +35,6 @@ WALK_POINTS = 4096
 @dataclass(frozen=True)
 class StageBytes:
     """Bytes of one stage: in the process as a whole, and for every task that is at work.
-
-    Attributes
-    ----------
-    process, task : int
-        Bytes.
 
     Examples
     --------
@@ -69,16 +64,7 @@ def machine_memory() -> int:
 
 
 def tile_rows(n_clusters: int) -> int:
-    """Rows scored at once by one thread.
-
-    Parameters
-    ----------
-    n_clusters : int
-
-    Returns
-    -------
-    int
-        Few enough for a tile of scores to stay in a core's cache, many enough for a matrix product to be worth it.
+    """Rows scored at once by one thread: few enough for a tile to stay in cache, many enough for a matrix product.
 
     Examples
     --------
@@ -93,18 +79,6 @@ def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> i
 
     The search operand and its score tile, the float32 centroids and, `with_sums`, an int64 sum per centroid and
     feature.
-
-    Parameters
-    ----------
-    n_clusters, n_features : int
-        Shape of the centroids.
-    with_sums : bool, default True
-        Whether rows are added up as well.
-
-    Returns
-    -------
-    int
-        Bytes.
 
     Examples
     --------
@@ -207,24 +181,8 @@ def project_level(
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for every stage of a level, above its idle size and its blocks of rows.
 
-    Parameters
-    ----------
-    n_rows, n_clusters, n_features : int
-    init : {"coreset", "k-means++", "k-means||", "random"}
-    n_resamples : int
-    r : int
-        Members taken from each cluster.
-    n_splits : int, default 1
-    batch_bytes : int
-        Rows that one task splits.
-    n_workers : int, default 1
-        Workers that share the rows.
-    with_driver : bool, default True
-        Whether tasks run in the process that drives them, which holds what splitting makes of all rows.
-
-    Returns
-    -------
-    dict of str to StageBytes
+    Resampling takes `r` members of each cluster, splitting `batch_bytes` of rows in a task. The process that drives the
+    tasks, a worker itself only `with_driver`, holds what splitting makes of all rows.
 
     Examples
     --------
@@ -246,21 +204,7 @@ def project_level(
 
 
 def check_fits(stages: Mapping[str, StageBytes], budget: int, what: str) -> None:
-    """Refuse stages that do not fit with one task at a time.
-
-    Parameters
-    ----------
-    stages : mapping of str to StageBytes
-        From `project_level`.
-    budget : int
-        Bytes the worker may hold above its idle size.
-    what : str
-        What they belong to, such as "level 1".
-
-    Raises
-    ------
-    ComputeError
-        With the bytes it would take, and for what.
+    """Raise ComputeError where stages of `what` do not fit into the budget of a worker, with one task at a time.
 
     Examples
     --------
@@ -277,8 +221,27 @@ def check_fits(stages: Mapping[str, StageBytes], budget: int, what: str) -> None
         )
 
 
+def budget_within(memory_limit: int) -> int:
+    """Bytes a worker may hold above its idle size; Dask pauses a worker at 80 % of its limit.
+
+    Raises InputError where the limit leaves less than 32 MiB beside the libraries of an idle worker.
+
+    Examples
+    --------
+    >>> budget_within(1 << 30) >> 20  # MiB of 1024
+    599
+    """
+    budget = int(memory_limit * 0.8) - PROCESS_BASE_BYTES
+    if budget < _LEAST_BUDGET:
+        raise InputError(
+            f"memory_limit={memory_limit >> 20}MiB should be at least {int(limit_mib(_LEAST_BUDGET)) + 1}MiB; "
+            f"an idle worker with its libraries holds {PROCESS_BASE_BYTES >> 20}MiB already"
+        )
+    return budget
+
+
 def limit_mib(budget: int) -> float:
-    """The memory limit, in MiB, of which so many bytes are the budget: a worker is filled to 80 % of its limit.
+    """The memory limit, in MiB, of which so many bytes are the budget; see `budget_within`.
 
     Examples
     --------
@@ -291,20 +254,8 @@ def limit_mib(budget: int) -> float:
 def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -> int:
     """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
 
-    Parameters
-    ----------
-    budget : int
-        Bytes the process may hold above its idle size.
-    n_threads : int
-        Threads that read blocks at once.
-    device_budget : int, optional
-        Bytes the process may hold on its GPU, where it computes on one: blocks under way, and what a pass makes of
-        them, take a fraction of that.
-
-    Returns
-    -------
-    int
-        Bytes, between 1 and 64 MiB, or 256 MiB for a GPU.
+    Between 1 and 64 MiB, or 256 MiB for a GPU: there, blocks under way and what a pass makes of them take a fraction
+    of the `device_budget`.
 
     Examples
     --------
@@ -315,32 +266,14 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -
     >>> block_bytes(64 << 30, 1, device_budget=1 << 30) >> 20
     64
     """
-    if device_budget is None:
-        return max(1 << 20, min(MAX_BLOCK_BYTES, budget // (8 * n_threads)))
-    return max(1 << 20, min(MAX_DEVICE_BLOCK_BYTES, budget // (8 * n_threads), device_budget // 16))
+    most = MAX_BLOCK_BYTES if device_budget is None else min(MAX_DEVICE_BLOCK_BYTES, device_budget // 16)
+    return max(1 << 20, min(most, budget // (8 * n_threads)))
 
 
 def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> int:
-    """Count the threads of a worker that may fold at once without passing its budget.
+    """Count the threads of a worker, of `n_threads`, that may fold at once without passing its budget.
 
-    Parameters
-    ----------
-    budget : int
-        Bytes the worker may hold above its idle size.
-    n_threads : int
-        Threads it has.
-    n_clusters, n_features : int
-        Shape of the centroids.
-
-    Returns
-    -------
-    int
-        At least 1, at most `n_threads`.
-
-    Raises
-    ------
-    ComputeError
-        Not even one thread fits; the message gives the bytes it would take.
+    Raises ComputeError where not even one fits, with the limit it would take.
 
     Examples
     --------

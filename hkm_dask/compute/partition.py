@@ -42,23 +42,10 @@ class Part:
 def split_parts(
     rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None
 ) -> list[Part]:
-    """Cut rows into at most `n_parts` parts of about the same size.
+    """Cut rows into at most `n_parts` parts of about the same size, each row in one of them.
 
-    Parameters
-    ----------
-    rows : Rows
-    n_parts : int
-    block_bytes : int
-        Size of a block at most; at least one storage chunk is read at once.
-    budget : int
-        Bytes one process may keep resident.
-    cuts : ndarray of int64, optional
-        Where parts may begin and end, for those who write by chunks; anywhere between blocks by default.
-
-    Returns
-    -------
-    list of Part
-        Together they cover every row once.
+    A block has at most `block_bytes`, and one storage chunk at least; `budget` is that of `Part`. Parts begin and end
+    at `cuts` (int64), for those who write by chunks, or anywhere between blocks.
 
     Examples
     --------

@@ -14,7 +14,7 @@ import uuid
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from functools import partial
+from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
 from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.data.rows import Rows
-from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.errors import ComputeError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -37,15 +37,8 @@ _HAND_OVER_FLOPS = 4e7
 
 
 def identity(value: Any) -> Any:
-    """Return what is given: what `map_reduce` finishes with unless told otherwise."""
+    """Return `value`: the default `finish` of `map_reduce`."""
     return value
-
-
-def combine_all(combine: Callable[[Any, Any], Any], first: Any, *rest: Any) -> Any:
-    """Combine results two by two, in their order."""
-    for other in rest:
-        first = combine(first, other)
-    return first
 
 
 def n_processors() -> int:
@@ -54,24 +47,9 @@ def n_processors() -> int:
 
 
 def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:
-    """Run a task of one item where it is to run; again with more room, where device memory ran out.
+    """Run a task in this process, whose caches are held to its `memory_budget`; run it again where device memory ran out.
 
-    Parameters
-    ----------
-    task : callable
-    item : object
-    memory_budget : int, optional
-        Bytes the process may hold above its idle size, if that is news to it.
-
-    Returns
-    -------
-    object
-        What the task returns.
-
-    Raises
-    ------
-    ComputeError
-        Device memory ran out and there was nothing to give up.
+    Raises ComputeError where it ran out and there was nothing to give up.
     """
     if memory_budget is not None:
         limit_recent(memory_budget)
@@ -124,7 +102,7 @@ class Runner:
         # Tasks on a device fill it, one at a time.
         self.n_threads = n_threads or (1 if worker_device() == "cuda" else n_processors())
         self.device_budget = device_budget() if worker_device() == "cuda" else None
-        self.memory_budget = budget_within(memory_limit or int(memory.machine_memory() * 0.6))
+        self.memory_budget = memory.budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None
         self._owned: list[Path] = []
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="hkm")
@@ -159,106 +137,50 @@ class Runner:
         return SharedArrayStore()
 
     def span(self, name: str) -> AbstractContextManager[Any]:
-        """Group the tasks of a context under `name` in the dashboard.
-
-        Parameters
-        ----------
-        name : str
-        """
+        """Group the tasks of a context under `name` in the dashboard."""
         return nullcontext()
 
     def place(self, rows: Rows) -> Rows:
-        """Put rows of this process's memory where the workers can read them.
-
-        Parameters
-        ----------
-        rows : Rows
-
-        Returns
-        -------
-        Rows
-            The same rows, cheap to send to a worker; `rows` themselves where there are no workers but threads.
-        """
+        """Put rows of this process's memory where all workers can read them; return rows that are cheap to send."""
         return rows
 
     def fits_in_memory(self, n_bytes: int) -> bool:
-        """Tell whether this process may hold so many bytes for its tasks to read.
-
-        Parameters
-        ----------
-        n_bytes : int
-        """
+        """Tell whether this process may hold so many bytes for its tasks to read."""
         return n_bytes <= self.memory_budget // 4
 
     def fits_one_task(self, flops: float, n_bytes: int) -> bool:
-        """Tell whether a whole computation is better sent to one worker than made in rounds of tasks.
+        """Tell whether a computation is better sent to one worker than made in rounds of tasks.
 
-        Parameters
-        ----------
-        flops : float
-            Operations of one of its passes.
-        n_bytes : int
-            Rows that the worker would hold.
+        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows.
         """
         return False
 
     # -- work ---------------------------------------------------------------------------------------------------------
+    @property
+    def threads_per_worker(self) -> int:
+        """Threads of one worker."""
+        return max(1, self.n_threads // self.n_workers)
+
     def split(self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None) -> list[Part]:
-        """Cut rows into the parts a pass over `n_clusters` centroids is worth.
-
-        Parameters
-        ----------
-        rows : Rows
-        n_clusters : int
-        cuts : ndarray of int64, optional
-            Where parts may begin and end, if not everywhere.
-
-        Returns
-        -------
-        list of Part
-        """
+        """Cut rows into the parts a pass over `n_clusters` centroids is worth; see `partition.split_parts`."""
         n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, n_clusters, rows.n_features)
-        n_threads = max(1, self.n_threads // self.n_workers)
-        size = memory.block_bytes(self.memory_budget, n_threads, self.device_budget)
+        size = memory.block_bytes(self.memory_budget, self.threads_per_worker, self.device_budget)
         return split_parts(rows, n_parts, block_bytes=size, budget=self.memory_budget // 2, cuts=cuts)
 
     def n_parts(self, flops: float, n_clusters: int = 0, n_features: int = 0) -> int:
-        """How many tasks a pass of `flops` operations is worth, and memory allows.
-
-        Parameters
-        ----------
-        flops : float
-            Operations of the whole pass.
-        n_clusters, n_features : int
-            Shape of the sums each task keeps.
-
-        Returns
-        -------
-        int
-            At least 1.
-        """
-        threads = self.n_threads // self.n_workers
+        """Count the tasks that a pass of so many `flops` is worth, if each keeps sums of `n_clusters` in memory."""
+        n_threads = self.threads_per_worker
         if n_clusters:
-            threads = memory.threads_that_fit(self.memory_budget, threads, n_clusters, n_features)
-        return int(max(1, min(threads * self.n_workers, flops / self._task_flops())))
+            n_threads = memory.threads_that_fit(self.memory_budget, n_threads, n_clusters, n_features)
+        return int(max(1, min(n_threads * self.n_workers, flops / self._task_flops())))
 
     def _task_flops(self) -> float:
         return _HAND_OVER_FLOPS
 
     def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
-        """Run `task` on every item; results come in the order of the items.
+        """Run `task`, which is picklable, on every item; results come in the order of the items.
 
-        Parameters
-        ----------
-        task : callable
-            Of one item; picklable.
-        items : sequence
-        stage : str
-            Purely alphabetic name under which the dashboard groups the tasks.
-
-        Returns
-        -------
-        list
+        The dashboard groups the tasks under `stage`, a purely alphabetic name.
         """
         from dask import threaded
 
@@ -277,39 +199,14 @@ class Runner:
         finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
-        """Run `task` on every item, `combine` the results in order, and `finish` what comes out.
+        """Run `task` on every item, `combine` the results in order, and return what `finish` makes of the outcome.
 
-        Parameters
-        ----------
-        task, combine, finish : callable
-            Picklable. `combine` takes two results and must not change them; it should be associative.
-        items : sequence
-        stage : str
-            As for `map`.
-
-        Returns
-        -------
-        object
-            What `finish` returns.
+        All are picklable; `combine` takes two results, must not change them, and should be associative.
         """
-        results = self.map(task, items, stage=stage)
-        return run_task(finish, combine_all(combine, *results))
+        return run_task(finish, reduce(combine, self.map(task, items, stage=stage)))
 
     def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
-        """Run one task somewhere.
-
-        Parameters
-        ----------
-        task : callable
-            Of one item; picklable.
-        item : object
-        stage : str
-            As for `map`.
-
-        Returns
-        -------
-        object
-        """
+        """Run one task on some worker."""
         return self.map(task, [item], stage=stage)[0]
 
     def _name(self, stage: str) -> str:
@@ -317,17 +214,7 @@ class Runner:
 
 
 def runner_in_task(memory_budget: int) -> Runner:
-    """Runner for a task that does a whole computation by itself.
-
-    Parameters
-    ----------
-    memory_budget : int
-        Bytes its worker may hold above what it holds when idle; the worker's limit, not the machine's.
-
-    Returns
-    -------
-    Runner
-        With one thread.
+    """Runner of one thread, for a task that does a whole computation within the budget of its worker.
 
     Examples
     --------
@@ -338,35 +225,3 @@ def runner_in_task(memory_budget: int) -> Runner:
     runner = Runner(n_threads=1)
     runner.memory_budget = memory_budget
     return runner
-
-
-def budget_within(memory_limit: int) -> int:
-    """Bytes a worker may hold above its idle size; Dask pauses a worker at 80 % of its limit.
-
-    Parameters
-    ----------
-    memory_limit : int
-        Bytes the worker may hold in all.
-
-    Returns
-    -------
-    int
-
-    Raises
-    ------
-    InputError
-        The limit leaves less than 32 MiB beside the libraries of an idle worker.
-
-    Examples
-    --------
-    >>> budget_within(1 << 30) >> 20  # MiB of 1024
-    599
-    """
-    budget = int(memory_limit * 0.8) - memory.PROCESS_BASE_BYTES
-    if budget < 32 << 20:
-        need = int((memory.PROCESS_BASE_BYTES + (32 << 20)) / 0.8) >> 20
-        raise InputError(
-            f"memory_limit={memory_limit >> 20}MiB should be at least {need + 1}MiB; "
-            f"an idle worker with its libraries holds {memory.PROCESS_BASE_BYTES >> 20}MiB already"
-        )
-    return budget

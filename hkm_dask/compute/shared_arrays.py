@@ -7,6 +7,7 @@ can be read by any worker and written again, with the same bytes, by a repeated 
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import weakref
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.data.files import careful
+from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import StoreError
 
 _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
@@ -51,20 +53,15 @@ class RecentCache:
         _caches.add(self)
 
     def get(self, key: Hashable, sources: tuple[SharedArray, ...], make: Callable[[], Any]) -> Any:
-        """Return what `make` makes of shared arrays, made by the first thread that asks.
+        """Return what `make` makes of the shared arrays `sources`, made by the first thread that asks.
 
-        Parameters
-        ----------
-        key : hashable
-        sources : tuple of SharedArray
-        make : callable
-            Makes something with ``n_bytes`` or ``nbytes``.
+        It has ``n_bytes`` or ``nbytes``.
         """
         arrays = tuple(source.array for source in sources)
         with self._lock:
-            value, of, _ = self._entries.get(key, (None, (), 0))
+            value, origins, _ = self._entries.get(key, (None, (), 0))
             # The id of an array that is gone may be that of another one.
-            if value is None or len(of) != len(arrays) or any(a is not b for a, b in zip(of, arrays, strict=True)):
+            if value is None or list(map(id, origins)) != list(map(id, arrays)):
                 value = make()
                 n_bytes = getattr(value, "n_bytes", None)
                 self._entries[key] = value, arrays, int(value.nbytes if n_bytes is None else n_bytes)
@@ -84,24 +81,13 @@ class RecentCache:
             self._entries.clear()
 
     def drop(self, key: Hashable) -> None:
-        """Forget one thing.
-
-        Parameters
-        ----------
-        key : hashable
-        """
+        """Forget one thing."""
         with self._lock:
             self._entries.pop(key, None)
 
 
 def limit_recent(memory_budget: int) -> None:
-    """Have the caches of this process take no more than an eighth of what it may hold, each.
-
-    Parameters
-    ----------
-    memory_budget : int
-        Bytes.
-    """
+    """Have each cache of this process take no more than an eighth of what it may hold."""
     RecentCache.limit = memory_budget // 8
 
 
@@ -135,17 +121,9 @@ class SharedArray:
         return self.path or id(self.array)
 
     def get(self) -> np.ndarray:
-        """Return the array, read at most once per process while it is in use.
+        """Return the array, not to be written to, and read at most once per process while it is in use.
 
-        Returns
-        -------
-        ndarray
-            Not to be written to.
-
-        Raises
-        ------
-        StoreError
-            The file cannot be read from this process.
+        Raises StoreError where this process cannot read the file.
         """
         if self.array is not None:
             return self.array
@@ -160,6 +138,28 @@ class SharedArray:
                 f"work file {self.path} should be readable by every worker; put the output on a shared file system"
             ) from error
         return array
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Rows `start` up to `stop`, without reading the others.
+
+        Examples
+        --------
+        >>> SharedArray(array=np.array([7, 8, 9])).read(1, 3)
+        array([8, 9])
+        """
+        if self.array is not None:
+            return self.array[start:stop]
+        path = Path(str(self.path))
+
+        def read() -> np.ndarray:
+            with path.open("rb") as file:
+                header = read_npy_header(file, str(path))
+            shape = (stop - start, *header.shape[1:])
+            width = math.prod(shape[1:])
+            offset = header.offset + start * width * header.dtype.itemsize
+            return np.fromfile(path, header.dtype, math.prod(shape), offset=offset).reshape(shape)
+
+        return careful(read, f"reading {path}")
 
     def delete(self) -> None:
         """Remove the file, if there is one."""
@@ -181,17 +181,7 @@ class SharedArrayStore:
     folder: str | None = None
 
     def put(self, name: str, array: np.ndarray) -> SharedArray:
-        """Share an array under a name; the same name is only ever given the same contents.
-
-        Parameters
-        ----------
-        name : str
-            Of the file, without its suffix.
-        array : ndarray
-
-        Returns
-        -------
-        SharedArray
+        """Share an array under the name of its file, without suffix; a name is only ever given the same contents.
 
         Examples
         --------

@@ -27,8 +27,6 @@ from hkm_dask.errors import ComputeError
 DEVICE_REMEMBERED_BYTES = 48
 #: Share of the device budget for rows and what is remembered; passes need the rest.
 _RESIDENT_SHARE = 0.75
-
-
 #: Bytes beyond which this process has run out of device memory before.
 _most_resident: int | None = None
 
@@ -58,37 +56,28 @@ def ran_out(error: BaseException) -> bool:
 
 
 def make_room() -> bool:
-    """Give up what is resident, and keep half as much from now on, after device memory ran out.
-
-    Returns
-    -------
-    bool
-        Whether there was anything to give up.
-    """
+    """Give up what is resident, and keep half as much from now on; tell whether there was anything to give up."""
     import cupy
 
     global _most_resident
-    held = device_cache.used
-    _most_resident = held // 2
+    n_bytes = device_cache.used
+    _most_resident = n_bytes // 2
     device_cache.clear()
     forget_recent()
     _thread.__dict__.clear()
     cupy.get_default_memory_pool().free_all_blocks()
-    return held > 0
+    return n_bytes > 0
 
 
 def staging_blocks() -> int:
     """Blocks in pinned memory at once, on their way to the device: ``HKM_STAGING_BLOCKS``, 4 by default.
 
-    Raises
-    ------
-    ComputeError
-        The variable is no number from 2 on.
+    Raises ComputeError where the variable is no integer from 2 on.
     """
-    given = os.environ.get("HKM_STAGING_BLOCKS", "4")
-    if not given.isdigit() or int(given) < 2:
-        raise ComputeError(f"HKM_STAGING_BLOCKS={given!r} should be an integer >= 2; unset it for 4")
-    return int(given)
+    text = os.environ.get("HKM_STAGING_BLOCKS", "4")
+    if not text.isdigit() or int(text) < 2:
+        raise ComputeError(f"HKM_STAGING_BLOCKS={text!r} should be an integer >= 2; unset it for 4")
+    return int(text)
 
 
 class _Buffer:
@@ -165,54 +154,31 @@ def _staging() -> _Staging:
 
 
 def device_dtype(dtype: np.dtype) -> np.dtype:
-    """Type of rows on the device: kernels take float16 and float32.
-
-    Parameters
-    ----------
-    dtype : dtype
-        Of the rows where they are stored.
-
-    Returns
-    -------
-    dtype
-    """
+    """Type on the device of rows that are stored in `dtype`: kernels take float16 and float32."""
     return dtype if dtype == np.float16 else np.dtype(np.float32)
 
 
 def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     """Yield ``(first row, rows)`` for every block of a part, on the device; see `block_cache.iter_blocks`.
 
-    Parameters
-    ----------
-    part : Part
-
-    Yields
-    ------
-    start : int
-    block : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
-        Not to be written to, and valid until the next block is asked for. Blocks do not come in the order of the rows.
-
-    Raises
-    ------
-    ComputeError
-        The environment asks for a budget or a number of buffers that makes no sense.
+    A block is float16 or float32. Blocks do not come in the order of the rows. Raises ComputeError where the
+    environment asks for a budget or a number of buffers that makes no sense.
     """
     import cupy
 
     rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
-    row_bytes = device_dtype(rows.dtype).itemsize * rows.n_features
+    dtype = device_dtype(rows.dtype)
     # What passes remember about the rows saves more than the rows themselves: that room is kept free.
     budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
     resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None]
     missing = [pair for pair in pairs if device_cache.get(rows.key, pair) is None]
-    sizes = np.array([(stop - start) * row_bytes for start, stop in missing], np.int64)
-    keep = (np.cumsum(sizes) <= device_cache.room(rows.key, budget)).tolist()
+    n_bytes = np.array([stop - start for start, stop in missing], np.int64) * (dtype.itemsize * rows.n_features)
+    keep = (np.cumsum(n_bytes) <= device_cache.room(rows.key, budget)).tolist()
     staging, compute = _staging(), cupy.cuda.get_current_stream()
-    n_ahead = len(staging.pinned) - 1
-    reads: dict[int, Future[Any]] = {}
-    uploads: dict[int, Future[Any]] = {}
+    n_reads = len(staging.pinned) - 1
+    reads, uploads = dict[int, Future[Any]](), dict[int, Future[Any]]()
     try:
-        with ThreadPoolExecutor(n_ahead, "hkm-read") as readers, ThreadPoolExecutor(1, "hkm-upload") as uploader:
+        with ThreadPoolExecutor(n_reads, "hkm-read") as readers, ThreadPoolExecutor(1, "hkm-upload") as uploader:
 
             def start_reading(number: int) -> None:
                 if number < len(missing):
@@ -223,17 +189,17 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
                     pinned = reads.pop(number)
                     uploads[number] = uploader.submit(staging.upload, pinned, number, keep[number], compute)
 
-            for number in range(n_ahead):
+            for number in range(n_reads):
                 start_reading(number)
             start_uploading(0)
             for pair in resident:
                 block = device_cache.get(rows.key, pair)
                 if block is None:  # dropped by another thread since we looked
-                    block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), device_dtype(rows.dtype)))
+                    block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), dtype))
                 yield pair[0], block
             for number, pair in enumerate(missing):
                 # The buffers these write to held the block before this one, of which kernels have been queued.
-                start_reading(number + n_ahead)
+                start_reading(number + n_reads)
                 start_uploading(number + 1)
                 block, copied = uploads.pop(number).result()
                 compute.wait_event(copied)

@@ -20,20 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MapReduce:
-    """A map-reduce over the parts of some rows; see `Runner.map_reduce`.
-
-    Attributes
-    ----------
-    task : callable
-        Of a part.
-    parts : sequence of Part
-    combine : callable
-        Of two results.
-    finish : callable
-        Of what is combined.
-    stage : str
-        Purely alphabetic name.
-    """
+    """A map-reduce over the parts of some rows; see `Runner.map_reduce`."""
 
     task: Callable[[Part], Any]
     parts: Sequence[Part]
@@ -48,11 +35,7 @@ Steps = Generator[MapReduce, Any, T]
 class stepwise(Generic[P, T]):
     """A function made of a generator of passes: called, it makes them with its argument `runner`.
 
-    Parameters
-    ----------
-    steps : callable
-        Has a keyword argument ``runner``; returns a generator that yields passes, is sent what comes out of each, and
-        returns the outcome.
+    The generator has a keyword argument ``runner``, yields passes, is sent the result of each, and returns the outcome.
 
     Examples
     --------
@@ -79,15 +62,14 @@ class stepwise(Generic[P, T]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
         """Make the passes one after the other."""
         runner: Any = kwargs["runner"]
+        result = None
         with closing(self.steps(*args, **kwargs)) as steps:
-            try:
-                wanted = next(steps)
-                while True:
-                    wanted = steps.send(
-                        runner.map_reduce(
-                            wanted.task, wanted.parts, combine=wanted.combine, finish=wanted.finish, stage=wanted.stage
-                        )
-                    )
-            except StopIteration as done:
-                outcome: T = done.value
-                return outcome
+            while True:
+                try:
+                    step = steps.send(result)
+                except StopIteration as stop:
+                    outcome: T = stop.value
+                    return outcome
+                result = runner.map_reduce(
+                    step.task, step.parts, combine=step.combine, finish=step.finish, stage=step.stage
+                )

@@ -21,8 +21,8 @@ from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.placement import RowNumbers
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.npy import create_npy
 from hkm_dask.data.rows import NpyRows, Rows
@@ -67,7 +67,7 @@ class _Regroup:
 
     path: str
     offset: int
-    places: RowNumbers
+    places: SharedArray
 
     def __call__(self, part: Part) -> None:
         def write() -> None:
@@ -183,14 +183,14 @@ def batch_bytes(runner: Runner) -> int:
     """Bytes of the rows that one task splits."""
     if runner.device_budget is not None:
         return min(_DEVICE_BATCH_BYTES, runner.device_budget // _BATCHES_ON_A_DEVICE)
-    return block_bytes(runner.memory_budget, max(1, runner.n_threads // runner.n_workers))
+    return block_bytes(runner.memory_budget, runner.threads_per_worker)
 
 
 def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:
     """Write the rows of each cluster next to each other, clusters in order."""
     places = np.empty(rows.n_rows, np.int64)
     places[members] = np.arange(rows.n_rows)
-    shared = RowNumbers.put(places, runner)
+    shared = runner.array_store.put(f"places-{uuid.uuid4().hex}", places)
     try:
         offset = create_npy(path, (rows.n_rows, rows.n_features), rows.dtype)
         runner.map(_Regroup(str(path), offset, shared), runner.split(rows, 1), stage="regroup")

@@ -7,7 +7,8 @@ import pytest
 
 from hkm_dask.compute.cluster import connect, runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.compute.runner import Runner, budget_within
+from hkm_dask.compute.memory import budget_within
+from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
 
 

@@ -8,8 +8,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hkm_dask.compute import memory
-from hkm_dask.compute.memory import block_bytes, check_fits, fold_bytes, project_level, threads_that_fit, tile_rows
-from hkm_dask.compute.runner import budget_within
+from hkm_dask.compute.memory import (
+    block_bytes,
+    budget_within,
+    check_fits,
+    fold_bytes,
+    project_level,
+    threads_that_fit,
+    tile_rows,
+)
 from hkm_dask.errors import ComputeError
 
 MIB = 1 << 20
