@@ -47,7 +47,7 @@ def n_processors() -> int:
 
 
 def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:
-    """Run a task in this process, whose caches are held to its `memory_budget`; run it again where device memory ran out.
+    """Run a task in this process, with its caches within `memory_budget`; run it again where device memory ran out.
 
     Raises ComputeError where it ran out and there was nothing to give up.
     """
