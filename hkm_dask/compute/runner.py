@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 #: Floating-point operations one thread does while a round of tasks is handed out to threads (about 2 ms).
 _HAND_OVER_FLOPS = 4e7
+#: Bytes of rows one task clusters on a device, of which it takes a small share: passes need several times as much.
+_DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 
 
 def identity(value: Any) -> Any:
@@ -208,6 +210,19 @@ class Runner:
     def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
         """Run one task on some worker."""
         return self.map(task, [item], stage=stage)[0]
+
+    @property
+    def batch_bytes(self) -> int:
+        """Bytes of rows that one task clusters by itself."""
+        if self.device_budget is not None:
+            return min(_DEVICE_BATCH_BYTES, self.device_budget // _BATCHES_ON_A_DEVICE)
+        return memory.block_bytes(self.memory_budget, self.threads_per_worker)
+
+    def n_batches(self, n_bytes: int) -> int:
+        """Tasks to make of so many bytes of rows, each of which a task clusters by itself."""
+        # Several for every processor, or some of them would wait at the end; a device is better off with few.
+        n_least = self.n_threads * (4 if self.device_budget is None else 1)
+        return max(n_least, -(-n_bytes // max(self.batch_bytes, 1)))
 
     def _name(self, stage: str) -> str:
         return f"hkm-{stage}-{next(self._counter)}-{self._token}"

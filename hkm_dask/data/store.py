@@ -215,8 +215,9 @@ def resumable(
         except BaseException:
             if work is not None:
                 # The error that led here must not be hidden; the next run sweeps again.
-                with suppress(StoreError):
+                with suppress(StoreError, OSError):
                     sweep_scratch(work)
+                    work.rmdir()  # where it keeps no checkpoint
             raise
         if work is not None:
             remove(work)

@@ -10,7 +10,7 @@ import os
 import platform
 import time
 import uuid
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,7 +37,7 @@ from hkm_dask.hierarchy.checkpoint import StepHistory
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
-from hkm_dask.hierarchy.split import batch_bytes, split_clusters
+from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
@@ -112,7 +112,7 @@ def build_hierarchy(
         if folder is not None:
             with runner_for(client, memory_limit, work_dir=work) as runner:
                 build = _Build(config, source, folder, runner, checkpoint.Checkpoints(work))
-                build.check_memory()
+                build.check()
                 store.create_group(folder, _identity(config, source))
                 build.run()
             seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
@@ -178,27 +178,32 @@ class _Build:
         self.config, self.source, self.folder = config, source, folder
         self.runner, self.checkpoints = runner, checkpoints
 
-    def check_memory(self) -> None:
-        """Refuse levels that no worker has the memory for."""
+    def check(self) -> None:
+        """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
         for t, (level, plan) in enumerate(zip(self.config.levels, self._plan(), strict=True), 1):
             stages = project_level(
                 plan["n"], plan["k"], plan["d"], init=level.init, n_resamples=plan["m"], r=plan["r"],
-                n_splits=plan["n_splits"], batch_bytes=batch_bytes(self.runner), n_workers=self.runner.n_workers,
+                n_splits=plan["n_splits"], batch_bytes=self.runner.batch_bytes, n_workers=self.runner.n_workers,
                 with_driver=self.runner.client is None,
             )  # fmt: skip
             check_fits(stages, self.runner.memory_budget, f"level {t}")
+        if not self._is_complete(1):
+            _ = self._samples  # made now, since a geometry refuses rows that are too large
 
     def run(self) -> None:
         """Build the levels that are not complete yet."""
         begin = time.perf_counter()
         emit("run_started", levels=self._plan(), dashboard=self.runner.dashboard)
         for t, level in enumerate(self.config.levels, 1):
-            if _attributes(self.folder / f"level_{t}").get(layout.COMPLETE):
+            if self._is_complete(t):
                 emit("resumed", what=f"level {t} was finished before")
                 continue
             with self.runner.span(f"level-{t}"):
                 self._build_level(t, level)
         emit("run_finished", seconds=time.perf_counter() - begin)
+
+    def _is_complete(self, t: int) -> bool:
+        return bool(_attributes(self.folder / f"level_{t}").get(layout.COMPLETE))
 
     def _plan(self) -> list[dict[str, Any]]:
         n, plan = self.source.rows.n_rows, []
@@ -212,7 +217,7 @@ class _Build:
 
     def _build_level(self, t: int, level: Level) -> None:
         begin, run, folder = time.perf_counter(), uuid.uuid4().hex, self.folder / f"level_{t}"
-        rows = self._input(t, level)
+        rows = self._samples if t == 1 else self._centroids_below(t)
         emit("level_started", level=t, n=rows.rows.n_rows, k=level.n_centroids, m=level.n_resamples)
         steps = self._cluster(t, level, rows, run)
         centroids = steps.centroids
@@ -228,26 +233,31 @@ class _Build:
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
-    def _input(self, t: int, level: Level) -> LevelRows:
-        """The samples, or the centroids of the level below that have members."""
-        source, rows = self.source, self.source.rows
-        statistics: dict[str, Any] = {}
-        if t == 1:
-            n_total, chunk_rows = source.n_total, source.chunk_rows
-            statistics = {"mean": source.mean, "max_abs": source.max_abs}
-        else:
-            below = self.folder / f"level_{t - 1}"
-            rows = ZarrRows(below, "centroids")
-            n_total, chunk_rows = rows.n_rows, label_chunk_rows(rows)
-            if self.runner.fits_in_memory(rows.n_rows * rows.row_bytes):
-                rows = ArrayRows(rows.read(0, rows.n_rows), rows.label)
-            sizes = level_arrays.read_whole(below / "sizes")
-            if (sizes == 0).any():
-                rows = SubsetRows(rows, np.flatnonzero(sizes))
+    @cached_property
+    def _samples(self) -> LevelRows:
+        """What level 1 clusters."""
+        source = self.source
+        return self._level_rows(
+            1, source.rows, source.n_total, source.chunk_rows, mean=source.mean, max_abs=source.max_abs
+        )
+
+    def _centroids_below(self, t: int) -> LevelRows:
+        """What a level above clusters: the centroids of the level below that have members."""
+        below = self.folder / f"level_{t - 1}"
+        centroids: Rows = ZarrRows(below, "centroids")
+        n_total, chunk_rows = centroids.n_rows, label_chunk_rows(centroids)
+        if self.runner.fits_in_memory(n_total * centroids.row_bytes):
+            centroids = ArrayRows(centroids.read(0, n_total), centroids.label)
+        sizes = level_arrays.read_whole(below / "sizes")
+        if (sizes == 0).any():
+            centroids = SubsetRows(centroids, np.flatnonzero(sizes))
+        return self._level_rows(t, centroids, n_total, chunk_rows)
+
+    def _level_rows(self, t: int, rows: Rows, n_total: int, chunk_rows: int, **statistics: Any) -> LevelRows:
         rows = self.runner.place(rows)
         geometry = make_geometry(
-            rows, self.runner, n_clusters=level.n_clusters, spherical=self.config.metric == "cosine",
-            precision=self.config.dtype, **statistics,
+            rows, self.runner, n_clusters=self.config.levels[t - 1].n_clusters,
+            spherical=self.config.metric == "cosine", precision=self.config.dtype, **statistics,
         )  # fmt: skip
         return LevelRows(rows, n_total, geometry, chunk_rows)
 

@@ -19,7 +19,6 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -30,8 +29,6 @@ from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.geometry import Geometry
 
-#: Bytes of rows one task splits on a device, of which it takes a small share: passes need several times as much.
-_DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 #: Batches of a thread after which progress is told.
 _BATCHES_PER_ROUND = 4
 
@@ -157,10 +154,9 @@ def split_clusters(
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         _regroup(rows, members, path, runner)
-        n_bytes = batch_bytes(runner)
-        task = _SplitClusters(NpyRows(path), geometry, settings, n_bytes, runner.memory_budget, batched)
+        task = _SplitClusters(NpyRows(path), geometry, settings, runner.batch_bytes, runner.memory_budget, batched)
         found = []
-        for batches in _rounds(_batches(indptr, rows, runner, n_bytes), runner):
+        for batches in _rounds(_batches(indptr, rows, runner), runner):
             found += runner.map(task, batches, stage="split")
             first, bounds = batches[-1]
             report(first + len(bounds) - 1, n_clusters)
@@ -179,13 +175,6 @@ def split_clusters(
     )
 
 
-def batch_bytes(runner: Runner) -> int:
-    """Bytes of the rows that one task splits."""
-    if runner.device_budget is not None:
-        return min(_DEVICE_BATCH_BYTES, runner.device_budget // _BATCHES_ON_A_DEVICE)
-    return block_bytes(runner.memory_budget, runner.threads_per_worker)
-
-
 def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:
     """Write the rows of each cluster next to each other, clusters in order."""
     places = np.empty(rows.n_rows, np.int64)
@@ -198,11 +187,9 @@ def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner)
         shared.delete()
 
 
-def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner, n_bytes: int) -> list[Batch]:
+def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> list[Batch]:
     """Runs of clusters of about equal numbers of rows, with the bounds of each cluster."""
-    # Several for every processor, or some of them would wait at the end; a device is better off with few.
-    n_wanted = runner.n_threads * (4 if runner.device_budget is None else 1)
-    n_batches = max(n_wanted, -(-rows.n_rows * rows.row_bytes // max(n_bytes, 1)))
+    n_batches = runner.n_batches(rows.n_rows * rows.row_bytes)
     targets = rows.n_rows * np.arange(n_batches + 1) // n_batches
     cuts = np.unique(np.searchsorted(indptr, targets))
     cuts[0], cuts[-1] = 0, len(indptr) - 1

@@ -11,7 +11,6 @@ from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.hierarchy import split
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans import batch_cuda
 from hkm_dask.kmeans.fit import Settings
@@ -137,7 +136,7 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
 def test_a_cluster_larger_than_a_batch_is_streamed(
     both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(split, "batch_bytes", lambda runner: 1500)
+    monkeypatch.setattr(Runner, "batch_bytes", 1500)
     together = batch_cuda.fit_together
 
     def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:

@@ -10,6 +10,8 @@ import xarray as xr
 import zarr
 
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
 from hkm_dask.data.rows import Rows
@@ -484,3 +486,15 @@ def test_a_level_that_takes_too_much_memory_is_refused_before_anything_is_made(t
     with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB for level 1, seeding takes"):
         build_hierarchy(np.zeros((20_000, 512), "f2"), tmp_path / "tree.zarr", config, memory_limit="400MiB")
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("workers", [False, True], ids=["threads", "workers"])
+def test_rows_refused_leave_nothing_in_the_way_of_a_mended_pool(tmp_path: Path, workers: bool) -> None:
+    rows, config = blobs(), Config(levels=tuple(levels(10, 3)))
+    far = rows.copy()
+    far[17] = 1e15
+    with connect(workers=1, memory_limit="800MiB") if workers else Runner(n_threads=1) as runner:
+        with pytest.raises(InputError, match=r"max_abs=1e\+15 in row 17 .*; leave that row out"):
+            build_hierarchy(far, tmp_path / "tree.zarr", config, client=runner.client)
+        assert list(tmp_path.iterdir()) == []
+        assert build_hierarchy(rows, tmp_path / "tree.zarr", config, client=runner.client).hkm.n_clusters == (10, 3)
