@@ -19,6 +19,5 @@ def two_processes() -> Iterator[ClusterRunner]:
 @pytest.fixture
 def workers(two_processes: ClusterRunner) -> ClusterRunner:
     """The cluster, with both processes alive."""
-    assert two_processes.client is not None
     two_processes.client.wait_for_workers(2, timeout=60)
     return two_processes

@@ -1,6 +1,5 @@
-"""Blocks: every row once however it is cut, and whatever the memory allows, the same rows."""
+"""Blocks: the same rows whatever the memory allows, and what is remembered of them within its budget."""
 
-import itertools
 import threading
 from collections import Counter
 from pathlib import Path
@@ -43,45 +42,6 @@ def watched(n: int = 40, d: int = 4) -> Watched:
     return Watched(np.random.default_rng(1).normal(size=(n, d)).astype(np.float32))
 
 
-# -- parts ------------------------------------------------------------------------------------------------------------
-
-
-@given(
-    n_rows=st.integers(1, 300),
-    n_parts=st.integers(1, 40),
-    block_rows=st.integers(1, 100),
-    chunk_rows=st.integers(1, 50),
-)
-def test_parts_hold_every_row_once(n_rows: int, n_parts: int, block_rows: int, chunk_rows: int) -> None:
-    rows = Watched(np.zeros((n_rows, 2), np.float32), chunk_rows)
-    parts = split_parts(rows, n_parts, block_bytes=block_rows * 8, budget=7)
-    bounds = list(itertools.chain([0], *(part.bounds[1:] for part in parts)))
-    assert 1 <= len(parts) <= n_parts
-    assert bounds[-1] == n_rows
-    assert all(a < b for a, b in itertools.pairwise(bounds))
-    assert all(part.start == before.stop for before, part in itertools.pairwise(parts))
-    assert all(bound % chunk_rows == 0 for bound in bounds[:-1])
-    assert max(np.diff(bounds)) <= max(block_rows, chunk_rows)
-    assert {part.budget for part in parts} == {7}
-
-
-@given(st.integers(10, 400), st.integers(1, 10), st.integers(1, 100))
-def test_parts_are_about_the_same_size(n_rows: int, n_parts: int, block_rows: int) -> None:
-    parts = split_parts(ArrayRows(np.zeros((n_rows, 2), np.float32)), n_parts, block_bytes=8 * block_rows, budget=0)
-    assert len(parts) == min(n_parts, n_rows)
-    sizes = [part.stop - part.start for part in parts]
-    assert max(sizes) - min(sizes) <= 1
-
-
-@given(st.integers(1, 200), st.integers(1, 20), st.integers(1, 60))
-def test_writers_begin_and_end_where_their_chunks_do(n_rows: int, n_parts: int, chunk: int) -> None:
-    cuts = np.append(np.arange(0, n_rows, chunk), n_rows)
-    parts = split_parts(ArrayRows(np.zeros((n_rows, 2))), n_parts, block_bytes=64, budget=0, cuts=cuts)
-    assert {part.start for part in parts} | {part.stop for part in parts} <= set(cuts.tolist())
-    assert [parts[0].start, parts[-1].stop] == [0, n_rows]
-    assert all(set(cuts[(cuts > p.start) & (cuts < p.stop)].tolist()) <= set(p.bounds) for p in parts)
-
-
 @given(st.integers(1, 300), st.integers(1, 6), st.integers(1, 30), st.integers(1, 12), st.integers(0, 300))
 def test_blocks_hold_their_rows_whatever_memory_they_are_read_into(
     n_rows: int, n_parts: int, block_rows: int, chunk_rows: int, kept_rows: int
@@ -105,17 +65,17 @@ steps = st.lists(
 
 
 @given(steps, st.integers(0, 100))
-def test_memo_equals_a_slow_model(steps: list[tuple[str, int, int, str]], budget: int) -> None:
-    kept, model = BlockCache(), {}  # the model: group -> {key: bytes}, in order of use
+def test_the_cache_equals_a_slow_model(steps: list[tuple[str, int, int, str]], budget: int) -> None:
+    cache, model = BlockCache(), {}  # the model: group -> {key: bytes}, in order of use
     for group, key, n_bytes, what in steps:
         if what == "drop":
-            kept.drop(group)
+            cache.drop(group)
             model.pop(group, None)
             continue
         entries = model.pop(group, None)
         if what == "get":
             expected = None if entries is None else entries.get(key)
-            assert kept.get(group, key) == expected
+            assert cache.get(group, key) == expected
         else:
             entries = entries or {}
             entries.pop(key, None)
@@ -126,42 +86,42 @@ def test_memo_equals_a_slow_model(steps: list[tuple[str, int, int, str]], budget
                 model.pop(next(iter(model)))
             if fits:
                 entries[key] = n_bytes
-            assert kept.put(group, key, n_bytes, n_bytes, budget) == fits
+            assert cache.put(group, key, n_bytes, n_bytes, budget) == fits
         if entries is not None:
             model[group] = entries
         total = sum(sum(other.values()) for other in model.values())
-        assert kept._used == total <= budget
+        assert cache._used == total <= budget
     for group, entries in model.items():
         for key in range(5):
-            assert kept.get(group, key) == entries.get(key)
+            assert cache.get(group, key) == entries.get(key)
 
 
 def test_what_cannot_fit_drives_nothing_out() -> None:
-    kept = BlockCache()
-    kept.put("frame", "head", 64, 0, 100)
-    kept.put("other rows", 0, "x", 30, 100)
-    kept.put("rows", 0, "x", 70, 100)
-    assert not kept.put("rows", 1, "y", 40, 100)
-    assert not kept.put("rows", 2, "y", 1, 0)
-    assert (kept.get("frame", "head"), kept.get("other rows", 0), kept.get("rows", 0)) == (64, "x", "x")
+    cache = BlockCache()
+    cache.put("frame", "head", 64, 0, 100)
+    cache.put("other rows", 0, "x", 30, 100)
+    cache.put("rows", 0, "x", 70, 100)
+    assert not cache.put("rows", 1, "y", 40, 100)
+    assert not cache.put("rows", 2, "y", 1, 0)
+    assert (cache.get("frame", "head"), cache.get("other rows", 0), cache.get("rows", 0)) == (64, "x", "x")
 
 
 def test_the_group_used_longest_ago_goes_first() -> None:
-    kept = BlockCache()
+    cache = BlockCache()
     for group in "abc":
-        kept.put(group, 0, group, 30, 100)
-    kept.get("a", 0)
-    assert kept.put("d", 0, "d", 30, 100)
-    assert [kept.get(group, 0) for group in "abcd"] == ["a", None, "c", "d"]
+        cache.put(group, 0, group, 30, 100)
+    cache.get("a", 0)
+    assert cache.put("d", 0, "d", 30, 100)
+    assert [cache.get(group, 0) for group in "abcd"] == ["a", None, "c", "d"]
 
 
 def test_what_is_not_replaced_is_forgotten() -> None:
-    kept = BlockCache()
-    kept.put("rows", 0, "old", 10, 100)
-    assert not kept.put("rows", 0, "new", 200, 100)
-    assert kept.get("rows", 0) is None
-    kept.clear()
-    assert kept._used == 0
+    cache = BlockCache()
+    cache.put("rows", 0, "old", 10, 100)
+    assert not cache.put("rows", 0, "new", 200, 100)
+    assert cache.get("rows", 0) is None
+    cache.clear()
+    assert cache._used == 0
 
 
 # -- reading ----------------------------------------------------------------------------------------------------------
@@ -172,9 +132,9 @@ def test_blocks_are_the_rows_whatever_the_budget(budget: int) -> None:
     rows = watched()
     part = Part(rows, (3, 10, 11, 25, 40), budget)
     for _ in range(3):
-        found = [(first, block.copy()) for first, block in iter_blocks(part)]  # a block is valid until the next one
-        assert [first for first, _ in found] == [3, 10, 11, 25]
-        np.testing.assert_array_equal(np.concatenate([block for _, block in found]), rows.array[3:])
+        blocks = [(first, block.copy()) for first, block in iter_blocks(part)]  # a block is valid until the next one
+        assert [first for first, _ in blocks] == [3, 10, 11, 25]
+        np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), rows.array[3:])
     host_cache.drop(rows.key)
 
 
@@ -200,12 +160,12 @@ def test_a_block_lost_between_passes_is_read_again() -> None:
     rows = watched()
     part = Part(rows, (0, 10, 20, 30, 40), 1 << 20)
     list(iter_blocks(part))
-    found = []
+    blocks = []
     for first, block in iter_blocks(part):
         host_cache.drop(rows.key)  # another thread needed the room
-        found.append(block)
-        assert first == 10 * (len(found) - 1)
-    np.testing.assert_array_equal(np.concatenate(found), rows.array)
+        blocks.append(block)
+        assert first == 10 * (len(blocks) - 1)
+    np.testing.assert_array_equal(np.concatenate(blocks), rows.array)
     host_cache.drop(rows.key)
 
 

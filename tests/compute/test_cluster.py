@@ -64,7 +64,6 @@ def test_no_place_is_made_behind_the_callers_back() -> None:
 
 
 def test_a_cluster_listens_on_this_machine_only(workers: ClusterRunner) -> None:
-    assert workers.client is not None
     addresses = [workers.client.scheduler.address, *workers.client.nthreads()]
     assert len(addresses) == 3
     assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
@@ -77,7 +76,6 @@ def test_a_cluster_listens_on_this_machine_only(workers: ClusterRunner) -> None:
 def test_a_cluster_that_runs_already_is_joined_and_left_running(
     workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert workers.client is not None
     address = workers.client.scheduler.address
     workers.client.write_scheduler_file(str(tmp_path / "scheduler file.json"))
     with connect(scheduler=address) as joined:

@@ -95,7 +95,7 @@ def stand_ins(tmp_path: Path) -> Path:
 def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """The stand-ins, for this process and those that Dask starts from it."""
     names = ("cupy", "dask_cuda", "dask_cuda.utils")
-    before = {name: sys.modules.pop(name) for name in names if name in sys.modules}
+    modules = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(stand_ins)
     monkeypatch.setattr(cluster_module, "require_cuda", lambda: None)
     monkeypatch.delenv("HKM_DEVICE", raising=False)
@@ -103,7 +103,7 @@ def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     yield
     for name in names:
         sys.modules.pop(name, None)
-    sys.modules.update(before)
+    sys.modules.update(modules)
 
 
 class Site:
@@ -257,12 +257,11 @@ def test_a_worker_that_cannot_import_the_package_is_named(site: Site) -> None:
 
 @pytest.mark.usefixtures("imported_stand_ins")
 def test_capacity_leaves_device_memory_alone_and_stages_more(monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, expected in ((None, "8"), ("7", "7")):
-        if given:
-            monkeypatch.setenv("HKM_STAGING_BLOCKS", given)
+    for setting, expected in ((None, "8"), ("7", "7")):
+        if setting:
+            monkeypatch.setenv("HKM_STAGING_BLOCKS", setting)
         with connect(local_cuda=True, cuda_preset="capacity", memory_limit="1GiB") as runner:
             assert isinstance(runner, ClusterRunner)
-            assert runner.client is not None
             assert runner.client.cluster.asked == (0, False, None, None, None)
             assert (runner.n_workers, runner.n_threads) == (1, 1)
             assert runner.call(eval, DEVICE, stage="test") == "cuda"
@@ -275,8 +274,8 @@ def test_capacity_leaves_device_memory_alone_and_stages_more(monkeypatch: pytest
 def test_performance_takes_a_pool_where_there_is_one(
     stand_ins: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    there = {"rmm": False, "distributed_ucxx": False}
-    monkeypatch.setattr(cluster_module, "find_spec", lambda name: there[name] or None)
+    installed = {"rmm": False, "distributed_ucxx": False}
+    monkeypatch.setattr(cluster_module, "find_spec", lambda name: installed[name] or None)
     caplog.set_level("INFO", logger="hkm_dask")
     with connect(local_cuda=True) as runner:
         assert runner.client is not None
@@ -285,12 +284,12 @@ def test_performance_takes_a_pool_where_there_is_one(
         assert runner.call(eval, STAGING, stage="test") is None
     assert [r.message for r in caplog.records if "RMM is not installed" in r.message]
 
-    there = {"rmm": True, "distributed_ucxx": True}
+    installed = {"rmm": True, "distributed_ucxx": True}
     options = cluster_module._cuda_options("performance", None)
     assert options.pop("protocol") == "ucx"
     assert (options["rmm_allocator_external_lib_list"], options["threads_per_worker"]) == ("cupy", 1)
     assert (options["rmm_managed_memory"], options["device_memory_limit"]) == (False, 0)
-    there = {"rmm": True, "distributed_ucxx": False}
+    installed = {"rmm": True, "distributed_ucxx": False}
     with pytest.raises(ComputeError, match=r"should start a worker on every GPU; look at .* out of device memory\)"):
         open_place(local_cuda=True)
 

@@ -30,12 +30,12 @@ def test_threads_that_ask_at_once_wait_for_one_compilation(monkeypatch: pytest.M
         return lambda function: function
 
     monkeypatch.setattr(jit, "njit", slow_njit)
-    before = config.SLP_VECTORIZE
+    setting = config.SLP_VECTORIZE
     made = Kernel(spin, "f8(f8[::1])")
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(made, [np.ones(3)] * 4)) == [1200.0] * 4
     assert compiled == [("f8(f8[::1])", {"nogil": True, "cache": True}, 1)]
-    assert config.SLP_VECTORIZE == before
+    assert config.SLP_VECTORIZE == setting
 
 
 def test_nothing_is_compiled_before_it_is_called() -> None:

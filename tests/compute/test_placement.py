@@ -72,3 +72,14 @@ def test_no_row_numbers_travel_with_the_tasks(
     discard(rows)
     assert sent
     assert max(sent) < 2000 < 8 * len(INDEX) / workers.n_threads
+
+
+def test_chosen_rows_are_gathered_by_the_workers(workers: ClusterRunner, tmp_path: Path) -> None:
+    array = np.random.default_rng(1).normal(size=(500, 4)).astype("f4")
+    np.save(tmp_path / "rows.npy", array)
+    index = np.flatnonzero(np.random.default_rng(0).uniform(size=500) < 0.3)
+    rows = gather(NpyRows(tmp_path / "rows.npy"), index, workers)
+    assert isinstance(rows, NpyRows)
+    np.testing.assert_array_equal(rows.read(0, rows.n_rows), array[index])
+    discard(rows)
+    assert not Path(rows.path).exists()

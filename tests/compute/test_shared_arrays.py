@@ -41,6 +41,15 @@ def test_another_process_reads_it(tmp_path: Path) -> None:
     assert done.stdout.strip() == str(VALUES.tolist())
 
 
+@pytest.mark.parametrize("values", [VALUES, np.arange(7), np.zeros((5, 0))], ids=["rows", "numbers", "no columns"])
+def test_a_range_of_rows_is_read_without_the_others(values: np.ndarray, tmp_path: Path) -> None:
+    for array_store in (SharedArrayStore(), SharedArrayStore(str(tmp_path))):
+        handle = array_store.put("values", values)
+        for start, stop in [(0, len(values)), (1, 3), (2, 2), (len(values), len(values))]:
+            np.testing.assert_array_equal(handle.read(start, stop), values[start:stop])
+            assert handle.read(start, stop).dtype == values.dtype
+
+
 def test_a_file_is_read_once_per_process_while_it_is_in_use(tmp_path: Path) -> None:
     handle = SharedArrayStore(str(tmp_path)).put("once", VALUES)
     first = handle.get()

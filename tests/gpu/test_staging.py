@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute import staging
-from hkm_dask.compute.block_cache import Part, device_cache
+from hkm_dask.compute.block_cache import device_cache
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import iter_device_blocks, ran_out
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.search.geometry import make_geometry
-from tests.emulated.memory import RMM_MESSAGE
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, groups, twice
 
@@ -49,22 +49,6 @@ def test_settings_of_the_device_that_make_no_sense_are_refused(cuda: Any, monkey
     monkeypatch.setenv("HKM_DEVICE_MEMORY", "plenty")
     with pytest.raises(ComputeError, match="HKM_DEVICE_MEMORY='plenty' should be a number of bytes"):
         list(iter_device_blocks(part))
-
-
-@pytest.mark.parametrize(
-    ("error", "answer"),
-    [
-        (MemoryError(RMM_MESSAGE), True),
-        (MemoryError("std::bad_alloc: out_of_memory: CUDA error (failed to allocate 8 bytes) at: x.hpp:55"), True),
-        (MemoryError(), False),  # of the host
-        (MemoryError("std::bad_alloc"), False),
-        (np._core._exceptions._ArrayMemoryError((1 << 50,), np.dtype(float)), False),
-        (ValueError("std::bad_alloc: out_of_memory"), False),
-    ],
-    ids=repr,
-)
-def test_device_memory_is_told_from_host_memory(error: Exception, answer: bool) -> None:
-    assert ran_out(error) is answer
 
 
 def test_cupys_own_error_says_that_device_memory_ran_out(cuda: Any) -> None:

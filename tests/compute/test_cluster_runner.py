@@ -1,0 +1,219 @@
+"""A real cluster of two processes does what threads do, bit by bit, and its failures are told."""
+
+import os
+import pickle
+import signal
+from dataclasses import replace
+from operator import methodcaller
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute import cluster_runner
+from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.row_views import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.fit import Fit, Settings, fit
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import make_geometry
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make every pass worth a task on each worker."""
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
+
+
+def blobs(n: int, d: int) -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.normal(size=(n, d)) + 3 * rng.normal(size=(12, d))[rng.integers(0, 12, n)]).astype("f4")
+
+
+def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> None:
+    assert workers.map(abs, list(range(-20, 0)), stage="test") == list(range(20, 0, -1))
+    assert workers.map(abs, [], stage="test") == []
+    joined = workers.map_reduce(str, list(range(20)), combine="{}+{}".format, finish=str.title, stage="test")
+    assert joined == "+".join(map(str, range(20)))
+    assert workers.map_reduce(str, [5], combine="{}+{}".format, stage="test") == "5"
+    pids = workers.map(eval, ["__import__('os').getpid()"] * 4, stage="test")
+    assert len(set(pids)) == 2
+    assert os.getpid() not in pids
+    assert pids[:2] == pids[2:] == workers.map(eval, ["__import__('os').getpid()"] * 2, stage="test")
+    with pytest.raises(ZeroDivisionError):
+        workers.map(eval, ["1", "1 / 0"], stage="test")
+
+
+def test_shared_files_go_with_the_runner(workers: ClusterRunner, tmp_path: Path) -> None:
+    with ClusterRunner(workers.client, work_dir=tmp_path) as runner:
+        handle = runner.array_store.put("array", np.arange(3))
+        assert handle.array is None
+        assert Path(str(handle.path)).parent.parent == tmp_path
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_a_worker_does_not_see_is_refused(
+    workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with ClusterRunner(workers.client, work_dir=tmp_path) as runner:
+        monkeypatch.setattr(workers.client, "run", lambda *args: {"tcp://near:1": True, "tcp://far:1": False})
+        with pytest.raises(ComputeError, match=r"should be seen by every worker, tcp://far:1 does not; put the output"):
+            _ = runner.array_store
+        monkeypatch.undo()
+
+
+def test_a_cluster_without_workers_is_told(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    def give_up(n: int, timeout: float) -> None:
+        raise TimeoutError
+
+    monkeypatch.setattr(workers.client, "sync", lambda *args, **options: {"workers": {}})
+    monkeypatch.setattr(workers.client, "wait_for_workers", give_up)
+    advice = r"workers=0 should be at least 1; start `dask worker ADDRESS` and run again"
+    with pytest.raises(ComputeError, match=advice):
+        workers.map(abs, [1], stage="assign")
+    with pytest.raises(ComputeError, match=advice):
+        ClusterRunner(workers.client)
+
+
+# -- k-means on it ----------------------------------------------------------------------------------------------------
+
+
+def same_bits(a: Fit, b: Fit) -> bool:
+    return (a.centroids.tobytes(), a.inertia.tobytes(), a.n_relocated) == (
+        b.centroids.tobytes(),
+        b.inertia.tobytes(),
+        b.n_relocated,
+    )
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
+def test_processes_give_the_bits_that_threads_give(init: str, workers: ClusterRunner, eager: None) -> None:
+    rows, settings = ArrayRows(blobs(1500, 30)), Settings(66, init=init, max_iter=6, key=5)
+    with Runner(2) as threads:
+        geometry = make_geometry(rows, threads, n_clusters=66)
+        expected = fit(rows, settings, geometry=geometry, runner=threads)
+    placed = workers.place(rows)
+    geometry = make_geometry(placed, workers, n_clusters=66)
+    assert geometry.basis is not None
+    assert geometry.basis.path is not None
+    assert workers.n_parts(1e9, 66, 30) == 2
+    assert same_bits(fit(placed, settings, geometry=geometry, runner=workers), expected)
+
+
+def test_a_small_kmeans_is_one_task_and_leaves_nothing_behind(workers: ClusterRunner) -> None:
+    rows, settings = ArrayRows(blobs(1500, 30)), Settings(66, max_iter=6, key=5)
+    with Runner(2) as threads:
+        geometry = make_geometry(rows, threads, n_clusters=66)
+        expected = fit(rows, settings, geometry=geometry, runner=threads)
+    geometry = make_geometry(workers.place(rows), workers, n_clusters=66)
+    held = "sum(__import__('hkm_dask.compute.block_cache', fromlist=['host_cache']).host_cache._sizes.values())"
+    n_bytes = workers.client.run(eval, held)
+    for key in range(3):
+        other = fit(rows, replace(settings, key=key), geometry=geometry, runner=workers)
+    assert workers.client.run(eval, held) == n_bytes
+    assert same_bits(fit(rows, settings, geometry=geometry, runner=workers), expected)
+    assert not same_bits(other, expected)
+
+
+def test_rows_in_memory_do_not_travel_in_the_graph(workers: ClusterRunner) -> None:
+    """Dask warns at 10 MB, and warnings are errors here."""
+    rows = ArrayRows(np.tile(blobs(1000, 30), (100, 1)))
+    with Runner(1) as threads:
+        geometry = make_geometry(rows, threads, n_clusters=2)
+    result = fit(rows, Settings(2, init="random", max_iter=1), geometry=geometry, runner=workers)
+    assert result.centroids.shape == (2, 30)
+
+
+def test_what_lies_in_this_process_is_put_where_workers_see_it(workers: ClusterRunner, tmp_path: Path) -> None:
+    array = blobs(100, 4)
+    index = np.arange(0, 100, 3)
+    np.save(tmp_path / "rows.npy", array)
+    on_disk = NpyRows(tmp_path / "rows.npy")
+    assert workers.place(on_disk) is on_disk
+    base = ArrayRows(array)
+    for rows in (base, UnitRows(base), SubsetRows(base, index), UnitRows(SubsetRows(base, index))):
+        placed = workers.place(rows)
+        assert len(pickle.dumps(placed)) < 2000
+        read_all = methodcaller("read", 0, rows.n_rows)
+        np.testing.assert_array_equal(read_all(placed), read_all(rows))
+        np.testing.assert_array_equal(workers.call(read_all, placed, stage="test"), read_all(rows))
+
+
+# -- workers that die -------------------------------------------------------------------------------------------------
+
+# Run on a worker: the first one to reach the middle of a pass kills itself, as the kernel does with one out of memory.
+DIE_ONCE = """
+import os, signal
+from hkm_dask.kmeans.search import cpu
+
+def deadly(part, flag={flag!r}, iter_blocks=cpu.iter_blocks):
+    for block in iter_blocks(part):
+        yield block
+        try:
+            os.close(os.open(flag, os.O_CREAT | os.O_EXCL))
+        except FileExistsError:
+            continue
+        os.kill(os.getpid(), signal.SIGKILL)
+
+cpu.iter_blocks = deadly
+"""
+
+
+@pytest.mark.faults
+def test_a_worker_killed_in_the_middle_of_an_iteration_changes_nothing(
+    workers: ClusterRunner, tmp_path: Path, eager: None
+) -> None:
+    rows = blobs(2000, 30)
+    with Runner(2) as threads:
+        geometry = make_geometry(ArrayRows(rows), threads, n_clusters=64)
+        expected = iterate(ArrayRows(rows), rows[:64], geometry=geometry, runner=threads, max_iter=6, tol=0.0)
+    flag = tmp_path / "a worker died"
+    placed = workers.place(ArrayRows(rows))
+    geometry = make_geometry(placed, workers, n_clusters=64)
+    pids = set(workers.client.run(os.getpid).values())
+
+    def arm(iteration: int, moved: LloydStep) -> None:
+        if iteration == 2:
+            workers.client.run(exec, DIE_ONCE.format(flag=str(flag)), {})  # type: ignore[union-attr]
+
+    result = iterate(placed, rows[:64], geometry=geometry, runner=workers, max_iter=6, tol=0.0, on_iteration=arm)
+    assert flag.exists()
+    assert result.centroids.tobytes() == expected.centroids.tobytes()
+    assert result.inertia.tobytes() == expected.inertia.tobytes()
+    workers.client.wait_for_workers(2, timeout=60)
+    assert len(set(workers.client.run(os.getpid).values()) - pids) == 1
+
+
+@pytest.mark.faults
+def test_a_worker_killed_between_passes_changes_nothing(workers: ClusterRunner, eager: None) -> None:
+    rows = blobs(1500, 3)
+    with Runner(2) as threads:
+        geometry = make_geometry(ArrayRows(rows), threads, n_clusters=40)
+        expected = iterate(ArrayRows(rows), rows[:40], geometry=geometry, runner=threads, max_iter=5, tol=0.0)
+    pids = list(workers.client.run(os.getpid).values())
+
+    def kill(iteration: int, moved: LloydStep) -> None:
+        if iteration == 2:
+            os.kill(pids[0], signal.SIGKILL)
+
+    placed = workers.place(ArrayRows(rows))
+    result = iterate(placed, rows[:40], geometry=geometry, runner=workers, max_iter=5, tol=0.0, on_iteration=kill)
+    assert result.centroids.tobytes() == expected.centroids.tobytes()
+    assert result.inertia.tobytes() == expected.inertia.tobytes()
+
+
+@pytest.mark.faults
+def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner) -> None:
+    scheduler = workers.client.cluster.scheduler
+    n_allowed, scheduler.allowed_failures = scheduler.allowed_failures, 1
+    try:
+        with pytest.raises(ComputeError, match=r"assign: workers died each time they ran task hkm-assign-\S+; look at"):
+            workers.map_reduce(os._exit, [137], combine=max, stage="assign")
+    finally:
+        scheduler.allowed_failures = n_allowed
+    workers.client.wait_for_workers(2, timeout=60)
+    assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
