@@ -5,113 +5,68 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 import google_crc32c
 import numpy as np
 import zarr
 
 from hkm_dask.data import layout
-from hkm_dask.data.files import METADATA_FILE, PARTIAL_SUFFIX, as_buffer, careful, failpoint, read_json
+from hkm_dask.data.files import (
+    METADATA_FILE,
+    PARTIAL_SUFFIX,
+    as_buffer,
+    careful,
+    failpoint,
+    read_into,
+    read_json,
+    stored_format,
+)
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.errors import InputError, StoreError
 
 
-def format_above(path: Path) -> str | None:
-    """Format of the nearest store of ours that holds `path`, None outside of one."""
-    for folder in (path, *path.parents[:3]):
-        try:
-            kind = ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get("format")
-        except StoreError:
-            continue
-        if isinstance(kind, str):
-            return kind
-    return None
-
-
 class ChunkWriter:
-    """Writes one chunk file row by row, and puts it in place whole when the context closes without an error.
-
-    Parameters
-    ----------
-    path : Path
-        The chunk file.
-    spec : ArraySpec
-        How the array lies on disk; must be plain.
+    """Writes one chunk file row by row; see `StoredArray.writer`.
 
     Attributes
     ----------
     crc : int
-        CRC-32C of the chunk, padding included; valid once the context is closed.
+        CRC-32C of the chunk, padding included; valid once the writer's context is closed.
     """
 
-    def __init__(self, path: Path, spec: ArraySpec) -> None:
-        self.path, self.spec = path, spec
+    def __init__(self, path: Path, spec: ArraySpec, fd: int) -> None:
         self.crc = 0
+        self._path, self._spec, self._fd = path, spec, fd
         self._missing = spec.chunk_rows * spec.row_bytes
-        self._partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
-
-    def __enter__(self) -> Self:
-        def create() -> int:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self._partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
-
-        self._fd = careful(create, f"writing {self.path}")
-        return self
 
     def append(self, rows: np.ndarray) -> None:
-        """Write the next rows of the chunk.
-
-        Parameters
-        ----------
-        rows : np.ndarray
-            In the array's type and row shape.
-        """
-        data = np.ascontiguousarray(rows, dtype=self.spec.dtype).reshape(-1).view(np.uint8)
+        """Write the next rows of the chunk, in the array's type and row shape."""
+        data = np.ascontiguousarray(rows, dtype=self._spec.dtype).reshape(-1).view(np.uint8)
         if data.size > self._missing:
-            raise InputError(f"rows={len(rows)} should fit the chunk {self.path}; write whole chunks")
-        self._missing -= data.size
+            raise InputError(f"rows={len(rows)} should fit the chunk {self._path}; write whole chunks")
+        self._append(data)
+
+    def close(self) -> None:
+        """Fill what is missing with zeros, as all chunks of Zarr have one length, and write the checksum."""
+        padding = np.zeros(min(self._missing, layout.MIB), dtype=np.uint8)
+        while self._missing:
+            self._append(padding[: self._missing])
+        self._put(np.frombuffer(self.crc.to_bytes(layout.CRC_BYTES, "little"), dtype=np.uint8))
+
+    def _append(self, data: np.ndarray) -> None:
         self._put(data)
+        self._missing -= data.size
         self.crc = google_crc32c.extend(self.crc, data)
 
     def _put(self, data: np.ndarray) -> None:
         offset = 0
         while offset < data.size:
-            rest = data[offset:]
-            offset += careful(partial(os.write, self._fd, as_buffer(rest)), f"writing {self.path}")
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        try:
-            if kind is None:
-                if self._missing:
-                    self.append_padding()
-                self._put(np.frombuffer(self.crc.to_bytes(layout.CRC_BYTES, "little"), dtype=np.uint8))
-        except BaseException:
-            kind = StoreError
-            raise
-        finally:
-            os.close(self._fd)
-            if kind is not None:
-                self._partial.unlink(missing_ok=True)
-        if kind is None:
-            failpoint("chunk-partial")
-            careful(lambda: self._partial.replace(self.path), f"writing {self.path}")
-            failpoint("chunk-written")
-
-    def append_padding(self) -> None:
-        """Fill what is missing of the chunk with zeros: Zarr's chunks have one length, the last one too."""
-        padding = np.zeros(min(self._missing, layout.MIB), dtype=np.uint8)
-        while self._missing:
-            part = padding[: self._missing]
-            self._put(part)
-            self.crc = google_crc32c.extend(self.crc, part)
-            self._missing -= part.size
+            offset += careful(partial(os.write, self._fd, as_buffer(data[offset:])), f"writing {self._path}")
 
 
 @dataclass(frozen=True)
@@ -148,28 +103,13 @@ class StoredArray:
         return Path(self.path, "c", *map(str, (index,) + (0,) * (len(self.spec.shape) - 1)))
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Rows `start` to `stop`, from chunks read whole and checked.
+        """Rows `start` to `stop`, from chunks read whole and checked; StoreError where one is missing, cut or altered.
 
-        Parameters
-        ----------
-        start, stop : int
-            Row numbers, ``0 <= start <= stop <= shape[0]``.
-        out : np.ndarray, optional
-            C-contiguous, of the right shape and type, to read into: saves the page faults of fresh memory.
-
-        Returns
-        -------
-        np.ndarray, shape (stop - start, ...)
-            The rows; `out` where given.
-
-        Raises
-        ------
-        StoreError
-            When a chunk is missing, cut or altered, or its disk fails.
+        `out`, C-contiguous and of the right shape and type, is read into and returned: it saves the page faults of
+        fresh memory.
         """
         spec = self.spec
-        if not 0 <= start <= stop <= spec.shape[0]:
-            raise InputError(f"rows={start}:{stop} should lie within 0:{spec.shape[0]} of {self.path}; give other rows")
+        check_range(start, stop, spec.shape[0], self.path)
         if not spec.plain:
             rows = self._read_zarr(start, stop)
             if out is None:
@@ -178,44 +118,24 @@ class StoredArray:
             return out
         if out is None:
             out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
-        if start < stop:
-            data = out.reshape(-1).view(np.uint8)
-            for index in range(start // spec.chunk_rows, -(-stop // spec.chunk_rows)):
-                chunk_start, chunk_stop = index * spec.chunk_rows, (index + 1) * spec.chunk_rows
-                first, last = max(start, chunk_start), min(stop, chunk_stop)
-                self._read_chunk(
-                    index,
-                    np.empty((first - chunk_start) * spec.row_bytes, dtype=np.uint8),
-                    data[(first - start) * spec.row_bytes : (last - start) * spec.row_bytes],
-                    np.empty((chunk_stop - last) * spec.row_bytes, dtype=np.uint8),
-                )
+        data = out.reshape(-1).view(np.uint8)
+        for index in spec.chunks(start, stop):
+            chunk_start, chunk_stop = index * spec.chunk_rows, (index + 1) * spec.chunk_rows
+            first, last = max(start, chunk_start), min(stop, chunk_stop)
+            self._read_chunk(
+                index,
+                np.empty((first - chunk_start) * spec.row_bytes, dtype=np.uint8),
+                data[(first - start) * spec.row_bytes : (last - start) * spec.row_bytes],
+                np.empty((chunk_stop - last) * spec.row_bytes, dtype=np.uint8),
+            )
         return out
 
-    def read_chunk(self, index: int, out: np.ndarray | None = None) -> np.ndarray:
+    def read_chunk(self, index: int) -> np.ndarray:
         """All rows of one chunk; see `read`."""
-        start, stop = self.spec.chunk_range(index)
-        return self.read(start, stop, None if out is None else out[: stop - start])
+        return self.read(*self.spec.chunk_range(index))
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Gather rows, reading each chunk once.
-
-        Parameters
-        ----------
-        rows : np.ndarray of int64
-            Sorted row numbers.
-
-        Returns
-        -------
-        np.ndarray, shape (len(rows), ...)
-            The rows.
-
-        Raises
-        ------
-        InputError
-            When the row numbers are unsorted or out of range.
-        StoreError
-            As `read`.
-        """
+        """Gather rows by sorted numbers (int64), reading each chunk once; raises as `check_rows` and `read`."""
         spec = self.spec
         rows = check_rows(rows, spec.shape[0])
         out = np.empty((len(rows), *spec.shape[1:]), dtype=spec.dtype)
@@ -233,26 +153,35 @@ class StoredArray:
             out[first:last] = self.read(start, stop, buffer[: stop - start])[rows[first:last] - start]
         return out
 
-    def writer(self, index: int) -> ChunkWriter:
-        """Write one chunk of a plain array row by row; a context manager, see `ChunkWriter`."""
-        return ChunkWriter(self.chunk_path(index), self.spec)
+    @contextmanager
+    def writer(self, index: int) -> Iterator[ChunkWriter]:
+        """Write one chunk of a plain array row by row; it is put in place whole when the context closes well."""
+        path = self.chunk_path(index)
+        partial_path = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
+
+        def create() -> int:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            return os.open(partial_path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
+
+        fd = careful(create, f"writing {path}")
+        try:
+            try:
+                writer = ChunkWriter(path, self.spec, fd)
+                yield writer
+                writer.close()
+            finally:
+                os.close(fd)
+            failpoint("chunk-partial")
+            careful(lambda: partial_path.replace(path), f"writing {path}")
+        except BaseException:
+            partial_path.unlink(missing_ok=True)
+            raise
+        failpoint("chunk-written")
 
     def write(self, start: int, values: np.ndarray) -> None:
-        """Write whole chunks.
+        """Write whole chunks, from a chunk's first row to the end of one or of the array; InputError otherwise.
 
-        Parameters
-        ----------
-        start : int
-            First row; a multiple of the chunk's rows.
-        values : np.ndarray, shape (n, ...)
-            Up to the end of a chunk or of the array: two tasks must never share a chunk.
-
-        Raises
-        ------
-        InputError
-            When the rows are no whole chunks.
-        StoreError
-            When the disk is full or fails.
+        Two tasks must never share a chunk.
         """
         spec = self.spec
         stop = start + len(values)
@@ -265,19 +194,13 @@ class StoredArray:
             array = zarr.open_array(self.path, mode="r+").with_config({"write_empty_chunks": True})
             careful(lambda: array.__setitem__(slice(start, stop), values), f"writing {self.path}")
             return
-        for index in range(start // spec.chunk_rows, -(-stop // spec.chunk_rows)):
+        for index in spec.chunks(start, stop):
             first, last = spec.chunk_range(index)
             with self.writer(index) as chunk:
                 chunk.append(values[first - start : last - start])
 
     def check(self) -> None:
-        """Make sure that every chunk file is there, and as long as it should be; contents are checked on reading.
-
-        Raises
-        ------
-        StoreError
-            Naming the first chunk that is missing or cut.
-        """
+        """Make sure that every chunk file is there, and as long as it should be; contents are checked on reading."""
         if self.spec.checked:
             for index in range(self.spec.n_chunks):
                 self._check_length(index, self._stat(index).st_size)
@@ -295,8 +218,13 @@ class StoredArray:
 
     def _damage(self, index: int, reason: str) -> StoreError:
         first, stop = self.spec.chunk_range(index)
-        fix = layout.remedy(format_above(Path(self.path)))
-        return StoreError(f"{self.path}: chunk {index} ({self.chunk_path(index)}, rows {first}:{stop}) {reason}; {fix}")
+        place = f"chunk {index} ({self.chunk_path(index)}, rows {first}:{stop})"
+        return StoreError(f"{self.path}: {place} {reason}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        """How to get the nearest store of ours back that holds the array."""
+        path = Path(self.path)
+        return layout.remedy(next(filter(None, map(stored_format, (path, *path.parents[:3]))), ""))
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
         """Fill three byte buffers with one chunk: the rows before the wanted ones, the wanted ones, those after."""
@@ -317,59 +245,36 @@ class StoredArray:
     def _read_zarr(self, start: int, stop: int) -> np.ndarray:
         spec = self.spec
         if spec.checked:
-            for index in range(start // spec.chunk_rows, -(-stop // spec.chunk_rows)):
+            for index in spec.chunks(start, stop):
                 self._stat(index)
         try:
             array = zarr.open_array(self.path, mode="r")
             rows = careful(lambda: array[start:stop], f"reading {self.path}")
         except (ValueError, RuntimeError) as error:
             chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
-            fix = layout.remedy(format_above(Path(self.path)))
-            raise StoreError(f"{self.path}: one of {chunks} cannot be read ({error}); {fix}") from error
+            raise StoreError(f"{self.path}: one of {chunks} cannot be read ({error}); {self._remedy()}") from error
         return np.ascontiguousarray(rows, dtype=spec.dtype)
 
 
 def open_array(path: str | os.PathLike[str]) -> StoredArray:
-    """Open an array on a local disk for reading and writing by whole chunks.
+    """Open an array on a local disk: plain and fast where it is of ours, through Zarr where it is not.
 
-    Parameters
-    ----------
-    path : path-like
-        Folder of the array.
-
-    Returns
-    -------
-    StoredArray
-        Plain and fast where it is of ours, through Zarr where it is not.
-
-    Raises
-    ------
-    StoreError
-        When there is no array.
+    StoreError where there is no array.
     """
     folder = Path(path).absolute()
-    metadata = read_json(folder / METADATA_FILE)
-    spec = None if metadata is None else layout.parse_array_spec(metadata)
-    if spec is None:
-        spec = _foreign_spec(folder)
-    return StoredArray(str(folder), spec)
+    spec = layout.parse_array_spec(read_json(folder / METADATA_FILE) or {})
+    return StoredArray(str(folder), spec or _foreign_spec(folder))
+
+
+def check_range(start: int, stop: int, n_rows: int, label: str) -> None:
+    """Refuse a range of rows that leaves a table."""
+    if not 0 <= start <= stop <= n_rows:
+        raise InputError(f"rows={start}:{stop} should lie within 0:{n_rows} of {label}; give other rows")
 
 
 def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
-    """Refuse row numbers that are no integers, unsorted, or out of range.
+    """Row numbers as int64; InputError where they are no integers, unsorted, or out of range.
 
-    Returns
-    -------
-    np.ndarray of int64
-        The row numbers.
-
-    Raises
-    ------
-    InputError
-        Naming what is wrong.
-
-    Examples
-    --------
     >>> check_rows(np.array([0, 7]), 5)
     Traceback (most recent call last):
     hkm_dask.errors.InputError: rows=0..7 should lie within 0..4; give row numbers of this pool
@@ -389,19 +294,9 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
 
 def _fill(path: Path, buffers: list[np.ndarray]) -> int:
     """Read a file into buffers, one after the other, and return the length of the file."""
-    views = [as_buffer(buffer) for buffer in buffers if buffer.size]
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        size, offset = os.fstat(fd).st_size, 0
-        while views and (count := os.preadv(fd, views, offset)):
-            offset += count
-            while views and count >= len(views[0]):
-                count -= len(views.pop(0))
-            if views:
-                views[0] = views[0][count:]
-    finally:
-        os.close(fd)
-    return offset if views else size
+    with path.open("rb", buffering=0) as file:
+        size, n_read = os.fstat(file.fileno()).st_size, read_into(file.fileno(), buffers)
+    return n_read if n_read < sum(buffer.nbytes for buffer in buffers) else size
 
 
 def _foreign_spec(folder: Path) -> ArraySpec:

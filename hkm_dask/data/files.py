@@ -39,20 +39,8 @@ def failpoint(name: str) -> None:
     """Kill this process, as ``kill -9`` would, where the environment asks for it; for crash tests.
 
     ``HKM_FAILPOINT=marked`` dies at the first pass of the point "marked", ``HKM_FAILPOINT=marked:3`` at the third.
-
-    Parameters
-    ----------
-    name : str
-        Name of the point, e.g. one of `FAILPOINTS`.
-
-    Examples
-    --------
-    >>> failpoint("renamed")
     """
-    wanted = os.environ.get("HKM_FAILPOINT")
-    if not wanted:
-        return
-    point, _, count = wanted.partition(":")
+    point, _, count = os.environ.get("HKM_FAILPOINT", "").partition(":")
     if point == name and next(_passes[name]) == int(count or 1):
         os._exit(KILLED)
 
@@ -79,10 +67,6 @@ def careful(action: Callable[[], T], description: str) -> T:
     FileNotFoundError, NotADirectoryError
         As they came: what a missing file means is the caller's to say.
 
-    Examples
-    --------
-    >>> careful(lambda: 2 + 2, "adding")
-    4
     """
     for wait in (*_RETRY_SECONDS, None):
         try:
@@ -107,33 +91,21 @@ def careful(action: Callable[[], T], description: str) -> T:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Parse a JSON object from a file, None where there is no such file.
-
-    Raises
-    ------
-    StoreError
-        When the file holds something else.
-    """
+    """Parse a JSON object from a file, None where there is no such file; StoreError where it holds something else."""
     try:
         text = careful(lambda: path.read_text(encoding="utf-8"), f"reading {path}")
         parsed = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: no valid JSON; {layout.remedy(None)}") from error
+        raise StoreError(f"{path} is damaged: no valid JSON; {layout.remedy()}") from error
     if not isinstance(parsed, dict):
-        raise StoreError(f"{path} is damaged: no JSON object; {layout.remedy(None)}")
+        raise StoreError(f"{path} is damaged: no JSON object; {layout.remedy()}")
     return parsed
 
 
 def write_file(path: Path, data: bytes) -> None:
-    """Write a small file so that a crash leaves the old content or the new, never a part.
-
-    Raises
-    ------
-    StoreError
-        When it cannot be written.
-    """
+    """Write a small file so that a crash leaves the old content or the new, never a part."""
 
     def write() -> None:
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
@@ -151,27 +123,20 @@ def write_file(path: Path, data: bytes) -> None:
 
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Attributes of a group or an array; of the group's own metadata, never a consolidated copy.
-
-    Parameters
-    ----------
-    path : path-like
-        Its folder.
-
-    Returns
-    -------
-    dict
-        Empty where there are none.
-
-    Raises
-    ------
-    StoreError
-        When there is no group or array, or its metadata is damaged.
-    """
+    """Attributes of a group or array, never of a consolidated copy; StoreError where it is missing or damaged."""
     metadata = read_json(Path(path) / METADATA_FILE)
     if metadata is None or "node_type" not in metadata:
         raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
     return dict(metadata.get("attributes") or {})
+
+
+def stored_format(folder: Path) -> str:
+    """Attribute ``format`` of a group, empty where it has none or is damaged."""
+    try:
+        kind = ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get("format")
+    except StoreError:
+        return ""
+    return kind if isinstance(kind, str) else ""
 
 
 def remove(folder: Path) -> None:
@@ -198,12 +163,19 @@ def sync(path: Path) -> None:
 
 
 def as_buffer(array: np.ndarray) -> memoryview:
-    """The bytes of a C-contiguous array, for reading into and writing from.
-
-    Examples
-    --------
-    >>> as_buffer(np.zeros(3, dtype=np.float16)).nbytes
-    6
-    """
+    """The bytes of a C-contiguous array, for reading into and writing from."""
     # NumPy's stubs do not say that an array is a buffer.
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def read_into(fd: int, buffers: list[np.ndarray], offset: int = 0) -> int:
+    """Fill C-contiguous arrays, one after the other, from a file's `offset` on; returns how many bytes there were."""
+    views = [as_buffer(buffer) for buffer in buffers if buffer.size]
+    n_read = 0
+    while views and (count := os.preadv(fd, views, offset + n_read)):
+        n_read += count
+        while views and count >= len(views[0]):
+            count -= len(views.pop(0))
+        if views:
+            views[0] = views[0][count:]
+    return n_read

@@ -23,13 +23,6 @@ ID_PIECE_ROWS = 2**16
 def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
     """Refuse ids that are not as many as the rows.
 
-    Raises
-    ------
-    InputError
-        Naming both numbers.
-
-    Examples
-    --------
     >>> check_id_count(2, 3, "a.npy")
     Traceback (most recent call last):
     hkm_dask.errors.InputError: a.npy: n_ids=2 should be 3, one per row; give ids for exactly these rows
@@ -39,25 +32,7 @@ def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
 
 
 def id_pieces(ids: Any, name: str) -> Pieces:
-    """Ids in memory, as pieces.
-
-    Parameters
-    ----------
-    ids : array-like
-        Integers or strings.
-    name : str
-        What to call them.
-
-    Returns
-    -------
-    callable
-        Returns an iterator over pieces of int64 or of objects (str).
-
-    Raises
-    ------
-    InputError
-        When they are neither.
-    """
+    """Ids in memory, an array-like of integers or strings, as pieces of int64 or of objects (str); InputError else."""
     array = np.asarray(ids)
     if array.ndim != 1:
         raise InputError(f"{name}: shape={array.shape} should have one dimension; give one id per row")
@@ -74,15 +49,8 @@ def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:
 
 
 def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
-    """Bring ids to int64 or to objects of str, the two kinds a pool keeps.
+    """Bring ids to int64 or to objects of str, the two kinds a pool keeps; InputError where they are neither.
 
-    Raises
-    ------
-    InputError
-        When an integer needs more than 63 bits, or they are no integers or strings.
-
-    Examples
-    --------
     >>> plain_ids(np.array(["a", "bc"]), "ids"), plain_ids(np.array([3], dtype="u2"), "ids")
     (array(['a', 'bc'], dtype=object), array([3]))
     """

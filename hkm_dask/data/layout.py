@@ -38,6 +38,7 @@ MAX_ID_CHUNK_ROWS = 2**18
 
 CRC_BYTES = 4
 
+_MAKERS = {POOL_FORMAT: "`hkm ingest` makes pools", TREE_FORMAT: "`hkm cluster` makes trees"}
 _REMEDIES = {
     POOL_FORMAT: "make it again from its sources with `hkm ingest` or `hkm embed`",
     TREE_FORMAT: "make it again from its pool with `hkm cluster --restart`",
@@ -89,6 +90,10 @@ class ArraySpec:
         """Length in bytes of every chunk file of a plain array, padding and checksum included."""
         return self.chunk_rows * self.row_bytes + CRC_BYTES
 
+    def chunks(self, start: int, stop: int) -> range:
+        """Numbers of the chunks that hold the rows `start` to `stop`."""
+        return range(start // self.chunk_rows, -(-stop // self.chunk_rows) if start < stop else 0)
+
     def chunk_range(self, index: int) -> tuple[int, int]:
         """First row of chunk `index`, and the row after its last."""
         start = index * self.chunk_rows
@@ -96,23 +101,7 @@ class ArraySpec:
 
 
 def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
-    """Read the ``zarr.json`` of an array, as far as it is one we can read directly or check.
-
-    Parameters
-    ----------
-    metadata : mapping
-        The parsed ``zarr.json``.
-
-    Returns
-    -------
-    ArraySpec or None
-        None where only Zarr knows how to read it.
-
-    Examples
-    --------
-    >>> parse_array_spec({"node_type": "group"}) is None
-    True
-    """
+    """Layout of an array by its parsed ``zarr.json``; None where only Zarr knows how to read it."""
     try:
         if metadata["zarr_format"] != 3 or metadata["node_type"] != "array":
             return None
@@ -139,31 +128,10 @@ def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
 
 
 def chunk_rows(n_rows: int, row_bytes: int, *, chunk_mb: float | None = None) -> int:
-    """Rows in one storage chunk: a 64th of the pool, at least 1 MiB, at most 64 MiB.
+    """Rows in one storage chunk: a 64th of the pool, at least 1 MiB, at most 64 MiB; or `chunk_mb` MiB, at most 64.
 
     So a small pool still feeds every core, and no reader needs more than 64 MiB to check a checksum.
 
-    Parameters
-    ----------
-    n_rows : int
-        Rows of the array.
-    row_bytes : int
-        Bytes of one row.
-    chunk_mb : float, optional
-        Size of a chunk in MiB, above 0 and at most 64, instead of the rule.
-
-    Returns
-    -------
-    int
-        At least 1 and at most `n_rows`.
-
-    Raises
-    ------
-    InputError
-        When `chunk_mb` is out of range.
-
-    Examples
-    --------
     >>> chunk_rows(1_000_000, 1536)
     15625
     >>> chunk_rows(10**9, 2048), chunk_rows(100, 2048)
@@ -186,26 +154,9 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
         chunks  |0   |4   |8   |12  |16 |
         blocks  |0   |4        |12      |     max_bytes = 8 rows, unit_rows = 4
 
-    Parameters
-    ----------
-    n_rows : int
-        Rows to cut.
-    row_bytes : int
-        Bytes of one row.
-    max_bytes : int
-        Bytes of the largest block; one storage chunk where that is more.
-    min_blocks : int, default 1
-        At least so many blocks, as far as there are chunks.
-    unit_rows : int, default 1
-        Rows of a storage chunk.
+    Returns the first row of every block, and `n_rows` last: int64, shape (n_blocks + 1,). A block has at most
+    `max_bytes`, or is one chunk of `unit_rows` rows; there are at least `min_blocks`, as far as there are chunks.
 
-    Returns
-    -------
-    np.ndarray of int64, shape (n_blocks + 1,)
-        First row of every block, and `n_rows` last.
-
-    Examples
-    --------
     >>> block_bounds(18, 1, max_bytes=8, unit_rows=4)
     array([ 0,  4, 12, 18])
     >>> block_bounds(18, 1, max_bytes=100, min_blocks=2, unit_rows=4)
@@ -220,22 +171,10 @@ def block_bounds(n_rows: int, row_bytes: int, *, max_bytes: int, min_blocks: int
 
 
 def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int, int]]:
-    """Find rows of a table that is made of parts, one below the other.
+    """Find rows of a table made of parts, one below the other: the number of each part, and the rows in it.
 
-    Parameters
-    ----------
-    offsets : np.ndarray of int64, shape (n_parts + 1,)
-        First row of every part, and the number of all rows.
-    first, last : int
-        Rows of the whole table, ``0 <= first <= last <= offsets[-1]``.
+    `offsets`, of int64, holds the first row of every part, and the number of all rows.
 
-    Yields
-    ------
-    (int, int, int)
-        Number of a part, and the rows in it.
-
-    Examples
-    --------
     >>> list(spans(np.array([0, 3, 3, 8]), 1, 5))
     [(0, 1, 3), (2, 0, 2)]
     """
@@ -249,18 +188,6 @@ def spans(offsets: np.ndarray, first: int, last: int) -> Iterator[tuple[int, int
 def float_dtype(dtype: np.dtype) -> np.dtype | None:
     """The type in which rows of `dtype` are read: a float is kept, an integer becomes a float that holds it.
 
-    Parameters
-    ----------
-    dtype : np.dtype
-        Type of the elements.
-
-    Returns
-    -------
-    np.dtype or None
-        float16, float32 or float64, in native byte order; None where there is none.
-
-    Examples
-    --------
     >>> [str(float_dtype(np.dtype(code))) for code in ("f2", ">f4", "f8", "u1", "i8", "c8", "U3")]
     ['float16', 'float32', 'float64', 'float32', 'float64', 'None', 'None']
     """
@@ -272,27 +199,8 @@ def float_dtype(dtype: np.dtype) -> np.dtype | None:
 
 
 def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
-    """Refuse what is no non-empty table of rows.
+    """The shape of a table of rows; InputError where it is not 2-D, or has no row or no column.
 
-    Parameters
-    ----------
-    shape : tuple of int
-        Shape of an array.
-    label : str
-        What to call it in the message.
-
-    Returns
-    -------
-    (int, int)
-        The shape.
-
-    Raises
-    ------
-    InputError
-        When it is not 2-D, or has no row or no column.
-
-    Examples
-    --------
     >>> check_shape((5,), "a.npy")
     Traceback (most recent call last):
     hkm_dask.errors.InputError: a.npy: shape=(5,) should be (n_samples, n_features); reshape it, (-1, 1) for one feature
@@ -306,37 +214,14 @@ def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
     return shape
 
 
-def remedy(fmt: str | None) -> str:
-    """How to get a damaged store of format `fmt` back.
-
-    Examples
-    --------
-    >>> remedy("hkm_dask.pool")
-    'make it again from its sources with `hkm ingest` or `hkm embed`'
-    """
-    return _REMEDIES.get(fmt or "", "make it again from its source")
+def remedy(fmt: str = "") -> str:
+    """How to get a damaged store of format `fmt` back."""
+    return _REMEDIES.get(fmt, "make it again from its source")
 
 
 def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
-    """Refuse a store that is foreign, of another version, or not finished.
+    """Refuse, with a StoreError, a store whose attributes are of another format or version, or not marked complete.
 
-    Parameters
-    ----------
-    attributes : mapping
-        Attributes of the store's root group.
-    fmt : str
-        The format asked for, e.g. ``"hkm_dask.pool"``.
-    path : path-like
-        For the message.
-
-    Raises
-    ------
-    StoreError
-        Saying what it is instead, and what to do.
-
-    Examples
-    --------
-    >>> check_marker({"format": "hkm_dask.pool", "format_version": 1, "complete": True}, POOL_FORMAT, "a.zarr")
     >>> check_marker({"format": "hkm_dask.pool", "format_version": 1}, POOL_FORMAT, "a.zarr")
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: a.zarr is not complete; make it again from its sources with `hkm ingest` or `hkm embed`
@@ -344,8 +229,7 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
     kind, made = attributes.get("format"), attributes.get("format_version")
     if kind != fmt:
         fact = f"format={kind!r}" if kind else "no format attribute"
-        makers = {POOL_FORMAT: "`hkm ingest` makes pools", TREE_FORMAT: "`hkm cluster` makes trees"}
-        raise StoreError(f"{path} has {fact}, it should be {fmt!r}; {makers.get(fmt, 'give another path')}")
+        raise StoreError(f"{path} has {fact}, it should be {fmt!r}; {_MAKERS.get(fmt, 'give another path')}")
     if made != FORMAT_VERSION:
         newer = isinstance(made, int) and made > FORMAT_VERSION
         way = "read it with a newer hkm_dask" if newer else remedy(fmt)
@@ -357,8 +241,6 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
 def wip_path(path: str | os.PathLike[str]) -> Path:
     """Where a store is built before it is renamed to `path`.
 
-    Examples
-    --------
     >>> wip_path("/data/pool.zarr").name
     'pool.zarr.wip'
     """
@@ -369,8 +251,6 @@ def wip_path(path: str | os.PathLike[str]) -> Path:
 def work_path(path: str | os.PathLike[str]) -> Path:
     """Where the run that builds a store keeps its checkpoints and its scratch files.
 
-    Examples
-    --------
     >>> work_path("/data/tree.zarr").name
     'tree.zarr.work'
     """

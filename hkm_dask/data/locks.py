@@ -22,17 +22,8 @@ _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep every other process from building the same store meanwhile.
 
-    It is a ``flock`` on a hidden file beside `path`: it ends with the process that holds it, however that ends.
-
-    Parameters
-    ----------
-    path : path-like
-        The store; need not exist, its parent folder is made where it is missing.
-
-    Raises
-    ------
-    StoreError
-        When another process holds it, naming its process id and host, or when the folder cannot be written.
+    It is a ``flock`` on a hidden file beside `path`, whose folder is made where it is missing: it ends with the process
+    that holds it, however that ends. StoreError where another process holds it, naming its id and host.
     """
     target = Path(path).absolute()
     file = target.with_name(f".{target.name}.lock")

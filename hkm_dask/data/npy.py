@@ -53,25 +53,11 @@ class NpyHeader:
         return math.prod(self.shape) * self.dtype.itemsize
 
 
-def read_npy_header(file: IO[bytes], label: str) -> NpyHeader:
+def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> NpyHeader:
     """Parse the header of a `.npy` stream by NumPy, but without trusting it: nothing is allocated by what it says.
 
-    Parameters
-    ----------
-    file : binary file
-        At the beginning of the `.npy`.
-    label : str
-        What to call it in messages.
-
-    Returns
-    -------
-    NpyHeader
-        What it promises; whether the data is as long is the caller's to check.
-
-    Raises
-    ------
-    InputError
-        When it is no `.npy`, truncated, or holds pickled objects.
+    InputError where it is no `.npy`, truncated, holds pickled objects, or where the whole `.npy`, of `n_bytes`, is
+    shorter or longer than the header says.
     """
     # NumPy would read as many bytes as the header says it has, up to 4 GiB.
     start = io.BytesIO(file.read(MAX_NPY_HEADER))
@@ -90,56 +76,18 @@ def read_npy_header(file: IO[bytes], label: str) -> NpyHeader:
         raise InputError(f"{label}: the .npy header is damaged or truncated; copy or save the file again")
     if dtype.hasobject:
         raise InputError(f"{label} holds pickled objects, which are never loaded; save plain numbers")
-    return NpyHeader(shape, dtype, fortran_order, start.tell())
-
-
-def check_npy_length(header: NpyHeader, n_bytes: int, label: str) -> None:
-    """Refuse a `.npy` that is shorter or longer than its header says.
-
-    Parameters
-    ----------
-    header : NpyHeader
-        What the header promises.
-    n_bytes : int
-        Length of the whole `.npy`, header included.
-    label : str
-        What to call it in messages.
-
-    Raises
-    ------
-    InputError
-        Naming both lengths, in bytes.
-
-    Examples
-    --------
-    >>> check_npy_length(NpyHeader((2, 3), np.dtype("f4"), False, 128), 140, "a.npy")
-    Traceback (most recent call last):
-    hkm_dask.errors.InputError: a.npy: n_bytes=140 should be 152 by its header (2, 3) float32; copy or save it again
-    """
+    header = NpyHeader(shape, dtype, fortran_order, start.tell())
     promised = header.offset + header.data_bytes
-    if n_bytes != promised:
+    if n_bytes not in (None, promised):
         raise InputError(
-            f"{label}: n_bytes={n_bytes} should be {promised} by its header {header.shape} {header.dtype}; "
-            "copy or save it again"
+            f"{label}: n_bytes={n_bytes} should be {promised} by its header {shape} {dtype}; copy or save it again"
         )
+    return header
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:
-    """Make an `.npy` file of zeros without writing them.
+    """Make an `.npy` file of zeros without writing them; returns how many bytes come before its first row.
 
-    Parameters
-    ----------
-    path : path-like
-    shape : (int, int)
-    dtype : np.dtype
-
-    Returns
-    -------
-    int
-        Bytes before the first row.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     offset = create_npy(f"{folder}/a.npy", (3, 2), np.dtype("f4"))
@@ -164,28 +112,14 @@ def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int
 
 
 def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) -> None:
-    """Write rows to their place in a file made by `create_npy`.
-
-    Parameters
-    ----------
-    path : path-like
-    offset : int
-        As `create_npy` returned it.
-    start : int
-        Number of the first row.
-    rows : ndarray, shape (n, n_features)
-        In the dtype of the file.
-    """
+    """Write rows, in the dtype of the file, from row `start` on of a file whose `offset` `create_npy` returned."""
     values = np.ascontiguousarray(rows)
 
     def write() -> None:
-        fd = os.open(path, os.O_WRONLY)
-        try:
+        with Path(path).open("r+b", buffering=0) as file:
             view, position = as_buffer(values), offset + start * values.shape[1] * values.itemsize
             while view:
-                done = os.pwrite(fd, view, position)
+                done = os.pwrite(file.fileno(), view, position)
                 view, position = view[done:], position + done
-        finally:
-            os.close(fd)
 
     careful(write, f"writing {path}")

@@ -66,47 +66,13 @@ class Pool:
         return ZarrRows(self.path, layout.EMBEDDINGS, version=self.fingerprint)
 
     def ids(self, rows: np.ndarray | None = None) -> np.ndarray | None:
-        """Ids of some rows, or of all.
-
-        Parameters
-        ----------
-        rows : np.ndarray of int64, optional
-            Row numbers in any order; all rows by default.
-
-        Returns
-        -------
-        np.ndarray of int64 or object (str), or None
-            None where the pool has no ids.
-
-        Raises
-        ------
-        InputError
-            When a row number is out of range.
-        StoreError
-            When the ids are damaged.
-        """
+        """Ids (int64 or str) of all rows, or of row numbers in any order; None where the pool has no ids."""
         return self._of_rows(layout.IDS, rows) if self.has_ids else None
 
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Values of a further column for some rows, or for all.
+        """Values (int64, float64 or str) of one of the `columns`, for all rows or for row numbers in any order.
 
-        Parameters
-        ----------
-        name : str
-            One of `columns`.
-        rows : np.ndarray of int64, optional
-            Row numbers in any order; all rows by default.
-
-        Returns
-        -------
-        np.ndarray of int64, float64 or object (str)
-
-        Raises
-        ------
-        InputError
-            When there is no such column, or a row number is out of range.
-        StoreError
-            When the column is damaged.
+        InputError where there is no such column.
         """
         if name not in self.columns:
             names = ", ".join(self.columns) or "none"
@@ -123,26 +89,8 @@ class Pool:
 
 
 def pool_fingerprint(shape: tuple[int, int], dtype: np.dtype, chunk_rows: int, checksums: Iterable[int]) -> str:
-    """Identify the content of a pool: SHA-256 over its shape, its type and the checksums of its chunks.
+    """Identify the content of a pool: hexadecimal SHA-256 over its shape, its type and its chunks' checksums in order.
 
-    Parameters
-    ----------
-    shape : (int, int)
-        ``(n_samples, n_features)``.
-    dtype : np.dtype
-        Type of the embeddings.
-    chunk_rows : int
-        Rows in one storage chunk.
-    checksums : iterable of int
-        CRC-32C of every chunk, in order, padding included.
-
-    Returns
-    -------
-    str
-        Hexadecimal.
-
-    Examples
-    --------
     >>> pool_fingerprint((3, 2), np.dtype("f4"), 3, [7])[:8]
     '8e465a48'
     """
@@ -153,25 +101,10 @@ def pool_fingerprint(shape: tuple[int, int], dtype: np.dtype, chunk_rows: int, c
 
 
 def open_pool(path: str | os.PathLike[str]) -> Pool:
-    """Open a complete pool.
+    """Open a complete pool, as `hkm_dask.ingest` made it; the embeddings stay on disk.
 
-    Parameters
-    ----------
-    path : path-like
-        Its folder, as `hkm_dask.ingest` made it.
+    StoreError where it is missing, no pool, of another version, not complete or damaged.
 
-    Returns
-    -------
-    Pool
-        What is known of it; the embeddings stay on disk.
-
-    Raises
-    ------
-    StoreError
-        When it is missing, no pool, of another version, not complete or damaged.
-
-    Examples
-    --------
     >>> open_pool("nowhere.zarr")
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm ingest`

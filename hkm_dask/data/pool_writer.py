@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -62,56 +63,16 @@ class Stats:
 
 
 def pool_dtype(dtype: Any) -> np.dtype:
-    """Refuse a type that a pool does not store.
-
-    Parameters
-    ----------
-    dtype : dtype-like
-        What is asked for.
-
-    Returns
-    -------
-    np.dtype
-        float16 or float32.
-
-    Raises
-    ------
-    InputError
-        When it is another.
-
-    Examples
-    --------
-    >>> pool_dtype("float16")
-    dtype('float16')
-    """
-    try:
+    """The type in which a pool stores embeddings; InputError where it is neither float16 nor float32."""
+    with suppress(TypeError):
         stored = np.dtype(dtype)
-    except TypeError:
-        stored = None
-    if stored not in (np.float16, np.float32):
-        raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
-    return np.dtype(stored)
+        if stored in (np.float16, np.float32):
+            return stored
+    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
 
 
 def check_space(target: Path, n_bytes: int) -> None:
-    """Refuse to begin a pool that its disk has no room for.
-
-    Parameters
-    ----------
-    target : Path
-        Where the pool shall be.
-    n_bytes : int
-        Bytes of its embeddings.
-
-    Raises
-    ------
-    StoreError
-        Naming what is needed and what is free.
-
-    Examples
-    --------
-    >>> check_space(Path("pool.zarr").absolute(), 0)
-    """
+    """Refuse, with a StoreError, to begin a pool of `n_bytes` at `target` where its disk has no room for it."""
     free = shutil.disk_usage(target.parent).free
     if free < n_bytes:
         raise StoreError(
@@ -121,59 +82,15 @@ def check_space(target: Path, n_bytes: int) -> None:
 
 
 def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
-    """Make the array of embeddings of a pool, to be written chunk by chunk.
-
-    Parameters
-    ----------
-    group : Path
-        The pool.
-    shape : (int, int)
-        ``(n_samples, n_features)``.
-    dtype : np.dtype
-        float16 or float32.
-    chunk_rows : int
-        Rows in one storage chunk; all rows, where they are fewer.
-
-    Returns
-    -------
-    StoredArray
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     create_embeddings(Path(folder), (5, 3), np.dtype("f2"), 2).spec.n_chunks
-    3
-    """
-    store.create_array(
-        group,
-        layout.EMBEDDINGS,
-        shape=shape,
-        dtype=dtype,
-        chunks=(min(chunk_rows, shape[0]), shape[1]),
-        dims=(layout.SAMPLE, layout.FEATURE),
-    )
+    """Make the array of embeddings of a pool, to be written chunk by chunk of `chunk_rows` rows, or of all if fewer."""
+    chunks, dims = (min(chunk_rows, shape[0]), shape[1]), (layout.SAMPLE, layout.FEATURE)
+    store.create_array(group, layout.EMBEDDINGS, shape=shape, dtype=dtype, chunks=chunks, dims=dims)
     return open_array(group / layout.EMBEDDINGS)
 
 
 def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
     """Bring rows to what a pool stores; NaN, Inf and overflow pass, to be counted by `measure`.
 
-    Parameters
-    ----------
-    piece : np.ndarray, shape (n, n_features)
-        The rows.
-    dtype : np.dtype
-        float16 or float32.
-    normalize : bool
-        Whether to scale them to length 1.
-
-    Returns
-    -------
-    np.ndarray of `dtype`, shape (n, n_features)
-
-    Examples
-    --------
     >>> convert(np.array([[3.0, 4.0]]), np.dtype("f4"), True)
     array([[0.6, 0.8]], dtype=float32)
     """
@@ -182,24 +99,8 @@ def convert(piece: np.ndarray, dtype: np.dtype, normalize: bool) -> np.ndarray:
 
 
 def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats:
-    """Learn what a pool keeps of some rows.
+    """What a pool keeps of some rows, but for checksums: as they came, as `convert` made them, and their numbers.
 
-    Parameters
-    ----------
-    piece : np.ndarray, shape (n, n_features)
-        The rows as they came.
-    stored : np.ndarray, shape (n, n_features)
-        What `convert` made of them.
-    numbers : np.ndarray of int64, shape (n,)
-        What the rows are called.
-
-    Returns
-    -------
-    Stats
-        Without checksums.
-
-    Examples
-    --------
     >>> rows = np.array([[0, 0], [1, -3], [np.nan, 0]], np.float32)
     >>> stats = measure(rows, rows, np.arange(10, 13))
     >>> stats.n_zero_rows, stats.nonfinite
@@ -223,24 +124,7 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
 
 
 def check_overflow(stats: Stats, dtype: np.dtype) -> None:
-    """Refuse rows with finite values that the stored type cannot hold.
-
-    Parameters
-    ----------
-    stats : Stats
-        What was learned of the rows.
-    dtype : np.dtype
-        float16 or float32.
-
-    Raises
-    ------
-    InputError
-        Naming how many they are.
-
-    Examples
-    --------
-    >>> check_overflow(Stats(np.zeros(2)), np.dtype("f2"))
-    """
+    """Refuse, with an InputError, rows with finite values that the stored type cannot hold."""
     if stats.n_overflows:
         remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
         raise InputError(
@@ -252,24 +136,9 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
 def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or what else is known of the rows.
 
-    Parameters
-    ----------
-    group : Path
-        The pool.
-    name : str
-        Name of the array; ``"ids"`` for the ids.
-    pieces : iterable of np.ndarray
-        The values in order, each piece of int64, of float64 or of objects (str).
-    n_samples : int
-        How many there should be.
+    The values come in pieces of int64, of float64 or of objects (str); InputError where they are more or fewer than
+    `n_samples`, or of several kinds.
 
-    Raises
-    ------
-    InputError
-        When there are more or fewer, or of several kinds.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     write_column(Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
@@ -290,9 +159,9 @@ def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples
         waiting.append(piece)
         if start + sum(map(len, waiting)) >= min(start + step, n_samples):
             start, waiting = _flush(group / name, start, step, n_samples, waiting)
-    n_found = start + sum(map(len, waiting))
-    if n_found != n_samples:
-        raise InputError(f"n_{name}={n_found} should be {n_samples}, one per row; give {name} for exactly these rows")
+    n_values = start + sum(map(len, waiting))
+    if n_values != n_samples:
+        raise InputError(f"n_{name}={n_values} should be {n_samples}, one per row; give {name} for exactly these rows")
 
 
 def _flush(
@@ -316,33 +185,10 @@ def finish(
     n_dropped: int = 0,
     attributes: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write the mean of a pool and what is known of it, and mark it as complete.
+    """Write the mean of a pool and its attributes, and mark it as complete; InputError where values overflowed.
 
-    Parameters
-    ----------
-    group : Path
-        The pool; its embeddings are there, and its ids where it has any.
-    stats : Stats
-        What was learned of them, checksums in order.
-    has_ids : bool
-        Whether every row has an id besides its number.
-    normalize : bool
-        Whether rows were scaled to length 1.
-    sources : sequence of str
-        What it was made from.
-    columns : collection of str, optional
-        Names of further columns, already written.
-    n_dropped : int, default 0
-        Rows of the sources that were left out.
-    attributes : mapping, optional
-        Kept with the others.
-
-    Raises
-    ------
-    InputError
-        When values overflowed.
-    StoreError
-        When the disk fails.
+    Its embeddings are written already, and its ids and further columns where it has any. `sources` are what it was made
+    from, `n_dropped` rows of them were left out.
     """
     spec = open_array(group / layout.EMBEDDINGS).spec
     n_samples, n_features = spec.shape

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import check_rows
+from hkm_dask.data.chunks import check_range, check_rows
 from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
@@ -20,26 +20,15 @@ from hkm_dask.errors import InputError
 class SubsetRows(Rows):
     """Some rows of another table, numbered from 0.
 
-    Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once.
-
-    Parameters
-    ----------
-    base : Rows
-        The table; the base of a subset is that of its own base.
-    index : np.ndarray of int64
-        Row numbers of `base`, sorted and without repeats.
+    Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once. InputError
+    where the row numbers are empty, unsorted, repeated or out of range.
 
     Attributes
     ----------
     base : Rows
-        The table.
+        The table; of a subset of a subset, the one that is no subset.
     index : np.ndarray of int64
-        Row numbers of `base`.
-
-    Raises
-    ------
-    InputError
-        When `index` is empty, unsorted, repeated or out of range.
+        Row numbers of `base`, sorted and without repeats.
 
     Examples
     --------
@@ -64,13 +53,7 @@ class SubsetRows(Rows):
         self._index_path: str | None = None
 
     def travel_by(self, path: str | os.PathLike[str]) -> None:
-        """Write the row numbers to a file all workers see, and pickle without them from now on.
-
-        Parameters
-        ----------
-        path : path-like
-            An ``.npy`` file; it must stay as long as the rows are in use elsewhere.
-        """
+        """Write the row numbers to an ``.npy`` that all workers see, for as long as they use it, and pickle without."""
         self._index_path = str(Path(path).absolute())
         careful(lambda: np.save(path, self.index, allow_pickle=False), f"writing {path}")
 
@@ -102,7 +85,7 @@ class SubsetRows(Rows):
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
-        self._check_range(start, stop)
+        check_range(start, stop, self.n_rows, self.label)
         return self._deliver(self.base.take(self.index[start:stop]), out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -121,18 +104,6 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 
     A row's result depends on nothing but the row, so that blocks of any size give the same bits.
 
-    Parameters
-    ----------
-    rows : np.ndarray, shape (n, d)
-        Floats.
-
-    Returns
-    -------
-    np.ndarray of float32, shape (n, d)
-        The scaled rows.
-
-    Examples
-    --------
     >>> unit_rows(np.array([[3.0, 4.0], [0.0, 0.0]]))
     array([[0.6, 0.8],
            [0. , 0. ]], dtype=float32)
@@ -154,13 +125,6 @@ def unit_rows(rows: np.ndarray) -> np.ndarray:
 class UnitRows(Rows):
     """The rows of another table scaled to length 1, as spherical k-means needs them; see `unit_rows`.
 
-    Parameters
-    ----------
-    base : Rows
-        The table.
-
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> UnitRows(ArrayRows(np.array([[0.0, 2.0]]))).read(0, 1)
     array([[0., 1.]], dtype=float32)

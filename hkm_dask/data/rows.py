@@ -15,9 +15,9 @@ import zarr
 from zarr.storage import LocalStore
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import check_rows, open_array
-from hkm_dask.data.files import METADATA_FILE, as_buffer, careful, read_json
-from hkm_dask.data.npy import check_npy_length, read_npy_header
+from hkm_dask.data.chunks import check_range, check_rows, open_array
+from hkm_dask.data.files import METADATA_FILE, careful, read_into, read_json
+from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import InputError, StoreError
 
 
@@ -56,56 +56,33 @@ class Rows(ABC):
         return self.n_rows, self.n_features
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
-        """Block boundaries at whole storage chunks; see `layout.block_bounds`.
-
-        Parameters
-        ----------
-        max_bytes : int
-            Bytes of the largest block as it is read; one storage chunk where that is more.
-        min_blocks : int, default 1
-            At least so many blocks, as far as there are chunks.
-
-        Returns
-        -------
-        np.ndarray of int64, shape (n_blocks + 1,)
-            0 first, `n_rows` last.
-        """
+        """Block boundaries at whole storage chunks, of `max_bytes` as they are read; see `layout.block_bounds`."""
         return layout.block_bounds(
             self.n_rows, self.row_bytes, max_bytes=max_bytes, min_blocks=min_blocks, unit_rows=self.chunk_rows
         )
 
     @abstractmethod
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Read consecutive rows.
+        """Read consecutive rows: C-contiguous, of `dtype`; InputError where they are not within the table.
 
-        Parameters
-        ----------
-        start, stop : int
-            Row numbers, ``0 <= start <= stop <= n_rows``.
-        out : np.ndarray, optional
-            C-contiguous, shape (stop - start, n_features), of `dtype`, to read into: saves the page faults of fresh
-            memory in a loop over blocks.
-
-        Returns
-        -------
-        np.ndarray, shape (stop - start, n_features)
-            C-contiguous, of `dtype`; the caller may keep it but, for arrays in memory, must not write to it.
+        The caller may keep them but, for arrays in memory, must not write to them. `out`, of their shape and type, is
+        read into and returned: it saves the page faults of fresh memory in a loop over blocks.
         """
 
     @abstractmethod
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Gather rows, reading each storage chunk once.
+        """Gather rows by sorted numbers (int64), reading each storage chunk once; C-contiguous, of `dtype`."""
 
-        Parameters
-        ----------
-        rows : np.ndarray of int64
-            Sorted row numbers.
-
-        Returns
-        -------
-        np.ndarray, shape (len(rows), n_features)
-            C-contiguous, of `dtype`.
-        """
+    def _describe(self, shape: tuple[int, ...], dtype: np.dtype, label: str) -> None:
+        """Set what an array says of its rows; InputError where they cannot be read as a table of floats."""
+        self.label = label
+        self.n_rows, self.n_features = layout.check_shape(shape, label)
+        read_as = layout.float_dtype(dtype)
+        if read_as is None:
+            raise InputError(
+                f"{label}: dtype={dtype} should be float16, float32, float64 or an integer; convert it first"
+            )
+        self.dtype = read_as
 
     def _deliver(self, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
         if out is None:
@@ -113,33 +90,13 @@ class Rows(ABC):
         out[...] = rows
         return out
 
-    def _check_range(self, start: int, stop: int) -> None:
-        if not 0 <= start <= stop <= self.n_rows:
-            raise InputError(f"rows={start}:{stop} should lie within 0:{self.n_rows} of {self.label}; give other rows")
-
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.label}, {self.n_rows} × {self.n_features} {self.dtype})"
 
 
-def _checked_dtype(dtype: np.dtype, label: str) -> np.dtype:
-    read_as = layout.float_dtype(dtype)
-    if read_as is None:
-        raise InputError(f"{label}: dtype={dtype} should be float16, float32, float64 or an integer; convert it first")
-    return read_as
-
-
 class ArrayRows(Rows):
-    """Rows of a NumPy array in memory.
+    """Rows of a NumPy array in memory, of floats or of integers, which are read as floats.
 
-    Parameters
-    ----------
-    array : np.ndarray, shape (n_rows, n_features)
-        Floats, or integers, which are read as floats.
-    label : str, default "array"
-        What to call it in messages.
-
-    Examples
-    --------
     >>> rows = ArrayRows(np.arange(6).reshape(3, 2))
     >>> rows.read(1, 3)
     array([[2., 3.],
@@ -149,16 +106,14 @@ class ArrayRows(Rows):
     """
 
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
-        array = np.asarray(array)
-        self.array, self.label = array, label
-        self.n_rows, self.n_features = layout.check_shape(array.shape, label)
-        self.dtype = _checked_dtype(array.dtype, label)
+        self.array = np.asarray(array)
+        self._describe(self.array.shape, self.array.dtype, label)
         # The address of an array is used again after it is gone, a random number is not; it travels with the pickle.
         self.key = ("array", uuid.uuid4().hex)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
-        self._check_range(start, stop)
+        check_range(start, stop, self.n_rows, self.label)
         return self._deliver(self.array[start:stop], out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -169,70 +124,43 @@ class ArrayRows(Rows):
 class NpyRows(Rows):
     """Rows of a `.npy` file, read by blocks; never mapped, since a mapping counts as resident and dies by SIGBUS.
 
-    Parameters
-    ----------
-    path : path-like
-        The file.
-    offset : int, default 0
-        Where the `.npy` begins in the file, for an uncompressed member of a `.npz`.
-    n_bytes : int, optional
-        Its length; by default to the end of the file.
-    label : str, optional
-        What to call it in messages; by default the path.
-
-    Raises
-    ------
-    InputError
-        When the header is damaged, or the file is not as long as its header says.
+    `offset` and `n_bytes` place an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`.
     """
 
     def __init__(
         self, path: str | os.PathLike[str], *, offset: int = 0, n_bytes: int | None = None, label: str | None = None
     ) -> None:
         file_path = Path(path).absolute()
-        self.path, self.label = str(file_path), label or str(file_path)
+        self.path, label = str(file_path), label or str(file_path)
         if not file_path.is_file():
-            raise InputError(f"{self.label} does not exist; check the path")
-        state = careful(file_path.stat, f"reading {self.label}")
-        with careful(lambda: file_path.open("rb"), f"reading {self.label}") as file:
+            raise InputError(f"{label} does not exist; check the path")
+        state = careful(file_path.stat, f"reading {label}")
+        with careful(lambda: file_path.open("rb"), f"reading {label}") as file:
             file.seek(offset)
-            header = read_npy_header(file, self.label)
-        check_npy_length(header, (state.st_size - offset) if n_bytes is None else n_bytes, self.label)
-        self.n_rows, self.n_features = layout.check_shape(header.shape, self.label)
-        self.dtype = _checked_dtype(header.dtype, self.label)
+            header = read_npy_header(file, label, state.st_size - offset if n_bytes is None else n_bytes)
+        self._describe(header.shape, header.dtype, label)
         self._stored, self._fortran, self._data = header.dtype, header.fortran_order, offset + header.offset
         self.key = ("npy", self.path, offset, state.st_size, state.st_mtime_ns, state.st_ino)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
-        self._check_range(start, stop)
+        check_range(start, stop, self.n_rows, self.label)
         direct = out is not None and not self._fortran and out.dtype == self._stored and out.flags.c_contiguous
         shape = (self.n_features, stop - start) if self._fortran else (stop - start, self.n_features)
         stored = out if direct and out is not None else np.empty(shape, dtype=self._stored)
-        if start < stop:
-            careful(lambda: self._read_into(stored, start), f"reading {self.label}")
+        careful(lambda: self._read_stored(stored, start), f"reading {self.label}")
         if stored is out:
             return out
         return self._deliver(stored.T if self._fortran else stored, out)
 
-    def _read_into(self, stored: np.ndarray, start: int) -> None:
-        fd = os.open(self.path, os.O_RDONLY)
-        try:
-            if not self._fortran:
-                self._pread(fd, stored, self._data + start * stored[0].nbytes)
-                return
-            for column, values in enumerate(stored):
-                self._pread(fd, values, self._data + (column * self.n_rows + start) * self._stored.itemsize)
-        finally:
-            os.close(fd)
-
-    def _pread(self, fd: int, into: np.ndarray, offset: int) -> None:
-        view, done = as_buffer(into), 0
-        while done < len(view):
-            count = os.preadv(fd, [view[done:]], offset + done)
-            if not count:
-                raise StoreError(f"{self.label} became shorter while it was read; copy or save it again")
-            done += count
+    def _read_stored(self, stored: np.ndarray, start: int) -> None:
+        with Path(self.path).open("rb", buffering=0) as file:
+            # Runs of the file: all rows are one, or every column is one of its own.
+            for column, values in enumerate(stored if self._fortran else [stored]):
+                first = column * self.n_rows + start if self._fortran else start * self.n_features
+                n_read = read_into(file.fileno(), [values], self._data + first * self._stored.itemsize)
+                if n_read < values.nbytes:
+                    raise StoreError(f"{self.label} became shorter while it was read; copy or save it again")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
@@ -252,30 +180,17 @@ class NpyRows(Rows):
 
 
 class ZarrRows(Rows):
-    """Rows of a Zarr array on a local disk: chunks of ours are read directly and checked, others through Zarr.
+    """Rows of a Zarr array on a local disk, at `path` or named `name` in the group there; see `chunks.open_array`.
 
-    Parameters
-    ----------
-    path : path-like
-        Folder of the array, or of the group that holds it.
-    name : str, default ""
-        Name of the array in the group.
-    version : hashable, optional
-        Identifies the content for caches; by default when and where the array was made.
-
-    Raises
-    ------
-    StoreError
-        When there is no array.
+    Chunks of ours are read directly and checked, others through Zarr. `version` identifies the content for caches; by
+    default it is when and where the array was made.
     """
 
     def __init__(self, path: str | os.PathLike[str], name: str = "", *, version: Hashable = None) -> None:
         folder = Path(path).absolute() / name
-        self.label = str(folder)
         self.array = open_array(folder)
         spec = self.array.spec
-        self.n_rows, self.n_features = layout.check_shape(spec.shape, self.label)
-        self.dtype = _checked_dtype(spec.dtype, self.label)
+        self._describe(spec.shape, spec.dtype, str(folder))
         self.chunk_rows = spec.chunk_rows
         if version is None:
             files = [folder / name for name in (METADATA_FILE, ".zarray") if (folder / name).is_file()]
@@ -294,24 +209,17 @@ class ZarrRows(Rows):
 
 
 class RemoteZarrRows(Rows):
-    """Rows of a Zarr array that lies in memory or in an object store, read through Zarr.
-
-    Parameters
-    ----------
-    array : zarr.Array, shape (n_rows, n_features)
-        Picklable where its store is.
-    """
+    """Rows of a Zarr array in memory or in an object store, read through Zarr; picklable where its store is."""
 
     def __init__(self, array: zarr.Array) -> None:
-        self.array, self.label = array, str(array.store_path)
-        self.n_rows, self.n_features = layout.check_shape(array.shape, self.label)
-        self.dtype = _checked_dtype(np.dtype(array.dtype), self.label)
+        self.array = array
+        self._describe(array.shape, np.dtype(array.dtype), str(array.store_path))
         self.chunk_rows = (array.shards or array.chunks)[0]
         self.key = ("zarr", self.label, uuid.uuid4().hex)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
-        self._check_range(start, stop)
+        check_range(start, stop, self.n_rows, self.label)
         return self._deliver(np.asarray(self.array[start:stop]), out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
@@ -320,27 +228,10 @@ class RemoteZarrRows(Rows):
 
 
 def as_rows(x: Any) -> Rows:
-    """Rows of whatever holds some.
+    """Rows of an array, a `zarr.Array`, a pool, or a path to a `.npy` file, a pool or a Zarr array.
 
-    Parameters
-    ----------
-    x : Rows, np.ndarray, path-like, zarr.Array or Pool
-        A path is a `.npy` file, a pool, or a Zarr array.
+    Nothing is read yet but headers. InputError where `x` is none of these, StoreError where a pool is not complete.
 
-    Returns
-    -------
-    Rows
-        Nothing is read yet but headers.
-
-    Raises
-    ------
-    InputError
-        When it is none of these.
-    StoreError
-        When a pool is not complete.
-
-    Examples
-    --------
     >>> as_rows(np.zeros((3, 2), dtype=np.float32))
     ArrayRows(array, 3 × 2 float32)
     """

@@ -25,6 +25,7 @@ from hkm_dask.data.files import (
     read_attributes,
     read_json,
     remove,
+    stored_format,
     sync,
     write_file,
 )
@@ -44,32 +45,14 @@ def _retired_path(target: Path) -> Path:
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
-    """Refuse to write where something is, or to replace what is no store of ours.
-
-    Parameters
-    ----------
-    path : path-like
-        Where a store shall be.
-    overwrite : bool, default False
-        Whether a store of ours may be replaced.
-
-    Raises
-    ------
-    InputError
-        Saying which of the two.
-    """
+    """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours."""
     target = Path(path).absolute()
     if not os.path.lexists(target):
         return
     if not overwrite:
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
     empty = target.is_dir() and not any(target.iterdir())
-    try:
-        root = read_json(target / METADATA_FILE) or {}
-        is_store = str((root.get("attributes") or {}).get("format", "")).startswith("hkm_dask.")
-    except StoreError:
-        is_store = False
-    if not (is_store or empty) or target.is_symlink():
+    if not (stored_format(target).startswith("hkm_dask.") or empty) or target.is_symlink():
         raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
 
 
@@ -81,27 +64,9 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
 
         NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
 
-    Parameters
-    ----------
-    path : path-like
-        The store.
-    overwrite : bool, default False
-        Replace a store of ours at `path`; the old one stays until the new one is complete.
-    keep : bool, default True
-        Go on with what a former run left in ``NAME.wip``, and leave it there on an error. Otherwise it is removed at
-        the beginning and on an error.
-
-    Yields
-    ------
-    Path
-        ``NAME.wip``; an existing folder only where `keep` found one.
-
-    Raises
-    ------
-    InputError
-        When `path` exists and `overwrite` is not given.
-    StoreError
-        When the disk is full or fails.
+    Yields ``NAME.wip``. With `overwrite` a store of ours at `path` is replaced; it stays until the new one is complete.
+    With `keep` what a former run left in ``NAME.wip`` is continued, and left there on an error; otherwise it is removed
+    at the beginning and on an error.
     """
     target = Path(path).absolute()
     wip, retired = wip_path(target), _retired_path(target)
@@ -147,13 +112,9 @@ def resumable(
 
     Parameters
     ----------
-    path : path-like
-        The store.
     obstacles : callable
         Given a folder that exists, ``NAME.wip`` or the complete store, says why it is not what is asked for: one line
         each, none where it is.
-    restart : bool, default False
-        Begin again, whatever exists of the store.
     work : Path, optional
         Folder of the run's checkpoints and scratch files, see `layout.work_path`: cleared of what dead runs left at
         the beginning, of scratch files on an error, and removed in the end.
@@ -224,18 +185,7 @@ def resumable(
 
 
 def settle(path: PathLike) -> None:
-    """Bring a store to rest whose replacement died between its two renames, or after them.
-
-    Parameters
-    ----------
-    path : path-like
-        The store; to be locked by the caller.
-
-    Raises
-    ------
-    StoreError
-        When the disk fails.
-    """
+    """Bring a store, locked by the caller, to rest whose replacement died between its two renames, or after them."""
     target = Path(path).absolute()
     retired = _retired_path(target)
     if retired.exists() and not target.exists():
@@ -245,25 +195,7 @@ def settle(path: PathLike) -> None:
 
 
 def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Path:
-    """Make a Zarr group, or set attributes of the one that is there.
-
-    Parameters
-    ----------
-    path : path-like
-        Its folder.
-    attributes : mapping, optional
-        Added to its attributes; what JSON can hold, without NaN.
-
-    Returns
-    -------
-    Path
-        The folder.
-
-    Raises
-    ------
-    StoreError
-        When it cannot be written.
-    """
+    """Make a Zarr group, or set attributes of the one that is there: what JSON can hold, without NaN."""
     folder = Path(path).absolute()
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
     old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
@@ -296,14 +228,14 @@ def create_array(
 ) -> zarr.Array:
     """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
 
+    Chunks of full width (all but the first axis) can be read without Zarr.
+
     Parameters
     ----------
     group_path : path-like
         Folder of the group; made where it is missing.
     name : str
-        Name in the group: letters, digits, ``_``, ``-`` and ``.``.
-    shape, chunks : sequence of int
-        Chunks of full width (all but the first axis) can be read without Zarr.
+        Letters, digits, ``_``, ``-`` and ``.``, so that it cannot leave the group; InputError otherwise.
     dtype : dtype-like
         ``str`` for strings of variable length.
     dims : sequence of str
@@ -312,27 +244,11 @@ def create_array(
         Zstandard, for what is small and compresses well; strings always are.
     fill_value : scalar, optional
         By default 0, or the empty string.
-    attributes : mapping, optional
-        Attributes of the array.
 
     Returns
     -------
     zarr.Array
         Opened so that chunks of nothing but the fill value are written too.
-
-    Raises
-    ------
-    InputError
-        When `name` would leave the group.
-    StoreError
-        When it cannot be written.
-
-    Examples
-    --------
-    >>> import tempfile
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     create_array(folder, "labels", shape=(5,), dtype="i4", chunks=(2,), dims=("sample",), fill_value=-1).chunks
-    (2,)
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
@@ -364,25 +280,12 @@ def create_array(
 
 def sweep(path: PathLike) -> None:
     """Remove what writers that died left in a store: files that end in ``.partial``."""
-    for folder, _, names in os.walk(path):
-        for name in names:
-            if name.endswith(PARTIAL_SUFFIX):
-                Path(folder, name).unlink(missing_ok=True)
+    for file in list(Path(path).rglob(f"*{PARTIAL_SUFFIX}")):
+        file.unlink(missing_ok=True)
 
 
 def sweep_scratch(folder: Path) -> None:
-    """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays.
-
-    Parameters
-    ----------
-    folder : Path
-        The folder, of which nothing but checkpoints may be in use; need not exist.
-
-    Raises
-    ------
-    StoreError
-        When something cannot be removed.
-    """
+    """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays."""
     for path in [*folder.glob("*.npy"), *folder.glob(f"*{PARTIAL_SUFFIX}")]:
         careful(partial(path.unlink, missing_ok=True), f"removing {path}")
     for path in folder.glob("shared-*"):
@@ -394,25 +297,13 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
 
     Every chunk file below is looked for, everything is synced, and last the group's metadata is replaced in one step by
     one that holds the attributes, ``complete`` and the consolidated metadata. So the marker that we and plain xarray
-    read is the same, and it is there only when everything else is.
-
-    Parameters
-    ----------
-    path : path-like
-        Folder of the group; nothing may be writing to it.
-    attributes : mapping, optional
-        Added to its attributes; what JSON can hold, without NaN.
-
-    Raises
-    ------
-    StoreError
-        When a chunk is missing or cut, or the disk fails.
+    read is the same, and it is there only when everything else is. Nothing may be writing to the group.
+    StoreError where a chunk is missing or cut.
     """
     group = Path(path).absolute()
     sweep(group)
     consolidated: dict[str, Any] = {}
-    folders = [Path(folder) for folder, _, names in os.walk(group) if METADATA_FILE in names and Path(folder) != group]
-    for folder in sorted(folders):
+    for folder in sorted(file.parent for file in group.rglob(METADATA_FILE) if file.parent != group):
         metadata = read_json(folder / METADATA_FILE) or {}
         if metadata.get("node_type") == "array":
             open_array(folder).check()
@@ -421,10 +312,8 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
             metadata = {**metadata, "consolidated_metadata": _inline({})}
         consolidated[folder.relative_to(group).as_posix()] = metadata
     failpoint("checked")
-    for name, _, files in os.walk(group):
-        for file in files:
-            sync(Path(name, file))
-        sync(Path(name))
+    for file in (*group.rglob("*"), group):
+        sync(file)
     failpoint("synced")
     _write_group(group, {**read_attributes(group), **(attributes or {}), layout.COMPLETE: True}, consolidated)
     sync(group)

@@ -20,7 +20,7 @@ from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import careful
 from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, check_id_count, id_pieces, plain_ids
-from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, check_npy_length, read_npy_header
+from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows, as_rows
 from hkm_dask.errors import InputError
@@ -28,24 +28,13 @@ from hkm_dask.errors import InputError
 # Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
-_ZARR_FILES = ("zarr.json", ".zarray", ".zgroup")
 _ZIP_MAGIC = b"PK\x03\x04"
 _ZIP_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
 class EmbeddingTable:
-    """One table of embeddings to ingest.
-
-    Attributes
-    ----------
-    rows : Rows
-        The embeddings.
-    name : str
-        What to call it.
-    ids : callable or None
-        Returns an iterator over the ids of all rows, in pieces, in order.
-    """
+    """One table of embeddings to ingest, and the ids of its rows where it has any."""
 
     rows: Rows
     name: str
@@ -54,32 +43,16 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive rows of one table; cheap to send to a worker, even where there are thousands of tables.
-
-    Attributes
-    ----------
-    rows : Rows
-        The table.
-    start, stop : int
-        Row numbers in it.
-    """
+    """Consecutive rows of one table; cheap to send to a worker, even where there are thousands of tables."""
 
     rows: Rows
     start: int
     stop: int
 
     def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
-        """Cut at whole storage chunks of the table, so that each is read once; one chunk where it is larger.
+        """Cut rows of the table into pieces of whole storage chunks, so that each chunk is read once.
 
-        Parameters
-        ----------
-        max_bytes : int
-            Bytes of a piece.
-
-        Yields
-        ------
-        (int, int)
-            First row of the table, and the row after the last.
+        A piece has at most `max_bytes`, or is one chunk.
         """
         chunk = self.rows.chunk_rows
         step = max(1, max_bytes // max(1, chunk * self.rows.row_bytes)) * chunk
@@ -88,21 +61,14 @@ class Segment:
 
 
 class Sources:
-    """Tables one below the other.
-
-    Parameters
-    ----------
-    tables : sequence of EmbeddingTable
-        With the same number of features.
+    """Tables one below the other; InputError where they differ in their features, or only some have ids.
 
     Attributes
     ----------
-    tables : tuple of EmbeddingTable
-        The tables.
     n_rows, n_features : int
-        Shape of all together.
+        Shape of the whole.
     dtype : np.dtype
-        The widest type among them.
+        The widest type among the tables.
     ids : callable or None
         The ids of all rows, None where no table has any.
     """
@@ -145,48 +111,28 @@ class Sources:
     def _all_ids(self) -> Iterator[np.ndarray]:
         for table in self.tables:
             if table.ids is not None:
-                n_found = 0
+                n_ids = 0
                 for piece in table.ids():
-                    n_found += len(piece)
+                    n_ids += len(piece)
                     yield piece
-                check_id_count(n_found, table.rows.n_rows, table.name)
+                check_id_count(n_ids, table.rows.n_rows, table.name)
 
 
 def open_sources(sources: Any, *, ids: Any = None, column: str | None = None, scratch: Path | None = None) -> Sources:
-    """Open everything that shall be ingested, as far as its headers.
+    """Open what shall be ingested, as far as its headers: tables in the given order, shards in natural order.
 
-    Parameters
-    ----------
-    sources : path-like, np.ndarray, zarr.Array, Rows, or a sequence of these
-        Files, folders, Zarr stores, or arrays in memory.
-    ids : str or array-like, optional
-        Name of the ids in each source (a member of a `.npz`, an array of a Zarr group, a column of the metadata of a
-        clip-retrieval folder), or the ids of all rows: integers or strings.
-    column : str, optional
-        Name of the embeddings in each source (a member, an array, a subfolder) where it holds several.
-    scratch : Path, optional
-        Folder to unpack compressed members of `.npz` files in; the caller removes it.
-
-    Returns
-    -------
-    Sources
-        All tables, in the order given; the shards of a folder in natural order.
-
-    Raises
-    ------
-    InputError
-        When there is nothing to read, or something that cannot be read as rows of numbers.
+    Sources, `ids` and `column` are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into
+    `scratch`, which the caller removes. InputError where there is nothing to read, or no rows of numbers.
     """
     given = list(sources) if isinstance(sources, list | tuple) else [sources]
     if not given:
         raise InputError("sources=[] should name at least one source; give files, folders or arrays")
-    if not (ids is None or isinstance(ids, str)):
-        total = Sources([table for source in given for table in _open(source, None, column, scratch)])
-        pieces = id_pieces(ids, "ids")
+    name = ids if isinstance(ids, str) else None
+    total = Sources([table for source in given for table in _open(source, name, column, scratch)])
+    if ids is not None and name is None:
+        total.ids = id_pieces(ids, "ids")
         check_id_count(len(ids), total.n_rows, "ids")
-        total.ids = pieces
-        return total
-    return Sources([table for source in given for table in _open(source, ids, column, scratch)])
+    return total
 
 
 def _open(source: Any, ids: str | None, column: str | None, scratch: Path | None) -> list[EmbeddingTable]:
@@ -207,8 +153,7 @@ def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | 
     if not path.exists():
         raise InputError(f"source={path} does not exist; check the path")
     if path.is_dir():
-        is_zarr = any((path / name).is_file() for name in _ZARR_FILES)
-        return [_open_zarr(path, ids, column)] if is_zarr else _open_folder(path, ids, column)
+        return [_open_zarr(path, ids, column)] if _is_zarr(path) else _open_folder(path, ids, column)
     with careful(lambda: path.open("rb"), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
@@ -234,6 +179,10 @@ def _choose_table(names: Sequence[str], column: str | None, path: Path, kind: st
 # --- Zarr -------------------------------------------------------------------------------------------------------------
 
 
+def _is_zarr(path: Path) -> bool:
+    return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
+
+
 def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTable:
     try:
         node = zarr.open(str(path), mode="r")
@@ -242,8 +191,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTabl
     if isinstance(node, zarr.Array):
         _refuse_names(str(path), ids, column)
         return EmbeddingTable(ZarrRows(path), str(path))
-    fmt = node.attrs.get("format")
-    if fmt == layout.POOL_FORMAT and column in (None, layout.EMBEDDINGS):
+    if node.attrs.get("format") == layout.POOL_FORMAT and column in (None, layout.EMBEDDINGS):
         pool = open_pool(path)
         name = ids or (layout.IDS if pool.has_ids else None)
         return EmbeddingTable(pool.rows(), str(path), None if name is None else _zarr_ids(path, name))
@@ -258,7 +206,7 @@ def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTabl
 
 
 def _zarr_ids(path: Path, name: str) -> Pieces:
-    if not _inside(path / name, path) or not any((path / name / file).is_file() for file in _ZARR_FILES):
+    if not (_inside(path / name, path) and _is_zarr(path / name)):
         raise InputError(f"ids={name!r} should be an array of {path}; check the name")
     array = open_array(path / name)
     if len(array.spec.shape) != 1:
@@ -267,9 +215,8 @@ def _zarr_ids(path: Path, name: str) -> Pieces:
 
 
 def _stored_ids(array: StoredArray, name: str) -> Iterator[np.ndarray]:
-    n_rows, step = array.spec.shape[0], array.spec.chunk_rows
-    for start in range(0, n_rows, step):
-        yield plain_ids(array.read(start, min(start + step, n_rows)), name)
+    for index in range(array.spec.n_chunks):
+        yield plain_ids(array.read_chunk(index), name)
 
 
 def _inside(path: Path, root: Path) -> bool:
@@ -299,9 +246,7 @@ def _open_npz(path: Path, ids: str | None, column: str | None, scratch: Path | N
 
 def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> NpyHeader:
     with archive.open(info) as stream:
-        header = read_npy_header(stream, f"{path}[{info.filename}]")
-    check_npy_length(header, info.file_size, f"{path}[{info.filename}]")
-    return header
+        return read_npy_header(stream, f"{path}[{info.filename}]", info.file_size)
 
 
 def _member_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
@@ -336,8 +281,6 @@ def _member_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, la
 def natural_key(path: Path) -> list[tuple[bool, int, str]]:
     """Sort key under which ``emb_2`` comes before ``emb_10``.
 
-    Examples
-    --------
     >>> [path.name for path in sorted(map(Path, ["e_10.npy", "e_2.npy"]), key=natural_key)]
     ['e_2.npy', 'e_10.npy']
     """

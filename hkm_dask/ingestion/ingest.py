@@ -36,22 +36,9 @@ _NAMED_ROWS = 5
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """What it takes to write one chunk of the pool, picklable.
+    """What it takes to write chunk `index` of the pool, picklable.
 
-    Attributes
-    ----------
-    array : StoredArray
-        The pool's embeddings.
-    index : int
-        Number of the chunk.
-    segments : tuple of Segment
-        The rows, one table after the other.
-    first : int
-        Number of the first of them among all source rows.
-    dropped : np.ndarray of int64
-        Numbers of the source rows to leave out.
-    normalize : bool
-        Whether rows are scaled to length 1.
+    Its source rows come in `segments`, numbered from `first`; those numbered in `dropped` are left out.
     """
 
     array: StoredArray
@@ -92,9 +79,10 @@ def ingest(
     normalize : bool, default False
         Scale every row to length 1; rows of zeros stay zero.
     ids : str or array-like, optional
-        Name of the ids in each source, or the ids of all rows: integers or strings.
+        Name of the ids in each source (a member of a ``.npz``, an array of a Zarr group, a column of the metadata of a
+        clip-retrieval folder), or the ids of all rows: integers or strings.
     column : str, optional
-        Name of the embeddings in a source that holds several arrays.
+        Name of the embeddings in each source (a member, an array, a subfolder) where it holds several.
     drop_nonfinite : bool, default False
         Leave out rows with NaN or Inf. Where no ids are given, the ids then tell the rows' numbers in the sources.
     chunk_mb : float, optional
@@ -127,7 +115,8 @@ def ingest(
     target = Path(pool).absolute()
     with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
         table = open_sources(sources, ids=ids, column=column, scratch=scratch)
-        stored = _pool_dtype(dtype, table.dtype)
+        default = np.float16 if table.dtype == np.float16 else np.float32
+        stored = pool_writer.pool_dtype(default if dtype is None else dtype)
         rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
         pool_writer.check_space(target, table.n_rows * table.n_features * stored.itemsize)
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
@@ -160,12 +149,6 @@ def _scratch(target: Path) -> Iterator[Path]:
         yield folder
     finally:
         remove(folder)
-
-
-def _pool_dtype(dtype: Any, source: np.dtype) -> np.dtype:
-    if dtype is None:
-        return np.dtype(np.float16 if source == np.float16 else np.float32)
-    return pool_writer.pool_dtype(dtype)
 
 
 # --- embeddings -------------------------------------------------------------------------------------------------------
@@ -206,18 +189,7 @@ def _job(array: StoredArray, index: int, table: Sources, dropped: np.ndarray, no
 
 
 def write_chunk(job: ChunkJob) -> Stats:
-    """Write one chunk, and tell what was learned of its rows.
-
-    Parameters
-    ----------
-    job : ChunkJob
-        The chunk.
-
-    Returns
-    -------
-    Stats
-        With one checksum.
-    """
+    """Write one chunk, and tell what was learned of its rows, with one checksum."""
     stats = Stats(np.zeros(job.array.spec.shape[1]))
     row = job.first
     with job.array.writer(job.index) as chunk:
@@ -258,12 +230,9 @@ def _ids(table: Sources, dropped: np.ndarray) -> Iterator[np.ndarray] | None:
     """Give the ids of the kept rows; where none were given but rows were dropped, their numbers in the sources."""
     if table.ids is None and len(dropped) == 0:
         return None
-    return _kept(_row_numbers(table.n_rows) if table.ids is None else table.ids(), dropped)
-
-
-def _row_numbers(n_rows: int) -> Iterator[np.ndarray]:
-    for start in range(0, n_rows, layout.MAX_ID_CHUNK_ROWS):
-        yield np.arange(start, min(start + layout.MAX_ID_CHUNK_ROWS, n_rows), dtype=np.int64)
+    n_rows, step = table.n_rows, layout.MAX_ID_CHUNK_ROWS
+    numbers = (np.arange(row, min(row + step, n_rows), dtype=np.int64) for row in range(0, n_rows, step))
+    return _kept(numbers if table.ids is None else table.ids(), dropped)
 
 
 def _kept(pieces: Iterator[np.ndarray], dropped: np.ndarray) -> Iterator[np.ndarray]:
