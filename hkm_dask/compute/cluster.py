@@ -23,6 +23,13 @@ if TYPE_CHECKING:
 CUDA_PRESETS = ("performance", "capacity")
 #: Share of the memory of a device that an RMM pool takes.
 _POOL_SHARE = 0.9
+#: What a cluster on this machine is started with, whatever its workers compute on.
+_LOCAL: dict[str, Any] = {
+    "threads_per_worker": 1,
+    "host": "127.0.0.1",
+    "dashboard_address": "127.0.0.1:0",
+    "silence_logs": logging.CRITICAL,
+}
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +54,11 @@ def runner_for(
 
             client = get_client()
         except (ImportError, ValueError):
-            return Runner(memory_limit=_parse(memory_limit), work_dir=work_dir)
+            return Runner(memory_limit=_parse_limit(memory_limit), work_dir=work_dir)
     return ClusterRunner(client, work_dir=work_dir)
 
 
-def _parse(memory_limit: int | str | None) -> int | None:
+def _parse_limit(memory_limit: int | str | None) -> int | None:
     from dask.utils import parse_bytes
 
     if memory_limit is None:
@@ -105,7 +112,7 @@ def connect(
     places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
     if cuda_preset not in CUDA_PRESETS:
         raise InputError(f"cuda_preset={cuda_preset!r} should be one of {', '.join(CUDA_PRESETS)}; name one of them")
-    limit = _parse(memory_limit)
+    limit = _parse_limit(memory_limit)
     if limit is not None:
         memory.budget_within(limit)
     with ExitStack() as stack:
@@ -154,11 +161,8 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
     with (
         LocalCluster(
             n_workers=n_workers,
-            threads_per_worker=1,
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
+            **_LOCAL,
         ) as cluster,
         Client(cluster) as client,
     ):
@@ -208,15 +212,7 @@ def _cuda_options(preset: str, memory_limit: int | None) -> dict[str, Any]:
 
     No preset lets dask-cuda spill device memory: what is resident is planned, and what does not fit is streamed.
     """
-    options: dict[str, Any] = {
-        "threads_per_worker": 1,
-        "memory_limit": memory_limit or "auto",
-        "device_memory_limit": 0,
-        "rmm_managed_memory": False,
-        "host": "127.0.0.1",
-        "dashboard_address": "127.0.0.1:0",
-        "silence_logs": logging.CRITICAL,
-    }
+    options = _LOCAL | {"memory_limit": memory_limit or "auto", "device_memory_limit": 0, "rmm_managed_memory": False}
     if preset == "capacity":
         return options
     if find_spec("rmm") is not None:

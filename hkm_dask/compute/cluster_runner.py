@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import uuid
 from collections.abc import Callable, Iterator, Sequence
@@ -191,12 +190,10 @@ class ClusterRunner(Runner):
 
         def submit_all(workers: list[str]) -> list[Future[Any]]:
             futures = self._submit(task, items, stage, workers)
-            name = self._name("reduce")
-            for depth in itertools.count():
-                if len(futures) == 1:
-                    break
+            while len(futures) > 1:
+                name = self._name("reduce")
                 groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
-                futures = [submit(reduce, combine, group, key=f"{name}-{depth}-{i}") for i, group in enumerate(groups)]
+                futures = [submit(reduce, combine, group, key=f"{name}-{i}") for i, group in enumerate(groups)]
             return [submit(run_task, finish, futures[0], key=self._name("update"))]
 
         return self._collect(submit_all, stage)[0]
