@@ -10,6 +10,7 @@ import os
 import platform
 import time
 import uuid
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,9 +32,9 @@ from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.events import emit
-from hkm_dask.hierarchy import checkpoint, level_arrays
+from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
-from hkm_dask.hierarchy.checkpoint import StepHistory
+from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
@@ -111,7 +112,7 @@ def build_hierarchy(
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:
         if folder is not None:
             with runner_for(client, memory_limit, work_dir=work) as runner:
-                build = _Build(config, source, folder, runner, checkpoint.Checkpoints(work))
+                build = _Build(config, source, folder, runner, Checkpoints(work))
                 build.check()
                 store.create_group(folder, _identity(config, source))
                 build.run()
@@ -169,14 +170,15 @@ def _obstacles(folder: Path, target: Path, config: Config, source: ClusterInput)
 # -- the levels --------------------------------------------------------------------------------------------------------
 
 
+@dataclass
 class _Build:
     """One run of Algorithm 1."""
 
-    def __init__(
-        self, config: Config, source: ClusterInput, folder: Path, runner: Runner, checkpoints: checkpoint.Checkpoints
-    ) -> None:
-        self.config, self.source, self.folder = config, source, folder
-        self.runner, self.checkpoints = runner, checkpoints
+    config: Config
+    source: ClusterInput
+    folder: Path
+    runner: Runner
+    checkpoints: Checkpoints
 
     def check(self) -> None:
         """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
@@ -305,20 +307,16 @@ class _Build:
             tell("iteration", iteration=i, inertia=moved.inertia, max_iter=level.max_iter)
             self.checkpoints.iteration(t, step, moved)
 
-        settings = Settings(
-            level.n_clusters, level.init, level.max_iter, level.tol, stream_key(self.config.seed, t, step)
-        )
+        key = stream_key(self.config.seed, t, step)
+        settings = Settings(level.n_clusters, level.init, level.max_iter, level.tol, key)
         done = fit(
             members, settings, geometry=rows.geometry, runner=self.runner, hooks=Hooks(seeding, iteration),
             progress=self.checkpoints.interrupted(t, step),
         )  # fmt: skip
         self.checkpoints.finish(t, step, done)
         if done.n_unused:
-            emit(
-                "warning",
-                message=f"level {t}: only {level.n_clusters - done.n_unused} distinct rows for "
-                f"n_clusters={level.n_clusters}; {done.n_unused} clusters stay unused",
-            )
+            rows_for = f"{level.n_clusters - done.n_unused} distinct rows for n_clusters={level.n_clusters}"
+            emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters stay unused")
         tell("step_finished", inertia=float(done.inertia[-1]), n_iter=len(done.inertia), seconds=done.seconds)
         return done
 

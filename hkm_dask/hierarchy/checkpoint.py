@@ -18,17 +18,9 @@ from hkm_dask.data.files import careful, failpoint, sync
 from hkm_dask.kmeans.fit import Fit, Progress
 from hkm_dask.kmeans.lloyd import LloydStep
 
-#: Seconds between checkpoints within a k-means.
-_EVERY = 20.0
-
 
 class StepHistory:
-    """The steps of a level so far: the inertia of all, the centroids of the last two.
-
-    Attributes
-    ----------
-    inertia : list of ndarray of float64, shape (n_iter,)
-        Of every iteration of each step.
+    """The steps of a level so far: the inertia of every iteration of all, the centroids of the last two.
 
     Examples
     --------
@@ -63,49 +55,22 @@ class StepHistory:
 
 
 class Checkpoints:
-    """Checkpoints of a run.
+    """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds."""
 
-    Parameters
-    ----------
-    folder : Path
-        Where they lie.
-    every : float
-        Seconds between checkpoints within a k-means.
-    """
-
-    def __init__(self, folder: Path, every: float = _EVERY) -> None:
+    def __init__(self, folder: Path, every: float = 20.0) -> None:
         self.folder, self.every = folder, every
         self._last = time.monotonic()
         self._inertia: list[float] = []
 
     def finished(self, level: int) -> StepHistory:
-        """Steps of a level that are done, from step 0 on.
-
-        Parameters
-        ----------
-        level : int
-            From 1.
-
-        Returns
-        -------
-        StepHistory
-        """
+        """Steps of a level (from 1) that are done, from step 0 on."""
         steps = StepHistory()
         while (kept := self._read(self._step(level, len(steps)))) is not None:
             steps.add(kept["centroids"], kept["inertia"])
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:
-        """Where the k-means of a step had come to, if it was begun.
-
-        Parameters
-        ----------
-        level, step : int
-
-        Returns
-        -------
-        Progress or None
-        """
+        """Where the k-means of a step had come to, if it was begun."""
         self._inertia = []
         kept = self._read(self._iteration(level, step))
         if kept is None:
@@ -116,11 +81,7 @@ class Checkpoints:
     def iteration(self, level: int, step: int, moved: LloydStep) -> None:
         """Note an iteration; written to disk now and then.
 
-        Parameters
-        ----------
-        level, step : int
-        moved : LloydStep
-            Its outcome. The last of a k-means is not kept: whoever resumed there would iterate once more.
+        The last of a k-means is not kept: whoever resumed there would iterate once more.
         """
         self._inertia.append(moved.inertia)
         if moved.last or time.monotonic() - self._last < self.every:
@@ -133,13 +94,7 @@ class Checkpoints:
         failpoint("iteration")
 
     def finish(self, level: int, step: int, done: Fit) -> None:
-        """Keep the outcome of a step, in place of that of its last iteration.
-
-        Parameters
-        ----------
-        level, step : int
-        done : Fit
-        """
+        """Keep the outcome of a step, in place of that of its last iteration."""
         self._write(
             self._step(level, step),
             centroids=done.centroids, inertia=done.inertia,

@@ -168,9 +168,9 @@ class HierarchicalKMeans(Clusterer):
             return build_hierarchy(source, Path(temporary, "tree.zarr"), config, **where).load()
 
     def _config(self) -> Config:
-        several = self.n_clusters
+        n_clusters = self.n_clusters
         return Config.from_flags(
-            [int(several)] if isinstance(several, int | np.integer) else list(several),
+            [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters),
             seed=self._seed(),
             metric=self.metric,
             n_splits=self.n_splits,

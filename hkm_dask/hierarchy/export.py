@@ -26,16 +26,6 @@ Columns = dict[str, np.ndarray]
 def check_target(path: str | os.PathLike[str]) -> Path:
     """Refuse a file that could not be written, before any work is done for it.
 
-    Parameters
-    ----------
-    path : path-like
-        The file to be.
-
-    Returns
-    -------
-    Path
-        The same path.
-
     Raises
     ------
     InputError
@@ -49,17 +39,17 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
     target = Path(path)
-    shown = f"out={str(target)!r}"
+    folder, problem = str(target.parent), None
     if target.suffix not in _WRITERS:
-        raise InputError(f"{shown} should end in one of {', '.join(_WRITERS)}; rename it")
-    if os.path.lexists(target):
-        raise InputError(f"{shown} should be a new file; remove it or choose another name")
-    if not target.parent.is_dir():
-        raise InputError(f"{shown} should be in a folder that is there; make {str(target.parent)!r} first")
-    if not os.access(target.parent, os.W_OK | os.X_OK):
-        raise InputError(
-            f"{shown} should be in a folder that can be written; change the rights of {str(target.parent)!r}"
-        )
+        problem = f"end in one of {', '.join(_WRITERS)}; rename it"
+    elif os.path.lexists(target):
+        problem = "be a new file; remove it or choose another name"
+    elif not target.parent.is_dir():
+        problem = f"be in a folder that is there; make {folder!r} first"
+    elif not os.access(folder, os.W_OK | os.X_OK):
+        problem = f"be in a folder that can be written; change the rights of {folder!r}"
+    if problem is not None:
+        raise InputError(f"out={str(target)!r} should {problem}")
     return target
 
 
@@ -120,16 +110,12 @@ class _Subset:
         if (source := opened.encoding.get("source")) is None:
             raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
         labels, distances = (chunks.open_array(Path(source, "level_1", name)) for name in ("labels", "distances"))
-        return cls(
-            rows=chunks.check_rows(rows, labels.spec.shape[0]),
-            labels=labels,
-            distances=distances,
-            tree=TreeArrays(opened),
-            pool=_pool_of(opened.attrs) if with_pool else None,
-        )
+        rows = chunks.check_rows(rows, labels.spec.shape[0])
+        return cls(rows, labels, distances, TreeArrays(opened), _pool_of(opened.attrs) if with_pool else None)
 
     def blocks(self) -> Iterator[np.ndarray]:
-        for start in range(0, len(self.rows), BLOCK_ROWS):
+        # One block even of no rows, so that an empty subset has its columns too.
+        for start in range(0, max(len(self.rows), 1), BLOCK_ROWS):
             yield self.rows[start : start + BLOCK_ROWS]
 
     def ids(self, rows: np.ndarray) -> np.ndarray | None:
@@ -157,8 +143,7 @@ def _write_parquet(path: Path, subset: _Subset) -> None:
     import pyarrow.parquet as pq
 
     writer = None
-    # One block even of no rows, so that an empty subset has its columns too.
-    for rows in subset.blocks() if len(subset.rows) else [subset.rows]:
+    for rows in subset.blocks():
         columns = subset.columns(rows)
         table = pa.table({name: _text_if_object(values) for name, values in columns.items()})
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
@@ -196,9 +181,7 @@ _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
 
 def _plain(values: np.ndarray) -> list[Any]:
     """Python values, a float in the fewest digits that give its own type back."""
-    if values.dtype.kind == "f":
-        return [str(value) for value in values]
-    return values.tolist()
+    return [str(value) for value in values] if values.dtype.kind == "f" else values.tolist()
 
 
 def _text_if_object(values: np.ndarray) -> Any:

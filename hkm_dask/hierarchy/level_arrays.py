@@ -21,17 +21,9 @@ _OF_ROWS: dict[str, tuple[str, float, dict[str, Any]]] = {
 
 
 def create_row_arrays(folder: Path, level: int, n_rows: int, chunk_rows: int) -> None:
-    """Make the arrays ``labels`` and ``distances`` of a level, to be written in whole chunks.
+    """Make the arrays ``labels`` and ``distances`` of a level (from 1), to be written in whole chunks.
 
-    Parameters
-    ----------
-    folder : Path
-        Group of the level.
-    level : int
-        From 1.
-    n_rows : int
-        Rows that get a label, those left out included.
-    chunk_rows : int
+    Their `n_rows` include those left out.
     """
     below = layout.SAMPLE if level == 1 else f"cluster_{level - 1}"
     for name, (dtype, fill, attributes) in _OF_ROWS.items():
@@ -56,24 +48,15 @@ def write_row_arrays(folder: Path, labels: NDArray[np.int32], distances: NDArray
 def write_cluster_arrays(
     folder: Path, level: int, centroids: NDArray[np.float32], inertia: Sequence[NDArray[np.float64]]
 ) -> None:
-    """Write what a level knows of its clusters, from the labels and distances that are there.
+    """Write what a level (from 1) knows of its clusters, from the labels and distances that are there.
 
-    Parameters
-    ----------
-    folder : Path
-        Group of the level, beside that of the level below.
-    level : int
-        From 1.
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-    inertia : sequence of ndarray of float64
-        Of every iteration of each step.
+    `folder` is beside that of the level below; `inertia` is that of every iteration of each step.
     """
     indptr, members = group_by_label(*read_row_arrays(folder), len(centroids))
     sizes = leaf_sizes = np.diff(indptr)
     if level > 1:
         below = read_whole(folder.with_name(f"level_{level - 1}") / "leaf_sizes")
-        leaves = np.concatenate([[0], np.cumsum(below[members])])
-        leaf_sizes = leaves[indptr[1:]] - leaves[indptr[:-1]]
+        leaf_sizes = np.diff(np.concatenate([[0], np.cumsum(below[members])])[indptr])
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
         history[step, : len(values)] = values

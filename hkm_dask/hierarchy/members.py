@@ -17,21 +17,9 @@ _ROWS_FOR_THREADS = 100_000
 def group_by_label(
     labels: NDArray[np.int32], distances: NDArray[np.float32], n_clusters: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Group rows by their cluster.
+    """Group rows by their cluster; rows labeled -1 are left out.
 
-    Parameters
-    ----------
-    labels : ndarray of int32, shape (n_rows,)
-        -1 for rows left out.
-    distances : ndarray of float32, shape (n_rows,)
-    n_clusters : int
-
-    Returns
-    -------
-    indptr : ndarray of int64, shape (n_clusters + 1,)
-        Members of cluster c are ``members[indptr[c]:indptr[c + 1]]``.
-    members : ndarray of int64
-        Row numbers by cluster, then by distance, then by row.
+    Members of cluster c are ``members[indptr[c]:indptr[c + 1]]``: row numbers in order of distance, then of row.
 
     Examples
     --------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,16 +16,8 @@ from hkm_dask.hierarchy import selection
 class ResampleSet:
     """Members of clusters: up to r of each, those with the smallest keys, ties to the lowest row.
 
+    Keys are squared distances or random numbers; `keys`, `labels` and `rows` are of shape (n_members,), rows ascending.
     It takes 20 bytes for each member picked, however large r is.
-
-    Attributes
-    ----------
-    n_clusters, r : int
-    keys : ndarray of float64, shape (n_members,)
-        Squared distances, or random numbers.
-    labels : ndarray of int32, shape (n_members,)
-    rows : ndarray of int64, shape (n_members,)
-        In ascending order.
 
     Examples
     --------
@@ -43,12 +36,7 @@ class ResampleSet:
 
     @classmethod
     def pick(
-        cls,
-        n_clusters: int,
-        r: int,
-        keys: NDArray[np.float64],
-        labels: NDArray[np.int32],
-        rows: NDArray[np.int64],
+        cls, n_clusters: int, r: int, keys: NDArray[np.float64], labels: NDArray[np.int32], rows: NDArray[np.int64]
     ) -> ResampleSet:
         """Pick from rows in ascending order; those labeled -1 are left out."""
         indptr = np.concatenate([[0], np.cumsum(np.bincount(labels[labels >= 0], minlength=n_clusters))])
@@ -68,18 +56,7 @@ class ResampleSet:
 
 
 def resample_size(level: Level, n_rows: int) -> int:
-    """Members to take per cluster.
-
-    Parameters
-    ----------
-    level : Level
-        With ``resample_size`` a number, or "auto": half the mean cluster size, at least 2.
-    n_rows : int
-        Rows the level clusters.
-
-    Returns
-    -------
-    int
+    """Members to take per cluster: a number, or for "auto" half the mean cluster size, at least 2.
 
     Examples
     --------
@@ -95,31 +72,12 @@ def resample_size(level: Level, n_rows: int) -> int:
 def enough_members(sizes: NDArray[np.int64], r: int, n_clusters: int) -> int:
     """Raise r, where clusters are so unequal that fewer than `n_clusters` members would come together.
 
-    Parameters
-    ----------
-    sizes : ndarray of int64
-        Rows of each cluster.
-    r : int
-        Members wanted per cluster.
-    n_clusters : int
-
-    Returns
-    -------
-    int
-        The smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the largest cluster's size.
+    Gives the smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the largest cluster's size.
 
     Examples
     --------
     >>> enough_members(np.array([5, 0, 0]), 1, 3)
     3
     """
-    if int(np.minimum(sizes, r).sum()) >= n_clusters:
-        return r
-    low, high = r, max(r, int(sizes.max(initial=r)))
-    while low < high:
-        middle = (low + high) // 2
-        if int(np.minimum(sizes, middle).sum()) >= n_clusters:
-            high = middle
-        else:
-            low = middle + 1
-    return low
+    candidates = range(r, int(sizes.max(initial=r)))
+    return r + bisect_left(candidates, n_clusters, key=lambda n: int(np.minimum(sizes, n).sum()))

@@ -31,21 +31,8 @@ def fill_targets(
 ) -> NDArray[np.int64]:
     """Share out each node's total among its children as evenly as their capacities allow.
 
-    Parameters
-    ----------
-    capacities : ndarray of int64, shape (n_children,)
-        What each child can give, children of one node together.
-    indptr : ndarray of int64, shape (n_nodes + 1,)
-        Children of node i are ``indptr[i]:indptr[i + 1]``.
-    totals : ndarray of int64, shape (n_nodes,)
-        What each node is to give, no more than its children hold.
-    key : int
-        From `stream_key`; decides who gives one of what is left over.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_children,)
-        Sums to `totals` within every node.
+    Children of node i are ``indptr[i]:indptr[i + 1]``; no node's total is more than its children hold. `key`, from
+    `stream_key`, decides who gives one of what is left over.
 
     Examples
     --------
@@ -56,14 +43,10 @@ def fill_targets(
     node = np.repeat(np.arange(len(totals)), n_children)
     order = np.lexsort((capacities, node))
     sorted_capacities = capacities[order]
-    below = np.cumsum(sorted_capacities) - sorted_capacities
-    starts = indptr[:-1]
-    has = n_children > 0
-    base = np.zeros(len(totals), np.int64)
-    base[has] = below[starts[has]]
-    below -= base[node]
+    prefix = np.concatenate([[0], np.cumsum(sorted_capacities)])
+    below = prefix[:-1] - prefix[indptr[:-1]][node]
     # Were every child from position i on to give as much as child i, would that be too much?
-    position = np.arange(len(capacities)) - starts[node]
+    position = np.arange(len(capacities)) - indptr[:-1][node]
     followers = n_children[node] - position
     too_much = below + followers * sorted_capacities > totals[node]
     first = np.full(len(totals), -1, np.int64)
@@ -73,13 +56,8 @@ def fill_targets(
     short = first >= 0
     level[short] = (totals[short] - below[first[short]]) // followers[first[short]]
     targets = np.minimum(capacities, level[node])
-    left = totals - _segment_sums(targets, indptr)
+    left = totals - np.diff(np.concatenate([[0], np.cumsum(targets)])[indptr])
     return targets + _give_one(capacities > targets, indptr, node, left, key)
-
-
-def _segment_sums(values: NDArray[np.int64], indptr: NDArray[np.int64]) -> NDArray[np.int64]:
-    prefix = np.concatenate([[0], np.cumsum(values)])
-    return prefix[indptr[1:]] - prefix[indptr[:-1]]
 
 
 def _give_one(
@@ -193,21 +171,10 @@ def hierarchical_targets(
     multiplier: int = 1,
     seed: int = 0,
 ) -> NDArray[np.int64]:
-    """Samples to take from every level-1 cluster, from the top of the tree downward.
+    """Samples to take from every level-1 cluster, from the top of the tree downward; they sum to `size`.
 
-    Parameters
-    ----------
-    indptr, members : sequences of ndarray of int64
-        Children of the clusters of each level, level 1 first.
-    leaf_sizes : sequence of ndarray of int64
-        Samples below each cluster.
-    size : int
-    multiplier, seed : int
-
-    Returns
-    -------
-    ndarray of int64, shape (n_clusters_1,)
-        Sums to `size`.
+    `indptr` and `members` are the children of the clusters of each level, level 1 first, `leaf_sizes` the samples
+    below.
 
     Examples
     --------
@@ -237,22 +204,9 @@ def draw_members(
     within: str = "random",
     key: int = 0,
 ) -> NDArray[np.int64]:
-    """Take a number of members from every cluster.
+    """Take `targets` of the members of every cluster, which are in order of distance; gives sorted row numbers.
 
-    Parameters
-    ----------
-    indptr, members : ndarray of int64
-        Members by cluster, in order of distance.
-    targets : ndarray of int64, shape (n_clusters,)
-        More than the members a cluster has means repeats.
-    within : {"random", "closest", "furthest"}
-    key : int
-        From `stream_key`.
-
-    Returns
-    -------
-    ndarray of int64
-        Sorted row numbers.
+    More than the members a cluster has means repeats. `key` is from `stream_key`.
 
     Examples
     --------

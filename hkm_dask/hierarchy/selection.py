@@ -63,19 +63,9 @@ def _nth_smallest(keys, n):  # type: ignore[no-untyped-def]
 
 @kernel("void(f8[::1], i4[::1], i8[::1], i8, b1[::1])")
 def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-def]
-    """Mark the `r` smallest keys of every group; ties go to the first.
+    """Set `chosen` to True at the `r` >= 1 smallest keys of every group; ties go to the first.
 
-    Parameters
-    ----------
-    keys : ndarray of float64, shape (n,)
-    groups : ndarray of int32, shape (n,)
-        Keys of group -1 are left out.
-    indptr : ndarray of int64, shape (n_groups + 1,)
-        Cumulative sizes of the groups.
-    r : int
-        At least 1.
-    chosen : ndarray of bool, shape (n,)
-        Set to True where a key is among the smallest.
+    `indptr` holds the cumulative sizes of the groups; keys of group -1 are left out.
     """
     place = indptr[:-1].copy()
     grouped = np.empty(indptr[-1], np.float64)
@@ -106,18 +96,7 @@ def group_members(labels, distances, indptr, first, last, members):  # type: ign
     """Fill `members` with row numbers grouped by label, each group in order of distance, then of row.
 
     A counting sort by label keeps rows in order; each group is then sorted by itself. Only labels from `first` up to
-    `last` are looked at, so that threads can share the work.
-
-    Parameters
-    ----------
-    labels : ndarray of int32, shape (n_rows,)
-        Rows labeled -1 are left out.
-    distances : ndarray of float32, shape (n_rows,)
-    indptr : ndarray of int64, shape (n_clusters + 1,)
-        Where each group begins, and the last one ends.
-    first, last : int
-    members : ndarray of int64, shape (indptr[-1],)
-        Written to.
+    `last` are looked at, so that threads can share the work. Rows labeled -1 are left out.
     """
     place = indptr[first:last].copy()
     for row in range(labels.shape[0]):
@@ -136,16 +115,6 @@ def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-u
     """Write, cluster after cluster, the `wanted` members with the smallest keys; ties to the first.
 
     `keys` belongs to `members`; a cluster of which all members are wanted gives them in order.
-
-    Parameters
-    ----------
-    indptr : ndarray of int64, shape (n_clusters + 1,)
-    wanted : ndarray of int64, shape (n_clusters,)
-        At most as many as a cluster has members.
-    members : ndarray of int64, shape (indptr[-1],)
-    keys : ndarray of uint64, shape (indptr[-1],)
-    out : ndarray of int64, shape (wanted.sum(),)
-        Written to.
     """
     at = 0
     for c in range(wanted.shape[0]):

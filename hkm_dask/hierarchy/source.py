@@ -41,15 +41,12 @@ class ClusterInput:
         Rows before the subset: level 1 has so many labels.
     chunk_rows : int
         Rows that share a chunk of the labels.
-    fingerprint : str
-        Of the content of all rows.
+    fingerprint, subset : str
+        Of the content of all rows, and of the numbers of the subset; empty without one.
     path : str
         Of the pool; empty for an array.
-    subset : str
-        Fingerprint of the subset; empty without one.
-    mean : ndarray of float32, shape (n_features,), or None
-    max_abs : float or None
-        Largest absolute value. Both are None where they are not known without a pass.
+    mean, max_abs : ndarray of float32, shape (n_features,), and float
+        Mean and largest absolute value; None where they are not known without a pass.
     """
 
     rows: Rows
@@ -63,18 +60,7 @@ class ClusterInput:
 
 
 def open_source(pool: Any, config: Config) -> ClusterInput:
-    """Find out what is to be clustered.
-
-    Parameters
-    ----------
-    pool : path, Pool or array of shape (n_samples, n_features)
-        What `ingest` made, or whatever `as_rows` takes. Rows that are in no pool are read once, for their fingerprint.
-    config : Config
-        Its metric and subset.
-
-    Returns
-    -------
-    ClusterInput
+    """Find out what is to be clustered: a pool, or whatever `as_rows` takes, which is read once for its fingerprint.
 
     Raises
     ------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import os
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -34,22 +34,16 @@ _BATCHES_PER_ROUND = 4
 
 #: The number of the first cluster, and where the rows of each begin and end.
 Batch = tuple[int, NDArray[np.int64]]
+#: Centroids, and the label and squared distance of every row.
+_Outcome = tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]
 
 
 @dataclass(frozen=True)
 class Split:
     """Outcome of splitting every cluster.
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters * n_splits, n_features)
-        Those of cluster c are rows ``c * n_splits`` and following; NaN where it has fewer distinct rows.
-    labels : ndarray of int32, shape (n_rows,)
-        Nearest centroid among those of the row's cluster.
-    distances : ndarray of float32, shape (n_rows,)
-        Squared L2.
-    inertia : float
-        Sum of the distances.
+    Centroids of cluster c are rows ``c * n_splits`` and following, NaN where it has fewer distinct rows; the label of a
+    row is the nearest of its cluster's. Distances are squared L2, `inertia` is their sum.
     """
 
     centroids: NDArray[np.float32]
@@ -101,7 +95,7 @@ class _SplitClusters:
     memory_budget: int
     batched: bool
 
-    def __call__(self, item: Batch) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
+    def __call__(self, item: Batch) -> _Outcome:
         first, bounds = item
         k, base = self.settings.n_clusters, int(bounds[0])
         centroids = np.full((len(bounds) - 1, k, self.rows.n_features), np.nan, np.float32)
@@ -128,25 +122,11 @@ def split_clusters(
     report: Callable[[int, int], None] | None = None,
     batched: bool = True,
 ) -> Split:
-    """Split every cluster by a k-means over its members.
+    """Split every cluster by a k-means over its members, into as many parts as `settings` has clusters.
 
-    Parameters
-    ----------
-    rows : Rows
-    indptr, members : ndarray of int64
-        Members of each cluster, as positions in `rows`; every row is in one cluster.
-    settings : Settings
-        Of the small k-means; its `n_clusters` is the number of parts of each cluster.
-    geometry : Geometry
-    runner : Runner
-    report : callable, optional
-        Gets the number of clusters split so far, and of all.
-    batched : bool, default True
-        Whether a device makes the passes of many k-means together; else it runs one after the other, to the same bits.
-
-    Returns
-    -------
-    Split
+    `members` are positions in `rows`, every row in one cluster. `report` gets the number of clusters split so far, and
+    of all. Where `batched`, a device makes the passes of many k-means at once; else one after the other, to the same
+    bits.
     """
     n_clusters = len(indptr) - 1
     report = report or (lambda done, total: None)
@@ -155,24 +135,19 @@ def split_clusters(
     try:
         _regroup(rows, members, path, runner)
         task = _SplitClusters(NpyRows(path), geometry, settings, runner.batch_bytes, runner.memory_budget, batched)
-        found = []
-        for batches in _rounds(_batches(indptr, rows, runner), runner):
-            found += runner.map(task, batches, stage="split")
-            first, bounds = batches[-1]
+        batches, n = _batches(indptr, rows, runner), _BATCHES_PER_ROUND * runner.n_threads
+        outcomes: list[_Outcome] = []
+        for low in range(0, len(batches), n):
+            outcomes += runner.map(task, batches[low : low + n], stage="split")
+            first, bounds = batches[len(outcomes) - 1]
             report(first + len(bounds) - 1, n_clusters)
     finally:
         path.unlink(missing_ok=True)
     labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
-    labels[members] = np.concatenate([labels for _, labels, _ in found])
-    distances[members] = np.concatenate([distances for _, _, distances in found])
-    total = geometry.distance_sum(len(distances))
-    total.add(distances)
-    return Split(
-        np.concatenate([centroids for centroids, _, _ in found]),
-        labels,
-        distances.astype(np.float32),
-        total.total() / geometry.distance_scale,
-    )
+    centroids, labels[members], distances[members] = map(np.concatenate, zip(*outcomes, strict=True))
+    inertia = geometry.distance_sum(len(distances))
+    inertia.add(distances)
+    return Split(centroids, labels, distances.astype(np.float32), inertia.total() / geometry.distance_scale)
 
 
 def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:
@@ -194,10 +169,3 @@ def _batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> list[Batc
     cuts = np.unique(np.searchsorted(indptr, targets))
     cuts[0], cuts[-1] = 0, len(indptr) - 1
     return [(int(a), indptr[a : b + 1]) for a, b in itertools.pairwise(cuts)]
-
-
-def _rounds(batches: list[Batch], runner: Runner) -> Iterator[list[Batch]]:
-    """Several batches for every worker's thread at a time, after which progress is told."""
-    n = _BATCHES_PER_ROUND * runner.n_threads
-    for low in range(0, len(batches), n):
-        yield batches[low : low + n]

@@ -51,17 +51,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
 
 
 class TreeArrays:
-    """The arrays of a tree, each read once and whole, every chunk of it checked where it lies on a local disk.
-
-    Parameters
-    ----------
-    tree : xarray.DataTree
-        From `open_hierarchy`, or any like it in memory.
-
-    Attributes
-    ----------
-    n_levels : int
-    """
+    """The arrays of a tree, each read once and whole, every chunk of it checked where it lies on a local disk."""
 
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree = tree
@@ -69,19 +59,7 @@ class TreeArrays:
         self.n_levels = sum(name.startswith("level_") for name in tree.children)
 
     def read(self, level: int, name: str) -> NDArray[Any]:
-        """Read an array.
-
-        Parameters
-        ----------
-        level : int
-            From 1.
-        name : str
-            Such as "labels"; "members" and "indptr" carry the number of the level on disk, and not here.
-
-        Returns
-        -------
-        ndarray
-            Not to be written to.
+        """Read an array of a level (from 1), such as "labels" or "members"; it is not to be written to.
 
         Raises
         ------
@@ -106,20 +84,7 @@ class TreeArrays:
         return array.to_numpy()
 
     def ancestors(self, labels: NDArray[np.int32], level: int | None = None) -> list[NDArray[np.int32]]:
-        """Clusters above clusters of level 1.
-
-        Parameters
-        ----------
-        labels : ndarray of int32, shape (n,)
-            Clusters of level 1; -1 for none.
-        level : int, optional
-            Where to stop; at the top by default.
-
-        Returns
-        -------
-        list of ndarray of int32, shape (n,)
-            For every level, level 1 first; -1 stays -1.
-        """
+        """Clusters above clusters of level 1, for every level up to `level` or the top, level 1 first; -1 stays -1."""
         path = [labels]
         for t in range(2, (level or self.n_levels) + 1):
             parents = self.read(t, "labels")
