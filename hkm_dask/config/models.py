@@ -166,7 +166,6 @@ class Config(_Model):
         Parameters
         ----------
         path : str or Path
-            The YAML file.
         overrides : sequence of str, optional
             Settings that replace the file's, like ``"levels.1.n_clusters=5000"`` or ``"seed=3"``.
 
@@ -214,12 +213,12 @@ class Config(_Model):
             if value is None:
                 continue
             values = [value] * len(levels) if isinstance(value, str) or not isinstance(value, Sequence) else list(value)
-            if len(values) == len(levels):
-                for level, of_level in zip(levels, values, strict=True):
-                    level[name] = of_level
-            else:
+            if len(values) != len(levels):
                 rule = f"one value or {len(levels)}, one per level of n_clusters"
                 problems.append(f"{name}={show(value)} should be {rule}; it has {len(values)}")
+                continue
+            for level, of_level in zip(levels, values, strict=True):
+                level[name] = of_level
         settings = {"seed": seed, "metric": metric, "dtype": dtype, "subset": subset, "levels": levels}
         given = {name: value for name, value in settings.items() if value is not None}
         return cls._from_settings(given, overrides, problems)
@@ -227,10 +226,9 @@ class Config(_Model):
     @classmethod
     def from_json(cls, text: str) -> Self:
         """Read what `to_json` wrote; InputError where it is no JSON object, or a setting is wrong."""
-        try:
+        settings = None
+        with suppress(ValueError):
             settings = json.loads(text)
-        except ValueError:
-            settings = None
         if not isinstance(settings, dict):
             raise InputError(f"config={show(text)} should be a JSON object; take it from Config.to_json")
         return cls._from_settings(settings)
@@ -267,9 +265,7 @@ class Config(_Model):
         >>> print(Config(levels=[Level(n_clusters=10)]).to_yaml().splitlines()[0])
         seed: 0
         """
-        settings = self.model_dump()
-        settings["levels"] = list(settings["levels"])
-        return str(yaml.safe_dump(settings, sort_keys=False))
+        return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def check(self, n_samples: int) -> None:
         """Refuse more clusters than there is input, at any level; `n_samples` are what `subset` leaves.
@@ -297,21 +293,19 @@ class Config(_Model):
         >>> asked.difference(Config(levels=[Level(n_clusters=2000)]))
         ['levels.1.n_clusters: 2000 in the tree, 3000 asked for']
         """
-        asked, kept = self._by_name(), stored._by_name()
-        if len(self.levels) != len(stored.levels):
-            asked["levels"], kept["levels"] = len(self.levels), len(stored.levels)
+        asked = self._by_name()
         return [
             f"{name}: {value} in the tree, {asked[name]} asked for"
-            for name, value in kept.items()
-            if name in asked and value != asked[name]
+            for name, value in stored._by_name().items()
+            if asked.get(name, value) != value
         ]
 
     def _by_name(self) -> dict[str, Any]:
-        """Every setting under the name that ``--set`` has for it."""
-        settings = {name: value for name, value in self.model_dump().items() if name != "levels"}
+        """Every setting under the name that ``--set`` has for it, and the number of levels."""
+        settings = self.model_dump(exclude={"levels"})
         for number, level in enumerate(self.levels, start=1):
             settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
-        return settings
+        return settings | {"levels": len(self.levels)}
 
 
 def _clusters_of(number: int, level: Level) -> str:

@@ -18,19 +18,10 @@ _REMEDIES = {"int_type": "write it without quotes or decimals", "greater_than_eq
 
 
 def problems_of(error: ValidationError, fields: Mapping[str, FieldInfo], inner: Sequence[str] = ()) -> Iterator[str]:
-    """Put pydantic's errors into words.
+    """Put pydantic's errors of a model with `fields` into words, one line each.
 
-    Parameters
-    ----------
-    error : ValidationError
-    fields : mapping of str to FieldInfo
-        Of the model; the description of a field is its rule, with or without a remedy after a semicolon.
-    inner : sequence of str
-        Settings of the model's parts, which a slip may have put into the model itself.
-
-    Yields
-    ------
-    str
+    The description of a field is its rule, with or without a remedy after a semicolon; `inner` are settings of the
+    model's parts, which a slip may have put into the model itself.
     """
     told: set[str | int] = set()
     for detail in error.errors():

@@ -31,10 +31,7 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings of a file; nothing is checked but that they are a mapping, each given once.
 
-    Raises
-    ------
-    InputError
-        When the file cannot be read, is no YAML, or gives a setting twice; with the line.
+    Raises InputError where the file cannot be read, is no YAML, or gives a setting twice; with the line.
     """
     shown = show(path)
     try:
@@ -54,11 +51,5 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def read_value(text: str) -> Any:
-    """Read one value, as `read_yaml` would.
-
-    Examples
-    --------
-    >>> read_value("[10, 0]")
-    [10, 0]
-    """
+    """Read one value, as `read_yaml` would."""
     return yaml.load(text, Loader=_Loader)
