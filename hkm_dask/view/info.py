@@ -26,19 +26,11 @@ Facts = dict[str, Any]
 
 
 def describe(path: str | os.PathLike[str]) -> Facts:
-    """Describe a pool or a tree, finished or not.
+    """Describe a pool or a tree, finished or not; where only the unfinished ``PATH.wip`` is there, that.
 
-    Parameters
-    ----------
-    path : path-like
-        The store. Where only the unfinished ``PATH.wip`` is there, that is described.
-
-    Returns
-    -------
-    dict
-        Ready for JSON: ``store``, ``kind`` ("pool" or "tree"), ``complete``, ``format_version``, and for a pool its
-        shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in ``levels``,
-        with the inertia of every iteration of every k-means in ``history``.
+    Facts are ready for JSON: ``store``, ``kind`` ("pool" or "tree"), ``complete``, ``format_version``, and for a pool
+    its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in ``levels``,
+    with the inertia of every iteration of every k-means in ``history``.
 
     Raises
     ------
@@ -71,17 +63,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
 
 
 def render(facts: Facts) -> str:
-    """Write what `describe` found as text in aligned columns.
-
-    Parameters
-    ----------
-    facts : dict
-        From `describe`.
-
-    Returns
-    -------
-    str
-        Lines without a line break at the end.
+    """Write the facts of `describe` as lines of text in aligned columns.
 
     Examples
     --------
@@ -107,12 +89,12 @@ def _find(path: Path) -> Path:
 
 def _pool_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     pool = open_pool(root)
-    row_bytes = pool.n_features * np.dtype(pool.dtype).itemsize
+    dtype = np.dtype(pool.dtype)
     return {
         "n_samples": pool.n_samples,
         "n_features": pool.n_features,
-        "dtype": str(np.dtype(pool.dtype)),
-        "bytes": pool.n_samples * row_bytes,
+        "dtype": str(dtype),
+        "bytes": pool.n_samples * pool.n_features * dtype.itemsize,
         "chunk_rows": pool.chunk_rows,
         "n_chunks": -(-pool.n_samples // pool.chunk_rows),
         "has_ids": pool.has_ids,
@@ -165,14 +147,13 @@ def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Fact
 def _pool_lines(facts: Facts) -> list[str]:
     if not facts["complete"]:
         return [f"  to finish it, run the same `{facts.get('made_by', 'hkm ingest')}` again"]
-    chunk = f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"
     return _pairs(
         [
             ("samples", f"{facts['n_samples']:,}"),
             ("features", f"{facts['n_features']:,}"),
             ("dtype", facts["dtype"]),
             ("size", _size(facts["bytes"])),
-            ("chunks", chunk),
+            ("chunks", f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"),
             ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
             *([("columns", ", ".join(facts["columns"]))] if facts.get("columns") else []),
             ("largest value", f"{facts['max_abs']:.6g}"),

@@ -26,15 +26,6 @@ BAR_WIDTH = 24
 def duration(seconds: float) -> str:
     """Write a time span for people, to about two digits.
 
-    Parameters
-    ----------
-    seconds : float
-        The span.
-
-    Returns
-    -------
-    str
-
     Examples
     --------
     >>> [duration(seconds) for seconds in (0.4, 42, 200, 5000, 200_000)]
@@ -79,16 +70,7 @@ def about(seconds: float) -> str:
 
 
 def time_left(left: Left | None) -> str:
-    """Say what is known about the time left, and no more than that.
-
-    Parameters
-    ----------
-    left : Left or None
-        The estimate; None where nothing was timed yet.
-
-    Returns
-    -------
-    str
+    """Say what is known about the time left, and no more than that; None where nothing was timed yet.
 
     Examples
     --------
@@ -144,19 +126,7 @@ class Status:
     def parts(self, now: float) -> tuple[str, str, float | None, str]:
         """Say where the run is: a headline, a detail, the share done of that detail, and the times.
 
-        Parameters
-        ----------
-        now : float
-            Seconds since the epoch.
-
-        Returns
-        -------
-        headline, detail : str
-            Empty where there is nothing to say.
-        share : float or None
-            From 0 to 1.
-        times : str
-            Elapsed and left.
+        Headline and detail are empty where there is nothing to say.
         """
         elapsed = f"{stopwatch(now - self.started)} so far"
         if self.stage:
@@ -184,10 +154,8 @@ class Status:
         if self.iteration:
             iteration, cap = self.iteration["iteration"], self.iteration["max_iter"]
             change = "" if self.drop is None else f" ({-100 * self.drop:+.2g} %)"
-            return (
-                f"iteration {iteration} of at most {cap}, inertia {self.iteration['inertia']:.6g}{change}",
-                iteration / cap,
-            )
+            inertia = f"inertia {self.iteration['inertia']:.6g}{change}"
+            return f"iteration {iteration} of at most {cap}, {inertia}", iteration / cap
         if self.seeding:
             centers, target = self.seeding["n_centers"], self.seeding["target"]
             return f"seeding, {centers:,} of {target:,} centers", centers / target if target else None
@@ -256,14 +224,9 @@ class Status:
 
 
 class Display:
-    """Shows a run's `Status` on a console: a few live lines on a terminal, throttled plain lines elsewhere.
+    """Shows a run's `Status` on a console: a few live lines on a terminal, plain lines elsewhere.
 
-    Parameters
-    ----------
-    console : rich.console.Console
-        Where to write.
-    interval : float, default=10.0
-        Least seconds between two plain lines of the same level.
+    Between two plain lines of the same level there are at least `interval` seconds.
     """
 
     def __init__(self, console: Console, *, interval: float = PLAIN_INTERVAL) -> None:
@@ -319,14 +282,9 @@ class Display:
 
 @contextmanager
 def show_progress(console: Console | None = None, *, interval: float = PLAIN_INTERVAL) -> Iterator[None]:
-    """Show on the console what the computation inside the context tells.
+    """Show on the console what the computation inside the context tells; on stderr by default.
 
-    Parameters
-    ----------
-    console : rich.console.Console, optional
-        Where to write; stderr by default. Lines are live where it is a terminal, plain and few elsewhere.
-    interval : float, default=10.0
-        Least seconds between two plain lines of the same level.
+    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart.
 
     Examples
     --------

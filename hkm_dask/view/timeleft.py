@@ -60,18 +60,10 @@ class Step:
 
 
 def steps_of(level: Mapping[str, Any]) -> list[Step]:
-    """Plan the k-means of one level from its entry in ``run_started``.
+    """Plan the k-means of a level from its entry in ``run_started``: the first one, then the resampling steps.
 
-    Parameters
-    ----------
-    level : mapping
-        ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster, and
-        ``max_iter``.
-
-    Returns
-    -------
-    list of Step
-        The first k-means, then the resampling steps.
+    The entry has ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster,
+    and ``max_iter``.
 
     Examples
     --------
@@ -88,17 +80,7 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
 
 
 def splitting_of(level: Mapping[str, Any]) -> Step | None:
-    """Plan the splitting of a level's clusters, from its entry in ``run_started``.
-
-    Parameters
-    ----------
-    level : mapping
-        As for `steps_of`, and ``n_splits``.
-
-    Returns
-    -------
-    Step or None
-        All of its small k-means as one, in which every row meets ``n_splits`` centroids; None without splitting.
+    """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
 
     Examples
     --------
@@ -217,10 +199,8 @@ class TimeLeft:
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._level, self._number = int(fields["level"]), int(fields["step"])
         planned = self.plan[self._level - 1] if self._level <= len(self.plan) else []
-        if self._number < len(planned):
-            self._step = planned[self._number]
-        else:
-            self._step = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]), 0.0)
+        unplanned = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]), 0.0)
+        self._step = planned[self._number] if self._number < len(planned) else unplanned
         self._iteration, self._step_time, self._unseeded, self._unassigned = 0, time, None, 0.0
 
     def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
