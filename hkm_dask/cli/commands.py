@@ -17,21 +17,15 @@ if TYPE_CHECKING:
     from hkm_dask.config import Config
 
 
-def _version(ctx: click.Context, param: click.Parameter, value: bool) -> None:
-    if value and not ctx.resilient_parsing:
-        click.echo(f"hkm {__version__}")
-        ctx.exit()
-
-
 @click.group(
     cls=Commands,
     params=[debug_option()],
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100, "show_default": True},
     epilog="\b\nExample:\n  hkm ingest embeddings.npy pool.zarr\n"
     "  hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100\n"
     "  hkm sample tree.zarr --size 10000 --out subset.npy",
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=_version, help="Show the version.")
+@click.version_option(__version__, message="hkm %(version)s", help="Show the version.")
 def main() -> None:
     """Balanced, diverse subsets of huge pools of embeddings, by hierarchical k-means with resampling.
 
@@ -39,14 +33,8 @@ def main() -> None:
     """
 
 
-@command_of(
-    main,
-    "hkm demo",
-    "hkm demo --out here --quick",
-)
-@click.option(
-    "--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), show_default=True, help="Where to put what it makes."
-)
+@command_of(main, "hkm demo", "hkm demo --out here --quick")
+@click.option("--out", type=PATH, metavar="DIR", default=Path("hkm-demo"), help="Where to put what it makes.")
 @click.option("--quick", is_flag=True, help="Less data: seconds instead of minutes.")
 @place_options
 def demo(out: Path, quick: bool, place: Place) -> None:
@@ -62,11 +50,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
     click.echo(str(made))
 
 
-@command_of(
-    main,
-    "hkm ingest a.npy b.npy pool.zarr",
-    "hkm ingest shards/ pool.zarr --dtype float16 --normalize",
-)
+@command_of(main, "hkm ingest a.npy b.npy pool.zarr", "hkm ingest shards/ pool.zarr --dtype float16 --normalize")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
 @click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
@@ -120,7 +104,7 @@ main.add_command(embed)
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20.")
 @click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
 @click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
-@click.option("--subset", type=PATH, metavar="IDX.npy", help="Cluster only these rows of the pool.")
+@click.option("--subset", type=click.Path(), metavar="IDX.npy", help="Cluster only these rows of the pool.")
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
 @place_options
 def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any) -> None:
@@ -152,9 +136,7 @@ def _config(
     n_resamples: int | tuple[int, ...] | None,
     resample_size: int | str | tuple[int | str, ...] | None,
     overrides: tuple[str, ...],
-    seed: int | None,
-    metric: str | None,
-    subset: Path | None,
+    **given: Any,
 ) -> Config:
     if (config is None) == (n_clusters is None):
         raise click.UsageError("Give either --config FILE or --n-clusters K,K,...")
@@ -162,15 +144,10 @@ def _config(
 
     from hkm_dask.config import Config
 
-    given = {"seed": seed, "metric": metric, "subset": None if subset is None else str(subset)}
     if config is None:
         assert n_clusters is not None
         return Config.from_flags(
-            n_clusters,
-            n_resamples=n_resamples,
-            resample_size=resample_size,
-            overrides=overrides,
-            **given,  # type: ignore[arg-type]
+            n_clusters, n_resamples=n_resamples, resample_size=resample_size, overrides=overrides, **given
         )
     if n_resamples is not None or resample_size is not None:
         raise click.UsageError(
@@ -193,18 +170,16 @@ def _config(
     "--strategy",
     type=click.Choice(["hierarchical", "flat"]),
     default="hierarchical",
-    show_default=True,
     help="Share the rows out at every level, or once among the clusters of the top one.",
 )
 @click.option(
     "--within",
     type=click.Choice(["random", "closest", "furthest"]),
     default="random",
-    show_default=True,
     help="Which members of a level-1 cluster come first.",
 )
-@click.option("--multiplier", type=int, default=1, show_default=True, metavar="N", help="How often a row may be taken.")
-@click.option("--seed", type=int, default=0, show_default=True, metavar="N", help="Keys every random number.")
+@click.option("--multiplier", type=int, default=1, metavar="N", help="How often a row may be taken.")
+@click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
 def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
     """Draw a balanced subset from a tree.
 
@@ -226,11 +201,7 @@ def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
     click.echo(f"{out}: {len(rows):,} rows")
 
 
-@command_of(
-    main,
-    "hkm info pool.zarr",
-    "hkm info tree.zarr --json",
-)
+@command_of(main, "hkm info pool.zarr", "hkm info tree.zarr --json")
 @click.argument("store", type=PATH, metavar="STORE")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
 def info(store: Path, as_json: bool) -> None:

@@ -33,13 +33,12 @@ def embed() -> None:
 def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of every embedding."""
     options = [
-        click.option("--dtype", type=DTYPE, default="float16", show_default=True, help="Store as this."),
+        click.option("--dtype", type=DTYPE, default="float16", help="Store as this."),
         click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
         click.option(
             "--batch-size",
             type=click.IntRange(min=1),
             default=batch_size,
-            show_default=True,
             metavar="N",
             help="Items that go through the model at once.",
         ),
@@ -79,17 +78,7 @@ _image_model_option = click.option(
 @click.option("--ids", metavar="COLUMN", help="The key or column that has the ids.")
 @click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of refusing them.")
 @_embedding_options(32)
-def text(
-    source: Path,
-    pool: Path,
-    model: Path,
-    column: str | None,
-    ids: str | None,
-    skip_empty: bool,
-    batch_size: int,
-    device: str | None,
-    **options: Any,
-) -> None:
+def text(source: Path, pool: Path, model: Path, batch_size: int, device: str | None, **options: Any) -> None:
     """Embed texts.
 
     INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
@@ -101,7 +90,7 @@ def text(
 
     model_folder(model)  # before a long pass over the texts
     with _embedding_into(pool) as run_embed:
-        texts = open_texts(source, column=column, ids=ids, skip_empty=skip_empty)
+        texts = open_texts(source, **_taken(options, "column", "ids", "skip_empty"))
         encoder = text_encoder(model, batch_size=batch_size, device=device)
         run_embed(texts, pool, encoder, batch_size=SORTED_BATCHES * batch_size, **options)
 
@@ -169,25 +158,12 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
     "--max-missing",
     type=float,
     default=1.0,
-    show_default=True,
     metavar="SHARE",
     help="Leave out patches that lack more of their pixels than this.",
 )
 @_image_model_option
 @_embedding_options(64)
-def raster(
-    rasters: tuple[Path, ...],
-    pool: Path,
-    model: str,
-    size: int,
-    step: int | None,
-    bands: tuple[int, ...] | None,
-    value_range: tuple[float, float] | None,
-    bounds: tuple[float, float, float, float] | None,
-    max_missing: float,
-    device: str | None,
-    **options: Any,
-) -> None:
+def raster(rasters: tuple[Path, ...], pool: Path, model: str, device: str | None, **options: Any) -> None:
     """Embed patches of rasters.
 
     Each RASTER is a GeoTIFF, JPEG or PNG, or a folder of them; they are read by windows and may be larger than memory.
@@ -199,16 +175,14 @@ def raster(
 
     _check_image_model(model)
     with _embedding_into(pool) as run_embed:
-        windows = open_windows(
-            rasters,
-            size=size,
-            step=step,
-            bands=bands,
-            value_range=value_range,
-            bounds=bounds,
-            max_missing=max_missing,
-        )
+        chosen = _taken(options, "size", "step", "bands", "value_range", "bounds", "max_missing")
+        windows = open_windows(rasters, **chosen)
         run_embed(windows, pool, image_encoder(model, device=device), **options)
+
+
+def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Take the options of a source out of those of a command; the others are those of `embed`."""
+    return {name: options.pop(name) for name in names}
 
 
 def _check_image_model(model: str) -> None:

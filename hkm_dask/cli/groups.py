@@ -81,19 +81,7 @@ def debug_option() -> click.Option:
 
 
 def command_of(group: click.Group, *examples: str) -> Callable[[Callable[..., None]], click.Command]:
-    """Register a command of a group, with ``--debug`` last of its options and its examples below them.
-
-    Parameters
-    ----------
-    group : click.Group
-    *examples : str
-        Command lines.
-
-    Returns
-    -------
-    callable
-        Decorator that makes a function the command of its name.
-    """
+    """Make a function the command of its name in a group, with ``--debug`` last of its options and examples below."""
     epilog = "\b\nExample:\n" + "\n".join(f"  {example}" for example in examples)
 
     def register(function: Callable[..., None]) -> click.Command:

@@ -106,18 +106,16 @@ class DemoSummary:
     def __str__(self) -> str:
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in self.seconds.items())
-        lines = [("share of", list(self.spreads))]
-        for name, share in (
-            ("plain sky, still water or blur", "plain"),
-            ("the most common color", "commonest_color"),
-            ("the largest top-level cluster", "largest_cluster"),
-        ):
-            lines.append((name, [f"{100 * getattr(spread, share):.1f} %" for spread in self.spreads.values()]))
-        lines += [
+        spreads = self.spreads.values()
+        lines = [
+            ("share of", list(self.spreads)),
+            ("plain sky, still water or blur", [f"{100 * spread.plain:.1f} %" for spread in spreads]),
+            ("the most common color", [f"{100 * spread.commonest_color:.1f} %" for spread in spreads]),
+            ("the largest top-level cluster", [f"{100 * spread.largest_cluster:.1f} %" for spread in spreads]),
             ("", []),
             ("number of", []),
-            ("colors met", [f"{spread.n_colors}" for spread in self.spreads.values()]),
-            ("colors, effectively", [f"{spread.effective_colors:.1f}" for spread in self.spreads.values()]),
+            ("colors met", [f"{spread.n_colors}" for spread in spreads]),
+            ("colors, effectively", [f"{spread.effective_colors:.1f}" for spread in spreads]),
         ]
         size = f"{self.n_patches:,} patches ({self.n_features} numbers each)"
         return "\n".join(
@@ -133,11 +131,7 @@ class DemoSummary:
 
 
 def run_demo(
-    out: str | os.PathLike[str],
-    *,
-    quick: bool = False,
-    client: Client | None = None,
-    memory_limit: int | None = None,
+    out: str | os.PathLike[str], *, quick: bool = False, client: Client | None = None, memory_limit: int | None = None
 ) -> DemoSummary:
     """Cut two photographs into patches, cluster these, draw a subset, and picture it beside a random draw.
 
@@ -197,21 +191,7 @@ def run_demo(
 
 
 def measure_spread(patches: Patches, top: NDArray[np.int32], rows: NDArray[np.int64]) -> Spread:
-    """Measure how wide some patches spread; only one figure of five depends on the clusters.
-
-    Parameters
-    ----------
-    patches : Patches
-        The pool.
-    top : ndarray of int32, shape (n_patches,)
-        The top-level cluster of each.
-    rows : ndarray of int64, shape (n,)
-        The patches to measure.
-
-    Returns
-    -------
-    Spread
-    """
+    """Measure how wide some rows of the pool spread, given the top-level cluster of every patch, shape (n_patches,)."""
     _, counts = np.unique(patches.color[rows] // COLOR_STEP, axis=0, return_counts=True)
     share = counts / counts.sum()
     return Spread(

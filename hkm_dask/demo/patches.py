@@ -40,17 +40,7 @@ def load_photographs() -> dict[str, NDArray[np.uint8]]:
 def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
     """Lay patches over a photograph, like the black fields of a chessboard whose fields measure `step` pixels.
 
-    Parameters
-    ----------
-    height, width : int
-        Of the photograph, in pixels.
-    step : int
-        Pixels from one row or column of patches to the next; within a row they lie twice as far apart.
-
-    Returns
-    -------
-    ndarray of int32, shape (n_patches, 2)
-        Top and left of every patch that fits, in reading order.
+    Gives top and left of every patch that fits, shape (n_patches, 2), in reading order.
 
     Examples
     --------
@@ -63,18 +53,9 @@ def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
 
 
 def cell_means(pixels: NDArray[np.uint8], corners: NDArray[np.int32]) -> NDArray[np.float64]:
-    """Average a photograph, shape (height, width, 3), over the cells of patches.
+    """Average a photograph, shape (height, width, 3), over the cells of the patches whose top and left are `corners`.
 
-    Parameters
-    ----------
-    pixels : ndarray of uint8, shape (height, width, 3)
-    corners : ndarray of int32, shape (n_patches, 2)
-        Top and left of each patch.
-
-    Returns
-    -------
-    ndarray of float64, shape (n_patches, CELLS * CELLS, 3)
-        In gray levels, 0 to 255.
+    In gray levels, 0 to 255, shape (n_patches, CELLS * CELLS, 3).
     """
     side = PATCH // CELLS
     # Sums over every square of `side` pixels by two cumulative sums, in integers and so exact.
@@ -127,20 +108,10 @@ class Patches:
 def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, step: int) -> Patches:
     """Cut photographs into patches and write the embeddings of these as shards, in the layout of clip-retrieval.
 
-    Parameters
-    ----------
-    photographs : dict of str to ndarray of uint8, shape (height, width, 3)
-    shards : Path
-        The folder, which gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, 192),
-        and ``metadata/metadata_0.parquet`` and so on with a column ``id``, like ``china.jpg[16x16+340+120]``: the
-        photograph, and the patch's width, height, left and top in pixels.
-    step : int
-        How densely the patches lie, in pixels, see `patch_corners`.
-
-    Returns
-    -------
-    Patches
-        In the order of the shards' rows.
+    The folder `shards` gets ``img_emb/img_emb_0.npy`` and so on, each float16 of shape (up to SHARD, 192), and
+    ``metadata/metadata_0.parquet`` and so on with a column ``id``, like ``china.jpg[16x16+340+120]``: the photograph,
+    and the patch's width, height, left and top in pixels. The patches are in the order of their rows, as dense as
+    `step` says, see `patch_corners`.
 
     Examples
     --------

@@ -65,18 +65,9 @@ class LevelSizes:
 
 
 def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
-    """Order patches for a contact sheet: darker columns to the left, colder patches to the top of each.
+    """Order patches (n, height, width, 3) for a contact sheet: darker columns to the left, colder patches to the top.
 
-    Parameters
-    ----------
-    patches : ndarray of uint8, shape (n, height, width, 3)
-        Those that do not fill the last row are left out.
-    columns : int
-
-    Returns
-    -------
-    ndarray of int64, shape (n // columns, columns)
-        Which patch lies where.
+    Tells which patch lies where, shape (n // columns, columns); those that do not fill the last row are left out.
 
     Examples
     --------
@@ -93,21 +84,9 @@ def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
 
 
 def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, gap: int = 2) -> NDArray[np.uint8]:
-    """Lay patches side by side, in the order of `arrange`.
+    """Lay patches (n, height, width, 3) side by side, in the order of `arrange`.
 
-    Parameters
-    ----------
-    patches : ndarray of uint8, shape (n, height, width, 3)
-    columns : int
-        Patches in a row.
-    scale : int, default=2
-        How many times as large each patch is drawn.
-    gap : int, default=2
-        White pixels between two patches.
-
-    Returns
-    -------
-    ndarray of uint8, shape (rows * (height * scale + gap) - gap, columns * (width * scale + gap) - gap, 3)
+    Each is drawn `scale` times as large, with `gap` white pixels between two.
 
     Examples
     --------
@@ -126,19 +105,7 @@ def draw_sheets(
 ) -> Figure:
     """Draw the contact sheets of some draws side by side, below each its places in the photographs, if any.
 
-    Parameters
-    ----------
-    draws : sequence of Draw
-    photographs : sequence of ndarray of uint8, shape (height, width, 3)
-        All of one size.
-    columns : int, default=18
-        Patches in a row of each sheet.
-    scale : int, default=2
-        How many times as large each patch is drawn.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    The photographs are of one size, (height, width, 3); `columns` and `scale` as for `contact_sheet`.
     """
     sheets = [contact_sheet(draw.sheet, columns=columns, scale=scale) for draw in draws]
     height, width = sheets[0].shape[:2]
@@ -161,16 +128,7 @@ def draw_sheets(
 def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]]) -> Figure:
     """Draw where in the photographs the patches of some draws lie: a dot for each, on the darkened photograph.
 
-    Parameters
-    ----------
-    draws : sequence of Draw
-        A row each.
-    photographs : sequence of ndarray of uint8, shape (height, width, 3)
-        All of one size.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
+    A row for each draw; the photographs are of one size, (height, width, 3).
     """
     height, width = photographs[0].shape[:2]
     row = _HEAD + height
@@ -184,17 +142,7 @@ def draw_places(draws: Sequence[Draw], photographs: Sequence[NDArray[np.uint8]])
 
 
 def draw_sizes(levels: Sequence[LevelSizes]) -> Figure:
-    """Draw how large the clusters of each level are, the largest first, and how many patches of each were drawn.
-
-    Parameters
-    ----------
-    levels : sequence of LevelSizes
-        Level 1 first.
-
-    Returns
-    -------
-    matplotlib.figure.Figure
-    """
+    """Draw how large the clusters of each level (level 1 first) are, and how many patches of each were drawn."""
     left, top, width, height, gap = 88, 108, 400, 300, 24
     figure = _figure(left + len(levels) * (width + gap) + 8, top + height + 64)
     _text(figure, left, 22, "Cluster sizes at each level", size=17, weight="bold")
@@ -223,12 +171,10 @@ def save(figure: Figure, path: Path) -> None:
 def _size_panel(axes: Axes, level: LevelSizes) -> None:
     order = np.argsort(-level.pool, kind="stable")
     n_clusters = len(order)
-    left = np.arange(n_clusters) + 0.5
-    corners = np.stack([left, left + 1, left + 1, left], axis=1)
-    heights = np.zeros((n_clusters, 4))
-    heights[:, 2:] = level.pool[order][:, None]
-    heights[:, :2] = FLOOR / 2  # a logarithmic axis has no zero
-    bars = PolyCollection(list(np.stack([corners, heights], axis=2)), facecolors=level.color[order] / 255, linewidth=0)
+    left, top = np.arange(n_clusters) + 0.5, level.pool[order].astype(float)
+    bottom = np.full(n_clusters, FLOOR / 2)  # a logarithmic axis has no zero
+    corners = np.stack([left, bottom, left + 1, bottom, left + 1, top, left, top], axis=1).reshape(n_clusters, 4, 2)
+    bars = PolyCollection(list(corners), facecolors=level.color[order] / 255, linewidth=0)
     axes.add_collection(bars)
     axes.stairs(level.pool[order], np.arange(n_clusters + 1) + 0.5, color=INK, linewidth=0.8)  # sky is near white
     # At most GROUPS points a draw: singly, the draws from 1,500 clusters would be a cloud of ones and twos.

@@ -77,21 +77,7 @@ class Hog(Encoder):
 
 
 def squeeze(image: np.ndarray) -> np.ndarray:
-    """Scale an image to the square that is described, whatever its proportions.
-
-    Parameters
-    ----------
-    image : np.ndarray of uint8, shape (height, width, 3)
-        Red, green and blue.
-
-    Returns
-    -------
-    np.ndarray of uint8, shape (HOG_SIDE, HOG_SIDE, 3)
-
-    Raises
-    ------
-    InputError
-        When it is no such array.
+    """Scale an image, uint8 of shape (height, width, 3), to (HOG_SIDE, HOG_SIDE, 3), whatever its proportions.
 
     Examples
     --------
@@ -105,23 +91,14 @@ def squeeze(image: np.ndarray) -> np.ndarray:
 
 
 def describe_edges(images: np.ndarray) -> np.ndarray:
-    """Describe images of the right size.
+    """Describe images, uint8 of shape (n, HOG_SIDE, HOG_SIDE, 3), by float32 of shape (n, 372).
 
-    Parameters
-    ----------
-    images : np.ndarray of uint8, shape (n, HOG_SIDE, HOG_SIDE, 3)
+    First the gradients: 3 × 3 blocks of 2 × 2 cells in reading order, in each block its cells in reading order, in each
+    cell the 9 orientations. A block has length n / √(n² + FAINT²) / 3, where n is that of its histograms. Then the
+    4 × 4 cells' mean red, green and blue, from −0.5 to 0.5, times ``_COLOR_WEIGHT``.
 
-    Returns
-    -------
-    np.ndarray of float32, shape (n, 372)
-        First the gradients: 3 × 3 blocks of 2 × 2 cells in reading order, in each block its cells in reading order,
-        in each cell the 9 orientations. A block has length n / √(n² + FAINT²) / 3, where n is that of its histograms.
-        Then the 4 × 4 cells' mean red, green and blue, from −0.5 to 0.5, times ``_COLOR_WEIGHT``.
-
-    References
-    ----------
-    Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: square root of the intensities,
-    the channel with the largest gradient, L2-Hys; but theirs are all of one length, however faint.
+    After Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: square root of the
+    intensities, the channel with the largest gradient, L2-Hys; but theirs are all of one length, however faint.
 
     Examples
     --------
@@ -129,15 +106,12 @@ def describe_edges(images: np.ndarray) -> np.ndarray:
     >>> float(gray[0, :N_GRADIENTS].max()), float(gray[0, -1])
     (0.0, 0.125)
     """
-    planes = np.ascontiguousarray(np.moveaxis(images, 3, 0), dtype=np.float32) / 255
-    magnitude, orientation = _gradients(np.sqrt(planes))
-    blocks = _blocks(_histograms(magnitude, orientation))
     n = len(images)
-    colors = (
-        planes.reshape(3, n, _HOG_CELLS, _HOG_CELL, _HOG_CELLS, _HOG_CELL).mean(axis=(3, 5)).transpose(1, 2, 3, 0) - 0.5
-    )
-    gradients = blocks.reshape(n, -1) / (_HOG_CELLS - 1)
-    return np.concatenate([gradients, _COLOR_WEIGHT * colors.reshape(n, -1)], axis=1)
+    planes = np.ascontiguousarray(np.moveaxis(images, 3, 0), dtype=np.float32) / 255
+    gradients = _blocks(_histograms(*_gradients(np.sqrt(planes)))).reshape(n, -1) / (_HOG_CELLS - 1)
+    cells = planes.reshape(3, n, _HOG_CELLS, _HOG_CELL, _HOG_CELLS, _HOG_CELL).mean(axis=(3, 5))
+    colors = cells.transpose(1, 2, 3, 0).reshape(n, -1) - 0.5
+    return np.concatenate([gradients, _COLOR_WEIGHT * colors], axis=1)
 
 
 def _gradients(planes: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -200,7 +174,7 @@ class Cells(Encoder):
     n_features = 3 * CELLS**2
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Average over cells, and describe_cells; see `describe_cells`."""
+        """Average over cells, and describe these; see `describe_cells`."""
         embeddings, _, _ = describe_cells(np.stack([average_cells(item) for item in items]))
         return list(embeddings)
 
@@ -210,22 +184,9 @@ class Cells(Encoder):
 
 
 def average_cells(image: np.ndarray) -> NDArray[np.float64]:
-    """Average an image over its cells; pixels on a border count in part to both sides.
+    """Average an image, uint8 of shape (height, width, 3), over its cells: float64 of shape (CELLS * CELLS, 3).
 
-    Parameters
-    ----------
-    image : np.ndarray of uint8, shape (height, width, 3)
-        Red, green and blue.
-
-    Returns
-    -------
-    np.ndarray of float64, shape (CELLS * CELLS, 3)
-        In gray levels, 0 to 255.
-
-    Raises
-    ------
-    InputError
-        When it is no such array.
+    Pixels on a border count in part to both sides.
 
     Examples
     --------
@@ -250,10 +211,7 @@ def describe_cells(cells: NDArray[np.float64]) -> tuple[NDArray[np.float16], NDA
 
     Without the logarithm the strongest edges alone would span the space, and foliage and tiles would lie together.
 
-    Parameters
-    ----------
-    cells : ndarray of float64, shape (n_patches, CELLS * CELLS, 3)
-        The cells of each patch, in gray levels.
+    Takes the cells of each patch, shape (n_patches, CELLS * CELLS, 3), in gray levels.
 
     Returns
     -------

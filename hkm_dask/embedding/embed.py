@@ -33,39 +33,29 @@ MAX_THREADS = 8
 
 
 class ItemSource(Protocol):
-    """Items to be embedded, of any kind, that can be read in any order.
-
-    Attributes
-    ----------
-    name : str
-        What to call it; stands among the pool's ``sources``.
-    fingerprint : str
-        Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint.
-    ids : callable or None
-        Returns an iterator over the ids of all items in pieces (arrays of int64 or of str objects), in order;
-        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
-    columns : dict of str to callable
-        What else is known of the items, by name: each gives an iterator like `ids`, over int64, float64 or str objects.
-    """
+    """Items to be embedded, of any kind, that can be read in any order; plain attributes will do for the properties."""
 
     @property
     def name(self) -> str:
-        """See above; a plain attribute will do, as for the others."""
+        """What to call it; stands among the pool's ``sources``."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """See above."""
+        """Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint."""
         ...
 
     @property
     def ids(self) -> Pieces | None:
-        """See above."""
+        """Gives the ids of all items in pieces (arrays of int64 or of str objects), in order.
+
+        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
+        """
         ...
 
     @property
     def columns(self) -> Mapping[str, Pieces]:
-        """See above."""
+        """What else is known of the items, by name: each like `ids`, of int64, float64 or str objects."""
         ...
 
     def __len__(self) -> int:
@@ -242,10 +232,13 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
     stored = attributes[PLAN]
-    lines = [f"{key}: {_short(stored.get(key))} there, {_short(plan[key])} asked for" for key in plan
-             if stored.get(key) != plan[key]]  # fmt: skip
-    return [*lines, f"{folder} should have been made from the same items with the same settings; use --restart to "
-            "replace it"] if lines else []  # fmt: skip
+    unequal = [key for key in plan if stored.get(key) != plan[key]]
+    lines = [f"{key}: {_short(stored.get(key))} there, {_short(plan[key])} asked for" for key in unequal]
+    if lines:
+        lines.append(
+            f"{folder} should have been made from the same items with the same settings; use --restart to replace it"
+        )
+    return lines
 
 
 def _short(value: Any) -> str:

@@ -12,6 +12,7 @@ from hkm_dask.embedding.embed import Encoder
 from hkm_dask.embedding.models import (
     enough_memory,
     folder_fingerprint,
+    loading,
     model_folder,
     pick_device,
     quiet_transformers,
@@ -61,9 +62,8 @@ def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -
     from hkm_dask.embedding.image_models import TimmEncoder, TransformersEncoder
 
     folder, config = model_folder(model)
-    if "architecture" in config and "model_type" not in config:
-        return TimmEncoder(folder, device=device)
-    return TransformersEncoder(folder, device=device)
+    kind = TimmEncoder if "architecture" in config and "model_type" not in config else TransformersEncoder
+    return kind(folder, device)
 
 
 def text_encoder(
@@ -82,16 +82,12 @@ class TextEncoder(Encoder):
     ----------
     model : path-like
         The folder, with ``modules.json``; a folder of transformers without it gets mean pooling, and a warning.
+        `InputError` where it is none, or sentence-transformers is missing.
     batch_size : int, default 32
         Texts that go through the model at once. Give `embed` some times as many: they are sorted by length, so that
         little is padded.
     device : str, optional
         E.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
-
-    Raises
-    ------
-    InputError
-        When sentence-transformers is missing, or the folder is none of its models.
     """
 
     def __init__(
@@ -105,16 +101,10 @@ class TextEncoder(Encoder):
         self.device = pick_device(self._torch, device)
         if not (folder / "modules.json").exists():
             emit("warning", message=f"{folder} has no modules.json: its tokens are averaged")
-        try:
-            with quiet_transformers():
-                self._model = sentence_transformers.SentenceTransformer(
-                    str(folder), device=str(self.device), local_files_only=True
-                )
-        except (OSError, ValueError, KeyError, RuntimeError, TypeError) as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"model={folder} should be a model of sentence-transformers ({reason}); check the folder"
-            ) from error
+        with loading(folder, "sentence-transformers"), quiet_transformers():
+            self._model = sentence_transformers.SentenceTransformer(
+                str(folder), device=str(self.device), local_files_only=True
+            )
         self.batch_size = batch_size
         self.name = str(folder)
         self.fingerprint = folder_fingerprint(folder, "text-1")

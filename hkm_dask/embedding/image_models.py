@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from abc import abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 from PIL import Image
@@ -14,7 +14,7 @@ from hkm_dask.embedding.embed import Encoder
 from hkm_dask.embedding.models import (
     enough_memory,
     folder_fingerprint,
-    model_folder,
+    loading,
     pick_device,
     quiet_transformers,
     require,
@@ -25,17 +25,19 @@ EXTRA = "images"
 PREPROCESSOR = "preprocessor_config.json"
 # Height and width of two gray images of different proportions, which show what size a model sees.
 _PROBES = ((64, 64), (64, 96))
-# What the libraries raise on folders that they cannot open.
-_UNREADABLE = (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError)
 
 
 class _TorchEncoder(Encoder):
-    """What encoders of images by a torch model have in common."""
+    """What encoders of images by a torch model have in common; `prepare` makes float32 arrays (3, height, width)."""
 
-    def __init__(self, model: Any, device: str | None) -> None:
+    use: ClassVar[str]  # changes when the embeddings of the same model do
+
+    def __init__(self, folder: Path, device: str | None) -> None:
+        self.name = str(folder)
         self._torch = require("torch", EXTRA)
         self.device = pick_device(self._torch, device)
-        self._model = model.eval().to(self.device)
+        self._model = self._load(folder).eval().to(self.device)
+        self.fingerprint = folder_fingerprint(folder, self.use)
         probes = self.prepare([np.full((*shape, 3), 128, np.uint8) for shape in _PROBES])
         shapes = {probe.shape for probe in probes}
         if len(shapes) > 1:
@@ -45,16 +47,16 @@ class _TorchEncoder(Encoder):
             )
         self.n_features = self.encode(probes[:1]).shape[1]
 
-    @abstractmethod
-    def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
-        """Scale, crop and standardize images: float32 arrays of shape (3, height, width)."""
-
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
         """Run the model on one batch."""
         with enough_memory(self._torch, self.device), self._torch.inference_mode():
             pixels = self._torch.from_numpy(np.stack(prepared)).to(self.device, self._model.dtype)
             embedded: np.ndarray = self._embed(pixels).flatten(1).float().cpu().numpy()
         return embedded
+
+    @abstractmethod
+    def _load(self, folder: Path) -> Any:
+        """Open the model of a folder, and what prepares images for it."""
 
     @abstractmethod
     def _embed(self, pixels: Any) -> Any:
@@ -68,41 +70,26 @@ class TransformersEncoder(_TorchEncoder):
     (CLIP, SigLIP), else the class token after the last layer (ViT, DINOv2), else the model's own pooling (ConvNeXt,
     Swin).
 
-    Parameters
-    ----------
-    model : path-like
-        The folder, with ``config.json``, weights and ``preprocessor_config.json``.
-    device : str, optional
-        E.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
-
-    Raises
-    ------
-    InputError
-        When transformers is missing, the folder lacks something, weights are missing that would be random, or its
-        preprocessing does not bring images to one size.
+    The folder has ``config.json``, weights and ``preprocessor_config.json``. `InputError` where transformers is
+    missing, the folder lacks something, weights are missing that would be random, or its preprocessing does not bring
+    images to one size.
     """
 
-    def __init__(self, model: str | os.PathLike[str], *, device: str | None = None) -> None:
-        folder, _ = model_folder(model)
+    use = "transformers-2"
+
+    def _load(self, folder: Path) -> Any:
         if not (folder / PREPROCESSOR).exists():
             raise InputError(f"model={folder} has no {PREPROCESSOR}; copy it from where the model is")
-        require("torch", EXTRA)
         transformers = require("transformers", EXTRA)
-        try:
-            with quiet_transformers():
-                # Pillow's arithmetic, so that the bits do not depend on whether torchvision is installed: `use_fast`
-                # chooses it before transformers 5, `backend` since.
-                self._processor = transformers.AutoImageProcessor.from_pretrained(
-                    str(folder), local_files_only=True, use_fast=False, backend="pil"
-                )
-                loaded, facts = transformers.AutoModel.from_pretrained(
-                    str(folder), local_files_only=True, output_loading_info=True
-                )
-        except _UNREADABLE as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(
-                f"model={folder} should be a model of transformers ({reason}); check the folder"
-            ) from error
+        with loading(folder, "transformers"), quiet_transformers():
+            # Pillow's arithmetic, so that the bits do not depend on whether torchvision is installed: `use_fast`
+            # chooses it before transformers 5, `backend` since.
+            self._processor = transformers.AutoImageProcessor.from_pretrained(
+                str(folder), local_files_only=True, use_fast=False, backend="pil"
+            )
+            loaded, facts = transformers.AutoModel.from_pretrained(
+                str(folder), local_files_only=True, output_loading_info=True
+            )
         names = {name for name, _ in loaded.named_parameters()}
         self._projects = hasattr(loaded, "get_image_features")
         self._has_token = any(name.endswith("cls_token") for name in names)
@@ -112,9 +99,7 @@ class TransformersEncoder(_TorchEncoder):
                 f"model={folder}: n_missing_weights={len(missing)} should be 0, e.g. {min(missing)}; copy the model "
                 "again"
             )
-        self.name = str(folder)
-        self.fingerprint = folder_fingerprint(folder, "transformers-2")
-        super().__init__(loaded, device)
+        return loaded
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Bring images to what the model sees, by the image processor of its folder."""
@@ -136,34 +121,19 @@ class TransformersEncoder(_TorchEncoder):
 class TimmEncoder(_TorchEncoder):
     """An image model of timm from its folder: its features before the classifier.
 
-    Parameters
-    ----------
-    model : path-like
-        The folder, as timm's models lie on the Hugging Face hub: ``config.json`` with ``architecture`` and
-        ``pretrained_cfg``, and weights.
-    device : str, optional
-        E.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
-
-    Raises
-    ------
-    InputError
-        When timm or the torchvision it needs is missing, or the folder lacks something.
+    The folder is as timm's models lie on the Hugging Face hub: ``config.json`` with ``architecture`` and
+    ``pretrained_cfg``, and weights. `InputError` where timm or torchvision is missing, or the folder lacks something.
     """
 
-    def __init__(self, model: str | os.PathLike[str], *, device: str | None = None) -> None:
-        folder, _ = model_folder(model)
-        require("torch", EXTRA)
+    use = "timm-2"
+
+    def _load(self, folder: Path) -> Any:
         timm = require("timm", EXTRA)
-        try:
+        with loading(folder, "timm"):
             loaded = timm.create_model(f"local-dir:{folder}", pretrained=True, num_classes=0)
-        except _UNREADABLE as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise InputError(f"model={folder} should be a model of timm ({reason}); check the folder") from error
         loaded.dtype = next(loaded.parameters()).dtype
         self._transform = timm.data.create_transform(**timm.data.resolve_model_data_config(loaded))
-        self.name = str(folder)
-        self.fingerprint = folder_fingerprint(folder, "timm-2")
-        super().__init__(loaded, device)
+        return loaded
 
     def prepare(self, items: Sequence[np.ndarray]) -> Sequence[np.ndarray]:
         """Bring images to what the model sees, by timm's transform for it."""

@@ -6,127 +6,72 @@ import hashlib
 import io
 import os
 import zipfile
-from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageOps
 
-from hkm_dask.data.ids import NO_COLUMNS
+from hkm_dask.data.ids import ID_PIECE_ROWS, NO_COLUMNS
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
 _NAMED = 5
-_ID_PIECE = 2**16
 # What Pillow raises on files that are cut short, altered or no images: it promises no more than OSError.
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, MemoryError, zipfile.BadZipFile)
 
 
-class Files(ABC):
-    """Where image files lie.
+class Files(NamedTuple):
+    """Image files of a folder or an archive."""
 
-    Attributes
-    ----------
-    names : list of str
-        Paths of all files from the root, with slashes.
-    states : list of str
-        What of each file shows that it was changed.
-    """
-
-    names: list[str]
-    states: list[str]
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """Read one file; several threads may call it at once."""
+    states: list[tuple[str, str]]  # path of every file from the root, with slashes, and what shows that it was changed
+    read: Callable[[str], bytes]  # reads the file of a path; several threads may call it at once
 
 
-class FolderFiles(Files):
-    """Files in a folder and its subfolders; hidden ones do not count, links to folders are not followed.
-
-    Parameters
-    ----------
-    root : Path
-        The folder.
-    """
-
-    def __init__(self, root: Path) -> None:
-        self.root = root
-        self.names, self.states = [], []
-        for folder, subfolders, names in os.walk(root):
-            subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-            for name in names:
-                path = Path(folder, name)
-                if not name.startswith(".") and path.is_file():
-                    state = path.stat()
-                    self.names.append(path.relative_to(root).as_posix())
-                    self.states.append(f"{state.st_size},{state.st_mtime_ns}")
-
-    def read(self, name: str) -> bytes:
-        """See `Files.read`."""
-        return (self.root / name).read_bytes()
+def _folder_files(root: Path) -> Files:
+    """Files in a folder and its subfolders; hidden ones do not count, links to folders are not followed."""
+    states = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        for name in names:
+            path = Path(folder, name)
+            if not name.startswith(".") and path.is_file():
+                state = path.stat()
+                states.append((path.relative_to(root).as_posix(), f"{state.st_size},{state.st_mtime_ns}"))
+    return Files(states, lambda name: (root / name).read_bytes())
 
 
-class ZipFiles(Files):
-    """Files in a ``.zip``; hidden ones do not count.
-
-    Parameters
-    ----------
-    path : Path
-        The archive.
-    """
-
-    def __init__(self, path: Path) -> None:
-        try:
-            self._archive = zipfile.ZipFile(path)
-        except (zipfile.BadZipFile, OSError) as error:
-            raise InputError(
-                f"folder={path} should be a .zip file, it cannot be read ({error}); copy it again"
-            ) from error
-        self.names, self.states = [], []
-        for info in self._archive.infolist():
-            parts = PurePosixPath(info.filename).parts
-            if not info.is_dir() and not any(part.startswith((".", "__MACOSX")) for part in parts):
-                self.names.append(info.filename)
-                self.states.append(f"{info.file_size},{info.CRC}")
-
-    def read(self, name: str) -> bytes:
-        """See `Files.read`."""
-        return self._archive.read(name)
+def _zip_files(path: Path) -> Files:
+    """Files in a ``.zip``; hidden ones do not count."""
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError) as error:
+        raise InputError(f"folder={path} should be a .zip file, it cannot be read ({error}); copy it again") from error
+    states = []
+    for info in archive.infolist():
+        hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(info.filename).parts)
+        if not info.is_dir() and not hidden:
+            states.append((info.filename, f"{info.file_size},{info.CRC}"))
+    return Files(states, archive.read)
 
 
 class Images:
     """Images of a folder or an archive, in the order of their paths; a source for `hkm_dask.embedding.embed.embed`.
 
-    Parameters
-    ----------
-    files : Files
-        Where they lie.
-    names : sequence of str
-        Which of them.
-    name : str
-        What to call them all.
-
-    Attributes
-    ----------
-    names : list of str
-        Path of every image from the root; the ids.
-    fingerprint : str
-        Of the paths, and of size and time of each file (in an archive: size and checksum).
-    columns : dict
-        Empty: nothing else is known of them.
+    Their paths from the root, `names`, are the ids. The fingerprint is of the paths, and of size and time of each file
+    (in an archive: size and checksum).
     """
 
     columns = NO_COLUMNS
 
     def __init__(self, files: Files, names: Sequence[str], name: str) -> None:
         self._files, self.names, self.name = files, list(names), name
-        states = dict(zip(files.names, files.states, strict=True))
+        states = dict(files.states)
         lines = "\n".join(f"{name},{states[name]}" for name in self.names)
         self.fingerprint = hashlib.sha256(lines.encode("utf-8", "surrogateescape")).hexdigest()
 
@@ -136,34 +81,22 @@ class Images:
 
     def ids(self) -> Iterator[np.ndarray]:
         """Yield the paths of all images, in pieces."""
-        for start in range(0, len(self), _ID_PIECE):
-            yield np.array(self.names[start : start + _ID_PIECE], dtype=object)
+        for start in range(0, len(self), ID_PIECE_ROWS):
+            yield np.array(self.names[start : start + ID_PIECE_ROWS], dtype=object)
 
     def read(self, first: int, last: int) -> list[np.ndarray]:
-        """Read the images from `first` up to `last`.
+        """Read the images from `first` up to `last`, each uint8 of shape (height, width, 3): red, green and blue.
 
-        Parameters
-        ----------
-        first, last : int
-            ``0 <= first <= last <= len(self)``.
-
-        Returns
-        -------
-        list of np.ndarray of uint8, shape (height, width, 3)
-            Red, green and blue, upright as the camera noted; the first frame of what moves.
-
-        Raises
-        ------
-        InputError
-            When one cannot be read, naming it.
+        Upright as the camera noted; the first frame of what moves. An `InputError` names one that cannot be read.
         """
         images = []
         for name in self.names[first:last]:
             try:
                 images.append(decode(self._files.read(name)))
             except _UNREADABLE as error:
+                reason = str(error).strip().partition("\n")[0] or type(error).__name__
                 raise InputError(
-                    f"{self.name}: image={name} should be readable, it is not ({_reason(error)}); mend it, or leave "
+                    f"{self.name}: image={name} should be readable, it is not ({reason}); mend it, or leave "
                     "all such images out with skip_unreadable (--skip-unreadable)"
                 ) from error
         return images
@@ -174,23 +107,10 @@ class Images:
 
 
 def decode(data: bytes) -> np.ndarray:
-    """Decode one image file.
+    """Decode an image file into red, green and blue, uint8 of shape (height, width, 3).
 
-    Parameters
-    ----------
-    data : bytes
-        The file.
-
-    Returns
-    -------
-    np.ndarray of uint8, shape (height, width, 3)
-
-    Raises
-    ------
-    OSError
-        When it is no image, or cut short.
-    ValueError
-        When its values have no range that is known, or it is large enough to be an attack.
+    `OSError` where it is no image, or cut short; `ValueError` where its values have no range that is known, or it is
+    large enough to be an attack.
 
     Examples
     --------
@@ -250,19 +170,19 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     root = Path(path).absolute()
     if not root.exists():
         raise InputError(f"folder={root} does not exist; check the path")
-    files: Files = FolderFiles(root) if root.is_dir() else ZipFiles(root)
-    names = sorted(name for name in files.names if name.lower().endswith(SUFFIXES))
-    left_out = Counter(
-        PurePosixPath(name).suffix or PurePosixPath(name).name
-        for name in files.names
-        if not name.lower().endswith(SUFFIXES)
-    )
+    files = _folder_files(root) if root.is_dir() else _zip_files(root)
+    names, left_out = [], Counter[str]()
+    for name, _ in files.states:
+        if name.lower().endswith(SUFFIXES):
+            names.append(name)
+        else:
+            left_out[PurePosixPath(name).suffix or PurePosixPath(name).name] += 1
     if not names:
         raise InputError(f"folder={root} has no images ({', '.join(SUFFIXES)}); check the path")
     if left_out:
-        kinds = ", ".join(kind for kind, _ in left_out.most_common(_NAMED)) + (", …" if len(left_out) > _NAMED else "")
+        kinds = _some([kind for kind, _ in left_out.most_common()])
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
-    images = Images(files, names, str(root))
+    images = Images(files, sorted(names), str(root))
     return _readable(images, files, threads) if skip_unreadable else images
 
 
@@ -288,10 +208,9 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
         raise InputError(f"{images.name}: n_readable=0 should be at least 1; none of {lost} images can be read")
     if lost:
         unreadable = sorted(set(images.names) - set(kept))
-        named = ", ".join(unreadable[:_NAMED]) + (", …" if lost > _NAMED else "")
-        emit("warning", message=f"{lost} images that cannot be read were left out: {named}")
+        emit("warning", message=f"{lost} images that cannot be read were left out: {_some(unreadable)}")
     return Images(files, kept, images.name)
 
 
-def _reason(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0] or type(error).__name__
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

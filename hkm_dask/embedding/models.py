@@ -16,23 +16,7 @@ from hkm_dask.errors import ComputeError, InputError
 
 
 def require(module: str, extra: str) -> Any:
-    """Import an optional package.
-
-    Parameters
-    ----------
-    module : str
-        Its name in Python.
-    extra : str
-        The extra of this package that brings it.
-
-    Returns
-    -------
-    module
-
-    Raises
-    ------
-    InputError
-        When it cannot be imported, naming what to install.
+    """Import an optional package; an `InputError` names the extra of this package to install where that fails.
 
     Examples
     --------
@@ -50,22 +34,7 @@ def require(module: str, extra: str) -> Any:
 
 
 def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
-    """Find a model folder and read its ``config.json``.
-
-    Parameters
-    ----------
-    model : path-like
-        The folder.
-
-    Returns
-    -------
-    Path, dict
-        Absolute, and the configuration.
-
-    Raises
-    ------
-    InputError
-        When it is no such folder.
+    """Give the absolute path of a model folder and what its ``config.json`` holds; `InputError` where it has none.
 
     Examples
     --------
@@ -83,19 +52,9 @@ def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 
 
 def folder_fingerprint(folder: Path, use: str = "") -> str:
-    """Identify a model by the content of its folder, and by the use that is made of it.
+    """Identify a model by the content of its folder (SHA-256), and by `use`, which changes when its embeddings do.
 
-    Parameters
-    ----------
-    folder : Path
-        The folder; hidden files, caches of bytecode and texts for people do not count.
-    use : str, optional
-        Changes when we make other embeddings of the same model.
-
-    Returns
-    -------
-    str
-        Hexadecimal SHA-256.
+    Hidden files, caches of bytecode and texts for people do not count.
 
     Examples
     --------
@@ -120,23 +79,9 @@ def folder_fingerprint(folder: Path, use: str = "") -> str:
 
 
 def pick_device(torch: Any, device: str | None) -> Any:
-    """Where a model runs: as asked for, else on CUDA where torch sees a GPU, else on the CPU.
+    """Choose the `torch.device` of a model: as asked for, else CUDA where torch sees a GPU, else the CPU.
 
-    Parameters
-    ----------
-    torch : module
-        PyTorch.
-    device : str or None
-        E.g. ``"cuda:1"``.
-
-    Returns
-    -------
-    torch.device
-
-    Raises
-    ------
-    InputError
-        When torch does not have it.
+    `InputError` where torch does not have what is asked for.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -150,26 +95,23 @@ def pick_device(torch: Any, device: str | None) -> Any:
 
 @contextmanager
 def enough_memory(torch: Any, device: Any) -> Iterator[None]:
-    """Say what to do where a batch does not fit on a device.
-
-    Parameters
-    ----------
-    torch : module
-        PyTorch.
-    device : torch.device
-        Where the model runs.
-
-    Raises
-    ------
-    ComputeError
-        When torch runs out of memory inside the context.
-    """
+    """Turn what torch raises when a batch does not fit on a device into a `ComputeError` with a remedy."""
     try:
         yield
     except torch.cuda.OutOfMemoryError as error:
         raise ComputeError(
             f"the memory of {device} does not hold one batch; lower batch_size (--batch-size)"
         ) from error
+
+
+@contextmanager
+def loading(folder: Path, library: str) -> Iterator[None]:
+    """Turn what a library raises on a model folder that it cannot open into an `InputError` with its first line."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"model={folder} should be a model of {library} ({reason}); check the folder") from error
 
 
 @contextmanager

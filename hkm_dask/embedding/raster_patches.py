@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,7 @@ from numpy.typing import NDArray
 from hkm_dask.data.ids import Pieces
 from hkm_dask.data.layout import MIB
 from hkm_dask.embedding.models import require
-from hkm_dask.embedding.rasters import (
-    Raster,
-    color_table,
-    describe_raster,
-    list_rasters,
-    open_raster,
-    reason,
-)
+from hkm_dask.embedding.rasters import Raster, color_table, describe_raster, list_rasters, open_raster, reason
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
@@ -48,23 +41,9 @@ class Windows:
     It is a source for `hkm_dask.embedding.embed.embed`. One lock guards the files: GDAL's readers are of one thread
     each, and read fastest in order. It decodes the blocks of a tiled GeoTIFF on all cores.
 
-    Attributes
-    ----------
-    name : str
-        What the pool calls it.
-    rasters : tuple of Raster
-    size, step : int
-        Pixels along a side of a patch, and from one patch to the next.
-    value_range : tuple of float, or None
-        Values that become black and white.
-    fingerprint : str
-        Changes when a raster's file or a setting does.
-    ids : callable
-        Returns an iterator over the ids of all patches, in pieces; like ``scene.tif[256x256+512+1024]``.
-    columns : dict of str to callable
-        Where the patches lie: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and where a raster has
-        coordinates, ``longitude`` and ``latitude`` of the middle in degrees (WGS 84), float64, NaN for those of
-        rasters that do not tell theirs. Where none tells what its coordinates are, they are called ``x`` and ``y``.
+    The columns tell where the patches lie: ``raster`` (its number), ``top`` and ``left`` in pixels, int64; and where a
+    raster has coordinates, ``longitude`` and ``latitude`` of the middle in degrees (WGS 84), float64, NaN for those of
+    rasters that do not tell theirs. Where none tells what its coordinates are, they are called ``x`` and ``y``.
     """
 
     def __init__(
@@ -78,16 +57,15 @@ class Windows:
     ) -> None:
         self.rasters, self.size, self.step, self.value_range = tuple(rasters), size, step, value_range
         self.name = self.rasters[0].name + (f" and {len(rasters) - 1} more" if len(rasters) > 1 else "")
-        self._grids = np.array([[_fitting(n, size, step) for n in (r.height, r.width)] for r in rasters], np.int64)
+        # Patches that fit down and across each raster.
+        self._grids = np.array([((r.height - size) // step + 1, (r.width - size) // step + 1) for r in rasters])
         self._first = np.concatenate([[0], self._grids.prod(axis=1).cumsum()])
         self.ids: Pieces | None = self._ids
-        self.columns: dict[str, Pieces] = {
-            name: partial(self._column, self.positions, number) for number, name in enumerate(("raster", "top", "left"))
-        }
+        self._known = any(raster.crs is not None for raster in rasters)
+        names = ["raster", "top", "left"]
         if any(raster.transform is not None for raster in rasters):
-            known = any(raster.crs is not None for raster in rasters)
-            for number, name in enumerate(("longitude", "latitude") if known else ("x", "y")):
-                self.columns[name] = partial(self._column, self.coordinates, number)
+            names += ["longitude", "latitude"] if self._known else ["x", "y"]
+        self.columns: dict[str, Pieces] = {name: partial(self._column, number) for number, name in enumerate(names)}
         self._lock = threading.Lock()
         self._open: dict[Path, Any] = {}
         facts = [(r.name, r.height, r.width, r.bands, r.transform, r.crs, r.stamp) for r in rasters]
@@ -99,18 +77,7 @@ class Windows:
         return int(self._first[-1]) if self._kept is None else len(self._kept)
 
     def positions(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.int64]:
-        """Tell where patches lie in the rasters.
-
-        Parameters
-        ----------
-        rows : slice or ndarray of int, optional
-            Row numbers of the pool; by default all.
-
-        Returns
-        -------
-        ndarray of int64, shape (n, 3)
-            Number of the raster, row of pixels (top), column of pixels (left).
-        """
+        """Number of the raster, top and left in pixels, of some rows of the pool or all: int64 of shape (n, 3)."""
         chosen = rows if isinstance(rows, np.ndarray) else np.arange(*(rows or slice(None)).indices(len(self)))
         numbers = chosen if self._kept is None else self._kept[chosen]
         raster = np.searchsorted(self._first, numbers, side="right") - 1
@@ -118,60 +85,37 @@ class Windows:
         return np.stack([raster, down * self.step, across * self.step], axis=1)
 
     def coordinates(self, rows: slice | NDArray[np.integer] | None = None) -> NDArray[np.float64]:
-        """Tell where the middles of patches lie on the Earth.
+        """Middles of the patches of some rows of the pool or all: float64 of shape (n, 2).
 
-        Parameters
-        ----------
-        rows : slice or ndarray of int, optional
-            Row numbers of the pool; by default all.
-
-        Returns
-        -------
-        ndarray of float64, shape (n, 2)
-            Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of
-            the rasters says what these are.
+        Degrees of longitude and latitude (WGS 84), NaN for rasters that do not tell theirs; x and y where none of the
+        rasters says what these are.
         """
         positions = self.positions(rows)
         points = np.full((len(positions), 2), np.nan)
-        known = any(raster.crs is not None for raster in self.rasters)
         for number in np.unique(positions[:, 0]):
-            if known and self.rasters[number].crs is None:
-                continue
-            inside = positions[:, 0] == number
-            middle = positions[inside, 1:] + self.size / 2
-            points[inside] = self.rasters[number].coordinates(middle[:, 0], middle[:, 1])
+            raster = self.rasters[number]
+            if raster.crs is not None or not self._known:
+                inside = positions[:, 0] == number
+                points[inside] = raster.coordinates(*(positions[inside, 1:] + self.size / 2).T)
         return points
 
     def _ids(self) -> Iterator[np.ndarray]:
-        """Yield the ids of all patches, in pieces."""
+        side = f"{self.size}x{self.size}"
         for start in range(0, len(self), _PIECE_ROWS):
             positions = self.positions(slice(start, start + _PIECE_ROWS)).tolist()
-            side = f"{self.size}x{self.size}"
-            names = [f"{self.rasters[raster].name}[{side}+{column}+{row}]" for raster, row, column in positions]
+            names = [f"{self.rasters[raster].name}[{side}+{left}+{top}]" for raster, top, left in positions]
             yield np.array(names, dtype=object)
 
-    def _column(self, table: Callable[[slice], NDArray[Any]], number: int) -> Iterator[np.ndarray]:
-        """Yield one column of a table of all patches, in pieces."""
+    def _column(self, number: int) -> Iterator[np.ndarray]:
         for start in range(0, len(self), _PIECE_ROWS):
-            yield table(slice(start, start + _PIECE_ROWS))[:, number]
+            rows = slice(start, start + _PIECE_ROWS)
+            yield self.positions(rows)[:, number] if number < 3 else self.coordinates(rows)[:, number - 3]
 
     def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:
-        """Read the patches of some rows of the pool; those side by side in one window.
+        """Read the patches from row `first` of the pool up to `last`; those side by side in one window.
 
-        Parameters
-        ----------
-        first, last : int
-            The first row, and the one after the last.
-
-        Returns
-        -------
-        list of ndarray of uint8, shape (size, size, 3)
-            Red, green and blue; missing pixels are black.
-
-        Raises
-        ------
-        StoreError
-            A raster cannot be read.
+        Each is red, green and blue, uint8 of shape (size, size, 3); missing pixels are black. `StoreError` where a
+        raster cannot be read.
         """
         positions = self.positions(slice(first, last))
         apart = (np.diff(positions[:, :2], axis=0) != 0).any(axis=1) | (
@@ -181,43 +125,25 @@ class Windows:
         for run in np.split(positions, np.flatnonzero(apart) + 1):
             if len(run):
                 raster, top, left = run[0].tolist()
-                strip = self._read_window(self.rasters[raster], top, left, run[-1, 2] + self.size - left)
+                strip = self._read(self.rasters[raster], _window(top, left, self.size, run[-1, 2] + self.size - left))
                 # Copies: a patch that is kept should not keep the whole strip.
                 patches += [strip[:, begin : begin + self.size].copy() for begin in (run[:, 2] - left).tolist()]
         return patches
 
     def picture(self, raster: int = 0, *, width: int = 1024) -> NDArray[np.uint8]:
-        """Draw one raster small.
-
-        Parameters
-        ----------
-        raster : int
-            Its number.
-        width : int
-            Pixels of the picture, at most.
-
-        Returns
-        -------
-        ndarray of uint8, shape (height, width, 3)
-            Red, green and blue, averaged.
-        """
-        from rasterio.enums import Resampling
-
+        """Draw one raster at most `width` pixels wide, averaged: uint8 of shape (height, width, 3)."""
         source = self.rasters[raster]
         width = min(width, source.width)
-        shape = max(1, round(source.height * width / source.width)), width
-        with self._dataset(source) as data:
-            values = data.read(source.bands, out_shape=(len(source.bands), *shape), resampling=Resampling.average)
-            missing = data.dataset_mask(out_shape=shape) == 0 if source.has_gaps else None
-            table = color_table(data, source.bands[0])
-        return self._to_colors(values, missing, table)
+        return self._read(source, shape=(max(1, round(source.height * width / source.width)), width))
 
-    def _read_window(self, raster: Raster, top: int, left: int, width: int) -> NDArray[np.uint8]:
-        """Read a strip as high as a patch: (size, width, 3)."""
-        window = _window(top, left, self.size, width)
+    def _read(self, raster: Raster, window: Any = None, shape: tuple[int, int] | None = None) -> NDArray[np.uint8]:
+        """Read a window, or all, averaged to a shape where one is given, as red, green and blue."""
+        from rasterio.enums import Resampling
+
         with self._dataset(raster) as data:
-            values = data.read(raster.bands, window=window)
-            missing = data.dataset_mask(window=window) == 0 if raster.has_gaps else None
+            stack = shape and (len(raster.bands), *shape)
+            values = data.read(raster.bands, window=window, out_shape=stack, resampling=Resampling.average)
+            missing = data.dataset_mask(window=window, out_shape=shape) == 0 if raster.has_gaps else None
             table = color_table(data, raster.bands[0])
         return self._to_colors(values, missing, table)
 
@@ -343,10 +269,8 @@ def open_windows(
             problems += error.problems
             continue
         described.append(raster)
-        if min(raster.height, raster.width) < size:
-            problems.append(
-                f"size={size} should be at most {min(raster.height, raster.width)}, {path} has no more pixels"
-            )
+        if (side := min(raster.height, raster.width)) < size:
+            problems.append(f"size={size} should be at most {side}, {path} has no more pixels")
         if raster.dtype != "uint8" and value_range is None:
             problems.append(f"{path}: dtype={raster.dtype} should be uint8; give value_range, its black and its white")
     if problems:
@@ -355,9 +279,6 @@ def open_windows(
     if not len(windows):
         raise InputError(f"max_missing={max_missing} should leave some patches, none has so few gaps; raise it")
     return windows
-
-
-# --- settings and windows ---------------------------------------------------------------------------------------------
 
 
 def _wrong_settings(
@@ -381,11 +302,6 @@ def _wrong_settings(
     if not 0 <= max_missing <= 1:
         problems.append(f"max_missing={max_missing} should be between 0 and 1; it is a share of a patch")
     return problems
-
-
-def _fitting(n: int, size: int, step: int) -> int:
-    """Count the patches that fit along `n` pixels."""
-    return (n - size) // step + 1
 
 
 def _window(top: int, left: int, height: int, width: int) -> Any:

@@ -25,54 +25,25 @@ _FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
 
 @dataclass(frozen=True)
 class Raster:
-    """What the header of a raster tells.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    name : str
-        Its name, with the folders in which it differs from the other rasters.
-    height, width : int
-        In pixels.
-    bands : tuple of int
-        Those that become red, green and blue, or the one that becomes gray; from 1.
-    dtype : str
-        Of these.
-    transform : tuple of float, or None
-        ``x = t[0] * column + t[1] * row + t[2]`` and ``y = t[3] * column + t[4] * row + t[5]``.
-    crs : str or None
-        What x and y are.
-    has_gaps : bool
-        Whether pixels may be missing, by a nodata value, a mask or an alpha band.
-    stamp : tuple of int
-        Bytes of the file, and when it was changed, in nanoseconds.
-    """
+    """What the header of a raster tells."""
 
     path: Path
-    name: str
+    name: str  # with the folders in which it differs from the other rasters
     height: int
     width: int
-    bands: tuple[int, ...]
-    dtype: str
+    bands: tuple[int, ...]  # from 1: those that become red, green and blue, or the one that becomes gray
+    dtype: str  # of these bands
+    # x = t[0] * column + t[1] * row + t[2] and y = t[3] * column + t[4] * row + t[5]
     transform: tuple[float, ...] | None
-    crs: str | None
-    has_gaps: bool
-    stamp: tuple[int, int]
+    crs: str | None  # what x and y are
+    has_gaps: bool  # whether pixels may be missing, by a nodata value, a mask or an alpha band
+    stamp: tuple[int, int]  # bytes of the file, and when it was changed, in nanoseconds
 
     def coordinates(self, rows: NDArray[np.floating], columns: NDArray[np.floating]) -> NDArray[np.float64]:
-        """Tell where points of the raster lie on the Earth.
+        """Coordinates, float64 of shape (n, 2), of points in pixels; the middle of the first pixel is (0.5, 0.5).
 
-        Parameters
-        ----------
-        rows, columns : ndarray of float, shape (n,)
-            Pixels from the top and from the left; the middle of the first pixel is (0.5, 0.5).
-
-        Returns
-        -------
-        ndarray of float64, shape (n, 2)
-            Degrees of longitude and latitude (WGS 84); x and y where the raster does not say what these are; NaN where
-            it has none.
+        Degrees of longitude and latitude (WGS 84); x and y where the raster does not say what these are; NaN where it
+        has none.
         """
         if self.transform is None:
             return np.full((len(rows), 2), np.nan)
@@ -86,22 +57,9 @@ class Raster:
 
 
 def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[str]]) -> list[Path]:
-    """Name the files, those of a folder in natural order.
+    """Absolute paths of files, and of those of the known `SUFFIXES` in folders, in natural order.
 
-    Parameters
-    ----------
-    rasters : path-like or sequence of path-like
-        Files, or folders with files of the known `SUFFIXES`.
-
-    Returns
-    -------
-    list of Path
-        Absolute.
-
-    Raises
-    ------
-    InputError
-        With every path that leads nowhere or comes twice.
+    `InputError` with every path that leads nowhere or comes twice.
     """
     given = [rasters] if isinstance(rasters, str | os.PathLike) else list(rasters)
     problems = [] if given else ["rasters=[] should name at least one file; give files or folders"]
@@ -129,27 +87,10 @@ def describe_raster(
     bands: Sequence[int] | None = None,
     bounds: tuple[float, float, float, float] | None = None,
 ) -> Raster:
-    """Read the header of a raster.
+    """Read the header of a raster; by default its first three bands are taken, or the first.
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    name : str
-        What to call it.
-    bands : sequence of int, optional
-        One or three, from 1; by default the first three, or the first.
-    bounds : (float, float, float, float), optional
-        West, south, east and north in degrees, where the raster has no coordinates of its own.
-
-    Returns
-    -------
-    Raster
-
-    Raises
-    ------
-    InputError
-        It cannot be opened, has no such bands, or has coordinates although bounds are given.
+    `InputError` where it cannot be opened, has no such bands, or has coordinates although `bounds` (west, south, east
+    and north in degrees) are given.
     """
     import rasterio
     from rasterio.enums import MaskFlags
@@ -207,42 +148,18 @@ def _band_problems(path: Path, bands: Sequence[int], dtypes: Sequence[str]) -> l
 
 
 def open_raster(path: Path) -> Any:
-    """Open a raster: a `rasterio.DatasetReader`, which one thread at a time may use.
-
-    Parameters
-    ----------
-    path : Path
-        The file.
-
-    Raises
-    ------
-    OSError
-        GDAL cannot read it.
-    """
+    """Open a raster: a `rasterio.DatasetReader`, which one thread at a time may use; `OSError` where GDAL cannot."""
     import rasterio
     from rasterio.errors import NotGeoreferencedWarning
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates, and need none
-        return (
-            rasterio.open(path, num_threads="all_cpus") if path.suffix.lower() in SUFFIXES[:2] else rasterio.open(path)
-        )
+        threads = {"num_threads": "all_cpus"} if path.suffix.lower() in (".tif", ".tiff") else {}
+        return rasterio.open(path, **threads)
 
 
 def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
-    """Give the palette of a band: (256, 3), or None where its values are no indices.
-
-    Parameters
-    ----------
-    data : rasterio.DatasetReader
-        The raster.
-    band : int
-        From 1.
-
-    Returns
-    -------
-    ndarray of uint8, shape (256, 3), or None
-    """
+    """Give the palette of a band (from 1) of an open raster: (256, 3), or None where its values are no indices."""
     from rasterio.enums import ColorInterp
 
     if data.colorinterp[band - 1] != ColorInterp.palette or data.dtypes[band - 1] != "uint8":
@@ -255,15 +172,6 @@ def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
 
 def is_progressive(path: Path) -> bool:
     """Tell whether a JPEG comes in several scans, so that no line is complete before the file's end.
-
-    Parameters
-    ----------
-    path : Path
-        A JPEG file.
-
-    Returns
-    -------
-    bool
 
     Examples
     --------

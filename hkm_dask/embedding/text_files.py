@@ -7,9 +7,9 @@ import itertools
 import json
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -26,24 +26,13 @@ _BOM = b"\xef\xbb\xbf"
 
 
 class TextFile(ABC):
-    """One file of texts, indexed by one pass over it.
+    """One file of texts, indexed by one pass over it."""
 
-    Attributes
-    ----------
-    path : Path
-        The file.
-    fingerprint : str
-        Of its content, and of what is taken from it.
-    empty : list of int
-        Where its empty texts stand, as `place` counts.
-    n_items : int
-        Texts that are read.
-    """
-
+    unit: ClassVar[str]  # what `places` counts: lines from 1, or rows from 0
     path: Path
-    fingerprint: str
-    empty: list[int]
-    n_items: int
+    fingerprint: str  # of its content, and of what is taken from it
+    empty: list[int]  # where its empty texts stand, as `places` counts
+    n_items: int  # texts that are read
 
     def __len__(self) -> int:
         """Tell how many texts there are."""
@@ -55,7 +44,7 @@ class TextFile(ABC):
 
     @abstractmethod
     def places(self) -> Iterator[int]:
-        """Yield where each text stands: its line, counted from 1, or its row, from 0."""
+        """Yield where each text stands."""
 
     @abstractmethod
     def ids(self, column: str) -> Iterator[np.ndarray]:
@@ -66,21 +55,12 @@ class TextFile(ABC):
 
 
 class LineFile(TextFile):
-    """A file with a text, or a JSON object that holds one, on each line.
+    """A file in UTF-8 with a text on each line, or a JSON object that holds it under the key `column`."""
 
-    Parameters
-    ----------
-    path : Path
-        The file, in UTF-8.
-    column : str or None
-        The key of the text; None where the line is the text.
-    skip_empty : bool
-        Whether lines without a text are passed over.
-    """
+    unit = "line"
 
     def __init__(self, path: Path, column: str | None, skip_empty: bool) -> None:
         self.path, self.column, self.skip_empty = path, column, skip_empty
-        self._is_empty: Callable[[bytes], bool] = self._blank if column is None else self._lacks_text
         digest = hashlib.sha256(f"lines,{column},{skip_empty}\n".encode())
         self.empty, self.n_items = [], 0
         offsets, lines = [], []
@@ -112,12 +92,10 @@ class LineFile(TextFile):
         if rest:
             yield offset, rest
 
-    @staticmethod
-    def _blank(line: bytes) -> bool:
-        # Most lines begin with a letter; others may be of blanks that only Unicode knows.
-        return not (b" " < line[:1] < b"\x7f" or line.decode(errors="replace").strip())
-
-    def _lacks_text(self, line: bytes) -> bool:
+    def _is_empty(self, line: bytes) -> bool:
+        if self.column is None:
+            # Most lines begin with a letter; others may be of blanks that only Unicode knows.
+            return not (b" " < line[:1] < b"\x7f" or line.decode(errors="replace").strip())
         if not line.strip():
             return True
         try:
@@ -174,8 +152,7 @@ class LineFile(TextFile):
 
     def places(self) -> Iterator[int]:
         """See `TextFile.places`."""
-        for number, _ in self._lines_from(0):
-            yield number
+        return (number for number, _ in self._lines_from(0))
 
     def ids(self, column: str) -> Iterator[np.ndarray]:
         """See `TextFile.ids`."""
@@ -192,19 +169,9 @@ class LineFile(TextFile):
 
 
 class ParquetFile(TextFile):
-    """A column of a parquet file.
+    """A column of a parquet file; by default ``"text"``, or the only one that has texts."""
 
-    Parameters
-    ----------
-    path : Path
-        The file.
-    column : str or None
-        The column of the texts; by default ``"text"``, or the only one that has texts.
-    ids : str or None
-        The column of the ids.
-    skip_empty : bool
-        Whether rows without a text are passed over.
-    """
+    unit = "row"
 
     def __init__(self, path: Path, column: str | None, ids: str | None, skip_empty: bool) -> None:
         import pyarrow as pa
@@ -239,8 +206,7 @@ class ParquetFile(TextFile):
             return pa.types.is_string(kind) or pa.types.is_large_string(kind)
 
         texts = [field.name for field in schema if is_text(field.type)]
-        default = texts[0] if len(texts) == 1 else COLUMN
-        wanted = column or default
+        wanted = column or (texts[0] if len(texts) == 1 else COLUMN)
         problems = []
         if wanted not in texts:
             held = ", ".join(texts) or "none"
@@ -267,9 +233,8 @@ class ParquetFile(TextFile):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        columns = [self.column] if column == self.column else [self.column, column]
         with pq.ParquetFile(self.path) as table:
-            rows = table.read_row_group(group, columns=columns)
+            rows = table.read_row_group(group, columns=list({self.column: None, column: None}))
         if self.skip_empty:
             rows = rows.filter(pa.array(self._kept(rows.column(self.column))))
         return rows.column(column)
@@ -288,13 +253,8 @@ class ParquetFile(TextFile):
 
     def places(self) -> Iterator[int]:
         """See `TextFile.places`."""
-        skipped = iter([*self.empty, -1] if self.skip_empty else [-1])
-        following, row = next(skipped), 0
-        for _ in range(self.n_items):
-            while row == following:
-                following, row = next(skipped), row + 1
-            yield row
-            row += 1
+        skipped = set(self.empty if self.skip_empty else ())
+        return itertools.islice((row for row in itertools.count() if row not in skipped), self.n_items)
 
     def ids(self, column: str) -> Iterator[np.ndarray]:
         """See `TextFile.ids`."""

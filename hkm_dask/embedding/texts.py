@@ -25,23 +25,8 @@ STAGE = "index"
 class Texts:
     """Texts of one or several files, one file after the other; a source for `hkm_dask.embedding.embed.embed`.
 
-    Parameters
-    ----------
-    files : sequence of TextFile
-        At least one.
-    name : str
-        What to call them.
-    ids : callable or None
-        Gives the ids of all in pieces.
-    known_by : str, optional
-        What the ids are taken from.
-
-    Attributes
-    ----------
-    fingerprint : str
-        Of the content of all files, of what is taken from them, and of what they are known by.
-    columns : dict
-        Empty: nothing else is known of them.
+    The fingerprint is of the content of all files, of what is taken from them, and of `known_by`, which tells what the
+    ids are taken from.
     """
 
     columns = NO_COLUMNS
@@ -57,22 +42,7 @@ class Texts:
         return int(self._offsets[-1])
 
     def read(self, first: int, last: int) -> list[str]:
-        """Read the texts from `first` up to `last`.
-
-        Parameters
-        ----------
-        first, last : int
-            ``0 <= first <= last <= len(self)``.
-
-        Returns
-        -------
-        list of str
-
-        Raises
-        ------
-        InputError
-            When one is no text, naming its place.
-        """
+        """Read the texts from `first` up to `last`; an `InputError` names the place of one that is none."""
         parts = layout.spans(self._offsets, first, last)
         return [text for number, start, stop in parts for text in self.files[number].read(start, stop)]
 
@@ -117,17 +87,16 @@ def open_texts(
     (2, ['another'])
     """
     root = Path(path).absolute()
-    paths, kind = _find(root), ""
+    paths = _find(root)
     files: list[TextFile] = []
     for done, file_path in enumerate(paths, start=1):
-        kind = file_path.suffix.lower()
-        files.append(_open_file(file_path, kind, column, ids, skip_empty))
+        files.append(_open_file(file_path, column, ids, skip_empty))
         emit("progress", stage=STAGE, done=done, total=len(paths))
     empty = [(file, place) for file in files for place in file.empty]
     if empty and not skip_empty:
         file, place = empty[0]
         raise InputError(
-            f"n_empty_texts={len(empty)} should be 0, the first is {_name(file.path, kind, place)}; mend them, or "
+            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; mend them, or "
             "leave them out with skip_empty (--skip-empty)"
         )
     if empty:
@@ -143,33 +112,25 @@ def _find(root: Path) -> list[Path]:
         return [root]
     if not root.is_dir():
         raise InputError(f"input={root} does not exist; check the path")
-    by_suffix = {
-        suffix: sorted(
-            (p for p in root.iterdir() if p.suffix.lower() == suffix and not p.name.startswith(".") and p.is_file()),
-            key=natural_key,
-        )
-        for suffix in SUFFIXES
-    }
-    held = [suffix for suffix, paths in by_suffix.items() if paths]
+    paths = [p for p in root.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith(".") and p.is_file()]
+    held = [suffix for suffix in SUFFIXES if any(path.suffix.lower() == suffix for path in paths)]
     if len(held) != 1:
         kinds = "several kinds: " + ", ".join(held) if held else "none"
         raise InputError(
             f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; sort it"
         )
-    return by_suffix[held[0]]
+    return sorted(paths, key=natural_key)
 
 
-def _open_file(path: Path, kind: str, column: str | None, ids: str | None, skip_empty: bool) -> TextFile:
-    if kind == ".parquet":
+def _open_file(path: Path, column: str | None, ids: str | None, skip_empty: bool) -> TextFile:
+    if path.suffix.lower() == ".parquet":
         return ParquetFile(path, column, ids, skip_empty)
-    if kind == ".txt":
-        for option, value in (("column", column), ("ids", ids)):
-            if value is not None:
-                raise InputError(
-                    f"{option}={value!r} names nothing in {path}, a .txt file has no columns; leave it out"
-                )
-        return LineFile(path, None, skip_empty)
-    return LineFile(path, column or COLUMN, skip_empty)
+    if path.suffix.lower() == ".jsonl":
+        return LineFile(path, column or COLUMN, skip_empty)
+    for option, value in (("column", column), ("ids", ids)):
+        if value is not None:
+            raise InputError(f"{option}={value!r} names nothing in {path}, a .txt file has no columns; leave it out")
+    return LineFile(path, None, skip_empty)
 
 
 def _ids(files: Sequence[TextFile], root: Path, column: str | None, *, skipped: bool) -> Pieces | None:
@@ -183,7 +144,3 @@ def _ids(files: Sequence[TextFile], root: Path, column: str | None, *, skipped: 
 def _pieces(values: Iterator[Any], dtype: Any) -> Iterator[np.ndarray]:
     while piece := list(itertools.islice(values, PIECE)):
         yield np.array(piece, dtype=dtype)
-
-
-def _name(path: Path, kind: str, place: int) -> str:
-    return f"{'row' if kind == '.parquet' else 'line'} {place} of {path}"

@@ -93,7 +93,7 @@ def test_embeddings_equal_those_made_elsewhere(encoder: TextEncoder, real_data: 
 
 
 def test_folders_that_are_no_such_model_are_refused(tmp_path: Path, model: Path) -> None:
-    with pytest.raises(InputError, match=r"should be a model folder with a config\.json"):
+    with pytest.raises(InputError, match=r"has no config\.json; give the folder"):
         text_encoder(tmp_path)
     with pytest.raises(InputError, match="batch_size=0 should be at least 1"):
         text_encoder(model, batch_size=0)
