@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -256,12 +256,10 @@ def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
         pool_writer.write_column(wip, layout.IDS, source.ids(), shape[0])
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
-    try:
+    with suppress(StoreError):  # not made yet
         array = open_array(wip / layout.EMBEDDINGS)
         if array.spec.shape == shape and array.spec.plain:
             return array
-    except StoreError:
-        pass  # not made yet
     return pool_writer.create_embeddings(wip, shape, dtype, plan["chunk_rows"])
 
 

@@ -289,10 +289,8 @@ def _wrong_settings(
     bounds: tuple[float, float, float, float] | None,
     max_missing: float,
 ) -> list[str]:
-    problems = []
-    for name, value in (("size", size), ("step", step)):
-        if value is not None and value < 1:
-            problems.append(f"{name}={value} should be at least 1; give it in pixels")
+    sides = [("size", size)] if step is None else [("size", size), ("step", step)]
+    problems = [f"{name}={side} should be at least 1; give it in pixels" for name, side in sides if side < 1]
     if bands is not None and (len(bands) not in (1, 3) or min(bands) < 1):
         problems.append(f"bands={tuple(bands)} should be one or three numbers from 1; choose red, green and blue")
     if value_range is not None and not value_range[0] < value_range[1]:
