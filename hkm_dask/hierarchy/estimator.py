@@ -209,13 +209,7 @@ class HierarchicalKMeans(Clusterer):
         return self._labels(X, centroids, np.stack(paths, axis=1))
 
     def sample(
-        self,
-        size: int,
-        *,
-        strategy: str = "hierarchical",
-        within: str = "random",
-        multiplier: int = 1,
-        seed: int = 0,
+        self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0
     ) -> NDArray[np.int64]:
         """Draw a balanced subset of the rows of the fit.
 
