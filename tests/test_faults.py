@@ -146,9 +146,9 @@ def arrays(path: Path) -> dict[str, np.ndarray]:
     return {name: array[...] for name, array in members if isinstance(array, zarr.Array)}
 
 
-def assert_same(found: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
-    assert set(found) == set(expected)
-    for name, values in found.items():
+def assert_same(actual: dict[str, np.ndarray], expected: dict[str, np.ndarray]) -> None:
+    assert set(actual) == set(expected)
+    for name, values in actual.items():
         assert values.tobytes() == expected[name].tobytes(), name
 
 

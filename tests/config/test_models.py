@@ -125,8 +125,8 @@ def test_settings_of_a_level_are_checked(name: str, value: object, rule: str) ->
     ],
 )
 def test_settings_of_the_run_are_checked(settings: dict[str, object], line: str) -> None:
-    (found,) = problems_of(**settings, levels=[{"n_clusters": 5}])
-    assert found.startswith(line)
+    (problem,) = problems_of(**settings, levels=[{"n_clusters": 5}])
+    assert problem.startswith(line)
 
 
 @pytest.mark.parametrize("levels", [[], (), None, 5, "2000,400", {"n_clusters": 5}])
@@ -261,8 +261,8 @@ def test_overrides_replace_what_the_file_says(tmp_path: Path) -> None:
 def test_wrong_overrides_are_refused(override: str, line: str) -> None:
     with pytest.raises(InputError) as caught:
         Config.from_flags([100], overrides=[override])
-    (found,) = caught.value.problems
-    assert found.startswith(line)
+    (problem,) = caught.value.problems
+    assert problem.startswith(line)
 
 
 def test_flags_give_one_value_to_all_levels_or_one_to_each() -> None:

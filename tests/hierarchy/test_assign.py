@@ -52,40 +52,40 @@ def make_arrays(folder: Path, n: int, chunk_rows: int) -> None:
 def test_labels_are_the_nearest_centroids(tmp_path: Path, n_threads: int, chunk_rows: int) -> None:
     rows, centroids = data()
     make_arrays(tmp_path, 500, chunk_rows)
-    found = run(level_of(ArrayRows(rows), 500, 17, chunk_rows), centroids, n_threads, folder=tmp_path)
+    assigned = run(level_of(ArrayRows(rows), 500, 17, chunk_rows), centroids, n_threads, folder=tmp_path)
     labels, distances = brute_force(rows, centroids)
     assert open_array(tmp_path / "labels").read(0, 500).tolist() == labels.tolist()
     assert open_array(tmp_path / "distances").read(0, 500).tolist() == distances.astype("f4").tolist()
-    assert found.counts.tolist() == np.bincount(labels, minlength=17).tolist()
-    assert found.chosen is None
+    assert assigned.counts.tolist() == np.bincount(labels, minlength=17).tolist()
+    assert assigned.chosen is None
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
 @pytest.mark.parametrize("r", [1, 3, 1000])
 def test_the_closest_members_are_chosen_ties_to_the_lowest_row(r: int, n_threads: int) -> None:
     rows, centroids = data()
-    found = run(level_of(ArrayRows(rows), 500, 17), centroids, n_threads, r=r)
+    assigned = run(level_of(ArrayRows(rows), 500, 17), centroids, n_threads, r=r)
     labels, distances = brute_force(rows, centroids)
     expected = [
         row
         for c in range(17)
         for row in sorted(np.flatnonzero(labels == c).tolist(), key=lambda i: (distances[i], i))[:r]
     ]
-    assert found.chosen is not None
-    assert found.chosen.rows.tolist() == sorted(expected)
+    assert assigned.chosen is not None
+    assert assigned.chosen.rows.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
 def test_random_members_are_those_with_the_smallest_keys(n_threads: int) -> None:
     rows, centroids = data()
-    found = run(level_of(ArrayRows(rows), 500, 17), centroids, n_threads, r=4, random_key=99)
+    assigned = run(level_of(ArrayRows(rows), 500, 17), centroids, n_threads, r=4, random_key=99)
     labels, _ = brute_force(rows, centroids)
     keys = random_uniform(99, np.arange(500))
     expected = [
         row for c in range(17) for row in sorted(np.flatnonzero(labels == c).tolist(), key=keys.__getitem__)[:4]
     ]
-    assert found.chosen is not None
-    assert found.chosen.rows.tolist() == sorted(expected)
+    assert assigned.chosen is not None
+    assert assigned.chosen.rows.tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 30, 128])
@@ -97,7 +97,7 @@ def test_rows_a_subset_leaves_out_are_told_apart(tmp_path: Path, chunk_rows: int
     index = index[(index >= 40) & ((index < 200) | (index > 300))]
     make_arrays(tmp_path, 500, chunk_rows)
     level = level_of(SubsetRows(ArrayRows(rows), index), 500, 17, chunk_rows)
-    found = run(level, centroids, folder=tmp_path)
+    assigned = run(level, centroids, folder=tmp_path)
     labels, distances = brute_force(rows[index], centroids)
     expected = np.full(500, -1)
     expected[index] = labels
@@ -105,13 +105,13 @@ def test_rows_a_subset_leaves_out_are_told_apart(tmp_path: Path, chunk_rows: int
     stored = open_array(tmp_path / "distances").read(0, 500)
     assert stored[index].tolist() == distances.astype("f4").tolist()
     assert np.isnan(np.delete(stored, index)).all()
-    assert found.counts.sum() == len(index)
+    assert assigned.counts.sum() == len(index)
     open_array(tmp_path / "labels").check()
 
 
 def test_centroids_that_are_none_are_never_found() -> None:
     rows, centroids = data()
     centroids[[0, 5, 16]] = np.nan
-    found = run(level_of(ArrayRows(rows), 500, 17), centroids, r=2)
-    assert found.counts[[0, 5, 16]].tolist() == [0, 0, 0]
-    assert found.counts.sum() == 500
+    assigned = run(level_of(ArrayRows(rows), 500, 17), centroids, r=2)
+    assert assigned.counts[[0, 5, 16]].tolist() == [0, 0, 0]
+    assert assigned.counts.sum() == 500

@@ -72,9 +72,9 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     real = build.fit
 
     def fit(rows: Rows, settings: Settings, **options: Any) -> Fit:
-        found = real(rows, settings, **options)
-        recorded.append(Step(rows.read(0, rows.n_rows).astype("f4"), settings, found.centroids))
-        return found
+        outcome = real(rows, settings, **options)
+        recorded.append(Step(rows.read(0, rows.n_rows).astype("f4"), settings, outcome.centroids))
+        return outcome
 
     monkeypatch.setattr(build, "fit", fit)
     return recorded
@@ -96,7 +96,7 @@ def check_against_plain_numpy(
     path: Path, rows: np.ndarray, config: Config, steps: list[Step], index: np.ndarray | None = None
 ) -> None:
     """Follow Algorithm 1 with the outcome of every k-means taken as given, and compare what is stored."""
-    found = arrays(path)
+    contents = arrays(path)
     n_total = len(rows)
     where = np.arange(n_total) if index is None else index
     leaves = np.ones(n_total, np.int64)
@@ -112,7 +112,7 @@ def check_against_plain_numpy(
             np.testing.assert_array_equal(after.rows, rows[where][closest(labels, distances, r, k)])
         assert len({step.settings.key for step in own}) == len(own)
 
-        stored = {name.split("/")[1]: values for name, values in found.items() if name.startswith(f"level_{t}/")}
+        stored = {name.split("/")[1]: values for name, values in contents.items() if name.startswith(f"level_{t}/")}
         np.testing.assert_array_equal(stored["centroids"], own[-1].centroids)
         labels, distances = brute_force(rows[where], stored["centroids"])
         expected = np.full(n_total, -1)
@@ -222,17 +222,17 @@ def test_parts_of_a_split_cluster_share_its_rows(tmp_path: Path, steps: list[Ste
                    if event.kind == "splitting" else None):  # fmt: skip
         tree = build_hierarchy(rows, tmp_path / "tree.zarr", config)
     assert (told[0], told[-1], told) == ((0, 10), (10, 10), sorted(told))
-    found = arrays(tmp_path / "tree.zarr")
+    contents = arrays(tmp_path / "tree.zarr")
     coarse, _ = brute_force(rows, steps[1].centroids)
-    centroids = found["level_1/centroids"]
+    centroids = contents["level_1/centroids"]
     assert centroids.shape == (40, 4)
-    for row, label in enumerate(found["level_1/labels"].tolist()):
+    for row, label in enumerate(contents["level_1/labels"].tolist()):
         own = np.arange(4 * coarse[row], 4 * coarse[row] + 4)
         nearest, squared = brute_force(rows[row : row + 1], centroids[own])
         assert label == own[nearest[0]]
-        assert found["level_1/distances"][row] == np.float32(squared[0])
-    sizes = np.bincount(found["level_1/labels"], minlength=40)
-    assert found["level_1/sizes"].tolist() == sizes.tolist()
+        assert contents["level_1/distances"][row] == np.float32(squared[0])
+    sizes = np.bincount(contents["level_1/labels"], minlength=40)
+    assert contents["level_1/sizes"].tolist() == sizes.tolist()
     assert (np.isnan(centroids[:, 0]) == (sizes == 0)).all()
     assert tree["level_2/leaf_sizes"].values.sum() == 400
     assert tree["level_2/labels"].shape == (40,)
@@ -353,7 +353,7 @@ def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
         (400, 20, 4, 1, 10),
         (20, 5, 4, 1, 2),
     ]
-    found = arrays(tmp_path / "tree.zarr")
+    contents = arrays(tmp_path / "tree.zarr")
     for t in (1, 2):
         for step in (0, 1):
             inertia = [
@@ -361,8 +361,8 @@ def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
                 for e in events
                 if (e.kind, e.fields.get("level"), e.fields.get("step")) == ("iteration", t, step)
             ]
-            assert found[f"level_{t}/inertia"][step, : len(inertia)].tolist() == inertia
-            assert np.isnan(found[f"level_{t}/inertia"][step, len(inertia) :]).all()
+            assert contents[f"level_{t}/inertia"][step, : len(inertia)].tolist() == inertia
+            assert np.isnan(contents[f"level_{t}/inertia"][step, len(inertia) :]).all()
 
 
 # --- what is there already --------------------------------------------------------------------------------------------

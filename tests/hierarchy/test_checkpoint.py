@@ -52,10 +52,10 @@ def test_centroids_of_two_steps_are_held_and_no_more(tmp_path: Path) -> None:
     for step in range(n_steps):
         checkpoints.finish(1, step, Fit(np.full((1 << 10, 256), step, np.float32), np.ones(3), 0, 1.0))
     tracemalloc.start()
-    found = checkpoints.finished(1)
+    history = checkpoints.finished(1)
     held, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    assert len(found) == n_steps
+    assert len(history) == n_steps
     assert held < 2.5 * mib
     assert peak < 4.5 * mib  # the two before, the one being read, and its copy
 
@@ -66,17 +66,17 @@ def test_an_iteration_comes_back_with_its_history(tmp_path: Path) -> None:
     for inertia in (9.0, 7.0, 6.5):
         checkpoints.iteration(1, 0, moved(inertia, n_relocated=3))
     again = Checkpoints(tmp_path, every=0)
-    found = again.interrupted(1, 0)
-    assert found is not None
-    assert (found.inertia, found.relocated) == ((9.0, 7.0, 6.5), 3)
-    assert (found.centroids == 6.5).all()
+    progress = again.interrupted(1, 0)
+    assert progress is not None
+    assert (progress.inertia, progress.relocated) == ((9.0, 7.0, 6.5), 3)
+    assert (progress.centroids == 6.5).all()
     assert again.interrupted(1, 1) is None
     # What comes after is added to what was, and is gone with the step.
     assert again.interrupted(1, 0) is not None
     again.iteration(1, 0, moved(6.0))
-    found = Checkpoints(tmp_path).interrupted(1, 0)
-    assert found is not None
-    assert found.inertia == (9.0, 7.0, 6.5, 6.0)
+    progress = Checkpoints(tmp_path).interrupted(1, 0)
+    assert progress is not None
+    assert progress.inertia == (9.0, 7.0, 6.5, 6.0)
     again.finish(1, 0, fit(0))
     assert Checkpoints(tmp_path).interrupted(1, 0) is None
 
@@ -86,9 +86,9 @@ def test_the_last_iteration_is_not_kept_or_one_more_would_follow(tmp_path: Path)
     checkpoints.interrupted(1, 0)
     checkpoints.iteration(1, 0, moved(9.0))
     checkpoints.iteration(1, 0, moved(8.0, last=True))
-    found = Checkpoints(tmp_path).interrupted(1, 0)
-    assert found is not None
-    assert found.inertia == (9.0,)
+    progress = Checkpoints(tmp_path).interrupted(1, 0)
+    assert progress is not None
+    assert progress.inertia == (9.0,)
 
 
 def test_written_now_and_then_only(tmp_path: Path) -> None:

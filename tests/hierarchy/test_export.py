@@ -71,9 +71,9 @@ def expected() -> dict[str, list[Any]]:
 
 def test_npy_has_the_row_numbers(tree: Path, tmp_path: Path) -> None:
     out = write_subset(tmp_path / "out.npy", ROWS, tree)
-    found = np.load(out, allow_pickle=False)
-    assert found.dtype == np.int64
-    assert found.tolist() == ROWS.tolist()
+    numbers = np.load(out, allow_pickle=False)
+    assert numbers.dtype == np.int64
+    assert numbers.tolist() == ROWS.tolist()
 
 
 def test_parquet_has_rows_ids_labels_and_distances(tree: Path, tmp_path: Path) -> None:
@@ -84,11 +84,11 @@ def test_parquet_has_rows_ids_labels_and_distances(tree: Path, tmp_path: Path) -
 
 def test_csv_has_the_same_columns(tree: Path, tmp_path: Path) -> None:
     with write_subset(tmp_path / "out.csv", ROWS, tree).open(newline="", encoding="utf-8") as file:
-        found = list(csv.DictReader(file))
+        records = list(csv.DictReader(file))
     wanted = expected()
-    assert list(found[0]) == list(wanted)
+    assert list(records[0]) == list(wanted)
     for name, values in wanted.items():
-        assert [type(values[0])(row[name]) for row in found] == values
+        assert [type(values[0])(row[name]) for row in records] == values
 
 
 def test_txt_has_one_id_per_line(tree: Path, tmp_path: Path) -> None:

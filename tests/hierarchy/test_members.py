@@ -13,13 +13,13 @@ ROWS = st.lists(st.tuples(st.integers(-1, 4), st.sampled_from([0.0, 0.5, 1.0, 3.
 def test_membership_is_what_the_labels_say(rows: list[tuple[int, float]], n_clusters: int) -> None:
     labels = np.array([label for label, _ in rows], np.int32)
     distances = np.array([distance for _, distance in rows], np.float32)
-    indptr, found = group_by_label(labels, distances, n_clusters)
+    indptr, grouped = group_by_label(labels, distances, n_clusters)
     expected = [[i for i, (label, _) in enumerate(rows) if label == c] for c in range(n_clusters)]
     for c, group in enumerate(expected):
         group.sort(key=lambda i: (rows[i][1], i))
-        assert found[indptr[c] : indptr[c + 1]].tolist() == group
-    assert (indptr[0], indptr[-1], len(indptr)) == (0, len(found), n_clusters + 1)
-    assert (indptr.dtype, found.dtype) == (np.int64, np.int64)
+        assert grouped[indptr[c] : indptr[c + 1]].tolist() == group
+    assert (indptr[0], indptr[-1], len(indptr)) == (0, len(grouped), n_clusters + 1)
+    assert (indptr.dtype, grouped.dtype) == (np.int64, np.int64)
 
 
 def test_any_number_of_threads_groups_alike(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -31,10 +31,10 @@ def test_any_number_of_threads_groups_alike(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(members, "_ROWS_FOR_THREADS", 0)
     for n in (1, 2, 3, 8):
         monkeypatch.setattr(members.os, "sched_getaffinity", lambda pid, n=n: set(range(n)))
-        for found, wanted in zip(group_by_label(labels, distances, 50), expected, strict=True):
-            np.testing.assert_array_equal(found, wanted)
+        for actual, wanted in zip(group_by_label(labels, distances, 50), expected, strict=True):
+            np.testing.assert_array_equal(actual, wanted)
 
 
 def test_rows_left_out_may_have_any_distance() -> None:
-    indptr, found = group_by_label(np.int32([-1, 0]), np.float32([np.nan, 1]), 1)
-    assert (indptr.tolist(), found.tolist()) == ([0, 1], [1])
+    indptr, grouped = group_by_label(np.int32([-1, 0]), np.float32([np.nan, 1]), 1)
+    assert (indptr.tolist(), grouped.tolist()) == ([0, 1], [1])

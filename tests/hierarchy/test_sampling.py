@@ -20,11 +20,11 @@ RandomTree = Callable[[int], xr.DataTree]
 def check_shares(shares: np.ndarray, capacities: np.ndarray, total: int) -> None:
     """Brute force over all n: the largest with Σ min(n, s) ≤ total, and one more for some of those that have more."""
     n = max(n for n in range(int(capacities.max(initial=0)) + 1) if np.minimum(n, capacities).sum() <= total)
-    more = shares - np.minimum(n, capacities)
+    extra = shares - np.minimum(n, capacities)
     assert shares.sum() == total
-    assert set(more.tolist()) <= {0, 1}
+    assert set(extra.tolist()) <= {0, 1}
     assert (shares <= capacities).all()
-    assert (more[capacities <= n] == 0).all()
+    assert (extra[capacities <= n] == 0).all()
 
 
 @st.composite
@@ -56,8 +56,8 @@ def test_shares_are_those_of_brute_force_over_all_n(family: tuple[list[list[int]
     ],
 )
 def test_shares_worked_out_by_hand(capacities: list[int], total: int, expected: list[int]) -> None:
-    found = fill_targets(np.array(capacities), np.array([0, len(capacities)]), np.array([total]), key=0)
-    assert found.tolist() == expected
+    targets = fill_targets(np.array(capacities), np.array([0, len(capacities)]), np.array([total]), key=0)
+    assert targets.tolist() == expected
 
 
 def test_what_is_left_over_goes_to_every_able_child_equally_often() -> None:
@@ -75,8 +75,8 @@ def test_what_is_left_over_goes_to_every_able_child_equally_often() -> None:
 def test_numbers_of_a_billion_samples_are_not_cut_short() -> None:
     capacities = np.array([10**9, 2**40, 2**31 + 5, 3])
     total = 3 * 10**9 + 3
-    found = fill_targets(capacities, np.array([0, 4]), np.array([total]), key=0)
-    assert found.tolist() == [10**9, 10**9, 10**9, 3]
+    targets = fill_targets(capacities, np.array([0, 4]), np.array([total]), key=0)
+    assert targets.tolist() == [10**9, 10**9, 10**9, 3]
 
 
 # --- from the top of the tree downward --------------------------------------------------------------------------------
@@ -126,8 +126,8 @@ def test_targets_worked_out_by_hand(make_tree: MakeTree) -> None:
         (5, {(1, 1, 1, 2), (1, 1, 0, 3), (1, 0, 1, 3), (0, 1, 1, 3)}),
     ]
     for size, expected in cases:
-        found = {tuple(hierarchical_targets(*arguments, size, seed=seed).tolist()) for seed in range(40)}
-        assert found == expected
+        outcomes = {tuple(hierarchical_targets(*arguments, size, seed=seed).tolist()) for seed in range(40)}
+        assert outcomes == expected
 
 
 def test_a_cluster_without_leaves_gives_nothing(make_tree: MakeTree) -> None:

@@ -151,8 +151,8 @@ def test_label_chunks_hold_whole_chunks_of_rows(n_rows: int) -> None:
     rows = ArrayRows(np.broadcast_to(np.float16(0), (n_rows, 1)))
     for chunk_rows in (1, 37, 5000):
         rows.chunk_rows = min(chunk_rows, n_rows)
-        found = label_chunk_rows(rows)
-        assert found % rows.chunk_rows == 0
-        assert 1 <= found <= max(2**20, rows.chunk_rows)
+        label_rows = label_chunk_rows(rows)
+        assert label_rows % rows.chunk_rows == 0
+        assert 1 <= label_rows <= max(2**20, rows.chunk_rows)
         # So many that every core has some to write, or as many as there are chunks.
-        assert -(-n_rows // found) >= min(64, -(-n_rows // max(4096, 2 * rows.chunk_rows)))
+        assert -(-n_rows // label_rows) >= min(64, -(-n_rows // max(4096, 2 * rows.chunk_rows)))

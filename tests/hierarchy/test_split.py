@@ -45,19 +45,19 @@ def split(rows: Rows, runner: Runner) -> tuple[Split, np.ndarray]:
 
 def test_every_row_gets_the_nearest_part_of_its_cluster(table: NpyRows) -> None:
     with Runner(n_threads=2) as runner:
-        found, labels = split(table, runner)
-    rows, parts = table.read(0, N).astype("f8"), found.centroids.reshape(K, N_SPLITS, -1).astype("f8")
+        outcome, labels = split(table, runner)
+    rows, parts = table.read(0, N).astype("f8"), outcome.centroids.reshape(K, N_SPLITS, -1).astype("f8")
     squared = np.square(rows[:, None] - parts[labels]).sum(axis=2)
-    np.testing.assert_array_equal(found.labels, labels * N_SPLITS + np.nanargmin(squared, axis=1))
-    np.testing.assert_allclose(found.distances, np.nanmin(squared, axis=1), rtol=1e-6)
+    np.testing.assert_array_equal(outcome.labels, labels * N_SPLITS + np.nanargmin(squared, axis=1))
+    np.testing.assert_allclose(outcome.distances, np.nanmin(squared, axis=1), rtol=1e-6)
 
 
 def test_threads_and_workers_give_the_same_bits(table: NpyRows, workers: Runner) -> None:
     with Runner(n_threads=2) as runner:
         expected, _ = split(table, runner)
-    found, _ = split(table, workers)
+    outcome, _ = split(table, workers)
     for name in ("centroids", "labels", "distances"):
-        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
+        assert getattr(outcome, name).tobytes() == getattr(expected, name).tobytes()
 
 
 def test_no_row_numbers_travel_with_the_tasks(table: NpyRows, workers: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +94,7 @@ def test_splitting_leaves_no_file_whatever_happens(table: NpyRows, tmp_path: Pat
 
 def test_rows_in_memory_are_split_as_those_of_a_file(table: NpyRows) -> None:
     with Runner(n_threads=1) as runner:
-        found, _ = split(ArrayRows(table.read(0, N)), runner)
+        outcome, _ = split(ArrayRows(table.read(0, N)), runner)
         expected, _ = split(table, runner)
-    assert found.centroids.tobytes() == expected.centroids.tobytes()
-    assert found.inertia == expected.inertia
+    assert outcome.centroids.tobytes() == expected.centroids.tobytes()
+    assert outcome.inertia == expected.inertia

@@ -19,12 +19,12 @@ KS = (12, 5, 3)
 
 def labels_at(tree: xr.DataTree, level: int) -> list[int]:
     """The cluster of every sample at a level, one sample at a time."""
-    found = []
+    labels = []
     for label in tree["level_1/labels"].values.tolist():
         for t in range(2, level + 1):
             label = tree[f"level_{t}/labels"].values.tolist()[label] if label >= 0 else -1
-        found.append(label)
-    return found
+        labels.append(label)
+    return labels
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def test_labels_at_every_level(random_tree: RandomTree, seed: int) -> None:
     tree = random_tree(seed)
     assert (tree.hkm.n_levels, tree.hkm.n_clusters) == (3, KS)
     for level in (1, 2, 3):
-        found = tree.hkm.labels(level)
-        assert (found.dims, found.dtype, found.attrs) == (("sample",), np.int32, {"missing": -1})
-        assert found.values.tolist() == labels_at(tree, level)
+        labels = tree.hkm.labels(level)
+        assert (labels.dims, labels.dtype, labels.attrs) == (("sample",), np.int32, {"missing": -1})
+        assert labels.values.tolist() == labels_at(tree, level)
 
 
 def test_ancestors_of_no_cluster_are_none_and_arrays_are_read_once(random_tree: RandomTree) -> None:
@@ -103,16 +103,16 @@ def test_nearest_samples_are_shared_out_over_the_children(random_tree: RandomTre
     tree = random_tree(4)
     for level, k in enumerate(KS, 1):
         for cluster in range(k):
-            found = tree.hkm.nearest_samples(level, cluster, n)
+            samples = tree.hkm.nearest_samples(level, cluster, n)
             members = tree.hkm.members(level, cluster)
-            assert len(found) == len(set(found.tolist())) == min(n, len(members))
-            assert np.isin(found, members).all()
+            assert len(samples) == len(set(samples.tolist())) == min(n, len(members))
+            assert np.isin(samples, members).all()
             if level == 1:
-                assert found.tolist() == members[:n].tolist()
+                assert samples.tolist() == members[:n].tolist()
                 continue
             below = np.array(labels_at(tree, level - 1))
             children = tree.hkm.children(level, cluster)
-            shares = [int((below[found] == child).sum()) for child in children]
+            shares = [int((below[samples] == child).sum()) for child in children]
             room = [
                 size > share
                 for size, share in zip(tree[f"level_{level - 1}/leaf_sizes"].values[children], shares, strict=True)

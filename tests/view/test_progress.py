@@ -18,15 +18,15 @@ LEVELS = [
 
 
 def one_step(level: int = 1, step: int = 0, n_iter: int = 3) -> list[tuple[str, dict[str, Any]]]:
-    here = {"level": level, "step": step}
+    of_step = {"level": level, "step": step}
     n, k = LEVELS[level - 1]["n"], LEVELS[level - 1]["k"]
-    iterations = [{**here, "iteration": i, "inertia": 100.0 / i, "max_iter": 50} for i in range(1, n_iter + 1)]
+    iterations = [{**of_step, "iteration": i, "inertia": 100.0 / i, "max_iter": 50} for i in range(1, n_iter + 1)]
     return [
-        ("step_started", {**here, "n": n, "k": k, "max_iter": 50}),
-        ("seeding", {**here, "n_centers": 1500, "target": 6000}),
+        ("step_started", {**of_step, "n": n, "k": k, "max_iter": 50}),
+        ("seeding", {**of_step, "n_centers": 1500, "target": 6000}),
         *(("iteration", fields) for fields in iterations),
-        ("step_finished", {**here, "inertia": 100.0 / n_iter, "n_iter": n_iter, "seconds": 1.0}),
-        ("assigned", here),
+        ("step_finished", {**of_step, "inertia": 100.0 / n_iter, "n_iter": n_iter, "seconds": 1.0}),
+        ("assigned", of_step),
     ]
 
 
@@ -131,10 +131,10 @@ def test_splitting_counts_clusters_and_tells_the_time_left() -> None:
 
 
 def test_an_inertia_that_rises_or_is_zero_is_shown_as_it_is() -> None:
-    here = {"level": 1, "step": 0, "max_iter": 50}
+    of_step = {"level": 1, "step": 0, "max_iter": 50}
     events = [("level_started", {"level": 1, "n": 9, "k": 3, "m": 0}), *one_step()[:1]]
     for iteration, inertia in enumerate((4.0, 5.0, 0.0, 0.0), start=1):
-        events.append(("iteration", {**here, "iteration": iteration, "inertia": inertia}))
+        events.append(("iteration", {**of_step, "iteration": iteration, "inertia": inertia}))
     assert played(events[:4]).parts(9.0)[1].endswith("inertia 5 (+25 %)")
     assert played(events[:5]).parts(9.0)[1].endswith("inertia 0 (-1e+02 %)")
     assert played(events).parts(9.0)[1].endswith("inertia 0")

@@ -25,18 +25,18 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
         fields = {"level": number, "n": level["n"], "k": level["k"], "m": level["m"]}
         yield Event("level_started", fields, now)
         for step, cost in enumerate(steps_of(level)):
-            pace, here = cost.iteration_units * SECONDS_PER_UNIT, {"level": number, "step": step}
+            pace, of_step = cost.iteration_units * SECONDS_PER_UNIT, {"level": number, "step": step}
             yield Event("step_started", {**fields, "step": step, "max_iter": level["max_iter"]}, now)
             for share_seeded in (1, 2, 3):
                 now += pace * seeding / 3
-                yield Event("seeding", {**here, "n_centers": share_seeded, "target": 3}, now)
+                yield Event("seeding", {**of_step, "n_centers": share_seeded, "target": 3}, now)
             n_iter = round(share * level["max_iter"])
             for iteration in range(1, n_iter + 1):
                 now += pace
-                yield Event("iteration", {**here, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
-            yield Event("step_finished", {**here, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
+                yield Event("iteration", {**of_step, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
+            yield Event("step_finished", {**of_step, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
             now += cost.assign_units * SECONDS_PER_UNIT
-            yield Event("assigned", here, now)
+            yield Event("assigned", of_step, now)
         split = splitting_of(level)
         for done in range(5) if split is not None else ():
             yield Event("splitting", {"level": number, "done": done, "total": 4}, now)
@@ -181,6 +181,6 @@ def test_splitting_that_is_slower_than_the_kmeans_is_told_from_its_own_pace() ->
         now = event.time
     for done in range(3):
         left.update(Event("splitting", {"level": 1, "done": done, "total": 10}, now + 1000 * done))
-    found = left.at(now + 2000)
-    assert found is not None
-    assert found.expected == pytest.approx(8000)
+    estimate = left.at(now + 2000)
+    assert estimate is not None
+    assert estimate.expected == pytest.approx(8000)
