@@ -18,7 +18,6 @@ from hkm_dask.kmeans.search.cuda import CudaIndex
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
 
-SOURCE = Path(cuda_kernels.__file__).with_name("kernels.cu")
 #: What CuPy adds to the options of every kernel it compiles.
 CUPYS_OPTION = "-ftz=true"
 
@@ -41,8 +40,10 @@ def test_the_kernels_compile_and_spill_nothing(
 ) -> None:
     command = ["nvcc", "-std=c++17", CUPYS_OPTION, f"-arch={architecture}", f"-DSTAGES={n_stages}", *options]
     command += ["-Werror", "all-warnings", "-Xptxas", "-v", "-cubin", "--keep", "--keep-dir", str(tmp_path)]
+    source = tmp_path / "kernels.cu"
+    source.write_text(cuda_kernels.source(), encoding="utf-8")
     done = subprocess.run(
-        [*command, "-o", str(tmp_path / "kernels.cubin"), str(SOURCE)], capture_output=True, text=True
+        [*command, "-o", str(tmp_path / "kernels.cubin"), str(source)], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr
     spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
@@ -63,7 +64,8 @@ def _runtime_compiler() -> str | None:
 @pytest.mark.parametrize("options", [[], [b"-DHALF_ROWS"]], ids=["float32", "float16"])
 def test_the_kernels_compile_at_run_time(options: list[bytes]) -> None:
     nvrtc, program = ctypes.CDLL(_runtime_compiler()), ctypes.c_void_p()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), SOURCE.read_bytes(), b"kernels.cu", 0, None, None) == 0
+    source = cuda_kernels.source().encode()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
     flags = [b"--gpu-architecture=sm_90", b"--std=c++17", *options, CUPYS_OPTION.encode()]
     failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
     assert not failed, _text(nvrtc, "ProgramLog", program)

@@ -1,6 +1,6 @@
 """The inner loops of the GPU path: `cpu_kernels` for arrays on the device, with the same names, arguments and bits.
 
-The kernels themselves are CUDA C++, in `kernels.cu`; CuPy compiles them on first use and keeps them on disk.
+The kernels themselves are CUDA C++, in the files `FILES`; CuPy compiles them on first use and keeps them on disk.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ import numpy as np
 from hkm_dask.compute.backend import device_attribute
 from hkm_dask.errors import ComputeError
 
+#: The source, in the order of its parts.
+FILES = ("distances.cu", "operands.cu", "search.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
 #: Entries a block of `add_entries` walks over, and its threads.
 _RUN, _RUN_THREADS = 64, 128
-
-
 #: Bytes of a stage of the fused search, and stages beyond which more would not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
 #: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
@@ -32,6 +32,12 @@ def n_stages() -> int:
     return min(_MOST_STAGES, device_attribute("MaxSharedMemoryPerBlockOptin") // STAGE_BYTES)
 
 
+def source() -> str:
+    """The CUDA C++ of all kernels; the compiler names the file and the line of what it refuses."""
+    folder = resources.files("hkm_dask.kmeans.search")
+    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in FILES)
+
+
 @cache
 def _compiled(half: bool) -> Any:
     import cupy
@@ -41,10 +47,8 @@ def _compiled(half: bool) -> Any:
         raise ComputeError(
             f"compute_capability={capability / 10} should be 8.0 or newer; use a newer GPU, or leave --local-cuda out"
         )
-    source = resources.files("hkm_dask.kmeans.search").joinpath("kernels.cu").read_text()
-    return cupy.RawModule(
-        code=source, options=("--std=c++17", f"-DSTAGES={n_stages()}", *(("-DHALF_ROWS",) if half else ()))
-    )
+    options = ["--std=c++17", f"-DSTAGES={n_stages()}", *(["-DHALF_ROWS"] if half else [])]
+    return cupy.RawModule(code=source(), options=tuple(options))
 
 
 @cache
@@ -58,43 +62,19 @@ def _function(name: str, half: bool, shared_bytes: int) -> Any:
 def launch(
     name: str, rows: Any, n_blocks: int | tuple[int, ...], n_threads: int, *arguments: Any, shared_bytes: int = 0
 ) -> None:
-    """Run a kernel on the current stream, compiled for the type of `rows`.
+    """Run a kernel, compiled for the type of `rows`, on the current stream.
 
-    Parameters
-    ----------
-    name : str
-    rows : cupy.ndarray of float16 or float32
-        Decides the type; given as an argument besides where it is one.
-    n_blocks : int or tuple of int
-    n_threads : int
-        Of each block.
-    *arguments
-        CuPy arrays, and NumPy scalars of exactly the types of the kernel's parameters.
-    shared_bytes : int, default 0
-        Dynamic shared memory of a block.
+    The other arguments are CuPy arrays, and NumPy scalars of exactly the types of the kernel's parameters;
+    `shared_bytes` is the dynamic shared memory of a block.
     """
     grid = (n_blocks,) if isinstance(n_blocks, int) else n_blocks
     half = rows.dtype == np.float16
     _function(name, half, shared_bytes)(grid, (n_threads,), arguments, shared_mem=shared_bytes)
 
 
-def blocks_for(n: int, lanes: int) -> int:
-    """Blocks of `_THREADS` threads for `n` items of `lanes` threads each."""
-    return -(-n * lanes // _THREADS)
-
-
 def launch_by_row(name: str, rows: Any, lanes: int, *arguments: Any, n: int | None = None) -> None:
-    """Run a kernel with `lanes` threads for each of `n` items, one for each row by default.
-
-    Parameters
-    ----------
-    name, rows, *arguments
-        As for `launch`.
-    lanes : int
-        8 or 32.
-    n : int, optional
-    """
-    launch(name, rows, blocks_for(len(rows) if n is None else n, lanes), _THREADS, *arguments)
+    """Run a kernel with `lanes` threads, 8 or 32, for each of `n` items, one for each row by default; see `launch`."""
+    launch(name, rows, -(-(len(rows) if n is None else n) * lanes // _THREADS), _THREADS, *arguments)
 
 
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
@@ -123,33 +103,15 @@ def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, su
     if not len(moved):
         return 0
     share = weights[moved] if len(weights) else cupy.ones(len(moved), cupy.int64)
-    add_entries(
-        rows,
-        cupy.concatenate([moved, moved]),
-        cupy.concatenate([before[moved], after[moved]]),
-        cupy.concatenate([-share, share]),
-        scale,
-        sums,
-        counts,
-    )
+    labels, weights = cupy.concatenate([before[moved], after[moved]]), cupy.concatenate([-share, share])
+    add_entries(rows, cupy.concatenate([moved, moved]), labels, weights, scale, sums, counts)
     return len(moved)
 
 
 def add_entries(rows: Any, entries: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-    """Add rows in fixed point to the sums of their clusters, sorted by label so that few additions go to memory.
+    """Add the rows `entries` (int64), sorted by label so that few additions go to memory; see `cpu_kernels.add_rows`.
 
-    Parameters
-    ----------
-    rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
-    entries : cupy.ndarray of int64, shape (n,)
-        The rows to add.
-    labels : cupy.ndarray of int32, shape (n,)
-        The cluster of each; -1 for none.
-    weights : cupy.ndarray of int64, shape (n,) or (0,)
-        How often, if not once.
-    scale : float
-    sums, counts : cupy.ndarray of int64
-        Are added to.
+    `labels` and `weights` belong to the entries, of which one row may have several.
     """
     import cupy
 

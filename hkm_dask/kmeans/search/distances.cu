@@ -1,0 +1,156 @@
+// The inner loops of the GPU path: this file, operands.cu and search.cu, compiled as one for rows of one type: float, or
+// float16 (given as its bits) with -DHALF_ROWS.
+//
+// What decides an answer runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
+// interleaved float64 sums without fused multiply-add, sums of rows are int64. So labels, distances and centroids are
+// the same bits on both. Tensor cores only propose, within bounds (see cuda.py).
+//
+// CuPy compiles with -ftz=true: float arithmetic and conversions take subnormals for zero. Rows and centroids are widened
+// to float64 by inline instructions, which do not. Scores may lose what lies below 2^-126; their bounds allow for 2^-100.
+
+#ifdef HALF_ROWS
+typedef unsigned short Row;
+#else
+typedef float Row;
+#endif
+
+#define FULL 0xffffffffu
+#define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
+
+// -- instructions of the hardware ------------------------------------------------------------------------------------
+#ifndef HKM_EMULATED
+__device__ __forceinline__ double float_to_double(float value) {
+    double wide;
+    asm("cvt.f64.f32 %0, %1;" : "=d"(wide) : "f"(value));
+    return wide;
+}
+
+__device__ __forceinline__ double half_to_double(unsigned short bits) {
+    double wide;
+    asm("cvt.f64.f16 %0, %1;" : "=d"(wide) : "h"(bits));
+    return wide;
+}
+
+__device__ __forceinline__ unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("cvt.rn.f16.f32 %0, %1;" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+__device__ __forceinline__ void copy_async_16(void* shared, const void* global, int n_bytes) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared);
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(at), "l"(global), "r"(n_bytes) : "memory");
+}
+
+__device__ __forceinline__ void copy_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+template <int N>
+__device__ __forceinline__ void copy_async_wait() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(N) : "memory");
+}
+
+__device__ __forceinline__ void load_matrix_x4(unsigned (&out)[4], const void* shared_row) {
+    const unsigned at = (unsigned)__cvta_generic_to_shared(shared_row);
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+                 : "r"(at)
+                 : "memory");
+}
+
+__device__ __forceinline__ void multiply_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    asm volatile(
+        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, "
+        "{%0, %1, %2, %3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+#endif
+
+__device__ __forceinline__ double widened(float value) { return float_to_double(value); }
+__device__ __forceinline__ double widened(unsigned short bits) { return half_to_double(bits); }
+
+// -- distances and bounds --------------------------------------------------------------------------------------------
+
+// Squared distance in float64, in the order of cpu_kernels.squared_distance. Eight neighboring lanes work on one pair and
+// all get the result; all lanes of the warp must call it, with pointers that can be read.
+__device__ __forceinline__ double squared_distance(const Row* x, const float* c, int n) {
+    const int lane = threadIdx.x & 7;
+    const int whole = n - n % 8;
+    double sum = 0.0;
+    for (int i = lane; i < whole; i += 8) {
+        const double t = __dsub_rn(widened(x[i]), widened(c[i]));
+        sum = __dadd_rn(sum, __dmul_rn(t, t));
+    }
+    if (lane == 0) {
+        for (int i = whole; i < n; ++i) {
+            const double t = __dsub_rn(widened(x[i]), widened(c[i]));
+            sum = __dadd_rn(sum, __dmul_rn(t, t));
+        }
+    }
+    // ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7)), whichever lane adds
+    sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 4));
+    sum = __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 2));
+    return __dadd_rn(sum, __shfl_xor_sync(FULL, sum, 1));
+}
+
+// What is known of the operands: a score misses the squared distance less the row's squared norm by at most
+// size * per_size + error * per_error + constant.
+struct Bound {
+    double per_size, per_error, constant;
+};
+
+// Largest score of a centroid that lies no further than `distance` from the row, rounding included.
+__device__ __forceinline__ float highest_score(double distance, double norm, double size, double error, Bound bound) {
+    const double off = size * bound.per_size + error * bound.per_error + bound.constant;
+    return __double2float_ru(distance - norm + off + 0x1p-40 * (distance + norm));
+}
+
+// -- one centroid for each row ---------------------------------------------------------------------------------------
+
+extern "C" __global__ void label_distances(const Row* rows, const float* centroids, const bool* stayed, int any_stayed,
+                                           const int* labels, double* distances, long long n_rows, int n_features) {
+    const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
+    const long long clamped = row < n_rows ? row : n_rows - 1;
+    const int label = labels[clamped];
+    const float* centroid = centroids + (long long)(label < 0 ? 0 : label) * n_features;
+    const double distance = squared_distance(rows + clamped * n_features, centroid, n_features);
+    if ((threadIdx.x & 7) || row >= n_rows) return;
+    if (label < 0 || isnan(centroid[0])) {
+        distances[row] = INFINITE;
+    } else if (!(any_stayed && stayed[label])) {
+        distances[row] = distance;
+    }
+}
+
+// -- sums ------------------------------------------------------------------------------------------------------------
+
+#define RUN 64
+
+// Add rows in fixed point to the sums of their clusters. Entries are sorted by label; a block walks over RUN of them
+// with one coordinate per thread, and adds a run of one label to memory at once.
+extern "C" __global__ void add_entries(const Row* rows, const long long* entries, const int* labels,
+                                       const long long* weights, int weighted, double scale, long long* sums,
+                                       long long* counts, long long n_entries, int n_features) {
+    const long long begin = (long long)blockIdx.x * RUN;
+    const long long end = begin + RUN < n_entries ? begin + RUN : n_entries;
+    const int feature = blockIdx.y * blockDim.x + threadIdx.x;
+    long long total = 0, count = 0;
+    for (long long e = begin; e < end; ++e) {
+        const long long weight = weighted ? weights[e] : 1;
+        count += weight;
+        if (feature < n_features) {
+            const double value = widened(rows[entries[e] * n_features + feature]);
+            total += weight * __double2ll_rn(__dmul_rn(value, scale));
+        }
+        if (e + 1 == end || labels[e + 1] != labels[e]) {
+            const long long label = labels[e];
+            if (label >= 0) {
+                if (feature < n_features) {
+                    atomicAdd((unsigned long long*)(sums + label * n_features + feature), (unsigned long long)total);
+                }
+                if (feature == 0) atomicAdd((unsigned long long*)(counts + label), (unsigned long long)count);
+            }
+            total = count = 0;
+        }
+    }
+}
