@@ -61,20 +61,12 @@ class PartialSums:
 
     @classmethod
     def of(cls, engine: Engine, sums: Any, counts: Any, inertia: int, distances: Any, start: int = 0) -> PartialSums:
-        """Put together what a pass added up, and the rows that may found clusters in place of empty ones.
+        """The totals of a pass, and the rows that may found clusters in place of empty ones.
 
-        Parameters
-        ----------
-        engine : Engine
-        sums, counts : ndarray or cupy.ndarray of int64
-        inertia : int
-        distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
-            Of the rows that were added up.
-        start : int, default 0
-            Number of the first of them.
+        `distances` are those of the rows that were added up, from row number `start` on.
         """
         sums, counts = engine.host(sums), engine.host(counts)
-        # A cluster that is empty is so in every part; without one nobody asks for far rows.
+        # A cluster that is empty is so in every part; without one no far rows are needed.
         if counts.all():
             return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64))
         far_distances, places = engine.furthest(distances, _n_far(len(counts)))
@@ -101,17 +93,15 @@ class AssignAndAdd:
 
     Attributes
     ----------
-    centroids : SharedArray
-        float32 (n_clusters, n_features).
+    centroids, before : SharedArray
+        float32 (n_clusters, n_features), of this iteration and the one before it.
     geometry : Geometry
     run : str
-        Names the k-means, so that what is remembered is found again.
+        Name of the k-means, under which parts remember its last iteration.
     weights : SharedArray or None
         int64 (n_rows,), for rows in memory.
     hints : SharedArray or None
         int32: for each cell of the seeding, the centroid to try first.
-    before : SharedArray or None
-        The centroids of the iteration before this one.
     """
 
     centroids: SharedArray
@@ -160,18 +150,7 @@ class AssignAndAdd:
 
 
 def last_labels(engine: Engine, part: Part, run: str) -> Any | None:
-    """Labels that the last iteration of a run gave to a part, if they are remembered; they are forgotten then.
-
-    Parameters
-    ----------
-    engine : Engine
-    part : Part
-    run : str
-
-    Returns
-    -------
-    ndarray or cupy.ndarray of int32, shape (n_rows,), or None
-    """
+    """Labels that the last iteration of a run gave to a part, if they are remembered; they are forgotten then."""
     state: _PartState | None = engine.pop(part, "lloyd", run)
     return None if state is None else state.assignment.labels
 
@@ -190,9 +169,9 @@ class LloydStep:
     n_unused : int
         Slots without a centroid, because there are too few distinct rows.
     at_rest : bool
-        Nothing moved.
+        No centroid moved.
     last : bool
-        The iteration ends here, at rest or not.
+        The iteration ends with this step, at rest or not.
     """
 
     centroids: SharedArray
@@ -205,19 +184,9 @@ class LloydStep:
 
 @dataclass(frozen=True)
 class Update:
-    """Task: move the centroids to the means of their rows.
+    """Task: move `centroids` to the means of the rows that were assigned to them, and store them under `name`.
 
-    Attributes
-    ----------
-    centroids : SharedArray
-        Those the totals were assigned to.
-    geometry : Geometry
-    rows : Rows
-        All rows, to found clusters in place of empty ones.
-    array_store : SharedArrayStore
-        Where the new centroids are put.
-    name : str
-        And under what name.
+    Of the `rows`, far ones found clusters in place of empty ones.
     """
 
     centroids: SharedArray
@@ -276,19 +245,7 @@ class Update:
 
 
 def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry) -> NDArray[np.float32]:
-    """Centroids from fixed-point sums: their means, of unit length if the geometry is spherical.
-
-    Parameters
-    ----------
-    sums : ndarray of int64, shape (n_clusters, n_features)
-    counts : ndarray of int64, shape (n_clusters,)
-        Clusters without rows come out as zeros.
-    geometry : Geometry
-
-    Returns
-    -------
-    ndarray of float32, shape (n_clusters, n_features)
-    """
+    """Centroids from fixed-point sums: their means, zeros without rows, of unit length if the geometry is spherical."""
     if geometry.spherical:
         centroids = sums / (np.maximum(counts, 1)[:, None] * geometry.scale)
         norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
@@ -300,16 +257,7 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry
 
 @dataclass(frozen=True)
 class LloydResult:
-    """What the iteration came to.
-
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where a slot is unused.
-    inertia : ndarray of float64, shape (n_iter,)
-        Before each update.
-    n_relocated : int
-    """
+    """Final centroids, NaN where a slot is unused, the inertia before each update, and how many were relocated."""
 
     centroids: NDArray[np.float32]
     inertia: NDArray[np.float64]
@@ -332,16 +280,10 @@ def iterate(
     history: tuple[float, ...] = (),
     relocated: int = 0,
 ) -> Steps[LloydResult]:
-    """Run Lloyd's iteration.
+    """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
     Parameters
     ----------
-    rows : Rows
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        Where to start.
-    geometry : Geometry
-    runner : Runner
-    max_iter : int
     tol : float
         Stop when an iteration lowers the inertia by no more than this share of it.
     weights : ndarray of int64, shape (n_rows,), optional
@@ -355,10 +297,6 @@ def iterate(
         Inertia of iterations done before an interruption; `centroids` are then those they led to.
     relocated : int
         Clusters relocated in the last of those.
-
-    Returns
-    -------
-    LloydResult
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
@@ -366,33 +304,33 @@ def iterate(
     array_store = runner.array_store
     shared_weights = None if weights is None else array_store.put(f"weights-{run}", weights)
     shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
-    now = array_store.put(f"centroids-{run}-0", centroids)
-    before: SharedArray | None = None
+    current = array_store.put(f"centroids-{run}-0", centroids)
+    previous: SharedArray | None = None
     inertia = list(history)
     n_relocated = relocated_before = relocated
     for iteration in range(len(history) + 1, max_iter + 1):
-        moved: LloydStep = yield MapReduce(
-            AssignAndAdd(now, geometry, run, shared_weights, shared_hints, before),
+        step: LloydStep = yield MapReduce(
+            AssignAndAdd(current, geometry, run, shared_weights, shared_hints, previous),
             parts,
             PartialSums.__add__,
-            Update(now, geometry, rows, array_store, f"centroids-{run}-{iteration}"),
+            Update(current, geometry, rows, array_store, f"centroids-{run}-{iteration}"),
             "assign",
         )
-        if before is not None:
-            before.delete()
-        before, now = now, moved.centroids
-        inertia.append(moved.inertia)
-        n_relocated += moved.n_relocated
+        if previous is not None:
+            previous.delete()
+        previous, current = current, step.centroids
+        inertia.append(step.inertia)
+        n_relocated += step.n_relocated
         settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
-        settled = settled and not moved.n_relocated and not relocated_before
-        last = moved.at_rest or settled or iteration == max_iter
+        settled = settled and not step.n_relocated and not relocated_before
+        last = step.at_rest or settled or iteration == max_iter
         if on_iteration is not None:
-            on_iteration(iteration, replace(moved, last=last))
+            on_iteration(iteration, replace(step, last=last))
         if last:
             break
-        relocated_before = moved.n_relocated
-    final = now.get()
-    for shared in (before, now, shared_weights, shared_hints):
+        relocated_before = step.n_relocated
+    final = current.get()
+    for shared in (previous, current, shared_weights, shared_hints):
         if shared is not None:
             shared.delete()
     return LloydResult(final, np.array(inertia), n_relocated)

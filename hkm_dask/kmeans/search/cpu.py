@@ -17,9 +17,7 @@ from __future__ import annotations
 
 import copy
 import threading
-import time
 from collections.abc import Iterator
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -34,7 +32,7 @@ from hkm_dask.kmeans.search.cpu_operand import Operand, gamma, make_operand, ope
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.kmeans.search.simd import widen
-from hkm_dask.kmeans.search.tuning import best_head, chosen_once
+from hkm_dask.kmeans.search.tuning import best_head, chosen_once, search_seconds
 
 #: Rows converted to float32 at once, for a core's cache.
 TILE_ROWS = 4096
@@ -46,27 +44,18 @@ SWEEP_FEATURES = 3
 _REFINE = 96
 _NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
 
-_own = threading.local()
+_thread = threading.local()
 
 
 def scratch(name: str, n: int) -> NDArray[np.float32]:
     """Return `n` float32 of this thread's memory, kept from call to call: fresh pages cost as much as their use.
 
-    Parameters
-    ----------
-    name : str
-        Two uses at once have two names.
-    n : int
-
-    Returns
-    -------
-    ndarray of float32, shape (n,)
-        Holding anything.
+    They hold anything. Two uses at once have two names.
     """
-    kept: NDArray[np.float32] | None = getattr(_own, name, None)
+    kept: NDArray[np.float32] | None = getattr(_thread, name, None)
     if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
         kept = np.empty(max(n, 1), np.float32)
-        setattr(_own, name, kept)
+        setattr(_thread, name, kept)
     return kept[:n]
 
 
@@ -75,6 +64,7 @@ class CpuEngine(Engine):
 
     xp = np
     cache = host_cache
+    label_distances, add_rows, move_rows = cpu_kernels.label_distances, cpu_kernels.add_rows, cpu_kernels.move_rows
 
     def room(self, part: Part) -> int:
         """See `Engine.room`."""
@@ -94,18 +84,6 @@ class CpuEngine(Engine):
         """See `Engine.search`."""
         return CpuSearch(self, part, geometry, phase, assignment)
 
-    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-        """See `Engine.label_distances`."""
-        cpu_kernels.label_distances(rows, centroids, stayed, labels, distances)
-
-    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-        """See `Engine.add_rows`."""
-        cpu_kernels.add_rows(rows, labels, weights, scale, sums, counts)
-
-    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
-        """See `Engine.move_rows`."""
-        return int(cpu_kernels.move_rows(rows, before, after, weights, scale, sums, counts))
-
 
 def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
     # Kernels are compiled for arrays that may be written to.
@@ -118,101 +96,6 @@ def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
     else:
         wide[...] = rows
     return wide
-
-
-class CpuSearch(TileSearch):
-    """Searches with as many coordinates in the head of the product as proved fastest; see `TileSearch`."""
-
-    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CpuIndex:
-        """See `TileSearch.index`."""
-        n_head, made, geometry = self._n_head(tile, centroids), self.engine.made, self.geometry
-        key = (centroids.name, geometry.name, n_head)
-        whole = partial(made.get, key, (centroids,), lambda: CpuIndex(centroids.get(), geometry, n_head))
-        if before is None:
-            return whole()
-        moved = self.engine.moved(centroids, before)
-        return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
-
-    def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
-        """See `TileSearch.operand`; rotated rows are kept from pass to pass where they fit."""
-        if not index.n_head or not self._keeps_operands:
-            return None
-        # Rows rotated in another geometry would give bounds that do not hold.
-        key, group = ("operand", self.geometry.name, tile.start, tile.stop), self.part.rows.key
-        operand: Operand | None = self.engine.cache.get(group, key)
-        if operand is None:
-            operand = make_operand(tile.rows, self.geometry, tile.rows.shape[1])
-            self.engine.cache.put(group, key, operand, operand.n_bytes, self.part.budget)
-        return operand
-
-    @property
-    def _keeps_operands(self) -> bool:
-        rows = self.part.rows
-        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
-
-    def _n_head(self, tile: RowTile, centroids: SharedArray) -> int:
-        """Coordinates in the head, measured once per geometry and phase; apart for passes that begin with labels."""
-        n_clusters, geometry = len(centroids.get()), self.geometry
-        if geometry.basis is None or n_clusters < MIN_CLUSTERS:
-            return 0
-        key = ("n_head", self.phase, n_clusters.bit_length(), self.all_labeled, self._keeps_operands)
-        if len(tile.rows) < _TRIAL_ROWS:
-            return chosen_once(geometry.name, key, self.part.budget) or 0
-        return chosen_once(geometry.name, key, self.part.budget, partial(self._fastest_head, tile, centroids))
-
-    def _fastest_head(self, tile: RowTile, centroids: SharedArray) -> int:
-        some = slice(None, None, len(tile.rows) // _TRIAL_ROWS)
-        rows, labels, distances = np.ascontiguousarray(tile.rows[some]), tile.labels[some], tile.distances[some]
-        return choose_head(rows, labels, distances, centroids.get(), self.geometry, kept=self._keeps_operands)
-
-
-def choose_head(
-    rows: NDArray[np.float32],
-    labels: NDArray[np.int32],
-    distances: NDArray[np.float64],
-    centroids: NDArray[np.float32],
-    geometry: Geometry,
-    *,
-    kept: bool,
-) -> int:
-    """Measure which form of the product finds these rows' centroids soonest.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-        A sample; the first few hundred are used.
-    labels : ndarray of int32, shape (n_rows,)
-    distances : ndarray of float64, shape (n_rows,)
-        What is known of them, as `CpuIndex.nearest` takes it.
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-    geometry : Geometry
-    kept : bool
-        Whether rotated rows are kept from pass to pass, so that making them does not count.
-
-    Returns
-    -------
-    int
-        Coordinates in the head; 0 for the plain form.
-    """
-    if geometry.basis is None or len(rows) < _FEWEST_TRIAL_ROWS:
-        return 0
-    rows, labels, distances = rows[:_TRIAL_ROWS], labels[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
-
-    def seconds(n_head: int) -> float:
-        index = CpuIndex(centroids, geometry, n_head)
-        return min(_trial(index, rows, labels, distances, kept) for _ in range(3))
-
-    return best_head(rows.shape[1], seconds)
-
-
-def _trial(
-    index: CpuIndex, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64], kept: bool
-) -> float:
-    operand = make_operand(rows, index.geometry, index.n_refine) if kept and index.n_head else None
-    labels, distances = labels.copy(), distances.copy()
-    begin = time.perf_counter()
-    index.nearest(rows, labels, distances, operand)
-    return time.perf_counter() - begin
 
 
 class CpuIndex:
@@ -264,17 +147,7 @@ class CpuIndex:
         self._slopes[: len(chosen)] = -2.0 * self._residual_norms[:, self.n_head // 16]
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
-        """Return an index of some of the centroids, under the numbers they have here.
-
-        Parameters
-        ----------
-        chosen : ndarray of bool, shape (n_clusters,)
-            For every centroid, also for slots without one.
-
-        Returns
-        -------
-        CpuIndex
-        """
+        """See `CentroidIndex.only`."""
         kept = chosen[self._numbers]
         part = copy.copy(self)
         part._numbers, part.centroids = self._numbers[kept], self.centroids[kept]
@@ -316,7 +189,7 @@ class CpuIndex:
         ----------
         rows : ndarray of float32, shape (n_rows, n_features)
         labels : ndarray of int32, shape (n_rows,)
-            Best centroid so far, in the numbering of the caller: centroid j here is ``first + j`` there.
+            Best centroid so far, in the numbering of the caller: ``first + j`` for centroid j of the index.
         distances : ndarray of float64, shape (n_rows,)
             Squared L2 distance to it; infinity where there is none yet. A lower one is an upper bound on the answer.
         operand : Operand, optional
@@ -356,9 +229,9 @@ class CpuIndex:
         return n_measured
 
     def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:
-        """Some rows as the product takes them, and their places there."""
-        chosen = rows[_as_slice(some)]
-        return make_operand(np.ascontiguousarray(chosen), self.geometry, self.n_refine), np.arange(len(some))
+        """Some rows as the product takes them, and their places in that."""
+        chosen = np.ascontiguousarray(rows[_as_slice(some)])
+        return make_operand(chosen, self.geometry, self.n_refine), np.arange(len(some))
 
     def _scores(self, form: Operand, places: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
         """Scores of some rows, a number of centroids at a time: the first, how many, and a line for each row."""
@@ -384,3 +257,67 @@ def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
     """A run of indices as a slice, which copies nothing."""
     in_a_run = some[-1] - some[0] == len(some) - 1
     return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
+
+
+class CpuSearch(TileSearch):
+    """Searches with as many coordinates in the head of the product as proved fastest; see `TileSearch`."""
+
+    make_index = CpuIndex
+
+    def form(self, tile: RowTile, centroids: SharedArray) -> int:
+        """Coordinates in the head, measured once per geometry and phase; apart for passes that begin with labels."""
+        n_clusters, geometry = len(centroids.get()), self.geometry
+        if geometry.basis is None or n_clusters < MIN_CLUSTERS:
+            return 0
+
+        def fastest() -> int:
+            some = slice(None, None, len(tile.rows) // _TRIAL_ROWS)
+            rows, labels, distances = np.ascontiguousarray(tile.rows[some]), tile.labels[some], tile.distances[some]
+            return choose_head(rows, labels, distances, centroids.get(), geometry, kept=self._keeps_operands)
+
+        key = ("n_head", self.phase, n_clusters.bit_length(), self.all_labeled, self._keeps_operands)
+        enough = len(tile.rows) >= _TRIAL_ROWS
+        return chosen_once(geometry.name, key, self.part.budget, fastest if enough else None) or 0
+
+    def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
+        """See `TileSearch.operand`; rotated rows are kept from pass to pass where they fit."""
+        if not index.n_head or not self._keeps_operands:
+            return None
+        # Rows rotated in another geometry would give bounds that do not hold.
+        key, group = ("operand", self.geometry.name, tile.start, tile.stop), self.part.rows.key
+        operand: Operand | None = self.engine.cache.get(group, key)
+        if operand is None:
+            operand = make_operand(tile.rows, self.geometry, tile.rows.shape[1])
+            self.engine.cache.put(group, key, operand, operand.n_bytes, self.part.budget)
+        return operand
+
+    @property
+    def _keeps_operands(self) -> bool:
+        rows = self.part.rows
+        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
+
+
+def choose_head(
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    distances: NDArray[np.float64],
+    centroids: NDArray[np.float32],
+    geometry: Geometry,
+    *,
+    kept: bool,
+) -> int:
+    """Coordinates in the head, 0 for the plain form, that find the centroids of a sample of rows soonest.
+
+    What is known of the rows is as `CpuIndex.nearest` takes it; where rotated rows are `kept` from pass to pass, making
+    them does not count.
+    """
+    if geometry.basis is None or len(rows) < _FEWEST_TRIAL_ROWS:
+        return 0
+    rows, labels, distances = rows[:_TRIAL_ROWS], labels[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
+
+    def seconds(n_head: int) -> float:
+        index = CpuIndex(centroids, geometry, n_head)
+        operand = make_operand(rows, geometry, index.n_refine) if kept and index.n_head else None
+        return min(search_seconds(index, rows, labels, distances, operand) for _ in range(3))
+
+    return best_head(rows.shape[1], seconds)

@@ -20,16 +20,7 @@ _UNDERFLOW = 2.0**-108
 
 @njit(inline="always")
 def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
-    """Squared L2 distance of two float32 vectors, computed directly in float64.
-
-    Parameters
-    ----------
-    x, c : ndarray of float32, shape (n_features,)
-
-    Returns
-    -------
-    float
-    """
+    """Squared L2 distance of two float32 vectors, computed directly in float64."""
     n = x.shape[0]
     whole = n - n % 8
     a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
@@ -60,15 +51,7 @@ def squared_distance(x: np.ndarray, c: np.ndarray) -> float:
 def label_distances(rows, centroids, stayed, labels, distances):  # type: ignore[no-untyped-def]
     """Write each row's squared distance to the centroid it is labeled with; infinity where there is none.
 
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-    stayed : ndarray of bool, shape (n_clusters,) or (0,)
-        Centroids to which the distances are known; if empty, there are none.
-    labels : ndarray of int32, shape (n_rows,)
-    distances : ndarray of float64, shape (n_rows,)
-        Written to.
+    Kept are the distances to centroids that `stayed` (n_clusters,); where that is empty, none is known to have.
     """
     any_stayed = stayed.shape[0] > 0
     for i in range(rows.shape[0]):
@@ -130,29 +113,18 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     Parameters
     ----------
     scores : ndarray of float32, shape (n_lines or more, n_scores or more)
-    n_scores : int
-    rows : ndarray of float32, shape (n_rows, n_features)
-    which : ndarray of int64, shape (n_lines,)
-    places : ndarray of int64, shape (n_lines,)
-        Where the row of each line is in `matrix`, `residual_norms`, `norms` and `errors`.
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-    numbers : ndarray of int32, shape (n_clusters,)
-    first : int
+    which, places : ndarray of int64, shape (n_lines,)
+        The row of each line, and where that is in `matrix`, `residual_norms`, `norms` and `errors`: its
+        `cpu_operand.Operand`.
     matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
     residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
-        As `quantizing.quantize` wrote them.
+        Of rows and centroids, as an `Operand` holds them.
     n_head, n_refine : int
         Columns in the scores, and columns to look at before measuring; the same in the plain form.
     step : float
         Width of the grid of 16 bits.
-    norms, errors : ndarray of float64, shape (n,)
-        Of the rows, as the product took them; see `cpu_operand.Operand`.
-    centroid_error, gamma, largest : float
-        Bounds for all centroids.
-    labels : ndarray of int32, shape (n_rows,)
-        Updated.
-    distances : ndarray of float64, shape (n_rows,)
-        Updated.
+    centroid_error : float
+        Bound on the error of any centroid.
 
     Returns
     -------
@@ -225,33 +197,19 @@ def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, 
 
     `places` are the centroids' coordinates on that axis, sorted; `order` says whose they are. The walk ends where the
     axis alone puts a centroid beyond the best so far. The other arguments are as for `finish_nearest`.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    which : ndarray of int64, shape (n_lines,)
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-    numbers : ndarray of int32, shape (n_clusters,)
-    places : ndarray of float32, shape (n_clusters,)
-    order : ndarray of int64, shape (n_clusters,)
-    axis : int
-    labels : ndarray of int32, shape (n_rows,)
-        Updated.
-    distances : ndarray of float64, shape (n_rows,)
-        Updated.
     """
     n = order.shape[0]
     n_measured = 0
     for i in which:
         row = rows[i]
-        here = row[axis]
+        place = row[axis]
         label = labels[i]
         best = distances[i]
-        up = _first_not_below(places, here)
+        up = _first_not_below(places, place)
         down = up - 1
         while up < n or down >= 0:
-            gap_up = np.float64(places[up]) - np.float64(here) if up < n else np.inf
-            gap_down = np.float64(here) - np.float64(places[down]) if down >= 0 else np.inf
+            gap_up = np.float64(places[up]) - np.float64(place) if up < n else np.inf
+            gap_down = np.float64(place) - np.float64(places[down]) if down >= 0 else np.inf
             gap = min(gap_up, gap_down)
             if gap * gap * (1.0 - 1e-12) > best:
                 break
@@ -273,20 +231,10 @@ def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, 
 
 @kernel("void(f4[:,::1], i4[::1], i8[::1], f8, i8[:,::1], i8[::1])")
 def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
-    """Add rows, in fixed point, to the sums of their clusters; `weights` is empty for weights of one.
+    """Add rows, in fixed point, to the sums of their clusters; those labeled -1 are left out.
 
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    labels : ndarray of int32, shape (n_rows,)
-        Rows labeled -1 are left out.
-    weights : ndarray of int64, shape (n_rows,) or (0,)
-    scale : float
-        Fixed-point units per unit of a value; see `geometry.Frame.scale`.
-    sums : ndarray of int64, shape (n_clusters, n_features)
-        Updated.
-    counts : ndarray of int64, shape (n_clusters,)
-        Updated.
+    `weights` is empty for weights of one; `scale` is the number of fixed-point units per unit of a value, see
+    `Geometry.scale`. `sums` (n_clusters, n_features) and `counts` (n_clusters,) are brought up to date.
     """
     weighted = weights.shape[0] > 0
     for i in range(rows.shape[0]):
@@ -303,15 +251,7 @@ def add_rows(rows, labels, weights, scale, sums, counts):  # type: ignore[no-unt
 def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignore[no-untyped-def]
     """Bring sums up to date for the rows whose label changed; exact, since the sums are integers.
 
-    Returns how many rows that were.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    before, after : ndarray of int32, shape (n_rows,)
-        Labels, none of them -1.
-    weights, scale, sums, counts
-        As for `add_rows`.
+    `before` and `after` are labels, none of them -1; the rest is as for `add_rows`. Returns how many rows that were.
     """
     weighted = weights.shape[0] > 0
     n_moved = 0
@@ -332,23 +272,12 @@ def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignor
 
 
 @kernel("i8(f4[:,::1], f8[::1], f8[::1], f8[::1], i8, b1[::1])")
-def accept_in_order(rows, then, now, chances, wanted, accepted):  # type: ignore[no-untyped-def]
+def accept_in_order(rows, drawn, current, chances, wanted, accepted):  # type: ignore[no-untyped-def]
     """Thin candidates drawn by an old D² to draws by the current one.
 
-    Candidate i is accepted with probability ``now[i] / then[i]``, where `now` also counts the candidates accepted
-    before it. Stops after `wanted` and returns how many were accepted.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-        Candidates in order of arrival.
-    then, now : ndarray of float64, shape (n_rows,)
-        D² when they were drawn, and by the centers known so far; `now` is updated.
-    chances : ndarray of float64, shape (n_rows,)
-        Uniform numbers in (0, 1).
-    wanted : int
-    accepted : ndarray of bool, shape (n_rows,)
-        Written to.
+    Candidate i, in order of arrival, is accepted with probability ``current[i] / drawn[i]``: its D² by the centers so
+    far, over its D² when it was drawn. `current` also counts the candidates accepted before it, and is updated.
+    `chances` are uniform numbers in (0, 1). Stops after `wanted` and returns how many were accepted.
     """
     n_accepted = 0
     for i in range(rows.shape[0]):
@@ -356,29 +285,19 @@ def accept_in_order(rows, then, now, chances, wanted, accepted):  # type: ignore
     for i in range(rows.shape[0]):
         if n_accepted == wanted:
             break
-        if chances[i] * then[i] < now[i]:
+        if chances[i] * drawn[i] < current[i]:
             accepted[i] = True
             n_accepted += 1
             for j in range(i + 1, rows.shape[0]):
                 distance = squared_distance(rows[i], rows[j])
-                if distance < now[j]:
-                    now[j] = distance
+                if distance < current[j]:
+                    current[j] = distance
     return n_accepted
 
 
 @kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
 def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
-    """Means from fixed-point sums; zeros where there is nothing to divide.
-
-    Parameters
-    ----------
-    sums : ndarray of int64, shape (n_clusters, n_features)
-    counts : ndarray of int64, shape (n_clusters,)
-    scale : float
-        Fixed-point units per unit of a value.
-    out : ndarray of float32, shape (n_clusters, n_features)
-        Written to.
-    """
+    """Means (n_clusters, n_features), in float32, from fixed-point sums; zeros where there is nothing to divide."""
     for j in range(sums.shape[0]):
         share = np.float64(max(counts[j], 1)) * scale
         for f in range(sums.shape[1]):

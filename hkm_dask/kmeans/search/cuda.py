@@ -22,10 +22,8 @@ L2 cache.
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -41,7 +39,7 @@ from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_r
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.tuning import chosen_once
+from hkm_dask.kmeans.search.tuning import chosen_once, search_seconds
 
 #: Rows that a form is tried on.
 DEVICE_TRIAL_ROWS = 1 << 16
@@ -61,6 +59,9 @@ class CudaEngine(Engine):
     """Computes on the worker's GPU, a block of rows at a time."""
 
     cache = device_cache
+    label_distances = staticmethod(cuda_kernels.label_distances)
+    add_rows = staticmethod(cuda_kernels.add_rows)
+    move_rows = staticmethod(cuda_kernels.move_rows)
 
     def __init__(self) -> None:
         super().__init__()
@@ -85,76 +86,6 @@ class CudaEngine(Engine):
     def batches(self, geometry: Geometry) -> bool:
         """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
         return "fused" in FORMS_OF[geometry.precision]
-
-    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-        """See `Engine.label_distances`."""
-        cuda_kernels.label_distances(rows, centroids, stayed, labels, distances)
-
-    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-        """See `Engine.add_rows`."""
-        cuda_kernels.add_rows(rows, labels, weights, scale, sums, counts)
-
-    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
-        """See `Engine.move_rows`."""
-        return cuda_kernels.move_rows(rows, before, after, weights, scale, sums, counts)
-
-
-class CudaSearch(TileSearch):
-    """Searches in the form of scores that proved fastest; see `TileSearch`."""
-
-    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CudaIndex:
-        """See `TileSearch.index`."""
-        form, made, geometry = self._form(tile, centroids), self.engine.made, self.geometry
-        key = (centroids.name, geometry.name, form)
-        whole = partial(made.get, key, (centroids,), lambda: CudaIndex(centroids.get(), geometry, form))
-        if before is None:
-            return whole()
-        moved = self.engine.moved(centroids, before)
-        return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
-
-    def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
-        """See `TileSearch.operand`; operands stay on the device where they fit."""
-        kind, cache = kind_of(index.form), self.engine.cache
-        key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
-        operand: CudaOperand | None = cache.get(self.part.rows.key, key)
-        if operand is None:
-            operand = make_cuda_operand(tile.rows, self.geometry, kind)
-            # To hold rows that are operands themselves would keep them on the device.
-            kept = replace(operand, matrix=None) if operand.as_stored else operand
-            cache.put(self.part.rows.key, key, kept, operand.n_bytes, self.engine.room(self.part))
-        return replace(operand, matrix=tile.rows) if operand.as_stored else operand
-
-    def _form(self, tile: RowTile, centroids: SharedArray) -> Form:
-        """The form, measured once per geometry and phase; apart for passes that begin with labels."""
-        forms = FORMS_OF[self.geometry.precision]
-        if len(forms) == 1:
-            return forms[0]
-        key = ("form", self.phase, len(centroids.get()).bit_length(), self.all_labeled)
-        form: Form = chosen_once(
-            self.geometry.name, key, self.part.budget, partial(self._fastest_form, tile, centroids, forms)
-        )
-        return form
-
-    def _fastest_form(self, tile: RowTile, centroids: SharedArray, forms: tuple[Form, ...]) -> Form:
-        some = slice(DEVICE_TRIAL_ROWS)
-        rows, labels, distances = tile.rows[some], tile.labels[some], tile.distances[some]
-        times = {}
-        for form in forms:
-            index = CudaIndex(centroids.get(), self.geometry, form)
-            times[form] = min(_trial(index, rows, labels, distances) for _ in range(3))
-        return min(forms, key=lambda form: times[form])
-
-
-def _trial(index: CudaIndex, rows: Any, labels: Any, distances: Any) -> float:
-    from cupy.cuda import runtime
-
-    operand = make_cuda_operand(rows, index.geometry, kind_of(index.form))
-    labels, distances = labels.copy(), distances.copy()
-    runtime.deviceSynchronize()
-    begin = time.perf_counter()
-    index.nearest(rows, labels, distances, operand)
-    runtime.deviceSynchronize()
-    return time.perf_counter() - begin
 
 
 @dataclass(frozen=True)
@@ -238,7 +169,7 @@ class CudaIndex:
         self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
-        """Return a search among some of the centroids, under the numbers they have here; see `cpu.CpuIndex.only`."""
+        """See `CentroidIndex.only`."""
         import cupy
 
         part, form = copy.copy(self), self._operand
@@ -269,27 +200,8 @@ class CudaIndex:
     ) -> int:
         """Bring `labels` and `distances` up to date with these centroids; see `cpu.CpuIndex.nearest`.
 
-        Parameters
-        ----------
-        rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
-        labels : cupy.ndarray of int32, shape (n_rows,)
-        distances : cupy.ndarray of float64, shape (n_rows,)
-        operand : CudaOperand, optional
-            `make_cuda_operand` of these rows.
-        first : int, default 0
-            Number of the first centroid.
-        which : cupy.ndarray of int64, optional
-            The rows to look at, if not all.
-
-        Returns
-        -------
-        int
-            Distances measured directly for what the scores left open.
-
-        Raises
-        ------
-        MemoryError
-            Device memory ran out, however small the tiles; see `staging.ran_out`.
+        `operand` is `make_cuda_operand` of the rows. A MemoryError (`staging.ran_out`) says that device memory ran out,
+        however small the tiles.
         """
         import cupy
 
@@ -324,18 +236,12 @@ class CudaIndex:
     ) -> None:
         """Do as `nearest`, for rows in groups that are searched among the centroids of their own group.
 
-        Parameters
-        ----------
-        rows, labels, distances, operand
-            As for `nearest`.
-        groups : Groups
-        which : cupy.ndarray of int64, optional
-            The rows to look at, if not all: those of groups with centroids.
+        `which` are the rows of groups with centroids, if those are not all.
         """
         import cupy
 
         numbers = cupy.asarray(groups.numbers[self._numbers])
-        # Slots without a centroid are not among ours.
+        # Slots without a centroid are not in the index.
         columns = np.searchsorted(self._numbers, groups.columns)
         tiles = cupy.asarray(_tiles(groups.lines, columns))
         left = self._fused(rows, operand, numbers, labels, distances, which, tiles)
@@ -415,3 +321,42 @@ class CudaIndex:
                     labels, distances, n_measured,
                 )  # fmt: skip
         return int(n_measured[0])
+
+
+class CudaSearch(TileSearch):
+    """Searches in the form of scores that proved fastest; see `TileSearch`."""
+
+    make_index = CudaIndex
+
+    def form(self, tile: RowTile, centroids: SharedArray) -> Form:
+        """The form of the scores, measured once per geometry and phase; apart for passes that begin with labels."""
+        forms = FORMS_OF[self.geometry.precision]
+        if len(forms) == 1:
+            return forms[0]
+
+        def fastest() -> Form:
+            from cupy.cuda import runtime
+
+            sample = tile.rows[:DEVICE_TRIAL_ROWS], tile.labels[:DEVICE_TRIAL_ROWS], tile.distances[:DEVICE_TRIAL_ROWS]
+            times = {}
+            for form in forms:
+                index = CudaIndex(centroids.get(), self.geometry, form)
+                operand = make_cuda_operand(sample[0], self.geometry, kind_of(form))
+                times[form] = min(search_seconds(index, *sample, operand, runtime.deviceSynchronize) for _ in range(3))
+            return min(forms, key=lambda form: times[form])
+
+        key = ("form", self.phase, len(centroids.get()).bit_length(), self.all_labeled)
+        form: Form = chosen_once(self.geometry.name, key, self.part.budget, fastest)
+        return form
+
+    def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
+        """See `TileSearch.operand`; operands stay on the device where they fit."""
+        kind, cache = kind_of(index.form), self.engine.cache
+        key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
+        operand: CudaOperand | None = cache.get(self.part.rows.key, key)
+        if operand is None:
+            operand = make_cuda_operand(tile.rows, self.geometry, kind)
+            # To hold rows that are operands themselves would keep them on the device.
+            kept = replace(operand, matrix=None) if operand.as_stored else operand
+            cache.put(self.part.rows.key, key, kept, operand.n_bytes, self.engine.room(self.part))
+        return replace(operand, matrix=tile.rows) if operand.as_stored else operand

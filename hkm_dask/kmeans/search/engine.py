@@ -10,9 +10,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,6 +85,9 @@ class CentroidIndex(Protocol):
     def n_bytes(self) -> int:
         """Bytes it takes."""
 
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """An index of the centroids `chosen` (n_clusters,), under the numbers they have in this one."""
+
     def nearest(
         self, rows: Any, labels: Any, distances: Any, operand: Any = None, first: int = 0, which: Any = None
     ) -> int:
@@ -104,10 +107,17 @@ class Engine(ABC):
         ``numpy`` or ``cupy``.
     cache : BlockCache
         What the worker remembers of blocks and parts, in the memory it computes in.
+    made : RecentCache
+        What is made of centroids, once per process.
+    label_distances, add_rows, move_rows : callable
+        Those of `cpu_kernels`, for arrays of the engine.
     """
 
     xp: ModuleType
     cache: BlockCache
+    label_distances: Callable[..., None]
+    add_rows: Callable[..., None]
+    move_rows: Callable[..., int]
 
     def __init__(self) -> None:
         self.made = RecentCache()
@@ -147,17 +157,9 @@ class Engine(ABC):
         """Bytes the cache may take while this part is worked on."""
 
     def pop(self, part: Part, kind: str, run: str) -> Any | None:
-        """Take back what a run remembered about a part, or None; it is forgotten until it is kept again.
+        """Take back what a run remembered about a part, of some kind, or None; it is forgotten until it is kept again.
 
         What is being changed must not be found by a task that repeats this one after a failure.
-
-        Parameters
-        ----------
-        part : Part
-        kind : str
-            What it is about.
-        run : str
-            Name of the k-means.
         """
         key = (kind, part.start, part.stop)
         entry = self.cache.get(part.rows.key, key)
@@ -167,16 +169,7 @@ class Engine(ABC):
         return entry[1]
 
     def keep(self, part: Part, kind: str, run: str, value: Any, n_bytes: int) -> None:
-        """Remember something about a part for the next pass of the same run, if there is room.
-
-        Parameters
-        ----------
-        part, kind, run
-            As for `pop`.
-        value : object
-        n_bytes : int
-            What it takes.
-        """
+        """Remember a value of `n_bytes` about a part for the next pass of the same run, if there is room; see `pop`."""
         self.cache.put(part.rows.key, (kind, part.start, part.stop), (run, value), n_bytes, self.room(part))
 
     # -- what is made of centroids, once per process -------------------------------------------------------------------
@@ -223,18 +216,6 @@ class Engine(ABC):
         """Whether the passes of many small k-means can be made together, see `batch`; on a CPU it would not pay."""
         return False
 
-    @abstractmethod
-    def label_distances(self, rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-        """Write squared distances to the centroids that rows are labeled with; see `cpu_kernels.label_distances`."""
-
-    @abstractmethod
-    def add_rows(self, rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-        """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`."""
-
-    @abstractmethod
-    def move_rows(self, rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
-        """Bring sums up to date for rows whose label changed, and count them; see `cpu_kernels.move_rows`."""
-
 
 class TileSearch(ABC):
     """Finds the nearest centroids of a part's tiles, in the form that is fastest for these rows.
@@ -248,7 +229,14 @@ class TileSearch(ABC):
         What the pass is for: what is fastest depends on how much is known beforehand.
     assignment : Assignment
         Of the part, as it is when the pass begins.
+
+    Attributes
+    ----------
+    make_index : callable
+        Makes a `CentroidIndex` of centroids, a geometry and a form.
     """
+
+    make_index: Callable[[NDArray[np.float32], Geometry, Any], CentroidIndex]
 
     def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:
         self.engine, self.part, self.geometry, self.phase = engine, part, geometry, phase
@@ -256,24 +244,25 @@ class TileSearch(ABC):
         self.any_labeled, self.all_labeled = bool(labeled.any()), bool(labeled.all())
 
     @abstractmethod
-    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> CentroidIndex:
-        """The index of centroids for these rows; of those alone that have moved since `before`, if given."""
+    def form(self, tile: RowTile, centroids: SharedArray) -> Any:
+        """The form that finds the nearest centroids of such rows soonest: a choice measured once."""
 
     @abstractmethod
     def operand(self, tile: RowTile, index: Any) -> Any:
         """The rows as the index takes them, or None to have it make them."""
 
-    def measure(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
-        """Measure a tile's distances to the centroids it is labeled with.
+    def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> Any:
+        """The index of centroids for these rows; of those alone that have moved since `before`, if given."""
+        form, made, geometry = self.form(tile, centroids), self.engine.made, self.geometry
+        key = (centroids.name, geometry.name, form)
+        whole = partial(made.get, key, (centroids,), lambda: self.make_index(centroids.get(), geometry, form))
+        if before is None:
+            return whole()
+        moved = self.engine.moved(centroids, before)
+        return made.get((*key, before.name), (centroids, before), lambda: whole().only(moved))
 
-        Parameters
-        ----------
-        tile : RowTile
-            Its distances are written to.
-        centroids : SharedArray
-        before : SharedArray, optional
-            The centroids they were measured to; to those that have not moved since they are kept.
-        """
+    def measure(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> None:
+        """Measure a tile's distances to the centroids of its labels; those to centroids as in `before` are kept."""
         if not self.any_labeled:
             tile.distances[:] = np.inf
             return
@@ -282,14 +271,7 @@ class TileSearch(ABC):
         engine.label_distances(tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances)
 
     def nearest(self, tile: RowTile, centroids: SharedArray, first: int = 0) -> None:
-        """Bring a tile's labels and distances up to date with `centroids`, numbered from `first`.
-
-        Parameters
-        ----------
-        tile : RowTile
-        centroids : SharedArray
-        first : int, default 0
-        """
+        """Bring a tile's labels and distances up to date with `centroids`, numbered from `first`."""
         index = self.index(tile, centroids)
         index.nearest(tile.rows, tile.labels, tile.distances, self.operand(tile, index), first)
 
@@ -297,14 +279,8 @@ class TileSearch(ABC):
         """Label a tile by its nearest centroids, beginning with those that its labels name.
 
         A row that is no further from its own centroid than it was cannot have come closer to one that stayed: among
-        those that stayed its own was the nearest. It needs to be measured against the ones that moved only.
-
-        Parameters
-        ----------
-        tile : RowTile
-        centroids : SharedArray
-        before : SharedArray, optional
-            The centroids of which labels and distances are known; without it labels are good for a hint and no more.
+        those that stayed its own was the nearest. It needs to be measured against the ones that moved only. Without
+        `before`, the centroids that labels and distances belong to, labels are good for a hint and no more.
         """
         tile.previous_labels, old = tile.labels.copy(), tile.distances.copy()
         self.measure(tile, centroids, before)
@@ -340,7 +316,6 @@ def fold(
         Labels a tile, as `TileSearch.update` does.
     consume : callable, optional
         Uses a labeled tile.
-    geometry : Geometry
     weights : ndarray of int64, shape (n_rows,), optional
         Of the part's rows.
 
@@ -354,8 +329,8 @@ def fold(
     for first, rows in engine.blocks(part):
         stop = first + len(rows)
         local = slice(first - part.start, stop - part.start)
-        share = engine.put(_NO_WEIGHTS if weights is None else weights[local])
-        tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], share)
+        tile_weights = engine.put(_NO_WEIGHTS if weights is None else weights[local])
+        tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
         search(tile)
         total.add(tile.distances, tile.weights)
         if consume is not None:
@@ -375,22 +350,10 @@ def _engine(device: str) -> Engine:
 
 
 def worker_engine() -> Engine:
-    """The engine of this worker, made once.
-
-    Raises
-    ------
-    ComputeError
-        The worker is to compute on a GPU and cannot.
-    """
+    """The engine of this worker, made once; a ComputeError where it is to compute on a GPU and cannot."""
     return _engine(worker_device())
 
 
 def is_too_little(flops: float) -> bool:
-    """Tell whether a pass is so little work that this worker's device would do nothing but start kernels.
-
-    Parameters
-    ----------
-    flops : float
-        Operations of the pass.
-    """
+    """Tell whether a pass of so many operations would have this worker's device do nothing but start kernels."""
     return flops < _TINY_FLOPS and worker_device() != "cpu"

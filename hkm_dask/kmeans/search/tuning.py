@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Hashable
 from typing import Any
 
@@ -19,20 +20,8 @@ _choosing = threading.Lock()
 def chosen_once(group: Hashable, key: Hashable, budget: int, measure: Callable[[], Any] | None = None) -> Any:
     """Return a choice made before, or measure it: one thread measures, others wait for what it chooses.
 
-    Parameters
-    ----------
-    group : hashable
-        What the choice is forgotten with, such as the name of a geometry.
-    key : hashable
-    budget : int
-        Bytes that all the process remembers may take; a choice takes none.
-    measure : callable, optional
-        Makes the choice; without it nothing is measured.
-
-    Returns
-    -------
-    object
-        None where the choice is neither known nor to be measured.
+    It is forgotten with its group, such as the name of a geometry; without `measure`, an unknown choice is None. All
+    that the process remembers may take `budget` bytes; a choice takes none.
     """
     choice = host_cache.get(group, key)
     if choice is not None or measure is None:
@@ -45,20 +34,23 @@ def chosen_once(group: Hashable, key: Hashable, budget: int, measure: Callable[[
     return choice
 
 
+def search_seconds(
+    index: Any, rows: Any, labels: Any, distances: Any, operand: Any, wait: Callable[[], None] = lambda: None
+) -> float:
+    """Time of a search that leaves labels and distances as they are; `wait` is for a device to be done."""
+    labels, distances = labels.copy(), distances.copy()
+    wait()
+    begin = time.perf_counter()
+    index.nearest(rows, labels, distances, operand)
+    wait()
+    return time.perf_counter() - begin
+
+
 def best_head(n_features: int, seconds: Callable[[int], float]) -> int:
     """Find the fastest number of coordinates in the head of the product; 0 for the plain form.
 
     From a third of the features downhill: with a longer head each pair costs more, with a shorter one more are left.
-
-    Parameters
-    ----------
-    n_features : int
-    seconds : callable
-        Time of a search with so many coordinates in its head; called once for each that is tried.
-
-    Returns
-    -------
-    int
+    `seconds` times a search with so many coordinates in its head, once for each number that is tried.
 
     Examples
     --------

@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import uuid
 from collections.abc import Callable
-from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -106,12 +107,10 @@ def _walk(
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
     centered, far = _centered(points)
 
-    def walk(
-        between: NDArray[np.float32], columns: NDArray[np.float32]
-    ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
         chosen, left = np.empty(n_chosen, np.int64), np.empty(n_chosen)
-        n_found = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
-        return chosen[:n_found], left[:n_found]
+        n_steps = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
+        return chosen[:n_steps], left[:n_steps]
 
     no_table = np.empty((0, 0), np.float32)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
@@ -123,9 +122,9 @@ def _walk(
     squared = (near**2).sum(axis=1)
     largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
-        found = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), no_table)
-        if len(found[0]) == n_chosen:
-            return found
+        walked = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), no_table)
+        if len(walked[0]) == n_chosen:
+            return walked
     # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
     return walk(_with_far(_all_pairs(near, runner), centered, far), no_table)
 
@@ -224,27 +223,12 @@ class _Walk:
         number, index, n_steps = item
         points = np.ascontiguousarray(self.points.get()[index])
         key = self.key if number == 0 else stream_key(self.key, number)
-        found, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
-        return index[found], left
+        chosen, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
+        return index[chosen], left
 
 
 def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: Geometry) -> list[NDArray[np.int64]]:
-    """Group points with their neighbors.
-
-    Parameters
-    ----------
-    points : ndarray of float32, shape (n_points, n_features)
-    size : int
-        Points of a group at most.
-    key : int
-        From `stream_key`.
-    geometry : Geometry
-
-    Returns
-    -------
-    list of ndarray of int64
-        The points of each group; every point is in one.
-    """
+    """Group points with their neighbors, `size` at most in each: the points of each group; every point is in one."""
     pending, done = [np.arange(len(points))], []
     while pending:
         index = pending.pop()
@@ -253,13 +237,13 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: 
             done.append(index)
             continue
         starts = np.argsort(random_bits(stream_key(key, len(done), len(index)), index), kind="stable")[:n_groups]
-        here = ArrayRows(np.ascontiguousarray(points[index]))
+        rows = ArrayRows(np.ascontiguousarray(points[index]))
         with runner_in_task(1 << 30) as runner:
-            start = here.array[np.sort(starts)].copy()
-            grouped = iterate(here, start, geometry=geometry, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
-        forget(here.key)
+            start = rows.array[np.sort(starts)].copy()
+            grouped = iterate(rows, start, geometry=geometry, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
+        forget(rows.key)
         labels = np.full(len(index), -1, np.int32)
-        CpuIndex(grouped.centroids, geometry).nearest(here.array, labels, np.full(len(index), np.inf))
+        CpuIndex(grouped.centroids, geometry).nearest(rows.array, labels, np.full(len(index), np.inf))
         parts = [index[labels == label] for label in range(n_groups)]
         if max(map(len, parts)) == len(index):  # all in one place
             parts = np.array_split(index, n_groups)
@@ -268,14 +252,9 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: 
 
 
 def _choose(
-    points: SharedArray,
-    weights: NDArray[np.int64],
-    n_clusters: int,
-    geometry: Geometry,
-    key: int,
-    runner: Runner,
+    points: SharedArray, weights: NDArray[np.int64], n_clusters: int, geometry: Geometry, key: int, runner: Runner,
     size: int,
-) -> NDArray[np.int64]:
+) -> NDArray[np.int64]:  # fmt: skip
     """Centers among the points with a weight, chosen group by group."""
     if runner.device_budget is not None:  # the walks are work for processors, of which a GPU's worker uses one
         with on_host(), Runner(n_threads=n_processors()) as host_runner:
@@ -284,8 +263,8 @@ def _choose(
     values = points.get()
     groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, geometry=geometry)]
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
-        here = np.ascontiguousarray(values[used])
-        return used[_walk(here, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
+        some = np.ascontiguousarray(values[used])
+        return used[_walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
     n_clusters = min(n_clusters, len(used))
     sizes = np.array([len(group) for group in groups])
     # Most groups end near their share of the points; those that are drawn more often are walked again, further.
@@ -334,13 +313,8 @@ def seed_from_points(
         float32 (n_points, n_features).
     weights : ndarray of int64, shape (n_points,)
         Points without weight are left out.
-    n_clusters : int
-    geometry : Geometry
-    key : int
-    runner : Runner
-    n_iterations : int
     whole : bool, default False
-        Walk all points together, however many they are.
+        Walk all points as one group, however many they are.
 
     Returns
     -------
@@ -349,50 +323,35 @@ def seed_from_points(
     hints : ndarray of int32, shape (n_points,)
         A centroid near each point, -1 where none is known.
     """
-    task = _FromPoints(points, weights, n_clusters, geometry, key, n_iterations, whole, runner.memory_budget)
-    flops = 2.0 * points.get().size * n_clusters
-    if runner.fits_one_task(flops, points.get().nbytes):
-        return runner.call(task, None, stage="seed")
-    return task(runner)
+    values, used = points.get(), np.flatnonzero(weights > 0)
+    if runner.fits_one_task(2.0 * values.size * n_clusters, values.nbytes):
+        task = partial(
+            _seed_in_task, points=points, weights=weights, n_clusters=n_clusters, geometry=geometry, key=key,
+            n_iterations=n_iterations, whole=whole,
+        )  # fmt: skip
+        return runner.call(task, runner.memory_budget, stage="seed")
+    size = len(values) if whole else GROUP_POINTS
+    chosen = _choose(points, weights, n_clusters, geometry, key, runner, size)
+    centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
+    centroids[: len(chosen)] = values[chosen]
+    hints = np.full(len(values), -1, np.int32)
+    if n_iterations and len(chosen) == n_clusters < len(used):
+        rows, run = runner.place(ArrayRows(np.ascontiguousarray(values[used]))), uuid.uuid4().hex
+        centroids = iterate(
+            rows, centroids, geometry=geometry, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights[used],
+            run=run,
+        ).centroids  # fmt: skip
+        # The labels of the last iteration will do for hints.
+        parts = runner.split(rows, n_clusters)
+        hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
+        forget(rows.key)
+        discard(rows)
+    return centroids, hints
 
 
-@dataclass(frozen=True)
-class _FromPoints:
-    """Task: `seed_from_points` with a runner, or within a task."""
-
-    points: SharedArray
-    weights: NDArray[np.int64]
-    n_clusters: int
-    geometry: Geometry
-    key: int
-    n_iterations: int
-    whole: bool
-    memory_budget: int
-
-    def __call__(self, runner: Runner | None) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        with runner_in_task(self.memory_budget) if runner is None else nullcontext(runner) as here:
-            return self._seed(here)
-
-    def _seed(self, runner: Runner) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-        points, used = self.points.get(), np.flatnonzero(self.weights > 0)
-        size = len(points) if self.whole else GROUP_POINTS
-        chosen = _choose(self.points, self.weights, self.n_clusters, self.geometry, self.key, runner, size)
-        centroids = np.full((self.n_clusters, points.shape[1]), np.nan, np.float32)
-        centroids[: len(chosen)] = points[chosen]
-        hints = np.full(len(points), -1, np.int32)
-        if self.n_iterations and len(chosen) == self.n_clusters < len(used):
-            rows, run = runner.place(ArrayRows(np.ascontiguousarray(points[used]))), uuid.uuid4().hex
-            start = iterate(
-                rows, centroids, geometry=self.geometry, runner=runner, max_iter=self.n_iterations, tol=1e-3,
-                weights=self.weights[used], run=run,
-            )  # fmt: skip
-            centroids = start.centroids
-            # The labels of the last iteration will do for hints.
-            parts = runner.split(rows, self.n_clusters)
-            hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
-            forget(rows.key)
-            discard(rows)
-        return centroids, hints
+def _seed_in_task(memory_budget: int, **arguments: Any) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    with runner_in_task(memory_budget) as runner:
+        return seed_from_points(**arguments, runner=runner)
 
 
 @dataclass(frozen=True)

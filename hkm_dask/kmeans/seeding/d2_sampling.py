@@ -74,6 +74,11 @@ class Candidates:
         )
 
 
+def no_candidates(n_features: int) -> tuple[NDArray[Any], ...]:
+    """Times, rows, D² and vectors of no candidate."""
+    return np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, n_features), np.float32)
+
+
 @dataclass(frozen=True)
 class UpdateAndSample:
     """Task: bring D² up to date with the centers accepted since the last pass, and draw the next candidates.
@@ -87,7 +92,7 @@ class UpdateAndSample:
         All centers so far, in the order they were accepted.
     geometry : Geometry
     run : str
-        Names the k-means, so that what is remembered is found again.
+        Name of the k-means, under which parts remember D² and the nearest center.
     key : int
         Of this pass, from `stream_key`.
     horizon : float
@@ -114,8 +119,7 @@ class UpdateAndSample:
         n_centers, n_features = int(firsts[-1]), part.rows.n_features
         cells = (engine.zeros(n_centers, n_features), engine.zeros(n_centers)) if self.with_sums else None
         search = engine.search(part, self.geometry, "seed", assignment)
-        nobody = (np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, n_features), np.float32))
-        drawn: list[tuple[NDArray[Any], ...]] = [nobody]
+        drawn: list[tuple[NDArray[Any], ...]] = [no_candidates(n_features)]
 
         def label(tile: RowTile) -> None:
             for batch, first in zip(self.batches[n_searched:], firsts[n_searched:-1], strict=True):
@@ -149,24 +153,10 @@ class UpdateAndSample:
 def arrivals(
     key: int, start: int, rates: Any, horizon: float, engine: Engine
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes of these rates, and the places they belong to.
+    """Arrival times up to `horizon` of Poisson processes of these rates, and their places in `rates`; on the host.
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    start : int
-        Number of the first row.
-    rates : ndarray or cupy.ndarray of float64, shape (n_rows,)
-    horizon : float
-    engine : Engine
-
-    Returns
-    -------
-    times : ndarray of float64, shape (n_arrivals,)
-    places : ndarray of int64, shape (n_arrivals,)
-        Both on the host. A device's logarithm may differ in the last bit: it only chooses, with room to spare, whose
-        times are looked at.
+    `key` is from `stream_key`, `start` the number of the first row, to which the random numbers belong. A device's
+    logarithm may differ in the last bit: it only chooses, with room to spare, whose times are looked at.
     """
     alive = engine.xp.flatnonzero(rates > 0)
     first = random_uniform(stream_key(key, "arrival", 0), start + alive)
@@ -184,23 +174,9 @@ def may_arrive(first: Any, rates: Any, horizon: Any) -> Any:
 def arrival_times(
     key: int, rows: NDArray[np.int64], rates: NDArray[np.float64], horizon: float
 ) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Arrival times up to `horizon` of Poisson processes.
+    """Arrival times up to `horizon` of Poisson processes of rates above 0, and whose they are, as positions in `rows`.
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    rows : ndarray of int64, shape (n,)
-        Row numbers, to which the random numbers belong.
-    rates : ndarray of float64, shape (n,)
-        Above 0.
-    horizon : float
-
-    Returns
-    -------
-    times : ndarray of float64, shape (n_arrivals,)
-    which : ndarray of int64, shape (n_arrivals,)
-        Whose they are, as positions in `rows`.
+    `key` is from `stream_key`; the random numbers belong to the row numbers `rows`.
     """
     times, which = [np.empty(0)], [np.empty(0, np.int64)]
     alive, clock = np.arange(len(rows)), np.zeros(len(rows))
@@ -219,16 +195,7 @@ def arrival_times(
 class ThinCandidates:
     """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
 
-    Attributes
-    ----------
-    geometry : Geometry
-    key : int
-        Of this pass, from `stream_key`.
-    wanted : int or None
-    array_store : SharedArrayStore
-        Where the accepted ones are put.
-    name : str
-        And under what name.
+    The random numbers are those of `key`, from `stream_key`; what is taken is stored under `name`.
     """
 
     geometry: Geometry
@@ -255,14 +222,14 @@ class ThinCandidates:
         n_settled = n_taken = 0
         for low in range(0, len(order), _CHUNK):
             chunk = order[low : low + _CHUNK]
-            vectors, then = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
-            now, labels = then.copy(), np.full(len(chunk), -1, np.int32)
+            vectors, squared = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
+            current, labels = squared.copy(), np.full(len(chunk), -1, np.int32)
             recent = taken[n_settled:]
-            for search in (*settled, *([CpuIndex(np.concatenate(recent), self.geometry)] if recent else ())):
-                search.nearest(vectors, labels, now)
+            for index in (*settled, *([CpuIndex(np.concatenate(recent), self.geometry)] if recent else ())):
+                index.nearest(vectors, labels, current)
             accepted = np.zeros(len(chunk), bool)
             n_taken += cpu_kernels.accept_in_order(
-                vectors, then, now, chances[low : low + _CHUNK], wanted - n_taken, accepted
+                vectors, squared, current, chances[low : low + _CHUNK], wanted - n_taken, accepted
             )
             if accepted.any():
                 taken.append(vectors[accepted])
@@ -274,36 +241,52 @@ class ThinCandidates:
         return taken
 
 
-def _first_batch(rows: Rows, key: int, run: str, runner: Runner, weights: SharedArray | None) -> SharedArray:
-    """One row, before there is any distance to draw by."""
-    first = random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights)
-    return runner.array_store.put(f"seeds-{run}-0", np.ascontiguousarray(rows.take(first), np.float32))
+class _Sampling:
+    """Centers drawn from rows in rounds, beginning with one at random: there is no distance yet to draw it by."""
+
+    def __init__(
+        self, rows: Rows, n: int, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None,
+        weights: SharedArray | None,
+    ) -> None:  # fmt: skip
+        self.n, self.geometry, self.key, self.run, self.runner = n, geometry, key, run, runner
+        self._report, self.weights, self.parts = report, weights, runner.split(rows, n)
+        first = rows.take(random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights))
+        self.batches = [runner.array_store.put(f"seeds-{run}-0", np.ascontiguousarray(first, np.float32))]
+        self.n_drawn = 1
+
+    def report(self) -> None:
+        if self._report is not None:
+            self._report(self.n_drawn, self.n)
+
+    def draw(self, round_: int, horizon: float, wanted: int | None = None) -> Steps[tuple[int, int]]:
+        """Draw a batch by D²: the fixed-point sum of D² before it, and how many centers it has."""
+        key, store = stream_key(self.key, round_), self.runner.array_store
+        potential, batch, n_new = yield MapReduce(
+            UpdateAndSample(tuple(self.batches), self.geometry, self.run, key, horizon, weights=self.weights),
+            self.parts,
+            Candidates.__add__,
+            ThinCandidates(self.geometry, key, wanted, store, f"seeds-{self.run}-{len(self.batches)}"),
+            "seed",
+        )
+        if potential and batch is not None:
+            self.batches.append(batch)
+            self.n_drawn += n_new
+        return potential, n_new
 
 
 @stepwise
 def sample_by_distance(
-    rows: Rows,
-    n: int,
-    *,
-    geometry: Geometry,
-    key: int,
-    run: str,
-    runner: Runner,
-    report: Report | None = None,
+    rows: Rows, n: int, *, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None = None,
     weights: SharedArray | None = None,
-) -> Steps[list[SharedArray]]:
+) -> Steps[list[SharedArray]]:  # fmt: skip
     """Draw `n` centers as k-means++ does, in batches.
 
     Parameters
     ----------
-    rows : Rows
-    n : int
-    geometry : Geometry
     key : int
         From `stream_key`.
     run : str
         Name under which each part remembers D² and the nearest center.
-    runner : Runner
     report : callable, optional
         Gets the number of centers so far, and `n`.
     weights : SharedArray, optional
@@ -312,87 +295,43 @@ def sample_by_distance(
     Returns
     -------
     list of SharedArray
-        Batches of float32 centers, `n` rows together; fewer where there are fewer distinct rows.
+        Batches of float32 centers, `n` rows in all; fewer where there are fewer distinct rows.
     """
-    parts = runner.split(rows, n)
-    batches = [_first_batch(rows, key, run, runner, weights)]
-    total, potential, dry = 1, None, 0
+    sampling = _Sampling(rows, n, geometry, key, run, runner, report, weights)
+    potential, n_dry = None, 0
     for round_ in range(1, 1 << 20):
-        if report is not None:
-            report(total, n)
-        if total == n:
+        sampling.report()
+        wanted = n - sampling.n_drawn
+        if not wanted:
             break
-        wanted = n - total
-        expected = 0.0 if potential is None else min(max(4.0 * total, 32.0), 2.5 * wanted + 32.0)
-        scale = geometry.distance_scale
-        horizon = 0.0 if not potential else 1.3 * expected / (potential / scale)
-        potential, batch, n_new = yield MapReduce(
-            UpdateAndSample(tuple(batches), geometry, run, stream_key(key, round_), horizon, weights=weights),
-            parts,
-            Candidates.__add__,
-            ThinCandidates(geometry, stream_key(key, round_), wanted, runner.array_store, f"seeds-{run}-{round_}"),
-            "seed",
-        )
-        if potential == 0:
+        horizon = 0.0
+        if potential is not None:
+            expected = min(max(4.0 * sampling.n_drawn, 32.0), 2.5 * wanted + 32.0)
+            horizon = 1.3 * expected / (potential / geometry.distance_scale)
+        potential, n_new = yield from sampling.draw(round_, horizon, wanted)
+        n_dry = 0 if n_new or horizon == 0 else n_dry + 1
+        # Where nothing arrives for long, what is left of D² is below what its fixed-point sum resolves.
+        if potential == 0 or n_dry == 64:
             break
-        if batch is not None:
-            batches.append(batch)
-            total += n_new
-        dry = 0 if n_new or horizon == 0 else dry + 1
-        if dry == 64:  # nothing arrives: what is left of D² is below what its fixed-point sum resolves
-            break
-    return batches
+    return sampling.batches
 
 
 @stepwise
 def sample_in_rounds(
-    rows: Rows,
-    n_per_round: int,
-    *,
-    geometry: Geometry,
-    key: int,
-    run: str,
-    runner: Runner,
-    report: Report | None = None,
-    weights: SharedArray | None = None,
-) -> Steps[list[SharedArray]]:
-    """Draw centers as k-means|| does: in a few rounds, all of a round by the D² at its beginning.
+    rows: Rows, n_per_round: int, *, geometry: Geometry, key: int, run: str, runner: Runner,
+    report: Report | None = None, weights: SharedArray | None = None,
+) -> Steps[list[SharedArray]]:  # fmt: skip
+    """Draw centers as k-means|| does: in a few rounds, all of a round by the D² at its beginning (arXiv:1203.6402).
 
-    Parameters
-    ----------
-    rows : Rows
-    n_per_round : int
-        Candidates expected per round.
-    geometry, key, run, runner, report, weights
-        As for `sample_by_distance`.
-
-    Returns
-    -------
-    list of SharedArray
-        Batches of float32 centers.
-
-    References
-    ----------
-    arXiv:1203.6402
+    About `n_per_round` are drawn in each; the rest is as for `sample_by_distance`.
     """
-    parts = runner.split(rows, PARALLEL_ROUNDS * n_per_round)
-    batches = [_first_batch(rows, key, run, runner, weights)]
-    total, potential = 1, 0
+    sampling = _Sampling(rows, PARALLEL_ROUNDS * n_per_round, geometry, key, run, runner, report, weights)
+    potential = 0
     # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
-    for round_ in range(2 * PARALLEL_ROUNDS):
-        if report is not None:
-            report(total, PARALLEL_ROUNDS * n_per_round)
-        horizon = n_per_round * geometry.distance_scale / potential if round_ % 2 else 0.0
-        potential, batch, n_new = yield MapReduce(
-            UpdateAndSample(tuple(batches), geometry, run, stream_key(key, round_), horizon, weights=weights),
-            parts,
-            Candidates.__add__,
-            ThinCandidates(geometry, stream_key(key, round_), None, runner.array_store, f"seeds-{run}-{round_ + 1}"),
-            "seed",
-        )
+    for pass_ in range(2 * PARALLEL_ROUNDS):
+        sampling.report()
+        horizon = n_per_round * geometry.distance_scale / potential if pass_ % 2 else 0.0
+        potential, _ = yield from sampling.draw(pass_, horizon)
         if potential == 0:
             break
-        if batch is not None:
-            batches.append(batch)
-            total += n_new
-    return batches
+    return sampling.batches

@@ -32,9 +32,9 @@ def _distances_from(point, between, columns, out):  # type: ignore[no-untyped-de
         out[i] = np.float32(0.0)
     for f in range(columns.shape[0]):
         column = columns[f]
-        here = column[point]
+        value = column[point]
         for i in range(out.shape[0]):
-            t = column[i] - here
+            t = column[i] - value
             out[i] += t * t
 
 
@@ -64,19 +64,7 @@ def greedy_walk(between, columns, weights, draws, chosen, left):  # type: ignore
 
     `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
     n_points). `draws` are uniform numbers, a row of trials per center; the first center takes the first of its row.
-    Returns how many points were chosen.
-
-    Parameters
-    ----------
-    between : ndarray of float32, shape (n_points, n_points) or (0, 0)
-    columns : ndarray of float32, shape (n_features, n_points)
-    weights : ndarray of float64, shape (n_points,)
-    draws : ndarray of float64, shape (n_clusters, n_trials)
-        In (0, 1).
-    chosen : ndarray of int64, shape (n_clusters,)
-        Written to.
-    left : ndarray of float64, shape (n_clusters,)
-        Written to: the weighted sum of D² that each choice leaves.
+    Writes the points `chosen` (n_clusters,) and the weighted sum of D² that each choice `left`; returns their number.
     """
     n_points = weights.shape[0]
     reach = np.empty(n_points)
@@ -130,16 +118,16 @@ def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
         estimates, as if every further center of the group took away as much as its last.
     """
     n_groups = left.shape[0]
-    now, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)
+    rest, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)
     n_taken = min(n_groups, draws.shape[0])
     for group in range(n_groups):
         taken[group] = 1 if group < n_taken else 0
-        now[group] = left[group, 0] if group < n_taken else 0.0
-        gain[group] = now[group] - left[group, 1] if walked[group] > 1 else 0.5 * now[group]
+        rest[group] = left[group, 0] if group < n_taken else 0.0
+        gain[group] = rest[group] - left[group, 1] if walked[group] > 1 else 0.5 * rest[group]
     for step in range(n_taken, draws.shape[0]):
         total = 0.0
         for group in range(n_groups):
-            total += now[group]
+            total += rest[group]
             reach[group] = total
         if not total > 0.0:
             return step
@@ -147,7 +135,7 @@ def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
         for trial in range(draws.shape[1]):
             # Rounding may point beyond the last group that has something left.
             group = min(_first_above(reach, draws[step, trial] * total), n_groups - 1)
-            while not now[group] > 0.0:
+            while not rest[group] > 0.0:
                 group -= 1
             if best < 0 or gain[group] > gain[best]:
                 best = group
@@ -157,26 +145,17 @@ def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
         n = taken[best] + 1
         taken[best] = n
         if n <= walked[best]:
-            now[best] = left[best, n - 1]
+            rest[best] = left[best, n - 1]
         else:
-            now[best] -= min(gain[best], 0.5 * now[best])
+            rest[best] -= min(gain[best], 0.5 * rest[best])
         if n < walked[best]:
-            gain[best] = now[best] - left[best, n]
+            gain[best] = rest[best] - left[best, n]
     return draws.shape[0]
 
 
 @kernel("void(f8[:,::1], f8[::1], f8[::1], f8, f4[:,::1])")
 def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-untyped-def]
-    """Squared distances from inner products and squared norms on a grid of width `step`.
-
-    Parameters
-    ----------
-    products : ndarray of float64, shape (n_a, n_b)
-    norms_a, norms_b : ndarray of float64, shape (n_a,) and (n_b,)
-    step : float
-    out : ndarray of float32, shape (n_a, n_b)
-        Written to.
-    """
+    """Squared distances (n_a, n_b) from inner products and squared norms on a grid of width `step`."""
     for i in range(products.shape[0]):
         for j in range(products.shape[1]):
             out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))
@@ -186,13 +165,7 @@ def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-un
 def finish_pairs(scores, norms, step, out):  # type: ignore[no-untyped-def]
     """Squared distances from squared norms less twice the products, in float32, on a grid of width `step`.
 
-    Parameters
-    ----------
-    scores : ndarray of float32, shape (n_a or more, n_b or more)
-    norms : ndarray of float64, shape (n_a,)
-    step : float
-    out : ndarray of float32, shape (n_a, n_b)
-        Written to; 0 where rounding in float32 could have made the difference.
+    `scores` may have more lines and columns than `out`; 0 where rounding in float32 could have made the difference.
     """
     for i in range(out.shape[0]):
         norm = np.float32(norms[i])

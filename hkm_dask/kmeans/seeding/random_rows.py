@@ -21,8 +21,7 @@ class _SmallestKeys:
     weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> NDArray[np.int64]:
-        rows = np.arange(part.start, part.stop)
-        return self.smallest(rows)
+        return self.smallest(np.arange(part.start, part.stop))
 
     def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows with the smallest random keys, in order of row."""
@@ -44,23 +43,10 @@ class _SmallestKeys:
 def random_rows(
     rows: Rows, n: int, *, key: int, runner: Runner, weights: SharedArray | None = None
 ) -> NDArray[np.int64]:
-    """Draw `n` distinct rows at random.
+    """Draw `n` distinct rows at random, sorted; all where there are fewer.
 
-    Parameters
-    ----------
-    rows : Rows
-    n : int
-    key : int
-        From `stream_key`.
-    runner : Runner
-    weights : SharedArray, optional
-        int64 (n_rows,), positive: each draw is by weight among the rows that are left.
-
-    Returns
-    -------
-    ndarray of int64, shape (n,)
-        Sorted.
+    `key` is from `stream_key`. With `weights`, int64 (n_rows,) and positive, each draw is by weight among the rows that
+    are left.
     """
     task = _SmallestKeys(key, n, weights)
-    parts = runner.split(rows, 1)
-    return runner.map_reduce(task, parts, combine=task.combine, stage="draw")
+    return runner.map_reduce(task, runner.split(rows, 1), combine=task.combine, stage="draw")

@@ -1,14 +1,15 @@
 """Where k-means starts: coreset, k-means++, k-means|| or random rows.
 
-*coreset* draws three times as many centers as clusters by D² (see `draws`), takes the mean and the number of rows of
-each one's cell, and clusters those weighted means alone; see `coreset`. *k-means||* draws rows in a few rounds and runs
-the greedy walk on those, weighted by their cells. *k-means++* runs it on all rows.
+*coreset* draws three times as many centers as clusters by D² (see `d2_sampling`), takes the mean and the number of rows
+of each one's cell, and clusters those weighted means alone; see `coreset`. *k-means||* draws rows in a few rounds and
+runs the greedy walk on those, weighted by their cells. *k-means++* runs it on all rows.
 """
 
 from __future__ import annotations
 
 import uuid
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,21 +84,13 @@ def seed(
 
     Parameters
     ----------
-    rows : Rows
-    n_clusters : int
     init : {"coreset", "k-means++", "k-means||", "random"}
-    geometry : Geometry
     key : int
         From `stream_key`.
-    runner : Runner
     report : callable, optional
         Gets the number of centers so far, and how many there will be.
     weights : ndarray of int64, shape (n_rows,), optional
         Positive.
-
-    Returns
-    -------
-    Seeds
     """
     run = uuid.uuid4().hex
     shared = None if weights is None else runner.array_store.put(f"seed-weights-{run}", weights)
@@ -113,55 +106,34 @@ def _seed(
     run: str, weights: SharedArray | None,
 ) -> Steps[Seeds]:  # fmt: skip
     if init == "random":
-        index = random_rows(rows, n_clusters, key=key, runner=runner, weights=weights)
-        return Seeds(_padded(rows.take(index), n_clusters), None, run)
+        vectors = rows.take(random_rows(rows, n_clusters, key=key, runner=runner, weights=weights))
+        centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
+        centroids[: len(vectors)] = vectors
+        return Seeds(centroids, None, run)
+    walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner)
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
-        points, sizes = _all_rows(rows, runner), np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
-        found = seed_from_points(
-            points,
-            sizes,
-            n_clusters,
-            geometry=geometry,
-            key=key,
-            runner=runner,
-            n_iterations=0,
-            whole=init == "k-means++",
-        )
+        vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
+        points = runner.array_store.put(f"points-{run}", vectors)
+        sizes = np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
+        centroids, _ = walk(points, sizes, key=key, n_iterations=0, whole=init == "k-means++")
         points.delete()
-        return Seeds(found[0], None, run)
-    if init == "k-means||":
-        batches = yield from sample_in_rounds.steps(
-            rows, 2 * n_clusters, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights
-        )
-    else:
-        batches = yield from sample_by_distance.steps(
-            rows, CORESET_FACTOR * n_clusters, geometry=geometry, key=key, run=run, runner=runner, report=report,
-            weights=weights,
-        )  # fmt: skip
-    parts = runner.split(rows, sum(len(batch.get()) for batch in batches))
+        return Seeds(centroids, None, run)
+    sample, n = (
+        (sample_in_rounds, 2 * n_clusters) if init == "k-means||" else (sample_by_distance, CORESET_FACTOR * n_clusters)
+    )
+    batches = yield from sample.steps(
+        rows, n, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights
+    )
     points, sizes = yield MapReduce(
         UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
-        parts,
+        runner.split(rows, sum(len(batch.get()) for batch in batches)),
         Candidates.__add__,
         _Cells(geometry, runner.array_store, f"cells-{run}"),
         "seed",
     )
-    centroids, hints = seed_from_points(
-        points, sizes, n_clusters, geometry=geometry, key=stream_key(key, "greedy"), runner=runner,
-        n_iterations=CORESET_ITERATIONS if init == "coreset" else 0,
-    )  # fmt: skip
+    n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
+    centroids, hints = walk(points, sizes, key=stream_key(key, "greedy"), n_iterations=n_iterations)
     for shared in (*batches, points):
         shared.delete()
     return Seeds(centroids, hints, run)
-
-
-def _all_rows(rows: Rows, runner: Runner) -> SharedArray:
-    values = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
-    return runner.array_store.put(f"points-{uuid.uuid4().hex}", values)
-
-
-def _padded(values: NDArray[np.floating], n_clusters: int) -> NDArray[np.float32]:
-    centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
-    centroids[: len(values)] = values
-    return centroids

@@ -76,7 +76,7 @@ def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyP
             tried.append(search.n_head)
             return 1.0 + abs(search.n_head - fastest) if search.n_head else 2.0 * (fastest > 0) * 99
 
-        monkeypatch.setattr(cpu, "_trial", trial)
+        monkeypatch.setattr(cpu, "search_seconds", trial)
         assert choose_head(rows, *unknown, centroids, geometry, kept=True) == fastest
         assert set(tried) <= {0, 16, 32, 48, 96}
     monkeypatch.undo()
