@@ -1,4 +1,4 @@
-"""Many small k-means, each over rows of its own: one by one, or on a device the passes of all of them together."""
+"""Many small k-means, each over rows of its own: one by one, or on a device each pass for all of them at once."""
 
 from __future__ import annotations
 
@@ -70,22 +70,17 @@ def fit_groups(
     batch_bytes : int
         Bytes of rows that a device takes at once; groups are halved where it turns out to be too small for them.
     batched : bool, default True
-        Whether an engine that can makes the passes of all groups together; the results are the same.
-
-    Returns
-    -------
-    GroupFits
+        Whether an engine that can makes each pass for all groups at once; the results are the same.
     """
     engine = worker_engine()
     values = np.ascontiguousarray(values, engine.row_dtype(values.dtype))
     if not (batched and engine.batches(geometry)):
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     if values.nbytes <= 2 * batch_bytes:
-        from hkm_dask.kmeans.batch_cuda import fit_together
+        from hkm_dask.kmeans.batch_cuda import fit_batch
 
         try:
-            found = fit_together(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)
-            return GroupFits(*found)
+            return fit_batch(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)
         except Exception as error:
             if not ran_out(error):
                 raise

@@ -1,4 +1,4 @@
-"""Thousands of small k-means on a device at once: what one of them needs next is done for all of them together.
+"""Thousands of small k-means on a device at once: a pass that one of them needs next is made for all of them.
 
 Each is the same k-means as any other (`fit`), with its own random numbers; between its passes over the rows it goes on
 on a processor. A pass is what would leave a device idle if it were made for a few rows alone.
@@ -20,107 +20,72 @@ from hkm_dask.compute.keyed_random import random_bits_by_group, stream_key, unif
 from hkm_dask.compute.runner import n_processors, runner_in_task
 from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.batch import GroupFits
 from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
 from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, arrival_times, may_arrive
+from hkm_dask.kmeans.seeding.d2_sampling import (
+    Candidates,
+    UpdateAndSample,
+    arrival_times,
+    may_arrive,
+    no_candidates,
+)
 
 
-def fit_together(
+def fit_batch(
     values: NDArray[np.floating],
     bounds: NDArray[np.int64],
     settings: Sequence[Settings],
     *,
     geometry: Geometry,
     memory_budget: int,
-) -> tuple[NDArray[np.float32], NDArray[np.int32], NDArray[np.float64]]:
-    """Cluster groups of rows, each by a k-means of its own, on this worker's device.
+) -> GroupFits:
+    """Do as `batch.fit_groups`, on this worker's device, for float16 or float32 values that it holds all at once.
 
-    Parameters
-    ----------
-    values : ndarray of float16 or float32, shape (n_rows, n_features)
-        On the host, one group after the other.
-    bounds : ndarray of int64, shape (n_groups + 1,)
-        Where each begins; none is empty.
-    settings : sequence of Settings
-        Of each, with the same number of clusters.
-    geometry : Geometry
-    memory_budget : int
-        Bytes of host memory.
-
-    Returns
-    -------
-    centroids : ndarray of float32, shape (n_groups * n_clusters, n_features)
-        NaN where a group has fewer distinct rows than clusters.
-    labels : ndarray of int32, shape (n_rows,)
-        Nearest centroid of the row's group.
-    distances : ndarray of float64, shape (n_rows,)
-        Squared L2.
-
-    Raises
-    ------
-    cupy.cuda.memory.OutOfMemoryError
-        The groups together are too much for the device.
+    Where it does not, an error tells (`staging.ran_out`).
     """
-    k = settings[0].n_clusters
-    passes = _Batch(values, bounds, k, geometry)
+    passes = _Batch(values, bounds, settings[0].n_clusters, geometry)
     tables = [ArrayRows(values[low:high]) for low, high in itertools.pairwise(bounds)]
     with on_host():
         runner = runner_in_task(memory_budget)
     steps = [
-        fit.steps(table, its, geometry=geometry, runner=runner) for table, its in zip(tables, settings, strict=True)
+        fit.steps(table, group_settings, geometry=geometry, runner=runner)
+        for table, group_settings in zip(tables, settings, strict=True)
     ]
     fits: dict[int, Fit] = {}
     try:
         with runner, ThreadPoolExecutor(n_processors(), "hkm-fit") as threads:
-            asked = dict(enumerate(threads.map(_advance, steps)))
-            while asked:
-                fits |= {group: found for group, found in asked.items() if isinstance(found, Fit)}
-                wanted = {group: found for group, found in asked.items() if isinstance(found, MapReduce)}
-                found = _made(passes, wanted)
-                going = [steps[group] for group in wanted]
-                asked = dict(zip(wanted, threads.map(_advance, going, wanted.values(), found.values()), strict=True))
+            outcomes = dict(enumerate(threads.map(_advance, steps)))
+            while outcomes:
+                fits |= {group: outcome for group, outcome in outcomes.items() if isinstance(outcome, Fit)}
+                wanted = {group: outcome for group, outcome in outcomes.items() if isinstance(outcome, MapReduce)}
+                totals = passes.make({group: wish.task for group, wish in wanted.items()})
+                pending, answers = [steps[group] for group in wanted], [totals[group] for group in wanted]
+                outcomes = dict(zip(wanted, threads.map(_advance, pending, wanted.values(), answers), strict=True))
     finally:  # no thread is at one of them any more
         for one, table in zip(steps, tables, strict=True):
             one.close()
             forget(table.key)
     centroids = np.concatenate([fits[group].centroids for group in range(len(tables))])
-    labels, distances = passes.nearest(centroids)
-    return centroids, labels, distances
+    return GroupFits(centroids, *passes.nearest(centroids))
 
 
-def _advance(steps: Steps[Fit], made: MapReduce | None = None, found: Any = None) -> MapReduce | Fit:
-    """Give a k-means what its pass came to, and have its next pass, or its outcome."""
+def _advance(steps: Steps[Fit], wish: MapReduce | None = None, total: Any = None) -> MapReduce | Fit:
+    """Give a k-means the total of its pass, and have its next pass, or its outcome."""
     with on_host():
         try:
-            return next(steps) if made is None else steps.send(made.finish(found))
+            return next(steps) if wish is None else steps.send(wish.finish(total))
         except StopIteration as done:
             outcome: Fit = done.value
             return outcome
 
 
-def _made(passes: _Batch, wanted: Mapping[int, MapReduce]) -> dict[int, Any]:
-    """Make passes of every kind, each kind together."""
-    tasks = {group: one.task for group, one in wanted.items()}
-    drawing = {group: task for group, task in tasks.items() if isinstance(task, UpdateAndSample)}
-    adding = {group: task for group, task in tasks.items() if isinstance(task, AssignAndAdd)}
-    found = {**passes.measure_and_draw(drawing), **passes.assign_and_add(adding)}
-    return {group: found[group] for group in wanted}
-
-
 class _Batch:
-    """The rows of all groups on the device, and passes over some of them.
-
-    Parameters
-    ----------
-    values, bounds, geometry
-        As for `fit_together`.
-    k : int
-        Clusters of each.
-    """
+    """The rows of all groups on the device, and passes over some of them; `k` clusters in each group."""
 
     def __init__(self, values: NDArray[np.floating], bounds: NDArray[np.int64], k: int, geometry: Geometry) -> None:
         import cupy
@@ -138,6 +103,12 @@ class _Batch:
         self.labels = cupy.full(n, -1, cupy.int32)
         self.sums = cupy.zeros((self.n_groups * k, values.shape[1]), cupy.int64)
         self.counts = cupy.zeros(self.n_groups * k, cupy.int64)
+
+    def make(self, tasks: Mapping[int, Any]) -> dict[int, Any]:
+        """The totals of the groups' passes, those of each kind made at once."""
+        sampling = {group: task for group, task in tasks.items() if isinstance(task, UpdateAndSample)}
+        adding = {group: task for group, task in tasks.items() if isinstance(task, AssignAndAdd)}
+        return {**self.update_and_sample(sampling), **self.assign_and_add(adding)}
 
     def _lines(self, groups: Sequence[int]) -> tuple[Any | None, NDArray[np.int64]]:
         """The rows of some groups, None for all, and where each group begins among them."""
@@ -176,10 +147,10 @@ class _Batch:
 
     def nearest(self, centroids: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float64]]:
         """Label every row with the nearest centroid of its group; clusters are numbered through all groups."""
-        found = self.xp.full(len(self.rows), -1, self.xp.int32), self.xp.full(len(self.rows), self.xp.inf)
+        nearest = self.engine.unknown(len(self.rows))
         tables = dict(enumerate(centroids.reshape(self.n_groups, self.k, -1)))
-        self._search(tables, np.arange(len(centroids)), *found)
-        return found[0].get(), found[1].get()
+        self._search(tables, np.arange(len(centroids)), nearest.labels, nearest.distances)
+        return nearest.labels.get(), nearest.distances.get()
 
     # -- Lloyd's iteration --------------------------------------------------------------------------------------------
 
@@ -194,8 +165,8 @@ class _Batch:
         unweighted = self.xp.empty(0, self.xp.int64)
         cuda_kernels.move_rows(self.rows, self.labels, labels, unweighted, self.geometry.scale, self.sums, self.counts)
         self.labels = labels
-        inertia, here = self._totals(groups, distances), self.xp.asarray(numbers)
-        sums, counts = (table[here].get().reshape(len(groups), self.k, *table.shape[1:])
+        inertia, clusters = self._totals(groups, distances), self.xp.asarray(numbers)
+        sums, counts = (table[clusters].get().reshape(len(groups), self.k, *table.shape[1:])
                         for table in (self.sums, self.counts))  # fmt: skip
         return {
             group: PartialSums.of(
@@ -206,8 +177,8 @@ class _Batch:
 
     # -- seeding ------------------------------------------------------------------------------------------------------
 
-    def measure_and_draw(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, Candidates]:
-        """Measure D² of the rows of some groups and draw candidates, as `UpdateAndSample` does for one."""
+    def update_and_sample(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, Candidates]:
+        """Bring D² of the rows of some groups up to date and draw candidates, as `UpdateAndSample` does for one."""
         if not tasks:
             return {}
         groups = sorted(tasks)
@@ -215,9 +186,9 @@ class _Batch:
         potentials = self._totals(groups, self.squared)
         candidates = self._candidates({group: task for group, task in tasks.items() if task.horizon > 0})
         sums = self._add_cells({group: task for group, task in tasks.items() if task.with_sums})
-        nobody = np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, self.rows.shape[1]), np.float32)
+        none = no_candidates(self.rows.shape[1])
         return {
-            group: Candidates(potentials[group], *candidates.get(group, nobody), *sums.get(group, (None, None)))
+            group: Candidates(potentials[group], *candidates.get(group, none), *sums.get(group, (None, None)))
             for group in groups
         }
 
@@ -237,28 +208,28 @@ class _Batch:
             self._search(centers, np.concatenate(numbers), self.cells, self.squared)
 
     def _candidates(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, tuple[Any, ...]]:
-        """Times, rows, D² and values of those who arrive in each group."""
+        """Times, rows, D² and vectors of the candidates of each group."""
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)
         which = self._rows_of(groups)
         which = which[self.squared[which] > 0]
-        of, squared = self.group[which], self.squared[which]
+        group_of, squared = self.group[which], self.squared[which]
         keys, horizons = [0] * self.n_groups, np.zeros(self.n_groups)
         for group, task in tasks.items():
             keys[group], horizons[group] = stream_key(task.key, "arrival", 0), task.horizon
-        first = uniform(random_bits_by_group(keys, of, which - xp.asarray(self.bounds)[of]))
-        chosen = which[may_arrive(first, squared, xp.asarray(horizons)[of])]
+        first = uniform(random_bits_by_group(keys, group_of, which - xp.asarray(self.bounds)[group_of]))
+        chosen = which[may_arrive(first, squared, xp.asarray(horizons)[group_of])]
         rows, squared = chosen.get(), self.squared[chosen].get()
         values = self.rows[chosen].get().astype(np.float32)
         cuts = np.searchsorted(rows, self.bounds)
-        found = {}
+        candidates = {}
         for group in groups:
-            mine = slice(cuts[group], cuts[group + 1])
-            numbers = rows[mine] - self.bounds[group]
-            times, at = arrival_times(tasks[group].key, numbers, squared[mine], tasks[group].horizon)
-            found[group] = times, numbers[at], squared[mine][at], values[mine][at]
-        return found
+            own = slice(cuts[group], cuts[group + 1])
+            numbers = rows[own] - self.bounds[group]
+            times, places = arrival_times(tasks[group].key, numbers, squared[own], tasks[group].horizon)
+            candidates[group] = times, numbers[places], squared[own][places], values[own][places]
+        return candidates
 
     def _add_cells(
         self, tasks: Mapping[int, UpdateAndSample]
@@ -278,4 +249,4 @@ class _Batch:
         cuda_kernels.add_entries(self.rows, which, labels, unweighted, self.geometry.scale, sums, counts)
         sums, counts = sums.get(), counts.get()
         cells = {group: slice(firsts[group], firsts[group + 1]) for group in groups}
-        return {group: (sums[mine], counts[mine]) for group, mine in cells.items()}
+        return {group: (sums[own], counts[own]) for group, own in cells.items()}

@@ -25,8 +25,8 @@ from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
-from hkm_dask.kmeans.predict import Labels, label_rows
-from hkm_dask.kmeans.search.geometry import Geometry, Statistics, make_geometry, measure_rows
+from hkm_dask.kmeans.predict import label_rows
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -170,46 +170,42 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         with self._runner() as runner, self._rows(X, runner, reset=True) as given:
             rows = runner.place(given)
             try:
-                self._fit(rows, checked_weights(sample_weight, rows.n_rows), runner)
+                self._fit(rows, *_weights(sample_weight, rows.n_rows), runner)
             finally:
                 forget(rows.key)
         return self
 
-    def _fit(self, rows: Rows, sample_weight: NDArray[np.float64] | None, runner: Runner) -> None:
-        weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
+    def _fit(self, rows: Rows, weights: NDArray[np.int64] | None, unit: float, runner: Runner) -> None:
         # A row of weight 0 must neither found a cluster nor be drawn.
         left_out = weights is not None and not weights.all()
-        some, shares = rows, weights
+        counted, shares = rows, weights
         if left_out and weights is not None:
             index = np.flatnonzero(weights)
-            some, shares = runner.place(SubsetRows(rows, index)), weights[index]
+            counted, shares = runner.place(SubsetRows(rows, index)), weights[index]
         start = self._start(rows.n_features)
-        if some.n_rows < self.n_clusters:
+        if counted.n_rows < self.n_clusters:
             raise InputError(
-                f"n_samples={some.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
+                f"n_samples={counted.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
             )
-        geometry = self._frame(rows, runner, start, weights)
-        settings = Settings(
-            self.n_clusters,
-            self.init if isinstance(self.init, str) else "",
-            self.max_iter,
-            self.tol,
-            stream_key(self._seed(), "kmeans"),
-        )
+        geometry = self._geometry(rows, runner, start, weights)
+        init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
+        settings = Settings(self.n_clusters, init, self.max_iter, self.tol, key)
         progress = None if start is None else Progress(start, (), 0)
-        done = fit(some, settings, geometry=geometry, runner=runner, progress=progress, weights=shares)
-        centroids = _filled(done.centroids)
-        # Copies in place of unused slots may renumber the clusters: what the parts remember would mislead.
+        done = fit(counted, settings, geometry=geometry, runner=runner, progress=progress, weights=shares)
+        # Unused slots get copies of the first centroids.
+        used = done.centroids[~np.isnan(done.centroids[:, 0])]
+        centroids = np.concatenate([used, np.repeat(used[:1], done.n_unused, axis=0)])
+        # That may renumber the clusters: what the parts remember would mislead.
         run = "" if left_out or done.n_unused else done.run
-        found = label_rows(rows, centroids, geometry=geometry, runner=runner, run=run, weights=weights)
-        forget(some.key)
+        final = label_rows(rows, centroids, geometry=geometry, runner=runner, run=run, weights=weights)
+        forget(counted.key)
         forget(geometry.name)
-        self.cluster_centers_, self.labels_ = centroids, found.labels
-        self.inertia_ = _inertia(found, geometry, unit)
+        self.cluster_centers_, self.labels_ = centroids, final.labels
+        self.inertia_ = final.inertia / geometry.distance_scale * unit
         self.n_iter_ = len(done.inertia)
         if done.n_unused:
             warnings.warn(
-                f"n_distinct_samples={self.n_clusters - done.n_unused} should be >= n_clusters={self.n_clusters}; "
+                f"n_distinct_samples={len(used)} should be >= n_clusters={self.n_clusters}; "
                 "the last centroids are copies of the first",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -241,34 +237,23 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             raise InputError("init=NaN or Inf should be finite; mend such centroids")
         return unit_rows(start) if self.metric == "cosine" else start
 
-    def _frame(
-        self,
-        rows: Rows,
-        runner: Runner,
-        centroids: NDArray[np.float32] | None,
-        weights: NDArray[np.int64] | None,
+    def _geometry(
+        self, rows: Rows, runner: Runner, centroids: NDArray[np.float32] | None, weights: NDArray[np.int64] | None
     ) -> Geometry:
         """The geometry for rows and centroids, both of which its scales must hold."""
-        found = measure_rows(rows, runner)
-        self._refuse(rows, found)
-        return make_geometry(
-            rows,
-            runner,
-            n_clusters=self.n_clusters,
-            mean=(found.total / found.n_rows).astype(np.float32),
-            max_abs=found.max_abs,
-            start=centroids,
-            total_weight=None if weights is None else int(weights.sum()),
-            spherical=self.metric == "cosine",
-        )
-
-    def _refuse(self, rows: Rows, found: Statistics) -> None:
-        if not np.isfinite(found.max_abs):
+        statistics = measure_rows(rows, runner)
+        if not np.isfinite(statistics.max_abs):
             raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
-        if self.metric == "cosine" and found.n_zero:
+        if self.metric == "cosine" and statistics.n_zero:
             raise InputError(
-                f"n_zero_rows={found.n_zero} should be 0 for metric='cosine', they have no direction; leave them out"
+                f"n_zero_rows={statistics.n_zero} should be 0 for metric='cosine', they have no direction; "
+                "leave them out"
             )
+        return make_geometry(
+            rows, runner, n_clusters=self.n_clusters, mean=statistics.mean, max_abs=statistics.max_abs,
+            start=centroids, total_weight=None if weights is None else int(weights.sum()),
+            spherical=self.metric == "cosine",
+        )  # fmt: skip
 
     # -- what follows from a fit ---------------------------------------------------------------------------------------
 
@@ -318,7 +303,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
                 answer = over_blocks(_distances, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids))
             else:
                 with rows_of(x, runner) as rows:
-                    answer = _all_distances(rows, centroids, spherical=spherical)
+                    answer = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
+                    for low, high in itertools.pairwise(rows.bounds(_TRANSFORM_BYTES).tolist()):
+                        answer[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
         return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
 
     def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
@@ -338,39 +325,26 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         check_is_fitted(self)
         with self._runner() as runner, self._rows(X, runner, reset=False) as given:
             rows = runner.place(given)
-            sample_weight = checked_weights(sample_weight, rows.n_rows)
-            weights, unit = (None, 1.0) if sample_weight is None else whole_weights(sample_weight)
-            geometry = self._frame(rows, runner, self.cluster_centers_, weights)
-            found = label_rows(rows, self.cluster_centers_, geometry=geometry, runner=runner, weights=weights)
+            weights, unit = _weights(sample_weight, rows.n_rows)
+            geometry = self._geometry(rows, runner, self.cluster_centers_, weights)
+            nearest = label_rows(rows, self.cluster_centers_, geometry=geometry, runner=runner, weights=weights)
             forget(rows.key)
             forget(geometry.name)
-        return -_inertia(found, geometry, unit)
+        return -nearest.inertia / geometry.distance_scale * unit
+
+
+def _weights(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[np.int64] | None, float]:
+    """Weights as whole numbers, and the weight of 1."""
+    weights = checked_weights(sample_weight, n_samples)
+    return (None, 1.0) if weights is None else whole_weights(weights)
 
 
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and bool(0 <= value < 1)
 
 
-def _filled(centroids: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Centroids in use, and copies of the first of them for the slots that are not."""
-    used = centroids[~np.isnan(centroids[:, 0])]
-    return np.concatenate([used, np.repeat(used[:1], len(centroids) - len(used), axis=0)])
-
-
-def _inertia(found: Labels, geometry: Geometry, unit: float) -> float:
-    return found.inertia / geometry.distance_scale * unit
-
-
 def _distance_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def _all_distances(rows: Rows, centroids: NDArray[np.float32], *, spherical: bool) -> NDArray[Any]:
-    out = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
-    bounds = rows.bounds(_TRANSFORM_BYTES)
-    for low, high in itertools.pairwise(bounds.tolist()):
-        out[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
-    return out
 
 
 def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
@@ -381,5 +355,5 @@ def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -
     # About their middle, little of the squares cancels.
     middle = centroids.mean(axis=0, dtype=np.float64)
     rows = (unit_rows(host) if spherical else host) - middle
-    found: NDArray[Any] = euclidean_distances(rows, centroids - middle)
-    return found.astype(dtype, copy=False)
+    distances: NDArray[Any] = euclidean_distances(rows, centroids - middle)
+    return distances.astype(dtype, copy=False)

@@ -6,6 +6,8 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,16 +75,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class Progress:
-    """State of an interrupted Lloyd iteration.
-
-    Attributes
-    ----------
-    centroids : ndarray of float32
-    inertia : tuple of float
-        So far.
-    relocated : int
-        In the last iteration.
-    """
+    """State of an interrupted Lloyd iteration; `relocated` are the clusters moved to far rows in the last iteration."""
 
     centroids: NDArray[np.float32]
     inertia: tuple[float, ...]
@@ -120,32 +113,23 @@ def fit(
 
     Parameters
     ----------
-    rows : Rows
-    settings : Settings
     geometry : Geometry
         From `make_geometry`, for these rows or for rows they were taken from.
-    runner : Runner
-    hooks : Hooks, optional
     progress : Progress, optional
         Where an interrupted run had come to; without a history, where to start.
     weights : ndarray of int64, shape (n_rows,), optional
         Positive; the geometry is one for their sum.
-
-    Returns
-    -------
-    Fit
     """
     rows = runner.place(rows)
     flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
+    arguments: dict[str, Any] = {"settings": settings, "geometry": geometry, "progress": progress, "weights": weights}
     if runner.fits_one_task(flops, rows.n_rows * rows.row_bytes):
-        task = _FitHere(rows, settings, geometry, runner.memory_budget, weights)
-        here: Fit = runner.call(task, progress, stage="cluster")
-        return here
+        task = partial(_fit_in_task, rows=rows, **arguments)
+        outcome: Fit = runner.call(task, runner.memory_budget, stage="cluster")
+        return outcome
     if is_too_little(flops):
         with on_host():
-            return fit(
-                rows, settings, geometry=geometry, runner=runner, hooks=hooks, progress=progress, weights=weights
-            )
+            return fit(rows, runner=runner, hooks=hooks, **arguments)
     begin = time.perf_counter()
     hooks = hooks or Hooks()
     run, hints = uuid.uuid4().hex, None
@@ -163,23 +147,11 @@ def fit(
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 
 
-@dataclass(frozen=True)
-class _FitHere:
-    """Task: a whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
-
-    rows: Rows
-    settings: Settings
-    geometry: Geometry
-    memory_budget: int
-    weights: NDArray[np.int64] | None = None
-
-    def __call__(self, progress: Progress | None) -> Fit:
-        rows = ArrayRows(self.rows.read(0, self.rows.n_rows), self.rows.label)
-        try:
-            with runner_in_task(self.memory_budget) as runner:
-                done = fit(
-                    rows, self.settings, geometry=self.geometry, runner=runner, progress=progress, weights=self.weights
-                )
-                return replace(done, run="")
-        finally:
-            forget(rows.key)
+def _fit_in_task(memory_budget: int, *, rows: Rows, **arguments: Any) -> Fit:
+    """A whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
+    table = ArrayRows(rows.read(0, rows.n_rows), rows.label)
+    try:
+        with runner_in_task(memory_budget) as runner:
+            return replace(fit(table, runner=runner, **arguments), run="")
+    finally:
+        forget(table.key)

@@ -56,14 +56,7 @@ class FixedPointSum:
         self._sums: Any = np.zeros(n_limbs, np.int64)
 
     def add(self, values: Any, weights: Any = None) -> None:
-        """Add values, times their weights.
-
-        Parameters
-        ----------
-        values : ndarray or cupy.ndarray of float64, shape (n,)
-        weights : ndarray or cupy.ndarray of int64, shape (n,), optional
-            Likewise; where it is empty, all are 1.
-        """
+        """Add float64 values, times their int64 weights; where those are empty, all are 1."""
         weighted = weights is not None and len(weights) > 0
         if array_module(values) is np:
             values = np.ascontiguousarray(values)
@@ -75,17 +68,7 @@ class FixedPointSum:
             self._sums += (limbs * weights if weighted else limbs).sum(axis=1)
 
     def limbs(self, values: Any) -> Any:
-        """Split values, for sums of another kind such as running ones: each row may be summed in int64.
-
-        Parameters
-        ----------
-        values : ndarray or cupy.ndarray of float64, shape (n,)
-
-        Returns
-        -------
-        ndarray or cupy.ndarray of int64, shape (n_limbs, n)
-            The highest first.
-        """
+        """Split float64 values into int64 (n_limbs, n), the highest first, for sums such as running ones."""
         xp = array_module(values)
         limbs = xp.empty((len(self._sums), len(values)), xp.int64)
         rest = values * self._scale
@@ -97,28 +80,14 @@ class FixedPointSum:
         return limbs
 
     def combine(self, sums: Any) -> int:
-        """Put sums of limbs together.
-
-        Parameters
-        ----------
-        sums : ndarray or cupy.ndarray of int64, shape (n_limbs,)
-
-        Returns
-        -------
-        int
-        """
+        """The sum that sums of limbs (n_limbs,) stand for."""
         total = 0
         for limb in to_host(sums).tolist():
             total = (total << self.limb_bits) + limb
         return total
 
     def total(self) -> int:
-        """Everything added so far; waits for the device that added it.
-
-        Returns
-        -------
-        int
-        """
+        """Everything added so far; waits for the device that added it."""
         return self.combine(self._sums)
 
 

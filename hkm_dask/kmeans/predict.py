@@ -107,7 +107,7 @@ def label_rows(
     run: str = "",
     weights: NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Label rows by their nearest centroids.
+    """Label rows by their nearest centroids; the lowest number wins where several are equally near.
 
     Parameters
     ----------
@@ -117,16 +117,10 @@ def label_rows(
         NaN where there is none.
     geometry : Geometry
         Its `max_abs` covers rows and centroids, if the inertia is wanted.
-    runner : Runner
     run : str, optional
         Of the k-means over these rows that led to the centroids.
     weights : ndarray of int64, shape (n_rows,), optional
         Their sum is that of the geometry.
-
-    Returns
-    -------
-    Labels
-        The lowest number wins where centroids are equally near.
 
     Raises
     ------
@@ -138,35 +132,17 @@ def label_rows(
     shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
     parts = runner.split(rows, len(centroids))
-    found = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
+    labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     for handle in (shared, shares):
         if handle is not None:
             handle.delete()
-    return Labels(np.concatenate([one.labels for one in found]), sum(one.inertia for one in found))
+    return Labels(np.concatenate([one.labels for one in labeled]), sum(one.inertia for one in labeled))
 
 
 def nearest_labels(
     rows: Rows, centroids: NDArray[np.float32], *, runner: Runner, spherical: bool = False
 ) -> NDArray[np.int32]:
-    """Label rows no k-means has seen.
-
-    Parameters
-    ----------
-    rows : Rows
-        Of unit length where `spherical`.
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there is none.
-    runner : Runner
-    spherical : bool
-
-    Returns
-    -------
-    ndarray of int32, shape (n_rows,)
-
-    Raises
-    ------
-    InputError
-        As for `label_rows`.
+    """Label rows no k-means has seen, of unit length where `spherical`; errors are those of `label_rows`.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""Clusters split on a device, all together: the same parts, to the bit, as one by one on the CPU."""
+"""Clusters split on a device, all at once: the same parts, to the bit, as one by one on the CPU."""
 
 import itertools
 from collections.abc import Callable
@@ -118,13 +118,13 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
     cuda: Any, both: Callable[..., tuple[Split, Split]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
-    together = batch_cuda.fit_together
+    fit_batch = batch_cuda.fit_batch
 
     def counted(values: np.ndarray, bounds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         tried.append(len(bounds) - 1)
-        return together(values, bounds, *args, **kwargs)
+        return fit_batch(values, bounds, *args, **kwargs)
 
-    monkeypatch.setattr(batch_cuda, "fit_together", counted)
+    monkeypatch.setattr(batch_cuda, "fit_batch", counted)
     rows, indptr, members = clusters((60,) * 6)
     monkeypatch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
     cuda.get_default_memory_pool().free_all_blocks()
@@ -137,13 +137,13 @@ def test_a_cluster_larger_than_a_batch_is_streamed(
     both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Runner, "batch_bytes", 1500)
-    together = batch_cuda.fit_together
+    fit_batch = batch_cuda.fit_batch
 
     def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         assert values.nbytes <= 3000
-        return together(values, *args, **kwargs)
+        return fit_batch(values, *args, **kwargs)
 
-    monkeypatch.setattr(batch_cuda, "fit_together", small)
+    monkeypatch.setattr(batch_cuda, "fit_batch", small)
     same(*both(*clusters()))
 
 

@@ -23,17 +23,7 @@ _NO_NORMS = np.empty((0, 1), np.float32)
 
 @kernel("void(f4[:,::1], f4[::1], f4[:,::1], f8[::1])")
 def _center(rows, mean, out, norms):  # type: ignore[no-untyped-def]
-    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms.
-
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    mean : ndarray of float32, shape (n_features,)
-    out : ndarray of float32, shape (n_rows, n_features + 1)
-        Written to.
-    norms : ndarray of float64, shape (n_rows,)
-        Written to.
-    """
+    """Write rows minus mean into the first columns of `out`, 1 into the next one, and the squared norms."""
     n_features = rows.shape[1]
     for i in range(rows.shape[0]):
         row, centered = rows[i], out[i]
@@ -90,17 +80,12 @@ def _quantize(  # type: ignore[no-untyped-def]
     projected : ndarray of float32, shape (n_rows, n_projected)
     norms : ndarray of float64, shape (n_rows,)
         Squared norms of the whole rows.
-    relative_error : float
     step : float
         Width of the grid of 16 bits, a power of two.
     is_whole : bool
         Nothing is left after the projected coordinates.
-    matrix : ndarray of int16, shape (n_rows, n_columns)
-        Written to: the coordinates in steps; columns beyond them are zero.
-    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
-        Written to: the norms of the rows as written, less their first 0, 16, 32, … coordinates.
-    out_norms, errors : ndarray of float64, shape (n_rows,)
-        Written to: squared norms of the rows as written, and the bounds.
+    matrix, residual_norms, out_norms, errors
+        Those of an `Operand`, written to.
     """
     n_columns = matrix.shape[1]
     inverse = np.float32(1.0 / step)
@@ -162,14 +147,6 @@ class Operand:
 def operand_bytes(n_features: int) -> int:
     """Bytes of a row in the pruned form, with all coordinates.
 
-    Parameters
-    ----------
-    n_features : int
-
-    Returns
-    -------
-    int
-
     Examples
     --------
     >>> operand_bytes(384)
@@ -185,18 +162,9 @@ def whole_columns(n: int) -> int:
 
 
 def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
-    """Write rows for the product.
+    """Write float32 rows for the product.
 
-    Parameters
-    ----------
-    rows : ndarray of float32, shape (n_rows, n_features)
-    geometry : Geometry
-    width : int
-        Principal coordinates kept, a multiple of 16 or all; 0 for the plain form.
-
-    Returns
-    -------
-    Operand
+    `width` is the number of principal coordinates kept, a multiple of 16 or all; 0 for the plain form.
     """
     n_rows, n_features = rows.shape
     centered = np.empty((n_rows, n_features + 1), np.float32)
@@ -208,10 +176,8 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
     width = min(width, n_features)
     projected = np.ascontiguousarray(centered[:, :n_features] @ geometry.basis.get()[:, :width])
     n_columns = whole_columns(width)
-    matrix, residual_norms = (
-        np.empty((n_rows, n_columns), np.int16),
-        np.empty((n_rows, n_columns // 16 + 1), np.float32),
-    )
+    matrix = np.empty((n_rows, n_columns), np.int16)
+    residual_norms = np.empty((n_rows, n_columns // 16 + 1), np.float32)
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
     # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
     relative = geometry.basis_error + gamma(n_features) * float(np.sqrt(width)) * (1.0 + geometry.basis_error)

@@ -73,16 +73,7 @@ _STORED = {"half": np.float16, "bfloat": np.uint16, "single": np.float32, "doubl
 
 
 def kind_of(form: Form) -> str:
-    """The kind of operand a form takes.
-
-    Parameters
-    ----------
-    form : str
-        One of `FORMS`.
-
-    Returns
-    -------
-    {"half", "bfloat", "single", "double"}
+    """The kind of operand a form takes: half, bfloat, single or double.
 
     Examples
     --------
@@ -97,18 +88,8 @@ def make_cuda_operand(
 ) -> CudaOperand:
     """Write rows for the product.
 
-    Parameters
-    ----------
-    rows : cupy.ndarray of float16 or float32, shape (n_rows, n_features)
-    geometry : Geometry
-    kind : {"half", "bfloat", "single", "double"}, default "half"
-    largest : float, optional
-        Largest absolute value of the centered rows; by default what the geometry allows. Rows beyond it lose precision,
-        and are known to.
-
-    Returns
-    -------
-    CudaOperand
+    `largest` is the largest absolute value of the centered rows, by default what the geometry allows. Rows beyond it
+    lose precision, and are known to.
     """
     import cupy
 
@@ -148,17 +129,7 @@ def _device_mean(geometry: Geometry) -> Any:
 
 
 def takes_as_stored(dtype: Any, geometry: Geometry) -> bool:
-    """Whether rows of this type are operands as they are.
-
-    Parameters
-    ----------
-    dtype : dtype
-    geometry : Geometry
-
-    Returns
-    -------
-    bool
-    """
+    """Whether rows of this type are operands as they are."""
     if dtype != np.float16 or len(geometry.origin) % _WIDTH:
         return False
     radius = geometry.radius or geometry.max_abs
@@ -166,16 +137,7 @@ def takes_as_stored(dtype: Any, geometry: Geometry) -> bool:
 
 
 def multiply(a: Any, b: Any, out: Any, form: Form) -> None:
-    """Write a bᵀ, every product and sum in float32 or better.
-
-    Parameters
-    ----------
-    a, b : cupy.ndarray, shape (n, width) and (k, width)
-        Matrices of operands as `form` takes them.
-    out : cupy.ndarray of float32, shape (n, k)
-    form : str
-        One of `FORMS`.
-    """
+    """Write ``a @ b.T`` of two operands' matrices into float32, every product and sum in float32 or better."""
     import cupy
     from cupy.cuda import device
     from cupy_backends.cuda.libs import cublas

@@ -11,7 +11,7 @@ import itertools
 import math
 import uuid
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +97,10 @@ class Geometry:
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=1 << 20).scale == 2.0**41
         True
         """
-        return _power_of_two(self.n_rows, self.max_abs)
+        if self.max_abs <= 0.0:
+            return 1.0
+        # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
+        return 2.0 ** (min(61 - _log2_rows(self.n_rows), 50) - math.ceil(math.log2(self.max_abs)))
 
     @property
     def distance_scale(self) -> float:
@@ -127,12 +130,7 @@ class Geometry:
         return max(1, 1 + math.ceil(math.log2(largest * self.distance_scale))) if largest > 0.0 else 1
 
     def distance_sum(self, total_weight: int) -> FixedPointSum:
-        """Begin an exact sum of squared distances, in units of `distance_scale`.
-
-        Parameters
-        ----------
-        total_weight : int
-            Of the distances, at most.
+        """Begin an exact sum of squared distances, in units of `distance_scale`, of so much weight at most.
 
         Examples
         --------
@@ -166,13 +164,6 @@ class Geometry:
         return apart * apart
 
 
-def _power_of_two(n_rows: int, largest: float) -> float:
-    if largest <= 0.0:
-        return 1.0
-    # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
-    return 2.0 ** (min(61 - _log2_rows(n_rows), 50) - math.ceil(math.log2(largest)))
-
-
 def _log2_rows(n_rows: int) -> int:
     return math.ceil(math.log2(max(n_rows, 2)))
 
@@ -197,6 +188,11 @@ class Statistics:
     n_zero: int
     n_rows: int
 
+    @property
+    def mean(self) -> NDArray[np.float32]:
+        """Mean of the rows, zeros without rows."""
+        return (self.total / max(self.n_rows, 1)).astype(np.float32)
+
     def __add__(self, other: Statistics) -> Statistics:
         return Statistics(
             self.total + other.total,
@@ -207,39 +203,25 @@ class Statistics:
 
 
 def _block_statistics(part: Part) -> list[Statistics]:
-    found = []
+    statistics = []
     for _, block in iter_blocks(part):
         with np.errstate(over="ignore"):  # what float32 does not hold becomes infinite, and is refused as such
             values = np.asarray(block, dtype=np.float32)
         largest = float(np.abs(values).max(initial=0.0))
         zero = int((~values.any(axis=1)).sum())
-        found.append(Statistics(values.sum(axis=0, dtype=np.float64), largest, zero, len(values)))
-    return found
+        statistics.append(Statistics(values.sum(axis=0, dtype=np.float64), largest, zero, len(values)))
+    return statistics
 
 
 def measure_rows(rows: Rows, runner: Runner) -> Statistics:
-    """Mean, largest value and zero rows, in one pass; the same for any number of workers.
-
-    Parameters
-    ----------
-    rows : Rows
-    runner : Runner
-
-    Returns
-    -------
-    Statistics
-    """
+    """Mean, largest value and zero rows, in one pass; the same for any number of workers."""
     size = block_bytes(runner.memory_budget, 1)
     n_parts = runner.n_parts(20.0 * rows.n_rows * rows.n_features)
     # Blocks must not depend on the number of parts, or the float64 sums would.
     bounds = rows.bounds(min(size, 8 << 20), 1)
     cuts = np.array_split(np.arange(len(bounds) - 1), min(n_parts, len(bounds) - 1))
     parts = [Part(rows, tuple(int(b) for b in bounds[c[0] : c[-1] + 2]), 0) for c in cuts if len(c)]
-    blocks = [block for found in runner.map(_block_statistics, parts, stage="measure") for block in found]
-    total = blocks[0]
-    for block in blocks[1:]:
-        total = total + block
-    return total
+    return reduce(Statistics.__add__, itertools.chain(*runner.map(_block_statistics, parts, stage="measure")))
 
 
 def make_geometry(
@@ -259,8 +241,6 @@ def make_geometry(
 
     Parameters
     ----------
-    rows : Rows
-    runner : Runner
     n_clusters : int
         Decides whether principal directions are worth having.
     mean, max_abs : optional
@@ -276,36 +256,28 @@ def make_geometry(
     sums : bool, default True
         Whether rows will be summed, not only searched.
 
-    Returns
-    -------
-    Geometry
-
     Raises
     ------
     InputError
         Values are too large for float32 squares, or so far from all others that sums of rows would lose the others.
     """
     if mean is None or max_abs is None:
-        found = measure_rows(rows, runner)
-        mean = (found.total / max(found.n_rows, 1)).astype(np.float32)
-        max_abs = found.max_abs
-    largest = max_abs if start is None else max(max_abs, float(np.abs(start).max(initial=0.0)))
+        statistics = measure_rows(rows, runner)
+        mean, max_abs = statistics.mean, statistics.max_abs
+    start_max = 0.0 if start is None else float(np.abs(start).max(initial=0.0))
     median, spread = _middle(rows)
     if not spherical and np.linalg.norm(mean.astype(np.float64) - median) > _FAR_MEAN * spread > 0.0:
         mean = median
     geometry = Geometry(
-        mean, largest, total_weight or rows.n_rows, spherical=spherical, precision=precision, spread=spread
-    )
+        mean, max(max_abs, start_max), total_weight or rows.n_rows, spherical=spherical, precision=precision,
+        spread=spread,
+    )  # fmt: skip
     limit = _largest_value(geometry, sums=sums and not spherical)
-    if not largest < limit:
-        rows_max_abs = _check_values(rows, limit)
-        if start is not None and np.abs(start).max(initial=0.0) >= limit:
-            raise InputError(f"max_abs={largest:g} in init should be < {limit:.3g}; start from other centroids")
-        # A pool has such a row, the subset of it has not.
-        return make_geometry(
-            rows, runner, n_clusters=n_clusters, mean=mean, max_abs=rows_max_abs, total_weight=total_weight,
-            spherical=spherical, precision=precision, start=start, sums=sums,
-        )  # fmt: skip
+    if not geometry.max_abs < limit:
+        # A pool has such a row, the subset of it may have none.
+        geometry = replace(geometry, max_abs=max(_check_values(rows, limit), start_max))
+        if start_max >= limit:
+            raise InputError(f"max_abs={start_max:g} in init should be < {limit:.3g}; start from other centroids")
     if rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
         return with_basis(geometry, rows, runner)
     return geometry
@@ -341,20 +313,7 @@ def _check_values(rows: Rows, limit: float) -> float:
 
 
 def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
-    """Add the principal directions of a sample of the rows to a geometry.
-
-    Parameters
-    ----------
-    geometry : Geometry
-    rows : Rows
-        A few thousand of them are read.
-    runner : Runner
-
-    Returns
-    -------
-    Geometry
-        Where workers compute on GPUs, with their radius alone.
-    """
+    """Add the principal directions of a sample of the rows to a geometry; on GPUs, their radius alone."""
     on_gpu = runner.device_budget is not None
     basis, radius = runner.call(partial(_principal_directions, geometry.origin, on_gpu), rows, stage="rotate")
     if basis is None:  # tensor cores take all coordinates

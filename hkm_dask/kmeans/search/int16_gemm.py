@@ -144,10 +144,10 @@ def _score_block(
         at = b.mul(pair, _number(PANEL))
         centroids = [_load(b, base, b.add(at, _number(half * _LANES)), _shorts) for half in range(2)]
         for r in range(BLOCK_ROWS):
-            here = b.bitcast(_spread(b, b.load(b.gep(pairs_of[r], [pair]), align=4), _ints), _shorts)
+            row_pair = b.bitcast(_spread(b, b.load(b.gep(pairs_of[r], [pair]), align=4), _ints), _shorts)
             for half in range(2):
                 sums[r][half].add_incoming(ir.Constant(_ints, [0] * _LANES), before)
-                total = b.add(sums[r][half], _multiply_pairs(b, here, centroids[half]))
+                total = b.add(sums[r][half], _multiply_pairs(b, row_pair, centroids[half]))
                 sums[r][half].add_incoming(total, loop)
                 sums[r][half] = total
         following = b.add(pair, _number(1))
@@ -160,8 +160,8 @@ def _score_block(
         start = b.mul(panel, _number(PANEL))
         factor = _spread(b, scale, _floats)
         for half in range(2):
-            here = b.add(start, _number(half * _LANES))
-            constant, slope = _load(b, constants.data, here, _floats), _load(b, slopes.data, here, _floats)
+            position = b.add(start, _number(half * _LANES))
+            constant, slope = _load(b, constants.data, position, _floats), _load(b, slopes.data, position, _floats)
             for r in range(BLOCK_ROWS):
                 score = b.call(fma, [b.sitofp(sums[r][half], _floats), factor, constant])
                 score = b.call(fma, [_spread(b, norm_of[r], _floats), slope, score])
@@ -185,17 +185,13 @@ def score(  # type: ignore[no-untyped-def]
     ----------
     rows : ndarray of int16, shape (n_rows, n_columns or more)
     n_columns : int
-        How many are taken: a multiple of 16.
+        How many are taken, a multiple of 16, and with them column ``n_columns // 16`` of `residual_norms`.
     places : ndarray of int64, shape (n_lines,)
         The rows to score.
-    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1 or more)
-        Column ``n_columns // 16`` is taken.
     panels : ndarray of int16
         From `pack`.
     constants, slopes : ndarray of float32, shape (n_centroids,)
         A multiple of `PANEL`.
-    scale : float
-    first_panel, n_panels : int
     scores : ndarray of float32, shape (n, n_panels * PANEL or more)
         Written to; n is `n_lines` or more, and a multiple of `BLOCK_ROWS`.
     """
@@ -218,20 +214,9 @@ def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
 
 
 def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> NDArray[np.int16]:
-    """Put centroids into panels, as `score` takes them.
+    """Put the `chosen` rows, in this order, into panels of their first `n_columns` (even) columns, for `score`.
 
-    Parameters
-    ----------
-    rows : ndarray of int16, shape (n_rows, n_columns or more)
-    n_columns : int
-        How many are taken: an even number.
-    chosen : ndarray of int64, shape (n_centroids,)
-        The rows that are packed, in this order.
-
-    Returns
-    -------
-    ndarray of int16
-        Filled up with zeros to a multiple of `PANEL` centroids.
+    They are filled up with zeros to a multiple of `PANEL` centroids.
     """
     out = np.zeros(padded(len(chosen)) * n_columns, np.int16)
     _pack(rows, n_columns, chosen, out)
@@ -240,14 +225,6 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> 
 
 def padded(n_centroids: int) -> int:
     """Round a number of centroids up to whole panels.
-
-    Parameters
-    ----------
-    n_centroids : int
-
-    Returns
-    -------
-    int
 
     Examples
     --------

@@ -105,12 +105,7 @@ def _widen(bits, out):  # type: ignore[no-untyped-def]
 def widen(values: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     """Write float16 as float32; exact, and five times as fast as NumPy where the processor has an instruction for it.
 
-    Parameters
-    ----------
-    values : ndarray of float16
-        C-contiguous.
-    out : ndarray of float32
-        Of the same shape, C-contiguous; written to.
+    Both are C-contiguous and of the same shape.
 
     Examples
     --------
