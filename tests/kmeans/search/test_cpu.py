@@ -8,36 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.kmeans.search import cpu, cpu_kernels
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.cpu_operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry
-
-
-def frame_of(rows: np.ndarray, basis: np.ndarray | None = None) -> Geometry:
-    """A geometry as `make_geometry` would make it, with the principal directions or a basis of one's own."""
-    wide = rows.astype(np.float64)
-    mean = wide.mean(0).astype(np.float32)
-    if basis is None:
-        basis = np.linalg.eigh((wide - mean).T @ (wide - mean))[1][:, ::-1]
-    basis = np.ascontiguousarray(basis, np.float32)
-    gram = basis.T.astype(np.float64) @ basis
-    error = float(np.linalg.norm(gram - np.eye(len(gram)), 2))
-    return Geometry(mean, float(np.abs(wide).max()), len(rows), SharedArray(array=basis), error)
-
-
-def spectrum(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
-    return ((rng.normal(size=(n, d)) * 0.9 ** np.arange(d)) @ turn + 1.0).astype(np.float32)
+from tests.kmeans.search.inputs import geometry_of, spectrum
 
 
 def find(
     centroids: np.ndarray, rows: np.ndarray, geometry: Geometry | None = None, head: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
     labels, distances = np.full(len(rows), -1, np.int32), np.full(len(rows), np.inf)
-    CpuIndex(centroids, geometry or frame_of(rows), head).nearest(rows, labels, distances)
+    CpuIndex(centroids, geometry or geometry_of(rows), head).nearest(rows, labels, distances)
     return labels, distances
 
 
@@ -97,7 +79,7 @@ def test_any_head_gives_the_same_bits(head: int, random_basis: bool) -> None:
     rows, centroids = spectrum(2500, 64), spectrum(300, 64, 1)
     centroids[::7] = centroids[3]
     basis = np.linalg.qr(np.random.default_rng(5).normal(size=(64, 64)))[0] if random_basis else None
-    geometry = frame_of(rows, basis)
+    geometry = geometry_of(rows, basis)
     plain, pruned = find(centroids, rows, geometry), find(centroids, rows, geometry, head)
     np.testing.assert_array_equal(plain[0], pruned[0])
     np.testing.assert_array_equal(plain[1], pruned[1])
@@ -109,7 +91,7 @@ def test_any_head_gives_the_same_bits(head: int, random_basis: bool) -> None:
 def test_the_pruned_form_bounds_the_distance_from_below(seed: int, head: int, decay: float) -> None:
     rng = np.random.default_rng(seed)
     rows = (rng.normal(size=(40, 32)) * decay ** np.arange(32) + 2.0).astype(np.float32)
-    geometry = frame_of(rows)
+    geometry = geometry_of(rows)
     form = make_operand(rows, geometry, head)
     short = np.column_stack([form.matrix * geometry.step, form.residual_norms[:, -1].astype(np.float64)])
     bound = np.sqrt(((short[:, None] - short[None]) ** 2).sum(2))
@@ -124,7 +106,7 @@ def test_the_pruned_form_bounds_the_distance_from_below(seed: int, head: int, de
 @given(st.lists(st.integers(0, 700), max_size=5), st.booleans())
 def test_however_the_rows_are_cut_the_bits_are_the_same(cuts: list[int], kept: bool) -> None:
     rows, centroids = spectrum(700, 24), spectrum(90, 24, 1)
-    geometry, head = frame_of(rows), 8
+    geometry, head = geometry_of(rows), 8
     labels, distances = find(centroids, rows, geometry, head)
     search = CpuIndex(centroids, geometry, head)
     for low, high in zip([0, *sorted(cuts)], [*sorted(cuts), 700], strict=True):
@@ -141,7 +123,7 @@ def test_centroids_found_batch_by_batch_are_those_found_at_once(d: int, cuts: li
     rows, centroids = np.round(spectrum(400, d) * 4), np.round(spectrum(90, d, 1) * 4)  # rounded: many ties
     labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)
     for low, high in zip([0, *cuts], [*cuts, 90], strict=True):
-        CpuIndex(centroids[low:high], frame_of(rows)).nearest(rows, labels, distances, first=low)
+        CpuIndex(centroids[low:high], geometry_of(rows)).nearest(rows, labels, distances, first=low)
     np.testing.assert_array_equal(labels, brute(centroids, rows)[0])
     np.testing.assert_array_equal(distances, brute(centroids, rows)[1])
 
@@ -154,7 +136,7 @@ def test_what_is_known_before_changes_nothing(d: int, gaps: bool) -> None:
     if gaps:
         centroids[[0, 5, 79]] = np.nan
     expected = find(centroids, rows)
-    search = CpuIndex(centroids, frame_of(rows))
+    search = CpuIndex(centroids, geometry_of(rows))
     for seed in range(3):
         labels = np.random.default_rng(seed).integers(-1, 80, 600).astype(np.int32)
         distances = np.empty(600)
@@ -176,7 +158,7 @@ def test_some_rows_among_some_centroids(d: int, head: int) -> None:
     only = np.random.default_rng(0).uniform(size=80) < 0.3
     only[10] = True
     hidden = np.where((only & ~np.isnan(centroids[:, 0]))[:, None], centroids, np.nan)
-    geometry = frame_of(rows)
+    geometry = geometry_of(rows)
     search = CpuIndex(centroids, geometry, head).only(only)
     for which in (np.arange(100, 300), np.array([3, 7, 499]), np.arange(0, 500, 3), np.empty(0, np.int64)):
         labels, distances = np.full(500, -1, np.int32), np.full(500, np.inf)
@@ -204,7 +186,7 @@ def test_cancellation_far_from_the_origin(head: int) -> None:
     assert (textbook.argmin(1) != expected).mean() > 0.05  # the case is as hard as it is meant to be
     # A geometry whose origin is of no help must be as exact, only slower.
     for mean in (rows.mean(0), np.zeros(256, np.float32)):
-        base = frame_of(rows)
+        base = geometry_of(rows)
         geometry = Geometry(mean, base.max_abs, base.n_rows, base.basis, base.basis_error)
         labels, distances = find(centroids, rows, geometry, head)
         np.testing.assert_array_equal(labels, expected)
@@ -256,7 +238,7 @@ def test_the_sweep_over_few_features_is_exact(rows: np.ndarray, k: int) -> None:
 
 def test_most_pairs_the_head_does_not_exclude_need_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, centroids = spectrum(400, 120), spectrum(200, 120, 1)
-    geometry, counts = frame_of(rows), {}
+    geometry, counts = geometry_of(rows), {}
     for more in (0, 48):
         monkeypatch.setattr(cpu, "_REFINE", more)
         labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)

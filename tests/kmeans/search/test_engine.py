@@ -15,14 +15,13 @@ from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.search import cpu
 from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
+from tests.kmeans.search.inputs import geometry_of, rotation
 
 BUDGET = 1 << 30
 
 
-def turned_frame(rows: np.ndarray, seed: int) -> Geometry:
-    basis = np.linalg.qr(np.random.default_rng(seed).normal(size=(rows.shape[1],) * 2))[0].astype(np.float32)
-    error = float(np.linalg.norm(basis.T.astype(np.float64) @ basis - np.eye(len(basis)), 2))
-    return Geometry(rows.mean(0), float(np.abs(rows).max()), len(rows), SharedArray(array=basis), error)
+def turned(rows: np.ndarray, seed: int) -> Geometry:
+    return geometry_of(rows, rotation(np.random.default_rng(seed), rows.shape[1]))
 
 
 def pairs_of_centroids(n: int, d: int, k: int) -> tuple[np.ndarray, np.ndarray]:
@@ -93,13 +92,13 @@ def test_what_is_remembered_is_found_once_by_its_own_run() -> None:
     host_cache.drop(part.rows.key)
 
 
-def test_rotated_rows_are_not_taken_from_another_frame(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rotated_rows_are_not_taken_from_another_geometry(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: 16)
     array, centroids = pairs_of_centroids(3000, 64, 128)
     part = Part(ArrayRows(array), (0, 3000), BUDGET)
     expected = brute(array, centroids)
     for seed in range(2):
-        found = find_all(part, turned_frame(array, seed), SharedArray(array=centroids.copy()))
+        found = find_all(part, turned(array, seed), SharedArray(array=centroids.copy()))
         np.testing.assert_array_equal(found.labels, expected)
     assert any(key[0] == "operand" for key in host_cache._groups[part.rows.key])  # they were kept, so they could be
     host_cache.drop(part.rows.key)
@@ -113,7 +112,7 @@ def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
     monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: head)
     monkeypatch.setattr(cpu, "TILE_ROWS", 500)
     array, centroids = pairs_of_centroids(3000, 64, 128)
-    geometry, shared = turned_frame(array, 0), SharedArray(array=centroids)
+    geometry, shared = turned(array, 0), SharedArray(array=centroids)
     np.save(tmp_path / "rows.npy", array)
     found = []
     sources: list[Rows] = [ArrayRows(array), NpyRows(tmp_path / "rows.npy")]
@@ -136,7 +135,7 @@ def test_the_head_is_chosen_once_even_where_nothing_else_can_be_kept(
     np.save(tmp_path / "rows.npy", array)
     rows = NpyRows(tmp_path / "rows.npy")
     part = Part(rows, tuple(range(0, 3001, 500)), 300_000)  # two of six blocks
-    geometry = turned_frame(array, 0)
+    geometry = turned(array, 0)
     for _ in range(3):
         find_all(part, geometry, SharedArray(array=centroids.copy()))
     assert chosen == [False]
@@ -147,7 +146,7 @@ def test_labels_known_before_give_upper_bounds() -> None:
     array, centroids = pairs_of_centroids(600, 64, 20)
     part, geometry, shared = (
         Part(ArrayRows(array), (0, 600), BUDGET),
-        turned_frame(array, 0),
+        turned(array, 0),
         SharedArray(array=centroids),
     )
     engine = worker_engine()

@@ -21,7 +21,7 @@ def inner(a, i, b, j, first, last):  # type: ignore[no-untyped-def]
 
 
 def integers(rng: np.random.Generator, n: int, width: int) -> np.ndarray:
-    """Rows no longer than `product.LARGEST`, some of them of one coordinate."""
+    """Rows no longer than `int16_gemm.LARGEST`, some of them of one coordinate."""
     rows = rng.normal(size=(n, width))
     rows[::3] = 0.0
     rows[::3, rng.integers(width)] = rng.choice([-1.0, 1.0])

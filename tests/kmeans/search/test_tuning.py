@@ -12,22 +12,7 @@ from hkm_dask.kmeans.search import cpu, tuning
 from hkm_dask.kmeans.search.cpu import CpuIndex, choose_head
 from hkm_dask.kmeans.search.engine import RowTile, worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
-
-
-def frame_of(rows: np.ndarray, basis: np.ndarray | None = None) -> Geometry:
-    """A geometry with the principal directions, or a basis of one's own."""
-    wide = rows.astype(np.float64) - rows.mean(0, dtype=np.float64)
-    basis = np.linalg.eigh(wide.T @ wide)[1][:, ::-1] if basis is None else basis
-    basis = np.ascontiguousarray(basis, np.float32)
-    error = float(np.linalg.norm(basis.T.astype(np.float64) @ basis - np.eye(len(basis)), 2))
-    mean = rows.mean(0, dtype=np.float64).astype(np.float32)
-    return Geometry(mean, float(np.abs(rows).max()), len(rows), SharedArray(array=basis), error)
-
-
-def spectrum(n: int, d: int, seed: int = 0) -> np.ndarray:
-    rng = np.random.default_rng(seed)
-    turn = np.linalg.qr(rng.normal(size=(d, d)))[0]
-    return ((rng.normal(size=(n, d)) * 0.9 ** np.arange(d)) @ turn + 1.0).astype(np.float32)
+from tests.kmeans.search.inputs import geometry_of, spectrum
 
 
 def index_of(
@@ -47,7 +32,7 @@ def test_an_index_is_made_once_and_belongs_to_its_geometry(monkeypatch: pytest.M
     monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: n_head)
     rows = spectrum(300, 24)
     shared, other = SharedArray(array=rows[:70]), SharedArray(array=rows[:70].copy())
-    geometry, turned = frame_of(rows), frame_of(rows, np.eye(24))
+    geometry, turned = geometry_of(rows), geometry_of(rows, np.eye(24))
     first = index_of(rows, shared, geometry)
     assert first.n_head == 16
     assert index_of(rows, shared, geometry) is first
@@ -59,7 +44,7 @@ def test_an_index_is_made_once_and_belongs_to_its_geometry(monkeypatch: pytest.M
 
 def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:
     rows = spectrum(300, 24)
-    geometry = frame_of(rows)
+    geometry = geometry_of(rows)
     for i in range(20):  # the address of a dead array is often used again
         index = index_of(rows, SharedArray(array=rows[i : i + 5].copy()), geometry)
         np.testing.assert_array_equal(index.centroids, rows[i : i + 5])
@@ -67,7 +52,7 @@ def test_a_new_array_at_an_old_address_is_not_taken_for_the_old_one() -> None:
 
 def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = spectrum(500, 96)
-    centroids, geometry = spectrum(80, 96, 1), frame_of(rows)
+    centroids, geometry = spectrum(80, 96, 1), geometry_of(rows)
     unknown = np.full(500, -1, np.int32), np.full(500, np.inf)
     for fastest in (0, 16, 48, 96):
         tried = []
@@ -95,7 +80,7 @@ def test_what_moved_is_found_once_and_searched_alone() -> None:
     moved = engine.moved(now, before)
     assert np.flatnonzero(moved).tolist() == [3, 5, 17]
     assert engine.moved(now, before) is moved
-    geometry = frame_of(rows)
+    geometry = geometry_of(rows)
     index = index_of(rows, now, geometry, before)
     assert index is index_of(rows, now, geometry, before)
     labels, distances = np.full(300, -1, np.int32), np.full(300, np.inf)

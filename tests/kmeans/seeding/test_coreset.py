@@ -18,7 +18,7 @@ def blobs(n: int, d: int, centers: int = 9, seed: int = 0) -> np.ndarray:
     return (rng.normal(size=(n, d)) + 9 * rng.normal(size=(centers, d))[rng.integers(centers, size=n)]).astype("f4")
 
 
-def frame_of(points: np.ndarray) -> Geometry:
+def geometry_of(points: np.ndarray) -> Geometry:
     return Geometry(points.mean(axis=0), float(np.abs(points).max()), 10 * len(points))
 
 
@@ -28,7 +28,7 @@ def chosen(points: np.ndarray, weights: np.ndarray, k: int, runner: Runner, **se
         SharedArray(array=points),
         weights,
         k,
-        geometry=frame_of(points),
+        geometry=geometry_of(points),
         key=3,
         runner=runner,
         n_iterations=0,
@@ -86,23 +86,23 @@ def test_sparse_groups_get_more_centers_than_their_share_of_the_points(
 @pytest.mark.parametrize("n", [10, 100, 101, 730])
 def test_every_point_is_in_one_group_of_the_size(n: int) -> None:
     points = blobs(n, 5)
-    groups = group_points(points, 100, key=1, geometry=frame_of(points))
+    groups = group_points(points, 100, key=1, geometry=geometry_of(points))
     assert max(map(len, groups)) <= 100
     assert sorted(np.concatenate(groups).tolist()) == list(range(n))
-    again = group_points(points, 100, key=1, geometry=frame_of(points))
+    again = group_points(points, 100, key=1, geometry=geometry_of(points))
     assert [g.tolist() for g in groups] == [g.tolist() for g in again]
 
 
 def test_points_in_one_place_are_grouped_all_the_same() -> None:
     points = np.ones((250, 3), np.float32)
-    groups = group_points(points, 100, key=1, geometry=frame_of(points))
+    groups = group_points(points, 100, key=1, geometry=geometry_of(points))
     assert sorted(np.concatenate(groups).tolist()) == list(range(250))
     assert max(map(len, groups)) <= 100
 
 
 def test_groups_hold_neighbors() -> None:
     points = blobs(600, 4, centers=3)
-    groups = group_points(points, 250, key=1, geometry=frame_of(points))
+    groups = group_points(points, 250, key=1, geometry=geometry_of(points))
     within = sum(float(((points[g] - points[g].mean(0)) ** 2).sum()) for g in groups)
     assert within < 0.7 * float(((points - points.mean(0)) ** 2).sum())
 

@@ -1,4 +1,4 @@
-"""Rows drawn at random: each as often as it should be, and the law of D² sampling against exact probabilities."""
+"""The law of D² sampling against exact probabilities."""
 
 import itertools
 import math
@@ -19,7 +19,6 @@ from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding import d2_sampling
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, ThinCandidates, UpdateAndSample, sample_by_distance
-from hkm_dask.kmeans.seeding.random_rows import random_rows
 
 Cut = Callable[[int], Runner]
 
@@ -35,28 +34,6 @@ def draw(array: np.ndarray | Rows, n: int, key: int, runner: Runner, geometry: G
     return np.concatenate(
         [b.get() for b in sample_by_distance(rows, n, geometry=geometry, key=key, run=f"run-{key}", runner=runner)]
     )
-
-
-# -- random rows ------------------------------------------------------------------------------------------------------
-
-
-def test_random_rows_are_distinct_sorted_and_cut_as_you_like(in_parts: Cut) -> None:
-    rows = ArrayRows(np.zeros((500, 2), np.float32))
-    found = [random_rows(rows, 40, key=11, runner=in_parts(n)) for n in (1, 2, 8)]
-    assert (np.diff(found[0]) > 0).all()
-    assert len(found[0]) == 40
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert random_rows(rows, 40, key=12, runner=in_parts(1)).tolist() != found[0].tolist()
-    assert random_rows(rows, 600, key=12, runner=in_parts(3)).tolist() == list(range(500))
-
-
-def test_every_row_is_drawn_as_often(runner: Runner) -> None:
-    rows = ArrayRows(np.zeros((30, 1), np.float32))
-    drawn = Counter(i for key in range(600) for i in random_rows(rows, 5, key=stream_key(key), runner=runner).tolist())
-    counts = np.array([drawn[i] for i in range(30)])
-    # Without replacement the counts vary less than a multinomial's, by the share that is left out.
-    assert stats.chi2(29).sf(((counts - 100) ** 2 / 100).sum() / (25 / 29)) > 1e-3
 
 
 # -- the law of D² sampling -------------------------------------------------------------------------------------------

@@ -1,0 +1,42 @@
+"""Rows drawn at random: each as often as it should be, in any number of parts."""
+
+from collections import Counter
+from collections.abc import Callable
+
+import numpy as np
+from scipy import stats
+
+from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.seeding.random_rows import random_rows
+
+Cut = Callable[[int], Runner]
+
+
+def test_random_rows_are_distinct_sorted_and_cut_as_you_like(in_parts: Cut) -> None:
+    rows = ArrayRows(np.zeros((500, 2), np.float32))
+    found = [random_rows(rows, 40, key=11, runner=in_parts(n)) for n in (1, 2, 8)]
+    assert (np.diff(found[0]) > 0).all()
+    assert len(found[0]) == 40
+    np.testing.assert_array_equal(found[0], found[1])
+    np.testing.assert_array_equal(found[0], found[2])
+    assert random_rows(rows, 40, key=12, runner=in_parts(1)).tolist() != found[0].tolist()
+    assert random_rows(rows, 600, key=12, runner=in_parts(3)).tolist() == list(range(500))
+
+
+def test_every_row_is_drawn_as_often(runner: Runner) -> None:
+    rows = ArrayRows(np.zeros((30, 1), np.float32))
+    drawn = Counter(i for key in range(600) for i in random_rows(rows, 5, key=stream_key(key), runner=runner).tolist())
+    counts = np.array([drawn[i] for i in range(30)])
+    # Without replacement the counts vary less than a multinomial's, by the share that is left out.
+    assert stats.chi2(29).sf(((counts - 100) ** 2 / 100).sum() / (25 / 29)) > 1e-3
+
+
+def test_the_first_of_weighted_draws_goes_by_weight(runner: Runner) -> None:
+    rows, weights = ArrayRows(np.zeros((4, 1), np.float32)), SharedArray(array=np.array([1, 2, 3, 4]))
+    drawn = Counter(
+        int(random_rows(rows, 1, key=stream_key(key), runner=runner, weights=weights)[0]) for key in range(1000)
+    )
+    assert stats.chisquare([drawn[i] for i in range(4)], [100, 200, 300, 400]).pvalue > 1e-3
