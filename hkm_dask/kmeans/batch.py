@@ -64,7 +64,6 @@ def fit_groups(
         Where each begins, from 0 on; none is empty.
     settings : sequence of Settings
         Of each, with the same number of clusters.
-    geometry : Geometry
     memory_budget : int
         Bytes of host memory.
     batch_bytes : int

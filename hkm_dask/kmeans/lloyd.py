@@ -133,8 +133,7 @@ class AssignAndAdd:
             else:
                 engine.move_rows(tile.rows, tile.previous_labels, tile.labels, tile.weights, scale, sums, counts)
 
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
-        inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=weights)
+        inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
         # The sums handed out are these very arrays: they are used up before the next pass changes them.
         state.centroids = self.centroids.name
         engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)

@@ -77,9 +77,8 @@ class LabelRows:
             self._refuse(tile, part)
             search.update(tile, self.centroids)
 
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
-            inertia = fold(part, engine, assignment, label, geometry=self.geometry, weights=weights)
+            inertia = fold(part, engine, assignment, label, geometry=self.geometry, weights=self.weights)
         return Labels(engine.host(assignment.labels), inertia)
 
     def _refuse(self, tile: RowTile, part: Part) -> None:

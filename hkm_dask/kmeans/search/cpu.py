@@ -175,27 +175,19 @@ class CpuIndex:
         self._places = np.ascontiguousarray(self.centroids[self._order, self._axis])
 
     def nearest(
-        self,
-        rows: NDArray[np.float32],
-        labels: NDArray[np.int32],
-        distances: NDArray[np.float64],
-        operand: Operand | None = None,
-        first: int = 0,
-        which: NDArray[np.int64] | None = None,
-    ) -> int:
+        self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+        operand: Operand | None = None, first: int = 0, which: NDArray[np.int64] | None = None,
+    ) -> int:  # fmt: skip
         """Bring `labels` and `distances` up to date with these centroids.
 
         Parameters
         ----------
-        rows : ndarray of float32, shape (n_rows, n_features)
         labels : ndarray of int32, shape (n_rows,)
             Best centroid so far, in the numbering of the caller: ``first + j`` for centroid j of the index.
         distances : ndarray of float64, shape (n_rows,)
             Squared L2 distance to it; infinity where there is none yet. A lower one is an upper bound on the answer.
         operand : Operand, optional
             `make_operand` of these rows, if it was kept: `n_refine` coordinates wide or wider.
-        first : int
-            Number of the first centroid.
         which : ndarray of int64, optional
             The rows to look at, if not all.
 

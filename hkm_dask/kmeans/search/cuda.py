@@ -153,29 +153,23 @@ class CudaIndex:
 
         form = self._operand
         as_stored = form.norms + 2.0 * form.dots
-        self._biases = {}
-        for name, values in ((True, as_stored), (False, form.norms)):
-            self._biases[name] = values.astype(cupy.float32)
-        largest = cupy.concatenate(
-            [v.max().reshape(1) for v in (form.errors, form.norms, form.sizes, cupy.abs(as_stored))]
-        ).get()
-        error, norm, size, bias = (float(v) for v in largest)
+        self._biases = {True: as_stored.astype(cupy.float32), False: form.norms.astype(cupy.float32)}
+        per_row = form.errors, form.norms, form.sizes, cupy.abs(as_stored)
+        error, norm, size, bias = cupy.concatenate([v.max().reshape(1) for v in per_row]).get().tolist()
         unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
         gamma = 2.0 * (form.matrix.shape[1] + 16) * unit + (2.0**-22 if self.form == "double" else 0.0)
-        self._per_error = 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
         if self.form == "tf32":  # what is cut off rows comes to their size, that off centroids to their error
             gamma += 4.0 * _LOST_TO_TF32 * (1.0 + _LOST_TO_TF32)
-        self._per_size = (2.0 * error + gamma * size) * (1.0 + 1e-6)
-        self._constant = 2.0**-22 * max(bias, norm) + 2.0**-100
+        per_size, per_error = (2.0 * error + gamma * size) * (1.0 + 1e-6), 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
+        constant = 2.0**-22 * max(bias, norm) + 2.0**-100
+        self._bounds = np.float64(per_size), np.float64(per_error), np.float64(constant)
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
         """See `CentroidIndex.only`."""
         import cupy
 
-        part, form = copy.copy(self), self._operand
-        keep = chosen[self._numbers]
-        part._numbers = self._numbers[keep]
-        part._device_numbers = {}
+        part, form, keep = copy.copy(self), self._operand, chosen[self._numbers]
+        part._numbers, part._device_numbers = self._numbers[keep], {}
         if keep.all():
             return part
         index = cupy.asarray(np.flatnonzero(keep))
@@ -190,14 +184,9 @@ class CudaIndex:
         return part
 
     def nearest(
-        self,
-        rows: Any,
-        labels: Any,
-        distances: Any,
-        operand: CudaOperand | None = None,
-        first: int = 0,
+        self, rows: Any, labels: Any, distances: Any, operand: CudaOperand | None = None, first: int = 0,
         which: Any | None = None,
-    ) -> int:
+    ) -> int:  # fmt: skip
         """Bring `labels` and `distances` up to date with these centroids; see `cpu.CpuIndex.nearest`.
 
         `operand` is `make_cuda_operand` of the rows. A MemoryError (`staging.ran_out`) says that device memory ran out,
@@ -207,8 +196,7 @@ class CudaIndex:
 
         if not len(self.centroids) or not len(rows) or (which is not None and not len(which)):
             return 0
-        if operand is None:
-            operand = make_cuda_operand(rows, self.geometry, kind_of(self.form))
+        operand = operand or make_cuda_operand(rows, self.geometry, kind_of(self.form))
         if first not in self._device_numbers:
             self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
         numbers = self._device_numbers[first]
@@ -261,9 +249,6 @@ class CudaIndex:
     def _alpha(self, operand: CudaOperand) -> np.float32:
         return np.float32(-2.0 / (self._operand.scale * operand.scale))
 
-    def _bounds(self) -> tuple[np.float64, np.float64, np.float64]:
-        return np.float64(self._per_size), np.float64(self._per_error), np.float64(self._constant)
-
     def _fused(
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None,
         tiles: Any | None = None,
@@ -289,7 +274,7 @@ class CudaIndex:
         )  # fmt: skip
         launch_by_row(
             "certify", rows, 8, rows, lines, has_which, self.centroids, numbers, best, second, index, operand.norms,
-            operand.sizes, operand.errors, *self._bounds(), np.int64(n), np.int32(n_features), labels, distances,
+            operand.sizes, operand.errors, *self._bounds, np.int64(n), np.int32(n_features), labels, distances,
             is_open, n=n,
         )  # fmt: skip
         left = cupy.flatnonzero(is_open)
@@ -317,7 +302,7 @@ class CudaIndex:
                 launch(
                     "settle", rows, len(some), _SETTLE_THREADS, out, self._biases[operand.as_stored],
                     self._alpha(operand), rows, some, self.centroids, numbers, operand.norms, operand.sizes,
-                    operand.errors, *self._bounds(), np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
+                    operand.errors, *self._bounds, np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
                     labels, distances, n_measured,
                 )  # fmt: skip
         return int(n_measured[0])

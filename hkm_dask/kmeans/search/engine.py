@@ -302,22 +302,20 @@ def fold(
     consume: Callable[[RowTile], None] | None = None,
     *,
     geometry: Geometry,
-    weights: NDArray[np.int64] | None = None,
+    weights: SharedArray | None = None,
 ) -> int:
     """Pass over the rows of a part: label every tile, add up its distances, and have it consumed.
 
     Parameters
     ----------
-    part : Part
-    engine : Engine
     assignment : Assignment
         Of the part; brought up to date.
     search : callable
         Labels a tile, as `TileSearch.update` does.
     consume : callable, optional
         Uses a labeled tile.
-    weights : ndarray of int64, shape (n_rows,), optional
-        Of the part's rows.
+    weights : SharedArray, optional
+        int64 (n_rows,), of all rows.
 
     Returns
     -------
@@ -325,11 +323,12 @@ def fold(
         Weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order and
         any cut of the rows.
     """
-    total = geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
+    part_weights = None if weights is None else weights.get()[part.start : part.stop]
+    total = geometry.distance_sum(part.stop - part.start if part_weights is None else int(part_weights.sum()))
     for first, rows in engine.blocks(part):
         stop = first + len(rows)
         local = slice(first - part.start, stop - part.start)
-        tile_weights = engine.put(_NO_WEIGHTS if weights is None else weights[local])
+        tile_weights = engine.put(_NO_WEIGHTS if part_weights is None else part_weights[local])
         tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
         search(tile)
         total.add(tile.distances, tile.weights)

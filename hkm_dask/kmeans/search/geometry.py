@@ -170,18 +170,7 @@ def _log2_rows(n_rows: int) -> int:
 
 @dataclass(frozen=True)
 class Statistics:
-    """Sums over rows, to be combined in the order of the rows.
-
-    Attributes
-    ----------
-    total : ndarray of float64, shape (n_features,)
-        Sum of the rows.
-    max_abs : float
-        Largest absolute value.
-    n_zero : int
-        Rows of zeros.
-    n_rows : int
-    """
+    """Sum of rows (n_features,), largest absolute value, rows of zeros and rows; to be added in the order of rows."""
 
     total: NDArray[np.float64]
     max_abs: float

@@ -131,8 +131,7 @@ class UpdateAndSample:
             if self.horizon > 0:
                 drawn.append(self._arrivals(tile, engine))
 
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
-        potential = fold(part, engine, assignment, label, draw, geometry=self.geometry, weights=weights)
+        potential = fold(part, engine, assignment, label, draw, geometry=self.geometry, weights=self.weights)
         if self.with_sums:
             engine.keep(part, "cells", self.run, assignment, assignment.n_bytes)
         else:
