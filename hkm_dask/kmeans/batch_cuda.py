@@ -27,13 +27,7 @@ from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.seeding.d2_sampling import (
-    Candidates,
-    UpdateAndSample,
-    arrival_times,
-    may_arrive,
-    no_candidates,
-)
+from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, arrival_times, may_arrive, no_candidates
 
 
 def fit_batch(
