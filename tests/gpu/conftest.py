@@ -38,8 +38,8 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
     """The emulated device, to be made small."""
     if HAS_GPU:
         pytest.skip("a real device has more memory than a test should take")
-    found: Emulator = request.getfixturevalue("emulated_cuda")
-    return found
+    actual: Emulator = request.getfixturevalue("emulated_cuda")
+    return actual
 
 
 @pytest.fixture

@@ -82,16 +82,16 @@ def test_parts_on_the_sphere_are_the_cpus(both: Callable[..., tuple[Split, Split
 
 def test_every_part_is_a_mean_and_every_row_is_in_the_nearest(cuda: Any) -> None:
     rows, indptr, members = clusters()
-    found = parts(rows, indptr, members, max_iter=50)
+    actual = parts(rows, indptr, members, max_iter=50)
     wide = rows.astype(np.float64)
     for cluster, (low, high) in enumerate(itertools.pairwise(indptr)):
-        mine, centroids = members[low:high], found.centroids[5 * cluster : 5 * cluster + 5].astype(np.float64)
-        n_distinct = len(np.unique(rows[mine], axis=0))
+        in_cluster, centroids = members[low:high], actual.centroids[5 * cluster : 5 * cluster + 5].astype(np.float64)
+        n_distinct = len(np.unique(rows[in_cluster], axis=0))
         assert (~np.isnan(centroids[:, 0])).sum() == min(5, n_distinct)
-        squared = ((wide[mine][:, None] - np.nan_to_num(centroids, nan=1e9)) ** 2).sum(axis=2)
-        np.testing.assert_array_equal(found.labels[mine], 5 * cluster + squared.argmin(axis=1))
+        squared = ((wide[in_cluster][:, None] - np.nan_to_num(centroids, nan=1e9)) ** 2).sum(axis=2)
+        np.testing.assert_array_equal(actual.labels[in_cluster], 5 * cluster + squared.argmin(axis=1))
         for part in range(min(5, n_distinct)):
-            own = wide[mine][found.labels[mine] == 5 * cluster + part]
+            own = wide[in_cluster][actual.labels[in_cluster] == 5 * cluster + part]
             np.testing.assert_allclose(own.mean(axis=0), centroids[part], atol=1e-5)
 
 
@@ -159,7 +159,7 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
     of = np.repeat(np.arange(4), sizes)
     numbers = np.arange(m) * 2 + 5
     geometry = make_geometry(ArrayRows(rows), Runner(n_threads=1), n_clusters=20)
-    there = cuda.asarray(rows)
+    device_rows = cuda.asarray(rows)
     labels, distances = cuda.full(n, -1, cuda.int32), cuda.full(n, cuda.inf)
     looked_at = np.flatnonzero(of != 2) if some else np.arange(n)
     lines = np.concatenate([[0], np.cumsum(np.where([True, True, not some, True], sizes, 0))])
@@ -167,7 +167,12 @@ def test_the_nearest_in_a_group(cuda: Any, dtype: type, some: bool) -> None:
         cuda.asarray(of.astype(np.int32)), lines, np.concatenate([[0], np.cumsum(n_columns)]), numbers.astype(np.int32)
     )
     CudaIndex(centroids, geometry).nearest_in_groups(
-        there, labels, distances, make_cuda_operand(there, geometry), groups, cuda.asarray(looked_at) if some else None
+        device_rows,
+        labels,
+        distances,
+        make_cuda_operand(device_rows, geometry),
+        groups,
+        cuda.asarray(looked_at) if some else None,
     )
     squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
     squared[np.isnan(squared) | (np.repeat(np.arange(4), n_columns) != of[:, None])] = np.inf

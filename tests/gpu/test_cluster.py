@@ -54,8 +54,8 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
     ):
         tree = hkm.build_hierarchy(rows, tmp_path / "gpu.zarr", config(), client=client)
         assert set(client.run(_has_computed_on_a_device).values()) == {True}
-    for found, array in zip(arrays_of(tree), expected, strict=True):
-        np.testing.assert_array_equal(found, array)
+    for actual, array in zip(arrays_of(tree), expected, strict=True):
+        np.testing.assert_array_equal(actual, array)
 
 
 def _has_computed_on_a_device() -> bool:
@@ -68,12 +68,12 @@ def _has_computed_on_a_device() -> bool:
 def test_two_runs_on_gpus_and_one_on_processors_agree(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", embeddings(20_000))
     hkm.ingest([tmp_path / "rows.npy"], pool := tmp_path / "pool.zarr")
-    found = []
+    actual = []
     for name, where in (("a", ["--local-cuda"]), ("b", ["--local-cuda", "--cuda-preset", "capacity"]), ("c", [])):
         tree = tmp_path / f"{name}.zarr"
         command = ["cluster", str(pool), str(tree), "--n-clusters", "500,100", "--set", "levels.1.n_splits=4", *where]
         subprocess.run([sys.executable, "-m", "hkm_dask", *command], check=True)
-        found.append(arrays_of(hkm.open_hierarchy(tree)))
-    for other in found[1:]:
-        for one, two in zip(found[0], other, strict=True):
+        actual.append(arrays_of(hkm.open_hierarchy(tree)))
+    for other in actual[1:]:
+        for one, two in zip(actual[0], other, strict=True):
             np.testing.assert_array_equal(one, two)

@@ -52,9 +52,9 @@ def test_the_device_finds_what_the_cpu_finds(
     centroids[k // 2] = np.nan
     geometry = geometry_of(rows)
     expected = search_on_cpu(rows, centroids, geometry)
-    found = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form))
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form))
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -94,9 +94,9 @@ def test_a_search_among_some_keeps_their_numbers(cuda: Any, form: Form) -> None:
     geometry, some = geometry_of(rows), rng.random(60) < 0.5
     labels, distances = np.full(140, -1, np.int32), np.full(140, np.inf)
     CpuIndex(centroids, geometry).only(some).nearest(rows, labels, distances)
-    found = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form).only(some))
-    np.testing.assert_array_equal(found[0], labels)
-    np.testing.assert_array_equal(found[1], distances)
+    actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, form).only(some))
+    np.testing.assert_array_equal(actual[0], labels)
+    np.testing.assert_array_equal(actual[1], distances)
 
 
 def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
@@ -142,9 +142,9 @@ def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pyte
     search = CudaIndex(centroids, geometry, "half")
     search._tile = tile
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda._MOST_COLUMNS", 70)
-    found, expected = search_on_device(cuda, rows, search), search_on_cpu(rows, centroids, geometry)
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    actual, expected = search_on_device(cuda, rows, search), search_on_cpu(rows, centroids, geometry)
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
 
 
 @pytest.mark.parametrize("allocator", ["cupy", "rmm"])

@@ -88,13 +88,13 @@ def test_devices_with_less_shared_memory_have_fewer_stages(
     rng = np.random.default_rng(6)
     rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
     geometry = geometry_of(rows)
-    found, expected = (
+    actual, expected = (
         search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused")),
         search_on_cpu(rows, centroids, geometry),
     )
     assert cuda_kernels.n_stages() == n_stages
-    np.testing.assert_array_equal(found[0], expected[0])
-    np.testing.assert_array_equal(found[1], expected[1])
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
 
 
 def test_a_device_that_is_too_old_is_refused(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,10 @@ from hkm_dask.kmeans.fixed_point import FixedPointSum
 def test_the_device_sums_to_the_same_integer(cuda: Any, log_scale: int, total_weight: int, weighted: bool) -> None:
     rng = np.random.default_rng(3)
     values, weights = 2.0 ** rng.uniform(-60, 99, 700), rng.integers(1, 1 << 10, 700)
-    here, device = (FixedPointSum(2.0**log_scale, 100 + log_scale, total_weight) for _ in range(2))
-    here.add(values, weights if weighted else None)
+    host, device = (FixedPointSum(2.0**log_scale, 100 + log_scale, total_weight) for _ in range(2))
+    host.add(values, weights if weighted else None)
     for low in range(0, 700, 300):
         tile = slice(low, low + 300)
         device.add(cuda.asarray(values[tile]), cuda.asarray(weights[tile]) if weighted else None)
-    assert device.total() == here.total()
-    np.testing.assert_array_equal(device.limbs(cuda.asarray(values)).get(), here.limbs(values))
+    assert device.total() == host.total()
+    np.testing.assert_array_equal(device.limbs(cuda.asarray(values)).get(), host.limbs(values))

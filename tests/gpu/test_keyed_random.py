@@ -16,5 +16,5 @@ def test_random_numbers_of_a_row_are_the_same_bits_on_the_device(cuda: Any) -> N
 def test_random_numbers_by_group_are_the_same_bits_on_the_device(cuda: Any) -> None:
     rows, of = np.arange(1 << 40, (1 << 40) + 100), np.arange(100) % 3
     keys = [stream_key(seed) for seed in range(3)]
-    found = random_bits_by_group(keys, cuda.asarray(of), cuda.asarray(rows))
-    np.testing.assert_array_equal(found.get(), random_bits_by_group(keys, of, rows))
+    actual = random_bits_by_group(keys, cuda.asarray(of), cuda.asarray(rows))
+    np.testing.assert_array_equal(actual.get(), random_bits_by_group(keys, of, rows))

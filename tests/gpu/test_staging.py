@@ -26,10 +26,10 @@ def test_blocks_on_the_device_are_the_rows(
     rows = Stored(groups(100, 8, dtype))
     part = Part(rows, (0, 10, 35, 36, 60, 100), budget=1 << 20)
     for _ in range(3):
-        found = np.zeros((100, 8), np.float32)
+        actual = np.zeros((100, 8), np.float32)
         for start, block in iter_device_blocks(part):
-            found[start : start + len(block)] = block.get()
-        np.testing.assert_array_equal(found, rows.array.astype(np.float32))
+            actual[start : start + len(block)] = block.get()
+        np.testing.assert_array_equal(actual, rows.array.astype(np.float32))
     assert rows.n_reads == 5  # what the device has no room for stays in host memory
 
 

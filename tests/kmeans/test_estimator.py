@@ -68,13 +68,15 @@ def test_scikit_learn_accepts_it(estimator: Any, check: Callable[[Any], None]) -
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])
 def test_from_the_same_start_it_ends_where_scikit_learn_does(x: np.ndarray, dtype: str) -> None:
     rows = x.astype(dtype)
-    ours = hkm.KMeans(K, init=rows[:K], tol=0, max_iter=300).fit(rows)
-    theirs = sklearn.cluster.KMeans(K, init=rows[:K].astype("f8"), n_init=1, tol=0, max_iter=300).fit(rows.astype("f8"))
-    np.testing.assert_array_equal(ours.labels_, theirs.labels_)
-    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-5)
-    np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-4, atol=1e-5)
-    np.testing.assert_allclose(ours.transform(rows), theirs.transform(rows.astype("f8")), rtol=1e-4, atol=1e-4)
-    assert ours.score(rows) == pytest.approx(theirs.score(rows.astype("f8")), rel=1e-5)
+    model = hkm.KMeans(K, init=rows[:K], tol=0, max_iter=300).fit(rows)
+    reference = sklearn.cluster.KMeans(K, init=rows[:K].astype("f8"), n_init=1, tol=0, max_iter=300).fit(
+        rows.astype("f8")
+    )
+    np.testing.assert_array_equal(model.labels_, reference.labels_)
+    assert model.inertia_ == pytest.approx(reference.inertia_, rel=1e-5)
+    np.testing.assert_allclose(model.cluster_centers_, reference.cluster_centers_, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(model.transform(rows), reference.transform(rows.astype("f8")), rtol=1e-4, atol=1e-4)
+    assert model.score(rows) == pytest.approx(reference.score(rows.astype("f8")), rel=1e-5)
 
 
 @pytest.mark.parametrize("max_iter", [1, 3, 300])
@@ -104,11 +106,11 @@ def test_many_centroids_of_many_features_are_searched_as_exactly(monkeypatch: py
 
 @pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
 def test_every_seeding_serves(x: np.ndarray, init: str) -> None:
-    found = [hkm.KMeans(K, init=init, random_state=seed).fit(x) for seed in (3, 3, 4)]
-    np.testing.assert_array_equal(found[0].cluster_centers_, found[1].cluster_centers_)
-    assert not np.array_equal(found[0].cluster_centers_, found[2].cluster_centers_)
+    actual = [hkm.KMeans(K, init=init, random_state=seed).fit(x) for seed in (3, 3, 4)]
+    np.testing.assert_array_equal(actual[0].cluster_centers_, actual[1].cluster_centers_)
+    assert not np.array_equal(actual[0].cluster_centers_, actual[2].cluster_centers_)
     best = sklearn.cluster.KMeans(K, n_init=10, random_state=0).fit(x).inertia_
-    assert min(km.inertia_ for km in found) < 1.6 * best
+    assert min(km.inertia_ for km in actual) < 1.6 * best
 
 
 # -- weights -----------------------------------------------------------------------------------------------------------
@@ -126,12 +128,12 @@ def test_whole_weights_are_repeated_rows(x: np.ndarray) -> None:
 
 def test_weights_give_what_scikit_learn_gives(x: np.ndarray) -> None:
     weights = np.random.default_rng(6).exponential(size=len(x))
-    ours = hkm.KMeans(K, init=x[:K], tol=0).fit(x, sample_weight=weights)
-    theirs = sklearn.cluster.KMeans(K, init=x[:K].astype("f8"), n_init=1, tol=0).fit(x.astype("f8"), None, weights)
-    np.testing.assert_array_equal(ours.labels_, theirs.labels_)
-    assert ours.inertia_ == pytest.approx(theirs.inertia_, rel=1e-4)
-    np.testing.assert_allclose(ours.cluster_centers_, theirs.cluster_centers_, rtol=1e-3, atol=1e-3)
-    assert ours.score(x, sample_weight=weights) == pytest.approx(-ours.inertia_, rel=1e-9)
+    model = hkm.KMeans(K, init=x[:K], tol=0).fit(x, sample_weight=weights)
+    reference = sklearn.cluster.KMeans(K, init=x[:K].astype("f8"), n_init=1, tol=0).fit(x.astype("f8"), None, weights)
+    np.testing.assert_array_equal(model.labels_, reference.labels_)
+    assert model.inertia_ == pytest.approx(reference.inertia_, rel=1e-4)
+    np.testing.assert_allclose(model.cluster_centers_, reference.cluster_centers_, rtol=1e-3, atol=1e-3)
+    assert model.score(x, sample_weight=weights) == pytest.approx(-model.inertia_, rel=1e-9)
 
 
 @pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
@@ -169,14 +171,14 @@ def test_heavy_rows_are_drawn(how: str) -> None:
 
 def test_a_seeding_pass_counts_a_row_as_often_as_it_weighs(x: np.ndarray) -> None:
     weights = np.random.default_rng(5).integers(1, 4, len(x))
-    found = []
+    actual = []
     for rows, shared in ((x, SharedArray(array=weights)), (np.repeat(x, weights, axis=0), None)):
         geometry = Geometry(np.zeros(6, np.float32), float(np.abs(x).max()), int(weights.sum()))
         task = UpdateAndSample((SharedArray(array=x[:K]),), geometry, "", 0, 0.0, with_sums=True, weights=shared)
-        found.append(task(Part(ArrayRows(rows), (0, len(rows)), 0)))
-    assert found[0].potential == found[1].potential
-    np.testing.assert_array_equal(found[0].counts, found[1].counts)
-    np.testing.assert_array_equal(found[0].sums, found[1].sums)
+        actual.append(task(Part(ArrayRows(rows), (0, len(rows)), 0)))
+    assert actual[0].potential == actual[1].potential
+    np.testing.assert_array_equal(actual[0].counts, actual[1].counts)
+    np.testing.assert_array_equal(actual[0].sums, actual[1].sums)
 
 
 def test_equal_weights_are_none(x: np.ndarray, fitted: hkm.KMeans) -> None:

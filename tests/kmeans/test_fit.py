@@ -57,29 +57,29 @@ def test_it_is_a_seeding_and_the_iteration_from_it(runner: Runner) -> None:
     rows = ArrayRows(blobs(500, 5))
     geometry = make_geometry(rows, runner, n_clusters=20)
     settings = Settings(20, max_iter=12, tol=1e-3, key=stream_key(7))
-    found = fit(rows, settings, geometry=geometry, runner=runner)
+    actual = fit(rows, settings, geometry=geometry, runner=runner)
     start = seed(rows, 20, init="coreset", geometry=geometry, key=settings.key, runner=runner)
     expected = iterate(rows, start.centroids, geometry=geometry, runner=runner, max_iter=12, tol=1e-3)
-    np.testing.assert_array_equal(found.centroids, expected.centroids)
-    np.testing.assert_array_equal(found.inertia, expected.inertia)
-    assert (found.n_unused, found.seconds > 0) == (0, True)
+    np.testing.assert_array_equal(actual.centroids, expected.centroids)
+    np.testing.assert_array_equal(actual.inertia, expected.inertia)
+    assert (actual.n_unused, actual.seconds > 0) == (0, True)
 
 
 def test_it_is_as_good_as_scikit_learn(runner: Runner) -> None:
     rows = blobs(1500, 8, centers=25)
-    found = cluster_rows(rows, Settings(25, max_iter=100, tol=0.0), runner)
-    theirs = KMeans(25, n_init=1, tol=0, random_state=0, max_iter=100).fit(rows.astype(np.float64))
-    assert found.inertia[-1] <= 1.05 * theirs.inertia_
-    again = KMeans(25, init=found.centroids.astype(np.float64), n_init=1, tol=0).fit(rows.astype(np.float64))
-    assert again.inertia_ == pytest.approx(found.inertia[-1], rel=1e-5)  # a fixed point of theirs, too
-    np.testing.assert_array_equal(again.labels_, label(rows, found.centroids))
+    actual = cluster_rows(rows, Settings(25, max_iter=100, tol=0.0), runner)
+    reference = KMeans(25, n_init=1, tol=0, random_state=0, max_iter=100).fit(rows.astype(np.float64))
+    assert actual.inertia[-1] <= 1.05 * reference.inertia_
+    repeated = KMeans(25, init=actual.centroids.astype(np.float64), n_init=1, tol=0).fit(rows.astype(np.float64))
+    assert repeated.inertia_ == pytest.approx(actual.inertia[-1], rel=1e-5)  # a fixed point of theirs, too
+    np.testing.assert_array_equal(repeated.labels_, label(rows, actual.centroids))
 
 
 def test_the_optimum_of_the_paper_is_found(runner: Runner) -> None:
     """5000 points in [0.9, 1.1], two at 2, two at 3 (arXiv:2405.15613 §3.2)."""
     rows = np.concatenate([np.linspace(0.9, 1.1, 5000), [2, 2, 3, 3]])[:, None].astype(np.float32)
-    found = [cluster_rows(rows, Settings(3, "k-means++", tol=0.0, key=stream_key(i)), runner) for i in range(20)]
-    assert min(fit.inertia[-1] for fit in found) == pytest.approx(5.17, abs=0.01)
+    actual = [cluster_rows(rows, Settings(3, "k-means++", tol=0.0, key=stream_key(i)), runner) for i in range(20)]
+    assert min(fit.inertia[-1] for fit in actual) == pytest.approx(5.17, abs=0.01)
 
 
 # -- the same bits ----------------------------------------------------------------------------------------------------
@@ -89,22 +89,22 @@ def test_the_optimum_of_the_paper_is_found(runner: Runner) -> None:
 @pytest.mark.parametrize("d", [2, 30])
 def test_any_number_of_parts_gives_the_same_bits(init: str, d: int, in_parts: Cut) -> None:
     rows, settings = blobs(1200, d), Settings(66, init=init, max_iter=8, key=3)
-    found = [cluster_rows(rows, settings, in_parts(n)) for n in (1, 2, 8)]
-    assert same_bits(found[0], found[1])
-    assert same_bits(found[0], found[2])
-    assert not same_bits(found[0], cluster_rows(rows, replace(settings, key=4), in_parts(1)))
+    actual = [cluster_rows(rows, settings, in_parts(n)) for n in (1, 2, 8)]
+    assert same_bits(actual[0], actual[1])
+    assert same_bits(actual[0], actual[2])
+    assert not same_bits(actual[0], cluster_rows(rows, replace(settings, key=4), in_parts(1)))
 
 
 def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)  # so that a pass is worth a task per thread
     rows, settings = blobs(1500, 24), Settings(64, max_iter=10)
-    found = []
+    actual = []
     for n_threads in (1, 2, 8):
         with Runner(n_threads=n_threads) as threads:
             assert threads.n_parts(1e6, 64, 24) == n_threads
-            found.append(cluster_rows(rows, settings, threads))
-    assert same_bits(found[0], found[1])
-    assert same_bits(found[0], found[2])
+            actual.append(cluster_rows(rows, settings, threads))
+    assert same_bits(actual[0], actual[1])
+    assert same_bits(actual[0], actual[2])
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4"])
@@ -123,8 +123,8 @@ def test_wherever_the_rows_lie_the_bits_are_the_same(dtype: str, tmp_path: Path,
     ]
     settings = Settings(30, max_iter=6)
     geometry = make_geometry(sources[0], in_parts(1), n_clusters=30)
-    found = [fit(rows, settings, geometry=geometry, runner=in_parts(3)) for rows in sources]
-    assert all(same_bits(found[0], other) for other in found[1:])
+    actual = [fit(rows, settings, geometry=geometry, runner=in_parts(3)) for rows in sources]
+    assert all(same_bits(actual[0], other) for other in actual[1:])
     host_cache.clear()
 
 
@@ -135,27 +135,27 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
     assert len(states) > 3
     for i, moved in enumerate(states[:-1]):
         inertia = tuple(state.inertia for state in states[: i + 1])
-        told: list[int] = []
+        reports: list[int] = []
         resumed = cluster_rows(
             rows, settings, runner,
             progress=Progress(moved.centroids.get(), inertia, moved.n_relocated),
-            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, m, t=told: t.append(i)),
+            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, m, t=reports: t.append(i)),
         )  # fmt: skip
         assert resumed.centroids.tobytes() == whole.centroids.tobytes()
         assert resumed.inertia.tobytes() == whole.inertia.tobytes()
-        assert told[0] == i + 2
+        assert reports[0] == i + 2
 
 
 def test_what_happens_is_told(runner: Runner) -> None:
     seeding: list[tuple[int, int]] = []
     iterations: list[int] = []
-    found = cluster_rows(
+    actual = cluster_rows(
         blobs(500, 3), Settings(20, max_iter=5, tol=0.0), runner,
         hooks=Hooks(lambda done, wanted: seeding.append((done, wanted)), lambda i, moved: iterations.append(i)),
     )  # fmt: skip
     assert seeding[0] == (1, 60)
     assert seeding[-1] == (60, 60)
-    assert iterations == list(range(1, len(found.inertia) + 1))
+    assert iterations == list(range(1, len(actual.inertia) + 1))
 
 
 # -- what can hardly be clustered -------------------------------------------------------------------------------------
@@ -168,17 +168,17 @@ def test_fewer_distinct_rows_than_clusters(init: str, spherical: bool, runner: R
     rows: Rows = ArrayRows(np.resize(distinct, (203, 8)))
     if spherical:
         rows = UnitRows(rows)
-    found = cluster_rows(rows, Settings(12, init=init), runner, spherical=spherical)
-    assert found.n_unused == 7
-    assert found.inertia[-1] == pytest.approx(0, abs=1e-9)
-    used = found.centroids[~np.isnan(found.centroids[:, 0])]
+    actual = cluster_rows(rows, Settings(12, init=init), runner, spherical=spherical)
+    assert actual.n_unused == 7
+    assert actual.inertia[-1] == pytest.approx(0, abs=1e-9)
+    used = actual.centroids[~np.isnan(actual.centroids[:, 0])]
     assert np.abs(used[:, None] - rows.read(0, 5)).max(2).min(1).max() < 1e-6  # on the rows, none at the origin
 
 
 @pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
 def test_rows_without_variance(init: str, runner: Runner) -> None:
-    found = cluster_rows(np.full((90, 4), 0.3, np.float32), Settings(5, init=init), runner)
-    assert (found.n_unused, found.inertia[-1]) == (4, 0)
+    actual = cluster_rows(np.full((90, 4), 0.3, np.float32), Settings(5, init=init), runner)
+    assert (actual.n_unused, actual.inertia[-1]) == (4, 0)
 
 
 @pytest.mark.parametrize("init", ["coreset", "k-means++", "k-means||", "random"])
@@ -186,22 +186,22 @@ def test_rows_without_variance(init: str, runner: Runner) -> None:
 def test_as_many_clusters_as_rows(init: str, n: int, d: int, runner: Runner) -> None:
     rows = blobs(n, d)
     rows[-1] *= 1e4  # so far out that the others look alike from there
-    found = cluster_rows(rows, Settings(n, init=init), runner)
-    assert found.inertia[-1] == 0
-    assert sorted(label(rows, found.centroids)) == list(range(n))
+    actual = cluster_rows(rows, Settings(n, init=init), runner)
+    assert actual.inertia[-1] == 0
+    assert sorted(label(rows, actual.centroids)) == list(range(n))
 
 
 def test_one_cluster_is_the_mean(runner: Runner) -> None:
     rows = blobs(300, 4)
-    found = cluster_rows(rows, Settings(1), runner)
-    np.testing.assert_allclose(found.centroids[0], rows.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
+    actual = cluster_rows(rows, Settings(1), runner)
+    np.testing.assert_allclose(actual.centroids[0], rows.mean(0, dtype=np.float64), rtol=1e-6, atol=1e-7)
 
 
 def test_unit_rows_have_unit_centroids(runner: Runner) -> None:
     rows = UnitRows(ArrayRows(blobs(500, 10)))
-    found = cluster_rows(rows, Settings(20), runner, spherical=True)
-    np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
-    assert (np.diff(found.inertia) <= 1e-9).all()
+    actual = cluster_rows(rows, Settings(20), runner, spherical=True)
+    np.testing.assert_allclose(np.linalg.norm(actual.centroids, axis=1), 1, atol=1e-6)
+    assert (np.diff(actual.inertia) <= 1e-9).all()
 
 
 # -- putting rows together --------------------------------------------------------------------------------------------

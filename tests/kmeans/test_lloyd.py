@@ -68,48 +68,48 @@ def kmeans_in_numpy(x: np.ndarray, c: np.ndarray, n_iter: int) -> tuple[np.ndarr
 def test_it_equals_a_six_line_numpy_version(d: int, n_iter: int, runner: Runner) -> None:
     rows = blobs(400, d)
     start = rows[::40]
-    found = run(rows, start, runner, max_iter=n_iter)
+    actual = run(rows, start, runner, max_iter=n_iter)
     centroids, inertia = kmeans_in_numpy(rows.astype(np.float64), start.astype(np.float64), n_iter)
-    np.testing.assert_allclose(found.centroids, centroids, rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(found.inertia, inertia, rtol=1e-6)
-    assert found.n_relocated == 0
+    np.testing.assert_allclose(actual.centroids, centroids, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(actual.inertia, inertia, rtol=1e-6)
+    assert actual.n_relocated == 0
 
 
 @pytest.mark.parametrize(("n", "d", "k"), [(900, 2, 30), (600, 10, 8), (3000, 32, 64), (2500, 40, 100)])
 def test_it_ends_where_scikit_learn_ends(n: int, d: int, k: int, runner: Runner) -> None:
     rows = blobs(n, d, seed=k)
     start = rows[:k].copy()
-    found = run(rows, start, runner, max_iter=300)
-    theirs = KMeans(k, init=start.astype(np.float64), n_init=1, algorithm="lloyd", tol=0, max_iter=300).fit(
+    actual = run(rows, start, runner, max_iter=300)
+    reference = KMeans(k, init=start.astype(np.float64), n_init=1, algorithm="lloyd", tol=0, max_iter=300).fit(
         rows.astype(np.float64)
     )
-    np.testing.assert_array_equal(label(rows, found.centroids), theirs.labels_)
-    assert found.inertia[-1] == pytest.approx(theirs.inertia_, rel=1e-5)
-    np.testing.assert_allclose(found.centroids, theirs.cluster_centers_, atol=1e-5)
+    np.testing.assert_array_equal(label(rows, actual.centroids), reference.labels_)
+    assert actual.inertia[-1] == pytest.approx(reference.inertia_, rel=1e-5)
+    np.testing.assert_allclose(actual.centroids, reference.cluster_centers_, atol=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f8"])
 def test_other_dtypes_are_summed_widely(dtype: str, runner: Runner) -> None:
     rows = (700 + 50 * blobs(500, 20)).clip(300, 1000).astype(dtype)
-    found = run(rows, rows[:10].astype(np.float32), runner, max_iter=6)
+    actual = run(rows, rows[:10].astype(np.float32), runner, max_iter=6)
     wide = rows.astype(np.float32).astype(np.float64)
-    centroids, inertia = kmeans_in_numpy(wide, wide[:10], len(found.inertia))
-    np.testing.assert_allclose(found.centroids, centroids, rtol=1e-5)
-    np.testing.assert_allclose(found.inertia, inertia, rtol=1e-5)
+    centroids, inertia = kmeans_in_numpy(wide, wide[:10], len(actual.inertia))
+    np.testing.assert_allclose(actual.centroids, centroids, rtol=1e-5)
+    np.testing.assert_allclose(actual.inertia, inertia, rtol=1e-5)
 
 
 def test_unit_rows_have_unit_centroids(runner: Runner) -> None:
     rows = UnitRows(ArrayRows(blobs(500, 16)))
     x = rows.read(0, 500)
     geometry = make_geometry(rows, runner, n_clusters=9, spherical=True)
-    found = run(rows, x[:9], runner, geometry=geometry, max_iter=7)
+    actual = run(rows, x[:9], runner, geometry=geometry, max_iter=7)
     c = x[:9].astype(np.float64)
     for _ in range(7):
         nearest = (x @ c.T).argmax(1)  # on the sphere the nearest is the one at the smallest angle
         c = np.stack([x[nearest == j].astype(np.float64).mean(0) for j in range(9)])
         c /= np.linalg.norm(c, axis=1, keepdims=True)
-    np.testing.assert_allclose(found.centroids, c, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(found.centroids, axis=1), 1, atol=1e-6)
+    np.testing.assert_allclose(actual.centroids, c, atol=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(actual.centroids, axis=1), 1, atol=1e-6)
 
 
 def test_the_example_of_the_paper(runner: Runner) -> None:
@@ -128,16 +128,16 @@ def test_the_example_of_the_paper(runner: Runner) -> None:
 @pytest.mark.parametrize("d", [2, 32])
 def test_any_number_of_parts_gives_the_same_bits(d: int, in_parts: Cut) -> None:
     rows = blobs(1500, d)
-    found = [run(rows, rows[:70], in_parts(n)) for n in (1, 2, 8)]
-    assert same_bits(found[0], found[1])
-    assert same_bits(found[0], found[2])
+    actual = [run(rows, rows[:70], in_parts(n)) for n in (1, 2, 8)]
+    assert same_bits(actual[0], actual[1])
+    assert same_bits(actual[0], actual[2])
 
 
 def test_parts_smaller_than_the_list_of_far_rows_relocate_the_same(in_parts: Cut) -> None:
     rows = blobs(64, 3)
-    found = [run(rows, np.repeat(rows[:2], 20, axis=0), in_parts(n)) for n in (1, 2, 8, 30)]
-    assert found[0].n_relocated > 16
-    assert all(same_bits(found[0], other) for other in found[1:])
+    actual = [run(rows, np.repeat(rows[:2], 20, axis=0), in_parts(n)) for n in (1, 2, 8, 30)]
+    assert actual[0].n_relocated > 16
+    assert all(same_bits(actual[0], other) for other in actual[1:])
 
 
 @settings(max_examples=15)
@@ -173,22 +173,22 @@ def test_streamed_or_resident_the_bits_are_the_same(
 def test_what_is_remembered_may_be_lost_at_any_time(in_parts: Cut) -> None:
     rows = blobs(800, 32)
     expected = run(rows, rows[:70], in_parts(2))
-    found = run(rows, rows[:70], in_parts(2), on_iteration=lambda i, moved: host_cache.clear() if i % 3 else None)
-    assert same_bits(found, expected)
+    actual = run(rows, rows[:70], in_parts(2), on_iteration=lambda i, moved: host_cache.clear() if i % 3 else None)
+    assert same_bits(actual, expected)
 
 
 def test_labels_of_an_older_iteration_are_good_for_a_hint_and_no_more(in_parts: Cut) -> None:
     rows = blobs(500, 6)
     geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=20)
     part = Part(ArrayRows(rows), (0, 500), 1 << 30)
-    oldest, older, now = (SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
+    oldest, older, current = (SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
     AssignAndAdd(oldest, geometry, "run")(part)
-    found = AssignAndAdd(now, geometry, "run", before=older)(part)
-    assert now.array is not None
-    labels = label(rows, now.array)
-    np.testing.assert_array_equal(found.counts, np.bincount(labels, minlength=20))
+    actual = AssignAndAdd(current, geometry, "run", before=older)(part)
+    assert current.array is not None
+    labels = label(rows, current.array)
+    np.testing.assert_array_equal(actual.counts, np.bincount(labels, minlength=20))
     exact = [np.rint(rows[labels == j].astype(np.float64) * geometry.scale).sum(0) for j in range(20)]
-    np.testing.assert_array_equal(found.sums, np.array(exact).astype(np.int64))
+    np.testing.assert_array_equal(actual.sums, np.array(exact).astype(np.int64))
     host_cache.clear()
 
 
@@ -262,26 +262,26 @@ def test_the_rows_furthest_away_are_kept_with_ties_to_the_lowest() -> None:
 
 def test_empty_clusters_move_to_the_rows_furthest_away(runner: Runner) -> None:
     rows = np.array([[0], [1], [2], [3], [100]], np.float32)
-    found = run(rows, [[5], [1000], [2000]], runner, max_iter=1)
+    actual = run(rows, [[5], [1000], [2000]], runner, max_iter=1)
     # 100 is 95 from its centroid, 0 is 5: these two are given away, the mean of 1, 2 and 3 stays.
-    assert found.centroids.ravel().tolist() == [2, 100, 0]
-    assert found.n_relocated == 2
-    assert found.inertia.tolist() == [95**2 + 25 + 16 + 9 + 4]
+    assert actual.centroids.ravel().tolist() == [2, 100, 0]
+    assert actual.n_relocated == 2
+    assert actual.inertia.tolist() == [95**2 + 25 + 16 + 9 + 4]
 
 
 def test_a_cluster_never_loses_its_last_row(runner: Runner) -> None:
     rows = np.array([[0], [10], [10.5]], np.float32)
-    found = run(rows, [[4], [10.25], [1000]], runner, max_iter=1)
-    assert found.centroids.ravel().tolist() == [0, 10.5, 10]  # 0 is furthest from its centroid, and alone
-    assert found.n_relocated == 1
+    actual = run(rows, [[4], [10.25], [1000]], runner, max_iter=1)
+    assert actual.centroids.ravel().tolist() == [0, 10.5, 10]  # 0 is furthest from its centroid, and alone
+    assert actual.n_relocated == 1
 
 
 def test_equally_far_rows_are_taken_in_order_and_copies_once(runner: Runner) -> None:
     rows = np.array([[-3], [3], [3], [-3], [0], [0]], np.float32)
-    found = run(rows, [[0], [50], [60], [70]], runner, max_iter=1)
+    actual = run(rows, [[0], [50], [60], [70]], runner, max_iter=1)
     # -3 and 3 are given away once each; the third slot waits, since a copy would share a place with them.
-    assert found.centroids.ravel().tolist() == [0, -3, 3, 70]
-    assert found.n_relocated == 2
+    assert actual.centroids.ravel().tolist() == [0, -3, 3, 70]
+    assert actual.n_relocated == 2
     done = run(rows, [[0], [50], [60], [70]], runner)
     assert np.isnan(done.centroids[3, 0])
     assert done.centroids[:3].ravel().tolist() == [0, -3, 3]
@@ -291,18 +291,18 @@ def test_equally_far_rows_are_taken_in_order_and_copies_once(runner: Runner) -> 
 @pytest.mark.parametrize("seed", range(3))
 def test_more_empty_clusters_than_far_rows_are_filled_in_turns(seed: int, runner: Runner) -> None:
     rows = blobs(120, 3, seed)
-    found = run(rows, np.repeat(rows[:1], 100, axis=0), runner)
-    counts = np.bincount(label(rows, found.centroids), minlength=100)
+    actual = run(rows, np.repeat(rows[:1], 100, axis=0), runner)
+    counts = np.bincount(label(rows, actual.centroids), minlength=100)
     assert counts.min() >= 1
-    assert found.n_relocated > 2 * lloyd._n_far(100)
+    assert actual.n_relocated > 2 * lloyd._n_far(100)
 
 
 def test_slots_without_a_centroid_are_filled(runner: Runner) -> None:
     rows = blobs(100, 3)
     start = np.full((5, 3), np.nan, np.float32)
     start[2] = rows[0]
-    found = run(rows, start, runner)
-    assert np.bincount(label(rows, found.centroids), minlength=5).min() >= 1
+    actual = run(rows, start, runner)
+    assert np.bincount(label(rows, actual.centroids), minlength=5).min() >= 1
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -311,13 +311,13 @@ def test_inertia_falls_but_for_relocations(seed: int, runner: Runner) -> None:
     rows = blobs(500, 6, seed)
     start = rng.normal(size=(60, 6)).astype(np.float32) * 8  # many of them empty
     moved: list[LloydStep] = []
-    found = run(rows, start, runner, on_iteration=lambda i, m: moved.append(m))
-    assert found.n_relocated > 0
+    actual = run(rows, start, runner, on_iteration=lambda i, m: moved.append(m))
+    assert actual.n_relocated > 0
     for i in range(1, len(moved)):
         assert moved[i].inertia <= moved[i - 1].inertia * (1 + 1e-6) or moved[i - 1].n_relocated
-    np.testing.assert_array_equal(found.inertia, [m.inertia for m in moved])
+    np.testing.assert_array_equal(actual.inertia, [m.inertia for m in moved])
     squared = ((rows.astype(np.float64) - moved[-2].centroids.array[label(rows, moved[-2].centroids.array)]) ** 2).sum()
-    assert found.inertia[-1] == pytest.approx(squared, rel=1e-9)
+    assert actual.inertia[-1] == pytest.approx(squared, rel=1e-9)
 
 
 @pytest.mark.parametrize("spherical", [False, True])
@@ -330,31 +330,31 @@ def test_fewer_distinct_rows_than_clusters_leave_slots_unused(spherical: bool, s
     if spherical:
         rows = UnitRows(rows)
     geometry = make_geometry(rows, runner, n_clusters=12, spherical=spherical)
-    found = run(rows, rows.read(0, 12), runner, geometry=geometry)
-    used = ~np.isnan(found.centroids).any(axis=1)
+    actual = run(rows, rows.read(0, 12), runner, geometry=geometry)
+    used = ~np.isnan(actual.centroids).any(axis=1)
     assert used.sum() == 5
-    assert np.isnan(found.centroids[~used]).all()
-    assert len(found.inertia) < 8
-    assert found.inertia[-1] == pytest.approx(0, abs=1e-9)
-    assert (np.bincount(label(rows.read(0, 205), found.centroids), minlength=12)[used] > 0).all()
+    assert np.isnan(actual.centroids[~used]).all()
+    assert len(actual.inertia) < 8
+    assert actual.inertia[-1] == pytest.approx(0, abs=1e-9)
+    assert (np.bincount(label(rows.read(0, 205), actual.centroids), minlength=12)[used] > 0).all()
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1e-30, 1e15])
 def test_rows_without_variance_end_with_one_cluster(value: float, runner: Runner) -> None:
     rows = np.full((50, 30), value, np.float32)
-    found = run(rows, rows[:4], runner)
-    np.testing.assert_array_equal(found.centroids[0], rows[0])
-    assert np.isnan(found.centroids[1:]).all()
-    assert found.inertia[-1] == 0
+    actual = run(rows, rows[:4], runner)
+    np.testing.assert_array_equal(actual.centroids[0], rows[0])
+    assert np.isnan(actual.centroids[1:]).all()
+    assert actual.inertia[-1] == 0
 
 
 @pytest.mark.parametrize("d", [1, 3, 30])
 def test_as_many_clusters_as_rows_have_no_inertia(d: int, runner: Runner) -> None:
     rows = blobs(70, d)
     for start in (rows, np.repeat(rows[:7], 10, axis=0)):
-        found = run(rows, start, runner)
-        assert found.inertia[-1] == 0
-        assert sorted(label(rows, found.centroids)) == list(range(70))
+        actual = run(rows, start, runner)
+        assert actual.inertia[-1] == 0
+        assert sorted(label(rows, actual.centroids)) == list(range(70))
 
 
 # -- when it ends -----------------------------------------------------------------------------------------------------
@@ -385,12 +385,12 @@ def test_it_does_not_end_before_a_relocation_has_shown(runner: Runner) -> None:
 
 def test_an_iteration_is_told_as_it_ends(runner: Runner) -> None:
     rows = blobs(200, 3)
-    told: list[tuple[int, LloydStep]] = []
-    found = run(rows, rows[:9], runner, max_iter=4, on_iteration=lambda i, moved: told.append((i, moved)))
-    assert [i for i, _ in told] == [1, 2, 3, 4]
-    assert [moved.last for _, moved in told] == [False, False, False, True]
-    assert [moved.n_unused for _, moved in told] == [0] * 4
-    np.testing.assert_array_equal(told[-1][1].centroids.get(), found.centroids)
+    reports: list[tuple[int, LloydStep]] = []
+    actual = run(rows, rows[:9], runner, max_iter=4, on_iteration=lambda i, moved: reports.append((i, moved)))
+    assert [i for i, _ in reports] == [1, 2, 3, 4]
+    assert [moved.last for _, moved in reports] == [False, False, False, True]
+    assert [moved.n_unused for _, moved in reports] == [0] * 4
+    np.testing.assert_array_equal(reports[-1][1].centroids.get(), actual.centroids)
 
 
 def test_means_of_integers_are_exact() -> None:
@@ -406,7 +406,7 @@ def test_means_of_integers_are_exact() -> None:
 def test_the_search_and_the_iteration_agree_on_labels(runner: Runner) -> None:
     rows = blobs(900, 40)
     geometry = make_geometry(ArrayRows(rows), runner, n_clusters=64)
-    found = run(rows, rows[:64], runner, geometry=geometry)
+    actual = run(rows, rows[:64], runner, geometry=geometry)
     labels = np.full(900, -1, np.int32)
-    CpuIndex(found.centroids, geometry, 16).nearest(rows, labels, np.full(900, np.inf))
-    np.testing.assert_array_equal(labels, label(rows, found.centroids))
+    CpuIndex(actual.centroids, geometry, 16).nearest(rows, labels, np.full(900, np.inf))
+    np.testing.assert_array_equal(labels, label(rows, actual.centroids))

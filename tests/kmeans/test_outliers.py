@@ -33,13 +33,13 @@ def with_far_rows(rows: np.ndarray, value: float, n_far: int) -> tuple[np.ndarra
 @pytest.fixture(scope="module")
 def expected() -> Callable[[str, int], float]:
     """Inertia scikit-learn comes to without the far rows, with the clusters they leave."""
-    found: dict[tuple[str, int], float] = {}
+    actual: dict[tuple[str, int], float] = {}
 
     def look(shape: str, n_far: int) -> float:
-        if (shape, n_far) not in found:
+        if (shape, n_far) not in actual:
             rows, _, k = ordinary(shape), *SHAPES[shape][1:]
-            found[shape, n_far] = KMeans(k - n_far, n_init=3, random_state=0).fit(rows).inertia_
-        return found[shape, n_far]
+            actual[shape, n_far] = KMeans(k - n_far, n_init=3, random_state=0).fit(rows).inertia_
+        return actual[shape, n_far]
 
     return look
 

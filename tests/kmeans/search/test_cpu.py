@@ -53,9 +53,9 @@ def test_ties_and_duplicates_go_to_the_lowest_index(data: tuple[np.ndarray, np.n
 
 @settings(max_examples=40)
 @given(lattice, st.data())
-def test_slots_without_a_centroid_are_never_found(data: tuple[np.ndarray, np.ndarray], more: st.DataObject) -> None:
+def test_slots_without_a_centroid_are_never_found(data: tuple[np.ndarray, np.ndarray], slots: st.DataObject) -> None:
     rows, centroids = data
-    used = np.array(more.draw(st.lists(st.booleans(), min_size=len(centroids), max_size=len(centroids)).filter(any)))
+    used = np.array(slots.draw(st.lists(st.booleans(), min_size=len(centroids), max_size=len(centroids)).filter(any)))
     centroids[~used] = np.nan
     labels, distances = find(centroids, rows)
     expected, squared = brute(centroids, rows)
@@ -239,9 +239,9 @@ def test_the_sweep_over_few_features_is_exact(rows: np.ndarray, k: int) -> None:
 def test_most_pairs_the_head_does_not_exclude_need_no_distance(monkeypatch: pytest.MonkeyPatch) -> None:
     rows, centroids = spectrum(400, 120), spectrum(200, 120, 1)
     geometry, counts = geometry_of(rows), {}
-    for more in (0, 48):
-        monkeypatch.setattr(cpu, "_REFINE", more)
+    for n_more in (0, 48):
+        monkeypatch.setattr(cpu, "_REFINE", n_more)
         labels, distances = np.full(400, -1, np.int32), np.full(400, np.inf)
-        counts[more] = CpuIndex(centroids, geometry, 16).nearest(rows, labels, distances)
+        counts[n_more] = CpuIndex(centroids, geometry, 16).nearest(rows, labels, distances)
         np.testing.assert_array_equal(labels, brute(centroids, rows)[0])
     assert 400 <= counts[48] < counts[0] / 3

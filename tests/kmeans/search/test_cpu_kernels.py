@@ -27,28 +27,28 @@ def distance(x: np.ndarray, c: np.ndarray) -> float:
 @pytest.mark.parametrize("d", [1, 2, 7, 8, 9, 15, 16, 40, 100])
 def test_the_distance_is_the_exact_one_to_float64(d: int) -> None:
     rows, centroids = floats(20, d), floats(4, d, 1)
-    labels, found = (np.arange(20) % 4).astype(np.int32), np.empty(20)
-    cpu_kernels.label_distances(rows, centroids, NONE_STAYED, labels, found)
+    labels, actual = (np.arange(20) % 4).astype(np.int32), np.empty(20)
+    cpu_kernels.label_distances(rows, centroids, NONE_STAYED, labels, actual)
     expected = [distance(rows[i], centroids[i % 4]) for i in range(20)]
-    np.testing.assert_allclose(found, expected, rtol=1e-14)
-    cpu_kernels.label_distances(rows, rows, NONE_STAYED, np.arange(20, dtype=np.int32), found)
-    assert not found.any()
+    np.testing.assert_allclose(actual, expected, rtol=1e-14)
+    cpu_kernels.label_distances(rows, rows, NONE_STAYED, np.arange(20, dtype=np.int32), actual)
+    assert not actual.any()
 
 
 def test_a_distance_to_a_centroid_that_stayed_is_kept() -> None:
     rows, centroids = floats(6, 9), floats(2, 9, 1)
-    labels, found = np.array([0, 1, 0, 1, -1, 1], np.int32), np.full(6, 7.0)
-    cpu_kernels.label_distances(rows, centroids, np.array([True, False]), labels, found)
+    labels, actual = np.array([0, 1, 0, 1, -1, 1], np.int32), np.full(6, 7.0)
+    cpu_kernels.label_distances(rows, centroids, np.array([True, False]), labels, actual)
     expected = [7.0, *(distance(rows[i], centroids[1]) for i in (1, 3, 5))]
-    np.testing.assert_allclose(found[[0, 1, 3, 5]], expected, rtol=1e-14)
-    assert found[[2, 4]].tolist() == [7.0, np.inf]
+    np.testing.assert_allclose(actual[[0, 1, 3, 5]], expected, rtol=1e-14)
+    assert actual[[2, 4]].tolist() == [7.0, np.inf]
 
 
 def test_no_label_is_infinitely_far() -> None:
-    found = np.zeros(2)
-    cpu_kernels.label_distances(floats(2, 3), floats(1, 3), NONE_STAYED, np.array([-1, 0], np.int32), found)
-    assert found[0] == np.inf
-    assert found[1] < np.inf
+    actual = np.zeros(2)
+    cpu_kernels.label_distances(floats(2, 3), floats(1, 3), NONE_STAYED, np.array([-1, 0], np.int32), actual)
+    assert actual[0] == np.inf
+    assert actual[1] < np.inf
 
 
 # -- sums -------------------------------------------------------------------------------------------------------------
@@ -106,17 +106,17 @@ def test_candidates_are_thinned_in_order(wanted: int) -> None:
     rng = np.random.default_rng(2)
     rows = floats(60, 3)
     rows[30:40] = rows[:10]  # arrived twice
-    then = rng.uniform(0.5, 8, 60)
-    then[30:40] = then[:10]
-    now, chances = then * rng.choice([1.0, 0.3], 60), rng.uniform(size=60)
-    now[30:40] = now[:10]
+    drawn = rng.uniform(0.5, 8, 60)
+    drawn[30:40] = drawn[:10]
+    initial, chances = drawn * rng.choice([1.0, 0.3], 60), rng.uniform(size=60)
+    initial[30:40] = initial[:10]
     accepted = np.ones(60, bool)
     expected: list[int] = []
     for i in range(60):
-        current = min([now[i], *(distance(rows[i], rows[j]) for j in expected)])
-        if len(expected) < wanted and chances[i] < current / then[i]:
+        current = min([initial[i], *(distance(rows[i], rows[j]) for j in expected)])
+        if len(expected) < wanted and chances[i] < current / drawn[i]:
             expected.append(i)
-    n = cpu_kernels.accept_in_order(rows, then, now.copy(), chances, wanted, accepted)
+    n = cpu_kernels.accept_in_order(rows, drawn, initial.copy(), chances, wanted, accepted)
     assert n == len(expected) == min(wanted, n)
     assert np.flatnonzero(accepted).tolist() == expected
     assert not set(expected) & {i + 30 for i in expected if i < 10}

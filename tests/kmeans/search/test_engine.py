@@ -98,8 +98,8 @@ def test_rotated_rows_are_not_taken_from_another_geometry(monkeypatch: pytest.Mo
     part = Part(ArrayRows(array), (0, 3000), BUDGET)
     expected = brute(array, centroids)
     for seed in range(2):
-        found = find_all(part, turned(array, seed), SharedArray(array=centroids.copy()))
-        np.testing.assert_array_equal(found.labels, expected)
+        actual = find_all(part, turned(array, seed), SharedArray(array=centroids.copy()))
+        np.testing.assert_array_equal(actual.labels, expected)
     assert any(key[0] == "operand" for key in host_cache._groups[part.rows.key])  # they were kept, so they could be
     host_cache.drop(part.rows.key)
 
@@ -114,15 +114,15 @@ def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
     array, centroids = pairs_of_centroids(3000, 64, 128)
     geometry, shared = turned(array, 0), SharedArray(array=centroids)
     np.save(tmp_path / "rows.npy", array)
-    found = []
+    actual = []
     sources: list[Rows] = [ArrayRows(array), NpyRows(tmp_path / "rows.npy")]
     for rows in sources:
         part = Part(rows, (0, 700, 1500, 3000), budget)
-        found += [find_all(part, geometry, shared) for _ in range(2)]
+        actual += [find_all(part, geometry, shared) for _ in range(2)]
         host_cache.drop(rows.key)
-    for known in found:
+    for known in actual:
         np.testing.assert_array_equal(known.labels, brute(array, centroids))
-        np.testing.assert_array_equal(known.distances, found[0].distances)
+        np.testing.assert_array_equal(known.distances, actual[0].distances)
 
 
 def test_the_head_is_chosen_once_even_where_nothing_else_can_be_kept(
@@ -157,10 +157,10 @@ def test_labels_known_before_give_upper_bounds() -> None:
         search.measure(tile, shared)
         assert np.isinf(tile.distances).all()
         tile.labels[:] = 3
-        again = engine.search(part, geometry, "test", assignment)  # asks once what is known when its pass begins
-        again.measure(tile, shared)
+        repeated = engine.search(part, geometry, "test", assignment)  # asks once what is known when its pass begins
+        repeated.measure(tile, shared)
         np.testing.assert_allclose(tile.distances, ((array.astype(np.float64) - centroids[3]) ** 2).sum(1), rtol=1e-13)
-        again.update(tile, shared)
+        repeated.update(tile, shared)
 
     fold(part, engine, assignment, label, geometry=geometry)
     np.testing.assert_array_equal(assignment.labels, brute(array, centroids))
@@ -198,8 +198,8 @@ def test_rows_are_labeled_again_from_what_moved_with_ties_to_the_lowest(
     labels, old = exact(before)
     engine, assignment = worker_engine(), Assignment(labels.astype(np.int32), old.copy())
     search = engine.search(part, geometry, "test", assignment)
-    now, then = SharedArray(array=after), SharedArray(array=before)
-    fold(part, engine, assignment, lambda tile: search.update(tile, now, then), geometry=geometry)
+    current, previous = SharedArray(array=after), SharedArray(array=before)
+    fold(part, engine, assignment, lambda tile: search.update(tile, current, previous), geometry=geometry)
     expected = exact(after)
     np.testing.assert_array_equal(assignment.labels, expected[0])
     np.testing.assert_array_equal(assignment.distances, expected[1])

@@ -73,8 +73,8 @@ def test_a_row_lies_within_the_resolution_of_the_mean_of_its_copies(
     geometry = Geometry(np.zeros(4, np.float32), max_abs, n, spherical=spherical)
     fixed = np.rint(row.astype(np.float64) * geometry.scale).astype(np.int64)
     mean = means((n * fixed)[None], np.array([n]), geometry)[0]
-    apart = sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(row, mean, strict=True))
-    assert apart <= geometry.resolution
+    squared_distance = sum((Fraction(float(a)) - Fraction(float(b))) ** 2 for a, b in zip(row, mean, strict=True))
+    assert squared_distance <= geometry.resolution
 
 
 def test_the_resolution_is_small_beside_the_rows() -> None:
@@ -89,13 +89,13 @@ def test_the_resolution_is_small_beside_the_rows() -> None:
 def test_measures_equal_numpy(dtype: str, runner: Runner) -> None:
     array = (np.random.default_rng(0).normal(size=(300, 5)) * 100 + 50).astype(dtype)
     array[[4, 250]] = 0
-    found = measure_rows(ArrayRows(array), runner)
+    actual = measure_rows(ArrayRows(array), runner)
     made = make_geometry(ArrayRows(array), runner, n_clusters=3)
     wide = array.astype(np.float32).astype(np.float64)
-    np.testing.assert_allclose(found.total, wide.sum(0), rtol=1e-12)
-    assert (found.n_rows, found.n_zero, found.max_abs) == (300, 2, np.abs(wide).max())
+    np.testing.assert_allclose(actual.total, wide.sum(0), rtol=1e-12)
+    assert (actual.n_rows, actual.n_zero, actual.max_abs) == (300, 2, np.abs(wide).max())
     np.testing.assert_allclose(made.origin, wide.mean(0), rtol=1e-6)
-    assert (made.max_abs, made.n_rows, made.basis) == (found.max_abs, 300, None)
+    assert (made.max_abs, made.n_rows, made.basis) == (actual.max_abs, 300, None)
 
 
 def test_float16_sums_do_not_overflow(runner: Runner) -> None:
@@ -108,8 +108,8 @@ def test_measures_are_bitwise_the_same_for_any_number_of_parts(
 ) -> None:
     monkeypatch.setattr("hkm_dask.kmeans.search.geometry.block_bytes", lambda budget, threads: 1000)
     array = np.random.default_rng(0).normal(size=(3001, 7)).astype(np.float32) * 1e3
-    found = [measure_rows(ArrayRows(array), in_parts(n)) for n in (1, 2, 8)]
-    assert len({statistics.total.tobytes() for statistics in found}) == 1
+    actual = [measure_rows(ArrayRows(array), in_parts(n)) for n in (1, 2, 8)]
+    assert len({statistics.total.tobytes() for statistics in actual}) == 1
 
 
 def test_known_measures_spare_the_pass(runner: Runner) -> None:

@@ -36,9 +36,9 @@ def test_an_index_is_made_once_and_belongs_to_its_geometry(monkeypatch: pytest.M
     first = index_of(rows, shared, geometry)
     assert first.n_head == 16
     assert index_of(rows, shared, geometry) is first
-    found = index_of(rows, shared, turned)
-    assert found is not first
-    assert found.geometry is turned
+    actual = index_of(rows, shared, turned)
+    assert actual is not first
+    assert actual.geometry is turned
     assert index_of(rows, other, geometry) is not first
 
 
@@ -73,17 +73,17 @@ def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyP
 def test_what_moved_is_found_once_and_searched_alone() -> None:
     rows = spectrum(300, 24)
     before = SharedArray(array=rows[:50].copy())
-    now = SharedArray(array=before.get().copy())
-    now.get()[[3, 17]] += 1.0
-    now.get()[5] = np.nan
+    current = SharedArray(array=before.get().copy())
+    current.get()[[3, 17]] += 1.0
+    current.get()[5] = np.nan
     engine = worker_engine()
-    moved = engine.moved(now, before)
+    moved = engine.moved(current, before)
     assert np.flatnonzero(moved).tolist() == [3, 5, 17]
-    assert engine.moved(now, before) is moved
+    assert engine.moved(current, before) is moved
     geometry = geometry_of(rows)
-    index = index_of(rows, now, geometry, before)
-    assert index is index_of(rows, now, geometry, before)
+    index = index_of(rows, current, geometry, before)
+    assert index is index_of(rows, current, geometry, before)
     labels, distances = np.full(300, -1, np.int32), np.full(300, np.inf)
     index.nearest(rows, labels, distances)
-    exact = ((rows[:, None].astype(np.float64) - now.get()[[3, 17]]) ** 2).sum(2)
+    exact = ((rows[:, None].astype(np.float64) - current.get()[[3, 17]]) ** 2).sum(2)
     np.testing.assert_array_equal(labels, np.array([3, 17])[exact.argmin(1)])

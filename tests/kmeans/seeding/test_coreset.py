@@ -44,10 +44,10 @@ def turns_by_hand(left: list[list[float]], draws: np.ndarray) -> list[int]:
     """What `take_turns` does, where every group was walked as far as it has points."""
     taken = [1] * len(left)
     for row in draws[len(left) :]:
-        now = np.array([values[n - 1] for values, n in zip(left, taken, strict=True)])
-        if now.sum() == 0:
+        current = np.array([values[n - 1] for values, n in zip(left, taken, strict=True)])
+        if current.sum() == 0:
             break
-        drawn = [int(np.searchsorted(np.cumsum(now), u * now.sum(), side="right")) for u in row]
+        drawn = [int(np.searchsorted(np.cumsum(current), u * current.sum(), side="right")) for u in row]
         gains = [left[g][taken[g] - 1] - left[g][taken[g]] for g in drawn]
         taken[drawn[int(np.argmax(gains))]] += 1
     return taken
@@ -89,8 +89,8 @@ def test_every_point_is_in_one_group_of_the_size(n: int) -> None:
     groups = group_points(points, 100, key=1, geometry=geometry_of(points))
     assert max(map(len, groups)) <= 100
     assert sorted(np.concatenate(groups).tolist()) == list(range(n))
-    again = group_points(points, 100, key=1, geometry=geometry_of(points))
-    assert [g.tolist() for g in groups] == [g.tolist() for g in again]
+    repeated = group_points(points, 100, key=1, geometry=geometry_of(points))
+    assert [g.tolist() for g in groups] == [g.tolist() for g in repeated]
 
 
 def test_points_in_one_place_are_grouped_all_the_same() -> None:
@@ -128,27 +128,27 @@ def test_groups_with_few_distinct_points_leave_their_share_to_others(
     points = np.concatenate([copies, rng.normal(size=(120, 4))]).astype(np.float32)
     monkeypatch.setattr(coreset, "GROUP_POINTS", 70)
     weights = np.ones(len(points), np.int64)
-    found = chosen(points, weights, 110, runner)
-    assert not np.isnan(found).any()
-    assert len(np.unique(found, axis=0)) == 110
-    found = chosen(points, weights, 140, runner)  # there are 123
-    assert np.isnan(found[:, 0]).sum() == 17
-    assert len(np.unique(found[:123], axis=0)) == 123
+    actual = chosen(points, weights, 110, runner)
+    assert not np.isnan(actual).any()
+    assert len(np.unique(actual, axis=0)) == 110
+    actual = chosen(points, weights, 140, runner)  # there are 123
+    assert np.isnan(actual[:, 0]).sum() == 17
+    assert len(np.unique(actual[:123], axis=0)) == 123
 
 
 def test_points_without_weight_are_never_chosen(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
     points, weights = blobs(300, 3), np.arange(300) % 2
     monkeypatch.setattr(coreset, "GROUP_POINTS", 60)
-    found = {row.tobytes() for row in chosen(points, weights, 80, runner)}
-    assert found <= {row.tobytes() for row in points[1::2]}
+    actual = {row.tobytes() for row in chosen(points, weights, 80, runner)}
+    assert actual <= {row.tobytes() for row in points[1::2]}
 
 
 def test_an_outlier_does_not_make_the_others_one(runner: Runner) -> None:
     points = np.random.default_rng(0).normal(size=(400, 32)).astype(np.float32)
     points[7] = 1e6
-    found = greedy_kmeans_plusplus(points, np.ones(400, np.int64), 100, key=stream_key(0))
-    assert len(set(found.tolist())) == 100
-    assert 7 in found
+    actual = greedy_kmeans_plusplus(points, np.ones(400, np.int64), 100, key=stream_key(0))
+    assert len(set(actual.tolist())) == 100
+    assert 7 in actual
 
 
 @pytest.mark.parametrize("d", [8, 32])
@@ -159,24 +159,24 @@ def test_far_points_leave_the_others_to_be_told_apart(n_far: int, value: float, 
     plain = inertia(points, points[greedy_kmeans_plusplus(points, weights, 12, key=stream_key(0))])
     far = (value * np.random.default_rng(1).normal(size=(n_far, d))).astype(np.float32)
     table = np.concatenate([points, far])
-    found = greedy_kmeans_plusplus(table, np.ones(len(table), np.int64), 12 + n_far, key=stream_key(0))
-    assert set(range(60, 60 + n_far)) <= set(found.tolist())
-    assert inertia(points, points[found[found < 60]]) < 1.5 * plain
+    actual = greedy_kmeans_plusplus(table, np.ones(len(table), np.int64), 12 + n_far, key=stream_key(0))
+    assert set(range(60, 60 + n_far)) <= set(actual.tolist())
+    assert inertia(points, points[actual[actual < 60]]) < 1.5 * plain
 
 
 def test_what_the_coarse_grid_takes_for_one_is_told_apart() -> None:
     rng = np.random.default_rng(0)
     points = np.repeat(rng.normal(size=(30, 32)), 10, axis=0)
     points = (points + 1e-5 * rng.normal(size=points.shape)).astype(np.float32)
-    found = greedy_kmeans_plusplus(points, np.ones(300, np.int64), 200, key=stream_key(0))
-    assert len(np.unique(points[found], axis=0)) == 200
+    actual = greedy_kmeans_plusplus(points, np.ones(300, np.int64), 200, key=stream_key(0))
+    assert len(np.unique(points[actual], axis=0)) == 200
 
 
 def test_coarse_distances_are_the_exact_ones_to_the_grid() -> None:
     points = blobs(300, 50).astype(np.float64)
     centered = points - points.mean(0)
     largest = float(np.linalg.norm(centered, axis=1).max())
-    found = coreset._coarse_pairs(centered, largest, None)
+    actual = coreset._coarse_pairs(centered, largest, None)
     exact = ((points[:, None] - points[None]) ** 2).sum(2)
-    np.testing.assert_allclose(found, exact, atol=4 * np.sqrt(50) * largest * np.sqrt(exact.max()) / 32000)
-    assert (np.diag(found) == 0).all()
+    np.testing.assert_allclose(actual, exact, atol=4 * np.sqrt(50) * largest * np.sqrt(exact.max()) / 32000)
+    assert (np.diag(actual) == 0).all()

@@ -137,20 +137,20 @@ def test_arrivals_belong_to_rows_not_to_blocks() -> None:
         for t, r in [d2_sampling.arrivals(7, low, squared[low : low + 30], 2.0, worker_engine())]
     ]
     parts.append((lambda t, r: (t, r + 30))(*d2_sampling.arrivals(7, 30, squared[30:40], 2.0, worker_engine())))
-    together = sorted((t, r) for ts, rs in parts for t, r in zip(ts.tolist(), rs.tolist(), strict=True))
-    assert together == sorted(zip(times.tolist(), rows.tolist(), strict=True))
+    combined = sorted((t, r) for ts, rs in parts for t, r in zip(ts.tolist(), rs.tolist(), strict=True))
+    assert combined == sorted(zip(times.tolist(), rows.tolist(), strict=True))
 
 
 @pytest.mark.parametrize("d", [2, 30])
 def test_any_number_of_parts_draws_the_same_centers(d: int, in_parts: Cut) -> None:
     rows = blobs(700, d)
     geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=150)
-    found = [draw(ArrayRows(rows), 150, 3, in_parts(n), geometry) for n in (1, 2, 8)]
-    assert found[0].shape == (150, d)
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert len(np.unique(found[0], axis=0)) == 150
-    assert {row.tobytes() for row in found[0]} <= {row.tobytes() for row in rows}
+    actual = [draw(ArrayRows(rows), 150, 3, in_parts(n), geometry) for n in (1, 2, 8)]
+    assert actual[0].shape == (150, d)
+    np.testing.assert_array_equal(actual[0], actual[1])
+    np.testing.assert_array_equal(actual[0], actual[2])
+    assert len(np.unique(actual[0], axis=0)) == 150
+    assert {row.tobytes() for row in actual[0]} <= {row.tobytes() for row in rows}
 
 
 def test_what_is_remembered_between_rounds_may_be_lost(in_parts: Cut) -> None:
@@ -164,21 +164,23 @@ def test_what_is_remembered_between_rounds_may_be_lost(in_parts: Cut) -> None:
 
 
 def test_a_few_passes_draw_many_centers(runner: Runner) -> None:
-    told: list[tuple[int, int]] = []
+    reports: list[tuple[int, int]] = []
     rows = ArrayRows(blobs(6000, 3))
     geometry = make_geometry(rows, runner, n_clusters=1000)
-    sample_by_distance(rows, 1000, geometry=geometry, key=0, run="r", runner=runner, report=lambda *a: told.append(a))
-    assert told[0] == (1, 1000)
-    assert told[-1] == (1000, 1000)
-    assert len(told) <= 12
+    sample_by_distance(
+        rows, 1000, geometry=geometry, key=0, run="r", runner=runner, report=lambda *a: reports.append(a)
+    )
+    assert reports[0] == (1, 1000)
+    assert reports[-1] == (1000, 1000)
+    assert len(reports) <= 12
 
 
 @pytest.mark.parametrize("n_distinct", [1, 2, 7])
 def test_when_no_distance_is_left_the_distinct_rows_were_drawn(n_distinct: int, in_parts: Cut) -> None:
     rows = np.repeat(blobs(n_distinct, 4), 20, axis=0)
     for n in (1, 3):
-        found = draw(rows, 30, 5, in_parts(n))
-        assert sorted(map(tuple, found.tolist())) == sorted(map(tuple, blobs(n_distinct, 4).tolist()))
+        actual = draw(rows, 30, 5, in_parts(n))
+        assert sorted(map(tuple, actual.tolist())) == sorted(map(tuple, blobs(n_distinct, 4).tolist()))
 
 
 def test_draws_add_up_in_any_grouping() -> None:

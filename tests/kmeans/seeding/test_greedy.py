@@ -39,8 +39,8 @@ def test_the_walk_equals_numpy_on_the_same_draws(d: int, weighted: bool) -> None
         k, key = 20, stream_key(seed, "walk")
         n_trials = 2 + int(math.log(k))
         draws = random_uniform(key, np.arange(k * n_trials)).reshape(k, n_trials)
-        found = greedy_kmeans_plusplus(points, weights, k, key=key)
-        assert found.tolist() == greedy_in_numpy(points, weights, k, draws)
+        actual = greedy_kmeans_plusplus(points, weights, k, key=key)
+        assert actual.tolist() == greedy_in_numpy(points, weights, k, draws)
 
 
 @pytest.mark.parametrize("d", [2, 20])

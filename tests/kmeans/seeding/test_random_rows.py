@@ -17,12 +17,12 @@ Cut = Callable[[int], Runner]
 
 def test_random_rows_are_distinct_sorted_and_cut_as_you_like(in_parts: Cut) -> None:
     rows = ArrayRows(np.zeros((500, 2), np.float32))
-    found = [random_rows(rows, 40, key=11, runner=in_parts(n)) for n in (1, 2, 8)]
-    assert (np.diff(found[0]) > 0).all()
-    assert len(found[0]) == 40
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
-    assert random_rows(rows, 40, key=12, runner=in_parts(1)).tolist() != found[0].tolist()
+    actual = [random_rows(rows, 40, key=11, runner=in_parts(n)) for n in (1, 2, 8)]
+    assert (np.diff(actual[0]) > 0).all()
+    assert len(actual[0]) == 40
+    np.testing.assert_array_equal(actual[0], actual[1])
+    np.testing.assert_array_equal(actual[0], actual[2])
+    assert random_rows(rows, 40, key=12, runner=in_parts(1)).tolist() != actual[0].tolist()
     assert random_rows(rows, 600, key=12, runner=in_parts(3)).tolist() == list(range(500))
 
 

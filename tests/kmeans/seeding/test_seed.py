@@ -27,19 +27,19 @@ def blobs(n: int, d: int, seed: int = 0, centers: int = 9) -> np.ndarray:
 def test_a_start_is_the_same_for_any_number_of_parts(init: str, d: int, in_parts: Cut) -> None:
     rows = blobs(900, d)
     geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=70)
-    found = [
+    actual = [
         seed(ArrayRows(rows), 70, init=init, geometry=geometry, key=4, runner=in_parts(n)).centroids for n in (1, 2, 8)
     ]
-    assert found[0].shape == (70, d)
-    assert found[0].dtype == np.float32
-    assert not np.isnan(found[0]).any()
-    assert len(np.unique(found[0], axis=0)) == 70
-    np.testing.assert_array_equal(found[0], found[1])
-    np.testing.assert_array_equal(found[0], found[2])
+    assert actual[0].shape == (70, d)
+    assert actual[0].dtype == np.float32
+    assert not np.isnan(actual[0]).any()
+    assert len(np.unique(actual[0], axis=0)) == 70
+    np.testing.assert_array_equal(actual[0], actual[1])
+    np.testing.assert_array_equal(actual[0], actual[2])
     other = seed(ArrayRows(rows), 70, init=init, geometry=geometry, key=5, runner=in_parts(1)).centroids
-    assert not np.array_equal(found[0], other)
+    assert not np.array_equal(actual[0], other)
     if init in ("k-means++", "random"):
-        assert {row.tobytes() for row in found[0]} <= {row.tobytes() for row in rows}
+        assert {row.tobytes() for row in actual[0]} <= {row.tobytes() for row in rows}
 
 
 @pytest.mark.parametrize("init", INITS)
@@ -56,8 +56,8 @@ def test_fewer_distinct_rows_than_clusters_leave_slots_empty_without_a_warning(
     used = ~np.isnan(centroids).any(axis=1)
     assert used.any()
     assert np.isnan(centroids[~used]).all()
-    apart = np.abs(centroids[used][:, None] - distinct).max(2).min(1)
-    assert apart.max() < 1e-6  # on the rows, never at the origin
+    distances = np.abs(centroids[used][:, None] - distinct).max(2).min(1)
+    assert distances.max() < 1e-6  # on the rows, never at the origin
     if init != "random":
         assert used.sum() == 3
 
@@ -104,11 +104,19 @@ def test_hints_name_a_centroid_near_each_cell(runner: Runner) -> None:
 
 def test_how_far_it_got_is_told(runner: Runner) -> None:
     for init in ("coreset", "k-means||"):
-        told: list[tuple[int, int]] = []
+        reports: list[tuple[int, int]] = []
         rows = ArrayRows(blobs(800, 3))
         geometry = make_geometry(rows, runner, n_clusters=50)
-        seed(rows, 50, init=init, geometry=geometry, key=1, runner=runner, report=lambda *a, told=told: told.append(a))
-        done = [done for done, _ in told]
+        seed(
+            rows,
+            50,
+            init=init,
+            geometry=geometry,
+            key=1,
+            runner=runner,
+            report=lambda *a, reports=reports: reports.append(a),
+        )
+        done = [done for done, _ in reports]
         assert done == sorted(done)
         assert done[0] == 1
-        assert len({target for _, target in told}) == 1
+        assert len({target for _, target in reports}) == 1
