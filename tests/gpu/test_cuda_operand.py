@@ -26,6 +26,7 @@ def test_a_score_misses_by_no_more_than_the_bound(cuda: Any, form: Form) -> None
         scores = products * np.float32(-2.0 / scales) + search._biases[operand.as_stored].get()[:30]
         squared = ((rows.astype(np.float64)[:, None] - centroids.astype(np.float64)) ** 2).sum(axis=2)
         missed = np.abs(scores - (squared - operand.norms.get()[:, None]))
-        allowed = operand.sizes.get() * search._per_size + operand.errors.get() * search._per_error + search._constant
+        per_size, per_error, constant = search._bounds
+        allowed = operand.sizes.get() * per_size + operand.errors.get() * per_error + constant
         assert (missed <= allowed[:, None]).all()
         assert operand.as_stored == (dtype == np.float16 and center < 1 and form == "half")
