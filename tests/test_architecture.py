@@ -136,3 +136,32 @@ def test_importing_the_package_is_light() -> None:
     code = f"import sys, hkm_dask; print(*sorted(set({heavy!r}) & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=PACKAGE.parent)
     assert out.stdout.split() == []
+
+
+# Where a worker computes, and what kind of runner it has, is nobody's business but theirs.
+ENGINE_ROOMS = ("compute/", "kmeans/search/", "kmeans/batch_cuda.py")
+DEVICE_NAMES = {"worker_device", "worker_module", "device_budget", "make_room", "ran_out", "cupy"}
+
+
+@each_module
+def test_only_engines_know_the_device(path: Path) -> None:
+    if path.relative_to(PACKAGE).as_posix().startswith(ENGINE_ROOMS):
+        return
+    tree = tree_of(path)
+    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    assert not (names | {name.split(".")[-1] for name in imported(ast.walk(tree))}) & DEVICE_NAMES
+
+
+@each_module
+def test_a_runner_is_asked_what_it_can_do_not_what_it_is(path: Path) -> None:
+    if path.relative_to(PACKAGE).as_posix().startswith("compute/"):
+        return
+    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
+    types = [ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) == "isinstance"]
+    assert not [kind for kind in types if "Runner" in kind]
+
+
+@each_module
+def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
+    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
