@@ -5,6 +5,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from hkm_dask.version import __version__
+
 if TYPE_CHECKING:
     from hkm_dask.config import Config, Level
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
@@ -14,8 +16,6 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.tree import open_hierarchy
     from hkm_dask.ingestion.ingest import ingest
     from hkm_dask.kmeans.estimator import KMeans
-
-__version__ = "0.1.0"
 
 # Imported when first used, so that `hkm --help` does not wait for NumPy, Zarr and xarray.
 _HOMES = {
@@ -42,6 +42,7 @@ __all__ = [
     "KMeans",
     "Level",
     "StoreError",
+    "__version__",
     "build_hierarchy",
     "ingest",
     "open_hierarchy",

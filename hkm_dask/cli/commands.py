@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask import __version__
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
+from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
     from hkm_dask.config import Config

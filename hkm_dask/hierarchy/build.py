@@ -19,7 +19,6 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask import __version__
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
@@ -43,6 +42,7 @@ from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client
