@@ -78,7 +78,7 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     from hkm_dask.compute.block_cache import device_cache
 
     request.getfixturevalue("emulated_cuda")
-    monkeypatch.setattr("hkm_dask.kmeans.search.engine._TINY_FLOPS", 0)
+    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 0)
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)
     run_task = runner.run_task
     monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [run_task(task, i) for i in items])

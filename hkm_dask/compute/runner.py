@@ -11,9 +11,9 @@ import os
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hkm_dask.compute import memory
-from hkm_dask.compute.backend import device_budget, worker_device
+from hkm_dask.compute.backend import device_budget, on_host, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
@@ -156,6 +156,15 @@ class Runner:
         One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows.
         """
         return False
+
+    @contextmanager
+    def on_processors(self) -> Iterator[Runner]:
+        """A runner for what is work for processors: this one, or threads of this process where workers have GPUs."""
+        if self.device_budget is None:
+            yield self
+            return
+        with on_host(), Runner(n_threads=n_processors()) as runner:
+            yield runner
 
     # -- work ---------------------------------------------------------------------------------------------------------
     @property

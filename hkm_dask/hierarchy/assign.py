@@ -19,8 +19,9 @@ from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.engine import fold, worker_engine
+from hkm_dask.kmeans.search.engine import fold
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 
 
 @dataclass(frozen=True)

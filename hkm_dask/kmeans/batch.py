@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,37 +10,12 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search.engine import RowTile, fold, worker_engine
+from hkm_dask.kmeans.batch_cuda import fit_batch
+from hkm_dask.kmeans.fit import GroupFits, Settings, fit
+from hkm_dask.kmeans.search.engine import RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
-
-
-@dataclass(frozen=True)
-class GroupFits:
-    """Outcome of the k-means of several groups of rows, with the same number of clusters each.
-
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_groups * n_clusters, n_features)
-        NaN where a group has fewer distinct rows than clusters.
-    labels : ndarray of int32, shape (n_rows,)
-        Nearest centroid of the row's group; clusters are numbered through all groups.
-    distances : ndarray of float64, shape (n_rows,)
-        Squared L2.
-    """
-
-    centroids: NDArray[np.float32]
-    labels: NDArray[np.int32]
-    distances: NDArray[np.float64]
-
-    def __add__(self, other: GroupFits) -> GroupFits:
-        return GroupFits(
-            np.concatenate([self.centroids, other.centroids]),
-            np.concatenate([self.labels, other.labels + np.int32(len(self.centroids))]),
-            np.concatenate([self.distances, other.distances]),
-        )
+from hkm_dask.kmeans.search.worker import worker_engine
 
 
 def fit_groups(
@@ -76,14 +50,9 @@ def fit_groups(
     if not (batched and engine.batches(geometry)):
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     if values.nbytes <= 2 * batch_bytes:
-        from hkm_dask.kmeans.batch_cuda import fit_batch
-
-        try:
-            return fit_batch(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)
-        except Exception as error:
-            if not ran_out(error):
-                raise
-        make_room()
+        fits = fit_batch(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)
+        if fits is not None:
+            return fits
     if len(settings) == 1:  # a large one can be streamed
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     half = len(settings) // 2

@@ -18,10 +18,10 @@ from hkm_dask.compute.backend import on_host
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits_by_group, stream_key, uniform
 from hkm_dask.compute.runner import n_processors, runner_in_task
+from hkm_dask.compute.staging import make_room, ran_out
 from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.batch import GroupFits
-from hkm_dask.kmeans.fit import Fit, Settings, fit
+from hkm_dask.kmeans.fit import Fit, GroupFits, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
 from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, Groups
@@ -37,11 +37,24 @@ def fit_batch(
     *,
     geometry: Geometry,
     memory_budget: int,
-) -> GroupFits:
-    """Do as `batch.fit_groups`, on this worker's device, for float16 or float32 values that it holds all at once.
+) -> GroupFits | None:
+    """Do as `batch.fit_groups`, on this worker's device, for float16 or float32 values.
 
-    Where it does not, an error tells (`staging.ran_out`).
+    None where the device does not hold all of them at once; it has given up then what was resident.
     """
+    try:
+        return _fit_batch(values, bounds, settings, geometry, memory_budget)
+    except Exception as error:
+        if not ran_out(error):
+            raise
+    make_room()
+    return None
+
+
+def _fit_batch(
+    values: NDArray[np.floating], bounds: NDArray[np.int64], settings: Sequence[Settings], geometry: Geometry,
+    memory_budget: int,
+) -> GroupFits:  # fmt: skip
     passes = _Batch(values, bounds, settings[0].n_clusters, geometry)
     tables = [ArrayRows(values[low:high]) for low, high in itertools.pairwise(bounds)]
     with on_host():

@@ -19,8 +19,8 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.search.engine import is_too_little
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import is_too_little
 from hkm_dask.kmeans.seeding.seed import seed
 
 
@@ -71,6 +71,32 @@ class Fit:
     def n_unused(self) -> int:
         """Slots without a centroid."""
         return int(np.isnan(self.centroids[:, 0]).sum())
+
+
+@dataclass(frozen=True)
+class GroupFits:
+    """Outcome of the k-means of several groups of rows, with the same number of clusters each.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_groups * n_clusters, n_features)
+        NaN where a group has fewer distinct rows than clusters.
+    labels : ndarray of int32, shape (n_rows,)
+        Nearest centroid of the row's group; clusters are numbered through all groups.
+    distances : ndarray of float64, shape (n_rows,)
+        Squared L2.
+    """
+
+    centroids: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    distances: NDArray[np.float64]
+
+    def __add__(self, other: GroupFits) -> GroupFits:
+        return GroupFits(
+            np.concatenate([self.centroids, other.centroids]),
+            np.concatenate([self.labels, other.labels + np.int32(len(self.centroids))]),
+            np.concatenate([self.distances, other.distances]),
+        )
 
 
 @dataclass(frozen=True)

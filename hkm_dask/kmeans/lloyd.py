@@ -21,8 +21,9 @@ from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold, worker_engine
+from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 
 
 @dataclass(frozen=True)

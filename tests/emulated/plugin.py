@@ -114,7 +114,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
 def forget() -> None:
     """Clear what hkm_dask remembers of the device: the caches of its modules about CUDA."""
     for name, module in list(sys.modules.items()):
-        if name in ("hkm_dask.compute.backend", "hkm_dask.kmeans.search.engine") or (
+        if name in ("hkm_dask.compute.backend", "hkm_dask.kmeans.search.worker") or (
             name.startswith("hkm_dask.") and "cuda" in name
         ):
             for thing in list(vars(module).values()):

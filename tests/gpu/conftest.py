@@ -45,5 +45,5 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 @pytest.fixture
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow."""
-    monkeypatch.setattr("hkm_dask.kmeans.search.engine._TINY_FLOPS", 1e4)
+    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)

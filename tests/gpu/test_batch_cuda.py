@@ -12,7 +12,7 @@ from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.split import Split, split_clusters
-from hkm_dask.kmeans import batch_cuda
+from hkm_dask.kmeans import batch
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.cuda import CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
@@ -118,13 +118,13 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
     cuda: Any, both: Callable[..., tuple[Split, Split]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
-    fit_batch = batch_cuda.fit_batch
+    fit_batch = batch.fit_batch
 
     def counted(values: np.ndarray, bounds: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         tried.append(len(bounds) - 1)
         return fit_batch(values, bounds, *args, **kwargs)
 
-    monkeypatch.setattr(batch_cuda, "fit_batch", counted)
+    monkeypatch.setattr(batch, "fit_batch", counted)
     rows, indptr, members = clusters((60,) * 6)
     monkeypatch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
     cuda.get_default_memory_pool().free_all_blocks()
@@ -137,13 +137,13 @@ def test_a_cluster_larger_than_a_batch_is_streamed(
     both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Runner, "batch_bytes", 1500)
-    fit_batch = batch_cuda.fit_batch
+    fit_batch = batch.fit_batch
 
     def small(values: np.ndarray, *args: Any, **kwargs: Any) -> Any:
         assert values.nbytes <= 3000
         return fit_batch(values, *args, **kwargs)
 
-    monkeypatch.setattr(batch_cuda, "fit_batch", small)
+    monkeypatch.setattr(batch, "fit_batch", small)
     same(*both(*clusters()))
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 
 
 @pytest.mark.parametrize(("log_scale", "total_weight"), [(-3, 1 << 20), (60, 1 << 33), (90, 1 << 40)])

@@ -300,7 +300,7 @@ def test_a_cluster_gives_the_same_bits_and_is_kept_by_clones(
     weights = np.arange(len(x)) % 3
     plain = hkm.KMeans(K, random_state=0).fit(x, sample_weight=weights)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         km = clone(hkm.KMeans(K, random_state=0, client=client))

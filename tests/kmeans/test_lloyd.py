@@ -18,8 +18,8 @@ from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
 from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydResult, LloydStep, PartialSums, iterate, means
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 
 Cut = Callable[[int], Runner]
 

@@ -10,14 +10,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from types import ModuleType
 from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import to_host, to_module, worker_device
+from hkm_dask.compute.backend import to_host, to_module
 from hkm_dask.compute.block_cache import BlockCache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
@@ -25,8 +25,6 @@ from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
-#: Operations of a pass that take a CPU no longer than a device takes to start its kernels.
-_TINY_FLOPS = 1e7
 _NO_WEIGHTS = np.empty(0, np.int64)
 
 
@@ -335,24 +333,3 @@ def fold(
         if consume is not None:
             consume(tile)
     return total.total()
-
-
-@cache
-def _engine(device: str) -> Engine:
-    if device == "cpu":
-        from hkm_dask.kmeans.search.cpu import CpuEngine
-
-        return CpuEngine()
-    from hkm_dask.kmeans.search.cuda import CudaEngine
-
-    return CudaEngine()
-
-
-def worker_engine() -> Engine:
-    """The engine of this worker, made once; a ComputeError where it is to compute on a GPU and cannot."""
-    return _engine(worker_device())
-
-
-def is_too_little(flops: float) -> bool:
-    """Tell whether a pass of so many operations would have this worker's device do nothing but start kernels."""
-    return flops < _TINY_FLOPS and worker_device() != "cpu"

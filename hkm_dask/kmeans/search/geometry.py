@@ -24,7 +24,7 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 
 #: Rows the principal directions are taken from, and the places in the input they come from.
 _BASIS_ROWS, _SAMPLE_PLACES = 8192, 16

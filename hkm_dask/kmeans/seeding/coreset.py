@@ -17,20 +17,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import on_host
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
 from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
-from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
+from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
-from hkm_dask.kmeans.search.engine import worker_engine
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import greedy
 
 #: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
@@ -256,9 +255,6 @@ def _choose(
     size: int,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Centers among the points with a weight, chosen group by group."""
-    if runner.device_budget is not None:  # the walks are work for processors, of which a GPU's worker uses one
-        with on_host(), Runner(n_threads=n_processors()) as host_runner:
-            return _choose(points, weights, n_clusters, geometry, key, host_runner, size)
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
     groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, geometry=geometry)]
@@ -331,7 +327,8 @@ def seed_from_points(
         )  # fmt: skip
         return runner.call(task, runner.memory_budget, stage="seed")
     size = len(values) if whole else GROUP_POINTS
-    chosen = _choose(points, weights, n_clusters, geometry, key, runner, size)
+    with runner.on_processors() as processors:
+        chosen = _choose(points, weights, n_clusters, geometry, key, processors, size)
     centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
     centroids[: len(chosen)] = values[chosen]
     hints = np.full(len(values), -1, np.int32)

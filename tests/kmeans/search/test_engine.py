@@ -13,8 +13,9 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.search import cpu
-from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold, worker_engine
+from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 from tests.kmeans.search.inputs import geometry_of, rotation
 
 BUDGET = 1 << 30

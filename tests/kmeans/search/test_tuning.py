@@ -10,8 +10,9 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.search import cpu, tuning
 from hkm_dask.kmeans.search.cpu import CpuIndex, choose_head
-from hkm_dask.kmeans.search.engine import RowTile, worker_engine
+from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 from tests.kmeans.search.inputs import geometry_of, spectrum
 
 

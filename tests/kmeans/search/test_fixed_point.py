@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 
 RNG = np.random.default_rng(5)
 #: From far rows' squared distances down to what float32 tells apart, and zeros.

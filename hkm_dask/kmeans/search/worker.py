@@ -1,0 +1,28 @@
+"""The engine of this worker: the one place that asks whether it computes on processors or on a GPU."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from hkm_dask.compute.backend import worker_device
+from hkm_dask.kmeans.search.cpu import CpuEngine
+from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.engine import Engine
+
+#: Operations of a pass that take a CPU no longer than a device takes to start its kernels.
+_TINY_FLOPS = 1e7
+
+
+@cache
+def _engine(device: str) -> Engine:
+    return CpuEngine() if device == "cpu" else CudaEngine()
+
+
+def worker_engine() -> Engine:
+    """The engine of this worker, made once; a ComputeError where it is to compute on a GPU and cannot."""
+    return _engine(worker_device())
+
+
+def is_too_little(flops: float) -> bool:
+    """Tell whether a pass of so many operations would have this worker's device do nothing but start kernels."""
+    return flops < _TINY_FLOPS and worker_device() != "cpu"
