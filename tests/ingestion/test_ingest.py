@@ -1,5 +1,6 @@
 """Ingest keeps every row and every id, tells the truth about them, and leaves nothing half-made."""
 
+import contextlib
 import json
 import os
 import resource
@@ -366,23 +367,29 @@ def test_a_second_ingest_is_refused(tmp_path: Path) -> None:
     assert ingest(values(), tmp_path / "p.zarr").n_samples == 57
 
 
-@pytest.fixture
+@contextlib.contextmanager
 def small_files() -> Iterator[None]:
+    """No file over 20,000 bytes; for as short as can be, since pytest's own output may go to a longer one."""
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
-    yield
-    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
 
 
 @pytest.mark.faults
-@pytest.mark.usefixtures("small_files")
 def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path) -> None:
     before = threading.active_count()
-    with pytest.raises(StoreError, match=r"writing .*p.zarr.wip/embeddings/c/\d+/0: the disk is full"):
+    with (
+        small_files(),
+        pytest.raises(StoreError, match=r"writing .*p.zarr.wip/embeddings/c/\d+/0: the disk is full"),
+    ):
         ingest(np.ones((20_000, D), np.float32), tmp_path / "p.zarr", chunk_mb=0.1)
     tidy(tmp_path)
     assert threading.active_count() == before
-    assert ingest(np.ones((20_000, D), np.float32), tmp_path / "p.zarr", chunk_mb=0.01).n_samples == 20_000
+    with small_files():
+        assert ingest(np.ones((20_000, D), np.float32), tmp_path / "p.zarr", chunk_mb=0.01).n_samples == 20_000
 
 
 @pytest.mark.faults
