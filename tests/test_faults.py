@@ -52,7 +52,7 @@ def kill_at(event, left=[0]):
 
 def work(pool, tree, config, restart=False, failpoint=None, every=None, kill=0, limit=None, user=None):
     if every is not None:
-        build.checkpoint.Checkpoints = functools.partial(checkpoint.Checkpoints, every=every)
+        build.Checkpoints = functools.partial(checkpoint.Checkpoints, every=every)
     if failpoint is not None:
         os.environ["HKM_FAILPOINT"] = failpoint
     if limit is not None:
