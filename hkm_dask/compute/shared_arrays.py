@@ -35,6 +35,8 @@ class RecentCache:
     Parameters
     ----------
     n_least : int, default 5
+    most_bytes : int, optional
+        Bytes that this cache may take, where that is less than `limit`.
 
     Examples
     --------
@@ -46,8 +48,8 @@ class RecentCache:
     #: Bytes that each cache of this process may take; see `limit_recent`.
     limit = 256 << 20
 
-    def __init__(self, n_least: int = 5) -> None:
-        self._n_least = n_least
+    def __init__(self, n_least: int = 5, most_bytes: int | None = None) -> None:
+        self._n_least, self._most_bytes = n_least, most_bytes
         self._entries: OrderedDict[Hashable, tuple[Any, tuple[np.ndarray | None, ...], int]] = OrderedDict()
         self._lock = threading.RLock()
         _caches.add(self)
@@ -66,7 +68,7 @@ class RecentCache:
                 n_bytes = getattr(value, "n_bytes", None)
                 self._entries[key] = value, arrays, int(value.nbytes if n_bytes is None else n_bytes)
             self._entries.move_to_end(key)
-            while len(self._entries) > self._n_least and self.used > self.limit:
+            while len(self._entries) > self._n_least and self.used > min(self.limit, self._most_bytes or self.limit):
                 self._entries.popitem(last=False)
             return value
 
@@ -97,7 +99,8 @@ def forget_recent() -> None:
         cache.clear()
 
 
-_loaded = RecentCache(n_least=2)
+# A pass reads centroids, those before them, weights, and the basis for every tile.
+_loaded = RecentCache(n_least=4)
 
 
 @dataclass(frozen=True)

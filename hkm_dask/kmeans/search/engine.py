@@ -25,6 +25,8 @@ from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
+#: Bytes of what was made of centroids that are no longer in use.
+_MADE_BYTES = 16 << 20
 _NO_WEIGHTS = np.empty(0, np.int64)
 
 
@@ -118,7 +120,8 @@ class Engine(ABC):
     move_rows: Callable[..., int]
 
     def __init__(self) -> None:
-        self.made = RecentCache()
+        # What the last few passes used is enough: memory given back is used again, fresh pages cost time.
+        self.made = RecentCache(most_bytes=_MADE_BYTES)
 
     # -- arrays --------------------------------------------------------------------------------------------------------
 
