@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.estimator import HierarchicalKMeans
     from hkm_dask.hierarchy.sampling import sample
     from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.hierarchy.verify import verify
     from hkm_dask.ingestion.ingest import ingest
     from hkm_dask.kmeans.estimator import KMeans
 
@@ -31,6 +32,7 @@ _HOMES = {
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
     "sample": "hierarchy.sampling",
+    "verify": "hierarchy.verify",
 }
 
 __all__ = [
@@ -47,6 +49,7 @@ __all__ = [
     "ingest",
     "open_hierarchy",
     "sample",
+    "verify",
 ]
 
 

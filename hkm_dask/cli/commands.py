@@ -11,6 +11,7 @@ import click
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
+from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
@@ -215,3 +216,6 @@ def info(store: Path, as_json: bool) -> None:
 
     facts = describe(store)
     click.echo(json.dumps(facts, allow_nan=False, indent=2) if as_json else render(facts))
+
+
+command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)

@@ -1,0 +1,160 @@
+"""Whether a pool is what it says of itself: its values, their statistics and fingerprint, its ids and columns."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import StoredArray
+from hkm_dask.data.pool import pool_fingerprint
+from hkm_dask.data.pool_writer import Stats, measure
+from hkm_dask.data.verify import MAX_LINES, ChunkReader, Verification, named_rows, place
+
+#: Rows looked at together, in bytes: they stay in the cache.
+_PIECE_BYTES = layout.MIB
+#: Ids compared at once.
+_IDS_AT_ONCE = 2**26
+_ID_REMEDY = "give every row an id of its own, and make the pool again"
+
+
+def check_pool(attributes: Mapping[str, Any], reader: ChunkReader, found: Verification) -> None:
+    """Read a whole pool, and compare it with what its attributes say."""
+    n_samples = _check_embeddings(attributes, reader, found)
+    if n_samples is None:
+        return
+    columns = attributes.get("columns") or []
+    names = [layout.IDS] if attributes.get("has_ids") else []
+    names += [str(name) for name in columns] if isinstance(columns, list) else []
+    for name in names:
+        shape = reader.arrays[name].spec.shape if name in reader.arrays else None
+        if shape is None:
+            found.add(name, "missing", "is missing, though the pool's attributes name it")
+        elif shape != (n_samples,):
+            found.add(name, "shape", f"shape={shape} should be ({n_samples},), one value per row")
+        elif name == layout.IDS:
+            _check_ids(reader, found)
+    if len(names) > len([layout.IDS] if attributes.get("has_ids") else []):
+        found.checks["columns"] = ", ".join(name for name in names if name != layout.IDS)
+
+
+def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found: Verification) -> int | None:
+    """Read the embeddings, and compare them with what is said of them; gives the number of rows."""
+    name = layout.EMBEDDINGS
+    if name not in reader.arrays:
+        found.add(name, "missing", "cannot be read: it is missing, or its metadata are damaged")
+        return None
+    array = reader.arrays[name]
+    spec = array.spec
+    if len(spec.shape) != 2 or 0 in spec.shape or spec.dtype not in (np.float16, np.float32):
+        found.add(name, "shape", f"{spec.dtype} of shape {spec.shape} should be float16 or float32 (samples, features)")
+        return None
+
+    def look(start: int, rows: NDArray[np.floating]) -> Stats:
+        stats, step = Stats(np.zeros(spec.shape[1])), max(1, _PIECE_BYTES // spec.row_bytes)
+        for low in range(0, len(rows), step):
+            piece = rows[low : low + step]
+            stats.add(measure(piece, piece, np.arange(start + low, start + low + len(piece))))
+        stats.checksums.append(_stored_checksum(array, start // spec.chunk_rows))
+        return stats
+
+    total = Stats(np.zeros(spec.shape[1]))
+    for start, stats in reader.fold([name], look):
+        if stats.nonfinite:
+            bad = np.concatenate(stats.nonfinite)
+            found.add(name, "nonfinite", f"{place(array, start)}: {len(bad)} rows hold NaN or Inf, {named_rows(bad)}")
+        total.add(stats)
+    if name not in reader.damaged and not total.nonfinite:
+        _compare(attributes, total, reader, found)
+    return spec.shape[0]
+
+
+def _stored_checksum(array: StoredArray, index: int) -> int:
+    with array.chunk_path(index).open("rb") as file:
+        file.seek(-layout.CRC_BYTES, os.SEEK_END)
+        return int.from_bytes(file.read(), "little")
+
+
+def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, found: Verification) -> None:
+    """Compare what was measured with what is stored."""
+    spec = reader.arrays[layout.EMBEDDINGS].spec
+    shape = (spec.shape[0], spec.shape[1])
+    measured = {
+        "fingerprint": pool_fingerprint(shape, spec.dtype, spec.chunk_rows, total.checksums),
+        "max_abs": total.max_abs,
+        "n_zero_rows": total.n_zero_rows,
+    }
+    for name, value in measured.items():
+        stored = attributes.get(name)
+        if stored != value:
+            found.add("", name, f"{name}={stored} should be {value}, by the embeddings; the attributes were altered")
+    mean = total.total / shape[0]
+    if layout.MEAN not in reader.arrays or reader.arrays[layout.MEAN].spec.shape != mean.shape:
+        found.add(layout.MEAN, "missing", f"should be there, {spec.shape[1]} numbers, one per feature")
+    elif (stored := reader.whole(layout.MEAN)) is not None:
+        # Once rounded to float32; sums of float64 differ by their order.
+        wrong = ~(np.abs(stored - mean) <= 2.0**-23 * np.abs(mean) + 1e-9 * total.max_abs)
+        if wrong.any():
+            feature = int(wrong.argmax())
+            fact = f"{stored[feature]:.9g} should be {mean[feature]:.9g} at feature {feature}"
+            found.add(layout.MEAN, "mean", f"is not the mean of the embeddings: {fact}, {wrong.sum()} features differ")
+    if found.sound:
+        found.checks["values"] = (
+            f"{shape[0]:,} × {shape[1]:,} {spec.dtype}, no NaN or Inf; mean, largest value {total.max_abs:.6g}, "
+            f"{total.n_zero_rows:,} zero rows and fingerprint as stored"
+        )
+
+
+# -- ids ---------------------------------------------------------------------------------------------------------------
+
+
+def _check_ids(reader: ChunkReader, found: Verification) -> None:
+    """Make sure that no id comes twice: ids are compared by 64 bits, in as many turns as memory asks for."""
+    name, n_ids = layout.IDS, reader.arrays[layout.IDS].spec.shape[0]
+    n_turns = -(-n_ids // _IDS_AT_ONCE)
+    repeated = []
+    for turn in range(n_turns):
+
+        def of_turn(start: int, ids: NDArray[Any], turn: int = turn) -> NDArray[np.int64]:
+            keys = _keys(ids)
+            return keys.copy() if n_turns == 1 else keys[keys % n_turns == turn]
+
+        keys = np.concatenate([np.empty(0, np.int64), *(made for _, made in reader.fold([name], of_turn))])
+        if name in reader.damaged:
+            return
+        keys.sort()
+        repeated.append(np.unique(keys[1:][keys[1:] == keys[:-1]]))
+    keys = np.concatenate(repeated)
+    if len(keys) > MAX_LINES:
+        found.add(name, "many", f"{len(keys):,} ids should come once, they come more often", remedy=_ID_REMEDY)
+    if not (len(keys) and _tell_repeated(keys[:MAX_LINES], reader, found)):
+        found.checks[name] = f"{n_ids:,}, none twice"
+
+
+def _keys(ids: NDArray[Any]) -> NDArray[np.int64]:
+    """The ids, or a hash of each: strings that differ have the same once in 2**64 pairs."""
+    if ids.dtype.kind == "O":
+        return np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
+    return ids.astype(np.int64, copy=False)
+
+
+def _tell_repeated(keys: NDArray[np.int64], reader: ChunkReader, found: Verification) -> bool:
+    """Name ids that come more than once, among those with one of these keys, and their rows; tells if there are any."""
+    rows_of: dict[Any, list[int]] = {}
+
+    def candidates(start: int, ids: NDArray[Any]) -> list[tuple[Any, int]]:
+        places = np.flatnonzero(np.isin(_keys(ids), keys))
+        return list(zip(ids[places].tolist(), (places + start).tolist(), strict=True))
+
+    for _, pairs in reader.fold([layout.IDS], candidates):
+        for value, row in pairs:
+            rows_of.setdefault(value, []).append(row)
+    twice = {value: rows for value, rows in rows_of.items() if len(rows) > 1}
+    for value, rows in twice.items():
+        what = f"id {value!r:.80} should come once, it comes {len(rows)} times: {named_rows(rows)}"
+        found.add(layout.IDS, "repeated", what, remedy=_ID_REMEDY)
+    return bool(twice)
