@@ -57,7 +57,8 @@ def check_distances(
     measure_pairs(rows, centroids, np.arange(len(rows)), slots, own)
     error = _UNIT_ROUNDING if spherical and level.t == 1 else 0.0
     # Stored in float32; where rows were rounded, a distance may differ by twice what a row moved, times the distance.
-    wrong = ~(np.abs(stored - own) <= 2.0**-22 * own + 2 * error * np.sqrt(own) + error * error)
+    with np.errstate(invalid="ignore"):
+        wrong = ~(np.abs(stored - own) <= 2.0**-22 * own + 2 * error * np.sqrt(own) + error * error)
     for i in np.flatnonzero(wrong):
         what = f"row {numbers[i]}: {stored[i]:.9g} should be {own[i]:.9g}, the squared distance to centroid {labels[i]}"
         level.add("distances", "measured", what)
@@ -93,7 +94,7 @@ def _check_nearest(
     n_splits = level.settings.n_splits
     first = labels // n_splits * n_splits if n_splits > 1 else np.zeros_like(labels)
     last = first + (n_splits if n_splits > 1 else level.n_clusters)
-    margin = 4 * error * np.sqrt(own)
+    margin = 4 * error * np.sqrt(own) if error else np.zeros_like(own)
     array, best = level.array("centroids"), dict[int, tuple[float, int]]()
     bounds = layout.block_bounds(level.n_clusters, 1, max_bytes=_CENTROIDS_AT_ONCE)
     for low, high in itertools.pairwise(bounds.tolist()):
@@ -119,6 +120,6 @@ def _may_be_nearer(
     """Which centroids may be as near as the rows' own, as far as float64 can tell; shape (n_rows, n_centroids)."""
     x, c = rows.astype(np.float64), centroids.astype(np.float64)
     x_norms, c_norms = np.square(x).sum(axis=1), np.square(c).sum(axis=1)
-    slack = 2.0**-48 * (rows.shape[1] + 16) * np.square(np.sqrt(x_norms)[:, None] + np.sqrt(c_norms))
     with np.errstate(invalid="ignore"):
+        slack = 2.0**-48 * (rows.shape[1] + 16) * np.square(np.sqrt(x_norms)[:, None] + np.sqrt(c_norms))
         return x_norms[:, None] + c_norms - 2.0 * (x @ c.T) <= own[:, None] + slack
