@@ -7,6 +7,7 @@ history (sums may be brought up to date by the rows that moved) give bitwise the
 from __future__ import annotations
 
 import uuid
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -80,12 +81,16 @@ def _n_far(n_clusters: int) -> int:
 
 @dataclass
 class _PartState:
-    """What a part remembers of the last iteration: its assignment by the `centroids` of that name, and their sums."""
+    """What a part remembers of the last iteration: its assignment by the `centroids` of that name, and their sums.
+
+    `handed_out` gives the outcome that shares the sums with it, as long as anybody holds that.
+    """
 
     assignment: Assignment
     sums: Any
     counts: Any
     centroids: object
+    handed_out: Callable[[], PartialSums | None] = lambda: None
 
 
 @dataclass(frozen=True)
@@ -123,6 +128,9 @@ class AssignAndAdd:
             shape = self.centroids.get().shape
             state = _PartState(self._hinted(part, engine), engine.zeros(*shape), engine.zeros(shape[0]), None)
         assignment, sums, counts = state.assignment, state.sums, state.counts
+        if state.handed_out() is not None:  # a task that is repeated comes while the last outcome is still in use
+            sums, counts = sums.copy(), counts.copy()
+            state.sums, state.counts = sums, counts
         search = engine.search(part, self.geometry, "lloyd", assignment)
 
         def label(tile: RowTile) -> None:
@@ -135,10 +143,12 @@ class AssignAndAdd:
                 engine.move_rows(tile.rows, tile.previous_labels, tile.labels, tile.weights, scale, sums, counts)
 
         inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
-        # The sums handed out are these very arrays: they are used up before the next pass changes them.
         state.centroids = self.centroids.name
         engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)
-        return PartialSums.of(engine, sums, counts, inertia, assignment.distances, part.start)
+        # The sums handed out are these very arrays.
+        outcome = PartialSums.of(engine, sums, counts, inertia, assignment.distances, part.start)
+        state.handed_out = weakref.ref(outcome)
+        return outcome
 
     def _hinted(self, part: Part, engine: Engine) -> Assignment:
         """An assignment that names, for each row, the centroid nearest to its cell of the seeding."""

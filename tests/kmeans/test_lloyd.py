@@ -192,6 +192,20 @@ def test_labels_of_an_older_iteration_are_good_for_a_hint_and_no_more(in_parts: 
     host_cache.clear()
 
 
+def test_an_outcome_that_is_still_held_is_not_changed_by_a_repeated_task(in_parts: Cut) -> None:
+    """Dask repeats tasks of a worker that died on another, where outcomes of the next pass may wait to be combined."""
+    rows = blobs(500, 6)
+    geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=20)
+    part = Part(ArrayRows(rows), (0, 500), 1 << 30)
+    first, second = (SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100))
+    held = [AssignAndAdd(first, geometry, "run")(part), AssignAndAdd(second, geometry, "run", before=first)(part)]
+    kept = [(one.sums.tobytes(), one.counts.tobytes()) for one in held]
+    repeated = AssignAndAdd(first, geometry, "run")(part)
+    assert [(one.sums.tobytes(), one.counts.tobytes()) for one in held] == kept
+    assert (repeated.sums.tobytes(), repeated.counts.tobytes()) == kept[0]
+    host_cache.clear()
+
+
 def test_weights_equal_repeated_rows(in_parts: Cut) -> None:
     rows = blobs(300, 6)
     weights = np.random.default_rng(0).integers(1, 6, 300)
