@@ -102,7 +102,7 @@ class ClusterRunner(Runner):
         """See `Runner.place`; arrays and row numbers go to files of the work folder."""
         if isinstance(rows, ArrayRows):
             shared = self.array_store.put(f"rows-{rows.key[-1]}", rows.array)
-            return NpyRows(str(shared.path), label=rows.label)
+            return NpyRows(str(shared.path), label=rows.label, scratch=True)
         if isinstance(rows, UnitRows):
             return UnitRows(self.place(rows.base))
         if isinstance(rows, SubsetRows):

@@ -51,7 +51,7 @@ def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
         raise
     finally:
         numbers.delete()
-    return NpyRows(path)
+    return NpyRows(path, scratch=True)
 
 
 def discard(rows: Rows) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
+import operator
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import google_crc32c
 import numpy as np
@@ -25,9 +27,13 @@ from hkm_dask.data.files import (
     read_into,
     read_json,
     stored_format,
+    write_file,
 )
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.errors import InputError, StoreError
+
+#: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
+CHECKSUMS_FILE = "checksums"
 
 
 class ChunkWriter:
@@ -82,6 +88,9 @@ class StoredArray:
         Absolute path of the array's folder.
     spec : ArraySpec
         How it lies on disk.
+    fingerprint : str
+        Identifies the chunks it must hold, see `layout.array_fingerprint`; empty while it is written, and where it is
+        not of ours. Their checksums are listed in the file ``checksums`` beside them.
 
     Examples
     --------
@@ -97,6 +106,34 @@ class StoredArray:
 
     path: str
     spec: ArraySpec
+    fingerprint: str = ""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the array."""
+        return self.spec.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """Type of the elements."""
+        return self.spec.dtype
+
+    @property
+    def ndim(self) -> int:
+        """Number of axes."""
+        return len(self.spec.shape)
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Read as `read` does, by a basic index: what `dask.array.from_array` needs of an array."""
+        first, *others = index if isinstance(index, tuple) else (index,)
+        if not isinstance(first, slice):
+            row = operator.index(first) % self.shape[0]
+            return self.read(row, row + 1)[0, *others]
+        rows = range(self.shape[0])[first]
+        if not rows:
+            return self.read(0, 0)[:, *others]
+        low = min(rows[0], rows[-1])
+        return self.read(low, max(rows[0], rows[-1]) + 1)[:: rows.step, *others]
 
     def chunk_path(self, index: int) -> Path:
         """File of chunk `index`, counted along the first axis."""
@@ -200,17 +237,41 @@ class StoredArray:
                 chunk.append(values[first - start : last - start])
 
     def check(self) -> None:
-        """Make sure that every chunk file is there, and as long as it should be; contents are checked on reading."""
+        """Make sure that every chunk file is there, as long as it should be, and with the checksum that is listed.
+
+        Whether its content has this checksum is checked on reading.
+        """
         if self.spec.checked:
             for index in range(self.spec.n_chunks):
-                self._check_length(index, self._stat(index).st_size)
+                self._check_place(index, self.checksum(index))
 
-    def _stat(self, index: int) -> os.stat_result:
-        path = self.chunk_path(index)
+    def checksum(self, index: int) -> int:
+        """Read the CRC-32C at the end of a chunk's file; StoreError where the file is missing or cut."""
+        path, crc = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8)
+
+        def read() -> int:
+            with path.open("rb", buffering=0) as file:
+                size = os.fstat(file.fileno()).st_size
+                read_into(file.fileno(), [crc], max(0, size - layout.CRC_BYTES))
+                return size
+
         try:
-            return careful(path.stat, f"reading {path}")
+            size = careful(read, f"reading {path}")
         except FileNotFoundError:
             raise self._damage(index, "is missing") from None
+        self._check_length(index, size)
+        return int.from_bytes(crc.tobytes(), "little")
+
+    def seal(self) -> StoredArray:
+        """List the checksums of all chunks beside them, now that they are written; return the array bound to them."""
+        checksums = np.array([self.checksum(index) for index in range(self.spec.n_chunks)], dtype="<u4")
+        write_file(Path(self.path, CHECKSUMS_FILE), checksums.tobytes())
+        return replace(self, fingerprint=layout.array_fingerprint(self.spec, checksums))
+
+    def _check_place(self, index: int, checksum: int) -> None:
+        """Refuse a chunk, whole in itself, that is another than was written here."""
+        if self.fingerprint and checksum != listed_checksums(self)[index]:
+            raise self._damage(index, "is another chunk than was written here")
 
     def _check_length(self, index: int, size: int) -> None:
         if self.spec.plain and size != self.spec.chunk_file_bytes:
@@ -219,9 +280,9 @@ class StoredArray:
     def _damage(self, index: int, reason: str) -> StoreError:
         first, stop = self.spec.chunk_range(index)
         place = f"chunk {index} ({self.chunk_path(index)}, rows {first}:{stop})"
-        return StoreError(f"{self.path}: {place} {reason}; {self._remedy()}")
+        return StoreError(f"{self.path}: {place} {reason}; {self.remedy()}")
 
-    def _remedy(self) -> str:
+    def remedy(self) -> str:
         """How to get the nearest store of ours back that holds the array."""
         path = Path(self.path)
         return layout.remedy(next(filter(None, map(stored_format, (path, *path.parents[:3]))), ""))
@@ -241,18 +302,19 @@ class StoredArray:
                 checksum = google_crc32c.extend(checksum, part)
         if checksum != int.from_bytes(crc.tobytes(), "little"):
             raise self._damage(index, "was altered on disk: its checksum does not match")
+        self._check_place(index, checksum)
 
     def _read_zarr(self, start: int, stop: int) -> np.ndarray:
         spec = self.spec
         if spec.checked:
             for index in spec.chunks(start, stop):
-                self._stat(index)
+                self._check_place(index, self.checksum(index))
         try:
             array = zarr.open_array(self.path, mode="r")
             rows = careful(lambda: array[start:stop], f"reading {self.path}")
         except (ValueError, RuntimeError) as error:
             chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
-            raise StoreError(f"{self.path}: one of {chunks} cannot be read ({error}); {self._remedy()}") from error
+            raise StoreError(f"{self.path}: one of {chunks} cannot be read ({error}); {self.remedy()}") from error
         return np.ascontiguousarray(rows, dtype=spec.dtype)
 
 
@@ -262,8 +324,25 @@ def open_array(path: str | os.PathLike[str]) -> StoredArray:
     StoreError where there is no array.
     """
     folder = Path(path).absolute()
-    spec = layout.parse_array_spec(read_json(folder / METADATA_FILE) or {})
-    return StoredArray(str(folder), spec or _foreign_spec(folder))
+    metadata = read_json(folder / METADATA_FILE) or {}
+    spec = layout.parse_array_spec(metadata)
+    if spec is None or not spec.checked:
+        return StoredArray(str(folder), spec or _foreign_spec(folder))
+    fingerprint = (metadata.get("attributes") or {}).get(layout.FINGERPRINT, "")
+    return StoredArray(str(folder), spec, str(fingerprint))
+
+
+@lru_cache(maxsize=64)
+def listed_checksums(array: StoredArray) -> np.ndarray:
+    """Read the CRC-32C of the chunks a complete array must hold; StoreError where the list is of another."""
+    path = Path(array.path, CHECKSUMS_FILE)
+    try:
+        checksums = np.frombuffer(careful(path.read_bytes, f"reading {path}"), dtype="<u4")
+    except (FileNotFoundError, ValueError):
+        checksums = np.empty(0, dtype="<u4")
+    if layout.array_fingerprint(array.spec, checksums) != array.fingerprint:
+        raise StoreError(f"{path} is missing or of another array, which may have been replaced; {array.remedy()}")
+    return checksums
 
 
 def check_range(start: int, stop: int, n_rows: int, label: str) -> None:

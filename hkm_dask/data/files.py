@@ -7,6 +7,7 @@ import itertools
 import json
 import os
 import shutil
+import stat
 import time
 import uuid
 from collections import defaultdict
@@ -21,6 +22,7 @@ from hkm_dask.errors import StoreError
 
 METADATA_FILE = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
+_CONSOLIDATED = "consolidated_metadata"
 
 # The steps of the stage commit at which HKM_FAILPOINT may kill the process, in order.
 FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
@@ -130,6 +132,33 @@ def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     return dict(metadata.get("attributes") or {})
 
 
+def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
+    """Attributes of a complete group of format `fmt`, after all metadata in it was held against its digest.
+
+    StoreError where it is missing, of another format or version, not complete, or was altered since it was completed.
+    """
+    folder = Path(path)
+    attributes = read_attributes(folder)
+    layout.check_marker(attributes, fmt, folder)
+    check_digest(folder, f"; {layout.remedy(fmt)}")
+    return attributes
+
+
+def check_digest(folder: Path, remedy: str = "") -> None:
+    """Hold the metadata of a complete group, and of all that lies in it, against its digest; StoreError if altered."""
+    metadata = read_json(folder / METADATA_FILE) or {}
+    attributes = metadata.get("attributes") or {}
+    listed = (metadata.get("consolidated_metadata") or {}).get("metadata") or {}
+    if attributes.get(layout.DIGEST) != layout.metadata_digest(attributes, listed):
+        raise StoreError(f"{folder}: its attributes were altered since it was completed{remedy}")
+    for name, kept in listed.items():
+        stored = read_json(folder / name / METADATA_FILE)
+        if stored is None or any(stored.get(key) != kept.get(key) for key in {*stored, *kept} - {_CONSOLIDATED}):
+            raise StoreError(
+                f"{folder / name}: its {METADATA_FILE} is missing or was altered since it was completed{remedy}"
+            )
+
+
 def stored_format(folder: Path) -> str:
     """Attribute ``format`` of a group, empty where it has none or is damaged."""
     try:
@@ -137,6 +166,22 @@ def stored_format(folder: Path) -> str:
     except StoreError:
         return ""
     return kind if isinstance(kind, str) else ""
+
+
+def check_own(path: Path) -> None:
+    """Refuse, with a StoreError, to write to what another may have planted at `path`, a name that we choose.
+
+    That is a symbolic link, a file with a second name and, in a folder that all may write to, what another user owns.
+    """
+    try:
+        state, parent = path.lstat(), path.parent.stat()
+    except OSError:
+        return  # nothing is there, or the writing itself will say why not
+    linked = stat.S_ISLNK(state.st_mode) or (stat.S_ISREG(state.st_mode) and state.st_nlink > 1)
+    foreign = parent.st_mode & stat.S_IWOTH and state.st_uid != os.geteuid()
+    if linked or foreign:
+        what = "is a link" if linked else f"belongs to another user, {state.st_uid}"
+        raise StoreError(f"{path} {what}, it should be of our own making; look at it and remove it")
 
 
 def remove(folder: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -15,7 +17,7 @@ from hkm_dask.errors import InputError, StoreError
 
 POOL_FORMAT = "hkm_dask.pool"
 TREE_FORMAT = "hkm_dask.tree"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 # Arrays of a pool. The arrays of a tree are named by the level they stand in, by `hierarchy.tree`.
 EMBEDDINGS = "embeddings"
@@ -28,6 +30,10 @@ SAMPLE = "sample"
 FEATURE = "feature"
 
 COMPLETE = "complete"
+# Attribute of an array: identifies the content of its chunks, see `array_fingerprint`.
+FINGERPRINT = "fingerprint"
+# Attribute of a group: identifies all its metadata, see `metadata_digest`.
+DIGEST = "digest"
 
 MIB = 2**20
 MIN_CHUNK_BYTES = MIB
@@ -98,6 +104,39 @@ class ArraySpec:
         """First row of chunk `index`, and the row after its last."""
         start = index * self.chunk_rows
         return start, min(start + self.chunk_rows, self.shape[0])
+
+
+def array_fingerprint(spec: ArraySpec, checksums: np.ndarray) -> str:
+    """Identify the content of an array: hexadecimal SHA-256 over its shape, type, chunks and their CRC-32C, in order.
+
+    >>> array_fingerprint(ArraySpec((3, 2), np.dtype("f4"), 3, checked=True, plain=True), np.array([7]))[:8]
+    '8e465a48'
+    """
+    head = f"{','.join(map(str, spec.shape))},{spec.dtype.name},{spec.chunk_rows}:"
+    return hashlib.sha256(head.encode() + checksums.astype("<u4").tobytes()).hexdigest()
+
+
+def metadata_digest(attributes: Mapping[str, Any], consolidated: Mapping[str, Any]) -> str:
+    """Identify the metadata of a group: hexadecimal SHA-256 over its attributes and those of all that lies in it.
+
+    >>> metadata_digest({"complete": True, "digest": "is left out"}, {})[:8]
+    'c3e45d3c'
+    """
+    own = {name: value for name, value in attributes.items() if name != DIGEST}
+    return hashlib.sha256(json.dumps([own, consolidated], sort_keys=True).encode()).hexdigest()
+
+
+def absent_value(dtype: np.dtype) -> Any:
+    """What a reader that checks nothing gets for a chunk that is missing: a value that cannot pass for data.
+
+    >>> absent_value(np.dtype("f4")), absent_value(np.dtype("i4")), absent_value(np.dtype(object))
+    (-inf, -2147483648, 'a chunk is missing')
+    """
+    if dtype.kind == "f":
+        return -np.inf
+    if dtype.kind in "iu":
+        return np.iinfo(dtype).min or np.iinfo(dtype).max
+    return "a chunk is missing"
 
 
 def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
@@ -222,7 +261,7 @@ def remedy(fmt: str = "") -> str:
 def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
     """Refuse, with a StoreError, a store whose attributes are of another format or version, or not marked complete.
 
-    >>> check_marker({"format": "hkm_dask.pool", "format_version": 1}, POOL_FORMAT, "a.zarr")
+    >>> check_marker({"format": "hkm_dask.pool", "format_version": 2}, POOL_FORMAT, "a.zarr")
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: a.zarr is not complete; make it again from its sources with `hkm ingest` or `hkm embed`
     """

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import careful, check_own
 from hkm_dask.errors import StoreError
 
+_OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
 # What a file system answers that knows no flock: some network mounts.
 _NO_LOCKS = {errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP}
 
@@ -42,7 +43,8 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
 
 def _acquire(file: Path, target: Path) -> int:
     while True:
-        fd = careful(lambda: os.open(file, os.O_RDWR | os.O_CREAT, 0o666), f"locking {target}")
+        check_own(file)
+        fd = careful(lambda: os.open(file, _OPEN, 0o666), f"locking {target}")
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,7 +10,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_attributes
+from hkm_dask.data.files import read_complete
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.errors import InputError, StoreError
@@ -63,7 +61,14 @@ class Pool:
 
     def rows(self) -> ZarrRows:
         """The embeddings, to be read by blocks."""
-        return ZarrRows(self.path, layout.EMBEDDINGS, version=self.fingerprint)
+        return ZarrRows(self.path, layout.EMBEDDINGS, fingerprint=self.fingerprint, max_abs=self.max_abs)
+
+    def check_unchanged(self) -> None:
+        """Refuse, with a StoreError, to go on where another pool lies at its path by now."""
+        if open_pool(self.path).fingerprint != self.fingerprint:
+            raise StoreError(
+                f"{self.path} was replaced by another pool meanwhile; run the command again on the new one"
+            )
 
     def ids(self, rows: np.ndarray | None = None) -> np.ndarray | None:
         """Ids (int64 or str) of all rows, or of row numbers in any order; None where the pool has no ids."""
@@ -88,18 +93,6 @@ class Pool:
         return array.take(unique)[places.reshape(rows.shape)]
 
 
-def pool_fingerprint(shape: tuple[int, int], dtype: np.dtype, chunk_rows: int, checksums: Iterable[int]) -> str:
-    """Identify the content of a pool: hexadecimal SHA-256 over its shape, its type and its chunks' checksums in order.
-
-    >>> pool_fingerprint((3, 2), np.dtype("f4"), 3, [7])[:8]
-    '8e465a48'
-    """
-    digest = hashlib.sha256(f"{shape[0]},{shape[1]},{np.dtype(dtype).name},{chunk_rows}:".encode())
-    for checksum in checksums:
-        digest.update(checksum.to_bytes(layout.CRC_BYTES, "little"))
-    return digest.hexdigest()
-
-
 def open_pool(path: str | os.PathLike[str]) -> Pool:
     """Open a complete pool, as `hkm_dask.ingest` made it; the embeddings stay on disk.
 
@@ -113,13 +106,14 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     if not folder.exists():
         unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
         raise StoreError(f"{folder} is missing{unfinished}; make it with `hkm ingest`")
-    attributes = read_attributes(folder)
-    layout.check_marker(attributes, layout.POOL_FORMAT, folder)
+    attributes = read_complete(folder, layout.POOL_FORMAT)
     embeddings, mean = (open_array(folder / name) for name in (layout.EMBEDDINGS, layout.MEAN))
     spec = embeddings.spec
     try:
         if len(spec.shape) != 2 or mean.spec.shape != spec.shape[1:]:
             raise ValueError(f"embeddings are {spec.shape}, their mean is {mean.spec.shape}")
+        if embeddings.fingerprint != attributes["fingerprint"]:
+            raise ValueError("the fingerprint is not that of its embeddings")
         return Pool(
             path=str(folder),
             n_samples=spec.shape[0],

@@ -13,7 +13,6 @@ import numpy as np
 
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.pool import pool_fingerprint
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -190,16 +189,20 @@ def finish(
     Its embeddings are written already, and its ids and further columns where it has any. `sources` are what it was made
     from, `n_dropped` rows of them were left out.
     """
-    spec = open_array(group / layout.EMBEDDINGS).spec
-    n_samples, n_features = spec.shape
+    embeddings = open_array(group / layout.EMBEDDINGS)
+    spec = embeddings.spec
+    n_samples = spec.shape[0]
     check_overflow(stats, spec.dtype)
     _write_mean(group, stats.total / n_samples)
     if n_dropped:
         emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
     if stats.n_zero_rows and normalize:
         emit("warning", message=f"{stats.n_zero_rows} rows are all zero: they have no direction and stay zero")
+    fingerprint = layout.array_fingerprint(spec, np.array(stats.checksums))
+    if embeddings.seal().fingerprint != fingerprint:
+        raise StoreError(f"{group}: chunks were altered while others were written; run the same command again")
     facts = {
-        "fingerprint": pool_fingerprint((n_samples, n_features), spec.dtype, spec.chunk_rows, stats.checksums),
+        "fingerprint": fingerprint,
         "max_abs": stats.max_abs,
         "n_zero_rows": stats.n_zero_rows,
         "n_dropped_rows": n_dropped,

@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows, open_array
-from hkm_dask.data.files import METADATA_FILE, careful, read_into, read_json
+from hkm_dask.data.files import METADATA_FILE, careful, read_complete, read_into, read_json
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import InputError, StoreError
 
@@ -124,12 +124,14 @@ class ArrayRows(Rows):
 class NpyRows(Rows):
     """Rows of a `.npy` file, read by blocks; never mapped, since a mapping counts as resident and dies by SIGBUS.
 
-    `offset` and `n_bytes` place an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`.
+    `offset` and `n_bytes` place an uncompressed member of a `.npz`. InputError as in `npy.read_npy_header`; StoreError
+    where a file that is not `scratch` of our own is replaced or written to before all is read.
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, offset: int = 0, n_bytes: int | None = None, label: str | None = None
-    ) -> None:
+        self, path: str | os.PathLike[str], *, offset: int = 0, n_bytes: int | None = None, label: str | None = None,
+        scratch: bool = False,
+    ) -> None:  # fmt: skip
         file_path = Path(path).absolute()
         self.path, label = str(file_path), label or str(file_path)
         if not file_path.is_file():
@@ -140,7 +142,8 @@ class NpyRows(Rows):
             header = read_npy_header(file, label, state.st_size - offset if n_bytes is None else n_bytes)
         self._describe(header.shape, header.dtype, label)
         self._stored, self._fortran, self._data = header.dtype, header.fortran_order, offset + header.offset
-        self.key = ("npy", self.path, offset, state.st_size, state.st_mtime_ns, state.st_ino)
+        self._state = None if scratch else _file_state(state)
+        self.key = ("npy", self.path, offset, *_file_state(state))
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
@@ -155,6 +158,8 @@ class NpyRows(Rows):
 
     def _read_stored(self, stored: np.ndarray, start: int) -> None:
         with Path(self.path).open("rb", buffering=0) as file:
+            if self._state is not None and _file_state(os.fstat(file.fileno())) != self._state:
+                raise StoreError(f"{self.label} was replaced or written to meanwhile; run the command again")
             # Runs of the file: all rows are one, or every column is one of its own.
             for column, values in enumerate(stored if self._fortran else [stored]):
                 first = column * self.n_rows + start if self._fortran else start * self.n_features
@@ -179,20 +184,30 @@ class NpyRows(Rows):
         return out
 
 
+def _file_state(state: os.stat_result) -> tuple[int, int, int]:
+    """What tells a file from another at its path, or from itself after it was written to."""
+    return state.st_size, state.st_mtime_ns, state.st_ino
+
+
 class ZarrRows(Rows):
     """Rows of a Zarr array on a local disk, at `path` or named `name` in the group there; see `chunks.open_array`.
 
-    Chunks of ours are read directly and checked, others through Zarr. `version` identifies the content for caches; by
-    default it is when and where the array was made.
+    Chunks of ours are read directly and checked, others through Zarr. StoreError where the array has not, or no longer,
+    the `fingerprint` that is known of it, or reads values above `max_abs`.
     """
 
-    def __init__(self, path: str | os.PathLike[str], name: str = "", *, version: Hashable = None) -> None:
+    def __init__(
+        self, path: str | os.PathLike[str], name: str = "", *, fingerprint: str = "", max_abs: float | None = None
+    ) -> None:
         folder = Path(path).absolute() / name
-        self.array = open_array(folder)
+        self.array, self._max_abs = open_array(folder), max_abs
         spec = self.array.spec
         self._describe(spec.shape, spec.dtype, str(folder))
         self.chunk_rows = spec.chunk_rows
-        if version is None:
+        if fingerprint and self.array.fingerprint != fingerprint:
+            raise StoreError(f"{folder} was replaced by another array meanwhile; run the command again on the new one")
+        version: Hashable = self.array.fingerprint
+        if not self.array.fingerprint:
             files = [folder / name for name in (METADATA_FILE, ".zarray") if (folder / name).is_file()]
             version = tuple((state.st_mtime_ns, state.st_ino) for state in (file.stat() for file in files))
         self.key = ("zarr", self.label, version)
@@ -200,12 +215,29 @@ class ZarrRows(Rows):
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
         if self.array.spec.dtype == self.dtype:
-            return self.array.read(start, stop, out)
+            return self._within_bound(self.array.read(start, stop, out))
         return self._deliver(self.array.read(start, stop), out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
-        return self._deliver(self.array.take(rows), None)
+        return self._within_bound(self._deliver(self.array.take(rows), None))
+
+    def _within_bound(self, rows: np.ndarray) -> np.ndarray:
+        if self._max_abs is not None and rows.size:
+            largest = _max_abs(rows)
+            if not largest <= self._max_abs:  # NaN, too
+                fact = f"values reach {largest:.6g}, its attributes say max_abs={self._max_abs:.6g}"
+                raise StoreError(f"{self.label}: {fact}; {self.array.remedy()}")
+        return rows
+
+
+def _max_abs(rows: np.ndarray) -> float:
+    """Largest absolute value of C-contiguous floats, NaN above all: positive ones are in the order of their bits."""
+    n_bytes, sign = rows.dtype.itemsize, 1 << (8 * rows.dtype.itemsize - 1)
+    largest = int(rows.view(f"i{n_bytes}").max())
+    most_negative = int(rows.view(f"u{n_bytes}").max())
+    bits = max(largest, most_negative - sign if most_negative >= sign else 0)
+    return float(np.array(bits, dtype=f"u{n_bytes}").view(rows.dtype))
 
 
 class RemoteZarrRows(Rows):
@@ -260,6 +292,5 @@ def _rows_of_path(path: Path) -> Rows:
     root = read_json(path / METADATA_FILE) or {}
     if root.get("node_type") != "group":
         return ZarrRows(path)
-    attributes = root.get("attributes") or {}
-    layout.check_marker(attributes, layout.POOL_FORMAT, path)
-    return ZarrRows(path, layout.EMBEDDINGS, version=attributes.get("fingerprint"))
+    attributes = read_complete(path, layout.POOL_FORMAT)
+    return ZarrRows(path, layout.EMBEDDINGS, fingerprint=attributes["fingerprint"], max_abs=attributes["max_abs"])

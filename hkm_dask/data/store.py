@@ -21,6 +21,7 @@ from hkm_dask.data.files import (
     METADATA_FILE,
     PARTIAL_SUFFIX,
     careful,
+    check_own,
     failpoint,
     read_attributes,
     read_json,
@@ -70,6 +71,7 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
     """
     target = Path(path).absolute()
     wip, retired = wip_path(target), _retired_path(target)
+    check_own(wip)
     settle(target)
     check_destination(target, overwrite=overwrite)
     if not keep:
@@ -152,6 +154,8 @@ def resumable(
     target = Path(path).absolute()
     wip = wip_path(target)
     with lock(target):
+        for path in filter(None, (wip, work)):
+            check_own(path)
         settle(target)
         if restart:
             check_destination(target, overwrite=True)
@@ -188,6 +192,7 @@ def settle(path: PathLike) -> None:
     """Bring a store, locked by the caller, to rest whose replacement died between its two renames, or after them."""
     target = Path(path).absolute()
     retired = _retired_path(target)
+    check_own(retired)
     if retired.exists() and not target.exists():
         careful(lambda: retired.rename(target), f"moving the old {target} back")
     # Where both are there, the new one is complete.
@@ -223,7 +228,6 @@ def create_array(
     chunks: Sequence[int],
     dims: Sequence[str],
     compressed: bool = False,
-    fill_value: Any = None,
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
     """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
@@ -242,13 +246,11 @@ def create_array(
         One dimension name per axis.
     compressed : bool, default False
         Zstandard, for what is small and compresses well; strings always are.
-    fill_value : scalar, optional
-        By default 0, or the empty string.
 
     Returns
     -------
     zarr.Array
-        Opened so that chunks of nothing but the fill value are written too.
+        Opened so that every chunk is written; its fill value cannot pass for data, see `layout.absent_value`.
     """
     if not _NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
@@ -256,7 +258,7 @@ def create_array(
     if not (group / METADATA_FILE).exists():
         create_group(group)
     text = dtype is str or np.dtype(dtype).kind in "UTO"
-    fill: Any = ("" if text else 0) if fill_value is None else fill_value
+    fill = layout.absent_value(np.dtype(object if text else dtype))
     return careful(
         lambda: zarr.create_array(
             str(group),
@@ -306,7 +308,7 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     for folder in sorted(file.parent for file in group.rglob(METADATA_FILE) if file.parent != group):
         metadata = read_json(folder / METADATA_FILE) or {}
         if metadata.get("node_type") == "array":
-            open_array(folder).check()
+            metadata = _seal(folder, metadata)
         else:
             # Zarr keeps one flat list at the root, and marks each group below it as listed.
             metadata = {**metadata, "consolidated_metadata": _inline({})}
@@ -315,6 +317,19 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     for file in (*group.rglob("*"), group):
         sync(file)
     failpoint("synced")
-    _write_group(group, {**read_attributes(group), **(attributes or {}), layout.COMPLETE: True}, consolidated)
+    marked = {**read_attributes(group), **(attributes or {}), layout.COMPLETE: True}
+    _write_group(group, {**marked, layout.DIGEST: layout.metadata_digest(marked, consolidated)}, consolidated)
     sync(group)
     failpoint("marked")
+
+
+def _seal(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
+    """Bind an array to the chunks it has; where it was bound before, check that it has them still."""
+    array = open_array(folder)
+    array.check()
+    if array.fingerprint or not array.spec.checked:
+        return metadata
+    attributes = {**(metadata.get("attributes") or {}), layout.FINGERPRINT: array.seal().fingerprint}
+    metadata = {**metadata, "attributes": attributes}
+    write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
+    return metadata

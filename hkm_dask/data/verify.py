@@ -22,7 +22,7 @@ import psutil
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.chunks import StoredArray, listed_checksums, open_array
 from hkm_dask.data.files import METADATA_FILE, PARTIAL_SUFFIX, read_json
 from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
@@ -153,6 +153,7 @@ class Verification:
 
 def check_metadata(root: Path, found: Verification) -> dict[str, StoredArray]:
     """Compare every ``zarr.json`` with its consolidated copies; return the arrays that are as they were made."""
+    listed_checksums.cache_clear()  # read again, whatever this process has seen of them
     own = {folder.relative_to(root).as_posix(): _metadata(folder, root, found) for folder in _nodes(root)}
     listed = _listed(_metadata(root, root, found))
     altered = {name for name in {*own, *listed} if not _agree(name, own.get(name), listed.get(name), found)}

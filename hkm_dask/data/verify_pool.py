@@ -11,7 +11,6 @@ from numpy.typing import NDArray
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.pool import pool_fingerprint
 from hkm_dask.data.pool_writer import Stats, measure
 from hkm_dask.data.verify import MAX_LINES, ChunkReader, Verification, named_rows, place
 
@@ -84,7 +83,7 @@ def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, f
     spec = reader.arrays[layout.EMBEDDINGS].spec
     shape = (spec.shape[0], spec.shape[1])
     measured = {
-        "fingerprint": pool_fingerprint(shape, spec.dtype, spec.chunk_rows, total.checksums),
+        "fingerprint": layout.array_fingerprint(spec, np.array(total.checksums)),
         "max_abs": total.max_abs,
         "n_zero_rows": total.n_zero_rows,
     }

@@ -6,6 +6,7 @@ resampling steps: take the r members closest to each centroid, run k-means on th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
@@ -27,9 +28,11 @@ from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
-from hkm_dask.data.files import METADATA_FILE, read_attributes, remove
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, read_complete, remove
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
+from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
@@ -112,11 +115,15 @@ def build_hierarchy(
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:
         if folder is not None:
             with runner_for(client, memory_limit, work_dir=work) as runner:
-                build = _Build(config, source, folder, runner, Checkpoints(work))
+                # A subset is known by what it holds, wherever its file lies now.
+                settings = config.model_copy(update={"subset": None}).to_json()
+                run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
+                build = _Build(config, source, folder, runner, Checkpoints(work, run))
                 build.check()
                 store.create_group(folder, _identity(config, source))
                 build.run()
             seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
+            source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
             device_cache.clear()
@@ -148,7 +155,7 @@ def _obstacles(folder: Path, target: Path, config: Config, source: ClusterInput)
     """Say why a tree, finished or not, is not the one that is asked for."""
     finished, attributes = folder == target, _attributes(folder)
     if finished:
-        layout.check_marker(read_attributes(folder), layout.TREE_FORMAT, folder)
+        read_complete(folder, layout.TREE_FORMAT)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
         return [f"{folder} should be a tree of hkm_dask, it is something else; give another path"]
     made = attributes.get("format_version", layout.FORMAT_VERSION)
@@ -189,7 +196,7 @@ class _Build:
                 with_driver=self.runner.client is None,
             )  # fmt: skip
             check_fits(stages, self.runner.memory_budget, f"level {t}")
-        if not self._is_complete(1):
+        if 1 not in self._finished:
             _ = self._samples  # made now, since a geometry refuses rows that are too large
 
     def run(self) -> None:
@@ -197,15 +204,28 @@ class _Build:
         begin = time.perf_counter()
         emit("run_started", levels=self._plan(), dashboard=self.runner.dashboard)
         for t, level in enumerate(self.config.levels, 1):
-            if self._is_complete(t):
+            if t in self._finished:
                 emit("resumed", what=f"level {t} was finished before")
                 continue
             with self.runner.span(f"level-{t}"):
                 self._build_level(t, level)
         emit("run_finished", seconds=time.perf_counter() - begin)
 
-    def _is_complete(self, t: int) -> bool:
-        return bool(_attributes(self.folder / f"level_{t}").get(layout.COMPLETE))
+    @cached_property
+    def _finished(self) -> set[int]:
+        """Levels that were finished before and are as they were then; one that is not is built again."""
+        finished = set()
+        for t in range(1, len(self.config.levels) + 1):
+            folder = self.folder / f"level_{t}"
+            try:
+                if _attributes(folder).get(layout.COMPLETE):
+                    check_digest(folder)
+                    for file in folder.glob(f"*/{METADATA_FILE}"):
+                        open_array(file.parent).check()
+                    finished.add(t)
+            except StoreError as error:
+                emit("warning", message=f"{error}; level {t} is built again")
+        return finished
 
     def _plan(self) -> list[dict[str, Any]]:
         n, plan = self.source.rows.n_rows, []
@@ -231,6 +251,7 @@ class _Build:
             centroids = self._split(t, level, rows, centroids, folder)
         level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia)
         seconds = time.perf_counter() - begin
+        self.source.check_unchanged()
         store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)

@@ -6,17 +6,21 @@ the tree, in ``TREE.work``, and belong to the run whose settings the unfinished 
 
 from __future__ import annotations
 
+import hashlib
 import time
-import zipfile
 from collections import deque
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.data import layout
 from hkm_dask.data.files import careful, failpoint, sync
 from hkm_dask.kmeans.fit import Fit, Progress
 from hkm_dask.kmeans.lloyd import LloydStep
+
+_DIGEST_BYTES = 32
 
 
 class StepHistory:
@@ -55,10 +59,14 @@ class StepHistory:
 
 
 class Checkpoints:
-    """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds."""
+    """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds.
 
-    def __init__(self, folder: Path, every: float = 20.0) -> None:
-        self.folder, self.every = folder, every
+    A file begins with a SHA-256 over `run`, which identifies the run, and all that follows. One of another run, or one
+    that was altered, is no checkpoint: its step is done again.
+    """
+
+    def __init__(self, folder: Path, run: str = "", every: float = 20.0) -> None:
+        self.folder, self.run, self.every = folder, run, every
         self._last = time.monotonic()
         self._inertia: list[float] = []
 
@@ -109,13 +117,18 @@ class Checkpoints:
     def _iteration(self, level: int, step: int) -> Path:
         return self.folder / f"level_{level}-step_{step}-iteration.npz"
 
-    @staticmethod
-    def _read(path: Path) -> dict[str, np.ndarray] | None:
+    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
+        def read() -> dict[str, np.ndarray] | None:
+            with path.open("rb") as file:
+                if file.read(_DIGEST_BYTES) != self._digest(file, path):
+                    return None
+                file.seek(_DIGEST_BYTES)
+                with np.load(file, allow_pickle=False) as arrays:
+                    return dict(arrays)
+
         try:
-            # Opened by this: NumPy leaves a file it opened itself open when the archive is cut short.
-            with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
-                return dict(arrays)
-        except (FileNotFoundError, zipfile.BadZipFile, ValueError, EOFError):
+            return careful(read, f"reading {path}")
+        except FileNotFoundError:
             return None
 
     def _write(self, path: Path, **arrays: np.ndarray) -> None:
@@ -123,9 +136,21 @@ class Checkpoints:
 
         def write() -> None:
             self.folder.mkdir(parents=True, exist_ok=True)
-            with partial.open("wb") as file:
+            with partial.open("w+b") as file:
+                file.write(bytes(_DIGEST_BYTES))
                 np.savez(file, allow_pickle=False, **arrays)
+                digest = self._digest(file, path)
+                file.seek(0)
+                file.write(digest)
             sync(partial)
             partial.replace(path)
 
         careful(write, f"writing {path}")
+
+    def _digest(self, file: BinaryIO, path: Path) -> bytes:
+        """Digest the arrays in a checkpoint's file, with the run and the step that they are of."""
+        digest = hashlib.sha256(f"{self.run}:{path.name}:".encode())
+        file.seek(_DIGEST_BYTES)
+        while piece := file.read(layout.MIB):
+            digest.update(piece)
+        return digest.digest()

@@ -107,11 +107,12 @@ class _Subset:
     @classmethod
     def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_pool: bool) -> _Subset:
         opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
-        if (source := opened.encoding.get("source")) is None:
+        arrays = TreeArrays(opened)
+        labels, distances = (arrays.stored(1, name) for name in ("labels", "distances"))
+        if labels is None or distances is None:
             raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
-        labels, distances = (chunks.open_array(Path(source, "level_1", name)) for name in ("labels", "distances"))
         rows = chunks.check_rows(rows, labels.spec.shape[0])
-        return cls(rows, labels, distances, TreeArrays(opened), _pool_of(opened.attrs) if with_pool else None)
+        return cls(rows, labels, distances, arrays, _pool_of(opened.attrs) if with_pool else None)
 
     def blocks(self) -> Iterator[np.ndarray]:
         # One block even of no rows, so that an empty subset has its columns too.

@@ -13,10 +13,10 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.hierarchy.members import group_by_label
 
-#: Type, fill value and attributes of what an assignment writes of every row.
-_OF_ROWS: dict[str, tuple[str, float, dict[str, Any]]] = {
-    "labels": ("i4", -1, {"missing": -1}),
-    "distances": ("f4", np.nan, {"units": "squared L2"}),
+#: Type and attributes of what an assignment writes of every row; -1 and NaN for those left out.
+_OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
+    "labels": ("i4", {"missing": -1}),
+    "distances": ("f4", {"units": "squared L2"}),
 }
 
 
@@ -26,11 +26,10 @@ def create_row_arrays(folder: Path, level: int, n_rows: int, chunk_rows: int) ->
     Their `n_rows` include those left out.
     """
     below = layout.SAMPLE if level == 1 else f"cluster_{level - 1}"
-    for name, (dtype, fill, attributes) in _OF_ROWS.items():
+    for name, (dtype, attributes) in _OF_ROWS.items():
         store.create_array(
-            folder, name, shape=(n_rows,), dtype=dtype, chunks=(chunk_rows,), dims=(below,), fill_value=fill,
-            attributes=attributes,
-        )  # fmt: skip
+            folder, name, shape=(n_rows,), dtype=dtype, chunks=(chunk_rows,), dims=(below,), attributes=attributes
+        )
 
 
 def read_row_arrays(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:

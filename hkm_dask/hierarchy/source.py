@@ -57,6 +57,12 @@ class ClusterInput:
     subset: str
     mean: NDArray[np.float32] | None
     max_abs: float | None
+    pool: Pool | None = None
+
+    def check_unchanged(self) -> None:
+        """Refuse, with a StoreError, to go on where the pool was replaced by another meanwhile."""
+        if self.pool is not None:
+            self.pool.check_unchanged()
 
 
 def open_source(pool: Any, config: Config) -> ClusterInput:
@@ -94,6 +100,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
         subset="" if index is None else hashlib.sha256(index.tobytes()).hexdigest(),
         mean=None if known is None else known.mean,
         max_abs=None if known is None else known.max_abs,
+        pool=opened,
     )
 
 

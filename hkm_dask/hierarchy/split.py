@@ -134,7 +134,9 @@ def split_clusters(
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         _regroup(rows, members, path, runner)
-        task = _SplitClusters(NpyRows(path), geometry, settings, runner.batch_bytes, runner.memory_budget, batched)
+        task = _SplitClusters(
+            NpyRows(path, scratch=True), geometry, settings, runner.batch_bytes, runner.memory_budget, batched
+        )
         batches, n = _batches(indptr, rows, runner), _BATCHES_PER_ROUND * runner.n_threads
         outcomes: list[_Outcome] = []
         for low in range(0, len(batches), n):

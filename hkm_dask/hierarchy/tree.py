@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import dask.array as da
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_attributes
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import read_complete
 from hkm_dask.errors import InputError, StoreError
 
 
@@ -27,12 +29,13 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Returns
     -------
     xarray.DataTree
-        One node per level, ``level_1`` first; the `hkm` accessor asks it questions.
+        One node per level, ``level_1`` first; the `hkm` accessor asks it questions. Chunks are checked when they are
+        read: one that is missing, altered, or of a tree that has replaced this one by then is a StoreError.
 
     Raises
     ------
     StoreError
-        It is missing, no tree, not complete, or of another format version.
+        It is missing, no tree, not complete, of another format version, or its metadata was altered.
 
     Examples
     --------
@@ -46,8 +49,18 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
         unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"
         remedy = unfinished if wip.exists() else "make it with `hkm cluster`"
         raise StoreError(f"{folder} is missing; {remedy}")
-    layout.check_marker(read_attributes(folder), layout.TREE_FORMAT, folder)
-    return xr.open_datatree(folder, engine="zarr", chunks={})
+    read_complete(folder, layout.TREE_FORMAT)
+    tree = xr.open_datatree(folder, engine="zarr", chunks={})
+    for level, node in tree.children.items():
+        for name, values in node.data_vars.items():
+            node[str(name)] = values.copy(data=_checked(folder / level / str(name), values.chunks))
+    return tree
+
+
+def _checked(path: Path, chunks: Any) -> da.Array:
+    """The array at `path`, whose every chunk is checked when it is read; those of a tree that took its place fail."""
+    stored = open_array(path)
+    return da.from_array(stored, chunks=chunks, name=f"{path.name}-{stored.fingerprint}", fancy=False)
 
 
 class TreeArrays:
@@ -75,13 +88,18 @@ class TreeArrays:
         return self._read[level, name]
 
     def _load(self, level: int, name: str) -> NDArray[Any]:
+        # Faster from the disk than through dask.
+        stored, array = self.stored(level, name), self._tree[f"level_{level}/{name}"]
+        return array.to_numpy() if stored is None else stored.read(0, array.shape[0])
+
+    def stored(self, level: int, name: str) -> StoredArray | None:
+        """The array where it lies on a local disk, bound to what it was when the tree was opened; else None."""
         array, source = self._tree[f"level_{level}/{name}"], self._tree.encoding.get("source")
-        if source is not None and array.chunks is not None:
-            # Zarr, and so xarray, takes a chunk that is missing for one of nothing but the fill value.
-            stored = open_array(Path(source, f"level_{level}", name))
-            if stored.spec.shape == array.shape:
-                return stored.read(0, array.shape[0])
-        return array.to_numpy()
+        if source is None or array.chunks is None:
+            return None
+        stored = open_array(Path(source, f"level_{level}", name))
+        fingerprint = array.attrs.get(layout.FINGERPRINT, "")
+        return replace(stored, fingerprint=fingerprint) if stored.shape == array.shape else None
 
     def ancestors(self, labels: NDArray[np.int32], level: int | None = None) -> list[NDArray[np.int32]]:
         """Clusters above clusters of level 1, for every level up to `level` or the top, level 1 first; -1 stays -1."""

@@ -90,7 +90,7 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
     path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"
     try:
         _spool(x, path, runner)
-        yield NpyRows(path, label="Dask array")
+        yield NpyRows(path, label="Dask array", scratch=True)
     finally:
         path.unlink(missing_ok=True)
 

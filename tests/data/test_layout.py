@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hkm_dask.data import layout
 from hkm_dask.errors import InputError, StoreError
 
-POOL = {"format": "hkm_dask.pool", "format_version": 1, "complete": True}
+POOL = {"format": "hkm_dask.pool", "format_version": 2, "complete": True}
 
 
 @given(n_rows=st.integers(1, 10**9), row_bytes=st.integers(2, 10**5))
@@ -84,9 +84,9 @@ def test_what_is_no_table_is_refused(shape: tuple[int, ...], message: str) -> No
     [
         ({"format": "hkm_dask.tree"}, "format='hkm_dask.tree', it should be 'hkm_dask.pool'"),
         ({"format": None}, "no format attribute"),
-        ({"format_version": 2}, r"format_version=2 should be 1 .* newer hkm_dask"),
-        ({"format_version": 0}, r"format_version=0 should be 1 .* make it again"),
-        ({"format_version": None}, "format_version=None should be 1"),
+        ({"format_version": 3}, r"format_version=3 should be 2 .* newer hkm_dask"),
+        ({"format_version": 1}, r"format_version=1 should be 2 .* make it again"),
+        ({"format_version": None}, "format_version=None should be 2"),
         ({"complete": False}, "is not complete; make it again"),
         ({"complete": "yes"}, "is not complete"),
     ],

@@ -15,9 +15,9 @@ from tests.data.stores import make, table
 
 
 def make_pool(path: Path, **attributes: object) -> Path:
-    facts = {"fingerprint": "ab", "max_abs": 29.0, "n_zero_rows": 0, "sources": ["a.npy"], "has_ids": True}
+    facts = {"max_abs": 29.0, "n_zero_rows": 0, "sources": ["a.npy"], "has_ids": True}
     store.create_group(path, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
-    make(path, table(), 4, layout.EMBEDDINGS)
+    facts["fingerprint"] = make(path, table(), 4, layout.EMBEDDINGS).seal().fingerprint
     make(path, table().mean(axis=0), 3, layout.MEAN)
     make(path, np.array([f"id{row}" for row in range(10)], dtype=object), 4, layout.IDS)
     store.mark_complete(path, {**facts, **attributes})
@@ -27,7 +27,7 @@ def make_pool(path: Path, **attributes: object) -> Path:
 def test_a_pool_knows_itself(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p.zarr"))
     assert (pool.n_samples, pool.n_features, pool.dtype, pool.chunk_rows) == (10, 3, np.dtype("f4"), 4)
-    assert (pool.fingerprint, pool.max_abs, pool.n_zero_rows, pool.sources) == ("ab", 29.0, 0, ("a.npy",))
+    assert (len(pool.fingerprint), pool.max_abs, pool.n_zero_rows, pool.sources) == (64, 29.0, 0, ("a.npy",))
     np.testing.assert_array_equal(pool.mean, table().mean(axis=0))
     np.testing.assert_array_equal(pool.rows().read(0, 10), table())
     copy = pickle.loads(pickle.dumps(pool))
@@ -52,13 +52,19 @@ def test_ids_come_in_the_order_asked_for(tmp_path: Path) -> None:
     ("spoil", "message"),
     [
         (lambda pool: store.create_group(pool, {"complete": False}), "is not complete"),
-        (lambda pool: store.create_group(pool, {"format_version": 9}), "format_version=9 should be 1"),
+        (lambda pool: store.create_group(pool, {"format_version": 9}), "format_version=9 should be 2"),
         (lambda pool: store.create_group(pool, {"format": "x"}), "format='x'"),
-        (lambda pool: store.create_group(pool, {"max_abs": None}), "is damaged"),
+        (lambda pool: store.create_group(pool, {"max_abs": None}), "attributes were altered"),
         (lambda pool: (pool / "mean" / "c" / "0").unlink(), "mean: chunk 0 .* is missing; .*hkm ingest"),
-        (lambda pool: (pool / "mean" / "zarr.json").unlink(), "is no Zarr array"),
+        (lambda pool: (pool / "mean" / "zarr.json").unlink(), "mean: its zarr.json is missing"),
         (lambda pool: (pool / "zarr.json").unlink(), "no Zarr group"),
-        (lambda pool: make(pool, table(4, 4)[0], 4, layout.MEAN), "is damaged: embeddings are"),
+        (lambda pool: make(pool, table(4, 4)[0], 4, layout.MEAN), "mean: its zarr.json .* was altered"),
+        (lambda pool: store.mark_complete(pool, {"max_abs": None}), "is damaged: float"),
+        (lambda pool: store.mark_complete(pool, {"fingerprint": "ab"}), "is damaged: the fingerprint is not that of"),
+        (
+            lambda pool: (make(pool, table(4, 4)[0], 4, layout.MEAN), store.mark_complete(pool)),
+            "damaged: embeddings are",
+        ),
     ],
 )
 def test_no_pool_is_opened_that_is_none(tmp_path: Path, spoil: Callable[[Path], object], message: str) -> None:
@@ -71,8 +77,8 @@ def test_no_pool_is_opened_that_is_none(tmp_path: Path, spoil: Callable[[Path], 
 def test_lost_ids_are_no_absent_ids(tmp_path: Path) -> None:
     path = make_pool(tmp_path / "p.zarr")
     (path / "ids" / "zarr.json").unlink()
-    with pytest.raises(StoreError, match="is no Zarr array"):
-        open_pool(path).ids()
+    with pytest.raises(StoreError, match=r"ids: its zarr.json is missing"):
+        open_pool(path)
 
 
 def test_an_unfinished_pool_is_named(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import numpy as np
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import METADATA_FILE
-from hkm_dask.data.pool import pool_fingerprint
 
 Change = Callable[[np.ndarray], np.ndarray | None]
 
@@ -30,7 +29,7 @@ def rewrite(root: Path, name: str, change: Change, *, chunk_rows: int | None = N
     open_array(root / name).write(0, values)
     seal(root, Path(name).parts[:-1])
     if name == layout.EMBEDDINGS and values.ndim == 2:
-        set_attributes(root, fingerprint=_fingerprint(root))
+        set_attributes(root, fingerprint=open_array(root / name).fingerprint)
 
 
 def set_attributes(root: Path, **attributes: object) -> None:
@@ -48,9 +47,3 @@ def edit_json(path: Path, change: Callable[[dict], None]) -> None:
     metadata = json.loads(path.read_text())
     change(metadata)
     path.write_text(json.dumps(metadata))
-
-
-def _fingerprint(root: Path) -> str:
-    array = open_array(root / layout.EMBEDDINGS)
-    crcs = [int.from_bytes(array.chunk_path(i).read_bytes()[-4:], "little") for i in range(array.spec.n_chunks)]
-    return pool_fingerprint(array.spec.shape, array.spec.dtype, array.spec.chunk_rows, crcs)  # type: ignore[arg-type]

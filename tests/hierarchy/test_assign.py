@@ -43,8 +43,8 @@ def run(level: LevelRows, centroids: NDArray[np.float32], n_threads: int = 3, **
 
 
 def make_arrays(folder: Path, n: int, chunk_rows: int) -> None:
-    for name, dtype, fill in (("labels", "i4", -1), ("distances", "f4", np.nan)):
-        store.create_array(folder, name, shape=(n,), dtype=dtype, chunks=(chunk_rows,), dims=("s",), fill_value=fill)
+    for name, dtype in (("labels", "i4"), ("distances", "f4")):
+        store.create_array(folder, name, shape=(n,), dtype=dtype, chunks=(chunk_rows,), dims=("s",))
 
 
 @pytest.mark.parametrize("n_threads", [1, 2, 5])

@@ -423,21 +423,21 @@ def test_anything_else_is_refused_with_the_difference(
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize(("made", "message"), [(0, "make it again"), (2, "read it with a newer hkm_dask")])
+@pytest.mark.parametrize(("made", "message"), [(1, "make it again"), (3, "read it with a newer hkm_dask")])
 def test_a_tree_of_another_version_is_refused_or_replaced(
     finished: Callable[..., xr.DataTree], tmp_path: Path, made: int, message: str
 ) -> None:
     store.create_group(tmp_path / "tree.zarr", {"format_version": made})
-    with pytest.raises(StoreError, match=rf"format_version={made} should be 1 .*{message}"):
+    with pytest.raises(StoreError, match=rf"format_version={made} should be 2 .*{message}"):
         finished()
-    assert finished(restart=True).attrs["format_version"] == 1
+    assert finished(restart=True).attrs["format_version"] == 2
 
 
 @pytest.mark.faults
 def test_what_was_begun_by_another_version_is_refused(finished: Callable[..., xr.DataTree], tmp_path: Path) -> None:
     (tmp_path / "tree.zarr").rename(tmp_path / "tree.zarr.wip")
-    store.create_group(tmp_path / "tree.zarr.wip", {"format_version": 2, "complete": False})
-    with pytest.raises(InputError, match=r"tree.zarr.wip: format_version=2 should be 1 .*; use --restart"):
+    store.create_group(tmp_path / "tree.zarr.wip", {"format_version": 3, "complete": False})
+    with pytest.raises(InputError, match=r"tree.zarr.wip: format_version=3 should be 2 .*; use --restart"):
         finished()
     assert finished(restart=True).hkm.n_levels == 2
 

@@ -168,7 +168,7 @@ def test_plain_xarray_opens_it_without_a_warning(built: Path) -> None:
 def test_a_tree_says_what_it_was_made_from(built: Path) -> None:
     tree = open_hierarchy(built)
     attributes = tree.attrs
-    assert (attributes["format"], attributes["format_version"], attributes["complete"]) == ("hkm_dask.tree", 1, True)
+    assert (attributes["format"], attributes["format_version"], attributes["complete"]) == ("hkm_dask.tree", 2, True)
     assert (attributes["seed"], attributes["metric"], attributes["pool"]) == (5, "l2", "")
     assert len(attributes["pool_fingerprint"]) == len(attributes["subset_fingerprint"]) == 64
     assert attributes["software"].startswith("hkm_dask ")
@@ -188,8 +188,8 @@ def test_nothing_is_left_beside_a_finished_tree(built: Path) -> None:
     ("attributes", "message"),
     [
         ({"complete": False}, r"is not complete; make it again from its pool with `hkm cluster --restart`"),
-        ({"format_version": 0}, r"format_version=0 should be 1 .*; make it again"),
-        ({"format_version": 2}, r"format_version=2 should be 1 .*; read it with a newer hkm_dask"),
+        ({"format_version": 1}, r"format_version=1 should be 2 .*; make it again"),
+        ({"format_version": 3}, r"format_version=3 should be 2 .*; read it with a newer hkm_dask"),
         ({"format": layout.POOL_FORMAT}, r"has format='hkm_dask.pool', it should be 'hkm_dask.tree'"),
         ({"format": None}, "has no format attribute"),
     ],

@@ -421,7 +421,7 @@ def test_a_source_that_fails_midway_leaves_nothing(tmp_path: Path) -> None:
     with (tmp_path / "a.npy").open("r+b") as file:
         file.truncate(300)
     (tmp_path / "out").mkdir()
-    with pytest.raises(StoreError, match="became shorter while it was read"):
+    with pytest.raises(StoreError, match="was replaced or written to meanwhile"):
         ingest(table.rows, tmp_path / "out" / "p.zarr", chunk_mb=TINY)
     tidy(tmp_path / "out")
 
@@ -431,9 +431,9 @@ def test_attributes_are_what_the_layout_promises(tmp_path: Path) -> None:
     attributes = json.loads((tmp_path / "p.zarr" / "zarr.json").read_text())["attributes"]
     assert set(attributes) == {
         "format", "format_version", "complete", "fingerprint", "max_abs", "n_zero_rows", "n_dropped_rows", "normalized",
-        "has_ids", "sources",
+        "has_ids", "sources", "digest",
     }  # fmt: skip
-    assert (attributes["format_version"], attributes["normalized"]) == (1, True)
+    assert (attributes["format_version"], attributes["normalized"]) == (2, True)
 
 
 MEMORY = """
