@@ -28,15 +28,18 @@ _REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks 
 
 
 def check_metadata(folder: Path) -> None:
-    """Make sure that Zarr can parse the metadata of a node; StoreError where it is damaged, or takes too much."""
+    """Make sure that Zarr can parse the metadata of a node; ValueError where it is damaged, or takes too much."""
     for name in _METADATA_FILES:
-        read_json(folder / name)
+        try:
+            read_json(folder / name)
+        except StoreError as error:
+            raise ValueError(str(error).partition("; ")[0]) from None
 
 
 def open_foreign(folder: Path) -> zarr.Array:
     """Open an array through Zarr; StoreError where there is none, its metadata is damaged, or chunks are missing."""
-    check_metadata(folder)
     with reading(f"{folder} is no Zarr array", "give the path of one", StoreError):
+        check_metadata(folder)
         array = zarr.open_array(str(folder), mode="r")
         chunks = array.shards or array.chunks
         if min((*array.shape, *chunks), default=1) < 0 or 0 in chunks:

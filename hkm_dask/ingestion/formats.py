@@ -185,8 +185,8 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTable:
-    check_metadata(path)
     with reading(f"source={path} should be Zarr, it cannot be opened", "copy it again"):
+        check_metadata(path)
         node = zarr.open(str(path), mode="r")
         attributes, shapes = dict(node.attrs), {}
         if isinstance(node, zarr.Group) and attributes.get("format") != layout.POOL_FORMAT:
