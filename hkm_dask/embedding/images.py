@@ -56,7 +56,8 @@ def _folder_files(root: Path) -> Files:
 def _zip_files(path: Path) -> Files:
     """Files in a ``.zip``; hidden ones do not count."""
     with reading(f"folder={path} should be a .zip file, it cannot be read", "copy it again"):
-        archive = zipfile.ZipFile(open_regular(path))
+        open_regular(path).close()
+        archive = zipfile.ZipFile(path)
     states = []
 
     def read(name: str) -> bytes:
