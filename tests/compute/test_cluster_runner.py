@@ -3,6 +3,7 @@
 import os
 import pickle
 import signal
+import threading
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
@@ -217,3 +218,36 @@ def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner) -> None
         scheduler.allowed_failures = n_allowed
     workers.client.wait_for_workers(2, timeout=60)
     assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
+
+
+def map_while_all_die(workers: ClusterRunner, flag: Path) -> list[bool]:
+    """Kill all workers at once while they work on tasks that would not end, but do when they are given out again."""
+    task = f"__import__('os').path.exists({str(flag)!r}) or __import__('time').sleep(600)"
+    pids = list(workers.client.run(os.getpid).values())
+
+    def kill() -> None:
+        flag.touch()
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+
+    timer = threading.Timer(0.5, kill)
+    timer.start()
+    try:
+        return workers.map(eval, [task] * 2, stage="test")
+    finally:
+        timer.join()
+        workers.client.wait_for_workers(2, timeout=60)
+
+
+@pytest.mark.faults
+def test_when_every_worker_died_the_tasks_are_given_out_again(workers: ClusterRunner, tmp_path: Path) -> None:
+    assert map_while_all_die(workers, tmp_path / "all died") == [True, True]
+
+
+@pytest.mark.faults
+def test_workers_that_all_die_again_and_again_are_told(
+    workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
+    with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
+        map_while_all_die(workers, tmp_path / "all died")

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from hkm_dask.data import chunks, store
 from hkm_dask.data.chunks import open_array
@@ -57,3 +58,26 @@ class Flaky:
             self.left -= 1
             raise OSError(self.code, os.strerror(self.code))
         return self.real(*args)
+
+
+class Disk:
+    """Knows what a loss of power would leave: of every file and folder, what it held when it was last synced."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self._synced: dict[int, object] = {}
+        fsync = os.fsync
+
+        def noted(fd: int) -> None:
+            fsync(fd)
+            self._synced[os.fstat(fd).st_ino] = self._content(Path(f"/proc/self/fd/{fd}"))
+
+        monkeypatch.setattr(os, "fsync", noted)
+
+    @staticmethod
+    def _content(path: Path) -> object:
+        return sorted((entry.name, entry.inode()) for entry in os.scandir(path)) if path.is_dir() else path.read_bytes()
+
+    def lost(self, path: Path) -> list[Path]:
+        """What would be gone, or older than it looks now, among a file or folder and all below it."""
+        everything = [path, *path.rglob("*")] if path.is_dir() else [path]
+        return [one for one in everything if self._synced.get(one.stat().st_ino) != self._content(one)]

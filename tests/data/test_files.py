@@ -12,7 +12,7 @@ import pytest
 
 from hkm_dask.data import files, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_attributes
+from hkm_dask.data.files import read_attributes, write_file
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import StoreError
 from tests.data.stores import Flaky, make, table
@@ -85,6 +85,18 @@ def test_a_full_disk_is_named_and_leaves_the_old_chunk(
             array.write(0, -table()[:4])
     np.testing.assert_array_equal(array.read(0, 10), table())
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.faults
+def test_a_small_file_is_replaced_in_one_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_file(tmp_path / "a", b"old")
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", Flaky(os.replace, 1, errno.EPERM))
+        with pytest.raises(StoreError, match=r"writing .*a failed: Operation not permitted"):
+            write_file(tmp_path / "a", b"new and longer")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("a", b"old")]
+    write_file(tmp_path / "a", b"new")
+    assert (tmp_path / "a").read_bytes() == b"new"
 
 
 @contextlib.contextmanager

@@ -50,6 +50,25 @@ def test_locks_of_one_process_exclude_each_other_too(tmp_path: Path) -> None:
         pass
 
 
+def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever held it before removes the file, maybe after it was opened here and before it is locked."""
+    file, flock, removed = tmp_path / ".a.lock", locks.fcntl.flock, []
+
+    def late(fd: int, operation: int) -> None:
+        if not removed:
+            file.unlink()
+            removed.append(True)
+        flock(fd, operation)
+
+    monkeypatch.setattr(locks.fcntl, "flock", late)
+    with lock(tmp_path / "a"):
+        assert removed
+        with pytest.raises(StoreError, match="being written"):
+            lock(tmp_path / "a").__enter__()
+
+
 def test_where_nothing_can_be_written_the_lock_says_so_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be written|failed: "):

@@ -1,6 +1,7 @@
 """Stores survive kills, a full disk and a second writer; nothing is half there."""
 
 import inspect
+import os
 import warnings
 from contextlib import suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from hkm_dask.data.files import read_attributes
 from hkm_dask.data.locks import lock
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
-from tests.data.stores import make, run_python, table
+from tests.data.stores import Disk, make, run_python, table
 
 
 def test_chunks_of_zeros_are_on_disk(tmp_path: Path) -> None:
@@ -53,6 +54,31 @@ def test_a_stage_appears_whole_or_not_at_all(tmp_path: Path) -> None:
     attributes = read_attributes(target)
     assert len(attributes.pop("digest")) == 64
     assert attributes == {"format": layout.POOL_FORMAT, "n": 3, "complete": True}
+
+
+def test_what_the_marker_stands_for_is_on_the_disk_before_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, target, lost = Disk(monkeypatch), tmp_path / "a.zarr", []
+    replace, rename = os.replace, os.rename
+
+    def marking(partial: Path, path: Path) -> None:
+        if b'"complete": true' in Path(partial).read_bytes():
+            lost.append([path.name for path in disk.lost(Path(path).parent)])
+        replace(partial, path)
+
+    def renaming(path: Path, name: Path) -> None:
+        lost.append([one.name for one in disk.lost(Path(path))])
+        rename(path, name)
+
+    monkeypatch.setattr(os, "replace", marking)
+    monkeypatch.setattr(os, "rename", renaming)
+    with store.staged(target) as wip:
+        store.create_group(wip, {"format": layout.TREE_FORMAT})
+        make(wip / "level_1", table(), 4)
+        store.mark_complete(wip / "level_1")
+        store.mark_complete(wip)
+    # All but the new name in the folder, before each marker; then that, too; at last the name of the store.
+    assert lost == [["level_1"], ["a.zarr.wip"], []]
+    assert disk.lost(tmp_path) == []
 
 
 @pytest.mark.parametrize("keep", [True, False])

@@ -11,6 +11,7 @@ from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.kmeans.fit import Fit
 from hkm_dask.kmeans.lloyd import LloydStep
+from tests.data.stores import Disk
 
 
 def fit(seed: int) -> Fit:
@@ -123,3 +124,16 @@ def test_a_full_disk_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(np, "savez", lambda *args, **kwargs: full())
     with pytest.raises(StoreError, match=r"writing .*step_0\.npz: the disk is full"):
         Checkpoints(tmp_path).finish(1, 0, fit(0))
+
+
+@pytest.mark.faults
+def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    disk, replace, lost = Disk(monkeypatch), os.replace, []
+
+    def renaming(partial: Path, path: Path) -> None:
+        lost.append(disk.lost(Path(partial)))
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", renaming)
+    Checkpoints(tmp_path).finish(1, 0, fit(0))
+    assert lost == [[]]

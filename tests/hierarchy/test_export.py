@@ -19,6 +19,7 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import export
 from hkm_dask.hierarchy.export import check_target, write_subset
 from hkm_dask.ingestion.ingest import ingest
+from tests.data.stores import Disk
 
 N = 20
 LABELS_1 = np.array([-1 if row == 7 else row % 5 for row in range(N)], dtype="i4")
@@ -262,6 +263,23 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     with pytest.raises(StoreError, match="the disk is full"):
         write_subset(tmp_path / f"out{suffix}", ROWS, tree)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.zarr", "tree.zarr"]
+
+
+@pytest.mark.faults
+def test_a_subset_is_on_the_disk_before_it_has_its_name(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    disk, replace, lost = Disk(monkeypatch), os.replace, []
+
+    def renaming(partial: Path, path: Path) -> None:
+        lost.append(disk.lost(Path(partial)))
+        replace(partial, path)
+
+    monkeypatch.setattr(os, "replace", renaming)
+    write_subset(tmp_path / "out" / "subset.csv", ROWS, tree)
+    assert lost == [[]]
+    assert disk.lost(tmp_path / "out") == []
 
 
 @pytest.mark.faults

@@ -1,1 +1,0 @@
-"""Damaged and hostile input for every parser of bytes from outside."""

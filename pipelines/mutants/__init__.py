@@ -1,0 +1,1 @@
+"""Protections taken out one at a time: do the tests notice?"""

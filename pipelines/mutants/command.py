@@ -1,0 +1,207 @@
+"""Take every protection out of a copy of the tree, one at a time, and see whether a test notices.
+
+python pipelines/mutants/run.py                 # all of them: about ten minutes on two cores
+python pipelines/mutants/run.py --only 23       # those of a case, or the one of a name
+python pipelines/mutants/run.py --table         # write the table of docs/reliability.md anew
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+import psutil
+import pytest
+
+from hkm_dask.errors import HkmError, InputError
+from pipelines.mutants.cases import Case, Mutant, choose, read_cases, with_table
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENT = Path("docs", "reliability.md")
+#: Seconds after which tests of a mutant hang; those of the tree as it is have more.
+LIMIT, WHOLE_LIMIT = 120.0, 3600.0
+#: What stands for an exit code where tests hang, and codes of pytest with which its tests did not run: a mutant that
+#: cannot be imported proves nothing.
+HUNG, _NOT_RUN = -1000, (2, 3, 4, 5)
+#: What most tests import: imported once.
+_PRELOADED = (
+    "dask.array",
+    "distributed",
+    "hypothesis",
+    "numba",
+    "pyarrow.parquet",
+    "sklearn.cluster",
+    "xarray",
+    "zarr",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a mutant.
+
+    Attributes
+    ----------
+    name, case : str
+    result : {"killed", "hung", "died", "survived", "broken"}
+        A test failed, ran out of time, or its process died; or none did; or the tests could not be run.
+    test : str
+        The test that failed.
+    seconds : float
+    """
+
+    name: str
+    case: str
+    result: str
+    test: str
+    seconds: float
+
+    @property
+    def is_killed(self) -> bool:
+        """Whether a test noticed."""
+        return self.result in ("killed", "hung", "died")
+
+    def __str__(self) -> str:
+        return f"{self.result:9}{self.case:>4}  {self.name:40}{self.seconds:6.1f} s  {self.test}"
+
+
+def copy_tree(root: Path, target: Path) -> None:
+    """Copy what git knows or would add, with its times, and what Python and numba compiled, which goes by those."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    try:
+        listed = subprocess.run(command, cwd=root, capture_output=True, check=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError) as error:
+        raise InputError(f"root={root} should be a checkout of git; clone the repository ({error})") from error
+    for name in filter(None, listed.split("\0")):
+        if (root / name).is_file():
+            (target / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(root / name, target / name)
+    for folder in root.glob("hkm_dask/**/__pycache__"):
+        shutil.copytree(folder, target / folder.relative_to(root), dirs_exist_ok=True)
+
+
+def run_tests(tree: Path, tests: Sequence[str], seconds: float, *, keep_compiled: bool = False) -> tuple[int, str]:
+    """Run tests of a tree until the first fails: their exit code, HUNG where they do not end, and what they said.
+
+    They run in a fork of this process, which has imported what takes longest: all but the tree itself.
+    """
+    log = tree.with_name(f"{tree.name}.log")
+    process = get_context("fork").Process(target=_pytest, args=(tree, tests, log, keep_compiled))
+    process.start()
+    process.join(seconds)
+    hangs = process.is_alive()
+    if hangs:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.Error):
+                child.kill()
+        process.kill()
+        process.join()
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid or 0, signal.SIGKILL)
+    code = HUNG if hangs or process.exitcode is None else process.exitcode
+    return code, log.read_text(encoding="utf-8", errors="replace")
+
+
+def _pytest(tree: Path, tests: Sequence[str], log: Path, keep_compiled: bool) -> None:
+    """Be pytest in a tree: never returns."""
+    os.setsid()
+    os.chdir(tree)
+    with log.open("wb") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("hkm_dask", "pipelines")]:
+        del sys.modules[name]
+    sys.path[0] = os.environ["PYTHONPATH"] = str(tree)
+    if not keep_compiled:
+        # Compiled files go by whole seconds, in which two mutants of one file may come after each other.
+        sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    os._exit(pytest.main([*options, f"--basetemp={tree}.tmp", *tests]))
+
+
+@contextmanager
+def mutated(tree: Path, mutant: Mutant) -> Iterator[None]:
+    """Take the protection out of a tree, and put it back with the times of its file."""
+    path = tree / mutant.file
+    text, state = path.read_text(encoding="utf-8"), path.stat()
+    path.write_text(mutant.apply(text), encoding="utf-8")
+    try:
+        yield
+    finally:
+        path.write_text(text, encoding="utf-8")
+        os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))
+
+
+def try_out(tree: Path, case: Case, mutant: Mutant, limit: float = LIMIT) -> Outcome:
+    """Run the tests of a mutant."""
+    begin = time.perf_counter()
+    with mutated(tree, mutant):
+        code, said = run_tests(tree, mutant.tests, limit)
+    result = "broken" if code in _NOT_RUN else {0: "survived", 1: "killed", HUNG: "hung"}.get(code, "died")
+    failed = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", said, re.MULTILINE)
+    return Outcome(mutant.name, case.number, result, failed[1] if failed else "", time.perf_counter() - begin)
+
+
+def run(pairs: Sequence[tuple[Case, Mutant]], *, root: Path = ROOT, limit: float = LIMIT) -> list[Outcome]:
+    """Try all mutants on a copy of a tree, of which the tests pass as it is; each outcome is printed as it comes.
+
+    InputError where a text to be changed does not stand in its file once, or the tests fail without any mutant.
+    """
+    for _, mutant in pairs:
+        mutant.apply((root / mutant.file).read_text(encoding="utf-8"))
+    outcomes = []
+    with tempfile.TemporaryDirectory(prefix="hkm-mutants-") as folder:
+        tree = Path(folder, "tree")
+        copy_tree(root, tree)
+        tests = sorted({test for _, mutant in pairs for test in mutant.tests})
+        code, said = run_tests(tree, tests, WHOLE_LIMIT, keep_compiled=True)
+        if code != 0:
+            raise InputError(f"n_failed=1 should be 0 of {len(tests)} tests without a mutant; mend it\n{said[-4000:]}")
+        for case, mutant in pairs:
+            outcomes.append(try_out(tree, case, mutant, limit))
+            print(outcomes[-1], flush=True)
+    return outcomes
+
+
+def main() -> None:
+    """Read the arguments, run, print what became of each mutant; exit 1 where any survived."""
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.mutants", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", help="the name of a mutant, or the number of a case")
+    parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="where to put the outcomes")
+    parser.add_argument("--table", action="store_true", help=f"only write the table of {DOCUMENT} anew")
+    options = parser.parse_args()
+    try:
+        cases = read_cases()
+        if options.table:
+            text = (ROOT / DOCUMENT).read_text(encoding="utf-8")
+            (ROOT / DOCUMENT).write_text(with_table(text, cases), encoding="utf-8")
+            return
+        pairs = choose(cases, options.only)
+        for name in _PRELOADED:
+            importlib.import_module(name)
+        outcomes = run(pairs)
+    except HkmError as error:
+        raise SystemExit(f"error: {error}") from None
+    survivors = [outcome.name for outcome in outcomes if not outcome.is_killed]
+    report = {"outcomes": [asdict(outcome) for outcome in outcomes], "survivors": survivors}
+    options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
+    seconds = sum(outcome.seconds for outcome in outcomes)
+    print(f"{len(outcomes)} mutants, {len(survivors)} survived, {seconds:.0f} s; wrote {options.out}")
+    if survivors:
+        raise SystemExit(1)
