@@ -1,13 +1,23 @@
-"""The exceptions people meet, each message naming the fact and the remedy; and a test that several of them rest on."""
+"""The exceptions people meet, each message naming the fact and the remedy; and what several of them rest on."""
 
 from __future__ import annotations
 
+import errno
 import numbers
+import re
 from collections.abc import Sequence
+
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+# What NumPy says, without a number, where a file takes less than it was given.
+_SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
 
 
 class HkmError(Exception):
     """Base of every error this package raises on purpose; the command line shows it as one clear line."""
+
+    def __init__(self, message: str = "") -> None:
+        # Names and attributes come from files, and a terminal obeys what it is told.
+        super().__init__("\n".join(map(printable, message.split("\n"))))
 
 
 class InputError(HkmError, ValueError):
@@ -36,7 +46,7 @@ class InputError(HkmError, ValueError):
     def __init__(self, problems: str | Sequence[str]) -> None:
         lines = [problems] if isinstance(problems, str) else list(problems)
         # Split again, so that the joined text that pickling carries between processes gives back the same problems.
-        self.problems: tuple[str, ...] = tuple(line for text in lines for line in text.splitlines() if line)
+        self.problems: tuple[str, ...] = tuple(printable(line) for text in lines for line in text.split("\n") if line)
         super().__init__("\n".join(self.problems))
 
 
@@ -46,6 +56,33 @@ class StoreError(HkmError):
 
 class ComputeError(HkmError, RuntimeError):
     """A worker, its memory or a device failed."""
+
+
+def printable(text: str) -> str:
+    r"""Escape what no message should hold: control characters, which a terminal obeys, and halves of characters.
+
+    >>> printable("Zoë\x1b[2J"), printable("two\nlines")
+    ('Zoë\\x1b[2J', 'two\\nlines')
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def disk_full(error: BaseException) -> bool:
+    """Tell whether an error, or what led to it, means that a disk, a quota or a limit on file sizes is exhausted.
+
+    >>> disk_full(OSError(errno.EDQUOT, "Disk quota exceeded")), disk_full(OSError("12 requested and 8 written"))
+    (True, True)
+    >>> disk_full(PermissionError(errno.EACCES, "Permission denied"))
+    False
+    """
+    seen: list[BaseException] = []
+    cause: BaseException | None = error
+    while cause is not None and cause not in seen:
+        seen.append(cause)
+        cause = cause.__cause__ or cause.__context__
+    return any(e.errno in _DISK_FULL or bool(_SHORT_WRITE.match(str(e))) for e in seen if isinstance(e, OSError))
 
 
 def is_whole(value: object) -> bool:

@@ -34,7 +34,7 @@ class Commands(OrderedGroup):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; turn what it raises into lines and an exit code."""
-        from hkm_dask.errors import HkmError
+        from hkm_dask.errors import HkmError, disk_full
 
         try:
             with signals_unwind():
@@ -48,17 +48,21 @@ class Commands(OrderedGroup):
             _fail(ctx, str(error).splitlines())
         except MemoryError:
             _fail(ctx, ["memory is exhausted; lower --memory-limit, or use fewer --workers"])
-        except OSError as error:
-            _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
         except Exception as error:
+            if disk_full(error):
+                _fail(ctx, ["the disk is full; free space and run the same command again"])
+            if isinstance(error, OSError):
+                _fail(ctx, [f"{error.filename}: {error.strerror}" if error.filename and error.strerror else str(error)])
             _fail(ctx, [f"{type(error).__name__}: {error} (a defect; --debug shows where)"])
 
 
 def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
+    from hkm_dask.errors import printable
+
     if ctx.meta.get(_DEBUG):
         click.echo(traceback.format_exc(), err=True, nl=False)
     for line in lines or ["it failed without saying why; --debug shows where"]:
-        click.echo(f"Error: {line}", err=True)
+        click.echo(f"Error: {printable(line)}", err=True)
     ctx.exit(1)
 
 

@@ -17,14 +17,18 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from hkm_dask.config.problems import problems_of, show, unknown
 from hkm_dask.config.yaml_text import read_value, read_yaml
 from hkm_dask.errors import InputError
+from hkm_dask.untrusted import parse_json
 
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
+#: Levels of a hierarchy; the paper has four at most.
+MAX_LEVELS = 64
 
 
 def _as_number(value: Any) -> Any:
     """Give text like ``1e-4``, which PyYAML leaves a string, and whole numbers of other types as plain numbers."""
     if isinstance(value, str) and _NUMBER.fullmatch(value.strip()):
-        value = float(value)
+        with suppress(ValueError):  # as of 1__0
+            value = float(value)
     if isinstance(value, float) and value.is_integer():
         return int(value)
     try:
@@ -159,6 +163,13 @@ class Config(_Model):
     subset: Annotated[_Path | None, Field(description=_SUBSET)] = None
     levels: Annotated[tuple[Level, ...], Field(min_length=1, description=_LEVELS)]
 
+    def __init__(self, **settings: Any) -> None:
+        levels = settings.get("levels")
+        # Before each of them is looked at.
+        if isinstance(levels, list | tuple) and len(levels) > MAX_LEVELS:
+            raise InputError(f"levels={len(levels)} levels should be at most {MAX_LEVELS}; leave some out")
+        super().__init__(**settings)
+
     @classmethod
     def from_yaml(cls, path: str | Path, overrides: Sequence[str] = ()) -> Self:
         """Read a configuration file.
@@ -228,7 +239,7 @@ class Config(_Model):
         """Read what `to_json` wrote; InputError where it is no JSON object, or a setting is wrong."""
         settings = None
         with suppress(ValueError):
-            settings = json.loads(text)
+            settings = parse_json(text)
         if not isinstance(settings, dict):
             raise InputError(f"config={show(text)} should be a JSON object; take it from Config.to_json")
         return cls._from_settings(settings)
@@ -332,11 +343,11 @@ def _override(settings: dict[str, Any], override: str) -> str | None:
     name, separator, text = override.partition("=")
     first, *rest = parts = name.strip().split(".")
     if not separator or not all(parts):
-        return f"set={override!r} should be NAME=VALUE; write it like levels.1.n_clusters=5000"
+        return f"set={show(override)} should be NAME=VALUE; write it like levels.1.n_clusters=5000"
     try:
         value = read_value(text)
-    except yaml.YAMLError:
-        return f"{name}={text!r} should be a value YAML can read; quote it"
+    except (yaml.YAMLError, ValueError):
+        return f"{name}={show(text)} should be a value YAML can read; quote it"
     if first != "levels":
         if rest or first not in Config.model_fields:
             return unknown(name, value, list(Config.model_fields), list(Level.model_fields))

@@ -73,5 +73,8 @@ def nearest(name: str, known: Sequence[str]) -> str | None:
 
 def show(value: Any) -> str:
     """A value as messages show it: not all of it, where it is long."""
-    text = repr(str(value) if isinstance(value, Path) else value)
+    try:
+        text = repr(str(value) if isinstance(value, Path) else value)
+    except ValueError:  # Python writes out no number this long
+        text = f"a number of {value.bit_length():,} bits" if isinstance(value, int) else f"a {type(value).__name__}"
     return text if len(text) <= 60 else f"{text[:56]}...{text[-1]}"

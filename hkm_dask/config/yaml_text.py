@@ -1,4 +1,4 @@
-"""Settings from YAML, each given once."""
+"""Settings from YAML, each given once, within limits that no configuration comes near."""
 
 from __future__ import annotations
 
@@ -9,6 +9,13 @@ import yaml
 
 from hkm_dask.config.problems import show
 from hkm_dask.errors import InputError
+from hkm_dask.untrusted import read_regular, reason
+
+MAX_BYTES = 2**18
+#: Values, aliases written out, and how deeply they lie in each other.
+MAX_VALUES, MAX_DEPTH = 20_000, 20
+#: Characters of one value: paths are the longest.
+MAX_VALUE_LENGTH = 4096
 
 
 class _Loader(yaml.SafeLoader):
@@ -18,9 +25,11 @@ class _Loader(yaml.SafeLoader):
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
     seen: set[str] = set()
     for key, _ in node.value:
+        if not isinstance(key, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a name should be plain text", key.start_mark)
         if key.value in seen:
             line = key.start_mark.line + 1
-            raise InputError(f"{key.value}=(twice) should be given once; remove the one in line {line}")
+            raise InputError(f"{key.value[:60]}=(twice) should be given once; remove the one in line {line}")
         seen.add(key.value)
     return loader.construct_mapping(node, deep=True)
 
@@ -31,25 +40,67 @@ _Loader.add_constructor(yaml.resolver.BaseResolver.DEFAULT_MAPPING_TAG, _mapping
 def read_yaml(path: Path) -> dict[str, Any]:
     """Read the settings of a file; nothing is checked but that they are a mapping, each given once.
 
-    Raises InputError where the file cannot be read, is no YAML, or gives a setting twice; with the line.
+    Raises InputError where the file cannot be read, is no YAML, gives a setting twice, or is larger or more deeply
+    nested than any configuration; with the line.
     """
     shown = show(path)
     try:
-        settings = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)
+        settings = _load(read_regular(path, MAX_BYTES).decode("utf-8"))
     except OSError as error:
-        raise InputError(f"config={shown} should be a readable file; {error.strerror or error}") from None
+        raise InputError(f"config={shown} should be a readable file; {reason(error)}") from None
     except UnicodeDecodeError:
         raise InputError(f"config={shown} should be a text file in UTF-8; it is not") from None
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
-        reason = getattr(error, "problem", None) or "it does not parse"
-        raise InputError(f"config={shown} should be valid YAML; {where}{reason}") from None
+        cause = getattr(error, "problem", None) or "it does not parse"
+        raise InputError(f"config={shown} should be valid YAML; {where}{cause}") from None
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"config={shown} should be a configuration; {reason(error)}") from None
     if not isinstance(settings, dict) or not all(isinstance(key, str) for key in settings):
         raise InputError(f"config={shown} should be a YAML mapping of settings; see configs/ for examples")
     return settings
 
 
 def read_value(text: str) -> Any:
-    """Read one value, as `read_yaml` would."""
-    return yaml.load(text, Loader=_Loader)
+    """Read one value, as `read_yaml` would; YAMLError or ValueError where it is none."""
+    return _load(text)
+
+
+def _load(text: str) -> Any:
+    """Parse, look at what would be made of it, and only then make it: aliases multiply what they stand for."""
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        if node is None:
+            return None
+        _check(node)
+        return loader.construct_document(node)
+    except RecursionError:
+        raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
+    except (AttributeError, KeyError, TypeError, OverflowError) as error:
+        # PyYAML's constructors trust the text of a tag, as in `!!int x`.
+        raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
+
+
+def _check(node: yaml.Node) -> None:
+    n_values, waiting = 0, [(node, 1)]
+    while waiting:
+        here, depth = waiting.pop()
+        n_values += 1
+        if n_values > MAX_VALUES:
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+        if depth > MAX_DEPTH:
+            raise ValueError(f"it is nested deeper than {MAX_DEPTH}, in line {here.start_mark.line + 1}")
+        if isinstance(here, yaml.ScalarNode):
+            if len(here.value) > MAX_VALUE_LENGTH:
+                raise ValueError(
+                    f"the value in line {here.start_mark.line + 1} has {len(here.value):,} characters, more than "
+                    f"{MAX_VALUE_LENGTH:,}"
+                )
+        elif isinstance(here, yaml.MappingNode):
+            waiting += [(part, depth + 1) for pair in here.value for part in pair]
+        elif isinstance(here, yaml.SequenceNode):
+            waiting += [(part, depth + 1) for part in here.value]

@@ -29,8 +29,10 @@ from hkm_dask.data.files import (
     stored_format,
     write_file,
 )
+from hkm_dask.data.foreign import open_foreign
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.untrusted import reading
 
 #: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
@@ -309,25 +311,24 @@ class StoredArray:
         if spec.checked:
             for index in spec.chunks(start, stop):
                 self._check_place(index, self.checksum(index))
-        try:
+        chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
+        with reading(f"{self.path}: one of {chunks} cannot be read", self.remedy(), StoreError):
             array = zarr.open_array(self.path, mode="r")
             rows = careful(lambda: array[start:stop], f"reading {self.path}")
-        except (ValueError, RuntimeError) as error:
-            chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
-            raise StoreError(f"{self.path}: one of {chunks} cannot be read ({error}); {self.remedy()}") from error
         return np.ascontiguousarray(rows, dtype=spec.dtype)
 
 
 def open_array(path: str | os.PathLike[str]) -> StoredArray:
     """Open an array on a local disk: plain and fast where it is of ours, through Zarr where it is not.
 
-    StoreError where there is no array.
+    StoreError where there is no array, or where it is not of ours and lacks chunks.
     """
     folder = Path(path).absolute()
     metadata = read_json(folder / METADATA_FILE) or {}
     spec = layout.parse_array_spec(metadata)
     if spec is None or not spec.checked:
-        return StoredArray(str(folder), spec or _foreign_spec(folder))
+        array = open_foreign(folder)
+        return StoredArray(str(folder), spec or _foreign_spec(array))
     fingerprint = (metadata.get("attributes") or {}).get(layout.FINGERPRINT, "")
     return StoredArray(str(folder), spec, str(fingerprint))
 
@@ -378,12 +379,7 @@ def _fill(path: Path, buffers: list[np.ndarray]) -> int:
     return n_read if n_read < sum(buffer.nbytes for buffer in buffers) else size
 
 
-def _foreign_spec(folder: Path) -> ArraySpec:
-    try:
-        array = zarr.open_array(str(folder), mode="r")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{folder} is no Zarr array ({error}); give the path of one") from error
-    chunks = array.shards or array.chunks
-    dtype = np.dtype(array.dtype)
+def _foreign_spec(array: zarr.Array) -> ArraySpec:
+    dtype, chunks = np.dtype(array.dtype), array.shards or array.chunks
     rows = chunks[0] if chunks else 1
     return ArraySpec(array.shape, np.dtype(object) if dtype.kind in "TO" else dtype, rows, checked=False, plain=False)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import itertools
-import json
 import os
 import shutil
 import stat
@@ -18,7 +17,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import StoreError, disk_full
+from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
 
 METADATA_FILE = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
@@ -29,7 +29,6 @@ FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "
 KILLED = 137
 
 _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT}
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _RETRY_SECONDS = (0.05, 0.2, 0.8)
 
 _passes: defaultdict[str, Iterator[int]] = defaultdict(lambda: itertools.count(1))
@@ -76,10 +75,9 @@ def careful(action: Callable[[], T], description: str) -> T:
         except (FileNotFoundError, NotADirectoryError):
             raise
         except OSError as error:
-            if error.errno in _FULL:
-                raise StoreError(
-                    f"{description}: the disk is full ({error.strerror}); free space and run the same command again"
-                ) from error
+            if disk_full(error):
+                fact = f"the disk is full ({error.strerror or error})"
+                raise StoreError(f"{description}: {fact}; free space and run the same command again") from error
             if error.errno not in _TRANSIENT:
                 raise StoreError(
                     f"{description} failed: {error.strerror or error}; check the path and its permissions"
@@ -93,16 +91,20 @@ def careful(action: Callable[[], T], description: str) -> T:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """Parse a JSON object from a file, None where there is no such file; StoreError where it holds something else."""
+    """Parse a JSON object from a file, None where there is no such file.
+
+    StoreError where it holds something else, ``attributes`` that are no object, or more than `MAX_JSON_BYTES`.
+    """
     try:
-        text = careful(lambda: path.read_text(encoding="utf-8"), f"reading {path}")
-        parsed = json.loads(text)
+        parsed = parse_json(careful(lambda: read_regular(path, MAX_JSON_BYTES), f"reading {path}"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
-        raise StoreError(f"{path} is damaged: no valid JSON; {layout.remedy()}") from error
+        raise StoreError(f"{path} is damaged: no valid JSON ({reason(error)}); {layout.remedy()}") from error
     if not isinstance(parsed, dict):
         raise StoreError(f"{path} is damaged: no JSON object; {layout.remedy()}")
+    if not isinstance(parsed.get("attributes") or {}, dict):
+        raise StoreError(f"{path} is damaged: its attributes are no JSON object; {layout.remedy()}")
     return parsed
 
 

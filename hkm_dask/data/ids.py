@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -18,6 +18,8 @@ NO_COLUMNS: Mapping[str, Pieces] = MappingProxyType({})
 
 #: Rows whose ids are held at once.
 ID_PIECE_ROWS = 2**16
+#: Bytes of ids that are held at once, where they come in a fixed width.
+ID_PIECE_BYTES = 2**24
 
 
 def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
@@ -59,5 +61,23 @@ def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:
             raise InputError(f"{name}: id={piece.max()} should be below 2**63; give the ids as strings")
         return piece.astype(np.int64)
     if piece.dtype.kind in "UTO":
-        return np.array([str(value) for value in piece.tolist()], dtype=object)
+        values = piece.tolist()
+        if not all(isinstance(value, str) for value in values):
+            raise InputError(f"{name}: some ids are neither integers nor strings; convert all to strings")
+        check_unicode(values, name)
+        return np.array(values, dtype=object)
     raise InputError(f"{name}: dtype={piece.dtype} should be integers or strings; convert them to strings")
+
+
+def check_unicode(values: Sequence[str], name: str) -> None:
+    """Refuse texts with lone surrogates, halves of characters, which no file can hold.
+
+    >>> check_unicode(["\\ud800"], "ids")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: ids: '\\ud800' should be whole characters of Unicode; mend it
+    """
+    try:
+        "".join(values).encode()
+    except UnicodeEncodeError:
+        first = next(value for value in values if any("\ud800" <= c <= "\udfff" for c in value))
+        raise InputError(f"{name}: {first!r:.80} should be whole characters of Unicode; mend it") from None

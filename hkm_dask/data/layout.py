@@ -161,7 +161,7 @@ def parse_array_spec(metadata: Mapping[str, Any]) -> ArraySpec | None:
         dtype = np.dtype(object) if is_text else np.dtype(metadata["data_type"])
         endian = metadata["codecs"][0].get("configuration", {}).get("endian", "little")
         plain = codecs == ["bytes", "crc32c"] and endian == "little" and not is_text and chunks[1:] == shape[1:]
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError):
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError):
         return None
     return ArraySpec(shape, dtype, chunks[0], checked=codecs[-1] == "crc32c", plain=plain)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import io
 import math
 import os
@@ -17,13 +18,9 @@ from hkm_dask.data.files import as_buffer, careful
 from hkm_dask.errors import InputError
 
 NPY_MAGIC: bytes = npy_format.MAGIC_PREFIX
-MAX_NPY_HEADER = 2**16
-# Version 3 is version 2 with names of fields in UTF-8, and there are no fields in what we take.
-_HEADER_READERS = {
-    1: npy_format.read_array_header_1_0,
-    2: npy_format.read_array_header_2_0,
-    3: npy_format.read_array_header_2_0,
-}
+#: Bytes of a header: NumPy's own limit, beyond which it takes the parser to be attacked.
+MAX_NPY_HEADER = 10_000
+_VERSIONS = ((1, 0), (2, 0), (3, 0))
 
 
 @dataclass(frozen=True)
@@ -60,17 +57,18 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
     shorter or longer than the header says.
     """
     # NumPy would read as many bytes as the header says it has, up to 4 GiB.
-    start = io.BytesIO(file.read(MAX_NPY_HEADER))
+    start = io.BytesIO(file.read(npy_format.MAGIC_LEN + 4 + MAX_NPY_HEADER))
     try:
-        version, _ = npy_format.read_magic(start)
+        version = npy_format.read_magic(start)
     except ValueError:
         raise InputError(f"{label} should be a .npy file, its first bytes are not; save it with numpy.save") from None
-    if version not in _HEADER_READERS:
-        raise InputError(f"{label}: .npy version={version} should be 1, 2 or 3; save it with numpy.save")
+    if version not in _VERSIONS:
+        shown = f"{version[0]}.{version[1]}" if version[1] else version[0]
+        raise InputError(f"{label}: .npy version={shown} should be 1, 2 or 3; save it with numpy.save")
     try:
-        shape, fortran_order, dtype = _HEADER_READERS[version](start, max_header_size=MAX_NPY_HEADER)
+        shape, fortran_order, dtype = _read_header(start, version)
         sound = all(type(size) is int and size >= 0 for size in shape)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, TokenError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError, TokenError, LookupError, OverflowError):
         sound = False
     if not sound:
         raise InputError(f"{label}: the .npy header is damaged or truncated; copy or save the file again")
@@ -83,6 +81,18 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
             f"{label}: n_bytes={n_bytes} should be {promised} by its header {shape} {dtype}; copy or save it again"
         )
     return header
+
+
+def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
+    """Have NumPy parse a header, after the magic bytes; what it raises is not foreseen."""
+    if version == (1, 0):
+        return npy_format.read_array_header_1_0(start, max_header_size=MAX_NPY_HEADER)
+    if version == (3, 0):
+        # NumPy has no reader of version 3 for others. It is version 2 in UTF-8, without the slips of Python 2.
+        length = int.from_bytes(start.read(4), "little")
+        ast.literal_eval(start.read(length).decode("utf-8"))
+        start.seek(npy_format.MAGIC_LEN)
+    return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:

@@ -17,6 +17,7 @@ from zarr.storage import LocalStore
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows, open_array
 from hkm_dask.data.files import METADATA_FILE, careful, read_complete, read_into, read_json
+from hkm_dask.data.foreign import check_remote
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import InputError, StoreError
 
@@ -246,6 +247,7 @@ class RemoteZarrRows(Rows):
     def __init__(self, array: zarr.Array) -> None:
         self.array = array
         self._describe(array.shape, np.dtype(array.dtype), str(array.store_path))
+        check_remote(array)
         self.chunk_rows = (array.shards or array.chunks)[0]
         self.key = ("zarr", self.label, uuid.uuid4().hex)
 

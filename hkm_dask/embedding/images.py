@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import os
@@ -15,15 +16,21 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageOps
 
-from hkm_dask.data.ids import ID_PIECE_ROWS, NO_COLUMNS
+from hkm_dask.data.ids import ID_PIECE_ROWS, NO_COLUMNS, check_unicode
+from hkm_dask.data.layout import MIB
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
+from hkm_dask.untrusted import open_regular, read_regular, reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
 _NAMED = 5
-# What Pillow raises on files that are cut short, altered or no images: it promises no more than OSError.
-_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, TypeError, IndexError, MemoryError, zipfile.BadZipFile)
+#: Pixels of an image, told by its header before any is decoded: from here on Pillow warns of an attack.
+MAX_PIXELS = 89_478_485
+#: Bytes of an image file, as many as so many pixels take with 6 bytes each.
+MAX_FILE_BYTES = 512 * MIB
+#: Methods of a .zip that are bounded by the size it tells.
+_ZIP_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
 
 
 class Files(NamedTuple):
@@ -43,21 +50,29 @@ def _folder_files(root: Path) -> Files:
             if not name.startswith(".") and path.is_file():
                 state = path.stat()
                 states.append((path.relative_to(root).as_posix(), f"{state.st_size},{state.st_mtime_ns}"))
-    return Files(states, lambda name: (root / name).read_bytes())
+    return Files(states, lambda name: read_regular(root / name, MAX_FILE_BYTES))
 
 
 def _zip_files(path: Path) -> Files:
     """Files in a ``.zip``; hidden ones do not count."""
-    try:
+    with reading(f"folder={path} should be a .zip file, it cannot be read", "copy it again"):
+        open_regular(path).close()
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
-        raise InputError(f"folder={path} should be a .zip file, it cannot be read ({error}); copy it again") from error
     states = []
+
+    def read(name: str) -> bytes:
+        info = archive.getinfo(name)
+        if info.file_size > MAX_FILE_BYTES:
+            raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+        if info.compress_type not in _ZIP_METHODS:
+            raise ValueError("it is packed, but not by deflate")
+        return archive.read(info)
+
     for info in archive.infolist():
         hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(info.filename).parts)
         if not info.is_dir() and not hidden:
             states.append((info.filename, f"{info.file_size},{info.CRC}"))
-    return Files(states, archive.read)
+    return Files(states, read)
 
 
 class Images:
@@ -91,14 +106,9 @@ class Images:
         """
         images = []
         for name in self.names[first:last]:
-            try:
+            problem = f"{self.name}: image={name} should be readable, it is not"
+            with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
                 images.append(decode(self._files.read(name)))
-            except _UNREADABLE as error:
-                reason = str(error).strip().partition("\n")[0] or type(error).__name__
-                raise InputError(
-                    f"{self.name}: image={name} should be readable, it is not ({reason}); mend it, or leave "
-                    "all such images out with skip_unreadable (--skip-unreadable)"
-                ) from error
         return images
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -109,8 +119,8 @@ class Images:
 def decode(data: bytes) -> np.ndarray:
     """Decode an image file into red, green and blue, uint8 of shape (height, width, 3).
 
-    `OSError` where it is no image, or cut short; `ValueError` where its values have no range that is known, or it is
-    large enough to be an attack.
+    `ValueError` where its values have no range that is known, or its header tells of more than `MAX_PIXELS`; where it
+    is no image or cut short, whatever Pillow raises.
 
     Examples
     --------
@@ -119,18 +129,25 @@ def decode(data: bytes) -> np.ndarray:
     >>> decode(file.getvalue()).shape
     (3, 4, 3)
     """
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode in ("I", "F"):
-                raise ValueError(f"its mode is {upright.mode}, whose range is not known")
-            if upright.mode.startswith("I;16"):
-                # Pillow itself would cut off all that is brighter than 255 of 65535.
-                gray = (np.asarray(upright) >> 8).astype(np.uint8)
-                return np.repeat(gray[:, :, None], 3, axis=2)
-            return np.asarray(upright.convert("RGB"))
-    except Image.DecompressionBombError as error:
-        raise ValueError(str(error)) from error
+    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+        width, height = image.size
+        if width * height > MAX_PIXELS:
+            raise ValueError(f"it has {width} × {height} pixels, more than {MAX_PIXELS:,}; scale it down")
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode in ("I", "F"):
+            raise ValueError(f"its mode is {upright.mode}, whose range is not known")
+        if upright.mode.startswith("I;16"):
+            # Pillow itself would cut off all that is brighter than 255 of 65535.
+            gray = (np.asarray(upright) >> 8).astype(np.uint8)
+            return np.repeat(gray[:, :, None], 3, axis=2)
+        return np.asarray(upright.convert("RGB"))
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Formats that Pillow decodes itself, whatever a file is called: for EPS it would run Ghostscript."""
+    Image.init()
+    return [name for name in Image.OPEN if name != "EPS"]
 
 
 def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, threads: int | None = None) -> Images:
@@ -182,6 +199,7 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     if left_out:
         kinds = _some([kind for kind, _ in left_out.most_common()])
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
+    check_unicode(names, f"folder={root}")  # before they are ids
     images = Images(files, sorted(names), str(root))
     return _readable(images, files, threads) if skip_unreadable else images
 
@@ -192,7 +210,7 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
     def works(name: str) -> bool:
         try:
             decode(files.read(name))
-        except _UNREADABLE:
+        except Exception:  # Pillow does not say what it raises on bytes that nobody wrote
             return False
         return True
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -23,12 +24,15 @@ from numpy.typing import NDArray
 from hkm_dask.data.ids import Pieces
 from hkm_dask.data.layout import MIB
 from hkm_dask.embedding.models import require
-from hkm_dask.embedding.rasters import Raster, color_table, describe_raster, list_rasters, open_raster, reason
+from hkm_dask.embedding.rasters import Raster, color_table, describe_raster, list_rasters, open_raster
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
+from hkm_dask.untrusted import reading
 
 # Decoded blocks that GDAL remembers; by itself it takes a twentieth of the machine's memory.
 CACHE_BYTES = 256 * MIB
+#: Patches in all; ten times as many as the largest pool so far.
+MAX_PATCHES = 10**10
 _OPEN_RASTERS = 4
 _PIECE_ROWS = 2**16
 # Patches of one row are read together unless more than so many of their widths lie between two of them.
@@ -189,15 +193,13 @@ class Windows:
         """An open raster, for one thread at a time; the last few stay open."""
         import rasterio
 
-        with self._lock, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES):
-            try:
-                if raster.path not in self._open:
-                    while len(self._open) >= _OPEN_RASTERS:
-                        self._open.pop(next(iter(self._open))).close()
-                    self._open[raster.path] = open_raster(raster.path)
-                yield self._open[raster.path]
-            except (OSError, rasterio.errors.RasterioError) as error:
-                raise StoreError(f"{raster.path} cannot be read ({reason(error)}); copy it again") from error
+        damage = reading(f"{raster.path} cannot be read", "copy it again", StoreError)
+        with self._lock, rasterio.Env(GDAL_CACHEMAX=CACHE_BYTES), damage:
+            if raster.path not in self._open:
+                while len(self._open) >= _OPEN_RASTERS:
+                    self._open.pop(next(iter(self._open))).close()
+                self._open[raster.path] = open_raster(raster.path)
+            yield self._open[raster.path]
 
 
 def open_windows(
@@ -273,6 +275,9 @@ def open_windows(
             problems.append(f"size={size} should be at most {side}, {path} has no more pixels")
         if raster.dtype != "uint8" and value_range is None:
             problems.append(f"{path}: dtype={raster.dtype} should be uint8; give value_range, its black and its white")
+    n_patches = sum(math.prod((side - size) // (step or size) + 1 for side in (r.height, r.width)) for r in described)
+    if n_patches > MAX_PATCHES:
+        problems.append(f"n_patches={n_patches} should be at most {MAX_PATCHES}; give a larger step")
     if problems:
         raise InputError(problems)
     windows = Windows(described, size=size, step=step or size, value_range=value_range, max_missing=max_missing)

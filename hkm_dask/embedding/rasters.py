@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import warnings
 from collections import Counter
@@ -13,11 +14,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.errors import InputError
+from hkm_dask.data.layout import MIB
+from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.ingestion.formats import natural_key
+from hkm_dask.untrusted import reading
 
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder
+#: Bytes that a raster may have decoded at once, whatever its size.
+MAX_BLOCK_BYTES = 512 * MIB
 _WGS84 = "EPSG:4326"
 _SCANS = (0xC2, 0xC6, 0xCA, 0xCE)  # JPEG markers of frames in several scans
 _FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
@@ -52,7 +57,8 @@ class Raster:
         if self.crs is not None and self.crs != _WGS84:
             from rasterio.warp import transform
 
-            x, y = (np.array(values) for values in transform(self.crs, _WGS84, x, y))
+            with reading(f"{self.path}: its coordinates cannot be read", "copy it again", StoreError):
+                x, y = (np.array(values) for values in transform(self.crs, _WGS84, x, y))
         return np.stack([x, y], axis=1)
 
 
@@ -66,14 +72,15 @@ def list_rasters(rasters: str | os.PathLike[str] | Sequence[str | os.PathLike[st
     paths = []
     for path in (Path(raster).absolute() for raster in given):
         if path.is_dir():
-            held = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES), key=natural_key)
+            held = sorted((p for p in path.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file()), key=natural_key)
             if not held:
                 problems.append(f"raster={path} has no files {', '.join(SUFFIXES)}; name the files")
             paths += held
-        elif path.exists():
+        elif path.is_file():
             paths.append(path)
         else:
-            problems.append(f"raster={path} does not exist; check the path")
+            fault = "should be a file" if path.exists() else "does not exist"
+            problems.append(f"raster={path} {fault}; check the path")
     problems += [f"raster={path} should be given once; leave it out" for path, n in Counter(paths).items() if n > 1]
     if problems:
         raise InputError(problems)
@@ -92,10 +99,9 @@ def describe_raster(
     `InputError` where it cannot be opened, has no such bands, or has coordinates although `bounds` (west, south, east
     and north in degrees) are given.
     """
-    import rasterio
     from rasterio.enums import MaskFlags
 
-    try:
+    with reading(f"raster={path} should be GeoTIFF, JPEG or PNG, it cannot be opened", "copy it again"):
         with open_raster(path) as data:
             n_bands, located = data.count, not data.transform.is_identity
             transform = tuple(data.transform)[:6] if located else None
@@ -103,12 +109,20 @@ def describe_raster(
             height, width = data.height, data.width
             dtypes, driver = data.dtypes, data.driver
             flags = data.mask_flag_enums
-    except (OSError, rasterio.errors.RasterioError) as error:
-        raise InputError(
-            f"raster={path} should be GeoTIFF, JPEG or PNG, it cannot be opened; {reason(error)}"
-        ) from None
+            # Of all bands, as they lie together in most files.
+            block_bytes = sum(
+                math.prod(shape) * np.dtype(kind).itemsize
+                for shape, kind in zip(data.block_shapes, dtypes, strict=True)
+            )
+        if transform is not None and not np.isfinite(transform).all():
+            raise ValueError(f"its transform is {transform}")
     chosen = tuple(bands) if bands is not None else (1, 2, 3) if n_bands >= 3 else (1,)
     problems = _band_problems(path, chosen, dtypes)
+    if block_bytes > MAX_BLOCK_BYTES:
+        problems.append(
+            f"raster={path}: n_block_bytes={block_bytes} should be at most {MAX_BLOCK_BYTES}, decoded at once; "
+            "gdal_translate -co TILED=YES makes a GeoTIFF that is read by windows"
+        )
     if bounds is not None and located:
         problems.insert(0, f"bounds={bounds} should be left out, {path} has coordinates of its own; remove them")
     if problems:
@@ -189,9 +203,3 @@ def is_progressive(path: Path) -> bool:
                 return head[1] in _SCANS
             file.seek(int.from_bytes(head[2:], "big") - 2, os.SEEK_CUR)
     return False
-
-
-def reason(error: Exception) -> str:
-    """Put what GDAL or the system says into one line."""
-    text = str(error.__cause__ or error) if not isinstance(error, OSError) or not error.strerror else error.strerror
-    return " ".join(text.split())

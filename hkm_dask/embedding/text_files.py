@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import json
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -15,13 +15,17 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.ids import plain_ids
+from hkm_dask.data.ids import check_unicode, plain_ids
 from hkm_dask.errors import InputError
+from hkm_dask.untrusted import open_regular, parse_json, reading, reason
 
 COLUMN = "text"  # where the texts are looked for, unless another name is given
 # Lines between two of which the place in the file is kept: 641 million lines cost 160 MB.
 STRIDE = 64
 PIECE = 2**14  # ids, or texts that are looked at, at once
+#: Bytes of one line, and of the texts of one row group of parquet, which is read whole.
+MAX_LINE_BYTES = 16 * layout.MIB
+MAX_GROUP_BYTES = 2048 * layout.MIB
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -80,7 +84,7 @@ class LineFile(TextFile):
     def _scan(self, digest: Any) -> Iterator[tuple[int, bytes]]:
         """Yield every line and where it begins, in one pass that also feeds the digest."""
         offset, rest = 0, b""
-        with careful(lambda: self.path.open("rb"), f"reading {self.path}") as file:
+        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
             while block := careful(lambda: file.read(4 * layout.MIB), f"reading {self.path}"):
                 digest.update(block)
                 if offset == 0 and not rest and block.startswith(_BOM):
@@ -89,6 +93,11 @@ class LineFile(TextFile):
                 for line in whole:
                     yield offset, line
                     offset += len(line) + 1
+                if len(rest) > MAX_LINE_BYTES:
+                    raise InputError(
+                        f"{self.path}: the line from byte {offset} on should have at most {MAX_LINE_BYTES} bytes; "
+                        "put each text on a line of its own"
+                    )
         if rest:
             yield offset, rest
 
@@ -99,7 +108,7 @@ class LineFile(TextFile):
         if not line.strip():
             return True
         try:
-            text = json.loads(line)[self.column]
+            text = parse_json(line)[self.column]
             return text is None or not text.strip()
         except (ValueError, TypeError, KeyError, AttributeError):
             return False  # said when it is read, with its line
@@ -138,16 +147,17 @@ class LineFile(TextFile):
             raise InputError(
                 f"{place}: {self.column}={text!r:.40} should be a text; name another with column (--column)"
             )
+        check_unicode([text], place)
         return text
 
     def _value(self, place: str, line: bytes, key: str) -> Any:
         try:
-            parsed = json.loads(line)
+            parsed = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{place} should be a JSON object ({error}); mend it") from error
+            raise InputError(f"{place} should be a JSON object ({reason(error)}); mend it") from error
         if not isinstance(parsed, dict) or key not in parsed:
             held = ", ".join(parsed) if isinstance(parsed, dict) else type(parsed).__name__
-            raise InputError(f"{place} should have {key!r}, it has {held}; name another with column or ids")
+            raise InputError(f"{place} should have {key!r}, it has {held:.200}; name another with column or ids")
         return parsed[key]
 
     def places(self) -> Iterator[int]:
@@ -162,7 +172,9 @@ class LineFile(TextFile):
             is_int = all(type(value) is int for value in values)
             if not is_int and not all(isinstance(value, str) for value in values):
                 raise InputError(f"ids={column!r} of {self.path} should be all integers or all texts; name another")
-            yield plain_ids(np.array(values, dtype=None if is_int else object), str(self.path))
+            if is_int and (wide := [value for value in values if not -(2**63) <= value < 2**63]):
+                raise InputError(f"{self.path}: id={wide[0]!s:.24} should be within 64 bits; give the ids as texts")
+            yield plain_ids(np.array(values, dtype=np.int64 if is_int else object), str(self.path))
 
 
 # --- parquet ----------------------------------------------------------------------------------------------------------
@@ -174,29 +186,37 @@ class ParquetFile(TextFile):
     unit = "row"
 
     def __init__(self, path: Path, column: str | None, ids: str | None, skip_empty: bool) -> None:
-        import pyarrow as pa
         import pyarrow.parquet as pq
 
         self.path, self.skip_empty = path, skip_empty
-        try:
-            with path.open("rb") as file:
+        with self._reading():
+            with open_regular(path) as file:
                 digest = hashlib.file_digest(file, "sha256")
             with pq.ParquetFile(path) as table:
                 self.column = self._choose(table.schema_arrow, column, ids)
                 self.empty, counts, before = [], [], 0
                 for group in range(table.num_row_groups):
+                    self._check_group(table.metadata.row_group(group), group)
                     kept = self._kept(table.read_row_group(group, columns=[self.column]).column(0))
                     self.empty += (before + np.flatnonzero(~kept)).tolist()
                     counts.append(int(kept.sum()) if skip_empty else len(kept))
                     before += len(kept)
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{path} should be a parquet file, it cannot be read ({error}); copy it again") from error
         digest.update(f"\nparquet,{self.column},{skip_empty},{ids}".encode())
         self.fingerprint = digest.hexdigest()
         self._offsets = np.cumsum([0, *counts], dtype=np.int64)
         self.n_items = int(self._offsets[-1])
         self._lock = threading.Lock()
         self._cached: dict[int, Any] = {}
+
+    def _reading(self) -> AbstractContextManager[None]:
+        return reading(f"{self.path} should be a parquet file, it cannot be read", "copy it again")
+
+    def _check_group(self, metadata: Any, group: int) -> None:
+        if metadata.total_byte_size > MAX_GROUP_BYTES:
+            raise InputError(
+                f"{self.path}: n_bytes={metadata.total_byte_size} of row group {group} should be at most "
+                f"{MAX_GROUP_BYTES}; write smaller row groups"
+            )
 
     def _choose(self, schema: Any, column: str | None, ids: str | None) -> str:
         import pyarrow as pa
@@ -233,11 +253,12 @@ class ParquetFile(TextFile):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        with pq.ParquetFile(self.path) as table:
-            rows = table.read_row_group(group, columns=list({self.column: None, column: None}))
-        if self.skip_empty:
-            rows = rows.filter(pa.array(self._kept(rows.column(self.column))))
-        return rows.column(column)
+        with self._reading():
+            with pq.ParquetFile(self.path) as table:
+                rows = table.read_row_group(group, columns=list({self.column: None, column: None}))
+            if self.skip_empty:
+                rows = rows.filter(pa.array(self._kept(rows.column(self.column))))
+            return rows.column(column)
 
     def read(self, first: int, last: int) -> list[str]:
         """See `TextFile.read`."""
@@ -248,7 +269,8 @@ class ParquetFile(TextFile):
                     # Two, because threads read the end of one group while others begin the next.
                     self._cached = dict(list(self._cached.items())[-1:]) | {group: self._group(group, self.column)}
                 column = self._cached[group]
-            texts += column.slice(start, stop - start).to_pylist()
+            with self._reading():
+                texts += column.slice(start, stop - start).to_pylist()
         return texts
 
     def places(self) -> Iterator[int]:
@@ -264,4 +286,6 @@ class ParquetFile(TextFile):
                 raise InputError(
                     f"ids={column!r} of {self.path}: {values.null_count} are missing; choose another column"
                 )
-            yield plain_ids(values.to_numpy(), str(self.path))
+            with self._reading():
+                piece = plain_ids(values.to_numpy(), str(self.path))
+            yield piece

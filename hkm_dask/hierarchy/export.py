@@ -15,10 +15,14 @@ import xarray as xr
 from hkm_dask.data import chunks, files
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
 
 # Rows turned into columns at a time: a few tens of MB, however large the subset is.
 BLOCK_ROWS = 2**18
+
+#: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 Columns = dict[str, np.ndarray]
 
@@ -61,7 +65,8 @@ def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTr
     ``.parquet``  columns ``row``; ``id`` where the pool has ids; the pool's further columns, like ``longitude``;
                   ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
                   Euclidean, to the centroid of its level-1 cluster
-    ``.csv``      the same columns
+    ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) get a ``'``
+                  before them, as a spreadsheet would compute them
     ``.txt``      one id per line, or one row number where the pool has no ids
     ============  ====================================================================================================
 
@@ -135,8 +140,11 @@ class _Subset:
 
 
 def _write_npy(path: Path, subset: _Subset) -> None:
+    rows = np.ascontiguousarray(subset.rows)
     with path.open("wb") as file:
-        np.save(file, subset.rows, allow_pickle=False)
+        # Not numpy.save: it hides what the system says of a full disk.
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
+        file.write(files.as_buffer(rows))
 
 
 def _write_parquet(path: Path, subset: _Subset) -> None:
@@ -154,11 +162,20 @@ def _write_parquet(path: Path, subset: _Subset) -> None:
 
 
 def _write_csv(path: Path, subset: _Subset) -> None:
+    n_quoted = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(subset.columns(subset.rows[:0]))
         for rows in subset.blocks():
-            writer.writerows(zip(*(_plain(values) for values in subset.columns(rows).values()), strict=True))
+            columns = subset.columns(rows).values()
+            cells = [_plain(values) for values in columns]
+            n_quoted += sum(_quote_formulas(c) for c, v in zip(cells, columns, strict=True) if v.dtype.kind in "OTU")
+            writer.writerows(zip(*cells, strict=True))
+    if n_quoted:
+        emit(
+            "warning",
+            message=f"{n_quoted:,} texts begin like a formula: they have a ' before them, which .parquet does without",
+        )
 
 
 def _write_txt(path: Path, subset: _Subset) -> None:
@@ -183,6 +200,14 @@ _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
 def _plain(values: np.ndarray) -> list[Any]:
     """Python values, a float in the fewest digits that give its own type back."""
     return [str(value) for value in values] if values.dtype.kind == "f" else values.tolist()
+
+
+def _quote_formulas(column: list[str]) -> int:
+    """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many."""
+    places = [i for i, text in enumerate(column) if text.startswith(_FORMULA)]
+    for i in places:
+        column[i] = f"'{column[i]}"
+    return len(places)
 
 
 def _text_if_object(values: np.ndarray) -> Any:

@@ -16,10 +16,12 @@ from numpy.typing import NDArray
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
+from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows
 from hkm_dask.errors import InputError
+from hkm_dask.untrusted import open_regular, reading
 
 #: Rows of labels in one file, at most.
 _LABEL_CHUNK_ROWS = 1 << 20
@@ -161,17 +163,19 @@ def _blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
 def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
     if path is None:
         return None
-    try:
-        with Path(path).open("rb") as file:
-            index = np.load(file, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError(f"subset={path} should be an .npy file of row numbers; {error}") from error
-    if not isinstance(index, np.ndarray):
-        raise InputError(f"subset={path} should be an .npy file of row numbers, it is an archive; save one array alone")
-    if index.ndim != 1 or index.dtype.kind not in "iu" or not len(index):
-        raise InputError(
-            f"subset={path} should be a 1-D array of whole numbers, it is {index.dtype} {index.shape}; save it so"
-        )
+    wanted = f"subset={path} should be an .npy file of row numbers"
+    with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
+        try:
+            header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
+        except InputError as error:
+            raise InputError(f"{wanted}; {error}") from error
+        shape, dtype = header.shape, header.dtype
+        if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
+            raise InputError(f"subset={path} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
+        if shape[0] > n_rows:
+            raise InputError(f"subset={path} should be at most {n_rows} row numbers, it has {shape[0]}; drop some")
+        file.seek(header.offset)
+        index = np.frombuffer(file.read(header.data_bytes), dtype=dtype)
     # Beyond int64 a number would wrap round to a row.
     n_outside = int(((index < 0) | (index >= n_rows)).sum())
     index = np.sort(index.astype(np.int64))

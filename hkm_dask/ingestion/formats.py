@@ -5,9 +5,8 @@ from __future__ import annotations
 import itertools
 import os
 import re
-import shutil
-import zipfile
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,17 +18,19 @@ import zarr
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import careful
+from hkm_dask.data.foreign import check_metadata
 from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, check_id_count, id_pieces, plain_ids
-from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
+from hkm_dask.data.npy import NPY_MAGIC
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows, as_rows
 from hkm_dask.errors import InputError
+from hkm_dask.ingestion.npz import member_ids, member_rows, read_members
+from hkm_dask.untrusted import open_regular, reading
 
 # Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
 _ZIP_MAGIC = b"PK\x03\x04"
-_ZIP_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,7 @@ def _open_path(path: Path, ids: str | None, column: str | None, scratch: Path | 
         raise InputError(f"source={path} does not exist; check the path")
     if path.is_dir():
         return [_open_zarr(path, ids, column)] if _is_zarr(path) else _open_folder(path, ids, column)
-    with careful(lambda: path.open("rb"), f"reading {path}") as file:
+    with careful(lambda: open_regular(path), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
         return [_open_npz(path, ids, column, scratch)]
@@ -184,21 +185,22 @@ def _is_zarr(path: Path) -> bool:
 
 
 def _open_zarr(path: Path, ids: str | None, column: str | None) -> EmbeddingTable:
-    try:
+    with reading(f"source={path} should be Zarr, it cannot be opened", "copy it again"):
+        check_metadata(path)
         node = zarr.open(str(path), mode="r")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"source={path} should be Zarr, it cannot be opened ({error}); copy it again") from error
+        attributes, shapes = dict(node.attrs), {}
+        if isinstance(node, zarr.Group) and attributes.get("format") != layout.POOL_FORMAT:
+            for folder in sorted(path.iterdir()):
+                check_metadata(folder)
+            shapes = {name: (array.ndim, np.dtype(array.dtype)) for name, array in node.arrays()}
     if isinstance(node, zarr.Array):
         _refuse_names(str(path), ids, column)
         return EmbeddingTable(ZarrRows(path), str(path))
-    if node.attrs.get("format") == layout.POOL_FORMAT and column in (None, layout.EMBEDDINGS):
+    if attributes.get("format") == layout.POOL_FORMAT and column in (None, layout.EMBEDDINGS):
         pool = open_pool(path)
         name = ids or (layout.IDS if pool.has_ids else None)
         return EmbeddingTable(pool.rows(), str(path), None if name is None else _zarr_ids(path, name))
-    arrays = dict(node.arrays())
-    tables = sorted(
-        name for name, array in arrays.items() if array.ndim == 2 and layout.float_dtype(np.dtype(array.dtype))
-    )
+    tables = sorted(name for name, (n_dims, dtype) in shapes.items() if n_dims == 2 and layout.float_dtype(dtype))
     if column is None and layout.EMBEDDINGS in tables:
         column = layout.EMBEDDINGS
     rows = ZarrRows(path, _choose_table(tables, column, path, "2-D arrays"))
@@ -227,52 +229,17 @@ def _inside(path: Path, root: Path) -> bool:
 
 
 def _open_npz(path: Path, ids: str | None, column: str | None, scratch: Path | None) -> EmbeddingTable:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            members = {name.removesuffix(".npy"): archive.getinfo(name) for name in archive.namelist()}
-            shapes = {name: _member_header(archive, info, path).shape for name, info in members.items()}
-            tables = [name for name, shape in shapes.items() if len(shape) == 2 and name != ids]
-            # A lone array of another shape gets the error about its shape, not one about names.
-            chosen = _choose_table(tables or list(shapes), column, path, "arrays")
-            label = f"{path}[{chosen}]"
-            rows = _member_rows(archive, members[chosen], path, label, scratch)
-            if ids is not None and ids not in members:
-                raise InputError(f"ids={ids!r} should be an array of {path} ({', '.join(members)}); choose one of them")
-            pieces = None if ids is None else id_pieces(_member_array(archive, members[ids], path), f"{path}[{ids}]")
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError) as error:
-        raise InputError(f"{path} should be a .npz file, it cannot be read ({error}); copy or save it again") from error
-    return EmbeddingTable(rows, label, pieces)
-
-
-def _member_header(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> NpyHeader:
-    with archive.open(info) as stream:
-        return read_npy_header(stream, f"{path}[{info.filename}]", info.file_size)
-
-
-def _member_array(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path) -> np.ndarray:
-    header = _member_header(archive, info, path)
-    with archive.open(info) as stream:
-        stream.read(header.offset)
-        data = stream.read(header.data_bytes)
-    return np.frombuffer(data, dtype=header.dtype).reshape(header.shape)
-
-
-def _member_rows(archive: zipfile.ZipFile, info: zipfile.ZipInfo, path: Path, label: str, scratch: Path | None) -> Rows:
-    """Rows of a member: in place where it is stored as it is, unpacked where it is compressed."""
-    if info.compress_type == zipfile.ZIP_STORED:
-        with path.open("rb") as file:
-            file.seek(info.header_offset)
-            header = file.read(_ZIP_HEADER_BYTES)
-        lengths = [int.from_bytes(header[start : start + 2], "little") for start in (26, 28)]
-        offset = info.header_offset + _ZIP_HEADER_BYTES + sum(lengths)
-        return NpyRows(path, offset=offset, n_bytes=info.file_size, label=label)
-    if scratch is None:
-        raise InputError(f"{label} is compressed, which cannot be read by blocks; save it with numpy.savez")
-    scratch.mkdir(parents=True, exist_ok=True)
-    unpacked = scratch / f"{len(list(scratch.iterdir()))}.npy"
-    with archive.open(info) as stream, unpacked.open("wb") as file:
-        careful(partial(shutil.copyfileobj, stream, file, layout.MIB), f"unpacking {label}")
-    return NpyRows(unpacked, label=label)
+    members = read_members(path)
+    if ids is not None and ids not in members:
+        raise InputError(f"ids={ids!r} should be an array of {path} ({', '.join(members)}); choose one of them")
+    tables = [name for name, member in members.items() if len(member.header.shape) == 2 and name != ids]
+    # A lone array of another shape gets the error about its shape, not one about names.
+    chosen = _choose_table(tables or list(members), column, path, "arrays")
+    pieces = None if ids is None else member_ids(members[ids])
+    rows = member_rows(members[chosen], f"{path}[{chosen}]", scratch)
+    if ids is not None:
+        check_id_count(members[ids].header.shape[0], rows.n_rows, f"{path}[{ids}]")
+    return EmbeddingTable(rows, rows.label, pieces)
 
 
 # --- folders of shards ------------------------------------------------------------------------------------------------
@@ -324,12 +291,9 @@ def _parquet_ids(path: Path, column: str, n_rows: int) -> Pieces:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            names, n_ids = file.schema_arrow.names, file.metadata.num_rows
-            kind = file.schema_arrow.field(column).type if column in names else None
-    except (OSError, pa.ArrowException) as error:
-        raise InputError(f"{path} should be a parquet file, it cannot be read ({error}); copy it again") from error
+    with _reading_parquet(path), open_regular(path), pq.ParquetFile(path) as file:
+        names, n_ids = file.schema_arrow.names, file.metadata.num_rows
+        kind = file.schema_arrow.field(column).type if names.count(column) == 1 else None
     if kind is None:
         raise InputError(f"ids={column!r} should be a column of {path} ({', '.join(names)}); choose one of them")
     kind = kind.value_type if pa.types.is_dictionary(kind) else kind
@@ -342,9 +306,13 @@ def _parquet_ids(path: Path, column: str, n_rows: int) -> Pieces:
 def _parquet_pieces(path: Path, column: str) -> Iterator[np.ndarray]:
     import pyarrow.parquet as pq
 
-    with pq.ParquetFile(path) as file:
+    with _reading_parquet(path), pq.ParquetFile(path) as file:
         for batch in file.iter_batches(batch_size=ID_PIECE_ROWS, columns=[column]):
             values = batch.column(0)
             if values.null_count:
                 raise InputError(f"ids={column!r} of {path}: {values.null_count} are missing; choose another column")
             yield plain_ids(values.to_numpy(zero_copy_only=False), str(path))
+
+
+def _reading_parquet(path: Path) -> AbstractContextManager[None]:
+    return reading(f"{path} should be a parquet file, it cannot be read", "copy it again")

@@ -16,8 +16,9 @@ import numpy as np
 
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.pool import open_pool
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import StoreError, printable
 from hkm_dask.hierarchy.level_arrays import read_whole
+from hkm_dask.untrusted import parse_json, reading
 
 _WIP = layout.wip_path("tree.zarr").suffix
 _TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
@@ -55,11 +56,16 @@ def describe(path: str | os.PathLike[str]) -> Facts:
         "complete": complete,
         "format_version": attributes["format_version"],
     }
-    if kind == layout.TREE_FORMAT:
-        return facts | _tree_facts(root, attributes)
-    if complete:
-        return facts | _pool_facts(root, attributes)
-    return facts | {"made_by": "hkm embed" if "embedding" in attributes else "hkm ingest"}
+    with reading(f"{root} is damaged", layout.remedy(kind), StoreError):
+        if kind == layout.TREE_FORMAT:
+            facts |= _tree_facts(root, attributes)
+        elif complete:
+            facts |= _pool_facts(root, attributes)
+        else:
+            facts["made_by"] = "hkm embed" if "embedding" in attributes else "hkm ingest"
+        json.dumps(facts, allow_nan=False)
+        _lines(facts)
+    return facts
 
 
 def render(facts: Facts) -> str:
@@ -71,8 +77,12 @@ def render(facts: Facts) -> str:
     a.zarr.wip: a pool, not complete
       to finish it, run the same `hkm ingest` again
     """
+    return "\n".join(map(printable, _lines(facts)))
+
+
+def _lines(facts: Facts) -> list[str]:
     head = f"{facts['store']}: a {facts['kind']}, {'complete' if facts['complete'] else 'not complete'}"
-    return "\n".join([head, *(_pool_lines(facts) if facts["kind"] == "pool" else _tree_lines(facts))])
+    return [head, *(_pool_lines(facts) if facts["kind"] == "pool" else _tree_lines(facts))]
 
 
 def _find(path: Path) -> Path:
@@ -113,7 +123,7 @@ def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     while (metadata := files.read_json(root / f"level_{len(levels) + 1}" / files.METADATA_FILE)) is not None:
         levels.append(_level_facts(root, len(levels) + 1, metadata.get("attributes") or {}))
     return {
-        "config": json.loads(config) if isinstance(config, str) else config,
+        "config": parse_json(config) if isinstance(config, str) else config,
         **{name: attributes.get(name) for name in _TREE_ATTRIBUTES},
         "levels": levels,
     }

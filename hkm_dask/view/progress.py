@@ -15,6 +15,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from hkm_dask.errors import printable
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import Left, TimeLeft
 
@@ -176,7 +177,7 @@ class Status:
         return [f"resumed: {fields['what']}"]
 
     def _on_warning(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        return [f"warning: {fields['message']}"]
+        return [f"warning: {printable(str(fields['message']))}"]
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.level, self.steps_done, self.inertia = fields, 0, None

@@ -171,9 +171,13 @@ def test_far_rows_of_a_large_npy(tmp_path: Path) -> None:
 # --- Zarr -------------------------------------------------------------------------------------------------------------
 
 
-def test_foreign_fill_values_are_values(tmp_path: Path) -> None:
+def test_a_foreign_chunk_that_is_missing_is_no_value(tmp_path: Path) -> None:
     made = zarr.create_array(str(tmp_path / "f"), shape=(6, 2), dtype="f4", chunks=(2, 2), fill_value=7)
     made[:2] = 1
+    with pytest.raises(StoreError, match=r"n_missing_chunks=2 of 3 should be 0, the first is c/1/0; copy it again, or"):
+        rows.ZarrRows(tmp_path / "f")
+    full = made.with_config({"write_empty_chunks": True})
+    full[2:] = 7
     np.testing.assert_array_equal(rows.ZarrRows(tmp_path / "f").read(1, 6), [[1, 1], *[[7, 7]] * 4])
 
 

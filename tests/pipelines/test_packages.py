@@ -15,7 +15,7 @@ OPTIONAL = (
 
 
 def test_these_are_the_pipelines() -> None:
-    assert NAMES == ["benchmark", "demo", "images", "longtail", "mutants", "satellite", "simulation", "text"]
+    assert NAMES == ["benchmark", "demo", "fuzz", "images", "longtail", "mutants", "satellite", "simulation", "text"]
 
 
 @pytest.mark.parametrize("name", NAMES)

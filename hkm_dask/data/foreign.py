@@ -1,0 +1,118 @@
+"""Zarr arrays that others made: their metadata looked at before Zarr reads it, and whether every chunk is there.
+
+Zarr reads a chunk that is missing as the fill value, mostly zeros, and says nothing. Many writers also leave out chunks
+of nothing but zeros, which no reader can tell from lost ones.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from hkm_dask.data.files import METADATA_FILE, read_json
+from hkm_dask.errors import StoreError
+from hkm_dask.untrusted import reading
+
+_METADATA_FILES = (METADATA_FILE, ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+_NUMBER = re.compile(r"\d{1,18}")
+_INDEX_BYTES, _CRC_BYTES, _MISSING = 16, 4, np.iinfo(np.uint64).max
+_REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks of zeros were left out"
+
+
+def check_metadata(folder: Path) -> None:
+    """Make sure that Zarr can parse the metadata of a node; ValueError where it is damaged, or takes too much."""
+    for name in _METADATA_FILES:
+        try:
+            read_json(folder / name)
+        except StoreError as error:
+            raise ValueError(str(error).partition("; ")[0]) from None
+
+
+def open_foreign(folder: Path) -> zarr.Array:
+    """Open an array through Zarr; StoreError where there is none, its metadata is damaged, or chunks are missing."""
+    with reading(f"{folder} is no Zarr array", "give the path of one", StoreError):
+        check_metadata(folder)
+        array = zarr.open_array(str(folder), mode="r")
+        chunks = array.shards or array.chunks
+        if min((*array.shape, *chunks), default=1) < 0 or 0 in chunks:
+            raise ValueError(f"shape={array.shape} in chunks={chunks}")
+        n_missing, first = _missing(folder, array, chunks)
+    if n_missing:
+        n_chunks = math.prod(_grid(array.shape, chunks))
+        raise StoreError(
+            f"{folder}: n_missing_chunks={n_missing} of {n_chunks} should be 0, the first is {first}; {_REMEDY}"
+        )
+    return array
+
+
+def check_remote(array: zarr.Array) -> None:
+    """Make sure that every chunk of an array in memory or in an object store is there, as Zarr counts them."""
+    chunks = array.shards or array.chunks
+    n_chunks = math.prod(_grid(array.shape, chunks))
+    n_stored = array.nchunks_initialized // math.prod(_grid(chunks, array.chunks))
+    if n_stored < n_chunks:
+        raise StoreError(
+            f"{array.store_path}: n_missing_chunks={n_chunks - n_stored} of {n_chunks} should be 0; {_REMEDY}"
+        )
+
+
+def _grid(shape: tuple[int, ...], chunks: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
+
+
+def _missing(folder: Path, array: zarr.Array, chunks: tuple[int, ...]) -> tuple[int, str]:
+    """Count the chunks that are missing, and name the first; of a sharded array those within its shards, too."""
+    grid, encode = _grid(array.shape, chunks), array.metadata.encode_chunk_key
+    stored = set(_stored(folder, grid, encode))
+    n_missing = math.prod(grid) - len(stored)
+    if n_missing:
+        # Looked for in order: after as many steps as there are files at most.
+        place = next(place for place in itertools.product(*map(range, grid)) if place not in stored)
+        return n_missing, encode(place)
+    first = ""
+    for place in sorted(stored) if array.shards else ():
+        lost = _lost_in_shard(folder / encode(place), array, place)
+        n_missing += lost
+        first = first or (f"in {encode(place)}" if lost else "")
+    return n_missing, first
+
+
+def _stored(folder: Path, grid: tuple[int, ...], encode: Any) -> Iterator[tuple[int, ...]]:
+    """Yield the places of the chunks whose files are there, whatever the shape says."""
+    for parent, _, names in os.walk(folder):
+        prefix = Path(parent).relative_to(folder)
+        for name in names:
+            key = (prefix / name).as_posix()
+            place = tuple(map(int, _NUMBER.findall(key)))
+            inside = len(place) == len(grid) and all(n < size for n, size in zip(place, grid, strict=True))
+            if inside and encode(place) == key:
+                yield place
+
+
+def _lost_in_shard(path: Path, array: zarr.Array, place: tuple[int, ...]) -> int:
+    """Count the inner chunks that the index of a shard lacks, though they hold rows of the array."""
+    metadata: Any = array.metadata
+    codec, shards, inner = metadata.codecs[0], array.shards or (), array.chunks
+    if [type(part).__name__ for part in codec.index_codecs] != ["BytesCodec", "Crc32cCodec"]:
+        return 0  # an index that only Zarr knows how to read
+    counts = _grid(shards, inner)
+    n_bytes = math.prod(counts) * _INDEX_BYTES
+    size = path.stat().st_size
+    if size < n_bytes + _CRC_BYTES:
+        raise ValueError(f"the shard {path} is cut short")
+    with path.open("rb") as file:
+        file.seek(0 if codec.index_location.value == "start" else size - n_bytes - _CRC_BYTES)
+        index = np.frombuffer(file.read(n_bytes), dtype="<u8").reshape(*counts, 2)
+    lost = (index == _MISSING).all(axis=-1)
+    for axis, count in enumerate(counts):
+        starts = place[axis] * shards[axis] + np.arange(count) * inner[axis]
+        lost &= (starts < array.shape[axis]).reshape([-1 if a == axis else 1 for a in range(len(counts))])
+    return int(lost.sum())

@@ -1,0 +1,122 @@
+"""Members of `.npz` files: rows read in place or unpacked, ids streamed; nothing is believed that was not looked at."""
+
+from __future__ import annotations
+
+import shutil
+import zipfile
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.data.files import careful
+from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, plain_ids
+from hkm_dask.data.npy import NpyHeader, read_npy_header
+from hkm_dask.data.rows import NpyRows, Rows
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.untrusted import open_regular, reading
+
+#: What numpy.savez and numpy.savez_compressed write. Others may unpack a few bytes to more than the memory holds.
+_METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: From so many bytes on, embeddings that shrink to less than a hundredth are no embeddings.
+_BOMB_BYTES, _BOMB_RATIO = 64 * layout.MIB, 100
+_ZIP_HEADER_BYTES = 30
+
+
+@dataclass(frozen=True)
+class Member:
+    """One array of a `.npz` file: where it is, and what its header promises."""
+
+    path: Path
+    info: zipfile.ZipInfo
+    header: NpyHeader
+
+    @property
+    def label(self) -> str:
+        """What to call it in messages."""
+        return f"{self.path}[{self.info.filename.removesuffix('.npy')}]"
+
+
+def read_members(path: Path) -> dict[str, Member]:
+    """Read the headers of all members, by name; InputError where one cannot be read, or is no `.npy`."""
+    members: dict[str, Member] = {}
+    with _reading(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
+        for info in archive.infolist():
+            label = f"{path}[{info.filename}]"
+            if info.compress_type not in _METHODS:
+                raise InputError(f"{label} is packed by a method that NumPy does not use; save it with numpy.savez")
+            with archive.open(info) as stream:
+                header = read_npy_header(stream, label, info.file_size)
+            members[info.filename.removesuffix(".npy")] = Member(path, info, header)
+    return members
+
+
+def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
+    """Rows of a member: in place where it is stored as it is, unpacked into `scratch` where it is compressed.
+
+    InputError where it cannot be read, or unpacks to so much that it is an attack; StoreError where the disk has no
+    room for it.
+    """
+    info, path = member.info, member.path
+    if info.compress_type == zipfile.ZIP_STORED:
+        with _reading(path), open_regular(path) as file:
+            file.seek(info.header_offset)
+            header = file.read(_ZIP_HEADER_BYTES)
+        lengths = [int.from_bytes(header[start : start + 2], "little") for start in (26, 28)]
+        offset = info.header_offset + _ZIP_HEADER_BYTES + sum(lengths)
+        if offset + info.file_size > path.stat().st_size or info.compress_size != info.file_size:
+            raise InputError(f"{label} is cut short or overlaps others; copy or save it again")
+        return NpyRows(path, offset=offset, n_bytes=info.file_size, label=label)
+    if scratch is None:
+        raise InputError(f"{label} is compressed, which cannot be read by blocks; save it with numpy.savez")
+    if info.file_size > max(_BOMB_BYTES, _BOMB_RATIO * info.compress_size):
+        raise InputError(
+            f"{label}: n_bytes={info.file_size} should be at most {_BOMB_RATIO} times the {info.compress_size} that "
+            "they are packed in; save it with numpy.savez"
+        )
+    free = shutil.disk_usage(scratch.parent).free
+    if free < info.file_size:
+        raise StoreError(
+            f"{label} needs {info.file_size / 1e9:.2f} GB to be unpacked, the disk of {scratch.parent} is full but for "
+            f"{free / 1e9:.2f} GB; free space, or save it with numpy.savez"
+        )
+    scratch.mkdir(parents=True, exist_ok=True)
+    unpacked = scratch / f"{len(list(scratch.iterdir()))}.npy"
+    with _reading(path), zipfile.ZipFile(path) as archive, archive.open(info) as stream, unpacked.open("wb") as file:
+        careful(partial(shutil.copyfileobj, stream, file, layout.MIB), f"unpacking {label}")
+    return NpyRows(unpacked, label=label)
+
+
+def member_ids(member: Member) -> Pieces:
+    """Ids of a member, read piece by piece; InputError where it is no column of integers or strings."""
+    shape, dtype, label = member.header.shape, member.header.dtype, member.label
+    if len(shape) != 1:
+        raise InputError(f"{label}: shape={shape} should have one dimension; give one id per row")
+    if dtype.kind not in "iuU":
+        raise InputError(f"{label}: dtype={dtype} should be integers or strings; convert them to strings")
+    if dtype.itemsize > ID_PIECE_BYTES:
+        raise InputError(f"{label}: dtype={dtype} should have at most {ID_PIECE_BYTES} bytes; give shorter ids")
+    return partial(_stream_ids, member)
+
+
+def _stream_ids(member: Member) -> Iterator[np.ndarray]:
+    dtype, n_left = member.header.dtype, member.header.shape[0]
+    step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // max(1, dtype.itemsize)))
+    with _reading(member.path), zipfile.ZipFile(member.path) as archive, archive.open(member.info) as stream:
+        stream.read(member.header.offset)
+        while n_left:
+            n_rows = min(step, n_left)
+            data = stream.read(n_rows * dtype.itemsize)
+            if len(data) < n_rows * dtype.itemsize:
+                raise InputError(f"{member.label} is cut short; copy or save it again")
+            values = np.frombuffer(data, dtype=dtype) if dtype.itemsize else np.zeros(n_rows, dtype)
+            yield plain_ids(values, member.label)
+            n_left -= n_rows
+
+
+def _reading(path: Path) -> AbstractContextManager[None]:
+    return reading(f"{path} should be a .npz file, it cannot be read", "copy or save it again")

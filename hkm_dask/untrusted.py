@@ -1,0 +1,111 @@
+"""Bytes from outside: files opened without waiting, JSON within limits, damage told in one line."""
+
+from __future__ import annotations
+
+import errno
+import io
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from hkm_dask.errors import HkmError, InputError, disk_full
+
+#: Bytes of a JSON document, and values in it: a value of two bytes takes a hundred in memory.
+MAX_JSON_BYTES = 64 * 2**20
+MAX_JSON_VALUES = 2**21
+_MAX_REASON = 200  # characters
+_KINDS = {
+    stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
+}  # fmt: skip
+
+
+def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
+    """Open a file to read its bytes; OSError, at once, where it is a folder, a pipe, a device or a socket.
+
+    >>> open_regular("/dev/zero")
+    Traceback (most recent call last):
+    OSError: [Errno 22] it is a device, not a file: '/dev/zero'
+    """
+    if "\0" in os.fspath(path):
+        raise OSError(errno.EINVAL, "its name has a zero byte", os.fspath(path))
+    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may already do something)
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe may have taken its place
+    try:
+        _check_regular(os.fstat(fd), path)
+        return os.fdopen(fd, "rb")
+    except BaseException:
+        os.close(fd)
+        raise
+
+
+def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
+    if stat.S_ISDIR(state.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), os.fspath(path))
+    if not stat.S_ISREG(state.st_mode):
+        kind = _KINDS.get(stat.S_IFMT(state.st_mode), "something else")
+        raise OSError(errno.EINVAL, f"it is {kind}, not a file", os.fspath(path))
+
+
+def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
+    """Read a small file whole; OSError as `open_regular`, ValueError where it has more than `max_bytes`."""
+    with open_regular(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+    if max(size, len(data)) > max_bytes:
+        raise ValueError(f"it has {max(size, len(data)):,} bytes, more than {max_bytes:,}")
+    return data
+
+
+def parse_json(data: bytes | str) -> Any:
+    """Parse JSON; ValueError where it is none, is nested too deeply, or holds more than `MAX_JSON_VALUES` values.
+
+    >>> parse_json("[" * 100_000)
+    Traceback (most recent call last):
+    ValueError: it is nested too deeply
+    """
+    marks = [data.count(c) for c in ",[{"] if isinstance(data, str) else [data.count(c) for c in (b",", b"[", b"{")]
+    if sum(marks) > MAX_JSON_VALUES:
+        raise ValueError(f"it holds up to {sum(marks):,} values, more than {MAX_JSON_VALUES:,}")
+    try:
+        return json.loads(data)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+
+
+def reason(error: BaseException) -> str:
+    """What an error says, in one short line; its type where it says nothing.
+
+    >>> reason(KeyError("shape")), reason(EOFError())
+    ("KeyError: 'shape'", 'EOFError')
+    """
+    error = error.__cause__ or error
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())
+    if not text or isinstance(error, LookupError | TypeError | AttributeError | AssertionError):
+        text = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    return text if len(text) <= _MAX_REASON else f"{text[:_MAX_REASON]}…"
+
+
+@contextmanager
+def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Iterator[None]:
+    """Turn whatever a library raises on damaged bytes into one error that names the problem, the reason and the remedy.
+
+    Libraries do not say what they raise on bytes that nobody wrote. A full disk stays what it is.
+
+    >>> with reading("a.npz should be a .npz file, it cannot be read", "copy it again"):
+    ...     raise EOFError
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: a.npz should be a .npz file, it cannot be read (EOFError); copy it again
+    """
+    try:
+        yield
+    except HkmError:
+        raise
+    except Exception as error:
+        if disk_full(error):
+            raise
+        raise kind(f"{problem} ({reason(error)}); {remedy}") from error
