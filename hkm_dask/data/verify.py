@@ -303,7 +303,9 @@ class ChunkReader:
     def _tell(self, n_bytes: int) -> None:
         self._done = min(self._done + n_bytes, self._total)
         if self._total >= _TOLD_BYTES:
-            emit("progress", stage="verify, MiB", done=self._done // layout.MIB, total=self._total // layout.MIB)
+            emit(
+                "progress", stage="verifying, MiB read", done=self._done // layout.MIB, total=self._total // layout.MIB
+            )
 
     def _visit(
         self, names: Sequence[str], start: int, stop: int, visit: Callable[..., Any] | None
@@ -345,20 +347,22 @@ def fact(error: StoreError, array: StoredArray) -> str:
 
 
 def named_rows(rows: NDArray[Any] | Sequence[int], what: str = "row") -> str:
-    """Name the first few of some rows.
+    """Name some rows, or the first few of them.
 
     >>> named_rows([3, 4]), named_rows([7], what="cluster"), named_rows(range(9))
-    ('rows 3, 4', 'cluster 7', 'rows 0, 1, 2, 3, 4, …')
+    ('rows 3, 4', 'cluster 7', '9 rows, 0, 1, 2, 3, 4, …')
     """
     numbers = ", ".join(str(int(row)) for row in rows[:_NAMED_ROWS])
-    return what + ("s " if len(rows) > 1 else " ") + numbers + (", …" if len(rows) > _NAMED_ROWS else "")
+    if len(rows) > _NAMED_ROWS:
+        return f"{len(rows):,} {what}s, {numbers}, …"
+    return f"{what}{'s' * (len(rows) > 1)} {numbers}"
 
 
-def place(array: StoredArray, row: int) -> str:
-    """Name the chunk that begins with, or holds, a row."""
-    index = row // array.spec.chunk_rows
+def broken_rule(array: StoredArray, rule: str, rows: NDArray[Any], what: str = "row") -> str:
+    """Say in which rows of one chunk a rule does not hold."""
+    index = int(rows[0]) // array.spec.chunk_rows
     first, stop = array.spec.chunk_range(index)
-    return f"chunk {index} (rows {first}:{stop})"
+    return f"chunk {index} (rows {first}:{stop}): {rule}; not so in {named_rows(rows, what)}"
 
 
 def _n_bytes(array: StoredArray) -> int:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.pool_writer import Stats, measure
-from hkm_dask.data.verify import MAX_LINES, ChunkReader, Verification, named_rows, place
+from hkm_dask.data.verify import MAX_LINES, ChunkReader, Verification, broken_rule, named_rows
 
 #: Rows looked at together, in bytes: they stay in the cache.
 _PIECE_BYTES = layout.MIB
@@ -62,10 +62,10 @@ def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found:
         return stats
 
     total = Stats(np.zeros(spec.shape[1]))
-    for start, stats in reader.fold([name], look):
+    for _, stats in reader.fold([name], look):
         if stats.nonfinite:
-            bad = np.concatenate(stats.nonfinite)
-            found.add(name, "nonfinite", f"{place(array, start)}: {len(bad)} rows hold NaN or Inf, {named_rows(bad)}")
+            rule = "values should be finite, without NaN and Inf"
+            found.add(name, "finite", broken_rule(array, rule, np.concatenate(stats.nonfinite)))
         total.add(stats)
     if name not in reader.damaged and not total.nonfinite:
         _compare(attributes, total, reader, found)

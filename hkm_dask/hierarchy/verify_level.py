@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Level
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.verify import ChunkReader, Verification, named_rows, place
+from hkm_dask.data.verify import ChunkReader, Verification, broken_rule, named_rows
 
 
 @dataclass
@@ -120,12 +120,11 @@ class LevelCheck:
             self._compare("sizes", self.sizes, np.diff(self.indptr), "the bounds of the members")
         if self.t == 1 and self.sizes is not None and self.leaf_sizes is not None:
             self._compare("leaf_sizes", self.leaf_sizes, self.sizes, "the sizes, which are the same at level 1")
-        for start, (largest, wrong) in self.reader.fold([self.name("centroids")], self._look_at_centroids):
+        rule = "centroids should be finite, or NaN throughout for clusters without members"
+        for _, (largest, wrong) in self.reader.fold([self.name("centroids")], self._look_at_centroids):
             self._largest = max(self._largest, largest)
             if len(wrong):
-                where, clusters = place(self.array("centroids"), start), named_rows(wrong, what="cluster")
-                rule = "should be finite, or NaN throughout where they have no members"
-                self.add("centroids", "finite", f"{where}: {len(wrong)} centroids {rule}, {clusters}")
+                self.add("centroids", "finite", broken_rule(self.array("centroids"), rule, wrong, "cluster"))
 
     def _bounds_make_sense(self, indptr: NDArray[np.int64]) -> bool:
         (n_members,) = self.array("members").spec.shape
@@ -160,12 +159,10 @@ class LevelCheck:
         counts, leaves = np.zeros((2, self.n_clusters), np.int64)
         leaves_below = self.below.leaf_sizes if self.below else None
         digest = hashlib.sha256() if self.t == 1 and self.subset else None
-        for start, (faults, rows, labels, inertia) in self.reader.fold(
-            [self.name("labels"), self.name("distances")], self._look_at_rows
-        ):
+        names = [self.name("labels"), self.name("distances")]
+        for _, (faults, rows, labels, inertia) in self.reader.fold(names, self._look_at_rows):
             for (array, rule), wrong in faults.items():
-                what = f"{place(self.array(array), start)}: {len(wrong)} {rule}, {named_rows(wrong)}"
-                self.add(array, rule, what)
+                self.add(array, rule, broken_rule(self.array(array), rule, wrong))
             np.add.at(counts, labels, 1)
             if leaves_below is not None:
                 np.add.at(leaves, labels, leaves_below[rows])
@@ -191,7 +188,7 @@ class LevelCheck:
             ("labels", f"labels should be from -1 to {k - 1}"): (labels < -1) | (labels >= k),
             ("distances", "distances should be finite, and not negative"): labeled & ~(distances >= 0)
             | np.isinf(distances),
-            ("distances", "distances should be NaN, their rows have no label"): (labels == -1) & ~np.isnan(distances),
+            ("distances", "distances should be NaN for rows without a label"): (labels == -1) & ~np.isnan(distances),
         }
         if self.below is None and not self.subset:
             wrong["labels", "rows should have a label, as there is no subset"] = labels == -1

@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.data.verify import named_rows, place
+from hkm_dask.data.verify import broken_rule
 from hkm_dask.hierarchy.verify_level import LevelCheck
 
 #: Rows whose labels and distances are held at once, to look members up in them.
@@ -110,7 +110,7 @@ def _check_range(level: LevelCheck, first: int, last: int) -> None:
         return begin, faults_of(members, begin), members[[0, -1]]
 
     before: tuple[int, NDArray[np.int64]] = (-1, np.empty(0, np.int64))
-    for start, (begin, faults, ends) in level.reader.fold([level.name("members")], look, rows=(low, high)):
+    for _, (begin, faults, ends) in level.reader.fold([level.name("members")], look, rows=(low, high)):
         if before[0] == begin:
             # The last of one chunk and the first of the next are neighbors, too.
             faults[0] |= faults_of(np.append(before[1], ends[0]), begin - 1)[1]
@@ -118,8 +118,7 @@ def _check_range(level: LevelCheck, first: int, last: int) -> None:
         for fault, rule in _RULES.items():
             wrong = np.flatnonzero(faults == fault) + begin
             if len(wrong):
-                where, positions = place(array, start), named_rows(wrong, what="position")
-                level.add("members", rule, f"{where}: {len(wrong)} {rule.format(n_rows=n_rows)}, {positions}")
+                level.add("members", rule, broken_rule(array, rule.format(n_rows=n_rows), wrong, "position"))
 
 
 def _rows_of(

@@ -129,30 +129,34 @@ BROKEN_TREES: dict[str, tuple[str, Change, str]] = {
     "a label too large": (
         "level_1/labels",
         put(60, 20),
-        "labels: chunk 1 (rows 50:100): 1 labels should be from -1 to 19, row 60",
+        "labels: chunk 1 (rows 50:100): labels should be from -1 to 19; not so in row 60",
     ),
-    "a label too small": ("level_1/labels", put([60, 61], -2), "2 labels should be from -1 to 19, rows 60, 61"),
+    "a label too small": ("level_1/labels", put([60, 61], -2), "labels should be from -1 to 19; not so in rows 60, 61"),
     "a row left out": (
         "level_1/labels",
         put(7, -1),
-        "chunk 0 (rows 0:50): 1 rows should have a label, as there is no subset, row 7",
+        "chunk 0 (rows 0:50): rows should have a label, as there is no subset; not so in row 7",
     ),
     "a label of another cluster": ("level_1/labels", lambda v: put(7, (v[7] + 1) % 20)(v), "labels: row 7: label"),
     "a cluster left out above": (
         "level_2/labels",
         put(3, -1),
-        "1 rows should have a label where the cluster below has members, else none, row 3",
+        "rows should have a label where the cluster below has members, else none; not so in row 3",
     ),
     "a negative distance": (
         "level_1/distances",
         put(7, -1),
-        "distances: chunk 0 (rows 0:50): 1 distances should be finite, and not negative, row 7",
+        "distances: chunk 0 (rows 0:50): distances should be finite, and not negative; not so in row 7",
     ),
-    "a distance of NaN": ("level_1/distances", put(7, np.nan), "1 distances should be finite, and not negative, row 7"),
+    "a distance of NaN": (
+        "level_1/distances",
+        put(7, np.nan),
+        "distances should be finite, and not negative; not so in row 7",
+    ),
     "an infinite distance": (
         "level_2/distances",
         put(7, np.inf),
-        "level_2/distances: chunk 0 (rows 0:20): 1 distances should be finite",
+        "level_2/distances: chunk 0 (rows 0:20): distances should be finite",
     ),
     "a wrong distance": ("level_1/distances", lambda v: put(7, v[7] * 1.001)(v), "level_1/distances: row 7: "),
     "a wrong distance above": ("level_2/distances", lambda v: put(7, v[7] * 1.001)(v), "level_2/distances: row 7: "),
@@ -160,12 +164,12 @@ BROKEN_TREES: dict[str, tuple[str, Change, str]] = {
     "a centroid of NaN": (
         "level_1/centroids",
         put(4, np.nan),
-        "1 centroids should be finite, or NaN throughout where they have no members, cluster 4",
+        "centroids should be finite, or NaN throughout for clusters without members; not so in cluster 4",
     ),
     "half a centroid": (
         "level_2/centroids",
         put((4, 1), np.inf),
-        "level_2/centroids: chunk 0 (rows 0:6): 1 centroids should be finite",
+        "level_2/centroids: chunk 0 (rows 0:6): centroids should be finite",
     ),
     "a size": ("level_1/sizes", add(3, 1), "level_1/sizes: "),
     "leaf sizes of level 1": ("level_1/leaf_sizes", add(3, 1), "by the sizes, which are the same at level 1"),
@@ -180,18 +184,18 @@ BROKEN_TREES: dict[str, tuple[str, Change, str]] = {
     "members swapped": (
         "level_1/members_1",
         swap(0, 1),
-        "1 members should come after the one before, by distance, then by row, and none twice, position 1",
+        "members should come after the one before, by distance, then by row, and none twice; not so in position 1",
     ),
-    "a member twice": ("level_1/members_1", lambda v: put(1, v[0])(v), "none twice, position 1"),
+    "a member twice": ("level_1/members_1", lambda v: put(1, v[0])(v), "none twice; not so in position 1"),
     "a member of another cluster": (
         "level_1/members_1",
         swap(0, 239),
-        "2 members should carry the label of the cluster they stand in, positions 0, 239",
+        "members should carry the label of the cluster they stand in; not so in positions 0, 239",
     ),
     "a member that is no row": (
         "level_2/members_2",
         put(3, 20),
-        "1 members should be numbers of rows, below 20, position 3",
+        "members should be numbers of rows, below 20; not so in position 3",
     ),
     "an inertia that rises": (
         "level_2/inertia",
@@ -272,7 +276,7 @@ def test_clusters_above_are_numbered_by_the_rows_of_the_subset(stores: Path, tmp
     assert "level_1/labels: the rows with a label should be those of the subset, they are others" in found
     rewrite(tmp_path / "tree.zarr", "level_1/distances", put(150, 1.0))
     found = lines(hkm.verify(tmp_path / "tree.zarr"))
-    assert any("1 distances should be NaN, their rows have no label, row 150" in line for line in found)
+    assert any("distances should be NaN for rows without a label; not so in row 150" in line for line in found)
 
 
 def test_the_nearest_centroid_wins_with_the_lowest_number(tmp_path: Path) -> None:
@@ -310,7 +314,7 @@ def test_neighbors_in_two_chunks_are_compared(tree: Path) -> None:
     at = next(int(first) + 1 for first, last in itertools.pairwise(bounds) if last - first > 1 and first > 20)
     rewrite(tree, "level_1/members_1", swap(at - 1, at), chunk_rows=at)
     (line,) = [line for line in lines(hkm.verify(tree)) if "members_1" in line]
-    assert f"chunk 1 (rows {at}:{min(2 * at, N)}): 1 members should come after the one before" in line
+    assert f"chunk 1 (rows {at}:{min(2 * at, N)}): members should come after the one before" in line
 
 
 ATTRIBUTES: dict[str, tuple[dict[str, object], str]] = {
@@ -347,8 +351,12 @@ def test_levels_that_do_not_follow(tree: Path) -> None:
 # --- pools broken in exactly one way ----------------------------------------------------------------------------------
 
 BROKEN_POOLS: dict[str, tuple[str, Change, str]] = {
-    "NaN": ("embeddings", put((60, 1), np.nan), "embeddings: chunk 1 (rows 50:100): 1 rows hold NaN or Inf, row 60"),
-    "Inf": ("embeddings", put((slice(0, 9), 0), -np.inf), "9 rows hold NaN or Inf, rows 0, 1, 2, 3, 4, …"),
+    "NaN": (
+        "embeddings",
+        put((60, 1), np.nan),
+        "embeddings: chunk 1 (rows 50:100): values should be finite, without NaN and Inf; not so in row 60",
+    ),
+    "Inf": ("embeddings", put((slice(0, 9), 0), -np.inf), "not so in 9 rows, 0, 1, 2, 3, 4, …"),
     "a value": ("embeddings", put((60, 1), 1e4), "store: max_abs="),
     "a row of zeros": ("embeddings", put(60, 0), "store: n_zero_rows=0 should be 1, by the embeddings"),
     "a sum": ("embeddings", add((60, 1), 0.01), "mean: is not the mean of the embeddings: "),
