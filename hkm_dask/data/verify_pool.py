@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.pool_writer import Stats, measure
-from hkm_dask.data.verify import MAX_LINES, ChunkReader, Verification, broken_rule, named_rows
+from hkm_dask.data.verify import MAX_LINES, Verification
+from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 
 #: Rows looked at together, in bytes: they stay in the cache.
 _PIECE_BYTES = layout.MIB
@@ -58,7 +57,7 @@ def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found:
         for low in range(0, len(rows), step):
             piece = rows[low : low + step]
             stats.add(measure(piece, piece, np.arange(start + low, start + low + len(piece))))
-        stats.checksums.append(_stored_checksum(array, start // spec.chunk_rows))
+        stats.checksums.append(array.checksum(start // spec.chunk_rows))
         return stats
 
     total = Stats(np.zeros(spec.shape[1]))
@@ -70,12 +69,6 @@ def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found:
     if name not in reader.damaged and not total.nonfinite:
         _compare(attributes, total, reader, found)
     return spec.shape[0]
-
-
-def _stored_checksum(array: StoredArray, index: int) -> int:
-    with array.chunk_path(index).open("rb") as file:
-        file.seek(-layout.CRC_BYTES, os.SEEK_END)
-        return int.from_bytes(file.read(), "little")
 
 
 def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, found: Verification) -> None:

@@ -16,7 +16,8 @@ from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, read_json
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import UnitRows
-from hkm_dask.data.verify import ChunkReader, Verification, check_metadata, chunk_reader, leftovers
+from hkm_dask.data.verify import Verification, check_metadata, leftovers
+from hkm_dask.data.verify_chunks import ChunkReader, chunk_reader
 from hkm_dask.data.verify_pool import check_pool
 from hkm_dask.errors import InputError, StoreError, is_whole
 from hkm_dask.hierarchy.verify_distances import check_distances

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Level
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.verify import ChunkReader, Verification, broken_rule, named_rows
+from hkm_dask.data.verify import Verification
+from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 
 
 @dataclass

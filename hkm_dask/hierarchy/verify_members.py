@@ -10,7 +10,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.data.verify import broken_rule
+from hkm_dask.data.verify_chunks import broken_rule
 from hkm_dask.hierarchy.verify_level import LevelCheck
 
 #: Rows whose labels and distances are held at once, to look members up in them.

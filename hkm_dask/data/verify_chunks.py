@@ -1,0 +1,175 @@
+"""Reading all chunks of a store, several at a time, and telling which are damaged, and which rows break a rule.
+
+Chunks are looked at where they are read, so that memory does not grow with the store.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import StoredArray
+from hkm_dask.data.verify import Verification
+from hkm_dask.errors import StoreError
+from hkm_dask.events import emit
+
+_NAMED_ROWS = 5
+#: Of less than this, progress is not told.
+_TOLD_BYTES = 64 * layout.MIB
+
+
+class ChunkReader:
+    """Reads chunks by several threads, and notes those that are missing, cut or altered.
+
+    Attributes
+    ----------
+    arrays : dict of str to StoredArray
+        By their names in the store.
+    damaged : set of str
+        Names of arrays with a chunk that could not be read.
+    """
+
+    def __init__(self, arrays: Mapping[str, StoredArray], found: Verification, more_bytes: int = 0) -> None:
+        self.arrays, self.damaged = dict(arrays), set[str]()
+        self._found, self._seen = found, set[tuple[str, str]]()
+        self._read, self._done, self._total = set[str](), 0, sum(map(_n_bytes, arrays.values())) + more_bytes
+        self._n_threads = len(os.sched_getaffinity(0))
+        self._threads = ThreadPoolExecutor(self._n_threads)
+        self._buffers = threading.local()
+
+    def fold(
+        self, names: Sequence[str], visit: Callable[..., Any] | None = None, *, rows: tuple[int, int] | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the first row of every chunk of the first array, and what ``visit(row, rows, ...)`` made of it.
+
+        The others are read for the same rows. `visit` runs in a thread, and must not keep what it gets; it is left out
+        where rows of an array cannot be read, and so is its chunk. `rows` asks for the chunks that hold these.
+        """
+        spec = self.arrays[names[0]].spec
+        waiting: deque[tuple[int, int, Future]] = deque()
+        self._read.update(names)
+        for index in spec.chunks(*(rows or (0, spec.shape[0]))):
+            start, stop = spec.chunk_range(index)
+            waiting.append((start, stop, self._threads.submit(self._visit, names, start, stop, visit)))
+            if len(waiting) > 2 * self._n_threads:
+                yield from self._next(names, waiting)
+        while waiting:
+            yield from self._next(names, waiting)
+
+    def whole(self, name: str) -> NDArray[Any] | None:
+        """An array, or None where a chunk of it could not be read."""
+        spec = self.arrays[name].spec
+        out = np.empty(spec.shape, spec.dtype)
+
+        def place(start: int, values: NDArray[Any]) -> None:
+            out[start : start + len(values)] = values
+
+        deque(self.fold([name], place), maxlen=0)
+        return None if name in self.damaged else out
+
+    def rest(self) -> None:
+        """Read what was not read yet."""
+        for name in sorted(set(self.arrays) - self._read):
+            deque(self.fold([name]), maxlen=0)
+
+    def summary(self) -> str:
+        """What was read; empty where a part of it could not be."""
+        if self.damaged:
+            return ""
+        n_chunks = sum(array.spec.n_chunks for array in self.arrays.values())
+        size = sum(map(_n_bytes, self.arrays.values())) / layout.MIB
+        return f"{n_chunks:,} of {len(self.arrays)} arrays, {size:,.1f} MiB: all there, every checksum right"
+
+    def close(self) -> None:
+        """End the threads."""
+        self._threads.shutdown(cancel_futures=True)
+
+    def _next(self, names: Sequence[str], waiting: deque[tuple[int, int, Future]]) -> Iterator[tuple[int, Any]]:
+        start, stop, future = waiting.popleft()
+        errors, made = future.result()
+        for name, error in errors:
+            self.damaged.add(name)
+            if (name, error) not in self._seen:
+                self._seen.add((name, error))
+                self._found.add(name, "chunk", error)
+        self._tell(sum((stop - start) * self.arrays[name].spec.row_bytes for name in names))
+        if not errors:
+            yield start, made
+
+    def _tell(self, n_bytes: int) -> None:
+        self._done = min(self._done + n_bytes, self._total)
+        if self._total >= _TOLD_BYTES:
+            emit(
+                "progress", stage="verifying, MiB read", done=self._done // layout.MIB, total=self._total // layout.MIB
+            )
+
+    def _visit(
+        self, names: Sequence[str], start: int, stop: int, visit: Callable[..., Any] | None
+    ) -> tuple[list[tuple[str, str]], Any]:
+        values, errors = [], []
+        for slot, name in enumerate(names):
+            try:
+                values.append(self._rows(self.arrays[name], start, stop, slot))
+            except StoreError as error:
+                errors.append((name, fact(error, self.arrays[name])))
+        return errors, None if errors or visit is None else visit(start, *values)
+
+    def _rows(self, array: StoredArray, start: int, stop: int, slot: int) -> NDArray[Any]:
+        """Rows of an array, in memory that the thread uses again: fresh memory costs as much as reading."""
+        spec = array.spec
+        if not spec.plain:
+            return array.read(start, stop)
+        n_bytes, kept = (stop - start) * spec.row_bytes, getattr(self._buffers, f"slot_{slot}", None)
+        if kept is None or len(kept) < n_bytes:
+            kept = np.empty(n_bytes, np.uint8)
+            setattr(self._buffers, f"slot_{slot}", kept)
+        return array.read(start, stop, kept[:n_bytes].view(spec.dtype).reshape(-1, *spec.shape[1:]))
+
+
+@contextmanager
+def chunk_reader(arrays: Mapping[str, StoredArray], found: Verification, more_bytes: int = 0) -> Iterator[ChunkReader]:
+    """A `ChunkReader` whose threads end with the context; `more_bytes` will be read again."""
+    reader = ChunkReader(arrays, found, more_bytes)
+    try:
+        yield reader
+    finally:
+        reader.close()
+
+
+def fact(error: StoreError, array: StoredArray) -> str:
+    """What an error says of an array, without its path in front and the remedy behind."""
+    text = str(error).removeprefix(f"{array.path}: ").rpartition("; ")[0] or str(error)
+    return re.sub(rf"\({re.escape(array.path)}[^,]*, rows ", "(rows ", text)
+
+
+def named_rows(rows: NDArray[Any] | Sequence[int], what: str = "row") -> str:
+    """Name some rows, or the first few of them.
+
+    >>> named_rows([3, 4]), named_rows([7], what="cluster"), named_rows(range(9))
+    ('rows 3, 4', 'cluster 7', '9 rows, 0, 1, 2, 3, 4, …')
+    """
+    numbers = ", ".join(str(int(row)) for row in rows[:_NAMED_ROWS])
+    if len(rows) > _NAMED_ROWS:
+        return f"{len(rows):,} {what}s, {numbers}, …"
+    return f"{what}{'s' * (len(rows) > 1)} {numbers}"
+
+
+def broken_rule(array: StoredArray, rule: str, rows: NDArray[Any], what: str = "row") -> str:
+    """Say in which rows of one chunk a rule does not hold."""
+    index = int(rows[0]) // array.spec.chunk_rows
+    first, stop = array.spec.chunk_range(index)
+    return f"chunk {index} (rows {first}:{stop}): {rule}; not so in {named_rows(rows, what)}"
+
+
+def _n_bytes(array: StoredArray) -> int:
+    return array.spec.shape[0] * array.spec.row_bytes
