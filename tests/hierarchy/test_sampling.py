@@ -77,6 +77,9 @@ def test_numbers_of_a_billion_samples_are_not_cut_short() -> None:
     total = 3 * 10**9 + 3
     targets = fill_targets(capacities, np.array([0, 4]), np.array([total]), key=0)
     assert targets.tolist() == [10**9, 10**9, 10**9, 3]
+    small, large = 2**31 + 5, 2**32
+    targets = fill_targets(np.array([large, small, 2**40]), np.array([0, 3]), np.array([2**34]), key=0)
+    assert targets.tolist() == [large, small, 2**34 - large - small]
 
 
 # --- from the top of the tree downward --------------------------------------------------------------------------------

@@ -181,7 +181,9 @@ def test_labels_of_an_older_iteration_are_good_for_a_hint_and_no_more(in_parts: 
     rows = blobs(500, 6)
     geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=20)
     part = Part(ArrayRows(rows), (0, 500), 1 << 30)
-    oldest, older, current = (SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100, 200))
+    starts = [rows[:20].copy(), rows[100:120].copy(), rows[100:120].copy()]
+    starts[2][0] = rows[200]  # between the last two only one centroid moved
+    oldest, older, current = (SharedArray(array=start) for start in starts)
     AssignAndAdd(oldest, geometry, "run")(part)
     actual = AssignAndAdd(current, geometry, "run", before=older)(part)
     assert current.array is not None

@@ -103,11 +103,14 @@ def test_float16_sums_do_not_overflow(runner: Runner) -> None:
     assert measure_rows(ArrayRows(array), runner).total.tolist() == [5e6] * 3
 
 
+@pytest.mark.parametrize("n_bytes", [1000, 1 << 20])
 def test_measures_are_bitwise_the_same_for_any_number_of_parts(
-    in_parts: Callable[[int], Runner], monkeypatch: pytest.MonkeyPatch
+    in_parts: Callable[[int], Runner], monkeypatch: pytest.MonkeyPatch, n_bytes: int
 ) -> None:
-    monkeypatch.setattr("hkm_dask.kmeans.search.geometry.block_bytes", lambda budget, threads: 1000)
-    array = np.random.default_rng(0).normal(size=(3001, 7)).astype(np.float32) * 1e3
+    monkeypatch.setattr("hkm_dask.kmeans.search.geometry.block_bytes", lambda budget, threads: n_bytes)
+    rng = np.random.default_rng(0)
+    # So far apart that float64 rounds their sum.
+    array = (rng.normal(size=(3001, 7)) * 10.0 ** rng.integers(-12, 12, (3001, 7))).astype(np.float32)
     actual = [measure_rows(ArrayRows(array), in_parts(n)) for n in (1, 2, 8)]
     assert len({statistics.total.tobytes() for statistics in actual}) == 1
 
