@@ -1,10 +1,11 @@
 """Measure what the engine does at size: a pool larger than memory, growth with n and k, Dask's share, a large draw.
 
-    python -m pipelines.benchmark.scale --data embeddings.npy --suite stream,growth,overhead,sample --out benchmark
+    python -m pipelines.benchmark.scale --data embeddings.npy --suite stream,growth,overhead,checks,sample
 
 * stream: one pool under a memory limit and with everything resident; the page cache is emptied all the while.
 * growth: seconds of a Lloyd iteration as rows and clusters grow fourfold.
 * overhead: an iteration on a pool of 256 blocks, through Dask and as a bare loop over the same blocks, in turns.
+* checks: a build of 1M × 128 with every check of what is stored, and with none.
 * sample: targets and draw for 10 million of 74.3 million leaves under four levels.
 
 Rows are those of --data, tiled and perturbed; without it they are made. Figures are printed and put into scale.json.
@@ -42,6 +43,7 @@ from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.hierarchy.sampling import draw_members, hierarchical_targets
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update
 from hkm_dask.kmeans.search.geometry import make_geometry
+from pipelines.benchmark.checks import checks
 from pipelines.benchmark.inputs import load_rows, make_rows
 from pipelines.benchmark.measure import clock, run_apart
 from pipelines.benchmark.ours import pick_start, time_iterations
@@ -271,7 +273,7 @@ def _draw(n_leaves: int) -> dict[str, Any]:
     return {"leaves": n_leaves, "size": len(rows), "distinct": distinct, "seconds": seconds, "peak_gib": peak}
 
 
-SUITES = {"stream": stream, "growth": growth, "overhead": overhead, "sample": sample}
+SUITES = {"stream": stream, "growth": growth, "overhead": overhead, "checks": checks, "sample": sample}
 
 
 def main() -> None:
@@ -284,6 +286,8 @@ def main() -> None:
     parser.add_argument("--growth-rows", default="50000,200000,800000,3200000", help="each four times the one before")
     parser.add_argument("--growth-k", default="1000,4000,16000", help="clusters, each four times as many")
     parser.add_argument("--block-rows", type=int, default=1024, help="of each of the 256 blocks; default: 1024")
+    parser.add_argument("--checked-rows", type=int, default=1_000_000, help="of 128 features; default: 1M")
+    parser.add_argument("--repeats", type=int, default=3, help="builds with checks and without; default: 3")
     parser.add_argument("--leaves", type=int, default=74_300_000, help="of the tree that is sampled; default: 74.3M")
     parser.add_argument("--scratch", type=Path, help="where the streamed pool is made; default: the temporary folder")
     parser.add_argument("--out", type=Path, default=Path("benchmark"), help="default: benchmark")

@@ -16,7 +16,7 @@ import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search.geometry import Geometry
-from pipelines.benchmark import command, device, gpu, gpu_peers, inputs, measure, report, scale
+from pipelines.benchmark import checks, command, device, gpu, gpu_peers, inputs, measure, report, scale
 
 ROOT = Path(__file__).parents[2]
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
@@ -167,13 +167,16 @@ def test_what_it_does_at_size_runs_on_little(tmp_path: Path, monkeypatch: pytest
     words = ["scale", "--data", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), "--leaves", "743000"]
     sizes = ["--pool-bytes", "2e6", "--scratch", str(tmp_path)]
     sizes += ["--growth-rows", "2000,8000", "--growth-k", "100,400,1600", "--block-rows", "16"]
+    sizes += ["--checked-rows", "4000", "--repeats", "1"]
     monkeypatch.setattr(sys, "argv", [*words, *sizes])
+    monkeypatch.setattr(checks, "run_apart", lambda work, *arguments: work(*arguments))
     scale.main()
     found = json.loads((tmp_path / "out" / "scale.json").read_text(encoding="utf-8"))
     assert found["stream"]["1GiB"]["peak_mib"] > 50
     assert len(found["growth"]["ratios"]) == 3
     assert "n=8000, k=1600" in found["growth"]["seconds"]
     assert found["overhead"]["blocks"] == 256
+    assert set(found["checks"]) > {"resident, wall", "under 1GiB, processors"}
     assert found["sample"]["size"] == 100_000
     assert found["sample"]["distinct"]
 
