@@ -44,6 +44,7 @@ from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
+from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.version import __version__
 
@@ -197,7 +198,10 @@ class _Build:
             )  # fmt: skip
             check_fits(stages, self.runner.memory_budget, f"level {t}")
         if 1 not in self._finished:
-            _ = self._samples  # made now, since a geometry refuses rows that are too large
+            samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
+            far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)
+            if far is not None:
+                emit("warning", message=far)
 
     def run(self) -> None:
         """Build the levels that are not complete yet."""

@@ -84,7 +84,8 @@ class Checkpoints:
         if kept is None:
             return None
         self._inertia = kept["inertia"].tolist()
-        return Progress(kept["centroids"], tuple(self._inertia), int(kept["relocated"]))
+        near = float(kept["near_inertia"]) if "near_inertia" in kept else None
+        return Progress(kept["centroids"], tuple(self._inertia), int(kept["relocated"]), near)
 
     def iteration(self, level: int, step: int, moved: LloydStep) -> None:
         """Note an iteration; written to disk now and then.
@@ -94,9 +95,11 @@ class Checkpoints:
         self._inertia.append(moved.inertia)
         if moved.last or time.monotonic() - self._last < self.every:
             return
+        near = {} if moved.near_inertia is None else {"near_inertia": np.array(moved.near_inertia)}
         self._write(
             self._iteration(level, step),
             centroids=moved.centroids.get(), inertia=np.array(self._inertia), relocated=np.array(moved.n_relocated),
+            **near,
         )  # fmt: skip
         self._last = time.monotonic()
         failpoint("iteration")

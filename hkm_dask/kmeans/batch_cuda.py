@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -108,7 +109,8 @@ class _Batch:
         self.n_applied = np.zeros(self.n_groups, np.int64)
         # Of Lloyd's iteration: clusters are numbered through all groups.
         self.labels = cupy.full(n, -1, cupy.int32)
-        self.sums = cupy.zeros((self.n_groups * k, values.shape[1]), cupy.int64)
+        self.units = geometry.units
+        self.sums = cupy.zeros((self.n_groups * k, self.units.n_columns(values.shape[1])), cupy.int64)
         self.counts = cupy.zeros(self.n_groups * k, cupy.int64)
 
     def make(self, tasks: Mapping[int, Any]) -> dict[int, Any]:
@@ -170,15 +172,14 @@ class _Batch:
         labels, distances = self.labels.copy(), self.xp.full(len(self.rows), self.xp.inf)
         self._search({group: tasks[group].centroids.get() for group in groups}, numbers, labels, distances)
         unweighted = self.xp.empty(0, self.xp.int64)
-        cuda_kernels.move_rows(self.rows, self.labels, labels, unweighted, self.geometry.scale, self.sums, self.counts)
+        self.units.move_rows(self.engine, self.rows, self.labels, labels, unweighted, self.sums, self.counts)
         self.labels = labels
         inertia, clusters = self._totals(groups, distances), self.xp.asarray(numbers)
         sums, counts = (table[clusters].get().reshape(len(groups), self.k, *table.shape[1:])
                         for table in (self.sums, self.counts))  # fmt: skip
+        cuts, of = self.bounds, partial(PartialSums.of, self.engine, geometry=self.geometry)
         return {
-            group: PartialSums.of(
-                self.engine, sums[i], counts[i], inertia[group], distances[self.bounds[group] : self.bounds[group + 1]]
-            )
+            group: of(sums[i], counts[i], inertia[group], distances[cuts[group] : cuts[group + 1]])
             for i, group in enumerate(groups)
         }
 
@@ -250,10 +251,13 @@ class _Batch:
         firsts = np.concatenate([[0], np.cumsum(n_cells)])
         which = self._rows_of(groups)
         labels = self.cells[which] + xp.asarray(firsts.astype(np.int32))[self.group[which]]
-        sums = xp.zeros((int(firsts[-1]), self.rows.shape[1]), xp.int64)
+        sums = xp.zeros((int(firsts[-1]), self.sums.shape[1]), xp.int64)
         counts = xp.zeros(len(sums), xp.int64)
         unweighted = xp.empty(0, xp.int64)
-        cuda_kernels.add_entries(self.rows, which, labels, unweighted, self.geometry.scale, sums, counts)
+        if self.units.is_split:
+            self.units.add_rows(self.engine, self.rows[which], labels, unweighted, sums, counts)
+        else:
+            cuda_kernels.add_entries(self.rows, which, labels, unweighted, self.units.scale, sums, counts)
         sums, counts = sums.get(), counts.get()
         cells = {group: slice(firsts[group], firsts[group + 1]) for group in groups}
         return {group: (sums[own], counts[own]) for group, own in cells.items()}

@@ -25,6 +25,7 @@ from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
+from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
 
@@ -86,7 +87,12 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
     Notes
     -----
     Rows are looked at in float32, distances are measured in float64: labels are those of a brute-force search in
-    float64 over the rows as float32. There is one initialization (scikit-learn's ``n_init``).
+    float64 over the rows as float32, and the inertia is theirs. There is one initialization (scikit-learn's
+    ``n_init``).
+
+    A few rows far from all others take clusters of their own, and change nothing for the others: sums are exact, and
+    `tol` is held for the rows that are not far from their centroids as well. Rows so far out are named in a warning;
+    values from 2^62 over the root of `n_features` on are refused.
 
     Weights that are whole numbers stand for so many copies of a row, exactly. Others are rounded to multiples of about
     2^-14 of their mean.
@@ -188,6 +194,9 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
                 f"n_samples={counted.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
             )
         geometry = self._geometry(rows, runner, start, weights)
+        far = far_rows_warning(counted, geometry, n_clusters=self.n_clusters, runner=runner)
+        if far is not None:
+            warnings.warn(far, stacklevel=3)
         init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
         settings = Settings(self.n_clusters, init, self.max_iter, self.tol, key)
         progress = None if start is None else Progress(start, (), 0)

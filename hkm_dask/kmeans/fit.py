@@ -101,11 +101,15 @@ class GroupFits:
 
 @dataclass(frozen=True)
 class Progress:
-    """State of an interrupted Lloyd iteration; `relocated` are the clusters moved to far rows in the last iteration."""
+    """State of an interrupted Lloyd iteration; `relocated` are the clusters moved to far rows in the last iteration.
+
+    `near_inertia` is that of the last iteration, see `LloydStep`.
+    """
 
     centroids: NDArray[np.float32]
     inertia: tuple[float, ...]
     relocated: int
+    near_inertia: float | None = None
 
 
 @dataclass(frozen=True)
@@ -168,7 +172,7 @@ def fit(
     lloyd = yield from iterate.steps(
         rows, progress.centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
         hints=hints, run=run, on_iteration=hooks.iteration, weights=weights, history=progress.inertia,
-        relocated=progress.relocated,
+        relocated=progress.relocated, near_inertia=progress.near_inertia,
     )  # fmt: skip
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 

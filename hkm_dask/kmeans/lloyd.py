@@ -34,13 +34,15 @@ class PartialSums:
     Attributes
     ----------
     sums : ndarray of int64, shape (n_clusters, n_features)
-        Fixed-point sums of the rows of each cluster.
+        Fixed-point sums of the rows of each cluster; see `RowUnits`, which may have two columns for a feature.
     counts : ndarray of int64, shape (n_clusters,)
     inertia : int
         Fixed-point sum of squared distances.
     far_distances, far_rows : ndarray of float64 and int64, shape (n_far,)
         Squared distances and numbers of the rows furthest from their centroids, the furthest first. Empty where no
         cluster of the part is.
+    near_inertia : int or None
+        The inertia without rows that are far from their centroid; None where the geometry knows of none.
     """
 
     sums: NDArray[np.int64]
@@ -48,6 +50,7 @@ class PartialSums:
     inertia: int
     far_distances: NDArray[np.float64]
     far_rows: NDArray[np.int64]
+    near_inertia: int | None = None
 
     def __add__(self, other: PartialSums) -> PartialSums:
         distances = np.concatenate([self.far_distances, other.far_distances])
@@ -59,24 +62,39 @@ class PartialSums:
             self.inertia + other.inertia,
             distances[order],
             rows[order],
+            None if self.near_inertia is None or other.near_inertia is None else self.near_inertia + other.near_inertia,
         )
 
     @classmethod
-    def of(cls, engine: Engine, sums: Any, counts: Any, inertia: int, distances: Any, start: int = 0) -> PartialSums:
+    def of(
+        cls, engine: Engine, sums: Any, counts: Any, inertia: int, distances: Any, geometry: Geometry, *,
+        start: int = 0, weights: NDArray[np.int64] | None = None,
+    ) -> PartialSums:  # fmt: skip
         """The totals of a pass, and the rows that may found clusters in place of empty ones.
 
-        `distances` are those of the rows that were added up, from row number `start` on.
+        `distances` and `weights` are those of the rows that were added up, from row number `start` on.
         """
         sums, counts = engine.host(sums), engine.host(counts)
+        near = _near_inertia(engine, distances, geometry, weights)
         # A cluster that is empty is so in every part; without one no far rows are needed.
         if counts.all():
-            return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64))
+            return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64), near)
         far_distances, places = engine.furthest(distances, _n_far(len(counts)))
-        return cls(sums, counts, inertia, far_distances, places + start)
+        return cls(sums, counts, inertia, far_distances, places + start, near)
 
 
 def _n_far(n_clusters: int) -> int:
     return min(1024, max(16, n_clusters // 8))
+
+
+def _near_inertia(engine: Engine, distances: Any, geometry: Geometry, weights: NDArray[np.int64] | None) -> int | None:
+    """The inertia without rows that are far from their centroids; None where none can be."""
+    if geometry.far_distance == np.inf:
+        return None
+    total = geometry.distance_sum(len(distances) if weights is None else int(weights.sum()))
+    near = engine.xp.where(distances <= geometry.far_distance, distances, 0.0)
+    total.add(near, None if weights is None else engine.put(weights))
+    return total.total()
 
 
 @dataclass
@@ -119,14 +137,15 @@ class AssignAndAdd:
 
     def __call__(self, part: Part) -> PartialSums:
         """Fold the part."""
-        engine, scale = worker_engine(), self.geometry.scale
+        engine, units = worker_engine(), self.geometry.units
         state: _PartState | None = engine.pop(part, "lloyd", self.run)
         # Unless they are the labels of the last iteration, they are good for a hint and no more.
         is_next = state is not None and self.before is not None and state.centroids == self.before.name
         before, is_first = self.before if is_next else None, state is None
         if state is None:
-            shape = self.centroids.get().shape
-            state = _PartState(self._hinted(part, engine), engine.zeros(*shape), engine.zeros(shape[0]), None)
+            k, d = self.centroids.get().shape
+            sums = engine.zeros(k, units.n_columns(d))
+            state = _PartState(self._hinted(part, engine), sums, engine.zeros(k), None)
         assignment, sums, counts = state.assignment, state.sums, state.counts
         if state.handed_out() is not None:  # a task that is repeated comes while the last outcome is still in use
             sums, counts = sums.copy(), counts.copy()
@@ -138,15 +157,18 @@ class AssignAndAdd:
 
         def add(tile: RowTile) -> None:
             if is_first:
-                engine.add_rows(tile.rows, tile.labels, tile.weights, scale, sums, counts)
+                units.add_rows(engine, tile.rows, tile.labels, tile.weights, sums, counts)
             else:
-                engine.move_rows(tile.rows, tile.previous_labels, tile.labels, tile.weights, scale, sums, counts)
+                units.move_rows(engine, tile.rows, tile.previous_labels, tile.labels, tile.weights, sums, counts)
 
         inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
         state.centroids = self.centroids.name
         engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         # The sums handed out are these very arrays.
-        outcome = PartialSums.of(engine, sums, counts, inertia, assignment.distances, part.start)
+        outcome = PartialSums.of(
+            engine, sums, counts, inertia, assignment.distances, self.geometry, start=part.start, weights=weights
+        )
         state.handed_out = weakref.ref(outcome)
         return outcome
 
@@ -182,6 +204,8 @@ class LloydStep:
         No centroid moved.
     last : bool
         The iteration ends with this step, at rest or not.
+    near_inertia : float or None
+        The inertia without rows far from their centroids; None where the geometry knows of none.
     """
 
     centroids: SharedArray
@@ -190,6 +214,7 @@ class LloydStep:
     n_unused: int
     at_rest: bool
     last: bool = False
+    near_inertia: float | None = None
 
 
 @dataclass(frozen=True)
@@ -218,12 +243,14 @@ class Update:
         # Rows that sit on their centroids cannot found a cluster; otherwise the slot waits for the next iteration.
         centroids[empty] = np.nan if exhausted else before[empty]
         at_rest = bool(np.array_equal(centroids.view(np.int32), np.ascontiguousarray(before).view(np.int32)))
+        near, scale = totals.near_inertia, self.geometry.distance_scale
         return LloydStep(
             self.array_store.put(self.name, centroids),
-            totals.inertia / self.geometry.distance_scale,
+            totals.inertia / scale,
             n_relocated,
             int(np.isnan(centroids[:, 0]).sum()),
             at_rest,
+            near_inertia=None if near is None else near / scale,
         )
 
     def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: PartialSums) -> tuple[int, bool]:
@@ -232,21 +259,20 @@ class Update:
         if not len(far):
             return 0, True
         order = np.argsort(far)
-        rows = np.empty((len(far), sums.shape[1]), np.float32)
+        rows = np.empty((len(far), self.rows.n_features), np.float32)
         rows[order] = self.rows.take(far[order])
         labels = np.full(len(far), -1, np.int32)
         CpuIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
         empty = np.flatnonzero(counts == 0)
         n_done = 0
         seen: set[bytes] = set()
-        for row, donor in zip(rows, labels, strict=True):
+        for row, donor, value in zip(rows, labels, self.geometry.units.whole(rows), strict=True):
             if n_done == len(empty):
                 break
             # A copy of a row that was just given away would make a second cluster in the same place.
             if counts[donor] < 2 or row.tobytes() in seen:
                 continue
             seen.add(row.tobytes())
-            value = np.rint(row.astype(np.float64) * self.geometry.scale).astype(np.int64)
             sums[donor] -= value
             counts[donor] -= 1
             sums[empty[n_done]], counts[empty[n_done]] = value, 1
@@ -256,12 +282,15 @@ class Update:
 
 def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry) -> NDArray[np.float32]:
     """Centroids from fixed-point sums: their means, zeros without rows, of unit length if the geometry is spherical."""
+    units = geometry.units
+    if units.is_split:
+        return (units.values(sums) / np.maximum(counts, 1)[:, None]).astype(np.float32)
     if geometry.spherical:
         centroids = sums / (np.maximum(counts, 1)[:, None] * geometry.scale)
         norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
         return (centroids / np.where(norms > 0, norms, 1.0)).astype(np.float32)
     out = np.empty(sums.shape, np.float32)
-    cpu_kernels.divide(sums, counts, geometry.scale, out)
+    cpu_kernels.divide(sums, counts, units.scale, out)
     return out
 
 
@@ -289,13 +318,15 @@ def iterate(
     on_iteration: Callable[[int, LloydStep], None] | None = None,
     history: tuple[float, ...] = (),
     relocated: int = 0,
+    near_inertia: float | None = None,
 ) -> Steps[LloydResult]:
     """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
     Parameters
     ----------
     tol : float
-        Stop when an iteration lowers the inertia by no more than this share of it.
+        Stop when an iteration lowers the inertia by no more than this share of it, and changes that of the rows that
+        are not far from their centroids by no more either: few far rows in one cluster can make up nearly all of it.
     weights : ndarray of int64, shape (n_rows,), optional
     hints : ndarray of int32, optional
         For each seeding cell of the same `run`, the centroid to try first.
@@ -307,6 +338,8 @@ def iterate(
         Inertia of iterations done before an interruption; `centroids` are then those they led to.
     relocated : int
         Clusters relocated in the last of those.
+    near_inertia : float, optional
+        That of the last of those, as `LloydStep` has it.
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
@@ -332,15 +365,23 @@ def iterate(
         inertia.append(step.inertia)
         n_relocated += step.n_relocated
         settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
+        settled = settled and _near_settled(near_inertia, step, tol)
         settled = settled and not step.n_relocated and not relocated_before
         last = step.at_rest or settled or iteration == max_iter
         if on_iteration is not None:
             on_iteration(iteration, replace(step, last=last))
         if last:
             break
-        relocated_before = step.n_relocated
+        relocated_before, near_inertia = step.n_relocated, step.near_inertia
     final = current.get()
     for shared in (previous, current, shared_weights, shared_hints):
         if shared is not None:
             shared.delete()
     return LloydResult(final, np.array(inertia), n_relocated)
+
+
+def _near_settled(before: float | None, step: LloydStep, tol: float) -> bool:
+    """Tell whether the inertia without far rows changes no more; it rises where far rows let go of a centroid."""
+    if step.near_inertia is None or step.near_inertia == step.inertia:
+        return True
+    return before is not None and abs(before - step.near_inertia) <= tol * before

@@ -74,6 +74,13 @@ def test_parts_are_the_cpus(both: Callable[..., tuple[Split, Split]], dtype: typ
     same(*both(*clusters(dtype=dtype), init=init))
 
 
+@pytest.mark.parametrize("init", ["coreset", "k-means++"])
+def test_parts_beside_far_rows_are_the_cpus(both: Callable[..., tuple[Split, Split]], init: str) -> None:
+    rows, indptr, members = clusters()
+    rows[members[[3, 60, 200]]] *= np.float32(1e13)
+    same(*both(rows, indptr, members, init=init, tol=1e-4))
+
+
 def test_parts_on_the_sphere_are_the_cpus(both: Callable[..., tuple[Split, Split]]) -> None:
     rows, indptr, members = clusters()
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)

@@ -11,7 +11,7 @@ import hkm_dask.kmeans.lloyd
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form
@@ -40,6 +40,25 @@ def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: ty
     on_cpu, on_device = twice(cuda, monkeypatch, compute)
     np.testing.assert_array_equal(on_device.centroids, on_cpu.centroids)
     np.testing.assert_array_equal(on_device.inertia, on_cpu.inertia)
+
+
+@pytest.mark.parametrize("value", [1e4, 1e15])
+def test_a_fit_beside_far_rows_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch, value: float) -> None:
+    rows = groups(260, 24)
+    rows[[3, 77, 200]] *= np.float32(value)
+    start = np.concatenate([rows[4:18], rows[[3, 77]].mean(0, keepdims=True)])
+
+    def compute() -> Any:
+        table = ArrayRows(rows)
+        with Runner(n_threads=1) as runner:
+            geometry = make_geometry(table, runner, n_clusters=15)
+            settings = Settings(15, max_iter=6, key=stream_key(3))
+            given = fit(table, settings, geometry=geometry, runner=runner, progress=Progress(start, (), 0))
+            return given, fit(table, settings, geometry=geometry, runner=runner)
+
+    for on_cpu, on_device in zip(*twice(cuda, monkeypatch, compute), strict=True):
+        np.testing.assert_array_equal(on_device.centroids, on_cpu.centroids)
+        np.testing.assert_array_equal(on_device.inertia, on_cpu.inertia)
 
 
 def test_empty_clusters_are_relocated_as_on_the_cpu(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:

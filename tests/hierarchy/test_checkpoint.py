@@ -19,9 +19,9 @@ def fit(seed: int) -> Fit:
     return Fit(rng.normal(size=(4, 3)).astype("f4"), rng.random(6), 2, 1.5)
 
 
-def moved(inertia: float, *, n_relocated: int = 0, last: bool = False) -> LloydStep:
+def moved(inertia: float, *, n_relocated: int = 0, last: bool = False, near: float | None = None) -> LloydStep:
     centroids = SharedArray(array=np.full((4, 3), inertia, np.float32))
-    return LloydStep(centroids, inertia, n_relocated, 0, False, last)
+    return LloydStep(centroids, inertia, n_relocated, 0, False, last, near)
 
 
 def assert_steps(steps: StepHistory, *expected: Fit) -> None:
@@ -90,6 +90,15 @@ def test_the_last_iteration_is_not_kept_or_one_more_would_follow(tmp_path: Path)
     progress = Checkpoints(tmp_path).interrupted(1, 0)
     assert progress is not None
     assert progress.inertia == (9.0,)
+
+
+def test_the_inertia_without_far_rows_comes_back(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path, every=0)
+    for near in (None, 0.1):
+        checkpoints.iteration(1, 0, moved(9.0, near=near))
+        progress = Checkpoints(tmp_path).interrupted(1, 0)
+        assert progress is not None
+        assert progress.near_inertia == near
 
 
 def test_written_now_and_then_only(tmp_path: Path) -> None:

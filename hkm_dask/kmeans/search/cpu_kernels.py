@@ -295,6 +295,19 @@ def accept_in_order(rows, drawn, current, chances, wanted, accepted):  # type: i
     return n_accepted
 
 
+@kernel("void(f4[:,::1], f8[::1])")
+def nearest_others(rows, squared):  # type: ignore[no-untyped-def]
+    """Write the squared distance of each row to the nearest one that is no copy of it; infinity where there is none."""
+    for i in range(rows.shape[0]):
+        squared[i] = np.inf
+    for i in range(rows.shape[0]):
+        for j in range(i):
+            distance = squared_distance(rows[i], rows[j])
+            if distance > 0.0:
+                squared[i] = min(squared[i], distance)
+                squared[j] = min(squared[j], distance)
+
+
 @kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
 def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
     """Means (n_clusters, n_features), in float32, from fixed-point sums; zeros where there is nothing to divide."""

@@ -1,4 +1,4 @@
-"""Exact sums of float64 values in fixed point: integers of any length, kept in pieces (limbs) of int64.
+"""Exact sums in fixed point: of float64 values, as integers of any length in pieces (limbs) of int64, and of rows.
 
 Integer addition is associative, so a sum does not depend on the order, on the tiles or on the device. One int64 would
 have to choose between values far apart; limbs hold all of them.
@@ -7,9 +7,11 @@ have to choose between values far apart; limbs hold all of them.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.jit import kernel
@@ -92,6 +94,73 @@ class FixedPointSum:
 
 
 _NO_WEIGHTS = np.empty(0, np.int64)
+#: Rows split into two columns a feature at once.
+_SPLIT_ROWS = 1 << 14
+
+
+@dataclass(frozen=True)
+class RowUnits:
+    """How rows are written as whole numbers, so that their sums are exact int64 and the same in any order.
+
+    A value is a whole number of units of ``1 / scale``. Where those are too coarse for most rows, because a few lie far
+    from all others, what rounding leaves is kept too, in units ``2**n_bits`` times as fine: `is_split`. Sums then have
+    two columns for each feature, all coarse ones first.
+
+    Examples
+    --------
+    >>> units = RowUnits(scale=0.25, n_bits=10, is_split=True)
+    >>> units.whole(np.float32([[9.5, 1024.0]]))
+    array([[ 2, 256, 384,   0]])
+    >>> units.values(units.whole(np.float32([[9.5, 1024.0]])))
+    array([[   9.5, 1024. ]])
+    """
+
+    scale: float
+    n_bits: int
+    is_split: bool = False
+
+    def n_columns(self, n_features: int) -> int:
+        """Columns of a sum of rows."""
+        return 2 * n_features if self.is_split else n_features
+
+    def add_rows(self, engine: Any, rows: Any, labels: Any, weights: Any, sums: Any, counts: Any) -> None:
+        """Add rows to the sums of their clusters, on an engine; see `cpu_kernels.add_rows`."""
+        if not self.is_split:
+            engine.add_rows(rows, labels, weights, self.scale, sums, counts)
+            return
+        for some in _slices(len(rows)):
+            engine.add_rows(self._split(rows[some]), labels[some], weights[some], 1.0, sums, counts)
+
+    def move_rows(self, engine: Any, rows: Any, before: Any, after: Any, weights: Any, sums: Any, counts: Any) -> None:
+        """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`."""
+        if not self.is_split:
+            engine.move_rows(rows, before, after, weights, self.scale, sums, counts)
+            return
+        for some in _slices(len(rows)):
+            engine.move_rows(self._split(rows[some]), before[some], after[some], weights[some], 1.0, sums, counts)
+
+    def whole(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
+        """Rows as they are added up, shape (n_rows, n_columns)."""
+        units = self._split(rows) if self.is_split else rows.astype(np.float64) * self.scale
+        return np.rint(units).astype(np.int64)
+
+    def values(self, sums: NDArray[np.int64]) -> NDArray[np.float64]:
+        """What sums (n_clusters, n_columns) come to, shape (n_clusters, n_features)."""
+        if not self.is_split:
+            return sums / self.scale
+        coarse, fine = np.split(sums, 2, axis=1)
+        return (coarse + fine * 2.0**-self.n_bits) / self.scale
+
+    def _split(self, rows: Any) -> Any:
+        """Coarse and fine units of float32 rows, as float32: their bits are those of the rows, so none is lost."""
+        xp = array_module(rows)
+        units = rows.astype(xp.float64) * self.scale
+        coarse = xp.rint(units)
+        return xp.concatenate([coarse, (units - coarse) * 2.0**self.n_bits], axis=1).astype(xp.float32)
+
+
+def _slices(n: int) -> list[slice]:
+    return [slice(low, low + _SPLIT_ROWS) for low in range(0, n, _SPLIT_ROWS)]
 
 
 @kernel("void(f8[::1], i8[::1], f8, f8, i8[::1])")

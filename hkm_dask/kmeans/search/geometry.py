@@ -1,8 +1,8 @@
 """The geometry rows are looked at in: where the origin lies, which directions come first, how sums are scaled.
 
 A geometry belongs to the input of a k-means and changes nothing but speed and rounding: labels are exact in any. What
-it takes from the rows, origin and scales, is robust to a few rows far from all others; rows so far that sums of rows
-would lose the others are refused.
+it takes from the rows, origin and scales, is robust to a few rows far from all others; rows so far that squares or
+sums would lose the others are refused.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.search.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.far_rows import rows_beyond
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum, RowUnits
 
 #: Rows the principal directions are taken from, and the places in the input they come from.
 _BASIS_ROWS, _SAMPLE_PLACES = 8192, 16
-#: Rows the spread is taken from.
-_SPREAD_ROWS = 1024
+#: Rows the spread is taken from; of those, the rows whose neighbors are looked for.
+_SPREAD_ROWS, _NEIGHBOR_ROWS = 1024, 128
 #: Below these sizes a pruned search cannot pay.
 MIN_FEATURES, MIN_CLUSTERS = 24, 64
 #: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
@@ -37,8 +38,14 @@ LARGEST_NORM = 2.0**62
 #: Times the spread the mean may lie from the median before it is no origin: float32 scores are then off by 2^-16 of
 #: the squared spread.
 _FAR_MEAN = 16.0
-#: Share of the spread up to which the rounding of sums may move a row.
-_COARSEST = 1.0 / 32.0
+#: Share of the spread that a unit of the sums may be at most.
+_COARSEST = 2.0**-20
+#: Times the spread from which a row is far: its cluster says nothing about the others.
+FAR = 64.0
+#: Times the distance between neighbors that the spread is at most: groups may be that much further apart than wide.
+_WIDEST = 2.0**16
+#: Share of the sampled rows whose neighbors may be closer than that.
+_CLOSE_SHARE = 0.1
 #: Bits of the squared spread that the sums of squared distances keep: 2^-20 of a distance 2^20 times as small as it.
 _DISTANCE_BITS = 60
 #: Norms that surpass the others by this factor neither set the radius nor the principal directions.
@@ -61,8 +68,8 @@ class Geometry:
     n_rows : int
         Rows (or their total weight) that may be summed.
     spread : float
-        Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample. 0 where it
-        is not known.
+        Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample, or less
+        where rows form groups very far from each other. 0 where it is not known.
     basis : SharedArray or None
         float32 (n_features, n_features), orthonormal columns in order of falling variance.
     basis_error : float
@@ -99,8 +106,32 @@ class Geometry:
         """
         if self.max_abs <= 0.0:
             return 1.0
-        # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
-        return 2.0 ** (min(61 - _log2_rows(self.n_rows), 50) - math.ceil(math.log2(self.max_abs)))
+        return 2.0 ** (_value_bits(self.n_rows) - math.ceil(math.log2(self.max_abs)))
+
+    @property
+    def units(self) -> RowUnits:
+        """How rows are summed: in units of `scale`, and in finer ones besides where few values are far too large.
+
+        Examples
+        --------
+        >>> [Geometry(np.zeros(2, np.float32), m, n_rows=1 << 20, spread=1.0).units.is_split for m in (9.0, 1e9)]
+        [False, True]
+        """
+        is_split = not self.spherical and 1.0 / self.scale > _COARSEST * self.spread > 0.0
+        return RowUnits(self.scale, _value_bits(self.n_rows), is_split)
+
+    @property
+    def far_distance(self) -> float:
+        """Squared distance beyond which a row is far from its centroid; infinity where no row can be.
+
+        Examples
+        --------
+        >>> [Geometry(np.zeros(2, np.float32), m, n_rows=9, spread=1.0).far_distance for m in (9.0, 1e9)]
+        [inf, 4096.0]
+        """
+        reach = FAR * self.spread
+        can_be = not self.spherical and 2.0 * self.max_abs * math.sqrt(len(self.origin)) > reach > 0.0
+        return reach * reach if can_be else math.inf
 
     @property
     def distance_scale(self) -> float:
@@ -160,12 +191,16 @@ class Geometry:
         Fixed point moves a coordinate by half a unit and float32 by no more again; unit rows have unit length to
         float32.
         """
-        apart = math.sqrt(2.0 * len(self.origin)) / self.scale + (2.0**-22 if self.spherical else 0.0)
+        units = self.units
+        finest = units.scale * 2.0**units.n_bits if units.is_split else units.scale
+        apart = math.sqrt(2.0 * len(self.origin)) / finest + (2.0**-22 if self.spherical else 0.0)
         return apart * apart
 
 
-def _log2_rows(n_rows: int) -> int:
-    return math.ceil(math.log2(max(n_rows, 2)))
+def _value_bits(n_rows: int) -> int:
+    """Bits of a value in units, such that sums of so many do not leave int64."""
+    # One bit below int64's 62 so that rounding up cannot pass it; 50 keeps a single value exact in float64.
+    return min(61 - math.ceil(math.log2(max(n_rows, 2))), 50)
 
 
 @dataclass(frozen=True)
@@ -254,9 +289,11 @@ def make_geometry(
         statistics = measure_rows(rows, runner)
         mean, max_abs = statistics.mean, statistics.max_abs
     start_max = 0.0 if start is None else float(np.abs(start).max(initial=0.0))
-    median, spread = _middle(rows)
+    median, spread, between = _middle(rows)
     if not spherical and np.linalg.norm(mean.astype(np.float64) - median) > _FAR_MEAN * spread > 0.0:
         mean = median
+    if not spherical:
+        spread = min(spread, _WIDEST * between)
     geometry = Geometry(
         mean, max(max_abs, start_max), total_weight or rows.n_rows, spherical=spherical, precision=precision,
         spread=spread,
@@ -264,7 +301,7 @@ def make_geometry(
     limit = _largest_value(geometry, sums=sums and not spherical)
     if not geometry.max_abs < limit:
         # A pool has such a row, the subset of it may have none.
-        geometry = replace(geometry, max_abs=max(_check_values(rows, limit), start_max))
+        geometry = replace(geometry, max_abs=max(_check_values(rows, runner, limit), start_max))
         if start_max >= limit:
             raise InputError(f"max_abs={start_max:g} in init should be < {limit:.3g}; start from other centroids")
     if rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
@@ -275,30 +312,22 @@ def make_geometry(
 def _largest_value(geometry: Geometry, *, sums: bool) -> float:
     """Value below which float32 holds squares and, where rows are summed, sums do not lose ordinary rows."""
     limit = LARGEST_NORM / math.sqrt(len(geometry.origin))
-    coarsest = _COARSEST * geometry.spread / math.sqrt(2.0 * len(geometry.origin))  # unit of the sums
+    coarsest = _COARSEST * geometry.spread
     if not sums or coarsest <= 0.0:
         return limit
-    at_most = math.floor(math.log2(coarsest)) + min(61 - _log2_rows(geometry.n_rows), 50)
-    return min(limit, 2.0**at_most)
+    return min(limit, 2.0 ** (math.floor(math.log2(coarsest)) + 2 * _value_bits(geometry.n_rows)))
 
 
-def _check_values(rows: Rows, limit: float) -> float:
-    """Refuse the first row with a value from `limit`, by its number; return the largest value where there is none."""
-    largest = 0.0
-    for low, high in itertools.pairwise(rows.bounds(8 << 20, 1).tolist()):
-        with np.errstate(over="ignore"):
-            values = np.abs(np.asarray(rows.read(low, high), dtype=np.float32)).max(axis=1)
-        beyond = np.flatnonzero(~(values < limit))
-        if len(beyond):
-            row, label = low + int(beyond[0]), rows.label
-            if isinstance(rows, SubsetRows):
-                row, label = int(rows.index[row]), rows.base.label
-            raise InputError(
-                f"max_abs={values[beyond[0]]:g} in row {row} of {label} should be < {limit:.3g}; leave that row out or "
-                "clip it, or, where all rows are as large, scale the embeddings down"
-            )
-        largest = max(largest, float(values.max(initial=0.0)))
-    return largest
+def _check_values(rows: Rows, runner: Runner, limit: float) -> float:
+    """Refuse rows with a value from `limit`, by their numbers; return the largest value where there are none."""
+    beyond = rows_beyond(rows, runner, limit)
+    if beyond.n_rows:
+        which = "that row" if beyond.n_rows == 1 else "those rows"
+        raise InputError(
+            f"max_abs={beyond.largest:g} in {beyond.names(rows)} should be < {limit:.3g}; leave {which} out or clip "
+            "what is larger, or, where all rows are as large, scale the embeddings down"
+        )
+    return beyond.largest
 
 
 def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
@@ -325,14 +354,27 @@ def _sample(rows: Rows, n: int) -> NDArray[np.float32]:
         return sample.astype(np.float32)
 
 
-def _middle(rows: Rows) -> tuple[NDArray[np.float32], float]:
-    """Median of every coordinate of a sample, and the median distance from there of the rows that are not there."""
+def _middle(rows: Rows) -> tuple[NDArray[np.float32], float, float]:
+    """Median of every coordinate of a sample, the median distance from there of the rows that are not there, and a
+    distance between neighbors; copies do not count.
+    """
     sample = _sample(rows, _SPREAD_ROWS)
     with np.errstate(over="ignore", invalid="ignore"):  # what float32 does not hold is refused later
         median = np.median(sample, axis=0)
         norms = np.linalg.norm(sample.astype(np.float64) - median, axis=1)
     norms = np.sort(norms[(norms > 0.0) & (norms < np.inf)])
-    return median, float(norms[(len(norms) - 1) // 2]) if len(norms) else 0.0
+    if not len(norms):
+        return median, 0.0, 0.0
+    return median, float(norms[(len(norms) - 1) // 2]), _distance_between(sample)
+
+
+def _distance_between(sample: NDArray[np.float32]) -> float:
+    """Distance to the nearest other row that few rows fall short of; infinity where all are copies."""
+    some = np.ascontiguousarray(sample[:: -(-len(sample) // _NEIGHBOR_ROWS)])
+    squared = np.empty(len(some))
+    cpu_kernels.nearest_others(some, squared)
+    squared = np.sort(squared[squared < np.inf])
+    return math.sqrt(squared[int(_CLOSE_SHARE * len(squared))]) if len(squared) else math.inf
 
 
 def _principal_directions(
@@ -341,8 +383,8 @@ def _principal_directions(
     """Principal directions of a sample, and a norm that few rows surpass."""
     centered = _sample(rows, _BASIS_ROWS) - origin
     norms = np.linalg.norm(centered, axis=1)
-    many, most = float(np.quantile(norms, 0.99)), float(np.quantile(norms, 0.999))
-    radius = 1.5 * (most if most <= _FAR_NORM * many else many)
+    shares = np.quantile(norms, [0.9, 0.99, 0.999]).tolist()
+    radius = 1.5 * next((low for low, high in itertools.pairwise(shares) if high > _FAR_NORM * low > 0.0), shares[-1])
     if norm_only:
         return None, radius
     centered = centered[norms <= _FAR_NORM * radius]

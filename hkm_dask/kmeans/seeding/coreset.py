@@ -46,6 +46,7 @@ _COARSE = 0.01
 #: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
 #: points; nothing is looked for where, about the mean, no point is this many times as far as most.
 _FAR, _FAR_SHARE, _SUSPECT = 64.0, 1.0 / 3.0, 4.0
+_NO_TABLE = np.empty((0, 0), np.float32)
 #: Rows of the table one task makes.
 _PAIR_ROWS = 256
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
@@ -104,16 +105,27 @@ def _walk(
     """The points chosen, and the weighted sum of D² that each choice left."""
     n_chosen = min(n_clusters, len(points))
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
-    centered, far = _centered(points)
 
     def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
         chosen, left = np.empty(n_chosen, np.int64), np.empty(n_chosen)
         n_steps = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
         return chosen[:n_steps], left[:n_steps]
 
-    no_table = np.empty((0, 0), np.float32)
+    walked = _walk_about_middle(walk, points, n_chosen, runner)
+    if len(walked[0]) < min(n_chosen, len(np.unique(points, axis=0))):
+        # About any middle, nothing is left of points close to each other where many others are very far from them.
+        directly = walk(_NO_TABLE, np.ascontiguousarray(points.T))
+        walked = max(walked, directly, key=lambda one: len(one[0]))
+    return walked
+
+
+def _walk_about_middle(
+    walk: Callable[[NDArray[np.float32], NDArray[np.float32]], _Walked], points: NDArray[np.float32], n_chosen: int,
+    runner: Runner | None,
+) -> _Walked:  # fmt: skip
+    centered, far = _centered(points)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
-        return walk(no_table, np.ascontiguousarray(centered.T, dtype=np.float32))
+        return walk(_NO_TABLE, np.ascontiguousarray(centered.T, dtype=np.float32))
     near = centered
     if len(far):
         near = centered.copy()
@@ -121,11 +133,11 @@ def _walk(
     squared = (near**2).sum(axis=1)
     largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
-        walked = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), no_table)
+        walked = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), _NO_TABLE)
         if len(walked[0]) == n_chosen:
             return walked
     # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
-    return walk(_with_far(_all_pairs(near, runner), centered, far), no_table)
+    return walk(_with_far(_all_pairs(near, runner), centered, far), _NO_TABLE)
 
 
 def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:

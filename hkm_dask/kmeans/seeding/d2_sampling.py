@@ -118,7 +118,10 @@ class UpdateAndSample:
         n_searched, assignment = engine.pop(part, "seeding", self.run) or (0, engine.unknown(part.stop - part.start))
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
         n_centers, n_features = int(firsts[-1]), part.rows.n_features
-        cells = (engine.zeros(n_centers, n_features), engine.zeros(n_centers)) if self.with_sums else None
+        units = self.geometry.units
+        cells = (
+            (engine.zeros(n_centers, units.n_columns(n_features)), engine.zeros(n_centers)) if self.with_sums else None
+        )
         search = engine.search(part, self.geometry, "seed", assignment)
         drawn: list[tuple[NDArray[Any], ...]] = [no_candidates(n_features)]
 
@@ -128,7 +131,7 @@ class UpdateAndSample:
 
         def draw(tile: RowTile) -> None:
             if cells is not None:
-                engine.add_rows(tile.rows, tile.labels, tile.weights, self.geometry.scale, *cells)
+                units.add_rows(engine, tile.rows, tile.labels, tile.weights, *cells)
             if self.horizon > 0:
                 drawn.append(self._arrivals(tile, engine))
 

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -175,15 +176,20 @@ def test_a_few_far_rows_do_not_set_the_radius(runner: Runner) -> None:
 @pytest.mark.parametrize("known", [False, True])
 def test_rows_that_sums_would_lose_others_to_are_named(known: bool, runner: Runner) -> None:
     rows = with_far_rows(1e15)
-    measured = {"mean": rows.mean(0, dtype=np.float64).astype(np.float32), "max_abs": 1e15} if known else {}
+    measured: dict[str, Any] = {"total_weight": 1 << 45}  # leaves few bits to a value
+    if known:
+        measured |= {"mean": rows.mean(0, dtype=np.float64).astype(np.float32), "max_abs": 1e15}
     with pytest.raises(InputError, match=r"max_abs=1e\+15 in row 17 of array should be < .*; leave that row out"):
-        make_geometry(ArrayRows(rows), runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+        make_geometry(ArrayRows(rows), runner, n_clusters=3, **measured)
     subset = SubsetRows(ArrayRows(rows), np.arange(5, 3000))
     with pytest.raises(InputError, match="in row 17 of array"):
-        make_geometry(subset, runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+        make_geometry(subset, runner, n_clusters=3, **measured)
     without = SubsetRows(ArrayRows(rows), np.delete(np.arange(3000), 17))
-    geometry = make_geometry(without, runner, n_clusters=3, **measured)  # type: ignore[arg-type]
+    geometry = make_geometry(without, runner, n_clusters=3, **measured)
     assert geometry.max_abs == np.abs(np.delete(rows, 17, axis=0)).max()
+    several = r"max_abs=1e\+15 in 7 rows \(17, 217, 417, 617, 817, …\) of array should be < .*; leave those rows out"
+    with pytest.raises(InputError, match=several):
+        make_geometry(ArrayRows(with_far_rows(1e15, n_far=7)), runner, n_clusters=3, total_weight=1 << 45)
     assert make_geometry(ArrayRows(rows), runner, n_clusters=3, sums=False).max_abs == np.float32(1e15)
 
 
@@ -194,7 +200,7 @@ def test_far_initial_centroids_are_refused(runner: Runner) -> None:
     assert make_geometry(rows, runner, n_clusters=2, start=start).max_abs == 1e4
     start[1] = 1e16
     with pytest.raises(InputError, match=r"max_abs=1e\+16 in init should be < "):
-        make_geometry(rows, runner, n_clusters=2, start=start)
+        make_geometry(rows, runner, n_clusters=2, start=start, total_weight=1 << 45)
 
 
 # -- directions -------------------------------------------------------------------------------------------------------

@@ -1,0 +1,43 @@
+"""Rows so far from all others that they will have clusters of their own: told before the work."""
+
+from __future__ import annotations
+
+import math
+
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.search.far_rows import rows_beyond
+from hkm_dask.kmeans.search.geometry import FAR, Geometry
+
+
+def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner: Runner) -> str | None:
+    """Name the rows that lie too far out to share a cluster with others; None where there are none.
+
+    Such a row has a value 64 times the spread (see `Geometry`) away from the middle, and so far that its squared
+    distance alone is more than all rows of a cluster have together, about ``n_rows / n_clusters`` times the squared
+    spread. Rows are passed over only where `Geometry.max_abs` says that there may be one.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> from hkm_dask.kmeans.search.geometry import make_geometry
+    >>> x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
+    >>> x[17, 1] = 1e6
+    >>> with Runner(n_threads=1) as runner:
+    ...     geometry = make_geometry(ArrayRows(x), runner, n_clusters=3)
+    ...     print(far_rows_warning(ArrayRows(x), geometry, n_clusters=3, runner=runner).split(":")[0])
+    row 17 of array lies too far out to share a cluster
+    """
+    reach = geometry.spread * max(FAR, math.sqrt(rows.n_rows / n_clusters))
+    within = float(abs(geometry.origin).max(initial=0.0)) + reach
+    if geometry.spherical or not reach or geometry.max_abs <= within:
+        return None
+    far = rows_beyond(rows, runner, reach, origin=geometry.origin)
+    if not far.n_rows:
+        return None
+    lie, them = ("lies", "it") if far.n_rows == 1 else ("lie", "them")
+    return (
+        f"{far.names(rows)} {lie} too far out to share a cluster: up to {far.largest:.3g} in one value, where "
+        f"most rows are {geometry.spread:.3g} from the middle; leave {them} out or clip {them}"
+    )

@@ -1,0 +1,66 @@
+"""Rows with values beyond a limit, found in one pass and named."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import iter_blocks
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.data.rows import Rows
+
+#: Rows a message names.
+_NAMED_ROWS = 5
+
+
+@dataclass(frozen=True)
+class RowsBeyond:
+    """Rows with values beyond a limit: the numbers of the first few, and how many; the largest value of any row."""
+
+    first: NDArray[np.int64]
+    n_rows: int
+    largest: float
+
+    def __add__(self, other: RowsBeyond) -> RowsBeyond:
+        first = np.sort(np.concatenate([self.first, other.first]))[:_NAMED_ROWS]
+        return RowsBeyond(first, self.n_rows + other.n_rows, max(self.largest, other.largest))
+
+    def names(self, rows: Rows) -> str:
+        """What to call them in messages: their numbers, in the table that a subset was taken from."""
+        first, label = self.first, rows.label
+        if isinstance(rows, SubsetRows):
+            first, label = rows.index[first], rows.base.label
+        if self.n_rows == 1:
+            return f"row {first[0]} of {label}"
+        more = ", …" if self.n_rows > len(first) else ""
+        return f"{self.n_rows} rows ({', '.join(map(str, first.tolist()))}{more}) of {label}"
+
+
+@dataclass(frozen=True)
+class _FindBeyond:
+    """Task: look for rows with a value as far from the origin as `limit`, or NaN."""
+
+    limit: float
+    origin: NDArray[np.float32] | None
+
+    def __call__(self, part: Part) -> RowsBeyond:
+        found = RowsBeyond(np.empty(0, np.int64), 0, 0.0)
+        for start, block in iter_blocks(part):
+            with np.errstate(over="ignore", invalid="ignore"):
+                values = np.asarray(block, dtype=np.float32)
+                values = np.abs(values if self.origin is None else values - self.origin).max(axis=1, initial=0.0)
+            beyond = np.flatnonzero(~(values < self.limit))
+            found += RowsBeyond(start + beyond[:_NAMED_ROWS], len(beyond), float(values.max(initial=0.0)))
+        return found
+
+
+def rows_beyond(rows: Rows, runner: Runner, limit: float, *, origin: NDArray[np.float32] | None = None) -> RowsBeyond:
+    """Find rows with a value as far from the origin as `limit`, in one pass."""
+    found: RowsBeyond = runner.map_reduce(
+        _FindBeyond(limit, origin), runner.split(rows, 1), combine=RowsBeyond.__add__, stage="measure"
+    )
+    return found
