@@ -19,7 +19,18 @@ MAX_VALUE_LENGTH = 4096
 
 
 class _Loader(yaml.SafeLoader):
-    """PyYAML's safe loader that refuses a key given twice, of which PyYAML silently keeps the last."""
+    """PyYAML's safe loader that refuses deep nesting as it goes, and a key given twice, of which it keeps the last."""
+
+    _depth = 0
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        """See `yaml.composer.Composer.compose_node`; ValueError where it lies too deep."""
+        self._depth += 1
+        if self._depth > MAX_DEPTH:
+            raise _too_deep(self.peek_event().start_mark)
+        node: yaml.Node | None = super().compose_node(parent, index)
+        self._depth -= 1
+        return node
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
@@ -78,8 +89,6 @@ def _load(text: str) -> Any:
             return None
         _check(node)
         return loader.construct_document(node)
-    except RecursionError:
-        raise ValueError(f"it is nested deeper than {MAX_DEPTH}") from None
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         # PyYAML's constructors trust the text of a tag, as in `!!int x`.
         raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
@@ -93,7 +102,7 @@ def _check(node: yaml.Node) -> None:
         if n_values > MAX_VALUES:
             raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
         if depth > MAX_DEPTH:
-            raise ValueError(f"it is nested deeper than {MAX_DEPTH}, in line {here.start_mark.line + 1}")
+            raise _too_deep(here.start_mark)
         if isinstance(here, yaml.ScalarNode):
             if len(here.value) > MAX_VALUE_LENGTH:
                 raise ValueError(
@@ -104,3 +113,7 @@ def _check(node: yaml.Node) -> None:
             waiting += [(part, depth + 1) for pair in here.value for part in pair]
         elif isinstance(here, yaml.SequenceNode):
             waiting += [(part, depth + 1) for part in here.value]
+
+
+def _too_deep(mark: yaml.Mark) -> ValueError:
+    return ValueError(f"it is nested deeper than {MAX_DEPTH}, in line {mark.line + 1}")

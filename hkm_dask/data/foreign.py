@@ -74,15 +74,28 @@ def _missing(folder: Path, array: zarr.Array, chunks: tuple[int, ...]) -> tuple[
     stored = set(_stored(folder, grid, encode))
     n_missing = math.prod(grid) - len(stored)
     if n_missing:
-        # Looked for in order: after as many steps as there are files at most.
-        place = next(place for place in itertools.product(*map(range, grid)) if place not in stored)
-        return n_missing, encode(place)
-    first = ""
+        # After as many steps as there are files at most.
+        first = next(place for place in (_place(number, grid) for number in itertools.count()) if place not in stored)
+        return n_missing, encode(first)
+    name = ""
     for place in sorted(stored) if array.shards else ():
         lost = _lost_in_shard(folder / encode(place), array, place)
         n_missing += lost
-        first = first or (f"in {encode(place)}" if lost else "")
-    return n_missing, first
+        name = name or (f"in {encode(place)}" if lost else "")
+    return n_missing, name
+
+
+def _place(number: int, grid: tuple[int, ...]) -> tuple[int, ...]:
+    """Place of a chunk in a grid of any size, by its number.
+
+    >>> [_place(number, (2, 3)) for number in (0, 2, 3)]
+    [(0, 0), (0, 2), (1, 0)]
+    """
+    place: list[int] = []
+    for size in reversed(grid):
+        number, here = divmod(number, size)
+        place.insert(0, here)
+    return tuple(place)
 
 
 def _stored(folder: Path, grid: tuple[int, ...], encode: Any) -> Iterator[tuple[int, ...]]:

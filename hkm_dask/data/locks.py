@@ -8,7 +8,7 @@ import os
 import socket
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from hkm_dask.data.files import careful, check_own
@@ -58,8 +58,9 @@ def _acquire(file: Path, target: Path) -> int:
             warnings.warn(f"{file.parent} knows no locks: start no second run on {target}", stacklevel=4)
         try:
             if os.fstat(fd).st_ino == file.stat().st_ino:
-                os.ftruncate(fd, 0)
-                os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
+                with suppress(OSError):  # on a full disk nobody is told who holds it
+                    os.ftruncate(fd, 0)
+                    os.pwrite(fd, f"pid {os.getpid()} on host {socket.gethostname()}\n".encode(), 0)
                 return fd
         except FileNotFoundError:
             pass

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import xarray as xr
@@ -164,7 +164,7 @@ def _write_parquet(path: Path, subset: _Subset) -> None:
 def _write_csv(path: Path, subset: _Subset) -> None:
     n_quoted = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        writer = csv.writer(_Records(file))
         writer.writerow(subset.columns(subset.rows[:0]))
         for rows in subset.blocks():
             columns = subset.columns(rows).values()
@@ -200,6 +200,16 @@ _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
 def _plain(values: np.ndarray) -> list[Any]:
     """Python values, a float in the fewest digits that give its own type back."""
     return [str(value) for value in values] if values.dtype.kind == "f" else values.tolist()
+
+
+class _Records:
+    """Ends records by a line feed; the writer still quotes a lone carriage return, as it ends them by both itself."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, record: str) -> int:
+        return self._file.write(record.removesuffix("\r\n") + "\n")
 
 
 def _quote_formulas(column: list[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -99,7 +100,7 @@ def _odd_json(draw: st.DrawFn, data: bytes) -> bytes:
         container, key = places[draw(st.integers(0, len(places) - 1))]
         kind = draw(st.sampled_from(("odd", "odd", "odd", "delete", "exchange", "wrap", "add")))
         if kind == "odd":
-            container[key] = draw(st.sampled_from(ODD))
+            container[key] = copy.deepcopy(draw(st.sampled_from(ODD)))
         elif kind == "delete":
             del container[key]
         elif kind == "exchange":
@@ -109,7 +110,7 @@ def _odd_json(draw: st.DrawFn, data: bytes) -> bytes:
             container[key] = [container[key]]
         elif isinstance(container, dict):
             name = draw(st.sampled_from(("attributes", "codecs", "x", "shape", "order", "")))
-            container[name] = draw(st.sampled_from(ODD))
+            container[name] = copy.deepcopy(draw(st.sampled_from(ODD)))
     return json.dumps(document).replace(json.dumps(DEEP), "[" * 20_000 + "]" * 20_000).encode()
 
 

@@ -361,3 +361,17 @@ def test_a_configuration_comes_back_from_json_and_yaml(
     path.write_text(config.to_yaml(), encoding="utf-8")
     assert Config.from_yaml(path) == config
     assert config.difference(Config.from_yaml(path)) == []
+
+
+@pytest.mark.parametrize(("text", "shown"), [("'1__0'", "'1__0'"), ("0x" + "f" * 4000, "a number of 16,000 bits")])
+def test_numbers_that_are_none_or_too_long_are_one_line(text: str, shown: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Config.from_flags([5], overrides=[f"seed={text}"])
+    (line,) = caught.value.problems
+    assert line.startswith(f"seed={shown} should be ")
+
+
+def test_a_hierarchy_has_levels_that_can_be_counted() -> None:
+    assert len(Config.from_flags([5] * 64).levels) == 64
+    with pytest.raises(InputError, match=r"^levels=65 levels should be at most 64; leave some out$"):
+        Config.from_flags([5] * 65)

@@ -33,6 +33,17 @@ def test_settings_come_as_they_are_written(tmp_path: Path) -> None:
             "n_clusters=(twice) should be given once; remove the one in line 3",
         ),
         ("seed: !!python/object:os.system 1", "should be valid YAML"),
+        ("? [a]\n: b", "should be valid YAML; line 1: a name should be plain text"),
+        ("seed: !!int x", "should be a configuration; invalid literal for int"),
+        ("seed: !!timestamp x", "should be a configuration; it has a value that YAML cannot make"),
+        ("seed: !!bool x", "should be a configuration; it has a value that YAML cannot make (KeyError: 'x')"),
+        ("seed: 2001-99-99", "should be a configuration; month must be in 1..12"),
+        ("a: &a [*a]", "should be a configuration; it is nested deeper than 20, in line 1"),
+        ("a:\n  " + "[" * 300, "should be a configuration; it is nested deeper than 20, in line 2"),
+        ("a: [" + "1," * 20_000 + "]", "should be a configuration; it has more than 20,000 values"),
+        ("a: &a [" + "1," * 200 + "]\nb: [" + "*a," * 200 + "]", "it has more than 20,000 values, aliases written out"),
+        ("a: " + "x" * 5000, "should be a configuration; the value in line 1 has 5,000 characters, more than 4,096"),
+        ("#" * 300_000, "should be a configuration; it has 300,001 bytes, more than 262,144"),
     ],
 )
 def test_files_that_are_no_configuration_are_refused(tmp_path: Path, text: str, message: str) -> None:
@@ -40,6 +51,11 @@ def test_files_that_are_no_configuration_are_refused(tmp_path: Path, text: str, 
         read_yaml(write(tmp_path, text + "\n"))
     (line,) = caught.value.problems
     assert message in line
+
+
+def test_aliases_of_a_level_are_written_out(tmp_path: Path) -> None:
+    text = "levels:\n  - &first {n_clusters: 5, tol: 0}\n  - {<<: *first, n_clusters: 2}\n"
+    assert read_yaml(write(tmp_path, text))["levels"] == [{"n_clusters": 5, "tol": 0}, {"n_clusters": 2, "tol": 0}]
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path: Path) -> None:

@@ -40,3 +40,12 @@ def test_as_many_ids_as_rows() -> None:
     ids.check_id_count(3, 3, "a.npy")
     with pytest.raises(InputError, match="n_ids=2 should be 3"):
         ids.check_id_count(2, 3, "a.npy")
+
+
+def test_halves_of_characters_and_other_objects_are_refused() -> None:
+    for piece in (np.array(["a", "b\ud800"], object), np.array(["\udfff"])):
+        with pytest.raises(InputError, match=r"ids: '.*ud.*' should be whole characters of Unicode; mend it"):
+            ids.plain_ids(piece, "ids")
+    for value in (None, 1.5, [1]):
+        with pytest.raises(InputError, match="ids: some ids are neither integers nor strings"):
+            ids.plain_ids(np.array(["a", value], object), "ids")

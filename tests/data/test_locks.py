@@ -82,3 +82,12 @@ def test_a_file_system_without_locks_warns(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(locks.fcntl, "flock", Flaky(lambda *args: None, 1, errno.ENOSYS))
     with pytest.warns(UserWarning, match="knows no locks"), lock(tmp_path / "a.zarr"):
         pass
+
+
+@pytest.mark.faults
+def test_a_full_disk_leaves_no_lock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "pwrite", Flaky(os.pwrite, 9, errno.ENOSPC))
+    with lock(tmp_path / "a.zarr"), pytest.raises(StoreError, match="is being written by another process"):
+        with lock(tmp_path / "a.zarr"):
+            pass
+    assert not list(tmp_path.iterdir())

@@ -1,5 +1,6 @@
 """Headers of `.npy` files are parsed without trusting them; files are written in pieces."""
 
+import contextlib
 import errno
 import io
 import os
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.data import npy, rows
@@ -24,8 +25,9 @@ def test_pickles_are_never_loaded(tmp_path: Path) -> None:
         rows.NpyRows(tmp_path / "a.npy")
 
 
-def header(text: str) -> bytes:
-    return npy.NPY_MAGIC + b"\x01\x00" + struct.pack("<H", len(text)) + text.encode()
+def header(text: str, version: bytes = b"\x01\x00", encoding: str = "utf-8") -> bytes:
+    data = text.encode(encoding)
+    return npy.NPY_MAGIC + version + struct.pack("<H" if version[0] == 1 else "<I", len(data)) + data
 
 
 @pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
@@ -77,6 +79,52 @@ def test_no_header_breaks_the_parser(cut: int, flips: list[tuple[int, int]]) -> 
     except InputError:
         return
     assert found.offset <= cut
+
+
+SOUND = "{'descr': '<f4', 'fortran_order': False, 'shape': (1, 1)}"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "data",
+    [
+        header(SOUND, b"\x01\x05"),
+        header(SOUND, b"\x03\x01"),
+        header(SOUND + " " * 10_000),
+        header(SOUND + " " * 10_000, b"\x02\x00"),
+        header(SOUND + "# \xff", b"\x03\x00", "latin-1"),
+        header(SOUND.replace("1)", "1L)"), b"\x03\x00"),
+    ],
+    ids=["minor version", "minor version of 3", "long", "long in version 2", "no UTF-8", "Python 2 in version 3"],
+)
+def test_what_numpy_refuses_is_refused(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.npy"
+    path.write_bytes(data + bytes(4))
+    with pytest.raises(ValueError):  # noqa: PT011 (NumPy has many words for it)
+        np.load(path, allow_pickle=False)
+    with pytest.raises(InputError):
+        rows.NpyRows(path)
+
+
+@pytest.mark.parametrize("version", [(1, 0), (2, 0), (3, 0)])
+def test_every_version_is_read(tmp_path: Path, version: tuple[int, int]) -> None:
+    (tmp_path / "a.npy").write_bytes(npy_bytes(values(), version))
+    np.testing.assert_array_equal(rows.NpyRows(tmp_path / "a.npy").read(0, N), values())
+
+
+@pytest.mark.filterwarnings("ignore:Reading `.npy` or `.npz` file required additional header parsing")
+@settings(max_examples=200)
+@given(
+    flips=st.lists(st.tuples(st.integers(0, 127), st.integers(0, 255)), min_size=1, max_size=3), version=st.booleans()
+)
+def test_nothing_is_read_that_numpy_would_not_read(flips: list[tuple[int, int]], version: bool) -> None:
+    data = bytearray(npy_bytes(values(), (3, 0) if version else (1, 0)))
+    for at, byte in flips:
+        data[at] = byte
+    with contextlib.suppress(InputError):
+        found = npy.read_npy_header(io.BytesIO(bytes(data)), "a", len(data))
+        theirs = np.load(io.BytesIO(bytes(data)), allow_pickle=False)
+        assert (theirs.shape, theirs.dtype) == (found.shape, found.dtype)
 
 
 # --- files written in pieces ------------------------------------------------------------------------------------------

@@ -195,3 +195,49 @@ def test_the_fingerprint_tells_a_change_of_any_file(folder: Path, tmp_path: Path
     (folder / "a.png").rename(folder / "aa.png")
     assert len({first, changed, open_images(folder).fingerprint, packed}) == 4
     assert open_images(pack(folder, tmp_path / "2.zip")).fingerprint != packed
+
+
+@pytest.mark.faults
+def test_pixels_are_counted_before_they_are_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save(tmp_path / "a.png", picture(0))
+    monkeypatch.setattr("hkm_dask.embedding.images.MAX_PIXELS", 62)
+    monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("it was decoded"))
+    with pytest.raises(
+        InputError, match=r"image=a.png should be readable, it is not \(it has 7 × 9 pixels, more than 62; "
+    ):
+        open_images(tmp_path).read(0, 1)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("packed", [False, True])
+def test_files_are_measured_before_they_are_read(tmp_path: Path, packed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hkm_dask.embedding.images.MAX_FILE_BYTES", 100)
+    save(tmp_path / "a.png", picture(0))
+    root = pack(tmp_path, tmp_path / "a.zip") if packed else tmp_path
+    with pytest.raises(
+        InputError, match=r"image=a.png should be readable, it is not \(it has \d+ bytes, more than 100\)"
+    ):
+        open_images(root).read(0, 1)
+    with pytest.raises(InputError, match="none of 1 images can be read"):
+        open_images(root, skip_unreadable=True)
+
+
+@pytest.mark.faults
+def test_members_of_a_zip_without_a_bound_are_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a.png", bytes_of(Image.fromarray(picture(0))))
+    with pytest.raises(InputError, match="it is packed, but not by deflate"):
+        open_images(tmp_path / "a.zip").read(0, 1)
+
+
+def test_nothing_is_run_to_decode_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(bytes_of(Image.fromarray(picture(0)), "EPS"))
+    with pytest.raises(InputError, match="cannot identify image file"):
+        open_images(tmp_path).read(0, 1)
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    save(tmp_path / "a.png", picture(0))
+    (tmp_path / "a.png").rename(tmp_path / "b\udcff.png")
+    with pytest.raises(InputError, match=r"'b.udcff.png' should be whole characters of Unicode; mend it"):
+        open_images(tmp_path)

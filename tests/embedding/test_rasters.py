@@ -92,3 +92,14 @@ def test_every_problem_is_told_at_once(scene: tuple[Path, NDArray], tmp_path: Pa
     assert "bounds=(0, 0, 1, 1) should be left out" in lines[0]
     assert "no.tif should be GeoTIFF, JPEG or PNG" in lines[1]
     assert "size=16 should be at most 5" in lines[2]
+
+
+@pytest.mark.faults
+def test_blocks_that_are_decoded_at_once_are_measured_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write_tiff(tmp_path / "a.tif", noise(3, 64, 64))
+    describe_raster(path, "a.tif")
+    monkeypatch.setattr("hkm_dask.embedding.rasters.MAX_BLOCK_BYTES", 3 * 16 * 32 - 1)
+    with pytest.raises(
+        InputError, match=r"a.tif: n_block_bytes=1536 should be at most 1535, decoded at once; gdal_tran"
+    ):
+        describe_raster(path, "a.tif")

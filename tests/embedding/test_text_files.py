@@ -81,3 +81,54 @@ def test_only_one_row_group_of_many_is_held(tmp_path: Path) -> None:
     found = open_texts(tmp_path / "a.parquet")
     assert [text for start in range(0, 700, 10) for text in found.read(start, start + 10)][699] == "text 699"
     assert len(found.files[0]._cached) <= 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [".txt", ".jsonl"])
+def test_a_line_without_an_end_is_refused(tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(text_files, "MAX_LINE_BYTES", 100)
+    monkeypatch.setattr(text_files.layout, "MIB", 10)
+    (tmp_path / f"a{suffix}").write_bytes(b'{"text": "a"}\n' + b"x" * 200 + b"\n")
+    with pytest.raises(
+        InputError, match=rf"a{suffix}: the line from byte 14 on should have at most 100 bytes; put each"
+    ):
+        open_texts(tmp_path / f"a{suffix}")
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ('{"n": ' + "[" * 100_000, "line 1 of .* should be a JSON object .it is nested too deeply.; mend it"),
+        ('{"n": 1, "text": "a\\ud800"}', r"line 1 of .*: 'a.ud800' should be whole characters of Unicode; mend it"),
+        (
+            '{"text": "a", "n": 9223372036854775808}',
+            r"id=9223372036854775808 should be within 64 bits; give the ids as texts",
+        ),
+        ('{"text": "a", "n": -' + "9" * 4000 + "}", r"id=-99999999999999999999999 should be within 64 bits"),
+        ('{"text": "a", "n": "\\ud800"}', r"'.ud800' should be whole characters of Unicode"),
+    ],
+)
+def test_lines_that_take_too_much_or_hold_no_text_are_refused(tmp_path: Path, line: str, message: str) -> None:
+    (tmp_path / "a.jsonl").write_text(line + "\n")
+    texts = open_texts(tmp_path / "a.jsonl", ids="n", skip_empty=True)
+    with pytest.raises(InputError, match=message) as caught:
+        (texts.read(0, 1), all_ids(texts))
+    assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.faults
+def test_ids_in_parquet_that_are_no_ids_are_refused(tmp_path: Path) -> None:
+    columns = {"list": [[1], [2]], "date": pa.array([0, 1], pa.date32()), "flag": [True, False], "part": [0.5, 1.5]}
+    pq.write_table(pa.table({"text": ["a", "b"], **columns}), tmp_path / "a.parquet")
+    for name in columns:
+        with pytest.raises(InputError, match=r"neither integers nor strings|should be integers or strings"):
+            all_ids(open_texts(tmp_path / "a.parquet", ids=name))
+
+
+@pytest.mark.faults
+def test_a_row_group_is_measured_before_it_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_parquet(tmp_path / "a.parquet", WORDS)
+    monkeypatch.setattr(text_files, "MAX_GROUP_BYTES", 50)
+    with pytest.raises(InputError, match=r"n_bytes=\d+ of row group 0 should be at most 50; write smaller row groups"):
+        open_texts(tmp_path / "a.parquet")

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import resource
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool import Pool
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import subscribe
 from hkm_dask.hierarchy import export
 from hkm_dask.hierarchy.export import check_target, write_subset
 from hkm_dask.ingestion.ingest import ingest
@@ -248,6 +250,34 @@ def test_ids_with_line_breaks_are_not_written_as_lines(tmp_path: Path) -> None:
     assert not list(tmp_path.glob("*out.txt*"))
     with write_subset(tmp_path / "out.csv", ROWS, tree).open(newline="", encoding="utf-8") as file:
         assert [row["id"] for row in csv.DictReader(file)] == ["0", "two\nlines", "two\nlines", "7", "19"]
+
+
+@pytest.mark.faults
+def test_no_text_of_a_csv_begins_like_a_formula(tmp_path: Path) -> None:
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=1", "'x", "", " =x", *map(str, range(10, N))]
+    tree = make_tree(tmp_path, make_pool(tmp_path, ids=texts))
+    told: list[str] = []
+    with subscribe(lambda event: told.append(event.fields.get("message", ""))):
+        out = write_subset(tmp_path / "out.csv", np.arange(N), tree)
+    with out.open(newline="", encoding="utf-8") as file:
+        written = [row["id"] for row in csv.DictReader(file)]
+    assert written == ["'" + text for text in texts[:6]] + texts[6:]
+    assert told == ["6 texts begin like a formula: they have a ' before them, which .parquet does without"]
+    assert pq.read_table(write_subset(tmp_path / "out.parquet", np.arange(N), tree))["id"].to_pylist() == texts
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv", ".txt"])
+def test_a_file_that_outgrows_its_limit_is_a_full_disk(tree: Path, tmp_path: Path, suffix: str) -> None:
+    rows = np.sort(np.random.default_rng(0).integers(0, N, 50_000))
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, before[1]))
+    try:
+        with pytest.raises(StoreError, match="the disk is full"):
+            write_subset(tmp_path / f"out{suffix}", rows, tree)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["pool.zarr", "tree.zarr"]
 
 
 @pytest.mark.faults

@@ -190,3 +190,47 @@ def test_a_damaged_store_is_an_error_not_a_guess(tmp_path: Path) -> None:
     shutil.rmtree(tree / "level_1" / "sizes" / "c")
     with pytest.raises(StoreError, match="sizes"):
         describe(tree)
+
+
+def test_nothing_of_a_store_is_obeyed_by_a_terminal(tmp_path: Path) -> None:
+    ingest(np.ones((4, 3), dtype="f4"), tmp_path / "pool\x1b[2J.zarr")
+    text = render(describe(tmp_path / "pool\x1b[2J.zarr"))
+    assert "pool\\x1b[2J.zarr: a pool, complete" in text
+    tree = make_tree(tmp_path / "tree.zarr", complete=False)
+    store.create_group(tree, {"pool": "a\x07b\nc", "software": "\x9b\u202e"})
+    assert all(line.isprintable() for line in render(describe(tree)).split("\n"))
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "attributes",
+    [
+        {"seconds": "long"},
+        {"seconds": {"a": 1}},
+        {"config": "{"},
+        {"config": "[" * 100_000},
+        {"config": [1]},
+        {"config": '{"levels": 5}'},
+        {"config": '{"levels": [[1]]}'},
+        {"config": '{"levels": [{"a": 1}, {"b": 1}]}'},
+        {"config": '{"seed": NaN}'},
+        {"config": '{"seed": Infinity}'},
+    ],
+)
+def test_odd_attributes_are_damage(tmp_path: Path, attributes: dict[str, Any]) -> None:
+    tree = make_tree(tmp_path / "tree.zarr", complete=False)
+    store.create_group(tree, attributes)
+    with pytest.raises(StoreError, match=r"tree.zarr is damaged \(.*\); make it again from its pool") as caught:
+        describe(tree)
+    assert len(str(caught.value).splitlines()) == 1
+
+
+def test_attributes_that_are_none_are_damage(tmp_path: Path) -> None:
+    for text in (
+        '{"attributes": [1]}',
+        '{"attributes": {"format": ["hkm_dask.pool"]}}',
+        '{"attributes": {"format": {}}}',
+    ):
+        (tmp_path / "zarr.json").write_text(text)
+        with pytest.raises(StoreError):
+            describe(tmp_path)
