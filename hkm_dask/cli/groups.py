@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import click
 
-from hkm_dask.cli.interrupts import Terminated, signals_unwind
+from hkm_dask.cli.interrupts import signals_unwind
 
 _ARGUMENTS = "hkm_dask.arguments"
 _DEBUG = "hkm_dask.debug"
@@ -41,7 +41,7 @@ class Commands(OrderedGroup):
                 return super().invoke(ctx)
         except KeyboardInterrupt as interruption:
             _tell_how_to_go_on(ctx)
-            ctx.exit(128 + (signal.SIGTERM if isinstance(interruption, Terminated) else signal.SIGINT))
+            ctx.exit(128 + getattr(interruption, "number", signal.SIGINT))
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except HkmError as error:

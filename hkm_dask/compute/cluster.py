@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
+import signal
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 CUDA_PRESETS = ("performance", "capacity")
 #: Share of the memory of a device that an RMM pool takes.
 _POOL_SHARE = 0.9
+_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 #: What a cluster on this machine is started with, whatever its workers compute on.
 _LOCAL: dict[str, Any] = {
     "threads_per_worker": 1,
@@ -30,6 +33,8 @@ _LOCAL: dict[str, Any] = {
     "dashboard_address": "127.0.0.1:0",
     "silence_logs": logging.CRITICAL,
 }
+#: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
+_WORKER_TTL = 30
 
 logger = logging.getLogger(__name__)
 
@@ -118,6 +123,8 @@ def connect(
     with ExitStack() as stack:
         if scheduler is None and not places:
             scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        if workers is not None or local_cuda:
+            stack.enter_context(_workers_come_back())
         if workers is not None:
             client = stack.enter_context(_local_cluster(workers, limit))
         elif local_cuda:
@@ -152,6 +159,17 @@ def places_asked_for(
     return places
 
 
+def _workers_come_back() -> AbstractContextManager[Any]:
+    """Have clusters on this machine start a worker again as often as it dies.
+
+    Else Dask gives up a worker that is away by chance so many seconds after it died once, though it only starts again.
+    """
+    import dask
+    import distributed  # noqa: F401  else its other settings would go with this one in the end
+
+    return dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"})
+
+
 @contextmanager
 def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
@@ -162,12 +180,34 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
         LocalCluster(
             n_workers=n_workers,
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
+            scheduler_kwargs={"worker_ttl": _worker_ttl()},
             **_LOCAL,
         ) as cluster,
         Client(cluster) as client,
     ):
         client.wait_for_workers(n_workers, timeout=60)
+        _let_workers_end_with(client)
         yield client
+
+
+def _worker_ttl() -> Any:
+    """Let a setting of Dask's own go first."""
+    import dask
+    from distributed.config import defaults
+
+    ttl = dask.config.get("distributed.scheduler.worker-ttl")
+    return _WORKER_TTL if ttl == defaults["distributed"]["scheduler"]["worker-ttl"] else ttl
+
+
+def _let_workers_end_with(client: Client) -> None:
+    """Have workers end with this process, those that start later too, which Dask's do unless they are frozen."""
+    with suppress(OSError):  # one has died since, and the scheduler tells the next
+        client.register_worker_callbacks(_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Run on a worker: have the kernel end this process with the one that started it."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 @contextmanager
@@ -186,6 +226,7 @@ def _local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Clien
             f"({type(error).__name__}: {error})"
         ) from error
     with cluster, Client(cluster) as client:
+        _let_workers_end_with(client)
         tell_workers(client, _cuda_environment(preset))
         yield client
 
@@ -248,7 +289,10 @@ def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) 
         )
     try:
         client = Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s")
-    except (OSError, ValueError) as error:
-        raise ComputeError(f"scheduler={address} should answer; start `dask scheduler` or mend the address") from error
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        remedy = "start `dask scheduler` or mend the address"
+        if "tls" in address or "encryption" in str(error):
+            remedy += ", and look at the settings distributed.comm.tls of Dask"
+        raise ComputeError(f"scheduler={address} should answer; {remedy} ({error})") from error
     with client:
         yield client

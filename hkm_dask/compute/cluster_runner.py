@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.device import agree_on_device
+from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import budget_within
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -64,6 +66,12 @@ class ClusterRunner(Runner):
         self.dashboard = client.dashboard_link or None
         self._owners: dict[int, str] = {}
         self._array_store: SharedArrayStore | None = None
+        self._watch = HeartbeatWatch(client)
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        self._watch.close()
+        super().close()
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
@@ -89,7 +97,8 @@ class ClusterRunner(Runner):
             folder = self.work_dir.resolve() / f"shared-{self._token}"
             folder.mkdir(parents=True, exist_ok=True)
             self._owned.append(folder)
-            blind = [w for w, sees in self.client.run(os.path.isdir, str(folder)).items() if not sees]
+            answers = self.client.run(os.path.isdir, str(folder), on_error="return")  # an error where one has died
+            blind = [worker for worker, sees in answers.items() if sees is False]
             if blind:
                 raise ComputeError(
                     f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
@@ -151,9 +160,9 @@ class ClusterRunner(Runner):
 
         Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
         """
-        return self._collect(partial(self._submit, task, items, stage), stage)
+        return self._collect(partial(self._submit, task, items, stage), items, stage)
 
-    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], stage: str) -> list[Any]:
+    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], items: Sequence[Any], stage: str) -> list[Any]:
         """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
 
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
@@ -161,7 +170,7 @@ class ClusterRunner(Runner):
         """
         from distributed import wait
 
-        with _explained(stage), self.client.as_current():
+        with _explained(stage, items), self.client.as_current():
             for _ in range(_ATTEMPTS):
                 workers = sorted(self._workers())
                 futures = submit(workers)
@@ -196,19 +205,29 @@ class ClusterRunner(Runner):
                 futures = [submit(reduce, combine, group, key=f"{name}-{i}") for i, group in enumerate(groups)]
             return [submit(run_task, finish, futures[0], key=self._name("update"))]
 
-        return self._collect(submit_all, stage)[0]
+        return self._collect(submit_all, items, stage)[0]
 
 
 @contextmanager
-def _explained(stage: str) -> Iterator[None]:
-    """Turn Dask's own failures into errors that name the stage and the remedy."""
+def _explained(stage: str, items: Sequence[Any]) -> Iterator[None]:
+    """Turn Dask's own failures into errors that name the stage, the rows and the remedy."""
     from distributed import CancelledError, KilledWorker, TimeoutError
 
     try:
         yield
     except KilledWorker as error:
-        raise ComputeError(f"{stage}: workers died each time they ran task {error.task}; {_WORKERS_DIED}") from error
+        what = f"task {error.task}{_rows_of(str(error.task), items, stage)}"
+        raise ComputeError(f"{stage}: workers died each time they ran {what}; {_WORKERS_DIED}") from error
     except (CancelledError, TimeoutError) as error:
         raise ComputeError(
             f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"
         ) from error
+
+
+def _rows_of(task: str, items: Sequence[Any], stage: str) -> str:
+    """Name the rows that a task was for, where its item is a part of some."""
+    index = task.rpartition("-")[2]
+    if not task.startswith(f"hkm-{stage}-") or not index.isdigit() or int(index) >= len(items):
+        return ""
+    item = items[int(index)]
+    return f" (rows {item.start}:{item.stop} of {item.rows.label})" if isinstance(item, Part) else ""

@@ -1,10 +1,12 @@
-"""Ctrl-C and SIGTERM unwind everything, and tell how to resume."""
+"""Ctrl-C, SIGTERM and SIGHUP unwind everything, and tell how to resume; a second one does not wait."""
 
+import fcntl
 import logging
 import os
 import signal
 import subprocess
 import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hkm_dask.data.locks import lock
 from hkm_dask.view import info
 from tests.cli.results import ROOT, Result
 
@@ -25,8 +28,19 @@ def logs_as_they_were() -> Iterator[None]:
         logger.setLevel(level)
 
 
-@pytest.mark.usefixtures("logs_as_they_were")
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
+
+
+@pytest.fixture
+def heeds_hangup() -> Iterator[None]:
+    """Whatever started pytest, such as nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("logs_as_they_were", "heeds_hangup")
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_an_interrupt_unwinds_and_tells_how_to_go_on(
     hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
 ) -> None:
@@ -40,24 +54,35 @@ def test_an_interrupt_unwinds_and_tells_how_to_go_on(
             unwound.append(True)
 
     monkeypatch.setattr(info, "describe", wait)
-    before = signal.getsignal(signal.SIGTERM)
+    before = [signal.getsignal(number) for number, _ in SIGNALS]
     result = hkm("info", "a store.zarr")
     assert result.code == code
     assert result.out == ""
     assert result.err.splitlines()[-1] == "  hkm info 'a store.zarr'"
     assert unwound == [True]
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+
+
+@pytest.mark.usefixtures("heeds_hangup")
+def test_under_nohup_a_hangup_is_not_heeded(hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    monkeypatch.setattr(info, "describe", lambda store: os.kill(os.getpid(), signal.SIGHUP) or {})
+    monkeypatch.setattr(info, "render", lambda facts: "went on")
+    assert hkm("info", "a store.zarr").out == "went on\n"
+
+
+#: A k-means that takes minutes.
+WORDS = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamples", "1000000", "--restart"]
 
 
 @pytest.fixture
-def running(pool: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `hkm cluster` on a k-means that takes minutes; return once it iterates."""
+def running(pool: Path, heeds_hangup: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
+    """Start `hkm cluster`; return once it iterates."""
     started = []
-    words = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamples", "1000000", "--restart"]
 
     def start(*more: str) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "hkm_dask", *words, *more],
+            [sys.executable, "-m", "hkm_dask", *WORDS, *more],
             cwd=pool.parent,
             env={**os.environ, "PYTHONPATH": str(ROOT)},
             stderr=subprocess.PIPE,
@@ -80,7 +105,7 @@ def running(pool: Path) -> Iterator[Callable[..., subprocess.Popen[str]]]:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("where", [[], ["--workers", "2"]])
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     running: Callable[..., subprocess.Popen[str]], where: list[str], number: signal.Signals, code: int
 ) -> None:
@@ -88,7 +113,7 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     children = psutil.Process(process.pid).children(recursive=True)
     assert bool(children) == bool(where)
     # As a terminal does it: to all processes of the group.
-    os.killpg(process.pid, number) if number == signal.SIGINT else process.send_signal(number)
+    process.send_signal(number) if number == signal.SIGTERM else os.killpg(process.pid, number)
     _, err = process.communicate(timeout=60)
     assert process.returncode == code
     assert "Traceback" not in err
@@ -97,6 +122,81 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     assert resume.startswith("python -m hkm_dask cluster pool.zarr tree.zarr --n-clusters 150")
     assert "--restart" not in resume
     assert psutil.wait_procs(children, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+@pytest.mark.usefixtures("heeds_hangup")
+def test_a_closed_terminal_ends_the_run_and_its_workers(pool: Path) -> None:
+    """What is printed on the way out has nowhere to go, which must not keep workers from being closed."""
+    terminal, end = os.openpty()
+    with subprocess.Popen(
+        [sys.executable, "-m", "hkm_dask", *WORDS, "--workers", "1"],
+        cwd=pool.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "TERM": "xterm"},
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    ) as process:
+        os.close(end)
+        shown = b""
+        while b"level 1 of 1" not in shown:
+            shown += os.read(terminal, 1000)
+        children = psutil.Process(process.pid).children(recursive=True)
+        os.close(terminal)
+        assert process.wait(timeout=60) == 128 + signal.SIGHUP
+    assert children
+    assert psutil.wait_procs(children, timeout=10)[1] == []
+    assert (pool.parent / "tree.zarr.wip").exists()
+    with lock(pool.parent / "tree.zarr"):
+        pass
+
+
+# A process with a child that is slow to end, both of which say so when they are there.
+SLOW = """
+import multiprocessing, signal, time
+from hkm_dask.cli.interrupts import children_deaf_to_ctrl_c, signals_unwind
+
+def child(ready):
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    ready.set()
+    time.sleep(600)
+
+if __name__ == "__main__":
+    with signals_unwind():
+        with children_deaf_to_ctrl_c():
+            context = multiprocessing.get_context("fork")
+            ready = context.Event()
+            process = context.Process(target=child, args=(ready,))
+            process.start()
+        ready.wait()
+        try:
+            print(process.pid, flush=True)
+            time.sleep(600)
+        finally:
+            print("unwinding", flush=True)
+            time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(first: signal.Signals) -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", SLOW], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        child = psutil.Process(int(process.stdout.readline()))
+        process.send_signal(first)
+        assert process.stdout.readline() == "unwinding\n"
+        process.send_signal(first)  # which a wrapper passed on
+        time.sleep(0.5)
+        assert process.poll() is None
+        process.send_signal(signal.SIGINT)
+        out, err = process.communicate(timeout=10)
+    assert (process.returncode, out, err) == (130, "", "")
+    assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
 @pytest.mark.faults

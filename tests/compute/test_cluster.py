@@ -1,8 +1,14 @@
 """Where work runs: each place opens, closes, and says what is wrong with it."""
 
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import dask
+import psutil
 import pytest
 
 from hkm_dask.compute.cluster import connect, runner_for
@@ -10,6 +16,8 @@ from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import budget_within
 from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
+
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def open_place(**options: Any) -> None:
@@ -64,12 +72,18 @@ def test_no_place_is_made_behind_the_callers_back() -> None:
 
 
 def test_a_cluster_listens_on_this_machine_only(workers: ClusterRunner) -> None:
-    addresses = [workers.client.scheduler.address, *workers.client.nthreads()]
-    assert len(addresses) == 3
-    assert all(address.startswith("tcp://127.0.0.1:") for address in addresses)
-    assert (workers.n_workers, workers.n_threads) == (2, 2)
+    """Every socket is looked at: what the dashboard says of itself is a link, and no more than that."""
+    processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
+    pids = {process.pid for process in processes}
+    sockets = [c for c in psutil.net_connections("inet") if c.pid in pids and c.status == psutil.CONN_LISTEN]
+    assert {socket.laddr.ip for socket in sockets} == {"127.0.0.1"}
+    ports = {socket.laddr.port for socket in sockets}
+    workers_info = workers.client.scheduler_info()["workers"]
+    addresses = [workers.client.scheduler.address, *workers_info, *(info["nanny"] for info in workers_info.values())]
+    assert len(addresses) == 5
     assert workers.dashboard is not None
-    assert workers.dashboard.startswith("http://127.0.0.1:")
+    assert ports >= {urlsplit(url).port for url in (*addresses, workers.dashboard)}
+    assert (workers.n_workers, workers.n_threads) == (2, 2)
     assert workers.memory_budget == budget_within(800 << 20)
 
 
@@ -93,3 +107,57 @@ def test_the_client_given_or_current_is_used(workers: ClusterRunner) -> None:
         with runner_for(client) as runner:
             assert isinstance(runner, ClusterRunner)
             assert runner.client is workers.client
+
+
+@pytest.fixture
+def certificate(tmp_path: Path) -> tuple[str, str]:
+    """A certificate that signs itself, and its key."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("needs openssl, to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    words = "req -x509 -newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -nodes -days 1 -subj /CN=localhost -keyout"
+    subprocess.run([openssl, *words.split(), key, "-out", cert], check=True, capture_output=True)
+    return str(cert), str(key)
+
+
+def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tuple[str, str]) -> None:
+    from distributed import LocalCluster
+    from distributed.security import Security
+
+    cert, key = certificate
+    of_all = {"tls_ca_file": cert, "require_encryption": True}
+    both = {f"tls_{role}_{name}": path for role in ("scheduler", "worker", "client") for name, path in
+            (("cert", cert), ("key", key))}  # fmt: skip
+    settings = {f"distributed.comm.tls.{name}": path for name, path in
+                (("ca-file", cert), ("client.cert", cert), ("client.key", key))}  # fmt: skip
+    with LocalCluster(
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, protocol="tls://",
+        security=Security(**of_all, **both),
+    ) as cluster:  # fmt: skip
+        address = cluster.scheduler_address
+        assert address.startswith("tls://127.0.0.1:")
+        with dask.config.set(settings), connect(scheduler=address) as runner:
+            assert runner.map(abs, [-1, -2], stage="test") == [1, 2]
+            assert all(worker.startswith("tls://") for worker in runner.client.nthreads())
+        with pytest.raises(ComputeError, match=r"scheduler=tls://.* should answer; .* settings distributed.comm.tls"):
+            open_place(scheduler=address)
+
+
+FROZEN = """
+import os, signal
+from hkm_dask.compute.cluster import connect
+
+with connect(workers=1, memory_limit="800MiB") as runner:
+    (pid,) = runner.client.run(os.getpid).values()
+    os.kill(pid, signal.SIGSTOP)
+    print(pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.faults
+def test_a_frozen_worker_does_not_outlive_a_killed_driver() -> None:
+    done = subprocess.run([sys.executable, "-c", FROZEN], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    worker = int(done.stdout)
+    assert psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=10)[1] == []

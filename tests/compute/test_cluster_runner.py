@@ -4,20 +4,24 @@ import os
 import pickle
 import signal
 import threading
+import time
 from dataclasses import replace
 from operator import methodcaller
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
-from hkm_dask.compute import cluster_runner
+from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import make_geometry
@@ -61,7 +65,9 @@ def test_a_folder_a_worker_does_not_see_is_refused(
     workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with ClusterRunner(workers.client, work_dir=tmp_path) as runner:
-        monkeypatch.setattr(workers.client, "run", lambda *args: {"tcp://near:1": True, "tcp://far:1": False})
+        monkeypatch.setattr(
+            workers.client, "run", lambda *args, **options: {"tcp://near:1": True, "tcp://far:1": False}
+        )
         with pytest.raises(ComputeError, match=r"should be seen by every worker, tcp://far:1 does not; put the output"):
             _ = runner.array_store
         monkeypatch.undo()
@@ -207,15 +213,20 @@ def test_a_worker_killed_between_passes_changes_nothing(workers: ClusterRunner, 
     assert result.inertia.tobytes() == expected.inertia.tobytes()
 
 
+def die(item: object) -> None:
+    """End this process, once it has come up: Dask gives up on one that dies before."""
+    time.sleep(1)
+    os._exit(137)
+
+
 @pytest.mark.faults
-def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner) -> None:
-    scheduler = workers.client.cluster.scheduler
-    n_allowed, scheduler.allowed_failures = scheduler.allowed_failures, 1
-    try:
-        with pytest.raises(ComputeError, match=r"assign: workers died each time they ran task hkm-assign-\S+; look at"):
-            workers.map_reduce(os._exit, [137], combine=max, stage="assign")
-    finally:
-        scheduler.allowed_failures = n_allowed
+@pytest.mark.timeout(120)
+def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers.client.cluster.scheduler, "allowed_failures", 1)
+    part = Part(ArrayRows(blobs(5, 2)), (2, 3, 5), 0)
+    task = r"assign: workers died each time they ran task hkm-assign-\S+ \(rows 2:5 of array\); look at"
+    with pytest.raises(ComputeError, match=task):
+        workers.map_reduce(die, [part], combine=max, stage="assign")
     workers.client.wait_for_workers(2, timeout=60)
     assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
 
@@ -251,3 +262,51 @@ def test_workers_that_all_die_again_and_again_are_told(
     monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
     with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
         map_while_all_die(workers, tmp_path / "all died")
+
+
+# -- workers that freeze ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_a_frozen_worker_is_named_and_its_work_done_by_others(
+    workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch, eager: None
+) -> None:
+    rows = blobs(1500, 3)
+    with Runner(2) as threads:
+        geometry = make_geometry(ArrayRows(rows), threads, n_clusters=40)
+        expected = iterate(ArrayRows(rows), rows[:40], geometry=geometry, runner=threads, max_iter=5, tol=0.0)
+    scheduler, frozen = workers.client.cluster.scheduler, dict[str, int]()
+    told: list[str] = []
+
+    def freeze(iteration: int, moved: LloydStep) -> None:
+        if iteration == 2:
+            address, pid = next(iter(workers.client.run(os.getpid).items()))
+            frozen[address] = pid
+            os.kill(pid, signal.SIGSTOP)
+
+    async def give_up(address: str) -> None:
+        """What would happen in half a minute."""
+        await scheduler.restart_workers([address], wait_for_workers=False, stimulus_id="worker-ttl")
+
+    def listen(event: Event) -> None:
+        told.extend([event.fields["message"]] if event.kind == "warning" else [])
+        for address in frozen.keys() & set(event.fields.get("message", "").split()):
+            workers.client.loop.add_callback(give_up, address)
+
+    monkeypatch.setattr(heartbeats, "_LOOK_EVERY", 0.4)
+    with ClusterRunner(workers.client) as runner, subscribe(listen):
+        placed = runner.place(ArrayRows(rows))
+        result = iterate(
+            placed, rows[:40], geometry=geometry, runner=runner, max_iter=5, tol=0.0, on_iteration=freeze
+        )  # fmt: skip
+    ((address, pid),) = frozen.items()
+    named = f"worker {address} (pid {pid}) has not answered for 2 s"
+    assert f"{named}; waiting up to 60 s, then its work goes to others" in told
+    assert not psutil.pid_exists(pid)
+    assert result.centroids.tobytes() == expected.centroids.tobytes()
+    assert result.inertia.tobytes() == expected.inertia.tobytes()
+
+
+def test_a_worker_is_given_up_after_half_a_minute_unless_dask_says_otherwise(workers: ClusterRunner) -> None:
+    assert workers.client.cluster.scheduler.worker_ttl == 30
