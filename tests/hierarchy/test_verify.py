@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import hkm_dask as hkm
+from hkm_dask.data import store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.verify import MAX_LINES, Verification
 from hkm_dask.errors import InputError, StoreError
@@ -140,6 +141,11 @@ BROKEN_TREES: dict[str, tuple[str, Change, str]] = {
         "chunk 0 (rows 0:50): rows should have a label, as there is no subset; not so in row 7",
     ),
     "a label of another cluster": ("level_1/labels", lambda v: put(7, (v[7] + 1) % 20)(v), "labels: row 7: label"),
+    "a label that is counted elsewhere": (
+        "level_1/labels",
+        lambda v: put(7, (v[7] + 1) % 20)(v),
+        ", by the labels; 2 clusters differ",
+    ),
     "a cluster left out above": (
         "level_2/labels",
         put(3, -1),
@@ -525,6 +531,22 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
 def test_files_that_are_damaged(tree: Path, damage: Callable[[Path], object], expected: str) -> None:
     damage(tree)
     assert any(expected in line for line in lines(hkm.verify(tree))), lines(hkm.verify(tree))
+
+
+def test_what_is_compared_with_nothing_is_read(pool: Path, tree: Path) -> None:
+    shutil.rmtree(tree / "level_1" / "sizes")
+    flip(tree / "level_2/members_2/c/0", 9)
+    assert "level_2/members_2: chunk 0 (rows 0:20) was altered on disk: its checksum does not match" in lines(
+        hkm.verify(tree)
+    )
+    store.create_array(pool, "place", shape=(N,), dtype="f8", chunks=(N,), dims=("sample",))
+    open_array(pool / "place").write(0, np.zeros(N))
+    set_attributes(pool, columns=["place"])
+    found = hkm.verify(pool)
+    assert (found.sound, found.checks["columns"]) == (True, "place")
+    flip(pool / "place/c/0", 9)
+    (line,) = lines(hkm.verify(pool))
+    assert line == "place: chunk 0 (rows 0:240) was altered on disk: its checksum does not match"
 
 
 def test_it_goes_on_after_a_problem_and_stops_telling_at_some_twenty(tmp_path: Path) -> None:
