@@ -27,6 +27,9 @@ STAGE = "check"
 _NAMED = 5
 #: Pixels of an image, told by its header before any is decoded: from here on Pillow warns of an attack.
 MAX_PIXELS = 89_478_485
+#: Scans of a progressive JPEG of so many pixels; in each all of them may be visited. Most have ten.
+MAX_SCANS = 20
+_JPEG_SCAN = b"\xff\xda"
 #: Bytes of an image file, as many as so many pixels take with 6 bytes each.
 MAX_FILE_BYTES = 512 * MIB
 #: Methods of a .zip that are bounded by the size it tells.
@@ -133,6 +136,9 @@ def decode(data: bytes) -> np.ndarray:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width} × {height} pixels, more than {MAX_PIXELS:,}; scale it down")
+        n_scans = data.count(_JPEG_SCAN) if image.format in ("JPEG", "MPO") else 1
+        if n_scans * width * height > MAX_SCANS * MAX_PIXELS:
+            raise ValueError(f"it has {n_scans} scans of {width} × {height} pixels; save it again")
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
             raise ValueError(f"its mode is {upright.mode}, whose range is not known")

@@ -18,11 +18,15 @@ from hkm_dask.data.layout import MIB
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.ingestion.formats import natural_key
-from hkm_dask.untrusted import reading
+from hkm_dask.untrusted import open_regular, reading
 
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder
 #: Bytes that a raster may have decoded at once, whatever its size.
 MAX_BLOCK_BYTES = 512 * MIB
+_DRIVERS = {
+    b"II*\0": "GTiff", b"MM\0*": "GTiff", b"II+\0": "GTiff", b"MM\0+": "GTiff",
+    b"\xff\xd8\xff": "JPEG", b"\x89PNG": "PNG",
+}  # fmt: skip
 _WGS84 = "EPSG:4326"
 _SCANS = (0xC2, 0xC6, 0xCA, 0xCE)  # JPEG markers of frames in several scans
 _FRAMES = (0xC0, 0xC1, 0xC3, 0xC5, 0xC7, 0xC9, 0xCB, 0xCD, 0xCF, *_SCANS)
@@ -168,8 +172,15 @@ def open_raster(path: Path) -> Any:
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)  # photographs have no coordinates, and need none
-        threads = {"num_threads": "all_cpus"} if path.suffix.lower() in (".tif", ".tiff") else {}
-        return rasterio.open(path, **threads)
+        suffix = path.suffix.lower()
+        with open_regular(path) as file:
+            start = file.read(4)
+        driver = next((name for magic, name in _DRIVERS.items() if start.startswith(magic)), None)
+        if driver is None and suffix in SUFFIXES:
+            # GDAL would go by what is in it, and some formats lead to other files, or to addresses.
+            raise OSError("its first bytes are of none of these")
+        threads = {"num_threads": "all_cpus"} if suffix in (".tif", ".tiff") else {}
+        return rasterio.open(path, driver=driver, **threads)
 
 
 def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:

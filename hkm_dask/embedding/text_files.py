@@ -8,6 +8,7 @@ import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import islice
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -133,7 +134,7 @@ class LineFile(TextFile):
         """See `TextFile.read`."""
         if first >= last:
             return []
-        return [self._text(number, line) for number, line in itertools.islice(self._lines_from(first), last - first)]
+        return [self._text(number, line) for number, line in islice(self._lines_from(first), last - first)]
 
     def _text(self, number: int, line: bytes) -> str:
         place = f"line {number} of {self.path}"
@@ -167,8 +168,8 @@ class LineFile(TextFile):
     def ids(self, column: str) -> Iterator[np.ndarray]:
         """See `TextFile.ids`."""
         lines = self._lines_from(0)
-        while piece := list(itertools.islice(lines, PIECE)):
-            values = [self._value(f"line {number} of {self.path}", line, column) for number, line in piece]
+        # The lines of a piece are never held together: they may be a thousand times as long as their ids.
+        while values := [self._value(f"line {n} of {self.path}", line, column) for n, line in islice(lines, PIECE)]:
             is_int = all(type(value) is int for value in values)
             if not is_int and not all(isinstance(value, str) for value in values):
                 raise InputError(f"ids={column!r} of {self.path} should be all integers or all texts; name another")
@@ -276,7 +277,7 @@ class ParquetFile(TextFile):
     def places(self) -> Iterator[int]:
         """See `TextFile.places`."""
         skipped = set(self.empty if self.skip_empty else ())
-        return itertools.islice((row for row in itertools.count() if row not in skipped), self.n_items)
+        return islice((row for row in itertools.count() if row not in skipped), self.n_items)
 
     def ids(self, column: str) -> Iterator[np.ndarray]:
         """See `TextFile.ids`."""

@@ -241,3 +241,14 @@ def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
     (tmp_path / "a.png").rename(tmp_path / "b\udcff.png")
     with pytest.raises(InputError, match=r"'b.udcff.png' should be whole characters of Unicode; mend it"):
         open_images(tmp_path)
+
+
+@pytest.mark.faults
+def test_scans_of_a_jpeg_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = bytes_of(Image.fromarray(picture(0, (64, 64))), "JPEG", progressive=True)
+    last = data.rindex(b"\xff\xda")
+    many = data[:-2] + data[last:-2] * 3000 + data[-2:]
+    monkeypatch.setattr("hkm_dask.embedding.images.MAX_PIXELS", 64 * 64)
+    assert decode(data).shape == (64, 64, 3)
+    with pytest.raises(ValueError, match=r"it has 30\d\d scans of 64 × 64 pixels; save it again"):
+        decode(many)

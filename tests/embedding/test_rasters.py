@@ -103,3 +103,16 @@ def test_blocks_that_are_decoded_at_once_are_measured_first(tmp_path: Path, monk
         InputError, match=r"a.tif: n_block_bytes=1536 should be at most 1535, decoded at once; gdal_tran"
     ):
         describe_raster(path, "a.tif")
+
+
+@pytest.mark.faults
+def test_a_file_is_what_its_suffix_says_and_leads_nowhere(tmp_path: Path) -> None:
+    secret = write_tiff(tmp_path / "secret.tif", noise(1, 32, 32))
+    text = (
+        '<VRTDataset rasterXSize="32" rasterYSize="32"><VRTRasterBand dataType="Byte" band="1"><SimpleSource>'
+        f"<SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand></SimpleSource></VRTRasterBand></VRTDataset>"
+    )
+    for name in ("a.tif", "a.png"):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(InputError, match=r"should be GeoTIFF, JPEG or PNG, it cannot be opened"):
+            describe_raster(tmp_path / name, name)
