@@ -329,6 +329,7 @@ def test_inertia_falls_but_for_relocations(seed: int, runner: Runner) -> None:
     moved: list[LloydStep] = []
     actual = run(rows, start, runner, on_iteration=lambda i, m: moved.append(m))
     assert actual.n_relocated > 0
+    assert moved[-1].at_rest
     for i in range(1, len(moved)):
         assert moved[i].inertia <= moved[i - 1].inertia * (1 + 1e-6) or moved[i - 1].n_relocated
     np.testing.assert_array_equal(actual.inertia, [m.inertia for m in moved])
