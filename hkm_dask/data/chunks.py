@@ -32,7 +32,7 @@ from hkm_dask.data.files import (
 from hkm_dask.data.foreign import open_foreign
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.untrusted import reading
+from hkm_dask.untrusted import open_regular, read_regular, reading
 
 #: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
@@ -252,7 +252,7 @@ class StoredArray:
         path, crc = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8)
 
         def read() -> int:
-            with path.open("rb", buffering=0) as file:
+            with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 read_into(file.fileno(), [crc], max(0, size - layout.CRC_BYTES))
                 return size
@@ -336,12 +336,12 @@ def open_array(path: str | os.PathLike[str]) -> StoredArray:
 @lru_cache(maxsize=64)
 def listed_checksums(array: StoredArray) -> np.ndarray:
     """Read the CRC-32C of the chunks a complete array must hold; StoreError where the list is of another."""
-    path = Path(array.path, CHECKSUMS_FILE)
+    path, n_bytes = Path(array.path, CHECKSUMS_FILE), layout.CRC_BYTES * array.spec.n_chunks
     try:
-        checksums = np.frombuffer(careful(path.read_bytes, f"reading {path}"), dtype="<u4")
+        checksums = np.frombuffer(careful(lambda: read_regular(path, n_bytes), f"reading {path}"), dtype="<u4")
     except (FileNotFoundError, ValueError):
         checksums = np.empty(0, dtype="<u4")
-    if layout.array_fingerprint(array.spec, checksums) != array.fingerprint:
+    if len(checksums) != array.spec.n_chunks or layout.array_fingerprint(array.spec, checksums) != array.fingerprint:
         raise StoreError(f"{path} is missing or of another array, which may have been replaced; {array.remedy()}")
     return checksums
 
@@ -374,7 +374,7 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
 
 def _fill(path: Path, buffers: list[np.ndarray]) -> int:
     """Read a file into buffers, one after the other, and return the length of the file."""
-    with path.open("rb", buffering=0) as file:
+    with open_regular(path) as file:
         size, n_read = os.fstat(file.fileno()).st_size, read_into(file.fileno(), buffers)
     return n_read if n_read < sum(buffer.nbytes for buffer in buffers) else size
 

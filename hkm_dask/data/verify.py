@@ -15,11 +15,13 @@ import psutil
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import CHECKSUMS_FILE, StoredArray, listed_checksums, open_array
 from hkm_dask.data.files import METADATA_FILE, PARTIAL_SUFFIX, read_json
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import StoreError, printable
+from hkm_dask.untrusted import read_regular
 
 #: Lines about one kind of problem in one place; the others are counted.
 MAX_LINES = 20
 _CONSOLIDATED = "consolidated_metadata"
+_LOCK_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Verification:
             lines += ["", "to mend it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]
         if self.notes:
             lines += ["", "to note"] + [f"  {note}" for note in self.notes]
-        return "\n".join([head, *lines])
+        return "\n".join(map(printable, [head, *lines]))
 
     def _remedy(self) -> str:
         return layout.remedy(f"hkm_dask.{self.kind}")
@@ -190,13 +192,10 @@ def _nodes(root: Path) -> list[str]:
 def _metadata(folder: Path, name: str, found: Verification) -> dict[str, Any] | None:
     """The metadata of a group or an array; None where they are damaged, which is told."""
     try:
-        metadata = read_json(folder / METADATA_FILE)
+        return read_json(folder / METADATA_FILE)
     except StoreError:
-        metadata = None
-    if metadata is not None and isinstance(metadata.get("attributes") or {}, dict):
-        return metadata
-    found.add(name, "metadata", f"its {METADATA_FILE} is damaged")
-    return None
+        found.add(name, "metadata", f"its {METADATA_FILE} is damaged")
+        return None
 
 
 def _copies(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -250,10 +249,8 @@ def leftovers(root: Path) -> list[str]:
 def _lock_note(file: Path) -> str | None:
     """Say what a lock file tells; a lock ends with the process that held it, whatever the file says."""
     try:
-        text = file.read_text(errors="replace")[:300].strip() if file.is_file() and not file.is_symlink() else None
-    except OSError:
-        return None
-    if text is None:
+        text = read_regular(file, _LOCK_BYTES).decode(errors="replace").strip()
+    except (OSError, ValueError):
         return None
     match = re.fullmatch(r"pid (\d+) on host (\S+)", text)
     if match and match[2] == os.uname().nodename and not psutil.pid_exists(int(match[1])):

@@ -400,6 +400,13 @@ def test_attributes_of_a_pool(pool: Path, attributes: dict[str, object], expecte
     assert any(line.startswith(expected) for line in lines(hkm.verify(pool))), lines(hkm.verify(pool))
 
 
+def test_what_a_store_says_reaches_no_terminal_as_it_is(tree: Path) -> None:
+    set_attributes(tree, seed="\x1b[31m", pool="\x1b[2J")
+    shutil.copytree(tree / "level_2", tree / "level_\x1b[2J")
+    set_attributes(tree)
+    assert "\x1b" not in str(hkm.verify(tree))
+
+
 def test_a_chunk_of_another_pool_is_found_and_so_is_all_of_another(pool: Path, tmp_path: Path) -> None:
     hkm.ingest(rows(seed=1), tmp_path / "other.zarr", chunk_mb=50 * D * 4 / 2**20)
     shutil.copy(tmp_path / "other.zarr/embeddings/c/1/0", pool / "embeddings/c/1/0")
@@ -454,6 +461,16 @@ def exchange(one: Path, other: Path) -> None:
     other.write_bytes(first)
 
 
+def pipe(path: Path) -> None:
+    path.unlink()
+    os.mkfifo(path)
+
+
+def folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def drop_digest(metadata: dict) -> None:
     del metadata["attributes"]["digest"]
 
@@ -488,6 +505,13 @@ FILES: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda t: shutil.copytree(t / "level_1/sizes", t / "level_1/more"),
         "level_1/more: the store's zarr.json does not list it; it was altered, or this was added",
     ),
+    "a pipe for a chunk": (lambda t: pipe(t / "level_1/labels/c/2"), "labels/c/2 failed: it is a pipe, not a file"),
+    "a folder for a chunk": (lambda t: folder(t / "level_1/labels/c/2"), "labels/c/2 failed: Is a directory"),
+    "a pipe for a list of checksums": (
+        lambda t: pipe(t / "level_1/labels/checksums"),
+        "level_1/labels: its list of checksums is missing or altered, its chunks may be of another",
+    ),
+    "a pipe for metadata": (lambda t: pipe(t / "level_1/labels/zarr.json"), "level_1/labels: its zarr.json is damaged"),
     "two chunks swapped": (
         lambda t: exchange(t / "level_1/labels/c/2", t / "level_1/labels/c/1"),
         "level_1/labels: chunk 2 (rows 100:150) is another chunk than was written here",
