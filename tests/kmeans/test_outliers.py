@@ -18,6 +18,7 @@ from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
+from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 
 #: Rows, features and clusters; k-means of the second are searched with a pruned index.
@@ -201,6 +202,25 @@ def test_rows_mostly_far_from_each_other(share: float) -> None:
     alone = KMeans(20, n_init=3, random_state=0).fit(rows[n_far:].astype("f8")).inertia_
     assert km.inertia_ == pytest.approx(true, rel=1e-6)
     assert 0 < true <= 1.1 * alone
+
+
+@pytest.mark.parametrize("value", [1e7, 1e15])
+def test_copies_are_told_from_rows_close_to_each_other_beside_a_far_one(value: float, runner: Runner) -> None:
+    rows, _ = with_far_rows("small", value, 1)
+    assert make_geometry(ArrayRows(rows), runner, n_clusters=30).resolution < 1e-8
+
+
+@pytest.mark.parametrize("value", [1e4, 1e7, 1e15])
+def test_a_far_centroid_does_not_make_all_others_be_measured(value: float, runner: Runner) -> None:
+    rows, is_ordinary = with_far_rows("small", value, 2)
+    centroids = np.concatenate([rows[is_ordinary][:200], rows[~is_ordinary]])
+    labels, distances = np.full(3000, -1, np.int32), np.full(3000, np.inf)
+    geometry = make_geometry(ArrayRows(rows), runner, n_clusters=202)
+    n_measured = CpuIndex(centroids, geometry).nearest(rows, labels, distances)
+    assert n_measured < 15 * len(rows)  # not 202
+    wide = centroids.astype(np.float64)
+    squared = np.stack([((row - wide) ** 2).sum(1) for row in rows.astype(np.float64)])
+    np.testing.assert_array_equal(labels, squared.argmin(1))
 
 
 # -- when to stop -----------------------------------------------------------------------------------------------------

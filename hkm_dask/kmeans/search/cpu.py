@@ -42,6 +42,8 @@ _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
 SWEEP_FEATURES = 3
 #: Coordinates after the head that the second bound takes.
 _REFINE = 96
+#: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
+_FAR_NORM, _FAR_SHARE = 256.0, 1.0 / 8.0
 _NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
 
 _thread = threading.local()
@@ -123,6 +125,8 @@ class CpuIndex:
             self._sort()
             return
         self._operand = operand = make_operand(self.centroids, geometry, self.n_refine)
+        if not n_head:
+            _leave_far_ones_out(operand)
         within = np.isfinite(operand.errors)
         self._largest = float(np.sqrt(operand.norms[within].max(initial=0.0))) * (1.0 + 1e-6)
         self._error = float(operand.errors[within].max(initial=0.0))
@@ -132,17 +136,18 @@ class CpuIndex:
     def _pack(self, chosen: NDArray[np.int64]) -> None:
         """Make the chosen centroids ready for the product."""
         form = self._operand
+        # A centroid that is not held is excluded by no score.
+        held = np.isfinite(form.errors[chosen])
+        norms = np.where(held, form.norms[chosen], -np.inf)
         if not self.n_head:
-            weights = form.matrix[chosen] * np.float32(-2.0)
-            weights[:, -1] = form.norms[chosen]
+            weights = form.matrix[chosen] * np.where(held, np.float32(-2.0), np.float32(0.0))[:, None]
+            weights[:, -1] = norms
             self._weights = np.ascontiguousarray(weights.T)
             return
         self._matrix, self._residual_norms = form.matrix[chosen], form.residual_norms[chosen]
         self._panels = int16_gemm.pack(form.matrix, self.n_head, chosen)
         width = int16_gemm.padded(len(chosen))
         self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
-        # A centroid that 16 bits do not hold is excluded by no score.
-        norms = np.where(np.isfinite(form.errors[chosen]), form.norms[chosen], -np.inf)
         self._constants[: len(chosen)] = norms
         self._slopes[: len(chosen)] = -2.0 * self._residual_norms[:, self.n_head // 16]
 
@@ -243,6 +248,14 @@ class CpuIndex:
                     np.float32(-2.0 * self.geometry.step**2), left // int16_gemm.PANEL, n_panels, scores,
                 )  # fmt: skip
             yield left, n_scores, scores
+
+
+def _leave_far_ones_out(centroids: Operand) -> None:
+    """Mark a few centroids far from all others as not held: their norms would make every bound of a score useless."""
+    median = float(np.median(centroids.norms)) if len(centroids.norms) else 0.0
+    far = centroids.norms > _FAR_NORM**2 * median
+    if median > 0.0 and far.mean() <= _FAR_SHARE:
+        centroids.errors[far] = np.inf
 
 
 def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:

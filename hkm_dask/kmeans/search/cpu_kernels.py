@@ -156,7 +156,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
                 j = start + lowest_bit(mask)
                 mask &= mask - np.uint64(1)
                 c = first + j
-                if numbers[c] == label:
+                if numbers[c] == label or score[j] > limit:  # which has come down since the mask was made
                     continue
                 n_passed += 1
                 if n_refine > n_head:
