@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -462,13 +463,18 @@ def test_a_pool_that_is_lost_on_the_way(tmp_path: Path, quiet: dict[str, np.ndar
     assert_same(arrays(Path(build_hierarchy(pool, tmp_path / "tree.zarr", CONFIG).encoding["source"])), quiet)
 
 
-def test_a_finished_level_that_was_damaged_since_is_told(tmp_path: Path, pool: Pool, elsewhere: Build) -> None:
+def test_a_finished_level_that_was_damaged_since_is_built_again(
+    tmp_path: Path, pool: Pool, quiet: dict[str, np.ndarray], elsewhere: Build
+) -> None:
     tree = tmp_path / "tree.zarr"
     assert elsewhere(tree, failpoint="marked:1")[0] == KILLED
     (tmp_path / "tree.zarr.wip" / "level_1" / "centroids" / "c" / "0" / "0").unlink()
-    with pytest.raises(StoreError, match=r"level_1/centroids: chunk 0 .* is missing; .*hkm cluster --restart"):
+    told: list[Event] = []
+    with subscribe(told.append):
         build_hierarchy(pool, tree, CONFIG)
-    assert build_hierarchy(pool, tree, CONFIG, restart=True).hkm.n_levels == 2
+    (warning,) = (event.fields["message"] for event in told if event.kind == "warning")
+    assert re.search(r"level_1/centroids: chunk 0 .* is missing; level 1 is built again", warning)
+    assert_same(arrays(tree), quiet)
 
 
 # --- no room ----------------------------------------------------------------------------------------------------------

@@ -228,7 +228,7 @@ class _Build:
                         open_array(file.parent).check()
                     finished.add(t)
             except StoreError as error:
-                emit("warning", message=f"{error}; level {t} is built again")
+                emit("warning", message=f"{str(error).rpartition('; ')[0]}; level {t} is built again")
         return finished
 
     def _plan(self) -> list[dict[str, Any]]:
