@@ -87,7 +87,8 @@ def verify(
     try:
         layout.check_marker(attributes, attributes["format"], root)
     except StoreError as error:
-        found.add("", "marker", str(error).rpartition("; ")[0].removeprefix(str(root)).strip(": "))
+        what, _, remedy = str(error).removeprefix(str(root)).strip(": ").rpartition("; ")
+        found.add("", "marker", what, remedy=remedy)
     else:
         _check_content(root, attributes, found, Path(pool) if pool is not None else None, sample, seed)
     found.notes += leftovers(root)

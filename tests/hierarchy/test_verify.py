@@ -342,6 +342,12 @@ def test_attributes_of_a_tree(tree: Path, attributes: dict[str, object], expecte
     assert any(expected in line for line in lines(hkm.verify(tree))), lines(hkm.verify(tree))
 
 
+def test_a_store_of_a_newer_version_is_not_to_be_made_again(tree: Path) -> None:
+    set_attributes(tree, format_version=99)
+    (problem,) = hkm.verify(tree).problems
+    assert problem.remedy == "read it with a newer hkm_dask"
+
+
 def test_levels_that_do_not_follow(tree: Path) -> None:
     shutil.copytree(tree / "level_2", tree / "level_3")
     set_attributes(tree)
