@@ -16,6 +16,8 @@ from hkm_dask.errors import HkmError, InputError, disk_full
 #: Bytes of a JSON document, and values in it: a value of two bytes takes a hundred in memory.
 MAX_JSON_BYTES = 64 * 2**20
 MAX_JSON_VALUES = 2**21
+#: How deeply values lie in each other: what can be parsed must not be too deep to be compared or written.
+MAX_JSON_DEPTH = 100
 _MAX_REASON = 200  # characters
 _KINDS = {
     stat.S_IFIFO: "a pipe", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device", stat.S_IFSOCK: "a socket",
@@ -60,7 +62,7 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
 
 
 def parse_json(data: bytes | str) -> Any:
-    """Parse JSON; ValueError where it is none, is nested too deeply, or holds more than `MAX_JSON_VALUES` values.
+    """Parse JSON; ValueError where it is none, deeper than `MAX_JSON_DEPTH`, or of more than `MAX_JSON_VALUES` values.
 
     >>> parse_json("[" * 100_000)
     Traceback (most recent call last):
@@ -70,9 +72,17 @@ def parse_json(data: bytes | str) -> Any:
     if sum(marks) > MAX_JSON_VALUES:
         raise ValueError(f"it holds up to {sum(marks):,} values, more than {MAX_JSON_VALUES:,}")
     try:
-        return json.loads(data)
+        parsed = json.loads(data)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+    waiting = [(parsed, 1)] if marks[1] + marks[2] > MAX_JSON_DEPTH else []
+    while waiting:
+        value, depth = waiting.pop()
+        if depth > MAX_JSON_DEPTH:
+            raise ValueError("it is nested too deeply")
+        inner = value.values() if isinstance(value, dict) else value
+        waiting += [(part, depth + 1) for part in inner if isinstance(part, dict | list)]
+    return parsed
 
 
 def reason(error: BaseException) -> str:

@@ -89,6 +89,8 @@ def test_a_small_file_is_read_whole_a_large_one_not_at_all(tmp_path: Path) -> No
     [
         ("[" * 10**6, "it is nested too deeply"),
         ('{"a":' * 10**6, "it is nested too deeply"),
+        ("[" * 101 + "]" * 101, "it is nested too deeply"),
+        ('{"a": [' * 60 + "]}" * 60, "it is nested too deeply"),
         ("[" + "0," * 3 * 10**6, "it holds up to 3,000,001 values"),
         ("9" * 5000, "Exceeds the limit"),
         ("{", "Expecting"),
@@ -98,6 +100,12 @@ def test_json_that_takes_too_much_is_no_json(text: str, message: str) -> None:
     for data in (text, text.encode()):
         with pytest.raises(ValueError, match=message):
             parse_json(data)
+
+
+def test_json_may_be_wide_and_not_so_deep() -> None:
+    assert parse_json("[" * 100 + "]" * 100)
+    assert parse_json('[{"a": [1]}' + ", {}, []" * 500 + "]")[0] == {"a": [1]}
+    assert [parse_json(text) for text in ("1", "null", '"[["')] == [1, None, "[["]
 
 
 def test_whatever_a_library_raises_is_one_line_of_ours() -> None:

@@ -16,6 +16,7 @@ from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import read_complete
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.untrusted import reading
 
 
 def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
@@ -50,10 +51,11 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
         remedy = unfinished if wip.exists() else "make it with `hkm cluster`"
         raise StoreError(f"{folder} is missing; {remedy}")
     read_complete(folder, layout.TREE_FORMAT)
-    tree = xr.open_datatree(folder, engine="zarr", chunks={})
-    for level, node in tree.children.items():
-        for name, values in node.data_vars.items():
-            node[str(name)] = values.copy(data=_checked(folder / level / str(name), values.chunks))
+    with reading(f"{folder} is damaged", layout.remedy(layout.TREE_FORMAT), StoreError):
+        tree = xr.open_datatree(folder, engine="zarr", chunks={})
+        for level, node in tree.children.items():
+            for name, values in node.data_vars.items():
+                node[str(name)] = values.copy(data=_checked(folder / level / str(name), values.chunks))
     return tree
 
 

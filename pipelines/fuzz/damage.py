@@ -10,11 +10,12 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-DEEP = "\x00deep\x00"  # stands for lists within lists, deeper than anything can be written by recursion
+DEEP, DEEPER = "\x00deep\x00", "\x00deeper\x00"  # stand for lists within lists, which recursion could not write
 ODD: tuple[Any, ...] = (
     None, True, False, 0, -1, 1, 3, 255, 2**31, 2**53 + 1, 2**63, 2**64, -(2**70), 10**30, 0.5, -0.0, 1e308,
     float("inf"), float("nan"), "", "0", "\x1b[2J", "../../x", "a" * 500, "\ud800", "float32", "<f4", "|O", "NaN",
     "bytes", "zstd", "blosc", [], {}, [[]], [None], [-1, 4], [2**40, 4], [4, 2**40], {"name": "x"}, {"name": 3}, DEEP,
+    DEEPER,
 )  # fmt: skip
 TOKENS = tuple(
     token.encode() if isinstance(token, str) else token
@@ -111,7 +112,10 @@ def _odd_json(draw: st.DrawFn, data: bytes) -> bytes:
         elif isinstance(container, dict):
             name = draw(st.sampled_from(("attributes", "codecs", "x", "shape", "order", "")))
             container[name] = copy.deepcopy(draw(st.sampled_from(ODD)))
-    return json.dumps(document).replace(json.dumps(DEEP), "[" * 20_000 + "]" * 20_000).encode()
+    text = json.dumps(document)
+    for mark, depth in ((DEEP, 500), (DEEPER, 20_000)):
+        text = text.replace(json.dumps(mark), "[" * depth + "]" * depth)
+    return text.encode()
 
 
 @st.composite

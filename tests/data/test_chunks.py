@@ -1,5 +1,6 @@
 """Chunks are read and written whole, and damage to any of them is found."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -176,3 +177,19 @@ def test_the_remedy_fits_the_store(tmp_path: Path) -> None:
         array.chunk_path(0).unlink()
         with pytest.raises(StoreError, match=remedy):
             array.read(0, 1)
+
+
+@pytest.mark.faults
+def test_a_list_of_checksums_has_one_for_every_chunk(tmp_path: Path) -> None:
+    store.create_group(tmp_path / "g")
+    make(tmp_path / "g", table(), 4)
+    store.mark_complete(tmp_path / "g")
+    folder = tmp_path / "g" / "a"
+    metadata = json.loads((folder / "zarr.json").read_text())
+    for listed in (b"", (folder / "checksums").read_bytes()[:8]):
+        (folder / "checksums").write_bytes(listed)
+        spec = open_array(folder).spec
+        metadata["attributes"]["fingerprint"] = layout.array_fingerprint(spec, np.frombuffer(listed, "<u4"))
+        (folder / "zarr.json").write_text(json.dumps(metadata))
+        with pytest.raises(StoreError, match="checksums is missing or of another array"):
+            open_array(folder).read(0, 10)

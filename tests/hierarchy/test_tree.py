@@ -1,3 +1,4 @@
+import json
 import shutil
 import warnings
 from collections.abc import Callable
@@ -9,6 +10,7 @@ import xarray as xr
 
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
+from hkm_dask.data.chunks import open_array
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
@@ -229,3 +231,24 @@ def test_a_damaged_chunk_of_the_tree_is_no_answer(tmp_path: Path, built: Path, d
         chunk.write_bytes(content)
     with pytest.raises(StoreError, match=r"level_1/labels: chunk 0 .*hkm cluster --restart"):
         open_hierarchy(copy).hkm.path(20)
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    "odd", [{"node_type": ["array"]}, {"shape": [[3]]}, {"codecs": None}, {"data_type": "\x1b[2J"}]
+)
+def test_metadata_that_no_reader_understands_is_damage(tmp_path: Path, odd: dict) -> None:
+    root = tmp_path / "a.zarr"
+    store.create_group(root, {"format": layout.TREE_FORMAT, "format_version": layout.FORMAT_VERSION})
+    store.create_group(root / "level_1")
+    store.create_array(root / "level_1", "sizes", shape=(3,), dtype="i8", chunks=(3,), dims=("cluster_1",))
+    open_array(root / "level_1" / "sizes").write(0, np.arange(3))
+    store.mark_complete(root)
+    array, group = (json.loads((folder / "zarr.json").read_text()) for folder in (root / "level_1" / "sizes", root))
+    copies = group["consolidated_metadata"]["metadata"]
+    copies["level_1/sizes"] = {**array, **odd}
+    (root / "level_1" / "sizes" / "zarr.json").write_text(json.dumps(copies["level_1/sizes"]))
+    group["attributes"]["digest"] = layout.metadata_digest(group["attributes"], copies)
+    (root / "zarr.json").write_text(json.dumps(group))
+    with pytest.raises(StoreError, match=r"a.zarr is damaged \(.*\); make it again from its pool"):
+        open_hierarchy(root)
