@@ -85,7 +85,10 @@ def test_gpu_extras_alone_may_pin_dask_cuda() -> None:
 
 def test_the_readme_begins_with_the_two_commands() -> None:
     _, text = blocks(ROOT / "README.md")[0]
-    assert text.splitlines() == ["pip install -e . && hkm demo", "pip install -e '.[test]' && pytest"]
+    assert text.splitlines() == [
+        "pip install -e . && hkm demo",
+        "pip install -e '.[test]' && pytest -n logical --dist loadfile",
+    ]
     assert {"demo", "ingest", "cluster", "sample", "info"} <= {line[0] for page, line in LINES if page == "README.md"}
 
 

@@ -1,7 +1,6 @@
 """Ctrl-C, SIGTERM and SIGHUP unwind everything, and tell how to resume; a second one does not wait."""
 
 import fcntl
-import logging
 import os
 import signal
 import subprocess
@@ -15,60 +14,61 @@ import psutil
 import pytest
 
 from hkm_dask.data.locks import lock
-from hkm_dask.view import info
-from tests.cli.results import ROOT, Result
-
-
-@pytest.fixture
-def logs_as_they_were() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in ("asyncio", "distributed")]
-    levels = [logger.level for logger in loggers]
-    yield
-    for logger, level in zip(loggers, levels, strict=True):
-        logger.setLevel(level)
-
+from tests.cli.results import ROOT
 
 SIGNALS = [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)]
 
 
+#: Gives the command line a store to describe at which the process gets a signal.
+SCRIPT = """
+import os, signal, sys, time
+from hkm_dask import cli
+from hkm_dask.view import info
+
+def describe(store):
+    try:
+        os.kill(os.getpid(), {number})
+        time.sleep({seconds})
+        return {{}}
+    finally:
+        print("left")
+
+signal.signal(signal.SIGHUP, signal.{hangup})
+info.describe, info.render = describe, lambda facts: "went on"
+before = [signal.getsignal(number) for number in (1, 2, 15)]
+try:
+    cli.main(["info", "a store.zarr"], prog_name="hkm")
+finally:
+    assert before == [signal.getsignal(number) for number in (1, 2, 15)]
+"""
+
+
 @pytest.fixture
-def heeds_hangup() -> Iterator[None]:
-    """Whatever started pytest, such as nohup."""
-    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, before)
+def signaled(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Return what runs the script in a process of its own: pytest may itself run within a string of another."""
+
+    def run(number: signal.Signals, seconds: float, hangup: str) -> subprocess.CompletedProcess[str]:
+        (tmp_path / "script.py").write_text(SCRIPT.format(number=int(number), seconds=seconds, hangup=hangup))
+        words = [sys.executable, str(tmp_path / "script.py")]
+        env = {**os.environ, "PYTHONPATH": str(ROOT)}
+        return subprocess.run(words, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    return run
 
 
-@pytest.mark.usefixtures("logs_as_they_were", "heeds_hangup")
 @pytest.mark.parametrize(("number", "code"), SIGNALS)
 def test_an_interrupt_unwinds_and_tells_how_to_go_on(
-    hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch, number: signal.Signals, code: int
+    signaled: Callable[..., subprocess.CompletedProcess[str]], number: signal.Signals, code: int
 ) -> None:
-    unwound = []
-
-    def wait(store: Path) -> None:
-        try:
-            os.kill(os.getpid(), number)
-            time.sleep(10)
-        finally:
-            unwound.append(True)
-
-    monkeypatch.setattr(info, "describe", wait)
-    before = [signal.getsignal(number) for number, _ in SIGNALS]
-    result = hkm("info", "a store.zarr")
-    assert result.code == code
-    assert result.out == ""
-    assert result.err.splitlines()[-1] == "  hkm info 'a store.zarr'"
-    assert unwound == [True]
-    assert [signal.getsignal(number) for number, _ in SIGNALS] == before
+    done = signaled(number, 10, "SIG_DFL")
+    assert (done.returncode, done.stdout) == (code, "left\n")
+    assert done.stderr.splitlines()[-1] == "  hkm info 'a store.zarr'"
+    assert "Traceback" not in done.stderr
 
 
-@pytest.mark.usefixtures("heeds_hangup")
-def test_under_nohup_a_hangup_is_not_heeded(hkm: Callable[..., Result], monkeypatch: pytest.MonkeyPatch) -> None:
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    monkeypatch.setattr(info, "describe", lambda store: os.kill(os.getpid(), signal.SIGHUP) or {})
-    monkeypatch.setattr(info, "render", lambda facts: "went on")
-    assert hkm("info", "a store.zarr").out == "went on\n"
+def test_under_nohup_a_hangup_is_not_heeded(signaled: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+    done = signaled(signal.SIGHUP, 0, "SIG_IGN")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "left\nwent on\n", "")
 
 
 #: A k-means that takes minutes.
