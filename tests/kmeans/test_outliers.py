@@ -151,6 +151,22 @@ def test_rows_of_any_type(dtype: str, value: float, expected: Expected) -> None:
     assert own <= 1.02 * expected("small", value, 10)[1]
 
 
+@pytest.mark.parametrize("value", [1e4, 1e12, 1e15])
+def test_weights_stand_for_copies_beside_far_rows(value: float) -> None:
+    rows, is_ordinary = with_far_rows("small", value, 10)
+    weights = np.random.default_rng(8).integers(1, 5, len(rows))
+    start = start_with_shared_far_cluster(rows, is_ordinary)
+    weighted = hkm.KMeans(13, init=start).fit(rows, sample_weight=weights)
+    copies = hkm.KMeans(13, init=start).fit(np.repeat(rows, weights, axis=0))
+    np.testing.assert_array_equal(weighted.labels_, copies.labels_[np.cumsum(weights) - 1])
+    assert (weighted.n_iter_, weighted.inertia_) == (copies.n_iter_, pytest.approx(copies.inertia_, rel=1e-12))
+    true = sum(
+        inertia(rows[weights >= w], weighted.cluster_centers_, weighted.labels_[weights >= w]) for w in range(1, 5)
+    )
+    assert weighted.inertia_ == pytest.approx(true, rel=1e-6)
+    assert -weighted.score(rows, sample_weight=weights) == pytest.approx(true, rel=1e-6)
+
+
 # -- what far rows would drown ----------------------------------------------------------------------------------------
 
 

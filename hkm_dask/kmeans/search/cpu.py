@@ -42,6 +42,8 @@ _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
 SWEEP_FEATURES = 3
 #: Coordinates after the head that the second bound takes.
 _REFINE = 96
+#: A score below every limit, and finite, since products of infinities trouble BLAS.
+_LOWEST = -(2.0**127)
 #: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
 _FAR_NORM, _FAR_SHARE = 256.0, 1.0 / 8.0
 _NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
@@ -138,7 +140,7 @@ class CpuIndex:
         form = self._operand
         # A centroid that is not held is excluded by no score.
         held = np.isfinite(form.errors[chosen])
-        norms = np.where(held, form.norms[chosen], -np.inf)
+        norms = np.where(held, form.norms[chosen], -np.inf if self.n_head else _LOWEST)
         if not self.n_head:
             weights = form.matrix[chosen] * np.where(held, np.float32(-2.0), np.float32(0.0))[:, None]
             weights[:, -1] = norms
