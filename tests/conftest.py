@@ -81,6 +81,8 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 0)
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)
     run_task = runner.run_task
-    monkeypatch.setattr(runner.Runner, "map", lambda _, task, items, *, stage: [run_task(task, i) for i in items])
+    monkeypatch.setattr(
+        runner.Runner, "map", lambda _, task, items, *, stage, takes=None: [run_task(task, i) for i in items]
+    )
     yield
     device_cache.clear()

@@ -10,11 +10,13 @@ any time; what is missing is computed again, to the same bits.
 
 from __future__ import annotations
 
+import ctypes
 import itertools
 import threading
 from collections import Counter, OrderedDict, deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,21 @@ from hkm_dask.data.rows import ArrayRows, Rows
 
 #: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
 REMEMBERED_BYTES = 16
+#: Bytes that are forgotten together before the allocator is asked for what it keeps.
+_WORTH_TRIMMING = 16 << 20
+
+
+@cache
+def _malloc_trim() -> Callable[[int], int]:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # not glibc's allocator
+        return lambda keep: 0
+
+
+def trim() -> None:
+    """Give memory that is free back to the system: allocators keep it, and what is next may not fit into its holes."""
+    _malloc_trim()(0)
 
 
 class BlockCache:
@@ -45,6 +62,7 @@ class BlockCache:
         self._lock = threading.Lock()
         self._groups: OrderedDict[Any, dict[Any, tuple[Any, int]]] = OrderedDict()
         self._sizes: Counter[Any] = Counter()
+        self._held: dict[Any, int] = {}
         self._used = 0
 
     def get(self, group: Any, key: Any) -> Any | None:
@@ -75,6 +93,43 @@ class BlockCache:
             self._grow(group, n_bytes)
             return True
 
+    def hold(self, group: Any, n_bytes: int) -> None:
+        """Note that rows themselves take so many bytes, besides all entries, until their group is dropped."""
+        with self._lock:
+            self._held[group] = n_bytes
+
+    @property
+    def held(self) -> int:
+        """Bytes that rows in memory take; see `hold`."""
+        return sum(list(self._held.values()))
+
+    def shrink(self, group: Any, budget: int) -> None:
+        """Forget until all entries take `budget` bytes or less: other groups than this one first, then large entries.
+
+        Examples
+        --------
+        >>> kept = BlockCache()
+        >>> for key in range(3):
+        ...     _ = kept.put("rows", key, key, n_bytes=10 + key, budget=100)
+        >>> kept.shrink("rows", 25)
+        >>> kept.used, kept.get("rows", 0), kept.get("rows", 2)
+        (21, 0, None)
+        """
+        with self._lock:
+            before = self._used
+            for other in [name for name in self._groups if name != group]:
+                if self._used <= budget:
+                    break
+                self._forget(other)
+            entries = self._groups.get(group, {})
+            for key in sorted(entries, key=lambda key: entries[key][1], reverse=True):
+                if self._used <= budget:
+                    break
+                self._grow(group, -entries.pop(key)[1])
+            freed = before - self._used
+        if freed > _WORTH_TRIMMING:
+            trim()
+
     @property
     def used(self) -> int:
         """Bytes that all groups take."""
@@ -94,15 +149,19 @@ class BlockCache:
         self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
-        """Forget a group."""
+        """Forget a group, and what its rows hold."""
         with self._lock:
+            freed = self._sizes[group] + self._held.pop(group, 0)
             self._forget(group)
+        if freed > _WORTH_TRIMMING:
+            trim()
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._groups.clear()
             self._sizes.clear()
+            self._held.clear()
             self._used = 0
 
 
@@ -123,6 +182,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     written to, and valid until the next one is asked for.
     """
     rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
+    host_cache.shrink(rows.key, part.budget)
     if isinstance(rows, ArrayRows):
         for start, stop in pairs:
             yield start, rows.read(start, stop)

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.heartbeats import HeartbeatWatch
-from hkm_dask.compute.memory import budget_within
+from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.runner import Runner, identity, run_task
+from hkm_dask.compute.runner import InTurn, Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
@@ -124,6 +124,9 @@ class ClusterRunner(Runner):
         """See `Runner.fits_in_memory`; what lies in this process is in no worker's memory."""
         return False
 
+    def make_room_for(self, stage: StageBytes) -> None:
+        """See `Runner.make_room_for`; this process remembers nothing about rows."""
+
     def fits_one_task(self, flops: float, n_bytes: int) -> bool:
         """See `Runner.fits_one_task`."""
         return self.n_parts(flops) == 1 and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
@@ -155,11 +158,15 @@ class ClusterRunner(Runner):
             for i, item in enumerate(items)
         ]
 
-    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+    def map(
+        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str, takes: StageBytes | None = None
+    ) -> list[Any]:
         """See `Runner.map`.
 
         Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
         """
+        if takes is not None:
+            task = InTurn(task, takes, self.memory_budget)
         return self._collect(partial(self._submit, task, items, stage), items, stage)
 
     def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], items: Sequence[Any], stage: str) -> list[Any]:

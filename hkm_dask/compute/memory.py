@@ -1,8 +1,19 @@
 """Bytes a step needs, as pure functions of shapes, and the budget a worker has for them.
 
-A process holds its libraries (`PROCESS_BASE_BYTES`, already taken off every budget), blocks of rows (`block_bytes`, a
-share of the budget) and what a stage makes: once in the process, and once more for every task at work (`StageBytes`).
-`project_level` lists the stages of a level; `check_fits` refuses what does not fit before it is begun.
+What a process holds at most is projected as cubed does it, from four terms:
+
+* *reserved*: the libraries of an idle process, `PROCESS_BASE_BYTES`, measured, and a fifth of the limit for what an
+  allocator keeps back. `budget_within` takes both off the limit; the other three share what is left, the budget.
+* *inputs*: rows that were gathered, numbers of a subset, and blocks of rows: two for every task at work, one of them
+  read ahead (more where rows are made of other rows), and those that stay from pass to pass.
+* *step* and *output*: what a stage makes once in the process, and once more for every task at work (`StageBytes`).
+
+`plan_tasks` cuts what can be cut: blocks that stay take what is left, half the budget at most; blocks get smaller, down
+to a storage chunk; fewer tasks work at once. What does not fit with one task is refused by `check_fits` before anything
+is written, with the limit that suffices. Results do not depend on any of this.
+
+The limit is one for each process that works: this one on threads, every worker of a cluster. The process that drives
+the workers of a cluster holds what belongs to all rows, 34 bytes of each while a level is written, whatever the limit.
 """
 
 from __future__ import annotations
@@ -26,6 +37,20 @@ TILE_SCORES = 1 << 20
 TILE_CENTROIDS = 4096
 #: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
 MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
+#: Rows converted to float32 at once, for a core's cache.
+TILE_ROWS = 4096
+#: Bytes that are planned for a block of rows, at least; it may get half of that.
+LEAST_BLOCK = 1 << 20
+#: Bytes of a row in an iteration: its label and distance, a mark, and a copy where far rows are looked for.
+ROW_BYTES = 24
+#: Bytes of a row that is labeled: its distance, its label, the one of the last pass and a mark.
+LABEL_BYTES = 18
+#: Bytes of a member of a cluster that is to be resampled: its key, label and row number.
+MEMBER_BYTES = 20
+#: Bytes of rows that one task clusters by itself, unless a cluster has more.
+BATCH_BYTES = 8 << 20
+#: Rows of which random keys are looked at together.
+DRAWN_ROWS = 1 << 16
 #: Points per cluster that a seeding draws, and then chooses from.
 POINTS_PER_CLUSTER = {"random": 1, "coreset": 3, "k-means||": 10}
 #: Points of one greedy walk, at most; it keeps the distances between them.
@@ -48,6 +73,9 @@ class StageBytes:
     def total(self, n_tasks: int = 1) -> int:
         """Bytes with so many tasks at once."""
         return self.process + n_tasks * self.task
+
+    def __add__(self, other: StageBytes) -> StageBytes:
+        return StageBytes(self.process + other.process, self.task + other.task)
 
 
 def machine_memory() -> int:
@@ -74,96 +102,154 @@ def tile_rows(n_clusters: int) -> int:
     return max(256, min(2048, TILE_SCORES // max(n_clusters, 1)))
 
 
-def fold_bytes(n_clusters: int, n_features: int, *, with_sums: bool = True) -> int:
-    """Bytes one thread needs to assign rows to centroids and add them up, besides its blocks.
-
-    The search operand and its score tile, the float32 centroids and, `with_sums`, an int64 sum per centroid and
-    feature.
+def tile_bytes(n_clusters: int, n_features: int) -> int:
+    """Bytes one thread works in: rows in float32, a tile of them as the product takes it, and its scores.
 
     Examples
     --------
-    >>> fold_bytes(2000, 384) < 40 << 20
-    True
+    >>> tile_bytes(2000, 384) >> 20  # MiB
+    12
     """
-    n_operand = n_clusters * (n_features + 2)
-    tile = tile_rows(n_clusters) * (min(n_clusters, TILE_CENTROIDS) + 3 * n_features)
-    sums = 8 * n_clusters * (n_features + 1) if with_sums else 0
-    return 4 * (2 * n_operand + tile) + sums
+    height = tile_rows(n_clusters)
+    return 4 * (height * (min(n_clusters, TILE_CENTROIDS) + 3 * n_features) + TILE_ROWS * n_features)
 
 
-def lloyd_stage(n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of an iteration: centroids before and after, sums that are being combined; a fold for every task.
+def sum_bytes(n_clusters: int, n_features: int) -> int:
+    """Bytes of an int64 sum per centroid and feature, and of counts."""
+    return 8 * n_clusters * (n_features + 1)
+
+
+def index_bytes(n_clusters: int, n_features: int) -> int:
+    """Bytes of centroids made ready to be searched: all and those that moved, of this pass, while the next are made."""
+    return 32 * n_clusters * (n_features + 2)
+
+
+def lloyd_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of an iteration: labels and distances, centroids, sums that are combined; for every task sums of its own.
+
+    Centroids are those of the seeding, before, now and next. Sums are combined, and copied where a cluster is empty,
+    when no index is made any more.
 
     Examples
     --------
-    >>> lloyd_stage(1000, 64).process == 8 * 1000 * 64 + 8 * 1000 * 65
-    True
+    >>> lloyd_stage(10**6, 1000, 64).process - lloyd_stage(0, 1000, 64).process
+    24000000
     """
-    sums = 8 * n_clusters * (n_features + 1)
-    return StageBytes(8 * n_clusters * n_features + sums, fold_bytes(n_clusters, n_features))
+    sums, centroids = sum_bytes(n_clusters, n_features), 4 * n_clusters * n_features
+    searching = index_bytes(n_clusters, n_features)
+    process = ROW_BYTES * n_rows + 4 * centroids + max(searching, searching // 2 + 3 * sums)
+    return StageBytes(process, sums + tile_bytes(n_clusters, n_features))
 
 
 def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of labeling rows: int32 labels and float64 distances of all of them, three sets of centroids.
+    """Bytes of labeling rows: labels of now and before, distances, three sets of centroids and an index of them.
 
     Examples
     --------
     >>> assign_stage(10**6, 1000, 64).process - assign_stage(0, 1000, 64).process
-    12000000
+    18000000
     """
     centroids = 12 * n_clusters * n_features
-    return StageBytes(12 * n_rows + centroids, fold_bytes(n_clusters, n_features, with_sums=False))
+    process = LABEL_BYTES * n_rows + centroids + index_bytes(n_clusters, n_features)
+    return StageBytes(process, tile_bytes(n_clusters, n_features))
 
 
-def resample_stage(n_rows: int, n_clusters: int, n_features: int, r: int) -> StageBytes:
-    """Bytes of labeling rows and picking up to r members of each cluster: 17 for each row, 40 for each member.
+def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_members: int, n_picked: int) -> StageBytes:
+    """Bytes of labeling rows and picking members of each cluster.
 
-    A row has a key, its copy and a mark while members are picked; a member has a key, a label and a row number, twice
-    while two parts are combined.
+    While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, and once
+    more while those of two tasks are combined.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of this worker.
+    n_members, n_picked : int
+        Members all tasks pick together, and those that this worker's tasks pick.
 
     Examples
     --------
-    >>> resample_stage(10**6, 1000, 64, r=500) == resample_stage(10**6, 1000, 64, r=300)
-    False
-    >>> resample_stage(10**6, 1000, 64, r=1000) == resample_stage(10**6, 1000, 64, r=20_000)
-    True
+    >>> label = assign_stage(10**6, 1000, 64).process
+    >>> resample_stage(10**6, 1000, 64, 10**6, 10**6).process - label
+    37000000
+    >>> resample_stage(10**6, 1000, 64, 0, 0).process - label
+    17000000
     """
     label = assign_stage(n_rows, n_clusters, n_features)
-    return StageBytes(label.process + 17 * n_rows + 40 * min(n_rows, n_clusters * r), label.task)
+    picking = label.process + 17 * n_rows + MEMBER_BYTES * n_picked
+    combining = label.process - (LABEL_BYTES - 4) * n_rows + 45 * n_members
+    return StageBytes(max(picking, combining), label.task)
 
 
 def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
-    """Bytes of seeding: the points that the greedy walk chooses from, and the distances between them for every task.
+    """Bytes of seeding: points that the greedy walk chooses from, and the distances between them for every walk.
+
+    Points are drawn as candidates, twice as many as there are points, and put together; then the rows of every point's
+    cell are added up, and the means are clustered.
 
     Examples
     --------
-    >>> seeding_stage(10**6, 500, 64, "coreset").task == 4 * 1500**2 + 16 * 1500 * 64
-    True
     >>> seeding_stage(10**6, 500, 64, "random")
-    StageBytes(process=128000, task=0)
+    StageBytes(process=16404000, task=3145728)
+    >>> seeding_stage(10**6, 500, 64, "k-means++").process > 36 * 10**6 * 64
+    True
     """
-    if init == "random":
-        return StageBytes(4 * n_clusters * n_features)
+    least = StageBytes(ROW_BYTES * n_rows, 48 * DRAWN_ROWS)
+    if init == "random":  # keys of a few rows at a time; rows as they are read and as float32
+        return StageBytes(16 * n_rows + 12 * n_clusters * n_features + 40 * n_clusters, least.task)
     if init == "k-means++":  # walks all rows at once, in float64
         table = 4 * n_rows * n_rows if n_rows <= 2 * WALK_POINTS else 0
-        return StageBytes(20 * n_rows * n_features + table)
+        return StageBytes(least.process + 36 * n_rows * n_features + table, least.task)
     n_points = min(n_rows, POINTS_PER_CLUSTER[init] * n_clusters)
+    n_candidates = 2 * n_points if init == "coreset" else n_points // 4
+    points, index = 4 * n_points * n_features, index_bytes(n_points, n_features) // 2
+    sums = sum_bytes(n_points, n_features)
+    drawing = points + index + 3 * n_candidates * (4 * n_features + 24)
+    adding = 2 * points + index // 2 + 2 * sums
+    clustering = 3 * points + lloyd_stage(n_points, n_clusters, n_features).process
+    process = least.process + max(drawing, adding, clustering)
+    return StageBytes(process, max(walk_bytes(n_points, n_features), sums + tile_bytes(n_points, n_features)))
+
+
+def walk_bytes(n_points: int, n_features: int) -> int:
+    """Bytes of the greedy walk over a group of points: the points in float64, and all distances between them.
+
+    Examples
+    --------
+    >>> walk_bytes(10**6, 384) >> 20  # MiB
+    116
+    """
     n_walked = min(n_points, WALK_POINTS)
-    walk = 4 * n_walked * n_walked + 16 * n_walked * n_features
-    # Means of the cells and a copy of those in use; before that, tasks label rows with all points and add them up.
-    return StageBytes(8 * n_points * n_features, max(walk, fold_bytes(n_points, n_features)))
+    return n_walked * (4 * n_walked + 32 * n_features) + 4 * 256 * n_walked
 
 
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
-    """Bytes of splitting every cluster: places, labels and distances of all rows; for every task a batch, twice.
+    """Bytes of splitting every cluster: members, places, labels and distances of all rows; for every task batches.
 
     Examples
     --------
-    >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process == 32 * 1000 + 8 * 50 * 4
+    >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process == 40 * 1000 + 8 * 50 * 4
     True
     """
-    outcome = 32 * n_rows + 8 * n_clusters * n_splits * n_features
-    return StageBytes(outcome, 2 * batch_bytes + fold_bytes(n_splits, n_features))
+    outcome = 40 * n_rows + 8 * n_clusters * n_splits * n_features
+    task = lloyd_stage(0, n_splits, n_features)
+    return StageBytes(outcome, 3 * batch_bytes + task.total())
+
+
+def write_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of putting a level in the order of its clusters: labels, distances and members of all rows.
+
+    Examples
+    --------
+    >>> write_stage(10**6, 10, 4)
+    StageBytes(process=26000320, task=0)
+    """
+    return StageBytes(26 * n_rows + 8 * n_clusters * n_features)
+
+
+def rotate_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of finding principal directions: a sample of rows, and a few matrices of all pairs of features."""
+    return StageBytes(12 * min(n_rows, 8192) * n_features + 56 * n_features**2)
 
 
 def project_level(
@@ -175,49 +261,59 @@ def project_level(
     n_resamples: int,
     r: int,
     n_splits: int = 1,
-    batch_bytes: int = MAX_BLOCK_BYTES,
+    batch_bytes: int = BATCH_BYTES,
     n_workers: int = 1,
+    n_threads: int = 1,
+    n_total: int | None = None,
     with_driver: bool = True,
 ) -> dict[str, StageBytes]:
-    """Bytes a worker needs for every stage of a level, above its idle size and its blocks of rows.
+    """Bytes a worker needs for every stage of a level, above its idle size and its inputs.
 
-    Resampling takes `r` members of each cluster, splitting `batch_bytes` of rows in a task. The process that drives the
-    tasks, a worker itself only `with_driver`, holds what splitting makes of all rows.
+    Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `batch_bytes`
+    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds what belongs to all
+    rows: `n_total` get a label.
 
     Examples
     --------
     >>> project_level(10**6, 1000, 64, init="coreset", n_resamples=0, r=0).keys()
-    dict_keys(['seeding', 'Lloyd', 'assigning'])
+    dict_keys(['finding directions', 'seeding', 'Lloyd', 'assigning', 'writing'])
     """
-    n_own = -(-n_rows // n_workers)
+    n_own, shape = -(-n_rows // n_workers), (n_clusters, n_features)
     stages = {
-        "seeding": seeding_stage(n_rows, n_clusters, n_features, init),
-        "Lloyd": lloyd_stage(n_clusters, n_features),
-        "assigning": assign_stage(n_own, n_clusters, n_features),
+        "finding directions": rotate_stage(n_rows, *shape),
+        "seeding": seeding_stage(n_rows if init == "k-means++" else n_own, *shape, init),
+        "Lloyd": lloyd_stage(n_own, *shape),
+        "assigning": assign_stage(n_own, *shape),
     }
     if n_resamples:
-        stages["resampling"] = resample_stage(n_own, n_clusters, n_features, r * n_workers)
+        picked = min(n_own, n_clusters * r * n_threads)
+        stages["resampling"] = resample_stage(n_own, *shape, min(n_rows, picked * n_workers), picked)
     if n_splits > 1:
-        splitting = split_stage(n_rows, n_clusters, n_features, n_splits, batch_bytes)
+        splitting = split_stage(n_rows, *shape, n_splits, batch_bytes)
         stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)
+    if with_driver:
+        stages["writing"] = write_stage(n_total or n_rows, n_clusters * n_splits, n_features)
     return stages
 
 
-def check_fits(stages: Mapping[str, StageBytes], budget: int, what: str) -> None:
-    """Raise ComputeError where stages of `what` do not fit into the budget of a worker, with one task at a time.
+def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0) -> None:
+    """Raise ComputeError where stages do not fit into the budget of a worker, with one task at a time.
+
+    `inputs` are the bytes that are held beside a stage: gathered rows, numbers of a subset, the blocks of one task.
 
     Examples
     --------
-    >>> check_fits(project_level(10**8, 1000, 64, init="random", n_resamples=0, r=0), 600 << 20, "level 1")
+    >>> check_fits({"Lloyd of level 1": StageBytes(400 << 20, 200 << 20)}, 512 << 20)
     Traceback (most recent call last):
-    hkm_dask.errors.ComputeError: memory_limit=1025MiB should be at least 1714MiB for level 1, assigning takes ...
+    hkm_dask.errors.ComputeError: memory_limit=915MiB should be at least 1025MiB, Lloyd of level 1 takes 600MiB ...
     """
     stage = max(stages, key=lambda name: stages[name].total())
-    need = stages[stage].total()
+    need = stages[stage].total() + inputs
     if need > budget:
         raise ComputeError(
-            f"memory_limit={limit_mib(budget):.0f}MiB should be at least {math.ceil(limit_mib(need))}MiB for {what}, "
-            f"{stage} takes {need >> 20}MiB; raise --memory-limit, or use more workers"
+            f"memory_limit={limit_mib(budget):.0f}MiB should be at least {math.ceil(limit_mib(need))}MiB, {stage} "
+            f"takes {need >> 20}MiB beside the {PROCESS_BASE_BYTES >> 20}MiB of an idle process; raise --memory-limit, "
+            "or use more workers"
         )
 
 
@@ -270,24 +366,50 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -
     return max(1 << 20, min(most, budget // (8 * n_threads)))
 
 
-def threads_that_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> int:
-    """Count the threads of a worker, of `n_threads`, that may fold at once without passing its budget.
+@dataclass(frozen=True)
+class TaskPlan:
+    """How a stage is run within a budget.
 
-    Raises ComputeError where not even one fits, with the limit it would take.
+    Attributes
+    ----------
+    n_tasks : int
+        Tasks of one worker at once.
+    block_bytes : int
+        Bytes of a block of rows, at most; a storage chunk at least.
+    resident_bytes : int
+        Bytes of blocks, and of what is remembered about rows, that may stay.
+    """
+
+    n_tasks: int
+    block_bytes: int
+    resident_bytes: int
+
+
+def plan_tasks(
+    stage: StageBytes,
+    budget: int,
+    n_threads: int,
+    *,
+    least_block: int = 0,
+    n_blocks: int = 2,
+    device_budget: int | None = None,
+) -> TaskPlan | None:
+    """Plan a stage: as many tasks as fit, of `n_threads`, then blocks, then what may stay; None where not one fits.
+
+    A task has `n_blocks` blocks under way, each of `least_block` bytes or more: a storage chunk.
 
     Examples
     --------
-    >>> threads_that_fit(4 << 30, 8, 4096, 384)
-    8
-    >>> threads_that_fit(100 << 20, 8, 4096, 384)
-    2
+    >>> plan_tasks(StageBytes(100 << 20, 50 << 20), 320 << 20, 8, least_block=4 << 20)
+    TaskPlan(n_tasks=3, block_bytes=6116693, resident_bytes=36700162)
+    >>> plan_tasks(StageBytes(100 << 20, 50 << 20), 120 << 20, 8)
     """
-    fold = fold_bytes(n_clusters, n_features)
-    fit = int(budget * 0.75) // fold
-    if fit < 1:
-        need = math.ceil(limit_mib(fold * 4 // 3 + 2))
-        raise ComputeError(
-            f"memory_limit={limit_mib(budget):.0f}MiB should be at least {need}MiB for n_clusters={n_clusters} of "
-            f"{n_features} features; raise --memory-limit or lower n_clusters"
-        )
-    return min(n_threads, fit)
+    task = stage.task + n_blocks * max(least_block, LEAST_BLOCK)
+    n_tasks = min(n_threads, max(0, budget - stage.process) // max(task, 1))
+    if n_tasks < 1:
+        return None
+    left = budget - stage.total(n_tasks)
+    size = block_bytes(budget, n_tasks, device_budget)
+    if n_blocks:
+        size = max(least_block, min(size, left // (2 * n_blocks * n_tasks)))
+    return TaskPlan(n_tasks, size, max(0, min(budget // 2, left - n_blocks * n_tasks * size)))

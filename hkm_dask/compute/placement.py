@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.npy import create_npy, write_npy_rows
@@ -34,14 +35,16 @@ class _Gather:
 def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
     """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in a file all workers see.
 
-    `discard` removes that file.
+    `discard` removes that file; `forget`, with the key of the rows, tells that their memory is free.
     """
     n_bytes = len(index) * rows.row_bytes
     if runner.fits_in_memory(n_bytes):
-        return ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
+        gathered = ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
+        host_cache.hold(gathered.key, n_bytes)
+        return gathered
     path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
     numbers = runner.array_store.put(f"numbers-{uuid.uuid4().hex}", index)
-    n_ranges = min(len(index), max(runner.n_threads, -(-n_bytes // _RANGE_BYTES)))
+    n_ranges = min(len(index), max(runner.n_threads, -(-n_bytes // min(_RANGE_BYTES, runner.batch_bytes))))
     places = itertools.pairwise((len(index) * np.arange(n_ranges + 1) // n_ranges).tolist())
     try:
         offset = create_npy(path, (len(index), rows.n_features), rows.dtype)

@@ -10,10 +10,12 @@ import itertools
 import os
 import shutil
 import tempfile
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,10 +25,12 @@ import numpy as np
 from hkm_dask.compute import memory
 from hkm_dask.compute.backend import device_budget, on_host, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
 from hkm_dask.compute.staging import make_room, ran_out
-from hkm_dask.data.rows import Rows
+from hkm_dask.data.row_views import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
 
 if TYPE_CHECKING:
@@ -67,6 +71,77 @@ def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = 
                     raise ComputeError(
                         f"device memory ran out ({error}); free some, use a larger device, or lower n_clusters"
                     ) from error
+
+
+class _Room:
+    """Memory that tasks of this process take in turn; one may always work."""
+
+    def __init__(self) -> None:
+        self._changed, self._taken = threading.Condition(), 0
+
+    @contextmanager
+    def taken(self, n_bytes: int, budget: int) -> Iterator[int]:
+        """Wait for so many bytes of a budget; gives the bytes that all hold then."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._taken or self._taken + n_bytes <= budget)
+            self._taken += n_bytes
+            taken = self._taken
+        try:
+            yield taken
+        finally:
+            with self._changed:
+                self._taken -= n_bytes
+                self._changed.notify_all()
+
+
+_room = _Room()
+
+
+@dataclass(frozen=True)
+class InTurn:
+    """Task: another one, when there is room for what it `takes` in `budget`; what is remembered of rows gives way."""
+
+    task: Callable[[Any], Any]
+    takes: memory.StageBytes
+    budget: int
+
+    def __call__(self, item: Any) -> Any:
+        """Wait, and run it."""
+        left = self.budget - self.takes.process
+        with _room.taken(self.takes.task, left) as taken:
+            host_cache.shrink(None, max(0, left - taken))
+            return self.task(item)
+
+
+def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
+    """Bytes of a storage chunk of rows, how many blocks a task has under way, and bytes the rows themselves hold.
+
+    Rows of other rows are read, and then made or chosen, before they are put where a block is kept.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.row_views import SubsetRows
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> rows = ArrayRows(np.zeros((9, 2)))
+    >>> memory_of_blocks(rows), memory_of_blocks(SubsetRows(rows, np.arange(4)))
+    ((0, 0, 0), (16, 1, 32))
+    """
+    if isinstance(rows, ArrayRows):
+        return 0, 0, 0
+    least = min(rows.chunk_rows, rows.n_rows) * rows.row_bytes
+    if isinstance(rows, SubsetRows):
+        base, n_blocks, _ = memory_of_blocks(rows.base)
+        return max(least, base), n_blocks + 1, rows.index.nbytes
+    if isinstance(rows, UnitRows):
+        base, n_blocks, _ = memory_of_blocks(rows.base)
+        return max(least, base), n_blocks + 2, 0
+    return least, 2, 0
+
+
+def input_bytes(rows: Rows) -> int:
+    """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""
+    least_block, n_blocks, held = memory_of_blocks(rows)
+    return held + n_blocks * max(least_block, memory.LEAST_BLOCK)
 
 
 class Runner:
@@ -148,7 +223,11 @@ class Runner:
 
     def fits_in_memory(self, n_bytes: int) -> bool:
         """Tell whether this process may hold so many bytes for its tasks to read."""
-        return n_bytes <= self.memory_budget // 4
+        return n_bytes <= self.memory_budget // 4 - host_cache.held
+
+    def make_room_for(self, stage: memory.StageBytes) -> None:
+        """Forget about rows what leaves no room for a stage of which this process makes everything itself."""
+        host_cache.shrink(None, max(0, self.memory_budget - host_cache.held - stage.total()))
 
     def fits_one_task(self, flops: float, n_bytes: int) -> bool:
         """Tell whether a computation is better sent to one worker than made in rounds of tasks.
@@ -172,29 +251,52 @@ class Runner:
         """Threads of one worker."""
         return max(1, self.n_threads // self.n_workers)
 
-    def split(self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None) -> list[Part]:
-        """Cut rows into the parts a pass over `n_clusters` centroids is worth; see `partition.split_parts`."""
-        n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, n_clusters, rows.n_features)
-        size = memory.block_bytes(self.memory_budget, self.threads_per_worker, self.device_budget)
-        return split_parts(rows, n_parts, block_bytes=size, budget=self.memory_budget // 2, cuts=cuts)
+    def split(
+        self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None, stage: memory.StageBytes | None = None
+    ) -> list[Part]:
+        """Cut rows into the parts a pass over `n_clusters` centroids is worth, and memory allows.
 
-    def n_parts(self, flops: float, n_clusters: int = 0, n_features: int = 0) -> int:
-        """Count the tasks that a pass of so many `flops` is worth, if each keeps sums of `n_clusters` in memory."""
-        n_threads = self.threads_per_worker
-        if n_clusters:
-            n_threads = memory.threads_that_fit(self.memory_budget, n_threads, n_clusters, n_features)
-        return int(max(1, min(n_threads * self.n_workers, flops / self._task_flops())))
+        `stage` is what the pass takes, an iteration of Lloyd by default; see `memory.plan_tasks` and
+        `partition.split_parts`. Raises ComputeError where not one task fits.
+        """
+        if stage is None:
+            stage = memory.lloyd_stage(self.n_own(rows), n_clusters, rows.n_features)
+        least_block, n_blocks, held = memory_of_blocks(rows)
+        plan = memory.plan_tasks(
+            stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
+            n_blocks=n_blocks, device_budget=self.device_budget,
+        )  # fmt: skip
+        if plan is None:
+            inputs = input_bytes(rows) + host_cache.held
+            memory.check_fits({f"n_clusters={n_clusters}": stage}, self.memory_budget, inputs=inputs)
+            raise AssertionError("a stage that fits has a plan")
+        n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, plan.n_tasks)
+        return split_parts(rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts)
+
+    def n_own(self, rows: Rows) -> int:
+        """Count the rows that are one worker's."""
+        return -(-rows.n_rows // self.n_workers)
+
+    def n_parts(self, flops: float, n_at_once: int | None = None) -> int:
+        """Count the tasks that a pass of so many `flops` is worth, `n_at_once` on each worker at most."""
+        n_tasks = self.n_workers * min(self.threads_per_worker, n_at_once or self.threads_per_worker)
+        return int(max(1, min(n_tasks, flops / self._task_flops())))
 
     def _task_flops(self) -> float:
         return _HAND_OVER_FLOPS
 
-    def map(self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+    def map(
+        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str, takes: memory.StageBytes | None = None
+    ) -> list[Any]:
         """Run `task`, which is picklable, on every item; results come in the order of the items.
 
-        The dashboard groups the tasks under `stage`, a purely alphabetic name.
+        The dashboard groups the tasks under `stage`, a purely alphabetic name. Where it is told what they take, only as
+        many of a worker's work at once as its budget has room for.
         """
         from dask import threaded
 
+        if takes is not None:
+            task = InTurn(task, takes, self.memory_budget - host_cache.held)
         if len(items) == 1:
             return [run_task(task, items[0], self.memory_budget)]
         name = self._name(stage)
@@ -225,7 +327,7 @@ class Runner:
         """Bytes of rows that one task clusters by itself."""
         if self.device_budget is not None:
             return min(_DEVICE_BATCH_BYTES, self.device_budget // _BATCHES_ON_A_DEVICE)
-        return memory.block_bytes(self.memory_budget, self.threads_per_worker)
+        return memory.BATCH_BYTES
 
     def n_batches(self, n_bytes: int) -> int:
         """Tasks to make of so many bytes of rows, each of which a task clusters by itself."""

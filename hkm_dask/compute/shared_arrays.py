@@ -64,13 +64,18 @@ class RecentCache:
             value, origins, _ = self._entries.get(key, (None, (), 0))
             # The id of an array that is gone may be that of another one.
             if value is None or list(map(id, origins)) != list(map(id, arrays)):
+                self._entries.pop(key, None)
+                self._forget_beyond(self._n_least - 1)  # before there is one more
                 value = make()
                 n_bytes = getattr(value, "n_bytes", None)
                 self._entries[key] = value, arrays, int(value.nbytes if n_bytes is None else n_bytes)
             self._entries.move_to_end(key)
-            while len(self._entries) > self._n_least and self.used > min(self.limit, self._most_bytes or self.limit):
-                self._entries.popitem(last=False)
+            self._forget_beyond(self._n_least)
             return value
+
+    def _forget_beyond(self, n_least: int) -> None:
+        while len(self._entries) > n_least and self.used > min(self.limit, self._most_bytes or self.limit):
+            self._entries.popitem(last=False)
 
     @property
     def used(self) -> int:

@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_uniform
+from hkm_dask.compute.memory import DRAWN_ROWS, assign_stage, resample_stage
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.members import bounds_of_labels
 from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.engine import fold
@@ -66,26 +68,35 @@ class Assign:
         engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
         labels, distances = engine.host(assignment.labels), engine.host(assignment.distances)
         if self.folder is not None:
-            self._write(part, labels, distances.astype(np.float32))
+            self._write(part, labels, distances)
         members = None
         if self.r:
-            rows = np.arange(part.start, part.stop)
-            keys = distances if self.random_key is None else random_uniform(self.random_key, rows)
-            members = ResampleSet.pick(n_clusters, self.r, keys, labels, rows)
-        return Assigned(np.bincount(labels, minlength=n_clusters), inertia, members)
+            if self.random_key is not None:  # in place of the distances, a few at a time
+                for low in range(0, len(labels), DRAWN_ROWS):
+                    rows = np.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
+                    distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
+            members = ResampleSet.pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
+        return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, members)
 
-    def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
-        arrays = [open_array(Path(str(self.folder), name)) for name in ("labels", "distances")]
-        start, stop, values = part.start, part.stop, (labels, distances)
-        if isinstance(part.rows, SubsetRows):
-            index, spec = part.rows.index, arrays[0].spec
-            first = 0 if start == 0 else int(index[start]) // spec.chunk_rows * spec.chunk_rows
-            last = spec.shape[0] if stop == part.rows.n_rows else int(index[stop]) // spec.chunk_rows * spec.chunk_rows
-            places = index[start:stop] - first
-            start, values = first, (np.full(last - first, -1, np.int32), np.full(last - first, np.nan, np.float32))
-            values[0][places], values[1][places] = labels, distances
-        for array, of_rows in zip(arrays, values, strict=True):
-            array.write(start, of_rows)
+    def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
+        """Write labels and distances chunk by chunk; rows that a subset leaves out get none."""
+        of_labels, of_distances = (open_array(Path(str(self.folder), name)) for name in ("labels", "distances"))
+        n_total, chunk_rows = of_labels.spec.shape[0], of_labels.spec.chunk_rows
+        index = part.rows.index if isinstance(part.rows, SubsetRows) else None
+        first, last = part.start, part.stop
+        if index is not None:
+            first = 0 if first == 0 else int(index[first]) // chunk_rows * chunk_rows
+            last = n_total if last == len(index) else int(index[last]) // chunk_rows * chunk_rows
+        for low in range(first, last, chunk_rows):
+            high = min(low + chunk_rows, last)
+            some, places = slice(low - part.start, high - part.start), np.arange(high - low)
+            if index is not None:
+                left, right = np.searchsorted(index, [low, high])
+                some, places = slice(left - part.start, right - part.start), index[left:right] - low
+            for array, values, missing in ((of_labels, labels, -1), (of_distances, distances, np.nan)):
+                chunk = np.full(high - low, missing, array.spec.dtype)
+                chunk[places] = values[some]
+                array.write(low, chunk)
 
 
 @dataclass(frozen=True)
@@ -125,7 +136,12 @@ def assign(
     """
     shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     # The same parts in every pass, so that each finds what it remembered in the last one.
-    parts = runner.split(level.rows, len(centroids), cuts=level.boundaries())
+    shape = (runner.n_own(level.rows), len(centroids), level.rows.n_features)
+    stage = assign_stage(*shape)
+    if r:
+        n_picked = min(shape[0], len(centroids) * r * runner.threads_per_worker)
+        stage = resample_stage(*shape, min(level.rows.n_rows, n_picked * runner.n_workers), n_picked)
+    parts = runner.split(level.rows, len(centroids), cuts=level.boundaries(), stage=stage)
     hints = None
     if before is not None:
         near = np.full(len(before), -1, np.int32)

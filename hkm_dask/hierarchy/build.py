@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import check_fits, project_level
+from hkm_dask.compute.memory import StageBytes, check_fits, project_level, write_stage
 from hkm_dask.compute.placement import discard, gather
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, input_bytes
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
@@ -190,13 +190,18 @@ class _Build:
 
     def check(self) -> None:
         """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
+        runner, stages, inputs = self.runner, dict[str, StageBytes](), input_bytes(self.source.rows)
         for t, (level, plan) in enumerate(zip(self.config.levels, self._plan(), strict=True), 1):
-            stages = project_level(
+            n_total = self.source.n_total if t == 1 else plan["n"]
+            projected = project_level(
                 plan["n"], plan["k"], plan["d"], init=level.init, n_resamples=plan["m"], r=plan["r"],
-                n_splits=plan["n_splits"], batch_bytes=self.runner.batch_bytes, n_workers=self.runner.n_workers,
-                with_driver=self.runner.client is None,
+                n_splits=plan["n_splits"], n_workers=runner.n_workers, n_threads=runner.threads_per_worker,
+                n_total=n_total, with_driver=runner.client is None,
             )  # fmt: skip
-            check_fits(stages, self.runner.memory_budget, f"level {t}")
+            # The rows of an upper level are the centroids of the one below.
+            held = 0 if t == 1 else 4 * n_total * plan["d"]
+            stages |= {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
+        check_fits(stages, runner.memory_budget, inputs=inputs)
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
             far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)
@@ -253,6 +258,7 @@ class _Build:
         emit("assigned", level=t, step=level.n_resamples)
         if level.n_splits > 1:
             centroids = self._split(t, level, rows, centroids, folder)
+        self.runner.make_room_for(write_stage(rows.n_total, *centroids.shape))
         level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia)
         seconds = time.perf_counter() - begin
         self.source.check_unchanged()
@@ -275,6 +281,7 @@ class _Build:
         n_total, chunk_rows = centroids.n_rows, label_chunk_rows(centroids)
         if self.runner.fits_in_memory(n_total * centroids.row_bytes):
             centroids = ArrayRows(centroids.read(0, n_total), centroids.label)
+            host_cache.hold("centroids below", n_total * centroids.row_bytes)
         sizes = level_arrays.read_whole(below / "sizes")
         if (sizes == 0).any():
             centroids = SubsetRows(centroids, np.flatnonzero(sizes))

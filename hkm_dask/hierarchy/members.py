@@ -14,6 +14,19 @@ from hkm_dask.hierarchy import selection
 _ROWS_FOR_THREADS = 100_000
 
 
+def bounds_of_labels(labels: NDArray[np.int32], n_clusters: int) -> NDArray[np.int64]:
+    """Where the members of each cluster begin and end once rows are grouped; rows labeled -1 are left out.
+
+    Examples
+    --------
+    >>> bounds_of_labels(np.int32([1, 0, -1, 1]), 3).tolist()
+    [0, 1, 3, 3]
+    """
+    indptr = np.zeros(n_clusters + 1, np.int64)
+    selection.count_labels(np.ascontiguousarray(labels), indptr[1:])
+    return np.cumsum(indptr, out=indptr)
+
+
 def group_by_label(
     labels: NDArray[np.int32], distances: NDArray[np.float32], n_clusters: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -28,8 +41,7 @@ def group_by_label(
     ([0, 1, 3, 3], [1, 3, 0])
     """
     labels, distances = np.ascontiguousarray(labels), np.ascontiguousarray(distances)
-    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
-    indptr = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    indptr = bounds_of_labels(labels, n_clusters)
     members = np.empty(int(indptr[-1]), np.int64)
     # Every thread looks at all labels and sorts the clusters of a range: reading them is the least of it.
     n_threads = len(os.sched_getaffinity(0)) if len(labels) > _ROWS_FOR_THREADS else 1

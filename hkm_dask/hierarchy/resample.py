@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Level
 from hkm_dask.hierarchy import selection
+from hkm_dask.hierarchy.members import bounds_of_labels
 
 
 @dataclass(frozen=True)
@@ -36,23 +37,39 @@ class ResampleSet:
 
     @classmethod
     def pick(
-        cls, n_clusters: int, r: int, keys: NDArray[np.float64], labels: NDArray[np.int32], rows: NDArray[np.int64]
+        cls,
+        n_clusters: int,
+        r: int,
+        keys: NDArray[np.float64],
+        labels: NDArray[np.int32],
+        rows: NDArray[np.int64] | range,
     ) -> ResampleSet:
         """Pick from rows in ascending order; those labeled -1 are left out."""
-        indptr = np.concatenate([[0], np.cumsum(np.bincount(labels[labels >= 0], minlength=n_clusters))])
-        chosen = np.zeros(len(keys), np.bool_)
-        selection.mark_smallest(np.ascontiguousarray(keys), np.ascontiguousarray(labels), indptr, r, chosen)
-        return cls(n_clusters, r, keys[chosen], labels[chosen], rows[chosen])
+        chosen = _smallest(n_clusters, r, keys, labels)
+        numbers = np.flatnonzero(chosen) + rows.start if isinstance(rows, range) else rows[chosen]
+        return cls(n_clusters, r, keys[chosen], labels[chosen], numbers)
 
     def __add__(self, other: ResampleSet) -> ResampleSet:
         """Pick from the members of both; the rows of `other` come after those of this one."""
-        return ResampleSet.pick(
+        keys, labels = np.concatenate([self.keys, other.keys]), np.concatenate([self.labels, other.labels])
+        chosen = _smallest(self.n_clusters, self.r, keys, labels)
+        del keys, labels  # members may be as many as the rows
+        of_each = (self, chosen[: len(self.rows)]), (other, chosen[len(self.rows) :])
+        return ResampleSet(
             self.n_clusters,
             self.r,
-            np.concatenate([self.keys, other.keys]),
-            np.concatenate([self.labels, other.labels]),
-            np.concatenate([self.rows, other.rows]),
+            np.concatenate([part.keys[some] for part, some in of_each]),
+            np.concatenate([part.labels[some] for part, some in of_each]),
+            np.concatenate([part.rows[some] for part, some in of_each]),
         )
+
+
+def _smallest(n_clusters: int, r: int, keys: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
+    """Which keys are among the `r` smallest of their cluster, ties to the first."""
+    chosen, labels = np.zeros(len(keys), np.bool_), np.ascontiguousarray(labels)
+    indptr = bounds_of_labels(labels, n_clusters)
+    selection.mark_smallest(np.ascontiguousarray(keys), labels, indptr, r, chosen)
+    return chosen
 
 
 def resample_size(level: Level, n_rows: int) -> int:

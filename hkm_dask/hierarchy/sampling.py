@@ -16,6 +16,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
+from hkm_dask.compute.memory import DRAWN_ROWS
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
@@ -217,7 +218,9 @@ def draw_members(
     whole, part = np.divmod(targets, np.maximum(sizes, 1))
     out = np.empty(int(part.sum()), np.int64)
     if within == "random":
-        keys = random_bits(key, members)
+        keys = np.empty(len(members), np.uint64)
+        for low in range(0, len(members), DRAWN_ROWS):
+            keys[low : low + DRAWN_ROWS] = random_bits(key, members[low : low + DRAWN_ROWS])
     else:
         keys = np.arange(len(members), dtype=np.uint64)
         keys = keys if within == "closest" else keys[::-1]

@@ -61,6 +61,14 @@ def _nth_smallest(keys, n):  # type: ignore[no-untyped-def]
     return keys[n]
 
 
+@kernel("void(i4[::1], i8[::1])")
+def count_labels(labels, counts):  # type: ignore[no-untyped-def]
+    """Add to `counts` the rows of every label; rows labeled -1 are left out. NumPy's count takes a copy in int64."""
+    for i in range(labels.shape[0]):
+        if labels[i] >= 0:
+            counts[labels[i]] += 1
+
+
 @kernel("void(f8[::1], i4[::1], i8[::1], i8, b1[::1])")
 def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-def]
     """Set `chosen` to True at the `r` >= 1 smallest keys of every group; ties go to the first.

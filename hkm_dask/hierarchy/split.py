@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.memory import StageBytes, split_stage
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -138,18 +139,32 @@ def split_clusters(
             NpyRows(path, scratch=True), geometry, settings, runner.batch_bytes, runner.memory_budget, batched
         )
         batches, n = _batches(indptr, rows, runner), _BATCHES_PER_ROUND * runner.n_threads
-        outcomes: list[_Outcome] = []
+        takes = _bytes_taken(rows, batches, settings, runner)
+        centroids: list[NDArray[np.float32]] = []
+        labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float32)
+        inertia = geometry.distance_sum(rows.n_rows)
         for low in range(0, len(batches), n):
-            outcomes += runner.map(task, batches[low : low + n], stage="split")
-            first, bounds = batches[len(outcomes) - 1]
-            report(first + len(bounds) - 1, n_clusters)
+            some = batches[low : low + n]
+            outcomes = runner.map(task, some, stage="split", takes=takes)
+            for (_, bounds), outcome in zip(some, outcomes, strict=True):
+                of_batch = members[bounds[0] : bounds[-1]]
+                centroids.append(outcome[0])
+                labels[of_batch], distances[of_batch] = outcome[1:]
+                inertia.add(outcome[2])
+            report(some[-1][0] + len(some[-1][1]) - 1, n_clusters)
     finally:
         path.unlink(missing_ok=True)
-    labels, distances = np.empty(rows.n_rows, np.int32), np.empty(rows.n_rows, np.float64)
-    centroids, labels[members], distances[members] = map(np.concatenate, zip(*outcomes, strict=True))
-    inertia = geometry.distance_sum(len(distances))
-    inertia.add(distances)
-    return Split(centroids, labels, distances.astype(np.float32), inertia.total() / geometry.distance_scale)
+    return Split(np.concatenate(centroids), labels, distances, inertia.total() / geometry.distance_scale)
+
+
+def _bytes_taken(rows: Rows, batches: list[Batch], settings: Settings, runner: Runner) -> StageBytes:
+    """What splitting takes: that of all rows where it is in this process, and of the largest batch in every task."""
+    largest = max(int(bounds[-1] - bounds[0]) for _, bounds in batches)
+    stage = split_stage(
+        rows.n_rows, sum(len(bounds) - 1 for _, bounds in batches), rows.n_features, settings.n_clusters,
+        largest * 4 * rows.n_features,
+    )  # fmt: skip
+    return stage if runner.client is None else StageBytes(0, stage.task)
 
 
 def _regroup(rows: Rows, members: NDArray[np.int64], path: Path, runner: Runner) -> None:

@@ -26,6 +26,9 @@ from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
 
+#: Centroids brought to unit length at once.
+_MEANS_ROWS = 1024
+
 
 @dataclass(frozen=True)
 class PartialSums:
@@ -285,11 +288,14 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry
     units = geometry.units
     if units.is_split:
         return (units.values(sums) / np.maximum(counts, 1)[:, None]).astype(np.float32)
-    if geometry.spherical:
-        centroids = sums / (np.maximum(counts, 1)[:, None] * geometry.scale)
-        norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
-        return (centroids / np.where(norms > 0, norms, 1.0)).astype(np.float32)
     out = np.empty(sums.shape, np.float32)
+    if geometry.spherical:
+        for low in range(0, len(sums), _MEANS_ROWS):
+            some = slice(low, low + _MEANS_ROWS)
+            centroids = sums[some] / (np.maximum(counts[some], 1)[:, None] * geometry.scale)
+            norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
+            out[some] = centroids / np.where(norms > 0, norms, 1.0)
+        return out
     cpu_kernels.divide(sums, counts, units.scale, out)
     return out
 

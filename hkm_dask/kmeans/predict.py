@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.memory import assign_stage
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -131,7 +132,8 @@ def label_rows(
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
     shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
     shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
-    parts = runner.split(rows, len(centroids))
+    stage = assign_stage(runner.n_own(rows), *centroids.shape)
+    parts = runner.split(rows, len(centroids), stage=stage)
     labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     for handle in (shared, shares):
         if handle is not None:

@@ -124,6 +124,38 @@ def test_what_is_not_replaced_is_forgotten() -> None:
     assert cache._used == 0
 
 
+def test_rows_that_hold_memory_count_until_they_are_dropped() -> None:
+    cache = BlockCache()
+    cache.hold("rows", 50)
+    assert (cache.held, cache.used) == (50, 0)
+    cache.drop("rows")
+    assert cache.held == 0
+    cache.hold("rows", 50)
+    cache.clear()
+    assert cache.held == 0
+
+
+def test_other_groups_give_way_before_the_one_in_use() -> None:
+    cache = BlockCache()
+    for group in ("old", "in use", "new"):
+        for key in range(2):
+            cache.put(group, key, group, 10, 100)
+    cache.shrink("in use", 30)
+    assert [cache.get(group, 0) for group in ("old", "in use", "new")] == [None, "in use", None]
+    cache.shrink("in use", 10)
+    assert cache.used == 10
+
+
+def test_what_stays_makes_room_where_a_later_pass_has_less() -> None:
+    rows = watched(40, 4)
+    bounds = (0, 10, 20, 30, 40)
+    list(iter_blocks(Part(rows, bounds, 1 << 20)))
+    assert host_cache.used >= 640
+    list(iter_blocks(Part(rows, bounds, 200 + REMEMBERED_BYTES * 40)))
+    assert host_cache.used <= 200 + REMEMBERED_BYTES * 40
+    host_cache.drop(rows.key)
+
+
 # -- reading ----------------------------------------------------------------------------------------------------------
 
 

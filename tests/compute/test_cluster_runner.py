@@ -107,7 +107,7 @@ def test_processes_give_the_bits_that_threads_give(init: str, workers: ClusterRu
     geometry = make_geometry(placed, workers, n_clusters=66)
     assert geometry.basis is not None
     assert geometry.basis.path is not None
-    assert workers.n_parts(1e9, 66, 30) == 2
+    assert workers.n_parts(1e9) == 2
     assert same_bits(fit(placed, settings, geometry=geometry, runner=workers), expected)
 
 

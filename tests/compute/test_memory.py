@@ -9,12 +9,16 @@ from hypothesis import strategies as st
 
 from hkm_dask.compute import memory
 from hkm_dask.compute.memory import (
+    StageBytes,
+    TaskPlan,
     block_bytes,
     budget_within,
     check_fits,
-    fold_bytes,
+    lloyd_stage,
+    plan_tasks,
     project_level,
-    threads_that_fit,
+    sum_bytes,
+    tile_bytes,
     tile_rows,
 )
 from hkm_dask.errors import ComputeError
@@ -31,22 +35,23 @@ def test_a_tile_of_scores_stays_small_and_tall_enough_for_a_product(n_clusters: 
     assert rows == 256 or rows * n_clusters <= memory.TILE_SCORES
 
 
-def test_fold_bytes_by_hand() -> None:
-    # 10 centroids of 6 features: operand 10·8 twice, a tile of 2048 rows by 10 scores and 3·6 columns, sums and counts
-    assert fold_bytes(10, 6) == 4 * (2 * 80 + 2048 * (10 + 18)) + 8 * 10 * 7
-    assert fold_bytes(10, 6) - fold_bytes(10, 6, with_sums=False) == 8 * 10 * 7
+def test_bytes_of_a_thread_by_hand() -> None:
+    # 10 centroids of 6 features: a tile of 2048 rows by 10 scores and 3·6 columns, 4096 rows; sums and counts
+    assert tile_bytes(10, 6) == 4 * (2048 * (10 + 18) + 4096 * 6)
+    assert sum_bytes(10, 6) == 8 * 10 * 7
 
 
 def test_bytes_do_not_overflow_at_the_size_of_the_paper() -> None:
     n_clusters, n_features = 10_000_000, 1024
-    assert fold_bytes(n_clusters, n_features) > 16 * n_clusters * n_features > 2**37
-    assert isinstance(fold_bytes(n_clusters, n_features), int)
+    assert lloyd_stage(10**9, n_clusters, n_features).total() > 48 * n_clusters * n_features > 2**38
+    assert isinstance(lloyd_stage(10**9, n_clusters, n_features).total(), int)
 
 
 @given(sizes, features)
-def test_a_fold_holds_the_centroids_and_their_sums(n_clusters: int, n_features: int) -> None:
-    assert fold_bytes(n_clusters, n_features) >= 12 * n_clusters * n_features
-    assert fold_bytes(n_clusters + 1, n_features + 1) > fold_bytes(n_clusters, n_features, with_sums=False)
+def test_an_iteration_holds_the_centroids_and_their_sums(n_clusters: int, n_features: int) -> None:
+    stage = lloyd_stage(1000, n_clusters, n_features)
+    assert stage.task >= 8 * n_clusters * n_features
+    assert stage.process >= (2 * 4 + 2 * 8) * n_clusters * n_features
 
 
 @given(st.integers(1, 1 << 45), st.integers(1, 256))
@@ -56,29 +61,32 @@ def test_blocks_leave_every_thread_room_for_two(budget: int, n_threads: int) -> 
     assert size == MIB or 2 * n_threads * size <= budget // 4
 
 
-@given(st.integers(1, 1 << 42), st.integers(1, 64), sizes, features)
-def test_the_threads_that_fit_fit(budget: int, n_threads: int, n_clusters: int, n_features: int) -> None:
-    one = fold_bytes(n_clusters, n_features)
-    if 0.75 * budget < one:
-        with pytest.raises(ComputeError, match="memory_limit="):
-            threads_that_fit(budget, n_threads, n_clusters, n_features)
+bytes_ = st.integers(0, 1 << 40)
+
+
+@given(bytes_, bytes_, st.integers(1, 1 << 42), st.integers(1, 64), st.integers(1, 1 << 26))
+def test_what_is_planned_fits(process: int, task: int, budget: int, n_threads: int, least_block: int) -> None:
+    stage = StageBytes(process, task)
+    plan = plan_tasks(stage, budget, n_threads, least_block=least_block)
+    with_blocks = StageBytes(process, task + 2 * max(least_block, MIB))
+    if plan is None:
+        assert with_blocks.total() > budget
         return
-    fit = threads_that_fit(budget, n_threads, n_clusters, n_features)
-    assert 1 <= fit <= n_threads
-    assert fit * one <= 0.75 * budget
-    assert fit == n_threads or (fit + 1) * one > 0.75 * budget
+    assert 1 <= plan.n_tasks <= n_threads
+    assert plan.n_tasks == n_threads or with_blocks.total(plan.n_tasks + 1) > budget
+    assert plan.block_bytes >= least_block
+    assert plan.resident_bytes <= budget // 2
+    assert stage.total(plan.n_tasks) + 2 * plan.n_tasks * plan.block_bytes + plan.resident_bytes <= budget
 
 
-def test_too_little_memory_is_refused_with_the_number_that_would_do() -> None:
-    with pytest.raises(ComputeError) as caught:
-        threads_that_fit(budget_within(400 * MIB), 4, 100_000, 1024)
-    message = str(caught.value)
-    assert message.startswith("memory_limit=400MiB should be at least ")
-    assert "n_clusters=100000 of 1024 features" in message
-    need = number_needed(message)
-    assert threads_that_fit(budget_within(need * MIB), 4, 100_000, 1024) == 1
-    with pytest.raises(ComputeError):
-        threads_that_fit(budget_within((need - 2) * MIB), 4, 100_000, 1024)
+def test_blocks_shrink_before_threads_rest() -> None:
+    stage = StageBytes(0, 10 << 20)
+    plenty, little, least = (plan_tasks(stage, n << 20, 4, least_block=1 << 20) for n in (4096, 80, 30))
+    assert plenty == TaskPlan(4, 64 << 20, 2048 << 20)
+    assert little is not None
+    assert (little.n_tasks, little.block_bytes) == (4, 5 << 19)
+    assert least is not None
+    assert (least.n_tasks, least.block_bytes) == (2, 5 << 18)
 
 
 def number_needed(message: str) -> int:
@@ -89,22 +97,23 @@ def number_needed(message: str) -> int:
     ("shape", "settings", "stage"),
     [
         ((10**9, 1000, 64), {}, "resampling"),
-        ((10**9, 1000, 64), {"n_resamples": 0}, "assigning"),
+        ((10**9, 1000, 64), {"n_resamples": 0}, "writing"),
         ((10**7, 10**6, 1024), {"n_resamples": 0, "init": "random"}, "Lloyd"),
         ((10**6, 1000, 64), {"init": "k-means++"}, "seeding"),
         ((10**8, 100, 64), {"n_resamples": 0, "n_splits": 100}, "splitting"),
+        ((10**6, 1000, 4096), {"n_resamples": 0, "init": "random"}, "finding directions"),
     ],
 )
 def test_a_level_is_refused_for_the_stage_that_takes_most(
     shape: tuple[int, int, int], settings: dict[str, Any], stage: str
 ) -> None:
     stages = project_level(*shape, **{"init": "coreset", "n_resamples": 1, "r": shape[0] // shape[1] // 2, **settings})
-    with pytest.raises(ComputeError, match=f"for level 3, {stage} takes") as caught:
-        check_fits(stages, budget_within(512 * MIB), "level 3")
+    with pytest.raises(ComputeError, match=f", {stage} takes") as caught:
+        check_fits(stages, budget_within(512 * MIB), inputs=7 * MIB)
     need = number_needed(str(caught.value))
-    check_fits(stages, budget_within(need * MIB), "level 3")
+    check_fits(stages, budget_within(need * MIB), inputs=7 * MIB)
     with pytest.raises(ComputeError):
-        check_fits(stages, budget_within((need - 2) * MIB), "level 3")
+        check_fits(stages, budget_within((need - 2) * MIB), inputs=7 * MIB)
 
 
 def test_workers_share_what_belongs_to_rows() -> None:
@@ -119,14 +128,15 @@ def test_workers_do_not_hold_what_the_driver_puts_together() -> None:
     """The first level of the paper's web images, on workers of 20 GiB."""
     settings = {"init": "coreset", "n_resamples": 0, "r": 0, "n_splits": 100}
     stages = project_level(743_000_000, 100_000, 1024, **settings, n_workers=32, with_driver=False)
-    check_fits(stages, budget_within(20 << 30), "level 1")
+    check_fits(stages, budget_within(20 << 30))
     with pytest.raises(ComputeError, match="splitting takes"):
-        check_fits(project_level(743_000_000, 100_000, 1024, **settings), budget_within(20 << 30), "level 1")
+        check_fits(project_level(743_000_000, 100_000, 1024, **settings), budget_within(20 << 30))
 
 
 def test_bytes_of_a_level_do_not_overflow() -> None:
     stages = project_level(10**9, 10**7, 1024, init="coreset", n_resamples=10, r=50, n_splits=10)
-    assert all(isinstance(stage.total(1000), int) and stage.total() > 2**34 for stage in stages.values())
+    assert all(isinstance(stage.total(1000), int) for stage in stages.values())
+    assert sorted(stage.total() > 2**34 for stage in stages.values()) == [False] + [True] * 6
 
 
 @pytest.mark.parametrize(

@@ -4,10 +4,14 @@ import threading
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 from dask.utils import key_split
 
+from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError, InputError
 
 
@@ -54,10 +58,49 @@ def test_a_pass_is_cut_into_as_many_tasks_as_it_is_worth(flops: float, expected:
 
 def test_sums_that_do_not_fit_beside_each_other_take_fewer_threads() -> None:
     with Runner(8, memory_limit=1 << 30) as runner:
-        assert runner.n_parts(1e15, 4096, 384) == 8
-        assert 1 <= runner.n_parts(1e15, 40_000, 384) < 8
-        with pytest.raises(ComputeError, match=r"memory_limit=.*n_clusters=4000000"):
-            runner.n_parts(1e15, 4_000_000, 384)
+        rows = ArrayRows(np.broadcast_to(np.float32(0), (10**6, 384)))
+        assert len(runner.split(rows, 100)) == 8
+        assert 1 <= len(runner.split(rows, 14_000)) < 8
+        with pytest.raises(ComputeError, match=r"memory_limit=1024MiB should be at least .*n_clusters=4000000 takes"):
+            runner.split(rows, 4_000_000)
+
+
+def test_what_is_resident_gives_way_to_the_stage(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.zeros((1000, 64), np.float32))
+    rows = NpyRows(tmp_path / "rows.npy")
+    with Runner(1, memory_limit=1 << 30) as runner:
+        most, less = (runner.split(rows, 10, stage=StageBytes(n << 20))[0].budget for n in (10, 400))
+        assert most == runner.memory_budget // 2
+        assert less <= runner.memory_budget - (400 << 20)
+        host_cache.hold("gathered", 100 << 20)
+        assert runner.split(rows, 10, stage=StageBytes(400 << 20))[0].budget <= less - (50 << 20)
+        host_cache.drop("gathered")
+
+
+class Meeting:
+    """A task that notes how many are at work at once."""
+
+    def __init__(self) -> None:
+        self.lock, self.now, self.most = threading.Lock(), 0, 0
+
+    def __call__(self, item: int) -> int:
+        with self.lock:
+            self.now += 1
+            self.most = max(self.most, self.now)
+        threading.Event().wait(0.02)
+        with self.lock:
+            self.now -= 1
+        return -item
+
+
+@pytest.mark.parametrize(("task_bytes", "at_once"), [(0, 4), (100 << 20, 3), (200 << 20, 1), (2 << 30, 1)])
+def test_only_as_many_tasks_work_at_once_as_there_is_room_for(task_bytes: int, at_once: int) -> None:
+    meeting = Meeting()
+    with Runner(4) as runner:
+        runner.memory_budget = 420 << 20
+        found = runner.map(meeting, range(12), stage="test", takes=StageBytes(100 << 20, task_bytes))
+    assert found == [-i for i in range(12)]
+    assert 1 <= meeting.most <= at_once
 
 
 def test_folders_that_were_made_are_removed_and_those_given_stay(tmp_path: Path) -> None:

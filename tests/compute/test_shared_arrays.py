@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute import shared_arrays
-from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore
 from hkm_dask.errors import StoreError
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
@@ -67,6 +67,18 @@ def test_arrays_stay_in_memory_as_far_as_their_bytes_fit(tmp_path: Path, monkeyp
     assert handles[0].get() is not kept[0]
     assert handles[-1].get() is kept[-1]
     assert [int(handle.get()[0]) for handle in handles] == list(range(20))
+
+
+def test_what_is_too_much_goes_before_more_is_made() -> None:
+    cache, held = RecentCache(n_least=2, most_bytes=10), list[int]()
+
+    def make() -> np.ndarray:
+        held.append(cache.used)
+        return np.zeros(10)
+
+    for key in range(4):
+        cache.get(key, (), make)
+    assert held == [0, 80, 80, 80]
 
 
 def test_a_repeated_task_writes_the_same_file_again(tmp_path: Path) -> None:

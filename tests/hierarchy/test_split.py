@@ -64,9 +64,9 @@ def test_no_row_numbers_travel_with_the_tasks(table: NpyRows, workers: Runner, m
     sent: list[int] = []
     run = workers.map
 
-    def weighed(task: Callable[[Any], Any], items: Sequence[Any], *, stage: str) -> list[Any]:
+    def weighed(task: Callable[[Any], Any], items: Sequence[Any], **others: Any) -> list[Any]:
         sent.extend(len(pickle.dumps((task, item))) for item in items)
-        return run(task, items, stage=stage)
+        return run(task, items, **others)
 
     monkeypatch.setattr(workers, "map", weighed)
     split(table, workers)

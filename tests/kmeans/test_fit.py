@@ -101,7 +101,7 @@ def test_any_number_of_threads_gives_the_same_bits(monkeypatch: pytest.MonkeyPat
     actual = []
     for n_threads in (1, 2, 8):
         with Runner(n_threads=n_threads) as threads:
-            assert threads.n_parts(1e6, 64, 24) == n_threads
+            assert threads.n_parts(1e6) == n_threads
             actual.append(cluster_rows(rows, settings, threads))
     assert same_bits(actual[0], actual[1])
     assert same_bits(actual[0], actual[2])

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
 from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.memory import TaskPlan
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -160,11 +161,10 @@ def test_streamed_or_resident_the_bits_are_the_same(
     np.save(tmp_path / "rows.npy", rows)
     on_disk = NpyRows(tmp_path / "rows.npy")
     expected = run(rows, rows[:80], in_parts(1))
-    monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda budget, threads, device_budget: 50_000)
     for budget in (0, 300_000, 1 << 30):
         cut = in_parts(2)
         geometry = make_geometry(on_disk, cut, n_clusters=80)
-        cut.memory_budget = 2 * budget  # half of it is for what stays
+        monkeypatch.setattr("hkm_dask.compute.memory.plan_tasks", lambda *_, b=budget, **__: TaskPlan(2, 50_000, b))
         assert same_bits(run(on_disk, rows[:80], cut, geometry=geometry), expected)
         assert host_cache._used <= budget
         host_cache.clear()

@@ -143,10 +143,11 @@ class Engine(ABC):
 
     def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         """Distances and places of the `n` rows furthest from their centroids, ties to the lowest; on the host."""
-        places = self.xp.arange(len(distances))
         if len(distances) > n:
             least = self.xp.partition(distances, len(distances) - n)[len(distances) - n]
             places = self.xp.flatnonzero(distances >= least)
+        else:
+            places = self.xp.arange(len(distances))
         values, rows = self.host(distances[places]), self.host(places).astype(np.int64)
         order = np.lexsort((rows, -values))[:n]
         return values[order], rows[order]

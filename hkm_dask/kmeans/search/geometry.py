@@ -31,6 +31,8 @@ from hkm_dask.kmeans.search.fixed_point import FixedPointSum, RowUnits
 _BASIS_ROWS, _SAMPLE_PLACES = 8192, 16
 #: Rows the spread is taken from; of those, the rows whose neighbors are looked for.
 _SPREAD_ROWS, _NEIGHBOR_ROWS = 1024, 128
+#: Bytes of rows measured at once; some six times as many are made of them.
+_MEASURED_BYTES = 8 << 20
 #: Below these sizes a pruned search cannot pay.
 MIN_FEATURES, MIN_CLUSTERS = 24, 64
 #: Rows longer than this have scores that float32 does not hold: 12 ‖x‖² at most, where 2**128 is the end.
@@ -240,9 +242,10 @@ def _block_statistics(part: Part) -> list[Statistics]:
 def measure_rows(rows: Rows, runner: Runner) -> Statistics:
     """Mean, largest value and zero rows, in one pass; the same for any number of workers."""
     size = block_bytes(runner.memory_budget, 1)
-    n_parts = runner.n_parts(20.0 * rows.n_rows * rows.n_features)
+    n_at_once = max(1, runner.memory_budget // (6 * _MEASURED_BYTES))
+    n_parts = runner.n_parts(20.0 * rows.n_rows * rows.n_features, n_at_once)
     # Blocks must not depend on the number of parts, or the float64 sums would.
-    bounds = rows.bounds(min(size, 8 << 20), 1)
+    bounds = rows.bounds(min(size, _MEASURED_BYTES), 1)
     cuts = np.array_split(np.arange(len(bounds) - 1), min(n_parts, len(bounds) - 1))
     parts = [Part(rows, tuple(int(b) for b in bounds[c[0] : c[-1] + 2]), 0) for c in cuts if len(c)]
     return reduce(Statistics.__add__, itertools.chain(*runner.map(_block_statistics, parts, stage="measure")))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
-from hkm_dask.compute.memory import WALK_POINTS
+from hkm_dask.compute.memory import WALK_POINTS, StageBytes, walk_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, runner_in_task
@@ -130,7 +130,7 @@ def _walk_about_middle(
     if len(far):
         near = centered.copy()
         near[far] = 0.0
-    squared = (near**2).sum(axis=1)
+    squared = _squared_norms(near)
     largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
         walked = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), _NO_TABLE)
@@ -142,15 +142,25 @@ def _walk_about_middle(
 
 def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Points about their mean, or about their median where there are few far from all others; and which those are."""
-    centered = points.astype(np.float64) - points.mean(axis=0, dtype=np.float64)
-    norms = np.sqrt((centered**2).sum(axis=1))
+    centered = points.astype(np.float64)
+    centered -= points.mean(axis=0, dtype=np.float64)
+    norms = np.sqrt(_squared_norms(centered))
     if norms.max() > _SUSPECT * np.median(norms):
-        about_median = points.astype(np.float64) - np.median(points, axis=0)
-        norms = np.sqrt((about_median**2).sum(axis=1))
+        about_median = points.astype(np.float64)
+        about_median -= np.median(points, axis=0)
+        norms = np.sqrt(_squared_norms(about_median))
         far = np.flatnonzero(norms > _FAR * np.median(norms[norms > 0.0]))
         if 0 < len(far) <= _FAR_SHARE * len(points):
             return about_median, far
     return centered, np.empty(0, np.int64)
+
+
+def _squared_norms(rows: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Squared norms of rows, a few at a time."""
+    norms = np.empty(len(rows))
+    for low in range(0, len(rows), _PAIR_ROWS):
+        norms[low : low + _PAIR_ROWS] = (rows[low : low + _PAIR_ROWS] ** 2).sum(axis=1)
+    return norms
 
 
 def _with_far(
@@ -173,7 +183,7 @@ def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner 
     constants, zeros = np.zeros(width, np.float32), np.zeros(width, np.float32)
     constants[:n] = norms
     tails = np.zeros((n, grid.shape[1] // 16 + 1), np.float32)
-    out = scratch("table", n * n).reshape(n, n)
+    out = np.empty((n, n), np.float32)  # not kept by its thread: up to 64 MiB, or 256 MiB for all points at once
 
     def fill(low: int) -> None:
         high = min(low + _PAIR_ROWS, n)
@@ -238,7 +248,9 @@ class _Walk:
         return index[chosen], left
 
 
-def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: Geometry) -> list[NDArray[np.int64]]:
+def group_points(
+    points: NDArray[np.float32], size: int, *, key: int, geometry: Geometry, memory_budget: int = 1 << 30
+) -> list[NDArray[np.int64]]:
     """Group points with their neighbors, `size` at most in each: the points of each group; every point is in one."""
     pending, done = [np.arange(len(points))], []
     while pending:
@@ -249,7 +261,7 @@ def group_points(points: NDArray[np.float32], size: int, *, key: int, geometry: 
             continue
         starts = np.argsort(random_bits(stream_key(key, len(done), len(index)), index), kind="stable")[:n_groups]
         rows = ArrayRows(np.ascontiguousarray(points[index]))
-        with runner_in_task(1 << 30) as runner:
+        with runner_in_task(memory_budget) as runner:
             start = rows.array[np.sort(starts)].copy()
             grouped = iterate(rows, start, geometry=geometry, runner=runner, max_iter=_GROUP_ITERATIONS, tol=0.0)
         forget(rows.key)
@@ -269,9 +281,12 @@ def _choose(
     """Centers among the points with a weight, chosen group by group."""
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
-    groups = [used[g] for g in group_points(np.ascontiguousarray(values[used]), size, key=key, geometry=geometry)]
+    grouped = group_points(
+        values[used], size, key=key, geometry=geometry, memory_budget=runner.memory_budget
+    )  # fmt: skip
+    groups = [used[group] for group in grouped]
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
-        some = np.ascontiguousarray(values[used])
+        some = values[used]
         return used[_walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
     n_clusters = min(n_clusters, len(used))
     sizes = np.array([len(group) for group in groups])
@@ -280,9 +295,10 @@ def _choose(
     draws = random_uniform(stream_key(key, "turns"), np.arange(n_clusters * n_trials)).reshape(n_clusters, n_trials)
     walk, walks = _Walk(points, weights, key, n_trials), [(group[:0], np.empty(0)) for group in groups]
     short = np.arange(len(groups))
+    takes = StageBytes(3 * values.nbytes, walk_bytes(max(map(len, groups)), values.shape[1]))
     while True:
         items = [(int(g), groups[g], int(n_steps[g])) for g in short]
-        for g, walked in zip(short, runner.map(walk, items, stage="seed"), strict=True):
+        for g, walked in zip(short, runner.map(walk, items, stage="seed", takes=takes), strict=True):
             walks[g] = walked
         taken = _take_turns([left for _, left in walks], draws)
         # A walk that ended early has used up the distinct points of its group, and leaves nothing.

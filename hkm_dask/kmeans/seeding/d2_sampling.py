@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
@@ -249,10 +250,10 @@ class _Sampling:
 
     def __init__(
         self, rows: Rows, n: int, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None,
-        weights: SharedArray | None,
+        weights: SharedArray | None, stage: StageBytes | None,
     ) -> None:  # fmt: skip
         self.n, self.geometry, self.key, self.run, self.runner = n, geometry, key, run, runner
-        self._report, self.weights, self.parts = report, weights, runner.split(rows, n)
+        self._report, self.weights, self.parts = report, weights, runner.split(rows, n, stage=stage)
         first = rows.take(random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights))
         self.batches = [runner.array_store.put(f"seeds-{run}-0", np.ascontiguousarray(first, np.float32))]
         self.n_drawn = 1
@@ -280,7 +281,7 @@ class _Sampling:
 @stepwise
 def sample_by_distance(
     rows: Rows, n: int, *, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None = None,
-    weights: SharedArray | None = None,
+    weights: SharedArray | None = None, stage: StageBytes | None = None,
 ) -> Steps[list[SharedArray]]:  # fmt: skip
     """Draw `n` centers as k-means++ does, in batches.
 
@@ -294,13 +295,15 @@ def sample_by_distance(
         Gets the number of centers so far, and `n`.
     weights : SharedArray, optional
         int64 (n_rows,), positive.
+    stage : StageBytes, optional
+        What the passes take.
 
     Returns
     -------
     list of SharedArray
         Batches of float32 centers, `n` rows in all; fewer where there are fewer distinct rows.
     """
-    sampling = _Sampling(rows, n, geometry, key, run, runner, report, weights)
+    sampling = _Sampling(rows, n, geometry, key, run, runner, report, weights, stage)
     potential, n_dry = None, 0
     for round_ in range(1, 1 << 20):
         sampling.report()
@@ -322,13 +325,13 @@ def sample_by_distance(
 @stepwise
 def sample_in_rounds(
     rows: Rows, n_per_round: int, *, geometry: Geometry, key: int, run: str, runner: Runner,
-    report: Report | None = None, weights: SharedArray | None = None,
+    report: Report | None = None, weights: SharedArray | None = None, stage: StageBytes | None = None,
 ) -> Steps[list[SharedArray]]:  # fmt: skip
     """Draw centers as k-means|| does: in a few rounds, all of a round by the D² at its beginning (arXiv:1203.6402).
 
     About `n_per_round` are drawn in each; the rest is as for `sample_by_distance`.
     """
-    sampling = _Sampling(rows, PARALLEL_ROUNDS * n_per_round, geometry, key, run, runner, report, weights)
+    sampling = _Sampling(rows, PARALLEL_ROUNDS * n_per_round, geometry, key, run, runner, report, weights, stage)
     potential = 0
     # Two passes a round: what share of D² to draw is known once D² is; the second pass searches nothing.
     for pass_ in range(2 * PARALLEL_ROUNDS):

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, random_uniform
+from hkm_dask.compute.memory import DRAWN_ROWS
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -21,7 +22,11 @@ class _SmallestKeys:
     weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> NDArray[np.int64]:
-        return self.smallest(np.arange(part.start, part.stop))
+        # A few at a time: keys and their order take some ten times the memory of a row number.
+        drawn, step = np.empty(0, np.int64), max(DRAWN_ROWS, 2 * self.n)
+        for low in range(part.start, part.stop, step):
+            drawn = self.combine(drawn, np.arange(low, min(low + step, part.stop)))
+        return drawn
 
     def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows with the smallest random keys, in order of row."""

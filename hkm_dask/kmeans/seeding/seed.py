@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import POINTS_PER_CLUSTER
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER, seeding_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
@@ -105,6 +105,8 @@ def _seed(
     rows: Rows, n_clusters: int, init: str, geometry: Geometry, key: int, runner: Runner, report: Report | None,
     run: str, weights: SharedArray | None,
 ) -> Steps[Seeds]:  # fmt: skip
+    stage = seeding_stage(rows.n_rows if init == "k-means++" else runner.n_own(rows), n_clusters, rows.n_features, init)
+    runner.make_room_for(stage)
     if init == "random":
         vectors = rows.take(random_rows(rows, n_clusters, key=key, runner=runner, weights=weights))
         centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
@@ -123,17 +125,18 @@ def _seed(
         (sample_in_rounds, 2 * n_clusters) if init == "k-means||" else (sample_by_distance, CORESET_FACTOR * n_clusters)
     )
     batches = yield from sample.steps(
-        rows, n, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights
+        rows, n, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights, stage=stage
     )
     points, sizes = yield MapReduce(
         UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
-        runner.split(rows, sum(len(batch.get()) for batch in batches)),
+        runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),
         Candidates.__add__,
         _Cells(geometry, runner.array_store, f"cells-{run}"),
         "seed",
     )
+    while batches:
+        batches.pop().delete()
     n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
     centroids, hints = walk(points, sizes, key=stream_key(key, "greedy"), n_iterations=n_iterations)
-    for shared in (*batches, points):
-        shared.delete()
+    points.delete()
     return Seeds(centroids, hints, run)

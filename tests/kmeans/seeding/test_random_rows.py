@@ -1,12 +1,13 @@
 """Rows drawn at random: each as often as it should be, in any number of parts."""
 
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 from scipy import stats
 
-from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
@@ -40,3 +41,15 @@ def test_the_first_of_weighted_draws_goes_by_weight(runner: Runner) -> None:
         int(random_rows(rows, 1, key=stream_key(key), runner=runner, weights=weights)[0]) for key in range(1000)
     )
     assert stats.chisquare([drawn[i] for i in range(4)], [100, 200, 300, 400]).pvalue > 1e-3
+
+
+def test_rows_are_drawn_in_little_memory() -> None:
+    """The keys of all rows, and their order, would take fifty bytes of each."""
+    rows, n = ArrayRows(np.broadcast_to(np.float32(0), (1_000_000, 2))), 1_000_000
+    with Runner(n_threads=1) as runner:
+        tracemalloc.start()
+        drawn = random_rows(rows, 100, key=3, runner=runner)
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+    assert drawn.tolist() == np.sort(np.argsort(random_bits(3, np.arange(n)))[:100]).tolist()
+    assert peak < 10 * n
