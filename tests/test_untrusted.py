@@ -51,6 +51,26 @@ def test_what_is_no_file_is_refused_without_waiting(tmp_path: Path, reader: str,
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.npy"]
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(20)
+def test_a_pipe_that_takes_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    check, looks = untrusted._check_regular, []
+
+    def replaced_after(state: os.stat_result, path: Path) -> None:
+        check(state, path)
+        looks.append(path)
+        path.unlink()
+        os.mkfifo(path)
+
+    monkeypatch.setattr(untrusted, "_check_regular", replaced_after)
+    with pytest.raises(OSError, match="it is a pipe, not a file"):
+        open_regular(tmp_path / "a")
+    assert len(looks) == 1
+
+
 @pytest.mark.timeout(20)
 def test_metadata_that_is_a_pipe_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.zarr").mkdir()

@@ -69,6 +69,15 @@ def test_a_lock_whose_file_was_removed_meanwhile_is_taken_again(
             lock(tmp_path / "a").__enter__()
 
 
+@pytest.mark.faults
+def test_a_link_planted_after_the_look_is_not_followed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "victim").write_text("precious")
+    monkeypatch.setattr(locks, "check_own", lambda path: path.symlink_to(tmp_path / "victim"))
+    with pytest.raises(StoreError, match="symbolic links"):
+        lock(tmp_path / "a").__enter__()
+    assert (tmp_path / "victim").read_text() == "precious"
+
+
 def test_where_nothing_can_be_written_the_lock_says_so_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreError, match=r"cannot be written|failed: "):
