@@ -187,9 +187,22 @@ def check_own(path: Path) -> None:
 
 
 def remove(folder: Path) -> None:
-    """Remove a folder and what lies in it, if it is there."""
-    if folder.exists():
-        careful(lambda: shutil.rmtree(folder), f"removing {folder}")
+    """Remove a folder, if it is there: of a store the metadata first, so that no half of it passes for one."""
+    if not folder.exists():
+        return
+    metadata = folder / METADATA_FILE
+    if metadata.exists():
+        careful(metadata.unlink, f"removing {metadata}")
+        sync(folder)
+    careful(lambda: shutil.rmtree(folder), f"removing {folder}")
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder, and those above it that are missing, with their names on the disk."""
+    missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 False if forbidden
+    careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making the folder {folder}")
+    for path in missing:
+        sync(path.parent)
 
 
 def sync(path: Path) -> None:

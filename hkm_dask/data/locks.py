@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hkm_dask.data.files import careful, check_own
+from hkm_dask.data.files import careful, check_own, make_folder
 from hkm_dask.errors import StoreError
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -29,7 +29,7 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     target = Path(path).absolute()
     file = target.with_name(f".{target.name}.lock")
     try:
-        careful(lambda: file.parent.mkdir(parents=True, exist_ok=True), f"making the folder {file.parent}")
+        make_folder(file.parent)
         fd = _acquire(file, target)
     except (FileNotFoundError, NotADirectoryError) as error:
         raise StoreError(f"{target} cannot be written: {error.strerror}; give a path in a folder") from error

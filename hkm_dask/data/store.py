@@ -160,6 +160,8 @@ def resumable(
         if restart:
             check_destination(target, overwrite=True)
             remove(wip)
+        if wip.exists() and not (wip / METADATA_FILE).exists():
+            remove(wip)  # what it was begun with is lost, so what it holds may be anybody's
         if work is not None:
             # Without an unfinished store, checkpoints belong to a run that died when all was done, or was discarded.
             clear = sweep_scratch if wip.exists() else remove
