@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple
+from typing import NamedTuple, overload
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -30,6 +30,8 @@ MAX_PIXELS = 89_478_485
 #: Scans of a progressive JPEG of so many pixels; in each all of them may be visited. Most have ten.
 MAX_SCANS = 20
 _JPEG_SCAN = b"\xff\xda"
+#: Bytes of images that are read at once; of photographs, a few.
+READ_BYTES = 256 * MIB
 #: Bytes of an image file, as many as so many pixels take with 6 bytes each.
 MAX_FILE_BYTES = 512 * MIB
 #: Methods of a .zip that are bounded by the size it tells.
@@ -102,21 +104,52 @@ class Images:
         for start in range(0, len(self), ID_PIECE_ROWS):
             yield np.array(self.names[start : start + ID_PIECE_ROWS], dtype=object)
 
-    def read(self, first: int, last: int) -> list[np.ndarray]:
+    def read(self, first: int, last: int) -> Sequence[np.ndarray]:
         """Read the images from `first` up to `last`, each uint8 of shape (height, width, 3): red, green and blue.
 
         Upright as the camera noted; the first frame of what moves. An `InputError` names one that cannot be read.
+        Those beyond `READ_BYTES` are read when they are asked for, each time, so that a few are in memory together.
         """
-        images = []
-        for name in self.names[first:last]:
-            problem = f"{self.name}: image={name} should be readable, it is not"
-            with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
-                images.append(decode(self._files.read(name)))
-        return images
+        names, images, n_bytes = self.names[first:last], list[np.ndarray](), 0
+        while len(images) < len(names) and n_bytes < READ_BYTES:
+            images.append(self._read(names[len(images)]))
+            n_bytes += images[-1].nbytes
+        later = names[len(images) :]
+        return _Images(self._read, images, later) if later else images
+
+    def _read(self, name: str) -> np.ndarray:
+        problem = f"{self.name}: image={name} should be readable, it is not"
+        with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
+            return decode(self._files.read(name))
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
         """Read images by their row numbers, in any order; see `read`."""
         return [self.read(int(row), int(row) + 1)[0] for row in rows]
+
+
+class _Images(Sequence[np.ndarray]):
+    """Images in memory, and after them some that are read when they are asked for."""
+
+    def __init__(self, read: Callable[[str], np.ndarray], images: Sequence[np.ndarray], later: Sequence[str]) -> None:
+        self._read, self._images, self._later = read, images, later
+
+    def __len__(self) -> int:
+        return len(self._images) + len(self._later)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[np.ndarray]: ...
+    def __getitem__(self, index: int | slice) -> np.ndarray | Sequence[np.ndarray]:
+        here = len(self._images)
+        if isinstance(index, slice):
+            numbers = range(len(self))[index]
+            if numbers.step < 0:
+                return [self[number] for number in numbers]
+            images = [self._images[number] for number in numbers if number < here]
+            return _Images(self._read, images, [self._later[number - here] for number in numbers if number >= here])
+        number = range(len(self))[index]
+        return self._images[number] if number < here else self._read(self._later[number - here])
 
 
 def decode(data: bytes) -> np.ndarray:

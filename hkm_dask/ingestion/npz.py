@@ -22,6 +22,8 @@ from hkm_dask.untrusted import open_regular, reading
 
 #: What numpy.savez and numpy.savez_compressed write. Others may unpack a few bytes to more than the memory holds.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+#: Arrays in one file; each has a header to be read.
+MAX_MEMBERS = 10_000
 #: From so many bytes on, embeddings that shrink to less than a hundredth are no embeddings.
 _BOMB_BYTES, _BOMB_RATIO = 64 * layout.MIB, 100
 _ZIP_HEADER_BYTES = 30
@@ -45,7 +47,9 @@ def read_members(path: Path) -> dict[str, Member]:
     """Read the headers of all members, by name; InputError where one cannot be read, or is no `.npy`."""
     members: dict[str, Member] = {}
     with _reading(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
-        for info in archive.infolist():
+        if len(infos := archive.infolist()) > MAX_MEMBERS:
+            raise InputError(f"{path}: n_arrays={len(infos)} should be at most {MAX_MEMBERS}; save several files")
+        for info in infos:
             label = f"{path}[{info.filename}]"
             if info.compress_type not in _METHODS:
                 raise InputError(f"{label} is packed by a method that NumPy does not use; save it with numpy.savez")

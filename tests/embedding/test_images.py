@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hkm_dask.embedding.descriptors import Hog
 from hkm_dask.embedding.images import Images, decode, open_images
 from hkm_dask.errors import InputError
 from hkm_dask.events import subscribe
@@ -252,3 +253,24 @@ def test_scans_of_a_jpeg_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     assert decode(data).shape == (64, 64, 3)
     with pytest.raises(ValueError, match=r"it has 30\d\d scans of 64 × 64 pixels; save it again"):
         decode(many)
+
+
+def test_images_that_are_too_many_for_the_memory_are_read_one_by_one(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = open_images(folder)
+    whole, wanted = images.read(0, 6), Hog()(images.read(0, 6))
+    decoded: list[int] = []
+    monkeypatch.setattr("hkm_dask.embedding.images.READ_BYTES", 200)  # of 189 each
+    monkeypatch.setattr("hkm_dask.embedding.images.decode", lambda data: decoded.append(len(data)) or decode(data))
+    found = images.read(0, 6)
+    assert (len(found), len(decoded)) == (6, 2)
+    for number in (0, 1, 2, 5, -1):
+        np.testing.assert_array_equal(found[number], whole[number])
+    assert [image.tolist() for image in found[1:5]] == [image.tolist() for image in whole[1:5]]
+    np.testing.assert_array_equal(found[::-1][0], whole[5])
+    with pytest.raises(IndexError):
+        found[6]
+    decoded.clear()
+    np.testing.assert_array_equal(Hog()(found), wanted)
+    assert len(decoded) == 4

@@ -115,3 +115,12 @@ def test_methods_without_a_bound_are_refused(tmp_path: Path, method: int) -> Non
         archive.writestr("x.npy", npy_bytes(values()))
     with pytest.raises(InputError, match=r"a.npz\[x.npy\] is packed by a method that NumPy does not use"):
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr")
+
+
+@pytest.mark.faults
+def test_arrays_are_counted_before_they_are_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    np.savez(tmp_path / "a.npz", a=values(), b=values(), c=values())
+    assert len(read_members(tmp_path / "a.npz")) == 3
+    monkeypatch.setattr(npz, "MAX_MEMBERS", 2)
+    with pytest.raises(InputError, match=r"a.npz: n_arrays=3 should be at most 2; save several files"):
+        read_members(tmp_path / "a.npz")

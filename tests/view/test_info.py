@@ -199,6 +199,7 @@ def test_nothing_of_a_store_is_obeyed_by_a_terminal(tmp_path: Path) -> None:
     tree = make_tree(tmp_path / "tree.zarr", complete=False)
     store.create_group(tree, {"pool": "a\x07b\nc", "software": "\x9b\u202e"})
     assert all(line.isprintable() for line in render(describe(tree)).split("\n"))
+    assert all(line.isprintable() for line in json.dumps(describe(tree), indent=2).split("\n"))  # as `hkm info --json`
 
 
 @pytest.mark.faults
