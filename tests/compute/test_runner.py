@@ -77,6 +77,16 @@ def test_what_is_resident_gives_way_to_the_stage(tmp_path: Path) -> None:
         host_cache.drop("gathered")
 
 
+def test_what_is_remembered_gives_way_to_what_the_process_makes() -> None:
+    host_cache.clear()
+    with Runner(1, memory_limit=1 << 30) as runner:
+        for rows in ("oldest", "older", "last"):
+            host_cache.put(rows, 0, rows, 20 << 20, runner.memory_budget)
+        runner.make_room_for(StageBytes(runner.memory_budget - (50 << 20)))
+    assert [host_cache.get(rows, 0) for rows in ("oldest", "older", "last")] == [None, "older", "last"]
+    host_cache.clear()
+
+
 class Meeting:
     """A task that notes how many are at work at once."""
 
