@@ -64,9 +64,19 @@ def run(*command: object, timeout: float = 600) -> Run:
     return Run(process.wait(), said.decode(), list(peaks.values()))
 
 
-def cluster(pool: Path, tree: Path, limit: int, levels: dict[str, object], *words: object) -> Run:
+HKM = ("-m", "hkm_dask")
+#: The command, as if there were eight processors.
+ON_EIGHT = (
+    "-c",
+    "import hkm_dask.compute.runner as r; r.n_processors = lambda: 8; from hkm_dask.__main__ import main; main()",
+)
+
+
+def cluster(
+    pool: Path, tree: Path, limit: int, levels: dict[str, object], *words: object, command: tuple[str, ...] = HKM
+) -> Run:
     settings = [word for name, value in levels.items() for word in ("--set", f"levels.{name}={value}")]
-    return run("-m", "hkm_dask", "cluster", pool, tree, "--memory-limit", f"{limit}MiB", *settings, *words)
+    return run(*command, "cluster", pool, tree, "--memory-limit", f"{limit}MiB", *settings, *words)
 
 
 @dataclass(frozen=True)
@@ -142,13 +152,17 @@ def pool_of(tmp_path_factory: pytest.TempPathFactory) -> Pools:
     return make
 
 
-def clustered(shape: Shape, pool_of: Pools, tree: Path, limit: int, *words: object) -> Run:
+def clustered(
+    shape: Shape, pool_of: Pools, tree: Path, limit: int, *words: object, command: tuple[str, ...] = HKM
+) -> Run:
     pool = pool_of(shape)
     subset = ["--subset", pool.with_suffix(".npy")] if shape.subset else []
     settings = dict(shape.settings)
     for level in range(2, shape.clusters.count(",") + 2):
         settings |= {f"{level}.max_iter": 1}
-    return cluster(pool, tree, limit, settings, "--n-clusters", shape.clusters, *shape.words, *subset, *words)
+    return cluster(
+        pool, tree, limit, settings, "--n-clusters", shape.clusters, *shape.words, *subset, *words, command=command
+    )
 
 
 def held_within(run: Run, limit: int) -> None:
@@ -163,6 +177,12 @@ def held_within(run: Run, limit: int) -> None:
 )
 def test_a_tree_is_built_within_the_limit(name: str, shape: Shape, pool_of: Pools, tmp_path: Path) -> None:
     held_within(clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit), shape.limit)
+
+
+def test_threads_take_turns_where_they_do_not_fit_side_by_side(pool_of: Pools, tmp_path: Path) -> None:
+    """Eight walks of the seeding at once would take 600 MiB."""
+    shape = Shape(30_000, 32, 460, "10000", ONCE)
+    held_within(clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit, command=ON_EIGHT), shape.limit)
 
 
 REFUSED = {
