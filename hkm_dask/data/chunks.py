@@ -31,6 +31,7 @@ from hkm_dask.data.files import (
 )
 from hkm_dask.data.foreign import open_foreign
 from hkm_dask.data.layout import ArraySpec
+from hkm_dask.data.unpacked import check_chunks
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.untrusted import open_regular, read_regular, reading
 
@@ -314,6 +315,8 @@ class StoredArray:
         chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
         with reading(f"{self.path}: one of {chunks} cannot be read", self.remedy(), StoreError):
             array = zarr.open_array(self.path, mode="r")
+            if not spec.checked:
+                check_chunks(Path(self.path), array, start, stop)
             rows = careful(lambda: array[start:stop], f"reading {self.path}")
         return np.ascontiguousarray(rows, dtype=spec.dtype)
 

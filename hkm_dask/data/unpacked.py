@@ -1,0 +1,107 @@
+"""How much a packed chunk of Zarr unpacks to, told before it is unpacked: a few bytes may stand for gigabytes."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import itertools
+import lzma
+import math
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import zarr
+
+from hkm_dask.data.layout import MIB
+from hkm_dask.errors import StoreError
+from hkm_dask.untrusted import open_regular
+
+#: A chunk may take so many times the bytes that its shape and type tell, or this many, for filters and text.
+_TIMES, _LEAST = 16, 256 * MIB
+#: What deflate makes of a byte at most.
+_DEFLATE_RATIO = 1032
+_HEADER_BYTES = 18
+
+
+def check_chunks(folder: Path, array: zarr.Array, start: int, stop: int) -> None:
+    """Refuse the chunks of rows `start` to `stop` of an array that others made where they unpack to far too much.
+
+    What a header announces is looked at; what has none is unpacked once, without keeping it, if it could be too much.
+    """
+    compressors = () if array.shards else array.compressors
+    kind = _kind(compressors[-1]) if compressors else ""
+    if kind not in (*_ANNOUNCED, *_STREAMS):
+        return
+    chunks = array.chunks
+    limit = max(_LEAST, _TIMES * math.prod(chunks) * np.dtype(array.dtype).itemsize)
+    columns = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], chunks[1:], strict=True)]
+    for place in itertools.product(range(start // chunks[0], -(-stop // chunks[0])), *columns):
+        path = folder / array.metadata.encode_chunk_key(place)
+        state = path.stat()
+        if _is_too_large(path, kind, limit, state.st_size, state.st_mtime_ns):
+            raise StoreError(f"{path}: n_bytes should be at most {limit} when it is unpacked; copy it again")
+
+
+def _kind(compressor: Any) -> str:
+    name = getattr(compressor, "codec_id", None) or type(compressor).__name__.removesuffix("Codec")
+    return str(name).lower()
+
+
+@lru_cache(maxsize=2**16)
+def _is_too_large(path: Path, kind: str, limit: int, size: int, time: int) -> bool:
+    """Tell whether a file of this size and time unpacks to more than `limit` bytes."""
+    if kind in ("gzip", "zlib") and size * _DEFLATE_RATIO <= limit:
+        return False
+    n_bytes = 0
+    with open_regular(path) as file:
+        if kind in _ANNOUNCED:
+            return _ANNOUNCED[kind](file.read(_HEADER_BYTES)) > limit
+        with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # what is damaged, Zarr refuses
+            for piece in _STREAMS[kind](file):
+                n_bytes += piece
+                if n_bytes > limit:
+                    break
+    return n_bytes > limit
+
+
+def _members(opened: Callable[[IO[bytes]], Any]) -> Callable[[IO[bytes]], Iterator[int]]:
+    def pieces(file: IO[bytes]) -> Iterator[int]:
+        with opened(file) as stream:
+            while piece := stream.read(MIB):
+                yield len(piece)
+
+    return pieces
+
+
+def _deflated(file: IO[bytes]) -> Iterator[int]:
+    stream, data = zlib.decompressobj(), file.read(MIB)
+    while data and not stream.eof:
+        yield len(stream.decompress(data, MIB))
+        data = stream.unconsumed_tail or file.read(MIB)
+
+
+def _zstd(header: bytes) -> int:
+    """Read what the first frame of RFC 8878 announces; 0 where it announces nothing."""
+    descriptor = header[4] if len(header) > 4 else 0
+    single = descriptor >> 5 & 1
+    width = (single, 2, 4, 8)[descriptor >> 6]
+    offset = 5 + (1 - single) + (0, 1, 2, 4)[descriptor & 3]
+    return int.from_bytes(header[offset : offset + width], "little") + (256 if width == 2 else 0)
+
+
+_ANNOUNCED: dict[str, Callable[[bytes], int]] = {
+    "blosc": lambda header: int.from_bytes(header[4:8], "little"),
+    "lz4": lambda header: int.from_bytes(header[:4], "little"),
+    "zstd": _zstd,
+}
+_STREAMS: dict[str, Callable[[IO[bytes]], Iterator[int]]] = {
+    "gzip": _members(lambda file: gzip.GzipFile(fileobj=file)),
+    "zlib": _deflated,
+    "bz2": _members(bz2.BZ2File),
+    "lzma": _members(lzma.LZMAFile),
+}
