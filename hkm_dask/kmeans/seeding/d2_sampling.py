@@ -117,6 +117,8 @@ class UpdateAndSample:
         """Fold the part."""
         engine = worker_engine()
         n_searched, assignment = engine.pop(part, "seeding", self.run) or (0, engine.unknown(part.stop - part.start))
+        if n_searched > len(self.batches):  # a task that is repeated after the next round draws what it drew before
+            n_searched, assignment = 0, engine.unknown(part.stop - part.start)
         firsts = np.cumsum([0, *(len(batch.get()) for batch in self.batches)])
         n_centers, n_features = int(firsts[-1]), part.rows.n_features
         units = self.geometry.units

@@ -163,6 +163,21 @@ def test_what_is_remembered_between_rounds_may_be_lost(in_parts: Cut) -> None:
     np.testing.assert_array_equal(np.concatenate([b.get() for b in forgetful]), expected)
 
 
+def test_a_round_that_is_repeated_after_the_next_draws_the_same(in_parts: Cut) -> None:
+    """As Dask does where a worker died; it writes its centers under the name that they have already."""
+    rows = blobs(400, 5)
+    geometry = make_geometry(ArrayRows(rows), in_parts(1), n_clusters=60)
+    part = Part(ArrayRows(rows), (0, 400), 1 << 30)
+    centers = [SharedArray(array=np.ascontiguousarray(rows[i : i + 20])) for i in (0, 100)]
+    rounds = [UpdateAndSample(tuple(centers[:n]), geometry, "run", 7, 1.0) for n in (1, 2)]
+    first, second, repeated, once_more = (rounds[n](part) for n in (0, 1, 0, 1))
+    for actual, expected in ((repeated, first), (once_more, second)):
+        assert actual.potential == expected.potential
+        for name in ("times", "rows", "squared", "vectors"):
+            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
+    host_cache.clear()
+
+
 def test_a_few_passes_draw_many_centers(runner: Runner) -> None:
     reports: list[tuple[int, int]] = []
     rows = ArrayRows(blobs(6000, 3))
