@@ -188,7 +188,6 @@ def test_threads_take_turns_where_they_do_not_fit_side_by_side(pool_of: Pools, t
 REFUSED = {
     "greedy k-means++": GREEDY,
     "large centroids": SLOW_SHAPES["large centroids"],
-    "splits": SLOW_SHAPES["many splits"],
     "subset": SLOW_SHAPES["most rows of many"],
     "many members": SLOW_SHAPES["many members, many rows"],
     "five levels": SLOW_SHAPES["five large levels"],

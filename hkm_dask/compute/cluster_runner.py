@@ -120,7 +120,7 @@ class ClusterRunner(Runner):
             return placed
         return rows
 
-    def fits_in_memory(self, n_bytes: int) -> bool:
+    def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
         """See `Runner.fits_in_memory`; what lies in this process is in no worker's memory."""
         return False
 

@@ -211,6 +211,12 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
     return StageBytes(process, max(walk_bytes(n_points, n_features), sums + tile_bytes(n_points, n_features)))
 
 
+def fit_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
+    """Bytes of a k-means: of its seeding or of an iteration, whichever takes more."""
+    stages = seeding_stage(n_rows, n_clusters, n_features, init), lloyd_stage(n_rows, n_clusters, n_features)
+    return max(stages, key=StageBytes.total)
+
+
 def walk_bytes(n_points: int, n_features: int) -> int:
     """Bytes of the greedy walk over a group of points: the points in float64, and all distances between them.
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.npy import create_npy, write_npy_rows
@@ -32,13 +33,15 @@ class _Gather:
         write_npy_rows(self.path, self.offset, places[0], self.rows.take(self.numbers.read(*places)))
 
 
-def gather(rows: Rows, index: NDArray[np.int64], runner: Runner) -> Rows:
+def gather(rows: Rows, index: NDArray[np.int64], runner: Runner, beside: StageBytes | None = None) -> Rows:
     """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in a file all workers see.
+
+    What is done with them takes what is `beside` them.
 
     `discard` removes that file; `forget`, with the key of the rows, tells that their memory is free.
     """
     n_bytes = len(index) * rows.row_bytes
-    if runner.fits_in_memory(n_bytes):
+    if runner.fits_in_memory(n_bytes, beside):
         gathered = ArrayRows(rows.take(index), f"{len(index)} rows of {rows.label}")
         host_cache.hold(gathered.key, n_bytes)
         return gathered

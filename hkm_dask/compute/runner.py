@@ -221,9 +221,10 @@ class Runner:
         """Put rows of this process's memory where all workers can read them; return rows that are cheap to send."""
         return rows
 
-    def fits_in_memory(self, n_bytes: int) -> bool:
-        """Tell whether this process may hold so many bytes for its tasks to read."""
-        return n_bytes <= self.memory_budget // 4 - host_cache.held
+    def fits_in_memory(self, n_bytes: int, beside: memory.StageBytes | None = None) -> bool:
+        """Tell whether this process may hold so many bytes for its tasks to read, `beside` a stage if given."""
+        left = self.memory_budget - host_cache.held - (0 if beside is None else beside.total())
+        return n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
 
     def make_room_for(self, stage: memory.StageBytes) -> None:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import StageBytes, check_fits, project_level, write_stage
+from hkm_dask.compute.memory import StageBytes, check_fits, fit_stage, project_level, write_stage
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner, input_bytes
 from hkm_dask.config import Config, Level
@@ -304,7 +304,9 @@ class _Build:
             if step == 0:
                 done = self._step(t, step, level, rows, rows.rows)
             else:
-                members = gather(rows.rows, self._resample(t, level, rows, steps, run), self.runner)
+                index = self._resample(t, level, rows, steps, run)
+                stage = fit_stage(len(index), level.n_clusters, rows.rows.n_features, level.init)
+                members = gather(rows.rows, index, self.runner, stage)
                 try:
                     done = self._step(t, step, level, rows, members)
                 finally:

@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows, NpyRows
@@ -34,8 +36,21 @@ def small_runner(work_dir: Path) -> Runner:
 def test_few_rows_are_gathered_in_memory(table: NpyRows) -> None:
     with Runner(n_threads=2) as runner:
         rows = gather(table, INDEX, runner)
+    forget(rows.key)
     assert isinstance(rows, ArrayRows)
     np.testing.assert_array_equal(rows.array, table.read(0, N)[INDEX])
+
+
+def test_rows_that_leave_no_room_for_what_is_done_with_them_are_gathered_in_a_file(table: NpyRows) -> None:
+    with Runner(n_threads=2) as runner:
+        runner.memory_budget = 100 << 20
+        for n_bytes, kind in ((90 << 20, ArrayRows), (100 << 20, NpyRows)):
+            rows = gather(table, INDEX, runner, StageBytes(n_bytes))
+            assert isinstance(rows, kind)
+            np.testing.assert_array_equal(rows.read(0, rows.n_rows), table.read(0, N)[INDEX])
+            assert host_cache.held == (rows.n_rows * rows.row_bytes if kind is ArrayRows else 0)
+            forget(rows.key)
+            discard(rows)
 
 
 def test_many_rows_are_gathered_in_a_file(table: NpyRows, tmp_path: Path) -> None:
