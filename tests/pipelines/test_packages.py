@@ -15,7 +15,18 @@ OPTIONAL = (
 
 
 def test_these_are_the_pipelines() -> None:
-    assert NAMES == ["benchmark", "demo", "fuzz", "images", "longtail", "mutants", "satellite", "simulation", "text"]
+    assert NAMES == [
+        "benchmark",
+        "chaos",
+        "demo",
+        "fuzz",
+        "images",
+        "longtail",
+        "mutants",
+        "satellite",
+        "simulation",
+        "text",
+    ]
 
 
 @pytest.mark.parametrize("name", NAMES)

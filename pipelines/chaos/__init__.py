@@ -1,0 +1,1 @@
+"""Builds under random faults, which must all end in the bits of a quiet one."""

@@ -1,0 +1,61 @@
+"""`hkm` on a bad disk: one that fails now and then, and one that is full from some moment on.
+
+``HKM_CHAOS_FLAKY=0.3:7`` in the environment has a share of file operations fail, and gives a seed. ``HKM_CHAOS_FULL``
+names a file: once it is there, no file may grow beyond the number of bytes it says. Workers import this module too, as
+processes do whose parent is ``python -m pipelines.chaos.driver``.
+"""
+
+from __future__ import annotations
+
+import errno
+import functools
+import os
+import random
+import resource
+import stat
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+FLAKY, FULL = "HKM_CHAOS_FLAKY", "HKM_CHAOS_FULL"
+_OPERATIONS = ("write", "pwrite", "preadv", "fsync", "replace")
+
+
+def fail_now_and_then(share: float, seed: int) -> None:
+    """Have operations on files fail with EIO in this process, before they do anything."""
+    rng = random.Random(seed * 1_000_003 + os.getpid())
+
+    def flaky(real: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(real)
+        def operation(file: Any, *args: Any, **options: Any) -> Any:
+            # Pipes between processes are not the store.
+            in_store = not isinstance(file, int) or stat.S_ISREG(os.fstat(file).st_mode)
+            if in_store and rng.random() < share:
+                raise OSError(errno.EIO, os.strerror(errno.EIO))
+            return real(file, *args, **options)
+
+        return operation
+
+    for name in _OPERATIONS:
+        setattr(os, name, flaky(getattr(os, name)))
+
+
+def be_full_from_now_on(said: Path) -> None:
+    """Wait for a file, and have no file of this process grow beyond so many bytes from then on."""
+    while not (said.exists() and said.read_text(encoding="utf-8")):
+        time.sleep(0.02)
+    size = int(said.read_text(encoding="utf-8"))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+if FULL in os.environ:
+    threading.Thread(target=be_full_from_now_on, args=(Path(os.environ[FULL]),), daemon=True).start()
+if FLAKY in os.environ:
+    fail_now_and_then(float(os.environ[FLAKY].partition(":")[0]), int(os.environ[FLAKY].partition(":")[2]))
+
+if __name__ == "__main__":
+    from hkm_dask.cli import main
+
+    main(prog_name="hkm")
