@@ -483,7 +483,7 @@ def test_refused_before_anything_is_made(tmp_path: Path) -> None:
 
 def test_a_level_that_takes_too_much_memory_is_refused_before_anything_is_made(tmp_path: Path) -> None:
     config = Config(levels=tuple(levels(5000, init="k-means++")))
-    with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB for level 1, seeding takes"):
+    with pytest.raises(ComputeError, match=r"memory_limit=400MiB should be at least \d+MiB, seeding of level 1 takes"):
         build_hierarchy(np.zeros((20_000, 512), "f2"), tmp_path / "tree.zarr", config, memory_limit="400MiB")
     assert list(tmp_path.iterdir()) == []
 
