@@ -51,6 +51,8 @@ class RecentCache:
     def __init__(self, n_least: int = 5, most_bytes: int | None = None) -> None:
         self._n_least, self._most_bytes = n_least, most_bytes
         self._entries: OrderedDict[Hashable, tuple[Any, tuple[np.ndarray | None, ...], int]] = OrderedDict()
+        #: Bytes that all entries take: counted as they come and go, as there may be thousands.
+        self.used = 0
         self._lock = threading.RLock()
         _caches.add(self)
 
@@ -64,33 +66,32 @@ class RecentCache:
             value, origins, _ = self._entries.get(key, (None, (), 0))
             # The id of an array that is gone may be that of another one.
             if value is None or list(map(id, origins)) != list(map(id, arrays)):
-                self._entries.pop(key, None)
+                self.drop(key)
                 self._forget_beyond(self._n_least - 1)  # before there is one more
                 value = make()
                 n_bytes = getattr(value, "n_bytes", None)
-                self._entries[key] = value, arrays, int(value.nbytes if n_bytes is None else n_bytes)
+                n_bytes = int(value.nbytes if n_bytes is None else n_bytes)
+                self.drop(key)  # which `make` may have asked for, too
+                self._entries[key] = value, arrays, n_bytes
+                self.used += n_bytes
             self._entries.move_to_end(key)
             self._forget_beyond(self._n_least)
             return value
 
     def _forget_beyond(self, n_least: int) -> None:
         while len(self._entries) > n_least and self.used > min(self.limit, self._most_bytes or self.limit):
-            self._entries.popitem(last=False)
-
-    @property
-    def used(self) -> int:
-        """Bytes that all entries take."""
-        return sum(n_bytes for _, _, n_bytes in self._entries.values())
+            self.drop(next(iter(self._entries)))
 
     def clear(self) -> None:
         """Forget everything."""
         with self._lock:
             self._entries.clear()
+            self.used = 0
 
     def drop(self, key: Hashable) -> None:
         """Forget one thing."""
         with self._lock:
-            self._entries.pop(key, None)
+            self.used -= self._entries.pop(key, (None, (), 0))[2]
 
 
 def limit_recent(memory_budget: int) -> None:

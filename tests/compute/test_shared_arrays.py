@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -79,6 +80,28 @@ def test_what_is_too_much_goes_before_more_is_made() -> None:
     for key in range(4):
         cache.get(key, (), make)
     assert held == [0, 80, 80, 80]
+
+
+def test_bytes_are_counted_right_whatever_comes_and_goes() -> None:
+    rng, cache = np.random.default_rng(0), RecentCache(n_least=3, most_bytes=4000)
+    sources = [tuple(SharedArray(array=np.zeros(1)) for _ in range(8)) for _ in range(2)]
+
+    def twice(key: int) -> np.ndarray:
+        cache.get(key, (sources[0][key],), lambda: np.zeros(key))  # as a thing may be made of another, or of itself
+        return np.zeros(key)
+
+    for step in range(2000):
+        key, action = int(rng.integers(8)), int(rng.integers(8))
+        if action == 0:
+            cache.drop(key)
+        elif step % 500 == 499:
+            cache.clear()
+        else:
+            make = partial(twice, key) if action == 7 else partial(np.zeros, 90)
+            made = cache.get(key, (sources[action % 2][key],), make)
+            assert isinstance(made, np.ndarray)
+        assert cache.used == sum(n_bytes for *_, n_bytes in cache._entries.values())
+    assert cache.used <= 4000
 
 
 def test_a_repeated_task_writes_the_same_file_again(tmp_path: Path) -> None:
