@@ -76,6 +76,14 @@ WORDS = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamp
 
 
 @pytest.fixture
+def heeds_hangup() -> Iterator[None]:
+    """Whatever started pytest, such as nohup: processes inherit what it ignores."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.fixture
 def running(pool: Path, heeds_hangup: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
     """Start `hkm cluster`; return once it iterates."""
     started = []
