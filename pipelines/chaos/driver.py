@@ -13,6 +13,7 @@ import os
 import random
 import resource
 import stat
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -26,6 +27,7 @@ _OPERATIONS = ("write", "pwrite", "preadv", "fsync", "replace")
 def fail_now_and_then(share: float, seed: int) -> None:
     """Have operations on files fail with EIO in this process, before they do anything."""
     rng = random.Random(seed * 1_000_003 + os.getpid())
+    tempfile.gettempdir()  # found while it can be written to: Python falls back to the current folder
 
     def flaky(real: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(real)
