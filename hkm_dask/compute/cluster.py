@@ -288,6 +288,8 @@ def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) 
             f"scheduler_file={address} should exist; start `dask scheduler --scheduler-file {address}` first"
         )
     try:
+        # A client that cannot connect stays what Dask computes with, unless it was never to be.
+        Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s", set_as_default=False).close()
         client = Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s")
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         remedy = "start `dask scheduler` or mend the address"

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import dask
+import dask.array as da
 import psutil
 import pytest
 
@@ -142,6 +143,7 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
             assert all(worker.startswith("tls://") for worker in runner.client.nthreads())
         with pytest.raises(ComputeError, match=r"scheduler=tls://.* should answer; .* settings distributed.comm.tls"):
             open_place(scheduler=address)
+    assert da.arange(3).sum().compute() == 3  # by threads: Dask is not left with a client that never connected
 
 
 FROZEN = """
