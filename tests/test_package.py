@@ -99,7 +99,7 @@ def test_documented_commands_parse(page: str, line: list[str]) -> None:
     assert line[0] in main.commands, f"{page} names the command {line[0]}"
     # Parsed only: unknown options, missing arguments and wrong kinds of values raise UsageError.
     # Within `hkm`, since a command keeps the names of its help option from the first time.
-    main.commands[line[0]].make_context(line[0], line[1:], parent=click.Context(main)).close()
+    main.commands[line[0]].make_context(line[0], line[1:], parent=click.Context(main, **main.context_settings)).close()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
