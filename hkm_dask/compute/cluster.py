@@ -6,9 +6,11 @@ import ctypes
 import logging
 import os
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
+from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,6 +20,7 @@ from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.events import emit
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -35,6 +38,10 @@ _LOCAL: dict[str, Any] = {
 }
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
+#: Seconds in which a worker on this machine starts, or never will.
+_START_SECONDS = 120
+#: Seconds after which it is told that one has not.
+_SLOW_START_SECONDS = 10
 
 logger = logging.getLogger(__name__)
 
@@ -176,18 +183,40 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
 
     if n_workers < 1:
         raise InputError(f"workers={n_workers} should be >= 1; leave it out to run on threads")
-    with (
-        LocalCluster(
+    with _starting(n_workers):
+        cluster = LocalCluster(
             n_workers=n_workers,
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
             scheduler_kwargs={"worker_ttl": _worker_ttl()},
+            death_timeout=_START_SECONDS,
             **_LOCAL,
-        ) as cluster,
-        Client(cluster) as client,
-    ):
+        )
+    with cluster, Client(cluster) as client:
         client.wait_for_workers(n_workers, timeout=60)
         _let_workers_end_with(client)
         yield client
+
+
+@contextmanager
+def _starting(n_workers: int) -> Iterator[None]:
+    """Tell when workers are slow to start; ComputeError where one never does, for which Dask would wait for ever."""
+    slow = (
+        f"workers have not started after {_SLOW_START_SECONDS} s; one that has not after {_START_SECONDS} s is given up"
+    )
+    told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
+    told.daemon = True
+    told.start()
+    before = active_children()
+    try:
+        yield
+    except Exception as error:  # Dask has several for it, an AssertionError among them
+        for process in active_children():
+            if process not in before:
+                process.kill()  # Dask leaves it
+        rule = f"start within {_START_SECONDS} s, one did not"
+        raise ComputeError(f"workers={n_workers} should {rule}; run the same command again") from error
+    finally:
+        told.cancel()
 
 
 def _worker_ttl() -> Any:

@@ -3,6 +3,8 @@
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -12,11 +14,13 @@ import dask.array as da
 import psutil
 import pytest
 
+from hkm_dask.compute import cluster
 from hkm_dask.compute.cluster import connect, runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import budget_within
 from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.events import subscribe
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -144,6 +148,35 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
         with pytest.raises(ComputeError, match=r"scheduler=tls://.* should answer; .* settings distributed.comm.tls"):
             open_place(scheduler=address)
     assert da.arange(3).sum().compute() == 3  # by threads: Dask is not left with a client that never connected
+
+
+@pytest.mark.faults
+def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask looks after workers it has heard of, and waits for ever for one that it has not."""
+    monkeypatch.setattr(cluster, "_START_SECONDS", 4)
+    monkeypatch.setattr(cluster, "_SLOW_START_SECONDS", 1)
+    before, frozen = psutil.Process().children(), list[psutil.Process]()
+
+    def freeze() -> None:
+        while not frozen:
+            for child in psutil.Process().children():
+                if child not in before and any("spawn_main" in word for word in child.cmdline()):
+                    child.suspend()
+                    frozen.append(child)
+                    return
+            time.sleep(0.01)
+
+    freezing = threading.Thread(target=freeze)
+    freezing.start()
+    told: list[str] = []
+    with (
+        subscribe(lambda event: told.append(event.fields["message"])),
+        pytest.raises(ComputeError, match="workers=1 should start within 4 s, one did not; run the same command again"),
+    ):
+        open_place(workers=1, memory_limit="800MiB")
+    freezing.join()
+    assert told == ["workers have not started after 1 s; one that has not after 4 s is given up"]
+    assert psutil.wait_procs(frozen, timeout=10)[1] == []
 
 
 FROZEN = """
