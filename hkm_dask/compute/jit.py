@@ -65,3 +65,16 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
     3.0
     """
     return lambda function: Kernel(function, signature)
+
+
+@njit(inline="always")
+def first_above(values: Any, target: Any) -> int:
+    """Index of the first value above `target` in a rising array."""
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] <= target:
+            low = middle + 1
+        else:
+            high = middle
+    return low

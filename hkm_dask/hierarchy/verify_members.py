@@ -6,10 +6,9 @@ from collections import deque
 from collections.abc import Iterator
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
-from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.jit import first_above, kernel
 from hkm_dask.data.verify_chunks import broken_rule
 from hkm_dask.hierarchy.verify_level import LevelCheck
 
@@ -24,26 +23,13 @@ _RULES = {
 }
 
 
-@njit(inline="always")
-def _last_not_above(values, target):  # type: ignore[no-untyped-def]
-    """Place of the last of sorted values that is no larger than the target; -1 where there is none."""
-    low, high = 0, values.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] <= target:
-            low = middle + 1
-        else:
-            high = middle
-    return low - 1
-
-
 @kernel("void(i8[::1], i8, i8[::1], i8, i8[::1], i4[::1], f4[::1], u1[::1])")
 def find_faults(members, start, indptr, n_rows, rows, labels, distances, faults):  # type: ignore[no-untyped-def]
     """Write what is wrong with members, which stand from position `start` on, and 0 where nothing is.
 
     `labels` and `distances` are those of `rows`, sorted, or of all rows where `rows` is empty.
     """
-    cluster, before = _last_not_above(indptr, start), -1
+    cluster, before = first_above(indptr, start) - 1, -1
     for i in range(members.shape[0]):
         while indptr[cluster + 1] <= start + i:
             cluster, before = cluster + 1, -1
@@ -52,7 +38,7 @@ def find_faults(members, start, indptr, n_rows, rows, labels, distances, faults)
             faults[i], before = _NO_ROW, -1
             continue
         if rows.shape[0] > 0:
-            slot = _last_not_above(rows, members[i])
+            slot = first_above(rows, members[i]) - 1
             if slot < 0 or rows[slot] != members[i]:
                 faults[i], before = _OTHER_LABEL, -1
                 continue

@@ -5,20 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hkm_dask.compute.jit import kernel
-
-
-@njit(inline="always")
-def _first_above(values, target):  # type: ignore[no-untyped-def]
-    """Index of the first value above `target` in a rising array."""
-    low, high = 0, values.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] <= target:
-            low = middle + 1
-        else:
-            high = middle
-    return low
+from hkm_dask.compute.jit import first_above, kernel
 
 
 @njit(inline="always")
@@ -83,7 +70,7 @@ def greedy_walk(between, columns, weights, draws, chosen, left):  # type: ignore
         least = np.inf
         n_trials = 1 if step == 0 else draws.shape[1]
         for trial in range(n_trials):
-            point = min(_first_above(reach, draws[step, trial] * total), n_points - 1)
+            point = min(first_above(reach, draws[step, trial] * total), n_points - 1)
             _distances_from(point, between, columns, row)
             potential = _potential(weights, closest, row)
             if potential < least:
@@ -134,7 +121,7 @@ def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
         best = -1
         for trial in range(draws.shape[1]):
             # Rounding may point beyond the last group that has something left.
-            group = min(_first_above(reach, draws[step, trial] * total), n_groups - 1)
+            group = min(first_above(reach, draws[step, trial] * total), n_groups - 1)
             while not rest[group] > 0.0:
                 group -= 1
             if best < 0 or gain[group] > gain[best]:
