@@ -17,6 +17,7 @@ from hkm_dask import cli
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import remove
 from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ZarrRows
@@ -328,6 +329,13 @@ def test_planted_links_are_refused_and_what_they_lead_to_is_kept(copies: Path, n
         build_hierarchy(copies / "pool.zarr", copies / "new.zarr", CONFIG)
     assert (victim if victim.is_file() else victim / "kept").read_text() == "precious"
     assert (copies / name).is_symlink()
+
+
+def test_a_link_is_not_removed_nor_the_metadata_of_what_it_leads_to(copies: Path) -> None:
+    (copies / "link").symlink_to(copies / "pool.zarr")
+    with pytest.raises(StoreError, match="link is a link, it should be of our own making"):
+        remove(copies / "link")
+    assert open_pool(copies / "pool.zarr").n_samples == len(ROWS)
 
 
 def test_a_lock_with_a_second_name_is_refused(tmp_path: Path) -> None:

@@ -188,6 +188,7 @@ def check_own(path: Path) -> None:
 
 def remove(folder: Path) -> None:
     """Remove a folder, if it is there: of a store the metadata first, so that no half of it passes for one."""
+    check_own(folder)  # or the metadata removed would be those of a store that a link leads to
     if not folder.exists():
         return
     metadata = folder / METADATA_FILE

@@ -304,9 +304,7 @@ class _Job:
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
-            with path.open("rb") as file:
-                file.seek(-layout.CRC_BYTES, os.SEEK_END)
-                finished[index].checksums.append(int.from_bytes(file.read(), "little"))
+            finished[index].checksums.append(self.array.checksum(index))
         if finished:
             emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were finished before")
         return finished
