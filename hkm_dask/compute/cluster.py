@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
@@ -21,6 +22,7 @@ from hkm_dask.compute.device import tell_workers
 from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.events import emit
+from hkm_dask.untrusted import reason
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -206,15 +208,19 @@ def _starting(n_workers: int) -> Iterator[None]:
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()
-    before = active_children()
+    before, begin = active_children(), time.monotonic()
     try:
         yield
     except Exception as error:  # Dask has several for it, an AssertionError among them
         for process in active_children():
             if process not in before:
                 process.kill()  # Dask leaves it
-        rule = f"start within {_START_SECONDS} s, one did not"
-        raise ComputeError(f"workers={n_workers} should {rule}; run the same command again") from error
+        first: BaseException = error  # what Dask says last is no more than that it failed
+        while first.__cause__ is not None:
+            first = first.__cause__
+        late = time.monotonic() - begin >= _START_SECONDS
+        fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
+        raise ComputeError(f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}") from error
     finally:
         told.cancel()
 
