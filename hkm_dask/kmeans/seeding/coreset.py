@@ -112,7 +112,8 @@ def _walk(
         return chosen[:n_steps], left[:n_steps]
 
     walked = _walk_about_middle(walk, points, n_chosen, runner)
-    if len(walked[0]) < min(n_chosen, len(np.unique(points, axis=0))):
+    # Distinct points are counted only where some may have been lost: sorting them takes as long as the walk.
+    if len(walked[0]) < n_chosen and len(walked[0]) < len(np.unique(points, axis=0)):
         # About any middle, nothing is left of points close to each other where many others are very far from them.
         directly = walk(_NO_TABLE, np.ascontiguousarray(points.T))
         walked = max(walked, directly, key=lambda one: len(one[0]))
