@@ -47,7 +47,7 @@ def fit_groups(
     """
     engine = worker_engine()
     values = np.ascontiguousarray(values, engine.row_dtype(values.dtype))
-    if not (batched and engine.batches(geometry)):
+    if not (batched and engine.batches(geometry, values.dtype)):
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     if values.nbytes <= 2 * batch_bytes:
         fits = fit_batch(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)

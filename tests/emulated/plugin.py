@@ -107,6 +107,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setattr(memory.pool, "_capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
+    # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms._fault", lambda *_: None)
     forget()
     return Emulator()
 

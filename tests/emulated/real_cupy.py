@@ -33,27 +33,29 @@ def _import(name: str) -> Any:
     raise AttributeError(name)
 
 
-def _parameters(thing: Any) -> dict[str, list[str]] | None:
-    """Names of the parameters, from a signature or from the line that Cython puts into the docstring."""
+def _parameters(thing: Any) -> dict[str, Any] | None:
+    """Names of the parameters, and how many need a value, from a signature or the first line of Cython's docstrings."""
     try:
         listed = inspect.signature(thing).parameters.values()
     except (TypeError, ValueError):
         return _from_docstring(thing.__doc__ or "")
     if any(p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in listed):
         return None
+    positional = [p for p in listed if p.kind != p.KEYWORD_ONLY and p.name != "self"]
     return {
-        "positional": [p.name for p in listed if p.kind != p.KEYWORD_ONLY and p.name != "self"],
+        "positional": [p.name for p in positional],
         "keyword_only": [p.name for p in listed if p.kind == p.KEYWORD_ONLY],
+        "n_required": sum(p.default is p.empty for p in positional),
     }
 
 
-def _from_docstring(text: str) -> dict[str, list[str]] | None:
+def _from_docstring(text: str) -> dict[str, Any] | None:
     line = re.match(r"[\w.]+\((.*)\)", text.replace("\\", ""))
     if line is None:
         return None
     positional: list[str] = []
     keyword_only: list[str] = []
-    now = positional
+    now, n_required = positional, 0
     for part in re.split(r",\s*", line[1]):
         name = re.split(r"[=:]", part)[0].split(" ")[-1].strip()
         if name == "*":
@@ -62,7 +64,8 @@ def _from_docstring(text: str) -> dict[str, list[str]] | None:
             return None
         elif name not in ("/", "self", ""):
             now.append(name)
-    return {"positional": positional, "keyword_only": keyword_only}
+            n_required += now is positional and "=" not in part
+    return {"positional": positional, "keyword_only": keyword_only, "n_required": n_required}
 
 
 def describe(name: str) -> dict[str, Any] | None:

@@ -23,6 +23,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """`cupy`, real or emulated; `HKM_DEVICE` asks for it."""
     if HAS_GPU:
         monkeypatch.setenv("HKM_DEVICE", "cuda")
+        monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.APART", False)  # a process for each shape takes its time
     else:
         request.getfixturevalue("emulated_cuda")
     import cupy
@@ -46,4 +47,5 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow."""
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.DEVICE_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.LEAST_TRIAL_ROWS", 1)

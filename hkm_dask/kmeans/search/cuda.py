@@ -35,14 +35,12 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_kernels
+from hkm_dask.kmeans.search.cuda_forms import choose_form, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.tuning import chosen_once, search_seconds
 
-#: Rows that a form is tried on.
-DEVICE_TRIAL_ROWS = 1 << 16
 #: Rows of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_THREADS = 128, 256
 _SETTLE_THREADS = 128
@@ -83,9 +81,10 @@ class CudaEngine(Engine):
         """See `Engine.search`."""
         return CudaSearch(self, part, geometry, phase, assignment)
 
-    def batches(self, geometry: Geometry) -> bool:
+    def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
         """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
-        return "fused" in FORMS_OF[geometry.precision]
+        forms = FORMS_OF[geometry.precision]
+        return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
 
 
 @dataclass(frozen=True)
@@ -229,15 +228,20 @@ class CudaIndex:
         import cupy
 
         numbers = cupy.asarray(groups.numbers[self._numbers])
-        # Slots without a centroid are not in the index.
-        columns = np.searchsorted(self._numbers, groups.columns)
-        tiles = cupy.asarray(_tiles(groups.lines, columns))
-        left = self._fused(rows, operand, numbers, labels, distances, which, tiles)
+        left = self._fused(rows, operand, numbers, labels, distances, which, self.tiles(groups))
         if len(left):
+            columns = np.searchsorted(self._numbers, groups.columns)
             launch_by_row(
                 "nearest_in_group", rows, 32, rows, left, groups.of_rows, cupy.asarray(columns), self.centroids,
                 numbers, np.int64(len(left)), np.int32(rows.shape[1]), labels, distances, n=len(left),
             )  # fmt: skip
+
+    def tiles(self, groups: Groups) -> Any:
+        """What each block of the fused kernel looks at; see `nearest_two`."""
+        import cupy
+
+        # Slots without a centroid are not in the index.
+        return cupy.asarray(_tiles(groups.lines, np.searchsorted(self._numbers, groups.columns)))
 
     @property
     def n_bytes(self) -> int:
@@ -258,27 +262,33 @@ class CudaIndex:
 
         n, n_features = len(rows) if which is None else len(which), rows.shape[1]
         lines = cupy.zeros(1, cupy.int64) if which is None else which
-        has_which = np.int32(which is not None)
         best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
         index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
-        has_tiles = np.int32(tiles is not None)
-        if tiles is None:
-            n_blocks, tiles = -(-n // _FUSED_ROWS), cupy.zeros(1, cupy.int64)
-        else:
-            n_blocks = len(tiles)
-        launch(
-            "nearest_two", rows, n_blocks, _FUSED_THREADS, operand.matrix, lines, has_which, tiles, has_tiles,
-            self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand), np.int64(n),
-            np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), best, second, index,
-            shared_bytes=n_stages() * STAGE_BYTES,
-        )  # fmt: skip
+        self.two_best(rows, operand, which, tiles, (best, second, index))
         launch_by_row(
-            "certify", rows, 8, rows, lines, has_which, self.centroids, numbers, best, second, index, operand.norms,
-            operand.sizes, operand.errors, *self._bounds, np.int64(n), np.int32(n_features), labels, distances,
-            is_open, n=n,
+            "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, best, second, index,
+            operand.norms, operand.sizes, operand.errors, *self._bounds, np.int64(n), np.int32(n_features), labels,
+            distances, is_open, n=n,
         )  # fmt: skip
         left = cupy.flatnonzero(is_open)
         return left if which is None else which[left]
+
+    def two_best(
+        self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any]
+    ) -> int:
+        """Write best and second best score of each line and the column of the best; return the columns of a unit."""
+        import cupy
+
+        nothing, has_which, has_tiles = cupy.zeros(1, cupy.int64), which is not None, tiles is not None
+        n = len(rows) if which is None else len(which)
+        launch(
+            "nearest_two", rows, -(-n // _FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
+            nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
+            np.int32(has_tiles), self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand),
+            np.int64(n), np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), *out,
+            shared_bytes=n_stages() * STAGE_BYTES,
+        )  # fmt: skip
+        return 1
 
     def _settled(
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,
@@ -314,25 +324,8 @@ class CudaSearch(TileSearch):
     make_index = CudaIndex
 
     def form(self, tile: RowTile, centroids: SharedArray) -> Form:
-        """The form of the scores, measured once per geometry and phase; apart for passes that begin with labels."""
-        forms = FORMS_OF[self.geometry.precision]
-        if len(forms) == 1:
-            return forms[0]
-
-        def fastest() -> Form:
-            from cupy.cuda import runtime
-
-            sample = tile.rows[:DEVICE_TRIAL_ROWS], tile.labels[:DEVICE_TRIAL_ROWS], tile.distances[:DEVICE_TRIAL_ROWS]
-            times = {}
-            for form in forms:
-                index = CudaIndex(centroids.get(), self.geometry, form)
-                operand = make_cuda_operand(sample[0], self.geometry, kind_of(form))
-                times[form] = min(search_seconds(index, *sample, operand, runtime.deviceSynchronize) for _ in range(3))
-            return min(forms, key=lambda form: times[form])
-
-        key = ("form", self.phase, len(centroids.get()).bit_length(), self.all_labeled)
-        form: Form = chosen_once(self.geometry.name, key, self.part.budget, fastest)
-        return form
+        """The form of the scores that is fastest here; see `cuda_forms.choose_form`."""
+        return choose_form(self, tile, centroids.get())
 
     def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
         """See `TileSearch.operand`; operands stay on the device where they fit."""

@@ -214,8 +214,11 @@ class Engine(ABC):
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:
         """A search for the tiles of a part; see `TileSearch`."""
 
-    def batches(self, geometry: Geometry) -> bool:
-        """Whether the passes of many small k-means can be made together, see `batch`; on a CPU it would not pay."""
+    def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
+        """Whether the passes of many small k-means over rows of a type can be made together, see `batch`.
+
+        On a CPU it would not pay.
+        """
         return False
 
 

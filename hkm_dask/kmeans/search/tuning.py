@@ -34,15 +34,11 @@ def chosen_once(group: Hashable, key: Hashable, budget: int, measure: Callable[[
     return choice
 
 
-def search_seconds(
-    index: Any, rows: Any, labels: Any, distances: Any, operand: Any, wait: Callable[[], None] = lambda: None
-) -> float:
-    """Time of a search that leaves labels and distances as they are; `wait` is for a device to be done."""
+def search_seconds(index: Any, rows: Any, labels: Any, distances: Any, operand: Any) -> float:
+    """Time of a search that leaves labels and distances as they are."""
     labels, distances = labels.copy(), distances.copy()
-    wait()
     begin = time.perf_counter()
     index.nearest(rows, labels, distances, operand)
-    wait()
     return time.perf_counter() - begin
 
 

@@ -1,0 +1,229 @@
+"""Whether a form of scores is right on this device: its scores within their bounds, its labels the bits of the CPU.
+
+What is held against what: the scores themselves against squared distances that the host multiplies in float64, since
+labels may be right by luck where a second best score was lost; then labels and distances against `cpu.CpuIndex`, which
+is the rule itself. The host is asked, not a simple kernel, because it shares neither compiler nor hardware with what
+is checked. Results are poison before every launch, so that lines which nobody writes show, and so are some beside them.
+
+Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
+rows, centroids and features. Run as a program, this checks a form on made rows in a process of its own; see
+`cuda_forms`.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cuda_operand import CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.untrusted import reason
+
+#: Made rows and centroids: two tiles of 128 and 256, and a ragged third.
+_N_ROWS, _N_CENTROIDS = 300, 556
+#: Lines beside the results that have to stay as they are.
+_BESIDE = 128
+#: Forms that write every score; all others keep two of a row.
+_PRODUCTS = ("half", "bfloat", "tf32", "single", "double")
+#: What the program prints once the device is at hand, and how it ends where it cannot tell.
+READY, CANNOT_TELL = "ready", 3
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Rows and centroids that a form is checked on, in host memory.
+
+    Attributes
+    ----------
+    rows : ndarray of float16 or float32, shape (n_rows, n_features)
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        Rows of NaN are slots without a centroid.
+    geometry : Geometry
+    """
+
+    rows: NDArray[np.floating]
+    centroids: NDArray[np.float32]
+    geometry: Geometry
+
+
+def made_sample(n_features: int, dtype: np.dtype) -> Sample:
+    """Rows around centroids, of which some lie closer to each other than 16 bits can tell, and one row far out."""
+    rng = np.random.default_rng(0)
+    centroids = rng.normal(0.2, 1.0, (_N_CENTROIDS, n_features))
+    near = rng.choice(_N_CENTROIDS, (2, _N_CENTROIDS // 8), replace=False)
+    centroids[near[0]] = centroids[near[1]] + rng.normal(0.0, 1e-5, (near.shape[1], n_features))
+    rows = centroids[rng.integers(_N_CENTROIDS, size=_N_ROWS)] + rng.normal(0.0, 0.5, (_N_ROWS, n_features))
+    rows[: near.shape[1]] = centroids[near[0]] + rng.normal(0.0, 1e-3, (near.shape[1], n_features))
+    rows[-1] *= 30.0
+    centroids[_N_CENTROIDS // 3] = np.nan
+    rows = rows.astype(dtype)
+    mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return Sample(rows, centroids.astype(np.float32), Geometry(mean, float(np.abs(rows).max()), _N_ROWS))
+
+
+def find_fault(form: Form, sample: Sample) -> str | None:
+    """What a form gets wrong on this device, or how it fails, in words; None where it is right.
+
+    A MemoryError says nothing about a form, and is raised.
+    """
+    try:
+        with np.errstate(invalid="ignore", over="ignore"):
+            for what, wrong in _comparisons(form, sample):
+                if wrong.any():
+                    return f"gave wrong {what} for {np.count_nonzero(wrong)} of {len(wrong)} rows"
+    except MemoryError:
+        raise
+    except Exception as error:
+        return f"failed ({reason(error)})"
+    return None
+
+
+def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """What is compared, and where it is wrong, from operands to labels."""
+    import cupy
+
+    from hkm_dask.kmeans.search.cuda import CudaIndex, Groups  # which looks for forms that are right
+
+    rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
+    if np.isnan(centroids[:, 0]).all():
+        return
+    index, on_device = CudaIndex(centroids, geometry, form), cupy.asarray(rows)
+    operand = make_cuda_operand(on_device, geometry, kind_of(form))
+    yield "norms", _wrong_norms(operand, rows, geometry)
+
+    truth = _Truth(sample, index, operand)
+    n, k = len(rows), len(centroids)
+    some = np.random.default_rng(1).permutation(n)[: n - n // 3]
+    # The rows of three groups, one of them empty, and the centroids of each.
+    lines, columns = np.array([0, 3 * n // 7, 3 * n // 7, n]), np.array([0, k // 3, k // 2, k])
+    of_rows = np.repeat(np.arange(3, dtype=np.int32), np.diff(lines))
+    groups = Groups(cupy.asarray(of_rows), lines, columns, np.arange(k, dtype=np.int32))
+    if form in _PRODUCTS:
+        yield "scores", truth.wrong_products(index, operand)
+    else:
+        yield "scores", truth.wrong_two_best(index, on_device, operand)
+        yield "scores", truth.wrong_two_best(index, on_device, operand, some)
+        yield "scores", truth.wrong_two_best(index, on_device, operand, groups=groups)
+
+    host, wide = CpuIndex(centroids, geometry), rows.astype(np.float32)
+    known = np.full(n, -1, np.int32), np.full(n, np.inf)
+    expected = known[0].copy(), known[1].copy()
+    host.nearest(wide, *expected)
+    actual = cupy.asarray(known[0]), cupy.asarray(known[1])
+    index.nearest(on_device, *actual, operand)
+    yield "labels", _differ(actual, expected)
+    host.only(np.arange(k) % 2 > 0).nearest(wide, *known)
+    actual = cupy.asarray(known[0]), cupy.asarray(known[1])
+    index.nearest(on_device, *actual, operand, which=cupy.asarray(some))
+    host.nearest(wide, *known, which=some)
+    yield "labels", _differ(actual, known)
+    if form not in _PRODUCTS:
+        known = np.full(n, -1, np.int32), np.full(n, np.inf)
+        actual = cupy.asarray(known[0]), cupy.asarray(known[1])
+        index.nearest_in_groups(on_device, *actual, operand, groups)
+        for own, low, high in zip(map(slice, lines[:-1], lines[1:]), columns[:-1], columns[1:], strict=True):
+            CpuIndex(centroids[low:high], geometry).nearest(wide[own], known[0][own], known[1][own], first=int(low))
+        yield "labels", _differ(actual, known)
+
+
+def _differ(actual: tuple[Any, Any], expected: tuple[NDArray, NDArray]) -> NDArray[np.bool_]:
+    """Which rows have another label, or another distance."""
+    return np.asarray((actual[0].get() != expected[0]) | (actual[1].get() != expected[1]))
+
+
+def _wrong_norms(operand: CudaOperand, rows: NDArray[np.floating], geometry: Geometry) -> NDArray[np.bool_]:
+    """Which rows have a norm, a size or an error, on which bounds rest, that is not that of the operand."""
+    wide = rows.astype(np.float64)
+    centered = wide - geometry.origin
+    matrix = operand.matrix.get()
+    if matrix.dtype == np.uint16:  # the upper half of a float
+        matrix = (matrix.astype(np.uint32) << 16).view(np.float32)
+    written = matrix[:, : rows.shape[1]].astype(np.float64) / operand.scale
+    norm, size = (centered**2).sum(axis=1), np.sqrt((written**2).sum(axis=1))
+    lost = np.sqrt((((wide if operand.as_stored else centered) - written) ** 2).sum(axis=1))
+    right = _within(operand.norms.get(), norm, 1e-9 * norm) & _within(operand.sizes.get(), size, 1e-9 * size)
+    return ~(right & (operand.errors.get() >= (1.0 - 1e-12) * lost))
+
+
+def _within(actual: NDArray, expected: NDArray, allowed: NDArray) -> NDArray[np.bool_]:
+    """Where two values agree within what is allowed; infinity agrees with itself, NaN with nothing."""
+    return np.asarray((actual == expected) | (np.abs(actual - expected) <= allowed))
+
+
+class _Truth:
+    """The scores in float64, and what those of a form may miss them by."""
+
+    def __init__(self, sample: Sample, index: Any, operand: CudaOperand) -> None:
+        kept = sample.centroids[~np.isnan(sample.centroids[:, 0])].astype(np.float64) - sample.geometry.origin
+        centered = sample.rows.astype(np.float64) - sample.geometry.origin
+        norms, squares = (centered**2).sum(axis=1), (kept**2).sum(axis=1)
+        self.scores = squares - 2.0 * (centered @ kept.T)
+        per_size, per_error, constant = index._bounds
+        self.allowed = operand.sizes.get() * per_size + operand.errors.get() * per_error + constant
+        self.allowed += 2.0**-40 * (norms + squares.max())  # what cancels in the lines above
+
+    def wrong_products(self, index: Any, operand: CudaOperand) -> NDArray[np.bool_]:
+        """Which rows have a score beyond its bound, of all their scores."""
+        import cupy
+
+        products = cupy.full(self.scores.shape, cupy.nan, cupy.float32)
+        multiply(operand.matrix, index._operand.matrix, products, index.form)
+        scores = index._alpha(operand) * products.get() + index._biases[operand.as_stored].get()[: products.shape[1]]
+        return np.asarray((~_within(scores, self.scores, self.allowed[:, None])).any(axis=1))
+
+    def wrong_two_best(
+        self, index: Any, rows: Any, operand: CudaOperand, which: NDArray[np.int64] | None = None,
+        groups: Any | None = None,
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Which lines do not hold the best scores of their row, of one unit and of all others; lines beside follow."""
+        import cupy
+
+        lines = np.arange(len(rows)) if which is None else which
+        n = len(lines)
+        best, second = (cupy.full(n + _BESIDE, cupy.nan, cupy.float32) for _ in range(2))
+        number = cupy.full(n + _BESIDE, -1, cupy.int32)
+        tiles = None if groups is None else index.tiles(groups)
+        chosen = None if which is None else cupy.asarray(which)
+        unit = index.two_best(rows, operand, chosen, tiles, (best[:n], second[:n], number[:n]))
+        best, second, number = best.get(), second.get(), number.get()
+        untouched = np.isnan(best[n:]) & np.isnan(second[n:]) & (number[n:] == -1)
+        scores, columns = self.scores[lines], np.arange(self.scores.shape[1])
+        if groups is not None:
+            edges = np.searchsorted(index._numbers, groups.columns)
+            group = groups.of_rows.get()[:, None]
+            scores[(columns < edges[group]) | (columns >= edges[group + 1])] = np.inf
+        # The columns of a unit, as column_of_unit has them in the source.
+        of_unit = np.isin(columns - number[:n, None], [(i & 1) + (i >> 1) * 8 for i in range(unit)])
+        first, others = (np.where(some, scores, np.inf).min(axis=1) for some in (of_unit, ~of_unit))
+        right = (number[:n] >= 0) & (best[:n] <= second[:n]) & _within(best[:n], first, self.allowed[lines])
+        right &= np.isfinite(first) & _within(second[:n], others, self.allowed[lines])
+        return ~np.concatenate([right, untouched])
+
+
+def main(words: list[str]) -> None:
+    """Check a form on made rows: words are the number of the device, the type of the rows, their features, the form.
+
+    It prints `READY`, then the fault in JSON, null for none; where memory runs out it ends with `CANNOT_TELL`.
+    """
+    import cupy
+
+    device, dtype, n_features, form = words
+    cupy.cuda.Device(int(device)).use()
+    cupy.zeros(1)
+    print(READY, flush=True)
+    try:
+        fault = find_fault(form, made_sample(int(n_features), np.dtype(dtype)))  # type: ignore[arg-type]
+    except MemoryError:
+        raise SystemExit(CANNOT_TELL) from None
+    print(json.dumps(fault), flush=True)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,215 @@
+"""Which form of scores a search takes: the fastest for such rows, among those that are right on this device.
+
+No form is used before it was checked (`cuda_check`): on made rows of as many features, then on a sample of the rows to
+be searched, once per process. A form at fault is put aside with one warning, and the next takes over. The made rows are
+searched in a process of its own, with a context of its own: an illegal address ends the context it comes up in, with
+all that lies on the device, and a kernel that never ends cannot be stopped but with its process. That takes two or
+three seconds for each form; nothing is kept on disk, where a verdict could be planted or outlive a driver. Where such a
+process cannot be had, as on a device that admits one process only, the check runs here: wrong answers are found all
+the same.
+
+Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
+microseconds would choose for millions of rows, and the first form is taken.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import statistics
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search.cuda_check import CANNOT_TELL, READY, Sample, find_fault, made_sample
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.search.engine import RowTile, TileSearch
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.tuning import chosen_once
+from hkm_dask.untrusted import parse_json
+
+#: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
+MOST_TRIAL_ROWS, LEAST_TRIAL_ROWS = 1 << 17, 50_000
+#: Searches that are timed, and times the quickest form's from which one is not timed again.
+_N_TIMED, _HOPELESS = 3, 2.0
+#: Of forms whose times are within this factor the first is taken.
+_TIE = 1.05
+#: Rows and centroids of a sample of those to be searched.
+_SAMPLE_ROWS, _SAMPLE_CENTROIDS = 512, 1024
+#: Whether made rows are searched in another process, and the seconds that it may take, compilation included.
+APART, LIMIT_SECONDS = True, 120.0
+_PROGRAM = ("-P", "-c", "from hkm_dask.kmeans.search.cuda_check import main; import sys; main(sys.argv[1:])")
+
+_NAMES = {
+    "fused": "the kernel nearest_two", "half": "cuBLAS in float16", "bfloat": "cuBLAS in bfloat16",
+    "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32", "double": "cuBLAS in float64",
+}  # fmt: skip
+#: What was found out in this process: a fault in words, or None.
+_faults: dict[Hashable, str | None] = {}
+_checking = threading.Lock()
+
+
+def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]) -> Form:
+    """The form of the scores for such a tile, by a trial for each phase and size of both, once per geometry.
+
+    Raises ComputeError where no form that the geometry's precision allows is right on this device.
+    """
+    geometry, rows, n = search.geometry, tile.rows, min(len(tile.rows), MOST_TRIAL_ROWS)
+    forms = FORMS_OF[geometry.precision]
+    sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, partial(_sample_of, rows, centroids, geometry))
+    if len(forms) == 1 or n < LEAST_TRIAL_ROWS:
+        return next(sound())
+
+    def fastest() -> Form:
+        times: dict[Form, list[float]] = {}
+        for form in sound():
+            milliseconds = _timed_search(form, search, tile, centroids, n)
+            milliseconds()  # compiles, and makes handles and memory
+            times[form] = [milliseconds()]
+            if times[form][0] <= _HOPELESS * min(some[0] for some in times.values()):
+                times[form] += [milliseconds() for _ in range(_N_TIMED - 1)]
+        return quickest(times)
+
+    sizes = n.bit_length(), len(centroids).bit_length()
+    key = ("form", search.phase, *sizes, rows.dtype.name, search.all_labeled)
+    form: Form = chosen_once(geometry.name, key, search.part.budget, fastest)
+    return form
+
+
+# -- which is fastest -------------------------------------------------------------------------------------------------
+
+
+def quickest(times: Mapping[Form, Sequence[float]]) -> Form:
+    """The form with the lowest median of its times; the first of those that differ by chance only.
+
+    Examples
+    --------
+    >>> quickest({"fused": [1.02, 9.0, 1.03], "half": [1.0, 1.0, 1.0], "single": [3.0]})
+    'fused'
+    """
+    medians = {form: statistics.median(some) for form, some in times.items()}
+    least = min(medians.values())
+    return next(form for form, median in medians.items() if median <= _TIE * least)
+
+
+def _timed_search(
+    form: Form, search: TileSearch, tile: RowTile, centroids: NDArray[np.float32], n: int
+) -> Callable[[], float]:
+    """A search of the first `n` rows that changes nothing, and tells the milliseconds that the device measures."""
+    from cupy.cuda import Event, get_elapsed_time
+
+    index, rows = search.make_index(centroids, search.geometry, form), tile.rows[:n]
+    operand = make_cuda_operand(rows, search.geometry, kind_of(form))
+
+    def milliseconds() -> float:
+        labels, distances, begin, end = tile.labels[:n].copy(), tile.distances[:n].copy(), Event(), Event()
+        begin.record()
+        index.nearest(rows, labels, distances, operand)
+        end.record()
+        end.synchronize()
+        return float(get_elapsed_time(begin, end))
+
+    return milliseconds
+
+
+# -- which are right --------------------------------------------------------------------------------------------------
+
+
+def sound_forms(
+    forms: Sequence[Form], n_features: int, dtype: np.dtype, sample: Callable[[], Sample] | None = None
+) -> Iterator[Form]:
+    """Yield the forms that are right for rows of this type, in their order; each is checked when it is asked for.
+
+    `sample` gives some of the rows to be searched, to check a form on these besides. Raises ComputeError where no form
+    is right.
+    """
+    faults = []
+    for i, form in enumerate(forms):
+        fault = _fault(form, n_features, dtype, sample, forms[i + 1 :])
+        if fault is None:
+            yield form
+        else:
+            faults.append(f"{_name(form)} {fault}")
+    if len(faults) == len(forms):
+        raise ComputeError(
+            f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU, and report what the GPU does"
+        )
+
+
+def _name(form: Form) -> str:
+    return _NAMES.get(form, f"the form {form}")
+
+
+def _fault(
+    form: Form, n_features: int, dtype: np.dtype, sample: Callable[[], Sample] | None, others: Sequence[Form]
+) -> str | None:
+    """The fault of a form, found out when it is asked for first, and told then together with what takes its place."""
+    from cupy.cuda import runtime
+
+    device = runtime.getDevice()
+    made = form, n_features, dtype.name, device
+    checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
+    if sample is not None:
+        checks[*made, "sample"] = lambda: find_fault(form, sample())
+    with _checking:
+        for key, check in checks.items():
+            if key not in _faults:
+                _faults[key] = check()
+                if _faults[key] is not None:
+                    outlook = f"this process goes on with {_name(others[0])}" if others else "it is left out"
+                    _warn(f"{_name(form)} {_faults[key]}; {outlook}")
+            if _faults[key] is not None:
+                return _faults[key]
+    return None
+
+
+def _warn(message: str) -> None:
+    """Warn here, and where a client waits for this worker."""
+    from distributed.worker import warn
+
+    warn(message, RuntimeWarning)
+
+
+def _fault_apart(form: Form, n_features: int, dtype: str, device: int) -> str | None:
+    """The fault of a form on made rows, in a process of its own if one can be had."""
+
+    def here() -> str | None:
+        return find_fault(form, made_sample(n_features, np.dtype(dtype)))
+
+    if not APART:
+        return here()
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    try:
+        done = subprocess.run(
+            [sys.executable, *_PROGRAM, str(device), dtype, str(n_features), form],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS,
+            env={**os.environ, "PYTHONPATH": path},
+        )  # fmt: skip
+    except subprocess.TimeoutExpired as error:
+        return f"did not end within {LIMIT_SECONDS:.0f} s" if READY in str(error.stdout) else here()
+    except OSError:
+        return here()
+    _, is_ready, verdict = done.stdout.partition(f"{READY}\n")
+    if verdict:
+        fault: str | None = parse_json(verdict.partition("\n")[0])
+        return fault
+    if not is_ready or done.returncode == CANNOT_TELL:
+        return here()
+    ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
+    return f"ended its process ({ended})"
+
+
+def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:
+    """Some rows of the device from first to last, and some centroids."""
+    import cupy
+
+    places = np.linspace(0, len(rows) - 1, min(len(rows), _SAMPLE_ROWS)).astype(np.int64)
+    chosen = np.linspace(0, len(centroids) - 1, min(len(centroids), _SAMPLE_CENTROIDS)).astype(np.int64)
+    return Sample(rows[cupy.asarray(places)].get(), centroids[chosen], geometry)

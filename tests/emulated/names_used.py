@@ -1,0 +1,140 @@
+"""Names of CuPy, RMM, dask-cuda and NVML that source uses, and how it calls them: found by reading, without running."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PACKAGES = {"cupy", "cupyx", "cupy_backends", "rmm", "dask_cuda", "pynvml"}
+#: Expressions that are CuPy where an engine computes on a GPU.
+_MODULES = {"xp": "cupy", "self.xp": "cupy", "engine.xp": "cupy", "self.engine.xp": "cupy"}
+#: What functions return, where it is asked for more.
+_RETURNED = {
+    "cupy.get_default_memory_pool": "cupy.cuda.MemoryPool",
+    "cupy.get_default_pinned_memory_pool": "cupy.cuda.PinnedMemoryPool",
+    "cupy.cuda.get_current_stream": "cupy.cuda.Stream",
+    "cupy.cuda.Stream.record": "cupy.cuda.Event",
+    "cupy.random.default_rng": "cupy.random.Generator",
+    "cupy.RawModule.get_function": "cupy.RawKernel",
+} | {
+    f"cupy.{name}": "cupy.ndarray"
+    for name in (
+        "arange", "argsort", "array", "asarray", "concatenate", "empty", "empty_like", "flatnonzero", "full", "ones",
+        "partition", "zeros", "zeros_like",
+    )
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Use:
+    """One place where a name is used.
+
+    Attributes
+    ----------
+    name : str
+        Dotted.
+    where : str
+        File and line.
+    n_positional : int or None
+        Arguments it is called with; None where it is not called, or with a sequence of them.
+    keywords : tuple of str
+        Names of the others.
+    """
+
+    name: str
+    where: str
+    n_positional: int | None = None
+    keywords: tuple[str, ...] = ()
+
+
+class _Scope:
+    """What the names of a function stand for: imports and attributes of its file, and what it assigns itself."""
+
+    def __init__(self, tree: ast.AST, function: ast.AST) -> None:
+        self.known = dict(_MODULES)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                self.known |= {a.asname or a.name.split(".")[0]: a.name for a in node.names if _is_asked(a.name)}
+            elif isinstance(node, ast.ImportFrom) and _is_asked(node.module or ""):
+                self.known |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        made: dict[str, set[str | None]] = {}
+        for whole, kind in ((tree, ast.Attribute), (function, ast.Name)):
+            for node in ast.walk(whole):
+                if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], kind):
+                    made.setdefault(ast.unparse(node.targets[0]), set()).add(self.resolve(node.value))
+        self.known |= {text: of for text, (of, *others) in made.items() if of is not None and not others}
+
+    def resolve(self, node: ast.AST) -> str | None:
+        """The dotted name that an expression stands for, or the class of what it gives."""
+        if isinstance(node, ast.Call):
+            if isinstance(node.func, ast.Name) and node.func.id == "import_module":
+                (text,) = (ast.literal_eval(a) if isinstance(a, ast.Constant) else "" for a in node.args[:1])
+                return text if _is_asked(text) else None
+            name = self.resolve(node.func)
+            is_class = name is not None and name.rpartition(".")[2][:1].isupper()
+            return name if is_class else _RETURNED.get(name or "")
+        if not isinstance(node, ast.Name | ast.Attribute):
+            return None
+        text = ast.unparse(node)
+        if text in self.known:
+            return self.known[text]
+        base = self.resolve(node.value) if isinstance(node, ast.Attribute) else None
+        return f"{base}.{node.attr}" if base is not None and isinstance(node, ast.Attribute) else None
+
+
+def _is_asked(module: str) -> bool:
+    return module.split(".")[0] in PACKAGES
+
+
+def uses_in(source: str, file: str) -> Iterator[Use]:
+    """Yield every use of a name of these packages."""
+    tree = ast.parse(source)
+    for function in _functions(tree):
+        scope = _Scope(tree, function)
+        for node in ast.walk(function):
+            where = f"{file}:{getattr(node, 'lineno', 0)}"
+            if isinstance(node, ast.ImportFrom) and _is_asked(node.module or ""):
+                yield from (Use(f"{node.module}.{a.name}", where) for a in node.names)
+            elif isinstance(node, ast.Attribute) and (name := scope.resolve(node)):
+                yield Use(name, where)
+            elif isinstance(node, ast.Call) and (name := scope.resolve(node.func)):
+                known = not any(isinstance(a, ast.Starred) for a in node.args) and all(k.arg for k in node.keywords)
+                keywords = tuple(k.arg for k in node.keywords if k.arg)
+                yield Use(name, where, len(node.args) if known else None, keywords)
+
+
+def _functions(tree: ast.AST) -> Iterator[ast.AST]:
+    """Yield the functions and methods of a file, inner ones within theirs; and every other statement by itself."""
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef):
+            yield from _functions(node)
+        else:
+            yield node
+
+
+def uses_of(files: list[Path]) -> list[Use]:
+    """All uses in some files, each once."""
+    return sorted(
+        {use for file in files for use in uses_in(file.read_text(encoding="utf-8"), file.name)},
+        key=lambda use: (use.where, use.name),
+    )
+
+
+def problem(use: Use, fact: dict[str, Any] | None) -> str | None:
+    """What is wrong with a use, given what the package says of the name; None where nothing is."""
+    if fact is None:
+        return f"{use.where}: there is no {use.name}"
+    parameters = fact["parameters"]
+    if use.n_positional is None or parameters is None:
+        return None
+    positional, others = parameters["positional"], parameters["keyword_only"]
+    free = [*positional[use.n_positional :], *others]
+    wrong = [name for name in use.keywords if name not in free]
+    missing = set(positional[use.n_positional : parameters["n_required"]]) - set(use.keywords)
+    if wrong or missing or use.n_positional > len(positional):
+        called = ", ".join([f"{use.n_positional} positional", *(f"{name}=" for name in use.keywords)])
+        return f"{use.where}: {use.name} called with {called} has parameters {parameters}"
+    return None

@@ -1,0 +1,95 @@
+"""Kernels broken on purpose, by substitutions in their source; which one is broken is chosen when it runs.
+
+As a program: the child process of the self-check, on the emulator, with one of them broken.
+"""
+
+import ctypes
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from hkm_dask.kmeans.search import cuda_kernels
+from pipelines.mutants.cases import Mutant
+from tests.emulated import kernels
+from tests.emulated.plugin import install
+
+
+def _mutant(name: str, old: str, new: str) -> Mutant:
+    return Mutant(name, "search.cu", old, new, ())
+
+
+#: Each takes the place of an expression, or of a statement where it ends with a semicolon.
+MUTANTS = (
+    _mutant("a tile is loaded again", "tile * TILE_COLUMNS + copied_line + 32 * i", "copied_line + 32 * i"),
+    _mutant("a barrier is lost", "__syncthreads();\n        fetch(step + STAGES - 1);", "fetch(step + STAGES - 1);"),
+    _mutant("a score is NaN", "__ldg(bias + j)", "j == 7 ? 0.0f / 0.0f : __ldg(bias + j)"),
+    _mutant(
+        "a line is not written",
+        "thread < TILE_ROWS && first + thread < n_lines",
+        "thread < TILE_ROWS && first + thread < n_lines && thread != 5",
+    ),
+    _mutant(
+        "a second best is lost",
+        "kept.second = fminf(kept.second, fmaxf(kept.best, score));",
+        "if (score >= kept.best) kept.second = fminf(kept.second, score);",
+    ),
+    _mutant(
+        "a second best is lost between lanes",
+        "fminf(fmaxf(kept.best, best), fminf(kept.second, second))",
+        "fminf(kept.second, second)",
+    ),
+    _mutant("an index is off by one", "(int)first_centroid + all.index", "(int)first_centroid + all.index + 1"),
+    _mutant("a ragged tile is too wide", "j < n_centroids", "j < n_centroids + 1"),
+    _mutant("groups are forgotten", "bias += first_centroid;", ";"),
+    _mutant("the chosen rows are forgotten", "(has_which ? which[line] : line)", "line"),
+    _mutant(
+        "a line beside is written",
+        "second[first + thread] = all.second;",
+        "second[first + thread + (first + thread + 1 == n_lines)] = all.second;",
+    ),
+    _mutant(
+        "an open row counts as proven",
+        "open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));",
+        "open[line] = false;",
+    ),
+    _mutant(
+        "a candidate is overlooked",
+        "alpha * line[j] + bias[first + j] <= limit",
+        "j % 9 && alpha * line[j] + bias[first + j] <= limit",
+    ),
+    _mutant("an illegal address", "best[first + thread] = all.best;", "best[first + thread + (1LL << 40)] = all.best;"),
+    _mutant("it never ends", "best[first + thread] = all.best;", "for (volatile int i = 0;; ++i) best[0] = i;"),
+)
+
+
+def _with_switches(source: str) -> str:
+    """The source in which `hkm_mutant` says what is broken: n for the n-th mutant, 0 for nothing."""
+    for n, mutant in enumerate(MUTANTS, 1):
+        if mutant.old.endswith(";"):
+            both = f"if (hkm_mutant == {n}) {{ {mutant.new} }} else {{ {mutant.old} }}"
+        else:
+            both = f"(hkm_mutant == {n} ? ({mutant.new}) : ({mutant.old}))"
+        source = Mutant(mutant.name, mutant.file, mutant.old, both, ()).apply(source)
+    return f'extern "C" {{ int hkm_mutant; }}\n{source}'
+
+
+def break_kernels(monkeypatch: pytest.MonkeyPatch, name: str | None, *, half: bool) -> None:
+    """Have one of the mutants run, or none; the kernels are compiled once for all of them."""
+    sound = cuda_kernels.source()
+    monkeypatch.setattr(cuda_kernels, "source", lambda: _with_switches(sound))
+    n = 0 if name is None else 1 + [mutant.name for mutant in MUTANTS].index(name)
+    module = cuda_kernels._compiled(half)
+    module.compile()
+    ctypes.c_int.in_dll(module._library, "hkm_mutant").value = n
+
+
+if __name__ == "__main__":
+    kernels.build_in(Path(os.environ["HKM_EMULATED_KERNELS"]))
+    patch = pytest.MonkeyPatch()
+    install(patch)
+    from hkm_dask.kmeans.search.cuda_check import main
+
+    break_kernels(patch, os.environ["HKM_MUTANT"] or None, half=True)
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""The check of a form finds kernels that were broken on purpose, and nothing in sound ones."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.kmeans.search.cuda_check import Sample, find_fault, made_sample
+from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
+from tests.emulated.plugin import Emulator
+from tests.gpu.broken import MUTANTS, break_kernels
+from tests.gpu.inputs import geometry_of, groups
+
+HALF = np.dtype(np.float16)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(("dtype", "d"), [(np.float16, 24), (np.float32, 70)])
+def test_a_sound_form_has_no_fault(cuda: Any, form: Form, dtype: type, d: int) -> None:
+    assert find_fault(form, made_sample(d, np.dtype(dtype))) is None
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_sound_form_has_no_fault_on_rows_of_a_block(cuda: Any, form: Form) -> None:
+    rows = groups(70, 13)
+    rows[:30], rows[5] = rows[0], 3e4 * rows[5]
+    centroids = rows[::3].copy()
+    assert find_fault(form, Sample(rows, centroids, geometry_of(rows))) is None
+    centroids[:] = np.nan
+    assert find_fault(form, Sample(rows, centroids, geometry_of(rows))) is None
+
+
+@pytest.mark.parametrize("name", [mutant.name for mutant in MUTANTS if mutant.name != "it never ends"])
+def test_a_kernel_broken_on_purpose_is_found(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    break_kernels(monkeypatch, name, half=True)
+    found = find_fault("half" if name == "a candidate is overlooked" else "fused", made_sample(72, HALF))
+    assert found is not None
+    expected = {
+        "an illegal address": "failed (nearest_two: access outside the memory",
+        "an open row counts as proven": "gave wrong labels",
+        "a candidate is overlooked": "gave wrong labels",
+    }
+    assert found.startswith(expected.get(name, "gave wrong scores"))
+
+
+def test_the_same_kernels_are_right_when_none_is_broken(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_kernels(monkeypatch, None, half=True)
+    assert find_fault("fused", made_sample(72, HALF)) is None
+
+
+def test_memory_that_runs_out_is_no_fault(cuda: Any, emulator: Emulator) -> None:
+    sample = made_sample(24, HALF)
+    emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 100_000)
+    with pytest.raises(MemoryError):
+        find_fault("fused", sample)
+
+
+def test_wrong_norms_are_found(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from hkm_dask.kmeans.search import cuda_check
+
+    plain = cuda_check.make_cuda_operand
+
+    def with_small_errors(*arguments: Any) -> Any:
+        operand = plain(*arguments)
+        operand.errors[3:5] *= 0.5
+        return operand
+
+    monkeypatch.setattr(cuda_check, "make_cuda_operand", with_small_errors)
+    assert find_fault("single", made_sample(24, np.dtype(np.float32))) == "gave wrong norms for 2 of 300 rows"

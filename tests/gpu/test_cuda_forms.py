@@ -1,0 +1,204 @@
+"""Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.predict import nearest_labels
+from hkm_dask.kmeans.search import cuda_forms
+from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.cuda_forms import quickest, sound_forms
+from hkm_dask.kmeans.search.engine import RowTile
+from tests.emulated import kernels
+from tests.emulated.plugin import Emulator
+from tests.gpu import broken
+from tests.gpu.broken import break_kernels
+from tests.gpu.inputs import geometry_of, groups, twice
+
+HALF, FORMS = np.dtype(np.float16), ("fused", "half")
+_fault = cuda_forms._fault  # which the emulator leaves out
+
+
+@pytest.fixture
+def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms are checked, in this process, and nothing is known of them."""
+    monkeypatch.setattr(cuda_forms, "_fault", _fault)
+    monkeypatch.setattr(cuda_forms, "APART", False)
+    monkeypatch.setattr(cuda_forms, "_faults", {})
+
+
+def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
+    """Have the check in a process of its own, by a program."""
+    monkeypatch.setattr(cuda_forms, "APART", True)
+    monkeypatch.setattr(cuda_forms, "_PROGRAM", words)
+
+
+# -- which are right --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("checked", "little_work_on_the_device")
+def test_a_form_at_fault_is_put_aside_and_the_next_gives_the_cpus_labels(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    break_kernels(monkeypatch, "a second best is lost", half=True)
+    rows, centroids = groups(300, 24, np.float16), groups(50, 24, seed=1)
+
+    def compute() -> Any:
+        with Runner(n_threads=1) as runner:
+            return nearest_labels(ArrayRows(rows), centroids, runner=runner)
+
+    with pytest.warns(RuntimeWarning) as told:
+        on_cpu, on_device = twice(cuda, monkeypatch, compute)
+    compute()  # is told once
+    np.testing.assert_array_equal(on_device, on_cpu)
+    (warning,) = told
+    assert "kernel nearest_two gave wrong scores for " in str(warning.message)
+    assert str(warning.message).endswith("rows; this process goes on with cuBLAS in float16")
+    geometry = geometry_of(rows)
+    assert not CudaEngine().batches(geometry, HALF)
+
+
+@pytest.mark.usefixtures("checked")
+def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda form, _: f"is no good as {form}")
+    with pytest.warns(RuntimeWarning) as told, pytest.raises(ComputeError) as refused:
+        next(sound_forms(FORMS, 24, HALF))
+    faults = "the kernel nearest_two is no good as fused", "cuBLAS in float16 is no good as half"
+    assert [str(warning.message).partition(";")[0] for warning in told] == list(faults)
+    assert str(refused.value).startswith(f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU")
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_form_is_checked_once_on_made_rows_and_once_on_rows_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    checked: list[tuple[str, int]] = []
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda form, sample: checked.append((form, len(sample.rows))))
+    search, tile, centroids = search_of(groups(40, 8, np.float16))
+    for _ in range(2):
+        assert search.form(tile, centroids) == "fused"
+    assert checked == [("fused", 300), ("fused", 40)]
+    assert search.engine.batches(search.geometry, HALF)
+    assert len(checked) == 2
+
+
+PROGRAMS: dict[str, tuple[str, str | None]] = {
+    "says none": ("print('noise'); print('ready'); print('null')", None),
+    "says a fault": ("print('ready'); print('\"gave wrong scores\"')", "gave wrong scores"),
+    "dies": ("print('ready', flush=True); import os; os.kill(os.getpid(), 11)", "ended its process (SIGSEGV)"),
+    "ends": ("print('ready'); raise SystemExit(9)", "ended its process (exit code 9)"),
+    "hangs": ("print('ready', flush=True); import time; time.sleep(600)", "did not end within 0 s"),
+    "is slow to begin": ("import time; time.sleep(600)", "here"),
+    "finds no device": ("raise ImportError", "here"),
+    "has no memory": ("print('ready'); raise SystemExit(3)", "here"),
+}
+
+
+@pytest.mark.usefixtures("checked")
+@pytest.mark.parametrize("case", PROGRAMS)
+def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
+    code, expected = PROGRAMS[case]
+    program(monkeypatch, "-c", code)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
+    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == expected
+
+
+@pytest.mark.usefixtures("checked")
+def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    program(monkeypatch)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(sys, "executable", "/nowhere/python")
+    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == "here"
+
+
+@pytest.mark.usefixtures("checked")
+@pytest.mark.parametrize(
+    ("name", "limit", "expected"),
+    [
+        ("", 60.0, None),
+        # The limit counts the imports as well, and the kernel takes a processor until it is over.
+        pytest.param("it never ends", 15.0, "did not end within 15 s", marks=pytest.mark.slow),
+    ],
+)
+def test_a_kernel_is_checked_in_a_process_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, name: str, limit: float, expected: str | None
+) -> None:
+    break_kernels(monkeypatch, None, half=True)  # compiled for the child
+    program(monkeypatch, str(Path(broken.__file__)))
+    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", limit)
+    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(kernels._build_folder))
+    monkeypatch.setenv("HKM_MUTANT", name)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
+    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == expected
+
+
+# -- which is fastest -------------------------------------------------------------------------------------------------
+
+
+def search_of(rows: np.ndarray, phase: str = "lloyd") -> tuple[Any, RowTile, SharedArray]:
+    """A search of all rows, with nothing known of them."""
+    engine = CudaEngine()
+    assignment = engine.unknown(len(rows))
+    part = Part(ArrayRows(rows), (0, len(rows)), budget=1 << 20)
+    search = engine.search(part, geometry_of(rows), phase, assignment)
+    tile = RowTile(
+        0, len(rows), engine.put(rows), assignment.labels, assignment.distances, engine.put(np.empty(0, np.int64))
+    )
+    return search, tile, SharedArray(array=rows[:20].astype(np.float32))
+
+
+@pytest.fixture
+def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """The forms that were timed, and on how many rows."""
+    calls: list[tuple[str, int]] = []
+    took = {"fused": 2.0, "half": 5.0, "single": 1.5}
+
+    def search_of_a_form(form: str, search: Any, tile: Any, centroids: Any, n: int) -> Callable[[], float]:
+        return lambda: calls.append((form, n)) or took[form]
+
+    monkeypatch.setattr(cuda_forms, "_timed_search", search_of_a_form)
+    monkeypatch.setattr(cuda_forms, "LEAST_TRIAL_ROWS", 50)
+    monkeypatch.setattr(cuda_forms, "MOST_TRIAL_ROWS", 100)
+    return calls
+
+
+def test_rows_that_do_not_fill_the_device_take_the_first_form(cuda: Any, timed: list[tuple[str, int]]) -> None:
+    search, tile, centroids = search_of(groups(49, 8))
+    assert search.form(tile, centroids) == "fused"
+    assert timed == []
+
+
+def test_a_trial_is_made_for_each_size_of_rows_and_centroids(cuda: Any, timed: list[tuple[str, int]]) -> None:
+    search, _, _ = search_of(groups(300, 8))
+    sizes = []
+    for n in (60, 63, 64, 300, 200):
+        _, tile, centroids = search_of(groups(n, 8))
+        assert search.form(tile, centroids) == "single"
+        sizes.append(len(timed))
+    # One to warm up and three of each, but two in all of the one that has no hope.
+    assert sizes == [10, 10, 20, 20, 20]
+    assert {n for _, n in timed} == {60, 64}
+    search.form(tile, SharedArray(array=groups(100, 8)))
+    assert len(timed) == 30
+    assert [form for form, _ in timed].count("half") == 6
+
+
+def test_a_search_is_timed_by_the_device_and_changes_nothing(cuda: Any) -> None:
+    search, tile, centroids = search_of(groups(80, 8))
+    assert cuda_forms._timed_search("half", search, tile, centroids.get(), 50)() > 0
+    assert (tile.labels.get() == -1).all()
+    assert np.isinf(tile.distances.get()).all()
+
+
+def test_the_median_decides_and_the_order_where_times_are_alike() -> None:
+    assert quickest({"fused": [5.0, 1.0, 1.04], "half": [1.0, 1.0, 0.1]}) == "fused"
+    assert quickest({"fused": [1.0, 1.2, 1.2], "half": [1.0, 1.0, 7.0]}) == "half"
+    assert quickest({"half": [1.0], "fused": [1.0]}) == "half"
