@@ -60,7 +60,7 @@ MUTANTS = (
         "j % 9 && alpha * line[j] + bias[first + j] <= limit",
     ),
     _mutant("an illegal address", "best[first + thread] = all.best;", "best[first + thread + (1LL << 40)] = all.best;"),
-    _mutant("it never ends", "best[first + thread] = all.best;", "for (volatile int i = 0;; ++i) best[0] = i;"),
+    _mutant("it never ends", "best[first + thread] = all.best;", "for (volatile unsigned i = 0;; ++i) best[0] = i;"),
 )
 
 
