@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,20 +52,30 @@ class Use:
 
 
 class _Scope:
-    """What the names of a function stand for: imports and attributes of its file, and what it assigns itself."""
+    """What the names of a file stand for, by its imports and by what is assigned to attributes."""
 
-    def __init__(self, tree: ast.AST, function: ast.AST) -> None:
+    def __init__(self, tree: ast.AST) -> None:
         self.known = dict(_MODULES)
         for node in ast.walk(tree):
             if isinstance(node, ast.Import):
                 self.known |= {a.asname or a.name.split(".")[0]: a.name for a in node.names if _is_asked(a.name)}
             elif isinstance(node, ast.ImportFrom) and _is_asked(node.module or ""):
                 self.known |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+        self._take_assigned(tree, ast.Attribute)
+
+    def within(self, function: ast.AST) -> _Scope:
+        """The scope of a function, with what it assigns to names of its own."""
+        inner = copy.copy(self)
+        inner.known = dict(self.known)
+        inner._take_assigned(function, ast.Name)
+        return inner
+
+    def _take_assigned(self, tree: ast.AST, kind: type[ast.expr]) -> None:
+        """Note what names or attributes hold that always hold the same."""
         made: dict[str, set[str | None]] = {}
-        for whole, kind in ((tree, ast.Attribute), (function, ast.Name)):
-            for node in ast.walk(whole):
-                if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], kind):
-                    made.setdefault(ast.unparse(node.targets[0]), set()).add(self.resolve(node.value))
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Assign) and len(node.targets) == 1 and isinstance(node.targets[0], kind):
+                made.setdefault(ast.unparse(node.targets[0]), set()).add(self.resolve(node.value))
         self.known |= {text: of for text, (of, *others) in made.items() if of is not None and not others}
 
     def resolve(self, node: ast.AST) -> str | None:
@@ -92,8 +103,9 @@ def _is_asked(module: str) -> bool:
 def uses_in(source: str, file: str) -> Iterator[Use]:
     """Yield every use of a name of these packages."""
     tree = ast.parse(source)
+    file_scope = _Scope(tree)
     for function in _functions(tree):
-        scope = _Scope(tree, function)
+        scope = file_scope.within(function)
         for node in ast.walk(function):
             where = f"{file}:{getattr(node, 'lineno', 0)}"
             if isinstance(node, ast.ImportFrom) and _is_asked(node.module or ""):
@@ -117,9 +129,10 @@ def _functions(tree: ast.AST) -> Iterator[ast.AST]:
 
 def uses_of(files: list[Path]) -> list[Use]:
     """All uses in some files, each once."""
+    texts = {f"{file.parent.name}/{file.name}": file.read_text(encoding="utf-8") for file in files}
+    asked = {name: text for name, text in texts.items() if any(word in text for word in (*PACKAGES, "xp."))}
     return sorted(
-        {use for file in files for use in uses_in(file.read_text(encoding="utf-8"), file.name)},
-        key=lambda use: (use.where, use.name),
+        {use for name, text in asked.items() for use in uses_in(text, name)}, key=lambda use: (use.where, use.name)
     )
 
 

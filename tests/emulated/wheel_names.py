@@ -17,7 +17,10 @@ def _module(name: str) -> tuple[Path, ast.Module] | None:
     if spec is None or spec.origin is None:
         return None
     root = Path(spec.origin)
-    folder = root.parent.joinpath(*rest) if root.name == "__init__.py" else root.with_suffix("")
+    is_package = root.name == "__init__.py"
+    if rest and not is_package:
+        return None
+    folder = root.parent.joinpath(*rest) if is_package else root.with_suffix("")
     for file in (
         folder.with_suffix(".pyi"),
         folder / "__init__.pyi",
