@@ -115,18 +115,18 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any
     """
     config = _config(**settings)
     from hkm_dask.data.layout import wip_path
-    from hkm_dask.hierarchy.build import build_hierarchy
+    from hkm_dask.hierarchy.build import write_hierarchy
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 
     if tree.exists() and not restart and not wip_path(tree).exists():
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
         # Unless a restart was interrupted, whose unfinished tree lies beside it.
-        build_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
+        write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
         click.echo(f"{tree}: already complete")
         return
     with show_progress(), place.connect() as runner:
-        build_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
+        write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     click.echo(info.render(info.describe(tree)))
 
 

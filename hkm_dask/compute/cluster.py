@@ -6,6 +6,7 @@ import ctypes
 import logging
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -63,13 +64,22 @@ def runner_for(
     [1, 2, 3]
     """
     if client is None:
-        try:
-            from distributed import get_client
-
-            client = get_client()
-        except (ImportError, ValueError):
-            return Runner(memory_limit=_parse_limit(memory_limit), work_dir=work_dir)
+        client = _current_client()
+    if client is None:
+        return Runner(memory_limit=_parse_limit(memory_limit), work_dir=work_dir)
     return ClusterRunner(client, work_dir=work_dir)
+
+
+def _current_client() -> Client | None:
+    """Distributed's current client; None where there is none, as where nobody has imported distributed."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_client
+
+    try:
+        return get_client()
+    except ValueError:
+        return None
 
 
 def _parse_limit(memory_limit: int | str | None) -> int | None:

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
@@ -41,7 +40,6 @@ from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
-from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
@@ -49,6 +47,7 @@ from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
+    import xarray as xr
     from distributed import Client
 
 
@@ -108,6 +107,23 @@ def build_hierarchy(
     ...     tree.hkm.n_clusters
     (30, 6)
     """
+    path = write_hierarchy(pool, tree, config, client=client, memory_limit=memory_limit, restart=restart)
+    # Importing xarray takes longer than opening, and who only writes a tree need not.
+    from hkm_dask.hierarchy.tree import open_hierarchy
+
+    return open_hierarchy(path)
+
+
+def write_hierarchy(
+    pool: Any,
+    tree: str | os.PathLike[str],
+    config: Config,
+    *,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+    restart: bool = False,
+) -> Path:
+    """Do as `build_hierarchy`, and return where the tree lies without opening it."""
     source = open_source(pool, config)
     config.check(source.rows.n_rows)
     target = Path(tree).absolute()
@@ -128,7 +144,7 @@ def build_hierarchy(
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
             device_cache.clear()
-    return open_hierarchy(target)
+    return target
 
 
 # -- what a tree was made from -----------------------------------------------------------------------------------------

@@ -1,6 +1,7 @@
 """Every command: its help, its usage, and the way from embeddings to a subset."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
@@ -55,6 +56,21 @@ def test_help_needs_nothing_heavy() -> None:
     code = f"import sys, hkm_dask.cli; print(*sorted({heavy!r} & set(sys.modules)))"
     out = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True, cwd=ROOT)
     assert out.stdout.split() == []
+
+
+def test_clustering_needs_neither_xarray_nor_distributed(tmp_path: Path) -> None:
+    """Importing them takes longer than all else before the first pass, and a worker would do so, too."""
+    np.save(tmp_path / "x.npy", np.eye(40, 4, dtype=np.float32))
+    code = """
+import sys
+from hkm_dask.cli import main
+main(["ingest", "x.npy", "pool.zarr"], standalone_mode=False)
+main(["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "3", "--n-resamples", "0"], standalone_mode=False)
+print(*sorted({"xarray", "pandas", "dask.array", "distributed"} & set(sys.modules)), file=sys.stderr)
+"""
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=tmp_path, env=environment)
+    assert (out.returncode, out.stderr.splitlines()[-1]) == (0, "")
 
 
 def test_it_runs_as_a_module() -> None:
