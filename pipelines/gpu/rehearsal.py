@@ -26,6 +26,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         for name, small in constants.items():
             patch.setattr(module, name, small)
     patch.setattr(gpu, "run_apart", lambda work, *arguments: work(*arguments))
+    patch.setattr(gpu, "PLACES", {who: place for who, place in gpu.PLACES.items() if place != "workers"})
 
 
 def begin_rehearsal() -> None:
