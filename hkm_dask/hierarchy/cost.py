@@ -172,10 +172,11 @@ class Rates:
 
         Examples
         --------
-        >>> round(H200.seconds(Work(products=5.3e14), 384))
-        1
+        >>> H200.seconds(Work(seconds=2.0, rounds=200), n_features=384)
+        3.0
         """
-        search = self.product * float(np.interp(n_features, *zip(*self.search_share, strict=True)))
+        numbers, shares = zip(*self.search_share, strict=True)
+        search = self.product * float(np.interp(n_features, numbers, shares))
         device = work.products / search + work.measured / self.measured + work.device_bytes / self.memory
         starting = work.launches * self.launch + work.synchronizations * self.synchronization
         thread = work.thread_products / self.thread_product + work.thread_bytes / self.thread_bytes

@@ -32,7 +32,7 @@ from pipelines.gpu.steps import ROOT, STEPS, Step, name_of
 from pipelines.gpu.tables import write_tables
 
 #: Characters of the summary, and of a line of it, at most.
-_SUMMARY, _LINE = 12_000, 240
+_SUMMARY, _LINE = 12_000, 200
 
 
 @dataclass
@@ -89,7 +89,7 @@ class Run:
 
     def summary(self) -> str:
         """Tell what became of each step, in a line or a few, and at most 12,000 characters."""
-        for most in (40, 20, 12, 8, 4, 0):
+        for most in (40, 20, 12, 8, 4, 2, 0):
             text = "\n".join(line if len(line) <= _LINE else line[: _LINE - 1] + "…" for line in self._lines(most))
             if len(text) <= _SUMMARY:
                 break

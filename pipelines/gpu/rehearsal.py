@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.benchmark import device, gpu
+from pipelines.benchmark import device, gpu, whole
 
 #: Constants that a device is worth and an emulator is not.
 _SMALL = {
@@ -26,7 +26,7 @@ def shrink(patch: pytest.MonkeyPatch) -> None:
         for name, small in constants.items():
             patch.setattr(module, name, small)
     patch.setattr(gpu, "run_apart", lambda work, *arguments: work(*arguments))
-    patch.setattr(gpu, "PLACES", {who: place for who, place in gpu.PLACES.items() if place != "workers"})
+    patch.setattr(gpu, "PLACES", {who: place for who, place in whole.PLACES.items() if place != "workers"})
 
 
 def begin_rehearsal() -> None:

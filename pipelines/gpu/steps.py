@@ -192,8 +192,10 @@ def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceO
     """Options of a suite: `settings`, and of a rehearsal what makes it tiny."""
     participants, absent = gpu_peers.find_participants(() if record.rehearsal else None)
     record.add(absent=absent, ceilings=asdict(ceilings))
-    tiny = {"n_rows": _REHEARSED_ROWS, "n_features": (16,), "n_clusters": (12,), "seconds": 0.1, "whole_rows": 600,
-            "whole_features": 16, "levels": (20, 4)} if record.rehearsal else {}  # fmt: skip
+    tiny: dict[str, Any] = {
+        "n_rows": _REHEARSED_ROWS, "n_features": (16,), "n_clusters": (12,), "seconds": 0.1, "whole_rows": 300,
+        "whole_features": 16, "levels": (12, 3), "max_iter": 2,
+    }  # fmt: skip
     defaults: dict[str, Any] = {
         "n_features": (1024,), "n_clusters": (4096,), "n_rows": None, "gigabytes": 2.0, "seconds": 4.0, "repeats": 1,
         "scratch": None, "whole_rows": 1_000_000, "whole_features": 128, "levels": (4000, 400, 40), "max_iter": 5,
@@ -201,7 +203,7 @@ def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceO
     }  # fmt: skip
     return gpu.DeviceOptions(
         participants=participants, ceilings=ceilings, tell=lambda line: print(line, flush=True),
-        **(defaults | settings | tiny),
+        **(defaults | settings | (tiny if record.rehearsal else {})),
     )  # fmt: skip
 
 

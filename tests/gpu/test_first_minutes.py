@@ -45,7 +45,7 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
         assert [one["who"] for one in case["measurements"]] == [
             f"hkm_dask, {who}" for who in ("GPU", "GPU again", "threads")
         ]
-        assert "level 1: labels the same bits, centroids the same bits; 0 of 600 labels differ" in case["facts"]
+        assert "level 1: labels the same bits, centroids the same bits; 0 of 300 labels differ" in case["facts"]
 
 
 def test_a_suite_runs_from_its_command_line(small: None, tmp_path: Path) -> None:
