@@ -62,7 +62,7 @@ class Work:
     Examples
     --------
     >>> (Work(products=2.0) + 3 * Work(products=1.0, launches=1)).launches
-    3
+    3.0
     """
 
     products: float = 0.0
@@ -253,7 +253,7 @@ def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
     Examples
     --------
     >>> list(sampling_rounds(300))
-    [(1, 42, 25), (26, 135, 81), (107, 556, 193)]
+    [(1, 42, 25), (26, 136, 81), (107, 557, 193)]
     """
     drawn = 1
     while drawn < n_centers:
