@@ -75,6 +75,24 @@ class BlockCache:
             entry = entries.get(key)
             return None if entry is None else entry[0]
 
+    def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
+        """The entries of a group that are blocks of rows, put by the first row and the one after the last, in order.
+
+        Examples
+        --------
+        >>> kept = BlockCache()
+        >>> for key in [(4, 8), ("labels", 0, 8), (0, 4)]:
+        ...     _ = kept.put("rows", key, key, n_bytes=0, budget=0)
+        >>> [key for key, _ in kept.blocks("rows")]
+        [(0, 4), (4, 8)]
+        """
+        with self._lock:
+            entries = self._groups.get(group, {})
+            if entries:
+                self._groups.move_to_end(group)
+            found = [(key, value) for key, (value, _) in entries.items() if len(key) == 2 and isinstance(key[0], int)]
+        return sorted(found, key=lambda entry: entry[0])
+
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
         """Keep `value`, which takes `n_bytes`, if all entries then fit into `budget`; tell whether it was kept.
 

@@ -114,7 +114,7 @@ class ClusterRunner(Runner):
             return NpyRows(str(shared.path), label=rows.label, scratch=True)
         if isinstance(rows, UnitRows):
             return UnitRows(self.place(rows.base))
-        if isinstance(rows, SubsetRows):
+        if isinstance(rows, SubsetRows) and rows.index_path is None:
             placed = SubsetRows(self.place(rows.base), rows.index)
             placed.travel_by(f"{self.array_store.folder}/subset-{uuid.uuid4().hex}.npy")
             return placed

@@ -28,7 +28,7 @@ from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
-from hkm_dask.compute.staging import make_room, ran_out
+from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes, make_room, ran_out
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
@@ -225,6 +225,12 @@ class Runner:
         """Tell whether this process may hold so many bytes for its tasks to read, `beside` a stage if given."""
         left = self.memory_budget - host_cache.held - (0 if beside is None else beside.total())
         return n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
+
+    def fits_on_devices(self, rows: Rows, n_rows: int) -> bool:
+        """Tell whether the devices of the workers keep so many rows of this kind; False where they have none."""
+        if self.device_budget is None:
+            return False
+        return n_rows * device_row_bytes(rows) <= RESIDENT_SHARE * self.device_budget * self.n_workers
 
     def make_room_for(self, stage: memory.StageBytes) -> None:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""

@@ -19,21 +19,22 @@ import numpy as np
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.resident import can_gather, gather_on_device
 from hkm_dask.compute.shared_arrays import forget_recent
-from hkm_dask.data.rows import ArrayRows
+from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
 
 #: Bytes on the device of a row's label, distance, norms and some more, that are kept from pass to pass.
 DEVICE_REMEMBERED_BYTES = 48
 #: Share of the device budget for rows and what is remembered; passes need the rest.
-_RESIDENT_SHARE = 0.75
+RESIDENT_SHARE = 0.75
 #: Bytes beyond which this process has run out of device memory before.
 _most_resident: int | None = None
 
 
 def resident_budget() -> int:
     """Bytes the process may keep on its device from pass to pass."""
-    allowed = int(_RESIDENT_SHARE * device_budget())
+    allowed = int(RESIDENT_SHARE * device_budget())
     return allowed if _most_resident is None else min(allowed, _most_resident)
 
 
@@ -158,11 +159,18 @@ def device_dtype(dtype: np.dtype) -> np.dtype:
     return dtype if dtype == np.float16 else np.dtype(np.float32)
 
 
+def device_row_bytes(rows: Rows) -> int:
+    """Bytes on the device of a row, of its copy in 16 bits where it is stored in more, and of what is kept about it."""
+    n_bytes = device_dtype(rows.dtype).itemsize
+    return rows.n_features * (n_bytes if n_bytes == 2 else n_bytes + 2) + DEVICE_REMEMBERED_BYTES
+
+
 def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     """Yield ``(first row, rows)`` for every block of a part, on the device; see `block_cache.iter_blocks`.
 
-    A block is float16 or float32. Blocks do not come in the order of the rows. Raises ComputeError where the
-    environment asks for a budget or a number of buffers that makes no sense.
+    A block is float16 or float32. Blocks do not come in the order of the rows; some rows of a table that is on the
+    device are gathered there. Raises ComputeError where the environment asks for a budget or a number of buffers that
+    makes no sense.
     """
     import cupy
 
@@ -170,8 +178,8 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     dtype = device_dtype(rows.dtype)
     # What passes remember about the rows saves more than the rows themselves: that room is kept free.
     budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
-    resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None]
-    missing = [pair for pair in pairs if device_cache.get(rows.key, pair) is None]
+    resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None or can_gather(rows, *pair)]
+    missing = sorted(set(pairs).difference(resident))
     n_bytes = np.array([stop - start for start, stop in missing], np.int64) * (dtype.itemsize * rows.n_features)
     keep = (np.cumsum(n_bytes) <= device_cache.room(rows.key, budget)).tolist()
     staging, compute = _staging(), cupy.cuda.get_current_stream()
@@ -194,8 +202,11 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
             start_uploading(0)
             for pair in resident:
                 block = device_cache.get(rows.key, pair)
-                if block is None:  # dropped by another thread since we looked
-                    block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), dtype))
+                if block is None:
+                    block = gather_on_device(rows, *pair)
+                    if block is None:  # dropped by another thread since we looked
+                        block = cupy.asarray(np.ascontiguousarray(rows.read(*pair), dtype))
+                    device_cache.put(rows.key, pair, block, block.nbytes, budget)
                 yield pair[0], block
             for number, pair in enumerate(missing):
                 # The buffers these write to held the block before this one, of which kernels have been queued.

@@ -29,6 +29,8 @@ class SubsetRows(Rows):
         The table; of a subset of a subset, the one that is no subset.
     index : np.ndarray of int64
         Row numbers of `base`, sorted and without repeats.
+    index_path : str or None
+        Where they travel by a file of their own; see `travel_by`.
 
     Examples
     --------
@@ -50,23 +52,23 @@ class SubsetRows(Rows):
         self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
         self.base: Rows = base.base if isinstance(base, SubsetRows) else base
         self.index: np.ndarray = base.index[index] if isinstance(base, SubsetRows) else index
-        self._index_path: str | None = None
+        self.index_path: str | None = None
 
     def travel_by(self, path: str | os.PathLike[str]) -> None:
         """Write the row numbers to an ``.npy`` that all workers see, for as long as they use it, and pickle without."""
-        self._index_path = str(Path(path).absolute())
+        self.index_path = str(Path(path).absolute())
         careful(lambda: np.save(path, self.index, allow_pickle=False), f"writing {path}")
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
-        if self._index_path is not None:
+        if self.index_path is not None:
             del state["index"]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        if self._index_path is not None:
-            self.index = _load_index(self._index_path)
+        if self.index_path is not None:
+            self.index = _load_index(self.index_path)
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
         """See `Rows.bounds`; a block ends where a storage chunk of the base ends."""

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
@@ -263,7 +264,7 @@ class Update:
             return 0, True
         order = np.argsort(far)
         rows = np.empty((len(far), self.rows.n_features), np.float32)
-        rows[order] = self.rows.take(far[order])
+        rows[order] = take(self.rows, far[order])
         labels = np.full(len(far), -1, np.int32)
         CpuIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
         empty = np.flatnonzero(counts == 0)

@@ -130,7 +130,8 @@ class Memory:
         for canary in self._canaries:
             canary[:] = _CANARY
         self.__array_interface__ = {"data": (self.ptr, False), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
-        _live[id(self)] = self
+        with _live_lock:
+            _live[id(self)] = self
         # The pool may hand out memory that earlier work of the current stream still uses: that work comes before.
         streams.operate([(self, self.ptr, self.ptr + n_bytes, True)])
 
@@ -180,7 +181,9 @@ def owner(array: np.ndarray) -> Memory:
 
 def span(ptr: int, n_bytes: int) -> np.ndarray:
     """Return the bytes at a device address; they should lie within one live allocation."""
-    for memory in list(_live.values()):
+    with _live_lock:
+        living = list(_live.values())
+    for memory in living:
         if memory.ptr <= ptr and ptr + n_bytes <= memory.ptr + memory.n_bytes:
             return np.asarray(memory)[ptr - memory.ptr : ptr - memory.ptr + n_bytes]
     raise ValueError(f"{n_bytes} bytes at {ptr:#x} should lie within one device allocation")

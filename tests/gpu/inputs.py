@@ -45,6 +45,7 @@ class Stored(Rows):
         return self._deliver(self.array[start:stop].copy(), out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
+        self.n_reads += 1
         return self.array[rows]
 
 

@@ -31,8 +31,10 @@ class _SmallestKeys:
     def smallest(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
         """The rows with the smallest random keys, in order of row."""
         keys = random_bits(self.key, rows) if self.weights is None else self._arrivals(rows, self.weights.get())
-        order = np.lexsort((rows, keys))[: self.n] if len(rows) > self.n else np.arange(len(rows))
-        return np.sort(rows[order])
+        if len(rows) > self.n:  # a partition takes a tenth of the time of a sort
+            few = np.flatnonzero(keys <= np.partition(keys, self.n - 1)[self.n - 1])
+            rows, keys = rows[few], keys[few]
+        return np.sort(rows[np.lexsort((rows, keys))[: self.n]])
 
     def _arrivals(self, rows: NDArray[np.int64], weights: NDArray[np.int64]) -> NDArray[np.float64]:
         """Exponential times with the weights for rates: the first to arrive are drawn by weight, without repeats.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, seeding_stage
+from hkm_dask.compute.placement import take_rows
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
@@ -108,7 +109,7 @@ def _seed(
     stage = seeding_stage(rows.n_rows if init == "k-means++" else runner.n_own(rows), n_clusters, rows.n_features, init)
     runner.make_room_for(stage)
     if init == "random":
-        vectors = rows.take(random_rows(rows, n_clusters, key=key, runner=runner, weights=weights))
+        vectors = take_rows(rows, random_rows(rows, n_clusters, key=key, runner=runner, weights=weights), runner)
         centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
         centroids[: len(vectors)] = vectors
         return Seeds(centroids, None, run)
