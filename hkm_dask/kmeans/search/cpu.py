@@ -68,6 +68,7 @@ class CpuEngine(Engine):
 
     xp = np
     cache = host_cache
+    busy_rows = 256
     label_distances, add_rows, move_rows = cpu_kernels.label_distances, cpu_kernels.add_rows, cpu_kernels.move_rows
 
     def room(self, part: Part) -> int:
@@ -83,6 +84,10 @@ class CpuEngine(Engine):
     def row_dtype(self, dtype: np.dtype) -> np.dtype:
         """See `Engine.row_dtype`."""
         return np.dtype(np.float32)
+
+    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CpuIndex:
+        """See `Engine.index`."""
+        return CpuIndex(centroids, geometry)
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CpuSearch:
         """See `Engine.search`."""

@@ -271,28 +271,14 @@ def move_rows(rows, before, after, weights, scale, sums, counts):  # type: ignor
     return n_moved
 
 
-@kernel("i8(f4[:,::1], f8[::1], f8[::1], f8[::1], i8, b1[::1])")
-def accept_in_order(rows, drawn, current, chances, wanted, accepted):  # type: ignore[no-untyped-def]
-    """Thin candidates drawn by an old D² to draws by the current one.
-
-    Candidate i, in order of arrival, is accepted with probability ``current[i] / drawn[i]``: its D² by the centers so
-    far, over its D² when it was drawn. `current` also counts the candidates accepted before it, and is updated.
-    `chances` are uniform numbers in (0, 1). Stops after `wanted` and returns how many were accepted.
-    """
-    n_accepted = 0
+@kernel("void(f4[:,::1], f8[::1], b1[::1])")
+def accept_in_order(rows, limits, accepted):  # type: ignore[no-untyped-def]
+    """Take out of `accepted` every row that lies within its limit, a squared distance, of one before it that stays."""
     for i in range(rows.shape[0]):
-        accepted[i] = False
-    for i in range(rows.shape[0]):
-        if n_accepted == wanted:
-            break
-        if chances[i] * drawn[i] < current[i]:
-            accepted[i] = True
-            n_accepted += 1
+        if accepted[i]:
             for j in range(i + 1, rows.shape[0]):
-                distance = squared_distance(rows[i], rows[j])
-                if distance < current[j]:
-                    current[j] = distance
-    return n_accepted
+                if accepted[j] and squared_distance(rows[i], rows[j]) <= limits[j]:
+                    accepted[j] = False
 
 
 @kernel("void(f4[:,::1], f8[::1])")

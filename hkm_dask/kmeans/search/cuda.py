@@ -57,6 +57,7 @@ class CudaEngine(Engine):
     """Computes on the worker's GPU, a block of rows at a time."""
 
     cache = device_cache
+    busy_rows = 1 << 13
     label_distances = staticmethod(cuda_kernels.label_distances)
     add_rows = staticmethod(cuda_kernels.add_rows)
     move_rows = staticmethod(cuda_kernels.move_rows)
@@ -76,6 +77,11 @@ class CudaEngine(Engine):
     def row_dtype(self, dtype: np.dtype) -> np.dtype:
         """See `Engine.row_dtype`."""
         return device_dtype(dtype)
+
+    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CudaIndex:
+        """See `Engine.index`."""
+        forms = sound_forms(FORMS_OF[geometry.precision], centroids.shape[1], centroids.dtype)
+        return CudaIndex(centroids, geometry, next(forms))
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
         """See `Engine.search`."""

@@ -109,12 +109,15 @@ class Engine(ABC):
         What the worker remembers of blocks and parts, in the memory it computes in.
     made : RecentCache
         What is made of centroids, once per process.
+    busy_rows : int
+        Rows that a search should be given to keep a thread, or a device, busy.
     label_distances, add_rows, move_rows : callable
         Those of `cpu_kernels`, for arrays of the engine.
     """
 
     xp: ModuleType
     cache: BlockCache
+    busy_rows: int
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int]
@@ -209,6 +212,10 @@ class Engine(ABC):
     @abstractmethod
     def row_dtype(self, dtype: np.dtype) -> np.dtype:
         """Type in which the engine computes with rows of a type."""
+
+    @abstractmethod
+    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CentroidIndex:
+        """An index of centroids for a few searches, too few to have their form tried."""
 
     @abstractmethod
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from hkm_dask.compute.backend import worker_device
+from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.kmeans.search.cpu import CpuEngine
 from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.search.engine import Engine
@@ -26,3 +26,11 @@ def worker_engine() -> Engine:
 def is_too_little(flops: float) -> bool:
     """Tell whether a pass of so many operations would have this worker's device do nothing but start kernels."""
     return flops < _TINY_FLOPS and worker_device() != "cpu"
+
+
+def engine_for(flops: float) -> Engine:
+    """The engine for a search of so many operations: that of processors where it is too little for a device."""
+    if is_too_little(flops):
+        with on_host():
+            return worker_engine()
+    return worker_engine()

@@ -21,21 +21,19 @@ from hkm_dask.compute.backend import array_module
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.engine import Engine, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.random_rows import random_rows
+from hkm_dask.kmeans.seeding.thinning import thin
 
 #: Rounds of k-means||, each of which draws twice as many centers as clusters.
 PARALLEL_ROUNDS = 5
-#: Candidates thinned at once, and accepted ones searched at once.
-_CHUNK, _SETTLED = 256, 1024
 
 Report = Callable[[int, int], None]
 
@@ -201,7 +199,8 @@ def arrival_times(
 class ThinCandidates:
     """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
 
-    The random numbers are those of `key`, from `stream_key`; what is taken is stored under `name`.
+    The random numbers are those of `key`, from `stream_key`; what is taken is stored under `name`. It may take
+    `n_threads` of the worker.
     """
 
     geometry: Geometry
@@ -209,42 +208,23 @@ class ThinCandidates:
     wanted: int | None
     array_store: SharedArrayStore
     name: str
+    n_threads: int = 1
 
     def __call__(self, draws: Candidates) -> tuple[int, SharedArray | None, int]:
         """Return the potential, the accepted vectors and their number."""
         if self.wanted is None:
-            first = np.unique(draws.rows, return_index=True)[1]
-            taken = [draws.vectors[first]] if len(first) else []
+            taken = draws.vectors[np.unique(draws.rows, return_index=True)[1]]
         else:
             taken = self._thinned(draws, self.wanted)
-        batch = self.array_store.put(self.name, np.concatenate(taken)) if taken else None
-        return draws.potential, batch, sum(map(len, taken))
+        batch = self.array_store.put(self.name, taken) if len(taken) else None
+        return draws.potential, batch, len(taken)
 
-    def _thinned(self, draws: Candidates, wanted: int) -> list[NDArray[np.float32]]:
+    def _thinned(self, draws: Candidates, wanted: int) -> NDArray[np.float32]:
         order = np.lexsort((draws.rows, draws.times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
-        taken: list[NDArray[np.float32]] = []
-        settled: list[CpuIndex] = []
-        n_settled = n_taken = 0
-        for low in range(0, len(order), _CHUNK):
-            chunk = order[low : low + _CHUNK]
-            vectors, squared = np.ascontiguousarray(draws.vectors[chunk]), draws.squared[chunk]
-            current, labels = squared.copy(), np.full(len(chunk), -1, np.int32)
-            recent = taken[n_settled:]
-            for index in (*settled, *([CpuIndex(np.concatenate(recent), self.geometry)] if recent else ())):
-                index.nearest(vectors, labels, current)
-            accepted = np.zeros(len(chunk), bool)
-            n_taken += cpu_kernels.accept_in_order(
-                vectors, squared, current, chances[low : low + _CHUNK], wanted - n_taken, accepted
-            )
-            if accepted.any():
-                taken.append(vectors[accepted])
-            if sum(map(len, taken[n_settled:])) >= _SETTLED:
-                settled.append(CpuIndex(np.concatenate(taken[n_settled:]), self.geometry))
-                n_settled = len(taken)
-            if n_taken == wanted:
-                break
-        return taken
+        # One whose D² has come down to this share of what it was is not accepted.
+        vectors, limits = draws.vectors[order], chances * draws.squared[order]
+        return vectors[thin(vectors, limits, wanted, geometry=self.geometry, n_threads=self.n_threads)]
 
 
 class _Sampling:
@@ -256,7 +236,7 @@ class _Sampling:
     ) -> None:  # fmt: skip
         self.n, self.geometry, self.key, self.run, self.runner = n, geometry, key, run, runner
         self._report, self.weights, self.parts = report, weights, runner.split(rows, n, stage=stage)
-        first = rows.take(random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights))
+        first = take(rows, random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights))
         self.batches = [runner.array_store.put(f"seeds-{run}-0", np.ascontiguousarray(first, np.float32))]
         self.n_drawn = 1
 
@@ -267,11 +247,12 @@ class _Sampling:
     def draw(self, round_: int, horizon: float, wanted: int | None = None) -> Steps[tuple[int, int]]:
         """Draw a batch by D²: the fixed-point sum of D² before it, and how many centers it has."""
         key, store = stream_key(self.key, round_), self.runner.array_store
+        name = f"seeds-{self.run}-{len(self.batches)}"
         potential, batch, n_new = yield MapReduce(
             UpdateAndSample(tuple(self.batches), self.geometry, self.run, key, horizon, weights=self.weights),
             self.parts,
             Candidates.__add__,
-            ThinCandidates(self.geometry, key, wanted, store, f"seeds-{self.run}-{len(self.batches)}"),
+            ThinCandidates(self.geometry, key, wanted, store, name, self.runner.threads_per_worker),
             "seed",
         )
         if potential and batch is not None:

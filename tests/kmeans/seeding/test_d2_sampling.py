@@ -15,9 +15,10 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.kmeans.search.cpu import CpuEngine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
-from hkm_dask.kmeans.seeding import d2_sampling
+from hkm_dask.kmeans.seeding import d2_sampling, thinning
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, ThinCandidates, UpdateAndSample, sample_by_distance
 
 Cut = Callable[[int], Runner]
@@ -96,8 +97,9 @@ def test_batches_are_exact_draws_of_kmeans_plusplus(
 ) -> None:
     """Chi-square of ordered draws against their exact probabilities; candidates thinned in one go, and bit by bit."""
     if small_chunks:
-        monkeypatch.setattr(d2_sampling, "_CHUNK", 3)
-        monkeypatch.setattr(d2_sampling, "_SETTLED", 2)
+        monkeypatch.setattr(thinning, "_WALKED", 2)
+        monkeypatch.setattr(thinning, "_INDEXED", 2)
+        monkeypatch.setattr(CpuEngine, "busy_rows", 3)
     runner = in_parts(1)
     geometry = make_geometry(ArrayRows(POINTS), runner, n_clusters=3)
     drawn: Counter[tuple[tuple[float, ...], ...]] = Counter()

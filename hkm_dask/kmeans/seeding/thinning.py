@@ -1,0 +1,124 @@
+"""Thinning: of candidates in order, those to which no accepted one before them comes too close.
+
+Every candidate is compared with every accepted one before it, which is the work of a search (`CentroidIndex`), on the
+worker's device where it has one. What is left is in order: a run of candidates is halved, its second half searched
+among those accepted of the first, until a run is short enough to be walked through one by one.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import engine_for, worker_engine
+
+#: Candidates that are walked through one by one, and accepted ones from which an index of their own pays.
+_WALKED, _INDEXED = 128, 1024
+#: A label above all others.
+_NONE = np.iinfo(np.int32).max
+#: Candidates that a thread searches for, at least.
+_THREAD_ROWS = 64
+
+
+def thin(
+    vectors: NDArray[np.float32], limits: NDArray[np.float64], wanted: int, *, geometry: Geometry, n_threads: int = 1
+) -> NDArray[np.int64]:
+    """Accept the first `wanted` candidates of which each keeps clear of all accepted before it.
+
+    Parameters
+    ----------
+    vectors : ndarray of float32, shape (n_candidates, n_features)
+        In the order in which they are accepted.
+    limits : ndarray of float64, shape (n_candidates,)
+        Squared distance to an accepted one, from 0, that a candidate has to exceed.
+    wanted : int
+    geometry : Geometry
+        Of rows among which the candidates are.
+    n_threads : int, default 1
+        Of this process, to search with where it computes on processors.
+
+    Returns
+    -------
+    ndarray of int64
+        Positions of those accepted, rising.
+
+    Examples
+    --------
+    >>> points = np.float32([[0.0], [1.0], [3.0], [2.5]])
+    >>> thin(points, np.full(4, 2.0), 3, geometry=Geometry(points.mean(0), 3.0, 4)).tolist()
+    [0, 2]
+    """
+    step = worker_engine().busy_rows * n_threads
+    batches: list[_Batch] = []
+    n_taken = 0
+    with ThreadPoolExecutor(n_threads, "hkm-thin") as threads:
+        candidates = _Candidates(vectors, limits, geometry, threads, n_threads)
+        for low in range(0, len(limits), step):
+            some = np.arange(low, min(low + step, len(limits)))
+            for batch in batches:
+                some = candidates.clear_of(batch, some)
+            new = candidates.accepted(some)[: wanted - n_taken]
+            n_taken += len(new)
+            if n_taken == wanted:
+                return np.concatenate([*(batch.numbers for batch in batches), new])
+            if batches and len(batches[-1].numbers) < _INDEXED:
+                new = np.concatenate([batches.pop().numbers, new])
+            batches.append(_Batch(new))
+    return np.concatenate([np.empty(0, np.int64), *(batch.numbers for batch in batches)])
+
+
+class _Batch:
+    """Accepted candidates, and an index of them for each engine that asked."""
+
+    def __init__(self, numbers: NDArray[np.int64]) -> None:
+        self.numbers = numbers
+        self.indexes: dict[Engine, CentroidIndex] = {}
+
+
+class _Candidates:
+    """All candidates, where the engines that search for them keep them."""
+
+    def __init__(
+        self, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry,
+        threads: ThreadPoolExecutor, n_threads: int,
+    ) -> None:  # fmt: skip
+        self._vectors, self._geometry, self._threads, self._n_threads = vectors, geometry, threads, n_threads
+        self._limits = limits
+        self._rows: dict[Engine, NDArray[np.float32]] = {}
+
+    def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of some candidates are accepted, if those accepted before them leave them all."""
+        if len(some) <= _WALKED:
+            kept = np.ones(len(some), np.bool_)
+            cpu_kernels.accept_in_order(self._vectors[some], self._limits[some], kept)
+            return some[kept]
+        first = self.accepted(some[: len(some) // 2])
+        second = self.accepted(self.clear_of(_Batch(first), some[len(some) // 2 :]))
+        return np.concatenate([first, second])
+
+    def clear_of(self, batch: _Batch, some: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of some candidates lie beyond their limit from all of a batch."""
+        if not len(some) or not len(batch.numbers):
+            return some
+        engine = engine_for(2.0 * len(some) * len(batch.numbers) * self._vectors.shape[1])
+        if engine not in self._rows:
+            self._rows[engine] = engine.put(self._vectors)
+        if engine not in batch.indexes:
+            batch.indexes[engine] = engine.index(self._vectors[batch.numbers], self._geometry)
+        rows, index = self._rows[engine][engine.put(some)], batch.indexes[engine]
+        # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
+        labels, distances = engine.xp.full(len(some), _NONE, engine.xp.int32), engine.put(self._limits[some])
+
+        def search(piece: slice) -> None:
+            index.nearest(rows[piece], labels[piece], distances[piece])
+
+        n_pieces = max(1, min(self._n_threads, len(some) // _THREAD_ROWS))
+        cuts = (len(some) * np.arange(n_pieces + 1) // n_pieces).tolist()
+        pieces = map(slice, cuts[:-1], cuts[1:])
+        list(map(search, pieces) if n_pieces == 1 else self._threads.map(search, pieces))
+        return some[engine.host(labels) == _NONE]
