@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import uuid
 from dataclasses import dataclass
 from functools import partial
@@ -20,10 +21,9 @@ from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.members import bounds_of_labels
 from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.engine import fold
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ class Assign:
         update = partial(search.update, centroids=self.centroids)
         inertia = fold(part, engine, assignment, update, geometry=self.geometry)
         engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
-        labels, distances = engine.host(assignment.labels), engine.host(assignment.distances)
+        labels, distances = assignment.labels, assignment.distances
         if self.folder is not None:
-            self._write(part, labels, distances)
+            self._write(part, engine.host(labels), engine.host(distances))
         members = None
         if self.r:
             if self.random_key is not None:  # in place of the distances, a few at a time
                 for low in range(0, len(labels), DRAWN_ROWS):
-                    rows = np.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
+                    rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
             members = ResampleSet.pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
         return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, members)
@@ -119,6 +119,39 @@ class LevelRows:
         return chunks
 
 
+@dataclass(frozen=True)
+class _NearestCentroids:
+    """Task: the centroids nearest to some of the points, a range of them; -1 for points of NaN."""
+
+    points: SharedArray
+    centroids: SharedArray
+    geometry: Geometry
+
+    def __call__(self, places: tuple[int, int]) -> NDArray[np.int32]:
+        points, centroids = self.points.read(*places), self.centroids.get()
+        labels, used = np.full(len(points), -1, np.int32), ~np.isnan(points[:, 0])
+        engine = engine_for(2.0 * points.size * len(centroids))
+        key = ("hints", self.centroids.name, self.geometry.name)
+        index = engine.made.get(key, (self.centroids,), lambda: engine.index(centroids, self.geometry))
+        nearest = engine.unknown(int(used.sum()))
+        index.nearest(engine.put(points[used]), nearest.labels, nearest.distances)
+        labels[used] = engine.host(nearest.labels)
+        return labels
+
+
+def _hints(
+    before: NDArray[np.float32], centroids: SharedArray, geometry: Geometry, runner: Runner
+) -> NDArray[np.int32]:
+    """The centroid nearest to each of those `before`."""
+    points = runner.array_store.put(f"before-{uuid.uuid4().hex}", before)
+    n_ranges = runner.n_parts(2.0 * before.size * len(centroids.get()))
+    places = itertools.pairwise((len(before) * np.arange(n_ranges + 1) // n_ranges).tolist())
+    task = _NearestCentroids(points, centroids, geometry)
+    hints = np.concatenate(runner.map(task, list(places), stage="assign"))
+    points.delete()
+    return hints
+
+
 def assign(
     level: LevelRows,
     centroids: NDArray[np.float32],
@@ -144,12 +177,7 @@ def assign(
     parts = runner.split(level.rows, len(centroids), cuts=level.boundaries(), stage=stage)
     hints = None
     if before is not None:
-        near = np.full(len(before), -1, np.int32)
-        used = ~np.isnan(before[:, 0])
-        nearest = near[used]
-        CpuIndex(centroids, level.geometry).nearest(before[used], nearest, np.full(len(nearest), np.inf))
-        near[used] = nearest
-        hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", near)
+        hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", _hints(before, shared, level.geometry, runner))
     task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints)
     total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, stage="assign")
     shared.delete()

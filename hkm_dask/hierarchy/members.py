@@ -4,26 +4,33 @@ from __future__ import annotations
 
 import os
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.hierarchy import selection
 
 #: Fewer are grouped by one thread.
 _ROWS_FOR_THREADS = 100_000
 
 
-def bounds_of_labels(labels: NDArray[np.int32], n_clusters: int) -> NDArray[np.int64]:
+def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
     """Where the members of each cluster begin and end once rows are grouped; rows labeled -1 are left out.
+
+    Labels (int32) may be on a device; the bounds are on the host.
 
     Examples
     --------
     >>> bounds_of_labels(np.int32([1, 0, -1, 1]), 3).tolist()
     [0, 1, 3, 3]
     """
-    indptr = np.zeros(n_clusters + 1, np.int64)
-    selection.count_labels(np.ascontiguousarray(labels), indptr[1:])
+    indptr, xp = np.zeros(n_clusters + 1, np.int64), array_module(labels)
+    if xp is np:
+        selection.count_labels(np.ascontiguousarray(labels), indptr[1:])
+    else:
+        indptr[1:] = to_host(xp.bincount(labels + 1, minlength=n_clusters + 1))[1:]
     return np.cumsum(indptr, out=indptr)
 
 

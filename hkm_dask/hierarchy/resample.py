@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.config import Level
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.members import bounds_of_labels
@@ -40,14 +42,17 @@ class ResampleSet:
         cls,
         n_clusters: int,
         r: int,
-        keys: NDArray[np.float64],
-        labels: NDArray[np.int32],
+        keys: Any,
+        labels: Any,
         rows: NDArray[np.int64] | range,
     ) -> ResampleSet:
-        """Pick from rows in ascending order; those labeled -1 are left out."""
-        chosen = _smallest(n_clusters, r, keys, labels)
-        numbers = np.flatnonzero(chosen) + rows.start if isinstance(rows, range) else rows[chosen]
-        return cls(n_clusters, r, keys[chosen], labels[chosen], numbers)
+        """Pick from rows in ascending order; those labeled -1 are left out.
+
+        `keys` (float64, none negative) and `labels` (int32) may be on a device: only what is picked comes to the host.
+        """
+        chosen = array_module(keys).flatnonzero(_smallest(n_clusters, r, keys, labels))
+        picked, of_labels, of_keys = map(to_host, (chosen, labels[chosen], keys[chosen]))
+        return cls(n_clusters, r, of_keys, of_labels, picked + rows.start if isinstance(rows, range) else rows[picked])
 
     def __add__(self, other: ResampleSet) -> ResampleSet:
         """Pick from the members of both; the rows of `other` come after those of this one."""
@@ -64,11 +69,18 @@ class ResampleSet:
         )
 
 
-def _smallest(n_clusters: int, r: int, keys: NDArray[np.float64], labels: NDArray[np.int32]) -> NDArray[np.bool_]:
-    """Which keys are among the `r` smallest of their cluster, ties to the first."""
-    chosen, labels = np.zeros(len(keys), np.bool_), np.ascontiguousarray(labels)
-    indptr = bounds_of_labels(labels, n_clusters)
-    selection.mark_smallest(np.ascontiguousarray(keys), labels, indptr, r, chosen)
+def _smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
+    """Which keys are among the `r` smallest of their cluster, ties to the first; where the keys are."""
+    xp, indptr = array_module(keys), bounds_of_labels(labels, n_clusters)
+    chosen = xp.zeros(len(keys), xp.bool_)
+    if xp is np:
+        selection.mark_smallest(np.ascontiguousarray(keys), np.ascontiguousarray(labels), indptr, r, chosen)
+        return chosen
+    # Floats that are not negative are in the order of their bits, and integers are sorted by radix; sorts are stable.
+    by_key = xp.argsort(keys.view(xp.int64))
+    order = by_key[xp.argsort(labels[by_key])][len(keys) - int(indptr[-1]) :]
+    rank = xp.arange(len(order)) - xp.asarray(indptr)[labels[order]]
+    chosen[order[rank < r]] = True
     return chosen
 
 

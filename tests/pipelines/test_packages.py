@@ -20,7 +20,6 @@ def test_these_are_the_pipelines() -> None:
         "chaos",
         "demo",
         "fuzz",
-        "gpu",
         "images",
         "longtail",
         "mutants",

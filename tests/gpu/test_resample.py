@@ -1,0 +1,45 @@
+"""Members picked on a device: those of the CPU, and no more than those comes to the host."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.hierarchy.resample import ResampleSet
+from tests.emulated import arrays
+from tests.emulated.plugin import Emulator
+
+
+def labeled(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Distances with ties, and labels; some rows have none, and one cluster has no member."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(-1, k, n).astype(np.int32)
+    labels[labels == k // 2] = 0
+    keys = np.where(labels < 0, np.inf, rng.integers(0, 6, n) / 4.0)
+    return keys, labels
+
+
+@pytest.mark.parametrize("r", [1, 4, 1000])
+def test_the_members_are_the_cpus(cuda: Any, r: int) -> None:
+    keys, labels = labeled(400, 9)
+    expected = ResampleSet.pick(9, r, keys, labels, range(100, 500))
+    actual = ResampleSet.pick(9, r, cuda.asarray(keys), cuda.asarray(labels), range(100, 500))
+    for name in ("keys", "labels", "rows"):
+        values, wanted = getattr(actual, name), getattr(expected, name)
+        assert type(values) is np.ndarray
+        assert values.dtype == wanted.dtype
+        np.testing.assert_array_equal(values, wanted)
+
+
+def test_only_what_is_picked_comes_to_the_host(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+    get, n_bytes = arrays.ndarray.get, []
+
+    def weighed(self: arrays.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
+        n_bytes.append(self.nbytes)
+        return get(self, *arguments, **options)
+
+    n, k, r = 50_000, 20, 3
+    keys, labels = (cuda.asarray(values) for values in labeled(n, k))
+    monkeypatch.setattr(arrays.ndarray, "get", weighed)
+    picked = ResampleSet.pick(k, r, keys, labels, range(n))
+    assert sum(n_bytes) <= 20 * len(picked.rows) + 8 * (k + 1) + 64
