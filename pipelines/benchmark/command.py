@@ -27,7 +27,7 @@ from hkm_dask.errors import ComputeError
 from pipelines.benchmark import against, gpu, gpu_peers
 from pipelines.benchmark.device import describe_device, measure_ceilings
 from pipelines.benchmark.inputs import Data, load_rows, make_rows
-from pipelines.benchmark.measure import Case
+from pipelines.benchmark.measure import Case, with_case
 from pipelines.benchmark.peers import PEERS, find_peers
 from pipelines.benchmark.report import (
     GPU_LIBRARIES,
@@ -121,12 +121,13 @@ def parse_gpu_arguments(words: Sequence[str]) -> argparse.Namespace:
     add("--seconds-per-case", type=float, default=10.0, help="to spend on a pass, about; default: 10")
     add("--scratch", type=Path, help="where pools are made; default: the temporary folder")
     add("--whole", action="store_true", help="the whole command as well, beside threads of the CPU")
-    add("--whole-n", type=int, default=5_000_000, help="rows of 384 features of it; default: 5000000")
+    add("--whole-n", type=int, default=5_000_000, help="rows of it; default: 5000000")
+    add("--whole-d", type=int, default=384, help="features of its rows; default: 384")
     add("--max-iter", type=int, default=10, help="iterations of each k-means of it; default: 10")
     arguments = parser.parse_args(words)
     _check_names(parser, "suite", arguments.suite, suites)
     _check_names(parser, "peers", arguments.peers or (), peers)
-    for name in ("d", "k", "n", "gigabytes", "seconds_per_case", "repeats", "whole_n", "max_iter"):
+    for name in ("d", "k", "n", "gigabytes", "seconds_per_case", "repeats", "whole_n", "whole_d", "max_iter"):
         given = getattr(arguments, name)
         for value in given if isinstance(given, tuple) else (given,):
             if value is not None and not (math.isfinite(value) and value > 0):
@@ -187,7 +188,7 @@ def _run(cases: Iterable[Case], results: Results, path: Path) -> Results:
     console = Console()
     write_results(results, path)
     for case in cases:
-        results = replace(results, cases=(*results.cases, case))
+        results = replace(results, cases=with_case(results.cases, case))
         print_case(case, console, results.ceilings)
         write_results(results, path)
     missing = ", ".join(results.absent) or "none"
@@ -213,7 +214,8 @@ def _run_gpu(words: Sequence[str]) -> None:
     options = gpu.DeviceOptions(
         n_features=arguments.d, n_clusters=arguments.k, n_rows=arguments.n, gigabytes=arguments.gigabytes,
         seconds=arguments.seconds_per_case, repeats=arguments.repeats, participants=participants, ceilings=ceilings,
-        scratch=arguments.scratch, whole_rows=arguments.whole_n, levels=arguments.levels, max_iter=arguments.max_iter,
+        scratch=arguments.scratch, whole_rows=arguments.whole_n,
+        whole_features=arguments.whole_d, levels=arguments.levels, max_iter=arguments.max_iter,
         n_resamples=arguments.resamples, tell=tell,
     )  # fmt: skip
     names = (*arguments.suite, *(["whole"] if arguments.whole else []))

@@ -8,8 +8,8 @@ import shutil
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
@@ -169,19 +169,23 @@ def free_memory() -> None:
         sys.modules["torch"].cuda.empty_cache()
 
 
-@contextmanager
-def computing_on(device: str, *, memory: int | None = None) -> Iterator[None]:
+def computing_on(device: str, *, memory: int | None = None) -> AbstractContextManager[None]:
     """Have k-means of this process run on "cuda" or "cpu", with so many bytes of the device's memory at most."""
-    wanted = {"HKM_DEVICE": device, "HKM_DEVICE_MEMORY": None if memory is None else str(memory)}
-    before = {name: os.environ.get(name) for name in wanted}
+    return environment(HKM_DEVICE=device, HKM_DEVICE_MEMORY=None if memory is None else str(memory))
+
+
+@contextmanager
+def environment(**values: str | None) -> Iterator[None]:
+    """Set variables of this process and of those it starts; None takes one away."""
+    before = {name: os.environ.get(name) for name in values}
     try:
-        _set_environment(wanted)
+        _set_environment(values)
         yield
     finally:
         _set_environment(before)
 
 
-def _set_environment(values: dict[str, str | None]) -> None:
+def _set_environment(values: Mapping[str, str | None]) -> None:
     for name, value in values.items():
         os.environ.pop(name, None)
         if value is not None:

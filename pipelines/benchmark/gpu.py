@@ -5,11 +5,9 @@ from __future__ import annotations
 import statistics
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +16,10 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.compute.block_cache import forget
-from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, ZarrRows
-from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -43,6 +39,8 @@ from pipelines.benchmark.measure import (
     run_apart,
     take_turns,
 )  # fmt: skip
+from pipelines.benchmark.ours import NAME
+from pipelines.benchmark.whole import PLACES, compare_trees, run_whole, whole_config
 
 #: Rows checked by all distances in float64, and rows whose inertia is taken.
 _CHECKED_ROWS, _JUDGED_ROWS = 5000, 20_000
@@ -51,7 +49,6 @@ _LEAST_RUNS, _MOST_RUNS, _PATIENCE = 3, 20, 60.0
 _LLOYD_FEATURES, _LLOYD_CLUSTERS, _LLOYD_ITERATIONS, _BUDGET_ITERATIONS = 1024, 2048, 20, 6
 #: Features, rows of a cluster, and parts it is split into, in at most so many iterations.
 _SPLIT_FEATURES, _SPLIT_ROWS, _SPLIT_PARTS, _SPLIT_ITERATIONS = 384, 1000, 50, 10
-_WHOLE_FEATURES = 384
 
 
 @dataclass(frozen=True)
@@ -70,7 +67,7 @@ class DeviceOptions:
         Runs of the iterations.
     scratch : Path or None
         Where pools are made.
-    whole_rows, levels, max_iter, n_resamples
+    whole_rows, whole_features, levels, max_iter, n_resamples
         Of the whole command.
     tell : callable
         Gets what is going on.
@@ -86,6 +83,7 @@ class DeviceOptions:
     ceilings: Ceilings
     scratch: Path | None
     whole_rows: int
+    whole_features: int
     levels: tuple[int, ...]
     max_iter: int
     n_resamples: int
@@ -110,14 +108,18 @@ def _keep_those_that_run(
         try:
             runs[who] = prepare()
         except Exception as error:
-            facts.append(f"{who} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}")
+            facts.append(_describe_failure(who, error))
             tell(f"  {facts[-1]}")
     return runs, tuple(facts)
 
 
+def _describe_failure(who: str, error: Exception) -> str:
+    return f"{who} failed: {type(error).__name__}: {' '.join(str(error).split())[:200]}"
+
+
 def _finish(case: Case, measured: tuple[Measurement, ...], facts: tuple[str, ...]) -> Case:
     """Set times in proportion to the quickest of ours: a k-means measures which form that is, and takes it."""
-    own = [one for one in measured if one.who.startswith(ours.NAME)] or measured
+    own = [one for one in measured if one.who.startswith(NAME)] or measured
     base = min(own, key=lambda one: one.median).who if own else ""
     return replace(case, base=base, measurements=measured, facts=facts)
 
@@ -215,7 +217,7 @@ def _compare_lloyd(options: DeviceOptions) -> Case:
     geometry = Geometry(*RowMaker(cupy, d).fill(rows), n)
     start = ours.pick_start(ArrayRows(rows), k)
     fits: dict[str, Callable[[NDArray[np.float16]], Outcome]] = {
-        ours.NAME: partial(_time_lloyd, start=start, geometry=geometry)
+        NAME: partial(_time_lloyd, start=start, geometry=geometry)
     }
     if any(one.peer == "flash-kmeans" for one in options.participants):
         for name, sent_first in (("all sent first", True), ("sent in every iteration", False)):
@@ -263,7 +265,7 @@ def budget(options: DeviceOptions) -> Iterator[Case]:
     d, k = _LLOYD_FEATURES, _LLOYD_CLUSTERS
     n = options.rows_of(d)
     allowed = 2 * n * d // 3
-    limits = {f"{ours.NAME}, a third of the rows": allowed, f"{ours.NAME}, as much as there is": None}
+    limits = {f"{NAME}, a third of the rows": allowed, f"{NAME}, as much as there is": None}
     title = f"an iteration on a pool of three times the {allowed / 1e9:.2f} GB of device memory allowed"
     case = _new_case("budget", title, (n, d), (k,), next(iter(limits)))
     options.tell(f"budget: {title}; {case.problem}")
@@ -320,13 +322,13 @@ def split(options: DeviceOptions) -> Iterator[Case]:
     title = (
         f"{n_clusters:,} clusters of {size} rows split into {_SPLIT_PARTS} each, at most {_SPLIT_ITERATIONS} iterations"
     )
-    case = _new_case("split", title, (len(rows), d), (_SPLIT_PARTS,), f"{ours.NAME}, together")
+    case = _new_case("split", title, (len(rows), d), (_SPLIT_PARTS,), f"{NAME}, together")
     options.tell(f"split: {title}")
     _split(rows[: 4 * size], geometry, "cuda", True)  # compiles
-    runs: dict[str, Run] = {f"{ours.NAME}, {name}": partial(run, name) for name in places}
+    runs: dict[str, Run] = {f"{NAME}, {name}": partial(run, name) for name in places}
     measured = take_turns(runs, repeats=options.repeats, patience=_PATIENCE, tell=options.tell)
     right = splits["processors"].labels
-    wrong = {f"{ours.NAME}, {name}": int((one.labels != right).sum()) for name, one in splits.items()}
+    wrong = {f"{NAME}, {name}": int((one.labels != right).sum()) for name, one in splits.items()}
     yield replace(
         case, measurements=tuple(replace(one, check=Check(len(rows), wrong[one.who])) for one in measured),
         facts=("Wrong labels are those that are not the processors'.",),
@@ -351,65 +353,34 @@ def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together:
 
 
 def whole(options: DeviceOptions) -> Iterator[Case]:
-    """Go from a pool to a subset as ``hkm cluster --local-cuda`` and ``hkm sample`` do, and on threads of the CPU.
+    """Go from a pool to a subset as ``hkm cluster`` and ``hkm sample`` do, on the device and on threads of the CPU.
 
-    Both start processes of their own, as this one holds a context of the device, which that of a cluster never does.
+    Each starts a process of its own, as this one holds a context of the device, which that of a cluster never does. The
+    case is given again with every one that is done.
     """
-    n, d = options.whole_rows, _WHOLE_FEATURES
+    n, d = options.whole_rows, options.whole_features
     m, max_iter = options.n_resamples, options.max_iter
-    config = hkm.Config(levels=tuple(hkm.Level(n_clusters=k, n_resamples=m, max_iter=max_iter) for k in options.levels))
+    config = whole_config(options.levels, n_resamples=m, max_iter=max_iter)
     title = f"from a pool to a subset: {m} resamplings, at most {max_iter} iterations each"
-    places = {f"{ours.NAME}, --local-cuda": True, f"{ours.NAME}, threads": False}
-    case = _new_case("whole", title, (n, d), options.levels, next(iter(places)))
+    case = _new_case("whole", title, (n, d), options.levels, f"{NAME}, GPU")
     options.tell(f"whole: {title}; {case.problem}")
-    measured, trees = [], []
+    measured, facts, trees = list[Measurement](), list[str](), dict[str, Path]()
     with tempfile.TemporaryDirectory(dir=options.scratch) as name:
         pool = run_apart(make_pool, Path(name), n, d, "cupy")
-        for who, local_cuda in places.items():
-            trees.append(Path(name, "cuda.zarr" if local_cuda else "cpu.zarr"))
-            seconds, note = run_apart(run_whole, pool, trees[-1], config, local_cuda)
-            measured.append(Measurement(who, (seconds,), note=note))
+        for number, (who, place) in enumerate(PLACES.items()):
+            tree = Path(name, f"{number}.zarr")
+            try:
+                seconds, note = run_apart(run_whole, pool, tree, config, place)
+            except Exception as error:  # what is not installed, or does not run, does not cost the others their figures
+                facts.append(_describe_failure(f"{NAME}, {who}", error))
+                options.tell(f"  {facts[-1]}")
+                continue
+            trees.setdefault(place, tree)
+            measured.append(Measurement(f"{NAME}, {who}", (seconds,), note=note))
             options.tell(f"  {who}: {seconds:.1f} s; {note}")
-        facts = compare_trees(trees[0], trees[1], len(options.levels))
-    yield replace(case, measurements=tuple(measured), facts=facts)
-
-
-def run_whole(pool: Path, tree: Path, config: hkm.Config, local_cuda: bool) -> tuple[float, str]:
-    """Seconds from start to subset, those of starting workers included, and those of an iteration of level 1."""
-    ticks: list[float] = []
-
-    def listen(event: Event) -> None:
-        if event.kind == "iteration" and (event.fields["level"], event.fields["step"]) == (1, 0):
-            ticks.append(event.time)
-
-    def run() -> None:
-        with ExitStack() as stack:
-            stack.enter_context(subscribe(listen))
-            # Workers of a LocalCUDACluster are told by it what to compute on; threads of this process by the variable.
-            stack.enter_context(computing_on("cpu"))
-            client = stack.enter_context(connect(local_cuda=True)).client if local_cuda else None
-            hkm.build_hierarchy(pool, tree, config, client=client)
-            hkm.sample(tree, size=open_pool(pool).n_samples // 10)
-
-    seconds, _ = clock(run)
-    each = [after - before for before, after in pairwise(ticks)]
-    if not each:
-        return seconds, "no two iterations of level 1 to time"
-    return seconds, f"{statistics.median(each):.3f} s an iteration of level 1, {len(ticks)} in all"
-
-
-def compare_trees(one: Path, other: Path, n_levels: int) -> tuple[str, ...]:
-    """Tell whether two hierarchies are the same bits, level by level."""
-    trees = hkm.open_hierarchy(one), hkm.open_hierarchy(other)
-    facts = []
-    for t in range(1, n_levels + 1):
-        pair = [tree[f"level_{t}"] for tree in trees]
-        parts = {name: [level[name].to_numpy() for level in pair] for name in ("labels", "centroids")}
-        same = {name: np.array_equal(a, b, equal_nan=name == "centroids") for name, (a, b) in parts.items()}
-        said = ", ".join(f"{name} {'the same bits' if equal else 'differ'}" for name, equal in same.items())
-        n_off = int((parts["labels"][0] != parts["labels"][1]).sum())
-        facts.append(f"level {t}: {said}; {n_off} of {parts['labels'][0].size} labels differ")
-    return tuple(facts)
+            if {"cuda", "cpu"} <= trees.keys():
+                facts += compare_trees(trees["cuda"], trees["cpu"], len(options.levels))
+            yield replace(case, base=measured[0].who, measurements=tuple(measured), facts=tuple(facts))
 
 
 SUITES: dict[str, Callable[[DeviceOptions], Iterator[Case]]] = {

@@ -8,7 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from typing import Any, TypeVar
 
@@ -121,6 +121,22 @@ class Case:
         # Differences of runs too short to be timed come out as anything.
         usable = all(math.isfinite(value) and value > 0 for value in (base, measurement.median))
         return measurement.median / base if usable else None
+
+
+def with_case(cases: tuple[Case, ...], case: Case) -> tuple[Case, ...]:
+    """Append a case, in place of one that is the same but for fewer measurements.
+
+    Examples
+    --------
+    >>> case = Case("whole", "", "", (1, 1), (1,), "a")
+    >>> longer = replace(case, measurements=(Measurement("a", (1.0,)),))
+    >>> with_case(with_case((), case), longer) == (longer,)
+    True
+    """
+    bare = {"measurements": (), "facts": (), "base": ""}
+    if cases and replace(cases[-1], **bare) == replace(case, **bare):  # type: ignore[arg-type]
+        return (*cases[:-1], case)
+    return (*cases, case)
 
 
 def clock(work: Callable[[], _Result], synchronize: Callable[[], object] = lambda: None) -> tuple[float, _Result]:
@@ -260,3 +276,12 @@ def check_labels(
         return Check(len(rows), n_wrong)
     off = np.abs(squared_distances - exact) / np.maximum(exact, np.finfo(np.float64).tiny)
     return Check(len(rows), n_wrong, float(off.max()))
+
+
+def finite(value: Any) -> Any:
+    """Replace numbers that JSON does not know by null."""
+    if isinstance(value, dict):
+        return {name: finite(item) for name, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

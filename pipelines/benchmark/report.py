@@ -21,7 +21,7 @@ from rich.table import Table
 from threadpoolctl import threadpool_info
 
 from pipelines.benchmark.device import Ceilings
-from pipelines.benchmark.measure import Case, Measurement
+from pipelines.benchmark.measure import Case, Measurement, finite
 from pipelines.benchmark.ours import NAME
 from pipelines.benchmark.peers import PEERS, n_threads
 
@@ -148,22 +148,18 @@ def print_case(case: Case, console: Console, ceilings: Ceilings | None = None) -
 def write_results(results: Results, path: Path) -> None:
     """Write ``PATH.json`` and ``PATH.md``; the folder is made if need be."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = asdict(results)
-    for told, case in zip(content["cases"], results.cases, strict=True):
-        for line, one in zip(told["measurements"], case.measurements, strict=True):
-            line.update(median=one.median, ratio=case.ratio(one))
-    text = json.dumps(_finite(content), indent=2, ensure_ascii=False)
+    content = {**asdict(results), "cases": [case_facts(case) for case in results.cases]}
+    text = json.dumps(finite(content), indent=2, ensure_ascii=False)
     path.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
     path.with_suffix(".md").write_text(to_markdown(results), encoding="utf-8")
 
 
-def _finite(value: Any) -> Any:
-    """Replace numbers that JSON does not know by null."""
-    if isinstance(value, dict):
-        return {name: _finite(item) for name, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+def case_facts(case: Case) -> dict[str, Any]:
+    """Return all of a case, with the median and the ratio of every measurement."""
+    facts = asdict(case)
+    for line, one in zip(facts["measurements"], case.measurements, strict=True):
+        line.update(median=one.median, ratio=case.ratio(one))
+    return facts
 
 
 def to_markdown(results: Results) -> str:

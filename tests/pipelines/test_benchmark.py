@@ -16,7 +16,7 @@ import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search.geometry import Geometry
-from pipelines.benchmark import checks, command, device, gpu, gpu_peers, inputs, measure, report, scale
+from pipelines.benchmark import checks, command, device, gpu, gpu_peers, inputs, measure, report, scale, whole
 
 ROOT = Path(__file__).parents[2]
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
@@ -303,9 +303,10 @@ def test_the_whole_command_is_timed_and_its_trees_compared(tmp_path: Path) -> No
     pool = gpu.make_pool(tmp_path, 600, 16, "numpy")
     config = hkm.Config.from_flags((20, 4), n_resamples=1, max_iter=5)
     for name in ("one.zarr", "other.zarr"):
-        seconds, note = gpu.run_whole(pool, tmp_path / name, config, False)
-        assert seconds > 0
-        assert "s an iteration of level 1" in note
+        seconds, note = whole.run_whole(pool, tmp_path / name, config, "cpu")
+        phases = {phase: float(value) for phase, value, _ in (part.rsplit(" ", 2) for part in note.split(", "))}
+        assert {"start", "seeding", "Lloyd", "assign", "write", "sample"} <= set(phases)
+        assert sum(phases.values()) == pytest.approx(seconds, abs=0.1)
     same = "labels the same bits, centroids the same bits; 0 of {} labels differ"
-    facts = gpu.compare_trees(tmp_path / "one.zarr", tmp_path / "other.zarr", 2)
+    facts = whole.compare_trees(tmp_path / "one.zarr", tmp_path / "other.zarr", 2)
     assert facts == ("level 1: " + same.format(600), "level 2: " + same.format(20))

@@ -20,6 +20,7 @@ def test_these_are_the_pipelines() -> None:
         "chaos",
         "demo",
         "fuzz",
+        "gpu",
         "images",
         "longtail",
         "mutants",

@@ -1,0 +1,162 @@
+"""What the first thirty minutes on a GPU should answer, in steps that each end within their time.
+
+    python pipelines/gpu/run.py --minutes 30                   # everything, in the order of its worth
+    python pipelines/gpu/run.py --minutes 5 --only kernels     # one step; or several, with commas between them
+    python pipelines/gpu/run.py --rehearse                     # on the emulator, tiny: that the steps run, no figures
+    python pipelines/gpu/run.py --tables hkm-gpu/gpu.json      # writes the figures into docs/performance.md
+
+Steps run in processes of their own, killed at their limits; the time that one leaves goes to those that follow. What a
+step has found by then is in gpu.json, and in the summary, which comes last.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from hkm_dask.compute.backend import require_cuda
+from hkm_dask.errors import ComputeError
+from pipelines.gpu import prediction
+from pipelines.gpu.limits import run_within
+from pipelines.gpu.record import write_json
+from pipelines.gpu.steps import ROOT, STEPS, Step, name_of
+from pipelines.gpu.tables import write_tables
+
+#: Characters of the summary, and of a line of it, at most.
+_SUMMARY, _LINE = 12_000, 200
+
+
+@dataclass
+class Run:
+    """Steps that are run one after the other, and what became of each."""
+
+    out: Path
+    seconds: float
+    rehearsal: bool = False
+    steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def go(self, steps: Sequence[Step]) -> None:
+        """Run steps: each gets its share of the time that is left."""
+        self.out.mkdir(parents=True, exist_ok=True)
+        (self.out / "gpu.log").unlink(missing_ok=True)
+        end, waiting = time.monotonic() + self.seconds, list(steps)
+        while waiting:
+            left = end - time.monotonic()
+            step = waiting[0]
+            limit = left * step.minutes / sum(one.minutes for one in waiting)
+            waiting.pop(0)
+            if limit < step.least:
+                found: dict[str, Any] = {"status": "skipped", "reason": f"{limit:.0f} s left, {step.least:.0f} needed"}
+            else:
+                print(f"{step.name}: {step.title}, at most {limit:.0f} s", flush=True)
+                found = self._run(step, limit)
+            self.steps[step.name] = {"title": step.title, **found}
+            self.write()
+            (self.out / f"{step.name}.json").unlink(missing_ok=True)
+
+    def _run(self, step: Step, limit: float) -> dict[str, Any]:
+        """Run a step, and return how it ended and what it found."""
+        record = self.out.absolute() / f"{step.name}.json"
+        record.unlink(missing_ok=True)
+        words = [sys.executable, "-m", "pipelines.gpu.child", name_of(step.work), str(record), f"{limit:.1f}"]
+        words += ["--rehearse"] if self.rehearsal else []
+        with tempfile.TemporaryDirectory() as folder:  # where a step that is stopped leaves what it made
+            environment = {"TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"}
+            ended = run_within(limit, words, self.out / "gpu.log", cwd=ROOT, environment=environment)
+        found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        figures = found.get("figures", {})
+        reason = figures.pop("error", ended.reason) if ended.status == "failed" else ended.reason
+        return {
+            "status": ended.status, "seconds": round(ended.seconds, 1), "limit": round(limit, 1), "reason": reason,
+            "figures": figures, "lines": found.get("lines", []),
+        }  # fmt: skip
+
+    def write(self) -> None:
+        """Write everything that is known so far."""
+        write_json(
+            self.out / "gpu.json",
+            {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "rehearsal": self.rehearsal, "steps": self.steps},
+        )
+
+    def summary(self) -> str:
+        """Tell what became of each step, in a line or a few, and at most 12,000 characters."""
+        for most in (40, 20, 12, 8, 4, 2, 0):
+            text = "\n".join(line if len(line) <= _LINE else line[: _LINE - 1] + "…" for line in self._lines(most))
+            if len(text) <= _SUMMARY:
+                break
+        return text
+
+    def _lines(self, most: int) -> list[str]:
+        """Lines of the summary, with at most so many details of a step."""
+        lines = ["rehearsal on the emulator: these are no figures"] if self.rehearsal else []
+        for name, found in self.steps.items():
+            seconds = f"{found['seconds']:.0f} of {found['limit']:.0f} s" if "seconds" in found else ""
+            lines.append(f"{name:10}{found['status']:9}{seconds:16}{found['reason']}".rstrip())
+            details = found.get("lines", [])
+            lines += [f"    {line}" for line in details[:most]]
+            lines += [f"    and {len(details) - most} more"] if len(details) > most else []
+        n = {status: sum(one["status"] == status for one in self.steps.values()) for status in ("passed", "failed")}
+        lines.append(f"{n['passed']} of {len(self.steps)} steps passed, {n['failed']} failed; {self.out / 'gpu.json'}")
+        return lines
+
+
+def _python_path() -> str:
+    return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+
+
+def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        "python -m pipelines.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    names = [step.name for step in STEPS]
+    parser.add_argument("--minutes", type=float, default=30.0, help="for all steps together; default: 30")
+    parser.add_argument("--only", metavar="STEP", help=f"of {','.join(names)}; default: all")
+    parser.add_argument("--out", type=Path, default=Path("hkm-gpu"), help="folder; default: hkm-gpu")
+    parser.add_argument("--rehearse", action="store_true", help="on the emulator of tests/emulated, with tiny sizes")
+    parser.add_argument("--predict", action="store_true", help="print what the model predicts, and run nothing")
+    parser.add_argument(
+        "--tables", nargs="?", const="", metavar="JSON",
+        help="write the tables of docs/performance.md from a gpu.json, or without one; run nothing",
+    )  # fmt: skip
+    arguments = parser.parse_args(words)
+    arguments.only = names if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
+    for name in arguments.only:
+        if name not in names:
+            parser.error(f"--only={name} should be of {', '.join(names)}; name those")
+    if not 0 < arguments.minutes < 1e6:
+        parser.error(f"--minutes={arguments.minutes} should be > 0; give more")
+    return arguments
+
+
+def main(words: Sequence[str] | None = None) -> None:
+    """Run the steps that the command line names, and print the summary."""
+    arguments = parse_arguments(sys.argv[1:] if words is None else words)
+    if arguments.predict:
+        return print(prediction.describe())
+    if arguments.tables is not None:
+        try:
+            return write_tables(ROOT / "docs" / "performance.md", Path(arguments.tables) if arguments.tables else None)
+        except (OSError, ValueError) as error:
+            raise SystemExit(f"Error: {error}") from None
+    if not arguments.rehearse:
+        try:
+            require_cuda()
+        except ComputeError as error:
+            print(f"no GPU: {error}", file=sys.stderr)
+            raise SystemExit(1) from None
+    run = Run(arguments.out, 60 * arguments.minutes, arguments.rehearse)
+    run.go([step for step in STEPS if step.name in arguments.only])
+    print(f"\n{run.summary()}")
+    if any(found["status"] != "passed" for found in run.steps.values()):
+        raise SystemExit(1)
+    return None

@@ -1,0 +1,216 @@
+"""Every kernel of the search and of Lloyd's iteration, timed by CUDA events: its rate beside what the device can do."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.kmeans.search import cuda_kernels
+from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.geometry import Geometry
+from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
+from pipelines.benchmark.inputs import RowMaker
+from pipelines.gpu.record import Record
+
+#: Features and clusters of a case, the most telling first.
+_GRID = (
+    (1024, 16_384), (384, 16_384), (128, 16_384), (384, 2048), (1024, 2048), (128, 2048), (384, 100_000),
+    (1024, 100_000), (128, 100_000),
+)  # fmt: skip
+_GIGABYTES, _REPEATS, _MOST_MS = 1.0, 5, 1000.0
+#: Rows whose scores are checked, by four times as many centroids.
+_CHECKED = 1024
+#: Milliseconds of every launch, by kernel, and what waits and gives those since it was called.
+Times = dict[str, list[float]]
+Take = Callable[[], Times]
+
+
+class _Timed:
+    """A kernel that records an event before and after each launch."""
+
+    def __init__(self, name: str, kernel: Any, launches: list[tuple[str, Any, Any]]) -> None:
+        self.__dict__.update(_name=name, _kernel=kernel, _launches=launches)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._kernel, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        setattr(self._kernel, name, value)
+
+    def __call__(self, *arguments: Any, **options: Any) -> None:
+        before = _record_event()
+        self._kernel(*arguments, **options)
+        self._launches.append((self._name, before, _record_event()))
+
+
+def _record_event() -> Any:
+    import cupy
+
+    event = cupy.cuda.Event()
+    event.record()
+    return event
+
+
+@contextmanager
+def timed_launches() -> Iterator[Take]:
+    """Time every launch of a kernel of ours; the function that it gives waits, and returns those since it was called.
+
+    What libraries launch, such as a product of cuBLAS's, is not among them.
+    """
+    launches: list[tuple[str, Any, Any]] = []
+    plain = cuda_kernels._function
+
+    def timed(name: str, *arguments: Any) -> _Timed:
+        return _Timed(name, plain(name, *arguments), launches)
+
+    def take() -> Times:
+        import cupy
+
+        cupy.cuda.runtime.deviceSynchronize()
+        times: Times = {}
+        for name, before, after in launches:
+            times.setdefault(name, []).append(cupy.cuda.get_elapsed_time(before, after))
+        launches.clear()
+        return times
+
+    cuda_kernels._function = timed  # type: ignore[assignment]
+    try:
+        yield take
+    finally:
+        cuda_kernels._function = plain
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows on the device to be labeled, by centroids that 16 bits cannot hold."""
+
+    rows: Any
+    centroids: Any
+    geometry: Geometry
+
+    @classmethod
+    def make(cls, n: int, d: int, k: int) -> _Rows:
+        import cupy
+
+        maker, rows = RowMaker(cupy, d), cupy.empty((n, d), cupy.float16)
+        return cls(rows, maker.centroids(k), Geometry(*maker.fill(rows), n))
+
+
+def measure_kernels(record: Record) -> None:
+    """Time the kernels of each form, and those that come before and after a search."""
+    ceilings = measure_ceilings()
+    record.add(ceilings=asdict(ceilings))
+    grid = [(16, 12)] if record.rehearsal else _GRID
+    with timed_launches() as take:
+        for d, k in grid:
+            if record.left < 0.1 * record.seconds:
+                return record.add(f"no time was left for d = {d}, k = {k} and what follows")
+            n = 240 if record.rehearsal else choose_rows(d, k, gigabytes=_GIGABYTES, flops=0.2 * ceilings.float16)
+            made = _Rows.make(n, d, k)
+            for form in FORMS_OF["float32"]:
+                _measure_form(record, made, form, take, ceilings)
+            _measure_sums(record, made, take, ceilings)
+            del made
+            free_memory()
+    return None
+
+
+def _measure_form(record: Record, made: _Rows, form: Form, take: Take, ceilings: Ceilings) -> None:
+    import cupy
+
+    rows, (n, d), k = made.rows, made.rows.shape, len(made.centroids)
+    index = CudaIndex(made.centroids, made.geometry, form)
+    operand = make_cuda_operand(rows, made.geometry, kind_of(form))
+    labels, distances = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.float64)
+
+    def search() -> None:
+        labels.fill(-1)
+        distances.fill(cupy.inf)
+        index.nearest(rows, labels, distances, operand)
+
+    case = {"n": n, "d": d, "k": k, "form": form}
+    search()
+    take()
+    whole, kernels = _times(search, take)
+    rate = 2e-9 * n * d * k / whole
+    text = ", ".join(f"{name} {value:.3g} ms" for name, value in kernels.items())
+    found = {**case, "ms": whole, "tflops": rate, "share": 1e12 * rate / ceilings.float16, "kernels": kernels}
+    proposed = next((value for name, value in kernels.items() if name.startswith("nearest_two")), None)
+    if proposed is not None:
+        found["kernel_share"] = 2e3 * n * d * k / proposed / ceilings.float16
+    if operand.matrix.dtype == cupy.float16:
+        found["error_of_bound"] = largest_error(index, operand, made)
+    record.add(
+        f"{form} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate:.0f} TFLOP/s, {found['share']:.0%} of the product "
+        f"({text}); largest error {found.get('error_of_bound', 0.0):.2g} of its bound",
+        kernels=[found],
+    )
+
+
+def _measure_sums(record: Record, made: _Rows, take: Take, ceilings: Ceilings) -> None:
+    """Time what is limited by memory: distances to known centroids, sums, operands of rows in float32."""
+    import cupy
+
+    rows, (n, d), k = made.rows, made.rows.shape, len(made.centroids)
+    centroids, labels = cupy.asarray(made.centroids), cupy.asarray(np.random.default_rng(0).integers(0, k, n, np.int32))
+    distances, none = cupy.empty(n, cupy.float64), cupy.empty(0, cupy.int64)
+    sums, counts = cupy.zeros((k, d), cupy.int64), cupy.zeros(k, cupy.int64)
+    wide = rows[: n // 4].astype(cupy.float32)
+    jobs: dict[str, tuple[Callable[[], object], float]] = {
+        "label_distances": (
+            lambda: cuda_kernels.label_distances(rows, centroids, cupy.empty(0, cupy.bool_), labels, distances),
+            n * (2.0 * d + 12.0),
+        ),
+        "add_rows": (lambda: cuda_kernels.add_rows(rows, labels, none, 1.0, sums, counts), n * (2.0 * d + 12.0)),
+        "make_operand": (lambda: make_cuda_operand(wide, made.geometry, "half"), len(wide) * (6.0 * d + 32.0)),
+    }
+    for name, (work, n_bytes) in jobs.items():
+        work()
+        take()
+        whole, kernels = _times(work, take)
+        rate = 1e3 * n_bytes / whole
+        record.add(
+            f"{name} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate / 1e12:.2f} TB/s, {rate / ceilings.copy:.0%} of "
+            f"a copy ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
+            sums=[
+                {"n": n, "d": d, "k": k, "name": name, "ms": whole, "share": rate / ceilings.copy, "kernels": kernels}
+            ],
+        )
+
+
+def _times(work: Callable[[], object], take: Take) -> tuple[float, dict[str, float]]:
+    """Milliseconds of a run as a whole and, of what is ours, by kernel: medians."""
+    import cupy
+
+    whole, runs = [], []
+    for _ in range(_REPEATS):
+        before = _record_event()
+        work()
+        after = _record_event()
+        runs.append({name: sum(times) for name, times in take().items()})
+        whole.append(cupy.cuda.get_elapsed_time(before, after))
+        if sum(whole) > _MOST_MS:
+            break
+    return statistics.median(whole), {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
+
+
+def largest_error(index: Any, operand: Any, made: _Rows) -> float:
+    """Largest error of a score as tensor cores make it, as a share of its bound: 1 or more would be a wrong bound."""
+    import cupy
+
+    n, k = min(len(made.rows), _CHECKED), min(len(index.centroids), 4 * _CHECKED)
+    products = cupy.empty((n, k), cupy.float32)
+    multiply(operand.matrix[:n], index._operand.matrix[:k], products, "half")
+    scores = index._alpha(operand) * products + index._biases[operand.as_stored][:k]
+    rows, centroids = made.rows[:n].astype(cupy.float64), index.centroids[:k].astype(cupy.float64)
+    squares = (rows * rows).sum(axis=1)[:, None] + (centroids * centroids).sum(axis=1)
+    exact = squares - 2.0 * (rows @ centroids.T) - operand.norms[:n, None]
+    per_size, per_error, constant = index._bounds
+    bounds = operand.sizes[:n] * per_size + operand.errors[:n] * per_error + constant
+    return float((abs(scores - exact) / bounds[:, None]).max())

@@ -1,0 +1,61 @@
+"""What the model of `hkm_dask.hierarchy.cost` predicts for an H200: as the code was before this was worked on, and now.
+
+Rates and the old structure are those of a review of commit 3fa8cbf, which estimated 72 s for the run below; ± 25 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from hkm_dask.hierarchy.cost import H200, NOW, Rates, RowShape, Structure, Work, lloyd, means, run_steps, seconds_of
+from pipelines.benchmark.whole import whole_config
+
+#: Heaps on the host for members, rows copied before they are sent, one thread for all that comes after a pass.
+AS_WAS = Structure(
+    block_bytes=256 << 20, launches=65, synchronizations=7, thins="thread", gathers="thread", chooses="thread",
+    groups="thread", stays=False, sort_passes=8,
+)  # fmt: skip
+AS_WAS_RATES = replace(H200, link=20e9, search_share=((128, 0.33), (384, 0.44), (1024, 0.50)))
+#: Rows and features, clusters of each level, resamplings and iterations of the run that is aimed at, and of the one
+#: that `pipelines/gpu` measures.
+AIM = (5_000_000, 384, (20_000, 1000, 100), 2, 10)
+MEASURED = (1_000_000, 128, (4000, 400, 40), 1, 5)
+_STRUCTURES = {"was": (AS_WAS, AS_WAS_RATES), "now": (NOW, H200)}
+
+
+def predict_run(run: tuple[int, int, tuple[int, ...], int, int], version: str) -> Mapping[str, float]:
+    """Seconds of every part of a run, "was" or "now"; see `seconds_of`."""
+    (n, d, levels, n_resamples, max_iter), (structure, rates) = run, _STRUCTURES[version]
+    config = whole_config(levels, n_resamples=n_resamples, max_iter=max_iter)
+    return seconds_of(run_steps(n, d, "float16", config.levels, structure=structure), rates, d)
+
+
+def predict_phases(run: tuple[int, int, tuple[int, ...], int, int]) -> dict[str, float]:
+    """Seconds of every phase of a run, now."""
+    spent: dict[str, float] = {}
+    for name, seconds in predict_run(run, "now").items():
+        phase = name.partition(":")[0]
+        spent[phase] = spent.get(phase, 0.0) + seconds
+    return spent
+
+
+def predict_share(n: int, d: int, k: int, rates: Rates = H200) -> float:
+    """Share of the product's rate that a certified pass over n × d rows in float16 reaches."""
+    seconds = rates.seconds(RowShape(n, d, 2, NOW).search(k), d)
+    return 2.0 * n * d * k / seconds / rates.product
+
+
+def predict_lloyd(n: int, d: int, k: int, n_iter: int, rates: Rates = H200) -> float:
+    """Seconds of iterations over float16 rows in pinned host memory, which stay on the device."""
+    rows = RowShape(n, d, 2, NOW)
+    sent = Work(link_bytes=rows.n_bytes)
+    return rates.seconds(sent, d) + rates.seconds(lloyd(rows, k, n_iter) + means(k, d, n_iter), d)
+
+
+def describe() -> str:
+    """Return the seconds of every part of the run that is aimed at, as it was and now, as lines of text."""
+    was, now = (predict_run(AIM, version) for version in ("was", "now"))
+    lines = [f"{'predicted seconds on an H200, ± 25 %':45}{'3fa8cbf':>9}{'now':>9}"]
+    lines += [f"{name:45}{was[name]:9.2f}{now[name]:9.2f}" for name in was]
+    return "\n".join([*lines, f"{'all':45}{sum(was.values()):9.2f}{sum(now.values()):9.2f}"])

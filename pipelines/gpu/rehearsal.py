@@ -1,0 +1,41 @@
+"""A rehearsal: the steps on the emulator of `tests/emulated`, so small that they show no more than that they run."""
+
+from __future__ import annotations
+
+import os
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from pipelines.benchmark import device, gpu, whole
+
+#: Constants that a device is worth and an emulator is not.
+_SMALL = {
+    device: {"_SIDE": 32, "_COPIED": 1 << 10, "_SENT": 1 << 9, "_BATCHES": 2},
+    gpu: {
+        "_LLOYD_FEATURES": 16, "_LLOYD_CLUSTERS": 12, "_LLOYD_ITERATIONS": 2, "_SPLIT_FEATURES": 16, "_SPLIT_ROWS": 60,
+        "_SPLIT_PARTS": 4,
+    },
+}  # fmt: skip
+
+
+def shrink(patch: pytest.MonkeyPatch) -> None:
+    """Make what is measured small, and have nothing started in a process that has no emulator."""
+    for module, constants in _SMALL.items():
+        for name, small in constants.items():
+            patch.setattr(module, name, small)
+    patch.setattr(gpu, "run_apart", lambda work, *arguments: work(*arguments))
+    patch.setattr(gpu, "PLACES", {who: place for who, place in whole.PLACES.items() if place != "workers"})
+
+
+def begin_rehearsal() -> None:
+    """Put the emulator in CuPy's place, for as long as this process lives."""
+    kernels, plugin = import_module("tests.emulated.kernels"), import_module("tests.emulated.plugin")
+    if why := kernels.missing():
+        raise RuntimeError(why)
+    patch = pytest.MonkeyPatch()
+    if folder := os.environ.get("HKM_EMULATED_KERNELS"):
+        kernels.build_in(Path(folder))
+    plugin.install(patch)
+    shrink(patch)

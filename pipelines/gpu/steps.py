@@ -1,0 +1,300 @@
+"""The steps of the first thirty minutes, those first whose answer is worth the most."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+
+from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF
+from hkm_dask.kmeans.search.geometry import Geometry
+from pipelines.benchmark import gpu, gpu_peers
+from pipelines.benchmark.device import Ceilings, describe_device, environment, measure_ceilings, synchronize
+from pipelines.benchmark.inputs import RowMaker, to_numpy
+from pipelines.benchmark.measure import Case, check_labels, clock, run_apart, with_case
+from pipelines.benchmark.ours import NAME
+from pipelines.benchmark.report import GPU_LIBRARIES, case_facts, describe_machine
+from pipelines.benchmark.whole import run_whole, whole_config
+from pipelines.gpu.kernels import measure_kernels
+from pipelines.gpu.record import Record
+
+ROOT = Path(__file__).parents[2]
+#: Features and clusters of a pass, the case that is asked about most first.
+_PASSES = (
+    (1024, 16_384), (384, 16_384), (128, 16_384), (1024, 4096), (384, 4096), (128, 4096), (1024, 100_000),
+    (384, 100_000), (128, 100_000),
+)  # fmt: skip
+#: Gigabytes of rows of a run of Lloyd's iteration: 30M × 1024 are 61.
+_LLOYD_GIGABYTES = (8.0, 61.0)
+#: Rows, features and clusters of the search that tools look at, and rows of a rehearsal.
+_SMALL, _REHEARSED_ROWS = (4096, 128, 600), 240
+
+
+@dataclass(frozen=True)
+class Step:
+    """A step: its share of thirty minutes, and seconds below which it is not worth beginning."""
+
+    name: str
+    title: str
+    minutes: float
+    least: float
+    work: Callable[[Record], None]
+
+
+def name_of(work: Callable[[Record], None]) -> str:
+    """Name a function for a process of its own to find.
+
+    Examples
+    --------
+    >>> name_of(search_once)
+    'pipelines.gpu.steps:search_once'
+    """
+    return f"{work.__module__}:{work.__qualname__}"
+
+
+# -- what is there ----------------------------------------------------------------------------------------------------
+
+
+def describe(record: Record) -> None:
+    """Tell versions, the device and what it can do at best, and how long the first search takes."""
+    record.add(machine=describe_machine(GPU_LIBRARIES))
+    device = describe_device()
+    n_devices = import_module("cupy").cuda.runtime.getDeviceCount()
+    record.add(
+        f"{device['name']}, {device['memory_gib']} GiB, driver {device['driver']}, CUDA {device['cuda']}; "
+        f"{n_devices} visible",
+        device=device,
+        n_devices=n_devices,
+    )
+    search_once(record)
+    ceilings = measure_ceilings()
+    record.add(
+        f"product {ceilings.float16 / 1e12:.0f} TFLOP/s, copy {ceilings.copy / 1e12:.2f} TB/s, "
+        f"from pinned memory {ceilings.upload / 1e9:.1f} GB/s",
+        ceilings=asdict(ceilings),
+    )
+
+
+def search_once(record: Record) -> None:
+    """Label a few rows in each form, twice, against all distances in float64: the first time compiles."""
+    import cupy
+
+    n, d, k = (_REHEARSED_ROWS, 16, 20) if record.rehearsal else _SMALL
+    maker, rows = RowMaker(cupy, d), cupy.empty((n, d), cupy.float16)
+    geometry, centroids = Geometry(*maker.fill(rows), n), maker.centroids(k)
+    for form in FORMS_OF["float32"]:
+        labels, distances = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
+        index, search = CudaIndex(centroids, geometry, form), (rows, labels, distances)
+        first, again = (clock(lambda i=index, s=search: i.nearest(*s), synchronize)[0] for _ in range(2))  # type: ignore[misc]
+        check = check_labels(to_numpy(rows).astype(np.float32), centroids, labels.get(), distances.get())
+        record.add(
+            f"{form}: {check.n_wrong} of {n} labels wrong, first search {first:.2f} s, second {1e3 * again:.2f} ms",
+            searches=[{"form": form, "first": first, "second": again, **asdict(check)}],
+        )
+        if check.n_wrong:
+            raise ValueError(f"{check.n_wrong} of {n} labels of the form {form} should be others")
+
+
+# -- is it right ------------------------------------------------------------------------------------------------------
+
+
+def run_tests(record: Record) -> None:
+    """Run the tests of the GPU path but for those that start workers."""
+    chosen = ["tests/gpu", "tests/compute/test_device.py", "--ignore", "tests/gpu/test_cluster.py"]
+    _pytest(record, ["tests/compute/test_device.py"] if record.rehearsal else chosen)
+
+
+def run_cluster_tests(record: Record) -> None:
+    """Run the tests that start a worker for each GPU."""
+    _pytest(record, ["tests/gpu/test_cluster.py", *(["--collect-only"] if record.rehearsal else [])])
+
+
+def _pytest(record: Record, chosen: Sequence[str]) -> None:
+    """Run tests and take results in as they come; the checkout's settings may ask for plugins that are not there."""
+    options = "-o addopts= --import-mode=importlib -W default -p no:cacheprovider -v --tb=line".split()
+    results: dict[str, int] = {}
+    failed: list[str] = []
+
+    def take(line: str) -> None:
+        if found := re.match(r"\S+::.+? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
+            results[found[1]] = results.get(found[1], 0) + 1
+            record.add(tests=results)
+        elif re.match(r"(FAILED|ERROR) \S", line):  # in the summary at the end, with the reason
+            failed.append(line.strip())
+
+    code = _run([sys.executable, "-m", "pytest", *options, *chosen], take)
+    record.add(", ".join(f"{n} {word.lower()}" for word, n in results.items()) or "no test ran", failed=failed)
+    for line in failed[:20]:
+        record.add(line)
+    if code:
+        raise AssertionError(f"pytest ended with status {code}; {len(failed)} tests failed")
+
+
+def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
+    """Run a command, print what it prints, give it line by line to `take`, and return its status."""
+    with subprocess.Popen(
+        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            print(line, end="", flush=True)
+            take(line)
+    return process.returncode
+
+
+def _under(record: Record, tool: str, options: Sequence[str], wanted: str) -> None:
+    """Run one small search under a tool of NVIDIA's, and keep the lines that say what it found."""
+    if record.rehearsal or shutil.which(tool) is None:
+        record.add(f"{tool}: {'no device to look at' if record.rehearsal else 'not installed'}")
+        return
+    found = str(record.path.with_suffix(".search"))
+    child = [sys.executable, "-m", "pipelines.gpu.child", name_of(search_once), found, str(record.left)]
+    kept: list[str] = []
+
+    def take(line: str) -> None:
+        if re.search(wanted, line):
+            kept.append(line.strip(" =\n"))
+
+    code = _run([tool, *options, *child], take)
+    for line in kept[:12] or [f"said nothing, status {code}"]:
+        record.add(f"{' '.join([tool, *options[:2]])}: {line}", tools=[line])
+
+
+def sanitize(record: Record) -> None:
+    """Look for bad accesses and races in one small search."""
+    for tool in ("memcheck", "racecheck"):
+        _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard")
+    if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
+        raise AssertionError("compute-sanitizer found something; see the log")
+
+
+def profile(record: Record) -> None:
+    """Have ncu tell what limits one launch of the search."""
+    options = ["--section", "SpeedOfLight", "--kernel-name", "regex:nearest_two", "--launch-count", "1"]
+    _under(record, "ncu", [*options, "--clock-control", "none"], r"Throughput|Duration|ERR")
+
+
+# -- how fast ---------------------------------------------------------------------------------------------------------
+
+
+def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceOptions:
+    """Options of a suite: `settings`, and of a rehearsal what makes it tiny."""
+    participants, absent = gpu_peers.find_participants(() if record.rehearsal else None)
+    record.add(absent=absent, ceilings=asdict(ceilings))
+    tiny: dict[str, Any] = {
+        "n_rows": _REHEARSED_ROWS, "n_features": (16,), "n_clusters": (12,), "seconds": 0.1, "whole_rows": 300,
+        "whole_features": 16, "levels": (12, 3), "max_iter": 2,
+    }  # fmt: skip
+    defaults: dict[str, Any] = {
+        "n_features": (1024,), "n_clusters": (4096,), "n_rows": None, "gigabytes": 2.0, "seconds": 4.0, "repeats": 1,
+        "scratch": None, "whole_rows": 1_000_000, "whole_features": 128, "levels": (4000, 400, 40), "max_iter": 5,
+        "n_resamples": 1,
+    }  # fmt: skip
+    return gpu.DeviceOptions(
+        participants=participants, ceilings=ceilings, tell=lambda line: print(line, flush=True),
+        **(defaults | settings | (tiny if record.rehearsal else {})),
+    )  # fmt: skip
+
+
+def _run_suite(record: Record, suite: str, ceilings: Ceilings, **settings: Any) -> None:
+    earlier, cases = record.figures.get("cases", []), tuple[Case, ...]()
+    for case in gpu.SUITES[suite](_options(record, ceilings, **settings)):
+        cases = with_case(cases, case)
+        record.figures["cases"] = [*earlier, *map(case_facts, cases)]
+        record.add(describe_case(case, ceilings))
+        for fact in case.facts:
+            record.add(f"  {fact}")
+
+
+def describe_case(case: Case, ceilings: Ceilings) -> str:
+    """Tell in a line how long everybody took."""
+    told = []
+    for one in case.measurements:
+        rate = case.n_flops / one.median if one.median > 0 else 0.0
+        share = f", {rate / 1e12:.0f} TFLOP/s, {rate / ceilings.float16:.0%}" if rate else ""
+        wrong = f", {one.check.n_wrong} WRONG" if one.check is not None and one.check.n_wrong else ""
+        note = f", {one.note}" if one.note and one.who.startswith(NAME) else ""
+        told.append(f"{one.who.removeprefix(NAME + ', ')} {one.median:.4g} s{share}{wrong}{note}")
+    k = ", ".join(map(str, case.n_clusters))
+    return f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: " + "; ".join(told)
+
+
+def time_passes(record: Record) -> None:
+    """Time one pass over resident rows beside the peers."""
+    ceilings, cases = measure_ceilings(), _PASSES[: 1 if record.rehearsal else None]
+    for d, k in cases:
+        if record.left < 0.1 * record.seconds:
+            return record.add(f"no time was left for d = {d}, k = {k} and what follows")
+        _run_suite(record, "resident", ceilings, n_features=(d,), n_clusters=(k,), seconds=record.seconds / 20)
+    return None
+
+
+def time_streams(record: Record) -> None:
+    """Time a pass over rows that come from host memory, and iterations on more rows than the device may hold."""
+    ceilings = measure_ceilings()
+    for d in (1024, 384):
+        _run_suite(record, "streamed", ceilings, n_features=(d,), seconds=record.seconds / 10)
+    _run_suite(record, "budget", ceilings, gigabytes=6.0)
+
+
+def time_lloyd(record: Record) -> None:
+    """Time twenty iterations on 8 GB, and on 61 GB where there is time and memory for it."""
+    ceilings = measure_ceilings()
+    for gigabytes in _LLOYD_GIGABYTES[: 1 if record.rehearsal else None]:
+        free = psutil.virtual_memory().available / 1e9
+        if record.figures.get("cases") and (record.left < 2.5 * gigabytes or free < 1.5 * gigabytes):
+            return record.add(f"{gigabytes:.0f} GB: {record.left:.0f} s and {free:.0f} GB of memory were too little")
+        _run_suite(record, "lloyd", ceilings, gigabytes=gigabytes)
+    return None
+
+
+def time_small(record: Record) -> None:
+    """Split thousands of clusters."""
+    _run_suite(record, "split", measure_ceilings(), gigabytes=0.5)
+
+
+def time_whole(record: Record) -> None:
+    """Go from a pool to a subset: on the device twice, as the first run compiles, and on the processors."""
+    _run_suite(record, "whole", measure_ceilings())
+
+
+def time_devices(record: Record) -> None:
+    """Build the same tree with one worker, and with one for each GPU."""
+    n_devices = 1 if record.rehearsal else import_module("cupy").cuda.runtime.getDeviceCount()
+    if n_devices < 2:
+        return record.add("one GPU is visible: nothing to compare")
+    config = whole_config((4000, 400, 40), n_resamples=1, max_iter=5)
+    with tempfile.TemporaryDirectory() as folder:
+        pool = run_apart(gpu.make_pool, Path(folder), 4_000_000, 384, "cupy")
+        for n in (1, n_devices):
+            with environment(CUDA_VISIBLE_DEVICES=",".join(map(str, range(n)))):
+                seconds, note = run_apart(run_whole, pool, Path(folder, f"{n}.zarr"), config, "workers")
+            record.add(f"{n} of {n_devices} GPUs: {seconds:.1f} s; {note}", devices=[{"n": n, "seconds": seconds}])
+    return None
+
+
+STEPS = (
+    Step("machine", "versions, the device, a first search in each form", 1, 10, describe),
+    Step("tests", "tests/gpu", 5, 20, run_tests),
+    Step("kernels", "each kernel by CUDA events", 4, 20, measure_kernels),
+    Step("passes", "a pass over resident rows, and the peers", 5, 20, time_passes),
+    Step("lloyd", "twenty iterations from host memory", 4, 30, time_lloyd),
+    Step("whole", "from a pool to a subset", 4, 40, time_whole),
+    Step("sanitizer", "bad accesses and races", 2, 20, sanitize),
+    Step("streams", "rows that do not fit", 2, 20, time_streams),
+    Step("cluster", "tests of workers with GPUs", 1.5, 20, run_cluster_tests),
+    Step("small", "thousands of small k-means", 0.5, 20, time_small),
+    Step("profile", "what limits the search, by ncu", 0.5, 15, profile),
+    Step("devices", "one GPU and all of them", 0.5, 20, time_devices),
+)

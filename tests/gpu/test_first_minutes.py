@@ -1,0 +1,58 @@
+"""The steps of `pipelines/gpu` and the suites they run, small: time on a device is too dear to find out there."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.benchmark import command
+from pipelines.gpu.record import Record
+from pipelines.gpu.rehearsal import shrink
+from pipelines.gpu.steps import STEPS
+
+STARTS_OTHERS = {"tests", "cluster", "sanitizer", "profile", "devices"}
+
+
+@pytest.fixture
+def small(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    shrink(monkeypatch)
+
+
+@pytest.mark.parametrize("name", [step.name for step in STEPS if step.name not in STARTS_OTHERS])
+def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> None:
+    work = {step.name: step.work for step in STEPS}[name]
+    record = Record(tmp_path / "found.json", 1e4, rehearsal=True)
+    work(record)
+    kept = json.loads(record.path.read_text(encoding="utf-8"))
+    assert kept["lines"] == record.lines
+    assert record.lines
+    figures = kept["figures"]
+    for case in figures.get("cases", []):
+        assert not [fact for fact in case["facts"] if "failed" in fact]
+        own = [one for one in case["measurements"] if one["who"].startswith("hkm_dask")]
+        assert own
+        assert all(one["check"]["n_wrong"] == 0 for one in own if one["check"] is not None)
+    if name == "kernels":
+        by_form = {found["form"]: found for found in figures["kernels"]}
+        assert set(by_form) == {"fused", "half", "single"}
+        assert {"nearest_two", "certify"} <= set(by_form["fused"]["kernels"])
+        assert by_form["single"]["kernels"].keys() == {"settle"}
+        assert 0 < by_form["fused"]["error_of_bound"] < 1
+        assert {found["name"] for found in figures["sums"]} == {"label_distances", "add_rows", "make_operand"}
+    if name == "whole":
+        (case,) = figures["cases"]
+        assert [one["who"] for one in case["measurements"]] == [
+            f"hkm_dask, {who}" for who in ("GPU", "GPU again", "threads")
+        ]
+        assert "level 1: labels the same bits, centroids the same bits; 0 of 300 labels differ" in case["facts"]
+
+
+def test_a_suite_runs_from_its_command_line(small: None, tmp_path: Path) -> None:
+    words = "--suite resident --n 240 --d 16 --k 12 --repeats 1 --seconds-per-case 0.1".split()
+    command.main(["--gpu", *words, "--out", str(tmp_path / "out")])
+    (case,) = json.loads((tmp_path / "out" / "gpu.json").read_text(encoding="utf-8"))["cases"]
+    assert not [fact for fact in case["facts"] if fact.startswith("hkm_dask")], case["facts"]
+    own = {one["who"]: one["check"] for one in case["measurements"] if one["who"].startswith("hkm_dask")}
+    assert set(own) == {"hkm_dask, fused", "hkm_dask, half", "hkm_dask, single"}
+    assert all(check["n_wrong"] == 0 and check["error"] < 1e-6 for check in own.values())

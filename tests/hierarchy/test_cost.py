@@ -1,0 +1,118 @@
+"""The model of a run counts what a run does, and predicts what its structure costs."""
+
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hkm_dask as hkm
+from hkm_dask.config import Level
+from hkm_dask.data.rows import ZarrRows
+from hkm_dask.hierarchy.cost import H200, NOW, Work, run_steps, sampling_rounds, seconds_of
+from hkm_dask.kmeans.search.cpu import CpuEngine, CpuIndex
+from hkm_dask.kmeans.seeding.d2_sampling import ThinCandidates
+
+N, D = 12_000, 32
+LEVELS = (Level(n_clusters=600, n_resamples=2, max_iter=5, tol=0.0), Level(n_clusters=12, n_resamples=1, max_iter=5))
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """What a run on the CPU does: rows measured, pairs multiplied, candidates thinned, bytes read."""
+    counts: Counter[str] = Counter()
+    nearest, read, take, thin = CpuIndex.nearest, ZarrRows.read, ZarrRows.take, ThinCandidates.__call__
+    distances = CpuEngine.label_distances
+
+    def count_nearest(self: Any, rows: Any, *arguments: Any, which: Any = None, **options: Any) -> int:
+        n = len(rows) if which is None else len(which)
+        counts["pairs"] += n * len(self.centroids)
+        counts["rows"] += n
+        return nearest(self, rows, *arguments, which=which, **options)
+
+    def count_distances(rows: Any, *arguments: Any) -> None:
+        counts["rows"] += len(rows)
+        distances(rows, *arguments)
+
+    def count_read(self: Any, start: int, stop: int, out: Any = None) -> Any:
+        counts["bytes"] += (stop - start) * self.row_bytes
+        return read(self, start, stop, out)
+
+    def count_take(self: Any, rows: Any) -> Any:
+        counts["bytes"] += len(rows) * self.row_bytes
+        return take(self, rows)
+
+    def count_thinned(self: Any, draws: Any) -> Any:
+        before = counts["pairs"]
+        outcome = thin(self, draws)
+        counts["thinned"] += counts["pairs"] - before
+        counts["candidates"] += len(draws.rows)
+        return outcome
+
+    monkeypatch.setattr(CpuIndex, "nearest", count_nearest)
+    monkeypatch.setattr(CpuEngine, "label_distances", staticmethod(count_distances))
+    monkeypatch.setattr(ZarrRows, "read", count_read)
+    monkeypatch.setattr(ZarrRows, "take", count_take)
+    monkeypatch.setattr(ThinCandidates, "__call__", count_thinned)
+    return counts
+
+
+def test_a_run_does_the_work_that_is_predicted(tmp_path: Path, counted: Counter[str]) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(150, D))[rng.integers(150, size=N)] + rng.normal(size=(N, D))
+    np.save(tmp_path / "rows.npy", rows.astype(np.float16))
+    hkm.ingest([tmp_path / "rows.npy"], tmp_path / "pool.zarr")
+    counted.clear()
+    hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", hkm.Config(levels=LEVELS))
+    steps = run_steps(N, D, "float16", LEVELS)
+    work = sum((step.work for step in steps), Work())
+    assert 0.75 < counted["pairs"] / (work.products / 2 / D) < 1.1
+    assert 0.75 < counted["rows"] / (work.measured / 3 / D) < 1.1
+    assert counted["bytes"] < 3 * work.store_bytes  # of three threads that read first
+    of_level = [3 * LEVELS[0].n_clusters] * 3 + [3 * LEVELS[1].n_clusters] * 2
+    drawn = [one for n_centers in of_level for one in sampling_rounds(n_centers)]
+    assert 0.5 < counted["candidates"] / sum(n for _, n, _ in drawn) < 1.25
+    thinned = sum(step.work.thread_products + step.work.products for step in steps if step.name == "thinning") / 2 / D
+    assert 0.4 < counted["thinned"] / thinned < 1.1
+
+
+def test_rounds_end_with_as_many_centers_as_are_wanted() -> None:
+    for n in (2, 33, 60_000):
+        assert 1 + sum(taken for _, _, taken in sampling_rounds(n)) == n
+    assert len(list(sampling_rounds(60_000))) == 7
+
+
+def test_what_leaves_one_thread_takes_no_time_there() -> None:
+    levels = (Level(n_clusters=20_000, n_resamples=2, max_iter=10), Level(n_clusters=1000, n_resamples=2, max_iter=10))
+    before = replace(NOW, thins="thread", gathers="thread", chooses="thread", groups="thread", block_bytes=256 << 20)
+    after = replace(before, thins="device", gathers="device", chooses="device", groups="device")
+    slow, fast = (
+        seconds_of(run_steps(5_000_000, 384, "float16", levels, structure=one), H200, 384) for one in (before, after)
+    )
+    assert slow["seeding: thinning"] > 20 * fast["seeding: thinning"]
+    assert slow["gather: members gathered"] > 20 * fast["gather: members gathered"]
+    assert slow["assign: members chosen"] > 20 * fast["assign: members chosen"]
+    assert slow["Lloyd: iterations"] == fast["Lloyd: iterations"]
+    larger = seconds_of(
+        run_steps(5_000_000, 384, "float16", levels, structure=replace(after, block_bytes=1 << 30)), H200, 384
+    )
+    assert larger["Lloyd: iterations"] < fast["Lloyd: iterations"]
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means||", "k-means++", "random"])
+def test_every_seeding_and_splitting_has_a_cost(init: str) -> None:
+    levels = (Level(n_clusters=50, n_splits=10, n_resamples=1, init=init, max_iter=3),)
+    steps = run_steps(5000, 16, "float32", levels)
+    assert all(H200.seconds(step.work, 16) > 0 for step in steps)
+    assert {step.phase for step in steps} == {
+        "start",
+        "seeding",
+        "Lloyd",
+        "assign",
+        "gather",
+        "split",
+        "write",
+        "sample",
+    }
