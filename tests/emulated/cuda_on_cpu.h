@@ -565,6 +565,8 @@ inline double float_to_double(float value) {  // by the bits, which no mode flus
 }
 inline double half_to_double(unsigned short bits) { return half_to_float(bits); }
 
+inline float lower_or_nan(float a, float b) { return a != a || a < b ? a : b; }
+
 // The 16 bytes are poison from here until this thread has waited for their group.
 inline void copy_async_16(void* shared, const void* global, int n_bytes) {
     if (n_bytes != 0 && n_bytes != 16) hkm::fail("copy_async_16: n_bytes=%d should be 0 or 16", n_bytes);

@@ -24,7 +24,7 @@ def _mutant(name: str, old: str, new: str) -> Mutant:
 MUTANTS = (
     _mutant("a tile is loaded again", "tile * TILE_COLUMNS + copied_line + 32 * i", "copied_line + 32 * i"),
     _mutant("a barrier is lost", "__syncthreads();\n        fetch(step + STAGES - 1);", "fetch(step + STAGES - 1);"),
-    _mutant("a score is NaN", "__ldg(bias + j)", "j == 7 ? 0.0f / 0.0f : __ldg(bias + j)"),
+    _mutant("a score is NaN", "__ldg(bias + j)", "j == 6 ? 0.0f / 0.0f : __ldg(bias + j)"),
     _mutant(
         "a line is not written",
         "thread < TILE_ROWS && first + thread < n_lines",
@@ -41,7 +41,11 @@ MUTANTS = (
         "fminf(kept.second, second)",
     ),
     _mutant("an index is off by one", "(int)first_centroid + all.index", "(int)first_centroid + all.index + 1"),
-    _mutant("a ragged tile is too wide", "j < n_centroids", "j < n_centroids + 1"),
+    _mutant(
+        "a ragged tile is too wide",
+        "j + 1 < n_centroids ? __ldg(bias + j + 1) : INFINITE",
+        "j + 1 < n_centroids ? __ldg(bias + j + 1) : -1e30f",
+    ),
     _mutant("groups are forgotten", "bias += first_centroid;", ";"),
     _mutant("the chosen rows are forgotten", "(has_which ? which[line] : line)", "line"),
     _mutant(

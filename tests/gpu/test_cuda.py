@@ -57,6 +57,32 @@ def test_the_device_finds_what_the_cpu_finds(
     np.testing.assert_array_equal(actual[1], expected[1])
 
 
+@pytest.mark.parametrize("unit", [1, 2, 4])
+def test_units_of_columns_find_the_same(cuda: Any, unit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(150, 20)).astype(np.float32)
+    centroids = rng.normal(size=(301, 20)).astype(np.float32)
+    # Rows for whom another column than the first of a unit is nearest, and no other unit is near.
+    first = 16 * np.arange(18) + 2 * np.arange(18) % 8
+    for column, offset in ((1, 0.05), (8, 0.3), (9, 0.3)):
+        centroids[first + column] = centroids[first] + np.float32(offset)
+    rows[:72] = centroids[np.concatenate([first, first + 1, first + 8, first + 9])]
+    geometry, n_open = geometry_of(rows), []
+    plain = CudaIndex._fused
+
+    def counted(self: CudaIndex, *arguments: Any) -> Any:
+        n_open.append(len(left := plain(self, *arguments)))
+        return left
+
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._CENTROIDS_FOR_UNITS", {unit: 0})
+    monkeypatch.setattr(CudaIndex, "_fused", counted)
+    expected = search_on_cpu(rows, centroids, geometry)
+    actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused"))
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+    assert n_open[0] < 120
+
+
 @pytest.mark.parametrize("form", FORMS)
 def test_subnormal_rows_are_searched_as_on_the_cpu(cuda: Any, form: Form) -> None:
     rng = np.random.default_rng(4)

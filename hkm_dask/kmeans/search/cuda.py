@@ -16,7 +16,8 @@ measured for every row and centroid; the bound takes the largest over all centro
 
 Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
 whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
-L2 cache.
+L2 cache. The fused kernel keeps scores of units of columns, each the lowest of its columns. All columns of the best are
+measured, and no column of another unit scores below the second best: the bound is that of columns.
 """
 
 from __future__ import annotations
@@ -37,13 +38,23 @@ from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, 
 from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import choose_form, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import (
+    FORMS_OF,
+    CudaOperand,
+    Form,
+    kind_of,
+    make_cuda_operand,
+    multiply,
+)
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Rows of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_THREADS = 128, 256
 _SETTLE_THREADS = 128
+#: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
+#: score, and each column more costs the row one more centroid's bytes out of the L2 cache. A model; not measured.
+_CENTROIDS_FOR_UNITS = {4: 20, 2: 5}
 #: Centroids in a tile of products at most; fewest products worth a call.
 _MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
 #: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
@@ -122,6 +133,11 @@ def _tiles(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.i
     within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
     first, end = lines[group] + _FUSED_ROWS * within, lines[group + 1]
     return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
+
+
+def _unit(n_centroids: int, n_features: int) -> int:
+    """Columns of a unit of scores, 1, 2 or 4."""
+    return next((unit for unit, least in _CENTROIDS_FOR_UNITS.items() if n_centroids >= least * n_features), 1)
 
 
 class CudaIndex:
@@ -270,11 +286,11 @@ class CudaIndex:
         lines = cupy.zeros(1, cupy.int64) if which is None else which
         best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
         index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
-        self.two_best(rows, operand, which, tiles, (best, second, index))
+        unit = self.two_best(rows, operand, which, tiles, (best, second, index))
         launch_by_row(
-            "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, best, second, index,
-            operand.norms, operand.sizes, operand.errors, *self._bounds, np.int64(n), np.int32(n_features), labels,
-            distances, is_open, n=n,
+            "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, second, index,
+            np.int32(unit), np.int32(len(self.centroids)), operand.norms, operand.sizes, operand.errors, *self._bounds,
+            np.int64(n), np.int32(n_features), labels, distances, is_open, n=n,
         )  # fmt: skip
         left = cupy.flatnonzero(is_open)
         return left if which is None else which[left]
@@ -282,19 +298,20 @@ class CudaIndex:
     def two_best(
         self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any]
     ) -> int:
-        """Write best and second best score of each line and the column of the best; return the columns of a unit."""
+        """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         import cupy
 
+        centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
+        unit = _unit(len(centroids), rows.shape[1]) if tiles is None else 1  # none may reach into the next group
         nothing, has_which, has_tiles = cupy.zeros(1, cupy.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
         launch(
             "nearest_two", rows, -(-n // _FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
             nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
-            np.int32(has_tiles), self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand),
-            np.int64(n), np.int32(len(self.centroids)), np.int32(operand.matrix.shape[1]), *out,
-            shared_bytes=n_stages() * STAGE_BYTES,
+            np.int32(has_tiles), centroids, bias, alpha, np.int64(n), np.int32(len(centroids)),
+            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=n_stages() * STAGE_BYTES,
         )  # fmt: skip
-        return 1
+        return unit
 
     def _settled(
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,

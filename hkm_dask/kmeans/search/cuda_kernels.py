@@ -15,7 +15,7 @@ from hkm_dask.compute.backend import device_attribute
 from hkm_dask.errors import ComputeError
 
 #: The source, in the order of its parts.
-FILES = ("distances.cu", "operands.cu", "search.cu")
+FILES = ("scores.cu", "distances.cu", "operands.cu", "search.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
 #: Entries a block of `add_entries` walks over, and its threads.

@@ -1,5 +1,5 @@
-// The inner loops of the GPU path: this file, operands.cu and search.cu, compiled as one for rows of one type: float, or
-// float16 (given as its bits) with -DHALF_ROWS.
+// The inner loops of the GPU path: scores.cu, this file, operands.cu and search.cu, compiled as one for rows of one type:
+// float, or float16 (given as its bits) with -DHALF_ROWS.
 //
 // What decides an answer runs in the order of the CPU kernels: the squared distance of a row and a centroid is eight
 // interleaved float64 sums without fused multiply-add, sums of rows are int64. So labels, distances and centroids are
@@ -13,9 +13,6 @@ typedef unsigned short Row;
 #else
 typedef float Row;
 #endif
-
-#define FULL 0xffffffffu
-#define INFINITE __int_as_float(0x7f800000)  // the run-time compiler has no INFINITY
 
 // -- instructions of the hardware ------------------------------------------------------------------------------------
 #ifndef HKM_EMULATED

@@ -129,38 +129,18 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
 #define LINE_BYTES (2 * TILE_DEPTH)
 #define STAGE_BYTES ((TILE_ROWS + TILE_COLUMNS) * LINE_BYTES)
 
-struct TwoBest {
-    float best, second;
-    int index;
-};
-
-__device__ __forceinline__ void take_score(TwoBest& kept, float score, int index) {
-    kept.second = fminf(kept.second, fmaxf(kept.best, score));
-    if (score < kept.best) {
-        kept.best = score;
-        kept.index = index;
-    }
-}
-
-__device__ __forceinline__ void take_two(TwoBest& kept, float best, float second, int index) {
-    kept.second = fminf(fmaxf(kept.best, best), fminf(kept.second, second));
-    if (best < kept.best || (best == kept.best && index < kept.index)) {
-        kept.best = best;
-        kept.index = index;
-    }
-}
-
 __device__ __forceinline__ unsigned char* chunk_of(unsigned char* lines, int line, int chunk) {
     return lines + line * LINE_BYTES + ((chunk ^ (line & 7)) << 4);
 }
 
 // rows (.., width) and centroids (.., width) in float16, width a multiple of 8. Line i of the results belongs to row
 // which[i], or i where there is no `which`. Every block has TILE_ROWS lines and all centroids, or what a tile of it says:
-// the first line, the end of the lines, the first centroid and the number of centroids. Indices count from centroid 0.
+// the first line, the end of the lines, the first centroid and the number of centroids. Indices count from centroid 0;
+// each is the first column of a unit of `unit` columns.
 extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     nearest_two(const unsigned short* rows, const long long* which, int has_which, const long long* tiles,
                 int has_tiles, const unsigned short* all_centroids, const float* bias, float alpha, long long n_lines,
-                int n_centroids, int width, float* best, float* second, int* index) {
+                int n_centroids, int width, int unit, float* best, float* second, int* index) {
     extern __shared__ unsigned char pool[];
     const int thread = threadIdx.x, lane = thread & 31, warp = thread >> 5;
     const int warp_row = (warp & 1) * 64, warp_column = (warp >> 1) * 64;
@@ -260,18 +240,16 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
         }
         if (++within == n_steps_per_tile) {
             within = 0;
+            take_scores(unit, kept, products, alpha, tile * TILE_COLUMNS + warp_column + (lane & 3) * 2, [&](int j) {
+                return make_float2(j < n_centroids ? __ldg(bias + j) : INFINITE,
+                                   j + 1 < n_centroids ? __ldg(bias + j + 1) : INFINITE);
+            });
 #pragma unroll
-            for (int n = 0; n < 8; ++n) {
+            for (int m = 0; m < 4; ++m) {
 #pragma unroll
-                for (int e = 0; e < 2; ++e) {
-                    const int j = tile * TILE_COLUMNS + warp_column + 8 * n + (lane & 3) * 2 + e;
-                    const float shift = j < n_centroids ? __ldg(bias + j) : INFINITE;
+                for (int n = 0; n < 8; ++n) {
 #pragma unroll
-                    for (int m = 0; m < 4; ++m) {
-                        take_score(kept[2 * m], alpha * products[m][n][e] + shift, j);
-                        take_score(kept[2 * m + 1], alpha * products[m][n][2 + e] + shift, j);
-                        products[m][n][e] = products[m][n][2 + e] = 0.0f;
-                    }
+                    for (int e = 0; e < 4; ++e) products[m][n][e] = 0.0f;
                 }
             }
             ++tile;
@@ -283,15 +261,9 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     float* shared_best = (float*)pool;
     float* shared_second = shared_best + 4 * TILE_ROWS;
     int* shared_index = (int*)(shared_second + 4 * TILE_ROWS);
+    combine_lanes(kept);
 #pragma unroll
     for (int r = 0; r < 8; ++r) {
-#pragma unroll
-        for (int step = 1; step < 4; step <<= 1) {
-            const float other = __shfl_xor_sync(FULL, kept[r].best, step);
-            const float other_second = __shfl_xor_sync(FULL, kept[r].second, step);
-            const int other_index = __shfl_xor_sync(FULL, kept[r].index, step);
-            take_two(kept[r], other, other_second, other_index);
-        }
         if ((lane & 3) == 0) {
             const int at = (warp >> 1) * TILE_ROWS + warp_row + (r >> 1) * 16 + (r & 1) * 8 + (lane >> 2);
             shared_best[at] = kept[r].best;
@@ -312,31 +284,33 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     }
 }
 
-// Settle what the two best scores prove; `open` tells which lines they leave open. Eight lanes per line.
+// Settle what the two best scores prove; `open` tells which lines they leave open. All columns of the best unit are
+// measured. Eight lanes per line.
 extern "C" __global__ void certify(const Row* rows, const long long* which, int has_which, const float* centroids,
-                                   const int* numbers, const float* best_score, const float* second_score,
-                                   const int* index, const double* norms, const double* sizes, const double* errors,
+                                   const int* numbers, const float* second_score, const int* index, int unit,
+                                   int n_centroids, const double* norms, const double* sizes, const double* errors,
                                    double per_size, double per_error, double constant, long long n_lines,
                                    int n_features, int* labels, double* distances, bool* open) {
     const Bound bound = {per_size, per_error, constant};
     const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
     const long long clamped = line < n_lines ? line : n_lines - 1;
     const long long row = has_which ? which[clamped] : clamped;
-    const int c = index[clamped], number = numbers[c];
     const double norm = norms[row], size = sizes[row], error = errors[row];
     int label = labels[row];
     double distance = distances[row];
-    // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
-    const bool is_candidate = isinf(distance) || number != label;
-    double measured = INFINITE;
-    if (__any_sync(FULL, is_candidate)) {
-        measured = squared_distance(rows + row * n_features, centroids + (long long)c * n_features, n_features);
+    for (int i = 0; i < unit; ++i) {
+        const int c = column_of_unit(index[clamped], i), number = c < n_centroids ? numbers[c] : label;
+        // Late in a k-means most rows are known to be where they belong, and no lane of the warp has anything to measure.
+        const bool is_candidate = c < n_centroids && (isinf(distance) || number != label);
+        if (!__any_sync(FULL, is_candidate)) continue;
+        const float* centroid = centroids + (long long)(c < n_centroids ? c : 0) * n_features;
+        const double measured = squared_distance(rows + row * n_features, centroid, n_features);
+        if (is_candidate && (isinf(distance) || nearer(measured, number, distance, label))) {
+            distance = measured;
+            label = number;
+        }
     }
     if ((threadIdx.x & 7) || line >= n_lines) return;
-    if (is_candidate && (isinf(distance) || nearer(measured, number, distance, label))) {
-        distance = measured;
-        label = number;
-    }
     labels[row] = label;
     distances[row] = distance;
     open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));
