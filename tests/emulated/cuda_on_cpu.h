@@ -27,10 +27,12 @@
 
 #define HKM_EMULATED 1
 #define __CUDA_ARCH__ 900
-// HKM_GLOBAL, HKM_SHARED and HKM_LAUNCH_BOUNDS are no macros: what loads the kernels reads and replaces them.
+// HKM_GLOBAL, HKM_SHARED, HKM_LAUNCH_BOUNDS and HKM_CLUSTER_DIMS are no macros: what loads the kernels reads and replaces them.
 #define __global__ HKM_GLOBAL
 #define __shared__ HKM_SHARED
 #define __launch_bounds__(...) HKM_LAUNCH_BOUNDS(__VA_ARGS__)
+#define __cluster_dims__(...) HKM_CLUSTER_DIMS(__VA_ARGS__)
+#define __grid_constant__
 #define __device__
 #define __host__
 #define __constant__
@@ -90,12 +92,15 @@ hkm_switch:
 namespace hkm {
 
 constexpr int kMaxThreads = 1024, kStackBytes = 256 << 10, kPage = 4096, kFence = 1 << 20, kMaxShared = 232448;
+constexpr int kMostBlocks = 2;  // of a cluster
 constexpr int kSharedRoom = (kMaxShared + kPage - 1) / kPage * kPage;
 constexpr unsigned char kPoison = 0xCD;
 enum State : char { kReady, kWaits, kReturned };
-enum Kind : char { kSyncWarp, kShuffle, kBallot, kReduce, kMatrixLoad, kMatrixProduct, kSyncThreads };
+enum Kind : char { kSyncWarp, kShuffle, kBallot, kReduce, kMatrixLoad, kMatrixProduct, kSyncThreads,
+                 kSyncCluster, kBarrierWait, kRegisters, kGroupProduct, kGroupCommit, kGroupWait };
 static const char* const kNames[] = {"__syncwarp", "__shfl_sync", "__ballot_sync", "__reduce_sync", "load_matrix_x4",
-                                     "multiply_16x8x16", "__syncthreads"};
+                                     "multiply_16x8x16", "__syncthreads", "barrier.cluster", "mbarrier.try_wait", "setmaxnreg",
+                                     "wgmma.mma_async", "wgmma.commit_group", "wgmma.wait_group"};
 
 struct Copy { void* to; const void* from; int n_bytes; long long group; };
 
@@ -115,10 +120,13 @@ struct Lane {
 };
 
 static Lane lanes[kMaxThreads];
-static int current, n_threads;
+static int current, n_threads;  // of all blocks of a cluster
+static int block_threads, cluster_size;
+static unsigned first_block;
+static long long n_cluster_syncs;
 static void* scheduler;
 static char* stacks;
-static unsigned char *shared_start, *shared_end;
+static unsigned char *shared_start, *shared_starts[kMostBlocks], *shared_ends[kMostBlocks];
 static int shared_bytes;
 static unsigned turn;
 static char message[1000];
@@ -149,6 +157,14 @@ static bool is_shared(const void* p, int n) {
 
 static void settle_meeting(Kind kind, Lane* warp, unsigned mask);
 
+// Of hopper_on_cpu.h.
+static void begin_cluster();
+static void end_lane();
+static bool deliver_one(unsigned which);
+static void ask_for_product(Lane* warp);
+static void settle_products(int warp, long long n_done);
+static long long n_groups[kMaxThreads / 32];
+
 // Called by a lane whose fields are filled in; back when all lanes of the mask have come, with the result in its fields.
 __attribute__((noinline)) static void meet(Kind kind, unsigned mask) {
     Lane& me = lanes[current];
@@ -174,49 +190,65 @@ __attribute__((noinline)) static void meet(Kind kind, unsigned mask) {
         if (mask >> i & 1) warp[i].state = kReady;
 }
 
-// Whether every thread that has not returned is at __syncthreads; if so, all go on.
-__attribute__((noinline)) static bool release_block() {
+// Whether every thread of a block, or of all, that has not returned is at a barrier; if so, all go on.
+__attribute__((noinline)) static bool release(Kind kind, int first, int n) {
     int count = 0, n_waiting = 0;
-    for (int i = 0; i < n_threads; ++i) {
+    for (int i = first; i < first + n; ++i) {
         const Lane& lane = lanes[i];
         if (lane.state == kReturned) {  // only a whole warp may have gone
-            const int end = i / 32 * 32 + 32 < n_threads ? i / 32 * 32 + 32 : n_threads;
+            const int end = i / 32 * 32 + 32 < first + n ? i / 32 * 32 + 32 : first + n;
             for (int j = i / 32 * 32; j < end; ++j)
-                if (lanes[j].state == kWaits && lanes[j].kind == kSyncThreads)
-                    fail("__syncthreads: lane %d of warp %d has returned while others of its warp wait", i % 32, i / 32);
-        } else if (lane.state == kWaits && lane.kind == kSyncThreads) {
+                if (lanes[j].state == kWaits && lanes[j].kind == kind)
+                    fail("%s: lane %d of warp %d has returned while others of its warp wait", kNames[kind], i % 32, i / 32);
+        } else if (lane.state == kWaits && lane.kind == kind) {
             count += lane.from;
             ++n_waiting;
         } else {
             return false;
         }
     }
-    for (int i = 0; i < n_threads; ++i)
+    if (kind == kSyncCluster && n_waiting) ++n_cluster_syncs;
+    for (int i = first; i < first + n; ++i)
         if (lanes[i].state == kWaits) { lanes[i].state = kReady; lanes[i].out = count; }
     return n_waiting > 0;
 }
 
-// Back when every thread that has not returned is here, with the number of true predicates.
+static bool release_any() {
+    for (int first = 0; first < n_threads; first += block_threads)
+        if (release(kSyncThreads, first, block_threads)) return true;
+    return release(kSyncCluster, 0, n_threads);
+}
+
+// Back when every thread of the block that has not returned is here, with the number of true predicates.
 __attribute__((noinline)) static int meet_block(int predicate) {
     Lane& me = lanes[current];
     me.kind = kSyncThreads;
     me.from = predicate != 0;
     me.state = kWaits;
-    if (!release_block()) wait_for_others();
+    if (!release(kSyncThreads, current / block_threads * block_threads, block_threads)) wait_for_others();
     return (int)me.out;
+}
+
+__attribute__((noinline)) static void meet_cluster() {
+    lanes[current].kind = kSyncCluster;
+    lanes[current].state = kWaits;
+    if (!release(kSyncCluster, 0, n_threads)) wait_for_others();
 }
 
 static void run_lane() {
     kernel(arguments);
     lanes[current].state = kReturned;
+    end_lane();
     wait_for_others();
     abort();  // never resumed
 }
 
 static void resume(int i) {
     current = i;
-    const unsigned x = blockDim.x, y = blockDim.y;
-    threadIdx = {i % x, i / x % y, i / (x * y)};
+    const unsigned x = blockDim.x, y = blockDim.y, thread = i % block_threads;
+    threadIdx = {thread % x, thread / x % y, thread / (x * y)};
+    blockIdx.x = first_block + i / block_threads;
+    shared_start = shared_starts[i / block_threads];
     hkm_switch(&scheduler, lanes[i].stack_pointer);
 }
 
@@ -231,9 +263,12 @@ static void report_deadlock() {
     fail("deadlock:%s", what);
 }
 
-static void run_block() {
+// Runs one block, or the blocks of a cluster together.
+static void run_cluster() {
     memset(__start_hkm_shared, kPoison, __stop_hkm_shared - __start_hkm_shared);
-    memset(shared_start, kPoison, shared_end - shared_start);
+    for (int block = 0; block < cluster_size; ++block)
+        memset(shared_starts[block], kPoison, shared_ends[block] - shared_starts[block]);
+    n_cluster_syncs = 0;
     for (int i = 0; i < n_threads; ++i) {
         Lane& lane = lanes[i];
         lane.state = kReady;
@@ -243,6 +278,7 @@ static void run_block() {
         *top = (void*)run_lane;  // rsp is 8 beyond a multiple of 16 when a function begins
         lane.stack_pointer = top - 6;
     }
+    begin_cluster();
     const int n_warps = (n_threads + 31) / 32;
     for (;;) {
         turn = turn * 1664525u + 1013904223u;
@@ -258,11 +294,13 @@ static void run_block() {
             }
         }
         if (!left) break;
+        if ((turn >> 16) % 8 == 0 && deliver_one(turn >> 8)) progressed = true;
         // The last warp may have returned after all others came to the barrier.
-        if (!progressed && !release_block()) report_deadlock();
+        if (!progressed && !release_any() && !deliver_one(turn >> 8)) report_deadlock();
     }
-    for (const unsigned char* p = shared_start + shared_bytes; p < shared_end; ++p)
-        if (*p != kPoison) fail("write beyond the %d bytes of dynamic shared memory", shared_bytes);
+    for (int block = 0; block < cluster_size; ++block)
+        for (const unsigned char* p = shared_starts[block] + shared_bytes; p < shared_ends[block]; ++p)
+            if (*p != kPoison) fail("write beyond the %d bytes of dynamic shared memory", shared_bytes);
 }
 
 static struct sigaction before[4];
@@ -284,15 +322,17 @@ static void on_signal(int number, siginfo_t* info, void* context) {
 static __attribute__((used, section("hkm_shared"), aligned(128))) char anchor[128];
 
 // Returns 0, or 1 with a message in hkm_message(). fault_* say where a signal came from.
-static int launch(void (*f)(void**), void** args, const unsigned* grid, const unsigned* block, int n_shared, unsigned order) {
+static int launch(void (*f)(void**), void** args, const unsigned* grid, const unsigned* block, int n_shared, unsigned order,
+                  int n_blocks) {
     if (!stacks) {
         stacks = (char*)mmap(nullptr, (size_t)kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
                              MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
         for (int i = 0; i < kMaxThreads; ++i) mprotect(stacks + (size_t)i * kStackBytes, kPage, PROT_NONE);
-        // a fence, the shared memory, a fence
-        unsigned char* arena = (unsigned char*)mmap(nullptr, kSharedRoom + 2 * kFence, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
-        mprotect(arena + kFence, kSharedRoom, PROT_READ | PROT_WRITE);
-        shared_end = arena + kFence + kSharedRoom;
+        for (unsigned char*& end : shared_ends) {  // a fence, the shared memory, a fence
+            unsigned char* arena = (unsigned char*)mmap(nullptr, kSharedRoom + 2 * kFence, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+            mprotect(arena + kFence, kSharedRoom, PROT_READ | PROT_WRITE);
+            end = arena + kFence + kSharedRoom;
+        }
     }
     static char signal_stack[64 << 10];
     stack_t own = {}, former = {};
@@ -308,9 +348,11 @@ static int launch(void (*f)(void**), void** args, const unsigned* grid, const un
     arguments = args;
     gridDim = dim3(grid[0], grid[1], grid[2]);
     blockDim = dim3(block[0], block[1], block[2]);
-    n_threads = block[0] * block[1] * block[2];
+    block_threads = block[0] * block[1] * block[2];
+    cluster_size = n_blocks;
+    n_threads = block_threads * n_blocks;
     shared_bytes = n_shared;
-    shared_start = shared_end - (n_shared + 127) / 128 * 128;
+    for (int i = 0; i < kMostBlocks; ++i) shared_starts[i] = shared_ends[i] - (n_shared + 127) / 128 * 128;
     turn = order;
     message[0] = 0;
     fault_code = fault_address = 0;
@@ -322,9 +364,10 @@ static int launch(void (*f)(void**), void** args, const unsigned* grid, const un
         in_kernel = true;
         for (unsigned z = 0; z < grid[2]; ++z)
             for (unsigned y = 0; y < grid[1]; ++y)
-                for (unsigned x = 0; x < grid[0]; ++x) {
+                for (unsigned x = 0; x < grid[0]; x += n_blocks) {
                     blockIdx = {x, y, z};
-                    run_block();
+                    first_block = x;
+                    run_cluster();
                 }
     }
     _mm_setcsr(mode);
@@ -655,8 +698,13 @@ static void settle_meeting(Kind kind, Lane* warp, unsigned mask) {
         for (int i = 0; i < 32; ++i) memcpy(warp[i].loaded, found[i], 16);
     } else if (kind == kMatrixProduct) {
         multiply(warp);
+    } else if (kind == kGroupProduct) {
+        ask_for_product(warp);
+    } else if (kind == kGroupCommit) {
+        ++n_groups[(warp - lanes) / 32];
+    } else if (kind == kGroupWait) {
+        settle_products((warp - lanes) / 32, n_groups[(warp - lanes) / 32] - warp[0].from);
     }
 }
 
 }  // namespace hkm
-#line 1 "kernels.cu"

@@ -16,9 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated import arrays, memory, streams
+from tests.emulated import arrays, memory, streams, tensor_maps
 
-HEADER = Path(__file__).with_name("cuda_on_cpu.h")
+HEADERS = [Path(__file__).with_name(name) for name in ("cuda_on_cpu.h", "hopper_on_cpu.h")]
 MOST_SHARED, SHARED_BY_DEFAULT, MOST_THREADS = 232448, 48 << 10, 1024
 _FLAGS = (
     "-std=c++17 -x c++ -O2 -g1 -fPIC -w -ffp-contract=off -fno-strict-aliasing -fcf-protection=none "
@@ -33,6 +33,7 @@ _IGNORED = re.compile(
 )
 _KERNEL = re.compile(r"HKM_GLOBAL\s+(?:static\s+)?void\s*(?:HKM_LAUNCH_BOUNDS\s*\(([^)]*)\)\s*)?(\w+)\s*\(")
 _BOUNDS_FIRST = re.compile(r"HKM_GLOBAL\s+(HKM_LAUNCH_BOUNDS\s*\([^)]*\))\s*void\b")
+_CLUSTER = re.compile(r"HKM_CLUSTER_DIMS\s*\((\d+), 1, 1\)\s*(HKM_LAUNCH_BOUNDS\s*\([^)]*\)\s*(\w+))")
 _POOL = re.compile(r"extern\s+HKM_SHARED\s+((?:__attribute__\s*\(\(.*?\)\)\s*)?)([\w\s]+?)\b(\w+)\s*\[\s*\]\s*;")
 _lock = threading.Lock()
 _launches = 0
@@ -94,12 +95,14 @@ def _defines(options: tuple[str, ...]) -> list[str]:
 
 
 @cache
-def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, dict[str, int]]:
-    """Build the library of these kernels, unless it is there, and return its path and each kernel's launch bound."""
+def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, dict[str, int], dict[str, int]]:
+    """Build the library of these kernels, unless it is there; return its path, launch bounds and blocks of clusters."""
     if re.search(r"^\s*#\s*include", code, re.MULTILINE):
         raise CompileException("kernels should include nothing: NVRTC has no headers to give")
     defines = _defines(options)
-    text = _run([*_FLAGS[:3], *defines, "-E", "-"], HEADER.read_text(encoding="utf-8") + code)
+    text = _run([*_FLAGS[:3], *defines, "-E", "-"], "".join(h.read_text(encoding="utf-8") for h in HEADERS) + code)
+    clusters = {match[3]: int(match[1]) for match in _CLUSTER.finditer(text)}
+    text = _CLUSTER.sub(r"\2", text)
     text = _BOUNDS_FIRST.sub(r"HKM_GLOBAL void \1", text)
     bounds: dict[str, int] = {}
     for match in _KERNEL.finditer(text):
@@ -111,7 +114,7 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
     text = re.sub(r"HKM_LAUNCH_BOUNDS\s*\([^)]*\)", "", text).replace("HKM_GLOBAL", "")
     text = text.replace("static HKM_SHARED", "HKM_SHARED")
     text = text.replace("HKM_SHARED", 'static __attribute__((used, section("hkm_shared")))')
-    text += "\n" + "\n".join(_exported(name) for name in bounds)
+    text += "\n" + "\n".join(_exported(name, clusters.get(name, 1)) for name in bounds)
     key = hashlib.sha256("\0".join([text, *_FLAGS]).encode()).hexdigest()[:24]
     library = folder / f"kernels-{key}.so"
     if not library.exists():
@@ -121,7 +124,7 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
         _run([*_FLAGS, "-fpreprocessed", "-shared", str(source), "-o", str(unfinished), "-ldl"])
         unfinished.replace(library)
         source.unlink()
-    return library, bounds
+    return library, bounds, clusters
 
 
 @cache
@@ -132,11 +135,11 @@ def _symbols(library: Path) -> str:
     return subprocess.run(["nm", "-S", str(library)], capture_output=True, text=True, check=True).stdout
 
 
-def _exported(name: str) -> str:
+def _exported(name: str, n_blocks: int) -> str:
     return (
         f'extern "C" const char* hkm_signature_{name}() {{ return hkm::Call<&{name}>::signature(); }}\n'
         f'extern "C" int hkm_launch_{name}(void** a, const unsigned* grid, const unsigned* block, int shared, '
-        f"unsigned order) {{ return hkm::launch(hkm::Call<&{name}>::run, a, grid, block, shared, order); }}"
+        f"unsigned order) {{ return hkm::launch(hkm::Call<&{name}>::run, a, grid, block, shared, order, {n_blocks}); }}"
     )
 
 
@@ -164,7 +167,7 @@ class RawModule:
     def compile(self, log_stream: object = None) -> None:
         with _lock:
             if self._library is None:
-                self._path, self._bounds = _compile(self.code, self.options, _build_folder or _folder())
+                self._path, self._bounds, self._clusters = _compile(self.code, self.options, _build_folder or _folder())
                 library = ctypes.CDLL(str(self._path))
                 library.hkm_message.restype = ctypes.c_char_p
                 for name in ("hkm_fault_address", "hkm_fault_code"):
@@ -198,6 +201,9 @@ class RawKernel:
         self.local_size_bytes = self.const_size_bytes = 0
         self.shared_size_bytes = module._static_shared(name)
         self._dynamic = SHARED_BY_DEFAULT
+        self._cluster = module._clusters.get(name, 1)
+        if self._cluster > 1 and self.shared_size_bytes:
+            raise NotImplementedError(f"{name}: blocks of a cluster should have dynamic shared memory alone")
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
@@ -224,6 +230,12 @@ class RawKernel:
             raise CUDADriverError(
                 f"CUDA_ERROR_INVALID_VALUE: block={block} should have at most {self.max_threads_per_block} threads"
             )
+        if grid[0] % self._cluster:
+            raise CUDADriverError(
+                f"CUDA_ERROR_INVALID_CLUSTER_SIZE: grid={grid} should be whole clusters of {self._cluster} blocks"
+            )
+        if threads * self._cluster > MOST_THREADS or (self._cluster > 1 and threads % 32):
+            raise NotImplementedError(f"{self.name}: a cluster should have at most {MOST_THREADS} threads, in warps")
         if shared_mem > self._dynamic:
             raise CUDADriverError(
                 f"CUDA_ERROR_INVALID_VALUE: shared_mem={shared_mem} should be <= {self._dynamic}; "
@@ -237,6 +249,7 @@ class RawKernel:
             for arg, wanted in zip(args, self._parameters, strict=True)
             if isinstance(arg, arrays.ndarray)
         ]
+        uses += [memory.use(tensor_maps.matrix_of(arg), False) for arg in args if type(arg) is np.ndarray]
         streams.operate(uses, stream)
         with _lock:
             _launches += 1
@@ -287,6 +300,10 @@ class RawKernel:
             return np.array([arg._host.ctypes.data], np.uint64)
         if "*" in wanted:
             raise TypeError(f"{name} is {type(arg).__name__} and should be a cupy.ndarray for {wanted}")
+        if wanted == "map":
+            if type(arg) is not np.ndarray or arg.size != 1 or arg.dtype.itemsize != tensor_maps.N_BYTES:
+                raise TypeError(f"{name} should be a numpy.ndarray of one item of {tensor_maps.N_BYTES} bytes")
+            return arg
         dtype = np.dtype(wanted)
         if not isinstance(arg, np.generic) or arg.dtype != dtype:
             raise TypeError(f"{name} is {type(arg).__name__} and should be exactly numpy.{dtype.name}")

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pytest
 
-from tests.emulated import arrays, kernels, memory, runtime, streams
+from hkm_dask.kmeans.search import tensor_map
+from tests.emulated import arrays, kernels, memory, runtime, streams, tensor_maps
 
 
 def _module(name: str, **contents: Any) -> ModuleType:
@@ -104,6 +105,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         monkeypatch.delitem(sys.modules, name)
     for name, module in _MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
+    monkeypatch.setattr(tensor_map, "encoder", lambda: tensor_maps.encode_tiled)
     monkeypatch.setattr(memory.pool, "_capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")

@@ -54,30 +54,33 @@ def test_the_kernels_compile_and_spill_nothing(
     assert_nothing_is_flushed((tmp_path / "kernels.ptx").read_text())
 
 
-def _runtime_compiler() -> str | None:
+def runtime_compiler() -> str | None:
     """The library NVRTC, of a toolkit or of a wheel: it is what compiles the kernels when they are used."""
     wheels = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/lib/libnvrtc.so*")]
     return str(wheels[0]) if wheels else find_library("nvrtc")
 
 
-@pytest.mark.skipif(_runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
-@pytest.mark.parametrize("options", [[], [b"-DHALF_ROWS"]], ids=["float32", "float16"])
-def test_the_kernels_compile_at_run_time(options: list[bytes]) -> None:
-    nvrtc, program = ctypes.CDLL(_runtime_compiler()), ctypes.c_void_p()
-    source = cuda_kernels.source().encode()
-    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source, b"kernels.cu", 0, None, None) == 0
-    flags = [b"--gpu-architecture=sm_90", b"--std=c++17", *options, CUPYS_OPTION.encode()]
-    failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*flags))
-    assert not failed, _text(nvrtc, "ProgramLog", program)
-    assert_nothing_is_flushed(_text(nvrtc, "PTX", program))
+def compile_as_cupy(source: str, options: list[str], kind: str) -> tuple[str, bytes]:
+    """What NVRTC says and makes of a source, "PTX" or "CUBIN", with the options that CuPy adds for a Hopper."""
+    nvrtc, program = ctypes.CDLL(runtime_compiler()), ctypes.c_void_p()
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), b"kernels.cu", 0, None, None) == 0
+    flags = [*options, "--std=c++17", CUPYS_OPTION, "-arch=sm_90", "--device-as-default-execution-space"]
+    failed = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
+    made = []
+    for what in ("ProgramLog", kind):
+        size = ctypes.c_size_t()
+        getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
+        text = ctypes.create_string_buffer(size.value)
+        getattr(nvrtc, f"nvrtcGet{what}")(program, text)
+        made.append(text.raw)
+        assert not failed, text.value.decode()
+    return made[0].decode(), made[1]
 
 
-def _text(nvrtc: ctypes.CDLL, what: str, program: ctypes.c_void_p) -> str:
-    size = ctypes.c_size_t()
-    getattr(nvrtc, f"nvrtcGet{what}Size")(program, ctypes.byref(size))
-    text = ctypes.create_string_buffer(size.value)
-    getattr(nvrtc, f"nvrtcGet{what}")(program, text)
-    return text.value.decode()
+@pytest.mark.skipif(runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
+@pytest.mark.parametrize("options", [[], ["-DHALF_ROWS"]], ids=["float32", "float16"])
+def test_the_kernels_compile_at_run_time(options: list[str]) -> None:
+    assert_nothing_is_flushed(compile_as_cupy(cuda_kernels.source(), options, "PTX")[1].decode())
 
 
 @pytest.mark.parametrize(("shared_kib", "n_stages"), [(227, 4), (163, 3), (99, 2)], ids=["Hopper", "A100", "smaller"])

@@ -17,7 +17,8 @@ measured for every row and centroid; the bound takes the largest over all centro
 Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
 whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
 L2 cache. The fused kernel keeps scores of units of columns, each the lowest of its columns. All columns of the best are
-measured, and no column of another unit scores below the second best: the bound is that of columns.
+measured, and no column of another unit scores below the second best: the bound is that of columns. Hopper has a form of
+its own, for rows that lie in a run and are searched among all centroids; others take the plain one.
 """
 
 from __future__ import annotations
@@ -35,11 +36,12 @@ from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
-from hkm_dask.kmeans.search import cuda_kernels
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import choose_form, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
 from hkm_dask.kmeans.search.cuda_operand import (
     FORMS_OF,
+    FUSED,
     CudaOperand,
     Form,
     kind_of,
@@ -174,7 +176,11 @@ class CudaIndex:
 
         form = self._operand
         as_stored = form.norms + 2.0 * form.dots
-        self._biases = {True: as_stored.astype(cupy.float32), False: form.norms.astype(cupy.float32)}
+        tail = cupy.full(-len(as_stored) % cuda_hopper.TILE_COLUMNS, cupy.inf)
+        self._biases = {
+            stored: cupy.concatenate([bias, tail]).astype(cupy.float32)
+            for stored, bias in ((True, as_stored), (False, form.norms))
+        }
         per_row = form.errors, form.norms, form.sizes, cupy.abs(as_stored)
         error, norm, size, bias = cupy.concatenate([v.max().reshape(1) for v in per_row]).get().tolist()
         unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
@@ -221,7 +227,7 @@ class CudaIndex:
         if first not in self._device_numbers:
             self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
         numbers = self._device_numbers[first]
-        if self.form == "fused":
+        if self.form in FUSED:
             which = self._fused(rows, operand, numbers, labels, distances, which)
         in_a_run = which is None
         if which is None:
@@ -303,6 +309,9 @@ class CudaIndex:
 
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = _unit(len(centroids), rows.shape[1]) if tiles is None else 1  # none may reach into the next group
+        if self.form == "hopper" and which is None and tiles is None and cuda_hopper.is_available():
+            cuda_hopper.nearest_two(operand.matrix, centroids, bias, alpha, np.int32(unit), *out)
+            return unit
         nothing, has_which, has_tiles = cupy.zeros(1, cupy.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
         launch(

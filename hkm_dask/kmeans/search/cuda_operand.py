@@ -14,9 +14,11 @@ import numpy as np
 from hkm_dask.kmeans.search.cuda_kernels import launch_by_row
 from hkm_dask.kmeans.search.geometry import Geometry
 
-#: Ways to find scores: fused in float16; by cuBLAS in float16, bfloat16, TF32, float32, float64.
-Form = Literal["fused", "half", "bfloat", "tf32", "single", "double"]
-FORMS: tuple[Form, ...] = ("fused", "half", "bfloat", "tf32", "single", "double")
+#: Ways to find scores: fused in float16, the first on Hopper; by cuBLAS in float16, bfloat16, TF32, float32, float64.
+Form = Literal["hopper", "fused", "half", "bfloat", "tf32", "single", "double"]
+FORMS: tuple[Form, ...] = ("hopper", "fused", "half", "bfloat", "tf32", "single", "double")
+#: Those of the fused search.
+FUSED: tuple[Form, ...] = ("hopper", "fused")
 #: The forms that a geometry's precision allows. That of float32 is to be had at the speed of 16 bits.
 FORMS_OF: dict[str, tuple[Form, ...]] = {
     "float32": ("fused", "half", "single"),
@@ -80,7 +82,7 @@ def kind_of(form: Form) -> str:
     >>> kind_of("fused"), kind_of("tf32")
     ('half', 'single')
     """
-    return {"fused": "half", "tf32": "single"}.get(form, form)
+    return "half" if form in FUSED else {"tf32": "single"}.get(form, form)
 
 
 def make_cuda_operand(
@@ -149,7 +151,7 @@ def multiply(a: Any, b: Any, out: Any, form: Form) -> None:
         "tf32": (0, 0, cublas.CUBLAS_COMPUTE_32F_FAST_TF32),
         "single": (0, 0, cublas.CUBLAS_COMPUTE_32F_PEDANTIC),  # never TF32
         "double": (1, 1, cublas.CUBLAS_COMPUTE_64F),
-    }["half" if form == "fused" else form]
+    }["half" if form in FUSED else form]
     result = cupy.empty(out.shape, cupy.float64) if form == "double" else out
     one, zero = np.ones(1, result.dtype), np.zeros(1, result.dtype)
     (n, width), k = a.shape, len(b)

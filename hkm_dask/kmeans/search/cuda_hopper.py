@@ -1,0 +1,73 @@
+"""The fused search on Hopper (compute capability 9.0): its kernel in search_hopper.cu, compiled and launched."""
+
+from __future__ import annotations
+
+from functools import cache
+from importlib import resources
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.kmeans.search import tensor_map
+
+#: The source, in the order of its parts.
+FILES = ("scores.cu", "search_hopper.cu")
+#: Centroids of a tile: biases are infinite up to a multiple of it.
+TILE_COLUMNS = 256
+#: Rows of a block; blocks of a cluster; threads of a block.
+_TILE_ROWS, _CLUSTER, _THREADS = 128, 2, 384
+#: Half of a tile of centroids, which each block of a cluster fetches; coordinates of a step.
+_BOX_COLUMNS, _DEPTH = TILE_COLUMNS // _CLUSTER, 64
+#: Bytes of shared memory: six steps of rows and four of centroids, barriers, and what begins at a multiple of 1024.
+_SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 1024
+
+
+@cache
+def is_available() -> bool:
+    """Whether the device is a Hopper, with a driver that describes matrices to it."""
+    import cupy
+
+    return int(cupy.cuda.Device().compute_capability) // 10 == 9 and tensor_map.encoder() is not None
+
+
+def source() -> str:
+    """The CUDA C++ of the kernel; see `cuda_kernels.source`."""
+    folder = resources.files("hkm_dask.kmeans.search")
+    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in FILES)
+
+
+@cache
+def _kernel() -> Any:
+    import cupy
+
+    # NVRTC takes the first -arch, and CuPy adds its own, without the instructions of sm_90a alone.
+    kernel = cupy.RawModule(code=source(), options=("-arch=sm_90a", "--std=c++17")).get_function("nearest_two_hopper")
+    kernel.max_dynamic_shared_size_bytes = _SHARED_BYTES
+    return kernel
+
+
+def nearest_two(
+    rows: Any, centroids: Any, bias: Any, alpha: np.float32, unit: np.int32, best: Any, second: Any, index: Any
+) -> None:
+    """Write the two best scores of every row, and the best unit of `unit` columns; see search_hopper.cu.
+
+    Parameters
+    ----------
+    rows, centroids : cupy.ndarray of float16, shape (n_rows, width), (n_centroids, width)
+        C-contiguous, with a width that is a multiple of 8.
+    bias : cupy.ndarray of float32
+        Of every centroid, and infinite up to a multiple of `TILE_COLUMNS`.
+    best, second, index : cupy.ndarray of float32, float32, int32, shape (n_rows,)
+        Written to.
+    """
+    n_rows, width = rows.shape
+    maps = (
+        tensor_map.tensor_map(rows, (_TILE_ROWS, _DEPTH)),
+        tensor_map.tensor_map(centroids, (_BOX_COLUMNS, _DEPTH)),
+    )
+    n_clusters = -(-n_rows // (_TILE_ROWS * _CLUSTER))
+    sizes = np.int64(n_rows), np.int32(len(centroids)), np.int32(width)
+    _kernel()(
+        (_CLUSTER * n_clusters,), (_THREADS,), (*maps, bias, alpha, *sizes, unit, best, second, index),
+        shared_mem=_SHARED_BYTES,
+    )  # fmt: skip

@@ -1,0 +1,130 @@
+"""The fused search on Hopper: what the compilers make of it, and the same bits as on the CPU."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search import cuda_hopper, tensor_map
+from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
+from tests.emulated.plugin import Emulator
+from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
+from tests.gpu.test_cuda_kernels import CUPYS_OPTION, compile_as_cupy, runtime_compiler
+
+
+def assert_registers(said: str) -> None:
+    """Assert that blocks of 384 threads get 168 registers each, which is all there are, and spill none of them."""
+    assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in said
+    assert "Used 168 registers" in said
+    assert not re.findall("warning|C7510|serializ", said)  # wgmma one after another, for want of registers or of fences
+
+
+def assert_instructions(cubin: Path) -> None:
+    """Assert that products and copies are Hopper's, where a disassembler is at hand."""
+    wheels = [path for folder in sys.path for path in Path(folder).glob("nvidia/*/bin/nvdisasm")]
+    disassembler = shutil.which("nvdisasm") or (str(wheels[0]) if wheels else None)
+    if disassembler is None:
+        return
+    sass = subprocess.run([disassembler, str(cubin)], capture_output=True, text=True, check=True).stdout
+    assert len(re.findall(r"\bHGMMA\.64x256x16\.F32\b", sass)) == 4  # a step
+    assert len(re.findall(r"\bUTMALDG\.2D ", sass)) == 1
+    assert len(re.findall(r"\bUTMALDG\.2D\.MULTICAST\b", sass)) == 1
+    assert not re.findall(r"\b(STL|LDL)\b", sass)
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
+def test_the_kernel_compiles_and_spills_nothing(tmp_path: Path) -> None:
+    source, cubin = tmp_path / "hopper.cu", tmp_path / "hopper.cubin"
+    source.write_text(cuda_hopper.source(), encoding="utf-8")
+    command = ["nvcc", "-std=c++17", CUPYS_OPTION, "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas", "-v", "-cubin"]
+    done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert_registers(done.stderr)
+    assert_instructions(cubin)
+
+
+@pytest.mark.skipif(runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
+def test_the_kernel_compiles_at_run_time(tmp_path: Path) -> None:
+    # CuPy's -arch comes after ours, and the first one counts.
+    log, cubin = compile_as_cupy(cuda_hopper.source(), ["-arch=sm_90a", "--ptxas-options=-v"], "CUBIN")
+    assert_registers(log)
+    (tmp_path / "hopper.cubin").write_bytes(cubin)
+    assert_instructions(tmp_path / "hopper.cubin")
+
+
+# One block of a cluster without rows; rows that stay, in one step and in two, through more tiles than stages; rows that
+# are fetched again and again.
+@pytest.mark.parametrize(("n", "k", "d"), [(60, 30, 8), (200, 1900, 16), (300, 900, 72), (150, 300, 392)])
+@pytest.mark.parametrize("unit", [1, 2, 4])
+def test_the_device_finds_what_the_cpu_finds(
+    cuda: Any, n: int, k: int, d: int, unit: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rng = np.random.default_rng(d)
+    rows = rng.normal(size=(n, d)).astype(np.float16)
+    centroids = rng.normal(size=(k, d)).astype(np.float32)
+    centroids[9 : k : k // 3] = centroids[0]
+    centroids[3] = np.nan
+    geometry = geometry_of(rows)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._CENTROIDS_FOR_UNITS", {unit: 0})
+    expected = search_on_cpu(rows, centroids, geometry)
+    actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"))
+    np.testing.assert_array_equal(actual[0], expected[0])
+    np.testing.assert_array_equal(actual[1], expected[1])
+
+
+def test_scores_are_those_of_the_plain_kernel(cuda: Any) -> None:
+    rng = np.random.default_rng(7)
+    rows, centroids = rng.normal(size=(300, 72)).astype(np.float16), rng.normal(size=(700, 72)).astype(np.float32)
+    geometry, on_device, found = geometry_of(rows), cuda.asarray(rows), []
+    for form in FUSED:
+        out = cuda.empty(300, cuda.float32), cuda.empty(300, cuda.float32), cuda.empty(300, cuda.int32)
+        operand = make_cuda_operand(on_device, geometry)
+        assert CudaIndex(centroids, geometry, form).two_best(on_device, operand, None, None, out) == 2
+        found.append([values.get() for values in out])
+    for ours, plain in zip(*found, strict=True):
+        np.testing.assert_allclose(ours, plain, rtol=1e-5)
+
+
+def test_rows_that_are_gathered_take_the_plain_kernel(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(1)
+    rows, centroids = rng.normal(size=(200, 24)).astype(np.float16), rng.normal(size=(90, 24)).astype(np.float32)
+    geometry, which = geometry_of(rows), np.flatnonzero(rng.random(200) < 0.4)
+    search, launched = CudaIndex(centroids, geometry, "hopper"), []
+    monkeypatch.setattr(cuda_hopper, "nearest_two", lambda *arguments: launched.append(arguments))
+    labels, _ = search_on_device(cuda, rows, search, which=cuda.asarray(which))
+    assert not launched
+    np.testing.assert_array_equal(labels[which], search_on_cpu(rows, centroids, geometry)[0][which])
+
+
+@pytest.mark.parametrize("lacking", ["device", "driver"])
+def test_where_there_is_no_hopper_the_plain_kernel_serves(
+    cuda: Any, emulator: Emulator, lacking: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if lacking == "device":
+        monkeypatch.setattr(cuda.cuda.Device, "compute_capability", "80")
+    else:
+        monkeypatch.setattr(tensor_map, "encoder", lambda: None)
+    cuda_hopper.is_available.cache_clear()
+    assert not cuda_hopper.is_available()
+    rng = np.random.default_rng(2)
+    rows, centroids = rng.normal(size=(130, 16)).astype(np.float32), rng.normal(size=(40, 16)).astype(np.float32)
+    geometry = geometry_of(rows)
+    labels, _ = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"))
+    np.testing.assert_array_equal(labels, search_on_cpu(rows, centroids, geometry)[0])
+    if lacking == "driver":
+        with pytest.raises(ComputeError, match="CUDA 12 or newer"):
+            tensor_map.tensor_map(cuda.zeros((4, 8), cuda.float16), (4, 8))
+
+
+def test_what_the_driver_refuses_is_an_error(cuda: Any) -> None:
+    with pytest.raises(ComputeError, match=r"refused a matrix of shape \(4, 12\)"):
+        tensor_map.tensor_map(cuda.zeros((4, 12), cuda.float16), (4, 8))  # lines at no multiple of 16 bytes
+    with pytest.raises(ComputeError, match=r"refused a matrix of shape \(4, 8\)"):
+        tensor_map.tensor_map(cuda.zeros((4, 8), cuda.float16), (300, 8))
