@@ -28,6 +28,8 @@ _ACCEPTED, _MOVED, _OPEN = 0.6, 0.1, 0.01
 _ROW_BYTES, _DRAW_BYTES = 60, 40
 #: Times that a sort on the device reads and writes a row's label and number.
 _SORT_BYTES = 8 * 24
+#: Kernels started to make an index of few centroids and search it.
+_INDEX_LAUNCHES = 50
 #: Passes of one thread over the int64 sums and the float32 centroids of an iteration: divided, stored, read, prepared.
 _UPDATE_BYTES = 48
 
@@ -52,8 +54,9 @@ class Work:
         Times that tasks are handed out and their results taken.
     store_bytes : float
         Read from and written to stores by one thread, with checksums.
-    thread_products, thread_bytes, thread_items : float
-        Of one thread: operations of products, bytes it passes over, and items it sorts or chooses among.
+    thread_products, thread_measured, thread_bytes, thread_items : float
+        Of one thread: operations of products, operations in float64 on distances measured one by one, bytes it passes
+        over, and items it sorts or chooses among.
     shared_products, shared_bytes, shared_items : float
         The same, of all processors together.
     seconds : float
@@ -74,6 +77,7 @@ class Work:
     rounds: float = 0.0
     store_bytes: float = 0.0
     thread_products: float = 0.0
+    thread_measured: float = 0.0
     thread_bytes: float = 0.0
     thread_items: float = 0.0
     shared_products: float = 0.0
@@ -107,7 +111,7 @@ class Structure:
     block_bytes : int
         Rows that kernels work on at once.
     launches, synchronizations : int
-        Of a block in an iteration, and of one chunk of candidates that are thinned.
+        Of a block in an iteration.
     thins, gathers, chooses, groups : {"thread", "processors", "device"}
         Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
     stays : bool
@@ -129,7 +133,7 @@ class Structure:
 
 #: As the code is.
 NOW = Structure(
-    block_bytes=256 << 20, launches=65, synchronizations=7, thins="thread", gathers="thread", chooses="thread",
+    block_bytes=256 << 20, launches=65, synchronizations=7, thins="device", gathers="device", chooses="device",
     groups="processors", stays=False,
 )  # fmt: skip
 
@@ -148,7 +152,7 @@ class Rates:
         Operations in float64, bytes of device memory, bytes from pinned host memory.
     launch, synchronization, round : float
         Seconds that the host spends on each.
-    store, thread_product, thread_bytes, thread_items : float
+    store, thread_product, thread_measured, thread_bytes, thread_items : float
         Of one thread.
     n_processors : int
     """
@@ -163,6 +167,7 @@ class Rates:
     round: float
     store: float
     thread_product: float
+    thread_measured: float
     thread_bytes: float
     thread_items: float
     n_processors: int
@@ -180,7 +185,8 @@ class Rates:
         device = work.products / search + work.measured / self.measured + work.device_bytes / self.memory
         starting = work.launches * self.launch + work.synchronizations * self.synchronization
         thread = work.thread_products / self.thread_product + work.thread_bytes / self.thread_bytes
-        thread += work.thread_items / self.thread_items + work.store_bytes / self.store
+        thread += work.thread_measured / self.thread_measured + work.thread_items / self.thread_items
+        thread += work.store_bytes / self.store
         shared = work.shared_products / self.thread_product + work.shared_bytes / self.thread_bytes
         shared += work.shared_items / self.thread_items
         return (
@@ -192,7 +198,8 @@ class Rates:
 #: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.
 H200 = Rates(
     product=790e12, search_share=((128, 0.33), (384, 0.44), (1024, 0.50)), measured=10e12, memory=4.8e12, link=20e9,
-    launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_bytes=5e9,
+    launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_measured=5e9,
+    thread_bytes=5e9,
     thread_items=2e7, n_processors=16,
 )  # fmt: skip
 
@@ -293,10 +300,16 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
     """Compare candidates with those that were accepted before them in their batch."""
     walked = min(n_candidates, taken / _ACCEPTED)
     flops = walked * taken * rows.d  # half of the accepted ones, on average; two operations a coordinate
-    if rows.structure.thins == "thread":
-        return Work(thread_products=flops)
-    n_chunks, s = walked / 256, rows.structure
-    return Work(products=flops, launches=n_chunks * s.launches, synchronizations=n_chunks * s.synchronizations)
+    if rows.structure.thins == "thread":  # 256 at a time, each that is accepted measured to those that follow
+        return Work(thread_products=flops, thread_measured=3.0 * rows.d * walked * 128 * _ACCEPTED)
+    # 8192 at a time, halved until 128 are left: searches on the device, those that are too little on the processors.
+    n_runs, n_chunks = walked / 128, math.ceil(walked / 8192)
+    n_searches = n_runs / 2 + n_chunks**2 / 2
+    return Work(
+        products=flops, thread_measured=3.0 * rows.d * walked * 64 * _ACCEPTED**2,
+        launches=_INDEX_LAUNCHES * (n_runs / 2 + n_searches), synchronizations=5.0 * n_searches,
+        link_bytes=4.0 * walked * rows.d,
+    )  # fmt: skip
 
 
 def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator[tuple[str, Work]]:
@@ -325,7 +338,7 @@ def _level(t: int, n: int, d: int, itemsize: int, level: Level, structure: Struc
         if step:
             yield Step(t, "assign", "labels", label)
             yield Step(t, "assign", "members chosen", _choosing(n, n_members, structure))
-            yield Step(t, "gather", "members gathered", _gathering(rows.n_bytes, clustered.n_bytes, structure))
+            yield Step(t, "gather", "members gathered", _gathering(rows, clustered))
         for name, work in _seeding(clustered, k, level.init):
             yield Step(t, "seeding", name, work)
         yield Step(t, "Lloyd", "iterations", lloyd(clustered, k, level.max_iter))
@@ -345,10 +358,10 @@ def _choosing(n: int, n_members: int, structure: Structure) -> Work:
     return Work(thread_items=float(structure.sort_passes * n))
 
 
-def _gathering(n_bytes: float, n_member_bytes: float, structure: Structure) -> Work:
-    if structure.gathers == "device":
-        return Work(device_bytes=2.0 * n_member_bytes)
-    return Work(store_bytes=n_bytes + n_member_bytes, link_bytes=n_member_bytes)
+def _gathering(rows: RowShape, members: RowShape) -> Work:
+    if rows.structure.gathers == "device":
+        return Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.n, store_bytes=8.0 * members.n)
+    return Work(store_bytes=rows.n_bytes + members.n_bytes, link_bytes=members.n_bytes)
 
 
 def _grouping(n: int, structure: Structure) -> Work:

@@ -139,6 +139,17 @@ def with_case(cases: tuple[Case, ...], case: Case) -> tuple[Case, ...]:
     return (*cases, case)
 
 
+def percent(share: float) -> str:
+    """Write a share.
+
+    Examples
+    --------
+    >>> percent(0.553)
+    '55 %'
+    """
+    return f"{100 * share:.0f} %"
+
+
 def clock(work: Callable[[], _Result], synchronize: Callable[[], object] = lambda: None) -> tuple[float, _Result]:
     """Seconds that `work` takes, and its result; `synchronize` waits for a device."""
     synchronize()

@@ -43,6 +43,7 @@ class Run:
     seconds: float
     rehearsal: bool = False
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def go(self, steps: Sequence[Step]) -> None:
         """Run steps: each gets its share of the time that is left."""
@@ -70,7 +71,7 @@ class Run:
         words = [sys.executable, "-m", "pipelines.gpu.child", name_of(step.work), str(record), f"{limit:.1f}"]
         words += ["--rehearse"] if self.rehearsal else []
         with tempfile.TemporaryDirectory() as folder:  # where a step that is stopped leaves what it made
-            environment = {"TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1"}
+            environment = {"TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1", **self._kernels()}
             ended = run_within(limit, words, self.out / "gpu.log", cwd=ROOT, environment=environment)
         found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         figures = found.get("figures", {})
@@ -79,6 +80,13 @@ class Run:
             "status": ended.status, "seconds": round(ended.seconds, 1), "limit": round(limit, 1), "reason": reason,
             "figures": figures, "lines": found.get("lines", []),
         }  # fmt: skip
+
+    def _kernels(self) -> dict[str, str]:
+        """Have steps that are rehearsed share what was compiled; CuPy keeps it by itself."""
+        if not self.rehearsal:
+            return {}
+        self._compiled = self._compiled or tempfile.TemporaryDirectory()
+        return {"HKM_EMULATED_KERNELS": self._compiled.name}
 
     def write(self) -> None:
         """Write everything that is known so far."""

@@ -16,6 +16,7 @@ from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cu
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
 from pipelines.benchmark.inputs import RowMaker
+from pipelines.benchmark.measure import percent
 from pipelines.gpu.record import Record
 
 #: Features and clusters of a case, the most telling first.
@@ -147,8 +148,8 @@ def _measure_form(record: Record, made: _Rows, form: Form, take: Take, ceilings:
     if operand.matrix.dtype == cupy.float16:
         found["error_of_bound"] = largest_error(index, operand, made)
     record.add(
-        f"{form} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate:.0f} TFLOP/s, {found['share']:.0%} of the product "
-        f"({text}); largest error {found.get('error_of_bound', 0.0):.2g} of its bound",
+        f"{form} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate:.0f} TFLOP/s, {percent(found['share'])} of the "
+        f"product ({text}); largest error {found.get('error_of_bound', 0.0):.2g} of its bound",
         kernels=[found],
     )
 
@@ -175,12 +176,11 @@ def _measure_sums(record: Record, made: _Rows, take: Take, ceilings: Ceilings) -
         take()
         whole, kernels = _times(work, take)
         rate = 1e3 * n_bytes / whole
+        share = rate / ceilings.copy
         record.add(
-            f"{name} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate / 1e12:.2f} TB/s, {rate / ceilings.copy:.0%} of "
-            f"a copy ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
-            sums=[
-                {"n": n, "d": d, "k": k, "name": name, "ms": whole, "share": rate / ceilings.copy, "kernels": kernels}
-            ],
+            f"{name} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate / 1e12:.2f} TB/s, {percent(share)} "
+            f"of a copy ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
+            sums=[{"n": n, "d": d, "k": k, "name": name, "ms": whole, "share": share, "kernels": kernels}],
         )
 
 

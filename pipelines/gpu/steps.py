@@ -22,7 +22,7 @@ from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import gpu, gpu_peers
 from pipelines.benchmark.device import Ceilings, describe_device, environment, measure_ceilings, synchronize
 from pipelines.benchmark.inputs import RowMaker, to_numpy
-from pipelines.benchmark.measure import Case, check_labels, clock, run_apart, with_case
+from pipelines.benchmark.measure import Case, Measurement, check_labels, clock, percent, run_apart, with_case
 from pipelines.benchmark.ours import NAME
 from pipelines.benchmark.report import GPU_LIBRARIES, case_facts, describe_machine
 from pipelines.benchmark.whole import run_whole, whole_config
@@ -112,7 +112,7 @@ def search_once(record: Record) -> None:
 def run_tests(record: Record) -> None:
     """Run the tests of the GPU path but for those that start workers."""
     chosen = ["tests/gpu", "tests/compute/test_device.py", "--ignore", "tests/gpu/test_cluster.py"]
-    _pytest(record, ["tests/compute/test_device.py"] if record.rehearsal else chosen)
+    _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
 
 
 def run_cluster_tests(record: Record) -> None:
@@ -129,23 +129,26 @@ def _pytest(record: Record, chosen: Sequence[str]) -> None:
     def take(line: str) -> None:
         if found := re.match(r"\S+::.+? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
             results[found[1]] = results.get(found[1], 0) + 1
+            record.lines[:] = [", ".join(f"{n} {word.lower()}" for word, n in results.items())]
             record.add(tests=results)
         elif re.match(r"(FAILED|ERROR) \S", line):  # in the summary at the end, with the reason
             failed.append(line.strip())
 
     code = _run([sys.executable, "-m", "pytest", *options, *chosen], take)
-    record.add(", ".join(f"{n} {word.lower()}" for word, n in results.items()) or "no test ran", failed=failed)
-    for line in failed[:20]:
-        record.add(line)
+    for line in failed[:20] if results else ["no test ran"]:
+        record.add(line, failed=[line])
     if code:
         raise AssertionError(f"pytest ended with status {code}; {len(failed)} tests failed")
 
 
 def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
     """Run a command, print what it prints, give it line by line to `take`, and return its status."""
-    with subprocess.Popen(
-        command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    ) as process:
+    with (
+        environment(HKM_DEVICE=None),  # a rehearsal has it, and no emulator in the processes that it starts
+        subprocess.Popen(
+            command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             print(line, end="", flush=True)
@@ -209,25 +212,29 @@ def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceO
 
 def _run_suite(record: Record, suite: str, ceilings: Ceilings, **settings: Any) -> None:
     earlier, cases = record.figures.get("cases", []), tuple[Case, ...]()
+    lines = list(record.lines)
     for case in gpu.SUITES[suite](_options(record, ceilings, **settings)):
         cases = with_case(cases, case)
         record.figures["cases"] = [*earlier, *map(case_facts, cases)]
-        record.add(describe_case(case, ceilings))
-        for fact in case.facts:
-            record.add(f"  {fact}")
+        record.lines[:] = [*lines, *(line for one in cases for line in describe_case(one, ceilings))]
+        record.add()
 
 
-def describe_case(case: Case, ceilings: Ceilings) -> str:
-    """Tell in a line how long everybody took."""
-    told = []
-    for one in case.measurements:
-        rate = case.n_flops / one.median if one.median > 0 else 0.0
-        share = f", {rate / 1e12:.0f} TFLOP/s, {rate / ceilings.float16:.0%}" if rate else ""
-        wrong = f", {one.check.n_wrong} WRONG" if one.check is not None and one.check.n_wrong else ""
-        note = f", {one.note}" if one.note and one.who.startswith(NAME) else ""
-        told.append(f"{one.who.removeprefix(NAME + ', ')} {one.median:.4g} s{share}{wrong}{note}")
+def describe_case(case: Case, ceilings: Ceilings) -> list[str]:
+    """Tell how long everybody took: in a line, or one for each who notes more; and what else was found."""
+    told = [_describe_measurement(case, one, ceilings) for one in case.measurements]
     k = ", ".join(map(str, case.n_clusters))
-    return f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: " + "; ".join(told)
+    head = f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: "
+    if any(one.note for one in case.measurements):
+        return [head, *(f"  {line}" for line in told), *(f"  {fact}" for fact in case.facts)]
+    return [head + "; ".join(told), *(f"  {fact}" for fact in case.facts)]
+
+
+def _describe_measurement(case: Case, one: Measurement, ceilings: Ceilings) -> str:
+    rate = case.n_flops / one.median if one.median > 0 else 0.0
+    share = f", {rate / 1e12:.0f} TFLOP/s, {percent(rate / ceilings.float16)}" if rate else ""
+    wrong = f", {one.check.n_wrong} WRONG" if one.check is not None and one.check.n_wrong else ""
+    return f"{one.who.removeprefix(NAME + ', ')} {one.median:.4g} s{share}{wrong}{one.note and f', {one.note}'}"
 
 
 def time_passes(record: Record) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from pipelines.benchmark.measure import percent
 from pipelines.benchmark.ours import NAME
 from pipelines.gpu.prediction import AIM, MEASURED, predict_lloyd, predict_phases, predict_run, predict_share
 
@@ -115,12 +116,12 @@ def _aims(steps: Steps) -> Iterator[tuple[str, ...]]:
 
     def share_and_ratio(case: Mapping[str, Any]) -> str:
         share = _share(case)
-        return f"{NOT_MEASURED if share is None else f'{share:.0%}'}; flash-kmeans takes {_times_flash(case)}"
+        return f"{NOT_MEASURED if share is None else percent(share)}; flash-kmeans takes {_times_flash(case)}"
 
     yield (
         "one assignment, d = 1024, k = 16,384, 16 bits, certified",
         "≥ 55 % of the bf16 product measured in the same call; flash-kmeans takes ≥ 1.3 ×",
-        f"{predict_share(2_000_000, 1024, 16_384):.0%}", passes((1024,), share_and_ratio),
+        percent(predict_share(2_000_000, 1024, 16_384)), passes((1024,), share_and_ratio),
     )  # fmt: skip
     yield "the same, d = 128 and 384", "flash-kmeans takes ≥ 1.0 ×", "", passes((128, 384), _times_flash)
     yield (
@@ -170,9 +171,9 @@ def _passes(steps: Steps) -> Iterator[tuple[str, ...]]:
         for k in (4096, 16_384, 100_000):
             case = _pass(steps, d, k)
             share = None if case is None else _share(case)
-            measured = NOT_MEASURED if share is None else f"{share:.0%}"
+            measured = NOT_MEASURED if share is None else percent(share)
             flash = NOT_MEASURED if case is None else _times_flash(case)
-            yield str(d), f"{k:,}", f"{predict_share(2_000_000, d, k):.0%}", measured, flash
+            yield str(d), f"{k:,}", percent(predict_share(2_000_000, d, k)), measured, flash
 
 
 def _parts() -> Iterator[tuple[str, ...]]:

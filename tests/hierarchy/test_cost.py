@@ -91,7 +91,7 @@ def test_what_leaves_one_thread_takes_no_time_there() -> None:
     slow, fast = (
         seconds_of(run_steps(5_000_000, 384, "float16", levels, structure=one), H200, 384) for one in (before, after)
     )
-    assert slow["seeding: thinning"] > 20 * fast["seeding: thinning"]
+    assert slow["seeding: thinning"] > 5 * fast["seeding: thinning"]
     assert slow["gather: members gathered"] > 20 * fast["gather: members gathered"]
     assert slow["assign: members chosen"] > 20 * fast["assign: members chosen"]
     assert slow["Lloyd: iterations"] == fast["Lloyd: iterations"]

@@ -11,7 +11,7 @@ import pytest
 
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
-from pipelines.gpu import command, tables
+from pipelines.gpu import command, prediction, tables
 from pipelines.gpu.command import Run
 from pipelines.gpu.steps import Step
 from tests.pipelines.gpu_steps import die, fail, hang, succeed
@@ -160,15 +160,22 @@ def test_tables_have_what_was_measured_and_say_what_was_not(tmp_path: Path) -> N
     assert text.endswith(f"{tables.END}after\n")
     assert "old" not in text
     assert "2026-12-01, A GPU, 141.0 GiB, driver 580, CUDA 13.0, 16 processors; numpy 2.5." in text
-    assert "50%; flash-kmeans takes 1.40 × |" in text
+    assert "50 %; flash-kmeans takes 1.40 × |" in text
     assert "1M × 128: 8.0 s, 11.0 × as long on the processors |" in text
     lines = text.splitlines()
     (of_pass,) = [line for line in lines if line.startswith("| 1024 | 16,384 |")]
-    assert of_pass.endswith("| 50% | 1.40 × |")
+    assert of_pass.endswith("| 50 % | 1.40 × |")
     (of_other,) = [line for line in lines if line.startswith("| 128 | 4,096 |")]
     assert of_other.endswith("| not measured | not measured |")
     (of_seeding,) = [line for line in lines if line.startswith("| seeding |")]
     assert of_seeding.endswith("| 5.25 |")
+
+
+def test_the_model_gives_what_the_review_found_and_less_now() -> None:
+    was, now = (sum(prediction.predict_run(prediction.AIM, version).values()) for version in ("was", "now"))
+    assert was == pytest.approx(72, rel=0.1)
+    assert now < was / 2
+    assert prediction.describe().splitlines()[-1].split() == ["all", f"{was:.2f}", f"{now:.2f}"]
 
 
 def test_the_tables_of_the_documentation_are_those_of_the_model(tmp_path: Path) -> None:
