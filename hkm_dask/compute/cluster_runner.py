@@ -7,6 +7,8 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, reduce
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +26,8 @@ from hkm_dask.errors import ComputeError
 if TYPE_CHECKING:
     from distributed import Client, Future
 
-_FAN_IN = 8
+#: Results that one task combines: more would wait for each other at one worker's network, fewer make more rounds.
+_FAN_IN = 4
 #: Seconds to wait for a first worker, or for one after all have died.
 _WORKERS_COME_WITHIN = 30
 #: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
@@ -64,7 +67,7 @@ class ClusterRunner(Runner):
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
-        self._owners: dict[int, str] = {}
+        self._seats: list[str] = []  # worker by worker, who has which share of the rows
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
 
@@ -140,13 +143,17 @@ class ClusterRunner(Runner):
     def _task_flops(self) -> float:
         return _ROUND_TRIP_FLOPS
 
-    def _owner(self, index: int, workers: list[str]) -> str:
-        # A part stays with the worker that holds its blocks for as long as that worker lives.
-        owner = self._owners.get(index)
-        if owner not in workers:
-            owner = workers[index % len(workers)]
-            self._owners[index] = owner
-        return owner
+    def _owners(self, n_items: int, workers: list[str]) -> list[str]:
+        """The worker that each item goes to: a share of neighbors to each, the same share of the rows in every pass.
+
+        What a worker that has died was given goes to one that has come since, or else to another one.
+        """
+        new = [worker for worker in workers if worker not in self._seats]
+        self._seats = [
+            seat if seat in workers else new.pop() if new else workers[i % len(workers)]
+            for i, seat in enumerate(self._seats or workers)
+        ]
+        return [self._seats[i * len(self._seats) // n_items] for i in range(n_items)]
 
     def _submit(
         self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
@@ -154,8 +161,8 @@ class ClusterRunner(Runner):
         name = self._name(stage)
         submit = partial(self.client.submit, run_task, task, pure=False, allow_other_workers=True)
         return [
-            submit(item, self.memory_budget, key=f"{name}-{i}", workers=[self._owner(i, workers)])
-            for i, item in enumerate(items)
+            submit(item, self.memory_budget, key=f"{name}-{i}", workers=[owner])
+            for i, (item, owner) in enumerate(zip(items, self._owners(len(items), workers), strict=True))
         ]
 
     def map(
@@ -192,6 +199,17 @@ class ClusterRunner(Runner):
                 self.client.cancel(futures)
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
+    def _combined(
+        self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]]
+    ) -> list[Future[Any]]:
+        """Combine the results of each group in order, at a worker if one is named; a single one stays what it is."""
+        name, futures = self._name("reduce"), []
+        for i, (group, owner) in enumerate(groups):
+            where = {} if owner is None else {"workers": [owner], "allow_other_workers": True}
+            submit = partial(self.client.submit, reduce, combine, group, key=f"{name}-{i}", pure=False)
+            futures.append(group[0] if len(group) == 1 else submit(**where))
+        return futures
+
     def map_reduce(
         self,
         task: Callable[[Any], Any],
@@ -201,16 +219,20 @@ class ClusterRunner(Runner):
         finish: Callable[[Any], Any] = identity,
         stage: str,
     ) -> Any:
-        """See `Runner.map_reduce`; all of it runs on the workers, and fails as `map` does."""
-        submit = partial(self.client.submit, pure=False)
+        """See `Runner.map_reduce`; all of it runs on the workers, and fails as `map` does.
+
+        Each worker first combines what its own parts gave: one result leaves it, however many parts it has.
+        """
 
         def submit_all(workers: list[str]) -> list[Future[Any]]:
             futures = self._submit(task, items, stage, workers)
+            owned = groupby(zip(self._owners(len(items), workers), futures, strict=True), itemgetter(0))
+            futures = self._combined(combine, [([future for _, future in run], owner) for owner, run in owned])
             while len(futures) > 1:
-                name = self._name("reduce")
                 groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
-                futures = [submit(reduce, combine, group, key=f"{name}-{i}") for i, group in enumerate(groups)]
-            return [submit(run_task, finish, futures[0], key=self._name("update"))]
+                futures = self._combined(combine, [(group, None) for group in groups])
+            finished = self.client.submit(run_task, finish, futures[0], key=self._name("update"), pure=False)
+            return [finished]
 
         return self._collect(submit_all, items, stage)[0]
 

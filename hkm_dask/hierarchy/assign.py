@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.memory import DRAWN_ROWS, assign_stage, resample_stage
+from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -27,7 +28,7 @@ from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
 
 @dataclass(frozen=True)
-class Assigned:
+class Assigned(Outcome):
     """What a pass adds up: rows of each cluster, the inertia in fixed point, and members picked to resample."""
 
     counts: NDArray[np.int64]

@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.outcome import Outcome
 from hkm_dask.config import Level
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.members import bounds_of_labels
 
 
 @dataclass(frozen=True)
-class ResampleSet:
+class ResampleSet(Outcome):
     """Members of clusters: up to r of each, those with the smallest keys, ties to the lowest row.
 
     Keys are squared distances or random numbers; `keys`, `labels` and `rows` are of shape (n_members,), rows ascending.

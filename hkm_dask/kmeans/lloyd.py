@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
@@ -32,7 +33,7 @@ _MEANS_ROWS = 1024
 
 
 @dataclass(frozen=True)
-class PartialSums:
+class PartialSums(Outcome):
     """What one pass adds up over the rows of a part, or of several.
 
     Attributes

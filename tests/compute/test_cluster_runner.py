@@ -6,12 +6,15 @@ import signal
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 from operator import methodcaller
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import pytest
+from distributed import Client, LocalCluster
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
@@ -48,7 +51,7 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
     pids = workers.map(eval, ["__import__('os').getpid()"] * 4, stage="test")
     assert len(set(pids)) == 2
     assert os.getpid() not in pids
-    assert pids[:2] == pids[2:] == workers.map(eval, ["__import__('os').getpid()"] * 2, stage="test")
+    assert pids[::2] == pids[1::2] == workers.map(eval, ["__import__('os').getpid()"] * 2, stage="test")
     with pytest.raises(ZeroDivisionError):
         workers.map(eval, ["1", "1 / 0"], stage="test")
 
@@ -310,3 +313,37 @@ def test_a_frozen_worker_is_named_and_its_work_done_by_others(
 
 def test_a_worker_is_given_up_after_half_a_minute_unless_dask_says_otherwise(workers: ClusterRunner) -> None:
     assert workers.client.cluster.scheduler.worker_ttl == 30
+
+
+def _received(dask_worker: Any) -> int:
+    """Run on a worker: the bytes of results that others have sent to it so far."""
+    return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
+
+
+def test_an_iteration_sends_one_result_of_each_worker(
+    tmp_path: Path, eager: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By Dask's own records: 8 bytes of sums for each worker, cluster and feature, however many parts a worker has."""
+    monkeypatch.setattr(ClusterRunner, "n_parts", lambda *_: 16)
+    n_workers, k, d = 4, 300, 40
+    values, iterations = blobs(4000, d), []
+    with (
+        LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+        ClusterRunner(client, work_dir=tmp_path) as runner,
+    ):
+        rows = runner.place(ArrayRows(values))
+        geometry = make_geometry(rows, runner, n_clusters=k)
+        assert len(runner.split(rows, k)) == 16
+
+        def count(iteration: int, step: LloydStep) -> None:
+            iterations.append(sum(client.run(_received).values()))
+
+        run = partial(iterate, centroids=values[:k].copy(), geometry=geometry, max_iter=4, tol=0.0)
+        centroids = run(rows, runner=runner, on_iteration=count).centroids
+        with Runner(2) as threads:
+            expected = run(ArrayRows(values), runner=threads).centroids
+    assert centroids.tobytes() == expected.tobytes()
+    sums = (n_workers - 1) * 8 * k * (d + 1)
+    print(np.diff(iterations) / sums)
+    assert (np.diff(iterations) <= 1.1 * sums).all()

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.memory import block_bytes
+from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -206,7 +207,7 @@ def _value_bits(n_rows: int) -> int:
 
 
 @dataclass(frozen=True)
-class Statistics:
+class Statistics(Outcome):
     """Sum of rows (n_features,), largest absolute value, rows of zeros and rows; to be added in the order of rows."""
 
     total: NDArray[np.float64]

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
 from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
@@ -39,7 +40,7 @@ Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
-class Candidates:
+class Candidates(Outcome):
     """Candidates of one pass, and what it measured.
 
     Attributes

@@ -1,0 +1,27 @@
+"""What tasks give and what is combined of it."""
+
+from __future__ import annotations
+
+import sys
+
+
+class Outcome:
+    """Base of dataclasses of arrays that go from task to task: it tells Dask what they weigh.
+
+    Dask combines results where the heaviest of them lie, and counts what workers hold, by their size in bytes.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from dataclasses import dataclass
+    >>> @dataclass(frozen=True)
+    ... class Sums(Outcome):
+    ...     sums: np.ndarray
+    >>> sys.getsizeof(Sums(np.zeros(1000))) > 8000
+    True
+    """
+
+    def __sizeof__(self) -> int:
+        return object.__sizeof__(self) + sum(
+            int(value.nbytes) if hasattr(value, "nbytes") else sys.getsizeof(value) for value in vars(self).values()
+        )
