@@ -51,11 +51,12 @@ def gather(rows: Rows, index: NDArray[np.int64], runner: Runner, beside: StageBy
 
     `discard` removes that file; `forget`, with the key of the rows, tells that their memory is free.
     """
-    if not isinstance(rows, SubsetRows) and runner.fits_on_devices(rows, rows.n_rows + len(index)):
-        return runner.place(SubsetRows(rows, index))
+    some = SubsetRows(rows, index)
+    if some.base is rows and runner.gathers_on_devices(some, beside):
+        return runner.place(some)
     n_bytes = len(index) * rows.row_bytes
     n_ranges = max(runner.n_threads, -(-n_bytes // min(_RANGE_BYTES, runner.batch_bytes)))
-    places = list(itertools.pairwise(SubsetRows(rows, index).bounds(-(-n_bytes // n_ranges), n_ranges).tolist()))
+    places = list(itertools.pairwise(some.bounds(-(-n_bytes // n_ranges), n_ranges).tolist()))
     if runner.fits_in_memory(n_bytes, beside):
         gathered = np.empty((len(index), rows.n_features), rows.dtype)
 

@@ -226,11 +226,17 @@ class Runner:
         left = self.memory_budget - host_cache.held - (0 if beside is None else beside.total())
         return n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
 
-    def fits_on_devices(self, rows: Rows, n_rows: int) -> bool:
-        """Tell whether the devices of the workers keep so many rows of this kind; False where they have none."""
+    def gathers_on_devices(self, some: SubsetRows, beside: memory.StageBytes | None = None) -> bool:
+        """Tell whether the workers' devices keep all rows of a table and some of them besides, to be gathered there.
+
+        The workers need host memory for the row numbers, `beside` what a stage takes.
+        """
         if self.device_budget is None:
             return False
-        return n_rows * device_row_bytes(rows) <= RESIDENT_SHARE * self.device_budget * self.n_workers
+        n_device_bytes = (some.base.n_rows + some.n_rows) * device_row_bytes(some)
+        n_host_bytes = input_bytes(some) + host_cache.held + (0 if beside is None else beside.total())
+        fits = n_device_bytes <= RESIDENT_SHARE * self.device_budget * self.n_workers
+        return fits and n_host_bytes <= self.memory_budget
 
     def make_room_for(self, stage: memory.StageBytes) -> None:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""

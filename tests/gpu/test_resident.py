@@ -5,11 +5,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.compute.block_cache import device_cache
+from hkm_dask.compute.block_cache import device_cache, forget
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard, gather, take_rows
 from hkm_dask.compute.resident import take
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, input_bytes
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.kmeans.fit import Settings, fit
@@ -67,7 +68,7 @@ def test_a_step_on_resampled_rows_reads_nothing(cuda: Any, monkeypatch: pytest.M
         rows = Stored(array)
         with Runner(n_threads=1) as runner:
             geometry = make_geometry(rows, runner, n_clusters=12)
-            level = LevelRows(rows, N, geometry)
+            level = LevelRows(rows, N, geometry, chunk_rows=100)
             chosen = assign(level, centroids, run="r", runner=runner, r=9).chosen
             assert chosen is not None
             rows.n_reads = 0
@@ -84,11 +85,17 @@ def test_a_step_on_resampled_rows_reads_nothing(cuda: Any, monkeypatch: pytest.M
     assert device_cache.used > 0
 
 
-def test_more_rows_than_the_device_holds_are_copied(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_copied_where_the_device_or_the_host_lacks_room(cuda: Any) -> None:
     rows = Stored(groups(N, 8, np.float16))
+    n_bytes = int(np.ceil((N + len(INDEX)) * (2 * 8 + 48) / 0.75))
     with Runner(n_threads=1) as runner:
-        n_bytes = (N + len(INDEX)) * (2 * 8 + 48) / 0.75
-        for budget, kind in ((n_bytes - 1, False), (n_bytes, True)):
-            runner.device_budget = int(np.ceil(budget))
-            some = gather(rows, INDEX, runner)
-            assert isinstance(some, SubsetRows) is kind
+        needs = input_bytes(SubsetRows(rows, INDEX)) + 1000
+        for device_budget, memory_budget, stays in (
+            (n_bytes, needs, True), (n_bytes - 1, needs, False), (n_bytes, needs - 1, False)
+        ):  # fmt: skip
+            runner.device_budget, runner.memory_budget = device_budget, memory_budget
+            some = gather(rows, INDEX, runner, StageBytes(1000))
+            assert isinstance(some, SubsetRows) is stays
+            np.testing.assert_array_equal(some.read(0, some.n_rows), rows.array[INDEX])
+            forget(some.key)
+            discard(some)
