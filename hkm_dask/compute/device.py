@@ -1,12 +1,16 @@
 """The device that the workers of a cluster compute on: one kind for all of them, set in each worker's environment.
 
-Workers that dask-cuda started, by a LocalCUDACluster or by `dask cuda worker`, are recognized by its preload.
+Workers that dask-cuda started, by a LocalCUDACluster or by `dask cuda worker`, are recognized by its preload. There is
+one for each GPU, bound to the processors near it, as others are whose GPUs lie beside: each is told to use its share.
 """
 
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
+
+import psutil
 
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
@@ -14,7 +18,7 @@ from hkm_dask.errors import ComputeError
 if TYPE_CHECKING:
     from distributed import Client
 
-_DEVICE = "HKM_DEVICE"
+_DEVICE, _PROCESSORS = "HKM_DEVICE", "HKM_PROCESSORS"
 _PLUGIN = "hkm-device"
 _PRELOAD_OF_CUDA_WORKERS = "dask_cuda.initialize"
 
@@ -69,8 +73,11 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
             self.previous: dict[str, str | None] = {}
 
         def setup(self, worker: Any) -> None:
-            self.previous = {name: os.environ.get(name) for name in self.environment}
-            os.environ.update(self.environment)
+            told = self.environment
+            if _is_cuda_worker(worker) and _PROCESSORS not in os.environ:
+                told = {_PROCESSORS: str(_share_of_processors(os.environ.get("CUDA_VISIBLE_DEVICES", ""))), **told}
+            self.previous = {name: os.environ.get(name) for name in told}
+            os.environ.update(told)
 
         def teardown(self, worker: Any) -> None:
             for name, value in self.previous.items():
@@ -86,9 +93,20 @@ def _devices(dask_worker: Any) -> tuple[str, str | None]:
     """Run on a worker: the device it was started for, and the device it was assigned since."""
     plugin = dask_worker.plugins.get(_PLUGIN)
     by_hand = os.environ.get(_DEVICE) if plugin is None else plugin.previous[_DEVICE]
-    preloads = {preload.name for preload in dask_worker.preloads}
-    started_for = by_hand or ("cuda" if _PRELOAD_OF_CUDA_WORKERS in preloads else "cpu")
+    started_for = by_hand or ("cuda" if _is_cuda_worker(dask_worker) else "cpu")
     return started_for, None if plugin is None else plugin.environment[_DEVICE]
+
+
+def _is_cuda_worker(dask_worker: Any) -> bool:
+    return _PRELOAD_OF_CUDA_WORKERS in {preload.name for preload in dask_worker.preloads}
+
+
+def _share_of_processors(visible: str) -> int:
+    """This worker's share of the processors of its machine, one of as many workers as it has GPUs in ``0,1,2,3``."""
+    bound = len(os.sched_getaffinity(0))
+    with suppress(psutil.Error, OSError):  # who started the worker is bound to no GPU's processors
+        return min(bound, max(1, len(psutil.Process(os.getppid()).cpu_affinity()) // len(visible.split(","))))
+    return bound
 
 
 def _cuda_problem() -> str | None:

@@ -48,8 +48,16 @@ def identity(value: Any) -> Any:
 
 
 def n_processors() -> int:
-    """Cores this process may use."""
-    return len(os.sched_getaffinity(0))
+    """Cores this process may use: those it is bound to, or as many as ``HKM_PROCESSORS`` says; see `device`.
+
+    Raises ComputeError where the variable is no integer from 1 on.
+    """
+    text = os.environ.get("HKM_PROCESSORS")
+    if text is None:
+        return len(os.sched_getaffinity(0))
+    if not text.isdigit() or not int(text):
+        raise ComputeError(f"HKM_PROCESSORS={text!r} should be an integer >= 1; unset it for all there are")
+    return int(text)
 
 
 def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = None) -> Any:

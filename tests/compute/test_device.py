@@ -24,6 +24,7 @@ from hkm_dask.errors import ComputeError, InputError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "__import__('os').environ.get('HKM_DEVICE')"
+PROCESSORS = "__import__('hkm_dask.compute.runner').compute.runner.n_processors()"
 STAGING = "__import__('os').environ.get('HKM_STAGING_BLOCKS')"
 
 # The parameters are those of dask-cuda 26.10 that are used here; any other is an error.
@@ -207,12 +208,15 @@ def test_workers_of_one_kind_are_told_what_they_are_and_so_are_those_that_follow
     assert site.devices() == [None]
     site.stop()
 
-    site.start(cuda=True)
+    site.start(cuda=True, CUDA_VISIBLE_DEVICES="1,0")
+    share = max(1, len(os.sched_getaffinity(0)) // 2)  # one of two such workers on this machine
     for _ in range(2):
         open_place(scheduler_file=site.file)
         assert site.devices() == ["cuda"]
-    site.start(cuda=True)
+        assert list(site.client.run(eval, PROCESSORS).values()) == [share]
+    site.start(cuda=True, HKM_PROCESSORS="7")
     assert site.devices() == ["cuda", "cuda"]
+    assert sorted(site.client.run(eval, PROCESSORS).values()) == sorted([share, 7])
     site.start(cuda=False)  # told so, too, which ends in an error where it computes; and at the next start
     with pytest.raises(ComputeError, match="workers=2 CUDA and 1 CPU should be"):
         open_place(scheduler_file=site.file)

@@ -34,8 +34,9 @@ def config() -> hkm.Config:
 
 
 @pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_with_gpus_build_the_tree_that_processors_build(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    n_workers: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = embeddings(500)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
@@ -44,7 +45,7 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
     monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 1e5)  # several tasks for little work
     with (
         LocalCluster(
-            n_workers=2,
+            n_workers=n_workers,
             threads_per_worker=1,
             preload=[str(PRELOAD)],
             env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "50KiB"},  # less than the rows take
