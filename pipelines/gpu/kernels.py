@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hkm_dask.kmeans.search import cuda_kernels
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, FUSED, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
 from pipelines.benchmark.inputs import RowMaker
@@ -65,10 +65,13 @@ def timed_launches() -> Iterator[Take]:
     What libraries launch, such as a product of cuBLAS's, is not among them.
     """
     launches: list[tuple[str, Any, Any]] = []
-    plain = cuda_kernels._function
+    plain, hopper = cuda_kernels._function, cuda_hopper._kernel
 
     def timed(name: str, *arguments: Any) -> _Timed:
         return _Timed(name, plain(name, *arguments), launches)
+
+    def timed_hopper() -> _Timed:
+        return _Timed("nearest_two_hopper", hopper(), launches)
 
     def take() -> Times:
         import cupy
@@ -80,11 +83,17 @@ def timed_launches() -> Iterator[Take]:
         launches.clear()
         return times
 
-    cuda_kernels._function = timed  # type: ignore[assignment]
+    cuda_kernels._function, cuda_hopper._kernel = timed, timed_hopper  # type: ignore[assignment]
     try:
         yield take
     finally:
-        cuda_kernels._function = plain
+        cuda_kernels._function, cuda_hopper._kernel = plain, hopper
+
+
+def forms_here() -> tuple[Form, ...]:
+    """Return the forms for float32 that this device has, the newest last: a fault may end the process."""
+    forms = [form for form in FORMS_OF["float32"] if form != "hopper"]
+    return (*forms, "hopper") if cuda_hopper.is_available() else tuple(forms)
 
 
 @dataclass(frozen=True)
@@ -114,7 +123,7 @@ def measure_kernels(record: Record) -> None:
                 return record.add(f"no time was left for d = {d}, k = {k} and what follows")
             n = 240 if record.rehearsal else choose_rows(d, k, gigabytes=_GIGABYTES, flops=0.2 * ceilings.float16)
             made = _Rows.make(n, d, k)
-            for form in FORMS_OF["float32"]:
+            for form in forms_here():
                 _measure_form(record, made, form, take, ceilings)
             _measure_sums(record, made, take, ceilings)
             del made
@@ -146,7 +155,7 @@ def _measure_form(record: Record, made: _Rows, form: Form, take: Take, ceilings:
     if proposed is not None:
         found["kernel_share"] = 2e3 * n * d * k / proposed / ceilings.float16
     if operand.matrix.dtype == cupy.float16:
-        found["error_of_bound"] = largest_error(index, operand, made)
+        found["error_of_bound"] = largest_error(made, form)
     record.add(
         f"{form} d = {d}, k = {k}, n = {n}: {whole:.3g} ms, {rate:.0f} TFLOP/s, {percent(found['share'])} of the "
         f"product ({text}); largest error {found.get('error_of_bound', 0.0):.2g} of its bound",
@@ -200,17 +209,25 @@ def _times(work: Callable[[], object], take: Take) -> tuple[float, dict[str, flo
     return statistics.median(whole), {name: statistics.median(run.get(name, 0.0) for run in runs) for name in runs[0]}
 
 
-def largest_error(index: Any, operand: Any, made: _Rows) -> float:
-    """Largest error of a score as tensor cores make it, as a share of its bound: 1 or more would be a wrong bound."""
+def largest_error(made: _Rows, form: Form) -> float:
+    """Largest error of a score as tensor cores make it, as a share of its bound: 1 or more would be a wrong bound.
+
+    Of a fused form it is that of the best score of each row.
+    """
     import cupy
 
-    n, k = min(len(made.rows), _CHECKED), min(len(index.centroids), 4 * _CHECKED)
-    products = cupy.empty((n, k), cupy.float32)
-    multiply(operand.matrix[:n], index._operand.matrix[:k], products, "half")
-    scores = index._alpha(operand) * products + index._biases[operand.as_stored][:k]
-    rows, centroids = made.rows[:n].astype(cupy.float64), index.centroids[:k].astype(cupy.float64)
-    squares = (rows * rows).sum(axis=1)[:, None] + (centroids * centroids).sum(axis=1)
-    exact = squares - 2.0 * (rows @ centroids.T) - operand.norms[:n, None]
+    rows, index = made.rows[:_CHECKED], CudaIndex(made.centroids[: 4 * _CHECKED], made.geometry, form)
+    operand, n, k = make_cuda_operand(rows, made.geometry, kind_of(form)), len(rows), len(index.centroids)
+    wide, centroids = rows.astype(cupy.float64), index.centroids.astype(cupy.float64)
+    squares = (wide * wide).sum(axis=1)[:, None] + (centroids * centroids).sum(axis=1)
+    exact = squares - 2.0 * (wide @ centroids.T) - operand.norms[:, None]
+    if form in FUSED:
+        scores, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
+        index.two_best(rows, operand, None, None, (scores, second, cupy.empty(n, cupy.int32)))
+        errors = abs(scores - exact.min(axis=1))
+    else:
+        products = cupy.empty((n, k), cupy.float32)
+        multiply(operand.matrix, index._operand.matrix, products, form)
+        errors = abs(index._alpha(operand) * products + index._biases[operand.as_stored][:k] - exact).max(axis=1)
     per_size, per_error, constant = index._bounds
-    bounds = operand.sizes[:n] * per_size + operand.errors[:n] * per_error + constant
-    return float((abs(scores - exact) / bounds[:, None]).max())
+    return float((errors / (operand.sizes * per_size + operand.errors * per_error + constant)).max())

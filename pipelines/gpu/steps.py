@@ -17,7 +17,7 @@ import numpy as np
 import psutil
 
 from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF
+from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import gpu, gpu_peers
 from pipelines.benchmark.device import Ceilings, describe_device, environment, measure_ceilings, synchronize
@@ -26,7 +26,7 @@ from pipelines.benchmark.measure import Case, Measurement, check_labels, clock, 
 from pipelines.benchmark.ours import NAME
 from pipelines.benchmark.report import GPU_LIBRARIES, case_facts, describe_machine
 from pipelines.benchmark.whole import run_whole, whole_config
-from pipelines.gpu.kernels import measure_kernels
+from pipelines.gpu.kernels import forms_here, measure_kernels
 from pipelines.gpu.record import Record
 
 ROOT = Path(__file__).parents[2]
@@ -67,7 +67,7 @@ def name_of(work: Callable[[Record], None]) -> str:
 
 
 def describe(record: Record) -> None:
-    """Tell versions, the device and what it can do at best, and how long the first search takes."""
+    """Tell versions, the device, and what it can do at best."""
     record.add(machine=describe_machine(GPU_LIBRARIES))
     device = describe_device()
     n_devices = import_module("cupy").cuda.runtime.getDeviceCount()
@@ -77,13 +77,31 @@ def describe(record: Record) -> None:
         device=device,
         n_devices=n_devices,
     )
-    search_once(record)
     ceilings = measure_ceilings()
     record.add(
         f"product {ceilings.float16 / 1e12:.0f} TFLOP/s, copy {ceilings.copy / 1e12:.2f} TB/s, "
         f"from pinned memory {ceilings.upload / 1e9:.1f} GB/s",
         ceilings=asdict(ceilings),
     )
+
+
+# -- is it right ------------------------------------------------------------------------------------------------------
+
+
+def check_forms(record: Record) -> None:
+    """Hold each form's scores against their bounds, and its labels against the CPU's, as a worker does at first."""
+    faults = []
+    samples = (
+        [(16, "float16")] if record.rehearsal else [(d, t) for d in (128, 384, 1024) for t in ("float16", "float32")]
+    )
+    for form in forms_here():
+        for d, dtype in samples:
+            fault = find_fault(form, made_sample(d, np.dtype(dtype)))
+            faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
+            record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
+    search_once(record)
+    if faults:
+        raise ValueError("; ".join(faults))
 
 
 def search_once(record: Record) -> None:
@@ -93,7 +111,7 @@ def search_once(record: Record) -> None:
     n, d, k = (_REHEARSED_ROWS, 16, 20) if record.rehearsal else _SMALL
     maker, rows = RowMaker(cupy, d), cupy.empty((n, d), cupy.float16)
     geometry, centroids = Geometry(*maker.fill(rows), n), maker.centroids(k)
-    for form in FORMS_OF["float32"]:
+    for form in forms_here():
         labels, distances = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
         index, search = CudaIndex(centroids, geometry, form), (rows, labels, distances)
         first, again = (clock(lambda i=index, s=search: i.nearest(*s), synchronize)[0] for _ in range(2))  # type: ignore[misc]
@@ -104,9 +122,6 @@ def search_once(record: Record) -> None:
         )
         if check.n_wrong:
             raise ValueError(f"{check.n_wrong} of {n} labels of the form {form} should be others")
-
-
-# -- is it right ------------------------------------------------------------------------------------------------------
 
 
 def run_tests(record: Record) -> None:
@@ -292,8 +307,9 @@ def time_devices(record: Record) -> None:
 
 
 STEPS = (
-    Step("machine", "versions, the device, a first search in each form", 1, 10, describe),
-    Step("tests", "tests/gpu", 5, 20, run_tests),
+    Step("machine", "versions, the device, its ceilings", 0.5, 10, describe),
+    Step("forms", "each form against its bounds and the CPU", 1.5, 20, check_forms),
+    Step("tests", "tests/gpu", 4, 20, run_tests),
     Step("kernels", "each kernel by CUDA events", 4, 20, measure_kernels),
     Step("passes", "a pass over resident rows, and the peers", 5, 20, time_passes),
     Step("lloyd", "twenty iterations from host memory", 4, 30, time_lloyd),
