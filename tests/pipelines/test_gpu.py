@@ -96,7 +96,7 @@ def test_without_a_gpu_one_line_says_so_and_nothing_is_written(
 
 @pytest.mark.parametrize(
     ("wrong", "said"),
-    [(["--only", "kernel"], "--only=kernel should be of machine, tests"), (["--minutes", "0"], "should be > 0")],
+    [(["--only", "kernel"], "--only=kernel should be of machine, forms"), (["--minutes", "0"], "should be > 0")],
 )
 def test_wrong_options_are_refused(wrong: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
