@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from hkm_dask.kmeans.search.cuda_operand import FUSED
 from pipelines.benchmark.measure import percent
 from pipelines.benchmark.ours import NAME
 from pipelines.gpu.prediction import AIM, MEASURED, predict_lloyd, predict_phases, predict_run, predict_share
@@ -44,6 +45,9 @@ def section(found: Mapping[str, Any]) -> str:
         _table(("", "aim", "predicted", "measured"), _aims(steps)),
         "A pass over resident rows in float16, certified: share of the bf16 product measured in the same call.",
         _table(("d", "k", "predicted", "measured", "flash-kmeans takes"), _passes(steps)),
+        "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest error "
+        "of a score as a share of its bound.",
+        _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
         f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, and now.",
         _table(("", "3fa8cbf", "now"), _parts()),
         f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it.",
@@ -174,6 +178,19 @@ def _passes(steps: Steps) -> Iterator[tuple[str, ...]]:
             measured = NOT_MEASURED if share is None else percent(share)
             flash = NOT_MEASURED if case is None else _times_flash(case)
             yield str(d), f"{k:,}", percent(predict_share(2_000_000, d, k)), measured, flash
+
+
+def _kernels(steps: Steps) -> Iterator[tuple[str, ...]]:
+    figures = steps.get("kernels", {}).get("figures", {})
+    for d in (128, 384, 1024):
+        forms = {f["form"]: f for f in figures.get("kernels", []) if (f["d"], f["k"]) == (d, 16_384)}
+        shares = [percent(f["kernel_share"]) if (f := forms.get(name)) else NOT_MEASURED for name in FUSED[::-1]]
+        fused = next((f for name in FUSED if (f := forms.get(name))), None)
+        certify = NOT_MEASURED if fused is None else percent(fused["kernels"].get("certify", 0.0) / fused["ms"])
+        sums = [f["share"] for f in figures.get("sums", []) if (f["d"], f["k"], f["name"]) == (d, 16_384, "add_rows")]
+        errors = [f["error_of_bound"] for f in forms.values() if "error_of_bound" in f]
+        added, error = percent(sums[0]) if sums else NOT_MEASURED, f"{max(errors):.2f}" if errors else NOT_MEASURED
+        yield str(d), *shares, certify, added, error
 
 
 def _parts() -> Iterator[tuple[str, ...]]:

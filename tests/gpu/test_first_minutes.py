@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from pipelines.benchmark import command
+from pipelines.gpu import tables
 from pipelines.gpu.record import Record
 from pipelines.gpu.rehearsal import shrink
 from pipelines.gpu.steps import STEPS
@@ -42,6 +43,15 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
         if "hopper" in by_form:
             assert {"nearest_two_hopper", "certify"} <= set(by_form["hopper"]["kernels"])
         assert {found["name"] for found in figures["sums"]} == {"label_distances", "add_rows", "make_operand"}
+    told = tables.section({"steps": {name: {"figures": figures}}})
+    for who, what in (
+        ("lloyd", "| ≤ 15 s |"),
+        ("small", "sooner together"),
+        ("streams", "≥ 0.8 of"),
+        ("whole", "| Lloyd |"),
+    ):
+        (line,) = [line for line in told.splitlines() if what in line]
+        assert line.endswith("| not measured |") == (name != who)
     if name == "whole":
         (case,) = figures["cases"]
         assert [one["who"] for one in case["measurements"]] == [

@@ -138,6 +138,11 @@ def results() -> dict[str, Any]:
         measurement("hkm_dask, GPU", 12.0), measurement("hkm_dask, GPU again", 8.0, "start 3.00 s, seeding 5.25 s"),
         measurement("hkm_dask, threads", 88.0),
     ]  # fmt: skip
+    form = {"d": 384, "k": 16_384, "ms": 4.0, "kernel_share": 0.71, "error_of_bound": 0.42, "kernels": {"certify": 0.5}}
+    kernels = {
+        "kernels": [form | {"form": "hopper"}, form | {"form": "fused", "kernel_share": 0.5}],
+        "sums": [{"d": 384, "k": 16_384, "name": "add_rows", "share": 0.8}],
+    }
     machine = {"versions": {"numpy": "2.5"}, "cores": 16}
     device = {"name": "A GPU", "memory_gib": 141.0, "driver": "580", "cuda": "13.0"}
     return {
@@ -146,6 +151,7 @@ def results() -> dict[str, Any]:
             "machine": {"figures": {"device": device, "machine": machine}},
             "passes": {"figures": {"cases": [case], "ceilings": {"float16": 700e12, "bfloat16": 800e12}}},
             "whole": {"figures": {"cases": [whole]}},
+            "kernels": {"figures": kernels},
         },
     }
 
@@ -167,6 +173,7 @@ def test_tables_have_what_was_measured_and_say_what_was_not(tmp_path: Path) -> N
     assert of_pass.endswith("| 50 % | 1.40 × |")
     (of_other,) = [line for line in lines if line.startswith("| 128 | 4,096 |")]
     assert of_other.endswith("| not measured | not measured |")
+    assert "| 384 | 50 % | 71 % | 12 % | 80 % | 0.42 |" in text
     (of_seeding,) = [line for line in lines if line.startswith("| seeding |")]
     assert of_seeding.endswith("| 5.25 |")
 
