@@ -45,8 +45,8 @@ def section(found: Mapping[str, Any]) -> str:
         _table(("", "aim", "predicted", "measured"), _aims(steps)),
         "A pass over resident rows in float16, certified: share of the bf16 product measured in the same call.",
         _table(("d", "k", "predicted", "measured", "flash-kmeans takes"), _passes(steps)),
-        "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest error "
-        "of a score as a share of its bound.",
+        "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest "
+        "error of a score as a share of its bound.",
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
         f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, and now.",
         _table(("", "3fa8cbf", "now"), _parts()),
