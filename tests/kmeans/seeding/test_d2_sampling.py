@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from hkm_dask.compute.block_cache import host_cache
-from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.keyed_random import random_uniform, stream_key
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
@@ -231,6 +231,21 @@ def test_thinning_does_not_depend_on_the_order_candidates_came_in() -> None:
     assert first[1] is not None
     assert second[1] is not None
     np.testing.assert_array_equal(first[1].get(), second[1].get())
+
+
+def test_a_candidate_near_to_centers_of_the_same_number_in_two_batches_is_rejected(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(thinning, "_WALKED", 1)
+    monkeypatch.setattr(thinning, "_INDEXED", 1)
+    monkeypatch.setattr(CpuEngine, "busy_rows", 1)
+    # The third comes nearer than it was drawn to the first, and within its limit of 200 to the second.
+    rows, key = np.float32([[0] * 4, [9] * 4, [8] * 4]), 5
+    chances = random_uniform(stream_key(key, "thinning"), np.arange(3))
+    draws = Candidates(9, np.arange(3.0), np.arange(3), np.array([1, 300, 200]) / chances, rows)
+    taken = ThinCandidates(Geometry(rows.mean(0), 9.0, 3), key, 3, SharedArrayStore(), "batch")(draws)[1]
+    assert taken is not None
+    assert taken.get()[:, 0].tolist() == [0, 9]
 
 
 def test_cells_are_the_rows_nearest_to_each_center(in_parts: Cut) -> None:
