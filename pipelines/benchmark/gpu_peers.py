@@ -20,6 +20,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda_forms import forms_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import ours
@@ -80,6 +81,8 @@ def runner() -> Runner:
 def _search(form: Form, task: Task) -> Callable[[], Answer]:
     import cupy
 
+    if form not in forms_here("float32"):
+        raise RuntimeError("this device has no such form")
     search = CudaIndex(task.centroids, task.geometry, form)
     operand = make_cuda_operand(task.rows, task.geometry, kind_of(form))  # kept from pass to pass
     labels, distances = cupy.empty(len(task.rows), cupy.int32), cupy.empty(len(task.rows), cupy.float64)

@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
+from hkm_dask.kmeans.search import cuda_forms, cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, FUSED, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import FUSED, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
 from pipelines.benchmark.inputs import RowMaker
@@ -65,13 +65,10 @@ def timed_launches() -> Iterator[Take]:
     What libraries launch, such as a product of cuBLAS's, is not among them.
     """
     launches: list[tuple[str, Any, Any]] = []
-    plain, hopper = cuda_kernels._function, cuda_hopper._kernel
+    plain = cuda_kernels._function
 
     def timed(name: str, *arguments: Any) -> _Timed:
         return _Timed(name, plain(name, *arguments), launches)
-
-    def timed_hopper() -> _Timed:
-        return _Timed("nearest_two_hopper", hopper(), launches)
 
     def take() -> Times:
         import cupy
@@ -83,17 +80,16 @@ def timed_launches() -> Iterator[Take]:
         launches.clear()
         return times
 
-    cuda_kernels._function, cuda_hopper._kernel = timed, timed_hopper  # type: ignore[assignment]
+    cuda_kernels._function = timed  # type: ignore[assignment]
     try:
         yield take
     finally:
-        cuda_kernels._function, cuda_hopper._kernel = plain, hopper
+        cuda_kernels._function = plain
 
 
 def forms_here() -> tuple[Form, ...]:
     """Return the forms for float32 that this device has, the newest last: a fault may end the process."""
-    forms = [form for form in FORMS_OF["float32"] if form != "hopper"]
-    return (*forms, "hopper") if cuda_hopper.is_available() else tuple(forms)
+    return tuple(sorted(cuda_forms.forms_here("float32"), key="hopper".__eq__))
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,13 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search import cuda_kernels
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from pipelines.mutants.cases import Mutant
 from tests.emulated import kernels
+from tests.emulated.broken_hopper import switched_source, unit_of
 from tests.emulated.plugin import install
 
 
@@ -81,12 +83,23 @@ def _with_switches(source: str) -> str:
 
 def break_kernels(monkeypatch: pytest.MonkeyPatch, name: str | None, *, half: bool) -> None:
     """Have one of the mutants run, or none; the kernels are compiled once for all of them."""
-    sound = cuda_kernels.source()
-    monkeypatch.setattr(cuda_kernels, "source", lambda: _with_switches(sound))
+    sound, switched = cuda_kernels.source, _with_switches(cuda_kernels.source())
+    monkeypatch.setattr(cuda_kernels, "source", lambda *files: sound(*files) if files else switched)
     n = 0 if name is None else 1 + [mutant.name for mutant in MUTANTS].index(name)
     module = cuda_kernels._compiled(half)
     module.compile()
     ctypes.c_int.in_dll(module._library, "hkm_mutant").value = n
+
+
+def break_hopper(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    """Have the kernel for Hopper run broken, in one of the ways of `tests.emulated.broken_hopper`."""
+    sound, switched, search = cuda_kernels.source, switched_source(), cuda_hopper.nearest_two
+    monkeypatch.setattr(cuda_kernels, "source", lambda *files: switched if files else sound())
+    monkeypatch.setattr(
+        cuda_hopper,
+        "nearest_two",
+        lambda *arguments: search(*arguments[:4], np.int32(unit_of(how, int(arguments[4]))), *arguments[5:]),
+    )
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import pytest
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from tests.emulated.plugin import Emulator
-from tests.gpu.broken import MUTANTS, break_kernels
+from tests.gpu.broken import MUTANTS, break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups
 
 HALF = np.dtype(np.float16)
@@ -43,6 +43,16 @@ def test_a_kernel_broken_on_purpose_is_found(
         "a candidate is overlooked": "gave wrong labels",
     }
     assert found.startswith(expected.get(name, "gave wrong scores"))
+
+
+@pytest.mark.parametrize("how", ["another chunk", "registers not fenced"])
+def test_a_kernel_for_hopper_broken_on_purpose_is_found(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    break_hopper(monkeypatch, how)
+    found = find_fault("hopper", made_sample(72, HALF))
+    assert found is not None
+    assert found.startswith("gave wrong scores" if how == "another chunk" else "failed (nearest_two_hopper: wgmma")
 
 
 def test_the_same_kernels_are_right_when_none_is_broken(

@@ -14,18 +14,25 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_forms
+from hkm_dask.kmeans.search import cuda_forms, cuda_hopper
 from hkm_dask.kmeans.search.cuda import CudaEngine
-from hkm_dask.kmeans.search.cuda_forms import quickest, sound_forms
+from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from tests.emulated import kernels
 from tests.emulated.plugin import Emulator
 from tests.gpu import broken
-from tests.gpu.broken import break_kernels
+from tests.gpu.broken import break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups, twice
 
 HALF, FORMS = np.dtype(np.float16), ("fused", "half")
 _fault = cuda_forms._fault  # which the emulator leaves out
+
+
+@pytest.fixture(autouse=True)
+def _on_any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms are those of any device, but where Hopper's is the subject."""
+    if "hopper" not in request.node.name:
+        monkeypatch.setattr(cuda_hopper, "is_available", lambda: False)
 
 
 @pytest.fixture
@@ -65,6 +72,16 @@ def test_a_form_at_fault_is_put_aside_and_the_next_gives_the_cpus_labels(
     assert str(warning.message).endswith("rows; this process goes on with cuBLAS in float16")
     geometry = geometry_of(rows)
     assert not CudaEngine().batches(geometry, HALF)
+
+
+@pytest.mark.usefixtures("checked")
+def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    break_hopper(monkeypatch, "another chunk")
+    assert forms_here("float16") == ("hopper", *FORMS)
+    with pytest.warns(
+        RuntimeWarning, match=r"nearest_two_hopper gave wrong scores .* goes on with the kernel nearest_two"
+    ):
+        assert next(sound_forms(forms_here("float16"), 24, HALF)) == "fused"
 
 
 @pytest.mark.usefixtures("checked")

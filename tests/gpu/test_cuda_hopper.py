@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cuda_hopper, tensor_map
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, tensor_map
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
 from tests.emulated.plugin import Emulator
@@ -42,7 +42,7 @@ def assert_instructions(cubin: Path) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
 def test_the_kernel_compiles_and_spills_nothing(tmp_path: Path) -> None:
     source, cubin = tmp_path / "hopper.cu", tmp_path / "hopper.cubin"
-    source.write_text(cuda_hopper.source(), encoding="utf-8")
+    source.write_text(cuda_kernels.source(cuda_kernels.HOPPER_FILES), encoding="utf-8")
     command = ["nvcc", "-std=c++17", CUPYS_OPTION, "-gencode=arch=compute_90a,code=sm_90a", "-Xptxas", "-v", "-cubin"]
     done = subprocess.run([*command, "-o", str(cubin), str(source)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -53,7 +53,8 @@ def test_the_kernel_compiles_and_spills_nothing(tmp_path: Path) -> None:
 @pytest.mark.skipif(runtime_compiler() is None, reason="needs NVRTC, as `pip install nvidia-cuda-nvrtc` brings it")
 def test_the_kernel_compiles_at_run_time(tmp_path: Path) -> None:
     # CuPy's -arch comes after ours, and the first one counts.
-    log, cubin = compile_as_cupy(cuda_hopper.source(), ["-arch=sm_90a", "--ptxas-options=-v"], "CUBIN")
+    source = cuda_kernels.source(cuda_kernels.HOPPER_FILES)
+    log, cubin = compile_as_cupy(source, ["-arch=sm_90a", "--ptxas-options=-v"], "CUBIN")
     assert_registers(log)
     (tmp_path / "hopper.cubin").write_bytes(cubin)
     assert_instructions(tmp_path / "hopper.cubin")

@@ -37,10 +37,9 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
-from hkm_dask.kmeans.search.cuda_forms import choose_form, sound_forms
+from hkm_dask.kmeans.search.cuda_forms import choose_form, forms_here, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
 from hkm_dask.kmeans.search.cuda_operand import (
-    FORMS_OF,
     FUSED,
     CudaOperand,
     Form,
@@ -93,7 +92,7 @@ class CudaEngine(Engine):
 
     def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""
-        forms = sound_forms(FORMS_OF[geometry.precision], centroids.shape[1], centroids.dtype)
+        forms = sound_forms(forms_here(geometry.precision), centroids.shape[1], centroids.dtype)
         return CudaIndex(centroids, geometry, next(forms))
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
@@ -102,7 +101,7 @@ class CudaEngine(Engine):
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
         """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
-        forms = FORMS_OF[geometry.precision]
+        forms = forms_here(geometry.precision)
         return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
 
 

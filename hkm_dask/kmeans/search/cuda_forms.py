@@ -28,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search import cuda_hopper
 from hkm_dask.kmeans.search.cuda_check import CANNOT_TELL, READY, Sample, find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
@@ -48,12 +49,18 @@ APART, LIMIT_SECONDS = True, 120.0
 _PROGRAM = ("-P", "-c", "from hkm_dask.kmeans.search.cuda_check import main; import sys; main(sys.argv[1:])")
 
 _NAMES = {
-    "fused": "the kernel nearest_two", "half": "cuBLAS in float16", "bfloat": "cuBLAS in bfloat16",
-    "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32", "double": "cuBLAS in float64",
+    "hopper": "the kernel nearest_two_hopper", "fused": "the kernel nearest_two", "half": "cuBLAS in float16",
+    "bfloat": "cuBLAS in bfloat16", "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32",
+    "double": "cuBLAS in float64",
 }  # fmt: skip
 #: What was found out in this process: a fault in words, or None.
 _faults: dict[Hashable, str | None] = {}
 _checking = threading.Lock()
+
+
+def forms_here(precision: str) -> tuple[Form, ...]:
+    """The forms of a precision that there are on this device: the first on a Hopper alone."""
+    return tuple(form for form in FORMS_OF[precision] if form != "hopper" or cuda_hopper.is_available())
 
 
 def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]) -> Form:
@@ -62,7 +69,7 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
     Raises ComputeError where no form that the geometry's precision allows is right on this device.
     """
     geometry, rows, n = search.geometry, tile.rows, min(len(tile.rows), MOST_TRIAL_ROWS)
-    forms = FORMS_OF[geometry.precision]
+    forms = forms_here(geometry.precision)
     sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, partial(_sample_of, rows, centroids, geometry))
     if len(forms) == 1 or n < LEAST_TRIAL_ROWS:
         return next(sound())

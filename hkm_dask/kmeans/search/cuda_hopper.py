@@ -1,17 +1,15 @@
-"""The fused search on Hopper (compute capability 9.0): its kernel in search_hopper.cu, compiled and launched."""
+"""The fused search on Hopper (compute capability 9.0), by the kernel of search_hopper.cu."""
 
 from __future__ import annotations
 
 from functools import cache
-from importlib import resources
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.kmeans.search import tensor_map
+from hkm_dask.kmeans.search.cuda_kernels import launch
 
-#: The source, in the order of its parts.
-FILES = ("scores.cu", "search_hopper.cu")
 #: Centroids of a tile: biases are infinite up to a multiple of it.
 TILE_COLUMNS = 256
 #: Rows of a block; blocks of a cluster; threads of a block.
@@ -19,7 +17,7 @@ _TILE_ROWS, _CLUSTER, _THREADS = 128, 2, 384
 #: Half of a tile of centroids, which each block of a cluster fetches; coordinates of a step.
 _BOX_COLUMNS, _DEPTH = TILE_COLUMNS // _CLUSTER, 64
 #: Bytes of shared memory: six steps of rows and four of centroids, barriers, and what begins at a multiple of 1024.
-_SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 1024
+SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 1024
 
 
 @cache
@@ -28,22 +26,6 @@ def is_available() -> bool:
     import cupy
 
     return int(cupy.cuda.Device().compute_capability) // 10 == 9 and tensor_map.encoder() is not None
-
-
-def source() -> str:
-    """The CUDA C++ of the kernel; see `cuda_kernels.source`."""
-    folder = resources.files("hkm_dask.kmeans.search")
-    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in FILES)
-
-
-@cache
-def _kernel() -> Any:
-    import cupy
-
-    # NVRTC takes the first -arch, and CuPy adds its own, without the instructions of sm_90a alone.
-    kernel = cupy.RawModule(code=source(), options=("-arch=sm_90a", "--std=c++17")).get_function("nearest_two_hopper")
-    kernel.max_dynamic_shared_size_bytes = _SHARED_BYTES
-    return kernel
 
 
 def nearest_two(
@@ -61,13 +43,9 @@ def nearest_two(
         Written to.
     """
     n_rows, width = rows.shape
-    maps = (
-        tensor_map.tensor_map(rows, (_TILE_ROWS, _DEPTH)),
-        tensor_map.tensor_map(centroids, (_BOX_COLUMNS, _DEPTH)),
-    )
-    n_clusters = -(-n_rows // (_TILE_ROWS * _CLUSTER))
-    sizes = np.int64(n_rows), np.int32(len(centroids)), np.int32(width)
-    _kernel()(
-        (_CLUSTER * n_clusters,), (_THREADS,), (*maps, bias, alpha, *sizes, unit, best, second, index),
-        shared_mem=_SHARED_BYTES,
+    launch(
+        "nearest_two_hopper", rows, _CLUSTER * -(-n_rows // (_TILE_ROWS * _CLUSTER)), _THREADS,
+        tensor_map.tensor_map(rows, (_TILE_ROWS, _DEPTH)), tensor_map.tensor_map(centroids, (_BOX_COLUMNS, _DEPTH)),
+        bias, alpha, np.int64(n_rows), np.int32(len(centroids)), np.int32(width), unit, best, second, index,
+        shared_bytes=SHARED_BYTES,
     )  # fmt: skip

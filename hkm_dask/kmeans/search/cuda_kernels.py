@@ -16,6 +16,8 @@ from hkm_dask.errors import ComputeError
 
 #: The source, in the order of its parts.
 FILES = ("scores.cu", "distances.cu", "operands.cu", "search.cu")
+#: That of the kernel for Hopper; see `cuda_hopper`.
+HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
 #: Entries a block of `add_entries` walks over, and its threads.
@@ -32,10 +34,10 @@ def n_stages() -> int:
     return min(_MOST_STAGES, device_attribute("MaxSharedMemoryPerBlockOptin") // STAGE_BYTES)
 
 
-def source() -> str:
-    """The CUDA C++ of all kernels; the compiler names the file and the line of what it refuses."""
+def source(files: tuple[str, ...] = FILES) -> str:
+    """The CUDA C++ of all kernels, or of other files; the compiler names the file and the line of what it refuses."""
     folder = resources.files("hkm_dask.kmeans.search")
-    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in FILES)
+    return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in files)
 
 
 @cache
@@ -52,8 +54,16 @@ def _compiled(half: bool) -> Any:
 
 
 @cache
+def _compiled_for_hopper() -> Any:
+    import cupy
+
+    # CuPy adds an -arch without the instructions of sm_90a; NVRTC takes the first.
+    return cupy.RawModule(code=source(HOPPER_FILES), options=("-arch=sm_90a", "--std=c++17"))
+
+
+@cache
 def _function(name: str, half: bool, shared_bytes: int) -> Any:
-    kernel = _compiled(half).get_function(name)
+    kernel = (_compiled_for_hopper() if name.endswith("_hopper") else _compiled(half)).get_function(name)
     if shared_bytes > 48 << 10:  # more than that has to be asked for
         kernel.max_dynamic_shared_size_bytes = shared_bytes
     return kernel

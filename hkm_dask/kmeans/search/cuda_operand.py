@@ -21,8 +21,8 @@ FORMS: tuple[Form, ...] = ("hopper", "fused", "half", "bfloat", "tf32", "single"
 FUSED: tuple[Form, ...] = ("hopper", "fused")
 #: The forms that a geometry's precision allows. That of float32 is to be had at the speed of 16 bits.
 FORMS_OF: dict[str, tuple[Form, ...]] = {
-    "float32": ("fused", "half", "single"),
-    "float16": ("fused", "half"),
+    "float32": ("hopper", "fused", "half", "single"),
+    "float16": ("hopper", "fused", "half"),
     "bfloat16": ("bfloat",),
     "tf32": ("tf32",),
     "float64": ("double",),
