@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated import memory, streams
+from tests.emulated import costs, memory, streams
 
 _NO_CONVERSION = (
     "Implicit conversion to a NumPy array is not allowed. Please use `.get()` to construct a NumPy array explicitly."
@@ -101,6 +101,7 @@ class ndarray:
             raise ValueError(f"Shape mismatch. Expected shape: {self.shape}, actual shape: {out.shape}")
         if not (out.flags.c_contiguous if self.flags.c_contiguous else out.flags.f_contiguous):
             raise RuntimeError("`out` should be contiguous in the order of the array")
+        costs.copied(downloaded=self.nbytes)
         if blocking or not memory.is_pinned(out):
             streams.operate([memory.use(self._host, False)], stream)
             stream.synchronize()
@@ -121,6 +122,7 @@ class ndarray:
         if not (self.flags.c_contiguous or self.flags.f_contiguous):
             raise RuntimeError("Cannot set to non-contiguous array")
         target = [memory.use(self._host, True)]
+        costs.copied(uploaded=arr.nbytes)
         if memory.is_pinned(arr):
             host = self._host
             streams.operate(target, stream, lambda: host.__setitem__(..., arr))
@@ -142,6 +144,7 @@ class ndarray:
         return _share(self, lambda host: host.ravel(order))
 
     def flatten(self, order: str = "C") -> ndarray:
+        costs.launched("copy")
         return wrap(self._reads().flatten(order))  # type: ignore[arg-type]
 
     def squeeze(self, axis: Any = None) -> ndarray:
@@ -161,14 +164,17 @@ class ndarray:
     ) -> ndarray:
         if not copy and self.dtype == np.dtype(dtype):
             return self
+        costs.launched("astype")
         with np.errstate(all="ignore"):
             return wrap(self._reads().astype(dtype))
 
     def copy(self, order: str = "C") -> ndarray:
+        costs.launched("copy")
         return wrap(self._reads())
 
     def fill(self, value: Any) -> None:
         value = _plain(value)
+        costs.launched("fill")
         self._writes().fill(value)
 
     # Reductions and the like: arrays again, even of no dimension
@@ -212,15 +218,18 @@ class ndarray:
         return _apply(np.argpartition, self, kth, axis=axis)
 
     def sort(self, axis: int = -1) -> None:
+        costs.launched("sort")
         self._writes().sort(axis=axis)
 
     def partition(self, kth: int, axis: int = -1) -> None:
+        costs.launched("partition")
         self._writes().partition(kth, axis=axis)
 
     def take(self, indices: Any, axis: Any = None, out: Any = None) -> ndarray:
         return _apply(np.take, self, indices, axis=axis, out=out)
 
     def nonzero(self) -> tuple[ndarray, ...]:
+        costs.launched("nonzero")
         return tuple(wrap(found) for found in np.atleast_1d(self._reads()).nonzero())
 
     def repeat(self, repeats: Any, axis: Any = None) -> ndarray:
@@ -268,10 +277,14 @@ class ndarray:
         parts = plain if isinstance(plain, tuple) else (plain,)
         if not any(part is Ellipsis for part in parts if not isinstance(part, np.ndarray)):
             plain = (*parts, Ellipsis)  # single elements are views, too
+        for part in parts:
+            if isinstance(part, np.ndarray):
+                costs.launched("mask" if part.dtype == bool else "take")
         return _share(self, lambda host: host[plain])
 
     def __setitem__(self, key: Any, value: Any) -> None:
         value, plain = _plain(value), _index(key)
+        costs.launched("mask" if isinstance(plain, np.ndarray) and plain.dtype == bool else "setitem")
         with np.errstate(all="ignore"):
             self._writes()[plain] = value
 
@@ -325,6 +338,7 @@ def _index(key: Any) -> Any:
     raise TypeError(f"an index should be an array on the device, an integer or a slice and is {type(key)}")
 
 
+_VIEWS = ("broadcast_to", "expand_dims", "ravel", "reshape", "squeeze", "swapaxes", "transpose")
 _TAKE_SHAPES = ("broadcast_to", "einsum", "expand_dims", "reshape", "tile", "transpose")
 
 
@@ -344,6 +358,8 @@ def _apply(function: Callable, *args: Any, **kwargs: Any) -> Any:
         for key, value in kwargs.items()
         if value is not None
     }
+    if function.__name__ not in _VIEWS:
+        costs.launched("nonzero" if function.__name__ == "flatnonzero" else function.__name__)
     with np.errstate(all="ignore"):
         if out is not None:
             function(*plain, out=out._writes(), **keywords)
@@ -402,10 +418,13 @@ def array(obj: Any, dtype: Any = None, copy: bool = True, order: str = "K", *, b
     if isinstance(obj, ndarray):
         if not copy and (dtype is None or obj.dtype == np.dtype(dtype)):
             return obj
+        costs.launched("copy")
         return wrap(obj._reads() if dtype is None else obj._reads().astype(dtype))
     if isinstance(obj, list | tuple) and any(isinstance(part, ndarray) for part in obj):
         return stack([asarray(part, dtype) for part in obj])
-    return wrap(np.asarray(obj, dtype))
+    host = np.asarray(obj, dtype)
+    costs.copied(uploaded=host.nbytes)
+    return wrap(host)
 
 
 def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = False) -> ndarray:
@@ -414,7 +433,7 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, blocking: bool = Fa
 
 def ascontiguousarray(a: Any, dtype: Any = None) -> ndarray:
     a = asarray(a, dtype)
-    return a if a.flags.c_contiguous else wrap(a._reads())
+    return a if a.flags.c_contiguous else a.copy()
 
 
 def asnumpy(a: Any, stream: Any = None, order: str = "C", out: Any = None, *, blocking: bool = True) -> np.ndarray:
@@ -458,6 +477,7 @@ def full_like(a: ndarray, fill_value: Any, dtype: Any = None) -> ndarray:
 
 
 def arange(start: Any, stop: Any = None, step: Any = 1, dtype: Any = None) -> ndarray:
+    costs.launched("arange")
     return wrap(np.arange(start, dtype=dtype) if stop is None else np.arange(start, stop, step, dtype))
 
 
@@ -472,6 +492,7 @@ def _on_device(a: Any) -> ndarray:
 
 
 def _several(arrays: Any) -> list[np.ndarray]:
+    costs.launched("concatenate", len(arrays))
     return [_on_device(a)._reads() for a in arrays]
 
 

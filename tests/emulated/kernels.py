@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated import arrays, memory, streams, tensor_maps
+from tests.emulated import arrays, costs, memory, streams, tensor_maps
 
 HEADERS = [Path(__file__).with_name(name) for name in ("cuda_on_cpu.h", "hopper_on_cpu.h")]
 MOST_SHARED, SHARED_BY_DEFAULT, MOST_THREADS = 232448, 48 << 10, 1024
@@ -251,6 +251,7 @@ class RawKernel:
         ]
         uses += [memory.use(tensor_maps.matrix_of(arg), False) for arg in args if type(arg) is np.ndarray]
         streams.operate(uses, stream)
+        costs.launched(self.name)
         with _lock:
             _launches += 1
             library = self._module._library

@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from tests.emulated import memory, streams
+from tests.emulated import costs, memory, streams
 
 
 class CUDARuntimeError(RuntimeError):
@@ -169,6 +169,7 @@ def gemm_ex(
         raise ValueError(
             f"CUBLAS_STATUS_NOT_SUPPORTED: operands {Atype} and {Btype}, result {Ctype}, computed as {computeType}"
         )
+    costs.launched("gemm")
     dtype = _DATA_TYPES[Atype]
     left = _matrix(A, *((m, k) if transa == CUBLAS_OP_N else (k, m)), lda, dtype)
     right = _matrix(B, *((k, n) if transb == CUBLAS_OP_N else (n, k)), ldb, dtype)

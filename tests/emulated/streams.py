@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, Self
 
+from tests.emulated import costs
+
 Clock = dict[int, int]
 
 
@@ -46,6 +48,7 @@ class Event:
 
     def __init__(self, block: bool = True, disable_timing: bool = False, interprocess: bool = False) -> None:
         self._clock: Clock | None = None
+        self._of_null = False
         self._time = 0.0
 
     @property
@@ -57,10 +60,13 @@ class Event:
         with _lock:
             stream._begin()
             self._clock = dict(stream._clock)
+            self._of_null = stream is Stream.null
         self._time = time.perf_counter()
 
     def synchronize(self) -> None:
         if self._clock is not None:
+            if self._of_null:
+                costs.synchronized()
             _arrive(self._clock)
 
 
@@ -116,6 +122,8 @@ class Stream:
         return not self._pending
 
     def synchronize(self) -> None:
+        if self is Stream.null:  # others are waited for by threads of their own, or at the end of a pass
+            costs.synchronized()
         with _lock:
             self._begin()
             _arrive(self._clock)
