@@ -65,7 +65,7 @@ class Assign:
             assignment.labels = engine.put(self.hints.get())[labels]
         search = engine.search(part, self.geometry, "assign", assignment)
         update = partial(search.update, centroids=self.centroids)
-        inertia = fold(part, engine, assignment, update, geometry=self.geometry)
+        inertia = fold(part, engine, assignment, update, geometry=self.geometry).total()
         engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
         labels, distances = assignment.labels, assignment.distances
         if self.folder is not None:

@@ -24,7 +24,6 @@ from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Fit, GroupFits, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
-from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -177,11 +176,18 @@ class _Batch:
         inertia, clusters = self._totals(groups, distances), self.xp.asarray(numbers)
         sums, counts = (table[clusters].get().reshape(len(groups), self.k, *table.shape[1:])
                         for table in (self.sums, self.counts))  # fmt: skip
-        cuts, of = self.bounds, partial(PartialSums.of, self.engine, geometry=self.geometry)
+        near, cuts, of = self._near(groups, distances), self.bounds, partial(PartialSums.of, self.engine)
         return {
-            group: of(sums[i], counts[i], inertia[group], distances[cuts[group] : cuts[group + 1]])
+            group: of(sums[i], counts[i], inertia[group], near[group], distances[cuts[group] : cuts[group + 1]])
             for i, group in enumerate(groups)
         }
+
+    def _near(self, groups: Sequence[int], distances: Any) -> Mapping[int, int | None]:
+        """The totals without rows that are far from their centroids; None where none can be."""
+        limit = self.geometry.far_distance
+        if limit == np.inf:
+            return dict.fromkeys(groups)
+        return self._totals(groups, self.xp.where(distances <= limit, distances, 0.0))
 
     # -- seeding ------------------------------------------------------------------------------------------------------
 
@@ -249,15 +255,12 @@ class _Batch:
         n_cells = np.zeros(self.n_groups, np.int64)
         n_cells[groups] = [sum(len(batch.get()) for batch in tasks[group].batches) for group in groups]
         firsts = np.concatenate([[0], np.cumsum(n_cells)])
-        which = self._rows_of(groups)
-        labels = self.cells[which] + xp.asarray(firsts.astype(np.int32))[self.group[which]]
+        labels = self.cells + xp.asarray(firsts[:-1].astype(np.int32))[self.group]
+        labels[~xp.asarray(n_cells > 0)[self.group]] = -1
         sums = xp.zeros((int(firsts[-1]), self.sums.shape[1]), xp.int64)
         counts = xp.zeros(len(sums), xp.int64)
         unweighted = xp.empty(0, xp.int64)
-        if self.units.is_split:
-            self.units.add_rows(self.engine, self.rows[which], labels, unweighted, sums, counts)
-        else:
-            cuda_kernels.add_entries(self.rows, which, labels, unweighted, self.units.scale, sums, counts)
+        self.units.add_rows(self.engine, self.rows, labels, unweighted, sums, counts)
         sums, counts = sums.get(), counts.get()
         cells = {group: slice(firsts[group], firsts[group + 1]) for group in groups}
         return {group: (sums[own], counts[own]) for group, own in cells.items()}

@@ -72,15 +72,13 @@ class PartialSums(Outcome):
 
     @classmethod
     def of(
-        cls, engine: Engine, sums: Any, counts: Any, inertia: int, distances: Any, geometry: Geometry, *,
-        start: int = 0, weights: NDArray[np.int64] | None = None,
-    ) -> PartialSums:  # fmt: skip
+        cls, engine: Engine, sums: Any, counts: Any, inertia: int, near: int | None, distances: Any, *, start: int = 0
+    ) -> PartialSums:
         """The totals of a pass, and the rows that may found clusters in place of empty ones.
 
-        `distances` and `weights` are those of the rows that were added up, from row number `start` on.
+        `distances` are those of the rows that were added up, from row number `start` on.
         """
         sums, counts = engine.host(sums), engine.host(counts)
-        near = _near_inertia(engine, distances, geometry, weights)
         # A cluster that is empty is so in every part; without one no far rows are needed.
         if counts.all():
             return cls(sums, counts, inertia, np.empty(0), np.empty(0, np.int64), near)
@@ -90,16 +88,6 @@ class PartialSums(Outcome):
 
 def _n_far(n_clusters: int) -> int:
     return min(1024, max(16, n_clusters // 8))
-
-
-def _near_inertia(engine: Engine, distances: Any, geometry: Geometry, weights: NDArray[np.int64] | None) -> int | None:
-    """The inertia without rows that are far from their centroids; None where none can be."""
-    if geometry.far_distance == np.inf:
-        return None
-    total = geometry.distance_sum(len(distances) if weights is None else int(weights.sum()))
-    near = engine.xp.where(distances <= geometry.far_distance, distances, 0.0)
-    total.add(near, None if weights is None else engine.put(weights))
-    return total.total()
 
 
 @dataclass
@@ -166,13 +154,12 @@ class AssignAndAdd:
             else:
                 units.move_rows(engine, tile.rows, tile.previous_labels, tile.labels, tile.weights, sums, counts)
 
-        inertia = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
+        distances = fold(part, engine, assignment, label, add, geometry=self.geometry, weights=self.weights)
         state.centroids = self.centroids.name
         engine.keep(part, "lloyd", self.run, state, assignment.n_bytes + sums.nbytes)
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         # The sums handed out are these very arrays.
         outcome = PartialSums.of(
-            engine, sums, counts, inertia, assignment.distances, self.geometry, start=part.start, weights=weights
+            engine, sums, counts, distances.total(), distances.near(), assignment.distances, start=part.start
         )
         state.handed_out = weakref.ref(outcome)
         return outcome

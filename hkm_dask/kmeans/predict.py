@@ -80,8 +80,8 @@ class LabelRows:
             search.update(tile, self.centroids)
 
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
-            inertia = fold(part, engine, assignment, label, geometry=self.geometry, weights=self.weights)
-        return Labels(engine.host(assignment.labels), inertia)
+            distances = fold(part, engine, assignment, label, geometry=self.geometry, weights=self.weights)
+        return Labels(engine.host(assignment.labels), distances.total())
 
     def _refuse(self, tile: RowTile, part: Part) -> None:
         where = f"rows {tile.start}:{tile.stop} of {part.rows.label}"

@@ -57,8 +57,8 @@ MUTANTS = (
     ),
     _mutant(
         "an open row counts as proven",
-        "open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));",
-        "open[line] = false;",
+        "!(second_score[line] > highest_score(distance, norm, size, error, bound))",
+        "false",
     ),
     _mutant(
         "a candidate is overlooked",

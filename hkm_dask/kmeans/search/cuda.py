@@ -38,7 +38,7 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import choose_form, forms_here, sound_forms
-from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages
+from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
 from hkm_dask.kmeans.search.cuda_operand import (
     FUSED,
     CudaOperand,
@@ -50,6 +50,8 @@ from hkm_dask.kmeans.search.cuda_operand import (
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 
+#: Counters that are cleared at once.
+_COUNTERS = 96
 #: Rows of a tile of the fused kernel, and its threads.
 _FUSED_ROWS, _FUSED_THREADS = 128, 256
 _SETTLE_THREADS = 128
@@ -141,6 +143,20 @@ def _unit(n_centroids: int, n_features: int) -> int:
     return next((unit for unit, least in _CENTROIDS_FOR_UNITS.items() if n_centroids >= least * n_features), 1)
 
 
+class RowList:
+    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
+
+    def __init__(self, most: int, n_listed: Any | None = None) -> None:
+        import cupy
+
+        self.rows = cupy.empty(most, cupy.int64)
+        self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
+
+    def get(self) -> Any:
+        """The numbers, int64 on the device, in any order; waits for it to know how many."""
+        return self.rows[: int(self.n_listed[0])]
+
+
 class CudaIndex:
     """A set of centroids on the device, made ready to be searched; see `cpu.CpuIndex`.
 
@@ -164,24 +180,24 @@ class CudaIndex:
         self.centroids = cupy.asarray(kept)
         if not len(kept):
             return
-        largest = float(np.abs(kept - geometry.origin).max(initial=0.0))
-        self._operand = make_cuda_operand(self.centroids, geometry, kind_of(form), largest=largest)
+        self._largest = float(np.abs(kept - geometry.origin).max(initial=0.0))
         self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
-        self._bound()
+        self._make_operand()
 
-    def _bound(self) -> None:
-        """Biases and bounds, over the centroids there are."""
+    def _make_operand(self) -> None:
+        """The operand, biases and bounds of the centroids there are."""
         import cupy
 
-        form = self._operand
-        as_stored = form.norms + 2.0 * form.dots
-        tail = cupy.full(-len(as_stored) % cuda_hopper.TILE_COLUMNS, cupy.inf)
-        self._biases = {
-            stored: cupy.concatenate([bias, tail]).astype(cupy.float32)
-            for stored, bias in ((True, as_stored), (False, form.norms))
-        }
-        per_row = form.errors, form.norms, form.sizes, cupy.abs(as_stored)
-        error, norm, size, bias = cupy.concatenate([v.max().reshape(1) for v in per_row]).get().tolist()
+        n, tile = len(self.centroids), cuda_hopper.TILE_COLUMNS
+        form = make_cuda_operand(self.centroids, self.geometry, kind_of(self.form), largest=self._largest)
+        stored, centered = (cupy.empty(-(-n // tile) * tile, cupy.float32) for _ in range(2))
+        largest = cupy.zeros(4)
+        launch_by_row(
+            "bound_centroids", self.centroids, 1, form.norms, form.sizes, form.errors, form.dots, np.int32(n),
+            np.int32(len(stored)), stored, centered, largest, n=len(stored),
+        )  # fmt: skip
+        self._operand, self._biases = form, {True: stored, False: centered}
+        error, norm, size, bias = largest.get().tolist()
         unit = _UNITS.get(self.form, _UNIT_OF_TENSOR_CORES)
         gamma = 2.0 * (form.matrix.shape[1] + 16) * unit + (2.0**-22 if self.form == "double" else 0.0)
         if self.form == "tf32":  # what is cut off rows comes to their size, that off centroids to their error
@@ -194,47 +210,48 @@ class CudaIndex:
         """See `CentroidIndex.only`."""
         import cupy
 
-        part, form, keep = copy.copy(self), self._operand, chosen[self._numbers]
+        part, keep = copy.copy(self), chosen[self._numbers]
         part._numbers, part._device_numbers = self._numbers[keep], {}
         if keep.all():
             return part
         index = cupy.asarray(np.flatnonzero(keep))
         part.centroids = self.centroids[index]
-        if not len(index):
-            return part
-        part._operand = CudaOperand(
-            form.matrix[index], form.norms[index], form.sizes[index], form.errors[index], form.dots[index],
-            form.scale, False,
-        )  # fmt: skip
-        part._bound()
+        if len(index):
+            part._make_operand()
         return part
 
     def nearest(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand | None = None, first: int = 0,
         which: Any | None = None,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Bring `labels` and `distances` up to date with these centroids; see `cpu.CpuIndex.nearest`.
 
         `operand` is `make_cuda_operand` of the rows. A MemoryError (`staging.ran_out`) says that device memory ran out,
         however small the tiles.
         """
+        if not len(self.centroids) or not len(rows):
+            return
+        operand = operand or make_cuda_operand(rows, self.geometry, kind_of(self.form))
+        if self.form in FUSED:
+            left = RowList(len(rows) if which is None else len(which))
+            self.propose(rows, labels, distances, operand, left, first, which)
+            which = left.get()
+        self.settle(rows, labels, distances, operand, first, which)
+
+    def settle(
+        self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, first: int = 0, which: Any | None = None
+    ) -> None:
+        """Do as `nearest`, by products of cuBLAS's."""
         import cupy
 
-        if not len(self.centroids) or not len(rows) or (which is not None and not len(which)):
-            return 0
-        operand = operand or make_cuda_operand(rows, self.geometry, kind_of(self.form))
-        if first not in self._device_numbers:
-            self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
-        numbers = self._device_numbers[first]
-        if self.form in FUSED:
-            which = self._fused(rows, operand, numbers, labels, distances, which)
-        in_a_run = which is None
+        in_a_run, numbers = which is None, self._numbers_from(first)
         if which is None:
             which = cupy.arange(len(rows), dtype=cupy.int64)
         tile = self._tile
         while len(which):
             try:
-                return self._settled(rows, operand, numbers, labels, distances, which, in_a_run, tile)
+                self._settled(rows, operand, numbers, labels, distances, which, in_a_run, tile)
+                return
             except MemoryError as error:
                 if not ran_out(error):
                     raise
@@ -243,7 +260,21 @@ class CudaIndex:
                 tile //= 2
                 if tile < _LEAST_TILE // 8:  # too little to be worth it: whoever runs the task may make room
                     raise
-        return 0
+
+    def propose(
+        self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, left: RowList, first: int = 0,
+        which: Any | None = None,
+    ) -> None:  # fmt: skip
+        """Settle what the two best scores of each row prove, and list the rows they leave open."""
+        if len(self.centroids) and (which is None or len(which)):
+            self._fused(rows, operand, self._numbers_from(first), labels, distances, left, which)
+
+    def _numbers_from(self, first: int) -> Any:
+        import cupy
+
+        if first not in self._device_numbers:
+            self._device_numbers[first] = cupy.asarray(self._numbers + np.int32(first))
+        return self._device_numbers[first]
 
     def nearest_in_groups(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, groups: Groups, which: Any | None = None
@@ -255,7 +286,9 @@ class CudaIndex:
         import cupy
 
         numbers = cupy.asarray(groups.numbers[self._numbers])
-        left = self._fused(rows, operand, numbers, labels, distances, which, self.tiles(groups))
+        open_rows = RowList(len(rows) if which is None else len(which))
+        self._fused(rows, operand, numbers, labels, distances, open_rows, which, self.tiles(groups))
+        left = open_rows.get()
         if len(left):
             columns = np.searchsorted(self._numbers, groups.columns)
             launch_by_row(
@@ -281,37 +314,31 @@ class CudaIndex:
         return np.float32(-2.0 / (self._operand.scale * operand.scale))
 
     def _fused(
-        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any | None,
-        tiles: Any | None = None,
-    ) -> Any:  # fmt: skip
-        """Settle what the two best scores of each row prove, and return the rows they leave open."""
+        self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, left: RowList,
+        which: Any | None, tiles: Any | None = None,
+    ) -> None:  # fmt: skip
         import cupy
 
         n, n_features = len(rows) if which is None else len(which), rows.shape[1]
-        lines = cupy.zeros(1, cupy.int64) if which is None else which
-        best, second = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32)
-        index, is_open = cupy.empty(n, cupy.int32), cupy.empty(n, cupy.bool_)
-        unit = self.two_best(rows, operand, which, tiles, (best, second, index))
+        lines = unused(np.int64) if which is None else which
+        scores = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32), cupy.empty(n, cupy.int32)
+        unit = self.two_best(rows, operand, which, tiles, scores)
         launch_by_row(
-            "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, second, index,
+            "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, *scores[1:],
             np.int32(unit), np.int32(len(self.centroids)), operand.norms, operand.sizes, operand.errors, *self._bounds,
-            np.int64(n), np.int32(n_features), labels, distances, is_open, n=n,
+            np.int64(n), np.int32(n_features), labels, distances, left.rows, left.n_listed, n=n,
         )  # fmt: skip
-        left = cupy.flatnonzero(is_open)
-        return left if which is None else which[left]
 
     def two_best(
         self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any]
     ) -> int:
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
-        import cupy
-
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = _unit(len(centroids), rows.shape[1]) if tiles is None else 1  # none may reach into the next group
         if self.form == "hopper" and which is None and tiles is None and cuda_hopper.is_available():
             cuda_hopper.nearest_two(operand.matrix, centroids, bias, alpha, np.int32(unit), *out)
             return unit
-        nothing, has_which, has_tiles = cupy.zeros(1, cupy.int64), which is not None, tiles is not None
+        nothing, has_which, has_tiles = unused(np.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
         launch(
             "nearest_two", rows, -(-n // _FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
@@ -324,14 +351,13 @@ class CudaIndex:
     def _settled(
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, which: Any, in_a_run: bool,
         tile: int,
-    ) -> int:  # fmt: skip
+    ) -> None:  # fmt: skip
         """Score rows tile by tile, and measure what the scores cannot exclude."""
         import cupy
 
         n_clusters = len(self.centroids)
         width = min(n_clusters, _MOST_COLUMNS, tile)
         height = max(1, min(tile // width, len(which)))
-        n_measured = cupy.zeros(1, cupy.int64)
         products = cupy.empty(height * width, cupy.float32)
         for low in range(0, len(which), height):
             some = which[low : low + height]
@@ -344,15 +370,44 @@ class CudaIndex:
                     "settle", rows, len(some), _SETTLE_THREADS, out, self._biases[operand.as_stored],
                     self._alpha(operand), rows, some, self.centroids, numbers, operand.norms, operand.sizes,
                     operand.errors, *self._bounds, np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
-                    labels, distances, n_measured,
+                    labels, distances,
                 )  # fmt: skip
-        return int(n_measured[0])
 
 
 class CudaSearch(TileSearch):
     """Searches in the form of scores that proved fastest; see `TileSearch`."""
 
     make_index = CudaIndex
+    _counters: Any = ()
+
+    def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
+        """See `TileSearch.split`."""
+        engine, n_listed = self.engine, self._counter(2)
+        stayed = engine.stayed(centroids, before)
+        tile.previous_labels, further, others = split_rows(
+            tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances, n_listed
+        )
+        return further, others
+
+    def nearest_of(self, tile: RowTile, index: CudaIndex, further: Any, moved: CudaIndex, others: Any) -> None:
+        """See `TileSearch.nearest_of`; what is left open is settled at once, among all centroids."""
+        if index.form not in FUSED:
+            super().nearest_of(tile, index, further, moved, others)
+            return
+        of_rows = tile.rows, tile.labels, tile.distances, self.operand(tile, index)
+        left = RowList(len(tile.rows), self._counter(1))
+        index.propose(*of_rows, left, which=further)
+        moved.propose(*of_rows, left, which=others)
+        index.settle(*of_rows, which=left.get())
+
+    def _counter(self, n: int) -> Any:
+        """Counters (uint64) at 0; those of many tiles are cleared at once."""
+        import cupy
+
+        if len(self._counters) < n:
+            self._counters = cupy.zeros(_COUNTERS, cupy.uint64)
+        taken, self._counters = self._counters[:n], self._counters[n:]
+        return taken
 
     def form(self, tile: RowTile, centroids: SharedArray) -> Form:
         """The form of the scores that is fastest here; see `cuda_forms.choose_form`."""

@@ -5,6 +5,7 @@ The kernels themselves are CUDA C++, in the files `FILES`; CuPy compiles them on
 
 from __future__ import annotations
 
+import threading
 from functools import cache
 from importlib import resources
 from typing import Any
@@ -15,13 +16,15 @@ from hkm_dask.compute.backend import device_attribute
 from hkm_dask.errors import ComputeError
 
 #: The source, in the order of its parts.
-FILES = ("scores.cu", "distances.cu", "operands.cu", "search.cu")
+FILES = ("scores.cu", "distances.cu", "operands.cu", "sums.cu", "search.cu")
 #: That of the kernel for Hopper; see `cuda_hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
-#: Entries a block of `add_entries` walks over, and its threads.
-_RUN, _RUN_THREADS = 64, 128
+#: Threads of a block of `count_entries`; of `add_entries`: entries a block takes at once, threads and blocks at most.
+_COUNT_THREADS, _RUN, _ADD_THREADS, _ADD_BLOCKS = 1024, 64, 256, 4096
+#: Blocks of `add_limbs` at most.
+_LIMB_BLOCKS = 1024
 #: Bytes of a stage of the fused search, and stages beyond which more would not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
 #: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
@@ -87,51 +90,113 @@ def launch_by_row(name: str, rows: Any, lanes: int, *arguments: Any, n: int | No
     launch(name, rows, -(-(len(rows) if n is None else n) * lanes // _THREADS), _THREADS, *arguments)
 
 
+def unused(dtype: Any) -> Any:
+    """An array for a parameter that a kernel is told to leave alone."""
+    import cupy
+
+    return cupy.empty(1, dtype)
+
+
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
     """Write each row's squared distance to the centroid it is labeled with; see `cpu_kernels.label_distances`."""
-    import cupy
-
-    flags = stayed if len(stayed) else cupy.zeros(1, cupy.bool_)
-    launch_by_row(
-        "label_distances", rows, 8, rows, centroids, flags, np.int32(len(stayed) > 0), labels, distances,
-        np.int64(len(rows)), np.int32(rows.shape[1]),
-    )  # fmt: skip
+    nothing = unused(np.int32), unused(np.int64), unused(np.uint64)
+    _label_distances(rows, centroids, stayed, labels, distances, False, *nothing)
 
 
-def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-    """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`."""
-    import cupy
+def split_rows(
+    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, n_listed: Any
+) -> tuple[Any, Any, Any]:
+    """Do as `label_distances`, and tell the rows that are further from their centroid than they were from the others.
 
-    add_entries(rows, cupy.arange(len(rows), dtype=cupy.int64), labels, weights, scale, sums, counts)
+    `n_listed` are two counters (uint64), at 0.
 
-
-def move_rows(rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any) -> int:
-    """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`."""
-    import cupy
-
-    moved = cupy.flatnonzero(before != after)
-    if not len(moved):
-        return 0
-    share = weights[moved] if len(weights) else cupy.ones(len(moved), cupy.int64)
-    labels, weights = cupy.concatenate([before[moved], after[moved]]), cupy.concatenate([-share, share])
-    add_entries(rows, cupy.concatenate([moved, moved]), labels, weights, scale, sums, counts)
-    return len(moved)
-
-
-def add_entries(rows: Any, entries: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any) -> None:
-    """Add the rows `entries` (int64), sorted by label so that few additions go to memory; see `cpu_kernels.add_rows`.
-
-    `labels` and `weights` belong to the entries, of which one row may have several.
+    Returns
+    -------
+    previous, further, others : cupy.ndarray
+        Labels (int32), and the numbers of the rows (int64), in any order.
     """
     import cupy
 
-    if not len(entries):
-        return
-    order = cupy.argsort(labels)
-    n, n_features = len(entries), rows.shape[1]
-    weighted = len(weights) > 0
-    launch(
-        "add_entries", rows, (-(-n // _RUN), -(-n_features // _RUN_THREADS)), _RUN_THREADS,
-        rows, entries[order], labels[order], weights[order] if weighted else cupy.zeros(1, cupy.int64),
-        np.int32(weighted), np.float64(scale), sums, counts, np.int64(n), np.int32(n_features),
+    previous, which = cupy.empty(len(rows), cupy.int32), cupy.empty(len(rows), cupy.int64)
+    _label_distances(rows, centroids, stayed, labels, distances, True, previous, which, n_listed)
+    n_further = int(n_listed[1])
+    return previous, which[:n_further], which[n_further:]
+
+
+def _label_distances(
+    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, splits: bool, *listed: Any
+) -> None:
+    flags = stayed if len(stayed) else unused(np.bool_)
+    launch_by_row(
+        "label_distances", rows, 8, rows, centroids, flags, np.int32(len(stayed) > 0), labels, distances,
+        np.int64(len(rows)), np.int32(rows.shape[1]), np.int32(splits), *listed,
     )  # fmt: skip
+
+
+def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0) -> None:
+    """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`.
+
+    With `fine` units to a unit, sums have two columns a feature; see `fixed_point.RowUnits`.
+    """
+    _add_entries(rows, None, labels, weights, (scale, fine), sums, counts)
+
+
+def move_rows(
+    rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0
+) -> None:
+    """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`, and `add_rows`."""
+    _add_entries(rows, before, after, weights, (scale, fine), sums, counts)
+
+
+_thread = threading.local()
+
+
+def _counters(n: int) -> Any:
+    """Counters (uint32) at 0 for `count_entries`, which leaves them so; a thread has its own."""
+    import cupy
+
+    device = cupy.cuda.runtime.getDevice()
+    if getattr(_thread, "device", None) != device or len(_thread.counters) < n:
+        _thread.counters, _thread.device = cupy.zeros(n, cupy.uint32), device
+    return _thread.counters
+
+
+def _add_entries(
+    rows: Any, before: Any | None, after: Any, weights: Any, units: tuple[float, float], sums: Any, counts: Any
+) -> None:
+    """Add rows to the sums of the clusters they join, and take them from those they leave; sorted by cluster.
+
+    So few additions go to memory. The device counts what there is to do, and nothing waits for it.
+    """
+    import cupy
+
+    (n, n_features), k = rows.shape, len(counts)
+    if not n:
+        return
+    most = n if before is None else 2 * n
+    counters, starts, entries = _counters(k + 1), cupy.empty(k + 1, cupy.uint32), cupy.empty(most, cupy.int32)
+    labels = unused(np.int32) if before is None else before, np.int32(before is not None), after
+    launch(
+        "count_entries", rows, -(-n // _COUNT_THREADS), _COUNT_THREADS, *labels, np.int64(n), np.int32(k), counters[1:],
+        counters[:1], starts,
+    )  # fmt: skip
+    launch_by_row("place_entries", rows, 1, *labels, np.int64(n), starts, entries)
+    # Two features a thread where they lie at even places.
+    n_threads = -(-n_features // 2) if n_features % 2 == 0 else n_features
+    width = min(-(-n_threads // 32) * 32, _ADD_THREADS)
+    launch(
+        "add_entries", rows, (min(-(-most // _RUN), _ADD_BLOCKS), -(-n_threads // width)), width, rows, entries,
+        starts[k:], labels[0], after, weights if len(weights) else unused(np.int64), np.int32(len(weights) > 0),
+        *map(np.float64, units), sums, counts, np.int32(n_features),
+    )  # fmt: skip
+
+
+def add_limbs(values: Any, weights: Any, scale: float, base: float, limit: float, totals: Any) -> None:
+    """Add float64 values to limbs of int64 (2, n_limbs): all of them, and those up to `limit`; see `FixedPointSum`."""
+    n, n_limbs = len(values), totals.shape[1]
+    if n:
+        launch(
+            "add_limbs", values, min(-(-n // _THREADS), _LIMB_BLOCKS), _THREADS, values,
+            weights if len(weights) else unused(np.int64), np.int32(len(weights) > 0), np.float64(scale),
+            np.float64(base), np.float64(limit), np.int64(n), np.int32(n_limbs), totals, shared_bytes=16 * n_limbs,
+        )  # fmt: skip

@@ -104,50 +104,34 @@ __device__ __forceinline__ float highest_score(double distance, double norm, dou
 
 // -- one centroid for each row ---------------------------------------------------------------------------------------
 
+// Measure each row to the centroid of its label, but for those that stayed. If asked to split, copy the labels, and list
+// the rows that are further from their centroid than they were, from the beginning of `which` (n_rows,), and the others
+// from its end; `n_listed` counts both, the others first.
 extern "C" __global__ void label_distances(const Row* rows, const float* centroids, const bool* stayed, int any_stayed,
-                                           const int* labels, double* distances, long long n_rows, int n_features) {
+                                           const int* labels, double* distances, long long n_rows, int n_features,
+                                           int splits, int* previous, long long* which, unsigned long long* n_listed) {
+    __shared__ unsigned n_found[2];
+    __shared__ unsigned long long n_before[2];
     const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
     const long long clamped = row < n_rows ? row : n_rows - 1;
     const int label = labels[clamped];
     const float* centroid = centroids + (long long)(label < 0 ? 0 : label) * n_features;
-    const double distance = squared_distance(rows + clamped * n_features, centroid, n_features);
-    if ((threadIdx.x & 7) || row >= n_rows) return;
-    if (label < 0 || isnan(centroid[0])) {
-        distances[row] = INFINITE;
-    } else if (!(any_stayed && stayed[label])) {
-        distances[row] = distance;
-    }
-}
-
-// -- sums ------------------------------------------------------------------------------------------------------------
-
-#define RUN 64
-
-// Add rows in fixed point to the sums of their clusters. Entries are sorted by label; a block walks over RUN of them
-// with one coordinate per thread, and adds a run of one label to memory at once.
-extern "C" __global__ void add_entries(const Row* rows, const long long* entries, const int* labels,
-                                       const long long* weights, int weighted, double scale, long long* sums,
-                                       long long* counts, long long n_entries, int n_features) {
-    const long long begin = (long long)blockIdx.x * RUN;
-    const long long end = begin + RUN < n_entries ? begin + RUN : n_entries;
-    const int feature = blockIdx.y * blockDim.x + threadIdx.x;
-    long long total = 0, count = 0;
-    for (long long e = begin; e < end; ++e) {
-        const long long weight = weighted ? weights[e] : 1;
-        count += weight;
-        if (feature < n_features) {
-            const double value = widened(rows[entries[e] * n_features + feature]);
-            total += weight * __double2ll_rn(__dmul_rn(value, scale));
-        }
-        if (e + 1 == end || labels[e + 1] != labels[e]) {
-            const long long label = labels[e];
-            if (label >= 0) {
-                if (feature < n_features) {
-                    atomicAdd((unsigned long long*)(sums + label * n_features + feature), (unsigned long long)total);
-                }
-                if (feature == 0) atomicAdd((unsigned long long*)(counts + label), (unsigned long long)count);
-            }
-            total = count = 0;
-        }
-    }
+    const bool is_known = any_stayed && label >= 0 && stayed[label] && !isnan(centroid[0]);
+    double distance = 0.0;
+    if (__any_sync(FULL, !is_known)) distance = squared_distance(rows + clamped * n_features, centroid, n_features);
+    if (label < 0 || isnan(centroid[0])) distance = INFINITE;
+    const bool writes = (threadIdx.x & 7) == 0 && row < n_rows;
+    const bool is_further = writes && !is_known && distance > distances[row];
+    if (writes && !is_known) distances[row] = distance;
+    if (!splits) return;
+    if (threadIdx.x < 2) n_found[threadIdx.x] = 0;
+    __syncthreads();
+    const unsigned place = writes ? atomicAdd(n_found + is_further, 1u) : 0;
+    __syncthreads();
+    if (threadIdx.x < 2) n_before[threadIdx.x] = atomicAdd(n_listed + threadIdx.x, (unsigned long long)n_found[threadIdx.x]);
+    __syncthreads();
+    if (!writes) return;
+    const long long at = (long long)(n_before[is_further] + place);
+    which[is_further ? at : n_rows - 1 - at] = row;
+    previous[row] = label;
 }

@@ -21,6 +21,7 @@ from hkm_dask.compute.backend import to_host, to_module
 from hkm_dask.compute.block_cache import BlockCache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
@@ -90,11 +91,11 @@ class CentroidIndex(Protocol):
 
     def nearest(
         self, rows: Any, labels: Any, distances: Any, operand: Any = None, first: int = 0, which: Any = None
-    ) -> int:
+    ) -> int | None:
         """Bring `labels` and `distances` up to date with these centroids, numbered from `first`.
 
         Only the rows `which` are looked at, if given; `operand` is the engine's form of the rows, if it was kept.
-        Returns the number of distances measured directly.
+        Returns the number of distances measured directly, where that is known.
         """
 
 
@@ -120,7 +121,7 @@ class Engine(ABC):
     busy_rows: int
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
-    move_rows: Callable[..., int]
+    move_rows: Callable[..., int | None]
 
     def __init__(self) -> None:
         # What the last few passes used is enough: memory given back is used again, fresh pages cost time.
@@ -252,8 +253,8 @@ class TileSearch(ABC):
 
     def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:
         self.engine, self.part, self.geometry, self.phase = engine, part, geometry, phase
-        labeled = assignment.labels >= 0
-        self.any_labeled, self.all_labeled = bool(labeled.any()), bool(labeled.all())
+        n_labeled = int(engine.xp.count_nonzero(assignment.labels >= 0))
+        self.any_labeled, self.all_labeled = n_labeled > 0, n_labeled == len(assignment.labels)
 
     @abstractmethod
     def form(self, tile: RowTile, centroids: SharedArray) -> Any:
@@ -294,16 +295,26 @@ class TileSearch(ABC):
         those that stayed its own was the nearest. It needs to be measured against the ones that moved only. Without
         `before`, the centroids that labels and distances belong to, labels are good for a hint and no more.
         """
-        tile.previous_labels, old = tile.labels.copy(), tile.distances.copy()
-        self.measure(tile, centroids, before)
         if before is None or self.engine.moved(centroids, before).mean() > _NEARLY_ALL:
+            tile.previous_labels = tile.labels.copy()
+            self.measure(tile, centroids, before)
             self.nearest(tile, centroids)
             return
-        index, xp = self.index(tile, centroids), self.engine.xp
-        operand, further = self.operand(tile, index), tile.distances > old
-        moved = self.index(tile, centroids, before)
-        index.nearest(tile.rows, tile.labels, tile.distances, operand, which=xp.flatnonzero(further))
-        moved.nearest(tile.rows, tile.labels, tile.distances, operand, which=xp.flatnonzero(~further))
+        further, others = self.split(tile, centroids, before)
+        self.nearest_of(tile, self.index(tile, centroids), further, self.index(tile, centroids, before), others)
+
+    def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
+        """Do as `measure`, and give the rows that are further from their centroid than they were, and the others."""
+        tile.previous_labels, old = tile.labels.copy(), tile.distances.copy()
+        self.measure(tile, centroids, before)
+        further, xp = tile.distances > old, self.engine.xp
+        return xp.flatnonzero(further), xp.flatnonzero(~further)
+
+    def nearest_of(self, tile: RowTile, index: Any, further: Any, moved: Any, others: Any) -> None:
+        """Bring the rows `further` up to date with an index of all centroids, the `others` with one of the moved."""
+        operand = self.operand(tile, index)
+        index.nearest(tile.rows, tile.labels, tile.distances, operand, which=further)
+        moved.nearest(tile.rows, tile.labels, tile.distances, operand, which=others)
 
 
 def fold(
@@ -315,7 +326,7 @@ def fold(
     *,
     geometry: Geometry,
     weights: SharedArray | None = None,
-) -> int:
+) -> FixedPointSum:
     """Pass over the rows of a part: label every tile, add up its distances, and have it consumed.
 
     Parameters
@@ -331,19 +342,20 @@ def fold(
 
     Returns
     -------
-    int
+    FixedPointSum
         Weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order and
-        any cut of the rows.
+        any cut of the rows; see `Geometry.distance_sum`.
     """
     part_weights = None if weights is None else weights.get()[part.start : part.stop]
     total = geometry.distance_sum(part.stop - part.start if part_weights is None else int(part_weights.sum()))
+    no_weights = engine.put(_NO_WEIGHTS)
     for first, rows in engine.blocks(part):
         stop = first + len(rows)
         local = slice(first - part.start, stop - part.start)
-        tile_weights = engine.put(_NO_WEIGHTS if part_weights is None else part_weights[local])
+        tile_weights = no_weights if part_weights is None else engine.put(part_weights[local])
         tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
         search(tile)
         total.add(tile.distances, tile.weights)
         if consume is not None:
             consume(tile)
-    return total.total()
+    return total

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.jit import kernel
 from hkm_dask.errors import InputError
+from hkm_dask.kmeans.search import cuda_kernels
 
 
 class FixedPointSum:
@@ -32,6 +33,8 @@ class FixedPointSum:
         Bits of the largest ``value * scale``.
     total_weight : int
         Largest sum of the weights, or number of the values.
+    limit : float, optional
+        Values up to this one are also summed by themselves; see `near`.
 
     Raises
     ------
@@ -47,7 +50,7 @@ class FixedPointSum:
     True
     """
 
-    def __init__(self, scale: float, n_bits: int, total_weight: int) -> None:
+    def __init__(self, scale: float, n_bits: int, total_weight: int, limit: float = math.inf) -> None:
         self.limb_bits = 62 - (max(total_weight, 1) - 1).bit_length()
         if self.limb_bits < 1:
             raise InputError(f"total_weight={total_weight} should be <= 2**61; scale the weights down")
@@ -55,24 +58,24 @@ class FixedPointSum:
         #: Units of the highest limb per one; each limb below has 2**limb_bits units per unit of the one above.
         self._scale = math.ldexp(scale, -self.limb_bits * (n_limbs - 1))
         self._base = 2.0**self.limb_bits
-        self._sums: Any = np.zeros(n_limbs, np.int64)
+        self._limit = limit
+        self._sums: Any = np.zeros((2, n_limbs), np.int64)
 
     def add(self, values: Any, weights: Any = None) -> None:
         """Add float64 values, times their int64 weights; where those are empty, all are 1."""
-        weighted = weights is not None and len(weights) > 0
+        weights = _NO_WEIGHTS if weights is None else weights
         if array_module(values) is np:
             values = np.ascontiguousarray(values)
-            _add_limbs(values, weights if weighted else _NO_WEIGHTS, self._scale, self._base, self._sums)
+            _add_limbs(values, weights, self._scale, self._base, self._limit, self._sums)
         else:
-            limbs = self.limbs(values)
             if isinstance(self._sums, np.ndarray):
                 self._sums = array_module(values).asarray(self._sums)
-            self._sums += (limbs * weights if weighted else limbs).sum(axis=1)
+            cuda_kernels.add_limbs(values, weights, self._scale, self._base, self._limit, self._sums)
 
     def limbs(self, values: Any) -> Any:
         """Split float64 values into int64 (n_limbs, n), the highest first, for sums such as running ones."""
         xp = array_module(values)
-        limbs = xp.empty((len(self._sums), len(values)), xp.int64)
+        limbs = xp.empty((self._sums.shape[1], len(values)), xp.int64)
         rest = values * self._scale
         for limb in limbs[:-1]:
             whole = xp.trunc(rest)
@@ -90,7 +93,13 @@ class FixedPointSum:
 
     def total(self) -> int:
         """Everything added so far; waits for the device that added it."""
-        return self.combine(self._sums)
+        self._sums = to_host(self._sums)
+        return self.combine(self._sums[0])
+
+    def near(self) -> int | None:
+        """What was added of the values up to `limit`; None where that is infinite."""
+        self._sums = to_host(self._sums)
+        return None if self._limit == math.inf else self.combine(self._sums[1])
 
 
 _NO_WEIGHTS = np.empty(0, np.int64)
@@ -127,17 +136,22 @@ class RowUnits:
         """Add rows to the sums of their clusters, on an engine; see `cpu_kernels.add_rows`."""
         if not self.is_split:
             engine.add_rows(rows, labels, weights, self.scale, sums, counts)
-            return
-        for some in _slices(len(rows)):
-            engine.add_rows(self._split(rows[some]), labels[some], weights[some], 1.0, sums, counts)
+        elif array_module(rows) is not np:
+            engine.add_rows(rows, labels, weights, self.scale, sums, counts, 2.0**self.n_bits)
+        else:
+            for some in _slices(len(rows)):
+                engine.add_rows(self._split(rows[some]), labels[some], weights[some], 1.0, sums, counts)
 
     def move_rows(self, engine: Any, rows: Any, before: Any, after: Any, weights: Any, sums: Any, counts: Any) -> None:
         """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`."""
         if not self.is_split:
             engine.move_rows(rows, before, after, weights, self.scale, sums, counts)
-            return
-        for some in _slices(len(rows)):
-            engine.move_rows(self._split(rows[some]), before[some], after[some], weights[some], 1.0, sums, counts)
+        elif array_module(rows) is not np:
+            engine.move_rows(rows, before, after, weights, self.scale, sums, counts, 2.0**self.n_bits)
+        else:
+            for some in _slices(len(rows)):
+                pieces = self._split(rows[some])
+                engine.move_rows(pieces, before[some], after[some], weights[some], 1.0, sums, counts)
 
     def whole(self, rows: NDArray[np.float32]) -> NDArray[np.int64]:
         """Rows as they are added up, shape (n_rows, n_columns)."""
@@ -151,25 +165,26 @@ class RowUnits:
         coarse, fine = np.split(sums, 2, axis=1)
         return (coarse + fine * 2.0**-self.n_bits) / self.scale
 
-    def _split(self, rows: Any) -> Any:
+    def _split(self, rows: NDArray[np.float32]) -> NDArray[np.float32]:
         """Coarse and fine units of float32 rows, as float32: their bits are those of the rows, so none is lost."""
-        xp = array_module(rows)
-        units = rows.astype(xp.float64) * self.scale
-        coarse = xp.rint(units)
-        return xp.concatenate([coarse, (units - coarse) * 2.0**self.n_bits], axis=1).astype(xp.float32)
+        units = rows.astype(np.float64) * self.scale
+        coarse = np.rint(units)
+        return np.concatenate([coarse, (units - coarse) * 2.0**self.n_bits], axis=1).astype(np.float32)
 
 
 def _slices(n: int) -> list[slice]:
     return [slice(low, low + _SPLIT_ROWS) for low in range(0, n, _SPLIT_ROWS)]
 
 
-@kernel("void(f8[::1], i8[::1], f8, f8, i8[::1])")
-def _add_limbs(values, weights, scale, base, sums):  # type: ignore[no-untyped-def]
+@kernel("void(f8[::1], i8[::1], f8, f8, f8, i8[:,::1])")
+def _add_limbs(values, weights, scale, base, limit, sums):  # type: ignore[no-untyped-def]
     """Add the limbs of values to their sums, the highest first; empty `weights` are all 1."""
     for i in range(values.shape[0]):
         rest = values[i] * scale
         weight = weights[i] if weights.shape[0] > 0 else 1
-        for limb in range(sums.shape[0]):
+        for limb in range(sums.shape[1]):
             whole = np.int64(rest)
-            sums[limb] += whole * weight
+            sums[0, limb] += whole * weight
+            if values[i] <= limit:
+                sums[1, limb] += whole * weight
             rest = (rest - np.float64(whole)) * base

@@ -166,6 +166,8 @@ class Geometry:
     def distance_sum(self, total_weight: int) -> FixedPointSum:
         """Begin an exact sum of squared distances, in units of `distance_scale`, of so much weight at most.
 
+        Rows that are not far from their centroid, see `far_distance`, are summed by themselves besides.
+
         Examples
         --------
         >>> inertia = Geometry(np.zeros(2, np.float32), max_abs=9.0, n_rows=10, spread=1.0).distance_sum(10)
@@ -173,7 +175,7 @@ class Geometry:
         >>> inertia.total() == 3.25 * 2**60
         True
         """
-        return FixedPointSum(self.distance_scale, self.distance_bits, total_weight)
+        return FixedPointSum(self.distance_scale, self.distance_bits, total_weight, self.far_distance)
 
     @property
     def step(self) -> float:

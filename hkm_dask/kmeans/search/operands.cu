@@ -101,3 +101,23 @@ CENTER(center_half, AsHalf)
 CENTER(center_bfloat, AsBfloat)
 CENTER(center_single, AsSingle)
 CENTER(center_double, AsDouble)
+
+// Biases of centroids for rows as they are stored and for centered ones (n_padded,), infinite beyond the last; and the
+// largest error, norm, size and bias (4,), which begin at 0. Numbers that are not negative are in the order of their bits.
+extern "C" __global__ void bound_centroids(const double* norms, const double* sizes, const double* errors,
+                                           const double* dots, int n, int n_padded, float* stored_bias,
+                                           float* centered_bias, double* largest) {
+    const int c = blockIdx.x * blockDim.x + threadIdx.x;
+    const double norm = c < n ? norms[c] : 0.0, bias = c < n ? norm + 2.0 * dots[c] : 0.0;
+    if (c < n_padded) {
+        stored_bias[c] = c < n ? (float)bias : INFINITE;
+        centered_bias[c] = c < n ? (float)norm : INFINITE;
+    }
+    const double values[4] = {c < n ? errors[c] : 0.0, norm, c < n ? sizes[c] : 0.0, fabs(bias)};
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        long long bits = __double_as_longlong(values[i]);
+        for (int step = 16; step; step >>= 1) bits = max(bits, __shfl_xor_sync(FULL, bits, step));
+        if ((threadIdx.x & 31) == 0) atomicMax((long long*)(largest + i), bits);
+    }
+}

@@ -15,7 +15,7 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
     settle(const float* products, const float* bias, float alpha, const Row* rows, const long long* which,
            const float* centroids, const int* numbers, const double* norms, const double* sizes, const double* errors,
            double per_size, double per_error, double constant, int first, int n_columns, int n_features, int* labels,
-           double* distances, long long* n_measured) {
+           double* distances) {
     __shared__ int candidates[SETTLE_COLUMNS];
     __shared__ int n_candidates;
     __shared__ double near_distance[SETTLE_THREADS / 8];
@@ -30,7 +30,6 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
     const double norm = norms[row], size = sizes[row], error = errors[row];
     int label = labels[row];
     double best = distances[row];
-    int measured = 0;
     if (isinf(best)) {
         float low = INFINITE;
         int where = 0;
@@ -64,7 +63,6 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
         }
         label = numbers[first + where];
         best = squared_distance(x, centroids + (long long)(first + where) * n_features, n_features);
-        ++measured;
     }
     for (int start = 0; start < n_columns; start += SETTLE_COLUMNS) {
         const float limit = highest_score(best, norm, size, error, bound);
@@ -79,7 +77,6 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
         }
         __syncthreads();
         const int n = n_candidates;
-        measured += n;
         if (n) {
             double nearest = INFINITE;
             int number = 0;
@@ -109,7 +106,6 @@ extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
     if (thread == 0) {
         labels[row] = label;
         distances[row] = best;
-        atomicAdd((unsigned long long*)n_measured, (unsigned long long)measured);
     }
 }
 
@@ -284,13 +280,14 @@ extern "C" __global__ void __launch_bounds__(TILE_THREADS, 1)
     }
 }
 
-// Settle what the two best scores prove; `open` tells which lines they leave open. All columns of the best unit are
-// measured. Eight lanes per line.
+// Settle what the two best scores prove, and list the rows that they leave open. All columns of the best unit are measured.
+// Eight lanes per line.
 extern "C" __global__ void certify(const Row* rows, const long long* which, int has_which, const float* centroids,
                                    const int* numbers, const float* second_score, const int* index, int unit,
                                    int n_centroids, const double* norms, const double* sizes, const double* errors,
                                    double per_size, double per_error, double constant, long long n_lines,
-                                   int n_features, int* labels, double* distances, bool* open) {
+                                   int n_features, int* labels, double* distances, long long* open,
+                                   unsigned long long* n_open) {
     const Bound bound = {per_size, per_error, constant};
     const long long line = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
     const long long clamped = line < n_lines ? line : n_lines - 1;
@@ -313,7 +310,9 @@ extern "C" __global__ void certify(const Row* rows, const long long* which, int 
     if ((threadIdx.x & 7) || line >= n_lines) return;
     labels[row] = label;
     distances[row] = distance;
-    open[line] = !(second_score[line] > highest_score(distance, norm, size, error, bound));
+    if (!(second_score[line] > highest_score(distance, norm, size, error, bound))) {
+        open[atomicAdd(n_open, 1ull)] = row;
+    }
 }
 
 // Measure a row against every centroid of its group: those from columns[g] to columns[g + 1]. One warp per line.

@@ -137,7 +137,7 @@ class UpdateAndSample:
             if self.horizon > 0:
                 drawn.append(self._arrivals(tile, engine))
 
-        potential = fold(part, engine, assignment, label, draw, geometry=self.geometry, weights=self.weights)
+        potential = fold(part, engine, assignment, label, draw, geometry=self.geometry, weights=self.weights).total()
         if self.with_sums:
             engine.keep(part, "cells", self.run, assignment, assignment.n_bytes)
         else:

@@ -73,7 +73,7 @@ def test_tiles_are_the_rows_in_float32(sizes: list[int], tile_rows: int, dtype: 
         patch.setattr(cpu, "TILE_ROWS", tile_rows)
         total = fold(part, engine, assignment, nothing_to_search, consume, geometry=geometry)
     assert at == bounds[-1]
-    assert total / geometry.distance_scale == bounds[-1] - 7
+    assert total.total() / geometry.distance_scale == bounds[-1] - 7
 
 
 def test_what_is_remembered_is_found_once_by_its_own_run() -> None:

@@ -40,6 +40,14 @@ def test_limbs_sum_to_the_total() -> None:
     assert (total.limbs(VALUES) >= 0).all()
 
 
+def test_values_up_to_a_limit_are_summed_by_themselves() -> None:
+    total, near = FixedPointSum(2.0**45, 145, 1 << 25, 2.0**30), FixedPointSum(2.0**45, 145, 1 << 25)
+    total.add(VALUES, WEIGHTS)
+    near.add(VALUES[VALUES <= 2.0**30], WEIGHTS[VALUES <= 2.0**30])
+    assert total.near() == near.total() < total.total()
+    assert near.near() is None
+
+
 def test_few_bits_take_one_limb() -> None:
     assert len(FixedPointSum(2.0**30, 40, 1 << 20).limbs(VALUES[:5])) == 1
     assert len(FixedPointSum(2.0**30, 43, 1 << 20).limbs(VALUES[:5])) == 2
