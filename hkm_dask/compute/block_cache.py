@@ -78,10 +78,12 @@ class BlockCache:
     def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
         """The entries of a group that are blocks of rows, put by the first row and the one after the last, in order.
 
+        Those may be in pinned memory, as the key says then.
+
         Examples
         --------
         >>> kept = BlockCache()
-        >>> for key in [(4, 8), ("labels", 0, 8), (0, 4)]:
+        >>> for key in [("pinned", 4, 8), ("labels", 0, 8), (0, 4)]:
         ...     _ = kept.put("rows", key, key, n_bytes=0, budget=0)
         >>> [key for key, _ in kept.blocks("rows")]
         [(0, 4), (4, 8)]
@@ -90,7 +92,10 @@ class BlockCache:
             entries = self._groups.get(group, {})
             if entries:
                 self._groups.move_to_end(group)
-            found = [(key, value) for key, (value, _) in entries.items() if len(key) == 2 and isinstance(key[0], int)]
+            found = [
+                (key[-2:], value) for key, (value, _) in entries.items()
+                if key[0] == "pinned" or (len(key) == 2 and isinstance(key[0], int))
+            ]  # fmt: skip
         return sorted(found, key=lambda entry: entry[0])
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
@@ -110,6 +115,13 @@ class BlockCache:
             entries[key] = (value, n_bytes)
             self._grow(group, n_bytes)
             return True
+
+    def remove(self, group: Any, key: Any) -> None:
+        """Forget one entry."""
+        with self._lock:
+            entry = self._groups.get(group, {}).pop(key, None)
+            if entry is not None:
+                self._grow(group, -entry[1])
 
     def hold(self, group: Any, n_bytes: int) -> None:
         """Note that rows themselves take so many bytes, besides all entries, until their group is dropped."""

@@ -19,6 +19,7 @@ from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import InTurn, Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
+from hkm_dask.compute.staging import staging_blocks
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import ComputeError
@@ -63,6 +64,7 @@ class ClusterRunner(Runner):
         super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
         self.n_workers = len(info)
         self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
+        self.n_staged = max(client.run(staging_blocks).values()) if device == "cuda" else 0
         limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
         if limits:
             self.memory_budget = budget_within(min(limits))

@@ -37,7 +37,9 @@ TILE_SCORES = 1 << 20
 #: Centroids scored at once.
 TILE_CENTROIDS = 4096
 #: Bytes of rows one thread holds while it works on them, at most; a GPU wants more work at once.
-MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 256 << 20
+MAX_BLOCK_BYTES, MAX_DEVICE_BLOCK_BYTES = 64 << 20, 1 << 30
+#: Bytes of what a pass on a GPU makes of each row of a block: scores, lists of rows, labels.
+DEVICE_ROW_BYTES = 48
 #: Rows converted to float32 at once, for a core's cache.
 TILE_ROWS = 4096
 #: Bytes that are planned for a block of rows, at least; it may get half of that.
@@ -354,11 +356,11 @@ def limit_mib(budget: int) -> float:
     return (budget + PROCESS_BASE_BYTES) / 0.8 / 2**20
 
 
-def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -> int:
+def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, row_bytes: int = 0) -> int:
     """Bytes of a block of rows, so that every thread can hold the one it works on and the one it reads ahead.
 
-    Between 1 and 64 MiB, or 256 MiB for a GPU: there, blocks under way and what a pass makes of them take a fraction
-    of the `device_budget`.
+    Between 1 and 64 MiB, or 1 GiB for a GPU: there, a block and what a pass makes of its rows, of `row_bytes` each,
+    take a sixteenth of the `device_budget`.
 
     Examples
     --------
@@ -368,8 +370,13 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None) -
     4
     >>> block_bytes(64 << 30, 1, device_budget=1 << 30) >> 20
     64
+    >>> block_bytes(64 << 30, 1, device_budget=1 << 30, row_bytes=16) >> 20
+    16
     """
-    most = MAX_BLOCK_BYTES if device_budget is None else min(MAX_DEVICE_BLOCK_BYTES, device_budget // 16)
+    most = MAX_BLOCK_BYTES
+    if device_budget is not None:
+        most = min(MAX_DEVICE_BLOCK_BYTES, device_budget // 16)
+        most = most * row_bytes // (row_bytes + DEVICE_ROW_BYTES) if row_bytes else most
     return max(1 << 20, min(most, budget // (8 * n_threads)))
 
 
@@ -400,10 +407,12 @@ def plan_tasks(
     least_block: int = 0,
     n_blocks: int = 2,
     device_budget: int | None = None,
+    row_bytes: int = 0,
 ) -> TaskPlan | None:
     """Plan a stage: as many tasks as fit, of `n_threads`, then blocks, then what may stay; None where not one fits.
 
-    A task has `n_blocks` blocks under way, each of `least_block` bytes or more: a storage chunk.
+    A task has `n_blocks` blocks under way, each of `least_block` bytes or more: a storage chunk. For the others see
+    `block_bytes`.
 
     Examples
     --------
@@ -416,7 +425,7 @@ def plan_tasks(
     if n_tasks < 1:
         return None
     left = budget - stage.total(n_tasks)
-    size = block_bytes(budget, n_tasks, device_budget)
+    size = block_bytes(budget, n_tasks, device_budget, row_bytes)
     if n_blocks:
         size = max(least_block, min(size, left // (2 * n_blocks * n_tasks)))
     return TaskPlan(n_tasks, size, max(0, min(budget // 2, left - n_blocks * n_tasks * size)))

@@ -45,7 +45,8 @@ def split_parts(
     """Cut rows into at most `n_parts` parts of about the same size, each row in one of them.
 
     A block has at most `block_bytes`, and one storage chunk at least; `budget` is that of `Part`. Parts begin and end
-    at `cuts` (int64), for those who write by chunks, or anywhere between blocks.
+    at `cuts` (int64), for those who write by chunks, or anywhere between blocks; but for where parts meet, the blocks
+    are the same, so that what a pass left in memory serves the next one.
 
     Examples
     --------
@@ -57,12 +58,10 @@ def split_parts(
     bounds = rows.bounds(block_bytes, n_parts)
     # Three blocks for two parts would keep one of them waiting for the other.
     bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // n_parts) * n_parts), dtype=np.int64)
-    if cuts is not None:
-        bounds = np.union1d(bounds, cuts)
     allowed = bounds if cuts is None else cuts
     chosen = np.unique(allowed[_nearest(allowed, rows.n_rows * np.arange(n_parts + 1) // n_parts)])
     return [
-        Part(rows, tuple(int(b) for b in bounds[(bounds >= low) & (bounds <= high)]), budget)
+        Part(rows, (int(low), *bounds[(bounds > low) & (bounds < high)].tolist(), int(high)), budget)
         for low, high in itertools.pairwise(chosen)
     ]
 

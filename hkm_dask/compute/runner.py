@@ -28,7 +28,14 @@ from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
-from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes, make_room, ran_out
+from hkm_dask.compute.staging import (
+    RESIDENT_SHARE,
+    device_dtype,
+    device_row_bytes,
+    make_room,
+    ran_out,
+    staging_blocks,
+)
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import ComputeError
@@ -146,10 +153,24 @@ def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
     return least, 2, 0
 
 
-def input_bytes(rows: Rows) -> int:
-    """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""
+def memory_of_staging(rows: Rows, n_staged: int) -> tuple[int, int, int]:
+    """Do as `memory_of_blocks`, where `n_staged` blocks are in pinned memory on their way to a device, if any.
+
+    All but one of those are read at once; what is read as it is lies nowhere else.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.row_views import SubsetRows
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> memory_of_staging(SubsetRows(ArrayRows(np.zeros((9, 2))), np.arange(4)), 4)
+    (16, 7, 32)
+    """
     least_block, n_blocks, held = memory_of_blocks(rows)
-    return held + n_blocks * max(least_block, memory.LEAST_BLOCK)
+    if n_staged:
+        is_read = not isinstance(rows, ArrayRows)
+        n_made = max(0, n_blocks - 2) + (is_read and device_dtype(rows.dtype) != rows.dtype)
+        n_blocks = n_staged + (n_staged - 1) * n_made
+    return least_block, n_blocks, held
 
 
 class Runner:
@@ -172,6 +193,8 @@ class Runner:
         Bytes one worker may hold above what it holds when idle.
     device_budget : int or None
         Bytes one worker may keep on its GPU, where workers compute on GPUs.
+    n_staged : int
+        Blocks one worker has in pinned memory on their way to its GPU.
     client : distributed.Client or None
     dashboard : str or None
         Address of the Dask dashboard.
@@ -187,6 +210,7 @@ class Runner:
         # Tasks on a device fill it, one at a time.
         self.n_threads = n_threads or (1 if worker_device() == "cuda" else n_processors())
         self.device_budget = device_budget() if worker_device() == "cuda" else None
+        self.n_staged = staging_blocks() if worker_device() == "cuda" else 0
         self.memory_budget = memory.budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None
         self._owned: list[Path] = []
@@ -242,7 +266,7 @@ class Runner:
         if self.device_budget is None:
             return False
         n_device_bytes = (some.base.n_rows + some.n_rows) * device_row_bytes(some)
-        n_host_bytes = input_bytes(some) + host_cache.held + (0 if beside is None else beside.total())
+        n_host_bytes = self.input_bytes(some) + host_cache.held + (0 if beside is None else beside.total())
         fits = n_device_bytes <= RESIDENT_SHARE * self.device_budget * self.n_workers
         return fits and n_host_bytes <= self.memory_budget
 
@@ -282,17 +306,22 @@ class Runner:
         """
         if stage is None:
             stage = memory.lloyd_stage(self.n_own(rows), n_clusters, rows.n_features)
-        least_block, n_blocks, held = memory_of_blocks(rows)
+        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
         plan = memory.plan_tasks(
             stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
-            n_blocks=n_blocks, device_budget=self.device_budget,
+            n_blocks=n_blocks, device_budget=self.device_budget, row_bytes=rows.row_bytes,
         )  # fmt: skip
         if plan is None:
-            inputs = input_bytes(rows) + host_cache.held
+            inputs = self.input_bytes(rows) + host_cache.held
             memory.check_fits({f"n_clusters={n_clusters}": stage}, self.memory_budget, inputs=inputs)
             raise AssertionError("a stage that fits has a plan")
         n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, plan.n_tasks)
         return split_parts(rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts)
+
+    def input_bytes(self, rows: Rows) -> int:
+        """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""
+        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        return held + n_blocks * max(least_block, memory.LEAST_BLOCK)
 
     def n_own(self, rows: Rows) -> int:
         """Count the rows that are one worker's."""

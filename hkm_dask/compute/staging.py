@@ -2,7 +2,9 @@
 
 Threads read the next few blocks into pinned buffers, and each is copied, on a stream of its own, into one of two
 buffers on the device while kernels work on the block before. Blocks that found room on the device stay for the whole
-run; those that did not come last in every pass, so that their reading begins while resident ones are worked on.
+run; those that did not come last in every pass, so that their reading begins while resident ones are worked on. They
+stay in host memory, if there is room: pinned, as the device takes them, so that they are sent from where they lie.
+Arrays in memory are nobody's to pin: they pass through the buffers every time.
 """
 
 from __future__ import annotations
@@ -106,23 +108,29 @@ class _Staging:
         self.stream = cupy.cuda.Stream(non_blocking=True)
         self.pinned = [_Buffer(lambda n: cupyx.empty_pinned(n, np.uint8)) for _ in range(staging_blocks())]
         self.device = [_Buffer(lambda n: cupy.empty(n, cupy.uint8)) for _ in range(2)]
+        self.sending: list[tuple[Any, Any]] = []
 
     def read(self, part: Part, pair: tuple[int, int], number: int, keep: bool) -> Any:
-        """Read a block into pinned memory; what the device has no room for may stay in host memory besides."""
-        rows, buffer = part.rows, self.pinned[number % len(self.pinned)]
+        """Bring a block to pinned memory: to stay there, if the device has no room for it, or to a buffer."""
+        rows, dtype = part.rows, device_dtype(part.rows.dtype)
+        shape, key = (pair[1] - pair[0], rows.n_features), ("pinned", *pair)
+        pinned = host_cache.get(rows.key, key)
+        if pinned is not None:
+            return pinned
+        n_bytes, host = shape[0] * shape[1] * dtype.itemsize, host_cache.get(rows.key, pair)
+        room = host_cache.room(rows.key, part.budget) + (0 if host is None else host.nbytes)
+        if not keep and not isinstance(rows, ArrayRows) and n_bytes <= room:
+            pinned = _pinned_array(shape, dtype)
+        if pinned is not None:
+            _read_as(rows, pair, pinned)
+            host_cache.remove(rows.key, pair)  # it need not lie there twice
+            host_cache.put(rows.key, key, pinned, n_bytes, part.budget)
+            return pinned
+        buffer = self.pinned[number % len(self.pinned)]
         if buffer.busy is not None:
             buffer.busy.synchronize()
-        dtype = device_dtype(rows.dtype)
-        pinned = buffer.view((pair[1] - pair[0], rows.n_features), dtype)
-        host, n_bytes = host_cache.get(rows.key, pair), (pair[1] - pair[0]) * rows.row_bytes
-        in_memory = isinstance(rows, ArrayRows)
-        if host is None and not keep and not in_memory and n_bytes <= host_cache.room(rows.key, part.budget):
-            host = rows.read(*pair)
-            host_cache.put(rows.key, pair, host, n_bytes, part.budget)
-        if host is None and not in_memory and dtype == rows.dtype:
-            rows.read(*pair, pinned)
-        else:
-            pinned[...] = rows.read(*pair) if host is None else host
+        pinned = buffer.view(shape, dtype)
+        _read_as(rows, pair, pinned)
         return pinned
 
     def upload(self, pinned: Future[Any], number: int, keep: bool, compute: Any) -> Any:
@@ -138,7 +146,32 @@ class _Staging:
         block.set(host, stream=self.stream)
         event = self.stream.record()
         self.pinned[number % len(self.pinned)].busy = event
+        # Nor may a block that is forgotten meanwhile go before it is sent.
+        self.sending = [*((event, host) for event, host in self.sending if not event.done), (event, host)]
         return block, event
+
+
+def _read_as(rows: Rows, pair: tuple[int, int], out: Any) -> None:
+    """Read a block into an array of the device's type, from what this process remembers if it does."""
+    host = host_cache.get(rows.key, pair)
+    if host is None and out.dtype == rows.dtype:
+        rows.read(*pair, out)
+    else:
+        out[...] = rows.read(*pair) if host is None else host
+
+
+def _pinned_array(shape: tuple[int, int], dtype: np.dtype) -> Any | None:
+    """An array in pinned memory of its own, given back with it; None where the system pins no more.
+
+    CuPy's pool of pinned memory would keep what is given back.
+    """
+    from cupy.cuda import PinnedMemory, PinnedMemoryPointer, runtime
+
+    try:
+        memory = PinnedMemory(shape[0] * shape[1] * dtype.itemsize)
+    except runtime.CUDARuntimeError:
+        return None
+    return np.ndarray(shape, dtype, buffer=PinnedMemoryPointer(memory, 0))
 
 
 _thread = threading.local()
@@ -222,3 +255,4 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     finally:
         # A pass that fails leaves copies under way, into memory that the pool would give to others.
         staging.stream.synchronize()
+        staging.sending.clear()

@@ -24,7 +24,7 @@ from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import StageBytes, check_fits, fit_stage, project_level, write_stage
 from hkm_dask.compute.placement import discard, gather
-from hkm_dask.compute.runner import Runner, input_bytes
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
@@ -206,7 +206,7 @@ class _Build:
 
     def check(self) -> None:
         """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
-        runner, stages, inputs = self.runner, dict[str, StageBytes](), input_bytes(self.source.rows)
+        runner, stages, inputs = self.runner, dict[str, StageBytes](), self.runner.input_bytes(self.source.rows)
         for t, (level, plan) in enumerate(zip(self.config.levels, self._plan(), strict=True), 1):
             n_total = self.source.n_total if t == 1 else plan["n"]
             projected = project_level(

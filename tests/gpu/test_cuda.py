@@ -9,7 +9,7 @@ import pytest
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda import CudaIndex, RowList
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.memory import RMM_MESSAGE
@@ -68,14 +68,14 @@ def test_units_of_columns_find_the_same(cuda: Any, unit: int, monkeypatch: pytes
         centroids[first + column] = centroids[first] + np.float32(offset)
     rows[:72] = centroids[np.concatenate([first, first + 1, first + 8, first + 9])]
     geometry, n_open = geometry_of(rows), []
-    plain = CudaIndex._fused
+    plain = RowList.get
 
-    def counted(self: CudaIndex, *arguments: Any) -> Any:
-        n_open.append(len(left := plain(self, *arguments)))
+    def counted(self: RowList) -> Any:
+        n_open.append(len(left := plain(self)))
         return left
 
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda._CENTROIDS_FOR_UNITS", {unit: 0})
-    monkeypatch.setattr(CudaIndex, "_fused", counted)
+    monkeypatch.setattr(RowList, "get", counted)
     expected = search_on_cpu(rows, centroids, geometry)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused"))
     np.testing.assert_array_equal(actual[0], expected[0])

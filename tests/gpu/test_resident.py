@@ -10,7 +10,7 @@ from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard, gather, take_rows
 from hkm_dask.compute.resident import take
-from hkm_dask.compute.runner import Runner, input_bytes
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.kmeans.fit import Settings, fit
@@ -89,7 +89,7 @@ def test_rows_are_copied_where_the_device_or_the_host_lacks_room(cuda: Any) -> N
     rows = Stored(groups(N, 8, np.float16))
     n_bytes = int(np.ceil((N + len(INDEX)) * (2 * 8 + 48) / 0.75))
     with Runner(n_threads=1) as runner:
-        needs = input_bytes(SubsetRows(rows, INDEX)) + 1000
+        needs = runner.input_bytes(SubsetRows(rows, INDEX)) + 1000
         for device_budget, memory_budget, stays in (
             (n_bytes, needs, True), (n_bytes - 1, needs, False), (n_bytes, needs - 1, False)
         ):  # fmt: skip

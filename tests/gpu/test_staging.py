@@ -1,18 +1,20 @@
 """Blocks of rows on a device: resident, streamed, and when its memory runs out."""
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 import pytest
 
 from hkm_dask.compute import staging
-from hkm_dask.compute.block_cache import device_cache
+from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import iter_device_blocks, ran_out
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.search.geometry import make_geometry
+from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, groups, twice
 
@@ -42,6 +44,46 @@ def test_blocks_that_fit_stay_on_the_device_and_come_first(cuda: Any, monkeypatc
     assert 0 < len(kept) < 3
     assert orders[1][: len(kept)] == [start for start, _ in kept]
     assert rows.n_reads == 3 + 2 * (3 - len(kept))
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float64])
+def test_what_stays_in_host_memory_is_sent_from_where_it_lies(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, dtype: type
+) -> None:
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", "1KiB")
+    rows = Stored(groups(100, 8, dtype))
+    part = Part(rows, (0, 30, 60, 100), budget=1 << 20)
+    host_cache.put(rows.key, (0, 30), rows.array[:30], rows.array[:30].nbytes, part.budget)  # by a pass on the host
+    deque(iter_device_blocks(part), maxlen=0)
+    for buffer in staging._staging().pinned:
+        if buffer._memory is not None:
+            buffer._memory[:] = 0x7F
+    with costs.counted() as spent:
+        for start, block in iter_device_blocks(part):
+            expected = rows.array[start : start + len(block)].astype(block.dtype)
+            np.testing.assert_array_equal(block.get(), expected)
+    assert rows.n_reads == 2
+    assert spent.uploaded == 100 * 8 * staging.device_dtype(rows.dtype).itemsize
+    buffers = [buffer._memory for buffer in staging._staging().pinned]
+    assert all(memory is None or (memory == 0x7F).all() for memory in buffers)
+    kept = host_cache.blocks(rows.key)
+    assert [pair for pair, _ in kept] == [(0, 30), (30, 60), (60, 100)]
+    assert part.budget - host_cache.room(rows.key, part.budget) == sum(block.nbytes for _, block in kept)
+
+
+def test_a_system_that_pins_no_more_is_served_through_the_buffers(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(size: int, flags: int = 0) -> None:
+        raise cuda.cuda.runtime.CUDARuntimeError(2)
+
+    monkeypatch.setattr(cuda.cuda, "PinnedMemory", refuse)
+    monkeypatch.setenv("HKM_DEVICE_MEMORY", "1KiB")
+    rows = Stored(groups(100, 8))
+    for _ in range(2):
+        for start, block in iter_device_blocks(Part(rows, (0, 60, 100), budget=1 << 20)):
+            np.testing.assert_array_equal(block.get(), rows.array[start : start + len(block)])
+    assert rows.n_reads == 4
 
 
 def test_settings_of_the_device_that_make_no_sense_are_refused(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
