@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data import store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.hierarchy.assign import Assigned, LevelRows, assign
+from hkm_dask.hierarchy.assign import Assigned, LevelRows, _hints, assign
 from hkm_dask.kmeans.search.geometry import make_geometry
 
 
@@ -115,3 +116,16 @@ def test_centroids_that_are_none_are_never_found() -> None:
     assigned = run(level_of(ArrayRows(rows), 500, 17), centroids, r=2)
     assert assigned.counts[[0, 5, 16]].tolist() == [0, 0, 0]
     assert assigned.counts.sum() == 500
+
+
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_hints_are_the_nearest_centroids_of_those_before(n_threads: int) -> None:
+    _, before = data()
+    _, centroids = data(k=11)
+    before[3], centroids[7] = np.nan, np.nan
+    geometry = level_of(ArrayRows(data()[0]), 500, 11).geometry
+    with Runner(n_threads=n_threads) as runner:
+        hints = _hints(before, SharedArray(array=centroids), geometry, runner)
+    assert hints[3] == -1
+    kept, used = np.delete(np.arange(17), 3), np.delete(np.arange(11), 7)
+    assert hints[kept].tolist() == used[brute_force(before[kept], centroids[used])[0]].tolist()
