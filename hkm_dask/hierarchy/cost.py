@@ -116,8 +116,8 @@ class Structure:
         Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
     stays : bool
         An assignment finds on the device what the iteration before it left there.
-    sort_passes : int
-        Times that choosing members looks at each row.
+    looks : int
+        Times that a thread looks at each row when it chooses members.
     """
 
     block_bytes: int
@@ -128,7 +128,7 @@ class Structure:
     chooses: Literal["thread", "device"]
     groups: Literal["thread", "processors", "device"]
     stays: bool
-    sort_passes: int = 4
+    looks: int = 1
 
 
 #: As the code is.
@@ -355,7 +355,7 @@ def _level(t: int, n: int, d: int, itemsize: int, level: Level, structure: Struc
 def _choosing(n: int, n_members: int, structure: Structure) -> Work:
     if structure.chooses == "device":
         return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=8.0 * n_members)
-    return Work(thread_items=float(structure.sort_passes * n))
+    return Work(thread_items=float(structure.looks * n))
 
 
 def _gathering(rows: RowShape, members: RowShape) -> Work:

@@ -241,7 +241,7 @@ def describe_case(case: Case, ceilings: Ceilings) -> list[str]:
     k = ", ".join(map(str, case.n_clusters))
     head = f"{case.suite} {case.shape[0]} × {case.shape[1]}, k = {k}: "
     if any(one.note for one in case.measurements):
-        return [head, *(f"  {line}" for line in told), *(f"  {fact}" for fact in case.facts)]
+        return [head.rstrip(), *(f"  {line}" for line in told), *(f"  {fact}" for fact in case.facts)]
     return [head + "; ".join(told), *(f"  {fact}" for fact in case.facts)]
 
 

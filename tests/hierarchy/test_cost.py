@@ -93,7 +93,7 @@ def test_what_leaves_one_thread_takes_no_time_there() -> None:
     )
     assert slow["seeding: thinning"] > 5 * fast["seeding: thinning"]
     assert slow["gather: members gathered"] > 20 * fast["gather: members gathered"]
-    assert slow["assign: members chosen"] > 20 * fast["assign: members chosen"]
+    assert slow["assign: members chosen"] > 5 * fast["assign: members chosen"]
     assert slow["Lloyd: iterations"] == fast["Lloyd: iterations"]
     larger = seconds_of(
         run_steps(5_000_000, 384, "float16", levels, structure=replace(after, block_bytes=1 << 30)), H200, 384
