@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,6 +18,7 @@ import numpy as np
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.kmeans.search.traffic import Shares, lloyd_traffic
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
 
@@ -116,6 +117,8 @@ class Structure:
         Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
     stays : bool
         An assignment finds on the device what the iteration before it left there.
+    check_seconds : float
+        Until kernels are shown to be right on the device: processes that are waited for.
     looks : int
         Times that a thread looks at each row when it chooses members.
     """
@@ -128,13 +131,14 @@ class Structure:
     chooses: Literal["thread", "device"]
     groups: Literal["thread", "processors", "device"]
     stays: bool
+    check_seconds: float = 0.0
     looks: int = 1
 
 
 #: As the code is.
 NOW = Structure(
-    block_bytes=256 << 20, launches=65, synchronizations=7, thins="device", gathers="device", chooses="device",
-    groups="processors", stays=False,
+    block_bytes=1 << 30, launches=12, synchronizations=2, thins="device", gathers="device", chooses="device",
+    groups="processors", stays=True, check_seconds=2 * 4 * 2.5,  # rows in 16 and in 32 bits, four forms
 )  # fmt: skip
 
 
@@ -197,7 +201,7 @@ class Rates:
 
 #: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.
 H200 = Rates(
-    product=790e12, search_share=((128, 0.33), (384, 0.44), (1024, 0.50)), measured=10e12, memory=4.8e12, link=20e9,
+    product=790e12, search_share=((128, 0.57), (384, 0.66), (1024, 0.76)), measured=10e12, memory=4.8e12, link=55e9,
     launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_measured=5e9,
     thread_bytes=5e9,
     thread_items=2e7, n_processors=16,
@@ -245,8 +249,10 @@ class RowShape:
 
 def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
     """Iterations of Lloyd's on the device: sums are made once, then brought up to date for the rows that moved."""
-    each = rows.search(k) + rows.remeasure() + rows.started
-    return n_iter * each + rows.add_up(k) + (n_iter - 1) * rows.add_up(k, 2.0 * _MOVED)
+    searched = rows.search(k) + rows.remeasure() + rows.started
+    moved = lloyd_traffic(rows.n, k, rows.d, itemsize=rows.itemsize, shares=Shares(relabeled=_MOVED, left_open=_OPEN))
+    later = replace(searched, device_bytes=float(moved.on_device), link_bytes=float(moved.uploaded + moved.downloaded))
+    return searched + rows.add_up(k) + (n_iter - 1) * later
 
 
 def means(k: int, d: int, times: int = 1) -> Work:
@@ -408,6 +414,7 @@ def run_steps(
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds)),
+        Step(0, "start", "kernels checked", Work(seconds=structure.check_seconds)),
         # Three threads read ahead.
         Step(
             0, "start", "first reading", Work(store_bytes=stored / 3, link_bytes=float(n_rows * n_features * itemsize))

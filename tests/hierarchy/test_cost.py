@@ -105,7 +105,7 @@ def test_what_leaves_one_thread_takes_no_time_there() -> None:
 def test_every_seeding_and_splitting_has_a_cost(init: str) -> None:
     levels = (Level(n_clusters=50, n_splits=10, n_resamples=1, init=init, max_iter=3),)
     steps = run_steps(5000, 16, "float32", levels)
-    assert all(H200.seconds(step.work, 16) > 0 for step in steps)
+    assert all(H200.seconds(step.work, 16) > 0 for step in steps if step.phase != "start")
     assert {step.phase for step in steps} == {
         "start",
         "seeding",
