@@ -93,15 +93,31 @@ def test_scores_are_those_of_the_plain_kernel(cuda: Any) -> None:
         np.testing.assert_allclose(ours, plain, rtol=1e-5)
 
 
-def test_rows_that_are_gathered_take_the_plain_kernel(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("least", "has_room", "launched"), [(512, True, []), (90, True, [128, 64]), (90, False, [])])
+def test_rows_in_no_run_are_gathered_where_it_pays_and_there_is_room(
+    cuda: Any, emulator: Emulator, least: int, has_room: bool, launched: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
     rng = np.random.default_rng(1)
-    rows, centroids = rng.normal(size=(200, 24)).astype(np.float16), rng.normal(size=(90, 24)).astype(np.float32)
-    geometry, which = geometry_of(rows), np.flatnonzero(rng.random(200) < 0.4)
-    search, launched = CudaIndex(centroids, geometry, "hopper"), []
-    monkeypatch.setattr(cuda_hopper, "nearest_two", lambda *arguments: launched.append(arguments))
-    labels, _ = search_on_device(cuda, rows, search, which=cuda.asarray(which))
-    assert not launched
-    np.testing.assert_array_equal(labels[which], search_on_cpu(rows, centroids, geometry)[0][which])
+    rows, centroids = rng.normal(size=(400, 24)).astype(np.float16), rng.normal(size=(90, 24)).astype(np.float32)
+    geometry, which = geometry_of(rows), rng.choice(400, 192, replace=False)
+    monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", least)
+    monkeypatch.setattr(cuda_hopper, "_GATHERED_BYTES", 1)  # a tile
+    searched, plain = [], cuda_hopper.nearest_two
+
+    def counted(*arguments: Any) -> None:
+        searched.append(len(arguments[0]))
+        plain(*arguments)
+
+    def without_room(*arguments: Any) -> None:
+        raise cuda.cuda.memory.OutOfMemoryError(1, 1, 1)
+
+    monkeypatch.setattr(cuda_hopper, "nearest_two", counted if has_room else without_room)
+    actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"), which=cuda.asarray(which))
+    assert searched == launched
+    expected = search_on_cpu(rows, centroids, geometry)
+    np.testing.assert_array_equal(actual[0][which], expected[0][which])
+    np.testing.assert_array_equal(actual[1][which], expected[1][which])
+    assert (np.delete(actual[0], which) == -1).all()
 
 
 @pytest.mark.parametrize("lacking", ["device", "driver"])

@@ -18,7 +18,7 @@ Two ways find the scores: *fused*, a kernel that keeps the two best of every row
 whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
 L2 cache. The fused kernel keeps scores of units of columns, each the lowest of its columns. All columns of the best are
 measured, and no column of another unit scores below the second best: the bound is that of columns. Hopper has a form of
-its own, for rows that lie in a run and are searched among all centroids; others take the plain one.
+its own; rows in groups, and a few centroids for rows in no run, take the plain one.
 """
 
 from __future__ import annotations
@@ -39,14 +39,7 @@ from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, 
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import choose_form, forms_here, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
-from hkm_dask.kmeans.search.cuda_operand import (
-    FUSED,
-    CudaOperand,
-    Form,
-    kind_of,
-    make_cuda_operand,
-    multiply,
-)
+from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 
@@ -335,9 +328,18 @@ class CudaIndex:
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = _unit(len(centroids), rows.shape[1]) if tiles is None else 1  # none may reach into the next group
-        if self.form == "hopper" and which is None and tiles is None and cuda_hopper.is_available():
-            cuda_hopper.nearest_two(operand.matrix, centroids, bias, alpha, np.int32(unit), *out)
-            return unit
+        if self.form == "hopper" and tiles is None and cuda_hopper.is_available():
+            arguments = centroids, bias, alpha, np.int32(unit), *out
+            if which is None:
+                cuda_hopper.nearest_two(operand.matrix, *arguments)
+                return unit
+            if len(centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
+                try:
+                    cuda_hopper.nearest_of_some(operand.matrix, which, *arguments)
+                    return unit
+                except MemoryError as error:
+                    if not ran_out(error):
+                        raise
         nothing, has_which, has_tiles = unused(np.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
         launch(
