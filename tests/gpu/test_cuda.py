@@ -125,6 +125,18 @@ def test_a_search_among_some_keeps_their_numbers(cuda: Any, form: Form) -> None:
     np.testing.assert_array_equal(actual[1], distances)
 
 
+def test_centroids_may_be_on_the_device_already(cuda: Any) -> None:
+    rows = groups(140, 16)
+    geometry, centroids = geometry_of(rows), rows[:30].copy()
+    for n_unused in (0, 3):
+        centroids[:n_unused] = np.nan
+        index = CudaIndex(cuda.asarray(centroids), geometry)
+        for actual, expected in zip(
+            search_on_device(cuda, rows, index), search_on_cpu(rows, centroids, geometry), strict=True
+        ):
+            np.testing.assert_array_equal(actual, expected)
+
+
 def test_nothing_to_search_changes_nothing(cuda: Any) -> None:
     rows = np.ones((3, 8), np.float32)
     labels, distances = search_on_device(cuda, rows, CudaIndex(np.full((2, 8), np.nan, np.float32), geometry_of(rows)))

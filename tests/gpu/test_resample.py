@@ -10,7 +10,7 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.search.geometry import make_geometry
-from tests.emulated import arrays
+from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import groups, twice
 
@@ -36,18 +36,12 @@ def test_the_members_are_the_cpus(cuda: Any, r: int) -> None:
         np.testing.assert_array_equal(values, wanted)
 
 
-def test_only_what_is_picked_comes_to_the_host(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
-    get, n_bytes = arrays.ndarray.get, []
-
-    def weighed(self: arrays.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
-        n_bytes.append(self.nbytes)
-        return get(self, *arguments, **options)
-
+def test_only_what_is_picked_comes_to_the_host(cuda: Any, emulator: Emulator) -> None:
     n, k, r = 50_000, 20, 3
     keys, labels = (cuda.asarray(values) for values in labeled(n, k))
-    monkeypatch.setattr(arrays.ndarray, "get", weighed)
-    picked = ResampleSet.pick(k, r, keys, labels, range(n))
-    assert sum(n_bytes) <= 20 * len(picked.rows) + 8 * (k + 1) + 64
+    with costs.counted() as spent:
+        picked = ResampleSet.pick(k, r, keys, labels, range(n))
+    assert spent.downloaded <= 20 * len(picked.rows) + 8 * (k + 1) + 64
 
 
 @pytest.mark.usefixtures("little_work_on_the_device")
@@ -56,20 +50,16 @@ def test_a_pass_that_picks_brings_no_labels_to_the_host(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, random_key: int | None
 ) -> None:
     rows, centroids, n_bytes = ArrayRows(groups(3000, 8)), groups(12, 8, seed=3), []
-    get = arrays.ndarray.get
-
-    def weighed(self: arrays.ndarray, *arguments: Any, **options: Any) -> np.ndarray:
-        n_bytes.append(self.nbytes)
-        return get(self, *arguments, **options)
 
     def compute() -> np.ndarray:
-        with Runner(n_threads=1) as runner, monkeypatch.context() as patch:
+        with Runner(n_threads=1) as runner:
             level = LevelRows(rows, 3000, make_geometry(rows, runner, n_clusters=12), chunk_rows=3000)
-            patch.setattr(arrays.ndarray, "get", weighed)
-            chosen = assign(level, centroids, run="r", runner=runner, r=3, random_key=random_key).chosen
-            assert chosen is not None
-            return chosen.rows
+            with costs.counted() as spent:
+                chosen = assign(level, centroids, run="r", runner=runner, r=3, random_key=random_key).chosen
+        n_bytes.append(spent.downloaded)
+        assert chosen is not None
+        return chosen.rows
 
     on_cpu, on_device = twice(cuda, monkeypatch, compute)
     np.testing.assert_array_equal(on_device, on_cpu)
-    assert 20 * 36 <= sum(n_bytes) < 4 * 3000
+    assert 20 * 36 <= n_bytes[1] < 4 * 3000

@@ -16,6 +16,8 @@ from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
+from tests.emulated import costs
+from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, groups, twice
 
 N = 300
@@ -43,7 +45,7 @@ def test_rows_on_the_device_are_not_read_again(cuda: Any, dtype: type) -> None:
 
 
 @pytest.mark.parametrize("n_resident", [N, 200])
-def test_some_rows_of_those_on_the_device_are_gathered_there(cuda: Any, n_resident: int) -> None:
+def test_some_rows_of_those_on_the_device_are_gathered_there(cuda: Any, emulator: Emulator, n_resident: int) -> None:
     array = groups(N, 8, np.float16)
     rows = Stored(array)
     put_on_device(rows, n_resident)
@@ -52,6 +54,10 @@ def test_some_rows_of_those_on_the_device_are_gathered_there(cuda: Any, n_reside
         some = gather(rows, INDEX, runner)
         assert isinstance(some, SubsetRows)
         (part,) = runner.split(some, 4)
+        with costs.counted() as spent:
+            for _ in worker_engine().blocks(part):
+                pass
+        assert (spent.uploaded, spent.downloaded) == ((8 if n_resident == N else 2 * 8) * len(INDEX), 0)
         for _ in range(2):
             blocks = sorted(worker_engine().blocks(part), key=lambda block: block[0])
             np.testing.assert_array_equal(np.concatenate([block.get() for _, block in blocks]), array[INDEX])

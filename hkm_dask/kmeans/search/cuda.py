@@ -31,7 +31,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import device_attribute, worker_module
+from hkm_dask.compute.backend import array_module, device_attribute, to_host, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -85,7 +85,7 @@ class CudaEngine(Engine):
         """See `Engine.row_dtype`."""
         return device_dtype(dtype)
 
-    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CudaIndex:
+    def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""
         forms = sound_forms(forms_here(geometry.precision), centroids.shape[1], centroids.dtype)
         return CudaIndex(centroids, geometry, next(forms))
@@ -155,25 +155,25 @@ class CudaIndex:
 
     Parameters
     ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        On the host. Rows of NaN are slots without a centroid and are never found.
+    centroids : ndarray or cupy.ndarray of float32, shape (n_clusters, n_features)
+        Rows of NaN are slots without a centroid and are never found.
     geometry : Geometry
     form : str, default "fused"
         One of `FORMS`.
     """
 
-    def __init__(self, centroids: NDArray[np.float32], geometry: Geometry, form: Form = "fused") -> None:
+    def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:
         import cupy
 
-        used = ~np.isnan(centroids[:, 0])
+        xp, used = array_module(centroids), ~np.isnan(to_host(centroids[:, 0]))
         self.geometry, self.form = geometry, form
         self._numbers = np.flatnonzero(used).astype(np.int32)
         self._device_numbers: dict[int, Any] = {}
-        kept = np.ascontiguousarray(centroids[used])
+        kept = xp.ascontiguousarray(centroids if used.all() else centroids[xp.asarray(used)])
         self.centroids = cupy.asarray(kept)
         if not len(kept):
             return
-        self._largest = float(np.abs(kept - geometry.origin).max(initial=0.0))
+        self._largest = float(xp.abs(kept - xp.asarray(geometry.origin)).max())
         self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
         self._make_operand()
 

@@ -215,8 +215,8 @@ class Engine(ABC):
         """Type in which the engine computes with rows of a type."""
 
     @abstractmethod
-    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CentroidIndex:
-        """An index of centroids for a few searches, too few to have their form tried."""
+    def index(self, centroids: Any, geometry: Geometry) -> CentroidIndex:
+        """An index of centroids, on the host or of the engine, for searches too few to have their form tried."""
 
     @abstractmethod
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:

@@ -108,9 +108,10 @@ class _Candidates:
         engine = engine_for(2.0 * len(some) * len(batch.numbers) * self._vectors.shape[1])
         if engine not in self._rows:
             self._rows[engine] = engine.put(self._vectors)
+        rows = self._rows[engine]
         if engine not in batch.indexes:
-            batch.indexes[engine] = engine.index(self._vectors[batch.numbers], self._geometry)
-        rows, index = self._rows[engine][engine.put(some)], batch.indexes[engine]
+            batch.indexes[engine] = engine.index(rows[engine.put(batch.numbers)], self._geometry)
+        rows, index = rows[engine.put(some)], batch.indexes[engine]
         # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
         labels, distances = engine.xp.full(len(some), _NONE, engine.xp.int32), engine.put(self._limits[some])
 
