@@ -135,3 +135,22 @@ def test_numbers_are_cupys(real: dict[str, Any]) -> None:
 def test_attributes_of_the_device_are_in_cupys_table(real: dict[str, Any]) -> None:
     assert set(runtime.Device.attributes) <= set(real["attributes"])
     assert len(real["attributes"]) > 100
+
+
+_BY_VALUE = """
+import numpy, sys, types
+from cupy.cuda.function import Function
+kernel = Function.__new__(Function)
+for n in (1, 2):
+    try:
+        kernel((1,), (1,), (numpy.zeros(n, "V128"),), stream=types.SimpleNamespace(ptr=0))
+    except TypeError as error:
+        print(n, error)
+    except Exception:  # there is no driver, or no kernel
+        pass
+"""
+
+
+def test_cupy_passes_one_tensor_map_by_value() -> None:
+    done = subprocess.run([sys.executable, "-c", _BY_VALUE], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("2 You are trying to pass a numpy.ndarray of shape (2,)")
