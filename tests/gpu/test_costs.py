@@ -10,14 +10,21 @@ import pytest
 
 import hkm_dask as hkm
 from hkm_dask.compute import staging
+from hkm_dask.compute.memory import DEVICE_ROW_BYTES
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
+from hkm_dask.kmeans.search import cuda as search_module
+from hkm_dask.kmeans.search import cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaSearch
+from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.traffic import lloyd_traffic
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
-from tests.gpu.inputs import Stored, groups
+from tests.gpu.inputs import Stored, geometry_of, groups
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -78,3 +85,31 @@ def test_resident_rows_are_sent_once_for_a_level(
     hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config)
     assert len(sent) > 2
     assert sum(sent) == 384
+
+
+@pytest.mark.parametrize("n_stayed", [4, 0], ids=["split", "whole"])
+def test_a_pass_makes_of_a_row_what_is_planned_for_it(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, n_stayed: int
+) -> None:
+    n, rows = 20_000, groups(20_000, 8, np.float16)
+    before = rows[:8].astype(np.float32)
+    now = before + np.float32(np.arange(8) >= n_stayed)[:, None]
+    geometry, table = geometry_of(rows), ArrayRows(rows)
+    monkeypatch.setattr(CudaSearch, "form", lambda *_: "fused")
+    for module in (search_module, cuda_kernels):  # memory is taken before a kernel runs
+        monkeypatch.setattr(module, "launch", lambda *_, **__: None)
+    engine = CudaEngine()
+    assignment = Assignment(cuda.zeros(n, cuda.int32), cuda.zeros(n))
+    search = engine.search(Part(table, (0, n), 1 << 20), geometry, "lloyd", assignment)
+    tile = RowTile(0, n, cuda.asarray(rows), assignment.labels, assignment.distances, cuda.empty(0, cuda.int64))
+    sums, counts = cuda.zeros((8, 8), cuda.int64), cuda.zeros(8, cuda.int64)
+    centroids = SharedArray(array=now), SharedArray(array=before)
+    for _ in range(2):  # once to have the centroids made ready
+        tile.previous_labels = None
+        used = emulator.pool._peak = emulator.pool.used_bytes()
+        search.update(tile, *centroids)
+        moved = tile.previous_labels, tile.labels, tile.weights
+        geometry.units.move_rows(engine, tile.rows, *moved, sums, counts)
+        made = emulator.pool._peak - used
+        del moved
+    assert 0.4 * DEVICE_ROW_BYTES * n < made < DEVICE_ROW_BYTES * n + 20_000
