@@ -1,17 +1,14 @@
-"""Kernels broken on purpose, by substitutions in their source; which one is broken is chosen when it runs.
-
-As a program: the child process of the self-check, on the emulator, with one of them broken.
-"""
+"""Kernels broken on purpose, by substitutions in their source; which one is broken is chosen when it runs."""
 
 import ctypes
 import os
-import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
+from hkm_dask.kmeans.search import cuda_check, cuda_hopper, cuda_kernels
 from pipelines.mutants.cases import Mutant
 from tests.emulated import kernels
 from tests.emulated.broken_hopper import switched_source, unit_of
@@ -91,22 +88,22 @@ def break_kernels(monkeypatch: pytest.MonkeyPatch, name: str | None, *, half: bo
     ctypes.c_int.in_dll(module._library, "hkm_mutant").value = n
 
 
-def break_hopper(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
-    """Have the kernel for Hopper run broken, in one of the ways of `tests.emulated.broken_hopper`."""
+def break_hopper(monkeypatch: pytest.MonkeyPatch, how: str | None) -> None:
+    """Have the kernel for Hopper run broken, in one of the ways of `tests.emulated.broken_hopper`, or in none."""
     sound, switched, search = cuda_kernels.source, switched_source(), cuda_hopper.nearest_two
     monkeypatch.setattr(cuda_kernels, "source", lambda *files: switched if files else sound())
-    monkeypatch.setattr(
-        cuda_hopper,
-        "nearest_two",
-        lambda *arguments: search(*arguments[:4], np.int32(unit_of(how, int(arguments[4]))), *arguments[5:]),
-    )
+
+    def search_broken(*arguments: Any) -> None:
+        unit = arguments[4] if how is None else np.int32(unit_of(how, int(arguments[4])))
+        search(*arguments[:4], unit, *arguments[5:])
+
+    monkeypatch.setattr(cuda_hopper, "nearest_two", search_broken)
 
 
-if __name__ == "__main__":
+def install_here() -> None:
+    """Put the emulator in place in this process, with the mutant of the environment, if there is one."""
     kernels.build_in(Path(os.environ["HKM_EMULATED_KERNELS"]))
     patch = pytest.MonkeyPatch()
     install(patch)
-    from hkm_dask.kmeans.search.cuda_check import main
-
+    patch.setattr(cuda_check, "_N_STEPS", 1)
     break_kernels(patch, os.environ["HKM_MUTANT"] or None, half=True)
-    main(sys.argv[1:])

@@ -14,13 +14,12 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_forms, cuda_hopper
+from hkm_dask.kmeans.search import cuda_check, cuda_forms, cuda_hopper
 from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from tests.emulated import kernels
 from tests.emulated.plugin import Emulator
-from tests.gpu import broken
 from tests.gpu.broken import break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups, twice
 
@@ -41,6 +40,7 @@ def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda_forms, "_fault", _fault)
     monkeypatch.setattr(cuda_forms, "APART", False)
     monkeypatch.setattr(cuda_forms, "_faults", {})
+    monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -68,7 +68,7 @@ def test_a_form_at_fault_is_put_aside_and_the_next_gives_the_cpus_labels(
     compute()  # is told once
     np.testing.assert_array_equal(on_device, on_cpu)
     (warning,) = told
-    assert "kernel nearest_two gave wrong scores for " in str(warning.message)
+    assert str(warning.message).startswith("the kernel nearest_two gave wrong scores for ")
     assert str(warning.message).endswith("rows; this process goes on with cuBLAS in float16")
     geometry = geometry_of(rows)
     assert not CudaEngine().batches(geometry, HALF)
@@ -146,10 +146,12 @@ def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyP
     ],
 )
 def test_a_kernel_is_checked_in_a_process_of_its_own(
-    monkeypatch: pytest.MonkeyPatch, name: str, limit: float, expected: str | None
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, name: str, limit: float, expected: str | None
 ) -> None:
     break_kernels(monkeypatch, None, half=True)  # compiled for the child
-    program(monkeypatch, str(Path(broken.__file__)))
+    (tmp_path / "sitecustomize.py").write_text("from tests.gpu.broken import install_here; install_here()")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(cuda_forms, "APART", True)
     monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", limit)
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(kernels._build_folder))
     monkeypatch.setenv("HKM_MUTANT", name)

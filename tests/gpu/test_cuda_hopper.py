@@ -10,12 +10,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, tensor_map
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
+from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.plugin import Emulator
-from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
+from tests.gpu.inputs import geometry_of, groups, search_on_cpu, search_on_device, twice
 from tests.gpu.test_cuda_kernels import CUPYS_OPTION, compile_as_cupy, runtime_compiler
 
 
@@ -146,3 +150,19 @@ def test_what_the_driver_refuses_is_an_error(cuda: Any) -> None:
         tensor_map.tensor_map(cuda.zeros((4, 12), cuda.float16), (4, 8))  # lines at no multiple of 16 bytes
     with pytest.raises(ComputeError, match=r"refused a matrix of shape \(4, 8\)"):
         tensor_map.tensor_map(cuda.zeros((4, 8), cuda.float16), (300, 8))
+
+
+def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = groups(260, 24, np.float16)
+    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
+    launched, plain = [], cuda_hopper.nearest_two
+    monkeypatch.setattr(cuda_hopper, "nearest_two", lambda *some: launched.append(plain(*some)))
+
+    def compute() -> Any:
+        with Runner(n_threads=1) as runner:
+            geometry = make_geometry(ArrayRows(rows), runner, n_clusters=15)
+            return fit(ArrayRows(rows), Settings(15, max_iter=3), geometry=geometry, runner=runner).centroids
+
+    on_cpu, on_device = twice(cuda, monkeypatch, compute)
+    np.testing.assert_array_equal(on_device, on_cpu)
+    assert len(launched) > 3  # it comes first where there is a Hopper

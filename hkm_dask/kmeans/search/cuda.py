@@ -160,6 +160,11 @@ class CudaIndex:
     geometry : Geometry
     form : str, default "fused"
         One of `FORMS`.
+
+    Attributes
+    ----------
+    unit : int
+        Columns of a unit of scores in the fused search: 1, 2 or 4.
     """
 
     def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:
@@ -198,6 +203,7 @@ class CudaIndex:
         per_size, per_error = (2.0 * error + gamma * size) * (1.0 + 1e-6), 2.0 * np.sqrt(norm) * (1.0 + 1e-6)
         constant = 2.0**-22 * max(bias, norm) + 2.0**-100
         self._bounds = np.float64(per_size), np.float64(per_error), np.float64(constant)
+        self.unit = _unit(len(self.centroids), self.centroids.shape[1])
 
     def only(self, chosen: NDArray[np.bool_]) -> Self:
         """See `CentroidIndex.only`."""
@@ -327,7 +333,7 @@ class CudaIndex:
     ) -> int:
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
-        unit = _unit(len(centroids), rows.shape[1]) if tiles is None else 1  # none may reach into the next group
+        unit = self.unit if tiles is None else 1  # none may reach into the next group
         if self.form == "hopper" and tiles is None and cuda_hopper.is_available():
             arguments = centroids, bias, alpha, np.int32(unit), *out
             if which is None:

@@ -6,14 +6,12 @@ is the rule itself. The host is asked, not a simple kernel, because it shares ne
 is checked. Results are poison before every launch, so that lines which nobody writes show, and so are some beside them.
 
 Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
-rows, centroids and features. Run as a program, this checks a form on made rows in a process of its own; see
-`cuda_forms`.
+rows, centroids and features. `main` checks a form on made rows in a process of its own; see `cuda_forms`.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,16 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cuda_operand import CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.untrusted import reason
 
-#: Made rows and centroids: two tiles of 128 and 256, and a ragged third.
-_N_ROWS, _N_CENTROIDS = 300, 556
+#: Made rows: two tiles of 128, and a ragged third. Centroids come in tiles of 256, features in steps of 64: two tiles
+#: and a ragged one at least, and so many steps that each of four stages of shared memory is filled several times.
+_N_ROWS, _TILE, _DEPTH, _N_STEPS, _RAGGED = 300, 256, 64, 12, 44
 #: Lines beside the results that have to stay as they are.
 _BESIDE = 128
-#: Forms that write every score; all others keep two of a row.
-_PRODUCTS = ("half", "bfloat", "tf32", "single", "double")
 #: What the program prints once the device is at hand, and how it ends where it cannot tell.
 READY, CANNOT_TELL = "ready", 3
 
@@ -55,14 +52,14 @@ class Sample:
 
 def made_sample(n_features: int, dtype: np.dtype) -> Sample:
     """Rows around centroids, of which some lie closer to each other than 16 bits can tell, and one row far out."""
-    rng = np.random.default_rng(0)
-    centroids = rng.normal(0.2, 1.0, (_N_CENTROIDS, n_features))
-    near = rng.choice(_N_CENTROIDS, (2, _N_CENTROIDS // 8), replace=False)
+    rng, k = np.random.default_rng(0), _TILE * max(2, -(-_N_STEPS // -(-n_features // _DEPTH))) + _RAGGED
+    centroids = rng.normal(0.2, 1.0, (k, n_features))
+    near = rng.choice(k, (2, _N_ROWS // 4), replace=False)
     centroids[near[0]] = centroids[near[1]] + rng.normal(0.0, 1e-5, (near.shape[1], n_features))
-    rows = centroids[rng.integers(_N_CENTROIDS, size=_N_ROWS)] + rng.normal(0.0, 0.5, (_N_ROWS, n_features))
+    rows = centroids[rng.integers(k, size=_N_ROWS)] + rng.normal(0.0, 0.5, (_N_ROWS, n_features))
     rows[: near.shape[1]] = centroids[near[0]] + rng.normal(0.0, 1e-3, (near.shape[1], n_features))
     rows[-1] *= 30.0
-    centroids[_N_CENTROIDS // 3] = np.nan
+    centroids[k // 3] = np.nan
     rows = rows.astype(dtype)
     mean = rows.mean(axis=0, dtype=np.float64).astype(np.float32)
     return Sample(rows, centroids.astype(np.float32), Geometry(mean, float(np.abs(rows).max()), _N_ROWS))
@@ -105,26 +102,28 @@ def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.b
     lines, columns = np.array([0, 3 * n // 7, 3 * n // 7, n]), np.array([0, k // 3, k // 2, k])
     of_rows = np.repeat(np.arange(3, dtype=np.int32), np.diff(lines))
     groups = Groups(cupy.asarray(of_rows), lines, columns, np.arange(k, dtype=np.int32))
-    if form in _PRODUCTS:
-        yield "scores", truth.wrong_products(index, operand)
-    else:
-        yield "scores", truth.wrong_two_best(index, on_device, operand)
+    host, wide = CpuIndex(centroids, geometry), rows.astype(np.float32)
+    expected = np.full(n, -1, np.int32), np.full(n, np.inf)
+    host.nearest(wide, *expected)
+    for unit in (1, 2, 4) if form in FUSED else (1,):
+        index.unit = unit
+        if form in FUSED:
+            yield "scores", truth.wrong_two_best(index, on_device, operand)
+        else:
+            yield "scores", truth.wrong_products(index, operand)
+        actual = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
+        index.nearest(on_device, *actual, operand)
+        yield "labels", _differ(actual, expected)
+    if form in FUSED:
         yield "scores", truth.wrong_two_best(index, on_device, operand, some)
         yield "scores", truth.wrong_two_best(index, on_device, operand, groups=groups)
-
-    host, wide = CpuIndex(centroids, geometry), rows.astype(np.float32)
     known = np.full(n, -1, np.int32), np.full(n, np.inf)
-    expected = known[0].copy(), known[1].copy()
-    host.nearest(wide, *expected)
-    actual = cupy.asarray(known[0]), cupy.asarray(known[1])
-    index.nearest(on_device, *actual, operand)
-    yield "labels", _differ(actual, expected)
     host.only(np.arange(k) % 2 > 0).nearest(wide, *known)
     actual = cupy.asarray(known[0]), cupy.asarray(known[1])
     index.nearest(on_device, *actual, operand, which=cupy.asarray(some))
     host.nearest(wide, *known, which=some)
     yield "labels", _differ(actual, known)
-    if form not in _PRODUCTS:
+    if form in FUSED:
         known = np.full(n, -1, np.int32), np.full(n, np.inf)
         actual = cupy.asarray(known[0]), cupy.asarray(known[1])
         index.nearest_in_groups(on_device, *actual, operand, groups)
@@ -223,7 +222,3 @@ def main(words: list[str]) -> None:
     except MemoryError:
         raise SystemExit(CANNOT_TELL) from None
     print(json.dumps(fault), flush=True)
-
-
-if __name__ == "__main__":
-    main(sys.argv[1:])

@@ -46,9 +46,9 @@ _TIE = 1.05
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 512, 1024
 #: Whether made rows are searched in another process, and the seconds that it may take, compilation included.
 APART, LIMIT_SECONDS = True, 120.0
-_PROGRAM = ("-P", "-c", "from hkm_dask.kmeans.search.cuda_check import main; import sys; main(sys.argv[1:])")
+_PROGRAM = ("-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_check import main; main(sys.argv[1:])")
 
-_NAMES = {
+_NAMES: dict[Form, str] = {
     "hopper": "the kernel nearest_two_hopper", "fused": "the kernel nearest_two", "half": "cuBLAS in float16",
     "bfloat": "cuBLAS in bfloat16", "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32",
     "double": "cuBLAS in float64",
@@ -143,15 +143,11 @@ def sound_forms(
         if fault is None:
             yield form
         else:
-            faults.append(f"{_name(form)} {fault}")
+            faults.append(f"{_NAMES[form]} {fault}")
     if len(faults) == len(forms):
         raise ComputeError(
             f"no search on this GPU is right ({'; '.join(faults)}); compute on the CPU, and report what the GPU does"
         )
-
-
-def _name(form: Form) -> str:
-    return _NAMES.get(form, f"the form {form}")
 
 
 def _fault(
@@ -170,8 +166,8 @@ def _fault(
             if key not in _faults:
                 _faults[key] = check()
                 if _faults[key] is not None:
-                    outlook = f"this process goes on with {_name(others[0])}" if others else "it is left out"
-                    _warn(f"{_name(form)} {_faults[key]}; {outlook}")
+                    outlook = f"this process goes on with {_NAMES[others[0]]}" if others else "it is left out"
+                    _warn(f"{_NAMES[form]} {_faults[key]}; {outlook}")
             if _faults[key] is not None:
                 return _faults[key]
     return None
