@@ -111,6 +111,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
     # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms._fault", lambda *_: None)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.APART", False)  # other processes have no emulator
     forget()
     return Emulator()
 

@@ -129,6 +129,28 @@ def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: 
 
 
 @pytest.mark.usefixtures("checked")
+def test_the_forms_of_a_trial_are_checked_side_by_side(
+    monkeypatch: pytest.MonkeyPatch, timed: list[tuple[str, int]], tmp_path: Path
+) -> None:
+    code = f"""
+import os, pathlib, time
+folder = pathlib.Path({str(tmp_path)!r})
+(folder / str(os.getpid())).touch()
+print('ready', flush=True)
+while len(list(folder.iterdir())) < 3:  # all three have begun
+    time.sleep(0.01)
+print('null')
+"""
+    program(monkeypatch, "-c", code)
+    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", 5.0)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: None)
+    search, tile, centroids = search_of(groups(300, 8))
+    assert search.form(tile, centroids) == "single"
+    assert {form for form, _ in timed} == {"fused", "half", "single"}
+    assert not cuda_forms._begun
+
+
+@pytest.mark.usefixtures("checked")
 def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch)
     monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")

@@ -4,9 +4,9 @@ No form is used before it was checked (`cuda_check`): on made rows of as many fe
 be searched, once per process. A form at fault is put aside with one warning, and the next takes over. The made rows are
 searched in a process of its own, with a context of its own: an illegal address ends the context it comes up in, with
 all that lies on the device, and a kernel that never ends cannot be stopped but with its process. That takes two or
-three seconds for each form; nothing is kept on disk, where a verdict could be planted or outlive a driver. Where such a
-process cannot be had, as on a device that admits one process only, the check runs here: wrong answers are found all
-the same.
+three seconds, for the forms of a trial together; nothing is kept on disk, where a verdict could be planted or outlive a
+driver. Where such a process cannot be had, as on a device that admits one process only, the check runs here: wrong
+answers are found all the same.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
 microseconds would choose for millions of rows, and the first form is taken.
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -56,6 +57,8 @@ _NAMES: dict[Form, str] = {
 #: What was found out in this process: a fault in words, or None.
 _faults: dict[Hashable, str | None] = {}
 _checking = threading.Lock()
+#: Checks in processes of their own that began before they are asked for.
+_begun: dict[Hashable, subprocess.Popen[str]] = {}
 
 
 def forms_here(precision: str) -> tuple[Form, ...]:
@@ -75,6 +78,7 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
         return next(sound())
 
     def fastest() -> Form:
+        _begin_checks(forms, rows.shape[1], rows.dtype)
         times: dict[Form, list[float]] = {}
         for form in sound():
             milliseconds = _timed_search(form, search, tile, centroids, n)
@@ -180,6 +184,27 @@ def _warn(message: str) -> None:
     warn(message, RuntimeWarning)
 
 
+def _begin_checks(forms: Sequence[Form], n_features: int, dtype: np.dtype) -> None:
+    """Begin to check forms on made rows side by side: most of the time of a check is that of starting its process."""
+    from cupy.cuda import runtime
+
+    device = runtime.getDevice()
+    with _checking, suppress(OSError):
+        for form in forms:
+            made = form, n_features, dtype.name, device
+            if APART and made not in _faults and made not in _begun:
+                _begun[made] = _begin_check(*made)
+
+
+def _begin_check(form: Form, n_features: int, dtype: str, device: int) -> subprocess.Popen[str]:
+    path = os.pathsep.join(entry for entry in sys.path if entry)
+    return subprocess.Popen(
+        [sys.executable, *_PROGRAM, str(device), dtype, str(n_features), form],
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )  # fmt: skip
+
+
 def _fault_apart(form: Form, n_features: int, dtype: str, device: int) -> str | None:
     """The fault of a form on made rows, in a process of its own if one can be had."""
 
@@ -188,25 +213,26 @@ def _fault_apart(form: Form, n_features: int, dtype: str, device: int) -> str | 
 
     if not APART:
         return here()
-    path = os.pathsep.join(entry for entry in sys.path if entry)
+    made = form, n_features, dtype, device
     try:
-        done = subprocess.run(
-            [sys.executable, *_PROGRAM, str(device), dtype, str(n_features), form],
-            stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=LIMIT_SECONDS,
-            env={**os.environ, "PYTHONPATH": path},
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as error:
-        return f"did not end within {LIMIT_SECONDS:.0f} s" if READY in str(error.stdout) else here()
+        process = _begun.pop(made, None) or _begin_check(*made)
     except OSError:
         return here()
-    _, is_ready, verdict = done.stdout.partition(f"{READY}\n")
+    with process:
+        try:
+            said, _ = process.communicate(timeout=LIMIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            said, _ = process.communicate()
+            return f"did not end within {LIMIT_SECONDS:.0f} s" if READY in said else here()
+    _, is_ready, verdict = said.partition(f"{READY}\n")
     if verdict:
         fault: str | None = parse_json(verdict.partition("\n")[0])
         return fault
-    if not is_ready or done.returncode == CANNOT_TELL:
+    if not is_ready or process.returncode == CANNOT_TELL:
         return here()
-    ended = signal.Signals(-done.returncode).name if done.returncode < 0 else f"exit code {done.returncode}"
-    return f"ended its process ({ended})"
+    code = process.returncode
+    return f"ended its process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:
