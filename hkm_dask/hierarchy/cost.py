@@ -29,8 +29,8 @@ _ACCEPTED, _MOVED, _OPEN = 0.6, 0.1, 0.01
 _ROW_BYTES, _DRAW_BYTES = 60, 40
 #: Times that a sort on the device reads and writes a row's label and number.
 _SORT_BYTES = 8 * 24
-#: Kernels started to make an index of few centroids and search it.
-_INDEX_LAUNCHES = 50
+#: Kernels started, and times that they are waited for, to make an index of candidates and search it; counted.
+INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
 #: Passes of one thread over the int64 sums and the float32 centroids of an iteration: divided, stored, read, prepared.
 _UPDATE_BYTES = 48
 
@@ -313,7 +313,7 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
     n_searches = n_runs / 2 + n_chunks**2 / 2
     return Work(
         products=flops, thread_measured=3.0 * rows.d * walked * 64 * _ACCEPTED**2,
-        launches=_INDEX_LAUNCHES * (n_runs / 2 + n_searches), synchronizations=5.0 * n_searches,
+        launches=INDEX_LAUNCHES * (n_runs / 2 + n_searches), synchronizations=INDEX_SYNCHRONIZATIONS * n_searches,
         link_bytes=4.0 * walked * rows.d,
     )  # fmt: skip
 
