@@ -46,17 +46,17 @@ class Run:
     _compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def go(self, steps: Sequence[Step]) -> None:
-        """Run steps: each gets its share of the time that is left."""
+        """Run steps: each gets its share of the time that is left, and as long as there is so much, what it needs."""
         self.out.mkdir(parents=True, exist_ok=True)
         (self.out / "gpu.log").unlink(missing_ok=True)
         end, waiting = time.monotonic() + self.seconds, list(steps)
         while waiting:
             left = end - time.monotonic()
             step = waiting[0]
-            limit = left * step.minutes / sum(one.minutes for one in waiting)
+            limit = max(step.least, left * step.minutes / sum(one.minutes for one in waiting))
             waiting.pop(0)
-            if limit < step.least:
-                found: dict[str, Any] = {"status": "skipped", "reason": f"{limit:.0f} s left, {step.least:.0f} needed"}
+            if left < step.least:
+                found: dict[str, Any] = {"status": "skipped", "reason": f"{left:.0f} s left, {step.least:.0f} needed"}
             else:
                 print(f"{step.name}: {step.title}, at most {limit:.0f} s", flush=True)
                 found = self._run(step, limit)

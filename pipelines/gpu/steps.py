@@ -43,7 +43,7 @@ _SMALL, _REHEARSED_ROWS = (4096, 128, 600), 240
 
 @dataclass(frozen=True)
 class Step:
-    """A step: its share of thirty minutes, and seconds below which it is not worth beginning."""
+    """A step: its share of thirty minutes, and the seconds that it needs at least."""
 
     name: str
     title: str
@@ -307,17 +307,17 @@ def time_devices(record: Record) -> None:
 
 
 STEPS = (
-    Step("machine", "versions, the device, its ceilings", 0.5, 10, describe),
-    Step("forms", "each form against its bounds and the CPU", 1.5, 20, check_forms),
-    Step("tests", "tests/gpu", 4, 20, run_tests),
-    Step("kernels", "each kernel by CUDA events", 4, 20, measure_kernels),
-    Step("passes", "a pass over resident rows, and the peers", 5, 20, time_passes),
-    Step("lloyd", "twenty iterations from host memory", 4, 30, time_lloyd),
-    Step("whole", "from a pool to a subset", 4, 40, time_whole),
-    Step("sanitizer", "bad accesses and races", 2, 20, sanitize),
-    Step("streams", "rows that do not fit", 2, 20, time_streams),
-    Step("cluster", "tests of workers with GPUs", 1.5, 20, run_cluster_tests),
-    Step("small", "thousands of small k-means", 0.5, 20, time_small),
-    Step("profile", "what limits the search, by ncu", 0.5, 15, profile),
+    Step("machine", "versions, the device, its ceilings", 0.5, 30, describe),
+    Step("forms", "each form against its bounds and the CPU", 1.5, 60, check_forms),
+    Step("tests", "tests/gpu", 4, 60, run_tests),
+    Step("kernels", "each kernel by CUDA events", 4, 60, measure_kernels),
+    Step("passes", "a pass over resident rows, and the peers", 5, 60, time_passes),
+    Step("lloyd", "twenty iterations from host memory", 4, 60, time_lloyd),
+    Step("whole", "from a pool to a subset", 4, 60, time_whole),
+    Step("sanitizer", "bad accesses and races", 2, 30, sanitize),
+    Step("streams", "rows that do not fit", 2, 30, time_streams),
+    Step("cluster", "tests of workers with GPUs", 1.5, 30, run_cluster_tests),
+    Step("small", "thousands of small k-means", 0.5, 30, time_small),
+    Step("profile", "what limits the search, by ncu", 0.5, 20, profile),
     Step("devices", "one GPU and all of them", 0.5, 20, time_devices),
 )

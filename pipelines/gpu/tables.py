@@ -50,7 +50,7 @@ def section(found: Mapping[str, Any]) -> str:
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
         f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, and now.",
         _table(("", "3fa8cbf", "now"), _parts()),
-        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it.",
+        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: without the start of its process.",
         _table(("", "predicted", "measured"), _phases(steps)),
     ]
     return "\n\n".join(paragraphs) + "\n"

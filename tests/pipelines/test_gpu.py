@@ -64,9 +64,9 @@ def test_time_that_a_step_leaves_goes_to_those_that_follow(tmp_path: Path, monke
 
     monkeypatch.setattr(Run, "_run", take)
     run = Run(tmp_path, seconds=100)
-    run.go([step(hang, 2), step(fail, 1, least=60), step(die, 1), step(succeed, 1)])
-    assert limits == [40, 45, 80]
-    assert run.steps["fail"] == {"title": "to fail", "status": "skipped", "reason": "30 s left, 60 needed"}
+    run.go([step(hang, 2), step(fail, 1, least=95), step(die, 1, least=60), step(succeed, 1)])
+    assert limits == [40, 60, 80]
+    assert run.steps["fail"] == {"title": "to fail", "status": "skipped", "reason": "90 s left, 95 needed"}
 
 
 def test_a_summary_is_short_however_much_was_found(tmp_path: Path) -> None:
