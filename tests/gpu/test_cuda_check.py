@@ -104,3 +104,13 @@ def test_wrong_norms_are_found(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> No
 
     monkeypatch.setattr(cuda_check, "make_cuda_operand", with_small_errors)
     assert find_fault("single", made_sample(24, HALF)) == "gave wrong norms for 2 of 300 rows"
+
+
+def test_the_program_prints_its_verdict_and_does_not_outlive_everybody(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ends: list[int] = []
+    monkeypatch.setattr(cuda_check.signal, "alarm", ends.append)
+    cuda_check.main(["0", "float16", "16", "half"])
+    assert capsys.readouterr().out == "ready\nnull\n"
+    assert ends == [300]

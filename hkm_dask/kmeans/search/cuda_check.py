@@ -12,6 +12,7 @@ rows, centroids and features. `main` checks a form on made rows in a process of 
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,8 +30,10 @@ from hkm_dask.untrusted import reason
 _N_ROWS, _TILE, _DEPTH, _N_STEPS, _RAGGED = 300, 256, 64, 12, 44
 #: Lines beside the results that have to stay as they are.
 _BESIDE = 128
-#: What the program prints once the device is at hand, and how it ends where it cannot tell.
+#: What `main` prints once the device is at hand, and how it ends where it cannot tell.
 READY, CANNOT_TELL = "ready", 3
+#: Seconds after which its process ends, though nobody may wait for it any more.
+_END_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -213,6 +216,7 @@ def main(words: list[str]) -> None:
     """
     import cupy
 
+    signal.alarm(_END_SECONDS)  # unhandled, it ends a process whatever that waits for
     device, dtype, n_features, form = words
     cupy.cuda.Device(int(device)).use()
     cupy.zeros(1)

@@ -3,8 +3,8 @@
 No form is used before it was checked (`cuda_check`): on made rows of as many features, then on a sample of the rows to
 be searched, once per process. A form at fault is put aside with one warning, and the next takes over. The made rows are
 searched in a process of its own, with a context of its own: an illegal address ends the context it comes up in, with
-all that lies on the device, and a kernel that never ends cannot be stopped but with its process. That takes two or
-three seconds, for the forms of a trial together; nothing is kept on disk, where a verdict could be planted or outlive a
+all that lies on the device, and a kernel that never ends cannot be stopped but with its process. The forms of a trial
+wait for the start of one such process, once; nothing is kept on disk, where a verdict could be planted or outlive a
 driver. Where such a process cannot be had, as on a device that admits one process only, the check runs here: wrong
 answers are found all the same.
 
