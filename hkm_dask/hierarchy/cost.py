@@ -31,8 +31,8 @@ _ROW_BYTES, _DRAW_BYTES = 60, 40
 _SORT_BYTES = 8 * 24
 #: Kernels started, and times that they are waited for, to make an index of candidates and search it; counted.
 INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
-#: Passes of one thread over the int64 sums and the float32 centroids of an iteration: divided, stored, read, prepared.
-_UPDATE_BYTES = 48
+#: Bytes that one thread passes over for each value of a centroid that is moved: divided, stored, read, prepared.
+_UPDATE_BYTES = 28
 
 
 @dataclass(frozen=True)
@@ -121,6 +121,8 @@ class Structure:
         Until kernels are shown to be right on the device: processes that are waited for.
     looks : int
         Times that a thread looks at each row when it chooses members.
+    update_bytes : int
+        That one thread passes over for each value of a centroid that is moved.
     """
 
     block_bytes: int
@@ -133,6 +135,7 @@ class Structure:
     stays: bool
     check_seconds: float = 0.0
     looks: int = 1
+    update_bytes: int = _UPDATE_BYTES
 
 
 #: As the code is.
@@ -255,9 +258,9 @@ def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
     return searched + rows.add_up(k) + (n_iter - 1) * later
 
 
-def means(k: int, d: int, times: int = 1) -> Work:
+def means(k: int, d: int, times: int = 1, update_bytes: int = _UPDATE_BYTES) -> Work:
     """Centroids moved to the means of their rows and made ready for the device, so many times."""
-    return Work(thread_bytes=float(times * _UPDATE_BYTES * k * d))
+    return Work(thread_bytes=float(times * update_bytes * k * d))
 
 
 def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
@@ -348,7 +351,7 @@ def _level(t: int, n: int, d: int, itemsize: int, level: Level, structure: Struc
         for name, work in _seeding(clustered, k, level.init):
             yield Step(t, "seeding", name, work)
         yield Step(t, "Lloyd", "iterations", lloyd(clustered, k, level.max_iter))
-        yield Step(t, "Lloyd", "centroids moved", means(k, d, level.max_iter))
+        yield Step(t, "Lloyd", "centroids moved", means(k, d, level.max_iter, structure.update_bytes))
     yield Step(t, "assign", "labels", label + Work(store_bytes=8.0 * n))
     if level.n_splits > 1:
         small = rows.search(level.n_splits) + rows.remeasure()

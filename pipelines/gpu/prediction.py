@@ -14,7 +14,7 @@ from pipelines.benchmark.whole import whole_config
 #: Heaps on the host for members, rows copied before they are sent, one thread for all that comes after a pass.
 AS_WAS = Structure(
     block_bytes=256 << 20, launches=65, synchronizations=7, thins="thread", gathers="thread", chooses="thread",
-    groups="thread", stays=False, looks=8,
+    groups="thread", stays=False, looks=8, update_bytes=48,
 )  # fmt: skip
 AS_WAS_RATES = replace(H200, link=20e9, search_share=((128, 0.33), (384, 0.44), (1024, 0.50)))
 #: Rows and features, clusters of each level, resamplings and iterations of the run that is aimed at, and of the one

@@ -39,7 +39,15 @@ from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, 
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import choose_form, forms_here, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
-from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_operand import (
+    FUSED,
+    CudaOperand,
+    Form,
+    device_mean,
+    kind_of,
+    make_cuda_operand,
+    multiply,
+)
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 
@@ -178,7 +186,7 @@ class CudaIndex:
         self.centroids = cupy.asarray(kept)
         if not len(kept):
             return
-        self._largest = float(xp.abs(kept - xp.asarray(geometry.origin)).max())
+        self._largest = float(cupy.abs(self.centroids - device_mean(geometry)).max())
         self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
         self._make_operand()
 

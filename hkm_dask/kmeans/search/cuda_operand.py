@@ -97,7 +97,7 @@ def make_cuda_operand(
 
     n_rows, n_features = rows.shape
     norms, sizes, errors = (cupy.empty(n_rows, cupy.float64) for _ in range(3))
-    mean = _device_mean(geometry)
+    mean = device_mean(geometry)
     if largest is None and kind == "half" and takes_as_stored(rows.dtype, geometry):
         launch_by_row("measure", rows, 32, rows, mean, norms, sizes, np.int64(n_rows), np.int32(n_features))
         errors.fill(0.0)
@@ -118,7 +118,7 @@ def make_cuda_operand(
 _means: dict[str, Any] = {}
 
 
-def _device_mean(geometry: Geometry) -> Any:
+def device_mean(geometry: Geometry) -> Any:
     """The mean of a geometry on the device, sent once while the geometry is in use."""
     import cupy
 
