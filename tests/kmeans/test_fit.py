@@ -9,7 +9,7 @@ import pytest
 from sklearn.cluster import KMeans
 
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
@@ -220,6 +220,7 @@ def test_chosen_rows_are_gathered(fits: bool, tmp_path: Path) -> None:
         np.testing.assert_array_equal(rows.read(0, rows.n_rows), array[index])
         assert len(list(tmp_path.iterdir())) == (not fits)
         discard(rows)
+        forget(rows.key)
     assert not list(tmp_path.iterdir())
 
 
