@@ -101,22 +101,16 @@ def test_moving_rows_equals_adding_afresh(data: tuple[np.ndarray, np.ndarray, np
         np.testing.assert_array_equal(counts, fresh_counts)
 
 
-@pytest.mark.parametrize("wanted", [0, 1, 5, 100])
-def test_candidates_are_thinned_in_order(wanted: int) -> None:
+@pytest.mark.parametrize("furthest", [0.0, 2.0, 8.0, 100.0])
+def test_rows_too_near_to_one_before_them_are_taken_out(furthest: float) -> None:
     rng = np.random.default_rng(2)
     rows = floats(60, 3)
     rows[30:40] = rows[:10]  # arrived twice
-    drawn = rng.uniform(0.5, 8, 60)
-    drawn[30:40] = drawn[:10]
-    initial, chances = drawn * rng.choice([1.0, 0.3], 60), rng.uniform(size=60)
-    initial[30:40] = initial[:10]
-    accepted = np.ones(60, bool)
+    limits, accepted = rng.uniform(0.0, furthest, 60), rng.random(60) < 0.8
     expected: list[int] = []
-    for i in range(60):
-        current = min([initial[i], *(distance(rows[i], rows[j]) for j in expected)])
-        if len(expected) < wanted and chances[i] < current / drawn[i]:
-            expected.append(i)
-    n = cpu_kernels.accept_in_order(rows, drawn, initial.copy(), chances, wanted, accepted)
-    assert n == len(expected) == min(wanted, n)
+    for i in np.flatnonzero(accepted):
+        if all(distance(rows[i], rows[j]) > limits[i] for j in expected):
+            expected.append(int(i))
+    cpu_kernels.accept_in_order(rows, limits, accepted)
     assert np.flatnonzero(accepted).tolist() == expected
     assert not set(expected) & {i + 30 for i in expected if i < 10}
