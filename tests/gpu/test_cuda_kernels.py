@@ -84,7 +84,14 @@ def test_the_kernels_compile_at_run_time(options: list[str]) -> None:
     assert_nothing_is_flushed(compile_as_cupy(cuda_kernels.source(), options, "PTX")[1].decode())
 
 
-@pytest.mark.parametrize(("shared_kib", "n_stages"), [(227, 4), (163, 3), (99, 2)], ids=["Hopper", "A100", "smaller"])
+@pytest.mark.parametrize(
+    ("shared_kib", "n_stages"),
+    [
+        pytest.param(227, 4, id="Hopper"),
+        pytest.param(163, 3, id="A100", marks=pytest.mark.slow),
+        pytest.param(99, 2, id="smaller"),
+    ],
+)
 def test_devices_with_less_shared_memory_have_fewer_stages(
     cuda: Any, emulator: Emulator, shared_kib: int, n_stages: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

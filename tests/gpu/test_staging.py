@@ -98,7 +98,7 @@ def test_cupys_own_error_says_that_device_memory_ran_out(cuda: Any) -> None:
 
 
 @pytest.mark.usefixtures("little_work_on_the_device")
-@pytest.mark.parametrize("allocator", ["cupy", "rmm"])
+@pytest.mark.parametrize("allocator", ["cupy", pytest.param("rmm", marks=pytest.mark.slow)])
 def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, allocator: str
 ) -> None:
