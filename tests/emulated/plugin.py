@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import importlib.machinery
+import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
@@ -129,14 +131,21 @@ def forget() -> None:
                 module._module = None
 
 
+def build_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keep compiled kernels for the test session, for all of its processes, and return where."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    folder.mkdir(exist_ok=True)
+    kernels.build_in(folder)
+    return folder
+
+
 @pytest.fixture
 def emulated_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
     """Compute on an emulated GPU: `import cupy` works and HKM_DEVICE is cuda."""
     if why := kernels.missing():
         pytest.skip(why)
-    folder = tmp_path_factory.getbasetemp() / "kernels"
-    folder.mkdir(exist_ok=True)
-    kernels.build_in(folder)
+    build_once(tmp_path_factory)
     yield install(monkeypatch)
     streams.synchronize_device()
     monkeypatch.undo()

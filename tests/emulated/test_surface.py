@@ -76,9 +76,7 @@ def offered() -> Iterator[tuple[str, Any]]:
 @pytest.fixture(scope="module")
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the real CuPy says of the names that the emulator offers."""
-    folder = tmp_path_factory.getbasetemp() / "kernels"
-    folder.mkdir(exist_ok=True)
-    kernels.build_in(folder)
+    plugin.build_once(tmp_path_factory)
     names = sorted({name for name, _ in offered()})
     done = subprocess.run(
         [sys.executable, str(Path(real_cupy.__file__))],

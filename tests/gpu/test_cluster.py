@@ -11,6 +11,7 @@ from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
 from tests.emulated import kernels
+from tests.emulated.plugin import build_once
 
 PRELOAD = Path(kernels.__file__).with_name("on_worker.py")
 
@@ -40,8 +41,7 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
 ) -> None:
     rows = embeddings(500)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
-    (compiled := tmp_path_factory.getbasetemp() / "kernels").mkdir(exist_ok=True)  # as in the other tests
-    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(compiled))
+    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(build_once(tmp_path_factory)))
     monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 1e5)  # several tasks for little work
     with (
         LocalCluster(
