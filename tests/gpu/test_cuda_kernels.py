@@ -33,8 +33,12 @@ def assert_nothing_is_flushed(ptx: str) -> None:
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
 @pytest.mark.parametrize(
     ("architecture", "n_stages", "options"),
-    [("sm_80", 3, []), ("sm_89", 2, ["-DHALF_ROWS"]), ("sm_90", 4, []), ("sm_90", 4, ["-DHALF_ROWS"])],
-    ids=["sm_80 float32", "sm_89 float16", "sm_90 float32", "sm_90 float16"],
+    [
+        pytest.param("sm_80", 3, [], id="sm_80 float32"),
+        pytest.param("sm_89", 2, ["-DHALF_ROWS"], id="sm_89 float16", marks=pytest.mark.slow),
+        pytest.param("sm_90", 4, [], id="sm_90 float32", marks=pytest.mark.slow),
+        pytest.param("sm_90", 4, ["-DHALF_ROWS"], id="sm_90 float16"),
+    ],
 )
 def test_the_kernels_compile_and_spill_nothing(
     architecture: str, n_stages: int, options: list[str], tmp_path: Path

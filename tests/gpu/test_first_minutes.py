@@ -14,6 +14,7 @@ from pipelines.gpu.rehearsal import shrink
 from pipelines.gpu.steps import STEPS
 
 STARTS_OTHERS = {"tests", "cluster", "sanitizer", "profile", "devices"}
+TAKE_LONG = {"forms", "passes", "streams"}  # several seconds on an emulator
 
 
 @pytest.fixture
@@ -21,7 +22,14 @@ def small(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     shrink(monkeypatch)
 
 
-@pytest.mark.parametrize("name", [step.name for step in STEPS if step.name not in STARTS_OTHERS])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(step.name, marks=[pytest.mark.slow] if step.name in TAKE_LONG else [])
+        for step in STEPS
+        if step.name not in STARTS_OTHERS
+    ],
+)
 def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> None:
     work = {step.name: step.work for step in STEPS}[name]
     record = Record(tmp_path / "found.json", 1e4, rehearsal=True)

@@ -162,6 +162,7 @@ def test_participants_take_turns_and_the_slow_run_once(monkeypatch: pytest.Monke
     assert case.ratio(measure.Measurement("too short", (-0.1,))) is None
 
 
+@pytest.mark.slow
 def test_what_it_does_at_size_runs_on_little(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(3000, 16)).astype("f4"))
     words = ["scale", "--data", str(tmp_path / "rows.npy"), "--out", str(tmp_path / "out"), "--leaves", "743000"]
