@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,16 +30,7 @@ needs_cupy = pytest.mark.skipif(
 
 
 def of_cupy(uses: list[Use]) -> dict[str, Any]:
-    names = sorted({use.name for use in uses})
-    done = subprocess.run(
-        [sys.executable, str(Path(real_cupy.__file__))],
-        input=json.dumps(names),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    facts: dict[str, Any] = json.loads(done.stdout)["names"]
+    facts: dict[str, Any] = real_cupy.ask(use.name for use in uses)["names"]
     return facts
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import json
 import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -77,17 +75,7 @@ def offered() -> Iterator[tuple[str, Any]]:
 def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What the real CuPy says of the names that the emulator offers."""
     plugin.build_once(tmp_path_factory)
-    names = sorted({name for name, _ in offered()})
-    done = subprocess.run(
-        [sys.executable, str(Path(real_cupy.__file__))],
-        input=json.dumps(names),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answer: dict[str, Any] = json.loads(done.stdout)
-    return answer
+    return real_cupy.ask(name for name, _ in offered())
 
 
 def test_every_name_is_one_of_cupys(real: dict[str, Any]) -> None:
