@@ -10,6 +10,7 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     from hkm_dask.config import Config, Level
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
+    from hkm_dask.hierarchy.assignment import assign
     from hkm_dask.hierarchy.build import build_hierarchy
     from hkm_dask.hierarchy.estimator import HierarchicalKMeans
     from hkm_dask.hierarchy.sampling import sample
@@ -28,6 +29,7 @@ _HOMES = {
     "KMeans": "kmeans.estimator",
     "Level": "config",
     "StoreError": "errors",
+    "assign": "hierarchy.assignment",
     "build_hierarchy": "hierarchy.build",
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
@@ -45,6 +47,7 @@ __all__ = [
     "Level",
     "StoreError",
     "__version__",
+    "assign",
     "build_hierarchy",
     "ingest",
     "open_hierarchy",

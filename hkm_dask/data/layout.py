@@ -17,6 +17,7 @@ from hkm_dask.errors import InputError, StoreError
 
 POOL_FORMAT = "hkm_dask.pool"
 TREE_FORMAT = "hkm_dask.tree"
+ASSIGNMENT_FORMAT = "hkm_dask.assignment"
 FORMAT_VERSION = 2
 
 # Arrays of a pool. The arrays of a tree are named by the level they stand in, by `hierarchy.tree`.
@@ -44,10 +45,15 @@ MAX_ID_CHUNK_ROWS = 2**18
 
 CRC_BYTES = 4
 
-_MAKERS = {POOL_FORMAT: "`hkm ingest` makes pools", TREE_FORMAT: "`hkm cluster` makes trees"}
+_MAKERS = {
+    POOL_FORMAT: "`hkm ingest` makes pools",
+    TREE_FORMAT: "`hkm cluster` makes trees",
+    ASSIGNMENT_FORMAT: "`hkm assign` makes assignments",
+}
 _REMEDIES = {
     POOL_FORMAT: "make it again from its sources with `hkm ingest` or `hkm embed`",
     TREE_FORMAT: "make it again from its pool with `hkm cluster --restart`",
+    ASSIGNMENT_FORMAT: "make it again with `hkm assign --restart`",
 }
 
 

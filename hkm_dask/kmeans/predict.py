@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +18,7 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.lloyd import last_labels
-from hkm_dask.kmeans.search.engine import RowTile, fold
+from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold
 from hkm_dask.kmeans.search.geometry import (
     LARGEST_NORM,
     MIN_CLUSTERS,
@@ -68,6 +70,11 @@ class LabelRows:
 
     def __call__(self, part: Part) -> Labels:
         """Fold the part."""
+        assignment, inertia = self.fold(part)
+        return Labels(worker_engine().host(assignment.labels), inertia)
+
+    def fold(self, part: Part) -> tuple[Assignment, int]:
+        """Label the rows of a part, where the engine of this worker keeps them, and sum their distances."""
         engine = worker_engine()
         assignment = engine.unknown(part.stop - part.start)
         labels = last_labels(engine, part, self.run) if self.run else None
@@ -81,7 +88,7 @@ class LabelRows:
 
         with np.errstate(over="ignore", invalid="ignore"):  # what is too large is refused, or no inertia is wanted
             distances = fold(part, engine, assignment, label, geometry=self.geometry, weights=self.weights)
-        return Labels(engine.host(assignment.labels), distances.total())
+        return assignment, distances.total()
 
     def _refuse(self, tile: RowTile, part: Part) -> None:
         where = f"rows {tile.start}:{tile.stop} of {part.rows.label}"
@@ -153,13 +160,25 @@ def nearest_labels(
     array([1, 0], dtype=int32)
     """
     rows = runner.place(rows)
+    with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
+        return label_rows(rows, centroids, geometry=geometry, runner=runner).labels
+
+
+@contextmanager
+def geometry_of(
+    rows: Rows, centroids: NDArray[np.float32], *, runner: Runner, spherical: bool = False
+) -> Iterator[Geometry]:
+    """A geometry to search centroids for rows no k-means has seen, which are placed; it serves no inertia.
+
+    What was remembered of the rows is forgotten in the end.
+    """
     used = ArrayRows(np.ascontiguousarray(centroids[~np.isnan(centroids[:, 0])]))
     geometry = make_geometry(used, runner, n_clusters=1, spherical=spherical, sums=False)
     if _rotation_pays(rows.n_rows, used.n_rows, rows.n_features):
         # The centroids have about the principal directions of the rows, and are known to be finite.
         geometry = with_basis(geometry, runner.place(used), runner)
     try:
-        return label_rows(rows, centroids, geometry=geometry, runner=runner).labels
+        yield geometry
     finally:
         forget(rows.key)
         forget(geometry.name)

@@ -1,0 +1,269 @@
+"""New samples on the tree of others: their clusters at every level and their distances, as a store of its own."""
+
+from __future__ import annotations
+
+import itertools
+import os
+import time
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.memory import assign_stage
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.config import Config
+from hkm_dask.data import layout, pool_writer, store
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import METADATA_FILE, read_attributes, read_complete
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.nearest import paths_of_centroids
+from hkm_dask.hierarchy.source import ClusterInput, open_source
+from hkm_dask.hierarchy.tree import checked_arrays, open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.kmeans.predict import LabelRows, geometry_of
+from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.version import __version__
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+DISTANCE = "distance"
+#: Floating-point operations of a task: a few seconds, after which progress is told and nothing is lost any more.
+_TASK_FLOPS = 1e12
+
+
+def assign(
+    tree: xr.DataTree | str | os.PathLike[str],
+    pool: Any,
+    out: str | os.PathLike[str],
+    *,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+    restart: bool = False,
+) -> xr.Dataset:
+    """Give new samples their clusters at every level of a tree, and store them.
+
+    Out of core: exactly the nearest centroid of level 1, then the clusters that one lies in.
+    Interrupted, the same call continues; where the same was finished before, it is opened.
+
+    Parameters
+    ----------
+    tree : DataTree or path
+        As `build_hierarchy` made it.
+    pool : path, Pool or array of shape (n_samples, n_features)
+        The new samples: what `ingest` made, or rows in memory, in a ``.npy`` file or in a Zarr array.
+    out : path
+        Where to put the store.
+    client : distributed.Client, optional
+        Where to run; by default distributed's current client, else threads of this process.
+    memory_limit : int or str, optional
+        Bytes this process may hold, when it runs on threads.
+    restart : bool
+        Begin again, whatever is there of it.
+
+    Returns
+    -------
+    xarray.Dataset
+        ``level_1``, ``level_2`` and so on (sample,), int32; ``distance`` (sample,), float32, Euclidean, to the level-1
+        centroid; ``id`` (sample,) where the pool has ids. Read when asked for.
+
+    Raises
+    ------
+    InputError
+        Samples of another width, with NaN or, for cosine, without direction; or another assignment lies at `out`.
+    StoreError
+        The tree or the pool is damaged, or another process is writing the same store.
+
+    See Also
+    --------
+    hkm_dask.HierarchicalKMeans.predict : For arrays in memory or of Dask.
+
+    Examples
+    --------
+    >>> import tempfile, hkm_dask as hkm
+    >>> x = np.float32([[0], [1], [10], [11], [100], [101]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tree = hkm.build_hierarchy(x, f"{folder}/tree.zarr", hkm.Config.from_flags((3, 2), n_resamples=0))
+    ...     new = hkm.assign(tree, np.float32([[9], [104]]), f"{folder}/new.zarr").load()
+    >>> new["distance"].values.tolist()
+    [1.5, 3.5]
+    """
+    return open_assignment(write_assignment(tree, pool, out, client=client, memory_limit=memory_limit, restart=restart))
+
+
+def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
+    folder = Path(path).absolute()
+    read_complete(folder, layout.ASSIGNMENT_FORMAT)
+    return checked_arrays(xr.open_zarr(folder), folder)
+
+
+def write_assignment(
+    tree: xr.DataTree | str | os.PathLike[str],
+    pool: Any,
+    out: str | os.PathLike[str],
+    *,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+    restart: bool = False,
+) -> Path:
+    """Do as `assign`, and return where it lies without opening it."""
+    opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+    arrays, target = TreeArrays(opened), Path(out).absolute()
+    source = new_samples(opened, arrays, pool)
+    identity = _identity(opened, source)
+    with store.resumable(target, partial(_obstacles, identity=identity), restart=restart) as folder:
+        if folder is not None:
+            begin = time.perf_counter()
+            if not (folder / METADATA_FILE).exists():
+                _create(folder, source, arrays.n_levels, identity)
+            with runner_for(client, memory_limit) as runner:
+                _write(folder, source, arrays, runner)
+            if source.pool is not None and source.pool.has_ids:
+                pool_writer.write_column(folder, "id", _pieces_of_ids(source), source.n_total)
+            source.check_unchanged()
+            store.mark_complete(folder, {"seconds": round(time.perf_counter() - begin, 3)})
+    return target
+
+
+def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:
+    """Open samples for a tree that was made of others; InputError where they are of another kind."""
+    config = Config.from_json(tree.attrs["config"]).model_copy(update={"subset": None})
+    source = open_source(pool, config)
+    n_features = tree.children["level_1"].sizes[layout.FEATURE]
+    if source.rows.n_features != n_features:
+        raise InputError(
+            f"n_features={source.rows.n_features} of {source.rows.label} should be {n_features}, as in the tree; "
+            "give embeddings of the same model"
+        )
+    return source
+
+
+def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
+    return {
+        "format": layout.ASSIGNMENT_FORMAT,
+        "format_version": layout.FORMAT_VERSION,
+        "tree": str(tree.encoding.get("source") or ""),
+        "tree_digest": str(tree.attrs.get(layout.DIGEST, "")),
+        "metric": tree.attrs["metric"],
+        "pool": source.path,
+        "pool_fingerprint": source.fingerprint,
+        "software": f"hkm_dask {__version__}, numpy {np.__version__}",
+    }
+
+
+def _obstacles(folder: Path, identity: dict[str, Any]) -> list[str]:
+    """Say why an assignment, finished or not, is not the one that is asked for."""
+    stored = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+    if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
+        return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
+    lines = []
+    for name, what in (("tree_digest", "tree"), ("pool_fingerprint", "pool"), ("format_version", "format_version")):
+        made, asked = (str(attributes.get(name, ""))[:12] for attributes in (stored, identity))
+        if made != asked:
+            lines.append(f"{what}: contents {made or 'none'} in {folder.name}, {asked or 'none'} asked for")
+    if lines:
+        lines.append(f"{folder} should have been made of the same tree and samples; use --restart to replace it")
+    return lines
+
+
+def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[str, Any]) -> None:
+    """Make the arrays, then the group that says what they are of: without it all is begun again."""
+    kinds: list[tuple[str, str, dict[str, Any]]] = [(f"level_{t}", "i4", {}) for t in range(1, n_levels + 1)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, dtype, attributes in [*kinds, (DISTANCE, "f4", {"units": "L2"})]:
+        store.create_array(
+            folder, name, shape=(source.n_total,), dtype=dtype, chunks=(min(source.chunk_rows, source.n_total),),
+            dims=(layout.SAMPLE,), attributes=attributes,
+        )  # fmt: skip
+    store.create_group(folder, identity)
+
+
+def _pieces_of_ids(source: ClusterInput) -> Iterator[NDArray[Any]]:
+    assert source.pool is not None
+    ids = open_array(Path(source.pool.path, layout.IDS))
+    yield from (ids.read_chunk(index) for index in range(ids.spec.n_chunks))
+
+
+# -- the pass ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class WriteLabels:
+    """Task: label the rows of a part, which is of whole chunks, and write what `paths` (n_clusters, n_levels) say."""
+
+    label: LabelRows
+    paths: SharedArray
+    folder: str
+
+    def __call__(self, part: Part) -> int:
+        """Fold the part; gives its number of rows."""
+        assignment, engine = self.label.fold(part)[0], worker_engine()
+        paths, labels = self.paths.get()[engine.host(assignment.labels)], engine.host(assignment.distances)
+        columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(paths.T, 1)}
+        # Last, as it tells that the others are there.
+        for name, values in {**columns, DISTANCE: np.sqrt(labels).astype(np.float32)}.items():
+            array = open_array(Path(self.folder, name))
+            for index in array.spec.chunks(part.start, part.stop):
+                low, high = array.spec.chunk_range(index)
+                array.write(low, values[low - part.start : high - part.start])
+        return part.stop - part.start
+
+
+def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runner) -> None:
+    """Label all rows, in rounds of a task for every worker; chunks that a former run has written are left alone."""
+    rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
+    spherical = read_attributes(folder)["metric"] == "cosine"
+    stage = assign_stage(runner.n_own(rows), *centroids.shape)
+    cuts = np.append(np.arange(0, source.n_total, source.chunk_rows), source.n_total)
+    parts = runner.split(rows, len(centroids), cuts=cuts, stage=stage)
+    n_rounds = 2.0 * rows.n_rows * centroids.size / len(parts) / _TASK_FLOPS
+    shares = [list(_cut(part, cuts, n_rounds)) for part in parts]
+    done = 0
+    with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
+        shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
+        paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
+        task = WriteLabels(LabelRows(shared, geometry), paths, str(folder))
+        for every in itertools.zip_longest(*shares):
+            some = [part for part in every if part is not None]
+            left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]
+            runner.map(task, left, stage="assign")
+            done += sum(part.stop - part.start for part in some)
+            emit("progress", stage="assign", done=done, total=rows.n_rows)
+        shared.delete()
+        paths.delete()
+
+
+def _cut(part: Part, cuts: NDArray[np.int64], n_pieces: float) -> Iterator[Part]:
+    """Cut a part into about so many, at `cuts` only."""
+    own = cuts[(cuts >= part.start) & (cuts <= part.stop)]
+    step = max(1, round((len(own) - 1) / max(1.0, n_pieces)))
+    for low, high in itertools.pairwise(np.append(own[:-1:step], own[-1]).tolist()):
+        yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
+
+
+def _is_written(folder: Path, part: Part, n_levels: int) -> bool:
+    """Tell whether all chunks of a part were written before, and can be read."""
+    if not open_array(folder / DISTANCE).chunk_path(part.start // _chunk_rows(folder)).exists():
+        return False
+    try:
+        for name in (*(f"level_{t}" for t in range(1, n_levels + 1)), DISTANCE):
+            open_array(folder / name).read(part.start, part.stop)
+    except StoreError:
+        return False
+    return True
+
+
+def _chunk_rows(folder: Path) -> int:
+    return open_array(folder / DISTANCE).spec.chunk_rows
