@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 import pandas as pd
@@ -12,6 +12,9 @@ from numpy.typing import ArrayLike, NDArray
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.nearest import checked_vectors, nearest_clusters
 from hkm_dask.hierarchy.tree_arrays import TreeArrays, ranges
+
+if TYPE_CHECKING:
+    from distributed import Client
 
 
 @xr.register_datatree_accessor("hkm")
@@ -349,6 +352,38 @@ class HkmAccessor:
         return pd.DataFrame(
             {"cluster": numbers, "distance": np.sqrt(squared.ravel()), "n_samples": n_samples}, index=index
         )
+
+    def predict(self, x: Any, *, client: Client | None = None, memory_limit: int | str | None = None) -> xr.DataArray:
+        """Clusters of new samples at every level.
+
+        Parameters
+        ----------
+        x : array of shape (n_samples, n_features), pool or path
+            In memory, of Dask, xarray or Zarr; see `hkm_dask.KMeans`. What is larger than memory is better stored:
+            `hkm_dask.assign`, which gives the same.
+        client : distributed.Client, optional
+            Where to run; by default distributed's current client, else threads of this process.
+        memory_limit : int or str, optional
+            Bytes this process may hold, when it runs on threads.
+
+        Returns
+        -------
+        xarray.DataArray of int32, shape (sample, level)
+            The nearest of all level-1 centroids, then the clusters that one lies in. Lazy for a Dask array; with the
+            coordinates of a DataArray.
+
+        Raises
+        ------
+        InputError
+            Rows of another width, with NaN or with values too large for float32 squares.
+        """
+        from hkm_dask.hierarchy.estimator import HierarchicalKMeans
+
+        estimator = HierarchicalKMeans.from_tree(self._tree, client=client, memory_limit=memory_limit)
+        paths = estimator.predict_path(x)
+        if not isinstance(paths, xr.DataArray):
+            paths = xr.DataArray(paths, dims=("sample", "level"), name="labels")
+        return paths.assign_coords(level=range(1, self.n_levels + 1))
 
 
 def _checked_numbers(numbers: Any, n: int, name: str, rule: str) -> NDArray[np.int64]:

@@ -144,7 +144,7 @@ def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInpu
     n_features = tree.children["level_1"].sizes[layout.FEATURE]
     if source.rows.n_features != n_features:
         raise InputError(
-            f"n_features={source.rows.n_features} of {source.rows.label} should be {n_features}, as in the tree; "
+            f"n_features={source.rows.n_features} of the samples should be {n_features}, as in the tree; "
             "give embeddings of the same model"
         )
     return source
@@ -210,10 +210,12 @@ class WriteLabels:
     def __call__(self, part: Part) -> int:
         """Fold the part; gives its number of rows."""
         assignment, engine = self.label.fold(part)[0], worker_engine()
-        paths, labels = self.paths.get()[engine.host(assignment.labels)], engine.host(assignment.distances)
+        paths = self.paths.get()[engine.host(assignment.labels)]
         columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(paths.T, 1)}
+        # As a subset has them: the root of what a tree stores.
+        distances = np.sqrt(engine.host(assignment.distances).astype(np.float32))
         # Last, as it tells that the others are there.
-        for name, values in {**columns, DISTANCE: np.sqrt(labels).astype(np.float32)}.items():
+        for name, values in {**columns, DISTANCE: distances}.items():
             array = open_array(Path(self.folder, name))
             for index in array.spec.chunks(part.start, part.stop):
                 low, high = array.spec.chunk_range(index)

@@ -11,13 +11,16 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
+from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
+from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
+from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import TreeArrays
+from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
 from hkm_dask.kmeans.base import Clusterer
 from hkm_dask.kmeans.inputs import rows_of
 
@@ -25,7 +28,13 @@ if TYPE_CHECKING:
     from distributed import Client
 
 
-class HierarchicalKMeans(Clusterer):
+#: Parameters that each level has one of.
+_PER_LEVEL = (
+    "n_clusters", "n_splits", "n_resamples", "resample_size", "resample_strategy", "init", "max_iter", "tol",
+)  # fmt: skip
+
+
+class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
     """Hierarchical k-means with resampling, with scikit-learn's conventions.
 
     Level 1 clusters the samples, level t the centroids of level t - 1. Inputs are those of `hkm_dask.KMeans`. For runs
@@ -82,15 +91,14 @@ class HierarchicalKMeans(Clusterer):
     >>> hk = hkm.HierarchicalKMeans(n_clusters=(3, 2), n_resamples=0, random_state=0).fit(x)
     >>> hk.labels_[0] == hk.labels_[2], hk.labels_[0] == hk.labels_[4]
     (np.True_, np.False_)
-    >>> hk.predict(x).shape
-    (6, 2)
+    >>> hk.predict(x).shape, hk.predict_path(x).shape, hk.transform(x).shape
+    ((6,), (6, 2), (6, 2))
     >>> len(hk.sample(4))
     4
     """
 
     tree_: xr.DataTree
     cluster_centers_: NDArray[np.float32]
-    labels_: NDArray[np.int32]
     n_iter_: int
 
     def __init__(
@@ -128,6 +136,11 @@ class HierarchicalKMeans(Clusterer):
         self.memory_limit = memory_limit
         self.work_dir = work_dir
 
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
     def fit(self, X: Any, y: None = None) -> Self:
         """Build the tree.
 
@@ -153,12 +166,74 @@ class HierarchicalKMeans(Clusterer):
                 # What lies on disk keeps its name in the tree, and its fingerprint.
                 source = x if isinstance(x, str | os.PathLike | Pool) else rows
                 self.tree_ = self._build(source, config, runner.work_dir if self.path is None else None)
-        arrays = TreeArrays(self.tree_)
+        self._adopt(self.tree_)
+        return self
+
+    def _adopt(self, tree: xr.DataTree) -> None:
+        """Take what the tree of a fit knows; labels wait until they are asked for."""
+        arrays = TreeArrays(tree)
+        self.tree_ = tree
         self.cluster_centers_ = arrays.read(arrays.n_levels, "centroids")
-        self.labels_ = np.ascontiguousarray(arrays.ancestors(arrays.read(1, "labels"))[-1])
         histories = [arrays.read(t, "inertia") for t in range(1, arrays.n_levels + 1)]
         self.n_iter_ = sum(int(np.isfinite(history).sum()) for history in histories)
-        return self
+        self.n_features_in_ = self.cluster_centers_.shape[1]
+        self._labels_read: NDArray[np.int32] | None = None
+
+    @classmethod
+    def from_tree(
+        cls,
+        tree: xr.DataTree | str | os.PathLike[str],
+        *,
+        client: Client | None = None,
+        memory_limit: int | str | None = None,
+    ) -> Self:
+        """The estimator whose fit a tree is, without fitting again.
+
+        Parameters
+        ----------
+        tree : DataTree or path
+            As `hkm_dask.build_hierarchy` or ``hkm cluster`` made it. It is read when it is asked for.
+        client : distributed.Client, optional
+        memory_limit : int or str, optional
+            As for the estimator.
+
+        Returns
+        -------
+        HierarchicalKMeans
+            With the parameters of the tree, but for its `path`: fitting again leaves the tree alone.
+
+        Examples
+        --------
+        >>> import tempfile, numpy as np, hkm_dask as hkm
+        >>> x = np.float32([[0], [1], [10], [11], [100], [101]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     tree = hkm.build_hierarchy(x, f"{folder}/tree.zarr", hkm.Config.from_flags((3, 2), n_resamples=0))
+        ...     hk = hkm.HierarchicalKMeans.from_tree(f"{folder}/tree.zarr")
+        ...     bool((hk.predict(x) == tree.hkm.labels(2)).all())
+        True
+        """
+        opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+        config = Config.from_json(opened.attrs["config"])
+        levels: dict[str, Any] = {name: tuple(getattr(level, name) for level in config.levels) for name in _PER_LEVEL}
+        estimator = cls(
+            **levels, metric=config.metric, random_state=config.seed, client=client, memory_limit=memory_limit
+        )
+        estimator._adopt(opened)
+        return estimator
+
+    @property
+    def labels_(self) -> NDArray[np.int32]:
+        """Cluster of each sample of the fit at the top level, int32 (n_samples,); -1 for those left out."""
+        if "tree_" not in vars(self):
+            raise AttributeError(f"{type(self).__name__} has no labels_ before it is fitted; call fit")
+        if self._labels_read is None:
+            arrays = TreeArrays(self.tree_)
+            self._labels_read = np.ascontiguousarray(arrays.ancestors(arrays.read(1, "labels"))[-1])
+        return self._labels_read
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
 
     def _build(self, source: Any, config: Config, folder: Path | None) -> xr.DataTree:
         where: dict[str, Any] = {"client": self.client, "memory_limit": self.memory_limit}
@@ -183,6 +258,26 @@ class HierarchicalKMeans(Clusterer):
         )
 
     def predict(self, X: Any) -> Any:
+        """Cluster of every row at the top level, as `labels_` has them of the fit.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `hkm_dask.KMeans`.
+
+        Returns
+        -------
+        array of int32, shape (n_samples,)
+            A Dask array or a DataArray for one of these, else NumPy's: the last column of `predict_path`.
+
+        Raises
+        ------
+        InputError
+            Rows of another width, with NaN or with values too large for float32 squares.
+        """
+        return self.predict_path(X)[:, -1]
+
+    def predict_path(self, X: Any) -> Any:
         """Clusters of every row at every level.
 
         Parameters
@@ -200,13 +295,29 @@ class HierarchicalKMeans(Clusterer):
         Raises
         ------
         InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
+            As for `predict`.
         """
         check_is_fitted(self)
         arrays = TreeArrays(self.tree_)
-        centroids = arrays.read(1, "centroids")
-        paths = arrays.ancestors(np.arange(len(centroids), dtype=np.int32))
-        return self._labels(X, centroids, np.stack(paths, axis=1))
+        return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
+
+    def transform(self, X: Any) -> Any:
+        """Distance of every row to every centroid of the top level.
+
+        The nearest of them need not be that of the cluster which `predict` tells: that one is found from level 1 up.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `hkm_dask.KMeans`.
+
+        Returns
+        -------
+        array of shape (n_samples, n_clusters[-1])
+            Euclidean, as `hkm_dask.KMeans.transform` gives them; NaN for centroids that are.
+        """
+        check_is_fitted(self)
+        return self._distances(X, self.cluster_centers_)
 
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0

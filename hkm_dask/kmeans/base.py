@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,12 +13,13 @@ import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import check_random_state
 from sklearn.utils.validation import validate_data
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.data.row_views import UnitRows
+from hkm_dask.data.row_views import UnitRows, unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
@@ -25,6 +27,9 @@ from hkm_dask.kmeans.predict import nearest_labels
 
 if TYPE_CHECKING:
     from distributed import Client
+
+#: Bytes of rows whose distances to all centroids are made at once.
+_TRANSFORM_BYTES = 16 << 20
 
 
 class Clusterer(ClusterMixin, BaseEstimator):
@@ -123,6 +128,22 @@ class Clusterer(ClusterMixin, BaseEstimator):
             return like_input(answer, X, None if table is None else "level", "labels")
         return answer
 
+    def _distances(self, X: Any, centroids: NDArray[np.float32]) -> Any:
+        """Euclidean distance of each row to each centroid, of the kind of `X`."""
+        spherical = self.metric == "cosine"
+        with self._runner() as runner:
+            x = self._validated(X, runner.memory_budget, reset=False)
+            answer: Any
+            if is_dask_array(x):
+                arguments = {"centroids": centroids, "spherical": spherical}
+                answer = over_blocks(_distances, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids))
+            else:
+                with rows_of(x, runner) as rows:
+                    answer = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
+                    for low, high in itertools.pairwise(rows.bounds(_TRANSFORM_BYTES).tolist()):
+                        answer[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
+        return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
+
 
 def _shape_of(x: Any) -> tuple[int, ...]:
     from hkm_dask.data.rows import as_rows
@@ -207,3 +228,21 @@ def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], floa
     whole = np.rint(np.ldexp(near_one, bits)).astype(np.int64)
     divisor = int(np.gcd.reduce(whole))
     return whole // divisor, float(np.ldexp(float(divisor), exponent - bits))
+
+
+def _distance_dtype(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+
+
+def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
+    host = simplified(block, 0)
+    dtype = _distance_dtype(host.dtype)
+    if not len(host):
+        return np.empty((0, len(centroids)), dtype)
+    used = ~np.isnan(centroids[:, 0])
+    answer = np.full((len(host), len(centroids)), np.nan, dtype)
+    # About their middle, little of the squares cancels.
+    middle = centroids[used].mean(axis=0, dtype=np.float64)
+    rows = (unit_rows(host) if spherical else host) - middle
+    answer[:, used] = euclidean_distances(rows, centroids[used] - middle)
+    return answer

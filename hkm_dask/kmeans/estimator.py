@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import itertools
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
@@ -24,7 +21,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
 from hkm_dask.kmeans.fit import Progress, Settings, fit
-from hkm_dask.kmeans.inputs import is_dask_array, like_input, over_blocks, rows_of, simplified
+from hkm_dask.kmeans.inputs import simplified
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 
 _INITS = ("coreset", "k-means++", "k-means||", "random")
 _METRICS = ("l2", "cosine")
-#: Bytes of rows whose distances to all centroids are made at once.
-_TRANSFORM_BYTES = 16 << 20
 
 
 class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
@@ -303,19 +298,7 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
             `predict` gives. Made from matrix products: they round more than what `predict` compares.
         """
         check_is_fitted(self)
-        centroids, spherical = self.cluster_centers_, self.metric == "cosine"
-        with self._runner() as runner:
-            x = self._validated(X, runner.memory_budget, reset=False)
-            answer: Any
-            if is_dask_array(x):
-                arguments = {"centroids": centroids, "spherical": spherical}
-                answer = over_blocks(_distances, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids))
-            else:
-                with rows_of(x, runner) as rows:
-                    answer = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
-                    for low, high in itertools.pairwise(rows.bounds(_TRANSFORM_BYTES).tolist()):
-                        answer[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
-        return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
+        return self._distances(X, self.cluster_centers_)
 
     def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
         """Minus the inertia of `X` about the centroids.
@@ -350,19 +333,3 @@ def _weights(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[n
 
 def _is_share(value: object) -> bool:
     return isinstance(value, int | float | np.integer | np.floating) and bool(0 <= value < 1)
-
-
-def _distance_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
-
-
-def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
-    host = simplified(block, 0)
-    dtype = _distance_dtype(host.dtype)
-    if not len(host):
-        return np.empty((0, len(centroids)), dtype)
-    # About their middle, little of the squares cancels.
-    middle = centroids.mean(axis=0, dtype=np.float64)
-    rows = (unit_rows(host) if spherical else host) - middle
-    distances: NDArray[Any] = euclidean_distances(rows, centroids - middle)
-    return distances.astype(dtype, copy=False)

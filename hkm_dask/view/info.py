@@ -27,11 +27,11 @@ Facts = dict[str, Any]
 
 
 def describe(path: str | os.PathLike[str]) -> Facts:
-    """Describe a pool or a tree, finished or not; where only the unfinished ``PATH.wip`` is there, that.
+    """Describe a pool, a tree or an assignment, finished or not; the unfinished ``PATH.wip`` where only that is there.
 
-    Facts are ready for JSON: ``store``, ``kind`` ("pool" or "tree"), ``complete``, ``format_version``, and for a pool
-    its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in ``levels``,
-    with the inertia of every iteration of every k-means in ``history``.
+    Facts are ready for JSON: ``store``, ``kind`` ("pool", "tree" or "assignment"), ``complete``, ``format_version``,
+    and for a pool its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level
+    in ``levels``, with the inertia of every iteration of every k-means in ``history``.
 
     Raises
     ------
@@ -42,7 +42,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     metadata = files.read_json(root / files.METADATA_FILE)
     attributes: Facts = (metadata or {}).get("attributes") or {}
     kind = attributes.get("format")
-    if metadata is None or kind not in (layout.POOL_FORMAT, layout.TREE_FORMAT):
+    if metadata is None or kind not in (layout.POOL_FORMAT, layout.TREE_FORMAT, layout.ASSIGNMENT_FORMAT):
         unfinished = root.suffix == _WIP
         what = "it is no Zarr group" if metadata is None else f"its format is {kind or 'another'}"
         remedy = "it was stopped before it began; run its command again" if unfinished else "give the path of one"
@@ -52,13 +52,15 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     complete = attributes.get(layout.COMPLETE) is True and not root.suffix == _WIP
     facts = {
         "store": str(root),
-        "kind": "pool" if kind == layout.POOL_FORMAT else "tree",
+        "kind": str(kind).removeprefix("hkm_dask."),
         "complete": complete,
         "format_version": attributes["format_version"],
     }
     with reading(f"{root} is damaged", layout.remedy(kind), StoreError):
         if kind == layout.TREE_FORMAT:
             facts |= _tree_facts(root, attributes)
+        elif kind == layout.ASSIGNMENT_FORMAT:
+            facts |= _assignment_facts(root, attributes)
         elif complete:
             facts |= _pool_facts(root, attributes)
         else:
@@ -81,8 +83,9 @@ def render(facts: Facts) -> str:
 
 
 def _lines(facts: Facts) -> list[str]:
-    head = f"{facts['store']}: a {facts['kind']}, {'complete' if facts['complete'] else 'not complete'}"
-    return [head, *(_pool_lines(facts) if facts["kind"] == "pool" else _tree_lines(facts))]
+    article = "an" if facts["kind"] == "assignment" else "a"
+    head = f"{facts['store']}: {article} {facts['kind']}, {'complete' if facts['complete'] else 'not complete'}"
+    return [head, *_LINES[facts["kind"]](facts)]
 
 
 def _find(path: Path) -> Path:
@@ -126,6 +129,17 @@ def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
         "config": parse_json(config) if isinstance(config, str) else config,
         **{name: attributes.get(name) for name in _TREE_ATTRIBUTES},
         "levels": levels,
+    }
+
+
+def _assignment_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+    shapes = {path.name: chunks.open_array(path).spec.shape for path in root.glob("level_*")}
+    return {
+        "n_samples": max((shape[0] for shape in shapes.values()), default=0),
+        "n_levels": len(shapes),
+        **{
+            name: attributes.get(name) for name in ("tree", "metric", "pool", "pool_fingerprint", "software", "seconds")
+        },
     }
 
 
@@ -199,6 +213,25 @@ def _tree_lines(facts: Facts) -> list[str]:
         lines += ["", "history: iterations and final inertia of each k-means, of all rows first, then of those taken"]
         lines += _history_lines(done)
     return lines
+
+
+def _assignment_lines(facts: Facts) -> list[str]:
+    rows = [
+        ("tree", facts["tree"] or "a tree in memory"),
+        ("pool", facts["pool"] or "an array that was given"),
+        ("samples", f"{facts['n_samples']:,}"),
+        ("levels", str(facts["n_levels"])),
+        ("metric", facts["metric"]),
+        ("software", facts["software"]),
+        ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
+    ]
+    lines = _pairs([(name, value) for name, value in rows if value])
+    return lines if facts["complete"] else [*lines, "  to finish it, run the same `hkm assign` again: it resumes"]
+
+
+_LINES: dict[str, Callable[[Facts], list[str]]] = {
+    "pool": _pool_lines, "tree": _tree_lines, "assignment": _assignment_lines,
+}  # fmt: skip
 
 
 def _samples(done: Sequence[Facts]) -> str | None:

@@ -47,15 +47,15 @@ def test_it_is_the_tree_that_build_hierarchy_makes(
 
 
 def test_prediction_follows_the_path_of_the_nearest_centroid(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
-    paths = fitted.predict(x)
+    paths = fitted.predict_path(x)
     assert (paths.shape, paths.dtype) == ((len(x), 3), np.int32)
     np.testing.assert_array_equal(paths[5], fitted.tree_.hkm.path(5))
     np.testing.assert_array_equal(paths[:, -1], fitted.labels_)
     new = np.random.default_rng(1).normal(10, 9, (200, 4)).astype(np.float32)
     centroids = fitted.tree_["level_1/centroids"].to_numpy().astype(np.float64)
     nearest = ((new[:, None].astype(np.float64) - centroids) ** 2).sum(axis=2).argmin(axis=1)
-    np.testing.assert_array_equal(fitted.predict(new)[:, 0], nearest)
-    np.testing.assert_array_equal(fitted.predict(new)[:, 1], fitted.tree_["level_2/labels"].to_numpy()[nearest])
+    np.testing.assert_array_equal(fitted.predict_path(new)[:, 0], nearest)
+    np.testing.assert_array_equal(fitted.predict_path(new)[:, 1], fitted.tree_["level_2/labels"].to_numpy()[nearest])
 
 
 def test_arrays_of_other_kinds_give_the_same_tree(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
@@ -64,14 +64,14 @@ def test_arrays_of_other_kinds_give_the_same_tree(x: np.ndarray, fitted: hkm.Hie
         hk = hkm.HierarchicalKMeans(LEVELS, n_resamples=(1, 2, 0), random_state=0).fit(given)
         np.testing.assert_array_equal(hk.labels_, fitted.labels_)
         np.testing.assert_array_equal(hk.cluster_centers_, fitted.cluster_centers_)
-        np.testing.assert_array_equal(np.asarray(hk.predict(given)), fitted.predict(x))
-    assert fitted.predict(lazy).chunks == ((200, 200, 200, 200, 100), (3,))
-    assert fitted.predict(xr.DataArray(x, dims=("word", "feature"))).dims == ("word", "level")
+        np.testing.assert_array_equal(np.asarray(hk.predict_path(given)), fitted.predict_path(x))
+    assert fitted.predict_path(lazy).chunks == ((200, 200, 200, 200, 100), (3,))
+    assert fitted.predict_path(xr.DataArray(x, dims=("word", "feature"))).dims == ("word", "level")
 
 
 def test_cosine_looks_at_directions_only(x: np.ndarray) -> None:
     hk = hkm.HierarchicalKMeans((6, 2), n_resamples=1, metric="cosine", random_state=0).fit(x)
-    np.testing.assert_array_equal(hk.predict(x * 3)[:, -1], hk.labels_)
+    np.testing.assert_array_equal(hk.predict(x * 3), hk.labels_)
 
 
 def test_a_tree_with_a_path_stays_and_is_taken_up_again(x: np.ndarray, tmp_path: Path) -> None:
@@ -93,6 +93,30 @@ def test_a_tree_without_a_path_is_in_memory_and_travels(x: np.ndarray, fitted: h
     copied = pickle.loads(pickle.dumps(fitted))
     np.testing.assert_array_equal(copied.predict(x), fitted.predict(x))
     np.testing.assert_array_equal(copied.sample(20), fitted.sample(20))
+
+
+def test_a_fit_is_taken_from_a_tree(x: np.ndarray, fitted: hkm.HierarchicalKMeans, tmp_path: Path) -> None:
+    settings = {"n_resamples": (1, 2, 0), "random_state": 4, "metric": "cosine"}
+    hk = hkm.HierarchicalKMeans(LEVELS, path=tmp_path / "t.zarr", **settings).fit(x)
+    for source in (tmp_path / "t.zarr", hk.tree_):
+        taken = hkm.HierarchicalKMeans.from_tree(source)
+        assert {name: value for name, value in taken.get_params().items() if name in settings} == settings
+        assert (taken.n_clusters, taken.path, taken.n_iter_, taken.n_features_in_) == (LEVELS, None, hk.n_iter_, 4)
+        np.testing.assert_array_equal(taken.labels_, hk.labels_)
+        np.testing.assert_array_equal(taken.predict(x), hk.labels_)
+        np.testing.assert_array_equal(taken.sample(20), hk.sample(20))
+        np.testing.assert_array_equal(taken.transform(x[:9]), hk.transform(x[:9]))
+    with pytest.raises(ValueError, match="5 features"):
+        taken.predict(np.zeros((2, 5)))
+
+
+def test_distances_to_the_top(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
+    expected = np.linalg.norm(x[:50, None].astype(np.float64) - fitted.cluster_centers_, axis=2)
+    np.testing.assert_allclose(fitted.transform(x[:50]), expected, rtol=1e-5)
+    assert fitted.get_feature_names_out().tolist() == [f"hierarchicalkmeans{c}" for c in range(3)]
+    copies = np.repeat(x[:2], 30, axis=0)
+    few = hkm.HierarchicalKMeans(5, n_resamples=0, random_state=0).fit(copies)
+    assert np.isnan(few.transform(x[:3])).sum() == 3 * 3
 
 
 @pytest.mark.parametrize(
