@@ -17,7 +17,6 @@ import numpy as np
 
 import hkm_dask as hkm
 from hkm_dask.data import layout, store
-from hkm_dask.data.chunks import open_array
 from hkm_dask.hierarchy import level_arrays
 
 
