@@ -20,10 +20,10 @@ def assign(tree: Path, pool: Path, out: Path, restart: bool, place: Place) -> No
     OUT.zarr has their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and
     their ids; xarray.open_zarr opens it. The tree stays as it is. Interrupted, the same command resumes.
     """
-    from hkm_dask.hierarchy.assignment import write_assignment
+    from hkm_dask.hierarchy import assignment
     from hkm_dask.view import info
     from hkm_dask.view.progress import show_progress
 
     with show_progress(), place.connect() as runner:
-        write_assignment(tree, pool, out, client=runner.client, memory_limit=place.memory_limit, restart=restart)
+        assignment.assign(tree, pool, out, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     click.echo(info.render(info.describe(out)))

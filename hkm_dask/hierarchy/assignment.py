@@ -99,26 +99,6 @@ def assign(
     >>> new["distance"].values.tolist()
     [1.5, 3.5]
     """
-    return open_assignment(write_assignment(tree, pool, out, client=client, memory_limit=memory_limit, restart=restart))
-
-
-def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
-    """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
-    folder = Path(path).absolute()
-    read_complete(folder, layout.ASSIGNMENT_FORMAT)
-    return checked_arrays(xr.open_zarr(folder), folder)
-
-
-def write_assignment(
-    tree: xr.DataTree | str | os.PathLike[str],
-    pool: Any,
-    out: str | os.PathLike[str],
-    *,
-    client: Client | None = None,
-    memory_limit: int | str | None = None,
-    restart: bool = False,
-) -> Path:
-    """Do as `assign`, and return where it lies without opening it."""
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
     arrays, target = TreeArrays(opened), Path(out).absolute()
     source = new_samples(opened, arrays, pool)
@@ -134,7 +114,14 @@ def write_assignment(
                 pool_writer.write_column(folder, "id", _pieces_of_ids(source), source.n_total)
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(time.perf_counter() - begin, 3)})
-    return target
+    return open_assignment(target)
+
+
+def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
+    """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
+    folder = Path(path).absolute()
+    read_complete(folder, layout.ASSIGNMENT_FORMAT)
+    return checked_arrays(xr.open_zarr(folder), folder)
 
 
 def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:

@@ -20,7 +20,8 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.kmeans.base import Clusterer
 from hkm_dask.kmeans.inputs import rows_of
 

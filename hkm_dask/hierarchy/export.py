@@ -16,7 +16,8 @@ from hkm_dask.data import chunks, files
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 # Rows turned into columns at a time: a few tens of MB, however large the subset is.
 BLOCK_ROWS = 2**18

@@ -21,7 +21,8 @@ from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.members import group_by_label
-from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 STRATEGIES = ("hierarchical", "flat")
 WITHIN = ("random", "closest", "furthest")

@@ -14,10 +14,9 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.accessor import HkmAccessor
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.untrusted import reading
 
-__all__ = ["HkmAccessor", "TreeArrays", "open_hierarchy"]
+__all__ = ["HkmAccessor", "open_hierarchy"]
 
 
 def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:

@@ -13,7 +13,8 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.tree import TreeArrays, open_hierarchy
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 RandomTree = Callable[[int], xr.DataTree]
 KS = (12, 5, 3)
