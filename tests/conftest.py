@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.browser import chromium, open_page
 from tests.emulated.plugin import emulated_cuda
 
-__all__ = ["emulated_cuda"]
+__all__ = ["chromium", "emulated_cuda", "open_page"]
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("hkm", deadline=None, print_blob=True)
