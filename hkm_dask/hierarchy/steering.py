@@ -1,0 +1,175 @@
+"""Names of clusters as people see them, ``2:19``, and the file of weights that `hkm browse` saves and a draw takes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from hkm_dask.data.files import write_file
+from hkm_dask.errors import InputError
+from hkm_dask.untrusted import read_regular, reading
+
+#: Largest weight, and decimals that count.
+MAX_WEIGHT, WEIGHT_DECIMALS = 1000, 6
+_MAX_BYTES = 256 * 2**20
+#: Wrong lines that are named one by one.
+_NAMED = 10
+
+_NAME = re.compile(r"([1-9][0-9]{0,2}):(0|[1-9][0-9]{0,17})")
+
+
+class Cluster(NamedTuple):
+    """A cluster, written ``LEVEL:NUMBER``.
+
+    Examples
+    --------
+    >>> str(Cluster(2, 19)), Cluster.parse("2:19") == (2, 19)
+    ('2:19', True)
+    """
+
+    level: int
+    number: int
+
+    def __str__(self) -> str:
+        return f"{self.level}:{self.number}"
+
+    @classmethod
+    def parse(cls, name: str | tuple[int, int]) -> Cluster:
+        """Read ``"2:19"`` or ``(2, 19)``; ValueError where it is neither."""
+        match = _NAME.fullmatch(str(Cluster(*name)) if isinstance(name, tuple) and len(name) == 2 else str(name))
+        if match is None:
+            raise ValueError
+        return cls(int(match[1]), int(match[2]))
+
+
+def parse_clusters(names: Iterable[str | tuple[int, int]], option: str, problems: list[str]) -> list[Cluster]:
+    """Read names of clusters; one that is none adds a line to `problems`."""
+    clusters = []
+    for name in names:
+        try:
+            clusters.append(Cluster.parse(name))
+        except ValueError:
+            problems.append(f"{option}={name!r} should be LEVEL:NUMBER; write it like 2:19, cluster 19 of level 2")
+    return clusters
+
+
+def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
+    """Read a file of weights, as `write_weights` and `hkm browse` write it.
+
+    Parameters
+    ----------
+    path : path-like
+        CSV with the header ``cluster,weight`` and a line such as ``2:19,0.5`` for every cluster whose weight is not 1.
+
+    Returns
+    -------
+    dict of Cluster to float
+        In the order of the file; a `Cluster` is the tuple ``(level, number)``.
+
+    Raises
+    ------
+    InputError
+        The file cannot be read, or lines of it should be otherwise, all of them.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     _ = write_weights(f"{folder}/weights.csv", {"2:19": 0, (1, 7): 0.5})
+    ...     read_weights(f"{folder}/weights.csv")
+    {Cluster(level=1, number=7): 0.5, Cluster(level=2, number=19): 0.0}
+    """
+    with reading(f"weights={str(path)!r} should be a CSV file of weights, it cannot be read", "check the path"):
+        lines = csv.reader(io.StringIO(read_regular(path, _MAX_BYTES).decode("utf-8-sig")), strict=True)
+        rows = [(lines.line_num, row) for row in lines if row]
+    name = Path(path).name
+    if not rows or [cell.strip() for cell in rows[0][1]] != ["cluster", "weight"]:
+        raise InputError(f"{name}: its first line should be cluster,weight; then one line per cluster, like 2:19,0.5")
+    weights: dict[Cluster, float] = {}
+    problems = [problem for line, row in rows[1:] for problem in _read_line(f"{name}, line {line}", row, weights)]
+    if len(problems) > _NAMED:
+        problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines should be otherwise"]
+    if problems:
+        raise InputError(problems)
+    return weights
+
+
+def _read_line(where: str, row: list[str], weights: dict[Cluster, float]) -> Iterator[str]:
+    if len(row) != 2:
+        yield f"{where}: {','.join(row)[:60]!r} should be a cluster and a weight; write it like 2:19,0.5"
+        return
+    problems: list[str] = []
+    clusters = parse_clusters([row[0].strip()], f"{where}: cluster", problems)
+    try:
+        weight = float(row[1])
+    except ValueError:
+        weight = math.nan
+    problems += check_weight(weight, f"{where}: weight={row[1][:60]!r}")
+    for cluster in clusters:
+        if cluster in weights:
+            problems.append(f"{where}: cluster={str(cluster)!r} should be named once; remove one of its lines")
+        weights[cluster] = weight
+    yield from problems
+
+
+def check_weight(weight: float, what: str) -> list[str]:
+    """Say, in no or one line, why a weight is none."""
+    if weight == 0 or 10.0**-WEIGHT_DECIMALS <= weight <= MAX_WEIGHT:
+        return []
+    return [f"{what} should be 0, which leaves the cluster out, or from 0.000001 to {MAX_WEIGHT}; 1 is no change"]
+
+
+def check_weights(weights: Mapping[str | tuple[int, int], float]) -> dict[Cluster, float]:
+    """Weights under proper names, in order of level and number; InputError with all that are none."""
+    problems: list[str] = []
+    checked: dict[Cluster, float] = {}
+    for name, weight in weights.items():
+        try:
+            plain = float(weight)
+        except (TypeError, ValueError):
+            plain = math.nan
+        problems += check_weight(plain, f"weight={weight!r} of {name}")
+        checked |= dict.fromkeys(parse_clusters([name], "weights", problems), plain)
+    if problems:
+        raise InputError(problems)
+    return dict(sorted(checked.items()))
+
+
+def write_weights(
+    path: str | os.PathLike[str], weights: Mapping[str | tuple[int, int], float], *, overwrite: bool = False
+) -> Path:
+    """Write a file of weights, whole or not at all.
+
+    Parameters
+    ----------
+    path : path-like
+    weights : mapping
+        Of clusters, ``"2:19"`` or ``(2, 19)``, to numbers: 0 leaves a cluster out, 0.5 halves its share among its
+        siblings, 1 is what every cluster has that is not named; see `hkm_dask.sample`.
+    overwrite : bool
+        Replace a file that is there.
+
+    Raises
+    ------
+    InputError
+        Something is there already, or names or weights should be otherwise, all of them.
+    """
+    target, checked = Path(path).absolute(), check_weights(weights)
+    if os.path.lexists(target) and not overwrite:
+        raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
+    if not target.parent.is_dir():
+        raise InputError(f"{target} should be in a folder that is there; make {str(target.parent)!r} first")
+    lines = [f"{cluster},{_shortest(weight)}\n" for cluster, weight in checked.items()]
+    write_file(target, "".join(["cluster,weight\n", *lines]).encode())
+    return target
+
+
+def _shortest(weight: float) -> str:
+    """The weight with all its decimals that count, without an exponent."""
+    return f"{weight:.{WEIGHT_DECIMALS}f}".rstrip("0").rstrip(".")
