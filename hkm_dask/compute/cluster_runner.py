@@ -129,6 +129,11 @@ class ClusterRunner(Runner):
         """See `Runner.fits_in_memory`; what lies in this process is in no worker's memory."""
         return False
 
+    def prepare(self, begin: Callable[[], None]) -> None:
+        """See `Runner.prepare`."""
+        if self.device_budget is not None:
+            self.client.run(begin, wait=False, on_error="ignore")
+
     def make_room_for(self, stage: StageBytes) -> None:
         """See `Runner.make_room_for`; this process remembers nothing about rows."""
 

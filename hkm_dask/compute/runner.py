@@ -270,6 +270,11 @@ class Runner:
         fits = n_device_bytes <= RESIDENT_SHARE * self.device_budget * self.n_workers
         return fits and n_host_bytes <= self.memory_budget
 
+    def prepare(self, begin: Callable[[], None]) -> None:
+        """Have what every worker begins before its rows are read begin; nothing waits for it, nor need it succeed."""
+        if self.device_budget is not None:
+            begin()
+
     def make_room_for(self, stage: memory.StageBytes) -> None:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""
         host_cache.shrink(None, max(0, self.memory_budget - host_cache.held - stage.total()))

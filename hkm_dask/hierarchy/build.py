@@ -44,6 +44,7 @@ from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.search.worker import prepare
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
@@ -136,6 +137,7 @@ def write_hierarchy(
                 settings = config.model_copy(update={"subset": None}).to_json()
                 run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
                 build = _Build(config, source, folder, runner, Checkpoints(work, run))
+                runner.prepare(partial(prepare, source.rows.n_features, source.rows.dtype, config.dtype))
                 build.check()
                 store.create_group(folder, _identity(config, source))
                 build.run()

@@ -62,6 +62,8 @@ class Work:
         The same, of all processors together.
     seconds : float
         What nothing shortens: processes, contexts, compilers.
+    beside : float
+        Seconds of another process, which the work of the step overlaps.
 
     Examples
     --------
@@ -85,6 +87,7 @@ class Work:
     shared_bytes: float = 0.0
     shared_items: float = 0.0
     seconds: float = 0.0
+    beside: float = 0.0
 
     def __add__(self, other: Work) -> Work:
         return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -118,7 +121,7 @@ class Structure:
     stays : bool
         An assignment finds on the device what the iteration before it left there.
     check_seconds : float
-        Until kernels are shown to be right on the device: processes that are waited for.
+        Until kernels are shown to be right on the device, by a process beside the worker that reads its first rows.
     looks : int
         Times that a thread looks at each row when it chooses members.
     update_bytes : int
@@ -138,10 +141,15 @@ class Structure:
     update_bytes: int = _UPDATE_BYTES
 
 
+#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy keeps that of a former run.
+COMPILE_SECONDS = 2.4
+#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, and searches made rows in
+#: four forms, each in both types. Imports and compiling are measured, on a machine without a GPU; the rest is not.
+CHECK_SECONDS = 2.3 + 0.5 + COMPILE_SECONDS + 8 * 0.1
 #: As the code is.
 NOW = Structure(
     block_bytes=1 << 30, launches=12, synchronizations=2, thins="device", gathers="device", chooses="device",
-    groups="processors", stays=True, check_seconds=2 * 3.0,  # for rows in 16 bits, and in 32
+    groups="processors", stays=True, check_seconds=CHECK_SECONDS,
 )  # fmt: skip
 
 
@@ -196,10 +204,8 @@ class Rates:
         thread += work.store_bytes / self.store
         shared = work.shared_products / self.thread_product + work.shared_bytes / self.thread_bytes
         shared += work.shared_items / self.thread_items
-        return (
-            max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
-            + shared / self.n_processors + work.seconds
-        )  # fmt: skip
+        spent = max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
+        return max(spent + shared / self.n_processors + work.seconds, work.beside)
 
 
 #: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.
@@ -415,13 +421,13 @@ def run_steps(
     """
     itemsize = 2 if np.dtype(dtype) == np.float16 else 4
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
+    # Three threads read ahead.
+    reading = Work(
+        store_bytes=stored / 3, link_bytes=float(n_rows * n_features * itemsize), beside=structure.check_seconds
+    )
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds)),
-        Step(0, "start", "kernels checked", Work(seconds=structure.check_seconds)),
-        # Three threads read ahead.
-        Step(
-            0, "start", "first reading", Work(store_bytes=stored / 3, link_bytes=float(n_rows * n_features * itemsize))
-        ),
+        Step(0, "start", "first reading, kernels checked beside it", reading),
     ]
     n = n_rows
     for t, level in enumerate(levels, 1):

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search import cuda_check
+from hkm_dask.kmeans.search import cuda_check, cuda_check_process
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from tests.emulated.broken_hopper import BROKEN
@@ -106,11 +106,15 @@ def test_wrong_norms_are_found(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> No
     assert find_fault("single", made_sample(24, HALF)) == "gave wrong norms for 2 of 300 rows"
 
 
-def test_the_program_prints_its_verdict_and_does_not_outlive_everybody(
+def test_the_program_prints_its_verdicts_and_does_not_outlive_everybody(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     ends: list[int] = []
-    monkeypatch.setattr(cuda_check.signal, "alarm", ends.append)
-    cuda_check.main(["0", "float16", "16", "half"])
-    assert capsys.readouterr().out == "ready\nnull\n"
-    assert ends == [300]
+    monkeypatch.setattr(cuda_check_process.signal, "alarm", ends.append)
+    checks = [str(cuda_check_process.Check(form, 16, "float16")) for form in ("half", "single")]
+    cuda_check_process.main(["0", *checks])
+    assert capsys.readouterr().out == "ready\nnull\nnull\n"
+    assert ends == [300, 300, 300]
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "is wrong")
+    cuda_check_process.main(["0", *checks])  # what a kernel at fault wrote where may spoil what follows
+    assert capsys.readouterr().out == 'ready\n"is wrong"\n'

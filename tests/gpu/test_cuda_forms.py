@@ -14,8 +14,9 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_check, cuda_forms, cuda_hopper
+from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper
 from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from tests.emulated import kernels
@@ -24,6 +25,7 @@ from tests.gpu.broken import break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups, twice
 
 HALF, FORMS = np.dtype(np.float16), ("fused", "half")
+ONE = Check("fused", 24, "float16")
 _fault = cuda_forms._fault  # which the emulator leaves out
 
 
@@ -40,13 +42,14 @@ def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(cuda_forms, "_fault", _fault)
     monkeypatch.setattr(cuda_forms, "APART", False)
     monkeypatch.setattr(cuda_forms, "_faults", {})
+    monkeypatch.setattr(cuda_forms, "_begun", {})
     monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
     """Have the check in a process of its own, by a program."""
     monkeypatch.setattr(cuda_forms, "APART", True)
-    monkeypatch.setattr(cuda_forms, "_PROGRAM", words)
+    monkeypatch.setattr(cuda_check_process, "_PROGRAM", words)
 
 
 # -- which are right --------------------------------------------------------------------------------------------------
@@ -86,7 +89,7 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("checked")
 def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda form, _: f"is no good as {form}")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: f"is no good as {form}")
     with pytest.warns(RuntimeWarning) as told, pytest.raises(ComputeError) as refused:
         next(sound_forms(FORMS, 24, HALF))
     faults = "the kernel nearest_two is no good as fused", "cuBLAS in float16 is no good as half"
@@ -97,7 +100,8 @@ def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPa
 @pytest.mark.usefixtures("checked")
 def test_a_form_is_checked_once_on_made_rows_and_once_on_rows_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[tuple[str, int]] = []
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda form, sample: checked.append((form, len(sample.rows))))
+    for module in (cuda_forms, cuda_check_process):
+        monkeypatch.setattr(module, "find_fault", lambda form, sample: checked.append((form, len(sample.rows))))
     search, tile, centroids = search_of(groups(40, 8, np.float16))
     for _ in range(2):
         assert search.form(tile, centroids) == "fused"
@@ -123,39 +127,70 @@ PROGRAMS: dict[str, tuple[str, str | None]] = {
 def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     code, expected = PROGRAMS[case]
     program(monkeypatch, "-c", code)
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
-    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
-    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == expected
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
+    assert cuda_forms._fault_apart(ONE, 0) == expected
+
+
+#: Checks four forms, and notes that it was begun: the second gives wrong scores, the third kills its process.
+ONE_AFTER_THE_OTHER = """
+import os, pathlib, sys
+checks = sys.argv[2:]
+with pathlib.Path({log!r}).open("a") as log:
+    print(*checks, file=log)
+print("ready", flush=True)
+for check in checks:
+    if check.startswith("half"):
+        os.kill(os.getpid(), 6)
+    fault = "null" if check[0] in "hs" else '"gave wrong scores"'
+    print(fault, flush=True)
+    if fault != "null":
+        break
+"""
 
 
 @pytest.mark.usefixtures("checked")
-def test_the_forms_of_a_trial_are_checked_side_by_side(
+def test_one_process_checks_all_forms_and_another_goes_on_after_a_fault(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    program(monkeypatch, "-c", ONE_AFTER_THE_OTHER.format(log=str(tmp_path / "log")))
+    checks = [Check(form, 8, "float16") for form in ("hopper", "fused", "half", "single")]
+    process = CheckProcess(0, checks)
+    assert process.fault(checks[3]) is None
+    assert process.fault(checks[0]) is None
+    assert process.fault(checks[1]) == "gave wrong scores"
+    assert process.fault(checks[2]) == "ended its process (SIGABRT)"
+    with pytest.raises(UntoldError):
+        process.fault(ONE)
+    begun = (tmp_path / "log").read_text().splitlines()
+    assert begun == [" ".join(map(str, checks)), " ".join(map(str, checks[2:])), str(checks[3])]
+
+
+@pytest.mark.usefixtures("checked")
+def test_checks_of_both_types_begin_in_one_process_before_rows_are_read(
     monkeypatch: pytest.MonkeyPatch, timed: list[tuple[str, int]], tmp_path: Path
 ) -> None:
-    code = f"""
-import os, pathlib, time
-folder = pathlib.Path({str(tmp_path)!r})
-(folder / str(os.getpid())).touch()
-print('ready', flush=True)
-while len(list(folder.iterdir())) < 3:  # all three have begun
-    time.sleep(0.01)
-print('null')
-"""
-    program(monkeypatch, "-c", code)
-    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", 5.0)
+    program(monkeypatch, "-c", ONE_AFTER_THE_OTHER.replace('"half"', '"none"').format(log=str(tmp_path / "log")))
     monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: None)
-    search, tile, centroids = search_of(groups(300, 8))
-    assert search.form(tile, centroids) == "single"
-    assert {form for form, _ in timed} == {"fused", "half", "single"}
-    assert not cuda_forms._begun
+    search, tile, centroids = search_of(groups(300, 8, np.float16))
+    assert len(cuda_forms._begun) == 6
+    with pytest.warns(RuntimeWarning, match="nearest_two gave wrong scores"):
+        assert search.form(tile, centroids) == "single"
+    assert {form for form, _ in timed} == {"half", "single"}
+    search_of(groups(10, 8))  # float32 has begun already
+    assert {check.dtype for check, _ in cuda_forms._begun} == {"float32"}
+    (first, second) = (tmp_path / "log").read_text().splitlines()
+    assert [len(words.split()) for words in (first, second)] == [6, 5]
+    for process in cuda_forms._begun.values():
+        process.end()
 
 
 @pytest.mark.usefixtures("checked")
 def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch)
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == "here"
+    assert cuda_forms._fault_apart(ONE, 0) == "here"
 
 
 @pytest.mark.usefixtures("checked")
@@ -174,11 +209,11 @@ def test_a_kernel_is_checked_in_a_process_of_its_own(
     (tmp_path / "sitecustomize.py").write_text("from tests.gpu.broken import install_here; install_here()")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(cuda_forms, "APART", True)
-    monkeypatch.setattr(cuda_forms, "LIMIT_SECONDS", limit)
+    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", limit)
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(kernels._build_folder))
     monkeypatch.setenv("HKM_MUTANT", name)
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: "here")
-    assert cuda_forms._fault_apart("fused", 24, "float16", 0) == expected
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    assert cuda_forms._fault_apart(ONE, 0) == expected
 
 
 # -- which is fastest -------------------------------------------------------------------------------------------------

@@ -101,6 +101,16 @@ def test_what_leaves_one_thread_takes_no_time_there() -> None:
     assert larger["Lloyd: iterations"] < fast["Lloyd: iterations"]
 
 
+def test_kernels_are_checked_while_rows_are_read() -> None:
+    start = {
+        seconds: H200.seconds(run_steps(5_000_000, 384, "float16", (Level(n_clusters=9),), structure=one)[1].work, 384)
+        for seconds in (0.0, 0.5, 9.0)
+        for one in [replace(NOW, check_seconds=seconds)]
+    }
+    assert start[0.0] == start[0.5] > 1.0
+    assert start[9.0] == 9.0
+
+
 @pytest.mark.parametrize("init", ["coreset", "k-means||", "k-means++", "random"])
 def test_every_seeding_and_splitting_has_a_cost(init: str) -> None:
     levels = (Level(n_clusters=50, n_splits=10, n_resamples=1, init=init, max_iter=3),)

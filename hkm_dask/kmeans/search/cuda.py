@@ -37,7 +37,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
-from hkm_dask.kmeans.search.cuda_forms import choose_form, forms_here, sound_forms
+from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
 from hkm_dask.kmeans.search.cuda_operand import (
     FUSED,
@@ -93,13 +93,18 @@ class CudaEngine(Engine):
         """See `Engine.row_dtype`."""
         return device_dtype(dtype)
 
+    def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:
+        """See `Engine.prepare`; candidates of the seeding and rows of upper levels are float32."""
+        begin_checks(precision, n_features, [device_dtype(dtype), np.dtype(np.float32)])
+
     def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""
         forms = sound_forms(forms_here(geometry.precision), centroids.shape[1], centroids.dtype)
         return CudaIndex(centroids, geometry, next(forms))
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
-        """See `Engine.search`."""
+        """See `Engine.search`; what it needs is checked while its rows are read."""
+        self.prepare(part.rows.n_features, part.rows.dtype, geometry.precision)
         return CudaSearch(self, part, geometry, phase, assignment)
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:

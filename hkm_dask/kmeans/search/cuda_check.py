@@ -6,13 +6,11 @@ is the rule itself. The host is asked, not a simple kernel, because it shares ne
 is checked. Results are poison before every launch, so that lines which nobody writes show, and so are some beside them.
 
 Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
-rows, centroids and features. `main` checks a form on made rows in a process of its own; see `cuda_forms`.
+rows, centroids and features. See `cuda_forms` for what is made of it.
 """
 
 from __future__ import annotations
 
-import json
-import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -30,10 +28,6 @@ from hkm_dask.untrusted import reason
 _N_ROWS, _TILE, _DEPTH, _N_STEPS, _RAGGED = 300, 256, 64, 12, 44
 #: Lines beside the results that have to stay as they are.
 _BESIDE = 128
-#: What `main` prints once the device is at hand, and how it ends where it cannot tell.
-READY, CANNOT_TELL = "ready", 3
-#: Seconds after which its process ends, though nobody may wait for it any more.
-_END_SECONDS = 300
 
 
 @dataclass(frozen=True)
@@ -207,22 +201,3 @@ class _Truth:
         right = (number[:n] >= 0) & (best[:n] <= second[:n]) & _within(best[:n], first, self.allowed[lines])
         right &= np.isfinite(first) & _within(second[:n], others, self.allowed[lines])
         return ~np.concatenate([right, untouched])
-
-
-def main(words: list[str]) -> None:
-    """Check a form on made rows: words are the number of the device, the type of the rows, their features, the form.
-
-    It prints `READY`, then the fault in JSON, null for none; where memory runs out it ends with `CANNOT_TELL`.
-    """
-    import cupy
-
-    signal.alarm(_END_SECONDS)  # unhandled, it ends a process whatever that waits for
-    device, dtype, n_features, form = words
-    cupy.cuda.Device(int(device)).use()
-    cupy.zeros(1)
-    print(READY, flush=True)
-    try:
-        fault = find_fault(form, made_sample(int(n_features), np.dtype(dtype)))  # type: ignore[arg-type]
-    except MemoryError:
-        raise SystemExit(CANNOT_TELL) from None
-    print(json.dumps(fault), flush=True)

@@ -2,11 +2,9 @@
 
 No form is used before it was checked (`cuda_check`): on made rows of as many features, then on a sample of the rows to
 be searched, once per process. A form at fault is put aside with one warning, and the next takes over. The made rows are
-searched in a process of its own, with a context of its own: an illegal address ends the context it comes up in, with
-all that lies on the device, and a kernel that never ends cannot be stopped but with its process. The forms of a trial
-wait for the start of one such process, once; nothing is kept on disk, where a verdict could be planted or outlive a
-driver. Where such a process cannot be had, as on a device that admits one process only, the check runs here: wrong
-answers are found all the same.
+searched in a process of its own (`cuda_check_process`), which begins before the first rows are read and is waited for
+where a form is first needed. Where such a process cannot be had, as on a device that admits one process only, the check
+runs here: wrong answers are found all the same.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
 microseconds would choose for millions of rows, and the first form is taken.
@@ -14,14 +12,9 @@ microseconds would choose for millions of rows, and the first form is taken.
 
 from __future__ import annotations
 
-import os
-import signal
 import statistics
-import subprocess
-import sys
 import threading
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,12 +23,12 @@ from numpy.typing import NDArray
 
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_hopper
-from hkm_dask.kmeans.search.cuda_check import CANNOT_TELL, READY, Sample, find_fault, made_sample
+from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
+from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.tuning import chosen_once
-from hkm_dask.untrusted import parse_json
 
 #: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
 MOST_TRIAL_ROWS, LEAST_TRIAL_ROWS = 1 << 17, 50_000
@@ -45,9 +38,8 @@ _N_TIMED, _HOPELESS = 3, 2.0
 _TIE = 1.05
 #: Rows and centroids of a sample of those to be searched.
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS = 512, 1024
-#: Whether made rows are searched in another process, and the seconds that it may take, compilation included.
-APART, LIMIT_SECONDS = True, 120.0
-_PROGRAM = ("-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_check import main; main(sys.argv[1:])")
+#: Whether made rows are searched in another process.
+APART = True
 
 _NAMES: dict[Form, str] = {
     "hopper": "the kernel nearest_two_hopper", "fused": "the kernel nearest_two", "half": "cuBLAS in float16",
@@ -57,8 +49,8 @@ _NAMES: dict[Form, str] = {
 #: What was found out in this process: a fault in words, or None.
 _faults: dict[Hashable, str | None] = {}
 _checking = threading.Lock()
-#: Checks in processes of their own that began before they are asked for.
-_begun: dict[Hashable, subprocess.Popen[str]] = {}
+#: Checks that began in a process of its own, on a device.
+_begun: dict[tuple[Check, int], CheckProcess] = {}
 
 
 def forms_here(precision: str) -> tuple[Form, ...]:
@@ -78,7 +70,6 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
         return next(sound())
 
     def fastest() -> Form:
-        _begin_checks(forms, rows.shape[1], rows.dtype)
         times: dict[Form, list[float]] = {}
         for form in sound():
             milliseconds = _timed_search(form, search, tile, centroids, n)
@@ -154,14 +145,28 @@ def sound_forms(
         )
 
 
+def begin_checks(precision: str, n_features: int, dtypes: Iterable[np.dtype]) -> None:
+    """Begin to check the forms of a precision on made rows of these types, in a process of its own.
+
+    What is checked already, or is about to be, is left out.
+    """
+    from cupy.cuda import runtime
+
+    device = runtime.getDevice()
+    checks = dict.fromkeys(Check(form, n_features, dtype.name) for dtype in dtypes for form in forms_here(precision))
+    with _checking:
+        new = [one for one in checks if (one, device) not in _begun and (one, device) not in _faults]
+        if APART and new:
+            _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
+
+
 def _fault(
     form: Form, n_features: int, dtype: np.dtype, sample: Callable[[], Sample] | None, others: Sequence[Form]
 ) -> str | None:
     """The fault of a form, found out when it is asked for first, and told then together with what takes its place."""
     from cupy.cuda import runtime
 
-    device = runtime.getDevice()
-    made = form, n_features, dtype.name, device
+    made = Check(form, n_features, dtype.name), runtime.getDevice()
     checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
     if sample is not None:
         checks[*made, "sample"] = lambda: find_fault(form, sample())
@@ -184,55 +189,15 @@ def _warn(message: str) -> None:
     warn(message, RuntimeWarning)
 
 
-def _begin_checks(forms: Sequence[Form], n_features: int, dtype: np.dtype) -> None:
-    """Begin to check forms on made rows side by side: most of the time of a check is that of starting its process."""
-    from cupy.cuda import runtime
-
-    device = runtime.getDevice()
-    with _checking, suppress(OSError):
-        for form in forms:
-            made = form, n_features, dtype.name, device
-            if APART and made not in _faults and made not in _begun:
-                _begun[made] = _begin_check(*made)
-
-
-def _begin_check(form: Form, n_features: int, dtype: str, device: int) -> subprocess.Popen[str]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    return subprocess.Popen(
-        [sys.executable, *_PROGRAM, str(device), dtype, str(n_features), form],
-        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )  # fmt: skip
-
-
-def _fault_apart(form: Form, n_features: int, dtype: str, device: int) -> str | None:
+def _fault_apart(check: Check, device: int) -> str | None:
     """The fault of a form on made rows, in a process of its own if one can be had."""
-
-    def here() -> str | None:
-        return find_fault(form, made_sample(n_features, np.dtype(dtype)))
-
-    if not APART:
-        return here()
-    made = form, n_features, dtype, device
-    try:
-        process = _begun.pop(made, None) or _begin_check(*made)
-    except OSError:
-        return here()
-    with process:
+    if APART:
+        process = _begun.pop((check, device), None) or CheckProcess(device, [check])
         try:
-            said, _ = process.communicate(timeout=LIMIT_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            said, _ = process.communicate()
-            return f"did not end within {LIMIT_SECONDS:.0f} s" if READY in said else here()
-    _, is_ready, verdict = said.partition(f"{READY}\n")
-    if verdict:
-        fault: str | None = parse_json(verdict.partition("\n")[0])
-        return fault
-    if not is_ready or process.returncode == CANNOT_TELL:
-        return here()
-    code = process.returncode
-    return f"ended its process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
+            return process.fault(check)
+        except UntoldError:
+            pass
+    return check.find_fault()
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:

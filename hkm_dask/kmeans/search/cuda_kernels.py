@@ -6,7 +6,10 @@ The kernels themselves are CUDA C++, in the files `FILES`; CuPy compiles them on
 from __future__ import annotations
 
 import threading
-from functools import cache
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from functools import cache, partial
 from importlib import resources
 from typing import Any
 
@@ -62,6 +65,21 @@ def _compiled_for_hopper() -> Any:
 
     # CuPy adds an -arch without the instructions of sm_90a; NVRTC takes the first.
     return cupy.RawModule(code=source(HOPPER_FILES), options=("-arch=sm_90a", "--std=c++17"))
+
+
+def compile_kernels(device: int, halves: Iterable[bool], *, for_hopper: bool) -> None:
+    """Compile the kernels for some types of rows side by side; what does not compile is told where it is used."""
+    import cupy
+
+    jobs = [partial(_compiled, half) for half in halves] + [_compiled_for_hopper] * for_hopper
+
+    def compile_module(job: Callable[[], Any]) -> None:
+        cupy.cuda.Device(device).use()  # a thread has a device of its own
+        with suppress(Exception):
+            job().compile()
+
+    with ThreadPoolExecutor(len(jobs), "hkm-compile") as threads:
+        list(threads.map(compile_module, jobs))
 
 
 @cache

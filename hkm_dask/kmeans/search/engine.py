@@ -206,6 +206,9 @@ class Engine(ABC):
 
     # -- rows ----------------------------------------------------------------------------------------------------------
 
+    def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:  # noqa: B027
+        """Begin what takes its time before rows of such a width and type are searched; nothing on processors."""
+
     @abstractmethod
     def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
         """Yield ``(first row, rows)`` of a part, as many rows at a time as the engine takes at once."""

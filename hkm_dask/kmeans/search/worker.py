@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from functools import cache
 
+import numpy as np
+
 from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.kmeans.search.cpu import CpuEngine
 from hkm_dask.kmeans.search.cuda import CudaEngine
@@ -21,6 +23,11 @@ def _engine(device: str) -> Engine:
 def worker_engine() -> Engine:
     """The engine of this worker, made once; a ComputeError where it is to compute on a GPU and cannot."""
     return _engine(worker_device())
+
+
+def prepare(n_features: int, dtype: np.dtype, precision: str) -> None:
+    """Have this worker begin what takes its time before rows of such a width and type are searched."""
+    worker_engine().prepare(n_features, dtype, precision)
 
 
 def is_too_little(flops: float) -> bool:
