@@ -143,8 +143,8 @@ class Structure:
 
 #: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy keeps that of a former run.
 COMPILE_SECONDS = 2.4
-#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, and searches made rows in
-#: four forms, each in both types. Imports and compiling are measured, on a machine without a GPU; the rest is not.
+#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, and searches made rows
+#: in four forms, each in both types. Imports and compiling are measured, on a machine without a GPU; the rest is not.
 CHECK_SECONDS = 2.3 + 0.5 + COMPILE_SECONDS + 8 * 0.1
 #: As the code is.
 NOW = Structure(
