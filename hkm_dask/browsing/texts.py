@@ -1,0 +1,193 @@
+"""Texts of the rows of a pool, read a few at a time and searched in steps: lines of a file, or a column."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.browsing.clusters import ChunkCache
+from hkm_dask.data.chunks import StoredArray
+from hkm_dask.data.files import careful
+from hkm_dask.data.layout import MIB
+from hkm_dask.errors import InputError
+from hkm_dask.untrusted import open_regular
+
+#: Lines between two of which the place in the file is kept: 8 bytes for 64 lines.
+STRIDE = 64
+#: Bytes of a file that are looked at together, and of the longest line that is shown.
+BLOCK_BYTES = 4 * MIB
+MAX_LINE_BYTES = 64 * 2**10
+#: Bytes of a file whose lines are counted when it is opened; those of a larger one are counted meanwhile.
+COUNTED_AT_ONCE = 256 * MIB
+
+
+class Found(NamedTuple):
+    """One step of a search."""
+
+    rows: list[int]
+    next_row: int  # where to go on; the number of rows where all were searched
+
+
+class Texts(Protocol):
+    """A text of every row."""
+
+    def take(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """Read the texts of rows; None of a row that has none, or not yet."""
+        ...
+
+    def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
+        """Search from a row on for texts that hold `query`, in capitals or not.
+
+        It ends with `limit` of them, or at the time `until` of `time.monotonic`, after one block at least.
+        """
+        ...
+
+
+class Lines:
+    """Lines of a text file, one per row: where every `STRIDE`-th begins is found by reading the file once.
+
+    A file of up to `COUNTED_AT_ONCE` bytes is read when it is opened, and an InputError where it has other than
+    `n_rows` lines. A larger one is read by a thread meanwhile, and `problem` tells of it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], n_rows: int) -> None:
+        self.path, self.n_rows = Path(path), n_rows
+        self.problem: str | None = None
+        self.n_indexed = 0  # lines whose place is known
+        self._offsets = np.zeros(n_rows // STRIDE + 1, np.int64)  # of every STRIDE-th line
+        careful(lambda: open_regular(self.path).close(), f"reading {self.path}")
+        self.n_bytes = self.path.stat().st_size
+        if self.n_bytes <= COUNTED_AT_ONCE:
+            self._index()
+            if self.problem:
+                raise InputError(self.problem)
+        else:
+            threading.Thread(target=self._index, name="captions", daemon=True).start()
+
+    def _index(self) -> None:
+        n_lines, offset, last = 0, 0, b"\n"
+        with open_regular(self.path) as file:
+            while block := file.read(BLOCK_BYTES):
+                starts = np.flatnonzero(np.frombuffer(block, np.uint8) == ord("\n")) + offset + 1
+                wanted = np.arange(
+                    -(-(n_lines + 1) // STRIDE) * STRIDE, min(n_lines + len(starts), self.n_rows) + 1, STRIDE
+                )
+                self._offsets[wanted // STRIDE] = starts[wanted - n_lines - 1]
+                n_lines, offset, last = n_lines + len(starts), offset + len(block), block[-1:]
+                self.n_indexed = min(n_lines, self.n_rows)
+        n_lines += last != b"\n"
+        self.n_indexed = min(n_lines, self.n_rows)
+        if n_lines != self.n_rows:
+            self.problem = (
+                f"captions={self.path} should have {self.n_rows:,} lines, one per row of the pool, not {n_lines:,}"
+            )
+            self.problem += "; give the texts of exactly these rows"
+
+    def _read(self, offset: int, n_bytes: int) -> bytes:
+        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
+            return careful(lambda: os.pread(file.fileno(), n_bytes, offset), f"reading {self.path}")
+
+    def take(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """See `Texts.take`."""
+        return [self._line(int(row)) if row < self.n_indexed else None for row in rows]
+
+    def _line(self, row: int) -> str:
+        offset, skip, data = int(self._offsets[row // STRIDE]), row % STRIDE, b""
+        step = 16 * 2**10
+        while True:
+            piece = self._read(offset, step)
+            offset, data = offset + len(piece), data + piece
+            while skip and b"\n" in data:
+                data, skip = data[data.index(b"\n") + 1 :], skip - 1
+            if skip:
+                data = b""
+            done = not skip and (b"\n" in data or len(data) > MAX_LINE_BYTES)
+            if done or not piece:
+                return data.partition(b"\n")[0][:MAX_LINE_BYTES].decode(errors="replace").rstrip("\r")
+
+    def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
+        """See `Texts.find`."""
+        rows: list[int] = []
+        pattern = None if query.isascii() else re.compile(re.escape(query), re.IGNORECASE)
+        needle = query.lower().encode()
+        while row < self.n_indexed and len(rows) < limit:
+            anchor = row // STRIDE
+            reach = int(self._offsets[anchor]) + BLOCK_BYTES // 4
+            n_anchors = -(-self.n_indexed // STRIDE)
+            stop = max(anchor + 1, int(np.searchsorted(self._offsets[:n_anchors], reach)))
+            start_byte = int(self._offsets[anchor])
+            stop_byte = int(self._offsets[stop]) if stop < n_anchors else self.n_bytes
+            lines = self._read(start_byte, stop_byte - start_byte)
+            for found in _lines_with(lines, needle, pattern):
+                at = anchor * STRIDE + found
+                if row <= at < self.n_rows:
+                    rows.append(at)
+                    if len(rows) == limit:
+                        return Found(rows, at + 1)
+            row = min(stop * STRIDE, self.n_indexed)
+            if time.monotonic() > until:
+                break
+        done = row >= self.n_indexed and self.n_indexed == self.n_rows
+        return Found(rows, self.n_rows if done else row)
+
+
+def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> list[int]:
+    r"""Numbers of the lines that hold a text: an ASCII one in small letters, or a pattern.
+
+    >>> _lines_with(b"a\nWolf\nb\nwolf wolf\n", b"wolf", None)
+    [1, 3]
+    """
+    if pattern is not None:
+        lines = data.decode(errors="replace").split("\n")
+        return [i for i, line in enumerate(lines) if pattern.search(line)]
+    found, line, at, low = [], 0, 0, data.lower()  # of bytes: ASCII only, and as long as before
+    while (hit := low.find(needle, at)) >= 0:
+        line += low.count(b"\n", at, hit)
+        found.append(line)
+        end = low.find(b"\n", hit)
+        if end < 0:
+            break
+        line, at = line + 1, end + 1
+    return found
+
+
+class Column:
+    """Strings of a column or of the ids of a pool, a chunk of them kept as Arrow's."""
+
+    def __init__(self, array: StoredArray, cache: ChunkCache) -> None:
+        self.array, self.n_rows, self._cache = array, array.shape[0], cache
+
+    def _chunk(self, index: int) -> Any:
+        import pyarrow as pa
+
+        return self._cache.chunk(self.array, index, lambda texts: pa.array(texts.tolist(), pa.large_string()))
+
+    def take(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """See `Texts.take`."""
+        step = self.array.spec.chunk_rows
+        return [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
+
+    def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
+        """See `Texts.find`."""
+        import pyarrow.compute as pc
+
+        rows: list[int] = []
+        while row < self.n_rows:
+            index = row // self.array.spec.chunk_rows
+            first, stop = self.array.spec.chunk_range(index)
+            hits = pc.match_substring(self._chunk(index).slice(row - first), query, ignore_case=True)
+            found = (np.flatnonzero(hits.to_numpy(zero_copy_only=False)) + row)[: limit - len(rows)].tolist()
+            rows += found
+            if len(rows) == limit:
+                return Found(rows, rows[-1] + 1)
+            row = stop
+            if time.monotonic() > until:
+                break
+        return Found(rows, row)

@@ -1,0 +1,84 @@
+"""Texts of rows: lines of a file and a column, read and searched like a list."""
+
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hkm_dask.browsing import texts
+from hkm_dask.browsing.clusters import ChunkCache
+from hkm_dask.browsing.texts import Column, Found, Lines, Texts
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.pool_writer import write_column
+from hkm_dask.errors import InputError
+
+WORDS = st.lists(
+    st.text(st.sampled_from("aBé ß\r"), max_size=6).filter(lambda t: not t.endswith("\r")), min_size=1, max_size=200
+)
+
+
+def search(source: Texts, query: str, limit: int) -> list[int]:
+    """Search to the end, one block or one hit at a time."""
+    rows, row = list[int](), 0
+    for _ in range(2000):
+        found = source.find(query, row, limit=limit, until=0)
+        assert len(found.rows) <= limit
+        rows, row = rows + found.rows, found.next_row
+        if row == source.n_rows:  # type: ignore[attr-defined]
+            return rows
+    raise AssertionError("the search does not end")
+
+
+@given(
+    words=WORDS,
+    query=st.sampled_from(["a", "b", "É", "ab", " "]),
+    block=st.sampled_from([8, 40, 2**20]),
+    newline=st.booleans(),
+)
+def test_lines_are_read_and_searched_like_a_list(
+    tmp_path_factory: pytest.TempPathFactory, words: list[str], query: str, block: int, newline: bool
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "captions.txt"
+    path.write_bytes(("\n".join(words) + "\n" * (newline or not words[-1])).encode())
+    before = texts.BLOCK_BYTES
+    texts.BLOCK_BYTES = block
+    try:
+        lines = Lines(path, len(words))
+        assert lines.take(np.arange(len(words))[::-1]) == words[::-1]
+        expected = [i for i, word in enumerate(words) if query.lower() in word.lower()]
+        assert search(lines, query, 3) == expected
+    finally:
+        texts.BLOCK_BYTES = before
+
+
+def test_a_column_is_read_and_searched_like_a_list(tmp_path: Path) -> None:
+    words = [f"Wolf {i}" if i % 7 == 0 else f"é{i}" for i in range(300)]
+    write_column(tmp_path, "ids", [np.array(words, dtype=object)], 300)
+    column = Column(open_array(tmp_path / "ids"), ChunkCache())
+    assert column.take(np.array([299, 0, 299])) == [words[299], words[0], words[299]]
+    assert search(column, "wOLF", 10) == list(range(0, 300, 7))
+    assert search(column, "É12", 10) == [i for i, word in enumerate(words) if "é12" in word]
+    assert column.find("wolf", 299, limit=5, until=time.monotonic() + 1) == Found([], 300)
+
+
+def test_captions_of_other_rows_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "captions.txt").write_text("a\nb\nc\n")
+    with pytest.raises(InputError, match=r"captions\.txt should have 4 lines, one per row of the pool, not 3"):
+        Lines(tmp_path / "captions.txt", 4)
+    with pytest.raises(InputError, match="should have 2 lines"):
+        Lines(tmp_path / "captions.txt", 2)
+
+
+def test_a_large_file_is_counted_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(texts, "COUNTED_AT_ONCE", 1)
+    (tmp_path / "captions.txt").write_text("a\nb\nc\n")
+    lines = Lines(tmp_path / "captions.txt", 4)
+    for _ in range(500):
+        if lines.problem:
+            break
+        time.sleep(0.01)
+    assert lines.problem is not None
+    assert lines.take(np.array([2, 3])) == ["c", None]
