@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
+    from hkm_dask.browsing.browse import browse
     from hkm_dask.config import Config, Level
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
     from hkm_dask.hierarchy.assignment import assign
@@ -30,6 +31,7 @@ _HOMES = {
     "Level": "config",
     "StoreError": "errors",
     "assign": "hierarchy.assignment",
+    "browse": "browsing.browse",
     "build_hierarchy": "hierarchy.build",
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
@@ -48,6 +50,7 @@ __all__ = [
     "StoreError",
     "__version__",
     "assign",
+    "browse",
     "build_hierarchy",
     "ingest",
     "open_hierarchy",

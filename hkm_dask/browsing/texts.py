@@ -6,13 +6,13 @@ import os
 import re
 import threading
 import time
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.browsing.clusters import ChunkCache
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful
 from hkm_dask.data.layout import MIB
@@ -26,6 +26,10 @@ BLOCK_BYTES = 4 * MIB
 MAX_LINE_BYTES = 64 * 2**10
 #: Bytes of a file whose lines are counted when it is opened; those of a larger one are counted meanwhile.
 COUNTED_AT_ONCE = 256 * MIB
+
+
+#: Bytes of the texts of columns that are kept.
+KEPT_BYTES = 256 * MIB
 
 
 class Found(NamedTuple):
@@ -158,33 +162,64 @@ def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> 
     return found
 
 
+class ChunkCache:
+    """Chunks of columns as texts of Arrow, the last ones used kept up to `max_bytes`."""
+
+    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
+        self.max_bytes = max_bytes
+        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
+        self._n_bytes, self._lock = 0, threading.Lock()
+
+    def chunk(self, array: StoredArray, index: int) -> Any:
+        """Give chunk `index` of an array, of strings as ``pyarrow.large_string``, of numbers as they are."""
+        import pyarrow as pa
+
+        key = (array.path, index)
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        values = array.read_chunk(index)
+        kept = pa.array(values) if values.dtype.kind in "iuf" else pa.array(values.tolist(), pa.large_string())
+        with self._lock:
+            if key not in self._kept:
+                self._kept[key] = kept
+                self._n_bytes += kept.nbytes
+            while self._n_bytes > self.max_bytes and len(self._kept) > 1:
+                self._n_bytes -= self._kept.popitem(last=False)[1].nbytes
+        return kept
+
+
 class Column:
-    """Strings of a column or of the ids of a pool, a chunk of them kept as Arrow's."""
+    """Values of a column or the ids of a pool, strings or numbers."""
 
     def __init__(self, array: StoredArray, cache: ChunkCache) -> None:
         self.array, self.n_rows, self._cache = array, array.shape[0], cache
 
-    def _chunk(self, index: int) -> Any:
-        import pyarrow as pa
-
-        return self._cache.chunk(self.array, index, lambda texts: pa.array(texts.tolist(), pa.large_string()))
+    def values(self, rows: NDArray[np.int64]) -> list[Any]:
+        """Read the values of rows: strings, or Python numbers."""
+        step = self.array.spec.chunk_rows
+        return [self._cache.chunk(self.array, int(row) // step)[int(row) % step].as_py() for row in rows]
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
         """See `Texts.take`."""
-        step = self.array.spec.chunk_rows
-        return [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
+        return [None if value is None else str(value) for value in self.values(rows)]
 
     def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
-        """See `Texts.find`."""
+        """See `Texts.find`; a number is found by all of its digits."""
+        import pyarrow as pa
         import pyarrow.compute as pc
 
         rows: list[int] = []
         while row < self.n_rows:
-            index = row // self.array.spec.chunk_rows
-            first, stop = self.array.spec.chunk_range(index)
-            hits = pc.match_substring(self._chunk(index).slice(row - first), query, ignore_case=True)
-            found = (np.flatnonzero(hits.to_numpy(zero_copy_only=False)) + row)[: limit - len(rows)].tolist()
-            rows += found
+            first, stop = self.array.spec.chunk_range(row // self.array.spec.chunk_rows)
+            values = self._cache.chunk(self.array, row // self.array.spec.chunk_rows).slice(row - first)
+            if pa.types.is_large_string(values.type):
+                hits = pc.match_substring(values, query, ignore_case=True)
+            else:
+                hits = pc.equal(pc.cast(values, pa.string()), query)
+            found = np.flatnonzero(hits.to_numpy(zero_copy_only=False)) + row
+            rows += found[: limit - len(rows)].tolist()
             if len(rows) == limit:
                 return Found(rows, rows[-1] + 1)
             row = stop

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hkm_dask.cli.assign import assign
+from hkm_dask.cli.browse import browse
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
@@ -221,3 +222,4 @@ def info(store: Path, as_json: bool) -> None:
 
 command_of(main, "hkm assign tree.zarr new.zarr assigned.zarr", "hkm assign tree.zarr new.npy assigned.zarr")(assign)
 command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)
+command_of(main, "hkm browse tree.zarr", "hkm browse tree.zarr --images photos/ --subset subset.npy")(browse)

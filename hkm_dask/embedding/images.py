@@ -64,20 +64,21 @@ def _zip_files(path: Path) -> Files:
         open_regular(path).close()
         archive = zipfile.ZipFile(path)
     states = []
-
-    def read(name: str) -> bytes:
-        info = archive.getinfo(name)
-        if info.file_size > MAX_FILE_BYTES:
-            raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
-        if info.compress_type not in _ZIP_METHODS:
-            raise ValueError("it is packed, but not by deflate")
-        return archive.read(info)
-
     for info in archive.infolist():
         hidden = any(part.startswith((".", "__MACOSX")) for part in PurePosixPath(info.filename).parts)
         if not info.is_dir() and not hidden:
             states.append((info.filename, f"{info.file_size},{info.CRC}"))
-    return Files(states, read)
+    return Files(states, lambda name: read_zipped(archive, name))
+
+
+def read_zipped(archive: zipfile.ZipFile, name: str) -> bytes:
+    """Read a file of an archive; ValueError where it is too large or packed in another way, KeyError if missing."""
+    info = archive.getinfo(name)
+    if info.file_size > MAX_FILE_BYTES:
+        raise ValueError(f"it has {info.file_size:,} bytes, more than {MAX_FILE_BYTES:,}")
+    if info.compress_type not in _ZIP_METHODS:
+        raise ValueError("it is packed, but not by deflate")
+    return archive.read(info)
 
 
 class Images:
@@ -152,9 +153,10 @@ class _Images(Sequence[np.ndarray]):
         return self._images[number] if number < here else self._read(self._later[number - here])
 
 
-def decode(data: bytes) -> np.ndarray:
+def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
     """Decode an image file into red, green and blue, uint8 of shape (height, width, 3).
 
+    A JPEG that is to be scaled down to `at_least` pixels a side may be decoded to fewer than it has, which is faster.
     `ValueError` where its values have no range that is known, or its header tells of more than `MAX_PIXELS`; where it
     is no image or cut short, whatever Pillow raises.
 
@@ -172,6 +174,8 @@ def decode(data: bytes) -> np.ndarray:
         n_scans = data.count(_JPEG_SCAN) if image.format in ("JPEG", "MPO") else 1
         if n_scans * width * height > MAX_SCANS * MAX_PIXELS:
             raise ValueError(f"it has {n_scans} scans of {width} × {height} pixels; save it again")
+        if at_least is not None:
+            image.draft("RGB", (at_least, at_least))
         upright = ImageOps.exif_transpose(image)
         if upright.mode in ("I", "F"):
             raise ValueError(f"its mode is {upright.mode}, whose range is not known")

@@ -1,73 +1,68 @@
-"""Clusters read by ranges, held against the tree read whole."""
-
-from pathlib import Path
+"""Clusters one page at a time, held against the accessor of the tree."""
 
 import numpy as np
 import pytest
 import xarray as xr
 
-import hkm_dask as hkm
-from hkm_dask.browsing.clusters import ChunkCache, Cluster, Clusters
+from hkm_dask.browsing.clusters import Clusters
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.steering import Cluster
 
 
-@pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> xr.DataTree:
-    path = Path(tmp_path_factory.mktemp("clusters"))
-    x = np.random.default_rng(0).normal(size=(600, 3)).astype("f4")
-    hkm.build_hierarchy(x, path / "tree.zarr", hkm.Config.from_flags((60, 12, 3), n_resamples=0, max_iter=3))
-    return open_hierarchy(path / "tree.zarr")
-
-
-def test_children_paths_and_sizes_are_those_of_the_tree(tree: xr.DataTree) -> None:
-    clusters = Clusters(tree)
-    assert (clusters.n_clusters, clusters.n_samples, clusters.n_rows) == ((60, 12, 3), 600, 600)
+def test_children_paths_and_sizes_are_those_of_the_tree(tree: xr.DataTree, clusters: Clusters) -> None:
+    assert (clusters.n_clusters, clusters.n_samples, clusters.n_rows) == ((60, 12, 3), 599, 600)
     for level, n in enumerate(clusters.n_clusters, start=1):
         for number in range(n):
             cluster = Cluster(level, number)
-            assert clusters.children(cluster).tolist() == tree.hkm.children(level, number).tolist()
+            below = tree.hkm.children(level, number).tolist()
+            assert clusters.children(cluster).tolist() == below
+            assert clusters.ordered(cluster, "furthest").tolist() == below[::-1]
             assert clusters.size(cluster) == len(tree.hkm.members(level, number))
-            if level > 1 and clusters.size(cluster):
-                sizes = [clusters.size(Cluster(level - 1, int(c))) for c in clusters.by_size(cluster)]
+            if level > 1:
+                sizes = [clusters.size(Cluster(level - 1, int(c))) for c in clusters.ordered(cluster, "size")]
                 assert sizes == sorted(sizes, reverse=True)
-                assert all(clusters.parent(Cluster(level - 1, int(c))) == cluster for c in clusters.children(cluster))
-    for row, path in zip(range(0, 600, 50), clusters.paths(np.arange(0, 600, 50)), strict=True):
+                assert all(clusters.path(Cluster(level - 1, c))[:-1] == clusters.path(cluster) for c in below)
+    for row, path in zip([0, 50, 599], clusters.paths(np.array([0, 50, 599])), strict=True):
         assert [c.number for c in path[::-1]] == list(tree.hkm.path(row))
-    assert clusters.parent(Cluster(3, 1)) == clusters.root
-    assert clusters.parent(clusters.root) is None
+    assert clusters.paths(np.array([7])) == [[]]
+    assert (clusters.path(clusters.root), clusters.size(clusters.root)) == ([], 599)
+    assert clusters.parse("") == clusters.root
 
 
-def test_typical_samples_are_the_closest_and_the_farthest(tree: xr.DataTree) -> None:
-    clusters = Clusters(tree)
+def test_typical_samples_are_the_closest_and_the_furthest(tree: xr.DataTree, clusters: Clusters) -> None:
     members = tree.hkm.children(1, 7).tolist()
     assert clusters.typical(Cluster(1, 7), 4).tolist() == members[:4]
     assert clusters.typical(Cluster(1, 7), 4, far=True).tolist() == members[::-1][:4]
     below = set(tree.hkm.members(3, 0).tolist())
     for far in (False, True):
         some = clusters.typical(Cluster(3, 0), 40, far=far).tolist()
-        assert len(set(some)) == 40
+        assert len(set(some)) == min(40, len(below))
         assert set(some) <= below
-    assert sorted(clusters.typical(clusters.root, 1000).tolist()) == list(range(600))
+    furthest_child = tree.hkm.children(3, 0)[-1]
+    assert clusters.typical(Cluster(3, 0), 1, far=True)[0] in tree.hkm.members(2, int(furthest_child))
+    assert sorted(clusters.typical(clusters.root, 1000).tolist()) == [row for row in range(600) if row != 7]
 
 
-@pytest.mark.parametrize("text", ["", "2", "2:", ":3", "2:-1", "2:1:1", "²:1", "a:b", "1:1000000000000", "2:1\n"])
-def test_what_is_no_cluster_is_refused(text: str) -> None:
+def test_a_children_order_of_ones_own_is_kept(clusters: Clusters) -> None:
+    asked = []
+
+    def by_number(level: int, numbers: np.ndarray) -> np.ndarray:
+        asked.append(level)
+        return -numbers
+
+    for _ in range(2):
+        assert clusters.ordered(clusters.root, "own", by_number).tolist() == [2, 1, 0]
+    assert asked == [3]
+
+
+@pytest.mark.parametrize("text", ["2", "2:", ":3", "2:-1", "2:1:1", "²:1", "a:b", "1:9999999999999999999999", "2:1\n"])
+def test_what_is_no_cluster_is_refused(clusters: Clusters, text: str) -> None:
     with pytest.raises(InputError, match="should be LEVEL:NUMBER"):
-        Cluster.parse(text)
+        clusters.parse(text)
 
 
-def test_clusters_the_tree_lacks_are_refused(tree: xr.DataTree) -> None:
-    clusters = Clusters(tree)
-    with pytest.raises(InputError, match="level=5 should be between 1 and 3"):
-        clusters.check(Cluster(5, 0))
-    with pytest.raises(InputError, match="cluster=2:12 should be between 2:0 and 2:11"):
-        clusters.check(Cluster(2, 12))
-
-
-def test_a_cache_stays_within_its_bytes(tree: xr.DataTree) -> None:
-    cache, array = ChunkCache(max_bytes=1), Clusters(tree).arrays[1, "members"]
-    whole = array.read(0, 600)
-    assert cache.read(array, 10, 20).tolist() == whole[10:20].tolist()
-    assert cache.take(array, np.array([599, 0, 599])).tolist() == whole[[599, 0, 599]].tolist()
-    assert len(cache._kept) == 1
+def test_clusters_the_tree_lacks_are_refused(clusters: Clusters) -> None:
+    with pytest.raises(InputError, match="cluster=5:0 should be of a level from 1 to 3"):
+        clusters.parse("5:0")
+    with pytest.raises(InputError, match="cluster=2:12 should be from 2:0 to 2:11"):
+        clusters.parse("2:12")

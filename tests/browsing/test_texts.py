@@ -5,12 +5,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.browsing import texts
-from hkm_dask.browsing.clusters import ChunkCache
-from hkm_dask.browsing.texts import Column, Found, Lines, Texts
+from hkm_dask.browsing.texts import ChunkCache, Column, Found, Lines, Texts
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool_writer import write_column
 from hkm_dask.errors import InputError
@@ -32,6 +31,7 @@ def search(source: Texts, query: str, limit: int) -> list[int]:
     raise AssertionError("the search does not end")
 
 
+@settings(max_examples=40)
 @given(
     words=WORDS,
     query=st.sampled_from(["a", "b", "É", "ab", " "]),
@@ -82,3 +82,18 @@ def test_a_large_file_is_counted_meanwhile(tmp_path: Path, monkeypatch: pytest.M
         time.sleep(0.01)
     assert lines.problem is not None
     assert lines.take(np.array([2, 3])) == ["c", None]
+
+
+def test_a_number_is_found_by_all_of_its_digits(tmp_path: Path) -> None:
+    write_column(tmp_path, "ids", [np.array([7, 77, 7, 170])], 4)
+    column = Column(open_array(tmp_path / "ids"), ChunkCache())
+    assert (column.values(np.array([3, 0])), column.take(np.array([3, 0]))) == ([170, 7], ["170", "7"])
+    assert search(column, "7", 10) == [0, 2]
+
+
+def test_kept_chunks_stay_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hkm_dask.data.layout.MAX_ID_CHUNK_ROWS", 64)
+    write_column(tmp_path, "ids", [np.arange(300)], 300)
+    cache = ChunkCache(max_bytes=1)
+    assert Column(open_array(tmp_path / "ids"), cache).values(np.array([299, 0, 70])) == [299, 0, 70]
+    assert len(cache._kept) == 1

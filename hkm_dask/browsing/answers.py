@@ -1,0 +1,236 @@
+"""The answers to a page: clusters, samples, searches and marks, as JSON has them, none of more than a page."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.browsing.marks import Draw, Marks
+from hkm_dask.browsing.samples import Samples
+from hkm_dask.browsing.subset import Subset
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.steering import Cluster
+
+#: Clusters, or samples, of one page, and samples that stand for one cluster in a list.
+MAX_PAGE, PREVIEWED = 96, 6
+#: Seconds after which a search gives what it has; the page asks to go on.
+SEARCH_SECONDS = 0.12
+_ORDERS = ("size", "closest", "furthest", "subset", "pool")
+_MAX_QUERY = 200
+
+
+class Answers:
+    """All that the page asks; every method gives what JSON can have, and raises an InputError for what is not there."""
+
+    def __init__(
+        self, clusters: Clusters, samples: Samples, marks: Marks, *, name: str, subset: Subset | None = None
+    ) -> None:
+        self.clusters, self.samples, self.marks, self.subset, self.name = clusters, samples, marks, subset, name
+        self._drawn: Draw | None = None
+
+    # -- the tree ------------------------------------------------------------------------------------------------------
+
+    def tree(self) -> dict[str, Any]:
+        """What the page needs once: the size of the tree, and what can be asked of it."""
+        samples = self.samples
+        return {
+            "name": self.name,
+            "n_samples": self.clusters.n_samples,
+            "n_clusters": list(self.clusters.n_clusters),
+            "captions": samples.captions is not None,
+            "ids": samples.ids is not None,
+            "images": samples.images is not None,
+            "embeddings": samples.pool is not None,
+            "subset": None if self.subset is None else self.subset.n_samples,
+            "problem": getattr(samples.captions, "problem", None),
+            "marks": self._marks(),
+        }
+
+    def cluster(self, name: str = "") -> dict[str, Any]:
+        """What is known of one cluster, where it lies, and its neighbors among its siblings, the largest first."""
+        cluster = self.clusters.parse(name)
+        path = self.clusters.path(cluster)
+        facts = self._facts(cluster.level, np.array([cluster.number]))[0] if path else self._root_facts()
+        if path:
+            parent = path[-2] if len(path) > 1 else self.clusters.root
+            siblings = self.clusters.ordered(parent, "size")
+            place = np.flatnonzero(siblings == cluster.number)
+            at = int(place[0]) if len(place) else 0
+            facts["siblings"] = {
+                "parent": self._name(parent), "position": at, "n": len(siblings),
+                "previous": str(Cluster(cluster.level, int(siblings[at - 1]))) if at else None,
+                "next": str(Cluster(cluster.level, int(siblings[at + 1]))) if at + 1 < len(siblings) else None,
+            }  # fmt: skip
+        return {**facts, "path": [str(above) for above in path]}
+
+    def _name(self, cluster: Cluster) -> str:
+        return "" if cluster == self.clusters.root else str(cluster)
+
+    def _root_facts(self) -> dict[str, Any]:
+        facts: dict[str, Any] = {"cluster": "", "level": self.clusters.root.level, "siblings": None, "weight": 1}
+        n = self.clusters.n_samples
+        facts |= {"n_samples": n, "share": 1.0, "n_children": self.clusters.n_clusters[-1], "excluded": False}
+        if self.subset is not None:
+            facts |= {"n_subset": self.subset.n_samples, "subset_share": 1.0}
+        if self._drawn is not None:
+            facts["n_drawn"] = self._drawn.share(self.clusters.root)
+        return facts
+
+    def _facts(self, level: int, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
+        table = self.clusters.ask.clusters(level, numbers)
+        in_subset = None if self.subset is None else self.subset.counts(level, numbers)
+        facts = []
+        for i, number in enumerate(numbers.tolist()):
+            cluster, n = Cluster(level, number), int(table["n_samples"].iloc[i])
+            fact = {
+                "cluster": str(cluster), "level": level, "n_samples": n, "n_children": int(table["size"].iloc[i]),
+                "share": n / max(1, self.clusters.n_samples), "weight": self.marks.weight(cluster),
+                "excluded": self.marks.excluded(cluster),
+            }  # fmt: skip
+            if self.subset is not None and in_subset is not None:
+                share = int(in_subset[i]) / max(1, self.subset.n_samples)
+                fact |= {"n_subset": int(in_subset[i]), "subset_share": share}
+            if self._drawn is not None:
+                fact["n_drawn"] = round(self._drawn.share(cluster), 1)
+            facts.append(fact)
+        return facts
+
+    # -- what is inside ------------------------------------------------------------------------------------------------
+
+    def children(self, name: str = "", order: str = "size", start: int = 0, n: int = 24) -> dict[str, Any]:
+        """A page of the clusters inside one, each with samples that stand for it."""
+        cluster = self.clusters.parse(name)
+        if cluster.level < 2:
+            raise InputError(f"cluster={name} should be above level 1; ask for its samples")
+        if order not in _ORDERS or (self.subset is None and order in ("subset", "pool")):
+            raise InputError(f"order={order[:40]!r} should be one of {', '.join(_ORDERS)}; choose one")
+        ordered = self.clusters.ordered(cluster, order, self._subset_key(order))
+        page = ordered[_page(start, n)]
+        facts = self._facts(cluster.level - 1, page)
+        previews = [self.clusters.typical(Cluster(cluster.level - 1, int(number)), PREVIEWED) for number in page]
+        samples = self.samples.facts(np.concatenate([*previews, np.empty(0, np.int64)]))
+        for fact, rows in zip(facts, previews, strict=True):
+            fact["samples"], samples = samples[: len(rows)], samples[len(rows) :]
+        return {"n": len(ordered), "start": max(0, start), "children": facts}
+
+    def _subset_key(self, order: str) -> Any:
+        subset = self.subset
+        if subset is None or order not in ("subset", "pool"):
+            return None
+        sign = -1 if order == "subset" else 1
+
+        def share_in_subset(level: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+            return sign * subset.counts(level, numbers) / np.maximum(1, self.clusters.n_samples_of(level, numbers))
+
+        return share_in_subset
+
+    def members(self, name: str = "", order: str = "closest", start: int = 0, n: int = 24) -> dict[str, Any]:
+        """Samples of a cluster: all of one of level 1, a page at a time; of others those that stand for it."""
+        cluster = self.clusters.parse(name)
+        if order not in ("closest", "furthest"):
+            raise InputError(f"order={order[:40]!r} should be closest or furthest; choose one")
+        if cluster.level == 1:
+            ordered = self.clusters.ordered(cluster, order)
+            total, rows = len(ordered), ordered[_page(start, n)]
+        else:
+            rows = self.clusters.typical(cluster, min(max(1, n), MAX_PAGE), far=order == "furthest")
+            total, start = len(rows), 0
+        return {"n": total, "start": max(0, start), "samples": self._placed(rows)}
+
+    def _placed(self, rows: NDArray[np.int64]) -> list[dict[str, Any]]:
+        facts = self.samples.facts(rows)
+        for fact, path in zip(facts, self.clusters.paths(rows), strict=True):
+            fact["path"] = [str(cluster) for cluster in path]
+        return facts
+
+    # -- searches ------------------------------------------------------------------------------------------------------
+
+    def search(self, what: str, query: str, start: int = 0, n: int = 24) -> dict[str, Any]:
+        """Samples whose caption or id holds a text, or with a row number: those found in a short time, and how far.
+
+        ``next`` is where to go on, None where all was searched.
+        """
+        query = query.strip()[:_MAX_QUERY]
+        if what == "row":
+            if not (query.isascii() and query.isdigit() and int(query) < self.samples.n_rows):
+                raise InputError(f"row={query!r} should be a whole number below {self.samples.n_rows}; give another")
+            return {"samples": self._placed(np.array([int(query)])), "next": None, "searched": 1.0}
+        texts = {"caption": self.samples.captions, "id": self.samples.ids}.get(what)
+        if texts is None or not query:
+            raise InputError(f"what={what[:40]!r} should be caption, id or row, whichever there is; choose one")
+        until = time.monotonic() + SEARCH_SECONDS
+        found = texts.find(query, max(0, start), limit=min(max(1, n), MAX_PAGE), until=until)
+        done = found.next_row >= self.samples.n_rows
+        return {
+            "samples": self._placed(np.array(found.rows, np.int64)),
+            "next": None if done else found.next_row,
+            "searched": min(1.0, found.next_row / max(1, self.samples.n_rows)),
+        }
+
+    def nearest(self, vector: ArrayLike, level: int = 1, n: int = 24) -> dict[str, Any]:
+        """Clusters of a level nearest to a vector, nearest first, each with samples that stand for it."""
+        found = self.clusters.ask.nearest(vector, level, min(max(1, n), MAX_PAGE))
+        numbers = found["cluster"].to_numpy()
+        facts = self._facts(level, numbers)
+        for fact, number, distance in zip(facts, numbers.tolist(), found["distance"].tolist(), strict=True):
+            fact["distance"] = distance
+            fact["samples"] = self.samples.facts(self.clusters.typical(Cluster(level, number), PREVIEWED))
+        return {"children": facts}
+
+    def nearest_to_row(self, row: int, level: int = 1, n: int = 24) -> dict[str, Any]:
+        """Clusters of a level nearest to a sample, see `nearest`."""
+        return self.nearest(self.samples.embedding(row), level, n)
+
+    # -- marks ---------------------------------------------------------------------------------------------------------
+
+    def _marks(self) -> dict[str, Any]:
+        by_level = sorted(self.marks.weights.items(), key=lambda mark: (-mark[0].level, mark[0].number))
+        shown = by_level[: 4 * MAX_PAGE]
+        return {
+            "n": len(by_level),
+            "marks": [
+                {"cluster": str(cluster), "weight": weight, "n_samples": self.clusters.size(cluster)}
+                for cluster, weight in shown
+            ],
+            "unsaved": self.marks.unsaved,
+            "can_undo": self.marks.can_undo,
+            "file": Path(self.marks.path).name,
+            "draw": None if self._drawn is None else {"size": self._drawn.size, "available": self._drawn.available},
+        }
+
+    def mark(self, cluster: str, weight: float) -> dict[str, Any]:
+        """Mark a cluster with a weight: 0 leaves it out, 1 takes the mark away."""
+        self.marks.set(self.clusters.parse(cluster), weight)
+        return self._changed()
+
+    def undo(self) -> dict[str, Any]:
+        """Take the last mark back."""
+        self.marks.undo()
+        return self._changed()
+
+    def _changed(self) -> dict[str, Any]:
+        if self._drawn is not None:
+            self._drawn = Draw(self.clusters, self.marks.weights, self._drawn.size)
+        return self._marks()
+
+    def save(self) -> dict[str, Any]:
+        """Write the marks to their file."""
+        self.marks.save()
+        return self._marks()
+
+    def draw(self, size: int) -> dict[str, Any]:
+        """Have what a draw of `size` will hold shown with every cluster; 0 no more."""
+        if not 0 <= size <= self.clusters.n_samples:
+            raise InputError(f"size={size} should be from 0 to {self.clusters.n_samples}; give another")
+        self._drawn = Draw(self.clusters, self.marks.weights, size) if size else None
+        return self._marks()
+
+
+def _page(start: int, n: int) -> slice:
+    start = max(0, start)
+    return slice(start, start + min(max(1, n), MAX_PAGE))

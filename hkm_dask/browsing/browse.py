@@ -1,0 +1,158 @@
+"""Browsing a tree: opens what belongs to it, and serves the page."""
+
+from __future__ import annotations
+
+import html
+import os
+from pathlib import Path
+from types import TracebackType
+
+import xarray as xr
+
+from hkm_dask.browsing.answers import Answers
+from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.browsing.marks import Marks
+from hkm_dask.browsing.samples import Samples
+from hkm_dask.browsing.server import LOOPBACK, Server
+from hkm_dask.browsing.subset import Subset, read_rows
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.tree import open_hierarchy
+
+Path_ = str | os.PathLike[str]
+
+
+class Browser:
+    """A page that is served, until it is closed or the process ends; a context manager, too.
+
+    Attributes
+    ----------
+    url : str
+        Address of the page. Whoever of this machine has it can see what the page shows.
+    """
+
+    def __init__(self, answers: Answers, host: str, port: int) -> None:
+        self._answers = answers
+        try:
+            self._server = Server(answers, host, port)
+        except OSError as error:
+            raise InputError(
+                f"port={port} should be free on {host}, it is not ({error.strerror or error}); give --port 0"
+            ) from error
+        self.url = self._server.url
+        self._server.start()
+
+    @property
+    def n_unsaved(self) -> int:
+        """Marks that differ from those in the file."""
+        marks = self._answers.marks
+        return len(set(marks.weights.items()) ^ set(marks.saved.items()))
+
+    def wait(self) -> None:
+        """Wait until it is closed."""
+        self._server.wait()
+
+    def close(self) -> None:
+        """Stop serving the page."""
+        self._server.close()
+
+    def __enter__(self) -> Browser:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Browser {self.url}>"
+
+    def _repr_html_(self) -> str:
+        url = html.escape(self.url)
+        return f'<a href="{url}" target="_blank" rel="noreferrer">Browse {html.escape(self._answers.name)}</a>'
+
+
+def browse(
+    tree: xr.DataTree | Path_,
+    *,
+    pool: Path_ | None = None,
+    captions: Path_ | None = None,
+    images: Path_ | None = None,
+    subset: Path_ | None = None,
+    out: Path_ = "weights.csv",
+    host: str = LOOPBACK[0],
+    port: int = 0,
+) -> Browser:
+    """Serve a page that walks a tree from the top and shows what its clusters hold.
+
+    Parameters
+    ----------
+    tree : xarray.DataTree or path-like
+        From `open_hierarchy`, or where it lies.
+    pool : path-like, optional
+        Where the pool lies now; by default where it lay when the tree was built.
+    captions : path-like, optional
+        A text file with a line for each row of the pool, or the name of one of its columns; by default a column
+        ``caption``, ``text`` or ``title``.
+    images : path-like, optional
+        A folder or a ``.zip`` with the images, whose names are the ids of the pool, as ``hkm embed image`` gives them,
+        or stand in a column ``image_path``, ``file_name`` or the like.
+    subset : path-like, optional
+        ``.npy``, ``.parquet`` or ``.csv`` of ``hkm sample``, to be seen beside the pool.
+    out : path-like, default "weights.csv"
+        Where marks are saved, for ``hkm sample --weights``; if it is there, the page begins with its marks.
+    host : str, default "127.0.0.1"
+        Address to listen at. Any other than that of this machine lets whoever has the address of the page see it, and
+        everyone on the way.
+    port : int, default 0
+        0 takes one that is free.
+
+    Returns
+    -------
+    Browser
+        With the `url` of the page; a notebook shows it as a link. It is served by threads of this process.
+
+    Raises
+    ------
+    InputError
+        Captions, images, a subset or marks that do not belong to the tree, or a port that is taken.
+    StoreError
+        The tree or the pool is missing or damaged, or the pool is another than the tree's.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, hkm_dask as hkm
+    >>> x = np.random.default_rng(0).normal(size=(100, 2)).astype("float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     tree = hkm.build_hierarchy(x, f"{folder}/tree.zarr", hkm.Config.from_flags((10, 3), n_resamples=0))
+    ...     with hkm.browse(tree, out=f"{folder}/weights.csv") as browser:
+    ...         print(browser.url)
+    http://127.0.0.1:.../.../
+    """
+    opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+    clusters = Clusters(opened)
+    found = _pool_of(opened, pool)
+    samples = Samples(
+        clusters.n_rows, found, None if captions is None else str(captions), None if images is None else str(images)
+    )
+    marks = Marks(clusters, out)
+    beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows), clusters)
+    source = opened.encoding.get("source")
+    name = Path(source).name if source else "tree"
+    return Browser(Answers(clusters, samples, marks, name=name, subset=beside), host, port)
+
+
+def _pool_of(tree: xr.DataTree, given: Path_ | None) -> Pool | None:
+    """Open the pool of a tree; where it is no longer where it was, the tree is browsed without it, with a warning."""
+    where = given or tree.attrs.get("pool")
+    if not where:
+        return None
+    if given is None and not Path(where).exists():
+        emit("warning", message=f"{where} is no longer there; only row numbers are shown, or give --pool")
+        return None
+    pool = open_pool(where)
+    wanted = tree.attrs.get("pool_fingerprint")
+    if wanted and pool.fingerprint != wanted:
+        raise StoreError(f"pool={str(where)!r} should be the one the tree was built from, it is another; give --pool")
+    return pool

@@ -1,0 +1,128 @@
+"""The page in a real browser, and what opens it."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import hkm_dask as hkm
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import subscribe
+from hkm_dask.hierarchy.steering import read_weights
+from tests.browsing.conftest import CAPTIONS, N_ROWS
+from tests.pages import run_page
+
+
+def heading(page: Any, text: str) -> None:
+    page.locator("h1", has_text=re.compile(text)).wait_for()
+
+
+def test_walk_down_search_mark_and_save(open_page: Any, stores: Path, browser: Any) -> None:
+    page = open_page(browser.url)
+    heading(page, "All clusters")
+    names = []
+    for _ in range(3):  # down three levels by a click each
+        card = page.locator("main a.card").first
+        names.append(card.get_attribute("data-cluster"))
+        card.click()
+        heading(page, f"^Cluster {names[-1]}$")
+    assert page.url == f"{browser.url}#{names[-1]}"
+    assert page.locator("#path").inner_text().split() == ["All", *names]
+    n_members = len(browser._answers.clusters.ask.members(*cluster_of(names[2])))
+    assert page.locator("main .sample").count() == min(24, n_members)
+    assert page.locator("#status").inner_text().startswith(f"Cluster {names[-1]}, ")
+    page.go_back()
+    heading(page, f"^Cluster {names[1]}$")
+
+    # Captions are shown as text, whatever is in them.
+    page.keyboard.press("/")
+    page.keyboard.type("wolf")
+    page.keyboard.press("Enter")
+    heading(page, "wolf")
+    page.locator(".facts", has_text="12 samples found").wait_for()
+    captions = page.locator(".sample .caption").all_inner_texts()
+    assert captions == [caption for caption in CAPTIONS if "wolf" in caption]
+    assert page.locator("main b").count() == 0
+    page.locator(".sample").first.click()
+    assert page.locator("dialog h2").inner_text() == CAPTIONS[0]
+    page.keyboard.press("Escape")
+
+    # Arrow keys move, x leaves out, Enter opens, Escape goes up, u undoes.
+    page.locator(".place a").first.click()
+    heading(page, "^Cluster 3:")
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("ArrowRight")
+    second = page.locator("main a.card").nth(1)
+    marked = second.get_attribute("data-cluster")
+    assert page.evaluate("document.activeElement.dataset.cluster") == marked
+    page.keyboard.press("x")
+    page.locator(f"li.left-out [data-cluster='{marked}']").wait_for()
+    assert page.evaluate("document.activeElement.dataset.cluster") == marked
+    page.keyboard.press("Enter")
+    heading(page, f"^Cluster {marked}$")
+    page.locator(".weights [data-weight='2']").click()
+    page.locator(".weights [data-weight='2'][aria-pressed='true']").wait_for()
+    page.locator("h1").focus()
+    page.keyboard.press("u")
+    page.locator(".weights [data-weight='0'][aria-pressed='true']").wait_for()
+    page.keyboard.press("Escape")
+    heading(page, "^Cluster 3:")
+
+    page.locator("#toggle").click()
+    page.locator("#marks form button[type=submit]").click()
+    page.locator(".bars .draw").first.wait_for()
+    assert browser.n_unsaved == 1
+    page.locator("#save").click()
+    page.locator("#save:disabled").wait_for()
+    assert browser.n_unsaved == 0
+    assert read_weights(browser._answers.marks.path) == {cluster_of(marked): 0}
+
+
+def cluster_of(name: str) -> tuple[int, int]:
+    level, number = name.split(":")
+    return int(level), int(number)
+
+
+def test_a_notebook_shows_a_link(browser: Any) -> None:
+    assert f'href="{browser.url}"' in browser._repr_html_()
+    assert browser.url in repr(browser)
+
+
+def test_what_does_not_belong_to_the_tree_is_refused(stores: Path, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a\nb\n")
+    np.save(tmp_path / "rows.npy", np.array([0, N_ROWS]))
+    hkm.ingest(np.zeros((N_ROWS, 3), "f4"), tmp_path / "other.zarr")
+    out, tree = tmp_path / "weights.csv", stores / "tree.zarr"
+    for given, problem in [
+        ({"captions": tmp_path / "short.txt"}, "should have 600 lines"),
+        ({"captions": "nothing.txt"}, "captions=nothing.txt should be a text file, or a column"),
+        ({"images": tmp_path / "nowhere"}, "should be a folder or a .zip"),
+        ({"subset": tmp_path / "rows.npy"}, "1 are not; is it of this pool"),
+        ({"subset": tmp_path / "rows.txt"}, "should be an .npy, .parquet or .csv file"),
+        ({"out": tmp_path / "no" / "weights.csv"}, "in a folder that is there"),
+    ]:
+        with pytest.raises(InputError, match=re.escape(problem)):
+            hkm.browse(tree, **{"out": out, **given})  # type: ignore[arg-type]
+    with pytest.raises(StoreError, match="should be the one the tree was built from"):
+        hkm.browse(tree, out=out, pool=tmp_path / "other.zarr")
+
+
+def test_without_its_pool_a_tree_is_browsed_by_row_numbers(stores: Path, tmp_path: Path) -> None:
+    tree = hkm.open_hierarchy(stores / "tree.zarr")
+    tree.attrs["pool"] = str(tmp_path / "gone.zarr")
+    warnings: list[str] = []
+    with subscribe(lambda event: warnings.append(event.fields["message"])):
+        with hkm.browse(tree, out=tmp_path / "weights.csv") as browser:
+            answers = browser._answers
+            assert (answers.tree()["ids"], answers.tree()["captions"]) == (False, False)
+            assert answers.members("1:0")["samples"][0]["id"] is None
+            with pytest.raises(InputError, match="give --pool"):
+                answers.nearest_to_row(3)
+    assert "only row numbers are shown" in warnings[0]
+
+
+def test_the_page_of_documentation_runs(tmp_path: Path) -> None:
+    printed = list(run_page("docs/browse.md", tmp_path).outputs.values())
+    assert printed[-1].startswith("http://127.0.0.1:")

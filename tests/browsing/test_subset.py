@@ -1,0 +1,34 @@
+"""Subsets as `hkm sample` writes them."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hkm_dask as hkm
+from hkm_dask.browsing.subset import read_rows
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.export import write_subset
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv"])
+def test_rows_are_read_as_they_were_written(stores: Path, tmp_path: Path, suffix: str) -> None:
+    rows = hkm.sample(stores / "tree.zarr", 50)
+    write_subset(tmp_path / f"subset{suffix}", rows, stores / "tree.zarr")
+    assert read_rows(tmp_path / f"subset{suffix}", 600).tolist() == rows.tolist()
+
+
+@pytest.mark.parametrize("rows", [np.array([600]), np.array([-1]), np.array([0.5]), np.zeros((2, 2), int)])
+def test_other_numbers_are_refused(tmp_path: Path, rows: np.ndarray) -> None:
+    np.save(tmp_path / "rows.npy", rows)
+    with pytest.raises(InputError, match="subset="):
+        read_rows(tmp_path / "rows.npy", 600)
+
+
+@pytest.mark.parametrize("name", ["rows.npy", "rows.parquet", "rows.csv"])
+def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(InputError, match="it cannot be read"):
+        read_rows(tmp_path / name, 600)
+    (tmp_path / name).write_bytes(b"a,b\n1,2\n")
+    with pytest.raises(InputError, match="it cannot be read"):
+        read_rows(tmp_path / name, 600)
