@@ -149,6 +149,13 @@ static void** arguments;
 
 static void wait_for_others() { hkm_switch(&lanes[current].stack_pointer, scheduler); }
 
+// Whether the thread before or after is still to come, as one of them is for all but the last: no need to look at more.
+static bool a_neighbor_runs(unsigned mask, int n) {
+    const int own = current % 32;
+    return (own > 0 && mask >> (own - 1) & 1 && lanes[current - 1].state == kReady) ||
+           (own < 31 && mask >> (own + 1) & 1 && current + 1 < n && lanes[current + 1].state == kReady);
+}
+
 static bool is_shared(const void* p, int n) {
     const unsigned char* q = (const unsigned char*)p;
     return (q >= shared_start && q + n <= shared_start + shared_bytes) ||
@@ -173,12 +180,12 @@ __attribute__((noinline)) static void meet(Kind kind, unsigned mask) {
     if (!(mask >> own & 1)) fail("%s: the mask %08x does not name the lane %d that calls", kNames[kind], mask, own);
     me.kind = kind;
     me.mask = mask;
-    bool all = true;
-    for (int i = 0; i < 32; ++i) {
+    bool all = !a_neighbor_runs(mask, n_threads);
+    for (int i = 0; i < 32 && all; ++i) {
         if (!(mask >> i & 1) || i == own) continue;
         if (warp - lanes + i >= n_threads) fail("%s: the mask %08x names lane %d, which the block does not have", kNames[kind], mask, i);
         if (warp[i].state == kReturned) fail("%s: the mask %08x names lane %d, which has returned", kNames[kind], mask, i);
-        all = all && warp[i].state == kWaits && warp[i].kind == kind && warp[i].mask == mask;
+        all = warp[i].state == kWaits && warp[i].kind == kind && warp[i].mask == mask;
     }
     if (!all) {
         me.state = kWaits;
@@ -225,7 +232,8 @@ __attribute__((noinline)) static int meet_block(int predicate) {
     me.kind = kSyncThreads;
     me.from = predicate != 0;
     me.state = kWaits;
-    if (!release(kSyncThreads, current / block_threads * block_threads, block_threads)) wait_for_others();
+    const int first = current / block_threads * block_threads;
+    if (a_neighbor_runs(~0u, first + block_threads) || !release(kSyncThreads, first, block_threads)) wait_for_others();
     return (int)me.out;
 }
 

@@ -19,11 +19,13 @@ from tests.emulated import streams
 _PAGE = 4096
 _FENCE = 1 << 20
 _CANARY = 0xA7
+_CANARIES = bytes([_CANARY]) * _PAGE
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.memcmp.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_size_t]
 
 
 class OutOfMemoryError(MemoryError):
@@ -119,16 +121,10 @@ class Memory:
         self._start = start
         end = start + _FENCE + room
         self.ptr = end - -(-max(n_bytes, 16) // 16) * 16
-        self._canaries = [
-            np.frombuffer((ctypes.c_ubyte * length).from_address(at), np.uint8)
-            for at, length in (
-                (start + _FENCE, self.ptr - start - _FENCE),
-                (self.ptr + n_bytes, end - self.ptr - n_bytes),
-            )
-            if length
-        ]
-        for canary in self._canaries:
-            canary[:] = _CANARY
+        before, behind = self.ptr - start - _FENCE, end - self.ptr - n_bytes
+        self._canaries = (start + _FENCE, before), (self.ptr + n_bytes, behind)
+        for at, length in self._canaries:
+            ctypes.memset(at, _CANARY, length)
         self.__array_interface__ = {"data": (self.ptr, False), "shape": (n_bytes,), "typestr": "|u1", "version": 3}
         with _live_lock:
             _live[id(self)] = self
@@ -136,7 +132,7 @@ class Memory:
         streams.operate([(self, self.ptr, self.ptr + n_bytes, True)])
 
     def is_intact(self) -> bool:
-        return all((canary == _CANARY).all() for canary in self._canaries)
+        return all(_libc.memcmp(at, _CANARIES, length) == 0 for at, length in self._canaries)
 
     def __del__(self) -> None:
         if self._start and _libc is not None:  # None while the interpreter ends

@@ -47,7 +47,12 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow, most of all that of a Hopper."""
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.MOST_TRIAL_ROWS", 64)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.LEAST_TRIAL_ROWS", 1)
     if not HAS_GPU:
         monkeypatch.setattr("hkm_dask.kmeans.search.cuda_hopper.is_available", lambda: False)
+
+
+@pytest.fixture
+def trials_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forms are compared on as few rows as tests have, where the first form would be taken."""
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.LEAST_TRIAL_ROWS", 1)

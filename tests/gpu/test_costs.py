@@ -81,7 +81,7 @@ def test_resident_rows_are_sent_once_for_a_level(
     monkeypatch.setattr(CudaSearch, "form", lambda *_: "fused")
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
     monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda *_: 130 * 16)
-    config = hkm.Config(levels=(hkm.Level(n_clusters=4, max_iter=2),))
+    config = hkm.Config(levels=(hkm.Level(n_clusters=4, n_resamples=2, max_iter=2),))
     hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config)
     assert len(sent) > 2
     assert sum(sent) == 384

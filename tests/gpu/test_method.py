@@ -21,11 +21,19 @@ from tests.gpu.inputs import Stored, groups, twice
 pytestmark = pytest.mark.usefixtures("little_work_on_the_device")
 
 
-@pytest.mark.parametrize("init", ["coreset", "k-means||", "random"])
+# Every start, type of rows, with and without weights; what one makes of rows does not depend on the others.
 @pytest.mark.parametrize(
-    ("dtype", "weighted"), [(np.float16, False), (np.float16, True), (np.float32, True), (np.float64, False)]
+    ("dtype", "weighted", "init"),
+    [
+        (np.float16, False, "coreset"),
+        (np.float32, True, "coreset"),
+        (np.float16, True, "k-means||"),
+        (np.float64, False, "k-means||"),
+        (np.float32, False, "random"),
+        (np.float64, True, "random"),
+    ],
 )
-def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: type, init: str, weighted: bool) -> None:
+def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: type, weighted: bool, init: str) -> None:
     rows = groups(260, 24, dtype)
     weights = np.random.default_rng(1).integers(1, 4, len(rows)) if weighted else None
 
@@ -78,6 +86,7 @@ def test_empty_clusters_are_relocated_as_on_the_cpu(cuda: Any, monkeypatch: pyte
     np.testing.assert_array_equal(on_device.centroids, on_cpu.centroids)
 
 
+@pytest.mark.usefixtures("trials_of_few_rows")
 @pytest.mark.parametrize(("metric", "strategy"), [("l2", "closest"), ("cosine", "random")])
 def test_a_tree_and_its_sample_are_the_cpus(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, metric: str, strategy: str
