@@ -10,6 +10,7 @@ import click
 
 from hkm_dask.cli.assign import assign
 from hkm_dask.cli.browse import browse
+from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
@@ -79,6 +80,11 @@ def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -
 
 
 main.add_command(embed)
+command_of(
+    main,
+    "hkm dedup pool.zarr --threshold 0.95 --out kept.npy",
+    "hkm dedup tree.zarr --threshold 0.95 --out kept.npy --keep best --by score",
+)(dedup)
 
 
 @command_of(

@@ -126,6 +126,18 @@ def write_file(path: Path, data: bytes) -> None:
     careful(write, f"writing {path}")
 
 
+def write_whole(target: Path, write: Callable[[Path], None]) -> None:
+    """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk."""
+    partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
+    try:
+        careful(lambda: write(partial), f"writing {target}")
+        sync(partial)
+        careful(lambda: partial.replace(target), f"writing {target}")
+        sync(target.parent)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Attributes of a group or array, never of a consolidated copy; StoreError where it is missing or damaged."""
     metadata = read_json(Path(path) / METADATA_FILE)

@@ -96,7 +96,7 @@ def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTr
     """
     target = check_target(path)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
-    _put(lambda partial: _WRITERS[target.suffix](partial, subset), target)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset))
     return target
 
 
@@ -238,15 +238,3 @@ def _pool_of(attributes: Mapping[Any, Any]) -> Pool | None:
             "put that pool back, or write row numbers to .npy, which need no pool"
         )
     return pool if pool.has_ids or pool.columns else None
-
-
-def _put(write: Callable[[Path], None], target: Path) -> None:
-    """Write beside the target, and give the file the target's name once all of it is on the disk."""
-    partial = target.with_name(f".{target.name}.{os.getpid()}{files.PARTIAL_SUFFIX}")
-    try:
-        files.careful(lambda: write(partial), f"writing {target}")
-        files.sync(partial)
-        files.careful(lambda: partial.replace(target), f"writing {target}")
-        files.sync(target.parent)
-    finally:
-        partial.unlink(missing_ok=True)

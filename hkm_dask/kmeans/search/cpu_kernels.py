@@ -85,7 +85,7 @@ def _mask(values, start, limit):  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def _threshold(distance, norm, error, gamma, largest):  # type: ignore[no-untyped-def]
+def score_limit(distance: float, norm: float, error: float, gamma: float, largest: float) -> np.float32:
     """Largest score a centroid may have that lies no further than `distance` from the row, rounding included."""
     radius = np.sqrt(distance) * (1.0 + 1e-12) + error
     slack = gamma * (2.0 * np.sqrt(norm) + largest) * largest + 2.0**-22 * (norm + radius * radius)
@@ -149,7 +149,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
             label = numbers[first + j]
             best = squared_distance(row, centroids[first + j])
             n_measured += 1
-        limit = _threshold(best, norms[place], error, gamma, largest)
+        limit = score_limit(best, norms[place], error, gamma, largest)
         for start in range(0, n_scores, LANES):
             mask = _mask(score, start, limit)
             while mask != 0:
@@ -172,7 +172,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
                 if distance < best or (distance == best and numbers[c] < label):
                     best = distance
                     label = numbers[c]
-                    limit = _threshold(best, norms[place], error, gamma, largest)
+                    limit = score_limit(best, norms[place], error, gamma, largest)
         labels[which[i]] = label
         distances[which[i]] = best
     return n_passed, n_measured

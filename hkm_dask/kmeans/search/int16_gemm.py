@@ -107,7 +107,7 @@ def inner_product(typing_context: Any, a: Any, i: Any, b: Any, j: Any, first: An
 
 
 @intrinsic
-def _score_block(
+def score_block(
     typing_context: Any, rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, constants: Any,
     slopes: Any,
     scale: Any, first: Any, panel: Any, scores: Any, column: Any,
@@ -197,7 +197,7 @@ def score(  # type: ignore[no-untyped-def]
     """
     for p in range(n_panels):
         for i in range(0, places.shape[0], BLOCK_ROWS):
-            _score_block(
+            score_block(
                 rows, n_columns, places, residual_norms, panels, constants, slopes, scale, i, first_panel + p, scores,
                 p * PANEL,
             )  # fmt: skip

@@ -1,0 +1,48 @@
+"""`hkm dedup`: a pool or a tree without its near-duplicates."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkm_dask.cli.options import PATH, Place, place_options
+
+
+@click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
+@click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
+@click.option("--out", type=PATH, required=True, metavar="KEPT.npy", help="Where to write the rows that are kept.")
+@click.option(
+    "--keep",
+    type=click.Choice(["closest", "random", "best"]),
+    default="closest",
+    help="Of each group: the row closest to its centroid, one at random, or the best by a column.",
+)
+@click.option("--by", metavar="COLUMN", help="With --keep best: the column whose largest value is best.")
+@click.option("--removed", type=PATH, metavar="FILE.npy", help="Write the rows that are removed, too.")
+@click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@place_options
+def dedup(
+    store: Path, threshold: float, out: Path, keep: str, by: str | None, removed: Path | None, groups: Path | None,
+    seed: int, as_json: bool, place: Place,
+) -> None:  # fmt: skip
+    """Keep one row of each group of near-duplicates.
+
+    All pairs of rows with a cosine from the threshold on are found; what they connect is a group. KEPT.npy has the
+    numbers of the rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at.
+    --removed is for hkm sample --exclude-ids.
+    """
+    import json
+
+    from hkm_dask.curation import dedup as curation
+    from hkm_dask.view.progress import show_progress
+
+    curation.check_targets(out, removed, groups)
+    with show_progress(), place.connect() as runner:
+        found = curation.dedup(
+            store, threshold, keep=keep, by=by, seed=seed, client=runner.client, memory_limit=place.memory_limit
+        )
+        found.save(out, removed=removed, groups=groups)
+    click.echo(json.dumps(found.facts(), indent=2) if as_json else f"{out}: {found}")

@@ -1,0 +1,307 @@
+"""Near-duplicates of a pool or a tree: all rows but one of each group that a cosine above a threshold connects."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.keyed_random import random_bits, stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.curation.components import Components
+from hkm_dask.curation.directions import group_by_direction, n_directions
+from hkm_dask.curation.near_pairs import check_threshold
+from hkm_dask.curation.pair_search import connect_near
+from hkm_dask.curation.stores import CuratedStore, open_store
+from hkm_dask.data.files import write_whole
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError, is_whole
+from hkm_dask.events import emit
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+KEEP = ("closest", "random", "best")
+#: Rows of a table of groups made at a time.
+_TABLE_ROWS = 1 << 18
+
+
+@dataclass(frozen=True)
+class Deduplication:
+    """Which rows are kept, and the groups of near-duplicates.
+
+    Attributes
+    ----------
+    rows : ndarray of int64
+        Numbers of the rows that are kept, sorted: what `Config.subset` and ``hkm cluster --subset`` take as ``.npy``.
+    removed : ndarray of int64
+        Numbers of the others, sorted.
+    groups : Components
+        Rows that are connected: `groups.rows`, and in `groups.first` the lowest row of each one's group.
+    threshold : float
+    """
+
+    rows: NDArray[np.int64]
+    removed: NDArray[np.int64]
+    groups: Components
+    threshold: float
+    pool: Pool | None = field(default=None, repr=False)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows that were looked at."""
+        return len(self.rows) + len(self.removed)
+
+    def facts(self) -> dict[str, Any]:
+        """Numbers that sum it up, for JSON."""
+        sizes = np.unique(self.groups.first, return_counts=True)[1]
+        return {
+            "threshold": self.threshold, "n_rows": self.n_rows, "n_kept": len(self.rows),
+            "n_removed": len(self.removed), "n_groups": len(self.groups), "largest_group": int(sizes.max(initial=0)),
+        }  # fmt: skip
+
+    def __str__(self) -> str:
+        facts = self.facts()
+        if not facts["n_groups"]:
+            return f"all {self.n_rows:,} rows kept: no two have a cosine of {self.threshold:g} or more"
+        share = facts["n_removed"] / self.n_rows
+        return (
+            f"{facts['n_kept']:,} of {self.n_rows:,} rows kept, {facts['n_removed']:,} ({share:.1%}) removed: they are "
+            f"in {facts['n_groups']:,} groups of near-duplicates (cosine {self.threshold:g}), the largest of "
+            f"{facts['largest_group']:,}"
+        )
+
+    def table(self, some: slice = slice(None)) -> pd.DataFrame:
+        """Rows of groups: `row`, `id` where the pool has ids, `group` (the lowest row of it) and `kept`."""
+        order = np.lexsort((self.groups.rows, self.groups.first))[some]
+        rows = self.groups.rows[order]
+        columns: dict[str, Any] = {"row": rows}
+        if self.pool is not None and (ids := self.pool.ids(rows)) is not None:
+            columns["id"] = ids
+        columns |= {"group": self.groups.first[order], "kept": ~np.isin(rows, self.removed, assume_unique=True)}
+        return pd.DataFrame(columns)
+
+    def save(
+        self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
+        groups: str | os.PathLike[str] | None = None,
+    ) -> None:  # fmt: skip
+        """Write `rows` to an ``.npy``, and if wanted the `removed` ones to another and the `table` to a ``.parquet``.
+
+        Each file appears whole or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        """
+        check_targets(out, removed, groups)
+        if self.pool is not None:
+            self.pool.check_unchanged()
+        for path, rows in ((out, self.rows), (removed, self.removed)):
+            if path is not None:
+                write_whole(Path(path), lambda partial, rows=rows: _save_npy(partial, rows))  # type: ignore[misc]
+        if groups is not None:
+            write_whole(Path(groups), self._write_table)
+
+    def _write_table(self, path: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        schema = pa.Table.from_pandas(self.table(slice(0, 1)), preserve_index=False).schema
+        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
+            for low in range(0, len(self.groups.rows), _TABLE_ROWS):
+                frame = self.table(slice(low, low + _TABLE_ROWS))
+                writer.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+
+
+def _save_npy(path: Path, rows: NDArray[np.int64]) -> None:
+    with path.open("wb") as file:
+        np.save(file, rows, allow_pickle=False)
+
+
+def check_targets(
+    out: str | os.PathLike[str],
+    removed: str | os.PathLike[str] | None = None,
+    groups: str | os.PathLike[str] | None = None,
+) -> None:
+    """Refuse, with an InputError, files that could not be written, before any work is done for them.
+
+    >>> check_targets("kept.csv")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: out='kept.csv' should end in .npy; rename it
+    """
+    wanted = [("out", out, ".npy"), ("removed", removed, ".npy"), ("groups", groups, ".parquet")]
+    problems = []
+    for name, path, suffix in wanted:
+        if path is None:
+            continue
+        target, folder = Path(path), str(Path(path).parent)
+        rule = None
+        if target.suffix != suffix:
+            rule = f"end in {suffix}; rename it"
+        elif os.path.lexists(target):
+            rule = "be a new file; remove it or choose another name"
+        elif not target.parent.is_dir():
+            rule = f"be in a folder that is there; make {folder!r} first"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            rule = f"be in a folder that can be written; change the rights of {folder!r}"
+        if rule is not None:
+            problems.append(f"{name}={str(target)!r} should {rule}")
+    if removed is not None and Path(removed).absolute() == Path(out).absolute():
+        problems.append(f"removed={str(removed)!r} should be another file than out; rename it")
+    if problems:
+        raise InputError(problems)
+
+
+def dedup(
+    store: Any,
+    threshold: float,
+    *,
+    keep: str = "closest",
+    by: str | None = None,
+    seed: int = 0,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+) -> Deduplication:
+    """Find the near-duplicates of a pool or a tree, and keep one row of each group of them.
+
+    Two rows are near-duplicates when their cosine, of the values as stored and in float64, is at least `threshold`;
+    a group is what such pairs connect. All pairs are found, whatever clusters their rows are in: angles to centroids
+    and products of 16-bit integers exclude what they prove to be below the threshold, the rest is measured. Rows of
+    zeros have no direction and are kept.
+
+    Parameters
+    ----------
+    store : path, DataTree, Pool or array of shape (n_samples, n_features)
+        A pool or a tree; of a tree the rows that it clusters.
+    threshold : float
+        Cosine above 0, up to 1, where only what has the same direction is taken for duplicates.
+    keep : {"closest", "random", "best"}
+        Of each group the row closest to its level-1 centroid (in a tree: that of the tree, else that of a quick
+        k-means), one at random, or the one with the largest value of the column `by`. Ties go to the lowest number.
+    by : str, optional
+        A column of numbers of the pool, for ``keep="best"``; rows with NaN come last.
+    seed : int
+        Keys the random numbers.
+    client : distributed.Client, optional
+        Where to run; by default distributed's current client, else threads of this process.
+    memory_limit : int or str, optional
+        Bytes this process may hold, when it runs on threads.
+
+    Returns
+    -------
+    Deduplication
+        With the rows to keep, those removed, and the groups, by row numbers of the pool.
+
+    Raises
+    ------
+    InputError
+        Settings that are none, all of them at once; rows with NaN.
+    StoreError
+        The store is missing or damaged.
+    ComputeError
+        The memory limit is too small.
+
+    See Also
+    --------
+    hkm_dask.curation.near_pairs.near_pairs : The pairs among some rows, with their cosines.
+
+    Examples
+    --------
+    >>> import hkm_dask as hkm
+    >>> found = hkm.dedup(np.float32([[1, 0], [0, 3], [9, 1], [0, 1], [-1, 2]]), 0.99)
+    >>> found.rows.tolist(), found.removed.tolist(), len(found.groups)
+    ([1, 2, 4], [0, 3], 2)
+    """
+    _check(threshold, keep, by, seed)
+    opened = open_store(store)
+    if by is not None:
+        _check_column(opened, by)
+    index = opened.clustered()
+    with runner_for(client, memory_limit) as runner:
+        groups, order = _groups(opened, index, float(threshold), keep, seed, runner)
+    places = groups.chosen(*_keys(opened, groups.rows, index, order, keep, by, seed))
+    is_kept = np.ones(opened.rows.n_rows if index is None else len(index), np.bool_)
+    is_kept[groups.rows] = False
+    is_kept[places] = True
+
+    def numbers(places: NDArray[np.int64]) -> NDArray[np.int64]:
+        return places if index is None else index[places]
+
+    opened.check_unchanged()
+    return Deduplication(
+        numbers(np.flatnonzero(is_kept)), numbers(np.flatnonzero(~is_kept)),
+        Components(numbers(groups.rows), numbers(groups.first)), float(threshold), opened.pool,
+    )  # fmt: skip
+
+
+def _check(threshold: object, keep: object, by: object, seed: object) -> None:
+    problems = check_threshold(threshold)
+    if keep not in KEEP:
+        problems.append(f"keep={keep!r} should be one of {', '.join(KEEP)}; choose one")
+    elif (keep == "best") != (by is not None):
+        problems.append(f"by={by!r} should be a column of the pool for keep='best', and nothing else; give both")
+    if not is_whole(seed) or not 0 <= seed:  # type: ignore[operator]
+        problems.append(f"seed={seed!r} should be a whole number from 0 on; leave it out")
+    if problems:
+        raise InputError(problems)
+
+
+def _check_column(opened: CuratedStore, by: str) -> None:
+    if opened.pool is None:
+        raise InputError(f"by={by!r} should be a column of a pool, an array has none; ingest it with its columns")
+    kind = opened.pool.column(by, np.empty(0, np.int64)).dtype.kind
+    if kind not in "iuf":
+        raise InputError(f"by={by!r} should be a column of numbers, its values are texts; choose another column")
+
+
+def _groups(
+    opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, keep: str, seed: int, runner: Runner
+) -> tuple[Components, NDArray[np.float32]]:
+    """Groups of near-duplicates by places in `index`, and minus the cosine of their rows to a centroid."""
+    stored, unit = (runner.place(rows) for rows in opened.some(index))
+    if stored.n_rows == 0:
+        raise InputError("n_samples=0 should be at least 1; give a pool that has rows")
+    emit("progress", stage="dedup", done=0, total=stored.n_rows)
+    directions = group_by_direction(unit, runner, centroids=_centroids(opened, stored.n_rows), seed=seed)
+    n_zero = int((directions.labels < 0).sum())
+    if n_zero:
+        emit("warning", message=f"{n_zero:,} rows of zeros have no direction, and are kept")
+
+    def report(done: int, total: int) -> None:
+        emit("progress", stage="dedup", done=done + n_zero, total=total + n_zero)
+
+    groups = connect_near(stored, directions, threshold, runner, report)
+    return groups, -directions.cosines[groups.rows]
+
+
+def _centroids(opened: CuratedStore, n_rows: int) -> NDArray[np.float32] | None:
+    """Centroids of that level of a tree which has about as many as serve the search."""
+    if opened.arrays is None:
+        return None
+    wanted, arrays = n_directions(n_rows), opened.arrays
+    levels = range(1, arrays.n_levels + 1)
+    level = min(levels, key=lambda level: abs(math.log(arrays.n_clusters(level) / wanted)))
+    return np.asarray(arrays.read(level, "centroids"), np.float32)
+
+
+def _keys(
+    opened: CuratedStore, places: NDArray[np.int64], index: NDArray[np.int64] | None, nearness: NDArray[np.float32],
+    keep: str, by: str | None, seed: int,
+) -> Sequence[NDArray[Any]]:  # fmt: skip
+    """What is least for the row of a group that is kept."""
+    rows = places if index is None else index[places]
+    if keep == "random":
+        return [random_bits(stream_key(seed, "dedup"), rows)]
+    if keep == "best":
+        assert opened.pool is not None
+        assert by is not None
+        values = opened.pool.column(by, rows)
+        return [np.isnan(values), -values] if values.dtype.kind == "f" else [~values]
+    if opened.arrays is None:
+        return [nearness]
+    stored = opened.arrays.stored(1, "distances")
+    return [opened.arrays.read(1, "distances")[rows] if stored is None else stored.take(rows)]

@@ -1,0 +1,143 @@
+"""Rows grouped by the nearest of some directions, for the search for near-duplicates."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from dataclasses import dataclass, replace
+from functools import partial
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.keyed_random import random_bits, stream_key
+from hkm_dask.compute.memory import assign_stage
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.placement import take_rows
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.row_views import unit_rows
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.search.engine import RowTile, fold
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
+from hkm_dask.kmeans.search.worker import worker_engine
+
+#: Directions per root of the number of rows, and the most: each costs a product with every row.
+_PER_ROOT, _MOST = 2.0, 8192
+#: Rows of a direction, at least, and those it is made from; iterations.
+_LEAST_ROWS, _SAMPLE_ROWS, _MAX_ITER = 64, 16, 5
+
+
+@dataclass(frozen=True)
+class Directions:
+    """Rows of length 1 grouped by direction, and how they are looked at.
+
+    Attributes
+    ----------
+    centroids : ndarray of float32, shape (n_clusters, n_features)
+        Of length 1.
+    labels : ndarray of int32, shape (n_rows,)
+        Cluster of each row; -1 for rows of zeros.
+    cosines : ndarray of float32, shape (n_rows,)
+        Of each row to its centroid.
+    geometry : Geometry
+        With a basis, for products of 16-bit integers.
+    """
+
+    centroids: NDArray[np.float32]
+    labels: NDArray[np.int32]
+    cosines: NDArray[np.float32]
+    geometry: Geometry
+
+
+def n_directions(n_rows: int) -> int:
+    """Clusters that make the search fastest: twice the root of the number of rows, 8192 at most.
+
+    >>> [n_directions(n) for n in (1, 10**4, 10**6, 10**9)]
+    [1, 156, 2000, 8192]
+    """
+    return max(1, min(_MOST, n_rows // _LEAST_ROWS, round(_PER_ROOT * math.sqrt(n_rows))))
+
+
+def group_by_direction(
+    rows: Rows, runner: Runner, *, centroids: NDArray[np.float32] | None = None, seed: int = 0
+) -> Directions:
+    """Group rows of length 1 by the nearest of `centroids`, or of those of a k-means over a sample.
+
+    Any centroids will do; a few thousand, near which rows crowd, make the search fast.
+    """
+    wanted = n_directions(rows.n_rows)
+    numbers = _draw(rows.n_rows, max(wanted * _SAMPLE_ROWS, 4 * rows.n_features), stream_key(seed, "directions"))
+    sample = np.ascontiguousarray(take_rows(rows, numbers, runner), np.float32)
+    sample = sample[sample.any(axis=1)]
+    if not len(sample):
+        sample = np.eye(1, rows.n_features, dtype=np.float32)
+    table = runner.place(ArrayRows(sample, f"{len(sample)} rows of {rows.label}"))
+    geometry = make_geometry(table, runner, n_clusters=wanted, spherical=True)
+    if centroids is None:
+        settings = Settings(min(wanted, len(sample)), "random", _MAX_ITER, 1e-3, stream_key(seed, "directions", "fit"))
+        centroids = fit(table, settings, geometry=geometry, runner=runner).centroids
+    else:
+        centroids = centroids[_draw(len(centroids), wanted, stream_key(seed, "directions", "centroids"))]
+    centroids = unit_rows(np.nan_to_num(centroids))
+    centroids = centroids[centroids.any(axis=1)]
+    if not len(centroids):
+        centroids = sample[:1]
+    labels, cosines = _label(rows, centroids, replace(geometry, n_rows=rows.n_rows, max_abs=1.0), runner)
+    forget(table.key)
+    return Directions(centroids, labels, cosines, _product_geometry(sample, geometry, runner))
+
+
+def _draw(n: int, wanted: int, key: int) -> NDArray[np.int64]:
+    """Numbers below `n`, sorted: `wanted` of them, one of each of as many ranges, or all."""
+    if wanted >= n:
+        return np.arange(n)
+    edges = n * np.arange(wanted + 1) // wanted
+    return edges[:-1] + (random_bits(key, np.arange(wanted)) % np.diff(edges).astype(np.uint64)).astype(np.int64)
+
+
+def _product_geometry(sample: NDArray[np.float32], geometry: Geometry, runner: Runner) -> Geometry:
+    """The geometry for products: directions of most variance, on a grid that holds every row."""
+    plain = replace(geometry, basis=None, name=uuid.uuid4().hex)
+    with runner.on_processors() as processors:
+        turned = with_basis(plain, ArrayRows(sample), processors)
+    basis = np.eye(sample.shape[1], dtype=np.float32) if turned.basis is None else turned.basis.get()
+    return replace(
+        turned,
+        basis=runner.array_store.put(f"basis-{uuid.uuid4().hex}", basis),
+        radius=1.001 + float(np.linalg.norm(plain.origin.astype(np.float64))),
+    )
+
+
+@dataclass(frozen=True)
+class _Label:
+    """Task: the nearest centroid of every row of a part, and its cosine; -1 for rows of zeros."""
+
+    centroids: SharedArray
+    geometry: Geometry
+
+    def __call__(self, part: Part) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        engine = worker_engine()
+        assignment = engine.unknown(part.stop - part.start)
+        search = engine.search(part, self.geometry, "label", assignment)
+
+        def leave_zeros_out(tile: RowTile) -> None:
+            tile.labels[~tile.rows.any(axis=1)] = -1
+
+        update = partial(search.update, centroids=self.centroids)
+        fold(part, engine, assignment, update, leave_zeros_out, geometry=self.geometry)
+        return engine.host(assignment.labels), (1.0 - 0.5 * engine.host(assignment.distances)).astype(np.float32)
+
+
+def _label(
+    rows: Rows, centroids: NDArray[np.float32], geometry: Geometry, runner: Runner
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    shared = runner.array_store.put(f"directions-{uuid.uuid4().hex}", centroids)
+    parts = runner.split(rows, len(centroids), stage=assign_stage(runner.n_own(rows), *centroids.shape))
+    labeled = runner.map(_Label(shared, geometry), parts, stage="label")
+    shared.delete()
+    forget(rows.key)
+    labels, cosines = (np.concatenate(one) for one in zip(*labeled, strict=True))
+    return labels, cosines

@@ -1,0 +1,91 @@
+"""A pool, or a tree with the pool it was built from: what near-duplicates are looked for in, and what is compared."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.config import Config
+from hkm_dask.data import layout
+from hkm_dask.data.files import stored_format
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.row_views import SubsetRows, UnitRows
+from hkm_dask.data.rows import Rows
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.source import open_source
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
+
+
+@dataclass(frozen=True)
+class CuratedStore:
+    """Rows, and the tree over them if there is one.
+
+    Attributes
+    ----------
+    rows : Rows
+        All, those that a tree leaves out included.
+    pool : Pool or None
+        Where they are of a pool.
+    arrays : TreeArrays or None
+    """
+
+    rows: Rows
+    pool: Pool | None
+    arrays: TreeArrays | None
+
+    def clustered(self) -> NDArray[np.int64] | None:
+        """Numbers of the rows that the tree is of; None for all."""
+        if self.arrays is None:
+            return None
+        left = np.flatnonzero(self.arrays.read(1, "labels") >= 0)
+        return None if len(left) == self.rows.n_rows else left
+
+    def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
+        """Rows by their sorted numbers, or all, as stored and of length 1."""
+        if index is None:
+            return self.rows, UnitRows(self.rows)
+        return SubsetRows(self.rows, index), SubsetRows(UnitRows(self.rows), index)
+
+    def check_unchanged(self) -> None:
+        """Refuse, with a StoreError, to go on where the pool was replaced by another meanwhile."""
+        if self.pool is not None:
+            self.pool.check_unchanged()
+
+
+def open_store(store: Any) -> CuratedStore:
+    """Open a pool, a tree with its pool, or rows that `as_rows` takes.
+
+    Raises
+    ------
+    InputError
+        Rows with NaN or Inf, or a tree that was built from an array.
+    StoreError
+        The store or the pool of a tree is missing, damaged or another one.
+    """
+    if isinstance(store, str | os.PathLike) and stored_format(Path(store)) == layout.TREE_FORMAT:
+        store = open_hierarchy(store)
+    if isinstance(store, xr.DataTree):
+        pool = _pool_of_tree(store)
+        return CuratedStore(pool.rows(), pool, TreeArrays(store))
+    source = open_source(store, Config.from_flags((1,)))
+    return CuratedStore(source.rows, source.pool, None)
+
+
+def _pool_of_tree(tree: xr.DataTree) -> Pool:
+    where = tree.attrs.get("pool")
+    if not where:
+        raise InputError("the tree was built from an array, not from a pool; ingest the array and cluster the pool")
+    pool = open_pool(where)
+    if pool.fingerprint != tree.attrs.get("pool_fingerprint"):
+        raise StoreError(
+            f"pool={where!r} should be the one the tree was built from, but its content is another; "
+            "put that pool back, or make the tree again"
+        )
+    return pool
