@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -28,9 +29,10 @@ class Answers:
     """All that the page asks; every method gives what JSON can have, and raises an InputError for what is not there."""
 
     def __init__(
-        self, clusters: Clusters, samples: Samples, marks: Marks, *, name: str, subset: Subset | None = None
+        self, clusters: Clusters, samples: Samples, marks: Marks, *, tree_path: Path, subset: Subset | None = None
     ) -> None:
-        self.clusters, self.samples, self.marks, self.subset, self.name = clusters, samples, marks, subset, name
+        self.clusters, self.samples, self.marks, self.subset = clusters, samples, marks, subset
+        self.tree_path, self.name = tree_path, tree_path.name
         self._drawn: Draw | None = None
 
     # -- the tree ------------------------------------------------------------------------------------------------------
@@ -199,7 +201,9 @@ class Answers:
             ],
             "unsaved": self.marks.unsaved,
             "can_undo": self.marks.can_undo,
-            "file": Path(self.marks.path).name,
+            "file": self.marks.path.name,
+            "command": f"hkm sample {_shown(self.tree_path)} --size SIZE --weights {_shown(self.marks.path)} "
+            "--out subset.npy",
             "draw": None if self._drawn is None else {"size": self._drawn.size, "available": self._drawn.available},
         }
 
@@ -229,6 +233,12 @@ class Answers:
             raise InputError(f"size={size} should be from 0 to {self.clusters.n_samples}; give another")
         self._drawn = Draw(self.clusters, self.marks.weights, size) if size else None
         return self._marks()
+
+
+def _shown(path: Path) -> str:
+    """Write a path for a command in the folder of this process, short where it lies below."""
+    folder = Path.cwd()
+    return shlex.quote(str(path.relative_to(folder) if path.is_relative_to(folder) else path))
 
 
 def _page(start: int, n: int) -> slice:

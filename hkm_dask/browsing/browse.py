@@ -30,10 +30,12 @@ class Browser:
     ----------
     url : str
         Address of the page. Whoever of this machine has it can see what the page shows.
+    answers : Answers
+        What the page asks.
     """
 
     def __init__(self, answers: Answers, host: str, port: int) -> None:
-        self._answers = answers
+        self.answers = answers
         try:
             self._server = Server(answers, host, port)
         except OSError as error:
@@ -46,7 +48,7 @@ class Browser:
     @property
     def n_unsaved(self) -> int:
         """Marks that differ from those in the file."""
-        marks = self._answers.marks
+        marks = self.answers.marks
         return len(set(marks.weights.items()) ^ set(marks.saved.items()))
 
     def wait(self) -> None:
@@ -70,7 +72,7 @@ class Browser:
 
     def _repr_html_(self) -> str:
         url = html.escape(self.url)
-        return f'<a href="{url}" target="_blank" rel="noreferrer">Browse {html.escape(self._answers.name)}</a>'
+        return f'<a href="{url}" target="_blank" rel="noreferrer">Browse {html.escape(self.answers.name)}</a>'
 
 
 def browse(
@@ -138,9 +140,8 @@ def browse(
     )
     marks = Marks(clusters, out)
     beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows), clusters)
-    source = opened.encoding.get("source")
-    name = Path(source).name if source else "tree"
-    return Browser(Answers(clusters, samples, marks, name=name, subset=beside), host, port)
+    tree_path = Path(opened.encoding.get("source") or "tree.zarr").absolute()
+    return Browser(Answers(clusters, samples, marks, tree_path=tree_path, subset=beside), host, port)
 
 
 def _pool_of(tree: xr.DataTree, given: Path_ | None) -> Pool | None:

@@ -46,7 +46,7 @@ def clusters(tree: xr.DataTree) -> Clusters:
 @pytest.fixture
 def answers(stores: Path, clusters: Clusters, tmp_path: Path) -> Answers:
     samples = Samples(N_ROWS, open_pool(stores / "pool.zarr"), str(stores / "captions.txt"))
-    return Answers(clusters, samples, Marks(clusters, tmp_path / "weights.csv"), name="tree.zarr")
+    return Answers(clusters, samples, Marks(clusters, tmp_path / "weights.csv"), tree_path=stores / "tree.zarr")
 
 
 @pytest.fixture(scope="module")

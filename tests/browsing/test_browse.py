@@ -30,7 +30,7 @@ def test_walk_down_search_mark_and_save(open_page: Any, stores: Path, browser: A
         heading(page, f"^Cluster {names[-1]}$")
     assert page.url == f"{browser.url}#{names[-1]}"
     assert page.locator("#path").inner_text().split() == ["All", *names]
-    n_members = len(browser._answers.clusters.ask.members(*cluster_of(names[2])))
+    n_members = len(browser.answers.clusters.ask.members(*cluster_of(names[2])))
     assert page.locator("main .sample").count() == min(24, n_members)
     assert page.locator("#status").inner_text().startswith(f"Cluster {names[-1]}, ")
     page.go_back()
@@ -77,7 +77,7 @@ def test_walk_down_search_mark_and_save(open_page: Any, stores: Path, browser: A
     page.locator("#save").click()
     page.locator("#save:disabled").wait_for()
     assert browser.n_unsaved == 0
-    assert read_weights(browser._answers.marks.path) == {cluster_of(marked): 0}
+    assert read_weights(browser.answers.marks.path) == {cluster_of(marked): 0}
 
 
 def cluster_of(name: str) -> tuple[int, int]:
@@ -115,7 +115,7 @@ def test_without_its_pool_a_tree_is_browsed_by_row_numbers(stores: Path, tmp_pat
     warnings: list[str] = []
     with subscribe(lambda event: warnings.append(event.fields["message"])):
         with hkm.browse(tree, out=tmp_path / "weights.csv") as browser:
-            answers = browser._answers
+            answers = browser.answers
             assert (answers.tree()["ids"], answers.tree()["captions"]) == (False, False)
             assert answers.members("1:0")["samples"][0]["id"] is None
             with pytest.raises(InputError, match="give --pool"):

@@ -117,7 +117,7 @@ def test_a_port_that_is_taken_is_told(browser: Browser) -> None:
     port = urlsplit(browser.url).port
     assert port is not None
     with pytest.raises(InputError, match=f"port={port} should be free"):
-        Browser(browser._answers, "127.0.0.1", port)
+        Browser(browser.answers, "127.0.0.1", port)
 
 
 def test_other_addresses_are_listened_at_when_asked_for(answers: Any) -> None:

@@ -276,7 +276,7 @@ function showMarks() {
       h("button", { type: "button", id: "undo", disabled: !marks.can_undo, onclick: undo }, "Undo")),
     h("h3", {}, "What a draw would hold"), draw,
     h("p", { class: "muted" }, drawSize() ? `${count(Math.min(drawSize(), marks.draw.available))} of ${plural(marks.draw.available, "sample")} that are not left out` : "Shown with every cluster, marks included."),
-    h("code", {}, `hkm sample ${tree.name} --size ${drawSize() || size.value} --weights ${marks.file} --out subset.npy`));
+    h("code", {}, marks.command.replace("SIZE", drawSize() || size.value)));
 }
 
 function toggleMarks(open = aside.hidden) {

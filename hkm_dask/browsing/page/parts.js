@@ -64,10 +64,13 @@ function preview(samples) {
 export function clusterCard(facts, most, drawSize, mark) {
   const inside = facts.level > 1 ? ` · ${plural(facts.n_children, "cluster")}` : "";
   const badge = facts.weight !== 1 ? h("span", { class: facts.weight === 0 ? "badge none" : "badge" }, weightText(facts.weight)) : null;
-  const card = h("a", { class: "card", href: `#${facts.cluster}`, "data-cluster": facts.cluster, "data-weight": facts.weight },
+  const spoken = [title(facts.cluster), plural(facts.n_samples, "sample") + inside, `${percent(facts.share)} of the pool`,
+    facts.excluded ? "left out" : facts.weight !== 1 ? `weight ${facts.weight}` : null, ...facts.samples.slice(0, 3).map(sampleName)];
+  const card = h("a", { class: "card", href: `#${facts.cluster}`, "data-cluster": facts.cluster, "data-weight": facts.weight,
+    "aria-label": spoken.filter((text) => text !== null).join(", ") },
     h("span", { class: "head" }, h("strong", {}, facts.cluster), h("span", { class: "muted number" }, plural(facts.n_samples, "sample") + inside), badge),
     preview(facts.samples),
-    facts.distance === undefined ? null : h("span", { class: "muted number" }, `distance ${facts.distance.toPrecision(4)}`),
+    facts.distance === undefined ? null : h("span", { class: "distance muted number" }, `distance ${facts.distance.toPrecision(4)}`),
     bars(facts, most, drawSize));
   const out = facts.weight === 0;
   const label = out ? `Take ${facts.cluster} back` : `Leave ${facts.cluster} out`;

@@ -1,0 +1,96 @@
+"""How long the answers to the page of `hkm browse` take: ``python -m pipelines.benchmark.browsing FOLDER``.
+
+Of the large synthetic tree of `pipelines.benchmark.queries`, with a caption for every sample and a subset beside it;
+every question is asked twice of a server just opened, over HTTP, as the page does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import time
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlencode, urlsplit
+
+import numpy as np
+
+import hkm_dask as hkm
+from hkm_dask.data import store
+from pipelines.benchmark.queries import make_tree, milliseconds
+
+
+def prepare(folder: Path, n_samples: int, n_clusters: tuple[int, ...], n_features: int) -> tuple[Path, Path, Path]:
+    """Make the tree, the captions and the subset, unless they are there."""
+    tree = folder / f"queries-{n_samples}-{'-'.join(map(str, n_clusters))}.zarr"
+    captions, subset = folder / f"captions-{n_samples}.txt", folder / f"subset-{n_samples}.npy"
+    if not tree.exists():
+        with store.staged(tree, keep=False) as wip:
+            make_tree(wip, n_samples, n_clusters, n_features)
+    if not captions.exists():
+        with captions.open("w") as file:
+            file.writelines(f"sample {row} of a pool with captions of some length\n" for row in range(n_samples))
+    if not subset.exists():
+        np.save(subset, np.arange(0, n_samples, 10))
+    return tree, captions, subset
+
+
+def questions(n_levels: int, n_features: int) -> dict[str, tuple[str, bytes | None]]:
+    """Paths of the questions, and what is posted with them."""
+    asked: dict[str, tuple[str, bytes | None]] = {"the tree": ("api/tree", None)}
+    for level in range(n_levels + 1, 0, -1):
+        name = "" if level > n_levels else f"{level}:5"
+        title = f"cluster {name}" if name else "the top"
+        asked[title] = (f"api/cluster?{urlencode({'name': name})}", None)
+        if level > 1:
+            asked[f"inside {title}"] = (f"api/children?{urlencode({'name': name})}", None)
+            asked[f"inside {title}, by the subset"] = (
+                f"api/children?{urlencode({'name': name, 'order': 'subset'})}",
+                None,
+            )
+        for order in ("closest", "furthest"):
+            asked[f"{order} of {title}"] = (f"api/members?{urlencode({'name': name, 'order': order})}", None)
+    vector = b",".join([b"0.1"] * n_features)
+    for level in range(1, n_levels + 1):
+        asked[f"near a vector, level {level}"] = (f"api/nearest?level={level}", vector)
+    asked["a step of a search for what is not there"] = ("api/search?what=caption&query=wolf", None)
+    asked["mark"] = ("api/mark", json.dumps({"cluster": f"{n_levels}:5", "weight": 0}).encode())
+    asked["show a draw"] = ("api/draw", b'{"size": 100000}')
+    asked["inside the top, with marks and a draw"] = ("api/children", None)
+    asked["inside a cluster, with marks and a draw"] = (f"api/children?{urlencode({'name': f'{n_levels}:6'})}", None)
+    return asked
+
+
+def measure(tree: Path, captions: Path, subset: Path, n_features: int) -> dict[str, object]:
+    """Milliseconds to open the tree, and for every question the first time and the second."""
+    begin = time.perf_counter()
+    with hkm.browse(tree, captions=captions, subset=subset, out=tree.with_name("weights.csv")) as browser:
+        opened = time.perf_counter() - begin
+        origin = f"http://{urlsplit(browser.url).netloc}"
+
+        def ask(path: str, body: bytes | None) -> None:
+            request = urllib.request.Request(browser.url + path, body, {"Origin": origin} if body else {})
+            with urllib.request.urlopen(request) as answer:
+                sizes.append(len(answer.read()))
+
+        answers, sizes = {}, list[int]()
+        for name, question in questions(len(browser.answers.clusters.n_clusters), n_features).items():
+            answers[name] = [round(milliseconds(lambda question=question: ask(*question)), 1) for _ in range(2)]  # type: ignore[misc]
+    return {"open_s": round(opened, 2), "first_and_second_ms": answers, "largest_answer_bytes": max(sizes)}
+
+
+def main() -> None:
+    """Make what is browsed, unless it is there, and print what the answers take, as JSON."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--n-samples", type=int, default=10**7)
+    parser.add_argument("--n-clusters", type=lambda text: tuple(map(int, text.split(","))), default=(10**6, 10**4, 100))
+    parser.add_argument("--n-features", type=int, default=64)
+    given = parser.parse_args()
+    stores = prepare(given.folder, given.n_samples, given.n_clusters, given.n_features)
+    shape = {"n_samples": given.n_samples, "n_clusters": given.n_clusters, "n_features": given.n_features}
+    print(json.dumps({**shape, **measure(*stores, given.n_features)}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
