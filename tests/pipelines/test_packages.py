@@ -17,6 +17,7 @@ OPTIONAL = (
 def test_these_are_the_pipelines() -> None:
     assert NAMES == [
         "benchmark",
+        "browse",
         "chaos",
         "demo",
         "fuzz",

@@ -35,7 +35,7 @@ export function bars(facts, most, drawSize) {
   if (facts.n_subset !== undefined)
     rows.push(track("subset", facts.subset_share, most, `${percent(facts.subset_share)} of subset, ${count(facts.n_subset)}`));
   if (facts.n_drawn !== undefined && drawSize)
-    rows.push(track("draw", facts.n_drawn / drawSize, most, `${percent(facts.n_drawn / drawSize)} of draw, ${count(facts.n_drawn)}`));
+    rows.push(track("draw", facts.n_drawn / drawSize, most, `${percent(facts.n_drawn / drawSize)} of draw, ≈ ${count(facts.n_drawn < 1 ? facts.n_drawn : Math.round(facts.n_drawn))}`));
   return h("div", { class: "bars" }, rows.flat());
 }
 
