@@ -1,4 +1,4 @@
-"""`hkm verify`: is a pool or a tree what it says it is?"""
+"""`hkm verify`: is a store what it says it is?"""
 
 from __future__ import annotations
 
@@ -10,18 +10,20 @@ from hkm_dask.cli.options import PATH
 
 
 @click.argument("store", type=PATH, metavar="STORE")
-@click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of a tree lies now.")
+@click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of it lies now.")
+@click.option("--tree", type=PATH, metavar="TREE.zarr", help="Where the tree of an assignment lies now.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to measure again."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
-def verify(store: Path, pool: Path | None, sample: int, seed: int, as_json: bool) -> None:
-    """Check a pool or a tree from end to end.
+def verify(store: Path, pool: Path | None, tree: Path | None, sample: int, seed: int, as_json: bool) -> None:
+    """Check a pool, a tree or an assignment from end to end.
 
     Every chunk and its checksum, all metadata, and what must agree: the values of a pool with their statistics, ids and
-    fingerprint; labels, distances, members, sizes and inertia of every level of a tree. Some rows of each level are
-    measured again in float64, against all centroids. It goes on after a problem; the exit code is 1 where it found any.
+    fingerprint; labels, distances, members, sizes and inertia of every level of a tree; the clusters of an assignment
+    with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids. It goes on
+    after a problem; the exit code is 1 where it found any.
     """
     import json
 
@@ -29,7 +31,7 @@ def verify(store: Path, pool: Path | None, sample: int, seed: int, as_json: bool
     from hkm_dask.view.progress import show_progress
 
     with show_progress():
-        found = run_verify(store, pool=pool, sample=sample, seed=seed)
+        found = run_verify(store, pool=pool, tree=tree, sample=sample, seed=seed)
     if as_json:
         click.echo(json.dumps(found.facts(), allow_nan=False, indent=2))
     else:

@@ -18,6 +18,7 @@ from hkm_dask.errors import InputError, StoreError
 POOL_FORMAT = "hkm_dask.pool"
 TREE_FORMAT = "hkm_dask.tree"
 ASSIGNMENT_FORMAT = "hkm_dask.assignment"
+FORMATS = (POOL_FORMAT, TREE_FORMAT, ASSIGNMENT_FORMAT)
 FORMAT_VERSION = 2
 
 # Arrays of a pool. The arrays of a tree are named by the level they stand in, by `hierarchy.tree`.

@@ -13,10 +13,11 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.rows import ZarrRows
+from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.errors import InputError, StoreError
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pool:
     """A complete pool of embeddings on disk; cheap to pickle.
 
@@ -53,11 +54,30 @@ class Pool:
     chunk_rows: int
     fingerprint: str
     max_abs: float
-    mean: np.ndarray = field(repr=False, compare=False)
+    mean: np.ndarray = field(compare=False)
     n_zero_rows: int
     sources: tuple[str, ...]
     has_ids: bool
     columns: tuple[str, ...]
+
+    def _summary(self) -> Summary:
+        n_bytes = self.n_samples * self.n_features * self.dtype.itemsize
+        title = f"Pool of {self.n_samples:,} samples × {self.n_features:,} features"
+        facts = [
+            ("path", self.path),
+            ("stored", f"{self.dtype}, {size_text(n_bytes)} in chunks of {self.chunk_rows:,} rows"),
+            ("ids", "yes" if self.has_ids else "no, rows are known by their numbers"),
+            ("columns", ", ".join(self.columns)),
+            ("made from", ", ".join([*self.sources[:3], *["…"] * (len(self.sources) > 3)])),
+        ]
+        return Summary(title, [(name, value) for name, value in facts if value])
+
+    def __repr__(self) -> str:
+        """Lines of text: shape, where it lies, what else is known of its rows."""
+        return str(self._summary())
+
+    def _repr_html_(self) -> str:
+        return self._summary().to_html()
 
     def rows(self) -> ZarrRows:
         """The embeddings, to be read by blocks."""

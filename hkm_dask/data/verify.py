@@ -43,7 +43,7 @@ class Problem:
     remedy: str
 
 
-@dataclass
+@dataclass(repr=False)
 class Verification:
     """What a verification found.
 
@@ -51,7 +51,7 @@ class Verification:
     ----------
     store : str
         Absolute path.
-    kind : {"pool", "tree"}
+    kind : {"pool", "tree", "assignment"}
     checks : dict of str to str
         What was looked at and found right, a line each.
     problems : list of Problem
@@ -78,7 +78,7 @@ class Verification:
     problems: list[Problem] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
-    _counts: Counter[tuple[str, str]] = field(default_factory=Counter, repr=False)
+    _counts: Counter[tuple[str, str]] = field(default_factory=Counter)
 
     @property
     def sound(self) -> bool:
@@ -132,6 +132,10 @@ class Verification:
         if self.notes:
             lines += ["", "to note"] + [f"  {note}" for note in self.notes]
         return "\n".join(map(printable, [head, *lines]))
+
+    def __repr__(self) -> str:
+        """The same lines, so that a notebook shows them."""
+        return str(self)
 
     def _remedy(self) -> str:
         return layout.remedy(f"hkm_dask.{self.kind}")

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.nearest import checked_vectors, nearest_clusters
 from hkm_dask.hierarchy.tree_arrays import TreeArrays, ranges
+from hkm_dask.hierarchy.tree_summary import summarize
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -44,6 +45,13 @@ class HkmAccessor:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self._tree, self._arrays = tree, TreeArrays(tree)
+
+    def __repr__(self) -> str:
+        """Lines of text: levels, how many samples the clusters have, settings in short."""
+        return str(summarize(self._tree, self._arrays))
+
+    def _repr_html_(self) -> str:
+        return summarize(self._tree, self._arrays).to_html()
 
     # -- shape ---------------------------------------------------------------------------------------------------------
 

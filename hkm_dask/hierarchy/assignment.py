@@ -38,7 +38,7 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     from distributed import Client
 
-DISTANCE = "distance"
+DISTANCE, ID = "distance", "id"
 #: Floating-point operations of a task: a few seconds, after which progress is told and nothing is lost any more.
 _TASK_FLOPS = 1e12
 
@@ -111,7 +111,7 @@ def assign(
             with runner_for(client, memory_limit) as runner:
                 _write(folder, source, arrays, runner)
             if source.pool is not None and source.pool.has_ids:
-                pool_writer.write_column(folder, "id", _pieces_of_ids(source), source.n_total)
+                pool_writer.write_column(folder, ID, _pieces_of_ids(source), source.n_total)
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(time.perf_counter() - begin, 3)})
     return open_assignment(target)

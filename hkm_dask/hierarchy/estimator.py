@@ -170,6 +170,19 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
         self._adopt(self.tree_)
         return self
 
+    def _repr_html_inner(self) -> str:
+        return super()._repr_html_inner() + self._tree_html()
+
+    def _repr_mimebundle_(self, **kwargs: Any) -> dict[str, str]:
+        """What a notebook shows: scikit-learn's picture and, after a fit, the tree."""
+        shown: dict[str, str] = super()._repr_mimebundle_(**kwargs)
+        if "text/html" in shown:
+            shown["text/html"] += self._tree_html()
+        return shown
+
+    def _tree_html(self) -> str:
+        return self.tree_.hkm._repr_html_() if "tree_" in vars(self) else ""
+
     def _adopt(self, tree: xr.DataTree) -> None:
         """Take what the tree of a fit knows; labels wait until they are asked for."""
         arrays = TreeArrays(tree)

@@ -50,6 +50,9 @@ def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> N
     if not np.isfinite(vectors).all():
         raise InputError("vector=NaN or Inf should be finite; leave such vectors out")
     if not spherical:
+        largest, limit = float(np.abs(vectors).max(initial=0)), float(np.finfo(np.float32).max)
+        if largest > limit:
+            raise InputError(f"vector={largest:.6g} should be at most {limit:.6g}, the largest float32; scale it down")
         return np.ascontiguousarray(vectors, np.float32)
     if not vectors.any(axis=1).all():
         raise InputError("vector=0 should have a direction for metric='cosine'; leave such vectors out")

@@ -1,10 +1,10 @@
-"""Verifying a pool or a tree: every chunk, every checksum, and whether what is stored belongs together."""
+"""Verifying a store: every chunk, every checksum, and whether what is stored belongs together."""
 
 from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from hkm_dask.data.verify import Verification, check_metadata, leftovers
 from hkm_dask.data.verify_chunks import ChunkReader, chunk_reader
 from hkm_dask.data.verify_pool import check_pool
 from hkm_dask.errors import InputError, StoreError, is_whole
+from hkm_dask.hierarchy.verify_assignment import check_assignment, check_ids
 from hkm_dask.hierarchy.verify_distances import check_distances
 from hkm_dask.hierarchy.verify_level import LevelCheck
 from hkm_dask.hierarchy.verify_members import check_members
@@ -32,23 +33,24 @@ def verify(
     path: str | os.PathLike[str],
     *,
     pool: str | os.PathLike[str] | None = None,
+    tree: str | os.PathLike[str] | None = None,
     sample: int = 1000,
     seed: int = 0,
 ) -> Verification:
-    """Check a pool or a tree from end to end: what an eye cannot see, and no command may believe.
+    """Check a pool, a tree or an assignment from end to end: what an eye cannot see, and no command may believe.
 
     Every chunk is read and its checksum compared, all metadata are held against each other, and what is stored twice
     must agree: of a pool its values with their statistics, fingerprint and ids; of a tree labels, distances, members,
-    sizes and inertia of every level. Some rows of each level are measured again in float64, against all centroids.
-    It goes on after a problem. Memory is bounded: about 64 MiB a thread, 1 GiB for labels and distances, and what is
-    known of each cluster.
+    sizes and inertia of every level; of an assignment clusters, with those that the tree puts them in, and ids. Some
+    rows of each level are measured again in float64, against all centroids. It goes on after a problem. Memory is
+    bounded: about 64 MiB a thread, 1 GiB for labels and distances, and what is known of each cluster.
 
     Parameters
     ----------
     path : path-like
-        A complete pool or tree.
-    pool : path-like, optional
-        Where the pool of a tree lies now; by default where it was when the tree was made.
+        A complete pool, tree or assignment.
+    pool, tree : path-like, optional
+        Where the pool of a tree, or the pool and the tree of an assignment lie now; by default where they were then.
     sample : int, default 1000
         Rows of each level to measure again, 0 for none.
     seed : int, default 0
@@ -64,7 +66,7 @@ def verify(
     InputError
         `sample` or `seed` is no whole number from 0 on.
     StoreError
-        Nothing is there, or it is neither a pool nor a tree; or no pool is at the path given.
+        Nothing is there, or it is something else; or no pool or tree is at the path given.
 
     Examples
     --------
@@ -90,14 +92,15 @@ def verify(
         what, _, remedy = str(error).removeprefix(str(root)).strip(": ").rpartition("; ")
         found.add("", "marker", what, remedy=remedy)
     else:
-        _check_content(root, attributes, found, Path(pool) if pool is not None else None, sample, seed)
+        places = {name: Path(place) for name, place in (("pool", pool), ("tree", tree)) if place is not None}
+        _check_content(root, attributes, found, places, sample, seed)
     found.notes += leftovers(root)
     found.close(time.perf_counter() - begin)
     return found
 
 
 def _attributes(root: Path) -> dict[str, Any]:
-    """Attributes of a pool or a tree; StoreError where it is none."""
+    """Attributes of a store of ours; StoreError where it is none."""
     if not root.exists():
         unfinished = layout.wip_path(root)
         remedy = f"{unfinished.name} is unfinished, run its command again" if unfinished.exists() else "check the path"
@@ -105,16 +108,16 @@ def _attributes(root: Path) -> dict[str, Any]:
     metadata = read_json(root / METADATA_FILE)
     attributes = metadata.get("attributes") if metadata else None
     kind = attributes.get("format") if isinstance(attributes, dict) else None
-    if not isinstance(attributes, dict) or kind not in (layout.POOL_FORMAT, layout.TREE_FORMAT):
+    if not isinstance(attributes, dict) or kind not in layout.FORMATS:
         fact = "there is no zarr.json" if metadata is None else f"its format is {kind!r}"
         raise StoreError(
-            f"{root} should be a pool or a tree of hkm, but {fact}; give the path of one, or make it again"
+            f"{root} should be a pool, tree or assignment of hkm, but {fact}; give the path of one, or make it again"
         )
     return attributes
 
 
 def _check_content(
-    root: Path, attributes: Mapping[str, Any], found: Verification, pool: Path | None, sample: int, seed: int
+    root: Path, attributes: Mapping[str, Any], found: Verification, places: Mapping[str, Path], sample: int, seed: int
 ) -> None:
     arrays = check_metadata(root, found)
     # What is compared with members is read twice.
@@ -124,9 +127,16 @@ def _check_content(
         if found.kind == "pool":
             check_pool(attributes, reader, found)
         else:
-            levels = _check_levels(root, attributes, reader, found)
+            levels: Sequence[LevelCheck]
+            if found.kind == "tree":
+                levels = _check_levels(root, attributes, reader, found)
+            else:
+                levels = check_assignment(attributes, reader, found, places.get("tree"))
+            opened = _pool_of(levels[0], attributes, found, places.get("pool")) if levels and sample else None
             if levels and sample:
-                _measure(levels, attributes, found, pool, sample, seed)
+                _measure(levels, opened, found, sample, seed, spherical=attributes.get("metric") == "cosine")
+            if opened is not None and found.kind == "assignment":
+                check_ids(opened, reader, found)
         reader.rest()
         found.checks["chunks"] = reader.summary()
 
@@ -185,13 +195,10 @@ def _about(level: LevelCheck) -> str:
 
 
 def _measure(
-    levels: list[LevelCheck], attributes: Mapping[str, Any], found: Verification, pool: Path | None, sample: int,
-    seed: int,
-) -> None:  # fmt: skip
+    levels: Sequence[LevelCheck], opened: Pool | None, found: Verification, sample: int, seed: int, *, spherical: bool
+) -> None:
     """Measure some rows of every level again: of level 1 from the pool, of the others from the centroids below."""
-    spherical, n_problems = attributes.get("metric") == "cosine", found.n_problems
-    opened = _pool_of(levels[0], attributes, found, pool)
-    measured = []
+    n_problems, measured = found.n_problems, []
     for level in levels:
         if level.t > 1:
             take: _Take = levels[level.t - 2].array("centroids").take
@@ -214,7 +221,7 @@ def _measure(
 
 
 def _pool_of(level: LevelCheck, attributes: Mapping[str, Any], found: Verification, pool: Path | None) -> Pool | None:
-    """Open the pool of a tree; None where it has none, or it cannot be had, which is told."""
+    """Open the pool of a tree or an assignment; None where it has none, or it cannot be had, which is told."""
     stored = str(attributes.get("pool") or "")
     where = pool if pool is not None else Path(stored)
     if pool is None and not stored:
@@ -233,5 +240,5 @@ def _pool_of(level: LevelCheck, attributes: Mapping[str, Any], found: Verificati
     if opened.fingerprint == attributes.get("pool_fingerprint") and opened.n_samples == level.n_rows:
         return opened
     what = f"{where} should be the pool it was made from, its content is another; no samples were measured again"
-    found.add("pool", "pool", what, remedy="give the path of its pool with --pool, or make the tree again")
+    found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")
     return None

@@ -47,7 +47,7 @@ def check_distances(
     """
     numbers = _sampled_rows(level, sample, seed)
     labels = level.array("labels").take(numbers).astype(np.int64)
-    stored = level.array("distances").take(numbers).astype(np.float64)
+    stored = level.array("distances").take(numbers).astype(np.float64) ** level.distance_power
     rows = np.ascontiguousarray(take(numbers), np.float32)
     if not len(numbers):
         return 0

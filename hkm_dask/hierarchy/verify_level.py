@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +32,8 @@ class LevelCheck:
         As stored; None where they cannot be read, or make no sense.
     n_labeled : int
         Rows with a label.
+    distance_power : int
+        To which distances are raised to be squared.
     """
 
     t: int
@@ -44,6 +46,7 @@ class LevelCheck:
     leaf_sizes: NDArray[np.int64] | None = None
     indptr: NDArray[np.int64] | None = None
     n_labeled: int = 0
+    distance_power: ClassVar[int] = 1
     _inertia: float = 0.0  # of the stored distances
     _largest: float = 0.0  # absolute value of a centroid
 

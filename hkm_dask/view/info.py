@@ -7,7 +7,7 @@ import json
 import math
 import os
 import textwrap
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import numpy as np
 
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.pool import open_pool
+from hkm_dask.data.summary import aligned, pairs, size_text
 from hkm_dask.errors import StoreError, printable
 from hkm_dask.hierarchy.level_arrays import read_whole
 from hkm_dask.untrusted import parse_json, reading
@@ -42,11 +43,11 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     metadata = files.read_json(root / files.METADATA_FILE)
     attributes: Facts = (metadata or {}).get("attributes") or {}
     kind = attributes.get("format")
-    if metadata is None or kind not in (layout.POOL_FORMAT, layout.TREE_FORMAT, layout.ASSIGNMENT_FORMAT):
+    if metadata is None or kind not in layout.FORMATS:
         unfinished = root.suffix == _WIP
         what = "it is no Zarr group" if metadata is None else f"its format is {kind or 'another'}"
         remedy = "it was stopped before it began; run its command again" if unfinished else "give the path of one"
-        raise StoreError(f"store={str(root)!r} should be a pool or a tree of hkm, but {what}; {remedy}")
+        raise StoreError(f"store={str(root)!r} should be a pool, tree or assignment of hkm, but {what}; {remedy}")
     # The version first: what a newer one means by `complete` is not ours to know.
     layout.check_marker({**attributes, layout.COMPLETE: True}, kind, root)
     complete = attributes.get(layout.COMPLETE) is True and not root.suffix == _WIP
@@ -171,12 +172,12 @@ def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Fact
 def _pool_lines(facts: Facts) -> list[str]:
     if not facts["complete"]:
         return [f"  to finish it, run the same `{facts.get('made_by', 'hkm ingest')}` again"]
-    return _pairs(
+    return pairs(
         [
             ("samples", f"{facts['n_samples']:,}"),
             ("features", f"{facts['n_features']:,}"),
             ("dtype", facts["dtype"]),
-            ("size", _size(facts["bytes"])),
+            ("size", size_text(facts["bytes"])),
             ("chunks", f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"),
             ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
             *([("columns", ", ".join(facts["columns"]))] if facts.get("columns") else []),
@@ -202,7 +203,7 @@ def _tree_lines(facts: Facts) -> list[str]:
         ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
-    lines = _pairs([(name, value) for name, value in rows if value not in (None, "")])
+    lines = pairs([(name, value) for name, value in rows if value not in (None, "")])
     if not facts["complete"]:
         lines.append("  to finish it, run the same `hkm cluster` again: it resumes")
     if done:
@@ -225,7 +226,7 @@ def _assignment_lines(facts: Facts) -> list[str]:
         ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
-    lines = _pairs([(name, value) for name, value in rows if value])
+    lines = pairs([(name, value) for name, value in rows if value])
     return lines if facts["complete"] else [*lines, "  to finish it, run the same `hkm assign` again: it resumes"]
 
 
@@ -254,7 +255,7 @@ def _level_table(done: Sequence[Facts]) -> list[str]:
         "last inertia": lambda level: "" if level["inertia"] is None else f"{level['inertia']:.6g}",
         "seconds": lambda level: "" if level["seconds"] is None else f"{level['seconds']:,.1f}",
     }
-    return _table([list(columns), *([cell(level) for cell in columns.values()] for level in done)])
+    return aligned([list(columns), *([cell(level) for cell in columns.values()] for level in done)])
 
 
 def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -262,7 +263,7 @@ def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
     # The number of clusters is what people look for, and JSON has the keys in the order of the alphabet.
     names.sort(key=lambda name: (name != "n_clusters", name))
     rows = [[str(number), *(str(level[name]) for name in names)] for number, level in enumerate(planned, start=1)]
-    return _table([["level", *names], *rows])
+    return aligned([["level", *names], *rows])
 
 
 def _history_lines(done: Sequence[Facts]) -> list[str]:
@@ -276,22 +277,3 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
 
 def _span(seconds: float) -> str:
     return f"{seconds:.1f} s" if seconds < 60 else str(timedelta(seconds=round(seconds)))
-
-
-def _size(n_bytes: float) -> str:
-    for unit in ("bytes", "KiB", "MiB", "GiB"):
-        if n_bytes < 1024:
-            return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
-        n_bytes /= 1024
-    return f"{n_bytes:,.1f} TiB"
-
-
-def _pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
-    width = max(len(name) for name, _ in rows)
-    return [f"  {name:<{width}}  {value}" for name, value in rows]
-
-
-def _table(rows: Iterable[Sequence[str]]) -> list[str]:
-    rows = list(rows)
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return ["  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]

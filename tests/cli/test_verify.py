@@ -73,5 +73,5 @@ def test_a_pool_that_moved_is_looked_for_where_it_is_said_to_be(hkm: HKM, pool: 
 
 def test_what_is_no_store_is_refused_in_one_line(hkm: HKM, tmp_path: Path) -> None:
     code, out, err = hkm("verify", tmp_path)
-    fact = f"{tmp_path} should be a pool or a tree of hkm, but there is no zarr.json"
+    fact = f"{tmp_path} should be a pool, tree or assignment of hkm, but there is no zarr.json"
     assert (code, out, err) == (1, "", f"Error: {fact}; give the path of one, or make it again\n")

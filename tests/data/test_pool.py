@@ -24,6 +24,18 @@ def make_pool(path: Path, **attributes: object) -> Path:
     return path
 
 
+def test_at_a_glance(tmp_path: Path) -> None:
+    pool = open_pool(make_pool(tmp_path / "p.zarr", sources=["a.npy", "<b>.npy", "c.npy", "d.npy"]))
+    assert repr(pool).splitlines() == [
+        "Pool of 10 samples × 3 features",
+        f"  path       {tmp_path}/p.zarr",
+        "  stored     float32, 120 bytes in chunks of 4 rows",
+        "  ids        yes",
+        "  made from  a.npy, <b>.npy, c.npy, …",
+    ]
+    assert ">a.npy, &lt;b&gt;.npy, c.npy, …</td>" in pool._repr_html_()
+
+
 def test_a_pool_knows_itself(tmp_path: Path) -> None:
     pool = open_pool(make_pool(tmp_path / "p.zarr"))
     assert (pool.n_samples, pool.n_features, pool.dtype, pool.chunk_rows) == (10, 3, np.dtype("f4"), 4)

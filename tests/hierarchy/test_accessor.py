@@ -1,8 +1,10 @@
 """Questions to a tree on disk, against its arrays read whole by plain xarray."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -194,6 +196,7 @@ def test_a_question_reads_the_chunks_of_its_answer_once(tree: xr.DataTree) -> No
         (lambda hkm: hkm.clusters(4), r"level=4 should be between 1 and 3"),
         (lambda hkm: hkm.nearest([1, 2], 1), r"vector=int64\(2,\) should be numbers of shape \(5,\) or \(n, 5\)"),
         (lambda hkm: hkm.nearest([np.nan] * 5, 1), r"vector=NaN or Inf should be finite"),
+        (lambda hkm: hkm.nearest([1e39] * 5, 1), r"vector=1e\+39 should be at most 3.40282e\+38, the largest float32"),
         (lambda hkm: hkm.nearest([1] * 5, 1, k=0), r"k=0 should be a whole number from 1 on"),
         (lambda hkm: hkm.nearest([1] * 5, 0), r"level=0 should be between 1 and 3"),
     ],
@@ -201,3 +204,29 @@ def test_a_question_reads_the_chunks_of_its_answer_once(tree: xr.DataTree) -> No
 def test_what_cannot_be_asked_is_told(tree: xr.DataTree, ask: Callable[..., object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         ask(tree.hkm)
+
+
+def test_at_a_glance(tree: xr.DataTree, make_tree: Callable[..., xr.DataTree]) -> None:
+    lines = repr(tree.hkm).splitlines()
+    assert lines[0] == "Tree of 873 samples, 3 levels"
+    assert "  left out  27 samples of the pool" in lines
+    for level, k, line in zip((1, 2, 3), (60, 12, 3), lines[-3:], strict=True):
+        leaves = tree[f"level_{level}/leaf_sizes"].values
+        sizes = f"{leaves.min()} +{int(np.median(leaves))} +{leaves.max()}"
+        assert re.fullmatch(rf" +{level} +{k} +{sizes} +[ ▁-█]+  coreset, resampled 1 × \(closest, auto\)", line)
+    html = tree.hkm._repr_html_()
+    assert ElementTree.fromstring(html).findall(".//svg/rect")
+    assert tree.encoding["source"] in html
+    estimator = hkm.HierarchicalKMeans.from_tree(tree)
+    assert html in estimator._repr_mimebundle_()["text/html"]
+    assert html in estimator._repr_html_()
+    assert html not in hkm.HierarchicalKMeans()._repr_html_()
+    # A tree made by hand has no settings; a cluster without members is none of the smallest.
+    assert repr(make_tree([[0, 0, 2], [0, -1, 0]], 1).hkm).splitlines() == [
+        "Tree of 3 samples, 2 levels",
+        "  path  in memory",
+        "",
+        "  level  clusters  unused  samples: min  median  max  spread",
+        "      1         3       1             1       1    2  █              █",
+        "      2         1       0             3       3    3  █",
+    ]

@@ -669,11 +669,11 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     (tmp_path / "begun.zarr.wip").mkdir()
     with pytest.raises(StoreError, match=r"begun\.zarr\.wip is unfinished, run its command again"):
         hkm.verify(tmp_path / "begun.zarr")
-    with pytest.raises(StoreError, match=r"should be a pool or a tree of hkm, but there is no zarr\.json"):
+    with pytest.raises(StoreError, match=r"should be a pool, tree or assignment of hkm, but there is no zarr\.json"):
         hkm.verify(tmp_path)
     for content in ('{"node_type": "group"}', '{"attributes": []}', '{"attributes": {"format": 3}}', "[]", "{"):
         (tmp_path / "zarr.json").write_text(content)
-        with pytest.raises(StoreError, match=r"should be a pool or a tree of hkm|is damaged"):
+        with pytest.raises(StoreError, match=r"should be a pool, tree or assignment of hkm|is damaged"):
             hkm.verify(tmp_path)
 
 
@@ -681,6 +681,77 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
 def test_settings_that_are_none(tree: Path, options: dict) -> None:
     with pytest.raises(InputError, match="should be a whole number from 0 on"):
         hkm.verify(tree, **options)
+
+
+# --- assignments ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def assigned(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a pool that has ids, a tree of other samples, and the assignment of the pool to it."""
+    folder = tmp_path_factory.mktemp("assigned")
+    hkm.ingest(rows(1), folder / "pool.zarr", ids=np.arange(N) * 7, chunk_mb=50 * D * 4 / 2**20)
+    config = hkm.Config.from_flags(K, n_resamples=0, metric="cosine")
+    hkm.build_hierarchy(rows(), folder / "tree.zarr", config)
+    hkm.assign(folder / "tree.zarr", folder / "pool.zarr", folder / "out.zarr")
+    return folder
+
+
+def test_an_assignment_is_sound(assigned: Path, tmp_path: Path) -> None:
+    found = hkm.verify(assigned / "out.zarr")
+    assert found.sound, str(found)
+    assert str(found).startswith(f"{assigned}/out.zarr: a sound assignment\n")
+    assert found.checks["rows"] == "240 samples: distances are numbers, clusters of 2 levels those of the tree"
+    assert found.checks["measured"].startswith("240 of level 1 again in float64")
+    assert found.checks["ids"] == "240, those of the pool"
+    alone = Path(shutil.copytree(assigned / "out.zarr", tmp_path / "out.zarr"))
+    set_attributes(alone, tree=str(tmp_path / "tree.zarr"), pool=str(tmp_path / "gone.zarr"))
+    found = hkm.verify(alone)
+    assert found.sound
+    assert found.notes == [
+        f"clusters were held against no tree: its tree {tmp_path}/tree.zarr is not there; --tree says where it is"
+    ]
+    assert "its tree was not looked at" in found.checks["rows"]
+    found = hkm.verify(alone, tree=assigned / "tree.zarr", pool=assigned / "pool.zarr")
+    assert found.sound
+    assert "measured" in found.checks
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "expected"),
+    [
+        ("level_1", put(7, 20), "level_1: chunk 0 (rows 0:50): clusters should be 0 to 19; not so in row 7"),
+        ("level_1", put(7, -1), "level_1: chunk 0 (rows 0:50): clusters should be 0 to 19; not so in row 7"),
+        ("level_2", put(61, 6), "clusters should be those that the tree puts level_1 in; not so in row 61"),
+        ("distance", put(3, np.nan), "distance: chunk 0 (rows 0:50): distances should be finite, and not negative"),
+        ("distance", add(4, 0.1), "distance: row 4: "),
+        ("id", put(5, 0), "id: chunk 0 (rows 0:240): ids should be those of the pool; not so in row 5"),
+        ("level_2", lambda labels: labels[:-1], "level_2: int32 of shape (239,) should be int32 of shape (240,)"),
+    ],
+)
+def test_an_assignment_that_is_broken_is_found_out(
+    assigned: Path, tmp_path: Path, name: str, change: Change, expected: str
+) -> None:
+    out = Path(shutil.copytree(assigned / "out.zarr", tmp_path / "out.zarr"))
+    verify_rewritten(out, name, change, expected)
+
+
+def test_an_assignment_of_clusters_further_away_or_another_tree_is_found_out(assigned: Path, tmp_path: Path) -> None:
+    out = Path(shutil.copytree(assigned / "out.zarr", tmp_path / "out.zarr"))
+    tree = hkm.open_hierarchy(assigned / "tree.zarr")
+    parents = tree["level_2/labels"].values
+    level_1 = open_array(out / "level_1").read(0, N)
+    other = int(np.flatnonzero(parents != parents[level_1[0]])[0])
+    rewrite(out, "level_1", put(0, other))
+    rewrite(out, "level_2", put(0, parents[other]))
+    assert any(f"row 0: label {other} should be {level_1[0]}" in line for line in lines(hkm.verify(out)))
+    other_tree = hkm.build_hierarchy(rows(5), tmp_path / "other.zarr", hkm.Config.from_flags(K, n_resamples=0))
+    found = hkm.verify(assigned / "out.zarr", tree=other_tree.encoding["source"])
+    assert "should be the tree it was made with, its content is another" in str(found)
+    with pytest.raises(StoreError, match="is missing"):
+        hkm.verify(out, tree=tmp_path / "nowhere.zarr")
+    shutil.rmtree(out / "level_1")
+    assert "level_1: its zarr.json is missing" in str(hkm.verify(out))
 
 
 def test_where_the_pool_is(stores: Path, tree: Path, tmp_path: Path) -> None:

@@ -168,7 +168,7 @@ def test_what_is_missing_is_named_and_its_neighbor_guessed(tmp_path: Path) -> No
 
 def test_what_is_foreign_is_refused(tmp_path: Path) -> None:
     zarr.create_group(str(tmp_path / "foreign.zarr"))
-    with pytest.raises(StoreError, match="should be a pool or a tree of hkm, but its format is another; "):
+    with pytest.raises(StoreError, match="should be a pool, tree or assignment of hkm, but its format is another; "):
         describe(tmp_path / "foreign.zarr")
     (tmp_path / "folder").mkdir()
     with pytest.raises(StoreError, match="but it is no Zarr group; "):

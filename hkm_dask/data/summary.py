@@ -1,0 +1,158 @@
+"""What a store is, at a glance: aligned lines for a terminal, a small table for a notebook, light or dark."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.errors import printable
+
+_BARS = "▁▂▃▄▅▆▇█"
+_N_BINS = 16
+# No colors but the notebook's own, so that it reads in a light one and in a dark one.
+_LINE = "1px solid rgba(128,128,128,.35)"
+
+
+@dataclass(frozen=True)
+class Histogram:
+    """How numbers from 1 on are spread, in bins of equal ratio; empty where there are none."""
+
+    counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, values: NDArray[np.integer]) -> Histogram:
+        """Count values from 1 on.
+
+        >>> print(Histogram.of(np.array([1, 1, 2, 1000])))
+        █▅             ▅
+        """
+        logs = np.log2(values[values > 0])
+        if not len(logs):
+            return cls(np.zeros(0, np.int64))
+        reach = (float(logs.min()), float(logs.max()) + 1e-9)
+        return cls(np.histogram(logs, bins=_N_BINS, range=reach)[0])
+
+    def __str__(self) -> str:
+        """A character for each bin, as high as its share of the fullest; blank where there is nothing."""
+        scale = (len(_BARS) - 1) / max(1, int(self.counts.max(initial=0)))
+        return "".join(_BARS[round(count * scale)] if count else " " for count in self.counts.tolist()).rstrip()
+
+    def to_html(self) -> str:
+        """A drawing in the color of the text."""
+        top, bars = max(1, int(self.counts.max(initial=0))), []
+        for place, count in enumerate(self.counts.tolist()):
+            if count:
+                height = max(1.5, 18 * count / top)
+                bars.append(f'<rect x="{6 * place}" y="{18 - height:.1f}" width="5" height="{height:.1f}"/>')
+        size = f'width="{6 * _N_BINS}" height="18" viewBox="0 0 {6 * _N_BINS} 18"'
+        return f'<svg {size} fill="currentColor" opacity=".6" role="img" aria-label="spread">{"".join(bars)}</svg>'
+
+
+Cell = str | Histogram
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A title, facts in pairs, and a table whose first row has the names of its columns.
+
+    Examples
+    --------
+    >>> summary = Summary("Pool of 3 samples", [("ids", "yes")], [["level", "clusters"], ["1", "20"]])
+    >>> print(summary)
+    Pool of 3 samples
+      ids  yes
+    <BLANKLINE>
+      level  clusters
+          1        20
+    >>> summary.to_html()[:45]
+    '<div class="hkm-summary"><div><b>Pool of 3 sa'
+    """
+
+    title: str
+    facts: Sequence[tuple[str, str]] = ()
+    table: Sequence[Sequence[Cell]] = field(default=())
+
+    def __str__(self) -> str:
+        """Lines of text."""
+        lines = [self.title, *pairs(self.facts)]
+        if self.table:
+            texts = [[str(cell) for cell in row] for row in self.table]
+            for column in self._words():
+                width = max(len(row[column]) for row in texts)
+                texts = [[*row[:column], row[column].ljust(width), *row[column + 1 :]] for row in texts]
+            lines += ["", *(line.rstrip() for line in aligned(texts))]
+        return "\n".join(map(printable, lines))
+
+    def _words(self) -> list[int]:
+        """Columns that are not of numbers: they begin alike, as numbers end alike."""
+        columns = zip(*self.table[1:], strict=True)
+        return [i for i, cells in enumerate(columns) if not all(str(c)[:1].isdigit() for c in cells)]
+
+    def to_html(self) -> str:
+        """The same for a notebook."""
+        parts = [f"<div><b>{_escaped(self.title)}</b></div>"]
+        if self.facts:
+            rows = [f"<tr>{_td(name, 'left', dim=True)}{_td(value, 'left')}</tr>" for name, value in self.facts]
+            parts.append(_table("".join(rows)))
+        if self.table:
+            aligns = ["left" if column in self._words() else "right" for column in range(len(self.table[0]))]
+            head, *body = ([*zip(row, aligns, strict=True)] for row in self.table)
+            top = "".join(_td(cell, align, dim=True, line=True) for cell, align in head)
+            rows = ["".join(_td(cell, align) for cell, align in row) for row in body]
+            parts.append(_table("".join(f"<tr>{row}</tr>" for row in [top, *rows])))
+        return f'<div class="hkm-summary">{"".join(parts)}</div>'
+
+
+def _table(rows: str) -> str:
+    style = "border-collapse:collapse;margin:.5em 0 0 0;font-variant-numeric:tabular-nums"
+    return f'<table style="{style}"><tbody>{rows}</tbody></table>'
+
+
+def _td(cell: Cell, align: str, *, dim: bool = False, line: bool = False) -> str:
+    text = cell.to_html() if isinstance(cell, Histogram) else _escaped(cell)
+    style = f"text-align:{align};padding:.15em .9em .15em 0;background:none;border:0"
+    style += ";opacity:.65;font-weight:normal" if dim else ""
+    style += f";border-bottom:{_LINE}" if line else ""
+    return f'<td style="{style}">{text}</td>'
+
+
+def _escaped(text: str) -> str:
+    return html.escape(printable(text))
+
+
+def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
+    """Lines of names and values.
+
+    >>> pairs([("ids", "yes"), ("samples", 3)])
+    ['  ids      yes', '  samples  3']
+    """
+    width = max((len(name) for name, _ in rows), default=0)
+    return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns end alike.
+
+    >>> aligned([["level", "k"], ["1", "2000"]])
+    ['  level     k', '      1  2000']
+    """
+    rows = list(rows)
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  " + "  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows]
+
+
+def size_text(n_bytes: float) -> str:
+    """Bytes, as people read them.
+
+    >>> size_text(512), size_text(3 << 20)
+    ('512 bytes', '3.0 MiB')
+    """
+    for unit in ("bytes", "KiB", "MiB", "GiB"):
+        if n_bytes < 1024:
+            return f"{n_bytes:,.0f} {unit}" if unit == "bytes" else f"{n_bytes:,.1f} {unit}"
+        n_bytes /= 1024
+    return f"{n_bytes:,.1f} TiB"
