@@ -15,6 +15,7 @@ Kinds and their fields:
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
 ``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``
+``note``            ``message``
 ``warning``         ``message``
 ==================  ==================================================================================================
 """

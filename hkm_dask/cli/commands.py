@@ -14,6 +14,7 @@ from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
+from hkm_dask.cli.sample import sample
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
 
@@ -167,47 +168,11 @@ def _config(
     return Config.from_yaml(config, [*chosen, *overrides])
 
 
-@command_of(
+command_of(
     main,
     "hkm sample tree.zarr --size 10000 --out subset.npy",
-    "hkm sample tree.zarr --size 10000 --out subset.parquet --within closest",
-)
-@click.argument("tree", type=PATH, metavar="TREE.zarr")
-@click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
-@click.option("--out", type=PATH, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
-@click.option(
-    "--strategy",
-    type=click.Choice(["hierarchical", "flat"]),
-    default="hierarchical",
-    help="Share the rows out at every level, or once among the clusters of the top one.",
-)
-@click.option(
-    "--within",
-    type=click.Choice(["random", "closest", "furthest"]),
-    default="random",
-    help="Which members of a level-1 cluster come first.",
-)
-@click.option("--multiplier", type=int, default=1, metavar="N", help="How often a row may be taken.")
-@click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
-def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
-    """Draw a balanced subset from a tree.
-
-    The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
-    pool, .txt their ids (or numbers); .parquet and .csv have both, with the cluster at every level and the distance
-    to the level-1 centroid.
-    """
-    from hkm_dask.hierarchy import export
-
-    export.check_target(out)
-    from hkm_dask.hierarchy.sampling import sample as draw
-    from hkm_dask.hierarchy.tree import open_hierarchy
-    from hkm_dask.view.progress import show_progress
-
-    with show_progress():
-        opened = open_hierarchy(tree)
-        rows = draw(opened, size, **options)
-        export.write_subset(out, rows, opened)
-    click.echo(f"{out}: {len(rows):,} rows")
+    "hkm sample tree.zarr --size 10000 --out subset.parquet --exclude 2:19,3:4 --max-per domain=100",
+)(sample)
 
 
 @command_of(main, "hkm info pool.zarr", "hkm info tree.zarr --json")

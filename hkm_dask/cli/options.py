@@ -38,6 +38,32 @@ class PerLevel(click.ParamType):
         return values if self.many or len(values) > 1 else values[0]
 
 
+class Clusters(click.ParamType):
+    """Clusters like 2:19, with commas between them; what is none is for the command to say, all at once."""
+
+    name = "LEVEL:NUMBER,..."
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> list[str]:
+        """Split at commas."""
+        return [name.strip() for name in str(value).split(",")]
+
+
+class OfColumn(click.ParamType):
+    """Something for one column, ``COLUMN=SOMETHING``, as a mapping."""
+
+    def __init__(self, value: str, kind: Callable[[str], Any]) -> None:
+        self.name = f"COLUMN={value}"
+        self.kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
+        """Split at the last equals sign."""
+        column, _, text = str(value).rpartition("=")
+        try:
+            return {column: self.kind(text)} if column and text else self.fail(f"write it like {self.name}", param, ctx)
+        except ValueError:
+            self.fail(f"{text!r} should be a whole number; write it like {self.name}", param, ctx)
+
+
 class Size(click.ParamType):
     """A size like 4GiB, in bytes."""
 

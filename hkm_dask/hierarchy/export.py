@@ -23,7 +23,9 @@ from hkm_dask.hierarchy.tree_arrays import TreeArrays
 BLOCK_ROWS = 2**18
 
 #: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+_NO_POOL = ", or write row numbers to .npy, which need no pool"
 
 Columns = dict[str, np.ndarray]
 
@@ -118,7 +120,7 @@ class _Subset:
         if labels is None or distances is None:
             raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
         rows = chunks.check_rows(rows, labels.spec.shape[0])
-        return cls(rows, labels, distances, arrays, _pool_of(opened.attrs) if with_pool else None)
+        return cls(rows, labels, distances, arrays, pool_of_tree(opened.attrs, _NO_POOL) if with_pool else None)
 
     def blocks(self) -> Iterator[np.ndarray]:
         # One block even of no rows, so that an empty subset has its columns too.
@@ -215,7 +217,7 @@ class _Records:
 
 def _quote_formulas(column: list[str]) -> int:
     """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many."""
-    places = [i for i, text in enumerate(column) if text.startswith(_FORMULA)]
+    places = [i for i, text in enumerate(column) if text.startswith(FORMULA)]
     for i in places:
         column[i] = f"'{column[i]}"
     return len(places)
@@ -225,7 +227,7 @@ def _text_if_object(values: np.ndarray) -> Any:
     return values.tolist() if values.dtype.kind in "OTU" else values
 
 
-def _pool_of(attributes: Mapping[Any, Any]) -> Pool | None:
+def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | None:
     """Open the pool the tree was built from, where it tells more than numbers; refuse another, which would lie."""
     where = attributes.get("pool")
     if not where:
@@ -235,6 +237,6 @@ def _pool_of(attributes: Mapping[Any, Any]) -> Pool | None:
     if wanted and pool.fingerprint != wanted:
         raise StoreError(
             f"pool={where!r} should be the one the tree was built from, but its content is another; "
-            "put that pool back, or write row numbers to .npy, which need no pool"
+            f"put that pool back{otherwise}"
         )
     return pool if pool.has_ids or pool.columns else None

@@ -206,7 +206,7 @@ class TreeArrays:
         return self.part(level, "members", start, stop)
 
 
-def starts(sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
     """Where runs of these sizes begin, one after the other, and where the last one ends.
 
     >>> starts(np.array([2, 0, 3]))

@@ -176,6 +176,9 @@ class Status:
     def _on_resumed(self, fields: Mapping[str, Any], time: float) -> list[str]:
         return [f"resumed: {fields['what']}"]
 
+    def _on_note(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        return [printable(str(fields["message"]))]
+
     def _on_warning(self, fields: Mapping[str, Any], time: float) -> list[str]:
         return [f"warning: {printable(str(fields['message']))}"]
 

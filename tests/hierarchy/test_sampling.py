@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.sampling import draw_members, fill_targets, hierarchical_targets, sample
+from hkm_dask.hierarchy.sampling import draw_members, sample
+from hkm_dask.hierarchy.shares import fill_targets, hierarchical_targets
 
 MakeTree = Callable[..., xr.DataTree]
 RandomTree = Callable[[int], xr.DataTree]

@@ -1,0 +1,82 @@
+"""`hkm sample`: a balanced subset of a tree, by rules."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hkm_dask.cli.options import PATH, Clusters, OfColumn
+
+
+@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
+@click.option("--out", type=PATH, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
+@click.option(
+    "--strategy",
+    type=click.Choice(["hierarchical", "flat"]),
+    default="hierarchical",
+    help="Share the rows out at every level, or once among the clusters of the top one.",
+)
+@click.option(
+    "--within",
+    type=click.Choice(["random", "closest", "furthest", "best"]),
+    default="random",
+    help="Which members of a level-1 cluster come first.",
+)
+@click.option(
+    "--by",
+    metavar="COLUMN",
+    help="With --within best: the largest values are the best; with - before it, the smallest.",
+)
+@click.option("--multiplier", type=int, default=1, metavar="N", help="How often a row may be taken.")
+@click.option(
+    "--exclude", type=Clusters(), multiple=True, help="Draw nothing from these clusters, like 2:19,1:7 (LEVEL:NUMBER)."
+)
+@click.option("--only", type=Clusters(), multiple=True, help="Draw from these clusters only.")
+@click.option(
+    "--exclude-ids",
+    type=PATH,
+    multiple=True,
+    metavar="FILE",
+    help="Draw no row that is listed in this .txt, .csv, .parquet or .npy file, such as another subset.",
+)
+@click.option(
+    "--weights", type=PATH, metavar="FILE", help="Scale what clusters give: CSV with cluster,weight in its first line."
+)
+@click.option("--max-per", type=OfColumn("N", int), multiple=True, help="At most N rows of each value of a column.")
+@click.option(
+    "--quota",
+    "quotas",
+    type=OfColumn("FILE", Path),
+    multiple=True,
+    help="Rows, or shares, of values of a column: CSV with value,quota in its first line.",
+)
+@click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
+def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
+    """Draw a balanced subset from a tree.
+
+    The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
+    pool, .txt their ids (or numbers); .parquet and .csv have both, with the cluster at every level and the distance
+    to the level-1 centroid.
+
+    Rules hold exactly, and so does the size: what the rules leave is shared out evenly among the clusters. A size
+    beyond it is refused. --exclude, --only and --exclude-ids may be given several times.
+    """
+    from hkm_dask.hierarchy import export
+
+    export.check_target(out)
+    from hkm_dask.hierarchy.sampling import sample as draw
+    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.view.progress import show_progress
+
+    for name in ("exclude", "only"):
+        options[name] = [cluster for clusters in options[name] for cluster in clusters]
+    for name in ("max_per", "quotas"):
+        options[name] = {column: value for given in options[name] for column, value in given.items()}
+    with show_progress():
+        opened = open_hierarchy(tree)
+        rows = draw(opened, size, **options)
+        export.write_subset(out, rows, opened)
+    click.echo(f"{out}: {len(rows):,} rows")
