@@ -21,14 +21,14 @@ def test_what_is_left_out_is_not_drawn(
         0,
         f"{first}: 30 rows\n",
     )
-    drawn = list(csv.DictReader(first.open()))
+    drawn = list(csv.DictReader(first.read_text().splitlines()))
     assert not {row["level_1"] for row in drawn} & {"3", "4"}
     assert "0" not in {row["level_2"] for row in drawn}
     words = ["--exclude-ids", first, "--exclude-ids", ids, "--weights", weights, "--only", "2:1,2:2,2:3"]
     code, _, err = hkm("sample", tree, "--size", 12, "--out", second, *words)
     assert code == 0
     assert "of 200 samples" in err
-    again = list(csv.DictReader(second.open()))
+    again = list(csv.DictReader(second.read_text().splitlines()))
     assert {row["level_2"] for row in again} <= {"2", "3"}
     assert not {row["row"] for row in again} & ({row["row"] for row in drawn} | {"7"})
 
