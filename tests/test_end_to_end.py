@@ -413,8 +413,18 @@ def test_the_dashboard_tells_the_stages_apart(tmp_path: Path, client: Client, po
         hkm.build_hierarchy(pool, tmp_path / "tree.zarr", CONFIG, client=client)
     assert told[0].fields["dashboard"].startswith("http://127.0.0.1:")
     names = client.run_on_scheduler(lambda dask_scheduler: set(dask_scheduler.task_prefixes))
-    assert {"hkm-assign", "hkm-reduce", "hkm-update", "hkm-gather"} <= names
+    assert {"hkm-draw", "hkm-seed", "hkm-lloyd", "hkm-assign", "hkm-reduce", "hkm-update", "hkm-gather"} <= names
     assert {name for name in names if name.startswith("hkm-") and not name.replace("-", "").isalpha()} == set()
+    spans = client.run_on_scheduler(
+        lambda dask_scheduler: [s.name for s in dask_scheduler.extensions["spans"].spans.values()]
+    )
+    steps = [("level 1", f"step {step}") for step in range(CONFIG.levels[0].n_resamples + 1)]
+    assert [name for name in spans if len(name) == 2 and name in steps] == steps
+    first = [name[2] for name in spans if name[:2] == steps[0] and len(name) == 3]
+    assert first[:2] == ["draw", "seed"]
+    assert first[-1] == "lloyd"
+    assert len(first) < 10  # one for all passes of a phase
+    assert ("level 1", "assign") in spans
 
 
 @pytest.mark.faults

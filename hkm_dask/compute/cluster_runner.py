@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial, reduce
-from itertools import groupby
+from itertools import count, groupby
 from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -72,6 +72,8 @@ class ClusterRunner(Runner):
         self._seats: list[str] = []  # worker by worker, who has which share of the rows
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
+        self._spans: list[str] = []  # open ones, the outermost first
+        self._phase: tuple[Any, Any] | None = None  # stage and outer span of the last tasks, and their own span
 
     def close(self) -> None:
         """See `Runner.close`."""
@@ -141,11 +143,36 @@ class ClusterRunner(Runner):
         """See `Runner.fits_one_task`."""
         return self.n_parts(flops) == 1 and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
 
-    def span(self, name: str) -> AbstractContextManager[Any]:
-        """See `Runner.span`."""
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """See `Runner.span`; the keys of its tasks have the name, too."""
         from distributed import span
 
-        return span(name)
+        self._spans.append(name)
+        try:
+            with span(name):
+                yield
+        finally:
+            self._spans.pop()
+
+    def _annotated(self, stage: str) -> AbstractContextManager[None]:
+        """Annotate tasks with the span of their stage: the same one until another stage begins."""
+        from dask.base import annotate, get_annotations
+        from distributed import span
+
+        phase = stage.partition("-")[0], get_annotations().get("span")
+        if self._phase is None or self._phase[0] != phase:
+            with span(phase[0]):
+                self._phase = phase, get_annotations()["span"]
+        return annotate(span=self._phase[1])
+
+    def _name(self, stage: str, depth: int = 0) -> str:
+        """Name a group of tasks: `depth` counts the groups that it depends on, one on the other.
+
+        The dashboard's page of groups looks at them by falling name and fails where one comes before what it depends
+        on; the underscores see to that, and the name of the stage that Dask derives does not have them.
+        """
+        return "_" * depth + super()._name("-".join([stage, *(name.replace(" ", "") for name in self._spans)]))
 
     def _task_flops(self) -> float:
         return _ROUND_TRIP_FLOPS
@@ -168,7 +195,7 @@ class ClusterRunner(Runner):
         name = self._name(stage)
         submit = partial(self.client.submit, run_task, task, pure=False, allow_other_workers=True)
         return [
-            submit(item, self.memory_budget, key=f"{name}-{i}", workers=[owner])
+            submit(item, self.memory_budget, key=(name, i), workers=[owner])
             for i, (item, owner) in enumerate(zip(items, self._owners(len(items), workers), strict=True))
         ]
 
@@ -191,7 +218,7 @@ class ClusterRunner(Runner):
         """
         from distributed import wait
 
-        with _explained(stage, items), self.client.as_current():
+        with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 workers = sorted(self._workers())
                 futures = submit(workers)
@@ -207,13 +234,13 @@ class ClusterRunner(Runner):
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def _combined(
-        self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]]
+        self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]], name: str
     ) -> list[Future[Any]]:
         """Combine the results of each group in order, at a worker if one is named; a single one stays what it is."""
-        name, futures = self._name("reduce"), []
+        futures = []
         for i, (group, owner) in enumerate(groups):
             where = {} if owner is None else {"workers": [owner], "allow_other_workers": True}
-            submit = partial(self.client.submit, reduce, combine, group, key=f"{name}-{i}", pure=False)
+            submit = partial(self.client.submit, reduce, combine, group, key=(name, i), pure=False)
             futures.append(group[0] if len(group) == 1 else submit(**where))
         return futures
 
@@ -234,14 +261,26 @@ class ClusterRunner(Runner):
         def submit_all(workers: list[str]) -> list[Future[Any]]:
             futures = self._submit(task, items, stage, workers)
             owned = groupby(zip(self._owners(len(items), workers), futures, strict=True), itemgetter(0))
-            futures = self._combined(combine, [([future for _, future in run], owner) for owner, run in owned])
-            while len(futures) > 1:
-                groups = [futures[i : i + _FAN_IN] for i in range(0, len(futures), _FAN_IN)]
-                futures = self._combined(combine, [(group, None) for group in groups])
-            finished = self.client.submit(run_task, finish, futures[0], key=self._name("update"), pure=False)
-            return [finished]
+            groups: list[tuple[list[Future[Any]], str | None]]
+            groups = [([future for _, future in run], owner) for owner, run in owned]
+            for depth in count(1):
+                futures = self._combined(combine, groups, self._name(_renamed(stage, "reduce"), depth))
+                if len(futures) == 1:
+                    break
+                groups = [(futures[i : i + _FAN_IN], None) for i in range(0, len(futures), _FAN_IN)]
+            key = self._name(_renamed(stage, "update"), depth + 1), 0
+            return [self.client.submit(run_task, finish, futures[0], key=key, pure=False)]
 
         return self._collect(submit_all, items, stage)[0]
+
+
+def _renamed(stage: str, phase: str) -> str:
+    """A phase of a pass: its name in place of the stage's, and the number of the pass.
+
+    >>> _renamed("lloyd-iteration7", "reduce"), _renamed("gather", "reduce")
+    ('reduce-iteration7', 'reduce')
+    """
+    return phase + "".join(stage.partition("-")[1:])
 
 
 @contextmanager
@@ -252,7 +291,7 @@ def _explained(stage: str, items: Sequence[Any]) -> Iterator[None]:
     try:
         yield
     except KilledWorker as error:
-        what = f"task {error.task}{_rows_of(str(error.task), items, stage)}"
+        what = f"task {_text(error.task)}{_rows_of(error.task, items, stage)}"
         raise ComputeError(f"{stage}: workers died each time they ran {what}; {_WORKERS_DIED}") from error
     except (CancelledError, TimeoutError) as error:
         raise ComputeError(
@@ -260,10 +299,13 @@ def _explained(stage: str, items: Sequence[Any]) -> Iterator[None]:
         ) from error
 
 
-def _rows_of(task: str, items: Sequence[Any], stage: str) -> str:
+def _text(key: Any) -> str:
+    return "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _rows_of(key: Any, items: Sequence[Any], stage: str) -> str:
     """Name the rows that a task was for, where its item is a part of some."""
-    index = task.rpartition("-")[2]
-    if not task.startswith(f"hkm-{stage}-") or not index.isdigit() or int(index) >= len(items):
+    if not isinstance(key, tuple) or not key[0].startswith(f"hkm-{stage}-"):
         return ""
-    item = items[int(index)]
+    item = items[key[1]]
     return f" (rows {item.start}:{item.stop} of {item.rows.label})" if isinstance(item, Part) else ""

@@ -345,7 +345,8 @@ class Runner:
     ) -> list[Any]:
         """Run `task`, which is picklable, on every item; results come in the order of the items.
 
-        The dashboard groups the tasks under `stage`, a purely alphabetic name. Where it is told what they take, only as
+        The dashboard groups the tasks under `stage`, a purely alphabetic name; that of one pass of many goes on with
+        its number after a hyphen, as ``lloyd-iteration3`` does. Where it is told what they take, only as
         many of a worker's work at once as its budget has room for.
         """
         from dask import threaded

@@ -234,7 +234,7 @@ class _Build:
             if t in self._finished:
                 emit("resumed", what=f"level {t} was finished before")
                 continue
-            with self.runner.span(f"level-{t}"):
+            with self.runner.span(f"level {t}"):
                 self._build_level(t, level)
         emit("run_finished", seconds=time.perf_counter() - begin)
 
@@ -319,19 +319,24 @@ class _Build:
         if len(steps):
             emit("resumed", what=f"level {t} continues after step {len(steps) - 1} of {level.n_resamples}")
         for step in range(len(steps), level.n_resamples + 1):
-            if step == 0:
-                done = self._step(t, step, level, rows, rows.rows)
-            else:
-                index = self._resample(t, level, rows, steps, run)
-                stage = fit_stage(len(index), level.n_clusters, rows.rows.n_features, level.init)
-                members = gather(rows.rows, index, self.runner, stage)
-                try:
-                    done = self._step(t, step, level, rows, members)
-                finally:
-                    forget(members.key)
-                    discard(members)
+            with self.runner.span(f"step {step}"):
+                if step == 0:
+                    done = self._step(t, step, level, rows, rows.rows)
+                else:
+                    done = self._resampling_step(t, level, rows, steps, run)
             steps.add(done.centroids, done.inertia)
         return steps
+
+    def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Fit:
+        """One k-means over members of the clusters of the last step."""
+        index = self._resample(t, level, rows, steps, run)
+        stage = fit_stage(len(index), level.n_clusters, rows.rows.n_features, level.init)
+        members = gather(rows.rows, index, self.runner, stage)
+        try:
+            return self._step(t, len(steps), level, rows, members)
+        finally:
+            forget(members.key)
+            discard(members)
 
     def _resample(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> NDArray[np.int64]:
         """Rows the next step clusters: up to r of every cluster of the last one."""

@@ -352,7 +352,7 @@ def iterate(
             parts,
             PartialSums.__add__,
             Update(current, geometry, rows, array_store, f"centroids-{run}-{iteration}"),
-            "assign",
+            f"lloyd-iteration{iteration}",
         )
         if previous is not None:
             previous.delete()

@@ -5,16 +5,19 @@ import pickle
 import signal
 import threading
 import time
+import urllib.request
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import distributed
 import numpy as np
 import psutil
 import pytest
-from distributed import Client, LocalCluster
+from dask.utils import key_split
+from distributed import Client, LocalCluster, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
@@ -54,6 +57,31 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
     assert pids[::2] == pids[1::2] == workers.map(eval, ["__import__('os').getpid()"] * 2, stage="test")
     with pytest.raises(ZeroDivisionError):
         workers.map(eval, ["1", "1 / 0"], stage="test")
+
+
+def test_the_page_of_task_groups_answers_while_a_pass_is_made(
+    workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_runner, "_FAN_IN", 2)
+    assert workers.dashboard is not None
+    page, seen = workers.dashboard.replace("/status", "/groups"), []
+
+    def look(futures: list[Any], **_: Any) -> Any:
+        # All tasks of the pass are given out, and as long as its outcome is wanted none of their groups is forgotten.
+        result = wait(futures)
+        seen.append(workers.client.run_on_scheduler(lambda dask_scheduler: list(dask_scheduler.task_groups)))
+        with urllib.request.urlopen(page, timeout=30) as answer:
+            assert answer.status == 200
+        return result
+
+    monkeypatch.setattr(distributed, "wait", look)
+    with workers.span("level 1"), workers.span("step 0"):
+        assert workers.map_reduce(str, list("abcdefg"), combine="{}{}".format, stage="lloyd-iteration3") == "abcdefg"
+    (names,) = seen
+    of_pass = {name for name in names if "-level1-step0-" in name}
+    stages = {"hkm-lloyd", "_hkm-reduce", "__hkm-reduce", "___hkm-update"}
+    assert {name.rpartition("-level1-step0-")[0] for name in of_pass} == {f"{stage}-iteration3" for stage in stages}
+    assert {key_split((name, 0)) for name in of_pass} == {"hkm-lloyd", "hkm-reduce", "hkm-update"}
 
 
 def test_shared_files_go_with_the_runner(workers: ClusterRunner, tmp_path: Path) -> None:

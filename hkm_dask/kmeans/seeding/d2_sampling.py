@@ -254,7 +254,7 @@ class _Sampling:
             self.parts,
             Candidates.__add__,
             ThinCandidates(self.geometry, key, wanted, store, name, self.runner.threads_per_worker),
-            "seed",
+            f"draw-round{len(self.batches)}",
         )
         if potential and batch is not None:
             self.batches.append(batch)

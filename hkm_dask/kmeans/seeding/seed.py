@@ -133,7 +133,7 @@ def _seed(
         runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),
         Candidates.__add__,
         _Cells(geometry, runner.array_store, f"cells-{run}"),
-        "seed",
+        "draw-cells0",
     )
     while batches:
         batches.pop().delete()
