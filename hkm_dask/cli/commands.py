@@ -13,7 +13,8 @@ from hkm_dask.cli.browse import browse
 from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
-from hkm_dask.cli.options import DTYPE, PATH, PerLevel, Place, place_options
+from hkm_dask.cli.ingest import ingest
+from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
 from hkm_dask.cli.sample import sample
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
@@ -55,31 +56,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
     click.echo(str(made))
 
 
-@command_of(main, "hkm ingest a.npy b.npy pool.zarr", "hkm ingest shards/ pool.zarr --dtype float16 --normalize")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
-@click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
-@click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
-@click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
-@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
-@click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
-@place_options
-def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -> None:
-    """Turn embeddings into a pool.
-
-    A pool is one Zarr store with checksums. SOURCE is an .npy or .npz file, a folder of .npy shards, or a Zarr array
-    or group; several are put one after the other.
-    """
-    from hkm_dask.ingestion.ingest import ingest as run_ingest
-    from hkm_dask.view import info
-    from hkm_dask.view.progress import show_progress
-
-    with show_progress(), place.connect() as runner:
-        run_ingest(list(sources), pool, client=runner.client, **options)
-    click.echo(info.render(info.describe(pool)))
-
-
+command_of(main, "hkm ingest a.npy b.npy pool.zarr", "hkm ingest table/ pool.zarr --ids id --keep url")(ingest)
 main.add_command(embed)
 command_of(
     main,
@@ -114,7 +91,7 @@ command_of(
 @click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20.")
 @click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
 @click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
-@click.option("--subset", type=click.Path(), metavar="IDX.npy", help="Cluster only these rows of the pool.")
+@click.option("--subset", type=LocalPath(), metavar="IDX.npy", help="Cluster only these rows of the pool.")
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
 @place_options
 def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any) -> None:

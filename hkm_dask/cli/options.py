@@ -16,7 +16,28 @@ from hkm_dask.cli.interrupts import children_deaf_to_ctrl_c
 if TYPE_CHECKING:
     from hkm_dask.compute.runner import Runner
 
-PATH = click.Path(path_type=Path)
+
+class LocalPath(click.Path):
+    """A path on this machine, never a URL."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Refuse a URL."""
+        from hkm_dask.data.files import local_path
+
+        return super().convert(local_path(value, str(param.name) if param else "path"), param, ctx)
+
+
+class Names(click.ParamType):
+    """Names with commas between them."""
+
+    name = "NAMES"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, ...]:
+        """Split at commas."""
+        return value if isinstance(value, tuple) else tuple(name for name in map(str.strip, value.split(",")) if name)
+
+
+PATH = LocalPath(path_type=Path)
 DTYPE = click.Choice(["float16", "float32"])
 
 

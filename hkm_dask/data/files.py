@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+import re
 import shutil
 import stat
 import time
@@ -17,7 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.errors import StoreError, disk_full
+from hkm_dask.errors import InputError, StoreError, disk_full
 from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
 
 METADATA_FILE = "zarr.json"
@@ -28,6 +29,8 @@ _CONSOLIDATED = "consolidated_metadata"
 FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
 KILLED = 137
 
+# A URL; pathlib makes one slash of two. One letter would be a drive.
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT}
 _RETRY_SECONDS = (0.05, 0.2, 0.8)
 
@@ -88,6 +91,21 @@ def careful(action: Callable[[], T], description: str) -> T:
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
+    """A path on this machine; InputError where it is a URL, as nothing can be read from or written to one yet.
+
+    >>> local_path("s3://bucket/pool.zarr", "pool")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: pool='s3://bucket/pool.zarr' should be a path on this machine, stores by URL are not \
+supported yet; mount it, or copy it to a disk
+    """
+    text = os.fspath(path)
+    if "://" in text or _URL.match(text):
+        fact = f"{name}={text!r} should be a path on this machine, stores by URL are not supported yet"
+        raise InputError(f"{fact}; mount it, or copy it to a disk")
+    return Path(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,10 @@ IDS = "ids"
 MEAN = "mean"
 # Arrays that a pool has of its own, and names that a subset has: none of them can be a further column.
 OWN_COLUMNS = frozenset({EMBEDDINGS, IDS, MEAN, "row", "id", "distance"})
+
+# What a further column may be called, as it is a folder; beside it, where values of it are missing, a mask.
+COLUMN_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
+MISSING_SUFFIX = ".missing"
 
 SAMPLE = "sample"
 FEATURE = "feature"
@@ -143,6 +148,8 @@ def absent_value(dtype: np.dtype) -> Any:
         return -np.inf
     if dtype.kind in "iu":
         return np.iinfo(dtype).min or np.iinfo(dtype).max
+    if dtype.kind == "b":
+        return True  # of a mask: missing
     return "a chunk is missing"
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hkm_dask.data.files import careful, check_own, make_folder
+from hkm_dask.data.files import careful, check_own, local_path, make_folder
 from hkm_dask.errors import StoreError
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -26,7 +26,7 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     It is a ``flock`` on a hidden file beside `path`, whose folder is made where it is missing: it ends with the process
     that holds it, however that ends. StoreError where another process holds it, naming its id and host.
     """
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     file = target.with_name(f".{target.name}.lock")
     try:
         make_folder(file.parent)

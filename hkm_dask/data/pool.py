@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_complete
+from hkm_dask.data.files import local_path, read_complete
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.summary import Summary, size_text
@@ -95,14 +96,24 @@ class Pool:
         return self._of_rows(layout.IDS, rows) if self.has_ids else None
 
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
-        """Values (int64, float64 or str) of one of the `columns`, for all rows or for row numbers in any order.
+        """Values (int64, float64, bool or str) of one of the `columns`, for all rows or for row numbers in any order.
 
-        InputError where there is no such column.
+        A column with missing values comes as a masked array. InputError where there is no such column.
         """
         if name not in self.columns:
             names = ", ".join(self.columns) or "none"
             raise InputError(f"column={name} should be one of the pool's columns, which are {names}; choose among them")
-        return self._of_rows(name, rows)
+        return self._with_mask(name, self._of_rows(name, rows), lambda mask: self._of_rows(mask, rows))
+
+    def column_piece(self, name: str, start: int, stop: int) -> np.ndarray:
+        """Values of a column for the rows `start` to `stop`; see `column`."""
+        values = open_array(Path(self.path, name)).read(start, stop)
+        return self._with_mask(name, values, lambda mask: open_array(Path(self.path, mask)).read(start, stop))
+
+    def _with_mask(self, name: str, values: np.ndarray, read: Callable[[str], np.ndarray]) -> np.ndarray:
+        # That the mask was not lost is what opening the pool has checked: its digest is of all that lies in it.
+        mask = f"{name}{layout.MISSING_SUFFIX}"
+        return np.ma.MaskedArray(values, read(mask)) if Path(self.path, mask).is_dir() else values
 
     def _of_rows(self, name: str, rows: np.ndarray | None) -> np.ndarray:
         array = open_array(Path(self.path, name))
@@ -122,7 +133,7 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm ingest`
     """
-    folder = Path(path).absolute()
+    folder = local_path(path, "pool").absolute()
     if not folder.exists():
         unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
         raise StoreError(f"{folder} is missing{unfinished}; make it with `hkm ingest`")

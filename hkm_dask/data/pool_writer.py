@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import numpy as np
 
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import remove
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -135,8 +137,9 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
 def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or what else is known of the rows.
 
-    The values come in pieces of int64, of float64 or of objects (str); InputError where they are more or fewer than
-    `n_samples`, or of several kinds.
+    The values come in pieces of int64, float64, bool or objects (str), masked where some may be missing: then a mask is
+    written beside them, ``NAME.missing``, if any is. InputError where they are more or fewer than `n_samples`, or of
+    several kinds.
 
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
@@ -147,29 +150,38 @@ def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples
     step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
     kind: str | None = None
     waiting: list[np.ndarray] = []
-    start = 0
+    start, mask, n_missing = 0, f"{name}{layout.MISSING_SUFFIX}", 0
     for piece in pieces:
         if kind is None:
             kind = piece.dtype.kind
             dtype = str if kind == "O" else piece.dtype
-            store.create_array(group, name, shape=(n_samples,), dtype=dtype, chunks=(step,), dims=(layout.SAMPLE,))
+            create = partial(store.create_array, group, shape=(n_samples,), chunks=(step,), dims=(layout.SAMPLE,))
+            create(name, dtype=dtype)
+            if np.ma.isMaskedArray(piece):
+                create(mask, dtype=bool, compressed=True)
         if piece.dtype.kind != kind:
             raise InputError(f"{name}: some sources have integers, others strings; give strings for all of them")
+        n_missing += int(np.ma.getmaskarray(piece).sum())
         waiting.append(piece)
         if start + sum(map(len, waiting)) >= min(start + step, n_samples):
             start, waiting = _flush(group / name, start, step, n_samples, waiting)
     n_values = start + sum(map(len, waiting))
     if n_values != n_samples:
         raise InputError(f"n_{name}={n_values} should be {n_samples}, one per row; give {name} for exactly these rows")
+    if n_missing == 0:
+        remove(group / mask)
 
 
 def _flush(
     array: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
     """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
-    values = np.concatenate(waiting)
+    values = np.ma.concatenate(waiting) if np.ma.isMaskedArray(waiting[0]) else np.concatenate(waiting)
     whole = len(values) if start + len(values) == n_samples else len(values) // step * step
-    open_array(array).write(start, values[:whole])
+    open_array(array).write(start, np.ma.getdata(values)[:whole])
+    if np.ma.isMaskedArray(values):
+        mask = array.with_name(f"{array.name}{layout.MISSING_SUFFIX}")
+        open_array(mask).write(start, np.ma.getmaskarray(values)[:whole])
     return start + whole, [values[whole:]] if whole < len(values) else []
 
 

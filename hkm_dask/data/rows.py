@@ -16,7 +16,7 @@ from zarr.storage import LocalStore
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows, open_array
-from hkm_dask.data.files import METADATA_FILE, careful, read_complete, read_into, read_json
+from hkm_dask.data.files import METADATA_FILE, careful, local_path, read_complete, read_into, read_json
 from hkm_dask.data.foreign import check_remote
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import InputError, StoreError
@@ -141,10 +141,17 @@ class NpyRows(Rows):
         with careful(lambda: file_path.open("rb"), f"reading {label}") as file:
             file.seek(offset)
             header = read_npy_header(file, label, state.st_size - offset if n_bytes is None else n_bytes)
-        self._describe(header.shape, header.dtype, label)
-        self._stored, self._fortran, self._data = header.dtype, header.fortran_order, offset + header.offset
-        self._state = None if scratch else _file_state(state)
-        self.key = ("npy", self.path, offset, *_file_state(state))
+        self._place(header.shape, header.dtype, offset + header.offset, state, label)
+        self._fortran, self._watched = header.fortran_order, not scratch
+
+    def _place(
+        self, shape: tuple[int, ...], stored: np.dtype, offset: int, state: os.stat_result, label: str
+    ) -> None:  # fmt: skip
+        """Set where the rows lie in the file, one after the other, and what tells the file from another."""
+        self._describe(shape, stored, label)
+        self._stored, self._fortran, self._data = stored, False, offset
+        self._state, self._watched = file_state(state), True
+        self.key = ("npy", self.path, offset, *self._state)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
@@ -159,7 +166,7 @@ class NpyRows(Rows):
 
     def _read_stored(self, stored: np.ndarray, start: int) -> None:
         with Path(self.path).open("rb", buffering=0) as file:
-            if self._state is not None and _file_state(os.fstat(file.fileno())) != self._state:
+            if self._watched and file_state(os.fstat(file.fileno())) != self._state:
                 raise StoreError(f"{self.label} was replaced or written to meanwhile; run the command again")
             # Runs of the file: all rows are one, or every column is one of its own.
             for column, values in enumerate(stored if self._fortran else [stored]):
@@ -185,7 +192,7 @@ class NpyRows(Rows):
         return out
 
 
-def _file_state(state: os.stat_result) -> tuple[int, int, int]:
+def file_state(state: os.stat_result) -> tuple[int, int, int]:
     """What tells a file from another at its path, or from itself after it was written to."""
     return state.st_size, state.st_mtime_ns, state.st_ino
 
@@ -277,7 +284,7 @@ def as_rows(x: Any) -> Rows:
         store = x.store_path.store
         return ZarrRows(Path(store.root) / x.store_path.path) if isinstance(store, LocalStore) else RemoteZarrRows(x)
     if isinstance(x, str | os.PathLike):
-        return _rows_of_path(Path(x))
+        return _rows_of_path(local_path(x, "embeddings"))
     rows = getattr(x, "rows", None)
     if callable(rows) and isinstance(table := rows(), Rows):
         return table

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -23,6 +22,7 @@ from hkm_dask.data.files import (
     careful,
     check_own,
     failpoint,
+    local_path,
     read_attributes,
     read_json,
     remove,
@@ -37,8 +37,6 @@ from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
-
 
 def _retired_path(target: Path) -> Path:
     # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
@@ -47,7 +45,7 @@ def _retired_path(target: Path) -> Path:
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours."""
-    target = Path(path).absolute()
+    target = local_path(path).absolute()
     if not os.path.lexists(target):
         return
     if not overwrite:
@@ -254,7 +252,7 @@ def create_array(
     zarr.Array
         Opened so that every chunk is written; its fill value cannot pass for data, see `layout.absent_value`.
     """
-    if not _NAME.fullmatch(name):
+    if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
     group = Path(group_path).absolute()
     if not (group / METADATA_FILE).exists():

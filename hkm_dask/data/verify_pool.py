@@ -36,6 +36,9 @@ def check_pool(attributes: Mapping[str, Any], reader: ChunkReader, found: Verifi
             found.add(name, "shape", f"shape={shape} should be ({n_samples},), one value per row")
         elif name == layout.IDS:
             _check_ids(reader, found)
+        mask = reader.arrays.get(f"{name}{layout.MISSING_SUFFIX}")
+        if mask is not None and mask.spec.shape != (n_samples,):
+            found.add(f"{name}{layout.MISSING_SUFFIX}", "shape", f"shape={mask.spec.shape} should be ({n_samples},)")
     if len(names) > len([layout.IDS] if attributes.get("has_ids") else []):
         found.checks["columns"] = ", ".join(name for name in names if name != layout.IDS)
 

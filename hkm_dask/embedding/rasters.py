@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.data.layout import MIB
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.formats import natural_key
+from hkm_dask.ingestion.folders import natural_key
 from hkm_dask.untrusted import open_regular, reading
 
 SUFFIXES = (".tif", ".tiff", ".jpg", ".jpeg", ".png")  # what is looked for in a folder

@@ -16,7 +16,7 @@ from hkm_dask.data.ids import NO_COLUMNS, Pieces
 from hkm_dask.embedding.text_files import COLUMN, PIECE, LineFile, ParquetFile, TextFile
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.formats import natural_key
+from hkm_dask.ingestion.folders import natural_key
 
 SUFFIXES = (".txt", ".jsonl", ".parquet")
 STAGE = "index"

@@ -28,7 +28,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, read_complete, remove
+from hkm_dask.data.files import METADATA_FILE, check_digest, local_path, read_attributes, read_complete, remove
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.errors import StoreError
@@ -127,7 +127,7 @@ def write_hierarchy(
     """Do as `build_hierarchy`, and return where the tree lies without opening it."""
     source = open_source(pool, config)
     config.check(source.rows.n_rows)
-    target = Path(tree).absolute()
+    target = local_path(tree, "tree").absolute()
     work = layout.work_path(target)
     obstacles = partial(_obstacles, target=target, config=config, source=source)
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:

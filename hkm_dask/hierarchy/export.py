@@ -13,6 +13,7 @@ import numpy as np
 import xarray as xr
 
 from hkm_dask.data import chunks, files
+from hkm_dask.data.files import local_path
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -45,7 +46,7 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     ...
     hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
-    target = Path(path)
+    target = local_path(path, "out")
     folder, problem = str(target.parent), None
     if target.suffix not in _WRITERS:
         problem = f"end in one of {', '.join(_WRITERS)}; rename it"
@@ -157,7 +158,7 @@ def _write_parquet(path: Path, subset: _Subset) -> None:
     writer = None
     for rows in subset.blocks():
         columns = subset.columns(rows)
-        table = pa.table({name: _text_if_object(values) for name, values in columns.items()})
+        table = pa.table({name: _arrow(values) for name, values in columns.items()})
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
     if writer is not None:
@@ -202,7 +203,11 @@ _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
 
 def _plain(values: np.ndarray) -> list[Any]:
     """Python values, a float in the fewest digits that give its own type back."""
-    return [str(value) for value in values] if values.dtype.kind == "f" else values.tolist()
+    data = np.ma.getdata(values)
+    cells = [str(value) for value in data] if data.dtype.kind == "f" else data.tolist()
+    for place in np.flatnonzero(np.ma.getmaskarray(values)) if np.ma.isMaskedArray(values) else ():
+        cells[place] = ""
+    return cells
 
 
 class _Records:
@@ -223,8 +228,13 @@ def _quote_formulas(column: list[str]) -> int:
     return len(places)
 
 
-def _text_if_object(values: np.ndarray) -> Any:
-    return values.tolist() if values.dtype.kind in "OTU" else values
+def _arrow(values: np.ndarray) -> Any:
+    """A column for Arrow, of text even where there are no values; what is masked is missing."""
+    import pyarrow as pa
+
+    data, mask = np.ma.getdata(values), np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
+    is_text = data.dtype.kind in "OTU"
+    return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
 
 
 def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | None:

@@ -11,7 +11,7 @@ import xarray as xr
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_complete
+from hkm_dask.data.files import local_path, read_complete
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.accessor import HkmAccessor
 from hkm_dask.untrusted import reading
@@ -44,7 +44,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm cluster`
     """
-    folder = Path(path).absolute()
+    folder = local_path(path, "tree").absolute()
     if not folder.exists():
         wip = layout.wip_path(folder)
         unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,13 +15,13 @@ from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.files import remove
+from hkm_dask.data.files import local_path, remove
 from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.ingestion.formats import Segment, Sources, open_sources
+from hkm_dask.ingestion.sources import Segment, Sources, open_sources
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -36,13 +36,14 @@ _NAMED_ROWS = 5
 
 @dataclass(frozen=True)
 class ChunkJob:
-    """What it takes to write chunk `index` of the pool, picklable.
+    """What it takes to write the chunks `index` to `stop` of the pool, picklable.
 
-    Its source rows come in `segments`, numbered from `first`; those numbered in `dropped` are left out.
+    Their source rows come in `segments`, numbered from `first`; those numbered in `dropped` are left out.
     """
 
     array: StoredArray
     index: int
+    stop: int
     segments: tuple[Segment, ...]
     first: int
     dropped: np.ndarray
@@ -57,6 +58,8 @@ def ingest(
     normalize: bool = False,
     ids: Any = None,
     column: str | None = None,
+    keep: Sequence[str] = (),
+    ids_file: str | os.PathLike[str] | None = None,
     drop_nonfinite: bool = False,
     chunk_mb: float | None = None,
     overwrite: bool = False,
@@ -70,8 +73,9 @@ def ingest(
     Parameters
     ----------
     sources : path-like, np.ndarray, zarr.Array, or a sequence of these
-        ``.npy`` and ``.npz`` files, folders of ``.npy`` shards (in natural order; clip-retrieval's layout too), Zarr
-        arrays and groups, arrays in memory: tables (n, n_features), one below the other.
+        ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a column of lists; folders of such
+        shards (in natural order), of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; Zarr arrays and
+        groups; arrays in memory: tables (n, n_features), one below the other.
     pool : path-like
         Folder to make.
     dtype : {"float16", "float32"}, optional
@@ -79,12 +83,20 @@ def ingest(
     normalize : bool, default False
         Scale every row to length 1; rows of zeros stay zero.
     ids : str or array-like, optional
-        Name of the ids in each source (a member of a ``.npz``, an array of a Zarr group, a column of the metadata of a
-        clip-retrieval folder), or the ids of all rows: integers or strings.
+        Name of the ids in each source (a column of parquet or Arrow, also of the metadata of a clip-retrieval folder, a
+        member of a ``.npz``, an array of a Zarr group), or the ids of all rows: integers or strings.
     column : str, optional
-        Name of the embeddings in each source (a member, an array, a subfolder) where it holds several.
+        Name of the embeddings in each source (a column, a member, an array, a tensor, a subfolder) where it holds
+        several.
+    keep : sequence of str, optional
+        Further columns of parquet, Arrow or a pool to carry to the pool and to every subset: numbers, text, true or
+        false. Missing values stay missing. A pool's own columns come along unasked where every source has them.
+    ids_file : path-like, optional
+        The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or parquet or Arrow,
+        whose column is `ids`, and whose further columns `keep` names.
     drop_nonfinite : bool, default False
-        Leave out rows with NaN or Inf. Where no ids are given, the ids then tell the rows' numbers in the sources.
+        Leave out rows with NaN, Inf or missing values. Where no ids are given, the ids then tell the rows' numbers in
+        the sources.
     chunk_mb : float, optional
         Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1.
     overwrite : bool, default False
@@ -112,9 +124,9 @@ def ingest(
     ...     print(pool.n_samples, pool.dtype, pool.mean, pool.max_abs)
     3 float32 [2. 3.] 5.0
     """
-    target = Path(pool).absolute()
+    target = local_path(pool, "pool").absolute()
     with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
-        table = open_sources(sources, ids=ids, column=column, scratch=scratch)
+        table = open_sources(sources, ids=ids, column=column, keep=keep, ids_file=ids_file, scratch=scratch)
         default = np.float16 if table.dtype == np.float16 else np.float32
         stored = pool_writer.pool_dtype(default if dtype is None else dtype)
         rows = layout.chunk_rows(table.n_rows, table.n_features * stored.itemsize, chunk_mb=chunk_mb)
@@ -129,12 +141,15 @@ def ingest(
         ids = _ids(table, dropped)
         if ids is not None:
             pool_writer.write_column(wip, layout.IDS, ids, table.n_rows - len(dropped))
+        for name, pieces in table.columns.items():
+            pool_writer.write_column(wip, name, _kept(pieces(), dropped), table.n_rows - len(dropped))
         pool_writer.finish(
             wip,
             stats,
             has_ids=ids is not None,
             normalize=normalize,
             sources=[source.name for source in table.tables],
+            columns=tuple(table.columns),
             n_dropped=len(dropped),
         )
     return open_pool(target)
@@ -167,46 +182,86 @@ def _write_embeddings(
     n_samples = table.n_rows - len(dropped)
     array = pool_writer.create_embeddings(group, (n_samples, table.n_features), dtype, chunk_rows)
     stats = Stats(np.zeros(table.n_features))
-    n_chunks, per_round = array.spec.n_chunks, CHUNKS_PER_ROUND * runner.n_threads
-    for start in range(0, n_chunks, per_round):
-        stop = min(start + per_round, n_chunks)
-        jobs = [_job(array, index, table, dropped, normalize) for index in range(start, stop)]
-        for part in runner.map(write_chunk, jobs, stage=STAGE):
+    for runs in _rounds(_runs(array, table, dropped), runner.n_threads):
+        jobs = [_job(array, run, table, dropped, normalize) for run in runs]
+        for part in runner.map(write_chunks, jobs, stage=STAGE):
             stats.add(part)
-        emit("progress", stage=STAGE, done=stop, total=n_chunks)
+        emit("progress", stage=STAGE, done=jobs[-1].stop, total=array.spec.n_chunks)
     return stats
 
 
-def _job(array: StoredArray, index: int, table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
-    # The row kept as number i had i plus as many rows before it in the sources as were dropped before it.
-    kept_before = dropped - np.arange(len(dropped))
-    start, stop = (
-        row + int(np.searchsorted(kept_before, row, side="right")) if row < array.spec.shape[0] else table.n_rows
-        for row in array.spec.chunk_range(index)
-    )
+def _source_row(array: StoredArray, row: int, table: Sources, dropped: np.ndarray) -> int:
+    """Where a row of the pool stands in the sources: as many rows further as were dropped before it."""
+    if row >= array.spec.shape[0]:
+        return table.n_rows
+    return row + int(np.searchsorted(dropped - np.arange(len(dropped)), row, side="right"))
+
+
+def _runs(array: StoredArray, table: Sources, dropped: np.ndarray) -> list[tuple[int, int]]:
+    """Chunks that one task writes, first and last: one, or as many as begin where reading must begin at one place."""
+    runs: list[tuple[int, int]] = []
+    place: tuple[int, int] | None = None
+    for index in range(array.spec.n_chunks):
+        row = array.spec.chunk_range(index)[0]
+        begins, place = place, table.stream_start(_source_row(array, row, table, dropped))
+        if place is not None and place == begins:
+            runs[-1] = (runs[-1][0], index + 1)
+        else:
+            runs.append((index, index + 1))
+    return runs
+
+
+def _rounds(runs: Sequence[tuple[int, int]], n_threads: int) -> Iterator[list[tuple[int, int]]]:
+    """Runs to hand out at once: `CHUNKS_PER_ROUND` chunks per thread, and a run for each thread."""
+    batch: list[tuple[int, int]] = []
+    for run in runs:
+        if len(batch) >= n_threads and run[1] - batch[0][0] > CHUNKS_PER_ROUND * n_threads:
+            yield batch
+            batch = []
+        batch.append(run)
+    yield batch
+
+
+def _job(array: StoredArray, run: tuple[int, int], table: Sources, dropped: np.ndarray, normalize: bool) -> ChunkJob:
+    first, last = array.spec.chunk_range(run[0])[0], array.spec.chunk_range(run[1] - 1)[1]
+    start, stop = (_source_row(array, row, table, dropped) for row in (first, last))
     inside = dropped[np.searchsorted(dropped, start) : np.searchsorted(dropped, stop)]
-    return ChunkJob(array, index, table.segments(start, stop), start, inside, normalize)
+    return ChunkJob(array, *run, table.segments(start, stop), start, inside, normalize)
 
 
-def write_chunk(job: ChunkJob) -> Stats:
-    """Write one chunk, and tell what was learned of its rows, with one checksum."""
-    stats = Stats(np.zeros(job.array.spec.shape[1]))
+def write_chunks(job: ChunkJob) -> Stats:
+    """Write the chunks of a job, and tell what was learned of their rows, with a checksum of each."""
+    total, pieces = Stats(np.zeros(job.array.spec.shape[1])), _kept_rows(job)
+    rest: tuple[np.ndarray, np.ndarray] | None = None
+    for index in range(job.index, job.stop):
+        first, last = job.array.spec.chunk_range(index)
+        stats, n_left = Stats(np.zeros(job.array.spec.shape[1])), last - first
+        with job.array.writer(index) as chunk:
+            while n_left:
+                piece, numbers = rest if rest is not None else next(pieces)
+                rest = (piece[n_left:], numbers[n_left:]) if len(piece) > n_left else None
+                piece, numbers = piece[:n_left], numbers[:n_left]
+                n_left -= len(piece)
+                stored = pool_writer.convert(piece, job.array.spec.dtype, job.normalize)
+                stats.add(pool_writer.measure(piece, stored, numbers))
+                chunk.append(stored)
+        stats.checksums.append(chunk.crc)
+        total.add(stats)
+    return total
+
+
+def _kept_rows(job: ChunkJob) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Read the source rows of a job piece by piece, with their numbers, without those to be dropped."""
     row = job.first
-    with job.array.writer(job.index) as chunk:
-        for segment in job.segments:
-            for start, stop in segment.pieces(PIECE_BYTES):
-                piece = segment.rows.read(start, stop)
-                numbers = np.arange(row, row + len(piece))
-                row += len(piece)
-                if len(job.dropped):
-                    keep = ~np.isin(numbers, job.dropped, assume_unique=True)
-                    piece, numbers = piece[keep], numbers[keep]
-                if len(piece):
-                    stored = pool_writer.convert(piece, job.array.spec.dtype, job.normalize)
-                    stats.add(pool_writer.measure(piece, stored, numbers))
-                    chunk.append(stored)
-    stats.checksums.append(chunk.crc)
-    return stats
+    for segment in job.segments:
+        for piece in segment.stream(PIECE_BYTES):
+            numbers = np.arange(row, row + len(piece))
+            row += len(piece)
+            if len(job.dropped):
+                keep = ~np.isin(numbers, job.dropped, assume_unique=True)
+                piece, numbers = piece[keep], numbers[keep]
+            if len(piece):
+                yield piece, numbers
 
 
 def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndarray:
@@ -240,6 +295,6 @@ def _kept(pieces: Iterator[np.ndarray], dropped: np.ndarray) -> Iterator[np.ndar
     for piece in pieces:
         inside = dropped[np.searchsorted(dropped, row) : np.searchsorted(dropped, row + len(piece))] - row
         row += len(piece)
-        kept = np.delete(piece, inside)
+        kept = piece[np.isin(np.arange(len(piece)), inside, invert=True)] if len(inside) else piece
         if len(kept):
             yield kept

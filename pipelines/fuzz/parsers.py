@@ -177,6 +177,28 @@ def _write_parquet_ids(folder: Path) -> None:
     pq.write_table(pa.table({"path": kinds}), folder / "a" / "metadata" / "metadata_0.parquet")
 
 
+def _write_table(name: str) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        names, numbers = [f"n {row}" for row in range(len(ROWS))], list(range(len(ROWS)))
+        table = pa.table({"x": ROWS.tolist(), "name": names, "n": [None, *numbers[1:]]})
+        if name.endswith(".parquet"):
+            pq.write_table(table, folder / name, row_group_size=9)
+            return
+        with pa.ipc.new_stream(str(folder / name), table.schema) as writer:
+            writer.write_table(table, max_chunksize=9)
+
+    return write
+
+
+def _write_safetensors(folder: Path) -> None:
+    header = {"x": {"dtype": "F32", "shape": list(ROWS.shape), "data_offsets": [0, ROWS.nbytes]}}
+    text = json.dumps(header).encode()
+    (folder / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + ROWS.astype("<f4").tobytes())
+
+
 def _read_subset(folder: Path, out: Path) -> None:
     open_source(ROWS, Config(subset=str(folder / "rows.npy"), levels=[{"n_clusters": 2}]))
 
@@ -294,6 +316,9 @@ PARSERS = {
         Parser("npz", _write_npz, _ingest("a.npz", column="x", ids="name")),
         Parser("npz-packed", _write_packed_npz, _ingest("a.npz", column="x", ids="name")),
         Parser("parquet-ids", _write_parquet_ids, _ingest("a", ids="path")),
+        Parser("parquet-lists", _write_table("a.parquet"), _ingest("a.parquet", ids="name", keep=["n"])),
+        Parser("arrow", _write_table("a.arrow"), _ingest("a.arrow", ids="name", keep=["n"])),
+        Parser("safetensors", _write_safetensors, _ingest("a.safetensors")),
         Parser("subset", lambda folder: np.save(folder / "rows.npy", np.array([1, 5, 9, 22])), _read_subset),
         Parser("txt", _write_texts(".txt"), _read_texts(".txt")),
         Parser("jsonl", _write_texts(".jsonl"), _read_texts(".jsonl")),

@@ -3,12 +3,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import click
+import numpy as np
 import pytest
 
+from hkm_dask import cli
 from hkm_dask.cli import options
+from hkm_dask.errors import InputError
 from tests.cli.results import ROOT, Result
 
 
@@ -57,3 +61,43 @@ def test_a_cluster_that_does_not_answer_is_one_line(hkm: Callable[..., Result], 
     code, _, err = hkm(*words, "--scheduler-file", tmp_path / "absent.json")
     assert code == 1
     assert "absent.json should exist" in err
+
+
+def commands(group: click.Group = cli.main, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """All commands, also those of groups within, each with what one types for it."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from commands(command, *names, name)
+        else:
+            yield (*names, name), command
+
+
+@pytest.mark.parametrize("command", [pytest.param(command, id=" ".join(names)) for names, command in commands()])
+def test_no_path_of_any_command_may_be_a_url(command: click.Command) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.Path):
+            with pytest.raises(InputError, match=f"{parameter.name}='s3://a/b.zarr' should be a path on this machine"):
+                parameter.type.convert("s3://a/b.zarr", parameter, None)
+
+
+def test_a_url_is_refused_and_nothing_is_written(
+    hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    np.save("a.npy", np.zeros((3, 2), "f4"))
+    for words, named in (
+        (("ingest", "a.npy", "s3://a/p.zarr"), "pool='s3://a/p.zarr'"),
+        (("ingest", "a.npy", "https://a/b.npy", "p.zarr"), "source='https://a/b.npy'"),
+        (("cluster", "p.zarr", "gs://a/t.zarr", "--n-clusters", "2"), "tree='gs://a/t.zarr'"),
+        (("cluster", "p.zarr", "t.zarr", "--n-clusters", "2", "--subset", "s3:/a/r.npy"), "subset='s3:/a/r.npy'"),
+        (("sample", "t.zarr", "--size", "2", "--out", "s3://a/r.npy"), "out='s3://a/r.npy'"),
+        (("info", "file:///a/p.zarr"), "store='file:///a/p.zarr'"),
+    ):
+        code, _, err = hkm(*words)
+        assert code == 1
+        assert f"Error: {named} should be a path on this machine, stores by URL are not supported yet; mount it" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
+
+
+def test_names_have_commas_between_them() -> None:
+    assert options.Names().convert("url, caption,", None, None) == ("url", "caption")

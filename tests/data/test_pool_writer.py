@@ -67,6 +67,20 @@ def test_a_column_may_come_in_any_pieces(
     assert array.read(0, 10).tolist() == values.tolist()
 
 
+@pytest.mark.parametrize("missing", [[], [0, 5, 9]])
+def test_what_is_missing_in_a_column_is_told_beside_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, missing: list[int]
+) -> None:
+    monkeypatch.setattr(layout, "MAX_ID_CHUNK_ROWS", 4)
+    values = np.ma.MaskedArray(np.arange(10), np.isin(np.arange(10), missing))
+    pool_writer.write_column(tmp_path, "n", [values[:3], values[3:]], 10)
+    assert open_array(tmp_path / "n").read(0, 10).tolist() == list(range(10))
+    mask = tmp_path / "n.missing"
+    assert mask.exists() == bool(missing)
+    if missing:
+        assert np.flatnonzero(open_array(mask).read(0, 10)).tolist() == missing
+
+
 @pytest.mark.parametrize(
     ("pieces", "message"),
     [

@@ -25,8 +25,8 @@ from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.ingestion import ingest as ingest_module
-from hkm_dask.ingestion.formats import open_sources
 from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.ingestion.sources import open_sources
 from tests.ingestion.pools import ROOT, TINY, D, facts, ids_of, read_all, tidy, values
 
 # --- what is in a pool ------------------------------------------------------------------------------------------------

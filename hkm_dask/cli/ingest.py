@@ -1,0 +1,37 @@
+"""`hkm ingest`: embeddings that exist into a pool."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hkm_dask.cli.options import DTYPE, PATH, Names, Place, place_options
+
+
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
+@click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
+@click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
+@click.option("--ids-file", type=PATH, metavar="FILE", help="The ids in a file: .npy, .txt, or .parquet with --ids.")
+@click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+@click.option("--keep", type=Names(), default="", metavar="COLUMN,...", help="Further columns to carry to the subsets.")
+@click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
+@click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@place_options
+def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -> None:
+    """Turn embeddings into a pool.
+
+    A pool is one Zarr store with checksums. SOURCE is an .npy, .npz, .parquet, .arrow or .safetensors file, a folder of
+    such shards, of clip-retrieval or of Hugging Face's save_to_disk, or a Zarr array or group; several are put one
+    after the other.
+    """
+    from hkm_dask.ingestion.ingest import ingest as run_ingest
+    from hkm_dask.view import info
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), place.connect() as runner:
+        run_ingest(list(sources), pool, client=runner.client, **options)
+    click.echo(info.render(info.describe(pool)))

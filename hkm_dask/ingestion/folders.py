@@ -1,0 +1,140 @@
+"""Folders of shards: plain ones, those of clip-retrieval, and those that `save_to_disk` of Hugging Face writes."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hkm_dask.data.files import read_json
+from hkm_dask.data.ids import check_id_count
+from hkm_dask.data.rows import NpyRows
+from hkm_dask.errors import InputError
+from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, choose_table, is_inside, known_of, open_file
+from hkm_dask.ingestion.table_files import ParquetTable
+
+# Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
+CLIP_FOLDERS = ("img_emb", "text_emb")
+CLIP_METADATA = "metadata"
+#: Files of a folder that are tables of embeddings, first those that are taken where there are several kinds.
+_SHARD_SUFFIXES = (".npy", ".parquet", ".arrow", ".safetensors")
+
+
+def natural_key(path: Path) -> list[tuple[bool, int, str]]:
+    """Sort key under which ``emb_2`` comes before ``emb_10``.
+
+    >>> [path.name for path in sorted(map(Path, ["e_10.npy", "e_2.npy"]), key=natural_key)]
+    ['e_2.npy', 'e_10.npy']
+    """
+    parts = re.split(r"(\d+)", path.name)
+    return [(part.isdecimal(), int(part) if part.isdecimal() else 0, part) for part in parts]
+
+
+def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
+    """Files of a folder, and `below` it, in natural order; not the hidden ones, nor what writers put beside them."""
+    found = (
+        path
+        for path in folder.glob(f"{below}*{suffix}")
+        if not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+    )
+    shards = sorted(found, key=lambda path: [natural_key(part) for part in (*reversed(path.parents), path)])
+    for path in shards:
+        if not is_inside(path, folder):
+            raise InputError(f"{path} should lie in {folder}, it is a link that leaves it; give the folder it leads to")
+    return shards
+
+
+def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
+    """Open a folder of shards; InputError where it holds none, or where they do not go together."""
+    for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
+        if (path / name).is_file() and key in (state := read_json(path / name) or {}):
+            return _open_saved(path, wanted, state)
+    for suffix in _SHARD_SUFFIXES:
+        shards = _shards(path, suffix)
+        if suffix == ".npy":
+            if not shards and any(_shards(path / name, suffix) for name in CLIP_FOLDERS):
+                return _open_clip(path, wanted)
+            kinds = {kind for kind in map(_clip_kind, shards) if kind}
+            if shards and (wanted.column or wanted.ids or wanted.keep or len(kinds) > 1):
+                return _open_clip(path, wanted)
+            tables = [EmbeddingTable(NpyRows(shard), str(shard)) for shard in shards]
+        else:
+            shards = shards or _shards(path, suffix, "**/")
+            tables = [open_file(shard, wanted) for shard in shards]
+        if tables:
+            return tables
+    held = "*.npy, *.parquet, *.arrow or *.safetensors"
+    raise InputError(f"source={path} should hold {held}, or be a Zarr store, it is neither; check the path")
+
+
+# --- clip-retrieval ---------------------------------------------------------------------------------------------------
+
+
+def _clip_kind(shard: Path) -> str:
+    """What the embeddings of a shard are of, by its name; empty where it is not named so."""
+    return next((kind for kind in CLIP_FOLDERS if shard.name.startswith(kind)), "")
+
+
+def _open_clip(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
+    """Open a folder as clip-retrieval makes it: ``img_emb_0.npy``, ``metadata_0.parquet``, also in subfolders."""
+    flat = _shards(path, ".npy")
+    if flat:
+        groups = {kind: [shard for shard in flat if _clip_kind(shard) == kind] for kind in map(_clip_kind, flat)}
+        if set(groups) == {""}:
+            wanted.refuse(str(path), "column")
+        chosen = choose_table(sorted(groups), wanted.column, path, "kinds of shards") if len(groups) > 1 else ""
+        shards = groups[chosen] if chosen or "" in groups else next(iter(groups.values()))
+    else:
+        held = [name for name in CLIP_FOLDERS if _shards(path / name, ".npy")]
+        shards = _shards(path / choose_table(held, wanted.column, path, "subfolders"), ".npy")
+    tables = [NpyRows(shard) for shard in shards]
+    if not (wanted.ids or wanted.keep):
+        return [EmbeddingTable(rows, str(shard)) for rows, shard in zip(tables, shards, strict=True)]
+    nested = path / CLIP_METADATA
+    metadata = _shards(nested, ".parquet") or [f for f in _shards(path, ".parquet") if f.name.startswith(CLIP_METADATA)]
+    option = f"ids={wanted.ids!r}" if wanted.ids else f"keep={','.join(wanted.keep)!r}"
+    if len(metadata) != len(shards):
+        raise InputError(
+            f"{option}: {nested if nested.is_dir() else path} holds {len(metadata)} .parquet files, it should hold "
+            f"{len(shards)}, one for each .npy of {shards[0].parent.name}; give the ids as a file (ids_file)"
+        )
+    opened = []
+    for rows, shard, file in zip(tables, shards, metadata, strict=True):
+        if file.name.startswith(CLIP_METADATA) and _number(shard) != _number(file):
+            raise InputError(f"{option}: {file.name} should have the number of {shard.name}; copy what is missing")
+        table = ParquetTable(file)
+        check_id_count(table.n_rows, rows.n_rows, str(file))
+        opened.append(EmbeddingTable(rows, str(shard), *known_of(table, wanted)))
+    return opened
+
+
+def _number(path: Path) -> int:
+    digits = re.findall(r"\d+", path.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _open_saved(path: Path, wanted: Wanted, state: Mapping[str, Any]) -> list[EmbeddingTable]:
+    """Open what Hugging Face's `datasets` saved: one data set, or the only one of a dictionary of them."""
+    if "splits" in state:
+        names = state["splits"] if isinstance(state["splits"], list) else []
+        splits = [name for name in names if isinstance(name, str)]
+        if len(splits) != 1:
+            held = ", ".join(splits) or "no data"
+            raise InputError(f"source={path} should be one data set, it holds {held}; give the folder of one")
+        return open_folder(_within(path, splits[0]), wanted)
+    if state.get("_indices_data_files") or state.get("_indices_files"):
+        raise InputError(f"source={path} is a selection of rows; write it with flatten_indices().save_to_disk()")
+    files = state.get("_data_files")
+    entries = [entry for entry in files if isinstance(entry, dict)] if isinstance(files, list) else []
+    names = [name for entry in entries if isinstance(name := entry.get("filename"), str)]
+    if not names or len(names) < len(entries):
+        raise InputError(f"source={path} should name its files in state.json; save it again")
+    return [open_file(_within(path, name), wanted) for name in names]
+
+
+def _within(folder: Path, name: str) -> Path:
+    path = folder / name
+    if not (is_inside(path, folder) and path.exists()):
+        raise InputError(f"{path} should be there, and lie in {folder}; save the data set again")
+    return path

@@ -1,0 +1,84 @@
+"""Tensors of `.safetensors` files as rows; the header is read by us, as the format has little to it.
+
+Eight bytes tell the length of a JSON object: name → dtype, shape and the range of bytes after it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hkm_dask.data.files import careful
+from hkm_dask.data.rows import NpyRows
+from hkm_dask.errors import InputError
+from hkm_dask.untrusted import open_regular, parse_json, reading
+
+#: Bytes of a header, as many as the library of the format takes.
+MAX_HEADER_BYTES = 100_000_000
+_DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One tensor of a file: its name, its type as the format calls it, and where its bytes begin in the file."""
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset: int
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """Read the header of a file; InputError where it is damaged, or promises what the file does not hold."""
+    with (
+        reading(f"{path} should be a .safetensors file, it cannot be read", "copy or save it again"),
+        careful(lambda: open_regular(path), f"reading {path}") as file,
+    ):
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
+            raise ValueError(f"its header has {length:,} bytes")
+        header = parse_json(file.read(length))
+        header.pop("__metadata__", None)
+        tensors = {name: _tensor(name, entry, 8 + length, size) for name, entry in header.items()}
+    if not tensors:
+        raise InputError(f"{path} should hold a tensor, it holds none; save it again")
+    return tensors
+
+
+def _tensor(name: str, entry: dict[str, object], start: int, size: int) -> Tensor:
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not (isinstance(dtype, str) and isinstance(shape, list) and isinstance(offsets, list)):
+        raise ValueError(f"{name!r:.80} is not described")
+    first, last = offsets
+    if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
+        raise ValueError(f"{name!r:.80} has a shape or a place that cannot be")
+    n_bytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else last - first
+    if last - first != n_bytes or start + last > size:
+        raise ValueError(f"{name!r:.80} has {last - first:,} bytes, the file {size:,}")
+    return Tensor(name, dtype, tuple(shape), start + first)
+
+
+class SafetensorsRows(NpyRows):
+    """Rows of a tensor of float16, float32, float64 or bfloat16, which is read as float32."""
+
+    def __init__(self, path: Path, tensor: Tensor) -> None:
+        label = f"{path}[{tensor.name}]"
+        if tensor.dtype not in _DTYPES:
+            raise InputError(f"{label}: dtype={tensor.dtype} should be F16, BF16, F32 or F64; convert it first")
+        stored = np.dtype(_DTYPES[tensor.dtype])
+        self._is_bfloat16 = tensor.dtype == "BF16"
+        self.path = str(path)
+        self._place(tensor.shape, stored, tensor.offset, path.stat(), label)
+        if self._is_bfloat16:
+            self.dtype = np.dtype(np.float32)
+
+    def _deliver(self, rows: np.ndarray, out: np.ndarray | None) -> np.ndarray:
+        if self._is_bfloat16 and rows.dtype == np.uint16:
+            # The upper half of a float32.
+            rows = np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
+        return super()._deliver(rows, out)

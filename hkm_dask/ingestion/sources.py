@@ -1,0 +1,199 @@
+"""All that is ingested, as one table: sources one below the other, with ids and columns."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.data import layout
+from hkm_dask.data.files import local_path
+from hkm_dask.data.ids import Pieces, check_id_count, id_pieces
+from hkm_dask.data.rows import ArrayRows, Rows, as_rows
+from hkm_dask.errors import InputError
+from hkm_dask.ingestion.folders import open_folder
+from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_file, open_zarr
+from hkm_dask.ingestion.id_files import IdFile
+from hkm_dask.ingestion.tables import TableRows, masked
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive rows of one table; cheap to send to a worker, even where there are thousands of tables."""
+
+    rows: Rows
+    start: int
+    stop: int
+
+    def pieces(self, max_bytes: int) -> Iterator[tuple[int, int]]:
+        """Cut rows of the table into pieces of whole storage chunks, so that each chunk is read once.
+
+        A piece has at most `max_bytes`, or is one chunk.
+        """
+        chunk = self.rows.chunk_rows
+        step = max(1, max_bytes // max(1, chunk * self.rows.row_bytes)) * chunk
+        cuts = range(self.start // step * step + step, self.stop, step)
+        yield from itertools.pairwise([self.start, *cuts, self.stop])
+
+    def stream(self, max_bytes: int) -> Iterator[np.ndarray]:
+        """Read the rows piece by piece, each of about `max_bytes` at most."""
+        if isinstance(self.rows, TableRows):
+            yield from self.rows.stream(self.start, self.stop, max_bytes)
+            return
+        for start, stop in self.pieces(max_bytes):
+            yield self.rows.read(start, stop)
+
+
+class Sources:
+    """Tables one below the other; InputError where they differ in their features, or only some have ids.
+
+    Attributes
+    ----------
+    n_rows, n_features : int
+        Shape of the whole.
+    dtype : np.dtype
+        The widest type among the tables.
+    ids : callable or None
+        The ids of all rows, None where no table has any.
+    columns : dict of str to callable
+        What else is known of all rows, in masked pieces.
+    """
+
+    def __init__(self, tables: Sequence[EmbeddingTable]) -> None:
+        self.tables = tuple(tables)
+        first = self.tables[0]
+        problems = [
+            f"{table.name}: n_features={table.rows.n_features} should be {first.rows.n_features} as in {first.name}; "
+            "ingest it into a pool of its own"
+            for table in self.tables
+            if table.rows.n_features != first.rows.n_features
+        ]
+        bare = [table.name for table in self.tables if table.ids is None]
+        if bare and len(bare) < len(self.tables):
+            problems.append(f"{bare[0]} should have ids as the other sources have; give ids for all rows")
+        if problems:
+            raise InputError(problems)
+        self.n_features = first.rows.n_features
+        self.dtype = np.result_type(*{table.rows.dtype for table in self.tables})
+        self._offsets = np.cumsum([0, *(table.rows.n_rows for table in self.tables)], dtype=np.int64)
+        self.n_rows = int(self._offsets[-1])
+        self.ids = None if bare else self._all_ids
+        names = [name for name in first.columns if all(name in table.columns for table in self.tables)]
+        kinds = {name: self._kind(name) for name in names}
+        self.columns: dict[str, Pieces] = {name: partial(self._values, name, kind) for name, kind in kinds.items()}
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether some table lies in the memory of this process, where no other process can read it."""
+        return any(isinstance(table.rows, ArrayRows) for table in self.tables)
+
+    def segments(self, start: int, stop: int) -> tuple[Segment, ...]:
+        """The rows `start` to `stop` of all together, table by table."""
+        parts = layout.spans(self._offsets, start, stop)
+        return tuple(Segment(self.tables[number].rows, first, last) for number, first, last in parts)
+
+    def locate(self, row: int) -> str:
+        """Name a row by its table, e.g. ``"row 3 of b.npy"``."""
+        ((table, start, _),) = layout.spans(self._offsets, row, row + 1)
+        return f"row {start} of {self.tables[table].name}"
+
+    def stream_start(self, row: int) -> tuple[int, int] | None:
+        """What identifies where reading must begin to get to a row; None where it can begin at the row."""
+        ((number, start, _),) = layout.spans(self._offsets, row, row + 1)
+        rows = self.tables[number].rows
+        return (number, rows.group_of(start)) if isinstance(rows, TableRows) else None
+
+    def _kind(self, name: str) -> str:
+        """The kind that holds a column of all tables: whole numbers become floats where some table has floats."""
+        kinds = {table.columns[name].kind for table in self.tables} - {""}
+        if kinds == {"i", "f"}:
+            return "f"
+        if len(kinds) > 1:
+            raise InputError(f"keep={name!r} should be of one type in all sources; convert it to text in all of them")
+        return kinds.pop() if kinds else "O"
+
+    def _values(self, name: str, kind: str) -> Iterator[np.ndarray]:
+        for table in self.tables:
+            n_values = 0
+            for piece in table.columns[name].pieces():
+                n_values += len(piece)
+                yield masked(np.ma.getdata(piece), np.ma.getmaskarray(piece), kind)
+            check_id_count(n_values, table.rows.n_rows, f"{table.name}, column {name!r}")
+
+    def _all_ids(self) -> Iterator[np.ndarray]:
+        for table in self.tables:
+            if table.ids is not None:
+                n_ids = 0
+                for piece in table.ids():
+                    n_ids += len(piece)
+                    yield piece
+                check_id_count(n_ids, table.rows.n_rows, table.name)
+
+
+def open_sources(
+    sources: Any,
+    *,
+    ids: Any = None,
+    column: str | None = None,
+    keep: Sequence[str] = (),
+    ids_file: str | os.PathLike[str] | None = None,
+    scratch: Path | None = None,
+) -> Sources:
+    """Open what shall be ingested, as far as its headers: tables in the given order, shards in natural order.
+
+    Sources and names are those of `ingest.ingest`. Compressed members of `.npz` files are unpacked into `scratch`,
+    which the caller removes. InputError where there is nothing to read, or no rows of numbers.
+    """
+    given = list(sources) if isinstance(sources, list | tuple) else [sources]
+    if not given:
+        raise InputError("sources=[] should name at least one source; give files, folders or arrays")
+    keep = (keep,) if isinstance(keep, str) else tuple(keep)
+    _check_keep(keep)
+    name = ids if isinstance(ids, str) else None
+    if ids_file is not None and ids is not None and name is None:
+        raise InputError("ids_file and ids should not both hold the ids; leave one out")
+    file = None if ids_file is None else IdFile(ids_file, name)
+    of_file = file is not None and file.table is not None
+    wanted = Wanted(name if file is None else None, column, () if of_file else keep)
+    total = Sources([table for source in given for table in _open(source, wanted, scratch)])
+    if file is not None:
+        total.ids = file.ids(total.n_rows)
+        total.columns |= file.columns(keep)
+    elif ids is not None and name is None:
+        total.ids = id_pieces(ids, "ids")
+        check_id_count(len(ids), total.n_rows, "ids")
+    return total
+
+
+def _check_keep(keep: Sequence[str]) -> None:
+    """Refuse names that a pool or a subset has for something else, or that no folder can have."""
+    problems = [f"keep={name!r} should come once; leave it out" for name in sorted({*keep}) if keep.count(name) > 1]
+    for name in keep:
+        if name in layout.OWN_COLUMNS or name.startswith("level_") or name.endswith(layout.MISSING_SUFFIX):
+            problems.append(f"keep={name!r} should not be a name that subsets have of their own; rename the column")
+        elif not layout.COLUMN_NAME.fullmatch(name):
+            problems.append(f"keep={name!r} should be letters, digits, '_', '-' or '.'; rename the column")
+    if problems:
+        raise InputError(problems)
+
+
+def _open(source: Any, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTable]:
+    if isinstance(source, str | os.PathLike):
+        return _open_path(local_path(source, "source").absolute(), wanted, scratch)
+    rows = as_rows(source)
+    wanted.refuse(rows.label, "ids", "column", "keep")
+    return [EmbeddingTable(rows, f"{rows.label} in memory" if isinstance(rows, ArrayRows) else rows.label)]
+
+
+def _open_path(path: Path, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTable]:
+    if not path.exists():
+        raise InputError(f"source={path} does not exist; check the path")
+    if path.is_dir():
+        return [open_zarr(path, wanted)] if is_zarr(path) else open_folder(path, wanted)
+    return [open_file(path, wanted, scratch)]

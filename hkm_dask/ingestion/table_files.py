@@ -1,0 +1,206 @@
+"""Tables of Arrow on disk: parquet, Arrow streams and Arrow files, read column by column, group by group.
+
+Not by `pyarrow.dataset`: its readahead has no bound in bytes, and it cannot begin in the middle of a file.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hkm_dask.data.layout import MIB
+from hkm_dask.data.rows import file_state
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.untrusted import open_regular, reading
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
+# How an Arrow stream begins: by the mark of a message, as writers since 2019 do.
+STREAM_MAGIC = b"\xff\xff\xff\xff"
+
+
+class TableFile(ABC):
+    """One file of a table; cheap to pickle.
+
+    Attributes
+    ----------
+    path : Path
+        The file.
+    schema : pyarrow.Schema
+        Its columns.
+    bounds : np.ndarray of int64
+        First row of every group, where reading can begin, and the number of rows.
+    """
+
+    path: Path
+    schema: pa.Schema
+    bounds: np.ndarray
+
+    def __init__(self, path: Path) -> None:
+        self.path, self._state = path, file_state(path.stat())
+        with reading_table(path), open_regular(path):
+            self.schema, self.bounds = self._describe()
+
+    @abstractmethod
+    def _describe(self) -> tuple[pa.Schema, np.ndarray]:
+        """Read the schema, and the bounds of groups."""
+
+    @property
+    def n_rows(self) -> int:
+        """Number of rows."""
+        return int(self.bounds[-1])
+
+    @abstractmethod
+    def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
+        """Read a column of the groups `first` to `last`, in arrays of any length, `max_rows` where it can be chosen."""
+
+    def field(self, option: str, column: str) -> pa.Field:
+        """A column by its name; InputError where there is none, or several."""
+        names = self.schema.names
+        if names.count(column) != 1:
+            raise InputError(f"{option}={column!r} should be a column of {self.path} ({', '.join(names)}); choose one")
+        return self.schema.field(column)
+
+    def read(self, column: str, start: int, stop: int, max_rows: int) -> Iterator[pa.Array]:
+        """Read rows of a column, in pieces; their content is checked, as nobody else will."""
+        if file_state(self.path.stat()) != self._state:
+            raise StoreError(f"{self.path} was replaced or written to meanwhile; run the command again")
+        first = int(np.searchsorted(self.bounds, start, side="right")) - 1
+        last = int(np.searchsorted(self.bounds, stop, side="left"))
+        row = int(self.bounds[first])
+        with reading_table(self.path):
+            for array in self.batches(column, first, last, max_rows):
+                low, high = max(start - row, 0), min(stop - row, len(array))
+                row += len(array)
+                if low < high:
+                    array.validate(full=True)
+                    yield array.slice(low, high - low)
+                if row >= stop:
+                    return
+        if row < stop:
+            raise InputError(f"{self.path}: n_rows={row} should be {stop} or more; copy or write it again")
+
+
+class ParquetTable(TableFile):
+    """A parquet file; a group is a row group, which is streamed page by page."""
+
+    def _describe(self) -> tuple[pa.Schema, np.ndarray]:
+        import pyarrow.parquet as pq
+
+        with pq.ParquetFile(self.path) as file:
+            meta = file.metadata
+            sizes = [meta.row_group(number).num_rows for number in range(meta.num_row_groups)]
+            return file.schema_arrow, _bounds(sizes, self.path)
+
+    def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
+        """See `TableFile.batches`."""
+        import pyarrow.parquet as pq
+
+        # pre_buffer would read the column of a whole group before its first row.
+        with open_regular(self.path), pq.ParquetFile(self.path, buffer_size=MIB, pre_buffer=False) as file:
+            options = {"batch_size": max_rows, "row_groups": range(first, last), "use_threads": False}
+            for batch in file.iter_batches(columns=[column], **options):
+                yield batch.column(column)
+
+
+class ArrowStream(TableFile):
+    """An Arrow stream, as datasets of Hugging Face are saved; a group is a batch, or all of them with dictionaries.
+
+    It is mapped, batch by batch, since its batches hold all columns and only one is wanted.
+    """
+
+    def _describe(self) -> tuple[pa.Schema, np.ndarray]:
+        import pyarrow as pa
+
+        sizes, self._offsets = [], list[int]()
+        with pa.memory_map(str(self.path)) as file:
+            schema = pa.ipc.open_stream(file).schema
+            file.seek(0)
+            reader = pa.ipc.open_stream(file, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+            while True:
+                offset = file.tell()
+                try:
+                    sizes.append(reader.read_next_batch().num_rows)
+                except StopIteration:
+                    break
+                self._offsets.append(offset)
+        self._whole = any(_has_dictionary(field.type) for field in schema)
+        return schema, _bounds([sum(sizes)] if self._whole else sizes, self.path)
+
+    def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
+        """See `TableFile.batches`."""
+        import pyarrow as pa
+
+        number = self.schema.names.index(column)
+        if self._whole:
+            with open_regular(self.path), pa.memory_map(str(self.path)) as file:
+                options = pa.ipc.IpcReadOptions(included_fields=[number])
+                yield from (batch.column(0) for batch in pa.ipc.open_stream(file, options=options))
+            return
+        for offset in self._offsets[first:last]:
+            with open_regular(self.path), pa.memory_map(str(self.path)) as file:
+                file.seek(offset)
+                batch = pa.ipc.read_record_batch(pa.ipc.read_message(file), self.schema)
+            yield batch.column(number)
+
+
+class ArrowFile(TableFile):
+    """An Arrow file (Feather); a group is a batch. It is mapped, as an Arrow stream is."""
+
+    def _describe(self) -> tuple[pa.Schema, np.ndarray]:
+        import pyarrow as pa
+
+        with pa.memory_map(str(self.path)) as file:
+            schema = pa.ipc.open_file(file).schema
+            file.seek(0)
+            reader = pa.ipc.open_file(file, options=pa.ipc.IpcReadOptions(included_fields=[0]))
+            sizes = [reader.get_batch(number).num_rows for number in range(reader.num_record_batches)]
+        return schema, _bounds(sizes, self.path)
+
+    def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
+        """See `TableFile.batches`."""
+        import pyarrow as pa
+
+        options = pa.ipc.IpcReadOptions(included_fields=[self.schema.names.index(column)])
+        for number in range(first, last):
+            with open_regular(self.path), pa.memory_map(str(self.path)) as file:
+                batch = pa.ipc.open_file(file, options=options).get_batch(number)
+            yield batch.column(0)
+
+
+def open_table_file(path: Path, magic: bytes) -> TableFile | None:
+    """Open a table by the first bytes of its file; None where they are of another format."""
+    if magic.startswith(PARQUET_MAGIC) or path.suffix == ".parquet":
+        return ParquetTable(path)
+    if magic.startswith(ARROW_MAGIC):
+        return ArrowFile(path)
+    if magic.startswith(STREAM_MAGIC) or path.suffix in (".arrow", ".feather"):
+        return ArrowStream(path)
+    return None
+
+
+def reading_table(path: Path) -> AbstractContextManager[None]:
+    """Turn what Arrow raises on a damaged file into one line."""
+    kind = "a parquet" if path.suffix == ".parquet" else "an Arrow"
+    return reading(f"{path} should be {kind} file, it cannot be read", "copy it again")
+
+
+def _bounds(sizes: list[int], path: Path) -> np.ndarray:
+    if min(sizes, default=0) < 0 or sum(sizes) >= 2**63:
+        raise InputError(f"{path}: its numbers of rows are damaged; copy it again")
+    return np.cumsum([0, *sizes], dtype=np.int64)
+
+
+def _has_dictionary(kind: pa.DataType) -> bool:
+    import pyarrow as pa
+
+    if pa.types.is_dictionary(kind):
+        return True
+    return any(_has_dictionary(kind.field(number).type) for number in range(kind.num_fields))
