@@ -1,6 +1,8 @@
 """The page in a real browser, and what opens it."""
 
+import contextlib
 import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
+from hkm_dask import cli
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy.steering import read_weights
@@ -19,7 +22,7 @@ def heading(page: Any, text: str) -> None:
     page.locator("h1", has_text=re.compile(text)).wait_for()
 
 
-def test_walk_down_search_mark_and_save(open_page: Any, stores: Path, browser: Any) -> None:
+def test_walk_down_search_mark_save_and_draw(open_page: Any, browser: Any, tmp_path: Path) -> None:
     page = open_page(browser.url)
     heading(page, "All clusters")
     names = []
@@ -77,7 +80,19 @@ def test_walk_down_search_mark_and_save(open_page: Any, stores: Path, browser: A
     page.locator("#save").click()
     page.locator("#save:disabled").wait_for()
     assert browser.n_unsaved == 0
-    assert read_weights(browser.answers.marks.path) == {cluster_of(marked): 0}
+    weights = browser.answers.marks.path
+    assert read_weights(weights) == {cluster_of(marked): 0}
+
+    # The command that the page shows draws again, and nothing of what was left out.
+    command = shlex.split(page.locator("#marks code").inner_text())
+    assert command[0] == "hkm"
+    with contextlib.chdir(tmp_path), pytest.raises(SystemExit) as exit_:
+        cli.main(command[1:], prog_name="hkm")
+    drawn = np.load(tmp_path / "subset.npy")
+    assert (exit_.value.code or 0, len(drawn)) == (0, int(command[command.index("--size") + 1]))
+    left_out = browser.answers.clusters.ask.members(*cluster_of(marked))
+    assert len(left_out) > 0
+    assert not np.isin(drawn, left_out).any()
 
 
 def cluster_of(name: str) -> tuple[int, int]:

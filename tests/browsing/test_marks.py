@@ -67,6 +67,21 @@ def test_a_draw_without_marks_is_the_one_that_is_drawn(clusters: Clusters, store
             assert abs(draw.share(Cluster(level, number)) - count) <= level_slack(level)
 
 
+def test_a_draw_with_marks_is_the_one_that_is_drawn(clusters: Clusters, stores: Path) -> None:
+    child = Cluster(1, int(clusters.ask.children(2, 3)[0]))
+    weights = {Cluster(2, 3): 3.0, child: 0.0, Cluster(3, 1): 0.5, Cluster(2, 0): 0.0}
+    counts = {level: np.zeros(n) for level, n in enumerate(clusters.n_clusters, start=1)}
+    draw, n_draws = Draw(clusters, weights, 150), 8
+    for seed in range(n_draws):
+        rows = hkm.sample(stores / "tree.zarr", 150, weights=weights, seed=seed)
+        for level, count in counts.items():
+            count += np.bincount(clusters.ask.labels(level).to_numpy()[rows], minlength=len(count))
+    for level, count in counts.items():
+        shares = [draw.share(Cluster(level, number)) for number in range(len(count))]
+        assert np.abs(count / n_draws - shares).max() < 1
+    assert counts[1][child.number] == counts[2][0] == 0
+
+
 def level_slack(level: int) -> float:
     """Rounding adds up from the top: a node rounds by less than one, and passes what it was given on."""
     return float(4 - level)
