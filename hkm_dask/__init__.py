@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.verify import verify
     from hkm_dask.ingestion.ingest import ingest
     from hkm_dask.kmeans.estimator import KMeans
+    from hkm_dask.view.report.report import report
 
 # Imported when first used, so that `hkm --help` does not wait for NumPy, Zarr and xarray.
 _HOMES = {
@@ -37,6 +38,7 @@ _HOMES = {
     "dedup": "curation.dedup",
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
+    "report": "view.report.report",
     "sample": "hierarchy.sampling",
     "verify": "hierarchy.verify",
 }
@@ -57,6 +59,7 @@ __all__ = [
     "dedup",
     "ingest",
     "open_hierarchy",
+    "report",
     "sample",
     "verify",
 ]

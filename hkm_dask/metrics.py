@@ -62,16 +62,26 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     sizes = _count_classes(labels, n_classes)
     share = sizes[sizes > 0] / sizes.sum()
     entropy = float(-(share * np.log(share)).sum()) + 0.0  # not -0.0
-    # Half the mean difference between two classes, relative to the mean: from the sizes in order of size.
-    rank = 2 * np.arange(1, n_classes + 1) - n_classes - 1
-    gini = float((rank * np.sort(sizes)).sum() / (n_classes * sizes.sum()))
     largest = float(np.log(n_classes))
     return ClassBalance(
         entropy=entropy / largest,
         kl_to_uniform=max(0.0, largest - entropy),
-        gini=gini,
+        gini=gini(sizes),
         n_missed=int((sizes == 0).sum()),
     )
+
+
+def gini(sizes: NDArray[np.int64]) -> float:
+    """Gini coefficient of some sizes, not all of them 0: half the mean difference of two, relative to the mean.
+
+    Examples
+    --------
+    >>> gini(np.array([5, 5, 5])), gini(np.array([0, 0, 0, 8]))
+    (0.0, 0.75)
+    """
+    n = len(sizes)
+    rank = 2 * np.arange(1, n + 1) - n - 1
+    return float((rank * np.sort(sizes)).sum() / (n * sizes.sum()))
 
 
 @dataclass(frozen=True)

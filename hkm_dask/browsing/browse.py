@@ -14,10 +14,11 @@ from hkm_dask.browsing.clusters import Clusters
 from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.server import LOOPBACK, Server
-from hkm_dask.browsing.subset import Subset, read_rows
+from hkm_dask.browsing.subset import Subset
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.subset_files import read_rows
 from hkm_dask.hierarchy.tree import open_hierarchy
 
 Path_ = str | os.PathLike[str]

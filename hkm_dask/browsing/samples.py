@@ -9,11 +9,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.browsing.images import ImageFiles
 from hkm_dask.browsing.texts import ChunkCache, Column, Lines, Texts
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool import Pool
+from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
 
 #: Columns whose values are captions, or names of image files, unless one is chosen.

@@ -15,6 +15,7 @@ from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.ingest import ingest
 from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
+from hkm_dask.cli.report import report
 from hkm_dask.cli.sample import sample
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
@@ -170,4 +171,9 @@ def info(store: Path, as_json: bool) -> None:
 
 command_of(main, "hkm assign tree.zarr new.zarr assigned.zarr", "hkm assign tree.zarr new.npy assigned.zarr")(assign)
 command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)
+command_of(
+    main,
+    "hkm report tree.zarr --out report.html",
+    "hkm report tree.zarr --subset subset.npy --images photos/ --out report.html",
+)(report)
 command_of(main, "hkm browse tree.zarr", "hkm browse tree.zarr --images photos/ --subset subset.npy")(browse)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -23,6 +23,9 @@ from hkm_dask.hierarchy.tree_arrays import TreeArrays
 # Rows turned into columns at a time: a few tens of MB, however large the subset is.
 BLOCK_ROWS = 2**18
 
+#: What a subset can be written as.
+SUFFIXES = (".npy", ".parquet", ".csv", ".txt")
+
 #: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
@@ -31,13 +34,13 @@ _NO_POOL = ", or write row numbers to .npy, which need no pool"
 Columns = dict[str, np.ndarray]
 
 
-def check_target(path: str | os.PathLike[str]) -> Path:
+def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES) -> Path:
     """Refuse a file that could not be written, before any work is done for it.
 
     Raises
     ------
     InputError
-        Where its suffix is not one of .npy, .parquet, .csv, .txt, it is there already, or its folder is not.
+        Where its suffix is not one of `suffixes`, it is there already, or its folder is not.
 
     Examples
     --------
@@ -48,8 +51,8 @@ def check_target(path: str | os.PathLike[str]) -> Path:
     """
     target = local_path(path, "out")
     folder, problem = str(target.parent), None
-    if target.suffix not in _WRITERS:
-        problem = f"end in one of {', '.join(_WRITERS)}; rename it"
+    if target.suffix not in suffixes:
+        problem = f"end in one of {', '.join(suffixes)}; rename it"
     elif os.path.lexists(target):
         problem = "be a new file; remove it or choose another name"
     elif not target.parent.is_dir():

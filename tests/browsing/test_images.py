@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 import hkm_dask as hkm
-from hkm_dask.browsing.images import ImageFiles
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.data.pool import open_pool
+from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
 
 

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "ingest", "embed", "dedup", "cluster", "sample", "info", "assign", "verify", "browse"]
+COMMANDS = ["demo", "ingest", "embed", "dedup", "cluster", "sample", "info", "assign", "verify", "report", "browse"]
 
 
 class Result(NamedTuple):

@@ -6,15 +6,17 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
-from hkm_dask.browsing.subset import read_rows
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.hierarchy.subset_files import read_rows
 
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet", ".csv"])
-def test_rows_are_read_as_they_were_written(stores: Path, tmp_path: Path, suffix: str) -> None:
-    rows = hkm.sample(stores / "tree.zarr", 50)
-    write_subset(tmp_path / f"subset{suffix}", rows, stores / "tree.zarr")
+def test_rows_are_read_as_they_were_written(tmp_path: Path, suffix: str) -> None:
+    config = hkm.Config.from_flags((20, 5), n_resamples=0)
+    tree = hkm.build_hierarchy(np.random.default_rng(0).normal(size=(600, 2)), tmp_path / "tree.zarr", config)
+    rows = hkm.sample(tree, 50)
+    write_subset(tmp_path / f"subset{suffix}", rows, tree)
     assert read_rows(tmp_path / f"subset{suffix}", 600).tolist() == rows.tolist()
 
 

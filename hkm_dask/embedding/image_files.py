@@ -36,13 +36,14 @@ class ImageFiles:
     def _jpeg(self, name: str, size: int) -> bytes:
         """Make a JPEG of at most `size` pixels a side; InputError where there is no such image inside."""
         with reading(f"image={name[:200]!r} should be an image in {self.path}", "mend it, or leave it out"):
-            pixels = decode(self._read(name), at_least=size)
+            pixels = decode(self.read(name), at_least=size)
         image, file = Image.fromarray(pixels), io.BytesIO()
         image.thumbnail((size, size))
         image.save(file, "JPEG", quality=85)
         return file.getvalue()
 
-    def _read(self, name: str) -> bytes:
+    def read(self, name: str) -> bytes:
+        """Read a file; ValueError or whatever reading raises where there is no such file inside."""
         if self._archive is not None:
             return read_zipped(self._archive, name)
         target = (self._root / name).resolve()  # an absolute name replaces the folder

@@ -1,0 +1,32 @@
+"""`hkm report`: a hierarchy, and a draw from it, as one HTML file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkm_dask.cli.options import PATH
+
+
+@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.option("--out", type=PATH, required=True, metavar="FILE.html", help="Where to write the report.")
+@click.option("--subset", type=PATH, metavar="FILE", help="The draw: an .npy, .parquet or .csv of `hkm sample`.")
+@click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
+@click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
+@click.option("--images", type=PATH, metavar="FOLDER", help="The images that ids or a column name: a folder or .zip.")
+def report(
+    tree: Path, out: Path, subset: Path | None, pool: Path | None, captions: str | None, images: Path | None
+) -> None:
+    """Report on a tree and on a draw from it, as one HTML file.
+
+    Settings, sizes, inertia and time of each level, a picture of the hierarchy, the draw against the pool by cluster
+    and by column, near-duplicates left in the draw, and warnings where curation looks harmful. The file needs no other
+    and no network; clusters are named LEVEL:NUMBER, as --exclude of hkm sample takes them.
+    """
+    from hkm_dask.view.progress import show_progress
+    from hkm_dask.view.report.report import report as write_report
+
+    with show_progress():
+        target = write_report(tree, out, pool=pool, subset=subset, captions=captions, images=images)
+    click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")

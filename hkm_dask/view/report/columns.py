@@ -1,0 +1,169 @@
+"""Columns of the pool, and labels: what the draw holds of each value, against the pool."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.pool import Pool
+from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, step_line, text, x_axis
+from hkm_dask.view.report.markup import Markup, count, element, line, share, things
+
+#: Values shown of a column; kinds of words or of whole numbers from which on they are text or measures, not categories.
+N_VALUES, MAX_WORDS, MAX_WHOLE = 12, 1000, 50
+_BLOCK = 2**16
+#: Values that the range of a histogram is told from, spread evenly over the column; all values are counted in it.
+_MOST_RANGED = 2**20
+
+Rows = NDArray[np.int64] | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One value per sample, read by pieces; `names` are what its values are called."""
+
+    name: str
+    n: int
+    read: Callable[[int, int], NDArray[Any]]
+    take: Callable[[NDArray[np.int64]], NDArray[Any]]
+    names: Mapping[str, str]
+
+    def blocks(self) -> Iterable[NDArray[Any]]:
+        """Its values, by pieces."""
+        return (self.read(start, min(start + _BLOCK, self.n)) for start in range(0, self.n, _BLOCK))
+
+
+@dataclass(frozen=True)
+class Values:
+    """Shares of the values of a column in the pool, the most frequent first, and in the draw."""
+
+    name: str
+    names: list[str]
+    pool: NDArray[np.float64]
+    draw: NDArray[np.float64] | None
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """A histogram of a column in the pool and in the draw: shares of each bin."""
+
+    name: str
+    edges: NDArray[np.float64]
+    pool: NDArray[np.float64]
+    draw: NDArray[np.float64] | None
+
+
+def pool_columns(pool: Pool) -> list[Column]:
+    """All columns of a pool."""
+    arrays = {name: open_array(Path(pool.path, name)) for name in pool.columns}
+    return [Column(name, pool.n_samples, array.read, array.take, {}) for name, array in arrays.items()]
+
+
+def compare(column: Column, rows: Rows) -> Values | Numbers | None:
+    """What the pool and the draw hold of a column; None where it is text, of too many kinds to be compared."""
+    return _categories(column, rows) or _numbers(column, rows)
+
+
+def _categories(column: Column, rows: Rows) -> Values | None:
+    """Count the values, unless they are measures, or text."""
+    counts: Counter[object] = Counter()
+    for block in column.blocks():
+        if block.dtype.kind == "f":
+            return None
+        counts.update(block.tolist())
+        if len(counts) > (MAX_WHOLE if block.dtype.kind in "iu" else MAX_WORDS) and not column.names:
+            return None
+    values = sorted(counts, key=lambda value: (-counts[value], str(value)))
+    named = [line(column.names.get(str(value), str(value)), 40) or "(empty)" for value in values]
+    pool = np.array([counts[value] for value in values]) / column.n
+    if rows is None:
+        return Values(column.name, named, pool, None)
+    drawn = Counter(column.take(rows).tolist())
+    return Values(column.name, named, pool, np.array([drawn[value] for value in values]) / max(len(rows), 1))
+
+
+def _numbers(column: Column, rows: Rows) -> Numbers | None:
+    """A histogram between the 1st and the 99th percentile; what lies beyond is in the outermost bins."""
+    step = -(-column.n // _MOST_RANGED)
+    some = []
+    for start, block in zip(range(0, column.n, _BLOCK), column.blocks(), strict=True):
+        if block.dtype.kind not in "iuf":
+            return None
+        some.append(block[-start % step :: step].astype(np.float64))
+    ranged = np.concatenate(some)
+    ranged = ranged[np.isfinite(ranged)]
+    if not len(ranged):
+        return None
+    low, high = np.quantile(ranged, [0.01, 0.99])
+    if low == high:
+        low, high = float(ranged.min()), float(ranged.max())
+    edges = np.linspace(low, high if high > low else low + 1, 31)
+    drawn = None if rows is None else _shares(_count(column.take(rows), edges))
+    return Numbers(column.name, edges, _shares(sum(_count(block, edges) for block in column.blocks())), drawn)
+
+
+def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> Any:
+    finite = values[np.isfinite(values)]
+    return np.histogram(np.clip(finite, edges[0], edges[-1]), edges)[0]
+
+
+def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    return counts / max(int(counts.sum()), 1)
+
+
+def draw_column(column: Values | Numbers) -> Markup:
+    """A chart of one column."""
+    body = _draw_values(column) if isinstance(column, Values) else _draw_numbers(column)
+    said = things(len(column.names), "value") if isinstance(column, Values) else "1st to 99th percentile of the pool"
+    head = element("figcaption", element("b", line(column.name, 60)), " ", element("span", said, class_="quiet"))
+    return element("figure", head, body)
+
+
+def _draw_values(column: Values) -> Markup:
+    """Dots on a line for each value: its share of the pool and of the draw."""
+    n = len(column.names)
+    shown = n if n <= N_VALUES + 1 else N_VALUES
+    others = [f"{count(n - shown)} others"] if shown < n else []
+    names = column.names[:shown] + others
+    pool, draw = (_gathered(shares, shown, n) for shares in (column.pool, column.draw))
+    assert pool is not None
+    x = Scale(0, max(max(pool), max(draw or [0.0])) or 1, 230, WIDTH - 150)
+    marks = []
+    for i, (name, of_pool) in enumerate(zip(names, pool, strict=True)):
+        y = 14 + 24.0 * i
+        said = share(of_pool) if draw is None else f"{share(of_pool)} → {share(draw[i])}"
+        marks += [text(216, y + 4, line(name, 32), "label", "end"), text(WIDTH - 132, y + 4, said, "label")]
+        marks.append(rule(230, y, WIDTH - 150, y))
+        if draw is not None:
+            marks.append(rule(x(of_pool), y, x(draw[i]), y, "change"))
+        marks.append(element("circle", cx=x(of_pool), cy=y, r=5.5, class_="fill-pool"))
+        if draw is not None:
+            marks.append(element("circle", cx=x(draw[i]), cy=y, r=5.5, class_="fill-draw"))
+    said = f"Shares of the values of {line(column.name, 60)}: " + "; ".join(
+        f"{name} {share(of)}" + ("" if draw is None else f" of the pool, {share(draw[i])} of the draw")
+        for i, (name, of) in enumerate(zip(names, pool, strict=True))
+    )
+    return element("div", chart(24 * len(names) + 8, marks, label=said), class_="wide")
+
+
+def _gathered(shares: NDArray[np.float64] | None, shown: int, n: int) -> list[float] | None:
+    if shares is None:
+        return None
+    return [*shares[:shown].tolist(), *([float(shares[shown:].sum())] if shown < n else [])]
+
+
+def _draw_numbers(column: Numbers) -> Markup:
+    most = max(float(column.pool.max()), 0.0 if column.draw is None else float(column.draw.max()))
+    x, y = Scale(column.edges[0], column.edges[-1], 10, WIDTH - 10), Scale(0, most or 1, 140, 10)
+    marks = [path(step_line(column.edges.tolist(), column.pool.tolist(), x, y), "area pool")]
+    if column.draw is not None:
+        marks.append(path(step_line(column.edges.tolist(), column.draw.tolist(), x, y), "line draw"))
+    said = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
+    return element("div", chart(165, marks, x_axis(x, 140, n=8), label=said), class_="wide")

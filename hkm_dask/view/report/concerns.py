@@ -1,0 +1,114 @@
+"""Where curation looks harmful, or is not needed: rules with their reasons, and the numbers they rest on.
+
+Each looks at what a tree and a draw tell by themselves, without labels, which is a sign and no proof.
+"""
+
+from __future__ import annotations
+
+from hkm_dask.view.report.facts import NEAR_SHARE, Facts, unevenness
+from hkm_dask.view.report.markup import Markup, element, join, name, share
+from hkm_dask.view.report.near_duplicates import NearDuplicates
+
+#: A pool whose top-level clusters are more even than this is even already: a uniform draw is about as even as a curated
+#: one, and keeps the proportions. Points spread evenly over a square have 0.15 to 0.25, the pools of pipelines/longtail
+#: 0.5 and more.
+EVEN_GINI = 0.3
+#: One top-level cluster that holds more than this holds most of the pool, and a balanced draw hardly any of it.
+MOST = 0.5
+#: Outliers are told of from this share of the draw on. Of a uniform draw they are 1 %, by what is called far.
+OUTLIERS = 0.05
+#: Near-duplicates are told of from this share of the draw on, where they are twice as many as in a uniform one.
+DUPLICATES, TIMES = 0.01, 2.0
+#: A draw of more than this share of the pool cannot be even.
+LARGE_DRAW = 0.5
+
+
+def concerns(facts: Facts, near: NearDuplicates | None) -> list[Markup]:
+    """What someone should look at before the draw is used."""
+    found = [_even(facts), _most(facts), _stopped(facts)]
+    if facts.n_drawn:
+        found += [_no_better(facts), _far(facts), _large(facts)]
+    if near is not None:
+        found.append(_near(near))
+    return [one for one in found if one is not None]
+
+
+def _said(head: str, *body: object) -> Markup:
+    return join(element("b", head), " ", *body)
+
+
+def _even(facts: Facts) -> Markup | None:
+    gini = unevenness(facts.top.sizes, facts.top.sizes)
+    if gini >= EVEN_GINI or len(facts.top.filled) < 2:
+        return None
+    body = (
+        f"Its top-level clusters are about equally large (Gini {gini:.2f}; 0 is equal, {EVEN_GINI} the limit "
+        "of this warning): a uniform draw is nearly as even as a curated one, and keeps the proportions of the pool."
+    )
+    return _said("The pool is even already.", body)
+
+
+def _most(facts: Facts) -> Markup | None:
+    top = facts.top
+    largest = int(top.sizes.argmax())
+    part = float(top.sizes[largest] / facts.n_clustered)
+    if part <= MOST or len(top.filled) < 2:
+        return None
+    body = (
+        f" holds {share(part)} of the pool. A balanced draw gives it about as much as any other cluster: if it is what "
+        "the pool is about, and no noise, raise its weight, or cluster it by itself."
+    )
+    return _said("One cluster holds most.", "Cluster ", name(top.number, largest), body)
+
+
+def _stopped(facts: Facts) -> Markup | None:
+    asked = zip(facts.levels, facts.config.levels, strict=True)
+    stopped = [level.number for level, of in asked if any(len(run) >= of.max_iter for run in level.runs)]
+    if not stopped:
+        return None
+    levels = ", ".join(map(str, stopped))
+    return _said(
+        "Not all k-means converged.", f"At level {levels} some stopped at max_iter while the inertia still fell."
+    )
+
+
+def _no_better(facts: Facts) -> Markup | None:
+    top = facts.top
+    assert top.drawn is not None
+    pool, draw = unevenness(top.sizes, top.sizes), unevenness(top.drawn, top.sizes)
+    if draw < pool:
+        return None
+    body = f"Over the top-level clusters its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
+    return _said("The draw is no more even than the pool.", body)
+
+
+def _far(facts: Facts) -> Markup | None:
+    if facts.far is None or facts.far[1] < OUTLIERS:
+        return None
+    pool, draw = facts.far
+    body = (
+        f"{share(draw)} of the draw lie farther from their centroids than {100 * NEAR_SHARE:.0f} % of the pool "
+        f"({share(pool)} of the pool do). These may be rare things, or rubbish: look at some of them."
+    )
+    return _said("Outliers are drawn.", body)
+
+
+def _large(facts: Facts) -> Markup | None:
+    part = facts.n_drawn / facts.n_clustered
+    if part <= LARGE_DRAW:
+        return None
+    body = f"It takes {share(part)} of the pool, so that large clusters fill what small ones cannot give."
+    return _said("The draw is too large to be even.", body)
+
+
+def _near(near: NearDuplicates) -> Markup | None:
+    for threshold, drawn in near.drawn.items():
+        part = drawn / near.n_rows
+        if part >= DUPLICATES and drawn >= TIMES * near.uniform[threshold]:
+            body = (
+                f"{share(part)} of the draw have another sample in it at a cosine of {threshold} or more; of a uniform "
+                f"draw of that size, {share(near.uniform[threshold] / near.n_rows)}. Leave them out of the pool with ",
+                element("code", f"hkm dedup --threshold {threshold}"), ", then cluster what is left.",
+            )  # fmt: skip
+            return _said("Near-duplicates are drawn.", *body)
+    return None

@@ -1,0 +1,201 @@
+"""What a report tells of a hierarchy and of a draw from it, as numbers by level, never by sample."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.config import Config
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.metrics import gini
+
+#: At least this share of the pool is nearer to its centroids than what is called far.
+NEAR_SHARE = 0.99
+# Distances are counted by the upper bits of their float32, which ascend as they do: 11 bits of the fraction, 0.05 %.
+_DROPPED_BITS = 12
+
+
+@dataclass(frozen=True)
+class LevelFacts:
+    """One level of a hierarchy.
+
+    Attributes
+    ----------
+    number : int
+        From 1.
+    sizes : ndarray of int64, shape (n_clusters,)
+        Samples below each cluster.
+    drawn : ndarray of int64, shape (n_clusters,), or None
+        Of them in the draw.
+    runs : tuple of ndarray of float64
+        Inertia of every iteration, of the first k-means and of every resampling step.
+    seconds : float or None
+        What the level took.
+    step_seconds : list of float
+        What each of the `runs` took, where the tree keeps it.
+    """
+
+    number: int
+    sizes: NDArray[np.int64]
+    drawn: NDArray[np.int64] | None
+    runs: tuple[NDArray[np.float64], ...]
+    seconds: float | None
+    step_seconds: list[float]
+
+    @property
+    def filled(self) -> NDArray[np.int64]:
+        """Sizes of the clusters that hold anything."""
+        return self.sizes[self.sizes > 0]
+
+    @property
+    def order(self) -> NDArray[np.int64]:
+        """Clusters that hold anything, the largest first."""
+        return np.argsort(-self.sizes, kind="stable")[: len(self.filled)]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """A hierarchy, the pool it was made from, and a draw.
+
+    Attributes
+    ----------
+    path : str
+        Of the tree.
+    attributes : dict
+        Of the tree, as it is on disk.
+    config : Config
+    pool : Pool or None
+        None where it is not there.
+    n_samples, n_clustered : int
+        In the pool, and in the tree.
+    levels : tuple of LevelFacts
+        Level 1 first.
+    rows : ndarray of int64 or None
+        The draw: row numbers of the pool, sorted.
+    far : tuple of float or None
+        Shares of the pool, at most 1 %, and of the draw that are farther from their centroids than all the others.
+    """
+
+    path: str
+    attributes: dict[str, Any] = field(repr=False)
+    config: Config
+    pool: Pool | None
+    n_samples: int
+    n_clustered: int
+    levels: tuple[LevelFacts, ...]
+    rows: NDArray[np.int64] | None
+    far: tuple[float, float] | None
+
+    @property
+    def top(self) -> LevelFacts:
+        """The top level."""
+        return self.levels[-1]
+
+    @property
+    def n_drawn(self) -> int:
+        """Rows of the draw that lie in clusters."""
+        return 0 if self.top.drawn is None else int(self.top.drawn.sum())
+
+
+def find_pool(attributes: Mapping[Any, Any], path: str | os.PathLike[str] | None) -> Pool | None:
+    """Open the pool of a tree, where it was or at `path`; None where it is not where it was.
+
+    StoreError where `path` has none, or another.
+    """
+    where = path if path is not None else attributes.get("pool")
+    if not where or (path is None and not Path(where).exists()):
+        return None
+    pool = open_pool(where)
+    if pool.fingerprint != attributes.get("pool_fingerprint"):
+        raise StoreError(f"pool={str(where)!r} should be the one the tree was made from, it is another; give that one")
+    return pool
+
+
+def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int64] | None) -> Facts:
+    """Read what a report tells of a tree; `rows` are a draw."""
+    arrays = TreeArrays(tree)
+    drawn = None if rows is None else _drawn(arrays, rows)
+    levels = tuple(
+        _level(tree, arrays, t, None if drawn is None else drawn[t - 1]) for t in range(1, arrays.n_levels + 1)
+    )
+    attributes = {str(name): value for name, value in tree.attrs.items()}
+    if not levels[0].sizes.any():
+        raise InputError(f"tree={path!r} should hold samples, it holds none")
+    return Facts(
+        path=path,
+        attributes=attributes,
+        config=Config.from_json(attributes["config"]),
+        pool=pool,
+        n_samples=arrays.n_rows(1),
+        n_clustered=int(levels[0].sizes.sum()),
+        levels=levels,
+        rows=rows,
+        far=None if drawn is None or rows is None or not drawn[0].any() else _far(arrays, rows),
+    )
+
+
+def half(sizes: NDArray[np.int64]) -> int:
+    """How many of the largest hold half of all.
+
+    >>> half(np.array([10, 1, 1, 1])), half(np.array([5, 5, 5, 5]))
+    (1, 2)
+    """
+    running = np.cumsum(np.sort(sizes)[::-1])
+    return int(np.searchsorted(2 * running, running[-1])) + 1 if len(sizes) and running[-1] else 0
+
+
+def unevenness(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
+    """Gini coefficient of some counts over the clusters whose sizes are not 0; 0 is even.
+
+    >>> unevenness(np.array([3, 3, 0]), np.array([9, 9, 0])), unevenness(np.array([1, 9]), np.array([1, 9]))
+    (0.0, 0.4)
+    """
+    counted = counts[sizes > 0]
+    return gini(counted) if counted.any() else 0.0
+
+
+def _drawn(arrays: TreeArrays, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Drawn samples of every cluster, for each level."""
+    labels = arrays.take(1, "labels", rows)
+    counts = [np.bincount(labels[labels >= 0], minlength=arrays.n_clusters(1)).astype(np.int64)]
+    for t in range(2, arrays.n_levels + 1):
+        parents, below = arrays.read(t, "labels"), counts[-1]
+        sums = np.bincount(parents[parents >= 0], weights=below[parents >= 0], minlength=arrays.n_clusters(t))
+        counts.append(sums.astype(np.int64))
+    return counts
+
+
+def _level(tree: xr.DataTree, arrays: TreeArrays, t: int, drawn: NDArray[np.int64] | None) -> LevelFacts:
+    attributes = tree[f"level_{t}"].attrs
+    return LevelFacts(
+        number=t,
+        sizes=np.asarray(arrays.read(t, "leaf_sizes"), np.int64),
+        drawn=drawn,
+        runs=tuple(run[np.isfinite(run)] for run in np.asarray(arrays.read(t, "inertia"))),
+        seconds=attributes.get("seconds"),
+        step_seconds=list(attributes.get("step_seconds") or []),
+    )
+
+
+def _far(arrays: TreeArrays, rows: NDArray[np.int64]) -> tuple[float, float]:
+    """Shares of the pool and of the draw beyond what `NEAR_SHARE` of the pool stay within."""
+    counts = np.zeros(1 << (31 - _DROPPED_BITS), np.int64)
+    for bounds in arrays.blocks(1, "distances"):
+        counts += np.bincount(_keys(arrays.block(1, "distances", bounds)), minlength=len(counts))
+    limit = int(np.searchsorted(np.cumsum(counts), NEAR_SHARE * counts.sum()))
+    drawn = _keys(arrays.take(1, "distances", rows))
+    return float(counts[limit + 1 :].sum() / counts.sum()), float((drawn > limit).mean())
+
+
+def _keys(distances: NDArray[np.float32]) -> NDArray[np.uint32]:
+    """Numbers that ascend as distances do; those of samples left out of the clustering, NaN, are dropped."""
+    return np.ascontiguousarray(distances[np.isfinite(distances)], "f4").view(np.uint32) >> np.uint32(_DROPPED_BITS)

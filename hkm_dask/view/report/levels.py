@@ -1,0 +1,152 @@
+"""The levels side by side: how large their clusters are, how their k-means went, and what took how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, text, x_axis, y_axis
+from hkm_dask.view.report.facts import Facts, LevelFacts, unevenness
+from hkm_dask.view.report.markup import Content, Markup, count, duration, element, table, things, value
+
+_PANEL = 300.0
+_POINTS = 100  # of a curve
+_ROW = 26.0  # height of a level in the timeline
+
+
+def size_panels(facts: Facts) -> Markup:
+    """Sizes of the clusters of each level against their rank, in the pool and in the draw; the top level first."""
+    panels = []
+    for level in reversed(facts.levels):
+        gini = f"Gini {unevenness(level.sizes, level.sizes):.2f}"
+        if level.drawn is not None:
+            gini += f" in the pool, {unevenness(level.drawn, level.sizes):.2f} in the draw"
+        panels.append(_panel(f"Level {level.number}: {things(len(level.filled), 'cluster')}", gini, _ranks(level)))
+    return element("div", panels, class_="panels")
+
+
+def _panel(head: str, quiet: str, body: Markup) -> Markup:
+    caption = element("figcaption", element("b", head), element("br"), element("span", quiet, class_="quiet"))
+    return element("figure", caption, body)
+
+
+def _ranks(level: LevelFacts) -> Markup:
+    most = max(float(level.sizes.max()), 0.0 if level.drawn is None else float(level.drawn.max()))
+    x = Scale(1, max(len(level.filled), 2), 44, _PANEL - 8, log=True)
+    y = Scale(1, max(most, 2), 150, 10, log=True)
+    lines = [_rank_line(level.sizes, x, y, "line pool")]
+    if level.drawn is not None:
+        lines.append(_rank_line(level.drawn, x, y, "line draw"))
+    said = f"Samples in the clusters of level {level.number} by rank, logarithmically: a level line would be even"
+    axes = [y_axis(y, 44, _PANEL - 8), x_axis(x, 150, "rank of the cluster", n=4)]
+    return chart(190, axes, lines, label=said, width=_PANEL)
+
+
+def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Markup:
+    ranked = np.sort(sizes[sizes > 0])[::-1]
+    ranks = np.unique(np.geomspace(1, max(len(ranked), 1), _POINTS).round().astype(int))
+    points = [(x(rank), y(ranked[rank - 1])) for rank in ranks.tolist()] if len(ranked) else [(x(1), y(1))]
+    return path([*points, points[-1]] if len(points) == 1 else points, class_)
+
+
+def size_table(facts: Facts) -> Markup:
+    """The sizes of each level in numbers."""
+    head = ["Level", "Clusters", "Empty", "Smallest", "Median", "Mean", "Largest", "Gini"]
+    head += ["Gini of the draw", "Not drawn from"] if facts.rows is not None else []
+    rows = []
+    for level in facts.levels:
+        sizes = level.filled
+        row: list[Content] = [level.number, count(len(sizes)), count(len(level.sizes) - len(sizes)), count(sizes.min())]
+        row += [count(float(np.median(sizes))), count(round(float(sizes.mean()), 1)), count(sizes.max())]
+        row.append(f"{unevenness(level.sizes, level.sizes):.2f}")
+        if level.drawn is not None:
+            missed = int(((level.sizes > 0) & (level.drawn == 0)).sum())
+            row += [f"{unevenness(level.drawn, level.sizes):.2f}", count(missed)]
+        rows.append(row)
+    return table(head, rows, caption="Samples in the clusters of each level")
+
+
+def inertia_panels(facts: Facts) -> Markup:
+    """The inertia of every iteration, as a share of the first one's, for each k-means of each level."""
+    panels = []
+    for level in facts.levels:
+        runs = [run / run[0] for run in level.runs if len(run) and run[0] > 0]
+        if not runs:
+            continue
+        low = min(float(run.min()) for run in runs)
+        x = Scale(1, max(2, max(map(len, runs))), 52, _PANEL - 8)
+        y = Scale(low - 0.05 * (1.0001 - low), 1, 150, 12)
+        lines = [
+            path([(x(i + 1), y(v)) for i, v in enumerate([*run, run[-1]][: max(len(run), 2)])], f"line {kind}")
+            for run, kind in reversed([(run, "first" if i == 0 else "resampled") for i, run in enumerate(runs)])
+        ]
+        n_iter = ", ".join(count(len(run)) for run in level.runs)
+        said = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
+        axes = [
+            y_axis(y, 52, _PANEL - 8, lambda v: f"{v:.3g}", 3),
+            x_axis(x, 150, "iteration", lambda v: f"{v:.0f}", 4),
+        ]
+        quiet = f"{things(len(runs), 'k-means run')}, {things(sum(map(len, runs)), 'iteration')}"
+        panels.append(_panel(f"Level {level.number}", quiet, chart(190, axes, lines, label=said, width=_PANEL)))
+    return element("div", panels, class_="panels")
+
+
+def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
+    """What a level's time went into: a class, a name and seconds, one after the other."""
+    names = ["first k-means", *(f"k-means of resampling {i}" for i in range(1, len(level.step_seconds)))]
+    for i, (name, seconds) in enumerate(zip(names, level.step_seconds, strict=True)):
+        yield "stage-first" if i == 0 else "stage-more", name, seconds
+    yield "stage-rest", "assigning and writing", max((level.seconds or 0.0) - sum(level.step_seconds), 0.0)
+
+
+def timeline(facts: Facts) -> Markup | None:
+    """Level after level, what took how long; None where the tree does not tell."""
+    total = sum(level.seconds or 0.0 for level in facts.levels)
+    if not total:
+        return None
+    x = Scale(0, total, 64, WIDTH - 90)
+    start, rows = 0.0, []
+    for place, level in enumerate(facts.levels):
+        y, first = 8 + _ROW * place, start
+        for kind, name, seconds in (
+            _stages(level) if level.step_seconds else [("stage-rest", "all", level.seconds or 0.0)]
+        ):
+            said = element("title", f"level {level.number}, {name}: {duration(seconds)}")
+            width = max(x(start + seconds) - x(start) - 0.6, 0.6)
+            rows.append(element("rect", said, x=x(start), y=y, width=width, height=16, class_=kind))
+            start += seconds
+        rows.append(text(56, y + 13, f"Level {level.number}", "label", "end"))
+        rows.append(text(x(start) + 6, y + 13, duration(start - first), "quiet"))
+        rows.append(rule(x(first), y - 5, x(first), y + 18))
+    bottom = 8 + _ROW * len(facts.levels)
+    spans = ", ".join(f"level {level.number} {duration(level.seconds or 0.0)}" for level in facts.levels)
+    return chart(bottom + 40, x_axis(x, bottom, "seconds", n=8), rows, label=f"What each level took: {spans}")
+
+
+def step_table(facts: Facts) -> Markup:
+    """Iterations, inertia and time of every k-means run, up to the last of each level."""
+    rows = []
+    for level in facts.levels:
+        last = next((float(run[-1]) for run in reversed(level.runs) if len(run)), None)
+        spent = (
+            [duration(level.step_seconds[0]), duration(sum(level.step_seconds[1:]))] if level.step_seconds else ["", ""]
+        )
+        whole = "" if level.seconds is None else duration(level.seconds)
+        n_iter = [len(run) for run in level.runs] or [0]
+        row: list[Content] = [level.number, count(n_iter[0]), count(len(n_iter) - 1), count(sum(n_iter[1:]))]
+        row += ["" if last is None else value(last), *spent, whole]
+        rows.append(row)
+    head = ["Level", "Iterations", "Resamplings", "Their iterations", "Last inertia"]
+    head += ["First k-means", "Resampled k-means", "All of the level"]
+    return table(head, rows, caption="Iterations, inertia and time of each level")
+
+
+def settings_table(facts: Facts) -> Markup:
+    """The settings of each level."""
+    levels = [level.model_dump() for level in facts.config.levels]
+    rows = [[element("code", name), *(str(level[name]) for level in levels)] for name in levels[0]]
+    return table(
+        ["Setting", *(f"Level {i}" for i in range(1, len(levels) + 1))], rows, caption="Settings of each level"
+    )

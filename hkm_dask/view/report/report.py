@@ -1,0 +1,114 @@
+"""`report`: what a hierarchy holds, and what a draw from it changed, as one HTML file that needs nothing else."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.data.files import write_file
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.export import check_target
+from hkm_dask.hierarchy.subset_files import read_rows
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.view.report import columns, icicle, near_duplicates, ribbons
+from hkm_dask.view.report.clusters import nearest
+from hkm_dask.view.report.facts import find_pool, gather
+from hkm_dask.view.report.page import Contents, page
+from hkm_dask.view.report.samples import open_samples
+
+_Path = str | os.PathLike[str]
+
+
+def report(
+    tree: xr.DataTree | _Path,
+    out: _Path,
+    *,
+    pool: _Path | None = None,
+    subset: _Path | NDArray[np.integer] | None = None,
+    captions: _Path | None = None,
+    images: _Path | None = None,
+) -> Path:
+    """Write a report on a hierarchy, and on a draw from it, as one HTML file.
+
+    It has the settings, the sizes of the clusters of each level and how even they are, the inertia of every k-means, a
+    picture of the hierarchy, what the draw holds of each cluster and of each value of the pool's columns, the
+    near-duplicates left in it, and warnings where curation looks harmful. The file needs no other, and no network.
+
+    Parameters
+    ----------
+    tree : DataTree or path
+        On disk.
+    out : path-like
+        The ``.html`` file to write; must not be there yet.
+    pool : path-like, optional
+        Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
+    subset : path-like or array of int, shape (n,), optional
+        The draw: a file that `hkm sample` wrote, or row numbers of the pool.
+    captions : path-like or str, optional
+        A file of texts, one for each row of the pool, or the name of a column of it; by default its column ``caption``,
+        ``text`` or ``title``, or its ids.
+    images : path-like, optional
+        The folder or ``.zip`` of the images that the pool's ids, or its column ``path``, name.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        Captions, images or a draw that do not fit the tree, or a file that is there already.
+    StoreError
+        The tree cannot be read, or the pool is another than that of the tree.
+
+    Examples
+    --------
+    >>> import tempfile, hkm_dask as hkm
+    >>> x = np.random.default_rng(0).normal(size=(300, 2)).astype("float32")
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     config = hkm.Config.from_flags((30, 6), n_resamples=1)
+    ...     tree = hkm.build_hierarchy(x, f"{folder}/tree.zarr", config)
+    ...     page = report(tree, f"{folder}/report.html", subset=hkm.sample(tree, 60))
+    ...     "60 drawn" in page.read_text()
+    True
+    """
+    target = check_target(out, (".html", ".htm"))
+    opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+    where = str(opened.encoding.get("source") or "a tree in memory")
+    of_tree = find_pool(opened.attrs, pool)
+    n_samples = opened.hkm.n_samples
+    rows = None if subset is None else _rows(subset, n_samples)
+    samples = open_samples(of_tree, n_samples, captions=captions, images=images)
+    facts = gather(opened, where, of_tree, rows)
+    drawn = facts.rows if facts.n_drawn else None
+    cells = icicle.layout(opened, facts, pictures=samples.has_images)
+    bands = ribbons.ribbons_of(opened, facts) if drawn is not None else []
+    near = near_duplicates.find(opened, of_tree, drawn) if of_tree is not None and drawn is not None else None
+    largest = nearest(opened, facts, pictures=samples.has_images)
+    compared = {} if of_tree is None else {c.name: columns.compare(c, drawn) for c in columns.pool_columns(of_tree)}
+    pairs = near.closest if near is not None else []
+    samples.load(
+        int(row)
+        for some in (
+            *(band.samples for band in bands), *largest.values(), *((i, j) for i, j, _ in pairs),
+            *(cell.samples for cell in sorted(cells, key=lambda cell: -cell.size)),
+        )
+        for row in some
+    )  # fmt: skip
+    write_file(target, page(Contents(facts, samples, cells, bands, near, largest, compared)).encode())
+    return target
+
+
+def _rows(subset: _Path | NDArray[np.integer], n_samples: int) -> NDArray[np.int64]:
+    if isinstance(subset, str | os.PathLike):
+        return read_rows(subset, n_samples)
+    rows = np.asarray(subset)
+    if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= n_samples:
+        rule = f"row numbers of the pool, from 0 to {n_samples - 1}; give what `sample` returned"
+        raise InputError(f"subset=array of {rows.dtype} {rows.shape} should be {rule}")
+    return np.sort(rows.astype(np.int64))

@@ -1,0 +1,175 @@
+"""What stands for a sample on a page: a caption, and a thumbnail where there are images."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+from hkm_dask.view.report.markup import Markup, element, line
+
+#: Columns that are taken for captions where none is named, and for paths of images where ids are not.
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
+PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
+#: Characters of a caption, pixels of a thumbnail, and bytes of all thumbnails of a page.
+CAPTION, SIDE, MAX_BYTES = 120, 56, 3 * 2**20
+
+Texts = Callable[[NDArray[np.int64]], Sequence[str]]
+Read = Callable[[str], bytes]
+
+
+class Samples:
+    """Captions and thumbnails of the rows that a page shows, fetched together by `load`.
+
+    Attributes
+    ----------
+    known_by : str
+        What the captions are, in words.
+    has_images : bool
+    n_unreadable : int
+        Images asked for that could not be read.
+    n_left_out : int
+        Images left out as the page has no room for them.
+    """
+
+    def __init__(self, texts: Texts, known_by: str, paths: Texts | None = None, read: Read | None = None) -> None:
+        self._texts, self._paths, self._read = texts, paths, read
+        self.known_by, self.has_images = known_by, read is not None
+        self._captions: dict[int, str] = {}
+        self._thumbnails: dict[int, str] = {}
+        self.n_unreadable = self.n_left_out = 0
+
+    def load(self, rows: Iterable[int]) -> None:
+        """Fetch what stands for some rows, the most important first: thumbnails stop where the page is full."""
+        wanted = list(dict.fromkeys(int(row) for row in rows))
+        if not wanted:
+            return
+        numbers = np.array(wanted, np.int64)
+        for row, text in zip(wanted, self._texts(numbers), strict=True):
+            self._captions[row] = line(str(text), CAPTION)
+        if self._paths is None or self._read is None:
+            return
+        paths, n_bytes = self._paths(numbers), 0
+        for done, (row, path) in enumerate(zip(wanted, paths, strict=True), 1):
+            if n_bytes >= MAX_BYTES:
+                self.n_left_out += 1
+                continue
+            try:
+                self._thumbnails[row] = thumbnail(self._read(str(path)))
+                n_bytes += len(self._thumbnails[row])
+            except Exception:  # Pillow does not say what it raises on bytes that nobody wrote
+                self.n_unreadable += 1
+            emit("progress", stage="images", done=done, total=len(wanted))
+        if not self._thumbnails:
+            raise InputError(
+                f"images should hold the pool's images, but none of them can be read, as {paths[0]!r}; "
+                "give the folder, or the .zip, that these names begin in"
+            )
+
+    def caption(self, row: int) -> str:
+        """The caption of a row that was loaded."""
+        return self._captions[int(row)]
+
+    def picture(
+        self, row: int, *, width: float = SIDE, x: float | None = None, y: float | None = None
+    ) -> Markup | None:
+        """The thumbnail of a row, by reference to `definitions`; within an SVG at `x` and `y`. None where none is."""
+        row = int(row)
+        if row not in self._thumbnails:
+            return None
+        use = element("use", href=f"#s{row}")
+        box = f"0 0 {SIDE} {SIDE}"
+        return element(
+            "svg", element("title", self.caption(row)), use, class_="thumb", role="img", aria_label=self.caption(row),
+            viewBox=box, width=width, height=width, x=x, y=y,
+        )  # fmt: skip
+
+    def definitions(self) -> Markup:
+        """The thumbnails, each once, to be put at the beginning of the page."""
+        images = [
+            element("image", id=f"s{row}", width=SIDE, height=SIDE, href=f"data:image/webp;base64,{data}")
+            for row, data in self._thumbnails.items()
+        ]
+        return element("svg", element("defs", images), class_="definitions", aria_hidden="true", width=0, height=0)
+
+
+def thumbnail(data: bytes) -> str:
+    """The middle square of an image file, SIDE pixels wide, as WebP in base64."""
+    from PIL import Image, ImageOps
+
+    from hkm_dask.embedding.images import decode
+
+    small = ImageOps.fit(Image.fromarray(decode(data)), (SIDE, SIDE), Image.Resampling.LANCZOS)
+    out = io.BytesIO()
+    small.save(out, "WEBP", quality=72, method=4)
+    return base64.b64encode(out.getvalue()).decode("ascii")
+
+
+def open_samples(
+    pool: Pool | None, n_samples: int, *, captions: str | os.PathLike[str] | None, images: str | os.PathLike[str] | None
+) -> Samples:
+    """Find out what stands for the rows of a pool; InputError where captions or images do not fit it."""
+    texts, known_by = _captions(pool, n_samples, captions)
+    if images is None:
+        return Samples(texts, known_by)
+    from hkm_dask.embedding.image_files import ImageFiles
+
+    paths, read = _paths(pool), ImageFiles(images).read
+    return Samples(paths if captions is None and known_by == "rows" else texts, known_by, paths, read)
+
+
+def _captions(pool: Pool | None, n_samples: int, captions: Any) -> tuple[Texts, str]:
+    columns = pool.columns if pool is not None else ()
+    column = str(captions) if captions is not None else next((c for c in CAPTION_COLUMNS if c in columns), None)
+    if pool is not None and column in columns:
+        return lambda rows: [str(text) for text in pool.column(column, rows)], f"column {column}"
+    if captions is not None:
+        return _file(Path(captions), n_samples, columns), f"captions of {Path(captions).name}"
+    if pool is not None and pool.has_ids:
+        return _ids(pool), "ids"
+    return lambda rows: [f"row {row:,}" for row in rows], "rows"
+
+
+def _ids(pool: Pool) -> Texts:
+    """Ids of rows, as texts."""
+    return lambda rows: [] if (ids := pool.ids(rows)) is None else [str(one) for one in ids]
+
+
+def _file(path: Path, n_samples: int, columns: Sequence[str]) -> Texts:
+    from hkm_dask.embedding.texts import open_texts
+
+    if not path.exists():
+        known = f", which are {', '.join(columns)}" if columns else ""
+        raise InputError(
+            f"captions={str(path)!r} should be a file with one caption per sample, or a column of the pool{known}; "
+            "check the name"
+        )
+    texts = open_texts(path)
+    if len(texts) != n_samples:
+        raise InputError(
+            f"captions={str(path)!r} has {len(texts):,} captions, it should have {n_samples:,}, one per sample of the "
+            "pool, in its order; give the file that the pool was made from"
+        )
+    return lambda rows: [texts.read(int(row), int(row) + 1)[0] for row in rows]
+
+
+def _paths(pool: Pool | None) -> Texts:
+    if pool is not None:
+        for column in PATH_COLUMNS:
+            if column in pool.columns:
+                return lambda rows: [str(path) for path in pool.column(column, rows)]
+        if pool.has_ids:
+            return _ids(pool)
+    raise InputError(
+        f"images should go with a pool whose ids, or a column {' or '.join(PATH_COLUMNS)}, name the files; "
+        "make it with `hkm embed image` or `hkm ingest --ids`, or say with --pool where it is"
+    )

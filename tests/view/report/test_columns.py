@@ -1,0 +1,54 @@
+"""Columns compared, against counts by hand."""
+
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from hkm_dask.view.report import columns
+from hkm_dask.view.report.columns import Column, Numbers, Values, compare, pool_columns
+from tests.view.report.conftest import Made, N
+
+
+def column(values: np.ndarray, names: dict[str, str] | None = None) -> Column:
+    return Column("x", len(values), lambda a, b: values[a:b], lambda rows: values[rows], names or {})
+
+
+def test_kinds_are_counted_in_the_pool_and_in_the_draw(made: Made) -> None:
+    of_pool = {one.name: one for one in pool_columns(made.pool)}
+    kinds = compare(of_pool["kind"], made.rows)
+    assert isinstance(kinds, Values)
+    assert kinds.names[:2] == ["many", "few"]
+    assert kinds.pool.tolist() == [360 / N, 38 / N, 2 / N]
+    drawn = Counter(made.pool.column("kind", made.rows).tolist())
+    assert kinds.draw is not None
+    assert kinds.draw.tolist() == [n / len(made.rows) for n in (drawn["many"], drawn["few"], 2)]
+
+
+def test_measures_are_counted_in_bins_whatever_the_blocks(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(columns, "_BLOCK", 37)
+    monkeypatch.setattr(columns, "_MOST_RANGED", 100)
+    score = compare({one.name: one for one in pool_columns(made.pool)}["score"], None)
+    assert isinstance(score, Numbers)
+    values = made.pool.column("score")
+    values = values[np.isfinite(values)]
+    assert score.edges[[0, -1]].tolist() == pytest.approx(np.quantile(values, [0.01, 0.99]), abs=0.01)
+    expected = np.histogram(values.clip(score.edges[0], score.edges[-1]), score.edges)[0] / (N - 1)
+    assert score.pool.tolist() == expected.tolist()
+
+
+def test_whole_numbers_are_kinds_where_they_are_few_or_named() -> None:
+    years = np.arange(2000) % 70
+    assert isinstance(compare(column(years), None), Numbers)
+    assert isinstance(compare(column(years % 7), None), Values)
+    named = compare(column(years, {"0": "zero"}), None)
+    assert isinstance(named, Values)
+    assert named.names[0] == "zero"
+
+
+def test_texts_and_constants() -> None:
+    assert compare(column(np.array([f"text {i}" for i in range(2000)], dtype=object)), None) is None
+    assert compare(column(np.full(9, np.nan)), None) is None
+    constant = compare(column(np.full(9, 2.5)), np.arange(3))
+    assert isinstance(constant, Numbers)
+    assert constant.pool.sum() == 1
