@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,11 @@ class Samples:
         self.n_rows, self.pool = n_rows, pool
         cache = ChunkCache()
         names = pool.columns if pool is not None else ()
-        self.columns = {name: Column(open_array(Path(pool.path, name)), cache) for name in names} if pool else {}
+        self.columns: dict[str, Column] = {}
+        if pool is not None:
+            for name in names:
+                read = partial(pool.column_piece, name)  # with what is missing
+                self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read)
         self.ids = Column(open_array(Path(pool.path, layout.IDS)), cache) if pool and pool.has_ids else None
         self.captions: Texts | None = None
         if captions is None:

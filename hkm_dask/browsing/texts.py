@@ -7,6 +7,7 @@ import re
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -170,17 +171,13 @@ class ChunkCache:
         self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
         self._n_bytes, self._lock = 0, threading.Lock()
 
-    def chunk(self, array: StoredArray, index: int) -> Any:
-        """Give chunk `index` of an array, of strings as ``pyarrow.large_string``, of numbers as they are."""
-        import pyarrow as pa
-
-        key = (array.path, index)
+    def get(self, key: tuple[str, int], read: Callable[[], np.ndarray]) -> Any:
+        """Give a chunk as an array of Arrow, missing values as null; it is read where it is not kept."""
         with self._lock:
             if key in self._kept:
                 self._kept.move_to_end(key)
                 return self._kept[key]
-        values = array.read_chunk(index)
-        kept = pa.array(values) if values.dtype.kind in "iuf" else pa.array(values.tolist(), pa.large_string())
+        kept = _to_arrow(read())
         with self._lock:
             if key not in self._kept:
                 self._kept[key] = kept
@@ -190,16 +187,38 @@ class ChunkCache:
         return kept
 
 
-class Column:
-    """Values of a column or the ids of a pool, strings or numbers."""
+def _to_arrow(values: np.ndarray) -> Any:
+    import pyarrow as pa
 
-    def __init__(self, array: StoredArray, cache: ChunkCache) -> None:
-        self.array, self.n_rows, self._cache = array, array.shape[0], cache
+    if values.dtype.kind in "iufb":
+        return pa.array(np.ma.getdata(values), mask=np.ma.getmaskarray(values))
+    return pa.array(values.tolist(), pa.large_string())  # None where one is masked
+
+
+class Column:
+    """Values of a column or the ids of a pool: strings, numbers or truth values, some of which may be missing.
+
+    Parameters
+    ----------
+    array : StoredArray
+        Where they lie.
+    cache : ChunkCache
+    read : callable, optional
+        Reads the values from a row to another, masked where they are missing; those of `array` by default.
+    """
+
+    def __init__(
+        self, array: StoredArray, cache: ChunkCache, read: Callable[[int, int], np.ndarray] | None = None
+    ) -> None:
+        self.array, self.n_rows, self._cache, self._read = array, array.shape[0], cache, read or array.read
+
+    def _chunk(self, index: int) -> Any:
+        return self._cache.get((self.array.path, index), lambda: self._read(*self.array.spec.chunk_range(index)))
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
-        """Read the values of rows: strings, or Python numbers."""
+        """Read the values of rows, as Python has them; None where one is missing."""
         step = self.array.spec.chunk_rows
-        return [self._cache.chunk(self.array, int(row) // step)[int(row) % step].as_py() for row in rows]
+        return [self._chunk(int(row) // step)[int(row) % step].as_py() for row in rows]
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
         """See `Texts.take`."""
@@ -212,13 +231,14 @@ class Column:
 
         rows: list[int] = []
         while row < self.n_rows:
-            first, stop = self.array.spec.chunk_range(row // self.array.spec.chunk_rows)
-            values = self._cache.chunk(self.array, row // self.array.spec.chunk_rows).slice(row - first)
+            index = row // self.array.spec.chunk_rows
+            first, stop = self.array.spec.chunk_range(index)
+            values = self._chunk(index).slice(row - first)
             if pa.types.is_large_string(values.type):
                 hits = pc.match_substring(values, query, ignore_case=True)
             else:
                 hits = pc.equal(pc.cast(values, pa.string()), query)
-            found = np.flatnonzero(hits.to_numpy(zero_copy_only=False)) + row
+            found = np.flatnonzero(hits.fill_null(False).to_numpy(zero_copy_only=False)) + row
             rows += found[: limit - len(rows)].tolist()
             if len(rows) == limit:
                 return Found(rows, rows[-1] + 1)

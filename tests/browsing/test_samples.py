@@ -1,0 +1,62 @@
+"""What the page shows of samples, held against the table that they came from."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import hkm_dask as hkm
+from hkm_dask.browsing.samples import Samples
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError
+
+N = 50
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Pool:
+    folder = tmp_path_factory.mktemp("samples")
+    columns = {
+        "embedding": np.random.default_rng(0).normal(size=(N, 2)).astype("f4").tolist(),
+        "id": [f"k{i}" for i in range(N)],
+        "caption": [None if i % 7 == 0 else f"wolf {i}" for i in range(N)],
+        "score": [None if i % 5 == 0 else float("nan") if i % 5 == 1 else i / 7 for i in range(N)],
+        "label": [None if i % 4 == 0 else 2**60 + i if i % 4 == 1 else i for i in range(N)],
+        "flag": [None if i % 3 == 0 else i % 2 == 0 for i in range(N)],
+        "license": [f"l{i}" for i in range(N)],
+    }
+    pq.write_table(pa.table(columns), folder / "table.parquet")
+    keep = ["caption", "score", "label", "flag", "license"]
+    hkm.ingest([folder / "table.parquet"], folder / "pool.zarr", ids="id", keep=keep)
+    return open_pool(folder / "pool.zarr")
+
+
+def test_columns_of_every_kind_are_shown_with_what_is_missing(pool: Pool) -> None:
+    rows = np.arange(N)[::-1]
+    for fact, i in zip(Samples(N, pool).facts(rows), rows.tolist(), strict=True):
+        assert (fact["row"], fact["id"], fact["image"]) == (i, f"k{i}", False)
+        assert fact["caption"] == (None if i % 7 == 0 else f"wolf {i}")
+        assert fact["columns"] == {
+            "score": None if i % 5 < 2 else i / 7,
+            "label": None if i % 4 == 0 else str(2**60 + i) if i % 4 == 1 else i,  # beyond 2**53 a page would round it
+            "flag": None if i % 3 == 0 else i % 2 == 0,
+            "license": f"l{i}",
+        }
+
+
+def test_missing_captions_are_not_found(pool: Pool) -> None:
+    captions = Samples(N, pool).captions
+    assert captions is not None
+    assert captions.find("wolf", 0, limit=100, until=0).rows == [i for i in range(N) if i % 7]
+
+
+def test_another_column_or_a_file_has_the_captions(pool: Pool, tmp_path: Path) -> None:
+    fact = Samples(N, pool, captions="license").facts(np.array([3]))[0]
+    assert (fact["caption"], fact["columns"]["caption"]) == ("l3", "wolf 3")
+    (tmp_path / "c.txt").write_text("".join(f"line {i}\n" for i in range(N)))
+    fact = Samples(N, pool, captions=str(tmp_path / "c.txt")).facts(np.array([3]))[0]
+    assert (fact["caption"], fact["columns"]["caption"]) == ("line 3", "wolf 3")
+    with pytest.raises(InputError, match="one of the columns caption, score, label, flag, license"):
+        Samples(N, pool, captions="url")
