@@ -3,11 +3,11 @@
 Kinds and their fields:
 
 ==================  ==================================================================================================
-``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, n_splits}``), ``dashboard`` (str or None)
+``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``), ``dashboard`` (str or None)
 ``resumed``         ``what`` (str)
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
-``seeding``         ``level``, ``step``, ``n_centers``, ``target``
+``seeding``         ``level``, ``step``, ``phase`` (draw, choose, refine), ``done``, ``total``
 ``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``

@@ -17,7 +17,7 @@ from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.runner import InTurn, Runner, identity, run_task
+from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import staging_blocks
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -200,17 +200,21 @@ class ClusterRunner(Runner):
         ]
 
     def map(
-        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str, takes: StageBytes | None = None
-    ) -> list[Any]:
+        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,
+        takes: StageBytes | None = None, report: Report | None = None,
+    ) -> list[Any]:  # fmt: skip
         """See `Runner.map`.
 
         Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
         """
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget)
-        return self._collect(partial(self._submit, task, items, stage), items, stage)
+        return self._collect(partial(self._submit, task, items, stage), items, stage, report)
 
-    def _collect(self, submit: Callable[[list[str]], list[Future[Any]]], items: Sequence[Any], stage: str) -> list[Any]:
+    def _collect(
+        self, submit: Callable[[list[str]], list[Future[Any]]], items: Sequence[Any], stage: str,
+        report: Report | None = None,
+    ) -> list[Any]:  # fmt: skip
         """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
 
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
@@ -227,8 +231,12 @@ class ClusterRunner(Runner):
                     try:
                         wait(futures, timeout=_LOOK_AFTER_WORKERS)
                     except TimeoutError:
+                        if report is not None:
+                            report(sum(future.status == "finished" for future in futures), len(futures))
                         waiting = not set(workers).isdisjoint(self._workers())
                     else:
+                        if report is not None:
+                            report(len(futures), len(futures))
                         return list(self.client.gather(futures))
                 self.client.cancel(futures)
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")

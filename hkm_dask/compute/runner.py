@@ -49,6 +49,10 @@ _HAND_OVER_FLOPS = 4e7
 _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 
 
+#: Gets the number of pieces of work done so far, and of all.
+Report = Callable[[int, int], None]
+
+
 def identity(value: Any) -> Any:
     """Return `value`: the default `finish` of `map_reduce`."""
     return value
@@ -341,18 +345,21 @@ class Runner:
         return _HAND_OVER_FLOPS
 
     def map(
-        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str, takes: memory.StageBytes | None = None
-    ) -> list[Any]:
+        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,
+        takes: memory.StageBytes | None = None, report: Report | None = None,
+    ) -> list[Any]:  # fmt: skip
         """Run `task`, which is picklable, on every item; results come in the order of the items.
 
         The dashboard groups the tasks under `stage`, a purely alphabetic name; that of one pass of many goes on with
-        its number after a hyphen, as ``lloyd-iteration3`` does. Where it is told what they take, only as
-        many of a worker's work at once as its budget has room for.
+        its number after a hyphen, as ``lloyd-iteration3`` does. Where it is told what they take, only as many of a
+        worker's work at once as its budget has room for. `report` gets the number of tasks done so far, and of all.
         """
         from dask import threaded
 
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget - host_cache.held)
+        if report is not None:
+            task = _counted(task, report, len(items))
         if len(items) == 1:
             return [run_task(task, items[0], self.memory_budget)]
         name = self._name(stage)
@@ -393,6 +400,19 @@ class Runner:
 
     def _name(self, stage: str) -> str:
         return f"hkm-{stage}-{next(self._counter)}-{self._token}"
+
+
+def _counted(task: Callable[[Any], Any], report: Report, n_tasks: int) -> Callable[[Any], Any]:
+    """A task of this process that reports how many of them are done, one report at a time."""
+    done, lock = itertools.count(1), threading.Lock()
+
+    def counted(item: Any) -> Any:
+        result = task(item)
+        with lock:
+            report(next(done), n_tasks)
+        return result
+
+    return counted
 
 
 def runner_in_task(memory_budget: int) -> Runner:

@@ -259,7 +259,8 @@ class _Build:
         for level in self.config.levels:
             plan.append(
                 {"n": n, "k": level.n_clusters, "d": self.source.rows.n_features, "m": level.n_resamples,
-                 "r": resample_size(level, n), "max_iter": level.max_iter, "n_splits": level.n_splits}
+                 "r": resample_size(level, n), "max_iter": level.max_iter, "tol": level.tol, "init": level.init,
+                 "n_splits": level.n_splits}
             )  # fmt: skip
             n = level.n_centroids
         return plan
@@ -357,8 +358,8 @@ class _Build:
         tell = partial(emit, level=t, step=step)
         tell("step_started", n=members.n_rows, k=level.n_clusters, max_iter=level.max_iter)
 
-        def seeding(n_centers: int, target: int) -> None:
-            tell("seeding", n_centers=n_centers, target=target)
+        def seeding(phase: str, n_done: int, total: int) -> None:
+            tell("seeding", phase=phase, done=n_done, total=total)
 
         def iteration(i: int, moved: LloydStep) -> None:
             tell("iteration", iteration=i, inertia=moved.inertia, max_iter=level.max_iter)

@@ -21,6 +21,7 @@ from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import is_too_little
+from hkm_dask.kmeans.seeding.coreset import SeedingReport
 from hkm_dask.kmeans.seeding.seed import seed
 
 
@@ -119,12 +120,12 @@ class Hooks:
     Attributes
     ----------
     seeding : callable, optional
-        Gets the number of centers so far and how many there will be.
+        Gets the phase, how much of it is done and of how much; see `seed`.
     iteration : callable, optional
         Gets the iteration, counted from 1, and its outcome.
     """
 
-    seeding: Callable[[int, int], None] | None = None
+    seeding: SeedingReport | None = None
     iteration: Callable[[int, LloydStep], None] | None = None
 
 

@@ -22,6 +22,12 @@ from hkm_dask.view.timeleft import Left, TimeLeft
 # Seconds between two plain lines, so that a log of many hours stays readable.
 PLAIN_INTERVAL = 10.0
 BAR_WIDTH = 24
+# What is told of each phase of a seeding.
+_SEEDING = {
+    "draw": "seeding, {done:,} of {total:,} centers",
+    "choose": "seeding, chosen in {done:,} of {total:,} groups",
+    "refine": "seeding, refined {done} of {total} times",
+}
 
 
 def duration(seconds: float) -> str:
@@ -158,8 +164,8 @@ class Status:
             inertia = f"inertia {self.iteration['inertia']:.6g}{change}"
             return f"iteration {iteration} of at most {cap}, {inertia}", iteration / cap
         if self.seeding:
-            centers, target = self.seeding["n_centers"], self.seeding["target"]
-            return f"seeding, {centers:,} of {target:,} centers", centers / target if target else None
+            done, total = self.seeding["done"], self.seeding["total"]
+            return _SEEDING[self.seeding["phase"]].format(done=done, total=total), done / total if total else None
         if self.step:
             return "seeding", None
         if self.splitting:

@@ -59,6 +59,15 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
         workers.map(eval, ["1", "1 / 0"], stage="test")
 
 
+def test_tasks_are_counted_as_they_are_done(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_runner, "_LOOK_AFTER_WORKERS", 0.02)
+    told: list[tuple[int, int]] = []
+    workers.map(eval, ["__import__('time').sleep(0.1)"] * 6, stage="test", report=lambda *one: told.append(one))
+    assert told == sorted(told)
+    assert told[-1] == (6, 6)
+    assert len({done for done, _ in told}) >= 3
+
+
 def test_the_page_of_task_groups_answers_while_a_pass_is_made(
     workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -125,6 +125,14 @@ def test_folders_that_were_made_are_removed_and_those_given_stay(tmp_path: Path)
     assert tmp_path.exists()
 
 
+def test_tasks_are_counted_as_they_are_done() -> None:
+    for n_items in (1, 7):
+        told: list[tuple[int, int]] = []
+        with Runner(3) as runner:
+            runner.map(abs, range(n_items), stage="test", report=lambda *one, to=told: to.append(one))
+        assert told == [(i, n_items) for i in range(1, n_items + 1)]
+
+
 def test_the_dashboard_groups_by_stage() -> None:
     with Runner(1) as runner:
         names = [runner._name("assign") for _ in range(200)]

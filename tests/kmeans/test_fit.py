@@ -147,14 +147,15 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
 
 
 def test_what_happens_is_told(runner: Runner) -> None:
-    seeding: list[tuple[int, int]] = []
+    seeding: list[tuple[str, int, int]] = []
     iterations: list[int] = []
     actual = cluster_rows(
         blobs(500, 3), Settings(20, max_iter=5, tol=0.0), runner,
-        hooks=Hooks(lambda done, wanted: seeding.append((done, wanted)), lambda i, moved: iterations.append(i)),
+        hooks=Hooks(lambda *told: seeding.append(told), lambda i, moved: iterations.append(i)),
     )  # fmt: skip
-    assert seeding[0] == (1, 60)
-    assert seeding[-1] == (60, 60)
+    assert seeding[0] == ("draw", 1, 60)
+    assert ("draw", 60, 60) in seeding
+    assert seeding[-1] == ("refine", 2, 2)
     assert iterations == list(range(1, len(actual.inertia) + 1))
 
 

@@ -23,7 +23,7 @@ def one_step(level: int = 1, step: int = 0, n_iter: int = 3) -> list[tuple[str, 
     iterations = [{**of_step, "iteration": i, "inertia": 100.0 / i, "max_iter": 50} for i in range(1, n_iter + 1)]
     return [
         ("step_started", {**of_step, "n": n, "k": k, "max_iter": 50}),
-        ("seeding", {**of_step, "n_centers": 1500, "target": 6000}),
+        ("seeding", {**of_step, "phase": "draw", "done": 1500, "total": 6000}),
         *(("iteration", fields) for fields in iterations),
         ("step_finished", {**of_step, "inertia": 100.0 / n_iter, "n_iter": n_iter, "seconds": 1.0}),
         ("assigned", of_step),
@@ -103,6 +103,9 @@ def test_the_status_names_level_step_iteration_and_inertia() -> None:
 
     _, detail, share, _ = played(run[: at["seeding"] + 1]).parts(60.0)
     assert (detail, share) == ("seeding, 1,500 of 6,000 centers", 0.25)
+    for phase, text in [("choose", "seeding, chosen in 3 of 12 groups"), ("refine", "seeding, refined 3 of 12 times")]:
+        told = [*run[: at["seeding"]], ("seeding", {"phase": phase, "done": 3, "total": 12})]
+        assert played(told).parts(60.0)[1:3] == (text, 0.25)
 
     _, detail, share, _ = played(run[: at["iteration"] + 1]).parts(60.0)
     assert (detail, share) == ("iteration 1 of at most 50, inertia 100", 0.02)

@@ -29,7 +29,7 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             yield Event("step_started", {**fields, "step": step, "max_iter": level["max_iter"]}, now)
             for share_seeded in (1, 2, 3):
                 now += pace * seeding / 3
-                yield Event("seeding", {**of_step, "n_centers": share_seeded, "target": 3}, now)
+                yield Event("seeding", {**of_step, "phase": "draw", "done": share_seeded, "total": 3}, now)
             n_iter = round(share * level["max_iter"])
             for iteration in range(1, n_iter + 1):
                 now += pace

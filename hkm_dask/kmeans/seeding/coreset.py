@@ -52,6 +52,8 @@ _PAIR_ROWS = 256
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
 _FURTHER = 1.3
 
+#: Gets a phase of a seeding, how much of it is done, and of how much.
+SeedingReport = Callable[[str, int, int], None]
 #: Points chosen, in order, and the weighted sum of D² that each choice left.
 _Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
 
@@ -277,7 +279,7 @@ def group_points(
 
 def _choose(
     points: SharedArray, weights: NDArray[np.int64], n_clusters: int, geometry: Geometry, key: int, runner: Runner,
-    size: int,
+    size: int, report: SeedingReport,
 ) -> NDArray[np.int64]:  # fmt: skip
     """Centers among the points with a weight, chosen group by group."""
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
@@ -286,6 +288,7 @@ def _choose(
         values[used], size, key=key, geometry=geometry, memory_budget=runner.memory_budget
     )  # fmt: skip
     groups = [used[group] for group in grouped]
+    report("choose", 0, len(groups))
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
         some = values[used]
         return used[_walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
@@ -298,8 +301,13 @@ def _choose(
     short = np.arange(len(groups))
     takes = StageBytes(3 * values.nbytes, walk_bytes(max(map(len, groups)), values.shape[1]))
     while True:
-        items = [(int(g), groups[g], int(n_steps[g])) for g in short]
-        for g, walked in zip(short, runner.map(walk, items, stage="seed", takes=takes), strict=True):
+        items, n_walked = [(int(g), groups[g], int(n_steps[g])) for g in short], len(groups) - len(short)
+
+        def walked_more(done: int, _: int, n_before: int = n_walked) -> None:
+            report("choose", n_before + done, len(groups))
+
+        outcomes = runner.map(walk, items, stage="seed", takes=takes, report=walked_more)
+        for g, walked in zip(short, outcomes, strict=True):
             walks[g] = walked
         taken = _take_turns([left for _, left in walks], draws)
         # A walk that ended early has used up the distinct points of its group, and leaves nothing.
@@ -329,6 +337,7 @@ def seed_from_points(
     runner: Runner,
     n_iterations: int = CORESET_ITERATIONS,
     whole: bool = False,
+    report: SeedingReport | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     """Greedy k-means++ and a few Lloyd iterations on weighted points.
 
@@ -340,6 +349,8 @@ def seed_from_points(
         Points without weight are left out.
     whole : bool, default False
         Walk all points as one group, however many they are.
+    report : callable, optional
+        Gets the phase, how much of it is done, and of how much; nothing where one task does all.
 
     Returns
     -------
@@ -356,16 +367,18 @@ def seed_from_points(
         )  # fmt: skip
         return runner.call(task, runner.memory_budget, stage="seed")
     size = len(values) if whole else GROUP_POINTS
+    tell = report or (lambda phase, done, total: None)
     with runner.on_processors() as processors:
-        chosen = _choose(points, weights, n_clusters, geometry, key, processors, size)
+        chosen = _choose(points, weights, n_clusters, geometry, key, processors, size, tell)
     centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
     centroids[: len(chosen)] = values[chosen]
     hints = np.full(len(values), -1, np.int32)
     if n_iterations and len(chosen) == n_clusters < len(used):
+        tell("refine", 0, n_iterations)
         rows, run = runner.place(ArrayRows(np.ascontiguousarray(values[used]))), uuid.uuid4().hex
         centroids = iterate(
             rows, centroids, geometry=geometry, runner=runner, max_iter=n_iterations, tol=1e-3, weights=weights[used],
-            run=run,
+            run=run, on_iteration=lambda i, _: tell("refine", i, n_iterations),
         ).centroids  # fmt: skip
         # The labels of the last iteration will do for hints.
         parts = runner.split(rows, n_clusters)

@@ -10,7 +10,6 @@ et al., arXiv:1203.6402).
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +22,7 @@ from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.resident import take
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Report, Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
@@ -35,8 +34,6 @@ from hkm_dask.kmeans.seeding.thinning import thin
 
 #: Rounds of k-means||, each of which draws twice as many centers as clusters.
 PARALLEL_ROUNDS = 5
-
-Report = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)

@@ -23,10 +23,9 @@ from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.lloyd import means
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, seed_from_points
+from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, SeedingReport, seed_from_points
 from hkm_dask.kmeans.seeding.d2_sampling import (
     Candidates,
-    Report,
     UpdateAndSample,
     sample_by_distance,
     sample_in_rounds,
@@ -78,7 +77,7 @@ def seed(
     geometry: Geometry,
     key: int,
     runner: Runner,
-    report: Report | None = None,
+    report: SeedingReport | None = None,
     weights: NDArray[np.int64] | None = None,
 ) -> Steps[Seeds]:
     """Choose where k-means starts.
@@ -89,7 +88,8 @@ def seed(
     key : int
         From `stream_key`.
     report : callable, optional
-        Gets the number of centers so far, and how many there will be.
+        Gets the phase, how much of it is done, and of how much: ``draw`` counts centers, ``choose`` groups of them,
+        ``refine`` iterations.
     weights : ndarray of int64, shape (n_rows,), optional
         Positive.
     """
@@ -103,7 +103,7 @@ def seed(
 
 
 def _seed(
-    rows: Rows, n_clusters: int, init: str, geometry: Geometry, key: int, runner: Runner, report: Report | None,
+    rows: Rows, n_clusters: int, init: str, geometry: Geometry, key: int, runner: Runner, report: SeedingReport | None,
     run: str, weights: SharedArray | None,
 ) -> Steps[Seeds]:  # fmt: skip
     stage = seeding_stage(rows.n_rows if init == "k-means++" else runner.n_own(rows), n_clusters, rows.n_features, init)
@@ -113,7 +113,7 @@ def _seed(
         centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
         centroids[: len(vectors)] = vectors
         return Seeds(centroids, None, run)
-    walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner)
+    walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner, report=report)
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
         vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
@@ -126,8 +126,9 @@ def _seed(
         (sample_in_rounds, 2 * n_clusters) if init == "k-means||" else (sample_by_distance, CORESET_FACTOR * n_clusters)
     )
     batches = yield from sample.steps(
-        rows, n, geometry=geometry, key=key, run=run, runner=runner, report=report, weights=weights, stage=stage
-    )
+        rows, n, geometry=geometry, key=key, run=run, runner=runner, weights=weights, stage=stage,
+        report=None if report is None else partial(report, "draw"),
+    )  # fmt: skip
     points, sizes = yield MapReduce(
         UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
         runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),

@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.seed import seed
 
 Cut = Callable[[int], Runner]
@@ -102,21 +104,22 @@ def test_hints_name_a_centroid_near_each_cell(runner: Runner) -> None:
     host_cache.drop(rows.key)
 
 
-def test_how_far_it_got_is_told(runner: Runner) -> None:
+def test_how_far_it_got_is_told(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coreset, "GROUP_POINTS", 40)
     for init in ("coreset", "k-means||"):
-        reports: list[tuple[int, int]] = []
+        reports: list[tuple[str, int, int]] = []
         rows = ArrayRows(blobs(800, 3))
         geometry = make_geometry(rows, runner, n_clusters=50)
-        seed(
-            rows,
-            50,
-            init=init,
-            geometry=geometry,
-            key=1,
-            runner=runner,
-            report=lambda *a, reports=reports: reports.append(a),
-        )
-        done = [done for done, _ in reports]
-        assert done == sorted(done)
-        assert done[0] == 1
-        assert len({target for _, target in reports}) == 1
+        tell = partial(lambda told, *one: told.append(one), reports)
+        seed(rows, 50, init=init, geometry=geometry, key=1, runner=runner, report=tell)
+        phases = {phase: [one[1:] for one in reports if one[0] == phase] for phase, _, _ in reports}
+        assert list(phases) == ["draw", "choose", "refine"][: 3 if init == "coreset" else 2]
+        assert phases["draw"][0][0] == 1
+        for told in phases.values():
+            assert len({total for _, total in told}) == 1
+        for phase in ("draw", "refine"):
+            assert phases.get(phase, []) == sorted(phases.get(phase, []))
+        (n_groups,) = {total for _, total in phases["choose"]}
+        assert n_groups > 1
+        assert [done for done, _ in phases["choose"]][: n_groups + 1] == list(range(n_groups + 1))
+        assert phases.get("refine", [(2, 2)])[-1] == (2, 2)
