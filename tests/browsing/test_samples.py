@@ -1,11 +1,13 @@
 """What the page shows of samples, held against the table that they came from."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from PIL import Image
 
 import hkm_dask as hkm
 from hkm_dask.browsing.samples import Samples
@@ -60,3 +62,21 @@ def test_another_column_or_a_file_has_the_captions(pool: Pool, tmp_path: Path) -
     assert (fact["caption"], fact["columns"]["caption"]) == ("line 3", "wolf 3")
     with pytest.raises(InputError, match="one of the columns caption, score, label, flag, license"):
         Samples(N, pool, captions="url")
+
+
+def test_ids_or_a_column_name_the_images(tmp_path: Path) -> None:
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    for name, color in [("a/red.png", "red"), ("blue.png", "blue")]:
+        Image.new("RGB", (30, 20), color).save(tmp_path / "images" / name)
+    ids = ["a/red.png", "blue.png", "none.png"]
+    hkm.ingest(np.eye(3, dtype="f4"), tmp_path / "pool.zarr", ids=ids)
+    samples = Samples(3, open_pool(tmp_path / "pool.zarr"), images=str(tmp_path / "images"))
+    assert [fact["image"] for fact in samples.facts(np.arange(3))] == [True] * 3
+    assert Image.open(io.BytesIO(samples.image(1, 50))).getpixel((9, 9))[2] > 250  # type: ignore[index]
+    with pytest.raises(InputError, match=r"none\.png"):
+        samples.image(2, 50)
+    with pytest.raises(InputError, match="row=3"):
+        samples.image(3, 50)
+    hkm.ingest(np.eye(3, dtype="f4"), tmp_path / "nameless.zarr")
+    with pytest.raises(InputError, match="should go with a pool whose ids"):
+        Samples(3, open_pool(tmp_path / "nameless.zarr"), images=str(tmp_path / "images"))

@@ -8,9 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import hkm_dask as hkm
-from hkm_dask.browsing.samples import Samples
-from hkm_dask.data.pool import open_pool
 from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
 
@@ -48,18 +45,3 @@ def test_what_is_no_image_inside_is_refused(folder: Path, name: str) -> None:
     name = str(folder / "secret.png") if name.startswith("/") else name
     with pytest.raises(InputError, match="should be an image in"):
         ImageFiles(folder / "images").jpeg(name, 96)
-
-
-def test_ids_or_a_column_name_the_images(folder: Path) -> None:
-    ids = ["a/red.png", "blue.png", "none.png"]
-    hkm.ingest(np.eye(3, dtype="f4"), folder / "pool.zarr", ids=ids)
-    samples = Samples(3, open_pool(folder / "pool.zarr"), images=str(folder / "images"))
-    assert [fact["image"] for fact in samples.facts(np.arange(3))] == [True] * 3
-    assert Image.open(io.BytesIO(samples.image(1, 50))).getpixel((9, 9))[2] > 250  # type: ignore[index]
-    with pytest.raises(InputError, match=r"none\.png"):
-        samples.image(2, 50)
-    with pytest.raises(InputError, match="row=3"):
-        samples.image(3, 50)
-    hkm.ingest(np.eye(3, dtype="f4"), folder / "nameless.zarr")
-    with pytest.raises(InputError, match="should go with a pool whose ids"):
-        Samples(3, open_pool(folder / "nameless.zarr"), images=str(folder / "images"))
