@@ -10,6 +10,7 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     from hkm_dask.browsing.browse import browse
     from hkm_dask.config import Config, Level
+    from hkm_dask.curation.compare import compare
     from hkm_dask.curation.dedup import dedup
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
     from hkm_dask.hierarchy.assignment import assign
@@ -35,6 +36,7 @@ _HOMES = {
     "assign": "hierarchy.assignment",
     "browse": "browsing.browse",
     "build_hierarchy": "hierarchy.build",
+    "compare": "curation.compare",
     "dedup": "curation.dedup",
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
@@ -56,6 +58,7 @@ __all__ = [
     "assign",
     "browse",
     "build_hierarchy",
+    "compare",
     "dedup",
     "ingest",
     "open_hierarchy",

@@ -59,7 +59,16 @@ def class_balance(labels: ArrayLike, n_classes: int) -> ClassBalance:
     >>> class_balance([0, 0, 0, 1], 4)
     ClassBalance(entropy=0.405..., kl_to_uniform=0.823..., gini=0.625, n_missed=2)
     """
-    sizes = _count_classes(labels, n_classes)
+    return size_balance(_count_classes(labels, n_classes))
+
+
+def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
+    """Measure how even the sizes of two classes or more are, which are not all 0.
+
+    >>> size_balance(np.array([3, 0, 0, 1])).n_missed
+    2
+    """
+    n_classes = len(sizes)
     share = sizes[sizes > 0] / sizes.sum()
     entropy = float(-(share * np.log(share)).sum()) + 0.0  # not -0.0
     largest = float(np.log(n_classes))

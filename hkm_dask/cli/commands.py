@@ -10,6 +10,7 @@ import click
 
 from hkm_dask.cli.assign import assign
 from hkm_dask.cli.browse import browse
+from hkm_dask.cli.compare import compare
 from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
@@ -151,6 +152,9 @@ command_of(
     "hkm sample tree.zarr --size 10000 --out subset.npy",
     "hkm sample tree.zarr --size 10000 --out subset.parquet --exclude 2:19,3:4 --max-per domain=100",
 )(sample)
+
+
+command_of(main, "hkm compare a.npy b.npy --tree tree.zarr", "hkm compare pool.zarr subset.parquet --json")(compare)
 
 
 @command_of(main, "hkm info pool.zarr", "hkm info tree.zarr --json")

@@ -19,14 +19,15 @@ from hkm_dask.cli.options import PATH, Place, place_options
     help="Of each group: the row closest to its centroid, one at random, or the best by a column.",
 )
 @click.option("--by", metavar="COLUMN", help="With --keep best: the column whose largest value is best.")
+@click.option("--subset", type=PATH, metavar="IDX.npy", help="Look at these rows of the pool only.")
 @click.option("--removed", type=PATH, metavar="FILE.npy", help="Write the rows that are removed, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
 @place_options
 def dedup(
-    store: Path, threshold: float, out: Path, keep: str, by: str | None, removed: Path | None, groups: Path | None,
-    seed: int, as_json: bool, place: Place,
+    store: Path, threshold: float, out: Path, keep: str, by: str | None, subset: Path | None,
+    removed: Path | None, groups: Path | None, seed: int, as_json: bool, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 
@@ -42,7 +43,8 @@ def dedup(
     curation.check_targets(out, removed, groups)
     with show_progress(), place.connect() as runner:
         found = curation.dedup(
-            store, threshold, keep=keep, by=by, seed=seed, client=runner.client, memory_limit=place.memory_limit
-        )
+            store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
+            memory_limit=place.memory_limit,
+        )  # fmt: skip
         found.save(out, removed=removed, groups=groups)
     click.echo(json.dumps(found.facts(), indent=2) if as_json else f"{out}: {found}")

@@ -162,6 +162,7 @@ def dedup(
     *,
     keep: str = "closest",
     by: str | None = None,
+    subset: Any = None,
     seed: int = 0,
     client: Client | None = None,
     memory_limit: int | str | None = None,
@@ -184,6 +185,8 @@ def dedup(
         k-means), one at random, or the one with the largest value of the column `by`. Ties go to the lowest number.
     by : str, optional
         A column of numbers of the pool, for ``keep="best"``; rows with NaN come last.
+    subset : path or array of int, optional
+        Look at these rows only: an ``.npy`` of row numbers, or the numbers, sorted and each once.
     seed : int
         Keys the random numbers.
     client : distributed.Client, optional
@@ -220,7 +223,7 @@ def dedup(
     opened = open_store(store)
     if by is not None:
         _check_column(opened, by)
-    index = opened.clustered()
+    index = opened.clustered() if subset is None else opened.chosen(subset)
     with runner_for(client, memory_limit) as runner:
         groups, order = _groups(opened, index, float(threshold), keep, seed, runner)
     places = groups.chosen(*_keys(opened, groups.rows, index, order, keep, by, seed))

@@ -6,7 +6,20 @@ from typing import NamedTuple
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["demo", "ingest", "embed", "dedup", "cluster", "sample", "info", "assign", "verify", "report", "browse"]
+COMMANDS = [
+    "demo",
+    "ingest",
+    "embed",
+    "dedup",
+    "cluster",
+    "sample",
+    "compare",
+    "info",
+    "assign",
+    "verify",
+    "report",
+    "browse",
+]
 
 
 class Result(NamedTuple):

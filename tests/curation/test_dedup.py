@@ -16,6 +16,7 @@ from hkm_dask.curation.dedup import Deduplication, check_targets
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import subscribe
+from tests.curation.pools import pool_with_columns
 
 
 def groups_of(x: NDArray, threshold: float) -> NDArray[np.int64]:
@@ -166,6 +167,33 @@ def test_a_random_row_of_each_group_goes_by_the_seed(x: NDArray) -> None:
     one, same, other = (hkm.dedup(x, 0.97, keep="random", seed=seed).rows.tolist() for seed in (1, 1, 2))
     assert one == same != other
     check(x, hkm.dedup(x, 0.97, keep="random"), 0.97)
+
+
+def test_the_best_row_by_a_column_is_kept(x: NDArray, tmp_path: Path) -> None:
+    score = np.random.default_rng(1).integers(0, 50, size=len(x)).astype(float)
+    score[::7] = np.nan
+    kind = np.array(["a", "b"], object)[np.arange(len(x)) % 2]
+    pool = pool_with_columns(tmp_path / "pool.zarr", x, score=score, count=np.arange(len(x)) // 3, kind=kind)
+    for name, values in (("score", score), ("count", np.arange(len(x)) // 3)):
+        found = hkm.dedup(pool, 0.97, keep="best", by=name)
+        for group in np.unique(found.groups.first):
+            rows = found.groups.rows[found.groups.first == group]
+            assert rows[np.argmax(np.nan_to_num(values[rows], nan=-1.0))] in found.rows
+    assert found.table()["id"].str.startswith("id-").all()
+    with pytest.raises(InputError, match=r"^by='kind' should be a column of numbers, its values are texts"):
+        hkm.dedup(pool, 0.97, keep="best", by="kind")
+    with pytest.raises(InputError, match=r"^by='score' should be a column of a pool, an array has none"):
+        hkm.dedup(x, 0.97, keep="best", by="score")
+
+
+def test_some_rows_are_looked_at_alone(x: NDArray, pool: Pool, tmp_path: Path) -> None:
+    rows = np.arange(1, 600, 3)
+    np.save(tmp_path / "rows.npy", rows)
+    for found in (hkm.dedup(pool, 0.97, subset=rows), hkm.dedup(pool.path, 0.97, subset=tmp_path / "rows.npy")):
+        np.testing.assert_array_equal(np.union1d(found.rows, found.removed), rows)
+        first = np.arange(len(x))
+        first[found.groups.rows] = found.groups.first
+        np.testing.assert_array_equal(first[rows], rows[groups_of(x[rows], 0.97)])
 
 
 def test_files_are_whole_and_new(x: NDArray, tmp_path: Path) -> None:

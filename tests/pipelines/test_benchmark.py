@@ -16,7 +16,19 @@ import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search.geometry import Geometry
-from pipelines.benchmark import checks, command, device, gpu, gpu_peers, inputs, measure, report, scale, whole
+from pipelines.benchmark import (
+    checks,
+    command,
+    device,
+    duplicates,
+    gpu,
+    gpu_peers,
+    inputs,
+    measure,
+    report,
+    scale,
+    whole,
+)
 
 ROOT = Path(__file__).parents[2]
 TINY = "--n 600 --d 32 --k 20 --repeats 1 --levels 60,20,5 --resample-sizes 3,2,2 --resamples 1".split()
@@ -311,3 +323,13 @@ def test_the_whole_command_is_timed_and_its_trees_compared(tmp_path: Path) -> No
     same = "labels the same bits, centroids the same bits; 0 of {} labels differ"
     facts = whole.compare_trees(tmp_path / "one.zarr", tmp_path / "other.zarr", 2)
     assert facts == ("level 1: " + same.format(600), "level 2: " + same.format(20))
+
+
+@pytest.mark.slow
+def test_duplicates_are_measured_beside_all_pairs(capsys: pytest.CaptureFixture[str]) -> None:
+    duplicates.main(["--n", "3000", "--d", "32", "--n-clusters", "40", "--sample", "500", "--memory-limit", "600MiB"])
+    found = json.loads(capsys.readouterr().out)
+    assert found["n_true_pairs"] > 20
+    assert found["hkm dedup"]["recall"] == 1.0
+    assert 0.5 < found["within clusters"]["recall"] <= 1.0
+    assert found["hkm dedup"]["peak_mib"] > 100

@@ -1,0 +1,42 @@
+"""`hkm compare`: two subsets of a pool side by side."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkm_dask.cli.options import PATH, Size
+
+
+@click.argument("a", type=PATH, metavar="A")
+@click.argument("b", type=PATH, metavar="B")
+@click.option("--tree", type=PATH, metavar="TREE.zarr", help="The tree whose clusters are counted.")
+@click.option("--pool", type=PATH, metavar="POOL.zarr", help="The pool, where there is no tree.")
+@click.option("--threshold", type=float, default=0.95, metavar="COS", help="Cosine from which rows are duplicates.")
+@click.option(
+    "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows of the pool to measure distances of."
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
+@click.option("--memory-limit", type=Size(), metavar="SIZE", help="What this process may hold, like 4GiB.")
+@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+def compare(
+    a: Path, b: Path, tree: Path | None, pool: Path | None, threshold: float, sample: int, seed: int,
+    memory_limit: int | None, as_json: bool,
+) -> None:  # fmt: skip
+    """Compare two subsets of a pool.
+
+    A and B are files that hkm sample or hkm dedup wrote (.npy, .parquet or .csv), the pool itself, or a tree for the
+    rows it clusters. Told are sizes and overlap, clusters covered and how evenly at every level, how far the pool is
+    from each, near-duplicates within each, and the pool's columns.
+    """
+    import json
+
+    from hkm_dask.curation import compare as curation
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        found = curation.compare(
+            a, b, tree=tree, pool=pool, threshold=threshold, sample=sample, seed=seed, memory_limit=memory_limit
+        )
+    click.echo(json.dumps(found.facts, indent=2, allow_nan=False) if as_json else str(found))

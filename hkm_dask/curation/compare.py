@@ -1,0 +1,249 @@
+"""Two subsets of a pool side by side: what they share, what they cover, and what they repeat."""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.keyed_random import random_bits, stream_key
+from hkm_dask.compute.runner import Runner
+from hkm_dask.curation.column_summary import TOLD_VALUES, summarize_columns
+from hkm_dask.curation.dedup import dedup
+from hkm_dask.curation.near_pairs import check_threshold
+from hkm_dask.curation.stores import CuratedStore, open_store, read_rows
+from hkm_dask.data import layout
+from hkm_dask.data.files import stored_format
+from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.errors import InputError, StoreError, is_whole
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.kmeans.predict import nearest_labels
+from hkm_dask.metrics import size_balance
+
+#: Bytes of a draw's rows that are searched at once, and rows whose clusters are looked up at once.
+_DRAW_BYTES, _LABEL_ROWS = 8 << 20, 1 << 20
+
+Facts = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Measurements of two subsets and of the pool they are of.
+
+    Attributes
+    ----------
+    facts : dict
+        Ready for JSON: ``settings``; ``overlap``; ``pool``, ``a`` and ``b``, each with ``n_rows``, and where they were
+        asked for or can be had ``levels``, ``distance``, ``near_duplicates`` and ``columns``.
+    """
+
+    facts: Facts
+
+    def __str__(self) -> str:
+        return "\n".join(_table(_lines(self.facts)))
+
+
+def compare(
+    a: str | os.PathLike[str],
+    b: str | os.PathLike[str],
+    *,
+    tree: str | os.PathLike[str] | None = None,
+    pool: str | os.PathLike[str] | None = None,
+    threshold: float = 0.95,
+    sample: int = 1000,
+    seed: int = 0,
+    memory_limit: int | str | None = None,
+) -> Comparison:
+    """Compare two subsets of a pool.
+
+    Parameters
+    ----------
+    a, b : path
+        Row numbers in ``.npy``, or in the column "row" of a ``.parquet`` or ``.csv`` as ``hkm sample`` writes them; or
+        the pool itself, for all its rows, or a tree, for those that it clusters.
+    tree : path, optional
+        Whose clusters are counted; by default the tree among `a` and `b`.
+    pool : path, optional
+        By default the one of the tree, or the pool among `a` and `b`.
+    threshold : float
+        Cosine from which two rows of a subset are near-duplicates.
+    sample : int
+        Rows of the pool, drawn at random, whose distance to the nearest row of each subset is measured; 0 for none.
+    seed : int
+        Draws those rows.
+    memory_limit : int or str, optional
+        Bytes this process may hold.
+
+    Returns
+    -------
+    Comparison
+        Printed, it is a table.
+
+    Raises
+    ------
+    InputError
+        Neither a tree nor a pool is given, the two are of different pools, or a setting is none.
+    StoreError
+        A store is missing or damaged.
+    """
+    problems = check_threshold(threshold)
+    problems += [
+        f"{name}={value!r} should be a whole number from 0 on; leave it out"
+        for name, value in (("sample", sample), ("seed", seed)) if not is_whole(value) or value < 0
+    ]  # fmt: skip
+    if problems:
+        raise InputError(problems)
+    opened = _open(a, b, tree, pool)
+    subsets = {"pool": None, "a": _rows_of(a, opened), "b": _rows_of(b, opened)}
+    names = {"pool": "pool", "a": Path(a).name, "b": Path(b).name}
+    facts: Facts = {"settings": {"threshold": threshold, "sample": min(sample, opened.rows.n_rows), "seed": seed}}
+    with runner_for(None, memory_limit) as runner:
+        for done, (key, index) in enumerate(subsets.items()):
+            emit("progress", stage="compare", done=done, total=len(subsets))
+            facts[key] = {"name": names[key], "n_rows": opened.rows.n_rows if index is None else len(index)}
+            if opened.arrays is not None:
+                facts[key]["levels"] = _coverage(opened.arrays, index)
+            if opened.pool is not None and opened.pool.columns:
+                facts[key]["columns"] = summarize_columns(opened.pool, index)
+            if key != "pool":
+                if sample:
+                    facts[key]["distance"] = _distances(opened.rows, index, sample, seed, runner)
+                found = dedup(
+                    opened.pool, threshold, subset=np.arange(opened.rows.n_rows) if index is None else index,
+                    memory_limit=memory_limit,
+                ).facts()  # fmt: skip
+                facts[key]["near_duplicates"] = {name: found[name] for name in ("n_removed", "n_groups")}
+    emit("progress", stage="compare", done=len(subsets), total=len(subsets))
+    facts["overlap"] = _overlap(subsets["a"], subsets["b"], opened.rows.n_rows)
+    return Comparison(facts)
+
+
+def _open(
+    a: str | os.PathLike[str], b: str | os.PathLike[str], tree: str | os.PathLike[str] | None,
+    pool: str | os.PathLike[str] | None,
+) -> CuratedStore:  # fmt: skip
+    """The tree and the pool that both subsets are of."""
+    for path in (a, b):
+        if not Path(path).exists():
+            raise StoreError(f"{path} is missing; give a file of row numbers, a pool or a tree")
+    kinds = {path: stored_format(Path(path)) for path in (a, b)}
+    trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
+    pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
+    if not trees and not pools:
+        raise InputError("tree=None should be the tree that the rows are of; give --tree, or --pool for no clusters")
+    opened = open_store((trees or pools)[0])
+    for path in (*trees, *pools):
+        other = open_store(path).pool
+        if other is None or opened.pool is None or other.fingerprint != opened.pool.fingerprint:
+            raise InputError(f"{path} should be of the same pool as {(trees or pools)[0]}; compare rows of one pool")
+    return opened
+
+
+def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.int64] | None:
+    """Row numbers of a subset; None for all rows."""
+    if stored_format(Path(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
+        return open_store(path).clustered()
+    return read_rows(path, opened.rows.n_rows)
+
+
+def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: int) -> Facts:
+    n_a, n_b = (n_rows if index is None else len(index) for index in (a, b))
+    n_both = n_b if a is None else n_a if b is None else len(np.intersect1d(a, b, assume_unique=True))
+    return {"n_rows": n_both, "jaccard": n_both / (n_a + n_b - n_both)}
+
+
+def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
+    """Of every level: clusters with a row among these, and how evenly the rows lie in all that have rows at all."""
+    counts = [np.zeros(arrays.n_clusters(t), np.int64) for t in range(1, arrays.n_levels + 1)]
+    n_rows, n_left_out = arrays.n_rows(1) if index is None else len(index), 0
+    for low in range(0, n_rows, _LABEL_ROWS):
+        high = min(low + _LABEL_ROWS, n_rows)
+        labels = arrays.part(1, "labels", low, high) if index is None else arrays.take(1, "labels", index[low:high])
+        n_left_out += int((labels < 0).sum())
+        counts[0] += np.bincount(labels[labels >= 0], minlength=len(counts[0]))
+    for t in range(2, arrays.n_levels + 1):
+        above = arrays.read(t, "labels")
+        np.add.at(counts[t - 1], above[above >= 0], counts[t - 2][above >= 0])
+    return [_balance(t, counts[t - 1], arrays.read(t, "leaf_sizes") > 0, n_left_out) for t in range(1, len(counts) + 1)]
+
+
+def _balance(level: int, counts: NDArray[np.int64], is_used: NDArray[np.bool_], n_left_out: int) -> Facts:
+    used = counts[is_used]
+    facts: Facts = {"level": level, "n_clusters": len(used), "n_covered": int((used > 0).sum())}
+    facts["n_not_clustered"] = n_left_out
+    if used.sum() and len(used) > 1:
+        balance = size_balance(used)
+        facts |= {"entropy": balance.entropy, "gini": balance.gini}
+    return facts
+
+
+def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: int, runner: Runner) -> Facts:
+    """Euclidean distance from rows of the pool, drawn at random, to the nearest row of a subset: mean and largest."""
+    bits = random_bits(stream_key(seed, "compare"), np.arange(rows.n_rows))
+    drawn = np.sort(np.argpartition(bits, sample - 1)[:sample]) if sample < rows.n_rows else np.arange(rows.n_rows)
+    points = rows.take(drawn).astype(np.float32)
+    draw = rows if index is None else SubsetRows(rows, index)
+    squared = np.full(len(points), np.inf)
+    bounds = draw.bounds(_DRAW_BYTES)
+    for low, high in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        block = draw.read(low, high).astype(np.float32)
+        nearest = block[nearest_labels(ArrayRows(points), block, runner=runner)]
+        squared = np.minimum(squared, np.square(points.astype(np.float64) - nearest).sum(axis=1))
+    return {"mean": float(np.sqrt(squared).mean()), "max": math.sqrt(float(squared.max()))}
+
+
+# -- the table ---------------------------------------------------------------------------------------------------------
+
+
+def _lines(facts: Facts) -> list[list[str]]:
+    """Cells: what is measured, of the pool, of a and of b."""
+    sides = [facts[key] for key in ("pool", "a", "b")]
+    both, n_drawn = facts["overlap"]["n_rows"], facts["settings"]["sample"]
+    lines = [["", *(side["name"] for side in sides)], ["rows", *(f"{side['n_rows']:,}" for side in sides)]]
+    shared = [f"{both:,} ({both / side['n_rows']:.1%})" for side in sides[1:]]
+    lines.append(["of these in the other", "", *shared])
+    for levels in zip(*(side.get("levels", []) for side in sides), strict=True):
+        name = f"level {levels[0]['level']}"
+        lines.append(
+            [f"{name}: clusters covered", *(f"{one['n_covered']:,} of {one['n_clusters']:,}" for one in levels)]
+        )
+        for key in ("entropy", "gini"):
+            label = {"entropy": "entropy (1 is even)", "gini": "Gini (0 is even)"}[key]
+            lines.append([f"{name}: {label}", *(f"{one[key]:.3f}" if key in one else "" for one in levels)])
+    if "distance" in sides[1]:
+        for key, label in (("mean", "mean"), ("max", "largest")):
+            cells = [f"{side['distance'][key]:.4g}" for side in sides[1:]]
+            lines.append([f"{label} distance of {n_drawn:,} rows of the pool to it", "", *cells])
+    cells = [f"{side['near_duplicates']['n_removed']:,}" for side in sides[1:]]
+    lines.append([f"near-duplicates (cosine {facts['settings']['threshold']:g})", "", *cells])
+    for name in sides[0].get("columns", {}):
+        lines += _column_lines(name, [side["columns"][name] for side in sides])
+    return lines
+
+
+def _column_lines(name: str, columns: list[Facts]) -> list[list[str]]:
+    if "n_values" not in columns[0]:
+        return [
+            [f"{name}: {key}", *("" if column.get(key) is None else f"{column[key]:.4g}" for column in columns)]
+            for key in ("mean", "std", "min", "max")
+        ]
+    n_values = ["many" if column["n_values"] is None else f"{column['n_values']:,}" for column in columns]
+    told = list(columns[0]["shares"])[:TOLD_VALUES]
+    shares = [[f"  {value}"[:40], *(f"{column['shares'].get(value, 0):.1%}" for column in columns)] for value in told]
+    return [[f"{name}: values", *n_values], *shares]
+
+
+def _table(lines: list[list[str]]) -> list[str]:
+    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    return [
+        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
+        for line in lines
+    ]

@@ -1,0 +1,111 @@
+"""Comparing two subsets: every number against a few lines of NumPy."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import hkm_dask as hkm
+from hkm_dask.curation import column_summary
+from hkm_dask.curation.compare import Comparison
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.export import write_subset
+from tests.curation.pools import pool_with_columns
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compare")
+    rng = np.random.default_rng(0)
+    x = (rng.normal(size=(8, 6))[rng.integers(8, size=400)] * 3 + rng.normal(size=(400, 6))).astype(np.float32)
+    x[300:320] = x[5]
+    hkm.ingest(x, folder / "pool.zarr")
+    config = hkm.Config.from_flags((30, 5), n_resamples=0)
+    hkm.build_hierarchy(folder / "pool.zarr", folder / "tree.zarr", config)
+    np.save(folder / "a.npy", np.arange(250, 350))
+    np.save(folder / "b.npy", np.arange(300, 400, 2)[::-1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pool(folder: Path) -> Pool:
+    return open_pool(folder / "pool.zarr")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> Comparison:
+    return hkm.compare(folder / "a.npy", folder / "b.npy", tree=folder / "tree.zarr", sample=400)
+
+
+def test_sizes_and_overlap(found: Comparison) -> None:
+    facts = found.facts
+    assert [facts[key]["n_rows"] for key in ("pool", "a", "b")] == [400, 100, 50]
+    assert facts["overlap"] == {"n_rows": 25, "jaccard": 25 / 125}
+
+
+def test_clusters_covered_and_their_evenness(found: Comparison, folder: Path) -> None:
+    tree = hkm.open_hierarchy(folder / "tree.zarr")
+    for key, rows in (("pool", np.arange(400)), ("a", np.arange(250, 350)), ("b", np.arange(300, 400, 2))):
+        for level, facts in enumerate(found.facts[key]["levels"], start=1):
+            counts = np.bincount(tree.hkm.labels(level).values[rows], minlength=len(tree[f"level_{level}"]["sizes"]))
+            share = counts[counts > 0] / len(rows)
+            apart = np.abs(np.subtract.outer(counts, counts)).mean() / 2 / counts.mean()
+            assert (facts["n_covered"], facts["n_clusters"]) == ((counts > 0).sum(), len(counts))
+            assert facts["entropy"] == pytest.approx(-(share * np.log(share)).sum() / np.log(len(counts)))
+            assert facts["gini"] == pytest.approx(apart)
+
+
+def test_distances_from_the_pool(found: Comparison, pool: Pool) -> None:
+    x = pool.rows().read(0, 400).astype(np.float64)
+    for key, rows in (("a", np.arange(250, 350)), ("b", np.arange(300, 400, 2))):
+        nearest = np.linalg.norm(x[:, None] - x[rows], axis=2).min(axis=1)
+        assert found.facts[key]["distance"] == pytest.approx({"mean": nearest.mean(), "max": nearest.max()})
+
+
+def test_near_duplicates_of_each(found: Comparison, pool: Pool) -> None:
+    for key, rows in (("a", np.arange(250, 350)), ("b", np.arange(300, 400, 2))):
+        assert found.facts[key]["near_duplicates"]["n_removed"] == len(hkm.dedup(pool, 0.95, subset=rows).removed) > 9
+
+
+def test_columns_of_numbers_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = np.where(np.arange(400) % 7, np.arange(400.0) ** 2, np.nan)
+    texts = np.array(["fish", "bird", "ant"], object)[np.arange(400) % 3]
+    pool = pool_with_columns(tmp_path / "pool.zarr", np.ones((400, 2), np.float32), score=numbers, kind=texts)
+    monkeypatch.setattr(column_summary, "_BLOCK_ROWS", 37)
+    facts = column_summary.summarize_columns(pool, np.arange(250, 350))
+    some = numbers[250:350][~np.isnan(numbers[250:350])]
+    expected = {"n": len(some), "mean": some.mean(), "std": some.std(), "min": some.min(), "max": some.max()}
+    assert facts["score"] == pytest.approx(expected)
+    assert facts["kind"] == {"n_values": 3, "shares": {"bird": 0.34, "ant": 0.33, "fish": 0.33}}
+    monkeypatch.setattr(column_summary, "MOST_VALUES", 2)
+    assert column_summary.summarize_columns(pool, None)["kind"]["n_values"] is None
+
+
+def test_a_pool_a_tree_and_a_table_of_a_draw_are_subsets(folder: Path) -> None:
+    tree = hkm.open_hierarchy(folder / "tree.zarr")
+    for suffix in ("parquet", "csv"):
+        write_subset(folder / f"drawn.{suffix}", np.array([3, 4, 4, 9]), tree)
+        facts = hkm.compare(folder / f"drawn.{suffix}", folder / "tree.zarr", sample=0).facts
+        assert (facts["a"]["n_rows"], facts["b"]["n_rows"], facts["overlap"]["n_rows"]) == (3, 400, 3)
+        assert "distance" not in facts["a"]
+    facts = hkm.compare(folder / "pool.zarr", folder / "a.npy", sample=50).facts
+    assert facts["a"]["distance"] == {"mean": 0.0, "max": 0.0}
+    assert "levels" not in facts["a"]
+
+
+def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
+    a, b = folder / "a.npy", folder / "b.npy"
+    with pytest.raises(InputError, match=r"^tree=None should be the tree that the rows are of; give --tree"):
+        hkm.compare(a, b)
+    with pytest.raises(StoreError, match=r"c.npy is missing; give a file of row numbers"):
+        hkm.compare(a, folder / "c.npy", pool=folder / "pool.zarr")
+    with pytest.raises(InputError) as error:
+        hkm.compare(a, b, threshold=0, sample=-1)
+    assert len(error.value.problems) == 2
+    other = hkm.ingest(np.ones((400, 6), np.float32), tmp_path / "other.zarr")
+    with pytest.raises(InputError, match=r"should be of the same pool as"):
+        hkm.compare(a, b, tree=folder / "tree.zarr", pool=other.path)
+    np.save(tmp_path / "far.npy", np.array([400]))
+    with pytest.raises(InputError, match=r"far.npy should be row numbers below 400"):
+        hkm.compare(a, tmp_path / "far.npy", tree=folder / "tree.zarr")
