@@ -20,7 +20,7 @@ from hkm_dask.cli.options import PATH, Place, place_options
 )
 @click.option("--by", metavar="COLUMN", help="With --keep best: the column whose largest value is best.")
 @click.option("--subset", type=PATH, metavar="IDX.npy", help="Look at these rows of the pool only.")
-@click.option("--removed", type=PATH, metavar="FILE.npy", help="Write the rows that are removed, too.")
+@click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, as .npy or .parquet, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")

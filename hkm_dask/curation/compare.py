@@ -17,7 +17,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.curation.column_summary import TOLD_VALUES, summarize_columns
 from hkm_dask.curation.dedup import dedup
 from hkm_dask.curation.near_pairs import check_threshold
-from hkm_dask.curation.stores import CuratedStore, open_store, read_rows
+from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data import layout
 from hkm_dask.data.files import stored_format
 from hkm_dask.data.row_views import SubsetRows
@@ -67,8 +67,8 @@ def compare(
     Parameters
     ----------
     a, b : path
-        Row numbers in ``.npy``, or in the column "row" of a ``.parquet`` or ``.csv`` as ``hkm sample`` writes them; or
-        the pool itself, for all its rows, or a tree, for those that it clusters.
+        A file that ``hkm sample`` or ``hkm dedup`` wrote: row numbers in ``.npy``, rows or ids in ``.parquet`` and
+        ``.csv``, ids in ``.txt``; or the pool itself, for all its rows, or a tree, for those that it clusters.
     tree : path, optional
         Whose clusters are counted; by default the tree among `a` and `b`.
     pool : path, optional
@@ -151,7 +151,7 @@ def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.i
     """Row numbers of a subset; None for all rows."""
     if stored_format(Path(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
         return open_store(path).clustered()
-    return read_rows(path, opened.rows.n_rows)
+    return opened.chosen(path)
 
 
 def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: int) -> Facts:

@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from distributed import Client
 
 KEEP = ("closest", "random", "best")
-#: Rows of a table of groups made at a time.
-_TABLE_ROWS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -79,42 +77,35 @@ class Deduplication:
             f"{facts['largest_group']:,}"
         )
 
-    def table(self, some: slice = slice(None)) -> pd.DataFrame:
+    def table(self) -> pd.DataFrame:
         """Rows of groups: `row`, `id` where the pool has ids, `group` (the lowest row of it) and `kept`."""
-        order = np.lexsort((self.groups.rows, self.groups.first))[some]
-        rows = self.groups.rows[order]
-        columns: dict[str, Any] = {"row": rows}
-        if self.pool is not None and (ids := self.pool.ids(rows)) is not None:
-            columns["id"] = ids
-        columns |= {"group": self.groups.first[order], "kept": ~np.isin(rows, self.removed, assume_unique=True)}
-        return pd.DataFrame(columns)
+        order = np.lexsort((self.groups.rows, self.groups.first))
+        rows, first = self.groups.rows[order], self.groups.first[order]
+        return self._frame(rows, group=first, kept=~np.isin(rows, self.removed, assume_unique=True))
+
+    def _frame(self, rows: NDArray[np.int64], **columns: NDArray[Any]) -> pd.DataFrame:
+        ids = None if self.pool is None else self.pool.ids(rows)
+        return pd.DataFrame({"row": rows, **({} if ids is None else {"id": ids}), **columns})
 
     def save(
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
         groups: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        """Write `rows` to an ``.npy``, and if wanted the `removed` ones to another and the `table` to a ``.parquet``.
+        """Write `rows` to an ``.npy``, and if wanted the `removed` ones and the `table`.
 
-        Each file appears whole or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        `removed` is an ``.npy`` of row numbers or a ``.parquet`` with ids, too; `groups` a ``.parquet``. Each file
+        appears whole or not at all. Raises InputError where one cannot be new; see `check_targets`.
         """
         check_targets(out, removed, groups)
         if self.pool is not None:
             self.pool.check_unchanged()
-        for path, rows in ((out, self.rows), (removed, self.removed)):
-            if path is not None:
-                write_whole(Path(path), lambda partial, rows=rows: _save_npy(partial, rows))  # type: ignore[misc]
+        write_whole(Path(out), lambda partial: _save_npy(partial, self.rows))
+        if removed is not None and Path(removed).suffix == ".npy":
+            write_whole(Path(removed), lambda partial: _save_npy(partial, self.removed))
+        elif removed is not None:
+            write_whole(Path(removed), lambda partial: self._frame(self.removed).to_parquet(partial, index=False))
         if groups is not None:
-            write_whole(Path(groups), self._write_table)
-
-    def _write_table(self, path: Path) -> None:
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        schema = pa.Table.from_pandas(self.table(slice(0, 1)), preserve_index=False).schema
-        with pq.ParquetWriter(path, schema, compression="zstd") as writer:
-            for low in range(0, len(self.groups.rows), _TABLE_ROWS):
-                frame = self.table(slice(low, low + _TABLE_ROWS))
-                writer.write_table(pa.Table.from_pandas(frame, schema=schema, preserve_index=False))
+            write_whole(Path(groups), lambda partial: self.table().to_parquet(partial, index=False))
 
 
 def _save_npy(path: Path, rows: NDArray[np.int64]) -> None:
@@ -133,15 +124,15 @@ def check_targets(
     Traceback (most recent call last):
     hkm_dask.errors.InputError: out='kept.csv' should end in .npy; rename it
     """
-    wanted = [("out", out, ".npy"), ("removed", removed, ".npy"), ("groups", groups, ".parquet")]
+    wanted = [("out", out, [".npy"]), ("removed", removed, [".npy", ".parquet"]), ("groups", groups, [".parquet"])]
     problems = []
-    for name, path, suffix in wanted:
+    for name, path, suffixes in wanted:
         if path is None:
             continue
         target, folder = Path(path), str(Path(path).parent)
         rule = None
-        if target.suffix != suffix:
-            rule = f"end in {suffix}; rename it"
+        if target.suffix not in suffixes:
+            rule = f"end in {' or '.join(suffixes)}; rename it"
         elif os.path.lexists(target):
             rule = "be a new file; remove it or choose another name"
         elif not target.parent.is_dir():
@@ -150,8 +141,9 @@ def check_targets(
             rule = f"be in a folder that can be written; change the rights of {folder!r}"
         if rule is not None:
             problems.append(f"{name}={str(target)!r} should {rule}")
-    if removed is not None and Path(removed).absolute() == Path(out).absolute():
-        problems.append(f"removed={str(removed)!r} should be another file than out; rename it")
+    given = [Path(path).absolute() for _, path, _ in wanted if path is not None]
+    if len(set(given)) < len(given):
+        problems.append("out, removed and groups should be different files; rename one")
     if problems:
         raise InputError(problems)
 

@@ -19,10 +19,10 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.hierarchy.source import open_source, read_subset
+from hkm_dask.hierarchy.id_lists import read_id_list
+from hkm_dask.hierarchy.source import open_source
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
-from hkm_dask.untrusted import reading
 
 
 @dataclass(frozen=True)
@@ -50,9 +50,11 @@ class CuratedStore:
         return None if len(left) == self.rows.n_rows else left
 
     def chosen(self, subset: Any) -> NDArray[np.int64]:
-        """Row numbers of a subset, in memory or in a file: see `read_rows`."""
+        """Row numbers of a subset, sorted, each once: in memory, or a file that `hkm sample` or `hkm dedup` wrote."""
         if isinstance(subset, str | os.PathLike):
-            return read_rows(subset, self.rows.n_rows)
+            pool = None if Path(subset).suffix == ".npy" else self.pool  # an .npy has row numbers, whatever ids are
+            listed = read_id_list(subset, pool, self.rows.n_rows, f"subset={os.fspath(subset)}")
+            return np.flatnonzero(listed.rows(pool, self.rows.n_rows))
         return check_rows(np.asarray(subset), self.rows.n_rows)
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:
@@ -84,36 +86,6 @@ def open_store(store: Any) -> CuratedStore:
         return CuratedStore(pool.rows(), pool, TreeArrays(store))
     source = open_source(store, Config.from_flags((1,)))
     return CuratedStore(source.rows, source.pool, None)
-
-
-def read_rows(path: str | os.PathLike[str], n_rows: int) -> NDArray[np.int64]:
-    """Row numbers of a subset, sorted, each once: an ``.npy``, or the column "row" of a ``.parquet`` or ``.csv``.
-
-    Raises InputError where there are none, or some are not below `n_rows`.
-    """
-    file = Path(path)
-    if file.suffix not in (".parquet", ".csv"):
-        index = read_subset(str(file), n_rows)
-        assert index is not None
-        return index
-    with reading(f"subset={str(file)!r} should have a column 'row', as `hkm sample` writes it", "write it again"):
-        column = _column_of(file)
-    rows = np.unique(np.asarray(column))
-    if rows.dtype.kind not in "iu" or not len(rows):
-        raise InputError(f"subset={str(file)!r} should have row numbers in its column 'row'; write it again")
-    if rows[0] < 0 or rows[-1] >= n_rows:
-        raise InputError(f"subset={str(file)!r} should be row numbers below {n_rows}; give one of the same pool")
-    return rows.astype(np.int64)
-
-
-def _column_of(file: Path) -> Any:
-    if file.suffix == ".csv":
-        import pandas as pd
-
-        return pd.read_csv(file, usecols=["row"])["row"].to_numpy()
-    import pyarrow.parquet as pq
-
-    return pq.read_table(file, columns=["row"])["row"].to_numpy()
 
 
 def _pool_of_tree(tree: xr.DataTree) -> Pool:

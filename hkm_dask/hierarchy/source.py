@@ -85,7 +85,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
     """
     opened = _opened_pool(pool)
     base = opened.rows() if opened is not None else as_rows(pool)
-    index = read_subset(config.subset, base.n_rows)
+    index = _read_subset(config.subset, base.n_rows)
     fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
     rows = base if index is None else SubsetRows(base, index)
     if config.metric == "cosine":
@@ -160,8 +160,7 @@ def _blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
         yield low, rows.read(low, high)
 
 
-def read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
-    """Read the row numbers of an ``.npy``, sorted; InputError where they are none, out of range or repeated."""
+def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
     if path is None:
         return None
     wanted = f"subset={path} should be an .npy file of row numbers"

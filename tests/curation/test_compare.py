@@ -84,7 +84,7 @@ def test_columns_of_numbers_and_texts(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_pool_a_tree_and_a_table_of_a_draw_are_subsets(folder: Path) -> None:
     tree = hkm.open_hierarchy(folder / "tree.zarr")
-    for suffix in ("parquet", "csv"):
+    for suffix in ("parquet", "csv", "txt"):
         write_subset(folder / f"drawn.{suffix}", np.array([3, 4, 4, 9]), tree)
         facts = hkm.compare(folder / f"drawn.{suffix}", folder / "tree.zarr", sample=0).facts
         assert (facts["a"]["n_rows"], facts["b"]["n_rows"], facts["overlap"]["n_rows"]) == (3, 400, 3)
@@ -107,5 +107,5 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
     with pytest.raises(InputError, match=r"should be of the same pool as"):
         hkm.compare(a, b, tree=folder / "tree.zarr", pool=other.path)
     np.save(tmp_path / "far.npy", np.array([400]))
-    with pytest.raises(InputError, match=r"far.npy should be row numbers below 400"):
+    with pytest.raises(InputError, match=r"far.npy should be row numbers from 0 to 399, 1 are not, like 400"):
         hkm.compare(a, tmp_path / "far.npy", tree=folder / "tree.zarr")

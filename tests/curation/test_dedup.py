@@ -180,6 +180,10 @@ def test_the_best_row_by_a_column_is_kept(x: NDArray, tmp_path: Path) -> None:
             rows = found.groups.rows[found.groups.first == group]
             assert rows[np.argmax(np.nan_to_num(values[rows], nan=-1.0))] in found.rows
     assert found.table()["id"].str.startswith("id-").all()
+    found.save(tmp_path / "kept.npy", removed=tmp_path / "removed.parquet")
+    removed = pd.read_parquet(tmp_path / "removed.parquet")
+    assert removed["id"].tolist() == [f"id-{row}" for row in removed["row"]]
+    assert removed["row"].tolist() == found.removed.tolist()
     with pytest.raises(InputError, match=r"^by='kind' should be a column of numbers, its values are texts"):
         hkm.dedup(pool, 0.97, keep="best", by="kind")
     with pytest.raises(InputError, match=r"^by='score' should be a column of a pool, an array has none"):
@@ -209,7 +213,7 @@ def test_files_are_whole_and_new(x: NDArray, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         check_targets(tmp_path / "kept.npy", tmp_path / "a.txt", tmp_path / "none/g.parquet")
     assert [line.split(" should ")[1].split(";")[0] for line in error.value.problems] == [
-        "be a new file", "end in .npy", "be in a folder that is there",
+        "be a new file", "end in .npy or .parquet", "be in a folder that is there",
     ]  # fmt: skip
 
 
