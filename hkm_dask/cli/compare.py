@@ -27,7 +27,7 @@ def compare(
     """Compare two subsets of a pool.
 
     A and B are files that hkm sample or hkm dedup wrote (.npy, .parquet, .csv or .txt), the pool itself, or a tree for
-    the rows it clusters. Told are sizes and overlap, clusters covered and how evenly at every level, how far the pool is
+    the rows it clusters. Told are sizes, overlap, clusters covered and how evenly at every level, how far the pool is
     from each, near-duplicates within each, and the pool's columns.
     """
     import json
