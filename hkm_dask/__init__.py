@@ -12,11 +12,13 @@ if TYPE_CHECKING:
     from hkm_dask.config import Config, Level
     from hkm_dask.curation.compare import compare
     from hkm_dask.curation.dedup import dedup
+    from hkm_dask.data.pool import open_pool
     from hkm_dask.errors import ComputeError, HkmError, InputError, StoreError
     from hkm_dask.hierarchy.assignment import assign
     from hkm_dask.hierarchy.build import build_hierarchy
     from hkm_dask.hierarchy.estimator import HierarchicalKMeans
     from hkm_dask.hierarchy.sampling import sample
+    from hkm_dask.hierarchy.table import export
     from hkm_dask.hierarchy.tree import open_hierarchy
     from hkm_dask.hierarchy.verify import verify
     from hkm_dask.ingestion.ingest import ingest
@@ -38,8 +40,10 @@ _HOMES = {
     "build_hierarchy": "hierarchy.build",
     "compare": "curation.compare",
     "dedup": "curation.dedup",
+    "export": "hierarchy.table",
     "ingest": "ingestion.ingest",
     "open_hierarchy": "hierarchy.tree",
+    "open_pool": "data.pool",
     "report": "view.report.report",
     "sample": "hierarchy.sampling",
     "verify": "hierarchy.verify",
@@ -60,8 +64,10 @@ __all__ = [
     "build_hierarchy",
     "compare",
     "dedup",
+    "export",
     "ingest",
     "open_hierarchy",
+    "open_pool",
     "report",
     "sample",
     "verify",

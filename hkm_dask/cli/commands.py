@@ -13,6 +13,7 @@ from hkm_dask.cli.browse import browse
 from hkm_dask.cli.compare import compare
 from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
+from hkm_dask.cli.export import export
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.ingest import ingest
 from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
@@ -173,6 +174,7 @@ def info(store: Path, as_json: bool) -> None:
     click.echo(json.dumps(facts, allow_nan=False, indent=2) if as_json else render(facts))
 
 
+command_of(main, "hkm export tree.zarr rows.parquet", "hkm export pool.zarr rows.parquet --xy --embeddings")(export)
 command_of(main, "hkm assign tree.zarr new.zarr assigned.zarr", "hkm assign tree.zarr new.npy assigned.zarr")(assign)
 command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)
 command_of(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -111,20 +111,15 @@ class _Subset:
     """Sampled rows, and where their columns come from."""
 
     rows: np.ndarray
-    labels: chunks.StoredArray
-    distances: chunks.StoredArray
     tree: TreeArrays
-    pool: Pool | None  # None where the pool has neither ids nor columns
+    pool: Pool | None
 
     @classmethod
     def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_pool: bool) -> _Subset:
         opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
         arrays = TreeArrays(opened)
-        labels, distances = (arrays.stored(1, name) for name in ("labels", "distances"))
-        if labels is None or distances is None:
-            raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
-        rows = chunks.check_rows(rows, labels.spec.shape[0])
-        return cls(rows, labels, distances, arrays, pool_of_tree(opened.attrs, _NO_POOL) if with_pool else None)
+        rows = chunks.check_rows(rows, stored_array(arrays, "labels").spec.shape[0])
+        return cls(rows, arrays, pool_of_tree(opened.attrs, _NO_POOL) if with_pool else None)
 
     def blocks(self) -> Iterator[np.ndarray]:
         # One block even of no rows, so that an empty subset has its columns too.
@@ -135,15 +130,28 @@ class _Subset:
         return None if self.pool is None else self.pool.ids(rows)
 
     def columns(self, rows: np.ndarray) -> Columns:
-        columns: Columns = {"row": rows}
-        if (ids := self.ids(rows)) is not None:
+        return row_columns(rows, self.pool, self.tree)
+
+
+def stored_array(tree: TreeArrays, name: str) -> chunks.StoredArray:
+    """An array of level 1 on disk; InputError where the tree lies in memory."""
+    if (array := tree.stored(1, name)) is None:
+        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+    return array
+
+
+def row_columns(rows: np.ndarray, pool: Pool | None, tree: TreeArrays | None) -> Columns:
+    """What a pool and a tree know of rows, by their sorted numbers: the columns of `write_subset`."""
+    columns: Columns = {"row": rows}
+    if pool is not None:
+        if (ids := pool.ids(rows)) is not None:
             columns["id"] = ids
-        if self.pool is not None:
-            columns |= {name: self.pool.column(name, rows) for name in self.pool.columns}
-        for level, labels in enumerate(self.tree.ancestors(self.labels.take(rows)), start=1):
+        columns |= {name: pool.column(name, rows) for name in pool.columns}
+    if tree is not None:
+        for level, labels in enumerate(tree.ancestors(stored_array(tree, "labels").take(rows)), start=1):
             columns[f"level_{level}"] = labels
-        columns["distance"] = np.sqrt(self.distances.take(rows))
-        return columns
+        columns["distance"] = np.sqrt(stored_array(tree, "distances").take(rows))
+    return columns
 
 
 def _write_npy(path: Path, subset: _Subset) -> None:
@@ -155,12 +163,16 @@ def _write_npy(path: Path, subset: _Subset) -> None:
 
 
 def _write_parquet(path: Path, subset: _Subset) -> None:
+    write_table(path, map(subset.columns, subset.blocks()))
+
+
+def write_table(path: Path, tables: Iterable[Columns]) -> None:
+    """Write tables of the same columns, one after the other, as parquet; an array of two dimensions is a vector."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     writer = None
-    for rows in subset.blocks():
-        columns = subset.columns(rows)
+    for columns in tables:
         table = pa.table({name: _arrow(values) for name, values in columns.items()})
         writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
         writer.write_table(table)
@@ -235,13 +247,15 @@ def _arrow(values: np.ndarray) -> Any:
     """A column for Arrow, of text even where there are no values; what is masked is missing."""
     import pyarrow as pa
 
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
     data, mask = np.ma.getdata(values), np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
     is_text = data.dtype.kind in "OTU"
     return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
 
 
 def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | None:
-    """Open the pool the tree was built from, where it tells more than numbers; refuse another, which would lie."""
+    """Open the pool the tree was built from, None where that was an array; refuse another, which would lie."""
     where = attributes.get("pool")
     if not where:
         return None
@@ -252,4 +266,4 @@ def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | N
             f"pool={where!r} should be the one the tree was built from, but its content is another; "
             f"put that pool back{otherwise}"
         )
-    return pool if pool.has_ids or pool.columns else None
+    return pool

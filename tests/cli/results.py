@@ -15,6 +15,7 @@ COMMANDS = [
     "sample",
     "compare",
     "info",
+    "export",
     "assign",
     "verify",
     "report",

@@ -1,0 +1,162 @@
+"""All that is known of every row of a pool or a tree, as one parquet file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import xarray as xr
+
+from hkm_dask.data import files, layout
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.export import (
+    BLOCK_ROWS,
+    Columns,
+    check_target,
+    pool_of_tree,
+    row_columns,
+    stored_array,
+    write_table,
+)
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
+
+STAGE = "export"
+# Bytes of embeddings that are read at once, for a projection or as a column.
+_BLOCK_BYTES = 64 * layout.MIB
+_OWN = ("x", "y", "vector")
+
+
+def export(
+    store: str | os.PathLike[str] | xr.DataTree,
+    out: str | os.PathLike[str],
+    *,
+    embeddings: bool = False,
+    xy: bool = False,
+) -> Path:
+    """Write what is known of every row to a parquet file, for tools that read tables.
+
+    The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and of a tree
+    ``level_1``, ``level_2``, ... and ``distance``. It is written block by block, whole or not at all.
+
+    Parameters
+    ----------
+    store : path-like or xarray.DataTree
+        A pool, or a tree that lies on disk.
+    out : path-like
+        The file to write, ``.parquet``; must not be there yet.
+    embeddings : bool, default False
+        A column ``vector`` of float32, shape (n_features,).
+    xy : bool, default False
+        Columns ``x`` and ``y`` (float32): the first two principal components of all rows, for a scatter plot. Takes a
+        pass over the embeddings more, with n_features² multiplications per row, and n_features² float64 of memory.
+
+    Returns
+    -------
+    Path
+        The file written.
+
+    Raises
+    ------
+    InputError
+        Where the file, the store or a column's name should be otherwise; all of that before any work is done.
+    StoreError
+        Where the store, or the pool of a tree, cannot be read, or the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, pyarrow.parquet as pq
+    >>> from hkm_dask import ingest
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = ingest(np.eye(3), f"{folder}/pool.zarr", ids=["a", "b", "c"])
+    ...     pq.read_table(export(pool.path, f"{folder}/rows.parquet", embeddings=True)).column_names
+    ['row', 'id', 'vector']
+    """
+    if files.local_path(out, "out").suffix != ".parquet":
+        raise InputError(f"out={os.fspath(out)!r} should end in .parquet; rename it")
+    target = check_target(out)
+    table = _Table.open(store, embeddings)
+    if embeddings or xy:
+        taken = ", ".join(name for name in _OWN if name in table.vectors().columns)
+        if taken:
+            raise InputError(f"the pool has columns {taken} of its own; rename them, or export without vectors")
+    if xy:
+        table = replace(table, projection=principal_axes(table.vectors()))
+    files.write_whole(target, lambda partial: write_table(partial, table.blocks()))
+    return target
+
+
+@dataclass(frozen=True)
+class _Table:
+    """What the columns come from."""
+
+    n_rows: int
+    pool: Pool | None
+    tree: TreeArrays | None
+    embeddings: bool
+    projection: tuple[np.ndarray, np.ndarray] | None = None
+
+    @classmethod
+    def open(cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool) -> _Table:
+        if not isinstance(store, xr.DataTree):
+            path = files.local_path(store, "store")
+            if files.stored_format(path) == layout.POOL_FORMAT:
+                pool = open_pool(path)
+                return cls(pool.n_samples, pool, None, embeddings)
+            store = open_hierarchy(path)
+        tree = TreeArrays(store)
+        return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs), tree, embeddings)
+
+    def vectors(self) -> Pool:
+        """The pool, to read embeddings from."""
+        if self.pool is None:
+            raise InputError("the tree was built from an array, whose rows it does not have; cluster a pool of it")
+        return self.pool
+
+    def blocks(self) -> Iterator[Columns]:
+        """The columns of all rows, block by block."""
+        step, with_vectors = BLOCK_ROWS, self.embeddings or self.projection is not None
+        if with_vectors:
+            step = max(1, min(step, _BLOCK_BYTES // (4 * self.vectors().n_features)))
+        for start in range(0, self.n_rows, step):
+            stop = min(start + step, self.n_rows)
+            columns = row_columns(np.arange(start, stop), self.pool, self.tree)
+            if with_vectors:
+                rows = self.vectors().rows().read(start, stop).astype(np.float32, copy=False)
+                if self.projection is not None:
+                    mean, axes = self.projection
+                    columns["x"], columns["y"] = ((rows - mean) @ axes).T
+                if self.embeddings:
+                    columns["vector"] = rows
+            yield columns
+            emit("progress", stage=STAGE, done=stop, total=self.n_rows)
+
+
+def principal_axes(pool: Pool, n_axes: int = 2) -> tuple[np.ndarray, np.ndarray]:
+    """Principal axes of the rows of a pool, by one pass that sums products of features.
+
+    Returns
+    -------
+    mean : np.ndarray of float32, shape (n_features,)
+    axes : np.ndarray of float32, shape (n_features, n_axes)
+        Of length 1, the largest coordinate of each positive; zeros for axes beyond the features.
+    """
+    rows, n_features = pool.rows(), pool.n_features
+    products, total = np.zeros((n_features, n_features)), np.zeros(n_features)
+    bounds = rows.bounds(_BLOCK_BYTES)
+    for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        centered = rows.read(start, stop).astype(np.float32) - pool.mean
+        products += centered.T @ centered
+        total += centered.sum(axis=0, dtype=np.float64)
+        emit("progress", stage="principal axes", done=stop, total=rows.n_rows)
+    covariance = products / rows.n_rows - np.outer(total, total) / rows.n_rows**2
+    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_axes]
+    vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
+    axes = np.zeros((n_features, n_axes), np.float32)
+    axes[:, : vectors.shape[1]] = vectors
+    return (pool.mean + total / rows.n_rows).astype(np.float32), axes
