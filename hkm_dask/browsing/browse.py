@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import html
 import os
 from pathlib import Path
@@ -40,9 +41,10 @@ class Browser:
         try:
             self._server = Server(answers, host, port)
         except OSError as error:
-            raise InputError(
-                f"port={port} should be free on {host}, it is not ({error.strerror or error}); give --port 0"
-            ) from error
+            what = f"host={host} should be an address of this machine; leave --host out"
+            if error.errno in (errno.EADDRINUSE, errno.EACCES):
+                what = f"port={port} should be free and allowed; leave --port out"
+            raise InputError(f"{what} ({error.strerror or error})") from error
         self.url = self._server.url
         self._server.start()
 

@@ -40,7 +40,11 @@ class Marks:
         self._history: list[dict[Cluster, float]] = []
         self.weights = self._stored() or {}
         for cluster in self.weights:
-            clusters.check(cluster)
+            try:
+                clusters.check(cluster)
+            except InputError as error:
+                remedy = "is it of another tree? Give another file with --out"
+                raise InputError(f"{path} should be marks of this tree, {error}; {remedy}") from None
         self.saved = dict(self.weights)
 
     def _stored(self) -> dict[Cluster, float] | None:

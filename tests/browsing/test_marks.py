@@ -52,7 +52,9 @@ def test_what_cannot_be_marked_is_refused(clusters: Clusters, tmp_path: Path) ->
             marks.set(cluster, weight)
     assert marks.weights == {}
     (tmp_path / "weights.csv").write_text("cluster,weight\n9:1,0\n")
-    with pytest.raises(InputError, match="cluster=9:1"):
+    with pytest.raises(
+        InputError, match=r"weights\.csv should be marks of this tree, cluster=9:1 .* another file with --out"
+    ):
         Marks(clusters, tmp_path / "weights.csv")
     with pytest.raises(InputError, match="in a folder that is there"):
         Marks(clusters, tmp_path / "no" / "weights.csv")

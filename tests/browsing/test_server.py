@@ -116,8 +116,10 @@ def test_a_vector_comes_as_numbers_or_as_a_file(browser: Browser, tree: Any, tmp
 def test_a_port_that_is_taken_is_told(browser: Browser) -> None:
     port = urlsplit(browser.url).port
     assert port is not None
-    with pytest.raises(InputError, match=f"port={port} should be free"):
+    with pytest.raises(InputError, match=f"port={port} should be free and allowed; leave --port out"):
         Browser(browser.answers, "127.0.0.1", port)
+    with pytest.raises(InputError, match=r"host=192\.0\.2\.1 should be an address of this machine"):
+        Browser(browser.answers, "192.0.2.1", 0)
 
 
 def test_other_addresses_are_listened_at_when_asked_for(answers: Any) -> None:
