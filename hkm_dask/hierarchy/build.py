@@ -269,7 +269,9 @@ class _Build:
         begin, run, folder = time.perf_counter(), uuid.uuid4().hex, self.folder / f"level_{t}"
         rows = self._samples if t == 1 else self._centroids_below(t)
         emit("level_started", level=t, n=rows.rows.n_rows, k=level.n_centroids, m=level.n_resamples)
-        steps = self._cluster(t, level, rows, run)
+        steps = self.checkpoints.finished(t)
+        earlier = sum(steps.seconds)
+        self._cluster(t, level, rows, steps, run)
         centroids = steps.centroids
         remove(folder)
         level_arrays.create_row_arrays(folder, t, rows.n_total, rows.chunk_rows)
@@ -281,7 +283,8 @@ class _Build:
         level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia)
         seconds = time.perf_counter() - begin
         self.source.check_unchanged()
-        store.mark_complete(folder, {"level": t, "seconds": round(seconds, 3), "missing": -1})
+        took = {"seconds": round(earlier + seconds, 3), "step_seconds": [round(one, 3) for one in steps.seconds]}
+        store.mark_complete(folder, {"level": t, **took, "missing": -1})
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
@@ -314,9 +317,8 @@ class _Build:
         )  # fmt: skip
         return LevelRows(rows, n_total, geometry, chunk_rows)
 
-    def _cluster(self, t: int, level: Level, rows: LevelRows, run: str) -> StepHistory:
-        """The steps of a level: the first k-means and the resamplings."""
-        steps = self.checkpoints.finished(t)
+    def _cluster(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> None:
+        """Add to the steps of a level those that are missing: the first k-means and the resamplings."""
         if len(steps):
             emit("resumed", what=f"level {t} continues after step {len(steps) - 1} of {level.n_resamples}")
         for step in range(len(steps), level.n_resamples + 1):
@@ -325,8 +327,7 @@ class _Build:
                     done = self._step(t, step, level, rows, rows.rows)
                 else:
                     done = self._resampling_step(t, level, rows, steps, run)
-            steps.add(done.centroids, done.inertia)
-        return steps
+            steps.add(done.centroids, done.inertia, done.seconds)
 
     def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Fit:
         """One k-means over members of the clusters of the last step."""

@@ -24,27 +24,29 @@ _DIGEST_BYTES = 32
 
 
 class StepHistory:
-    """The steps of a level so far: the inertia of every iteration of all, the centroids of the last two.
+    """The steps of a level so far: seconds and the inertia of every iteration of all, the centroids of the last two.
 
     Examples
     --------
     >>> steps = StepHistory()
     >>> for step in range(3):
-    ...     steps.add(np.full((1, 1), step, np.float32), np.array([0.5]))
-    >>> len(steps), steps.centroids.item(), steps.previous.item()
-    (3, 2.0, 1.0)
+    ...     steps.add(np.full((1, 1), step, np.float32), np.array([0.5]), 1.5)
+    >>> len(steps), steps.centroids.item(), steps.previous.item(), sum(steps.seconds)
+    (3, 2.0, 1.0, 4.5)
     """
 
     def __init__(self) -> None:
         self.inertia: list[NDArray[np.float64]] = []
+        self.seconds: list[float] = []
         self._centroids: deque[NDArray[np.float32]] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return len(self.inertia)
 
-    def add(self, centroids: NDArray[np.float32], inertia: NDArray[np.float64]) -> None:
-        """Note the outcome of a step."""
+    def add(self, centroids: NDArray[np.float32], inertia: NDArray[np.float64], seconds: float) -> None:
+        """Note the outcome of a step, and what it took."""
         self.inertia.append(inertia)
+        self.seconds.append(seconds)
         self._centroids.append(centroids)
 
     @property
@@ -74,7 +76,7 @@ class Checkpoints:
         """Steps of a level (from 1) that are done, from step 0 on."""
         steps = StepHistory()
         while (kept := self._read(self._step(level, len(steps)))) is not None:
-            steps.add(kept["centroids"], kept["inertia"])
+            steps.add(kept["centroids"], kept["inertia"], float(kept["seconds"]))
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import json
 import math
 import os
@@ -166,6 +167,7 @@ def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Fact
         "inertia": next((run[-1] for run in reversed(runs) if run), None),
         "history": runs,
         "seconds": attributes.get("seconds"),
+        "step_seconds": list(attributes.get("step_seconds") or []),
     }
 
 
@@ -211,7 +213,10 @@ def _tree_lines(facts: Facts) -> list[str]:
     if planned:
         lines += ["", "settings", *_settings_table(planned)]
     if done:
-        lines += ["", "history: iterations and final inertia of each k-means, of all rows first, then of those taken"]
+        lines += [
+            "",
+            "history: iterations, final inertia and time of each k-means, of all rows first, then of those taken",
+        ]
         lines += _history_lines(done)
     return lines
 
@@ -269,7 +274,9 @@ def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
 def _history_lines(done: Sequence[Facts]) -> list[str]:
     lines = []
     for level in done:
-        runs = [f"{len(run)}: {run[-1]:.6g}" if run else "none" for run in level["history"]]
+        spent = [f" in {_span(seconds)}" for seconds in level["step_seconds"]]
+        told = itertools.zip_longest(level["history"], spent, fillvalue="")
+        runs = [f"{len(run)}: {run[-1]:.6g}{seconds}" if run else "none" for run, seconds in told]
         indent = f"  level {level['level']}  "
         lines += textwrap.wrap(", ".join(runs), 100, initial_indent=indent, subsequent_indent=" " * len(indent))
     return lines

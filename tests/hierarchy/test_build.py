@@ -498,3 +498,25 @@ def test_rows_refused_leave_nothing_in_the_way_of_a_mended_pool(tmp_path: Path, 
             build_hierarchy(far, tmp_path / "tree.zarr", config, client=runner.client)
         assert list(tmp_path.iterdir()) == []
         assert build_hierarchy(rows, tmp_path / "tree.zarr", config, client=runner.client).hkm.n_clusters == (10, 3)
+
+
+def test_a_level_keeps_what_its_steps_took_those_of_earlier_runs_too(tmp_path: Path) -> None:
+    x, config = np.random.default_rng(0).normal(size=(200, 3)), Config.from_flags((20, 4), n_resamples=1)
+
+    def interrupt(event: Event) -> None:
+        if event.kind == "step_finished":
+            raise KeyboardInterrupt
+
+    with subscribe(interrupt), pytest.raises(KeyboardInterrupt):
+        build_hierarchy(x, tmp_path / "tree.zarr", config)
+    events: list[Event] = []
+    with subscribe(events.append):
+        tree = build_hierarchy(x, tmp_path / "tree.zarr", config)
+    again = [event.fields["seconds"] for event in events if event.kind == "step_finished"]
+    assert len(again) == 3  # the first step of level 1 was kept
+    for level, n_again in (("level_1", 1), ("level_2", 2)):
+        took = tree[level].attrs["step_seconds"]
+        assert len(took) == 2
+        assert took[-n_again:] == [round(seconds, 3) for seconds in again[:n_again]]
+        assert sum(took) <= tree[level].attrs["seconds"] + 0.002
+        again = again[n_again:]

@@ -16,7 +16,7 @@ from tests.data.stores import Disk
 
 def fit(seed: int) -> Fit:
     rng = np.random.default_rng(seed)
-    return Fit(rng.normal(size=(4, 3)).astype("f4"), rng.random(6), 2, 1.5)
+    return Fit(rng.normal(size=(4, 3)).astype("f4"), rng.random(6), 2, seed + 0.5)
 
 
 def moved(inertia: float, *, n_relocated: int = 0, last: bool = False, near: float | None = None) -> LloydStep:
@@ -28,6 +28,7 @@ def assert_steps(steps: StepHistory, *expected: Fit) -> None:
     assert len(steps) == len(expected)
     for inertia, one in zip(steps.inertia, expected, strict=True):
         np.testing.assert_array_equal(inertia, one.inertia)
+    assert steps.seconds == [one.seconds for one in expected]
     np.testing.assert_array_equal(steps.centroids, expected[-1].centroids)
     if len(expected) > 1:
         assert steps.previous is not None

@@ -43,7 +43,7 @@ def make_tree(path: Path, *, levels: int = 2, complete: bool = True) -> Path:
         put(first, "labels", np.array([0, 0, 0, 1, 3, 3, -1], dtype="i4"), ("sample",))
         put(first, "sizes", np.array([3, 1, 0, 2], dtype="i8"), ("cluster_1",))
         put(first, "inertia", np.array([[9.0, 5.0, 4.0], [3.5, NAN, NAN]]), ("step", "iteration"))
-        store.mark_complete(first, {"seconds": 1.5})
+        store.mark_complete(first, {"seconds": 1.5, "step_seconds": [0.75, 0.25]})
     if levels >= 2:
         store.create_group(second)
         put(second, "labels", np.array([0, 0, -1, 1], dtype="i4"), ("cluster_1",))
@@ -102,6 +102,7 @@ def test_a_tree_is_described(tmp_path: Path) -> None:
         "inertia": 3.5,
         "history": [[9.0, 5.0, 4.0], [3.5]],
         "seconds": 1.5,
+        "step_seconds": [0.75, 0.25],
     }
     assert (second["n_inputs"], second["n_members"], second["inertia"]) == (4, 3, 1.25)
     assert json.loads(json.dumps(facts, allow_nan=False)) == facts
@@ -114,7 +115,8 @@ def test_a_tree_is_told_in_columns(tmp_path: Path) -> None:
     assert ["samples", "6", "of", "the", "pool's", "7"] in rows
     assert ["1", "4", "3", "2.0", "1", "3", "2", "4", "3.5", "1.5"] in rows
     assert ["2", "2", "2", "1.5", "1", "2", "1", "2", "1.25", "0.5"] in rows
-    assert ["level", "1", "3:", "4,", "1:", "3.5"] in rows
+    assert "  level 1  3: 4 in 0.8 s, 1: 3.5 in 0.2 s" in text.splitlines()
+    assert "  level 2  2: 1.25" in text.splitlines()  # made before times were kept
     lines = text.splitlines()
     head = next(i for i, line in enumerate(lines) if line.split()[:2] == ["level", "clusters"])
     assert len({len(line) for line in lines[head : head + 3]}) == 1
