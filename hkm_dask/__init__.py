@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.tree import open_hierarchy
     from hkm_dask.hierarchy.verify import verify
     from hkm_dask.ingestion.ingest import ingest
+    from hkm_dask.ingestion.update import update
     from hkm_dask.kmeans.estimator import KMeans
     from hkm_dask.view.report.report import report
 
@@ -46,6 +47,7 @@ _HOMES = {
     "open_pool": "data.pool",
     "report": "view.report.report",
     "sample": "hierarchy.sampling",
+    "update": "ingestion.update",
     "verify": "hierarchy.verify",
 }
 
@@ -70,6 +72,7 @@ __all__ = [
     "open_pool",
     "report",
     "sample",
+    "update",
     "verify",
 ]
 

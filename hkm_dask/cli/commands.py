@@ -19,6 +19,7 @@ from hkm_dask.cli.ingest import ingest
 from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
 from hkm_dask.cli.report import report
 from hkm_dask.cli.sample import sample
+from hkm_dask.cli.update import update
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
 
@@ -176,6 +177,7 @@ def info(store: Path, as_json: bool) -> None:
 
 command_of(main, "hkm export tree.zarr rows.parquet", "hkm export pool.zarr rows.parquet --xy --embeddings")(export)
 command_of(main, "hkm assign tree.zarr new.zarr assigned.zarr", "hkm assign tree.zarr new.npy assigned.zarr")(assign)
+command_of(main, "hkm update tree.zarr pool.zarr new.npy", "hkm update tree.zarr pool.zarr new.zarr")(update)
 command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)
 command_of(
     main,

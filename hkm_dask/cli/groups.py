@@ -68,7 +68,7 @@ def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
 
 def _tell_how_to_go_on(ctx: click.Context) -> None:
     arguments = [word for word in ctx.meta[_ARGUMENTS] if word != "--restart"]
-    resumes = ctx.invoked_subcommand in ("assign", "cluster", "embed")
+    resumes = ctx.invoked_subcommand in ("assign", "cluster", "embed", "update")
     kept = "what is finished is kept; to resume" if resumes else "nothing half-written is left; to start again"
     click.echo(f"\nInterrupted: {kept}, run\n  {ctx.info_name} {shlex.join(arguments)}", err=True)
 

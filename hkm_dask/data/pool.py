@@ -46,6 +46,8 @@ class Pool:
         Whether every row has an id besides its number.
     columns : tuple of str
         What else is known of every row, like ``longitude``; see `column`.
+    history : tuple of (int, str, tuple of str)
+        Of what it was before it grew, the earliest first: samples, fingerprint, and the fingerprints of what joined.
     """
 
     path: str
@@ -60,6 +62,12 @@ class Pool:
     sources: tuple[str, ...]
     has_ids: bool
     columns: tuple[str, ...]
+    history: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
+
+    def n_known_as(self, fingerprint: str) -> int | None:
+        """How many rows it had, the same as now, when it had this fingerprint; None where it never had."""
+        known = {before: n_samples for n_samples, before, _ in self.history} | {self.fingerprint: self.n_samples}
+        return known.get(fingerprint)
 
     def _summary(self) -> Summary:
         n_bytes = self.n_samples * self.n_features * self.dtype.itemsize
@@ -158,6 +166,10 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
             sources=tuple(map(str, attributes["sources"])),
             has_ids=bool(attributes["has_ids"]),
             columns=tuple(map(str, attributes.get("columns", ()))),
+            history=tuple(
+                (int(step["n_samples"]), str(step["fingerprint"]), tuple(map(str, step["added"])))
+                for step in attributes.get("history", ())
+            ),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{folder} is damaged: {error}; {layout.remedy(layout.POOL_FORMAT)}") from error

@@ -115,7 +115,7 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
     for turn in range(n_turns):
 
         def of_turn(start: int, ids: NDArray[Any], turn: int = turn) -> NDArray[np.int64]:
-            keys = _keys(ids)
+            keys = id_keys(ids)
             return keys.copy() if n_turns == 1 else keys[keys % n_turns == turn]
 
         keys = np.concatenate([np.empty(0, np.int64), *(made for _, made in reader.fold([name], of_turn))])
@@ -130,7 +130,7 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
         found.checks[name] = f"{n_ids:,}, none twice"
 
 
-def _keys(ids: NDArray[Any]) -> NDArray[np.int64]:
+def id_keys(ids: NDArray[Any]) -> NDArray[np.int64]:
     """The ids, or a hash of each: strings that differ have the same once in 2**64 pairs."""
     if ids.dtype.kind == "O":
         return np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
@@ -142,7 +142,7 @@ def _tell_repeated(keys: NDArray[np.int64], reader: ChunkReader, found: Verifica
     rows_of: dict[Any, list[int]] = {}
 
     def candidates(start: int, ids: NDArray[Any]) -> list[tuple[Any, int]]:
-        places = np.flatnonzero(np.isin(_keys(ids), keys))
+        places = np.flatnonzero(np.isin(id_keys(ids), keys))
         return list(zip(ids[places].tolist(), (places + start).tolist(), strict=True))
 
     for _, pairs in reader.fold([layout.IDS], candidates):

@@ -102,19 +102,28 @@ def assign(
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
     arrays, target = TreeArrays(opened), Path(out).absolute()
     source = new_samples(opened, arrays, pool)
-    identity = _identity(opened, source)
+    store_labels(
+        source, arrays, target, _identity(opened, source), client=client, memory_limit=memory_limit, restart=restart
+    )
+    return open_assignment(target)
+
+
+def store_labels(
+    source: ClusterInput, arrays: TreeArrays, target: Path, identity: dict[str, Any], *, client: Client | None,
+    memory_limit: int | str | None, restart: bool = False, squared: bool = False,
+) -> None:  # fmt: skip
+    """Write the store that `assign` opens, or with distances that are `squared`; interrupted, it continues."""
     with store.resumable(target, partial(_obstacles, identity=identity), restart=restart) as folder:
         if folder is not None:
             begin = time.perf_counter()
             if not (folder / METADATA_FILE).exists():
                 _create(folder, source, arrays.n_levels, identity)
             with runner_for(client, memory_limit) as runner:
-                _write(folder, source, arrays, runner)
+                _write(folder, source, arrays, runner, squared)
             if source.pool is not None and source.pool.has_ids:
                 pool_writer.write_column(folder, ID, _pieces_of_ids(source), source.n_total)
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(time.perf_counter() - begin, 3)})
-    return open_assignment(target)
 
 
 def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
@@ -193,6 +202,7 @@ class WriteLabels:
     label: LabelRows
     paths: SharedArray
     folder: str
+    squared: bool = False
 
     def __call__(self, part: Part) -> int:
         """Fold the part; gives its number of rows."""
@@ -200,7 +210,8 @@ class WriteLabels:
         paths = self.paths.get()[engine.host(assignment.labels)]
         columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(paths.T, 1)}
         # As a subset has them: the root of what a tree stores.
-        distances = np.sqrt(engine.host(assignment.distances).astype(np.float32))
+        distances = engine.host(assignment.distances).astype(np.float32)
+        distances = distances if self.squared else np.sqrt(distances)
         # Last, as it tells that the others are there.
         for name, values in {**columns, DISTANCE: distances}.items():
             array = open_array(Path(self.folder, name))
@@ -210,7 +221,7 @@ class WriteLabels:
         return part.stop - part.start
 
 
-def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runner) -> None:
+def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
     """Label all rows, in rounds of a task for every worker; chunks that a former run has written are left alone."""
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
     spherical = read_attributes(folder)["metric"] == "cosine"
@@ -223,7 +234,7 @@ def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runne
     with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
         shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
         paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
-        task = WriteLabels(LabelRows(shared, geometry), paths, str(folder))
+        task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
         for every in itertools.zip_longest(*shares):
             some = [part for part in every if part is not None]
             left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]

@@ -261,7 +261,7 @@ def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | N
         return None
     pool = open_pool(where)
     wanted = attributes.get("pool_fingerprint")
-    if wanted and pool.fingerprint != wanted:
+    if wanted and pool.n_known_as(str(wanted)) is None:
         raise StoreError(
             f"pool={where!r} should be the one the tree was built from, but its content is another; "
             f"put that pool back{otherwise}"

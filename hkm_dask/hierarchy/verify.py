@@ -156,10 +156,10 @@ def _check_levels(
     wanted = [f"level_{t}" for t in range(1, len(config.levels) + 1)]
     for name in sorted({name.partition("/")[0] for name in reader.arrays} - set(wanted)):
         found.add(name, "level", f"should not be there: its config has {len(wanted)} levels")
-    levels: list[LevelCheck] = []
+    levels, grown = list[LevelCheck](), bool(attributes.get("updates"))
     for t, settings in enumerate(config.levels, 1):
         below, n_problems = levels[-1] if levels else None, found.n_problems
-        level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found)
+        level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found, grown)
         _check_level_marker(root / wanted[t - 1], t, found)
         if not level.check_shapes():
             if t < len(wanted):
@@ -237,7 +237,7 @@ def _pool_of(level: LevelCheck, attributes: Mapping[str, Any], found: Verificati
             raise
         found.add("pool", "pool", str(error).rpartition("; ")[0], remedy="verify the pool with `hkm verify`")
         return None
-    if opened.fingerprint == attributes.get("pool_fingerprint") and opened.n_samples == level.n_rows:
+    if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
         return opened
     what = f"{where} should be the pool it was made from, its content is another; no samples were measured again"
     found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")

@@ -130,6 +130,7 @@ def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     return {
         "config": parse_json(config) if isinstance(config, str) else config,
         **{name: attributes.get(name) for name in _TREE_ATTRIBUTES},
+        **{name: attributes[name] for name in ("updates",) if name in attributes},
         "levels": levels,
     }
 
@@ -200,6 +201,7 @@ def _tree_lines(facts: Facts) -> list[str]:
     rows = [
         ("pool", facts["pool"] or "an array that was given"),
         ("samples", _samples(done)),
+        ("joined", _joined(facts)),
         ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
         *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
         ("software", facts["software"]),
@@ -238,6 +240,14 @@ def _assignment_lines(facts: Facts) -> list[str]:
 _LINES: dict[str, Callable[[Facts], list[str]]] = {
     "pool": _pool_lines, "tree": _tree_lines, "assignment": _assignment_lines,
 }  # fmt: skip
+
+
+def _joined(facts: Facts) -> str | None:
+    updates = facts.get("updates")
+    if not updates or not facts["levels"] or not facts["complete"]:
+        return None
+    n = facts["levels"][0]["n_inputs"] - updates[0]["n_samples"]
+    return f"{n:,} samples since it was made, in {len(updates)} update{'s' * (len(updates) > 1)}"
 
 
 def _samples(done: Sequence[Facts]) -> str | None:

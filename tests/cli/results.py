@@ -17,6 +17,7 @@ COMMANDS = [
     "info",
     "export",
     "assign",
+    "update",
     "verify",
     "report",
     "browse",

@@ -1,0 +1,35 @@
+"""`hkm update`: new samples join a tree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from hkm_dask.cli.options import PATH, Place, place_options
+
+
+@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.argument("new", type=PATH, nargs=-1, metavar="NEW...")
+@place_options
+def update(tree: Path, pool: Path, new: tuple[Path, ...], place: Place) -> None:
+    """Let new samples join a tree and its pool.
+
+    Nothing is clustered anew. NEW are pools, or what hkm ingest takes. Their rows lie below those of the pool, so that
+    row numbers and subsets stay valid; each goes to the nearest of all level-1 centroids, which stay where they are.
+    TREE.zarr and POOL.zarr are replaced when both are complete. Then renew the draw with hkm sample. Without NEW a tree
+    follows its pool that has grown with another tree. Interrupted, the same command resumes.
+    """
+    from hkm_dask.data.pool import open_pool
+    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.ingestion.update import update as run_update
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress(), place.connect() as runner:
+        run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit)
+    updates = open_hierarchy(tree).attrs.get("updates") or [{"n_samples": open_pool(pool).n_samples}]
+    n_samples = open_pool(pool).n_samples
+    n_joined = n_samples - int(updates[-1]["n_samples"])
+    click.echo(f"{tree}: {n_samples:,} samples, of which {n_joined:,} joined in the last update")
+    click.echo(f"  to renew the draw: hkm sample {tree} --size N --out FILE")

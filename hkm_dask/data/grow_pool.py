@@ -1,0 +1,199 @@
+"""A pool grows: the rows of other pools below its own, whose chunks are linked, not copied."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data import layout, pool_writer
+from hkm_dask.data.chunks import StoredArray
+from hkm_dask.data.files import careful, read_attributes
+from hkm_dask.data.pool import Pool
+from hkm_dask.data.pool_writer import Stats
+from hkm_dask.data.rows import ZarrRows
+from hkm_dask.data.store import create_group
+from hkm_dask.data.verify_pool import id_keys
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+
+#: Chunks stay as long as they are until a pool of its size would have chunks so many times as long.
+_MOST_TIMES_SHORTER = 4
+_PIECE_BYTES = 4 * layout.MIB
+
+
+def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
+    """Refuse, with an InputError, pools whose rows cannot lie below those of `pool`: all that is wrong with them."""
+    problems = []
+    make = "make it a pool with `hkm ingest` first, and give that"
+    for one in new:
+        if one.fingerprint == pool.fingerprint:
+            problems.append(f"{one.path} should have other rows than {pool.path}, it has the same; give new ones")
+        if one.n_features != pool.n_features:
+            rule = f"should be {pool.n_features}, as in {pool.path}; give embeddings of the same model"
+            problems.append(f"n_features={one.n_features} of {one.path} {rule}")
+        if pool.has_ids and not one.has_ids:
+            problems.append(f"{one.path} should have ids, as {pool.path} has; {make}")
+        missing = [name for name in pool.columns if name not in one.columns]
+        if missing:
+            problems.append(f"{one.path} should have the columns {', '.join(missing)}, as {pool.path} has; {make}")
+        unknown = [*(["ids"] if one.has_ids and not pool.has_ids else []), *sorted({*one.columns} - {*pool.columns})]
+        if unknown:
+            emit("warning", message=f"{', '.join(unknown)} of {one.path} are left out: {pool.path} has none")
+    if new and pool.has_ids and not problems:
+        problems = _repeated_ids(pool, new)
+    if problems:
+        raise InputError(problems)
+
+
+def grow(pool: Pool, new: Sequence[Pool], folder: Path) -> None:
+    """Write to `folder` the pool of the rows of `pool` and, below them, of `new`; it is complete then.
+
+    Its own rows are read once and checked. Its attribute ``history`` has the pool as it was.
+    """
+    old = {
+        name: value
+        for name, value in read_attributes(pool.path).items()
+        if name not in (layout.COMPLETE, layout.DIGEST)
+    }
+    normalize = bool(old.get("normalized"))
+    n_samples, row_bytes = sum(one.n_samples for one in (pool, *new)), pool.n_features * pool.dtype.itemsize
+    advised = layout.chunk_rows(n_samples, row_bytes)
+    keep = advised < _MOST_TIMES_SHORTER * pool.chunk_rows
+    added = sum(one.n_samples for one in new) if keep else n_samples
+    pool_writer.check_space(Path(pool.path), added * row_bytes)
+    create_group(folder, old)
+    chunk_rows = pool.chunk_rows if keep else advised
+    array = pool_writer.create_embeddings(folder, (n_samples, pool.n_features), pool.dtype, chunk_rows)
+    tables = [(one.rows(), normalize and not read_attributes(one.path).get("normalized")) for one in new]
+    stats = _write_embeddings(array, [(pool.rows(), False), *tables], pool.n_samples if keep else 0)
+    if pool.has_ids:
+        pool_writer.write_column(folder, layout.IDS, _pieces((pool, *new), layout.IDS), n_samples)
+    for name in pool.columns:
+        pool_writer.write_column(folder, name, _pieces((pool, *new), name), n_samples)
+    before = {
+        "n_samples": pool.n_samples,
+        "fingerprint": pool.fingerprint,
+        "added": [one.fingerprint for one in new],
+    }
+    pool_writer.finish(
+        folder, stats, has_ids=pool.has_ids, normalize=normalize, columns=pool.columns,
+        sources=[source for one in (pool, *new) for source in one.sources],
+        n_dropped=int(old.get("n_dropped_rows", 0)),
+        attributes={"history": [*old.get("history", []), before]},
+    )  # fmt: skip
+
+
+# -- embeddings --------------------------------------------------------------------------------------------------------
+
+
+def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], n_linked: int) -> Stats:
+    """Write all chunks by several threads, those of the first `n_linked` rows as links, and fold what is learned."""
+    offsets = np.cumsum([0, *(rows.n_rows for rows, _ in tables)])
+    n_threads, stats = len(os.sched_getaffinity(0)), Stats(np.zeros(array.spec.shape[1]))
+    write = partial(_write_chunk, array, tables, offsets, n_linked)
+    waiting: deque[Any] = deque()
+    with ThreadPoolExecutor(n_threads) as threads:
+        for index in range(array.spec.n_chunks):
+            waiting.append(threads.submit(write, index))
+            if len(waiting) > 2 * n_threads:
+                stats.add(waiting.popleft().result())
+                emit("progress", stage="growing", done=index + 1 - len(waiting), total=array.spec.n_chunks)
+        while waiting:
+            stats.add(waiting.popleft().result())
+    emit("progress", stage="growing", done=array.spec.n_chunks, total=array.spec.n_chunks)
+    return stats
+
+
+def _write_chunk(
+    array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], offsets: NDArray[np.int64], n_linked: int, index: int
+) -> Stats:
+    """Link a chunk whose rows are all of the first `n_linked`, or write it."""
+    start, stop = array.spec.chunk_range(index)
+    stats = Stats(np.zeros(array.spec.shape[1]))
+    if stop <= n_linked:
+        old = tables[0][0].array
+        rows = old.read(start, stop)  # what is damaged is not to be carried on
+        stats.add(pool_writer.measure(rows, rows, np.arange(start, stop)))
+        _link(old.chunk_path(index), array.chunk_path(index))
+        stats.checksums.append(array.checksum(index))
+        return stats
+    step = max(1, _PIECE_BYTES // array.spec.row_bytes)
+    with array.writer(index) as chunk:
+        for part, first, last in layout.spans(offsets, start, stop):
+            rows_of, normalize = tables[part]
+            for low in range(first, last, step):
+                piece = rows_of.read(low, min(low + step, last))
+                stored = pool_writer.convert(piece, array.spec.dtype, normalize)
+                numbers = np.arange(low, low + len(piece)) + offsets[part]
+                stats.add(pool_writer.measure(piece, stored, numbers))
+                chunk.append(stored)
+    stats.checksums.append(chunk.crc)
+    return stats
+
+
+def _link(old: Path, new: Path) -> None:
+    """Give a chunk a second name, or copy it where a file can have but one: no chunk is ever written to again."""
+
+    def place() -> None:
+        new.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            new.hardlink_to(old)
+        except OSError:
+            shutil.copyfile(old, new)
+
+    careful(place, f"writing {new}")
+
+
+# -- ids and columns ---------------------------------------------------------------------------------------------------
+
+
+def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
+    """Values of a column, or the ids, of one pool after the other."""
+
+    def read(pool: Pool, low: int, high: int) -> NDArray[Any]:
+        return pool.column_piece(name, low, min(high, pool.n_samples))
+
+    masked = any(np.ma.isMaskedArray(read(pool, 0, 1)) for pool in pools)
+    for pool in pools:
+        for low in range(0, pool.n_samples, layout.MAX_ID_CHUNK_ROWS):
+            piece = read(pool, low, low + layout.MAX_ID_CHUNK_ROWS)
+            yield np.ma.asarray(piece) if masked else piece
+
+
+def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
+    """Say which ids of `new` the pool has already, or come twice in them; 8 bytes a new row."""
+    own, kinds = [], set[str]()
+    for piece in _pieces(new, layout.IDS):
+        kinds.add(piece.dtype.kind)
+        own.append(id_keys(piece))
+    keys = np.sort(np.concatenate(own))
+    twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
+    for piece in _pieces([pool], layout.IDS):
+        if {piece.dtype.kind} != kinds:
+            return [
+                "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
+            ]
+        there = id_keys(piece)
+        twice.update(there[np.isin(there, keys)].tolist())
+    if not twice:
+        return []
+    wanted, seen, repeated = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()
+    for piece in _pieces([pool, *new], layout.IDS):
+        for value in piece[np.isin(id_keys(piece), wanted)].tolist():
+            repeated += [value] if value in seen else []
+            seen.add(value)
+    if not repeated:
+        return []
+    more = f" and {len(repeated) - 1:,} more" if len(repeated) > 1 else ""
+    return [
+        f"id={repeated[0]!r:.80}{more} should come once, the pool would have it twice; leave out what is there already"
+    ]

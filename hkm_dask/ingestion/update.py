@@ -1,0 +1,166 @@
+"""New samples join a pool and its tree, without clustering anew."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import xarray as xr
+
+from hkm_dask.data import layout, store
+from hkm_dask.data.files import read_attributes, remove, stored_format
+from hkm_dask.data.grow_pool import check_fits, grow
+from hkm_dask.data.locks import lock
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.update import Joined, write_updated
+from hkm_dask.ingestion.ingest import ingest
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: New samples that lie so many times as far from their centroids as the others are told of.
+_FAR = 1.5
+
+
+def update(
+    tree: str | os.PathLike[str],
+    pool: str | os.PathLike[str],
+    *new: Any,
+    client: Client | None = None,
+    memory_limit: int | str | None = None,
+) -> xr.DataTree:
+    """Let new samples join a pool and its tree, in place: nothing is clustered anew.
+
+    The new rows lie below those of the pool, so that row numbers, and subsets drawn before, stay valid. Each goes to
+    the nearest of all level-1 centroids. Centroids, and the clusters of clusters, stay what they are; labels, members,
+    sizes and distances are those of all rows. Both stores are there all the time, the old ones until the new ones are
+    complete; what did not change of the pool is linked, not copied. Interrupted, the same call continues.
+
+    Parameters
+    ----------
+    tree, pool : path
+        A tree and the pool it was made of.
+    *new : path, Pool or array
+        New samples, in this order: pools, or what `ingest` takes. None where the pool has grown already, by the update
+        of another tree.
+    client : distributed.Client, optional
+        Where to run; by default distributed's current client, else threads of this process.
+    memory_limit : int or str, optional
+        Bytes this process may hold, when it runs on threads.
+
+    Returns
+    -------
+    xarray.DataTree
+        The tree, as `open_hierarchy` gives it.
+
+    Raises
+    ------
+    InputError
+        The tree is of another pool; or new samples have another width, lack ids or columns that the pool has, or have
+        an id that it has already.
+    StoreError
+        A store is damaged, another process is writing it, or the disk is full.
+
+    Examples
+    --------
+    >>> import tempfile, numpy as np, hkm_dask as hkm
+    >>> x = np.float32([[0], [1], [10], [11], [100], [101]])
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = hkm.ingest(x, f"{folder}/pool.zarr")
+    ...     _ = hkm.build_hierarchy(pool, f"{folder}/tree.zarr", hkm.Config.from_flags((3, 2), n_resamples=0))
+    ...     tree = hkm.update(f"{folder}/tree.zarr", pool.path, np.float32([[9], [102]]))
+    ...     tree.hkm.n_samples, tree.hkm.path(7) == tree.hkm.path(5)
+    (8, True)
+    """
+    target, home = Path(tree).absolute(), Path(pool).absolute()
+    work = layout.work_path(target) / "update"
+    with lock(target), lock(home):
+        for path in (target, home):
+            store.settle(path)
+        opened, grown = open_hierarchy(target), open_pool(home)
+        _check_unfinished(target)
+        n_before = grown.n_known_as(str(opened.attrs.get("pool_fingerprint", "")))
+        if n_before is None or n_before != opened.hkm.n_samples:
+            made = opened.attrs.get("pool") or "an array"
+            raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
+        with _pools(new, home, grown) as added:
+            if _has_joined(added, grown):
+                added = []
+                emit("resumed", what="these samples are in the pool already")
+            elif added and n_before < grown.n_samples:
+                n = grown.n_samples - n_before
+                rest = f"{n:,} samples of {home} that it lacks; run `hkm update {tree} {pool}` first"
+                raise InputError(f"{target} should know all of its pool before more join, there are {rest}")
+            if added or n_before < grown.n_samples:
+                _check(added, grown, opened)
+                joined = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
+                _tell(joined)
+        remove(work.parent)
+    return open_hierarchy(target)
+
+
+def _write(
+    tree: xr.DataTree, pool: Pool, added: Sequence[Pool], n_before: int, work: Path, *, client: Client | None,
+    memory_limit: int | str | None,
+) -> Joined:  # fmt: skip
+    """Write both stores, then put first the pool in place, then the tree: a pool knows the trees of what it was."""
+    with store.staged(str(tree.encoding["source"]), overwrite=True, keep=False) as folder, ExitStack() as stack:
+        grown = pool
+        if added:
+            wip = stack.enter_context(store.staged(pool.path, overwrite=True, keep=False))
+            grow(pool, added, wip)
+            grown = open_pool(wip)
+        return write_updated(
+            tree, grown, n_before, folder, work, pool_path=pool.path, client=client, memory_limit=memory_limit
+        )
+
+
+def _check(added: Sequence[Pool], pool: Pool, tree: xr.DataTree) -> None:
+    check_fits(pool, added)
+    n_zero = sum(one.n_zero_rows for one in added)
+    if tree.attrs["metric"] == "cosine" and n_zero:
+        raise InputError(f"n_zero_rows={n_zero} of the new samples should be 0 for metric='cosine'; leave them out")
+
+
+def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
+    return bool(added and pool.history) and pool.history[-1][2] == tuple(one.fingerprint for one in added)
+
+
+def _check_unfinished(target: Path) -> None:
+    """Refuse to begin where an interrupted ``hkm cluster --restart`` waits to be continued."""
+    wip = layout.wip_path(target)
+    if stored_format(wip) == layout.TREE_FORMAT and "updates" not in read_attributes(wip):
+        raise InputError(f"{wip} should not be there, it is an unfinished tree; finish its `hkm cluster`, or remove it")
+
+
+@contextmanager
+def _pools(new: Sequence[Any], home: Path, pool: Pool) -> Iterator[list[Pool]]:
+    """The new samples as pools: what is none becomes one, beside the pool, until the context closes."""
+    folder = layout.work_path(home)
+    remove(folder)
+    try:
+        opened = []
+        for number, one in enumerate(new):
+            if isinstance(one, Pool):
+                opened.append(one)
+            elif isinstance(one, str | os.PathLike) and stored_format(Path(one)) == layout.POOL_FORMAT:
+                opened.append(open_pool(one))
+            else:
+                normalize = bool(read_attributes(home).get("normalized"))
+                opened.append(ingest(one, folder / f"new-{number}.zarr", dtype=pool.dtype, normalize=normalize))
+        yield opened
+    finally:
+        remove(folder)
+
+
+def _tell(joined: Joined) -> None:
+    far = joined.distance_added / joined.distance_before if joined.distance_before else 1.0
+    if far > _FAR:
+        what = f"the new samples lie {far:.2g} times as far from their centroids as the others"
+        emit("warning", message=f"{what}: the clusters may no longer be theirs; `hkm cluster` makes new ones")

@@ -1,0 +1,211 @@
+"""New samples join a tree, against a tree made by hand from float64."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from unittest.mock import patch
+
+import numpy as np
+import pytest
+import xarray as xr
+from click.testing import CliRunner
+
+import hkm_dask as hkm
+from hkm_dask.cli.commands import main
+from hkm_dask.data import grow_pool, pool_writer, store
+from hkm_dask.data.pool import open_pool
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy import assignment
+from hkm_dask.hierarchy import update as tree_update
+from tests.hierarchy.altered import set_attributes
+
+N, D, ADDED = 600, 5, 171
+LEVELS = (50, 8, 3)
+
+
+def rows(seed: int, n: int = N) -> np.ndarray:
+    return np.random.default_rng(seed).normal(size=(n, D)).astype("f4")
+
+
+def names(prefix: str, n: int) -> np.ndarray:
+    return np.array([f"{prefix}{i}" for i in range(n)], dtype=object)
+
+
+def make_pool(path: Path, x: np.ndarray, prefix: str) -> Path:
+    """A pool with ids and a column, in chunks of 100 rows."""
+    hkm.ingest(x, path, ids=names(prefix, len(x)), chunk_mb=100 * D * 4 / 2**20)
+    pool_writer.write_column(path, "score", [x[:, 0].astype("f8")], len(x))
+    set_attributes(path, columns=["score"])
+    return path
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool, new samples, a tree of all of the pool, and one by cosine of most of it with clusters without members."""
+    folder = tmp_path_factory.mktemp("update")
+    make_pool(folder / "pool.zarr", rows(0), "a")
+    make_pool(folder / "new.zarr", rows(1, ADDED), "b")
+    np.save(folder / "idx.npy", np.arange(5, 580))
+    levels = [hkm.Level(n_clusters=k, n_resamples=m) for k, m in zip(LEVELS, (0, 1, 0), strict=True)]
+    hkm.build_hierarchy(folder / "pool.zarr", folder / "l2.zarr", hkm.Config(levels=levels))
+    config = hkm.Config(levels=levels, metric="cosine", subset=str(folder / "idx.npy"))
+    hkm.build_hierarchy(folder / "pool.zarr", folder / "cosine.zarr", config)
+    return folder
+
+
+@pytest.fixture
+def folder(made: Path, tmp_path: Path) -> Path:
+    copy = Path(shutil.copytree(made, tmp_path / "stores"))
+    for name in ("l2.zarr", "cosine.zarr"):
+        set_attributes(copy / name, pool=str(copy / "pool.zarr"))
+    return copy
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    return (x / np.linalg.norm(x.astype("f8"), axis=1, keepdims=True)).astype("f4")
+
+
+def check_by_hand(before: xr.DataTree, after: xr.DataTree, x: np.ndarray, n_before: int) -> None:
+    """What a tree should be whose centroids are those of the tree before, of the rows x."""
+    x = unit(x) if before.attrs["metric"] == "cosine" else x
+    centroids = before["level_1/centroids"].values
+    squared = np.square(x[n_before:, None].astype("f8") - centroids).sum(axis=2)
+    labels = np.append(before["level_1/labels"].values, squared.argmin(axis=1))
+    np.testing.assert_array_equal(after["level_1/labels"], labels)
+    np.testing.assert_allclose(after["level_1/distances"].values[n_before:], squared.min(axis=1), rtol=1e-6)
+    leaves = np.ones(len(x), int)
+    for t in (1, 2, 3):
+        level = after[f"level_{t}"]
+        labels, distances = level["labels"].values, level["distances"].values
+        np.testing.assert_array_equal(level["centroids"], before[f"level_{t}/centroids"])
+        np.testing.assert_array_equal(level["inertia"], before[f"level_{t}/inertia"])
+        if t > 1:
+            np.testing.assert_array_equal(labels, before[f"level_{t}/labels"])
+        groups = [sorted(np.flatnonzero(labels == c), key=lambda i: (distances[i], i)) for c in range(LEVELS[t - 1])]
+        assert level["sizes"].values.tolist() == list(map(len, groups))
+        assert level[f"members_{t}"].values.tolist() == [i for group in groups for i in group]
+        leaves = np.array([leaves[group].sum() for group in groups])
+        assert level["leaf_sizes"].values.tolist() == leaves.tolist()
+
+
+@pytest.mark.parametrize(("metric", "linked"), [("l2", True), ("cosine", False)], ids=["linked", "rewritten"])
+def test_it_is_the_tree_of_all_samples(folder: Path, metric: str, linked: bool) -> None:
+    target, pool = folder / f"{metric}.zarr", folder / "pool.zarr"
+    before, known = hkm.open_hierarchy(target).load(), open_pool(pool).fingerprint
+    first = (pool / "embeddings/c/0/0").stat().st_ino
+    with patch.object(grow_pool, "_MOST_TIMES_SHORTER", 100 if linked else 1):
+        after = hkm.update(target, pool, folder / "new.zarr")
+    x = np.concatenate([rows(0), rows(1, ADDED)])
+    check_by_hand(before, after, x, N)
+    grown = open_pool(pool)
+    assert ((pool / "embeddings/c/0/0").stat().st_ino == first) == linked
+    np.testing.assert_array_equal(grown.rows().read(0, N + ADDED), x)
+    assert grown.ids().tolist() == [*names("a", N), *names("b", ADDED)]
+    np.testing.assert_array_equal(grown.column("score"), x[:, 0].astype("f8"))
+    assert grown.n_known_as(known) == N
+    assert hkm.verify(pool).sound
+    found, measured = hkm.verify(target), N + ADDED if metric == "l2" else 575 + ADDED
+    assert found.sound, str(found)
+    assert f"{measured} of level 1" in found.checks["measured"]
+    if linked:  # a tree of what the pool was is sound still, and follows without anything new
+        other = folder / "cosine.zarr"
+        assert hkm.verify(other).sound
+        before = hkm.open_hierarchy(other).load()
+        check_by_hand(before, hkm.update(other, pool), x, N)
+    assert sorted(path.name for path in folder.iterdir()) == [
+        "cosine.zarr", "idx.npy", "l2.zarr", "new.zarr", "pool.zarr",
+    ]  # fmt: skip
+
+
+def test_a_cluster_that_was_empty_gets_a_cluster_above(folder: Path) -> None:
+    tree = hkm.open_hierarchy(folder / "l2.zarr").load()
+    arrays = tree_update.TreeArrays(tree)
+    labels, distances = arrays.read(2, "labels").copy(), arrays.read(2, "distances").copy()
+    labels[7], distances[7] = -1, np.nan
+    tree_update._place_used(arrays, 2, np.ones(LEVELS[0], int), labels, distances)
+    squared = np.square(tree["level_1/centroids"].values[7].astype("f8") - tree["level_2/centroids"].values).sum(axis=1)
+    assert labels[7] == squared.argmin()
+    assert distances[7] == np.float32(squared.min())
+
+
+def stop_when_renamed(name: str) -> None:
+    if name == "renamed":
+        raise KeyboardInterrupt
+
+
+@pytest.mark.faults
+def test_interrupted_it_goes_on(folder: Path) -> None:
+    target, pool, new = folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr"
+    before = hkm.open_hierarchy(target).load()
+    known = open_pool(pool).fingerprint
+    with patch.object(tree_update, "_write_level", side_effect=KeyboardInterrupt), pytest.raises(KeyboardInterrupt):
+        hkm.update(target, pool, new)
+    assert open_pool(pool).fingerprint == known  # both are as they were
+    assert hkm.open_hierarchy(target).attrs["digest"] == before.attrs["digest"]
+    # The labels are kept; between the two renames it is stopped again.
+    with (
+        patch.object(assignment.WriteLabels, "__call__", side_effect=AssertionError),
+        patch.object(store, "failpoint", stop_when_renamed),
+        pytest.raises(KeyboardInterrupt),
+    ):
+        hkm.update(target, pool, new)
+    assert open_pool(pool).n_samples == N + ADDED
+    assert hkm.open_hierarchy(target).hkm.n_samples == N
+    with pytest.raises(InputError, match=r"there are 171 samples of .*pool.zarr that it lacks; run `hkm update "):
+        hkm.update(target, pool, rows(5, 3))
+    after = hkm.update(target, pool, new)
+    check_by_hand(before, after, np.concatenate([rows(0), rows(1, ADDED)]), N)
+    # Once more is nothing more.
+    digest = after.attrs["digest"]
+    assert hkm.update(target, pool, new).attrs["digest"] == digest
+
+
+def test_the_command_and_two_updates(folder: Path) -> None:
+    target, pool = folder / "l2.zarr", folder / "pool.zarr"
+    said = CliRunner().invoke(main, ["update", str(target), str(pool), str(folder / "new.zarr")])
+    assert said.exit_code == 0, said.output
+    assert f"{target}: 771 samples, of which 171 joined in the last update" in said.output
+    far = make_pool(folder / "far.zarr", 9 * rows(2, 40), "c")
+    said = CliRunner().invoke(main, ["update", str(target), str(pool), str(far)])
+    assert "times as far from their centroids as the others" in said.output
+    assert (
+        "joined    211 samples since it was made, in 2 updates"
+        in CliRunner().invoke(main, ["info", str(target)]).output
+    )
+    tree = hkm.open_hierarchy(target)
+    assert "211 samples since it was made" in repr(tree.hkm)
+    assert hkm.sample(tree, 200)[-1] >= 771
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (lambda folder: rows(3, 9), "new-0.zarr should have ids, as .* has; make it a pool"),
+        (lambda folder: folder / "pool.zarr", "should have other rows than"),
+        (
+            lambda folder: make_pool(folder / "w.zarr", rows(3)[:, :4].copy(), "w"),
+            "n_features=4 of .* should be 5, as in",
+        ),
+        (lambda folder: make_pool(folder / "w.zarr", rows(3, 9), "a"), "id='a0' and 8 more should come once"),
+        (lambda folder: hkm.ingest(rows(3, 9), folder / "w.zarr", ids=np.arange(9)), "should have the columns score"),
+    ],
+)
+def test_what_cannot_join_is_refused_and_nothing_changes(
+    folder: Path, new: Callable[[Path], object], message: str
+) -> None:
+    known = open_pool(folder / "pool.zarr").fingerprint
+    with pytest.raises(InputError, match=message):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", new(folder))
+    assert open_pool(folder / "pool.zarr").fingerprint == known
+
+
+def test_stores_that_do_not_belong_together(folder: Path) -> None:
+    with pytest.raises(InputError, match=r"l2\.zarr should be a tree of .*new\.zarr, it was made of .*pool\.zarr"):
+        hkm.update(folder / "l2.zarr", folder / "new.zarr")
+    zero = np.ones((3, D), "f4")
+    zero[1] = 0
+    with pytest.raises(InputError, match="n_zero_rows=1 of the new samples should be 0"):
+        hkm.update(folder / "cosine.zarr", folder / "pool.zarr", make_pool(folder / "z.zarr", zero, "z"))
+    store.create_group(folder / "l2.zarr.wip", {"format": "hkm_dask.tree"})
+    with pytest.raises(InputError, match="it is an unfinished tree"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
