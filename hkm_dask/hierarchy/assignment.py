@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 DISTANCE, ID = "distance", "id"
 #: Floating-point operations of a task: a few seconds, after which progress is told and nothing is lost any more.
 _TASK_FLOPS = 1e12
+#: Rows of a chunk, in those of a tree's labels: every file costs a wait for the disk, and a pass is short.
+_CHUNKS = 4
 
 
 def assign(
@@ -180,7 +182,7 @@ def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[st
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, attributes in [*kinds, (DISTANCE, "f4", {"units": "L2"})]:
         store.create_array(
-            folder, name, shape=(source.n_total,), dtype=dtype, chunks=(min(source.chunk_rows, source.n_total),),
+            folder, name, shape=(source.n_total,), dtype=dtype, chunks=(min(_CHUNKS * source.chunk_rows, source.n_total),),
             dims=(layout.SAMPLE,), attributes=attributes,
         )  # fmt: skip
     store.create_group(folder, identity)
@@ -226,7 +228,7 @@ def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runne
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
     spherical = read_attributes(folder)["metric"] == "cosine"
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
-    cuts = np.append(np.arange(0, source.n_total, source.chunk_rows), source.n_total)
+    cuts = np.append(np.arange(0, source.n_total, _chunk_rows(folder)), source.n_total)
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=stage)
     n_rounds = 2.0 * rows.n_rows * centroids.size / len(parts) / _TASK_FLOPS
     shares = [list(_cut(part, cuts, n_rounds)) for part in parts]
