@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -31,6 +32,8 @@ class Clusters:
 
     def __init__(self, tree: xr.DataTree) -> None:
         self.ask = tree.hkm
+        # 8 bytes a cluster, of the levels that were asked for.
+        self._sizes = lru_cache(maxsize=None)(lambda level: tree[f"level_{level}/leaf_sizes"].to_numpy())
         self.n_levels, self.n_rows = self.ask.n_levels, self.ask.n_samples
         self.n_clusters: tuple[int, ...] = self.ask.n_clusters
         self.root = Cluster(self.n_levels + 1, 0)
@@ -62,9 +65,7 @@ class Clusters:
 
     def n_samples_of(self, level: int, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
         """Samples below clusters of a level; each sample is one."""
-        if not level:
-            return np.ones(len(clusters), np.int64)
-        return self.ask.clusters(level, clusters)["n_samples"].to_numpy()
+        return self._sizes(level)[clusters] if level else np.ones(len(clusters), np.int64)
 
     def size(self, cluster: Cluster) -> int:
         """Samples below a cluster."""
