@@ -9,12 +9,15 @@ from hypothesis import settings
 
 from tests.browser import chromium, open_page
 from tests.emulated.plugin import emulated_cuda
+from tests.forked import fork_workers
 
 __all__ = ["chromium", "emulated_cuda", "open_page"]
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("hkm", deadline=None, print_blob=True)
 settings.load_profile("hkm")
+
+fork_workers()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+import dask
 import pytest
 
 from hkm_dask.compute.cluster import connect
@@ -21,3 +22,10 @@ def workers(two_processes: ClusterRunner) -> ClusterRunner:
     """The cluster, with both processes alive."""
     two_processes.client.wait_for_workers(2, timeout=60)
     return two_processes
+
+
+@pytest.fixture
+def spawned_workers() -> Iterator[None]:
+    """Workers start as users have them, with the modules and the environment of this moment."""
+    with dask.config.set({"distributed.worker.multiprocessing-method": "spawn"}):
+        yield

@@ -22,6 +22,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.events import subscribe
 
+pytestmark = pytest.mark.usefixtures("spawned_workers")
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

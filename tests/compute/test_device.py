@@ -93,7 +93,7 @@ def stand_ins(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, spawned_workers: None) -> Iterator[None]:
     """The stand-ins, for this process and those that Dask starts from it."""
     names = ("cupy", "dask_cuda", "dask_cuda.utils")
     modules = {name: sys.modules.pop(name) for name in names if name in sys.modules}

@@ -1,8 +1,6 @@
 """Small arrays on disk and disks that fail, for the tests of this folder."""
 
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -32,18 +30,6 @@ def make(folder: Path, values: np.ndarray, chunk_rows: int, name: str = "a", **o
 
 def table(n_rows: int = 10, n_features: int = 3) -> np.ndarray:
     return np.arange(n_rows * n_features, dtype=np.float32).reshape(n_rows, n_features)
-
-
-def run_python(code: str, *args: object, **env: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-c", code, *map(str, args)],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        env={**os.environ, **env},
-        check=False,
-        timeout=120,
-    )
 
 
 class Flaky:

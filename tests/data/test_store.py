@@ -1,6 +1,5 @@
 """Stores survive kills, a full disk and a second writer; nothing is half there."""
 
-import inspect
 import os
 import warnings
 from contextlib import suppress
@@ -18,7 +17,8 @@ from hkm_dask.data.files import read_attributes
 from hkm_dask.data.locks import lock
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
-from tests.data.stores import Disk, make, run_python, table
+from tests.data.stores import Disk, make, table
+from tests.forked import run_forked
 
 
 def test_chunks_of_zeros_are_on_disk(tmp_path: Path) -> None:
@@ -293,11 +293,7 @@ def build(target: Path, value: int) -> None:
 
 
 def build_and_die(target: Path, value: int, point: str) -> int:
-    code = f"{inspect.getsource(build)}\nbuild(Path(sys.argv[1]), int(sys.argv[2]))"
-    head = "import sys\nfrom pathlib import Path\nimport numpy as np\nfrom hkm_dask.data import layout, store\n"
-    head += "from hkm_dask.data.chunks import open_array\n"
-    head += "from hkm_dask.data.locks import lock\n"
-    return run_python(head + code, target, value, HKM_FAILPOINT=point).returncode
+    return run_forked(build, target, value, HKM_FAILPOINT=point)
 
 
 def built(target: Path) -> int:

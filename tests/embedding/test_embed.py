@@ -28,6 +28,7 @@ from hkm_dask.events import subscribe
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view import info
 from tests.embedding.pools import photographs, read_all, tidy
+from tests.forked import run_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 D = 4
@@ -477,21 +478,11 @@ def test_kill_9_costs_no_finished_chunk_and_the_rerun_ends_in_the_same_bits(tmp_
     tidy(tmp_path, "photos", "quiet.zarr", "p.zarr")
 
 
-RUN = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from test_embed import InCompany, Path, run
-run(Path(sys.argv[2]), InCompany())
-"""
-
-
 @pytest.mark.faults
 @pytest.mark.parametrize("point", [*(name for name in files.FAILPOINTS if name != "retired"), "chunk-written:4"])
 def test_killed_anywhere_the_rerun_equals_an_uninterrupted_run(tmp_path: Path, point: str) -> None:
     run(tmp_path / "quiet.zarr", InCompany())
-    words = [sys.executable, "-c", RUN, str(Path(__file__).parent), str(tmp_path / "p.zarr")]
-    done = subprocess.run(words, cwd=ROOT, env={**os.environ, "HKM_FAILPOINT": point}, check=False, timeout=120)
-    assert done.returncode == files.KILLED
+    assert run_forked(run, tmp_path / "p.zarr", InCompany(), HKM_FAILPOINT=point) == files.KILLED
     run(tmp_path / "p.zarr", InCompany())
     assert contents(tmp_path / "p.zarr") == contents(tmp_path / "quiet.zarr")
     tidy(tmp_path, "quiet.zarr", "p.zarr")

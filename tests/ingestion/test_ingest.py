@@ -27,6 +27,7 @@ from hkm_dask.events import subscribe
 from hkm_dask.ingestion import ingest as ingest_module
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.ingestion.sources import open_sources
+from tests.forked import run_forked
 from tests.ingestion.pools import ROOT, TINY, D, facts, ids_of, read_all, tidy, values
 
 # --- what is in a pool ------------------------------------------------------------------------------------------------
@@ -295,17 +296,8 @@ def test_pools_of_nothing_but_one_value(tmp_path: Path) -> None:
 # --- crashes, full disks, second writers ------------------------------------------------------------------------------
 
 
-RUN = """
-import sys
-import numpy as np
-from hkm_dask.ingestion.ingest import ingest
-ingest(sys.argv[1], sys.argv[2], chunk_mb=float(sys.argv[3]), overwrite=len(sys.argv) > 4)
-"""
-
-
-def run_ingest(*args: object, **env: str) -> int:
-    command = [sys.executable, "-c", RUN, *map(str, args)]
-    return subprocess.run(command, cwd=ROOT, env={**os.environ, **env}, check=False, timeout=120).returncode
+def run_ingest(source: Path, target: Path, overwrite: bool = False) -> None:
+    ingest(source, target, chunk_mb=TINY, overwrite=overwrite)
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -317,7 +309,7 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_killed_anywhere_the_rerun_equals_an_uninterrupted_run(tmp_path: Path, point: str) -> None:
     np.savez_compressed(tmp_path / "a.npz", values())
     ingest(tmp_path / "a.npz", tmp_path / "quiet.zarr", chunk_mb=TINY)
-    assert run_ingest(tmp_path / "a.npz", tmp_path / "p.zarr", TINY, HKM_FAILPOINT=point) == 137
+    assert run_forked(run_ingest, tmp_path / "a.npz", tmp_path / "p.zarr", HKM_FAILPOINT=point) == 137
     if point != "renamed":
         with pytest.raises(StoreError, match=r"p.zarr is missing, an unfinished p.zarr.wip lies beside it"):
             open_pool(tmp_path / "p.zarr")
@@ -334,12 +326,12 @@ def test_killed_while_replacing_one_of_both_is_there(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", values())
     old = ingest(values(seed=1), tmp_path / "p.zarr", chunk_mb=TINY)
     for point in ("marked", "retired"):
-        assert run_ingest(tmp_path / "a.npy", tmp_path / "p.zarr", TINY, "over", HKM_FAILPOINT=point) == 137
+        assert run_forked(run_ingest, tmp_path / "a.npy", tmp_path / "p.zarr", True, HKM_FAILPOINT=point) == 137
         with pytest.raises(InputError, match="should not exist yet"):
             ingest(tmp_path / "a.npy", tmp_path / "p.zarr")
         assert open_pool(tmp_path / "p.zarr") == old
         np.testing.assert_array_equal(read_all(old), values(seed=1))
-    assert run_ingest(tmp_path / "a.npy", tmp_path / "p.zarr", TINY, "over") == 0
+    assert run_forked(run_ingest, tmp_path / "a.npy", tmp_path / "p.zarr", True) == 0
     np.testing.assert_array_equal(read_all(open_pool(tmp_path / "p.zarr")), values())
     tidy(tmp_path, "a.npy", "p.zarr")
 

@@ -1,0 +1,43 @@
+"""Processes forked from one that has imported what they need, which takes each of them seconds otherwise."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_context = multiprocessing.get_context("forkserver")
+_PRELOADED = """
+    pytest hypothesis.strategies xarray dask.array distributed tests.forked
+    hkm_dask.hierarchy.build hkm_dask.embedding.embed hkm_dask.ingestion.ingest hkm_dask.view.info
+"""
+_context.set_forkserver_preload(_PRELOADED.split())
+
+
+def fork_workers() -> None:
+    """Let Dask fork the workers of this process, too; those of command lines are spawned, as users have them."""
+    import dask
+
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    import distributed.utils
+
+    distributed.utils._forkserver_preload_set = True  # its own list would take the place of this one
+
+
+def run_forked(function: Callable[..., object], *args: object, **environment: str) -> int:
+    """Call a function of a module in a process of its own and return the exit code of that."""
+    process = _context.Process(target=_call, args=(function, args, environment))
+    process.start()
+    process.join(120)
+    if process.exitcode is None:
+        process.kill()
+        raise TimeoutError(f"{function.__name__} should end within 120 s")
+    return process.exitcode
+
+
+def _call(function: Callable[..., Any], args: tuple[object, ...], environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    function(*args)
+    sys.stdout.flush()
