@@ -161,19 +161,20 @@ def draw_draws(images: Images, draws: dict[str, NDArray[np.int64]], spreads: dic
 
 
 def draw_clusters(images: Images, tree: xr.DataTree, draws: dict[str, NDArray[np.int64]]) -> Figure:
-    """Draw some clusters of the top level, from the largest to the smallest, by the members nearest to their center."""
+    """Draw the largest clusters of the top level, by name, with the members nearest to their center."""
     level = tree.hkm.n_levels
     labels = tree.hkm.labels(level).to_numpy()
     sizes = np.bincount(labels, minlength=tree.hkm.n_clusters[-1])
     order = np.argsort(-sizes, kind="stable")[: np.count_nonzero(sizes)]
     drawn = {name: np.bincount(labels[rows], minlength=len(sizes)) for name, rows in draws.items()}
     rows = []
-    for cluster in order[np.unique(np.linspace(0, len(order) - 1, N_ROWS).round().astype(int))]:
-        members = tree.hkm.nearest_samples(level, int(cluster), N_MEMBERS)
+    for cluster in order[:N_ROWS].tolist():
+        members = tree.hkm.nearest_samples(level, cluster, N_MEMBERS)
         of = ", ".join(f"{counts[cluster]} {name}" for name, counts in drawn.items())
         noun = "image" if sizes[cluster] == 1 else "images"
-        rows.append(Row(f"{sizes[cluster]:,} {noun}", f"drawn: {of}", thumbnails(images.take(members))))
-    title = f"{len(rows)} of the {len(order)} clusters of the top level, the largest first"
+        title = f"{level}:{cluster}, {sizes[cluster]:,} {noun}"
+        rows.append(Row(title, f"drawn: {of}", thumbnails(images.take(members))))
+    title = f"The {len(rows)} largest of the {len(order)} clusters of the top level"
     return draw_rows(rows, title=title, caption="the members nearest to the center of each")
 
 

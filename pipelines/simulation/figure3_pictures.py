@@ -19,6 +19,7 @@ from pipelines.simulation.measures import AXIS, SQUARE, density
 MANY = 1000  # more points than this are drawn without cells
 RATIOS = 2.0 ** np.arange(-3, 3.5, 0.5)  # where the colors of the density change
 FAR = 50.0
+PER_BAND = 5  # methods side by side: more would be too small to be read in a page
 
 
 def cells(points: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -42,7 +43,7 @@ def cells(points: NDArray[np.floating]) -> NDArray[np.float64]:
 
 
 def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
-    """Draw the cells and the density estimates of the centroids, a column for each method.
+    """Draw the cells of the centroids, and below them the density estimates, in bands of so many methods.
 
     Parameters
     ----------
@@ -52,11 +53,18 @@ def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
     -------
     matplotlib.figure.Figure
     """
-    figure = empty_figure(1600, 385)
-    panels = figure.subplots(2, len(centroids_of), squeeze=False)
+    n_bands = -(-len(centroids_of) // PER_BAND)
+    figure = empty_figure(1000, 25 + 440 * n_bands)
+    panels = figure.subplots(2 * n_bands, PER_BAND, squeeze=False)
+    for panel in panels.ravel():
+        panel.set_visible(False)
     colors, steps = colormaps["RdBu_r"].resampled(len(RATIOS) - 1), BoundaryNorm(RATIOS, len(RATIOS) - 1)
-    for (above, below), (name, points) in zip(panels.T, centroids_of.items(), strict=True):
-        _square(above)
+    for place, (name, points) in enumerate(centroids_of.items()):
+        band, column = divmod(place, PER_BAND)
+        above, below = panels[2 * band : 2 * band + 2, column]
+        for panel in (above, below):
+            panel.set_visible(True)
+            _square(panel)
         _cells(above, points)
         above.set_title(name.replace(", ", ",\n", 1), fontsize=11, color=INK)
         estimate = density(points).T * len(AXIS) ** 2
@@ -64,7 +72,7 @@ def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
         below.imshow(estimate, origin="lower", extent=extent, cmap=colors, norm=steps, interpolation="nearest")
         _square(below)
     bar = figure.colorbar(
-        ScalarMappable(steps, colors), ax=panels[1], shrink=0.95, pad=0.004, extend="both", ticks=RATIOS[::2]
+        ScalarMappable(steps, colors), ax=panels, shrink=0.4, pad=0.01, extend="both", ticks=RATIOS[::2]
     )
     bar.ax.set_yticklabels([f"{ratio:g}" for ratio in RATIOS[::2]])
     bar.set_label("density, uniform = 1", fontsize=9, color=QUIET)

@@ -16,8 +16,9 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, step_line, text, x_axis
 from hkm_dask.view.report.markup import Markup, count, element, line, share, things
 
-#: Values shown of a column; kinds of words or of whole numbers from which on they are text or measures, not categories.
-N_VALUES, MAX_WORDS, MAX_WHOLE = 12, 1000, 50
+#: Values shown of a column; kinds of words or of whole numbers from which on they are text or measures, not categories,
+#: as they are where there are fewer than four samples of each.
+N_VALUES, MAX_WORDS, MAX_WHOLE, LEAST_OF_EACH = 12, 1000, 50, 4
 _BLOCK = 2**16
 #: Values that the range of a histogram is told from, spread evenly over the column; all values are counted in it.
 _MOST_RANGED = 2**20
@@ -80,6 +81,8 @@ def _categories(column: Column, rows: Rows) -> Values | None:
         counts.update(block.tolist())
         if len(counts) > (MAX_WHOLE if block.dtype.kind in "iu" else MAX_WORDS) and not column.names:
             return None
+    if len(counts) * LEAST_OF_EACH > column.n and not column.names:
+        return None
     values = sorted(counts, key=lambda value: (-counts[value], str(value)))
     named = [line(column.names.get(str(value), str(value)), 40) or "(empty)" for value in values]
     pool = np.array([counts[value] for value in values]) / column.n
@@ -139,7 +142,7 @@ def _draw_values(column: Values) -> Markup:
     for i, (name, of_pool) in enumerate(zip(names, pool, strict=True)):
         y = 14 + 24.0 * i
         said = share(of_pool) if draw is None else f"{share(of_pool)} → {share(draw[i])}"
-        marks += [text(216, y + 4, line(name, 32), "label", "end"), text(WIDTH - 132, y + 4, said, "label")]
+        marks += [text(216, y + 4, line(name, 28), "label", "end"), text(WIDTH - 132, y + 4, said, "label")]
         marks.append(rule(230, y, WIDTH - 150, y))
         if draw is not None:
             marks.append(rule(x(of_pool), y, x(draw[i]), y, "change"))

@@ -98,7 +98,20 @@ def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
     names = ["first k-means", *(f"k-means of resampling {i}" for i in range(1, len(level.step_seconds)))]
     for i, (name, seconds) in enumerate(zip(names, level.step_seconds, strict=True)):
         yield "stage-first" if i == 0 else "stage-more", name, seconds
-    yield "stage-rest", "assigning and writing", max((level.seconds or 0.0) - sum(level.step_seconds), 0.0)
+    yield "stage-rest", "assigning, writing, all else", max((level.seconds or 0.0) - sum(level.step_seconds), 0.0)
+
+
+def stage_legend() -> Markup:
+    """What the colors of the timeline mean."""
+    stages = (
+        ("first", "first k-means"),
+        ("more", "k-means of resampled members"),
+        ("rest", "assigning, writing, all else"),
+    )
+    items = [
+        element("li", element("span", class_=f"swatch stage-{kind}", aria_hidden="true"), said) for kind, said in stages
+    ]
+    return element("ul", items, class_="legend")
 
 
 def timeline(facts: Facts) -> Markup | None:

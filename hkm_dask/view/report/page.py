@@ -190,7 +190,7 @@ def _near(contents: Contents) -> Content:
 
 def _time(facts: Facts) -> list[Content]:
     shown = levels.timeline(facts)
-    figure = None if shown is None else element("figure", element("div", shown, class_="wide"))
+    figure = None if shown is None else element("figure", levels.stage_legend(), element("div", shown, class_="wide"))
     return [figure, levels.step_table(facts)]
 
 

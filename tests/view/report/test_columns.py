@@ -48,6 +48,7 @@ def test_whole_numbers_are_kinds_where_they_are_few_or_named() -> None:
 
 def test_texts_and_constants() -> None:
     assert compare(column(np.array([f"text {i}" for i in range(2000)], dtype=object)), None) is None
+    assert compare(column(np.array([f"text {i}" for i in range(20)], dtype=object)), None) is None
     assert compare(column(np.full(9, np.nan)), None) is None
     constant = compare(column(np.full(9, 2.5)), np.arange(3))
     assert isinstance(constant, Numbers)
