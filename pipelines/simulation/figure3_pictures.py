@@ -54,7 +54,7 @@ def draw_maps(centroids_of: dict[str, NDArray[np.floating]]) -> Figure:
     matplotlib.figure.Figure
     """
     n_bands = -(-len(centroids_of) // PER_BAND)
-    figure = empty_figure(1000, 25 + 440 * n_bands)
+    figure = empty_figure(1000, 25 + 405 * n_bands)
     panels = figure.subplots(2 * n_bands, PER_BAND, squeeze=False)
     for panel in panels.ravel():
         panel.set_visible(False)
