@@ -182,8 +182,8 @@ def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[st
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, attributes in [*kinds, (DISTANCE, "f4", {"units": "L2"})]:
         store.create_array(
-            folder, name, shape=(source.n_total,), dtype=dtype, chunks=(min(_CHUNKS * source.chunk_rows, source.n_total),),
-            dims=(layout.SAMPLE,), attributes=attributes,
+            folder, name, shape=(source.n_total,), dtype=dtype, attributes=attributes, dims=(layout.SAMPLE,),
+            chunks=(min(_CHUNKS * source.chunk_rows, source.n_total),),
         )  # fmt: skip
     store.create_group(folder, identity)
 
