@@ -77,22 +77,18 @@ def about(seconds: float) -> str:
 
 
 def time_left(left: Left | None) -> str:
-    """Say what is known about the time left, and no more than that; None where nothing was timed yet.
+    """Say what is known about the time left, and no more than that; None where nothing tells yet.
 
     Examples
     --------
     >>> time_left(Left(expected=200, bound=700))
     'about 3 min left, at most 12 min'
-    >>> time_left(Left(expected=None, bound=700))
-    'at most 12 min left at this pace'
     >>> time_left(None)
     'time left not known yet'
     """
     if left is None:
         return "time left not known yet"
     bound = duration(left.bound)
-    if left.expected is None:
-        return f"at most {bound} left at this pace"
     return about(left.expected) + ("" if duration(left.expected) == bound else f", at most {bound}")
 
 

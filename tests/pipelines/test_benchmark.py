@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from PIL import Image
 from sklearn.metrics import pairwise_distances_argmin_min
 
@@ -27,6 +28,7 @@ from pipelines.benchmark import (
     measure,
     report,
     scale,
+    timeleft,
     whole,
 )
 
@@ -333,3 +335,14 @@ def test_duplicates_are_measured_beside_all_pairs(capsys: pytest.CaptureFixture[
     assert found["hkm dedup"]["recall"] == 1.0
     assert 0.5 < found["within clusters"]["recall"] <= 1.0
     assert found["hkm dedup"]["peak_mib"] > 100
+
+
+def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.random.default_rng(0).normal(size=(500, 3)).astype("f4"))
+    trace = tmp_path / "trace.jsonl"
+    record = ["record", str(tmp_path / "rows.npy"), str(trace), "--n-clusters", "30,5", "--n-resamples", "1"]
+    assert CliRunner().invoke(timeleft.main, record, catch_exceptions=False).exit_code == 0
+    kinds = [event.kind for event in timeleft.read_trace(trace)]
+    assert (kinds[0], kinds[-1], kinds.count("step_finished")) == ("run_started", "run_finished", 4)
+    said = CliRunner().invoke(timeleft.main, ["replay", str(trace)], catch_exceptions=False)
+    assert len(said.output.splitlines()) == 3

@@ -1,10 +1,13 @@
+import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from hkm_dask.events import Event
-from hkm_dask.view.timeleft import Left, TimeLeft, splitting_of, steps_of
+from hkm_dask.view.timeleft import Left, TimeLeft, iterations_of, splitting_of, steps_of
 
 LEVELS = [
     {"n": 100_000, "k": 1000, "d": 64, "m": 3, "r": 20, "max_iter": 50},
@@ -41,7 +44,8 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
         for done in range(5) if split is not None else ():
             yield Event("splitting", {"level": number, "done": done, "total": 4}, now)
             if split is not None and done < 4:
-                now += split.units(share * split.max_iter, seeding) / 4 * SECONDS_PER_UNIT
+                units = split.iteration_units * (seeding + share * split.max_iter) + split.assign_units
+                now += units / 4 * SECONDS_PER_UNIT
         yield Event("level_finished", {"level": number, "seconds": 1.0}, now)
     yield Event("run_finished", {"seconds": now - 1000.0}, now)
 
@@ -56,27 +60,49 @@ def estimates(events: list[Event]) -> Iterator[tuple[Event, float, Left | None]]
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
 @pytest.mark.parametrize("seeding", [0.5, 3.0, 8.0])
-def test_the_bound_holds_and_the_guess_is_right_where_steps_are_alike(share: float, seeding: float) -> None:
-    guesses = 0
+def test_the_guess_is_right_where_steps_are_alike(share: float, seeding: float) -> None:
+    guesses, timed = 0, False
     for event, really, left in estimates(list(run(share, seeding))):
-        if left is None or event.kind == "seeding" or event.fields.get("iteration") == round(share * 50):
-            continue  # in the middle of a seeding, or where nobody can know that this iteration was the last
-        if event.fields.get("step", 1) > 0 or event.fields.get("level", 0) > 1:
-            assert left.bound >= really * 0.99
-        if left.expected is not None and really > 0.1:
-            guesses += 1
-            assert left.expected == pytest.approx(really, rel=0.05, abs=0.05)
-            assert left.expected <= left.bound
-    assert guesses > 20
+        timed = timed or (event.kind == "assigned" and event.fields["step"] == 1)
+        if not timed or event.fields.get("level") == 2 or event.kind == "iteration":
+            continue
+        guesses += 1
+        assert left is not None
+        assert left.expected == pytest.approx(really, rel=0.05, abs=0.5)
+        assert really * 0.95 - 0.5 <= left.bound <= 1.3 * really + 0.5
+    assert guesses > 6
 
 
-def test_nothing_is_said_before_an_iteration_was_timed_and_nothing_expected_before_a_step_is_done() -> None:
+def test_estimates_of_a_recorded_build_are_near_what_came() -> None:
+    # Of 30,000 nouns in 2000 and 300 clusters, eight resamplings each, by the clock of the processors:
+    # `python -m pipelines.benchmark.timeleft record wordnet_nouns_minilm_f16.npy trace.jsonl --rows 30000
+    # --n-clusters 2000,300 --n-resamples 8`
+    lines = Path(__file__).with_name("trace.jsonl").read_text().splitlines()
+    told = [json.loads(line) for line in lines]
+    events = [Event(one.pop("kind"), one, one.pop("time")) for one in told]
+    begin, whole = events[0].time, events[-1].time - events[0].time
+    expected, bounds, first = [], [], 1.0
+    for event, really, left in estimates(events):
+        share = (event.time - begin) / whole
+        if left is not None:
+            first = min(first, share)
+            if 0.2 <= share <= 0.95:
+                expected.append(left.expected / really)
+                bounds.append(left.bound / really)
+    seeded = next((event.time - begin) / whole for event in events if event.fields.get("phase") == "refine")
+    assert first < seeded  # told while the first seeding goes on
+    assert len(expected) > 50
+    assert 0.9 < np.median(expected) < 1.1
+    assert 0.6 < np.quantile(expected, 0.1) < np.quantile(expected, 0.9) < 1.2
+    assert np.quantile(bounds, 0.95) < 1.5
+    assert np.mean(np.array(bounds) >= 1.0) > 0.85
+
+
+def test_nothing_is_said_before_a_third_of_the_first_centers_is_drawn() -> None:
     said = [(event, left) for event, _, left in estimates(list(run(0.4)))]
-    first_timed = next(i for i, (event, _) in enumerate(said) if event.fields.get("iteration") == 2)
-    first_done = next(i for i, (event, _) in enumerate(said) if event.kind == "step_finished")
-    assert all(left is None for _, left in said[:first_timed])
-    assert all(left is not None and left.expected is None for _, left in said[first_timed:first_done])
-    assert all(left is not None and left.expected is not None for _, left in said[first_done:])
+    drawn = next(i for i, (event, _) in enumerate(said) if event.kind == "seeding")
+    assert all(left is None for _, left in said[:drawn])
+    assert all(left is not None for _, left in said[drawn:])
 
 
 def test_a_run_that_goes_on_after_a_crash_counts_what_is_left_only() -> None:
@@ -86,8 +112,8 @@ def test_a_run_that_goes_on_after_a_crash_counts_what_is_left_only() -> None:
         if left is None:
             continue
         assert left.bound < 160  # two steps and a level at their caps; from the start it would be twice that
-        if left.expected is not None and event.kind == "step_finished":
-            assert left.expected == pytest.approx(really, rel=0.05, abs=0.05)
+        if event.kind == "assigned":
+            assert left.expected == pytest.approx(really, rel=0.05, abs=0.5)
 
 
 def test_a_kmeans_that_goes_on_in_its_middle_does_not_pass_for_one_seeded_in_no_time() -> None:
@@ -95,44 +121,56 @@ def test_a_kmeans_that_goes_on_in_its_middle_does_not_pass_for_one_seeded_in_no_
     middle = next(i for i, event in enumerate(events) if event.fields.get("iteration") == 10)
     start = Event("step_started", events[2].fields, events[middle - 1].time)
     for event, really, left in estimates([events[0], start, *events[middle:]]):
-        if event.kind == "step_finished" and really > 1:
+        if event.kind == "assigned" and event.fields["step"] > 0 and really > 1:
             assert left is not None
-            assert left.expected == pytest.approx(really, rel=0.05)
+            assert left.expected == pytest.approx(really, rel=0.05, abs=0.5)
 
 
-def test_time_runs_down_between_events_but_not_past_the_iteration_under_way() -> None:
+def test_time_runs_down_between_events_but_not_to_nothing() -> None:
     left = TimeLeft()
     for event in run(0.4):
         left.update(event)
-        if event.fields.get("iteration") == 10:
+        if event.fields.get("step") == 2 and event.fields.get("iteration") == 10:
             break
-    now, pace = event.time, 100_000 * 1000 * 64 * SECONDS_PER_UNIT
-    at_once, later, much_later = (left.at(now + wait * pace) for wait in (0, 0.5, 100))
+    at_once, later, much_later = (left.at(event.time + wait) for wait in (0, 1, 1000))
     assert at_once is not None
     assert later is not None
     assert much_later is not None
-    assert at_once.bound - later.bound == pytest.approx(0.5 * pace)
-    assert at_once.bound - much_later.bound == pytest.approx(pace)
+    assert at_once.expected - later.expected == pytest.approx(1)
+    assert later.expected > much_later.expected > 0
 
 
 def test_a_kmeans_that_tells_only_its_end_is_timed_too() -> None:
     events = [event for event in run(0.4) if event.kind not in ("iteration", "seeding")]
     guesses = [
         (really, left.expected)
-        for _, really, left in estimates(events)
-        if left is not None and left.expected is not None and really > 0.1
+        for event, really, left in estimates(events)
+        if left is not None and event.kind == "assigned" and event.fields["step"] > 0
     ]
-    assert guesses
+    assert len(guesses) == 5
     for really, guess in guesses:
-        assert guess == pytest.approx(really, rel=0.1)
+        assert guess == pytest.approx(really, rel=0.1, abs=0.5)
 
 
 def test_a_kmeans_without_a_plan_has_a_time_left_of_its_own() -> None:
     left = TimeLeft()
     left.update(Event("step_started", {"level": 1, "step": 0, "n": 1000, "k": 10, "max_iter": 20}, 0.0))
-    left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 1, "inertia": 2.0, "max_iter": 20}, 1.0))
-    left.update(Event("iteration", {"level": 1, "step": 0, "iteration": 2, "inertia": 1.0, "max_iter": 20}, 3.0))
-    assert left.at(3.0) == Left(expected=None, bound=36.0)
+    for iteration, inertia in enumerate([2.0, 1.0, 0.8], start=1):
+        fields = {"level": 1, "step": 0, "iteration": iteration, "inertia": inertia, "max_iter": 20}
+        left.update(Event("iteration", fields, float(iteration)))
+    told = left.at(3.0)
+    assert told is not None
+    assert 5 < told.expected < told.bound < 17
+
+
+@pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
+def test_iterations_are_foreseen_by_the_fall_of_the_inertia(power: float) -> None:
+    drops = [0.02 * i**-power for i in range(1, 51)]
+    n_iter = next(i for i, drop in enumerate(drops, 1) if drop <= 1e-4 or i == 50) + 1
+    for n in range(2, n_iter - 1):
+        assert 0.4 < iterations_of(drops[:n], 1e-4, 50) / n_iter < 1.4
+    assert iterations_of([0.5, 0.0], 1e-4, 50) == 3
+    assert iterations_of([0.1] * 5, 1e-4, 50) == 50
 
 
 def test_numbers_of_a_billion_rows_do_not_overflow() -> None:
@@ -157,16 +195,15 @@ def test_splitting_measures_every_row_against_the_parts_of_one_cluster() -> None
 
 @pytest.mark.parametrize("share", [0.1, 0.4, 1.0])
 def test_splitting_is_part_of_the_time_left(share: float) -> None:
-    guesses, splitting = 0, 0
+    guesses, splitting, timed = 0, 0, False
     for event, really, left in estimates(list(run(share, levels=SPLIT_LEVELS))):
-        if left is None or left.expected is None or really < 0.01 or event.kind == "seeding":
+        timed = timed or (event.kind == "assigned" and event.fields["step"] == 1)
+        if not timed or event.kind == "iteration":
             continue
-        if event.fields.get("iteration") == round(share * 50):
-            continue  # nobody can know that this iteration was the last
         guesses += 1
         splitting += event.kind == "splitting"
-        assert left.expected == pytest.approx(really, rel=0.05, abs=0.01)
-        assert left.bound >= really * 0.99
+        assert left is not None
+        assert left.expected == pytest.approx(really, rel=0.05, abs=0.4)
     assert guesses > 10
     assert splitting >= 4
 
