@@ -44,15 +44,12 @@ def make_rows(n_rows: int, n_features: int, folder: Path) -> Path:
     """Write rows whose spectrum decays, a share of them with a near-duplicate at all distances, to an ``.npy``."""
     path, rng = folder / "rows.npy", np.random.default_rng(0)
     rows = np.lib.format.open_memmap(path, "w+", np.float32, (n_rows, n_features))
-    maker = RowMaker(np, n_features)
-    for low in range(0, n_rows, _PIECE):
-        piece = np.empty((min(_PIECE, n_rows - low), n_features), np.float32)
-        maker.fill(piece)
+    for place, piece in RowMaker(np, n_features).pieces(n_rows):
         n_near = int(_SHARE * len(piece))
         noise = rng.normal(size=(n_near, n_features)).astype(np.float32)
         lengths = np.linalg.norm(piece[:n_near], axis=1, keepdims=True) / np.sqrt(n_features)
         piece[-n_near:] = piece[:n_near] + rng.uniform(*_APART, size=(n_near, 1)).astype(np.float32) * lengths * noise
-        rows[low : low + len(piece)] = piece
+        rows[place] = piece
     rows.flush()
     return path
 

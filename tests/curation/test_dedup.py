@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from distributed import Client, LocalCluster
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -69,6 +70,19 @@ def test_groups_of_clusters_one_after_the_other_find_the_same(monkeypatch: pytes
     found = hkm.dedup(x, 0.95, memory_limit="500MiB")
     check(x, found, 0.95)
     np.testing.assert_array_equal(found.groups.rows, whole.groups.rows)
+
+
+def test_workers_of_a_cluster_find_the_same(tmp_path: Path) -> None:
+    pool = hkm.ingest(mixture(900, 40), tmp_path / "pool.zarr")
+    here = hkm.dedup(pool, 0.95)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        there = hkm.dedup(pool, 0.95, client=client)
+    assert len(here.removed) > 100
+    for name in ("rows", "removed"):
+        np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
 
 
 @given(
