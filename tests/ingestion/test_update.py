@@ -18,6 +18,7 @@ from hkm_dask.errors import InputError
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy import update as tree_update
 from tests.hierarchy.altered import set_attributes
+from tests.pages import run_page
 
 N, D, ADDED = 600, 5, 171
 LEVELS = (50, 8, 3)
@@ -209,3 +210,11 @@ def test_stores_that_do_not_belong_together(folder: Path) -> None:
     store.create_group(folder / "l2.zarr.wip", {"format": "hkm_dask.tree"})
     with pytest.raises(InputError, match="it is an unfinished tree"):
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr")
+
+
+def test_the_page(tmp_path: Path) -> None:
+    run = run_page("docs/ask-a-tree.md", tmp_path)
+    drawn, more = (np.load(tmp_path / name) for name in ("subset.npy", "more.npy"))
+    assert not set(drawn) & set(more)
+    assert set(run.namespace["novel"]["id"]) <= {f"new{i}" for i in range(500)}
+    assert len(run.namespace["typical"]) == 10
