@@ -96,14 +96,18 @@ command_of(
 @click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
 @click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
 @click.option("--subset", type=LocalPath(), metavar="IDX.npy", help="Cluster only these rows of the pool.")
+@click.option(
+    "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
+)
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
 @place_options
 def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any) -> None:
     """Build the hierarchy of clusters of a pool.
 
-    Interrupted, the same command resumes. On a finished tree it says "already complete".
+    Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
+    printed. Interrupted, the same command resumes. On a finished tree it says "already complete".
     """
-    config = _config(**settings)
+    config = _config(pool, **settings)
     from hkm_dask.data.layout import wip_path
     from hkm_dask.hierarchy.build import write_hierarchy
     from hkm_dask.view import info
@@ -121,6 +125,7 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any
 
 
 def _config(
+    pool: Path,
     *,
     config: Path | None,
     n_clusters: tuple[int, ...] | None,
@@ -129,17 +134,19 @@ def _config(
     overrides: tuple[str, ...],
     **given: Any,
 ) -> Config:
-    if (config is None) == (n_clusters is None):
-        raise click.UsageError("Give either --config FILE or --n-clusters K,K,...")
+    if config is not None and n_clusters is not None:
+        raise click.UsageError("Give --config FILE or --n-clusters K,K,..., not both; neither takes the advice.")
     import json
 
     from hkm_dask.config import Config
 
     if config is None:
-        assert n_clusters is not None
-        return Config.from_flags(
-            n_clusters, n_resamples=n_resamples, resample_size=resample_size, overrides=overrides, **given
-        )
+        of_levels: dict[str, Any] = {
+            "n_resamples": n_resamples, "resample_size": resample_size, "overrides": overrides,
+        }  # fmt: skip
+        if n_clusters is not None:
+            return Config.from_flags(n_clusters, **of_levels, **given)
+        return _advised(pool, **of_levels, **given)
     if n_resamples is not None or resample_size is not None:
         raise click.UsageError(
             "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
@@ -154,6 +161,24 @@ command_of(
     "hkm sample tree.zarr --size 10000 --out subset.npy",
     "hkm sample tree.zarr --size 10000 --out subset.parquet --exclude 2:19,3:4 --max-per domain=100",
 )(sample)
+
+
+def _advised(pool: Path, **given: Any) -> Config:
+    """The settings for a pool of so many rows, said aloud."""
+    from hkm_dask.config import Config
+    from hkm_dask.hierarchy.source import n_clustered
+
+    n_rows = n_clustered(pool, given["subset"], given["fit_sample"])
+    config = Config.advised(n_rows, **given)
+    words: dict[str, list[Any]] = {
+        "--n-clusters": [level.n_clusters for level in config.levels],
+        "--n-resamples": [level.n_resamples for level in config.levels],
+        "--resample-size": [level.resample_size for level in config.levels],
+    }
+    options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
+    click.echo(f"For {n_rows:,} rows, as advised: {options}", err=True)
+    click.echo("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.", err=True)
+    return config
 
 
 command_of(main, "hkm compare a.npy b.npy --tree tree.zarr", "hkm compare pool.zarr subset.parquet --json")(compare)

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from hkm_dask.cli.interrupts import signals_unwind
+from hkm_dask.cli.wording import in_options
 
 _ARGUMENTS = "hkm_dask.arguments"
 _DEBUG = "hkm_dask.debug"
@@ -56,13 +57,22 @@ class Commands(OrderedGroup):
             _fail(ctx, [f"{type(error).__name__}: {error} (a defect; --debug shows where)"])
 
 
+def _command(ctx: click.Context) -> click.Command:
+    """The command that was asked for, of however many groups."""
+    command = ctx.command
+    for word in ctx.meta[_ARGUMENTS]:
+        if isinstance(command, click.Group):
+            command = command.commands.get(word, command)
+    return command
+
+
 def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
     from hkm_dask.errors import printable
 
     if ctx.meta.get(_DEBUG):
         click.echo(traceback.format_exc(), err=True, nl=False)
     for line in lines or ["it failed without saying why; --debug shows where"]:
-        click.echo(f"Error: {printable(line)}", err=True)
+        click.echo(f"Error: {printable(in_options(line, _command(ctx)))}", err=True)
     ctx.exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import click
 
 from hkm_dask.cli.interrupts import children_deaf_to_ctrl_c
+from hkm_dask.cli.wording import in_options
 
 if TYPE_CHECKING:
     from hkm_dask.compute.runner import Runner
@@ -99,7 +100,7 @@ class Size(click.ParamType):
         except ValueError:
             size = 0
         if size <= 0:
-            self.fail(f"memory_limit={value!r} should be a size above 0; write it like 4GiB", param, ctx)
+            self.fail(f"{value!r} should be a size above 0; write it like 4GiB", param, ctx)
         return size
 
 
@@ -122,7 +123,7 @@ class Place:
         try:
             places_asked_for(self.workers, self.local_cuda, self.scheduler, self.scheduler_file)
         except InputError as error:
-            raise click.UsageError(str(error)) from error
+            raise click.UsageError(in_options(str(error), click.get_current_context().command)) from error
         if self.cuda_preset and not self.local_cuda:
             raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
 

@@ -22,6 +22,10 @@ from hkm_dask.untrusted import parse_json
 _NUMBER = re.compile(r"[-+]?(\d[\d_]*\.?[\d_]*|\.\d+)([eE][-+]?\d+)?")
 #: Levels of a hierarchy; the paper has four at most.
 MAX_LEVELS = 64
+#: Samples to a cluster of each level that balance best, up to so many samples; and those of the paper beyond.
+_ADVISED_PER_CLUSTER = (5, 10, 30)
+_ADVISED_UP_TO = 10**6
+_PAPER_PER_CLUSTER = (75, 1500, 15_000, 75_000)
 
 
 def _as_number(value: Any) -> Any:
@@ -55,6 +59,7 @@ _RESAMPLE_SIZE = (
 )
 _SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter"
 _SUBSET = "the path of an .npy file of pool rows; leave it out to use every row"
+_FIT_SAMPLE = "a whole number >= 1; leave it out to fit on all rows"
 _LEVELS = (
     "a list of one or more levels, level 1 first; add a list of levels, level 1 first, each with `n_clusters: 2000`"
 )
@@ -137,6 +142,9 @@ class Config(_Model):
         say. On CPUs it changes nothing.
     subset : str or None, default=None
         An ``.npy`` file of the pool rows to cluster; None clusters all of them.
+    fit_sample : int or None, default=None
+        Fit on so many rows, taken uniformly at random by `seed`, and give all rows their nearest cluster of level 1
+        afterwards; None fits on all of them.
     levels : tuple of Level
         Level 1, which clusters the samples, first.
 
@@ -161,6 +169,7 @@ class Config(_Model):
     metric: Literal["l2", "cosine"] = "l2"
     dtype: Literal["float32", "float64", "float16", "bfloat16", "tf32"] = "float32"
     subset: Annotated[_Path | None, Field(description=_SUBSET)] = None
+    fit_sample: Annotated[_Positive | None, Field(description=_FIT_SAMPLE)] = None
     levels: Annotated[tuple[Level, ...], Field(min_length=1, description=_LEVELS)]
 
     def __init__(self, **settings: Any) -> None:
@@ -197,6 +206,7 @@ class Config(_Model):
         metric: str | None = None,
         dtype: str | None = None,
         subset: str | Path | None = None,
+        fit_sample: int | None = None,
         **per_level: object,
     ) -> Self:
         """Build a configuration from one number of clusters per level, and a few settings.
@@ -207,7 +217,7 @@ class Config(_Model):
             k of every level, level 1 first.
         overrides : sequence of str, optional
             Settings that come last, like ``"levels.1.max_iter=20"``.
-        seed, metric, dtype, subset : optional
+        seed, metric, dtype, subset, fit_sample : optional
             As in `Config`; None keeps the default.
         **per_level : scalar or sequence
             Any setting of `Level`, for all levels or as a list with one value per level; None keeps the default.
@@ -230,9 +240,40 @@ class Config(_Model):
                 continue
             for level, of_level in zip(levels, values, strict=True):
                 level[name] = of_level
-        settings = {"seed": seed, "metric": metric, "dtype": dtype, "subset": subset, "levels": levels}
+        settings = {"seed": seed, "metric": metric, "dtype": dtype, "subset": subset, "fit_sample": fit_sample}
         given = {name: value for name, value in settings.items() if value is not None}
-        return cls._from_settings(given, overrides, problems)
+        return cls._from_settings(given | {"levels": levels}, overrides, problems)
+
+    @classmethod
+    def advised(cls, n_samples: int, **settings: Any) -> Self:
+        """Choose the numbers of clusters by the number of samples, as docs/method.md#how-many-clusters says.
+
+        Up to a million samples there are 5, 10 and 30 to a cluster of levels 1, 2 and 3, and one resampling of two
+        members at each. Beyond, what balances best can no longer be afforded, and there are 75 to a cluster of level 1,
+        and 20, 10 and 5 clusters to a cluster above, as in arXiv:2405.15613, with ten resamplings of the levels above
+        the first.
+
+        Parameters
+        ----------
+        n_samples : int
+            Those that are clustered.
+        **settings
+            Of `from_flags`; what they say comes before the advice.
+
+        Examples
+        --------
+        >>> config = Config.advised(60_000, seed=3)
+        >>> [level.n_clusters for level in config.levels], config.levels[0].n_resamples, config.seed
+        ([12000, 6000, 2000], 1, 3)
+        >>> [level.n_clusters for level in Config.advised(10**8).levels]
+        [1333333, 66666, 6666, 1333]
+        """
+        small = n_samples <= _ADVISED_UP_TO
+        sizes = [n_samples // n for n in (_ADVISED_PER_CLUSTER if small else _PAPER_PER_CLUSTER)]
+        n_clusters = [k for k in sizes if k > 1] or [1]
+        advice = {"n_resamples": 1, "resample_size": 2} if small else {"n_resamples": [0, 10, 10, 10]}
+        given = {name: value for name, value in settings.items() if value is not None}
+        return cls.from_flags(n_clusters, **{**advice, **given})
 
     @classmethod
     def from_json(cls, text: str) -> Self:
@@ -279,7 +320,7 @@ class Config(_Model):
         return str(yaml.safe_dump(self.model_dump(mode="json"), sort_keys=False))
 
     def check(self, n_samples: int) -> None:
-        """Refuse more clusters than there is input, at any level; `n_samples` are what `subset` leaves.
+        """Refuse more clusters than there is input, at any level; `n_samples` are those that the levels are fit on.
 
         Examples
         --------

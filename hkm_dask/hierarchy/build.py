@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import StageBytes, check_fits, fit_stage, project_level, write_stage
+from hkm_dask.compute.memory import StageBytes, assign_stage, check_fits, fit_stage, project_level, write_stage
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
@@ -219,6 +219,12 @@ class _Build:
             # The rows of an upper level are the centroids of the one below.
             held = 0 if t == 1 else 4 * n_total * plan["d"]
             stages |= {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
+        n_fit, n_labeled = self.source.rows.n_rows, self.source.labeled.n_rows
+        if n_fit < n_labeled:
+            of_worker = (-(-n_labeled // runner.n_workers), self.config.levels[0].n_centroids, plan["d"])
+            stages["assigning all rows"] = assign_stage(*of_worker)
+            if 1 not in self._finished:
+                emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
         check_fits(stages, runner.memory_budget, inputs=inputs)
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
@@ -275,10 +281,14 @@ class _Build:
         centroids = steps.centroids
         remove(folder)
         level_arrays.create_row_arrays(folder, t, rows.n_total, rows.chunk_rows)
-        assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=steps.previous)
-        emit("assigned", level=t, step=level.n_resamples)
+        all_labeled = t > 1 or self.source.labeled is self.source.rows
+        if all_labeled or level.n_splits > 1:
+            assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=steps.previous)
+            emit("assigned", level=t, step=level.n_resamples)
         if level.n_splits > 1:
             centroids = self._split(t, level, rows, centroids, folder)
+        if not all_labeled:
+            self._label_all(centroids, run, folder)
         self.runner.make_room_for(write_stage(rows.n_total, *centroids.shape))
         level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia)
         seconds = time.perf_counter() - begin
@@ -288,13 +298,23 @@ class _Build:
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
+    def _label_all(self, centroids: NDArray[np.float32], run: str, folder: Path) -> None:
+        """Give all samples a label of level 1, which was fit on some of them."""
+        rows = self._level_1_rows(self.source.labeled)
+        emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
+        remove(folder)
+        level_arrays.create_row_arrays(folder, 1, rows.n_total, rows.chunk_rows)
+        assign(rows, centroids, run=run, runner=self.runner, folder=folder)
+        forget(rows.rows.key)
+
     @cached_property
     def _samples(self) -> LevelRows:
         """What level 1 clusters."""
+        return self._level_1_rows(self.source.rows)
+
+    def _level_1_rows(self, rows: Rows) -> LevelRows:
         source = self.source
-        return self._level_rows(
-            1, source.rows, source.n_total, source.chunk_rows, mean=source.mean, max_abs=source.max_abs
-        )
+        return self._level_rows(1, rows, source.n_total, source.chunk_rows, mean=source.mean, max_abs=source.max_abs)
 
     def _centroids_below(self, t: int) -> LevelRows:
         """What a level above clusters: the centroids of the level below that have members."""

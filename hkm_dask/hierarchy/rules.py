@@ -147,7 +147,7 @@ def _read_cap(max_per: Mapping[str, int] | None, multiplier: int) -> tuple[str, 
     if not max_per:
         return None
     if len(max_per) != 1:
-        raise InputError(f"max_per={max_per!r} should be one column and a number; write it like {{'domain': 100}}")
+        raise InputError(f"max_per should be for one column, not for {', '.join(max_per)}; leave the others out")
     ((column, most),) = max_per.items()
     if not is_whole(most) or most < 1:
         raise InputError(f"max_per={most!r} of {column} should be a whole number >= 1; raise it")
@@ -160,7 +160,7 @@ def _read_quotas(quotas: Mapping[str, Quotas] | None, size: Any) -> tuple[str, d
     if not quotas:
         return None
     if len(quotas) != 1:
-        raise InputError(f"quotas={quotas!r} should be of one column; write them like {{'source': {{'web': 0.5}}}}")
+        raise InputError(f"quotas should be of one column, not of {', '.join(quotas)}; leave the others out")
     ((column, given),) = quotas.items()
     read = _read_quota_file(given) if isinstance(given, str | os.PathLike) else given
     problems, parsed = list[str](), dict[Any, int | Fraction]()

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
@@ -27,6 +28,8 @@ from hkm_dask.untrusted import open_regular, reading
 _LABEL_CHUNK_ROWS = 1 << 20
 #: Bytes of rows looked at together.
 _BLOCK_BYTES = 16 << 20
+#: Rows that are given random numbers together, at least.
+_SAMPLED_ROWS = 1 << 20
 #: Rows a message names.
 _NAMED_ROWS = 5
 
@@ -38,7 +41,9 @@ class ClusterInput:
     Attributes
     ----------
     rows : Rows
-        What level 1 clusters: of unit length for cosine, without what a subset leaves out.
+        What level 1 clusters: of unit length for cosine, without what a subset or a sample to fit on leaves out.
+    labeled : Rows
+        What gets a label of level 1: the same, but with what a sample to fit on leaves out.
     n_total : int
         Rows before the subset: level 1 has so many labels.
     chunk_rows : int
@@ -52,6 +57,7 @@ class ClusterInput:
     """
 
     rows: Rows
+    labeled: Rows
     n_total: int
     chunk_rows: int
     fingerprint: str
@@ -93,8 +99,13 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
         rows = UnitRows(base) if index is None else SubsetRows(UnitRows(base), index)
     # What a pool knows of all its rows as they are serves a subset of them, but not rows of another length.
     known = opened if config.metric == "l2" else None
+    sample = rows
+    if config.fit_sample is not None:
+        drawn = _fit_sample(index, base.n_rows, config)
+        sample = SubsetRows(base if config.metric == "l2" else UnitRows(base), drawn)
     return ClusterInput(
-        rows=rows,
+        rows=sample,
+        labeled=rows,
         n_total=base.n_rows,
         chunk_rows=label_chunk_rows(base),
         fingerprint=fingerprint,
@@ -104,6 +115,15 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
         max_abs=None if known is None else known.max_abs,
         pool=opened,
     )
+
+
+def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sample: int | None = None) -> int:
+    """Count the rows of a pool, of a subset or of a sample to fit on, without a look at them."""
+    opened = _opened_pool(pool)
+    n_rows = opened.n_samples if opened is not None else as_rows(pool).n_rows
+    index = _read_subset(subset, n_rows)
+    n_rows = n_rows if index is None else len(index)
+    return n_rows if fit_sample is None or fit_sample < 1 else min(n_rows, fit_sample)
 
 
 def label_chunk_rows(base: Rows) -> int:
@@ -118,6 +138,22 @@ def label_chunk_rows(base: Rows) -> int:
     unit = base.chunk_rows if base.chunk_rows > 1 else max(1, min(4096, base.n_rows))
     n_units = -(-base.n_rows // unit)
     return unit * max(1, min(_LABEL_CHUNK_ROWS // unit, n_units // 64))
+
+
+def _fit_sample(index: NDArray[np.int64] | None, n_rows: int, config: Config) -> NDArray[np.int64]:
+    """Draw the rows to fit on, uniformly, by one random number a row; in memory for twice as many as are drawn."""
+    n, wanted = n_rows if index is None else len(index), config.fit_sample or 0
+    if wanted >= n:
+        raise InputError(f"fit_sample={wanted} should be below the {n} rows there are; leave it out to fit on them all")
+    key, step = stream_key(config.seed, "fit_sample"), max(wanted, _SAMPLED_ROWS)
+    drawn, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
+    for low in range(0, n, step):
+        more = np.arange(low, min(low + step, n)) if index is None else index[low : low + step]
+        drawn, keys = np.concatenate([drawn, more]), np.concatenate([keys, random_bits(key, more)])
+        if len(drawn) > wanted:
+            best = np.argpartition(keys, wanted - 1)[:wanted]
+            drawn, keys = drawn[best], keys[best]
+    return np.sort(drawn)
 
 
 def _opened_pool(pool: Any) -> Pool | None:
@@ -184,7 +220,7 @@ def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
         problems.append(f"subset={path} should be row numbers below {n_rows}, {n_outside} are not; drop them")
     n_repeated = int((np.diff(index) == 0).sum())
     if n_repeated:
-        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; use numpy.unique")
+        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; drop them")
     if problems:
         raise InputError(problems)
     return index

@@ -156,7 +156,7 @@ def _check_levels(
     wanted = [f"level_{t}" for t in range(1, len(config.levels) + 1)]
     for name in sorted({name.partition("/")[0] for name in reader.arrays} - set(wanted)):
         found.add(name, "level", f"should not be there: its config has {len(wanted)} levels")
-    levels, grown = list[LevelCheck](), bool(attributes.get("updates"))
+    levels, grown = list[LevelCheck](), bool(attributes.get("updates")) or config.fit_sample is not None
     for t, settings in enumerate(config.levels, 1):
         below, n_problems = levels[-1] if levels else None, found.n_problems
         level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found, grown)

@@ -85,26 +85,28 @@ def test_it_runs_as_a_module() -> None:
         (["nonsense"], "No such command 'nonsense'"),
         (["cluster", "p.zarr"], "Missing argument 'TREE.zarr'"),
         (["ingest", "p.zarr"], "Missing argument 'SOURCE...'"),
-        (["cluster", "p", "t"], "Give either --config FILE or --n-clusters"),
-        (["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"], "Give either --config FILE or --n-clusters"),
+        (
+            ["cluster", "p", "t", "--config", "c.yaml", "--n-clusters", "5"],
+            "Give --config FILE or --n-clusters K,K,..., ",
+        ),
         (["cluster", "p", "t", "--config", "c.yaml", "--n-resamples", "5"], "beside --config, use --set"),
         (["cluster", "p", "t", "--n-clusters", "5,x"], "'5,x' should be whole numbers with commas between them; "),
         (["cluster", "p", "t", "--n-clusters", "5,"], "'5,' should be whole numbers with commas between them; "),
         (["cluster", "p", "t", "--n-clusters", "5", "--resample-size", "half"], "should be whole numbers with commas"),
         (["cluster", "p", "t", "--n-clusters", "5", "--metric", "l1"], "'l1' is not one of 'l2', 'cosine'"),
         (["cluster", "p", "t", "--n-clusters", "5", "--workers", "0"], "0 is not in the range x>=1"),
-        (["cluster", "p", "t", "--n-clusters", "5", "--memory-limit", "much"], "memory_limit='much' should be a size"),
+        (["cluster", "p", "t", "--n-clusters", "5", "--memory-limit", "much"], "'much' should be a size above 0"),
         (
             ["cluster", "p", "t", "--n-clusters", "5", "--memory-limit", "0"],
-            "memory_limit='0' should be a size above 0",
+            "'0' should be a size above 0",
         ),
         (
             ["cluster", "p", "t", "--n-clusters", "5", "--workers", "2", "--local-cuda"],
-            "workers=2 and local_cuda=True should be one place to run",
+            "--workers=2 and --local-cuda should be one place to run",
         ),
         (
             ["ingest", "a", "p", "--scheduler", "s", "--scheduler-file", "f"],
-            "scheduler=s and scheduler_file=f should",
+            "--scheduler=s and --scheduler-file=f should",
         ),
         (["ingest", "a", "p", "--dtype", "float8"], "'float8' is not one of 'float16', 'float32'"),
         (["sample", "t", "--out", "o.npy"], "Missing option '--size'"),
@@ -211,6 +213,21 @@ def test_a_configuration_file_and_options_together(hkm: Callable[..., Result], p
     config = json.loads(hkm("info", tmp_path / "tree.zarr", "--json").out)["config"]
     assert (config["seed"], config["metric"]) == (2, "cosine")
     assert (config["levels"][0]["n_clusters"], config["levels"][0]["tol"]) == (10, 0.01)
+
+
+def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result], pool: Path, tmp_path: Path) -> None:
+    words = ["cluster", pool, tmp_path / "tree.zarr", "--set", "levels.1.max_iter=3"]
+    code, _, err = hkm(*words)
+    assert code == 0
+    assert "For 200 rows, as advised: --n-clusters 40,20,6 --n-resamples 1,1,1 --resample-size 2,2,2" in err
+    assert "--config FILE" in err
+    config = json.loads(hkm("info", tmp_path / "tree.zarr", "--json").out)["config"]
+    assert [level["n_clusters"] for level in config["levels"]] == [40, 20, 6]
+    assert hkm(*words)[:2] == (0, f"{tmp_path / 'tree.zarr'}: already complete\n")
+    code, _, err = hkm(*words, "--fit-sample", "90", "--n-resamples", "0", "--restart")
+    assert code == 0
+    assert "For 90 rows, as advised: --n-clusters 18,9,3 --n-resamples 0,0,0 --resample-size 2,2,2" in err
+    assert "the levels are fit on 90 of 200 rows" in err
 
 
 def test_a_subset_file_is_honored(hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]) -> None:

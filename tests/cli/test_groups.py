@@ -33,7 +33,7 @@ def test_all_problems_of_a_configuration_come_at_once(hkm: Callable[..., Result]
     assert (code, out) == (1, "")
     assert [line.partition("=")[0] for line in err.splitlines()] == [
         "Error: levels.2.n_cluster",
-        "Error: seed",
+        "Error: --seed",
         "Error: levels.1.n_clusters",
         "Error: levels.2.tol",
         "Error: metrik",
@@ -46,8 +46,8 @@ def test_lists_of_another_length_than_the_levels_are_refused(hkm: Callable[..., 
     code, _, err = hkm(*words, "--n-resamples", "1,2,3", "--resample-size", "auto,3,3")
     assert code == 1
     assert [line.split(" should be ")[0] for line in err.splitlines()] == [
-        "Error: n_resamples=(1, 2, 3)",
-        "Error: resample_size=('auto', 3, 3)",
+        "Error: --n-resamples=1,2,3",
+        "Error: --resample-size=auto,3,3",
     ]
 
 

@@ -43,7 +43,7 @@ def test_rules_that_cannot_be_are_told_together(
     lines = [line for line in err.splitlines() if line.startswith("Error: ")]
     assert code == 1
     assert [line.split(" should")[0].split("=")[0] for line in lines] == [
-        *["Error: exclude"] * 2, "Error: only", "Error: weights", "Error: max_per",
+        *["Error: --exclude"] * 2, "Error: --only", "Error: --weights", "Error: --max-per",
     ]  # fmt: skip
     assert "from 2:0 to 2:4" in err
     assert not out.exists()

@@ -17,6 +17,7 @@ seed: 0
 metric: l2
 dtype: float32
 subset: null
+fit_sample: null              # fit on so many rows, taken at random, and assign all
 levels:
   - n_clusters: 2000
     n_splits: 1
@@ -121,7 +122,7 @@ def test_settings_of_a_level_are_checked(name: str, value: object, rule: str) ->
         ({"subset": ""}, "subset='' should be the path of an .npy file of pool rows; "),
         ({"metrik": "l2"}, "metrik='l2' should be a known setting; did you mean metric?"),
         ({"max_iter": 5}, "max_iter=5 should be a known setting; it belongs to a level: levels.1.max_iter"),
-        ({"color": "red"}, "color='red' should be a known setting; known are seed, metric, dtype, subset, levels"),
+        ({"color": "red"}, "color='red' should be a known setting; known are seed, metric, dtype, subset, fit_sample"),
     ],
 )
 def test_settings_of_the_run_are_checked(settings: dict[str, object], line: str) -> None:
@@ -375,3 +376,19 @@ def test_a_hierarchy_has_levels_that_can_be_counted() -> None:
     assert len(Config.from_flags([5] * 64).levels) == 64
     with pytest.raises(InputError, match=r"^levels=65 levels should be at most 64; leave some out$"):
         Config.from_flags([5] * 65)
+
+
+def test_the_advice_falls_from_level_to_level_for_any_number_of_samples() -> None:
+    for n in [*range(1, 200), 10**4, 10**6, 10**6 + 1, 10**9]:
+        config = Config.advised(n)
+        config.check(n)
+        assert all(level.n_clusters > 1 for level in config.levels) or len(config.levels) == 1
+    assert [level.n_clusters for level in Config.advised(10**6).levels] == [200_000, 100_000, 33_333]
+    paper = Config.advised(750_000_000)
+    assert [level.n_clusters for level in paper.levels] == [10_000_000, 500_000, 50_000, 10_000]
+    assert [level.n_resamples for level in paper.levels] == [0, 10, 10, 10]
+    given = Config.advised(
+        600, n_resamples=3, resample_size=None, overrides=["levels.1.n_clusters=99"], metric="cosine"
+    )
+    assert [level.n_clusters for level in given.levels] == [99, 60, 20]
+    assert (given.levels[2].n_resamples, given.levels[2].resample_size, given.metric) == (3, 2, "cosine")

@@ -94,7 +94,7 @@ def test_a_subset_may_be_in_any_order_and_type(tmp_path: Path, dtype: str) -> No
 @pytest.mark.parametrize(
     ("index", "lines"),
     [
-        ([1, 2, 2, 2], ["should be without repeats, it has 2; use numpy.unique"]),
+        ([1, 2, 2, 2], ["should be without repeats, it has 2; drop them"]),
         ([-1, 2], ["should be row numbers below 300, 1 are not; drop them"]),
         ([5, 300, 301], ["should be row numbers below 300, 2 are not; drop them"]),
         (np.array([5, 2**63 + 5], "u8"), ["should be row numbers below 300, 1 are not; drop them"]),

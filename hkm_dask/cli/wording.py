@@ -1,0 +1,51 @@
+"""Messages of the library in the words of the command line: options in place of arguments of Python functions."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+import click
+
+#: Remedies that only Python has.
+_PYTHON_ONLY = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
+# Not inside a longer name, a path or quotes.
+_BEFORE = r"(?<![\w.\-/'\"])"
+
+
+def in_options(message: str, command: click.Command) -> str:
+    """Name options as the command has them.
+
+    >>> import click
+    >>> command = click.Command("sample", params=[
+    ...     click.Option(["--exclude-ids"]), click.Option(["--by"]), click.Option(["--local-cuda"], is_flag=True)])
+    >>> in_options("exclude_ids='a' should be b; raise exclude_ids", command)
+    "--exclude-ids='a' should be b; raise --exclude-ids"
+    >>> in_options("local_cuda=True with by=None should not be; see x/by=1, or overwrite=True", command)
+    '--local-cuda without --by should not be; see x/by=1'
+    """
+    message = _PYTHON_ONLY.sub("", message)
+    for name, option in _options(command.params):
+        message = re.sub(rf"with {name}=None\b", f"without {option}", message)
+        message = re.sub(rf"{_BEFORE}{name}=None\b", f"no {option}", message)
+        message = re.sub(rf"{_BEFORE}{name}=True\b", option, message)
+        message = re.sub(rf"{_BEFORE}{name}=(\([^()]*\))", _as_list, message)
+        message = re.sub(rf"{_BEFORE}{name}=(?=\S)", f"{option}=", message)
+        if "_" in name:  # no word of English
+            message = re.sub(rf"{_BEFORE}{name}\b(?![=./])", option, message)
+    return message
+
+
+def _as_list(found: re.Match[str]) -> str:
+    """Write a tuple as the command line has it."""
+    return found[0].replace(found[1], re.sub("[ '()]", "", found[1]).rstrip(","))
+
+
+def _options(parameters: Iterable[click.Parameter]) -> list[tuple[str, str]]:
+    return [
+        (name, max(parameter.opts, key=len))
+        for parameter in parameters
+        if isinstance(parameter, click.Option) and parameter.expose_value
+        # What Python calls it: mostly the name of the option itself.
+        for name in {str(parameter.name), max(parameter.opts, key=len).strip("-").replace("-", "_")}
+    ]
