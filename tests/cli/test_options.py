@@ -89,8 +89,8 @@ def test_a_url_is_refused_and_nothing_is_written(
         (("ingest", "a.npy", "s3://a/p.zarr"), "pool='s3://a/p.zarr'"),
         (("ingest", "a.npy", "https://a/b.npy", "p.zarr"), "source='https://a/b.npy'"),
         (("cluster", "p.zarr", "gs://a/t.zarr", "--n-clusters", "2"), "tree='gs://a/t.zarr'"),
-        (("cluster", "p.zarr", "t.zarr", "--n-clusters", "2", "--subset", "s3:/a/r.npy"), "subset='s3:/a/r.npy'"),
-        (("sample", "t.zarr", "--size", "2", "--out", "s3://a/r.npy"), "out='s3://a/r.npy'"),
+        (("cluster", "p.zarr", "t.zarr", "--n-clusters", "2", "--subset", "s3:/a/r.npy"), "--subset='s3:/a/r.npy'"),
+        (("sample", "t.zarr", "--size", "2", "--out", "s3://a/r.npy"), "--out='s3://a/r.npy'"),
         (("info", "file:///a/p.zarr"), "store='file:///a/p.zarr'"),
     ):
         code, _, err = hkm(*words)
