@@ -27,7 +27,7 @@ def in_options(message: str, command: click.Command) -> str:
     message = _PYTHON_ONLY.sub("", message)
     for name, option in _options(command.params):
         message = re.sub(rf"with {name}=None\b", f"without {option}", message)
-        message = re.sub(rf"{_BEFORE}{name}=None\b", f"no {option}", message)
+        message = re.sub(rf"{_BEFORE}{name}=None\b", option, message)
         message = re.sub(rf"{_BEFORE}{name}=True\b", option, message)
         message = re.sub(rf"{_BEFORE}{name}=(\([^()]*\))", _as_list, message)
         message = re.sub(rf"{_BEFORE}{name}=(?=\S)", f"{option}=", message)
