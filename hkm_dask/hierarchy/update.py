@@ -91,8 +91,8 @@ def _assign(
     rows = SubsetRows(UnitRows(base) if tree.attrs["metric"] == "cosine" else base, index)
     fingerprint = f"{pool.fingerprint}:{n_before}"
     source = ClusterInput(
-        rows=rows, n_total=rows.n_rows, chunk_rows=label_chunk_rows(base), fingerprint=fingerprint, path="", subset="",
-        mean=None, max_abs=None,
+        rows=rows, labeled=rows, n_total=rows.n_rows, chunk_rows=label_chunk_rows(base), fingerprint=fingerprint,
+        path="", subset="", mean=None, max_abs=None,
     )  # fmt: skip
     identity = {
         "format": layout.ASSIGNMENT_FORMAT,
