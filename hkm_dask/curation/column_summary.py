@@ -83,7 +83,7 @@ def _summary(pool: Pool, name: str, index: NDArray[np.int64] | None) -> dict[str
         values = pool.column(name, rows)
         if summary is None:
             summary = NumberSummary() if values.dtype.kind in "iuf" else TextSummary()
-        summary.add(values)
+        summary.add(np.ma.compressed(values))  # without what is missing
     return {} if summary is None else summary.facts()
 
 

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,6 +17,9 @@ from hkm_dask.data.layout import wip_path
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.errors import InputError, StoreError
+
+if TYPE_CHECKING:
+    import xarray as xr
 
 
 @dataclass(frozen=True, repr=False)
@@ -117,6 +121,23 @@ class Pool:
         """Values of a column for the rows `start` to `stop`; see `column`."""
         values = open_array(Path(self.path, name)).read(start, stop)
         return self._with_mask(name, values, lambda mask: open_array(Path(self.path, mask)).read(start, stop))
+
+    def to_xarray(self) -> xr.Dataset:
+        """The pool as a lazy `xarray.Dataset` over ``sample`` and ``feature``: ``embeddings``, ``ids`` and the columns.
+
+        Missing numbers are NaN, which makes whole numbers floats; missing texts and truth values are None.
+        """
+        import xarray as xr
+
+        stored = xr.open_zarr(self.path)
+        names = [layout.EMBEDDINGS, *([layout.IDS] if self.has_ids else []), *self.columns]
+        variables = {name: stored[name] for name in names}
+        for name in self.columns:
+            if (mask := f"{name}{layout.MISSING_SUFFIX}") in stored:
+                values = variables[name]
+                wide = values.astype(np.float64 if values.dtype.kind in "if" else object)
+                variables[name] = wide.where(~stored[mask], np.nan if wide.dtype.kind == "f" else None)
+        return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 
     def _with_mask(self, name: str, values: np.ndarray, read: Callable[[str], np.ndarray]) -> np.ndarray:
         # That the mask was not lost is what opening the pool has checked: its digest is of all that lies in it.

@@ -6,11 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from hkm_dask.data import layout, store
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.ingestion.ingest import ingest
 from tests.data.stores import make, table
 
 
@@ -104,3 +107,18 @@ def test_metadata_is_valid_json_for_others(tmp_path: Path) -> None:
     root = json.loads((path / "zarr.json").read_text())
     assert set(root["consolidated_metadata"]["metadata"]) == {"embeddings", "mean", "ids"}
     assert root["attributes"]["complete"] is True
+
+
+def test_a_pool_as_xarray_has_its_columns_and_their_gaps(tmp_path: Path) -> None:
+    columns = {"n": [1, None, 3], "caption": ["a", None, ""], "nsfw": [None, True, False], "score": [0.5, 1.5, 2.5]}
+    pq.write_table(pa.table({"v": np.eye(3).tolist(), "id": list("xyz"), **columns}), tmp_path / "a.parquet")
+    data = ingest(tmp_path / "a.parquet", tmp_path / "p.zarr", ids="id", keep=list(columns)).to_xarray()
+    assert dict(data.sizes) == {"sample": 3, "feature": 3}
+    assert list(data.variables) == ["embeddings", "ids", *columns]
+    assert all(variable.chunks is not None for variable in data.variables.values())  # nothing was read
+    np.testing.assert_array_equal(data["embeddings"], np.eye(3))
+    assert data["ids"].values.tolist() == list("xyz")
+    np.testing.assert_equal(data["n"].values.tolist(), [1.0, np.nan, 3.0])
+    for name in ("caption", "nsfw", "score"):
+        assert data[name].values.tolist() == columns[name]
+    assert data["caption"][[2, 1]].values.tolist() == ["", None]

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -777,3 +779,15 @@ def test_nothing_is_warned_of(tree: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert not hkm.verify(tree).sound
+
+
+def test_what_is_missing_in_a_column_is_verified(tmp_path: Path) -> None:
+    columns = {"v": rows().tolist(), "n": [None, *range(1, N)], "word": [f"w{i}" for i in range(N)]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    hkm.ingest(tmp_path / "a.parquet", tmp_path / "p.zarr", keep=["n", "word"])
+    assert hkm.verify(tmp_path / "p.zarr").sound
+    next(path for path in (tmp_path / "p.zarr" / "n.missing" / "c").iterdir()).unlink()
+    found = hkm.verify(tmp_path / "p.zarr")
+    assert any(line.startswith("n.missing: ") for line in lines(found)), str(found)
+    shutil.rmtree(tmp_path / "p.zarr" / "n.missing")
+    assert not hkm.verify(tmp_path / "p.zarr").sound

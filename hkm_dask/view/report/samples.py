@@ -131,12 +131,17 @@ def _captions(pool: Pool | None, n_samples: int, captions: Any) -> tuple[Texts, 
     columns = pool.columns if pool is not None else ()
     column = str(captions) if captions is not None else next((c for c in CAPTION_COLUMNS if c in columns), None)
     if pool is not None and column in columns:
-        return lambda rows: [str(text) for text in pool.column(column, rows)], f"column {column}"
+        return _column(pool, column), f"column {column}"
     if captions is not None:
         return _file(Path(captions), n_samples, columns), f"captions of {Path(captions).name}"
     if pool is not None and pool.has_ids:
         return _ids(pool), "ids"
     return lambda rows: [f"row {row:,}" for row in rows], "rows"
+
+
+def _column(pool: Pool, name: str) -> Texts:
+    """Values of a column, as texts; empty where they are missing."""
+    return lambda rows: [str(value) for value in np.ma.filled(pool.column(name, rows).astype(object), "")]
 
 
 def _ids(pool: Pool) -> Texts:
@@ -166,7 +171,7 @@ def _paths(pool: Pool | None) -> Texts:
     if pool is not None:
         for column in PATH_COLUMNS:
             if column in pool.columns:
-                return lambda rows: [str(path) for path in pool.column(column, rows)]
+                return _column(pool, column)
         if pool.has_ids:
             return _ids(pool)
     raise InputError(
