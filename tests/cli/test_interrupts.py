@@ -112,10 +112,13 @@ def running(pool: Path, heeds_hangup: None) -> Iterator[Callable[..., subprocess
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("where", [[], ["--workers", "2"]])
-@pytest.mark.parametrize(("number", "code"), SIGNALS)
+@pytest.mark.parametrize(
+    ("number", "code", "where"),
+    # Workers and a hangup are the test below.
+    [*((*each, []) for each in SIGNALS), *((*each, ["--workers", "2"]) for each in SIGNALS[:2])],
+)
 def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
-    running: Callable[..., subprocess.Popen[str]], where: list[str], number: signal.Signals, code: int
+    running: Callable[..., subprocess.Popen[str]], number: signal.Signals, code: int, where: list[str]
 ) -> None:
     process = running(*where)
     children = psutil.Process(process.pid).children(recursive=True)
