@@ -80,7 +80,7 @@ def size_balance(sizes: NDArray[np.int64]) -> ClassBalance:
     )
 
 
-def gini(sizes: NDArray[np.int64]) -> float:
+def gini(sizes: NDArray[np.number]) -> float:
     """Gini coefficient of some sizes, not all of them 0: half the mean difference of two, relative to the mean.
 
     Examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -13,11 +14,11 @@ from hkm_dask.cli.options import PATH
 @click.option("--out", type=PATH, required=True, metavar="FILE.html", help="Where to write the report.")
 @click.option("--subset", type=PATH, metavar="FILE", help="The draw: an .npy, .parquet or .csv of `hkm sample`.")
 @click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
+@click.option("--labels", metavar="FILE|COLUMN", help="A class of each sample: an .npy of numbers, or a column.")
+@click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
 @click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="The images that ids or a column name: a folder or .zip.")
-def report(
-    tree: Path, out: Path, subset: Path | None, pool: Path | None, captions: str | None, images: Path | None
-) -> None:
+def report(tree: Path, out: Path, **options: Any) -> None:
     """Report on a tree and on a draw from it, as one HTML file.
 
     Settings, sizes, inertia and time of each level, a picture of the hierarchy, the draw against the pool by cluster
@@ -28,5 +29,5 @@ def report(
     from hkm_dask.view.report.report import report as write_report
 
     with show_progress():
-        target = write_report(tree, out, pool=pool, subset=subset, captions=captions, images=images)
+        target = write_report(tree, out, **options)
     click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")

@@ -28,13 +28,14 @@ Rows = NDArray[np.int64] | None
 
 @dataclass(frozen=True)
 class Column:
-    """One value per sample, read by pieces; `names` are what its values are called."""
+    """One value per sample, read by pieces; `names` are what its values are called; `kinds`: they are labels."""
 
     name: str
     n: int
     read: Callable[[int, int], NDArray[Any]]
     take: Callable[[NDArray[np.int64]], NDArray[Any]]
     names: Mapping[str, str]
+    kinds: bool = False
 
     def blocks(self) -> Iterable[NDArray[Any]]:
         """Its values, by pieces."""
@@ -79,9 +80,9 @@ def _categories(column: Column, rows: Rows) -> Values | None:
         if block.dtype.kind == "f":
             return None
         counts.update(block.tolist())
-        if len(counts) > (MAX_WHOLE if block.dtype.kind in "iu" else MAX_WORDS) and not column.names:
+        if len(counts) > (MAX_WHOLE if block.dtype.kind in "iu" else MAX_WORDS) and not column.kinds:
             return None
-    if len(counts) * LEAST_OF_EACH > column.n and not column.names:
+    if len(counts) * LEAST_OF_EACH > column.n and not column.kinds:
         return None
     values = sorted(counts, key=lambda value: (-counts[value], str(value)))
     named = [line(column.names.get(str(value), str(value)), 40) or "(empty)" for value in values]

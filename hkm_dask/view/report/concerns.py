@@ -5,6 +5,8 @@ Each looks at what a tree and a draw tell by themselves, without labels, which i
 
 from __future__ import annotations
 
+from hkm_dask.metrics import gini
+from hkm_dask.view.report.columns import Values
 from hkm_dask.view.report.facts import NEAR_SHARE, Facts, unevenness
 from hkm_dask.view.report.markup import Markup, element, join, name, share
 from hkm_dask.view.report.near_duplicates import NearDuplicates
@@ -23,11 +25,13 @@ DUPLICATES, TIMES = 0.01, 2.0
 LARGE_DRAW = 0.5
 
 
-def concerns(facts: Facts, near: NearDuplicates | None) -> list[Markup]:
+def concerns(facts: Facts, near: NearDuplicates | None, classes: Values | None = None) -> list[Markup]:
     """What someone should look at before the draw is used."""
     found = [_even(facts), _most(facts), _stopped(facts)]
     if facts.n_drawn:
         found += [_no_better(facts), _far(facts), _large(facts)]
+    if classes is not None:
+        found.append(_classes(classes))
     if near is not None:
         found.append(_near(near))
     return [one for one in found if one is not None]
@@ -80,6 +84,16 @@ def _no_better(facts: Facts) -> Markup | None:
         return None
     body = f"Over the top-level clusters its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
     return _said("The draw is no more even than the pool.", body)
+
+
+def _classes(classes: Values) -> Markup | None:
+    if classes.draw is None or not classes.draw.any():
+        return None
+    pool, draw = gini(classes.pool), gini(classes.draw)
+    if draw < pool:
+        return None
+    body = f"Over the {len(classes.names)} classes its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
+    return _said("The classes are no more even in the draw than in the pool.", body)
 
 
 def _far(facts: Facts) -> Markup | None:

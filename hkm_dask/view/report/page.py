@@ -19,6 +19,7 @@ from hkm_dask.view.report.columns import Numbers, Values, draw_column
 from hkm_dask.view.report.concerns import concerns
 from hkm_dask.view.report.facts import Facts, half
 from hkm_dask.view.report.icicle import Cell, draw_icicle, legend, n_hidden
+from hkm_dask.view.report.labels import LevelClasses, class_panels
 from hkm_dask.view.report.markup import Content, Markup, count, duration, element, join, line, things
 from hkm_dask.view.report.near_duplicates import MAX_ROWS, NearDuplicates, draw_near_duplicates
 from hkm_dask.view.report.ribbons import Ribbon, draw_ribbons
@@ -36,6 +37,8 @@ class Contents:
     near: NearDuplicates | None
     largest: dict[int, NDArray]
     columns: dict[str, Values | Numbers | None]
+    labels: str | None
+    classes: list[LevelClasses]
 
 
 @dataclass(frozen=True)
@@ -114,7 +117,8 @@ def _lede(facts: Facts) -> Markup:
 
 
 def _concerns(contents: Contents) -> Markup | None:
-    found = concerns(contents.facts, contents.near)
+    labeled = contents.columns.get(contents.labels) if contents.labels is not None else None
+    found = concerns(contents.facts, contents.near, labeled if isinstance(labeled, Values) else None)
     if not found:
         return None
     items = [element("li", one) for one in found]
@@ -146,6 +150,13 @@ def _sections(contents: Contents) -> Iterator[Section]:
     yield Section("sizes", "Sizes of the clusters", [intro, levels.size_panels(facts), levels.size_table(facts)])
     if contents.columns:
         yield Section("columns", "Columns", _columns(contents.columns))
+    if contents.classes:
+        intro = _p(
+            "Each dot is a class: its samples against the clusters that are mostly of it, and against their mean size. "
+            "Where the clusters of large classes are many, a balanced draw takes much of them; a slope of 0 in "
+            "the first row is even."
+        )
+        yield Section("classes", "Classes", [intro, class_panels(contents.classes)])
     if facts.rows is not None and facts.pool is not None:
         yield Section("near-duplicates", "Near-duplicates", _near(contents))
     intro = _p(

@@ -17,6 +17,7 @@ from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.view.report import columns, icicle, near_duplicates, ribbons
 from hkm_dask.view.report.clusters import nearest
 from hkm_dask.view.report.facts import find_pool, gather
+from hkm_dask.view.report.labels import classes_of_clusters, open_labels
 from hkm_dask.view.report.page import Contents, page
 from hkm_dask.view.report.samples import open_samples
 
@@ -29,6 +30,8 @@ def report(
     *,
     pool: _Path | None = None,
     subset: _Path | NDArray[np.integer] | None = None,
+    labels: _Path | None = None,
+    label_names: _Path | None = None,
     captions: _Path | None = None,
     images: _Path | None = None,
 ) -> Path:
@@ -48,6 +51,10 @@ def report(
         Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
     subset : path-like or array of int, shape (n,), optional
         The draw: a file that `hkm sample` wrote, or row numbers of the pool.
+    labels : path-like or str, optional
+        Classes of the samples, which the tree has not seen: an ``.npy`` file of whole numbers, or a column of the pool.
+    label_names : path-like, optional
+        Their names: a JSON list, or an object.
     captions : path-like or str, optional
         A file of texts, one for each row of the pool, or the name of a column of it; by default its column ``caption``,
         ``text`` or ``title``, or its ids.
@@ -84,6 +91,7 @@ def report(
     n_samples = opened.hkm.n_samples
     rows = None if subset is None else _rows(subset, n_samples)
     samples = open_samples(of_tree, n_samples, captions=captions, images=images)
+    classes = None if labels is None else open_labels(labels, label_names, of_tree, n_samples)
     facts = gather(opened, where, of_tree, rows)
     drawn = facts.rows if facts.n_drawn else None
     cells = icicle.layout(opened, facts, pictures=samples.has_images)
@@ -92,6 +100,9 @@ def report(
     largest = nearest(opened, facts, pictures=samples.has_images)
     compared = {} if of_tree is None else {c.name: columns.compare(c, drawn) for c in columns.pool_columns(of_tree)}
     pairs = near.closest if near is not None else []
+    if classes is not None:
+        compared[classes.name] = columns.compare(classes, drawn)
+    of_levels = [] if classes is None else classes_of_clusters(opened, classes)
     samples.load(
         int(row)
         for some in (
@@ -100,7 +111,9 @@ def report(
         )
         for row in some
     )  # fmt: skip
-    write_file(target, page(Contents(facts, samples, cells, bands, near, largest, compared)).encode())
+    labeled = None if classes is None else classes.name
+    contents = Contents(facts, samples, cells, bands, near, largest, compared, labeled, of_levels)
+    write_file(target, page(contents).encode())
     return target
 
 

@@ -11,7 +11,7 @@ from tests.view.report.conftest import Made, N
 
 
 def column(values: np.ndarray, names: dict[str, str] | None = None) -> Column:
-    return Column("x", len(values), lambda a, b: values[a:b], lambda rows: values[rows], names or {})
+    return Column("x", len(values), lambda a, b: values[a:b], lambda rows: values[rows], names or {}, bool(names))
 
 
 def test_kinds_are_counted_in_the_pool_and_in_the_draw(made: Made) -> None:

@@ -6,6 +6,7 @@ import re
 import numpy as np
 import pytest
 
+from hkm_dask.view.report.columns import Values
 from hkm_dask.view.report.concerns import concerns
 from hkm_dask.view.report.facts import Facts, gather
 from hkm_dask.view.report.near_duplicates import NearDuplicates, find
@@ -51,6 +52,13 @@ def test_far_rows_and_runs_that_were_stopped(facts: Facts) -> None:
     run = np.ones(sound.config.levels[0].max_iter)
     low = dataclasses.replace(sound.levels[0], runs=(run,))
     assert heads(dataclasses.replace(sound, levels=(low, *sound.levels[1:]))) == ["Not all k-means converged."]
+
+
+@pytest.mark.parametrize(("draw", "said"), [([0.5, 0.5], []), ([0.9, 0.1], ["The classes are no more even"])])
+def test_classes(facts: Facts, draw: list[float], said: list[str]) -> None:
+    classes = Values("labels", ["a", "b"], np.array([0.7, 0.3]), np.array(draw))
+    found = concerns(with_top(facts, [400, 200, 120, 80], [10, 10, 10, 10]), None, classes)
+    assert [re.findall("<b>(.*) in the draw", one)[0] for one in found] == said
 
 
 def test_near_duplicates_are_those_of_the_draw_and_more_than_of_a_uniform_one(facts: Facts, made: Made) -> None:

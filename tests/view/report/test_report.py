@@ -132,8 +132,8 @@ def large_tree(folder: Path, n: int, ks: tuple[int, ...]) -> None:
 
 
 def test_a_large_tree_takes_a_small_page_and_little_memory(tmp_path: Path) -> None:
-    n = 1_000_000
-    large_tree(tmp_path / "tree.zarr", n, (50_000, 2_000, 200))
+    n = 400_000
+    large_tree(tmp_path / "tree.zarr", n, (20_000, 1_000, 100))
     draw = np.arange(0, n, 50)
     tracemalloc.start()
     page = hkm.report(tmp_path / "tree.zarr", tmp_path / "report.html", subset=draw)
