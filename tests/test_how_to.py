@@ -1,5 +1,6 @@
 """The how-to pages that belong to no single module run from top to bottom."""
 
+import re
 import subprocess
 import sys
 import time
@@ -7,11 +8,47 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import zarr
+from PIL import Image
 
 from hkm_dask.ingestion.ingest import ingest
 from tests.pages import ROOT, run_page
+
+
+def test_the_ways_of_the_readme(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+
+    def prepare(folder: Path) -> None:
+        (folder / "table").mkdir()
+        rows = rng.normal(size=(1000, 32))
+        rows[500:550] = rows[:50]
+        for shard in range(2):
+            numbers = range(500 * shard, 500 * shard + 500)
+            table = {
+                "id": [f"n{i}" for i in numbers], "caption": [f"row {i}" for i in numbers],
+                "score": np.linspace(0, 1, 500), "embedding": list(rows[numbers.start : numbers.stop]),
+            }  # fmt: skip
+            pd.DataFrame(table).to_parquet(folder / f"table/{shard}.parquet")
+        (folder / "photos").mkdir()
+        for i in range(120):
+            Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"photos/{i}.png")
+
+    # The page of the browser stays until Ctrl-C.
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = re.sub(r"\$ (hkm browse[^#\n]*)", r"$ timeout -s INT 4 \1 || true ", text)
+    blocks = re.findall(r"```console\n.*?```\n", text, flags=re.DOTALL)
+    page, folder = tmp_path / "page.md", tmp_path / "run"
+    page.write_text("\n".join(blocks), encoding="utf-8")
+    folder.mkdir()
+    run_page(page, folder, prepare)
+    drawn, kept = pd.read_parquet(folder / "subset.parquet"), pd.read_parquet(folder / "filtered.parquet")
+    assert set(kept["id"]) == set(drawn["id"])
+    assert len(kept) == 300
+    assert set(drawn["caption"]) == set(kept["caption"])
+    assert len(np.load(folder / "kept.npy")) == 950
+    assert len((folder / "draw.txt").read_text(encoding="utf-8").splitlines()) == 40
 
 
 def test_your_embeddings(tmp_path: Path) -> None:
