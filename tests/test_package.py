@@ -14,6 +14,7 @@ import yaml
 
 import hkm_dask
 from hkm_dask.cli import main
+from tests.pages import steps
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *sorted((ROOT / "pipelines").rglob("*.md"))]
@@ -26,9 +27,11 @@ def blocks(page: Path) -> list[tuple[str, str]]:
 
 
 def command_lines(page: Path) -> list[list[str]]:
-    """Give the `hkm` calls in the unmarked blocks of a page, as lists of words."""
-    shell = "\n".join(text for language, text in blocks(page) if language in {"", "sh", "bash", "console"})
-    calls = [shlex.split(call, comments=True) for line in shell.splitlines() for call in line.split("&&")]
+    """Give the `hkm` calls in the blocks of a page, as lists of words."""
+    shell = "\n".join(text for language, text in blocks(page) if language in {"", "sh", "bash"})
+    run = [step.text for step in steps(page.read_text(encoding="utf-8")) if step.shown is not None]
+    lines = [line for text in (shell, *run) for line in text.replace("\\\n", " ").splitlines()]
+    calls = [shlex.split(call, comments=True) for line in lines for call in re.split(r"&&|[|>]", line) if "hkm" in call]
     return [call[1:] for call in calls if call[:1] == ["hkm"]]
 
 
@@ -89,7 +92,9 @@ def test_the_readme_begins_with_the_two_commands() -> None:
         "pip install -e . && hkm demo",
         "pip install -e '.[test]' && pytest -n logical --dist loadfile",
     ]
-    assert {"demo", "ingest", "cluster", "sample", "info"} <= {line[0] for page, line in LINES if page == "README.md"}
+    assert {"demo", "ingest", "dedup", "cluster", "sample", "report"} <= {
+        line[0] for page, line in LINES if page == "README.md"
+    }
 
 
 @pytest.mark.parametrize(("page", "line"), LINES, ids=[" ".join(line) for _, line in LINES])
