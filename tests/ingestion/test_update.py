@@ -1,6 +1,9 @@
 """New samples join a tree, against a tree made by hand from float64."""
 
+import os
 import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -13,6 +16,7 @@ from click.testing import CliRunner
 import hkm_dask as hkm
 from hkm_dask.cli.commands import main
 from hkm_dask.data import grow_pool, pool_writer, store
+from hkm_dask.data.files import KILLED
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy import assignment
@@ -159,6 +163,21 @@ def test_interrupted_it_goes_on(folder: Path) -> None:
     # Once more is nothing more.
     digest = after.attrs["digest"]
     assert hkm.update(target, pool, new).attrs["digest"] == digest
+
+
+@pytest.mark.slow
+@pytest.mark.faults
+@pytest.mark.parametrize("point", ["retired:1", "retired:2", "renamed:2", "renamed:3", "marked:5", "chunk-written:20"])
+def test_killed_at_any_step_it_goes_on(folder: Path, point: str) -> None:
+    target, pool, new = folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr"
+    before = hkm.open_hierarchy(target).load()
+    words = [sys.executable, "-m", "hkm_dask", "update", *map(str, (target, pool, new))]
+    killed = subprocess.run(words, env={**os.environ, "HKM_FAILPOINT": point}, capture_output=True, check=False)
+    assert killed.returncode == KILLED
+    after = hkm.update(target, pool, new)
+    check_by_hand(before, after, np.concatenate([rows(0), rows(1, ADDED)]), N)
+    assert hkm.verify(pool).sound
+    assert not [path for path in folder.iterdir() if ".wip" in path.name or ".work" in path.name]
 
 
 def test_the_command_and_two_updates(folder: Path) -> None:
