@@ -1,5 +1,6 @@
 """The how-to pages that belong to no single module run from top to bottom."""
 
+import json
 import re
 import subprocess
 import sys
@@ -62,6 +63,15 @@ def test_images_and_texts(tmp_path: Path) -> None:
     lines = (tmp_path / "subset.txt").read_text(encoding="utf-8").splitlines()
     assert len(lines) == 12
     assert all((tmp_path / "photos" / line).is_file() for line in lines)
+
+
+def test_see_the_run(tmp_path: Path) -> None:
+    run = run_page("docs/see-the-run.md", tmp_path)
+    kinds = [event["event"] for event in run.namespace["events"]]
+    assert (kinds[0], kinds[-1], kinds.count("step_finished")) == ("run_started", "run_finished", 4)
+    assert {"seeding", "iteration", "assigned"} <= set(kinds)
+    assert all(event["seconds_left_at_most"] >= event["seconds_left"] for event in run.namespace["events"][-5:])
+    assert json.loads((tmp_path / "tree.json").read_text())["complete"] is True
 
 
 def test_resume(tmp_path: Path) -> None:

@@ -100,14 +100,17 @@ command_of(
     "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
 )
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
+@click.option("--json", "as_json", is_flag=True, help="For machines: events on stderr, the tree on stdout, as JSON.")
 @place_options
-def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any) -> None:
+def cluster(pool: Path, tree: Path, restart: bool, as_json: bool, place: Place, **settings: Any) -> None:
     """Build the hierarchy of clusters of a pool.
 
     Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
     printed. Interrupted, the same command resumes. On a finished tree it says "already complete".
     """
     config = _config(pool, **settings)
+    import json
+
     from hkm_dask.data.layout import wip_path
     from hkm_dask.hierarchy.build import write_hierarchy
     from hkm_dask.view import info
@@ -117,11 +120,12 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, **settings: Any
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
         # Unless a restart was interrupted, whose unfinished tree lies beside it.
         write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
-        click.echo(f"{tree}: already complete")
+        click.echo(json.dumps(info.describe(tree), allow_nan=False) if as_json else f"{tree}: already complete")
         return
-    with show_progress(), place.connect() as runner:
+    with show_progress(as_json=as_json), place.connect(quiet=as_json) as runner:
         write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
-    click.echo(info.render(info.describe(tree)))
+    facts = info.describe(tree)
+    click.echo(json.dumps(facts, allow_nan=False) if as_json else info.render(facts))
 
 
 def _config(

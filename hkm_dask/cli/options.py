@@ -128,8 +128,8 @@ class Place:
             raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
 
     @contextmanager
-    def connect(self) -> Iterator[Runner]:
-        """Start or find the workers, for as long as the context lasts."""
+    def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
+        """Start or find the workers, for as long as the context lasts; say where the dashboard is unless `quiet`."""
         from hkm_dask.compute import cluster
 
         starts_workers = self.workers is not None or self.local_cuda
@@ -137,7 +137,7 @@ class Place:
         with ExitStack() as stack:
             with children_deaf_to_ctrl_c() if starts_workers else nullcontext():
                 runner = stack.enter_context(connection)
-            if runner.dashboard:
+            if runner.dashboard and not quiet:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
             yield runner
 

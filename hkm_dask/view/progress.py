@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time as clock
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import IO, Any
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
@@ -286,11 +287,40 @@ class Display:
         )
 
 
+class JsonLines:
+    """Writes each event as one line of JSON, with the seconds left where something tells.
+
+    Examples
+    --------
+    >>> import sys
+    >>> JsonLines(sys.stdout)(Event("assigned", {"level": 1, "step": 0}, 7.5))
+    {"event": "assigned", "time": 7.5, "level": 1, "step": 0}
+    """
+
+    def __init__(self, stream: IO[str]) -> None:
+        self._stream = stream
+        self._left = TimeLeft()
+        self._lock = threading.Lock()
+
+    def __call__(self, event: Event) -> None:
+        """Write one event; called in whichever thread emits it."""
+        with self._lock:
+            self._left.update(event)
+            line = {"event": event.kind, "time": event.time, **event.fields}
+            if self._left.plan and (left := self._left.at(event.time)) is not None:
+                line |= {"seconds_left": round(left.expected, 3), "seconds_left_at_most": round(left.bound, 3)}
+            self._stream.write(json.dumps(line, default=str) + "\n")
+            self._stream.flush()
+
+
 @contextmanager
-def show_progress(console: Console | None = None, *, interval: float = PLAIN_INTERVAL) -> Iterator[None]:
+def show_progress(
+    console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False
+) -> Iterator[None]:
     """Show on the console what the computation inside the context tells; on stderr by default.
 
-    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart.
+    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart. With `as_json`
+    every event is a line.
 
     Examples
     --------
@@ -301,6 +331,10 @@ def show_progress(console: Console | None = None, *, interval: float = PLAIN_INT
     [0:00:00] ingest, 4 of 4
     """
     console = console or Console(stderr=True)
+    if as_json:
+        with subscribe(JsonLines(console.file)):
+            yield
+        return
     display = Display(console, interval=interval)
     with subscribe(display):
         if not display.live:
