@@ -179,6 +179,8 @@ def _advised(pool: Path, **given: Any) -> Config:
         "--n-resamples": [level.n_resamples for level in config.levels],
         "--resample-size": [level.resample_size for level in config.levels],
     }
+    for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
+        words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
     click.echo(f"For {n_rows:,} rows, as advised: {options}", err=True)
     click.echo("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.", err=True)

@@ -42,7 +42,7 @@ clusters = st.lists(
 )
 
 
-@settings(max_examples=60)
+@settings(max_examples=30)
 @given(
     seed=st.integers(0, 9), exclude=clusters, only=clusters, share=st.floats(0, 1),
     strategy=st.sampled_from(["hierarchical", "flat"]),
