@@ -15,9 +15,21 @@ from hkm_dask.cli.options import DTYPE, PATH, Names, Place, place_options
 @click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
 @click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
 @click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
-@click.option("--ids-file", type=PATH, metavar="FILE", help="The ids in a file: .npy, .txt, or .parquet with --ids.")
+@click.option(
+    "--ids-file",
+    type=PATH,
+    metavar="FILE",
+    help="The ids in a file: .npy, .txt, or a table whose columns --ids and --keep name.",
+)
 @click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
-@click.option("--keep", type=Names(), default="", metavar="COLUMN,...", help="Further columns to carry to the subsets.")
+@click.option(
+    "--keep",
+    type=Names(),
+    default=(),
+    show_default=False,
+    metavar="COLUMN,...",
+    help="Further columns to carry to the subsets.",
+)
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
 @click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
 @place_options

@@ -42,7 +42,7 @@ class IdFile:
         if self.table is not None:
             names = self.table.schema.names
             if column is None and len(names) > 1:
-                raise InputError(f"ids_file={self.path} has the columns {', '.join(names)}; choose one with ids=")
+                raise InputError(f"ids_file={self.path} has the columns {', '.join(names)}; choose one (ids)")
         elif column is not None:
             raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
         elif not (self._is_npy or is_text):

@@ -58,7 +58,7 @@ def test_a_table_of_ids_may_have_further_columns(tmp_path: Path, source: Path) -
         ("few.parquet", None, "few.parquet: n_ids=9 should be 57, one per row"),
         ("wide.npy", None, r"wide.npy: shape=\(57, 2\) should have one dimension; give one id per row"),
         ("floats.npy", None, "floats.npy: dtype=float64 should be integers or strings; convert them to strings"),
-        ("two.parquet", None, "two.parquet has the columns a, b; choose one with ids="),
+        ("two.parquet", None, r"two.parquet has the columns a, b; choose one \(ids\)"),
         ("two.parquet", "c", r"ids='c' should be a column of .*two.parquet \(a, b\); choose one"),
         ("few.npy", "c", "ids='c' names nothing in .*few.npy, which has no columns; leave it out"),
         ("ids.csv", None, "ids.csv should be .npy, .txt, .parquet or .arrow; convert it"),
