@@ -30,8 +30,8 @@ def command_lines(page: Path) -> list[list[str]]:
     """Give the `hkm` calls in the blocks of a page, as lists of words."""
     shell = "\n".join(text for language, text in blocks(page) if language in {"", "sh", "bash"})
     run = [step.text for step in steps(page.read_text(encoding="utf-8")) if step.shown is not None]
-    lines = [line for text in (shell, *run) for line in text.replace("\\\n", " ").splitlines()]
-    calls = [shlex.split(call, comments=True) for line in lines for call in re.split(r"&&|[|>]", line) if "hkm" in call]
+    text = "\n".join([shell, *run]).replace("\\\n", " ")
+    calls = [shlex.split(call, comments=True) for call in re.split(r"\n|&&|2?[|>]", text) if "hkm" in call]
     return [call[1:] for call in calls if call[:1] == ["hkm"]]
 
 
