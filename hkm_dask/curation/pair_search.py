@@ -35,7 +35,7 @@ from hkm_dask.kmeans.search.geometry import Geometry
 #: Principal coordinates in the product.
 _HEAD = 64
 #: Share of the budget that a group of clusters may take.
-_GROUP_SHARE = 0.4
+_GROUP_SHARE = 0.3
 #: What rounding to length 1, in float32, may do to a cosine or a distance, with much to spare.
 _UNIT_ROUNDING = 2.0**-20
 
