@@ -139,6 +139,8 @@ class Place:
                 runner = stack.enter_context(connection)
             if runner.dashboard and not quiet:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
+            if runner.page and not quiet:
+                click.echo(f"This run there: {runner.page}", err=True)
             yield runner
 
 

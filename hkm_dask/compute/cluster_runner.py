@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hkm_dask.compute.backend import device_budget
+from hkm_dask.compute.dashboard import EventSender, add_page
 from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import StageBytes, budget_within
@@ -72,11 +73,15 @@ class ClusterRunner(Runner):
         self._seats: list[str] = []  # worker by worker, who has which share of the rows
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
+        self.page = add_page(client)
+        self._sender = EventSender(client) if self.page else None
         self._spans: list[str] = []  # open ones, the outermost first
         self._phase: tuple[Any, Any] | None = None  # stage and outer span of the last tasks, and their own span
 
     def close(self) -> None:
         """See `Runner.close`."""
+        if self._sender is not None:
+            self._sender.close()
         self._watch.close()
         super().close()
 

@@ -202,10 +202,13 @@ class Runner:
     client : distributed.Client or None
     dashboard : str or None
         Address of the Dask dashboard.
+    page : str or None
+        Address of the page about runs in it.
     """
 
     client: Client | None = None
     dashboard: str | None = None
+    page: str | None = None
     n_workers = 1
 
     def __init__(

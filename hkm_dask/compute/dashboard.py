@@ -1,0 +1,110 @@
+"""The driver's side of our page in the Dask dashboard: has the scheduler add it, and sends it the events of a run."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urljoin
+from weakref import WeakSet
+
+from hkm_dask.events import Event, subscribe
+from hkm_dask.version import __version__
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Name of the page, and of the topic among the events of the scheduler that it reads.
+PAGE = "hkm"
+#: Seconds between two messages to the scheduler, and what the last one may take.
+_SEND_EVERY, _SEND_LAST_WITHIN = 0.4, 2
+#: Kinds of which only the newest matters, but for the first one of a stage.
+_SUPERSEDED = ("seeding", "splitting", "progress")
+
+_sending_for: WeakSet[Client] = WeakSet()
+logger = logging.getLogger(__name__)
+
+
+def add_page(client: Client) -> str | None:
+    """Have the scheduler add our page to its dashboard, unless it has it; the page's address.
+
+    None where there is no dashboard, or the scheduler has not got this version of the package: no run needs the page.
+    """
+
+    # Sent by value, as a function within another one is, since the scheduler may not know this module.
+    def add(version: str, dask_scheduler: Any) -> bool:
+        from importlib import import_module
+
+        try:
+            if import_module("hkm_dask").__version__ == version:
+                return bool(import_module("hkm_dask.view.dashboard").add_to(dask_scheduler))
+        except ImportError:
+            pass
+        return False
+
+    try:
+        link = client.dashboard_link
+        return urljoin(link, PAGE) if link and client.run_on_scheduler(add, __version__) else None
+    except Exception:  # whatever another version of Dask or Bokeh, or a scheduler that refuses pickles, says
+        logger.info("the dashboard has no page for runs", exc_info=True)
+        return None
+
+
+class EventSender:
+    """Sends what happens in this process to the scheduler, a few times a second at most, until it is closed.
+
+    Of several for one client only the first one sends. Nothing waits for it, and what fails is dropped.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    """
+
+    def __init__(self, client: Client) -> None:
+        from tornado.ioloop import PeriodicCallback
+
+        self._client, self._sends = client, client not in _sending_for
+        if not self._sends:
+            return
+        _sending_for.add(client)
+        self._waiting: list[Event] = []
+        self._lock = threading.Lock()
+        self._subscription = subscribe(self._hear)
+        self._subscription.__enter__()
+        self._timer = PeriodicCallback(self._send, 1000 * _SEND_EVERY)
+        client.loop.add_callback(self._timer.start)  # type: ignore[union-attr]
+
+    def close(self) -> None:
+        """Send what is left, and stop."""
+        if not self._sends:
+            return
+        self._sends = False
+        self._subscription.__exit__(None, None, None)
+        self._hear(Event("closed", {}, time.time()))
+        _sending_for.discard(self._client)
+        with suppress(Exception):  # the client or the scheduler was closed before
+            self._client.loop.add_callback(self._timer.stop)  # type: ignore[union-attr]
+            self._client.sync(self._send, callback_timeout=_SEND_LAST_WITHIN)
+
+    def _hear(self, event: Event) -> None:
+        with self._lock:
+            if self._waiting and _supersedes(event, self._waiting[-1]):
+                self._waiting[-1] = event
+            else:
+                self._waiting.append(event)
+
+    async def _send(self) -> None:
+        with self._lock:
+            events, self._waiting = self._waiting, []
+        if events:
+            message = [[event.kind, event.time, dict(event.fields)] for event in events]
+            plain = json.loads(json.dumps(message, default=str))
+            with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
+                await self._client.scheduler.log_event(topic=PAGE, msg=plain)  # type: ignore[union-attr]
+
+
+def _supersedes(event: Event, before: Event) -> bool:
+    return event.kind == before.kind and event.kind in _SUPERSEDED and before.fields["done"] != 0
