@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 #: Seconds in which a further signal is the same event: wrappers pass Ctrl-C on to a process that the terminal told too.
 _SAME_EVENT = 0.3
+#: What catches it; frames outside of that are no reason to wait.
+_OUTERMOST = "hkm_dask.cli.groups"
 _SHOW_CURSOR = b"\x1b[?25h"
 
 
@@ -96,7 +98,7 @@ def _would_be_lost(frame: FrameType | None) -> bool:
     A callback of the compiler swallows it, and a module that was half imported fails in another place. Where it passes
     through `exec` of a string, as in some imports, CPython ends the process by the signal, whoever caught it.
     """
-    while frame is not None:
+    while frame is not None and frame.f_globals.get("__name__") != _OUTERMOST:
         # The outermost frame of `python -c` is a string, too, and no reason to wait.
         if frame.f_back and frame.f_code.co_filename.startswith(("<frozen importlib", "<string>")):
             return True
