@@ -9,8 +9,8 @@ import click
 
 #: Remedies that only Python has.
 _PYTHON_ONLY = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
-# Not inside a longer name, a path or quotes.
-_BEFORE = r"(?<![\w.\-/'\"])"
+# Not inside a longer name, a path or quotes, nor where a setting of --config or --set is meant.
+_BEFORE = r"(?<![\w.\-/'\"])(?<!did you mean )"
 
 
 def in_options(message: str, command: click.Command) -> str:

@@ -722,10 +722,10 @@ def test_an_assignment_is_sound(assigned: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "expected"),
     [
-        ("level_1", put(7, 20), "level_1: chunk 0 (rows 0:50): clusters should be 0 to 19; not so in row 7"),
-        ("level_1", put(7, -1), "level_1: chunk 0 (rows 0:50): clusters should be 0 to 19; not so in row 7"),
+        ("level_1", put(7, 20), "level_1: chunk 0 (rows 0:200): clusters should be 0 to 19; not so in row 7"),
+        ("level_1", put(7, -1), "level_1: chunk 0 (rows 0:200): clusters should be 0 to 19; not so in row 7"),
         ("level_2", put(61, 6), "clusters should be those that the tree puts level_1 in; not so in row 61"),
-        ("distance", put(3, np.nan), "distance: chunk 0 (rows 0:50): distances should be finite, and not negative"),
+        ("distance", put(3, np.nan), "distance: chunk 0 (rows 0:200): distances should be finite, and not negative"),
         ("distance", add(4, 0.1), "distance: row 4: "),
         ("id", put(5, 0), "id: chunk 0 (rows 0:240): ids should be those of the pool; not so in row 5"),
         ("level_2", lambda labels: labels[:-1], "level_2: int32 of shape (239,) should be int32 of shape (240,)"),
