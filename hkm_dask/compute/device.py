@@ -45,7 +45,7 @@ def agree_on_device(client: Client) -> str:
     n_cuda = sum(device == "cuda" for device, _ in devices.values())
     if 0 < n_cuda < len(devices):
         raise ComputeError(
-            f"workers={n_cuda} CUDA and {len(devices) - n_cuda} CPU should be all of one kind; start all with "
+            f"the workers, {n_cuda} CUDA and {len(devices) - n_cuda} CPU, should be all of one kind; start all with "
             "`dask cuda worker` or all with `dask worker`"
         )
     device = "cuda" if n_cuda else "cpu"

@@ -188,7 +188,7 @@ def open_place(**options: Any) -> None:
 def test_workers_of_two_kinds_are_refused(site: Site, hkm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     site.start(cuda=True)
     site.start(cuda=False)
-    advice = "workers=1 CUDA and 1 CPU should be all of one kind; start all with `dask cuda worker` or all with"
+    advice = "the workers, 1 CUDA and 1 CPU, should be all of one kind; start all with `dask cuda worker` or all with"
     with pytest.raises(ComputeError, match=advice):
         open_place(scheduler_file=site.file)
     with pytest.raises(ComputeError, match=advice):
