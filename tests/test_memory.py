@@ -108,6 +108,7 @@ SHAPES = {
     ),
 }
 GREEDY = Shape(50_000, 32, 420, "20", {**ONCE, "1.init": "k-means++"})
+QUICK = ("many members", "many rows", "float16, k-means||, subset")
 SLOW_SHAPES = {
     "large centroids": Shape(9000, 512, 500, "4500", {"1.max_iter": 2, "1.init": "random"}),
     "many splits": Shape(400_000, 8, 420, "40", {**ONCE, "1.n_splits": 20}),
@@ -173,7 +174,10 @@ def held_within(run: Run, limit: int) -> None:
 
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [*SHAPES.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_SHAPES.items())],
+    [
+        pytest.param(*item, marks=[pytest.mark.slow] * (item[0] not in QUICK))
+        for item in (*SHAPES.items(), *SLOW_SHAPES.items())
+    ],
 )
 def test_a_tree_is_built_within_the_limit(name: str, shape: Shape, pool_of: Pools, tmp_path: Path) -> None:
     held_within(clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit), shape.limit)

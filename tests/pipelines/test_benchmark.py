@@ -91,6 +91,7 @@ def test_rows_come_from_a_file_and_peers_are_chosen(tmp_path: Path) -> None:
     assert all(len(m["seconds"]) == 2 for case in cases for m in case["measurements"])
 
 
+@pytest.mark.slow  # two processes, each of which compiles and imports its own checkout
 def test_another_checkout_is_timed_in_turns_with_this_one(tmp_path: Path) -> None:
     words = [*TINY, "--repeats", "2", "--levels", "20,5", "--resample-sizes", "2,2"]
     command.main([*words, "--against", str(ROOT), "--out", str(tmp_path / "out")])

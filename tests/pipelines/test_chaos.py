@@ -14,6 +14,7 @@ from pipelines.chaos.faults import KINDS
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow  # tests of builds kill their drivers, too
 @pytest.mark.faults
 def test_a_killed_driver_changes_no_bit(tmp_path: Path) -> None:
     chaos = Chaos(tmp_path / "out", workers=0, rows=2000)
