@@ -218,7 +218,7 @@ def test_workers_of_one_kind_are_told_what_they_are_and_so_are_those_that_follow
     assert site.devices() == ["cuda", "cuda"]
     assert sorted(site.client.run(eval, PROCESSORS).values()) == sorted([share, 7])
     site.start(cuda=False)  # told so, too, which ends in an error where it computes; and at the next start
-    with pytest.raises(ComputeError, match="workers=2 CUDA and 1 CPU should be"):
+    with pytest.raises(ComputeError, match="the workers, 2 CUDA and 1 CPU, should be"):
         open_place(scheduler_file=site.file)
     site.stop()
 
