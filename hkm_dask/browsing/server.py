@@ -28,6 +28,8 @@ from hkm_dask.errors import HkmError, InputError
 from hkm_dask.untrusted import parse_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+#: Addresses at which all of this machine is listened to; a browser needs its name.
+_ALL = ("", "0.0.0.0", "::")
 #: Bytes of what the page may send, a vector at most; pixels of a thumbnail, and of an image.
 MAX_BODY, THUMBNAIL, IMAGE = 2**20, 192, 1024
 _FILES = {
@@ -61,9 +63,11 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self, answers: Answers, host: str = LOOPBACK[0], port: int = 0) -> None:
         self.answers, self.token = answers, secrets.token_urlsafe(24)
-        self.anywhere = host not in LOOPBACK
+        host = host.strip("[]")
+        shown = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
+        self.anywhere = shown not in LOOPBACK
+        self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
-        shown = socket.gethostname() if host == "0.0.0.0" else host
         self.url = f"http://{shown}:{self.server_address[1]}/{self.token}/"
         self._thread: threading.Thread | None = None
 

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import socket
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -123,7 +124,17 @@ def test_a_port_that_is_taken_is_told(browser: Browser) -> None:
 
 
 def test_other_addresses_are_listened_at_when_asked_for(answers: Any) -> None:
-    anywhere = server.Server(answers, "0.0.0.0")
-    assert anywhere.anywhere
-    assert "0.0.0.0" not in anywhere.url
-    anywhere.close()
+    for host in ("0.0.0.0", ""):
+        anywhere = server.Server(answers, host)
+        assert anywhere.anywhere
+        assert urlsplit(anywhere.url).hostname == socket.gethostname().lower()
+        anywhere.close()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+@pytest.mark.parametrize("host", ["::1", "[::1]"])
+def test_the_loopback_of_ipv6_is_this_machine(answers: Any, host: str) -> None:
+    with Browser(answers, host, 0) as browser:
+        assert browser.url.startswith("http://[::1]:")
+        assert request(browser, "api/tree")[0] == 200
+        assert request(browser, "api/tree", Host="example.org")[0] == 403
