@@ -25,6 +25,7 @@ from hkm_dask.data.files import write_whole
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.export import check_target
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -127,20 +128,11 @@ def check_targets(
     wanted = [("out", out, [".npy"]), ("removed", removed, [".npy", ".parquet"]), ("groups", groups, [".parquet"])]
     problems = []
     for name, path, suffixes in wanted:
-        if path is None:
-            continue
-        target, folder = Path(path), str(Path(path).parent)
-        rule = None
-        if target.suffix not in suffixes:
-            rule = f"end in {' or '.join(suffixes)}; rename it"
-        elif os.path.lexists(target):
-            rule = "be a new file; remove it or choose another name"
-        elif not target.parent.is_dir():
-            rule = f"be in a folder that is there; make {folder!r} first"
-        elif not os.access(folder, os.W_OK | os.X_OK):
-            rule = f"be in a folder that can be written; change the rights of {folder!r}"
-        if rule is not None:
-            problems.append(f"{name}={str(target)!r} should {rule}")
+        try:
+            if path is not None:
+                check_target(path, suffixes, name)
+        except InputError as error:
+            problems.append(str(error))
     given = [Path(path).absolute() for _, path, _ in wanted if path is not None]
     if len(set(given)) < len(given):
         problems.append("out, removed and groups should be different files; rename one")

@@ -34,8 +34,8 @@ _NO_POOL = ", or write row numbers to .npy, which need no pool"
 Columns = dict[str, np.ndarray]
 
 
-def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES) -> Path:
-    """Refuse a file that could not be written, before any work is done for it.
+def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Path:
+    """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
 
     Raises
     ------
@@ -49,10 +49,10 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     ...
     hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
-    target = local_path(path, "out")
+    target = local_path(path, name)
     folder, problem = str(target.parent), None
     if target.suffix not in suffixes:
-        problem = f"end in one of {', '.join(suffixes)}; rename it"
+        problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
     elif os.path.lexists(target):
         problem = "be a new file; remove it or choose another name"
     elif not target.parent.is_dir():
@@ -60,7 +60,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     elif not os.access(folder, os.W_OK | os.X_OK):
         problem = f"be in a folder that can be written; change the rights of {folder!r}"
     if problem is not None:
-        raise InputError(f"out={str(target)!r} should {problem}")
+        raise InputError(f"{name}={str(target)!r} should {problem}")
     return target
 
 

@@ -77,9 +77,7 @@ def export(
     ...     pq.read_table(export(pool.path, f"{folder}/rows.parquet", embeddings=True)).column_names
     ['row', 'id', 'vector']
     """
-    if files.local_path(out, "out").suffix != ".parquet":
-        raise InputError(f"out={os.fspath(out)!r} should end in .parquet; rename it")
-    target = check_target(out)
+    target = check_target(out, (".parquet",))
     table = _Table.open(store, embeddings)
     if embeddings or xy:
         taken = ", ".join(name for name in _OWN if name in table.vectors().columns)

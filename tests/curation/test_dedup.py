@@ -227,7 +227,7 @@ def test_files_are_whole_and_new(x: NDArray, tmp_path: Path) -> None:
     with pytest.raises(InputError) as error:
         check_targets(tmp_path / "kept.npy", tmp_path / "a.txt", tmp_path / "none/g.parquet")
     assert [line.split(" should ")[1].split(";")[0] for line in error.value.problems] == [
-        "be a new file", "end in .npy or .parquet", "be in a folder that is there",
+        "be a new file", "end in one of .npy, .parquet", "be in a folder that is there",
     ]  # fmt: skip
 
 
