@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import StageBytes, assign_stage, check_fits, fit_stage, project_level, write_stage
+from hkm_dask.compute.memory import check_fits, fit_stage, write_stage
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
@@ -36,6 +36,7 @@ from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
+from hkm_dask.hierarchy.level_plans import level_plans, level_stages
 from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
@@ -208,23 +209,14 @@ class _Build:
 
     def check(self) -> None:
         """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
-        runner, stages, inputs = self.runner, dict[str, StageBytes](), self.runner.input_bytes(self.source.rows)
-        for t, (level, plan) in enumerate(zip(self.config.levels, self._plan(), strict=True), 1):
-            n_total = self.source.n_total if t == 1 else plan["n"]
-            projected = project_level(
-                plan["n"], plan["k"], plan["d"], init=level.init, n_resamples=plan["m"], r=plan["r"],
-                n_splits=plan["n_splits"], n_workers=runner.n_workers, n_threads=runner.threads_per_worker,
-                n_total=n_total, with_driver=runner.client is None,
-            )  # fmt: skip
-            # The rows of an upper level are the centroids of the one below.
-            held = 0 if t == 1 else 4 * n_total * plan["d"]
-            stages |= {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
+        runner, inputs = self.runner, self.runner.input_bytes(self.source.rows)
         n_fit, n_labeled = self.source.rows.n_rows, self.source.labeled.n_rows
-        if n_fit < n_labeled:
-            of_worker = (-(-n_labeled // runner.n_workers), self.config.levels[0].n_centroids, plan["d"])
-            stages["assigning all rows"] = assign_stage(*of_worker)
-            if 1 not in self._finished:
-                emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
+        stages = level_stages(
+            self._plan(), n_total=self.source.n_total, n_labeled=n_labeled, n_workers=runner.n_workers,
+            n_threads=runner.threads_per_worker, with_driver=runner.client is None,
+        )  # fmt: skip
+        if n_fit < n_labeled and 1 not in self._finished:
+            emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
         check_fits(stages, runner.memory_budget, inputs=inputs)
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
@@ -261,15 +253,7 @@ class _Build:
         return finished
 
     def _plan(self) -> list[dict[str, Any]]:
-        n, plan = self.source.rows.n_rows, []
-        for level in self.config.levels:
-            plan.append(
-                {"n": n, "k": level.n_clusters, "d": self.source.rows.n_features, "m": level.n_resamples,
-                 "r": resample_size(level, n), "max_iter": level.max_iter, "tol": level.tol, "init": level.init,
-                 "n_splits": level.n_splits}
-            )  # fmt: skip
-            n = level.n_centroids
-        return plan
+        return level_plans(self.config, self.source.rows.n_rows, self.source.rows.n_features)
 
     def _build_level(self, t: int, level: Level) -> None:
         begin, run, folder = time.perf_counter(), uuid.uuid4().hex, self.folder / f"level_{t}"

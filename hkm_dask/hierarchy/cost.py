@@ -3,20 +3,24 @@
 Work is counted by what it keeps busy: products, measured distances and memory of the device, the link to it, what is
 started there and waited for, the store, and the processors, one of them or all. None of it is measured; it says where
 the time of a run must go, and what a change of its structure saves. It bounds a run from above where that stops early:
-every k-means is taken to its cap of iterations, and every row meets every centroid in each.
+every k-means is taken to its cap of iterations unless told otherwise, and every row meets every centroid in each.
+
+Of several workers each has its share of the rows. What a step needs is then the work of the busiest one: its share, and
+what one worker does for all.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
+from hkm_dask.compute.memory import MEMBER_BYTES, POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.config import Level
+from hkm_dask.hierarchy.rates import Rates, Work
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.kmeans.search.traffic import Shares, lloyd_traffic
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
@@ -33,67 +37,6 @@ _SORT_BYTES = 8 * 24
 INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
 #: Bytes that one thread passes over for each value of a centroid that is moved: divided, stored, read, prepared.
 _UPDATE_BYTES = 28
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a step keeps busy; works add, and come so many times.
-
-    Attributes
-    ----------
-    products : float
-        Operations of 16-bit products on the device: two for every coordinate of a pair.
-    measured : float
-        Operations in float64 on the device: three for every coordinate of a measured distance.
-    device_bytes : float
-        Read and written in its memory.
-    link_bytes : float
-        Between host and device.
-    launches, synchronizations : float
-        Kernels started, and times that the host waits for the device.
-    rounds : float
-        Times that tasks are handed out and their results taken.
-    store_bytes : float
-        Read from and written to stores by one thread, with checksums.
-    thread_products, thread_measured, thread_bytes, thread_items : float
-        Of one thread: operations of products, operations in float64 on distances measured one by one, bytes it passes
-        over, and items it sorts or chooses among.
-    shared_products, shared_bytes, shared_items : float
-        The same, of all processors together.
-    seconds : float
-        What nothing shortens: processes, contexts, compilers.
-    beside : float
-        Seconds of another process, which the work of the step overlaps.
-
-    Examples
-    --------
-    >>> (Work(products=2.0) + 3 * Work(products=1.0, launches=1)).launches
-    3.0
-    """
-
-    products: float = 0.0
-    measured: float = 0.0
-    device_bytes: float = 0.0
-    link_bytes: float = 0.0
-    launches: float = 0.0
-    synchronizations: float = 0.0
-    rounds: float = 0.0
-    store_bytes: float = 0.0
-    thread_products: float = 0.0
-    thread_measured: float = 0.0
-    thread_bytes: float = 0.0
-    thread_items: float = 0.0
-    shared_products: float = 0.0
-    shared_bytes: float = 0.0
-    shared_items: float = 0.0
-    seconds: float = 0.0
-    beside: float = 0.0
-
-    def __add__(self, other: Work) -> Work:
-        return Work(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
-
-    def __rmul__(self, times: float) -> Work:
-        return Work(*(times * getattr(self, one.name) for one in fields(self)))
 
 
 @dataclass(frozen=True)
@@ -153,83 +96,38 @@ NOW = Structure(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Rates:
-    """What a machine does in a second, and how long it takes to begin.
-
-    Attributes
-    ----------
-    product : float
-        16-bit operations of a large matrix product.
-    search_share : tuple of (int, float)
-        The share of it that the search reaches, by the number of features, rising.
-    measured, memory, link : float
-        Operations in float64, bytes of device memory, bytes from pinned host memory.
-    launch, synchronization, round : float
-        Seconds that the host spends on each.
-    store, thread_product, thread_measured, thread_bytes, thread_items : float
-        Of one thread.
-    n_processors : int
-    """
-
-    product: float
-    search_share: tuple[tuple[int, float], ...]
-    measured: float
-    memory: float
-    link: float
-    launch: float
-    synchronization: float
-    round: float
-    store: float
-    thread_product: float
-    thread_measured: float
-    thread_bytes: float
-    thread_items: float
-    n_processors: int
-
-    def seconds(self, work: Work, n_features: int) -> float:
-        """Seconds of some work; only the link works beside the device.
-
-        Examples
-        --------
-        >>> H200.seconds(Work(seconds=2.0, rounds=200), n_features=384)
-        3.0
-        """
-        numbers, shares = zip(*self.search_share, strict=True)
-        search = self.product * float(np.interp(n_features, numbers, shares))
-        device = work.products / search + work.measured / self.measured + work.device_bytes / self.memory
-        starting = work.launches * self.launch + work.synchronizations * self.synchronization
-        thread = work.thread_products / self.thread_product + work.thread_bytes / self.thread_bytes
-        thread += work.thread_measured / self.thread_measured + work.thread_items / self.thread_items
-        thread += work.store_bytes / self.store
-        shared = work.shared_products / self.thread_product + work.shared_bytes / self.thread_bytes
-        shared += work.shared_items / self.thread_items
-        spent = max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
-        return max(spent + shared / self.n_processors + work.seconds, work.beside)
+#: Gets a level from 1, whether it is resampled, and its settings; gives the iterations that a k-means there makes.
+Iterations = Callable[[int, bool, Level], int]
 
 
-#: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.
-H200 = Rates(
-    product=790e12, search_share=((128, 0.57), (384, 0.66), (1024, 0.76)), measured=10e12, memory=4.8e12, link=55e9,
-    launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_measured=5e9,
-    thread_bytes=5e9,
-    thread_items=2e7, n_processors=16,
-)  # fmt: skip
+def all_iterations(number: int, resampled: bool, level: Level) -> int:
+    """As many iterations as a level's k-means may make."""
+    return level.max_iter
 
 
 @dataclass(frozen=True)
 class RowShape:
-    """Rows of a k-means as they lie on the device, n × d, and the structure of what is done with them."""
+    """Rows of a k-means as they lie on the devices, n × d, in equal shares, and how work is done with them."""
 
     n: int
     d: int
     itemsize: int
     structure: Structure
+    n_workers: int = 1
+
+    @property
+    def own(self) -> int:
+        """Rows of one worker."""
+        return -(-self.n // self.n_workers)
 
     @property
     def n_bytes(self) -> float:
-        """Bytes of the rows."""
-        return float(self.n * self.d * self.itemsize)
+        """Bytes of the rows of one worker."""
+        return float(self.own * self.d * self.itemsize)
+
+    def exchange(self, n_sent: float, n_returned: float) -> Work:
+        """Bytes of each worker's that are combined on the way to one, and bytes that one has sent to all."""
+        return Work(network_bytes=math.ceil(math.log2(self.n_workers)) * (n_sent + n_returned))
 
     @property
     def started(self) -> Work:
@@ -240,27 +138,31 @@ class RowShape:
 
     def search(self, k: int) -> Work:
         """Find the nearest of k centroids, and measure it."""
-        pairs = float(self.n) * k
+        pairs = float(self.own) * k
         return Work(
-            products=2.0 * pairs * self.d * (1.0 + _OPEN), measured=3.0 * self.n * self.d,
-            device_bytes=2.0 * self.n_bytes + self.n * (4.0 * self.d + _ROW_BYTES),
+            products=2.0 * pairs * self.d * (1.0 + _OPEN), measured=3.0 * self.own * self.d,
+            device_bytes=2.0 * self.n_bytes + self.own * (4.0 * self.d + _ROW_BYTES),
         )  # fmt: skip
 
     def remeasure(self) -> Work:
         """Measure each row's distance to the centroid that it is labeled with."""
-        return Work(measured=3.0 * self.n * self.d, device_bytes=self.n_bytes + self.n * (4.0 * self.d + _ROW_BYTES))
+        moved = self.n_bytes + self.own * (4.0 * self.d + _ROW_BYTES)
+        return Work(measured=3.0 * self.own * self.d, device_bytes=moved)
 
     def add_up(self, k: int, share: float = 1.0) -> Work:
-        """Add a share of the rows to the sums of k clusters, which the host gets."""
+        """Add a share of the rows to the sums of k clusters, which the host gets, and in the end one of all hosts."""
         sums = 8.0 * k * (self.d + 1)
-        return Work(device_bytes=share * (self.n_bytes + self.n * _SORT_BYTES) + 2.0 * sums, link_bytes=sums)
+        added = Work(device_bytes=share * (self.n_bytes + self.own * _SORT_BYTES) + 2.0 * sums, link_bytes=sums)
+        return added + self.exchange(sums, 4.0 * k * self.d)
 
 
 def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
     """Iterations of Lloyd's on the device: sums are made once, then brought up to date for the rows that moved."""
     searched = rows.search(k) + rows.remeasure() + rows.started
-    moved = lloyd_traffic(rows.n, k, rows.d, itemsize=rows.itemsize, shares=Shares(relabeled=_MOVED, left_open=_OPEN))
+    shares = Shares(relabeled=_MOVED, left_open=_OPEN)
+    moved = lloyd_traffic(rows.own, k, rows.d, itemsize=rows.itemsize, shares=shares)
     later = replace(searched, device_bytes=float(moved.on_device), link_bytes=float(moved.uploaded + moved.downloaded))
+    later += rows.exchange(8.0 * k * (rows.d + 1), 4.0 * k * rows.d)
     return searched + rows.add_up(k) + (n_iter - 1) * later
 
 
@@ -289,7 +191,7 @@ def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
 def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
     """Parts of a seeding."""
     if init == "random":
-        yield "draw", Work(thread_items=float(rows.n), rounds=1)
+        yield "draw", Work(thread_items=float(rows.own), rounds=1)
         return
     m = min(rows.n, POINTS_PER_CLUSTER.get(init, rows.n) * k)
     if init == "k-means++" or m == rows.n:
@@ -304,8 +206,9 @@ def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
         ]
     passes = (2 if init == "k-means||" else 1) * len(rounds) + 2
     arrived = sum(n for _, n, _ in rounds)
-    each = rows.search(0) + rows.started + Work(device_bytes=float(rows.n * _DRAW_BYTES))
-    drawn = Work(link_bytes=4.0 * arrived * rows.d, thread_bytes=8.0 * arrived * rows.d)
+    each = rows.search(0) + rows.started + Work(device_bytes=float(rows.own * _DRAW_BYTES))
+    drawn = Work(link_bytes=4.0 * arrived * rows.d / rows.n_workers, thread_bytes=8.0 * arrived * rows.d)
+    drawn += rows.exchange(4.0 * arrived * rows.d / rows.n_workers, 4.0 * m * rows.d)
     yield "draws by D²", Work(products=rows.search(m).products) + passes * each + drawn
     yield "sums of cells", rows.add_up(m) + means(m, rows.d)
     yield from _walk(rows, m, k, n_iter=CORESET_ITERATIONS if init == "coreset" else 0, size=WALK_POINTS)
@@ -329,53 +232,56 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
 
 def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator[tuple[str, Work]]:
     """Greedy k-means++ over m points in groups, and the iterations that follow it."""
-    points, size = RowShape(m, rows.d, 4, rows.structure), min(m, size)
+    points, size = RowShape(m, rows.d, 4, rows.structure, rows.n_workers), min(m, size)
     n_groups = math.ceil(m / size)
     grouping = 0.0 if n_groups == 1 else 10.0 * m * n_groups * rows.d
     further = 1.3 if n_groups > 1 else 1.0
+    n_walkers = min(n_groups, rows.n_workers)
     yield "greedy walks", Work(
-        thread_products=grouping, shared_products=2.0 * m * size * rows.d,
-        shared_bytes=16.0 * further * min(k, m) * n_trials_for(k) * size, rounds=1,
+        thread_products=grouping, shared_products=2.0 * m * size * rows.d / n_walkers,
+        shared_bytes=16.0 * further * min(k, m) * n_trials_for(k) * size / n_walkers, rounds=1,
     )  # fmt: skip
     if n_iter:
         yield "iterations on the coreset", lloyd(points, k, n_iter) + means(k, rows.d, n_iter)
 
 
-def _level(t: int, n: int, d: int, itemsize: int, level: Level, structure: Structure) -> Iterator[Step]:
-    """Steps of level t over n rows."""
-    k, rows = level.n_clusters, RowShape(n, d, itemsize, structure)
-    n_members = min(n, k * resample_size(level, n))
-    label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * n)
+def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iterator[Step]:
+    """Steps of level t over some rows."""
+    n, d, k, structure = rows.n, rows.d, level.n_clusters, rows.structure
+    members = replace(rows, n=min(n, k * resample_size(level, n)))
+    label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
     if not structure.stays:
         label += Work(link_bytes=rows.n_bytes)
     for step in range(level.n_resamples + 1):
-        clustered = rows if step == 0 else RowShape(n_members, d, itemsize, structure)
+        clustered, n_iter = rows if step == 0 else members, iterations(t, step > 0, level)
         if step:
             yield Step(t, "assign", "labels", label)
-            yield Step(t, "assign", "members chosen", _choosing(n, n_members, structure))
+            yield Step(t, "assign", "members chosen", _choosing(rows, members))
             yield Step(t, "gather", "members gathered", _gathering(rows, clustered))
         for name, work in _seeding(clustered, k, level.init):
             yield Step(t, "seeding", name, work)
-        yield Step(t, "Lloyd", "iterations", lloyd(clustered, k, level.max_iter))
-        yield Step(t, "Lloyd", "centroids moved", means(k, d, level.max_iter, structure.update_bytes))
+        yield Step(t, "Lloyd", "iterations", lloyd(clustered, k, n_iter))
+        yield Step(t, "Lloyd", "centroids moved", means(k, d, n_iter, structure.update_bytes))
     yield Step(t, "assign", "labels", label + Work(store_bytes=8.0 * n))
     if level.n_splits > 1:
         small = rows.search(level.n_splits) + rows.remeasure()
-        n_passes = level.max_iter + POINTS_PER_CLUSTER.get(level.init, 3)
+        n_passes = iterations(t, False, level) + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
     yield Step(t, "write", "members by cluster", _grouping(n, structure))
     yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n))
 
 
-def _choosing(n: int, n_members: int, structure: Structure) -> Work:
-    if structure.chooses == "device":
-        return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=8.0 * n_members)
-    return Work(thread_items=float(structure.looks * n))
+def _choosing(rows: RowShape, members: RowShape) -> Work:
+    if rows.structure.chooses == "device":
+        chosen = Work(device_bytes=float(rows.own * _SORT_BYTES), link_bytes=8.0 * members.own)
+    else:
+        chosen = Work(thread_items=float(rows.structure.looks * rows.own))
+    return chosen + rows.exchange(MEMBER_BYTES * members.own, 8.0 * members.n)
 
 
 def _gathering(rows: RowShape, members: RowShape) -> Work:
     if rows.structure.gathers == "device":
-        return Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.n, store_bytes=8.0 * members.n)
+        return Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.own, store_bytes=8.0 * members.n)
     return Work(store_bytes=rows.n_bytes + members.n_bytes, link_bytes=members.n_bytes)
 
 
@@ -395,8 +301,10 @@ def run_steps(
     *,
     structure: Structure = NOW,
     start_seconds: float = 6.5,
+    n_workers: int = 1,
+    iterations: Iterations = all_iterations,
 ) -> list[Step]:
-    """Work of every step of a run on one device, from the start of the command to a sample of the tree.
+    """Work of every step of a run, from the start of the command to a sample of the tree.
 
     Parameters
     ----------
@@ -407,6 +315,10 @@ def run_steps(
     structure : Structure
     start_seconds : float
         Of processes, contexts and compilers.
+    n_workers : int
+        Of which each has a share of the rows, and a device.
+    iterations : callable
+        Gets a level, from 1, whether it is resampled, and its settings: how many iterations a k-means there makes.
 
     Returns
     -------
@@ -421,18 +333,16 @@ def run_steps(
     """
     itemsize = 2 if np.dtype(dtype) == np.float16 else 4
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
+    rows = RowShape(n_rows, n_features, itemsize, structure, n_workers)
     # Three threads read ahead.
-    reading = Work(
-        store_bytes=stored / 3, link_bytes=float(n_rows * n_features * itemsize), beside=structure.check_seconds
-    )
+    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=structure.check_seconds)
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds)),
         Step(0, "start", "first reading, kernels checked beside it", reading),
     ]
-    n = n_rows
     for t, level in enumerate(levels, 1):
-        steps += _level(t, n, n_features, itemsize if t == 1 else 4, level, structure)
-        n = level.n_centroids
+        steps += _level(t, rows, level, iterations)
+        rows = replace(rows, n=level.n_centroids, itemsize=4)
     return [*steps, Step(0, "sample", "sample", Work(thread_items=float(n_rows), store_bytes=8.0 * n_rows))]
 
 

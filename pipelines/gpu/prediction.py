@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from hkm_dask.hierarchy.cost import H200, NOW, Rates, RowShape, Structure, Work, lloyd, means, run_steps, seconds_of
+from hkm_dask.hierarchy.cost import NOW, RowShape, Structure, lloyd, means, run_steps, seconds_of
+from hkm_dask.hierarchy.rates import H200, Rates, Work
 from pipelines.benchmark.whole import whole_config
 
 #: Heaps on the host for members, rows copied before they are sent, one thread for all that comes after a pass.

@@ -11,7 +11,8 @@ import pytest
 import hkm_dask as hkm
 from hkm_dask.config import Level
 from hkm_dask.data.rows import ZarrRows
-from hkm_dask.hierarchy.cost import H200, NOW, Work, run_steps, sampling_rounds, seconds_of
+from hkm_dask.hierarchy.cost import NOW, run_steps, sampling_rounds, seconds_of
+from hkm_dask.hierarchy.rates import H200, Work
 from hkm_dask.kmeans.search.cpu import CpuEngine, CpuIndex
 from hkm_dask.kmeans.seeding.d2_sampling import ThinCandidates
 
