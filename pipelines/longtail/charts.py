@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -145,4 +145,30 @@ def class_sizes(
         if i == 1:
             axes.set_ylim(bottom=axes.get_ylim()[0] / 15)  # room for the legend
         axes.legend(loc="lower right", frameon=False, fontsize=9, labelcolor=INK)
+    save(figure, path)
+
+
+def gains(path: Path, title: str, groups: Sequence[str], rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
+    """A panel per group, a line per row: a mean with a bar of two standard errors on either side of it."""
+    columns = min(5, len(groups))
+    down = -(-len(groups) // columns)
+    figure = _figure(2.2 * columns + 1.6, down * (0.2 * len(rows) + 0.6) + 0.6)
+    figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
+    for i, group in enumerate(groups):
+        axes = figure.add_subplot(down, columns, i + 1)
+        _clean(axes)
+        axes.axvline(0, color=INK, linewidth=1)
+        for y, (name, of_groups) in enumerate(rows.items()):
+            if group not in of_groups:
+                continue
+            mean, error = of_groups[group]
+            color = CURATED if name.startswith("tree") else GRAY
+            if np.isfinite(error):
+                axes.plot([mean - 2 * error, mean + 2 * error], [y, y], color=color, linewidth=3, alpha=0.5)
+            axes.plot([mean], [y], "o", color=color, markersize=5, markeredgewidth=0)
+        axes.set_yticks(range(len(rows)), list(rows) if i % columns == 0 else [""] * len(rows))
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=8)
+        axes.tick_params(axis="x", labelsize=8)
+        axes.set_ylim(len(rows) - 0.4, -0.6)
+        axes.set_title(group, loc="left", fontsize=10, color=QUIET)
     save(figure, path)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.longtail import studies
+from pipelines.longtail import comparison, studies
 from pipelines.longtail.charts import Line, class_sizes, curves, dots
-from pipelines.longtail.pools import DATA, POOLS
+from pipelines.longtail.more_pools import ALL_POOLS, missing
+from pipelines.longtail.pools import POOLS
 from pipelines.longtail.studies import CLUSTERS, MEMBERS, RESAMPLES, Row, Study
 from pipelines.longtail.trials import Trials
 
@@ -24,8 +25,8 @@ MEASURES = {
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
-DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png")
-STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice")
+DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png", "methods.png")
+STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice", "methods")
 #: Settings of the search that are drawn.
 BEST = 20
 
@@ -38,21 +39,24 @@ def main() -> None:
     )
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--studies", default="levels", help=f"all, or some of {', '.join(STUDIES)}")
-    parser.add_argument("--pools", default=",".join(POOLS), help="of the study of seeding")
+    parser.add_argument("--pools", help="of the studies of seeding, advice and methods; methods takes .npz files, too")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's pictures here")
     options = parser.parse_args()
     names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
-    pools = tuple(options.pools.split(","))
+    known = ALL_POOLS if "methods" in names else POOLS
+    pools = tuple(options.pools.split(",") if options.pools else known)
     wrong = [
         *(f"--studies={name} should be one of {', '.join(STUDIES)}" for name in names if name not in STUDIES),
-        *(f"--pools={name} should be one of {', '.join(POOLS)}" for name in pools if name not in POOLS),
-        *([] if DATA.is_dir() else [f"{DATA.name}={DATA} should hold the labeled pools; see the README"]),
+        *filter(None, dict.fromkeys(missing(name, known) for name in pools)),
     ]
     if wrong:
         parser.error("; ".join(wrong))
     options.out.mkdir(parents=True, exist_ok=True)
     trials = Trials(options.out / "trials.jsonl")
     for name in names:
+        if name == "methods":
+            print(comparison.report(comparison.run(options.out, pools, options.seeds), options.out, pools))
+            continue
         study = make(name, options.seeds, pools)
         trials.run(study.trials())
         if name == "search":

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 DATA = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pool:
     """Embeddings with classes 0 … n_classes - 1, largest class first, and a test set with as many of each."""
 
@@ -129,18 +129,24 @@ def digits(exponent: float, seed: int) -> Pool:
     )  # fmt: skip
 
 
-@functools.cache
-def _cifar10() -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+def images_of(archive: Path) -> tuple[NDArray[np.uint8], NDArray[np.int64], tuple[str, ...]]:
+    """Images of a .zip, of shape (n, 32, 32, 3), their classes, and the names of these: the folders, by alphabet."""
     from PIL import Image
 
-    from hkm_dask.embedding.descriptors import Hog
-
-    with zipfile.ZipFile(DATA / "cifar10_10k.zip") as archive:
-        files = sorted(f for f in archive.namelist() if f.lower().endswith((".jpg", ".jpeg", ".png")))
-        images = [np.asarray(Image.open(BytesIO(archive.read(f))).convert("RGB")) for f in files]
+    with zipfile.ZipFile(archive) as opened:
+        files = sorted(f for f in opened.namelist() if f.lower().endswith((".jpg", ".jpeg", ".png")))
+        images = np.stack([np.asarray(Image.open(BytesIO(opened.read(f))).convert("RGB")) for f in files])
     folders = [Path(f).parent.name for f in files]
     names = tuple(sorted(set(folders)))
-    return Hog()(images), np.array([names.index(f) for f in folders], np.int64), names
+    return images, np.array([names.index(f) for f in folders], np.int64), names
+
+
+@functools.cache
+def _cifar10(file: str = "cifar10_10k.zip") -> tuple[NDArray[np.float32], NDArray[np.int64], tuple[str, ...]]:
+    from hkm_dask.embedding.descriptors import Hog
+
+    images, classes, names = images_of(DATA / file)
+    return Hog()(list(images)), classes, names
 
 
 def cifar10(exponent: float, seed: int) -> Pool:

@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 N_NEIGHBORS = 5
@@ -23,9 +23,15 @@ def accuracies(
     """Train both probes on the one set and score them on the other."""
     if len(np.unique(labels)) < 2:
         return {"linear": float((test_labels == labels[0]).mean()), "knn": float((test_labels == labels[0]).mean())}
-    linear = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, tol=1e-3))
-    near = KNeighborsClassifier(n_neighbors=N_NEIGHBORS, weights="distance")
-    return {
-        "linear": float(linear.fit(embeddings, labels).score(test_embeddings, test_labels)),
-        "knn": float(near.fit(embeddings, labels).score(test_embeddings, test_labels)),
-    }
+    probes = {"linear": linear_probe(), "knn": nearest_probe()}
+    return {name: float(p.fit(embeddings, labels).score(test_embeddings, test_labels)) for name, p in probes.items()}
+
+
+def linear_probe() -> Pipeline:
+    """A logistic regression on standardized features."""
+    return make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, tol=1e-3))
+
+
+def nearest_probe() -> KNeighborsClassifier:
+    """Nearest neighbors, the nearer the weightier."""
+    return KNeighborsClassifier(n_neighbors=N_NEIGHBORS, weights="distance")

@@ -82,7 +82,10 @@ def measure(pool: Pool, trial: Trial) -> dict[str, Any]:
     begin = time.perf_counter()
     rng = np.random.default_rng(trial.seed)
     if not trial.n_clusters:
-        rows = {"random": rng.choice(len(pool.labels), pool.draw, replace=False), "ideal": _even_draw(pool, rng)}
+        rows = {
+            "random": rng.choice(len(pool.labels), pool.draw, replace=False),
+            "ideal": even_over(pool.labels, pool.draw, rng),
+        }
         return {"draws": {name: judge(pool, r) for name, r in rows.items()}, "seconds": time.perf_counter() - begin}
     with tempfile.TemporaryDirectory() as folder:
         tree = hkm.build_hierarchy(pool.embeddings, Path(folder, "tree.zarr"), trial.config())
@@ -106,15 +109,20 @@ def judge(pool: Pool, rows: NDArray[np.int64]) -> dict[str, float]:
     }
 
 
-def _even_draw(pool: Pool, rng: np.random.Generator) -> NDArray[np.int64]:
-    """The most even draw there is, for one who knows the classes: rounds of one from each class that has more."""
-    order = rng.permutation(len(pool.labels))
-    labels = pool.labels[order]
-    by_class = np.argsort(labels, kind="stable")
-    starts = np.concatenate([[0], np.cumsum(np.bincount(labels, minlength=pool.n_classes))[:-1]])
+def even_over(groups: NDArray[np.int64], size: int, rng: np.random.Generator) -> NDArray[np.int64]:
+    """Rounds of one random row from each group that has more, until there are `size` rows.
+
+    >>> groups = np.array([0, 0, 0, 0, 1, 2])
+    >>> np.bincount(groups[even_over(groups, 4, np.random.default_rng(0))]).tolist()
+    [2, 1, 1]
+    """
+    order = rng.permutation(len(groups))
+    _, labels = np.unique(groups[order], return_inverse=True)
+    by_group = np.argsort(labels, kind="stable")
+    starts = np.concatenate([[0], np.cumsum(np.bincount(labels))[:-1]])
     turn = np.empty(len(labels), np.int64)
-    turn[by_class] = np.arange(len(labels)) - starts[labels[by_class]]
-    return order[np.lexsort((labels, turn))[: pool.draw]]
+    turn[by_group] = np.arange(len(labels)) - starts[labels[by_group]]
+    return order[np.lexsort((labels, turn))[:size]]
 
 
 def describe(pool: Pool, tree: xr.DataTree, level: int) -> dict[str, list[float]]:

@@ -45,9 +45,7 @@ def test_every_class_is_the_largest_once_in_ten_seeds() -> None:
 @pytest.mark.parametrize("draw", [7, 30, 55])
 def test_the_even_draw_takes_as_many_of_each_class_while_it_lasts(draw: int) -> None:
     labels = np.repeat([0, 1, 2], [40, 12, 3])
-    empty = np.empty((0, 1), np.float32)
-    pool = pools.Pool("", empty, labels, empty, labels[:0], ("a", "b", "c"), draw)
-    rows = trials._even_draw(pool, np.random.default_rng(0))
+    rows = trials.even_over(labels, draw, np.random.default_rng(0))
     expected = {7: [3, 2, 2], 30: [15, 12, 3], 55: [40, 12, 3]}[draw]
     assert len(set(rows.tolist())) == draw
     assert np.bincount(labels[rows]).tolist() == expected
