@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 DISTANCE, ID = "distance", "id"
 #: Floating-point operations of a task: a few seconds, after which progress is told and nothing is lost any more.
 _TASK_FLOPS = 1e12
-#: Rows of a chunk, in those of a tree's labels: every file costs a wait for the disk, and a pass is short.
-_CHUNKS = 4
+#: Rows of a chunk at most, or one of the samples' own: what a reader of a few labels gets whole.
+_MAX_CHUNK_ROWS = 1 << 20
 
 
 def assign(
@@ -118,9 +118,11 @@ def store_labels(
     with store.resumable(target, partial(_obstacles, identity=identity), restart=restart) as folder:
         if folder is not None:
             begin = time.perf_counter()
-            if not (folder / METADATA_FILE).exists():
-                _create(folder, source, arrays.n_levels, identity)
             with runner_for(client, memory_limit) as runner:
+                if not (folder / METADATA_FILE).exists():
+                    flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
+                    n_tasks = max(runner.n_threads, int(flops / _TASK_FLOPS))
+                    _create(folder, source, arrays.n_levels, identity, _chunk_rows_for(source, n_tasks))
                 _write(folder, source, arrays, runner, squared)
             if source.pool is not None and source.pool.has_ids:
                 pool_writer.write_column(folder, ID, _pieces_of_ids(source), source.n_total)
@@ -176,14 +178,21 @@ def _obstacles(folder: Path, identity: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[str, Any]) -> None:
+def _chunk_rows_for(source: ClusterInput, n_tasks: int) -> int:
+    """Rows of a chunk of the labels: few files, as each is waited for, and as many as there are tasks to write them."""
+    n_units = -(-source.n_total // source.chunk_rows)  # a chunk is some of the samples' own
+    n_together = min(-(-n_units // n_tasks), max(1, _MAX_CHUNK_ROWS // source.chunk_rows))
+    return min(n_together * source.chunk_rows, source.n_total)
+
+
+def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[str, Any], chunk_rows: int) -> None:
     """Make the arrays, then the group that says what they are of: without it all is begun again."""
     kinds: list[tuple[str, str, dict[str, Any]]] = [(f"level_{t}", "i4", {}) for t in range(1, n_levels + 1)]
     folder.mkdir(parents=True, exist_ok=True)
     for name, dtype, attributes in [*kinds, (DISTANCE, "f4", {"units": "L2"})]:
         store.create_array(
             folder, name, shape=(source.n_total,), dtype=dtype, attributes=attributes, dims=(layout.SAMPLE,),
-            chunks=(min(_CHUNKS * source.chunk_rows, source.n_total),),
+            chunks=(chunk_rows,),
         )  # fmt: skip
     store.create_group(folder, identity)
 

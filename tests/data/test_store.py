@@ -12,7 +12,7 @@ import xarray as xr
 import zarr
 
 from hkm_dask.data import files, layout, store
-from hkm_dask.data.chunks import open_array
+from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import read_attributes
 from hkm_dask.data.locks import lock
 from hkm_dask.errors import InputError, StoreError
@@ -235,13 +235,31 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
     store.check_destination(tmp_path / "empty", overwrite=True)
 
 
-def test_the_marker_needs_every_chunk(tmp_path: Path) -> None:
+@pytest.mark.parametrize("bound", [False, True])
+def test_the_marker_needs_every_chunk(tmp_path: Path, bound: bool) -> None:
     store.create_group(tmp_path / "g")
     array = make(tmp_path / "g" / "level_1", table(), 4)
+    if bound:
+        store.mark_complete(tmp_path / "g" / "level_1")
     array.chunk_path(1).unlink()
     with pytest.raises(StoreError, match=r"chunk 1 .* is missing"):
         store.mark_complete(tmp_path / "g")
     assert read_attributes(tmp_path / "g") == {}
+
+
+def test_checksums_are_read_once_to_bind_an_array(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store.create_group(tmp_path / "g")
+    make(tmp_path / "g" / "level_1", table(), 4)
+    read: list[int] = []
+    checksum = StoredArray.checksum
+
+    def counted(array: StoredArray, index: int) -> int:
+        read.append(index)
+        return checksum(array, index)
+
+    monkeypatch.setattr(StoredArray, "checksum", counted)
+    store.mark_complete(tmp_path / "g")
+    assert sorted(read) == [0, 1, 2]
 
 
 def test_leftover_partials_are_swept(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 from unittest.mock import patch
 
 import dask.array as da
@@ -9,6 +11,8 @@ import numpy as np
 import pytest
 import xarray as xr
 from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hkm_dask as hkm
 from hkm_dask.cli.commands import main
@@ -17,6 +21,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy.nearest import paths_of_centroids
+from hkm_dask.hierarchy.source import ClusterInput
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 LEVELS = (40, 8, 3)
@@ -66,11 +71,11 @@ def test_it_is_what_measuring_by_hand_gives(tree: xr.DataTree, new: np.ndarray, 
     assert out.to_dataframe().shape == (501, 5)
     assert xr.open_zarr(tmp_path / "out.zarr")["level_3"].values.tolist() == paths[:, 2].tolist()
     # The same bits, however they come.
-    for given in (new, da.from_array(new, chunks=(100, 6)), xr.DataArray(new, dims=("word", "feature"))):
-        asked = tree.hkm.predict(given)
+    for samples in (new, da.from_array(new, chunks=(100, 6)), xr.DataArray(new, dims=("word", "feature"))):
+        asked = tree.hkm.predict(samples)
         np.testing.assert_array_equal(asked, paths)
         assert asked["level"].values.tolist() == [1, 2, 3]
-        assert (asked.chunks is not None) == isinstance(given, da.Array)
+        assert (asked.chunks is not None) == isinstance(samples, da.Array)
     assert asked.dims == ("word", "level")
 
 
@@ -97,6 +102,19 @@ def test_the_command_says_what_it_made(tree: xr.DataTree, new: np.ndarray, tmp_p
     assert "should have been made of the same tree and samples; use --restart" in refused.output
     assert CliRunner().invoke(main, [*other, "--restart"]).exit_code == 0
     assert assignment.open_assignment(out).sizes["sample"] == 100
+
+
+@given(n_total=st.integers(1, 10**9), own=st.integers(1, 10**6), n_tasks=st.integers(1, 500))
+def test_there_are_few_files_and_work_for_all(n_total: int, own: int, n_tasks: int) -> None:
+    own = min(own, n_total)
+    source = cast(ClusterInput, SimpleNamespace(n_total=n_total, chunk_rows=own))
+    rows, n_units = assignment._chunk_rows_for(source, n_tasks), -(-n_total // own)
+    assert rows % own == 0 or rows == n_total
+    assert rows <= max(assignment._MAX_CHUNK_ROWS, own)
+    # No task has more chunks of the samples to read than where they were handed out one by one.
+    n_chunks = -(-n_total // rows)
+    assert -(-n_chunks // n_tasks) * -(-rows // own) <= 2 * -(-n_units // n_tasks)
+    assert n_chunks <= n_tasks or rows > assignment._MAX_CHUNK_ROWS - own
 
 
 @pytest.mark.faults
