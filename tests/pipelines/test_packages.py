@@ -28,6 +28,7 @@ def test_these_are_the_pipelines() -> None:
         "satellite",
         "simulation",
         "text",
+        "training",
     ]
 
 
