@@ -33,8 +33,10 @@ _ACCEPTED, _MOVED, _OPEN = 0.6, 0.1, 0.01
 _ROW_BYTES, _DRAW_BYTES = 60, 40
 #: Times that a sort on the device reads and writes a row's label and number.
 _SORT_BYTES = 8 * 24
-#: Kernels started, and times that they are waited for, to make an index of candidates and search it; counted.
+#: Kernels started, and times that they are waited for, to make an index of candidates and search it, and to compare
+#: those of a chunk with each other; counted.
 INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
+CHUNK_LAUNCHES, CHUNK_SYNCHRONIZATIONS = 3, 4
 #: Bytes that one thread passes over for each value of a centroid that is moved: divided, stored, read, prepared.
 _UPDATE_BYTES = 28
 
@@ -220,13 +222,14 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
     flops = walked * taken * rows.d  # half of the accepted ones, on average; two operations a coordinate
     if rows.structure.thins == "thread":  # 256 at a time, each that is accepted measured to those that follow
         return Work(thread_products=flops, thread_measured=3.0 * rows.d * walked * 128 * _ACCEPTED)
-    # 8192 at a time, halved until 128 are left: searches on the device, those that are too little on the processors.
-    n_runs, n_chunks = walked / 128, math.ceil(walked / 8192)
-    n_searches = n_runs / 2 + n_chunks**2 / 2
+    # 8192 at a time: searched among those accepted before, then each is measured to the others and the host gets bits.
+    n_chunks = max(1, math.ceil(walked / 8192))
+    n_searches, n_pairs = n_chunks * (n_chunks - 1) / 2, walked * walked / n_chunks / 2
     return Work(
-        products=flops, thread_measured=3.0 * rows.d * walked * 64 * _ACCEPTED**2,
-        launches=INDEX_LAUNCHES * (n_runs / 2 + n_searches), synchronizations=INDEX_SYNCHRONIZATIONS * n_searches,
-        link_bytes=4.0 * walked * rows.d,
+        products=flops * (1.0 - 1.0 / n_chunks), measured=3.0 * rows.d * n_pairs,
+        launches=INDEX_LAUNCHES * n_searches + CHUNK_LAUNCHES * n_chunks,
+        synchronizations=INDEX_SYNCHRONIZATIONS * n_searches + CHUNK_SYNCHRONIZATIONS * n_chunks,
+        link_bytes=4.0 * walked * rows.d + n_pairs / 4, thread_bytes=n_pairs / 4,
     )  # fmt: skip
 
 

@@ -201,6 +201,22 @@ def test_distances_are_the_cpus(cuda: Any, d: int) -> None:
         np.testing.assert_array_equal(on_gpu.get(), distances)
 
 
+@pytest.mark.parametrize(("n", "d"), [(1, 3), (32, 8), (70, 2), (97, 45), (64, 40)])
+def test_candidates_that_come_too_close_are_the_cpus(cuda: Any, n: int, d: int) -> None:
+    rng = np.random.default_rng(n)
+    rows = rng.normal(size=(n, d)).astype(np.float32)
+    rows[n // 2 :: 3] = rows[: len(rows[n // 2 :: 3])]  # copies, which a limit of 0 does not let pass
+    limits = np.where(rng.random(n) < 0.2, 0.0, rng.uniform(0.0, 2.0 * d, n))
+    # The very distance, at which one is not accepted, where the order of a sum tells.
+    for i in range(1, n, 4):
+        limits[i] = min(cpu_kernels.squared_distance(rows[j], rows[i]) for j in range(i))
+    expected = np.ones(n, np.bool_)
+    cpu_kernels.accept_in_order(rows, limits, expected)
+    actual = cuda_kernels.accept_in_order(cuda.asarray(rows), cuda.asarray(limits))
+    np.testing.assert_array_equal(actual, expected)
+    assert expected.sum() < n or n == 1
+
+
 @pytest.mark.parametrize("scale", [1e-40, 1e-44])
 def test_subnormal_rows_are_measured_and_added_as_on_the_cpu(cuda: Any, scale: float) -> None:
     rng = np.random.default_rng(0)

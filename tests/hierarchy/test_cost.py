@@ -14,6 +14,7 @@ from hkm_dask.data.rows import ZarrRows
 from hkm_dask.hierarchy.cost import NOW, run_steps, sampling_rounds, seconds_of
 from hkm_dask.hierarchy.rates import H200, Work
 from hkm_dask.kmeans.search.cpu import CpuEngine, CpuIndex
+from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.seeding.d2_sampling import ThinCandidates
 
 N, D = 12_000, 32
@@ -22,10 +23,10 @@ LEVELS = (Level(n_clusters=600, n_resamples=2, max_iter=5, tol=0.0), Level(n_clu
 
 @pytest.fixture
 def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
-    """What a run on the CPU does: rows measured, pairs multiplied, candidates thinned, bytes read."""
+    """What a run on the CPU that thins as a device does: rows measured, pairs multiplied and thinned, bytes read."""
     counts: Counter[str] = Counter()
     nearest, read, take, thin = CpuIndex.nearest, ZarrRows.read, ZarrRows.take, ThinCandidates.__call__
-    distances = CpuEngine.label_distances
+    distances, accept = CpuEngine.label_distances, CpuEngine.accept_in_order
 
     def count_nearest(self: Any, rows: Any, *arguments: Any, which: Any = None, **options: Any) -> int:
         n = len(rows) if which is None else len(which)
@@ -36,6 +37,10 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
     def count_distances(rows: Any, *arguments: Any) -> None:
         counts["rows"] += len(rows)
         distances(rows, *arguments)
+
+    def count_accepted(self: Any, rows: Any, limits: Any) -> Any:
+        counts["thinned"] += len(rows) * (len(rows) - 1) // 2
+        return accept(self, rows, limits)
 
     def count_read(self: Any, start: int, stop: int, out: Any = None) -> Any:
         counts["bytes"] += (stop - start) * self.row_bytes
@@ -54,6 +59,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
 
     monkeypatch.setattr(CpuIndex, "nearest", count_nearest)
     monkeypatch.setattr(CpuEngine, "label_distances", staticmethod(count_distances))
+    monkeypatch.setattr(CpuEngine, "accept_in_order", count_accepted)
+    monkeypatch.setattr(CpuEngine, "walked_rows", CudaEngine.walked_rows)
+    monkeypatch.setattr(CpuEngine, "busy_rows", CudaEngine.busy_rows)
     monkeypatch.setattr(ZarrRows, "read", count_read)
     monkeypatch.setattr(ZarrRows, "take", count_take)
     monkeypatch.setattr(ThinCandidates, "__call__", count_thinned)
@@ -68,15 +76,15 @@ def test_a_run_does_the_work_that_is_predicted(tmp_path: Path, counted: Counter[
     counted.clear()
     hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", hkm.Config(levels=LEVELS))
     steps = run_steps(N, D, "float16", LEVELS)
-    work = sum((step.work for step in steps), Work())
+    thinning = sum((step.work for step in steps if step.name == "thinning"), Work())
+    work = sum((step.work for step in steps if step.name != "thinning"), Work())
     assert 0.75 < counted["pairs"] / (work.products / 2 / D) < 1.1
     assert 0.75 < counted["rows"] / (work.measured / 3 / D) < 1.1
     assert counted["bytes"] < 3 * work.store_bytes  # of three threads that read first
     of_level = [3 * LEVELS[0].n_clusters] * 3 + [3 * LEVELS[1].n_clusters] * 2
     drawn = [one for n_centers in of_level for one in sampling_rounds(n_centers)]
     assert 0.5 < counted["candidates"] / sum(n for _, n, _ in drawn) < 1.25
-    thinned = sum(step.work.thread_products + step.work.products for step in steps if step.name == "thinning") / 2 / D
-    assert 0.4 < counted["thinned"] / thinned < 1.1
+    assert 0.4 < counted["thinned"] / (thinning.products / 2 / D + thinning.measured / 3 / D) < 1.1
 
 
 def test_rounds_end_with_as_many_centers_as_are_wanted() -> None:

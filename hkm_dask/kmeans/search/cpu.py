@@ -68,8 +68,14 @@ class CpuEngine(Engine):
 
     xp = np
     cache = host_cache
-    busy_rows = 256
+    busy_rows, walked_rows = 256, 128
     label_distances, add_rows, move_rows = cpu_kernels.label_distances, cpu_kernels.add_rows, cpu_kernels.move_rows
+
+    def accept_in_order(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
+        """See `Engine.accept_in_order`."""
+        accepted = np.ones(len(rows), np.bool_)
+        cpu_kernels.accept_in_order(rows, limits, accepted)
+        return accepted
 
     def room(self, part: Part) -> int:
         """See `Engine.room`."""

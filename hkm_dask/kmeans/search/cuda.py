@@ -72,10 +72,11 @@ class CudaEngine(Engine):
     """Computes on the worker's GPU, a block of rows at a time."""
 
     cache = device_cache
-    busy_rows = 1 << 13
+    busy_rows = walked_rows = 1 << 13
     label_distances = staticmethod(cuda_kernels.label_distances)
     add_rows = staticmethod(cuda_kernels.add_rows)
     move_rows = staticmethod(cuda_kernels.move_rows)
+    accept_in_order = staticmethod(cuda_kernels.accept_in_order)
 
     def __init__(self) -> None:
         super().__init__()

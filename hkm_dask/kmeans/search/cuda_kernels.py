@@ -14,12 +14,14 @@ from importlib import resources
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_attribute
 from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search import cpu_kernels
 
 #: The source, in the order of its parts.
-FILES = ("scores.cu", "distances.cu", "operands.cu", "sums.cu", "search.cu")
+FILES = ("scores.cu", "distances.cu", "conflicts.cu", "operands.cu", "sums.cu", "search.cu")
 #: That of the kernel for Hopper; see `cuda_hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
@@ -30,6 +32,8 @@ _COUNT_THREADS, _RUN, _ADD_THREADS, _ADD_BLOCKS = 1024, 64, 256, 4096
 _LIMB_BLOCKS = 1024
 #: Bytes of a stage of the fused search, and stages beyond which more would not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
+#: Rows and columns of a tile of `find_conflicts`: a word of bits.
+_CONFLICT_TILE = 32
 #: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
 _OLDEST_CAPABILITY = 80
 
@@ -149,6 +153,23 @@ def _label_distances(
         "label_distances", rows, 8, rows, centroids, flags, np.int32(len(stayed) > 0), labels, distances,
         np.int64(len(rows)), np.int32(rows.shape[1]), np.int32(splits), *listed,
     )  # fmt: skip
+
+
+def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
+    """Which rows lie beyond their limit, a squared distance, from all before them that are accepted; on the host.
+
+    The device finds which pairs lie too close, and the host walks through their bits.
+    """
+    import cupy
+
+    n, n_words = len(rows), -(-len(rows) // _CONFLICT_TILE)
+    conflicts = cupy.empty((n, n_words), cupy.uint32)
+    launch(
+        "find_conflicts", rows, (n_words, n_words), 256, rows, limits, np.int32(n), np.int32(rows.shape[1]), conflicts
+    )
+    accepted = np.ones(n, np.bool_)
+    cpu_kernels.accept_by_conflicts(conflicts.get(), accepted)
+    return accepted
 
 
 def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0) -> None:

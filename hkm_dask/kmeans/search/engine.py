@@ -112,16 +112,22 @@ class Engine(ABC):
         What is made of centroids, once per process.
     busy_rows : int
         Rows that a search should be given to keep a thread, or a device, busy.
+    walked_rows : int
+        Rows of which each is compared with all before it sooner than they are halved and searched.
     label_distances, add_rows, move_rows : callable
         Those of `cpu_kernels`, for arrays of the engine.
+    accept_in_order : callable
+        Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     """
 
     xp: ModuleType
     cache: BlockCache
     busy_rows: int
+    walked_rows: int
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
+    accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
 
     def __init__(self) -> None:
         # What the last few passes used is enough: memory given back is used again, fresh pages cost time.

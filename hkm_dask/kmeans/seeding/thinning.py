@@ -2,7 +2,7 @@
 
 Every candidate is compared with every accepted one before it, which is the work of a search (`CentroidIndex`), on the
 worker's device where it has one. What is left is in order: a run of candidates is halved, its second half searched
-among those accepted of the first, until a run is short enough to be walked through one by one.
+among those accepted of the first, until a run is short enough to compare all its pairs.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
-#: Candidates that are walked through one by one, and accepted ones from which an index of their own pays.
-_WALKED, _INDEXED = 128, 1024
+#: Accepted candidates from which an index of their own pays.
+_INDEXED = 1024
 #: A label above all others.
 _NONE = np.iinfo(np.int32).max
 #: Candidates that a thread searches for, at least.
@@ -93,10 +92,10 @@ class _Candidates:
 
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of some candidates are accepted, if those accepted before them leave them all."""
-        if len(some) <= _WALKED:
-            kept = np.ones(len(some), np.bool_)
-            cpu_kernels.accept_in_order(self._vectors[some], self._limits[some], kept)
-            return some[kept]
+        engine = self._engine_for(len(some) ** 2 / 2)
+        if len(some) <= engine.walked_rows:
+            rows, limits = self._rows[engine][engine.put(some)], engine.put(self._limits[some])
+            return some[engine.accept_in_order(rows, limits)]
         first = self.accepted(some[: len(some) // 2])
         second = self.accepted(self.clear_of(_Batch(first), some[len(some) // 2 :]))
         return np.concatenate([first, second])
@@ -105,9 +104,7 @@ class _Candidates:
         """Which of some candidates lie beyond their limit from all of a batch."""
         if not len(some) or not len(batch.numbers):
             return some
-        engine = engine_for(2.0 * len(some) * len(batch.numbers) * self._vectors.shape[1])
-        if engine not in self._rows:
-            self._rows[engine] = engine.put(self._vectors)
+        engine = self._engine_for(len(some) * len(batch.numbers))
         rows = self._rows[engine]
         if engine not in batch.indexes:
             batch.indexes[engine] = engine.index(rows[engine.put(batch.numbers)], self._geometry)
@@ -123,3 +120,10 @@ class _Candidates:
         pieces = map(slice, cuts[:-1], cuts[1:])
         list(map(search, pieces) if n_pieces == 1 else self._threads.map(search, pieces))
         return some[engine.host(labels) == _NONE]
+
+    def _engine_for(self, n_pairs: float) -> Engine:
+        """The engine that compares so many pairs, with all candidates where it keeps its rows."""
+        engine = engine_for(2.0 * n_pairs * self._vectors.shape[1])
+        if engine not in self._rows:
+            self._rows[engine] = engine.put(self._vectors)
+        return engine

@@ -97,7 +97,7 @@ def test_batches_are_exact_draws_of_kmeans_plusplus(
 ) -> None:
     """Chi-square of ordered draws against their exact probabilities; candidates thinned in one go, and bit by bit."""
     if small_chunks:
-        monkeypatch.setattr(thinning, "_WALKED", 2)
+        monkeypatch.setattr(CpuEngine, "walked_rows", 2)
         monkeypatch.setattr(thinning, "_INDEXED", 2)
         monkeypatch.setattr(CpuEngine, "busy_rows", 3)
     runner = in_parts(1)
@@ -236,7 +236,7 @@ def test_thinning_does_not_depend_on_the_order_candidates_came_in() -> None:
 def test_a_candidate_near_to_centers_of_the_same_number_in_two_batches_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(thinning, "_WALKED", 1)
+    monkeypatch.setattr(CpuEngine, "walked_rows", 1)
     monkeypatch.setattr(thinning, "_INDEXED", 1)
     monkeypatch.setattr(CpuEngine, "busy_rows", 1)
     # The third comes nearer than it was drawn to the first, and within its limit of 200 to the second.

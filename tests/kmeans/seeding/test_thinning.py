@@ -32,7 +32,7 @@ def candidates(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray, Geome
 def test_candidates_are_accepted_as_one_by_one(
     n: int, d: int, walked: int, indexed: int, busy: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(thinning, "_WALKED", walked)
+    monkeypatch.setattr(CpuEngine, "walked_rows", walked)
     monkeypatch.setattr(thinning, "_INDEXED", indexed)
     monkeypatch.setattr(thinning, "_THREAD_ROWS", 5)
     monkeypatch.setattr(CpuEngine, "busy_rows", busy)
