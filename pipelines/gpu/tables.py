@@ -10,7 +10,16 @@ from typing import Any
 from hkm_dask.kmeans.search.cuda_operand import FUSED
 from pipelines.benchmark.measure import percent
 from pipelines.benchmark.ours import NAME
-from pipelines.gpu.prediction import AIM, MEASURED, predict_lloyd, predict_phases, predict_run, predict_share
+from pipelines.gpu.prediction import (
+    AIM,
+    MEASURED,
+    VERSIONS,
+    parts,
+    predict_lloyd,
+    predict_phases,
+    predict_run,
+    predict_share,
+)
 
 BEGIN, END = "<!-- pipelines/gpu writes from here ... -->\n", "<!-- ... to here -->\n"
 NOT_MEASURED = "not measured"
@@ -48,8 +57,8 @@ def section(found: Mapping[str, Any]) -> str:
         "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest "
         "error of a score as a share of its bound.",
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
-        f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, and now.",
-        _table(("", "3fa8cbf", "now"), _parts()),
+        f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, now, and in a later run on the device.",
+        _table(("", *VERSIONS), _parts()),
         f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: without the start of its process.",
         _table(("", "predicted", "measured"), _phases(steps)),
     ]
@@ -194,10 +203,11 @@ def _kernels(steps: Steps) -> Iterator[tuple[str, ...]]:
 
 
 def _parts() -> Iterator[tuple[str, ...]]:
-    was, now = predict_run(AIM, "was"), predict_run(AIM, "now")
-    for name in was:
-        yield name, f"{was[name]:.1f}", f"{now[name]:.1f}"
-    yield "**all**", f"**{sum(was.values()):.0f}**", f"**{sum(now.values()):.0f}**"
+    for name, seconds in parts():
+        if name == "all":
+            yield "**all**", *(f"**{value:.0f}**" for value in seconds)
+        else:
+            yield name, *(f"{value:.1f}" for value in seconds)
 
 
 def _phases(steps: Steps) -> Iterator[tuple[str, ...]]:

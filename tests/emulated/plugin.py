@@ -32,7 +32,7 @@ def _make_modules() -> dict[str, ModuleType]:
         CUBLAS_OP_N=0, CUBLAS_OP_T=1, CUBLAS_OP_C=2, CUBLAS_GEMM_DEFAULT=-1, CUBLAS_GEMM_DEFAULT_TENSOR_OP=99,
         CUBLAS_COMPUTE_32F=68, CUBLAS_COMPUTE_32F_PEDANTIC=69, CUBLAS_COMPUTE_64F=70,
         CUBLAS_COMPUTE_32F_FAST_TF32=77, CUBLAS_POINTER_MODE_HOST=0, CUBLAS_POINTER_MODE_DEVICE=1,
-        getPointerMode=lambda handle: 0, setPointerMode=lambda handle, mode: None,
+        getVersion=lambda handle: 130000, getPointerMode=lambda handle: 0, setPointerMode=lambda handle, mode: None,
     )  # fmt: skip
     cuda_runtime = _module(
         "cupy_backends.cuda.api.runtime",
@@ -43,8 +43,9 @@ def _make_modules() -> dict[str, ModuleType]:
         CUDA_R_64F=1,
     )  # fmt: skip
     driver = _module("cupy_backends.cuda.api.driver", CUDADriverError=kernels.CUDADriverError)
+    nvrtc = _module("cupy_backends.cuda.libs.nvrtc", getVersion=lambda: (13, 0))
     api = _module("cupy_backends.cuda.api", runtime=cuda_runtime, driver=driver)
-    libs = _module("cupy_backends.cuda.libs", cublas=cublas)
+    libs = _module("cupy_backends.cuda.libs", cublas=cublas, nvrtc=nvrtc)
     backends_cuda = _module("cupy_backends.cuda", api=api, libs=libs)
     backends = _module("cupy_backends", cuda=backends_cuda)
 
@@ -59,7 +60,7 @@ def _make_modules() -> dict[str, ModuleType]:
     compiler = _module("cupy.cuda.compiler", CompileException=kernels.CompileException)
     cuda = _module(
         "cupy.cuda", **queues, Device=runtime.Device, memory=cuda_memory, device=device, stream=stream, cublas=cublas,
-        runtime=cuda_runtime, driver=driver, compiler=compiler, is_available=lambda: True,
+        runtime=cuda_runtime, driver=driver, compiler=compiler, nvrtc=nvrtc, is_available=lambda: True,
         get_cublas_handle=device.get_cublas_handle, PinnedMemory=runtime.PinnedMemory,
         PinnedMemoryPointer=runtime.pinned_memory_pointer,
     )  # fmt: skip
@@ -71,10 +72,11 @@ def _make_modules() -> dict[str, ModuleType]:
     cupyx = _module("cupyx", empty_pinned=runtime.empty_pinned, zeros_pinned=runtime.zeros_pinned)
     modules = [
         cupy, random, cuda, cuda_memory, device, stream, compiler, cupyx, backends, backends_cuda, api, cuda_runtime,
-        driver, libs, cublas,
+        driver, libs, cublas, nvrtc,
     ]  # fmt: skip
     named = {module.__name__: module for module in modules}
-    return named | {"cupy.cuda.runtime": cuda_runtime, "cupy.cuda.driver": driver, "cupy.cuda.cublas": cublas}
+    again = {"runtime": cuda_runtime, "driver": driver, "cublas": cublas, "nvrtc": nvrtc}
+    return named | {f"cupy.cuda.{name}": module for name, module in again.items()}
 
 
 def _get_array_module(*args: Any) -> ModuleType:

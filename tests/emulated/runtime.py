@@ -84,6 +84,7 @@ def set_device(device: int) -> None:
 def get_device_properties(device: int) -> dict[str, Any]:
     return {
         "name": b"emulated on the CPU",
+        "uuid": bytes(16),
         "totalGlobalMem": memory.pool._capacity,
         "multiProcessorCount": 132,
         "l2CacheSize": 60 << 20,

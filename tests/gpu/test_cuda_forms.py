@@ -37,12 +37,13 @@ def _on_any_device(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.fixture
-def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch) -> None:
+def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Forms are checked, in this process, and nothing is known of them."""
     monkeypatch.setattr(cuda_forms, "_fault", _fault)
     monkeypatch.setattr(cuda_forms, "APART", False)
     monkeypatch.setattr(cuda_forms, "_faults", {})
     monkeypatch.setattr(cuda_forms, "_begun", {})
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
     monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
 
 
@@ -183,6 +184,42 @@ def test_checks_of_both_types_begin_in_one_process_before_rows_are_read(
     assert [len(words.split()) for words in (first, second)] == [6, 5]
     for process in cuda_forms._begun.values():
         process.end()
+
+
+@pytest.mark.usefixtures("checked")
+def test_what_was_right_is_not_checked_again_unless_something_changed(
+    cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    verdicts, asked = iter(["gave wrong labels", None, None, None, None]), []
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form) or next(verdicts))
+
+    def fault(check: Check = ONE) -> str | None:
+        """What a new process finds."""
+        monkeypatch.setattr(cuda_forms, "_faults", {})
+        return cuda_forms._fault(check.form, check.n_features, np.dtype(check.dtype), None, ["half"])
+
+    with pytest.warns(RuntimeWarning, match="gave wrong labels"):
+        assert fault() is not None
+    assert not (tmp_path / "cupy").exists()  # it is told to the next one too
+    assert [fault(), fault(), fault(Check("half", 24, "float16"))] == [None, None, None]
+    assert asked == ["fused", "fused", "half"]
+    cuda_forms.begin_checks("float16", 24, [np.dtype(np.float16)])
+    assert not cuda_forms._begun
+    monkeypatch.setattr(cuda.cuda.runtime, "driverGetVersion", lambda: 13010)
+    assert fault() is None
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_verdicts._program", lambda: "another kernel")
+    assert fault() is None
+    assert asked == ["fused", "fused", "half", "fused", "fused"]
+
+
+@pytest.mark.usefixtures("checked")
+def test_where_nothing_can_be_written_all_is_checked(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
+    asked: list[str] = []
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form))
+    assert [cuda_forms._fault_apart(ONE, 0) for _ in range(2)] == [None, None]
+    assert asked == ["fused", "fused"]
 
 
 @pytest.mark.usefixtures("checked")

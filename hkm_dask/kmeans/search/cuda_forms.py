@@ -1,10 +1,10 @@
 """Which form of scores a search takes: the fastest for such rows, among those that are right on this device.
 
-No form is used before it was checked (`cuda_check`): on made rows of as many features, then on a sample of the rows to
-be searched, once per process. A form at fault is put aside with one warning, and the next takes over. The made rows are
-searched in a process of its own (`cuda_check_process`), which begins before the first rows are read and is waited for
-where a form is first needed. Where such a process cannot be had, as on a device that admits one process only, the check
-runs here: wrong answers are found all the same.
+No form is used before it was checked (`cuda_check`): on made rows of as many features, once per device and version
+(`cuda_verdicts`), then on a sample of the rows to be searched, once per process. A form at fault is put aside with one
+warning, and the next takes over. Made rows are searched in a process of its own (`cuda_check_process`), which begins
+before the first rows are read and is waited for where a form is first needed. Where such a process cannot be had, as on
+a device that admits one process only, the check runs here: wrong answers are found all the same.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
 microseconds would choose for millions of rows, and the first form is taken.
@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cuda_hopper
+from hkm_dask.kmeans.search import cuda_hopper, cuda_verdicts
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
 from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
@@ -148,7 +148,7 @@ def sound_forms(
 def begin_checks(precision: str, n_features: int, dtypes: Iterable[np.dtype]) -> None:
     """Begin to check the forms of a precision on made rows of these types, in a process of its own.
 
-    What is checked already, or is about to be, is left out.
+    What was right before, is checked already, or is about to be, is left out.
     """
     from cupy.cuda import runtime
 
@@ -156,6 +156,7 @@ def begin_checks(precision: str, n_features: int, dtypes: Iterable[np.dtype]) ->
     checks = dict.fromkeys(Check(form, n_features, dtype.name) for dtype in dtypes for form in forms_here(precision))
     with _checking:
         new = [one for one in checks if (one, device) not in _begun and (one, device) not in _faults]
+        new = [one for one in new if not cuda_verdicts.is_noted(one, device)]
         if APART and new:
             _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
 
@@ -190,7 +191,16 @@ def _warn(message: str) -> None:
 
 
 def _fault_apart(check: Check, device: int) -> str | None:
-    """The fault of a form on made rows, in a process of its own if one can be had."""
+    """The fault of a form on made rows, in a process of its own if one can be had; none where it was right before."""
+    if cuda_verdicts.is_noted(check, device):
+        return None
+    fault = _found_apart(check, device)
+    if fault is None:
+        cuda_verdicts.note(check, device)
+    return fault
+
+
+def _found_apart(check: Check, device: int) -> str | None:
     if APART:
         process = _begun.pop((check, device), None) or CheckProcess(device, [check])
         try:
