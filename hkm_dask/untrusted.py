@@ -55,7 +55,8 @@ def read_regular(path: str | os.PathLike[str], max_bytes: int) -> bytes:
     """Read a small file whole; OSError as `open_regular`, ValueError where it has more than `max_bytes`."""
     with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
-        data = file.read(max_bytes + 1) if size <= max_bytes else b""
+        # As many bytes are allocated as are asked for.
+        data = file.read(min(max_bytes, max(size, 1 << 16)) + 1) if size <= max_bytes else b""
     if max(size, len(data)) > max_bytes:
         raise ValueError(f"it has {max(size, len(data)):,} bytes, more than {max_bytes:,}")
     return data

@@ -119,6 +119,10 @@ class ClusterRunner(Runner):
             self._array_store = SharedArrayStore(str(folder))
         return self._array_store
 
+    def scratch_store(self, n_bytes: int) -> SharedArrayStore:
+        """See `Runner.scratch_store`."""
+        return self.array_store
+
     def place(self, rows: Rows) -> Rows:
         """See `Runner.place`; arrays and row numbers go to files of the work folder."""
         if isinstance(rows, ArrayRows):

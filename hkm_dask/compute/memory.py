@@ -13,8 +13,7 @@ to a storage chunk; fewer tasks work at once. What does not fit with one task is
 is written, with the limit that suffices. Results do not depend on any of this.
 
 The limit is one for each process that works: this one on threads, every worker of a cluster. The process that drives
-the workers of a cluster holds what belongs to all rows, about 26 bytes of each while a level is written and 40 while it
-is split, whatever the limit.
+the workers of a cluster holds what belongs to all rows only while a level is split: about 40 bytes of each.
 """
 
 from __future__ import annotations
@@ -52,6 +51,8 @@ LABEL_BYTES = 18
 MEMBER_BYTES = 20
 #: Bytes of rows that one task clusters by itself, unless a cluster has more.
 BATCH_BYTES = 8 << 20
+#: Rows that a task sorts at once, at least.
+LEAST_SORTED_ROWS = 1 << 16
 #: Rows of which random keys are looked at together.
 DRAWN_ROWS = 1 << 16
 #: Points per cluster that a seeding draws, and then chooses from.
@@ -245,15 +246,26 @@ def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, ba
     return StageBytes(outcome, 3 * batch_bytes + task.total())
 
 
-def write_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
-    """Bytes of putting a level in the order of its clusters: labels, distances and members of all rows.
+def write_stage(n_clusters: int, n_features: int) -> StageBytes:
+    """Bytes of writing what a level knows of its clusters: centroids and counts; in a task counts, and rows to sort.
 
     Examples
     --------
-    >>> write_stage(10**6, 10, 4)
-    StageBytes(process=26000320, task=0)
+    >>> write_stage(10, 4)
+    StageBytes(process=560, task=4194464)
     """
-    return StageBytes(26 * n_rows + 8 * n_clusters * n_features)
+    return StageBytes(n_clusters * (8 * n_features + 24), 16 * n_clusters + sort_stage(LEAST_SORTED_ROWS).task)
+
+
+def sort_stage(n_rows: int) -> StageBytes:
+    """Bytes of sorting rows of a level: for every task number, key, label and place of each, as read and in order.
+
+    Examples
+    --------
+    >>> sort_stage(10)
+    StageBytes(process=0, task=640)
+    """
+    return StageBytes(0, 64 * n_rows)
 
 
 def rotate_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
@@ -273,14 +285,13 @@ def project_level(
     batch_bytes: int = BATCH_BYTES,
     n_workers: int = 1,
     n_threads: int = 1,
-    n_total: int | None = None,
     with_driver: bool = True,
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for every stage of a level, above its idle size and its inputs.
 
     Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `batch_bytes`
-    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds what belongs to all
-    rows: `n_total` get a label.
+    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds what splitting knows
+    of all rows, and the centroids that are written.
 
     Examples
     --------
@@ -300,8 +311,7 @@ def project_level(
     if n_splits > 1:
         splitting = split_stage(n_rows, *shape, n_splits, batch_bytes)
         stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)
-    if with_driver:
-        stages["writing"] = write_stage(n_total or n_rows, n_clusters * n_splits, n_features)
+    stages["writing"] = write_stage(n_clusters * n_splits, n_features if with_driver else 0)
     return stages
 
 

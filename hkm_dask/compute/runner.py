@@ -252,6 +252,13 @@ class Runner:
         """Where arrays for many tasks are put."""
         return SharedArrayStore()
 
+    def scratch_store(self, n_bytes: int) -> SharedArrayStore:
+        """Where arrays are put that tasks hand to other tasks: in files, unless `n_bytes`, of them all, are few."""
+        if n_bytes <= min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8):
+            return self.array_store
+        self.work_dir.mkdir(parents=True, exist_ok=True)
+        return SharedArrayStore(str(self.work_dir.resolve()))
+
     def span(self, name: str) -> AbstractContextManager[Any]:
         """Group the tasks of a context under `name` in the dashboard."""
         return nullcontext()

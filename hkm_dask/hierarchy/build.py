@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import check_fits, fit_stage, write_stage
+from hkm_dask.compute.memory import check_fits, fit_stage
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
@@ -273,8 +273,7 @@ class _Build:
             centroids = self._split(t, level, rows, centroids, folder)
         if not all_labeled:
             self._label_all(centroids, run, folder)
-        self.runner.make_room_for(write_stage(rows.n_total, *centroids.shape))
-        level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia)
+        level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia, self.runner)
         seconds = time.perf_counter() - begin
         self.source.check_unchanged()
         took = {"seconds": round(earlier + seconds, 3), "step_seconds": [round(one, 3) for one in steps.seconds]}

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.outcome import Outcome
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.hierarchy import selection
+from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
+from hkm_dask.hierarchy.members import write_members
+from hkm_dask.hierarchy.tree_arrays import starts
 
 #: Type and attributes of what an assignment writes of every row; -1 and NaN for those left out.
 _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -44,36 +52,93 @@ def write_row_arrays(folder: Path, labels: NDArray[np.int32], distances: NDArray
         open_array(folder / name).write(0, values)
 
 
+@dataclass(frozen=True)
+class _Sizes(Outcome):
+    """Members of each cluster, and leaves below them; int64, shape (n_clusters,)."""
+
+    members: NDArray[np.int64]
+    leaves: NDArray[np.int64]
+
+    def __add__(self, other: _Sizes) -> _Sizes:
+        return _Sizes(self.members + other.members, self.leaves + other.leaves)
+
+
+@dataclass(frozen=True)
+class _CountMembers:
+    """Task: count the members of each of so many clusters in some runs; leaves are those of the level `below`."""
+
+    n_clusters: int
+    below: str | None
+
+    def __call__(self, runs: Sequence[Run]) -> _Sizes:
+        members = np.zeros(self.n_clusters, np.int64)
+        leaves = members if self.below is None else members.copy()
+        for run in runs:
+            records = run.read()
+            selection.count_labels(records.labels, members)
+            if self.below is not None and len(records.rows):
+                low, high = int(records.rows[0]), int(records.rows[-1]) + 1
+                of_rows = open_array(Path(self.below, "leaf_sizes")).read(low, high)
+                np.add.at(leaves, records.labels, of_rows[records.rows - low])
+        return _Sizes(members, leaves)
+
+
+@dataclass(frozen=True)
+class _WriteSizes:
+    """Task: write what was counted; gives where the members of each cluster begin and end."""
+
+    folder: str
+    level: int
+
+    def __call__(self, sizes: _Sizes) -> NDArray[np.int64]:
+        cluster, indptr = f"cluster_{self.level}", starts(sizes.members)
+        for name, values, dim in (
+            ("sizes", sizes.members, cluster),
+            ("leaf_sizes", sizes.leaves, cluster),
+            (f"indptr_{self.level}", indptr, f"{cluster}_bound"),
+        ):
+            _write(Path(self.folder), name, values, (dim,))
+        return indptr
+
+
 def write_cluster_arrays(
-    folder: Path, level: int, centroids: NDArray[np.float32], inertia: Sequence[NDArray[np.float64]]
+    folder: Path,
+    level: int,
+    centroids: NDArray[np.float32],
+    inertia: Sequence[NDArray[np.float64]],
+    runner: Runner | None = None,
 ) -> None:
     """Write what a level (from 1) knows of its clusters, from the labels and distances that are there.
 
-    `folder` is beside that of the level below; `inertia` is that of every iteration of each step.
+    `folder` is beside that of the level below; `inertia` is that of every iteration of each step. The tasks of the
+    `runner`, by default threads of this process, read and write what belongs to rows.
     """
-    indptr, members = group_by_label(*read_row_arrays(folder), len(centroids))
-    sizes = leaf_sizes = np.diff(indptr)
-    if level > 1:
-        below = read_whole(folder.with_name(f"level_{level - 1}") / "leaf_sizes")
-        leaf_sizes = np.diff(np.concatenate([[0], np.cumsum(below[members])])[indptr])
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
         history[step, : len(values)] = values
-    cluster = f"cluster_{level}"
-    arrays: list[tuple[str, NDArray[Any], tuple[str, ...]]] = [
-        ("centroids", centroids, (cluster, layout.FEATURE)),
-        ("sizes", sizes, (cluster,)),
-        ("leaf_sizes", leaf_sizes, (cluster,)),
-        (f"members_{level}", members, (f"member_{level}",)),
-        (f"indptr_{level}", indptr, (f"{cluster}_bound",)),
-        ("inertia", history, ("step", "iteration")),
-    ]
-    for name, values, dims in arrays:
-        n_rows = max(len(values), 1)
-        chunk = min(n_rows, layout.chunk_rows(n_rows, values[:1].nbytes or values.itemsize))
-        chunks = (chunk, *values.shape[1:])
-        store.create_array(folder, name, shape=values.shape, dtype=values.dtype, chunks=chunks, dims=dims)
-        open_array(folder / name).write(0, values)
+    _write(folder, "centroids", centroids, (f"cluster_{level}", layout.FEATURE))
+    _write(folder, "inertia", history, ("step", "iteration"))
+    with nullcontext(runner) if runner is not None else Runner() as some:
+        spec = open_array(folder / "labels").spec
+        runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, some)
+        below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))
+        indptr: NDArray[np.int64] = some.map_reduce(
+            _CountMembers(len(centroids), below), grouped(runs, some), combine=_Sizes.__add__,
+            finish=_WriteSizes(str(folder), level), stage="members",
+        )  # fmt: skip
+        path = _create(folder, f"members_{level}", (int(indptr[-1]),), np.dtype(np.int64), (f"member_{level}",))
+        write_members(path, runs, indptr, spec.shape[0], some)
+
+
+def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, dims: tuple[str, ...]) -> Path:
+    n_rows, row_bytes = max(shape[0], 1), math.prod(shape[1:]) * dtype.itemsize
+    chunk = min(n_rows, layout.chunk_rows(n_rows, row_bytes))
+    store.create_array(folder, name, shape=shape, dtype=dtype, chunks=(chunk, *shape[1:]), dims=dims)
+    return folder / name
+
+
+def _write(folder: Path, name: str, values: NDArray[Any], dims: tuple[str, ...]) -> None:
+    open_array(_create(folder, name, values.shape, values.dtype, dims)).write(0, values)
 
 
 def read_whole(path: Path) -> NDArray[Any]:

@@ -53,8 +53,7 @@ def level_stages(
         n_rows = n_total if t == 1 else plan["n"]
         projected = project_level(
             plan["n"], plan["k"], plan["d"], init=plan["init"], n_resamples=plan["m"], r=plan["r"],
-            n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, n_total=n_rows,
-            with_driver=with_driver,
+            n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, with_driver=with_driver,
         )  # fmt: skip
         # The rows of an upper level are the centroids of the one below.
         held = 0 if t == 1 else 4 * n_rows * plan["d"]

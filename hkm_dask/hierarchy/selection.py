@@ -118,6 +118,46 @@ def group_members(labels, distances, indptr, first, last, members):  # type: ign
             _sort_by_distance(distances, group)
 
 
+@njit(inline="always")
+def _first_of(clusters, label):  # type: ignore[no-untyped-def]
+    low, high = 0, clusters.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if clusters[middle] < label:
+            low = middle + 1
+        else:
+            high = middle
+    return low
+
+
+@kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], b1, u8, i8[:, ::1])")
+def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, shift, counts):  # type: ignore[no-untyped-def]
+    """Count, for each splitter, the rows of its cluster by the eight bits from `shift` on of their key or number.
+
+    Only those count that agree with the splitter in all bits above these; where numbers are counted, in the key too.
+    """
+    for i in range(labels.shape[0]):
+        g = _first_of(clusters, labels[i])
+        while g < clusters.shape[0] and clusters[g] == labels[i]:
+            word, target = (keys[i], first_keys[g]) if of_keys else (rows[i], first_rows[g])
+            same = (word >> shift) >> np.uint64(8) == (target >> shift) >> np.uint64(8)
+            if same and (of_keys or keys[i] == first_keys[g]):
+                counts[g, np.int64((word >> shift) & np.uint64(255))] += 1
+            g += 1
+
+
+@kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], u2[::1])")
+def find_shares(labels, keys, rows, clusters, first_keys, first_rows, shares):  # type: ignore[no-untyped-def]
+    """Count, for each row, the splitters that are not behind it in the order of cluster, key and number."""
+    for i in range(labels.shape[0]):
+        g = _first_of(clusters, labels[i])
+        while g < clusters.shape[0] and clusters[g] == labels[i]:
+            if keys[i] < first_keys[g] or (keys[i] == first_keys[g] and rows[i] < first_rows[g]):
+                break
+            g += 1
+        shares[i] = g
+
+
 @kernel("void(i8[::1], i8[::1], i8[::1], u8[::1], i8[::1])")
 def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-untyped-def]
     """Write, cluster after cluster, the `wanted` members with the smallest keys; ties to the first.

@@ -13,7 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
-from hkm_dask.compute.memory import write_stage
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.pool import Pool
@@ -63,10 +63,9 @@ def write_updated(
     chunk_rows, level = label_chunk_rows(pool.rows()), base / "level_1"
     level_arrays.create_row_arrays(level, 1, pool.n_samples, chunk_rows)
     joined, subset = _join_rows(arrays, assigned, level, n_before)
-    with runner_for(client, memory_limit) as runner:
-        runner.make_room_for(write_stage(pool.n_samples, arrays.n_clusters(1), pool.n_features))
-    for t in range(1, arrays.n_levels + 1):
-        _write_level(tree, arrays, t, base)
+    with runner_for(client, memory_limit, work_dir=work) as runner:
+        for t in range(1, arrays.n_levels + 1):
+            _write_level(tree, arrays, t, base, runner)
     changed = {
         "pool": pool_path,
         "pool_fingerprint": pool.fingerprint,
@@ -142,7 +141,7 @@ def _rows_of(old: StoredArray, new: StoredArray, n_before: int, low: int, high: 
     return added if low >= n_before else np.concatenate([old.read(low, n_before), added])
 
 
-def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Path) -> None:
+def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Path, runner: Runner) -> None:
     """Write what a level knows of its clusters: all that is not the centroids and their history is made anew."""
     folder = base / f"level_{t}"
     if t > 1:
@@ -151,7 +150,7 @@ def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Path) -> N
         level_arrays.create_row_arrays(folder, t, len(labels), _stored(arrays, t, "labels").spec.chunk_rows)
         level_arrays.write_row_arrays(folder, labels, distances)
     history = [values[np.isfinite(values)] for values in arrays.read(t, "inertia")]
-    level_arrays.write_cluster_arrays(folder, t, arrays.read(t, "centroids"), history)
+    level_arrays.write_cluster_arrays(folder, t, arrays.read(t, "centroids"), history, runner)
     store.mark_complete(folder, _own(tree.children[f"level_{t}"].attrs))
 
 

@@ -97,7 +97,6 @@ def number_needed(message: str) -> int:
     ("shape", "settings", "stage"),
     [
         ((10**9, 1000, 64), {}, "resampling"),
-        ((10**9, 1000, 64), {"n_resamples": 0}, "writing"),
         ((10**7, 10**6, 1024), {"n_resamples": 0, "init": "random"}, "Lloyd"),
         ((10**6, 1000, 64), {"init": "k-means++"}, "seeding"),
         ((10**8, 100, 64), {"n_resamples": 0, "n_splits": 100}, "splitting"),

@@ -1,0 +1,247 @@
+"""Rows in the order of their cluster, then of a key, then of their number, sorted by many tasks in bounded memory.
+
+Rows lie in *runs*, each in order of row number, that one task holds at a time. The sorted order is cut at given places
+into *shares*: `find_splitters` finds the row at every place, digit by digit, without sorting anything, so that a place
+may lie within a cluster, however large; `shares_between` has each run written again with its rows share by share; and
+whoever sorts a share reads its pieces of all runs. Between tasks go counts and names of files, never rows.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.memory import LEAST_SORTED_ROWS, sort_stage
+from hkm_dask.compute.outcome import Outcome
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.data.chunks import open_array
+from hkm_dask.hierarchy import selection
+
+#: A row as it lies in a scratch file; keys are unsigned, as the bits of floats >= 0 are in the order of the floats.
+_RECORD = np.dtype([("row", "<i8"), ("key", "<u8"), ("label", "<i4")])
+#: Bits of a splitter that one pass finds.
+_DIGIT = 8
+
+
+@dataclass(frozen=True)
+class Records:
+    """Rows, each of a cluster: their numbers, keys and labels, of shape (n_rows,)."""
+
+    rows: NDArray[np.int64]
+    keys: NDArray[np.uint64]
+    labels: NDArray[np.int32]
+
+    def packed(self) -> NDArray[np.void]:
+        """All three in one array, as `ScratchRun` reads it."""
+        out = np.empty(len(self.rows), _RECORD)
+        out["row"], out["key"], out["label"] = self.rows, self.keys, self.labels
+        return out
+
+
+class Run(Protocol):
+    """Rows that one task holds, in order of their numbers; none of them without a cluster."""
+
+    def read(self) -> Records:
+        """Read them."""
+        ...
+
+
+@dataclass(frozen=True)
+class StoredRun:
+    """Rows `start` to `stop` of the arrays ``labels`` and ``distances`` of a level; the keys are the distances."""
+
+    folder: str
+    start: int
+    stop: int
+
+    def read(self) -> Records:
+        """Read those with a label."""
+        labels, distances = (
+            open_array(Path(self.folder, name)).read(self.start, self.stop) for name in ("labels", "distances")
+        )
+        rows = np.arange(self.start, self.stop)
+        used = labels >= 0
+        if not used.all():
+            rows, labels, distances = rows[used], labels[used], distances[used]
+        return Records(rows, distances.view(np.uint32).astype(np.uint64), labels)
+
+
+@dataclass(frozen=True)
+class ScratchRun:
+    """Rows `start` to `stop` of an array that `Records.packed` made."""
+
+    records: SharedArray
+    start: int
+    stop: int
+
+    def read(self) -> Records:
+        """Read them."""
+        packed = self.records.read(self.start, self.stop)
+        return Records(*(np.ascontiguousarray(packed[name]) for name in ("row", "key", "label")))
+
+
+@dataclass(frozen=True)
+class Share:
+    """Rows of the places `start` to `stop` of the sorted order, in pieces, each in order of row number as all are."""
+
+    start: int
+    stop: int
+    pieces: tuple[Run, ...]
+
+    def read(self) -> Records:
+        """Read them, in order of row number."""
+        n_rows, low = self.stop - self.start, 0
+        out = Records(np.empty(n_rows, np.int64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32))
+        for piece in self.pieces:
+            records = piece.read()
+            some = slice(low, low := low + len(records.rows))
+            out.rows[some], out.keys[some], out.labels[some] = records.rows, records.keys, records.labels
+        return out
+
+
+@dataclass(frozen=True)
+class Splitters(Outcome):
+    """Where the sorted order is cut: before the first row whose key and number reach those given, of this cluster.
+
+    All of shape (n_places,), in the sorted order.
+    """
+
+    clusters: NDArray[np.int32]
+    keys: NDArray[np.uint64]
+    rows: NDArray[np.uint64]
+
+
+def rows_at_once(runner: Runner) -> int:
+    """Rows of a run or a share: a quarter of what a worker may hold, shared by its threads, and few enough for all."""
+    n_bytes = runner.memory_budget // (4 * runner.threads_per_worker)
+    return int(min(max(n_bytes // sort_stage(1).task, LEAST_SORTED_ROWS), 1 << 22))
+
+
+def n_at_once(n_rows: int, runner: Runner) -> int:
+    """Rows of a run or a share where there are `n_rows`: not more than give every thread one, as far as that pays."""
+    return min(rows_at_once(runner), max(1 << 18, -(-n_rows // runner.n_threads)))
+
+
+def stored_runs(folder: Path, n_rows: int, chunk_rows: int, runner: Runner) -> list[Run]:
+    """Runs of all rows of a level whose arrays are in `folder`, each of whole chunks where they are small."""
+    size = n_at_once(n_rows, runner)
+    size = max(1, size // chunk_rows) * chunk_rows if chunk_rows < size else size
+    return [StoredRun(str(folder), low, min(low + size, n_rows)) for low in range(0, n_rows, size)]
+
+
+def grouped(runs: Sequence[Run], runner: Runner) -> list[list[Run]]:
+    """Runs for as many tasks as there are threads, neighbors together."""
+    cuts = np.unique(len(runs) * np.arange(runner.n_threads + 1) // runner.n_threads).tolist()
+    return [list(runs[low:high]) for low, high in itertools.pairwise(cuts)]
+
+
+@dataclass(frozen=True)
+class _CountDigits:
+    """Task: of the rows that agree with each splitter so far, count those with each next digit of key or number."""
+
+    splitters: Splitters
+    of_keys: bool
+    shift: int
+
+    def __call__(self, runs: Sequence[Run]) -> NDArray[np.int64]:
+        found = self.splitters
+        counts = np.zeros((len(found.clusters), 1 << _DIGIT), np.int64)
+        for run in runs:
+            records = run.read()
+            rows = records.rows.view(np.uint64)
+            selection.count_digits(
+                records.labels, records.keys, rows, found.clusters, found.keys, found.rows, self.of_keys,
+                np.uint64(self.shift), counts,
+            )  # fmt: skip
+        return counts
+
+
+def find_splitters(
+    runs: Sequence[Run],
+    clusters: NDArray[np.int32],
+    ranks: NDArray[np.int64],
+    *,
+    key_bits: int,
+    n_rows: int,
+    runner: Runner,
+    stage: str,
+) -> Splitters:
+    """Find the row of each rank, from 0, among those of its cluster; `clusters` rise, as do ranks within one.
+
+    Keys have `key_bits` that may be set, row numbers are below `n_rows`.
+    """
+    ranks = ranks.copy()
+    found = Splitters(clusters, np.zeros(len(ranks), np.uint64), np.zeros(len(ranks), np.uint64))
+    for name, n_bits in (("keys", key_bits), ("rows", n_rows.bit_length())):
+        for shift in range((n_bits - 1) // _DIGIT * _DIGIT, -1, -_DIGIT):
+            if not ranks.any():  # before the first of all rows that agree so far
+                return found
+            task = _CountDigits(found, name == "keys", shift)
+            counts = runner.map_reduce(task, grouped(runs, runner), combine=np.add, stage=stage)
+            below = np.cumsum(counts, axis=1)
+            digits = (below <= ranks[:, None]).sum(axis=1)
+            ranks -= np.where(digits > 0, np.take_along_axis(below, np.maximum(digits - 1, 0)[:, None], 1)[:, 0], 0)
+            words = getattr(found, name) | (digits.astype(np.uint64) << np.uint64(shift))
+            found = replace(found, **{name: words})
+    return found
+
+
+@dataclass(frozen=True)
+class _Partition:
+    """Task: write a run again, share by share; gives where it lies, and where each share begins and ends in it."""
+
+    splitters: Splitters
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, item: tuple[int, Run]) -> tuple[SharedArray, NDArray[np.int64]]:
+        number, run = item
+        records, found = run.read(), self.splitters
+        share = np.empty(len(records.rows), np.uint16)
+        rows = records.rows.view(np.uint64)
+        selection.find_shares(records.labels, records.keys, rows, found.clusters, found.keys, found.rows, share)
+        order = np.argsort(share, kind="stable")  # by radix, as shares have 16 bits
+        bounds = np.searchsorted(share[order], np.arange(len(found.clusters) + 2))
+        ordered = Records(records.rows[order], records.keys[order], records.labels[order])
+        return self.store.put(f"{self.name}-{number}", ordered.packed()), bounds
+
+
+@contextmanager
+def shares_between(
+    places: NDArray[np.int64], splitters: Splitters, runs: Sequence[Run], *, runner: Runner, stage: str
+) -> Iterator[list[Share]]:
+    """The shares between `places`, the first and the last included, whose `splitters` are those of the others.
+
+    With one share the runs are its pieces; else they are written again, to files that are removed in the end.
+    """
+    if len(places) == 2:
+        yield [Share(int(places[0]), int(places[1]), tuple(runs))]
+        return
+    store = runner.scratch_store(int(places[-1]) * _RECORD.itemsize)
+    task = _Partition(splitters, store, f"shares-{uuid.uuid4().hex}")
+    written = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
+    try:
+        yield [
+            Share(
+                int(places[i]),
+                int(places[i + 1]),
+                tuple(
+                    ScratchRun(records, int(bounds[i]), int(bounds[i + 1]))
+                    for records, bounds in written
+                    if bounds[i] < bounds[i + 1]
+                ),
+            )
+            for i in range(len(places) - 1)
+        ]
+    finally:
+        for records, _ in written:
+            records.delete()
