@@ -7,7 +7,6 @@ that of the processor, which does not grow while others use the machine.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 import urllib.request
@@ -17,27 +16,24 @@ from urllib.parse import urlencode, urlsplit
 import numpy as np
 
 import hkm_dask as hkm
-from hkm_dask.data import store
-from pipelines.benchmark.queries import make_tree, milliseconds
+from pipelines.benchmark.queries import Shape, milliseconds, parse_arguments, tree_in
 
 
-def prepare(folder: Path, n_samples: int, n_clusters: tuple[int, ...], n_features: int) -> tuple[Path, Path, Path]:
+def prepare(folder: Path, shape: Shape) -> tuple[Path, Path, Path]:
     """Make the tree, the captions and the subset, unless they are there."""
-    tree = folder / f"queries-{n_samples}-{'-'.join(map(str, n_clusters))}.zarr"
-    captions, subset = folder / f"captions-{n_samples}.txt", folder / f"subset-{n_samples}.npy"
-    if not tree.exists():
-        with store.staged(tree, keep=False) as wip:
-            make_tree(wip, n_samples, n_clusters, n_features)
+    captions, subset = folder / f"captions-{shape.n_samples}.txt", folder / f"subset-{shape.n_samples}.npy"
+    tree = tree_in(folder, shape)
     if not captions.exists():
         with captions.open("w") as file:
-            file.writelines(f"sample {row} of a pool with captions of some length\n" for row in range(n_samples))
+            file.writelines(f"sample {row} of a pool with captions of some length\n" for row in range(shape.n_samples))
     if not subset.exists():
-        np.save(subset, np.arange(0, n_samples, 10))
+        np.save(subset, np.arange(0, shape.n_samples, 10))
     return tree, captions, subset
 
 
-def questions(n_levels: int, n_features: int) -> dict[str, tuple[str, bytes | None]]:
+def questions(shape: Shape) -> dict[str, tuple[str, bytes | None]]:
     """Paths of the questions, and what is posted with them."""
+    n_levels = len(shape.n_clusters)
     asked: dict[str, tuple[str, bytes | None]] = {"the tree": ("api/tree", None)}
     for level in range(n_levels + 1, 0, -1):
         name = "" if level > n_levels else f"{level}:5"
@@ -51,18 +47,18 @@ def questions(n_levels: int, n_features: int) -> dict[str, tuple[str, bytes | No
             )
         for order in ("closest", "furthest"):
             asked[f"{order} of {title}"] = (f"api/members?{urlencode({'name': name, 'order': order})}", None)
-    vector = b",".join([b"0.1"] * n_features)
+    vector = b",".join([b"0.1"] * shape.n_features)
     for level in range(1, n_levels + 1):
         asked[f"near a vector, level {level}"] = (f"api/nearest?level={level}", vector)
     asked["a step of a search for what is not there"] = ("api/search?what=caption&query=wolf", None)
     asked["mark"] = ("api/mark", json.dumps({"cluster": f"{n_levels}:5", "weight": 0}).encode())
-    asked["show a draw"] = ("api/draw", b'{"size": 100000}')
+    asked["show a draw"] = ("api/draw", json.dumps({"size": shape.n_samples // 100}).encode())
     asked["inside the top, with marks and a draw"] = ("api/children", None)
     asked["inside a cluster, with marks and a draw"] = (f"api/children?{urlencode({'name': f'{n_levels}:6'})}", None)
     return asked
 
 
-def measure(tree: Path, captions: Path, subset: Path, n_features: int) -> dict[str, object]:
+def measure(tree: Path, captions: Path, subset: Path, shape: Shape) -> dict[str, object]:
     """Seconds to open the page, and for every question milliseconds: the first time, the second, its CPU."""
     begin = time.perf_counter()
     with hkm.browse(tree, captions=captions, subset=subset, out=tree.with_name("weights.csv")) as browser:
@@ -75,7 +71,7 @@ def measure(tree: Path, captions: Path, subset: Path, n_features: int) -> dict[s
                 sizes.append(len(answer.read()))
 
         answers, sizes = {}, list[int]()
-        for name, question in questions(len(browser.answers.clusters.n_clusters), n_features).items():
+        for name, question in questions(shape).items():
             first, begin = milliseconds(lambda question=question: ask(*question)), time.process_time()  # type: ignore[misc]
             second = milliseconds(lambda question=question: ask(*question))  # type: ignore[misc]
             answers[name] = [round(ms, 1) for ms in (first, second, 1e3 * (time.process_time() - begin))]
@@ -84,15 +80,8 @@ def measure(tree: Path, captions: Path, subset: Path, n_features: int) -> dict[s
 
 def main() -> None:
     """Make what is browsed, unless it is there, and print what the answers take, as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--n-samples", type=int, default=10**7)
-    parser.add_argument("--n-clusters", type=lambda text: tuple(map(int, text.split(","))), default=(10**6, 10**4, 100))
-    parser.add_argument("--n-features", type=int, default=64)
-    given = parser.parse_args()
-    stores = prepare(given.folder, given.n_samples, given.n_clusters, given.n_features)
-    shape = {"n_samples": given.n_samples, "n_clusters": given.n_clusters, "n_features": given.n_features}
-    print(json.dumps({**shape, **measure(*stores, given.n_features)}, indent=2))
+    folder, shape = parse_arguments(__doc__)
+    print(json.dumps({**shape._asdict(), **measure(*prepare(folder, shape), shape)}, indent=2))
 
 
 if __name__ == "__main__":

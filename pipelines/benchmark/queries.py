@@ -11,13 +11,21 @@ import json
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import hkm_dask as hkm
 from hkm_dask.data import layout, store
 from hkm_dask.hierarchy import level_arrays
+
+
+class Shape(NamedTuple):
+    """Of a tree: samples, clusters of each level, features of a centroid."""
+
+    n_samples: int
+    n_clusters: tuple[int, ...]
+    n_features: int
 
 
 def make_tree(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_features: int, seed: int = 0) -> None:
@@ -81,20 +89,30 @@ def measure(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_features:
     return {"open_ms": round(milliseconds(lambda: hkm.open_hierarchy(path)), 2), "first_and_second_ms": answers}
 
 
-def main() -> None:
-    """Make the tree, unless it is there, and print what its questions take, as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def parse_arguments(description: str | None) -> tuple[Path, Shape]:
+    """Read the folder and the shape of the tree from the command line."""
+    parser = argparse.ArgumentParser(description=description)
     parser.add_argument("folder", type=Path)
     parser.add_argument("--n-samples", type=int, default=10**7)
     parser.add_argument("--n-clusters", type=lambda text: tuple(map(int, text.split(","))), default=(10**6, 10**4, 100))
     parser.add_argument("--n-features", type=int, default=64)
     given = parser.parse_args()
-    shape = (given.n_samples, given.n_clusters, given.n_features)
-    path = given.folder / f"queries-{given.n_samples}-{'-'.join(map(str, given.n_clusters))}.zarr"
+    return given.folder, Shape(given.n_samples, given.n_clusters, given.n_features)
+
+
+def tree_in(folder: Path, shape: Shape) -> Path:
+    """Make the tree in a folder, unless it is there; give its path."""
+    path = folder / f"queries-{shape.n_samples}-{'-'.join(map(str, shape.n_clusters))}.zarr"
     if not path.exists():
         with store.staged(path, keep=False) as wip:
             make_tree(wip, *shape)
-    print(json.dumps({"shape": shape, **measure(path, *shape)}, indent=2))
+    return path
+
+
+def main() -> None:
+    """Make the tree, unless it is there, and print what its questions take, as JSON."""
+    folder, shape = parse_arguments(__doc__)
+    print(json.dumps({**shape._asdict(), **measure(tree_in(folder, shape), *shape)}, indent=2))
 
 
 if __name__ == "__main__":

@@ -21,12 +21,14 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
 import zarr
 
 import hkm_dask as hkm
+from pipelines import records
 from pipelines.chaos.driver import FLAKY, FULL
 from pipelines.chaos.faults import FLAKY_SHARES, KINDS, Run, end, survivors
 
@@ -34,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 _MARK = "HKM_CHAOS"
 #: Most faults in one build, and starts after which a build is given up.
 _FAULTS_PER_BUILD, _MOST_STARTS = 8, 30
+#: What is counted by kind.
+COUNTED = ("faults", "builds", "resumes", "equal", "orphans", "leftovers")
 _CONFIG = """\
 levels:
   - {n_clusters: 200, n_resamples: 2, n_splits: 3, max_iter: 15}
@@ -211,31 +215,20 @@ class Chaos:
             shutil.rmtree(self.folder / name, ignore_errors=True)
 
     def _leftovers(self, tree: str) -> list[str]:
-        expected = {"pool.zarr", "quiet.zarr", tree, "config.yaml", "tmp", "chaos.json"}
+        expected = {"pool.zarr", "quiet.zarr", tree, "config.yaml", "tmp", "chaos.json", records.RESULTS}
         beside = [path for path in self.folder.iterdir() if path.name not in expected]
         partial = [path for name in ("pool.zarr", tree) for path in (self.folder / name).rglob("*.partial")]
         return [path.name for path in (*beside, *partial, *(self.folder / "tmp").glob("hkm-*"))]
 
     def table(self) -> str:
         """Tell by kind what came of all builds so far."""
-        lines = [
-            f"{'kind of fault':16}{'faults':>8}{'builds':>8}{'resumes':>9}{'equal':>7}{'orphans':>9}{'leftovers':>11}"
-        ]
-        for kind in (*KINDS, "all"):
-            having = [build for build in self.builds if kind in build.faults or (kind == "all" and build.faults)]
-            faults = sum(len(build.faults) if kind == "all" else build.faults.count(kind) for build in having)
-            resumes, equal = sum(build.resumes for build in having), sum(build.equal for build in having)
-            orphans, leftovers = (
-                sum(len(getattr(build, name)) for build in having) for name in ("orphans", "leftovers")
-            )
-            lines.append(
-                f"{kind:16}{faults:8}{len(having):8}{resumes:9}{equal:7}{orphans:9}{leftovers:11}"
-            )  # fmt: skip
-        return "\n".join(lines)
+        lines = [("kind of fault", *COUNTED), *count(self.builds)]
+        return "\n".join(f"{kind:16}" + "".join(f"{number:>11}" for number in numbers) for kind, *numbers in lines)
 
-    def write(self) -> None:
-        """Write all builds as JSON."""
-        facts = {
+    @property
+    def facts(self) -> dict[str, Any]:
+        """All builds, for JSON."""
+        return {
             "seed": self.seed,
             "rows": self.rows,
             "workers": self.workers,
@@ -244,7 +237,22 @@ class Chaos:
             "sound": all(build.sound for build in self.builds),
             "builds": [asdict(build) for build in self.builds],
         }
-        (self.folder / "chaos.json").write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+
+    def write(self) -> None:
+        """Write all builds as JSON."""
+        (self.folder / "chaos.json").write_text(json.dumps(self.facts, indent=2) + "\n", encoding="utf-8")
+
+
+def count(builds: Sequence[Build]) -> list[tuple[str | int, ...]]:
+    """Count by kind of fault, and in all, what COUNTED names."""
+    lines: list[tuple[str | int, ...]] = []
+    for kind in (*KINDS, "all"):
+        having = [build for build in builds if kind in build.faults or (kind == "all" and build.faults)]
+        faults = sum(len(build.faults) if kind == "all" else build.faults.count(kind) for build in having)
+        resumes, equal = sum(build.resumes for build in having), sum(build.equal for build in having)
+        orphans, leftovers = sum(len(build.orphans) for build in having), sum(len(build.leftovers) for build in having)
+        lines.append((kind, faults, len(having), resumes, equal, orphans, leftovers))
+    return lines
 
 
 def digest(tree: Path) -> str:
@@ -289,10 +297,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="keys which faults come, and when")
     parser.add_argument("--rows", type=int, default=20_000, help="rows of the pool")
     parser.add_argument("--workers", type=int, default=2, help="worker processes; 0 for threads")
+    records.add_option(parser)
     options = parser.parse_args()
     chaos = Chaos(options.out.absolute(), workers=options.workers, rows=options.rows, seed=options.seed)
     faults = 100 if options.faults is None and options.minutes is None else options.faults
     run(chaos, faults=faults, minutes=options.minutes)
     print(f"\n{chaos.table()}\nwrote {chaos.folder / 'chaos.json'}")
+    settings = {"config": _CONFIG}
+    records.save("chaos", "chaos", chaos.facts, out=options.out, settings=settings, record=options.record)
     if not all(build.sound for build in chaos.builds):
         raise SystemExit(1)

@@ -10,6 +10,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from pipelines import records
 from pipelines.fuzz.parsers import PARSERS
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -27,6 +28,7 @@ def main() -> None:
     parser.add_argument("--parsers", default=",".join(PARSERS), help=f"some of {', '.join(PARSERS)}")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("fuzz"), help="folder of the counts and of what failed")
+    records.add_option(parser)
     options = parser.parse_args()
     names = options.parsers.split(",")
     if wrong := [f"--parsers={name} should be one of {', '.join(PARSERS)}" for name in names if name not in PARSERS]:
@@ -50,6 +52,8 @@ def main() -> None:
         number += 1
     report = {"seconds": round(time.monotonic() - start, 1), "seed": options.seed, "parsers": counts}
     (options.out / "fuzz.json").write_text(json.dumps(report, indent=1))
+    settings = {"parsers": names, "seed": options.seed}
+    records.save("fuzz", "fuzz", report, out=options.out, settings=settings, record=options.record)
     print(table(counts), f"{report['seconds']} s", sep="\n")
     sys.exit(any(count["defect"] for count in counts.values()))
 

@@ -9,7 +9,7 @@ needs no weights. The sheets show what a random draw and the curated one have pi
 from __future__ import annotations
 
 import argparse
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +26,11 @@ from hkm_dask.embedding.images import Images, open_images
 from hkm_dask.errors import HkmError, InputError
 from hkm_dask.hierarchy.export import write_subset
 from hkm_dask.view.progress import show_progress
+from pipelines import records
 from pipelines.images.thumbnails import Row, draw_rows, thumbnails
 
-SHARES, N_RESAMPLES = (
-    (25, 250),
-    (3, 1),
-)  # images in a cluster of each level, in the mean, where no configuration is given
+# Images in a cluster of each level, in the mean, and resamplings of each, where no configuration is given.
+SHARES, N_RESAMPLES = (25, 250), (3, 1)
 COLUMNS = 15
 N_SHOWN = COLUMNS * COLUMNS  # of each draw
 N_MEASURED = 1000  # of each draw
@@ -67,6 +66,8 @@ class Summary:
         Of each level, level 1 first.
     spreads : dict of str to Spread
         Of the random and of the curated draw.
+    largest : dict of str to int
+        Images in the largest cluster of the top level: of the pool and of each draw.
     files : tuple of Path
         What was written.
     """
@@ -75,6 +76,7 @@ class Summary:
     n_drawn: int
     n_clusters: tuple[int, ...]
     spreads: dict[str, Spread]
+    largest: dict[str, int]
     files: tuple[Path, ...]
 
     def __str__(self) -> str:
@@ -122,7 +124,14 @@ def run(
     pictures.save(draw_draws(images, draws, spreads, config.seed), out / "draws.png")
     pictures.save(draw_clusters(images, tree, draws), out / "clusters.png")
     names = ("pool.zarr", "tree.zarr", "subset.parquet", "draws.png", "clusters.png")
-    return Summary(len(images), len(curated), tree.hkm.n_clusters, spreads, tuple(out / name for name in names))
+    return Summary(
+        n_images=len(images),
+        n_drawn=len(curated),
+        n_clusters=tree.hkm.n_clusters,
+        spreads=spreads,
+        largest=count_largest(tree, draws),
+        files=tuple(out / name for name in names),
+    )
 
 
 def default_config(n_images: int) -> hkm.Config:
@@ -146,6 +155,13 @@ def measure(images: Images, pool: Pool, rows: NDArray[np.int64], seed: int) -> S
     np.fill_diagonal(squared, np.inf)
     nearest = np.sqrt(squared.min(axis=1).clip(0)).mean()
     return Spread(float(np.exp(-(share * np.log(share)).sum())), float(nearest))
+
+
+def count_largest(tree: xr.DataTree, draws: dict[str, NDArray[np.int64]]) -> dict[str, int]:
+    """Count the images of the largest cluster of the top level, in the pool and in each draw."""
+    labels = tree.hkm.labels(tree.hkm.n_levels).to_numpy()
+    largest = labels == np.bincount(labels).argmax()
+    return {"pool": int(largest.sum()), **{name: int(largest[rows].sum()) for name, rows in draws.items()}}
 
 
 def draw_draws(images: Images, draws: dict[str, NDArray[np.int64]], spreads: dict[str, Spread], seed: int) -> Figure:
@@ -190,6 +206,7 @@ def main() -> None:
     parser.add_argument("--config", type=Path, help="the tree's settings, as YAML")
     parser.add_argument("--subset", type=int, default=1000, help="images to draw")
     parser.add_argument("--skip-unreadable", action="store_true", help="leave out images that cannot be read")
+    records.add_option(parser)
     options = parser.parse_args()
     try:
         with show_progress():
@@ -205,3 +222,6 @@ def main() -> None:
     except HkmError as error:
         raise SystemExit(f"error: {error}") from None
     print(summary)
+    found = {name: value for name, value in asdict(summary).items() if name != "files"}
+    tree = {"tree": records.tree_settings(options.out / "tree.zarr")}
+    records.save("images", options.folder.stem, found, out=options.out, settings=tree, record=options.record)

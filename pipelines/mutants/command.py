@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
@@ -28,6 +29,7 @@ import psutil
 import pytest
 
 from hkm_dask.errors import HkmError, InputError
+from pipelines import records
 from pipelines.mutants.cases import Case, Mutant, choose, read_cases, with_table
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -185,6 +187,7 @@ def main() -> None:
     parser.add_argument("--only", help="the name of a mutant, or the number of a case")
     parser.add_argument("--out", type=Path, default=Path("mutants.json"), help="where to put the outcomes")
     parser.add_argument("--table", action="store_true", help=f"only write the table of {DOCUMENT} anew")
+    records.add_option(parser)
     options = parser.parse_args()
     try:
         cases = read_cases()
@@ -203,5 +206,7 @@ def main() -> None:
     options.out.write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     seconds = sum(outcome.seconds for outcome in outcomes)
     print(f"{len(outcomes)} mutants, {len(survivors)} survived, {seconds:.0f} s; wrote {options.out}")
+    found = {"results": Counter(outcome.result for outcome in outcomes), "survivors": survivors, "seconds": seconds}
+    records.save("mutants", options.only or "all", found, out=options.out.parent, settings={}, record=options.record)
     if survivors:
         raise SystemExit(1)

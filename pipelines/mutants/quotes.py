@@ -1,0 +1,18 @@
+"""What documents quote of this pipeline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def quote(runs: Mapping[str, Any]) -> dict[str, str]:
+    """Write the figures of recorded runs as texts."""
+    run = runs["all"]
+    results = run["found"]["results"]
+    n, n_missed = sum(results.values()), len(run["found"]["survivors"])
+    noticed = f"all of {n} were noticed" if not n_missed else f"{n - n_missed} of {n} were noticed"
+    hung = (
+        f", {results['hung']} of them because the tests did not end within two minutes" if results.get("hung") else ""
+    )
+    return {"run": f"On {run['date']} {noticed}{hung}"}

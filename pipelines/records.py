@@ -1,0 +1,158 @@
+"""What pipelines found, kept as JSON, and the figures in the documents, written from it.
+
+A run writes `results.json` into its folder of output. With `--record` it also goes beside the pipeline's README, in
+place of what a run of the same name had found, and the documents are written anew. Where a document quotes a figure, it
+stands between two comments, which name the pipeline and one of the texts that `quote` in its module `quotes.py` makes
+of its runs:
+
+    Of the texts <!-- text.animals -->46 %<!-- / --> are animals.
+
+`python -m pipelines.records` writes all documents anew, say after a change of a `quote`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import json
+import os
+import platform
+import re
+import shlex
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import hkm_dask as hkm
+
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = "results.json"
+#: A figure in a document: pipeline, name, text.
+FIGURE = re.compile(r"<!-- (\w+)\.([\w-]+) -->(.*?)<!-- / -->", re.DOTALL)
+_LIBRARIES = ("numpy", "numba", "dask", "zarr", "scikit-learn")
+_NUMBERS = re.compile(r"\[\s+([^\[\]{}]*?)\s+\]")
+
+
+def add_option(parser: ArgumentParser) -> None:
+    """Let a pipeline take ``--record``."""
+    parser.add_argument(
+        "--record", action="store_true", help="also keep the results beside the README, and write its figures anew"
+    )
+
+
+def save(
+    pipeline: str, run: str, found: Mapping[str, Any], *, out: Path, settings: Mapping[str, Any], record: bool
+) -> None:
+    """Write what a run of a pipeline found to its folder, and keep it for the documents where that is asked for.
+
+    Parameters
+    ----------
+    pipeline, run : str
+    found : mapping
+        Figures: numbers, texts, arrays, and lists and mappings of these.
+    out : Path
+        Folder of the run's output.
+    settings : mapping
+        What they depend on.
+    record : bool
+    """
+    entry = {
+        "command": command(pipeline, sys.argv[1:]),
+        "date": time.strftime("%Y-%m-%d"),
+        "versions": versions(),
+        "cores": os.cpu_count(),
+        "settings": settings,
+        "found": found,
+    }
+    for folder in (out, ROOT / "pipelines" / pipeline) if record else (out,):
+        path = folder / RESULTS
+        runs = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        path.write_text(_as_json({**runs, run: entry}), encoding="utf-8")
+    if record:
+        write_documents()
+
+
+def command(pipeline: str, words: Iterable[str]) -> str:
+    """Tell how a run was started, without where its output went.
+
+    >>> command("text", ["--full", "--out", "text", "--record"])
+    'python pipelines/text/run.py --full'
+    """
+    line = shlex.join(["python", f"pipelines/{pipeline}/run.py", *(word for word in words if word != "--record")])
+    return re.sub(r" --out[ =]\S+", "", line)
+
+
+def versions() -> dict[str, str]:
+    """Versions of Python, of this package, and of what its figures depend on."""
+    libraries = {name: importlib.metadata.version(name) for name in _LIBRARIES}
+    return {"python": platform.python_version(), "hkm-dask": hkm.__version__, **libraries}
+
+
+def tree_settings(tree: Path) -> dict[str, Any]:
+    """Read the configuration of a tree."""
+    settings: dict[str, Any] = json.loads(hkm.open_hierarchy(tree).attrs["config"])
+    return settings
+
+
+def quotes(pipeline: str) -> dict[str, str]:
+    """Read what was recorded of a pipeline, as texts by the names that documents use."""
+    runs = json.loads((ROOT / "pipelines" / pipeline / RESULTS).read_text(encoding="utf-8"))
+    made: dict[str, str] = importlib.import_module(f"pipelines.{pipeline}.quotes").quote(runs)
+    return made
+
+
+def documents() -> list[Path]:
+    """List the documents that may quote figures."""
+    return [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *sorted(ROOT.glob("pipelines/*/README.md"))]
+
+
+def render(text: str, known: Mapping[str, Mapping[str, str]]) -> str:
+    """Put figures, by pipeline and name, into a document.
+
+    >>> render("Of these <!-- text.animals -->?<!-- / --> are.", {"text": {"animals": "46 %"}})
+    'Of these <!-- text.animals -->46 %<!-- / --> are.'
+    """
+
+    def place(figure: re.Match[str]) -> str:
+        pipeline, name, old = figure.groups()
+        value = known.get(pipeline, {}).get(name, old)
+        value = f"\n\n{value.strip()}\n\n" if "\n" in value else value  # a table, say
+        return f"<!-- {pipeline}.{name} -->{value}<!-- / -->"
+
+    return FIGURE.sub(place, text)
+
+
+def write_documents() -> None:
+    """Write the figures in all documents anew."""
+    known = {path.parent.name: quotes(path.parent.name) for path in ROOT.glob(f"pipelines/*/{RESULTS}")}
+    for path in documents():
+        text = path.read_text(encoding="utf-8")
+        if (new := render(text, known)) != text:
+            path.write_text(new, encoding="utf-8")
+            print(f"wrote {path.relative_to(ROOT)}", file=sys.stderr)
+
+
+def table(header: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
+    """Write a table as Markdown.
+
+    >>> print(table(["", "KL"], [["data", "0.95"]]))
+    | | KL |
+    |---|---|
+    | data | 0.95 |
+    """
+    head, *lines = ("".join(f"| {cell} " if cell else "| " for cell in line) + "|" for line in (header, *rows))
+    return "\n".join([head, "|" + "---|" * (head.count("|") - 1), *lines])
+
+
+def _as_json(content: Any) -> str:
+    text = json.dumps(content, indent=1, ensure_ascii=False, default=lambda value: np.asarray(value).tolist())
+    return _NUMBERS.sub(lambda numbers: f"[{' '.join(numbers[1].split())}]", text) + "\n"
+
+
+if __name__ == "__main__":
+    write_documents()
