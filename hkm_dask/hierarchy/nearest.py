@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
+from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.runner import n_processors
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
@@ -16,6 +17,16 @@ from hkm_dask.kmeans.search.cpu_kernels import squared_distance
 
 #: Centroids held against all vectors before the next ones, so that they stay in the cache.
 _CENTROIDS_AT_ONCE = 1024
+
+
+@njit(inline="never")  # without a store in its loop it is vectorized, and takes a third of the time
+def _next_nearer(centroids, first, vector, limit):  # type: ignore[no-untyped-def]
+    """The next centroid nearer to a vector than `limit`, from number `first` on, and its squared distance."""
+    for j in range(first, centroids.shape[0]):
+        distance = squared_distance(vector, centroids[j])
+        if distance < limit:
+            return j, distance
+    return centroids.shape[0], np.inf
 
 
 @kernel("void(f4[:,::1], i8, f4[:,::1], f8[:,::1], i8[:,::1])")
@@ -26,15 +37,14 @@ def keep_nearest(centroids, first, vectors, distances, clusters):  # type: ignor
     """
     last = distances.shape[1] - 1
     for v in range(vectors.shape[0]):
-        for j in range(centroids.shape[0]):
-            distance = squared_distance(vectors[v], centroids[j])
-            if not distance < distances[v, last]:
-                continue
+        j, distance = _next_nearer(centroids, 0, vectors[v], distances[v, last])
+        while j < centroids.shape[0]:
             place = last
             while place > 0 and distances[v, place - 1] > distance:
                 distances[v, place], clusters[v, place] = distances[v, place - 1], clusters[v, place - 1]
                 place -= 1
             distances[v, place], clusters[v, place] = distance, first + j
+            j, distance = _next_nearer(centroids, j + 1, vectors[v], distances[v, last])
 
 
 def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> NDArray[np.float32]:
@@ -64,17 +74,19 @@ def nearest_clusters(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `k` centroids nearest to each vector, nearest first, and their squared distances; of shape (n, k).
 
-    Fewer where a level has fewer with a centroid. Centroids are read block by block.
+    Fewer where a level has fewer with a centroid. Centroids are read block by block, each time anew: from the system's
+    cache that is as fast as memory of our own, where no fresh memory is asked for.
     """
     if not is_whole(k) or k < 1:
         raise InputError(f"k={k!r} should be a whole number from 1 on; ask for at least one")
-    n_threads, blocks = len(os.sched_getaffinity(0)), arrays.blocks(level, "centroids")
+    n_threads, blocks = n_processors(), arrays.blocks(level, "centroids")
     shape = (len(vectors), min(int(k), arrays.n_clusters(level)))
 
     def search(own: list[tuple[int, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
+        buffer = arrays.buffer(level, "centroids")
         for bounds in own:
-            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds), np.float32)
+            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, buffer), np.float32)
             for low in range(0, len(block), _CENTROIDS_AT_ONCE):
                 some = block[low : low + _CENTROIDS_AT_ONCE]
                 keep_nearest(some, bounds[0] + low, vectors, distances, clusters)

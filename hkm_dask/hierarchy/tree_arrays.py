@@ -169,12 +169,21 @@ class TreeArrays:
             return [(0, len(self.read(level, name)))]
         return [stored.spec.chunk_range(index) for index in range(stored.spec.n_chunks)]
 
-    def block(self, level: int, name: str, bounds: tuple[int, int]) -> NDArray[Any]:
-        """Read one of `blocks`, not to be written to; it is kept where all of them can be."""
+    def buffer(self, level: int, name: str) -> NDArray[Any]:
+        """Room for one of `blocks`."""
+        stored = self._partly(level, name)
+        spec = None if stored is None else stored.spec
+        return np.empty(0) if spec is None else np.empty((spec.chunk_rows, *spec.shape[1:]), spec.dtype)
+
+    def block(self, level: int, name: str, bounds: tuple[int, int], buffer: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read one of `blocks`, not to be written to, into a `buffer` or else to be kept where all of them can be."""
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
+        if buffer is not None:
+            kept = self._kept.get((level, name, index))
+            return stored.read(*bounds, buffer[: bounds[1] - bounds[0]]) if kept is None else kept
         # Of a scan of more than fits, the chunks used last are never the next.
         fits = stored.shape[0] * stored.spec.row_bytes <= self._kept.most_bytes // 2
         return self._chunk(stored, level, name, index) if fits else stored.read_chunk(index)

@@ -1,6 +1,7 @@
 """Questions to a tree on disk, against its arrays read whole by plain xarray."""
 
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import patch
@@ -12,8 +13,9 @@ import xarray as xr
 
 import hkm_dask as hkm
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import level_arrays
+from hkm_dask.hierarchy.nearest import nearest_clusters
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 RandomTree = Callable[[int], xr.DataTree]
@@ -118,6 +120,21 @@ def test_the_nearest_clusters_are_those_of_a_sort(tree: xr.DataTree, k: int, kep
             assert (one.index.name, one["cluster"].tolist()) == ("rank", order[2].tolist())
             leaves = tree[f"level_{level}/leaf_sizes"].values
             assert one["n_samples"].tolist() == leaves[order[2]].tolist()
+
+
+def test_a_search_keeps_no_centroids_and_finds_what_was_altered(tree: xr.DataTree, tmp_path: Path) -> None:
+    shutil.copytree(tree.encoding["source"], tmp_path / "tree.zarr")
+    copy = hkm.open_hierarchy(tmp_path / "tree.zarr")
+    arrays, vector = TreeArrays(copy), np.zeros((1, 5), np.float32)
+    expected = nearest_clusters(arrays, 1, vector, 3)
+    assert arrays._kept._n_bytes == 0  # fresh memory for all of them takes longer than reading them
+    first = arrays.part(1, "centroids", 0, 2)  # what is kept serves
+    assert arrays._kept._n_bytes == 7 * 5 * 4
+    np.testing.assert_array_equal(nearest_clusters(arrays, 1, vector, 3), expected)
+    chunk = tmp_path / "tree.zarr/level_1/centroids/c/8/0"
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    with pytest.raises(StoreError, match=r"centroids: chunk 8 .* rows 56:60"):
+        nearest_clusters(arrays, 1, first, 3)
 
 
 def test_ties_go_to_the_lowest_number_and_unused_clusters_are_not_near(make_tree: Callable[..., xr.DataTree]) -> None:
