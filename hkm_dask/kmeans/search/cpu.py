@@ -42,6 +42,9 @@ _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
 SWEEP_FEATURES = 3
 #: Coordinates after the head that the second bound takes.
 _REFINE = 96
+#: Scores of the pruned form that are made before they are looked at, to stay in a core's own cache, and centroids in a
+#: line of them: whole panels.
+_TILE_SCORES, _TILE_COLUMNS = 1 << 16, 2048
 #: A score below every limit, and finite, since products of infinities trouble BLAS.
 _LOWEST = -(2.0**127)
 #: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
@@ -224,18 +227,14 @@ class CpuIndex:
                     rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
                 )
             )
-        height = min(tile_rows(len(self.centroids)), len(which))
-        n_measured = 0
+        # Rows that are kept in the form of the product are searched in one call, which holds no lock.
+        kept = operand is not None and self.n_head
+        height = len(which) if kept else min(tile_rows(len(self.centroids)), len(which))
+        find, n_measured = self._pruned if self.n_head else self._plain, 0
         for low in range(0, len(which), height):
             some = which[low : low + height]
             form, places = (operand, some) if operand is not None else self._form(rows, some)
-            for left, n_scores, scores in self._scores(form, places):
-                n_measured += cpu_kernels.finish_nearest(
-                    scores, n_scores, rows, some, places, self.centroids, numbers, left,
-                    form.matrix if self.n_head else _NO_COLUMNS, form.residual_norms, self._matrix,
-                    self._residual_norms, self.n_head, self.n_refine, self.geometry.step, form.norms, form.errors,
-                    self._error, self._gamma, self._largest, labels, distances,
-                )[1]  # fmt: skip
+            n_measured += find(rows, some, form, places, numbers, labels, distances)
         return n_measured
 
     def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:
@@ -243,24 +242,39 @@ class CpuIndex:
         chosen = np.ascontiguousarray(rows[_as_slice(some)])
         return make_operand(chosen, self.geometry, self.n_refine), np.arange(len(some))
 
-    def _scores(self, form: Operand, places: NDArray[np.int64]) -> Iterator[tuple[int, int, NDArray[np.float32]]]:
-        """Scores of some rows, a number of centroids at a time: the first, how many, and a line for each row."""
-        n_clusters, n_lines = len(self.centroids), len(places)
+    def _pruned(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
+        numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+    ) -> int:  # fmt: skip
+        """Search by products of the head in 16 bits, a tile of scores at a time; the distances measured."""
+        width = min(int16_gemm.padded(len(self.centroids)), _TILE_COLUMNS)
+        n_blocks = min(_TILE_SCORES // width, len(some)) // int16_gemm.BLOCK_ROWS + 1
+        # Lines a power of two apart would meet in the same few places of the cache.
+        shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
+        measured: int = cpu_kernels.search_nearest(
+            rows, some, places, form.matrix, form.residual_norms, form.norms, form.errors, self.centroids, numbers,
+            self._matrix, self._residual_norms, self._panels, self._constants, self._slopes, self.n_head,
+            self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
+            scratch("scores", shape[0] * shape[1]).reshape(shape), labels, distances,
+        )[1]  # fmt: skip
+        return measured
+
+    def _plain(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
+        numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+    ) -> int:  # fmt: skip
+        """Search by products of all coordinates in float32; the distances measured."""
+        n_clusters, n_lines, n_measured = len(self.centroids), len(places), 0
         for left in range(0, n_clusters, TILE_CENTROIDS):
             n_scores = min(TILE_CENTROIDS, n_clusters - left)
-            if self.n_head == 0:
-                scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
-                np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
-            else:
-                # Lines a power of two apart would meet in the same few places of the cache.
-                n_panels = int16_gemm.padded(n_scores) // int16_gemm.PANEL
-                shape = -(-n_lines // int16_gemm.BLOCK_ROWS) * int16_gemm.BLOCK_ROWS, n_panels * int16_gemm.PANEL + 16
-                scores = scratch("scores", shape[0] * shape[1]).reshape(shape)
-                int16_gemm.score(
-                    form.matrix, self.n_head, places, form.residual_norms, self._panels, self._constants, self._slopes,
-                    np.float32(-2.0 * self.geometry.step**2), left // int16_gemm.PANEL, n_panels, scores,
-                )  # fmt: skip
-            yield left, n_scores, scores
+            scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
+            np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
+            n_measured += cpu_kernels.finish_nearest(
+                scores, n_scores, rows, some, places, self.centroids, numbers, left, _NO_COLUMNS, form.residual_norms,
+                _NO_COLUMNS, _NO_NORMS, 0, 0, self.geometry.step, form.norms, form.errors, self._error, self._gamma,
+                self._largest, labels, distances,
+            )[1]  # fmt: skip
+        return n_measured
 
 
 def _leave_far_ones_out(centroids: Operand) -> None:

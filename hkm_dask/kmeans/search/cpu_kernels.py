@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import kernel
-from hkm_dask.kmeans.search.int16_gemm import inner_product
+from hkm_dask.kmeans.search.int16_gemm import PANEL, inner_product, write_scores
 from hkm_dask.kmeans.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
 
 #: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
@@ -92,45 +92,12 @@ def score_limit(distance: float, norm: float, error: float, gamma: float, larges
     return np.float32(radius * radius - norm + slack + _UNDERFLOW)
 
 
-@kernel(
-    "UniTuple(i8, 2)(f4[:,::1], i8, f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, i2[:,::1], f4[:,::1],"
-    " i2[:,::1], f4[:,::1], i8, i8, f8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
-)
-def finish_nearest(  # type: ignore[no-untyped-def]
+@njit
+def _settle(  # type: ignore[no-untyped-def]
     scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
     centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels, distances,
 ):  # fmt: skip
-    """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
-
-    A score is the squared distance less the row's squared norm, or a lower bound on that. What could lie within the
-    best distance so far by its score is looked at again with more coordinates, where there are any, and measured
-    directly if it still could; ties go to the lowest number.
-
-    Line i of `scores` belongs to row ``which[i]``, column j to centroid ``first + j``, which the caller knows by its
-    number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up to date; ``inf``
-    means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
-
-    Parameters
-    ----------
-    scores : ndarray of float32, shape (n_lines or more, n_scores or more)
-    which, places : ndarray of int64, shape (n_lines,)
-        The row of each line, and where that is in `matrix`, `residual_norms`, `norms` and `errors`: its
-        `cpu_operand.Operand`.
-    matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
-    residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
-        Of rows and centroids, as an `Operand` holds them.
-    n_head, n_refine : int
-        Columns in the scores, and columns to look at before measuring; the same in the plain form.
-    step : float
-        Width of the grid of 16 bits.
-    centroid_error : float
-        Bound on the error of any centroid.
-
-    Returns
-    -------
-    n_passed, n_measured : int
-        Pairs the scores did not exclude, and distances measured directly.
-    """
+    """See `finish_nearest`."""
     n_passed = 0
     n_measured = 0
     square = -2.0 * step * step
@@ -175,6 +142,87 @@ def finish_nearest(  # type: ignore[no-untyped-def]
                     limit = score_limit(best, norms[place], error, gamma, largest)
         labels[which[i]] = label
         distances[which[i]] = best
+    return n_passed, n_measured
+
+
+@kernel(
+    "UniTuple(i8, 2)(f4[:,::1], i8, f4[:,::1], i8[::1], i8[::1], f4[:,::1], i4[::1], i8, i2[:,::1], f4[:,::1],"
+    " i2[:,::1], f4[:,::1], i8, i8, f8, f8[::1], f8[::1], f8, f8, f8, i4[::1], f8[::1])"
+)
+def finish_nearest(  # type: ignore[no-untyped-def]
+    scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
+    centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels, distances,
+):  # fmt: skip
+    """Settle the nearest centroid of some rows from scores that are lower bounds up to rounding.
+
+    A score is the squared distance less the row's squared norm, or a lower bound on that. What could lie within the
+    best distance so far by its score is looked at again with more coordinates, where there are any, and measured
+    directly if it still could; ties go to the lowest number.
+
+    Line i of `scores` belongs to row ``which[i]``, column j to centroid ``first + j``, which the caller knows by its
+    number in `numbers` (rising). `labels` and `distances` hold the best so far and are brought up to date; ``inf``
+    means none yet. `largest` is the largest norm of a centroid, `gamma` the relative error of a score.
+
+    Parameters
+    ----------
+    scores : ndarray of float32, shape (n_lines or more, n_scores or more)
+    which, places : ndarray of int64, shape (n_lines,)
+        The row of each line, and where that is in `matrix`, `residual_norms`, `norms` and `errors`: its
+        `cpu_operand.Operand`.
+    matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
+    residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
+        Of rows and centroids, as an `Operand` holds them.
+    n_head, n_refine : int
+        Columns in the scores, and columns to look at before measuring; the same in the plain form.
+    step : float
+        Width of the grid of 16 bits.
+    centroid_error : float
+        Bound on the error of any centroid.
+
+    Returns
+    -------
+    n_passed, n_measured : int
+        Pairs the scores did not exclude, and distances measured directly.
+    """
+    return _settle(
+        scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
+        centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma, largest, labels,
+        distances,
+    )  # fmt: skip
+
+
+@kernel(
+    "UniTuple(i8, 2)(f4[:,::1], i8[::1], i8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], f4[:,::1], i4[::1],"
+    " i2[:,::1], f4[:,::1], i2[::1], f4[::1], f4[::1], i8, i8, f8, f8, f8, f8, f4[:,::1], i4[::1], f8[::1])"
+)
+def search_nearest(  # type: ignore[no-untyped-def]
+    rows, which, places, matrix, residual_norms, norms, errors, centroids, numbers, centroid_matrix,
+    centroid_residual_norms, panels, constants, slopes, n_head, n_refine, step, centroid_error, gamma, largest, scores,
+    labels, distances,
+):  # fmt: skip
+    """Settle the nearest centroid of some rows by scores of the pruned form, made a tile of `scores` at a time.
+
+    `panels`, `constants` and `slopes` are as for `int16_gemm.score`, `scores` (n_lines, n_columns) is written over: of
+    whole blocks of rows and panels of centroids, and 16 columns more. The rest is as for `finish_nearest`.
+    """
+    n_passed, n_measured = 0, 0
+    height, width = scores.shape[0], scores.shape[1] - 16
+    scale = np.float32(-2.0 * step * step)
+    for low in range(0, which.shape[0], height):
+        some, lines = which[low : low + height], places[low : low + height]
+        for first in range(0, centroids.shape[0], width):
+            n_scores = min(width, centroids.shape[0] - first)
+            write_scores(
+                matrix, n_head, lines, residual_norms, panels, constants, slopes, scale, first // PANEL,
+                (n_scores + PANEL - 1) // PANEL, scores,
+            )  # fmt: skip
+            passed, measured = _settle(
+                scores, n_scores, rows, some, lines, centroids, numbers, first, matrix, residual_norms,
+                centroid_matrix, centroid_residual_norms, n_head, n_refine, step, norms, errors, centroid_error, gamma,
+                largest, labels, distances,
+            )  # fmt: skip
+            n_passed += passed
+            n_measured += measured
     return n_passed, n_measured
 
 

@@ -14,7 +14,7 @@ import llvmlite.binding as llvm
 import numpy as np
 from llvmlite import ir
 from numba import config as numba_config
-from numba import extending, types
+from numba import extending, njit, types
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
@@ -175,6 +175,20 @@ def score_block(
     return signature, generate
 
 
+@njit
+def write_scores(
+    rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, constants: Any, slopes: Any, scale: Any,
+    first_panel: Any, n_panels: Any, scores: Any,
+) -> None:  # fmt: skip
+    """See `score`; for use in other kernels."""
+    for p in range(n_panels):
+        for i in range(0, places.shape[0], BLOCK_ROWS):
+            score_block(
+                rows, n_columns, places, residual_norms, panels, constants, slopes, scale, i, first_panel + p, scores,
+                p * PANEL,
+            )  # fmt: skip
+
+
 @kernel("void(i2[:,::1], i8, i8[::1], f4[:,::1], i2[::1], f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
 def score(  # type: ignore[no-untyped-def]
     rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores
@@ -195,12 +209,9 @@ def score(  # type: ignore[no-untyped-def]
     scores : ndarray of float32, shape (n, n_panels * PANEL or more)
         Written to; n is `n_lines` or more, and a multiple of `BLOCK_ROWS`.
     """
-    for p in range(n_panels):
-        for i in range(0, places.shape[0], BLOCK_ROWS):
-            score_block(
-                rows, n_columns, places, residual_norms, panels, constants, slopes, scale, i, first_panel + p, scores,
-                p * PANEL,
-            )  # fmt: skip
+    write_scores(
+        rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores
+    )  # fmt: skip
 
 
 @kernel("void(i2[:,::1], i8, i8[::1], i2[::1])")
