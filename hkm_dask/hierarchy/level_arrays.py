@@ -18,8 +18,7 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
-from hkm_dask.hierarchy.members import write_members
-from hkm_dask.hierarchy.tree_arrays import starts
+from hkm_dask.hierarchy.members import starts, write_members
 
 #: Type and attributes of what an assignment writes of every row; -1 and NaN for those left out.
 _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {

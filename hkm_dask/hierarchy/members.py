@@ -26,6 +26,17 @@ from hkm_dask.hierarchy.external_sort import Run, Share, find_splitters, n_at_on
 _ROWS_FOR_THREADS = 100_000
 
 
+def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
+    """Where runs of these sizes begin, one after the other, and where the last one ends.
+
+    >>> starts(np.array([2, 0, 3]))
+    array([0, 2, 2, 5])
+    """
+    bounds = np.zeros(len(sizes) + 1, np.int64)
+    np.cumsum(sizes, out=bounds[1:])
+    return bounds
+
+
 def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
     """Where the members of each cluster begin and end once rows are grouped; rows labeled -1 are left out.
 

@@ -25,11 +25,11 @@ from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.eligible import Mask, leaf_sizes
-from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.hierarchy.members import group_by_label, starts
 from hkm_dask.hierarchy.rules import ClusterName, Quotas, Rules, Weights, read_rules
 from hkm_dask.hierarchy.shares import hierarchical_targets
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.tree_arrays import TreeArrays, starts
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 STRATEGIES = ("hierarchical", "flat")
 WITHIN = ("random", "closest", "furthest", "best")

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
-from hkm_dask.hierarchy.tree_arrays import starts
+from hkm_dask.hierarchy.members import starts
 
 Ints = NDArray[np.int64]
 

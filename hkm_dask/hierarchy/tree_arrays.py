@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.errors import InputError, is_whole
+from hkm_dask.hierarchy.members import starts
 
 #: Bytes of chunks that are kept of a tree: the centroids of a million clusters with 64 features, and as much again.
 KEPT_BYTES = 512 << 20
@@ -213,17 +214,6 @@ class TreeArrays:
         """Children of one cluster, closest first."""
         start, stop = self.part(level, "indptr", cluster, cluster + 2).tolist()
         return self.part(level, "members", start, stop)
-
-
-def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
-    """Where runs of these sizes begin, one after the other, and where the last one ends.
-
-    >>> starts(np.array([2, 0, 3]))
-    array([0, 2, 2, 5])
-    """
-    bounds = np.zeros(len(sizes) + 1, np.int64)
-    np.cumsum(sizes, out=bounds[1:])
-    return bounds
 
 
 def ranges(first: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

@@ -76,7 +76,7 @@ class Geometry:
     basis : SharedArray or None
         float32 (n_features, n_features), orthonormal columns in order of falling variance.
     basis_error : float
-        Spectral norm by which the basis, as stored, misses orthonormality.
+        Bound on the spectral norm by which the basis, as stored, misses orthonormality.
     radius : float
         Norm up to which centered rows are brought to 16 bits; 0 for any.
     spherical : bool
@@ -345,7 +345,8 @@ def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
     if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
         return geometry
     gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
-    error = float(np.linalg.norm(gram - np.eye(len(gram)), 2))
+    # The root of the sum of all squares is no less than the largest singular value, and needs no decomposition.
+    error = float(np.linalg.norm(gram - np.eye(len(gram))))
     return replace(
         geometry, basis=runner.array_store.put(f"basis-{uuid.uuid4().hex}", basis), basis_error=error, radius=radius
     )
