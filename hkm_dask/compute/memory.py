@@ -158,31 +158,28 @@ def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
     return StageBytes(process, tile_bytes(n_clusters, n_features))
 
 
-def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_members: int, n_picked: int) -> StageBytes:
+def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int) -> StageBytes:
     """Bytes of labeling rows and picking members of each cluster.
 
     While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, and once
-    more while those of two tasks are combined.
+    more on its way to other tasks. Of those, a task holds few when it chooses from what all parts picked.
 
     Parameters
     ----------
     n_rows : int
         Rows of this worker.
-    n_members, n_picked : int
-        Members all tasks pick together, and those that this worker's tasks pick.
+    n_picked : int
+        Members that this worker's tasks pick.
 
     Examples
     --------
     >>> label = assign_stage(10**6, 1000, 64).process
-    >>> resample_stage(10**6, 1000, 64, 10**6, 10**6).process - label
-    37000000
-    >>> resample_stage(10**6, 1000, 64, 0, 0).process - label
-    17000000
+    >>> resample_stage(10**6, 1000, 64, 10**6).process - label
+    57000000
     """
     label = assign_stage(n_rows, n_clusters, n_features)
-    picking = label.process + 17 * n_rows + MEMBER_BYTES * n_picked
-    combining = label.process - (LABEL_BYTES - 4) * n_rows + 45 * n_members
-    return StageBytes(max(picking, combining), label.task)
+    choosing = sort_stage(LEAST_SORTED_ROWS).task
+    return StageBytes(label.process + max(17 * n_rows + 2 * MEMBER_BYTES * n_picked, choosing), label.task)
 
 
 def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:
@@ -307,7 +304,7 @@ def project_level(
     }
     if n_resamples:
         picked = min(n_own, n_clusters * r * n_threads)
-        stages["resampling"] = resample_stage(n_own, *shape, min(n_rows, picked * n_workers), picked)
+        stages["resampling"] = resample_stage(n_own, *shape, picked)
     if n_splits > 1:
         splitting = split_stage(n_rows, *shape, n_splits, batch_bytes)
         stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +17,7 @@ from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner, n_processors
-from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.shared_arrays import SharedArray, SharedPieces
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
@@ -27,59 +27,83 @@ _RANGE_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
-class _Gather:
-    """Task: copy the rows of some ranges of numbers to their places in a file."""
+class _Copy:
+    """Copies those rows that lie in a range of a table, and whose sorted numbers are asked for, some at a time."""
 
     rows: Rows
-    numbers: SharedArray
+    numbers: SharedPieces
+
+    def __call__(self, source: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield the rows, and the place of the first among all that are asked for."""
+        low, stop = map(self.numbers.position, source)
+        step = max(1, _RANGE_BYTES // self.rows.row_bytes)
+        for start in range(low, stop, step):
+            yield start, take(self.rows, self.numbers.read(start, min(start + step, stop)))
+
+
+@dataclass(frozen=True)
+class _Gather:
+    """Task: copy the rows asked for in some ranges of a table to their places in a file."""
+
+    copy: _Copy
     path: str
     offset: int
 
     def __call__(self, ranges: Sequence[tuple[int, int]]) -> None:
         # Tasks for a device come one at a time and leave the processors free.
         with ThreadPoolExecutor(1 if worker_device() == "cpu" else n_processors(), "hkm-read") as threads:
-            list(threads.map(self._copy, ranges))
+            list(threads.map(self._write, ranges))
 
-    def _copy(self, places: tuple[int, int]) -> None:
-        write_npy_rows(self.path, self.offset, places[0], take(self.rows, self.numbers.read(*places)))
+    def _write(self, source: tuple[int, int]) -> None:
+        for start, some in self.copy(source):
+            write_npy_rows(self.path, self.offset, start, some)
 
 
-def gather(rows: Rows, index: NDArray[np.int64], runner: Runner, beside: StageBytes | None = None) -> Rows:
+def gather(
+    rows: Rows, index: NDArray[np.int64] | SharedPieces, runner: Runner, beside: StageBytes | None = None
+) -> Rows:
     """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in a file all workers see.
 
     What is done with them takes what is `beside` them. Devices that keep all rows, and these besides, copy them there.
 
     `discard` removes that file; `forget`, with the key of the rows, tells that their memory is free.
     """
-    some = SubsetRows(rows, index)
-    if some.base is rows and runner.gathers_on_devices(some, beside):
-        return runner.place(some)
-    n_bytes = len(index) * rows.row_bytes
+    if not isinstance(index, SharedPieces):
+        store, name = runner.array_store, f"numbers-{uuid.uuid4().hex}"
+        numbers = SharedPieces(store.series(name, [store.put(f"{name}-0", index)]), (0, len(index)))
+        try:
+            return gather(rows, numbers, runner, beside)
+        finally:
+            numbers.delete()
+    if runner.device_budget is not None and not isinstance(rows, SubsetRows):
+        some = SubsetRows(rows, index.read())
+        if runner.gathers_on_devices(some, beside):
+            return runner.place(some)
+    n_bytes, copy = index.n_rows * rows.row_bytes, _Copy(rows, index)
     n_ranges = max(runner.n_threads, -(-n_bytes // min(_RANGE_BYTES, runner.batch_bytes)))
-    places = list(itertools.pairwise(some.bounds(-(-n_bytes // n_ranges), n_ranges).tolist()))
+    # Ranges end where storage chunks do, so that each chunk is read once.
+    sources = list(itertools.pairwise(rows.bounds(-(-rows.n_rows * rows.row_bytes // n_ranges), n_ranges).tolist()))
     if runner.fits_in_memory(n_bytes, beside):
-        gathered = np.empty((len(index), rows.n_features), rows.dtype)
+        gathered = np.empty((index.n_rows, rows.n_features), rows.dtype)
 
-        def copy(places: tuple[int, int]) -> None:
-            gathered[slice(*places)] = take(rows, index[slice(*places)])
+        def keep(source: tuple[int, int]) -> None:
+            for start, some in copy(source):
+                gathered[start : start + len(some)] = some
 
         with runner.on_processors() as processors:
-            processors.map(copy, places, stage="gather")
-        in_memory = ArrayRows(gathered, f"{len(index)} rows of {rows.label}")
+            processors.map(keep, sources, stage="gather")
+        in_memory = ArrayRows(gathered, f"{index.n_rows} rows of {rows.label}")
         host_cache.hold(in_memory.key, n_bytes)
         return in_memory
     path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
-    numbers = runner.array_store.put(f"numbers-{uuid.uuid4().hex}", index)
     try:
-        offset = create_npy(path, (len(index), rows.n_features), rows.dtype)
-        n_of_task = 1 if runner.device_budget is None else -(-len(places) // runner.n_workers)
-        ranges = [places[i : i + n_of_task] for i in range(0, len(places), n_of_task)]
-        runner.map(_Gather(rows, numbers, str(path), offset), ranges, stage="gather")
+        offset = create_npy(path, (index.n_rows, rows.n_features), rows.dtype)
+        n_of_task = 1 if runner.device_budget is None else -(-len(sources) // runner.n_workers)
+        ranges = [sources[i : i + n_of_task] for i in range(0, len(sources), n_of_task)]
+        runner.map(_Gather(copy, str(path), offset), ranges, stage="gather")
     except BaseException:
         path.unlink(missing_ok=True)
         raise
-    finally:
-        numbers.delete()
     return NpyRows(path, scratch=True)
 
 

@@ -11,14 +11,16 @@ import math
 import os
 import threading
 import weakref
+from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hkm_dask.data import layout
 from hkm_dask.data.files import careful
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.errors import StoreError
@@ -209,3 +211,63 @@ class SharedArrayStore:
 
         careful(write, f"writing {path}")
         return SharedArray(path=str(path))
+
+    def series(self, name: str, arrays: Sequence[SharedArray]) -> SharedSeries:
+        """The arrays that were put under a name, a hyphen and their number from 0."""
+        return SharedSeries(tuple(arrays), None if self.folder is None else f"{self.folder}/{name}", len(arrays))
+
+
+@dataclass(frozen=True)
+class SharedSeries:
+    """Shared arrays of numbered names, in a few bytes however many there are; see `SharedArrayStore.series`."""
+
+    arrays: tuple[SharedArray, ...] = field(repr=False)
+    prefix: str | None
+    n_arrays: int
+
+    def __reduce__(self) -> tuple[type[SharedSeries], tuple[Any, ...]]:
+        return SharedSeries, (self.arrays if self.prefix is None else (), self.prefix, self.n_arrays)
+
+    def __getitem__(self, number: int) -> SharedArray:
+        return self.arrays[number] if self.prefix is None else SharedArray(path=f"{self.prefix}-{number}.npy")
+
+    def delete(self) -> None:
+        """Remove their files, if there are any."""
+        for number in range(self.n_arrays):
+            self[number].delete()
+
+
+@dataclass(frozen=True)
+class SharedPieces:
+    """Rows of shared arrays, one array after the other; `offsets` are where each begins, and the number of all rows.
+
+    Examples
+    --------
+    >>> store = SharedArrayStore()
+    >>> arrays = [store.put(f"a-{i}", np.arange(3 * i, 3 * i + 3)) for i in range(2)]
+    >>> pieces = SharedPieces(store.series("a", arrays), (0, 3, 6))
+    >>> pieces.read(2, 4), pieces.position(5), pieces.n_rows
+    (array([2, 3]), 5, 6)
+    """
+
+    series: SharedSeries
+    offsets: tuple[int, ...]
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of all arrays."""
+        return self.offsets[-1]
+
+    def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
+        """Rows `start` up to `stop`, all by default, without reading the others."""
+        offsets, last = np.array(self.offsets), self.n_rows if stop is None else stop
+        some = [self.series[i].read(low, high) for i, low, high in layout.spans(offsets, start, last)]
+        return np.concatenate(some) if some else self.series[0].read(0, 0)
+
+    def position(self, value: int) -> int:
+        """Where the first value stands that is `value` or more, of numbers that rise."""
+        return bisect_left(range(self.n_rows), value, key=lambda place: int(self.read(place, place + 1)[0]))
+
+    def delete(self) -> None:
+        """Remove the files, if there are any."""
+        self.series.delete()

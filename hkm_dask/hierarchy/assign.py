@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -12,14 +12,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_uniform
-from hkm_dask.compute.memory import DRAWN_ROWS, assign_stage, resample_stage
+from hkm_dask.compute.memory import DRAWN_ROWS, MEMBER_BYTES, assign_stage, resample_stage
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
+from hkm_dask.hierarchy.external_sort import rows_at_once
 from hkm_dask.hierarchy.members import bounds_of_labels
 from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.search.engine import fold
@@ -29,23 +31,27 @@ from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
 @dataclass(frozen=True)
 class Assigned(Outcome):
-    """What a pass adds up: rows of each cluster, the inertia in fixed point, and members picked to resample."""
+    """What a pass adds up: rows of each cluster, the inertia in fixed point, and members picked to resample.
+
+    In the end `chosen` are the numbers of those that were chosen of all that were picked.
+    """
 
     counts: NDArray[np.int64]
     inertia: int
-    chosen: ResampleSet | None = None
+    picked: Candidates | None = None
+    chosen: SharedPieces | None = None
 
     def __add__(self, other: Assigned) -> Assigned:
-        chosen = self.chosen + other.chosen if self.chosen is not None and other.chosen is not None else None
-        return Assigned(self.counts + other.counts, self.inertia + other.inertia, chosen)
+        picked = self.picked + other.picked if self.picked is not None and other.picked is not None else None
+        return Assigned(self.counts + other.counts, self.inertia + other.inertia, picked)
 
 
 @dataclass(frozen=True)
 class Assign:
     """Task: label the rows of a part; write labels and distances to the group `folder`, or pick members, or both.
 
-    Up to `r` members of each cluster are picked: the closest, or by `random_key` any. `hints` are int32: for each label
-    the last pass of this run gave, the centroid to try first.
+    Up to `r` members of each cluster are picked, to be put in `store`: the closest, or by `random_key` any. `hints` are
+    int32: for each label the last pass of this run gave, the centroid to try first.
     """
 
     centroids: SharedArray
@@ -55,6 +61,7 @@ class Assign:
     r: int = 0
     random_key: int | None = None
     hints: SharedArray | None = None
+    store: SharedArrayStore | None = None
 
     def __call__(self, part: Part) -> Assigned:
         """Fold the part."""
@@ -70,14 +77,15 @@ class Assign:
         labels, distances = assignment.labels, assignment.distances
         if self.folder is not None:
             self._write(part, engine.host(labels), engine.host(distances))
-        members = None
-        if self.r:
+        picked = None
+        if self.r and self.store is not None:
             if self.random_key is not None:  # in place of the distances, a few at a time
                 for low in range(0, len(labels), DRAWN_ROWS):
                     rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
             members = ResampleSet.pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
-        return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, members)
+            picked = Candidates.put(members, self.store, f"picked-{uuid.uuid4().hex}")
+        return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, picked)
 
     def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
         """Write labels and distances chunk by chunk; rows that a subset leaves out get none."""
@@ -98,6 +106,21 @@ class Assign:
                 chunk = np.full(high - low, missing, array.spec.dtype)
                 chunk[places] = values[some]
                 array.write(low, chunk)
+
+
+@dataclass(frozen=True)
+class _ChooseFew:
+    """Task: choose `r` members of each cluster where all that were picked can be held at once."""
+
+    r: int
+    most: int
+    store: SharedArrayStore
+
+    def __call__(self, total: Assigned) -> Assigned:
+        if total.picked is None or total.picked.n_rows > self.most:
+            return total
+        name = f"numbers-{uuid.uuid4().hex}"
+        return replace(total, chosen=choose_together(total.picked, self.r, self.store, name))
 
 
 @dataclass(frozen=True)
@@ -173,14 +196,20 @@ def assign(
     shape = (runner.n_own(level.rows), len(centroids), level.rows.n_features)
     stage = assign_stage(*shape)
     if r:
-        n_picked = min(shape[0], len(centroids) * r * runner.threads_per_worker)
-        stage = resample_stage(*shape, min(level.rows.n_rows, n_picked * runner.n_workers), n_picked)
+        stage = resample_stage(*shape, min(shape[0], len(centroids) * r * runner.threads_per_worker))
     parts = runner.split(level.rows, len(centroids), cuts=level.boundaries(), stage=stage)
     hints = None
     if before is not None:
         hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", _hints(before, shared, level.geometry, runner))
-    task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints)
-    total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, stage="assign")
+    store = runner.scratch_store(MEMBER_BYTES * min(level.rows.n_rows, len(centroids) * r * len(parts)))
+    task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints, store)
+    finish = _ChooseFew(r, rows_at_once(runner), store)
+    total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
+    if total.picked is not None:
+        if total.chosen is None:
+            total = replace(total, chosen=choose(total.picked, r, level.rows.n_rows, runner))
+        assert total.picked is not None
+        total.picked.delete()
     shared.delete()
     if hints is not None:
         hints.delete()

@@ -25,6 +25,7 @@ from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import check_fits, fit_stage
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
@@ -334,16 +335,17 @@ class _Build:
 
     def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Fit:
         """One k-means over members of the clusters of the last step."""
-        index = self._resample(t, level, rows, steps, run)
-        stage = fit_stage(len(index), level.n_clusters, rows.rows.n_features, level.init)
-        members = gather(rows.rows, index, self.runner, stage)
+        numbers = self._resample(t, level, rows, steps, run)
+        stage = fit_stage(numbers.n_rows, level.n_clusters, rows.rows.n_features, level.init)
+        members = gather(rows.rows, numbers, self.runner, stage)
+        numbers.delete()
         try:
             return self._step(t, len(steps), level, rows, members)
         finally:
             forget(members.key)
             discard(members)
 
-    def _resample(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> NDArray[np.int64]:
+    def _resample(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> SharedPieces:
         """Rows the next step clusters: up to r of every cluster of the last one."""
         step, r = len(steps), resample_size(level, rows.rows.n_rows)
         random = level.resample_strategy == "random"
@@ -353,9 +355,11 @@ class _Build:
         emit("assigned", level=t, step=step - 1)
         enough = enough_members(assigned.counts, r, level.n_clusters)
         if enough > r:
+            assert assigned.chosen is not None
+            assigned.chosen.delete()
             assigned = pick(r=enough, before=steps.centroids)
         assert assigned.chosen is not None
-        return assigned.chosen.rows
+        return assigned.chosen
 
     def _step(self, t: int, step: int, level: Level, rows: LevelRows, members: Rows) -> Fit:
         """One k-means of a level, over all its rows or over resampled members."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.memory import LEAST_SORTED_ROWS, sort_stage
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
 from hkm_dask.data.chunks import open_array
 from hkm_dask.hierarchy import selection
 
@@ -91,17 +91,32 @@ class ScratchRun:
 
 @dataclass(frozen=True)
 class Share:
-    """Rows of the places `start` to `stop` of the sorted order, in pieces, each in order of row number as all are."""
+    """Rows of the places `start` to `stop` of the sorted order, in pieces, each in order of row number as all are.
+
+    Those are whole runs; or parts of the arrays that `written` has, of which row `number` of `bounds` tells where the
+    share begins, and the next one where it ends.
+    """
 
     start: int
     stop: int
-    pieces: tuple[Run, ...]
+    runs: tuple[Run, ...] = ()
+    written: SharedSeries | None = None
+    bounds: SharedArray | None = None
+    number: int = 0
+
+    def _pieces(self) -> Iterator[Run]:
+        if self.written is None or self.bounds is None:
+            yield from self.runs
+            return
+        low, high = self.bounds.read(self.number, self.number + 2)
+        for i in np.flatnonzero(low < high).tolist():
+            yield ScratchRun(self.written[i], int(low[i]), int(high[i]))
 
     def read(self) -> Records:
         """Read them, in order of row number."""
         n_rows, low = self.stop - self.start, 0
         out = Records(np.empty(n_rows, np.int64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32))
-        for piece in self.pieces:
+        for piece in self._pieces():
             records = piece.read()
             some = slice(low, low := low + len(records.rows))
             out.rows[some], out.keys[some], out.labels[some] = records.rows, records.keys, records.labels
@@ -195,6 +210,15 @@ def find_splitters(
     return found
 
 
+def splitters_before(splitters: Splitters, records: Records) -> NDArray[np.int32]:
+    """Count, for each row, the splitters that are not behind it."""
+    counts, rows = np.empty(len(records.rows), np.int32), records.rows.view(np.uint64)
+    selection.count_splitters(
+        records.labels, records.keys, rows, splitters.clusters, splitters.keys, splitters.rows, counts
+    )
+    return counts
+
+
 @dataclass(frozen=True)
 class _Partition:
     """Task: write a run again, share by share; gives where it lies, and where each share begins and ends in it."""
@@ -206,9 +230,7 @@ class _Partition:
     def __call__(self, item: tuple[int, Run]) -> tuple[SharedArray, NDArray[np.int64]]:
         number, run = item
         records, found = run.read(), self.splitters
-        share = np.empty(len(records.rows), np.uint16)
-        rows = records.rows.view(np.uint64)
-        selection.find_shares(records.labels, records.keys, rows, found.clusters, found.keys, found.rows, share)
+        share = splitters_before(found, records).astype(np.uint16)
         order = np.argsort(share, kind="stable")  # by radix, as shares have 16 bits
         bounds = np.searchsorted(share[order], np.arange(len(found.clusters) + 2))
         ordered = Records(records.rows[order], records.keys[order], records.labels[order])
@@ -226,22 +248,16 @@ def shares_between(
     if len(places) == 2:
         yield [Share(int(places[0]), int(places[1]), tuple(runs))]
         return
-    store = runner.scratch_store(int(places[-1]) * _RECORD.itemsize)
-    task = _Partition(splitters, store, f"shares-{uuid.uuid4().hex}")
-    written = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
+    store, name = runner.scratch_store(int(places[-1]) * _RECORD.itemsize), f"shares-{uuid.uuid4().hex}"
+    task = _Partition(splitters, store, name)
+    outcomes = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
+    written = store.series(name, [records for records, _ in outcomes])
+    bounds = store.put(f"{name}-bounds", np.stack([bounds for _, bounds in outcomes], axis=1))
     try:
         yield [
-            Share(
-                int(places[i]),
-                int(places[i + 1]),
-                tuple(
-                    ScratchRun(records, int(bounds[i]), int(bounds[i + 1]))
-                    for records, bounds in written
-                    if bounds[i] < bounds[i + 1]
-                ),
-            )
-            for i in range(len(places) - 1)
+            Share(low, high, (), written, bounds, number)
+            for number, (low, high) in enumerate(itertools.pairwise(places.tolist()))
         ]
     finally:
-        for records, _ in written:
-            records.delete()
+        written.delete()
+        bounds.delete()

@@ -146,8 +146,8 @@ def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, 
             g += 1
 
 
-@kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], u2[::1])")
-def find_shares(labels, keys, rows, clusters, first_keys, first_rows, shares):  # type: ignore[no-untyped-def]
+@kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], i4[::1])")
+def count_splitters(labels, keys, rows, clusters, first_keys, first_rows, counts):  # type: ignore[no-untyped-def]
     """Count, for each row, the splitters that are not behind it in the order of cluster, key and number."""
     for i in range(labels.shape[0]):
         g = _first_of(clusters, labels[i])
@@ -155,7 +155,7 @@ def find_shares(labels, keys, rows, clusters, first_keys, first_rows, shares):  
             if keys[i] < first_keys[g] or (keys[i] == first_keys[g] and rows[i] < first_rows[g]):
                 break
             g += 1
-        shares[i] = g
+        counts[i] = g
 
 
 @kernel("void(i8[::1], i8[::1], i8[::1], u8[::1], i8[::1])")

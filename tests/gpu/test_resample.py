@@ -58,7 +58,7 @@ def test_a_pass_that_picks_brings_no_labels_to_the_host(
                 chosen = assign(level, centroids, run="r", runner=runner, r=3, random_key=random_key).chosen
         n_bytes.append(spent.downloaded)
         assert chosen is not None
-        return chosen.rows
+        return chosen.read()
 
     on_cpu, on_device = twice(cuda, monkeypatch, compute)
     np.testing.assert_array_equal(on_device, on_cpu)

@@ -78,12 +78,12 @@ def test_a_step_on_resampled_rows_reads_nothing(cuda: Any, monkeypatch: pytest.M
             chosen = assign(level, centroids, run="r", runner=runner, r=9).chosen
             assert chosen is not None
             rows.n_reads = 0
-            members = gather(rows, chosen.rows, runner)
+            members = gather(rows, chosen, runner)
             settings = Settings(12, init="random", max_iter=1)
             centers = fit(members, settings, geometry=geometry, runner=runner).centroids
             taken = take_rows(rows, INDEX, runner)
             n_reads.append(rows.n_reads)
-            return [chosen.rows, centers, taken]
+            return [chosen.read(), centers, taken]
 
     for on_cpu, on_device in zip(*twice(cuda, monkeypatch, compute), strict=True):
         np.testing.assert_array_equal(on_device, on_cpu)

@@ -73,7 +73,7 @@ def test_the_closest_members_are_chosen_ties_to_the_lowest_row(r: int, n_threads
         for row in sorted(np.flatnonzero(labels == c).tolist(), key=lambda i: (distances[i], i))[:r]
     ]
     assert assigned.chosen is not None
-    assert assigned.chosen.rows.tolist() == sorted(expected)
+    assert assigned.chosen.read().tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("n_threads", [1, 4])
@@ -86,7 +86,7 @@ def test_random_members_are_those_with_the_smallest_keys(n_threads: int) -> None
         row for c in range(17) for row in sorted(np.flatnonzero(labels == c).tolist(), key=keys.__getitem__)[:4]
     ]
     assert assigned.chosen is not None
-    assert assigned.chosen.rows.tolist() == sorted(expected)
+    assert assigned.chosen.read().tolist() == sorted(expected)
 
 
 @pytest.mark.parametrize("chunk_rows", [8, 30, 128])

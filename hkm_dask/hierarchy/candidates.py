@@ -1,0 +1,159 @@
+"""Members chosen of each cluster, of those that every part of the rows picked, without one place that sees them all.
+
+A task picks among the rows of its part; of what all parts picked, the `r` with the smallest keys of each cluster are
+chosen. A few are looked at together, by the task that adds up a pass. Many are sorted out by clusters, in shares that a
+task holds, which give the first row of each cluster that is too much; then each part leaves out what comes after that.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.memory import sort_stage
+from hkm_dask.compute.outcome import Outcome
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.hierarchy import selection
+from hkm_dask.hierarchy.external_sort import (
+    Records,
+    ScratchRun,
+    Share,
+    Splitters,
+    find_splitters,
+    rows_at_once,
+    shares_between,
+    splitters_before,
+)
+from hkm_dask.hierarchy.members import bounds_of_labels
+from hkm_dask.hierarchy.resample import ResampleSet
+from hkm_dask.hierarchy.tree_arrays import starts
+
+
+@dataclass(frozen=True)
+class Candidates(Outcome):
+    """What parts of the rows picked: how many of each cluster, and where they lie, part by part."""
+
+    counts: NDArray[np.int64]
+    runs: tuple[ScratchRun, ...]
+
+    @classmethod
+    def put(cls, picked: ResampleSet, store: SharedArrayStore, name: str) -> Candidates:
+        """Put what one part picked where all tasks find it."""
+        counts = np.diff(bounds_of_labels(picked.labels, picked.n_clusters))
+        packed = Records(picked.rows, picked.keys.view(np.uint64), picked.labels).packed()
+        return cls(counts, (ScratchRun(store.put(name, packed), 0, len(packed)),))
+
+    def __add__(self, other: Candidates) -> Candidates:
+        return Candidates(self.counts + other.counts, self.runs + other.runs)
+
+    @property
+    def n_rows(self) -> int:
+        """Candidates of all clusters."""
+        return sum(run.stop - run.start for run in self.runs)
+
+    def delete(self) -> None:
+        """Remove what was put."""
+        for run in self.runs:
+            run.records.delete()
+
+
+def choose_together(candidates: Candidates, r: int, store: SharedArrayStore, name: str) -> SharedPieces:
+    """Choose up to `r` candidates of each cluster, all of them held at once; gives their row numbers, rising."""
+    records = Share(0, candidates.n_rows, candidates.runs).read()
+    chosen = np.zeros(len(records.rows), np.bool_)
+    selection.mark_smallest(records.keys.view(np.float64), records.labels, starts(candidates.counts), r, chosen)
+    numbers = records.rows[chosen]
+    return SharedPieces(store.series(name, [store.put(f"{name}-0", numbers)]), (0, len(numbers)))
+
+
+@dataclass(frozen=True)
+class _FindLimits:
+    """Task: of the clusters of a share that have more than `r` candidates, the first one that is too much."""
+
+    r: int
+
+    def __call__(self, share: Share) -> Splitters:
+        records = share.read()
+        first, last = int(records.labels.min()), int(records.labels.max())
+        order = np.lexsort((records.keys, records.labels))  # stable: rows that are alike stay in order
+        indptr = bounds_of_labels(records.labels - np.int32(first), last - first + 1)
+        large = np.flatnonzero(np.diff(indptr) > self.r)
+        beyond = order[indptr[large] + self.r]
+        return Splitters((large + first).astype(np.int32), records.keys[beyond], records.rows[beyond].astype(np.uint64))
+
+
+@dataclass(frozen=True)
+class _LeaveOut:
+    """Task: of a run, keep the row numbers of those before the limit of their cluster."""
+
+    limits: tuple[SharedArray, SharedArray, SharedArray]
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, item: tuple[int, ScratchRun]) -> tuple[SharedArray, int]:
+        number, run = item
+        records, limits = run.read(), Splitters(*(values.get() for values in self.limits))
+        chosen = splitters_before(limits, records) == np.searchsorted(limits.clusters, records.labels)
+        numbers = records.rows[chosen]
+        return self.store.put(f"{self.name}-{number}", numbers), len(numbers)
+
+
+def choose(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> SharedPieces:
+    """Choose up to `r` candidates of each cluster, by many tasks; row numbers are below `n_rows`, and rise."""
+    name, takes = f"numbers-{uuid.uuid4().hex}", sort_stage(rows_at_once(runner))
+    limits = _limits(candidates, r, n_rows, runner)
+    store = runner.scratch_store(8 * candidates.n_rows)
+    words = limits.clusters, limits.keys, limits.rows
+    shared = tuple(store.put(f"limits-{uuid.uuid4().hex}", values) for values in words)
+    pieces = [piece for run in candidates.runs for piece in _pieces(run, rows_at_once(runner))]
+    try:
+        task = _LeaveOut(shared, store, name)  # type: ignore[arg-type]
+        outcomes = runner.map(task, list(enumerate(pieces)), stage="resample", takes=takes)
+    finally:
+        for handle in shared:
+            handle.delete()
+    offsets = starts(np.array([n for _, n in outcomes])).tolist()
+    return SharedPieces(store.series(name, [numbers for numbers, _ in outcomes]), tuple(offsets))
+
+
+def _pieces(run: ScratchRun, at_once: int) -> Sequence[ScratchRun]:
+    """A run in parts of so many rows at most."""
+    lows = range(run.start, run.stop, at_once)
+    return [ScratchRun(run.records, low, min(low + at_once, run.stop)) for low in lows]
+
+
+def _limits(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> Splitters:
+    """The first candidate that is too much of every cluster with more than `r`."""
+    at_once, indptr = rows_at_once(runner), starts(candidates.counts)
+    runs = [piece for run in candidates.runs for piece in _pieces(run, at_once)]
+    huge = np.flatnonzero(candidates.counts > at_once)
+    # Shares of whole clusters; one that no task holds is a share by itself, and its limit is found digit by digit.
+    cuts = [0]
+    while cuts[-1] < len(candidates.counts):
+        last = int(np.searchsorted(indptr, indptr[cuts[-1]] + at_once, side="right")) - 1
+        cuts.append(max(last, cuts[-1] + 1))
+    clusters = np.array([c for c in cuts[1:-1] if 0 < indptr[c] < indptr[-1]], np.int64)
+    places = np.unique(np.array([0, *indptr[clusters], indptr[-1]]))
+    clusters = np.searchsorted(indptr, places[1:-1], side="right") - 1
+    zeros = np.zeros(len(clusters), np.uint64)
+    with shares_between(
+        places, Splitters(clusters.astype(np.int32), zeros, zeros), runs, runner=runner, stage="resample"
+    ) as shares:
+        held = [share for share in shares if share.stop - share.start <= at_once]
+        found = runner.map(_FindLimits(r), held, stage="resample", takes=sort_stage(at_once))
+    huge = huge[candidates.counts[huge] > r]
+    if len(huge):
+        ranks = np.full(len(huge), r, np.int64)
+        found.append(
+            find_splitters(
+                runs, huge.astype(np.int32), ranks, key_bits=64, n_rows=n_rows, runner=runner, stage="resample"
+            )
+        )
+    of_each = [np.concatenate([getattr(some, name) for some in found]) for name in ("clusters", "keys", "rows")]
+    order = np.argsort(of_each[0], kind="stable")
+    return Splitters(*(values[order] for values in of_each))
