@@ -29,9 +29,8 @@ from hkm_dask.hierarchy.external_sort import (
     shares_between,
     splitters_before,
 )
-from hkm_dask.hierarchy.members import bounds_of_labels
+from hkm_dask.hierarchy.members import bounds_of_labels, starts
 from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.hierarchy.tree_arrays import starts
 
 
 @dataclass(frozen=True)
