@@ -27,6 +27,7 @@ from hkm_dask.embedding.raster_patches import Windows, open_windows
 from hkm_dask.errors import HkmError, InputError
 from hkm_dask.hierarchy.export import write_subset
 from hkm_dask.view.progress import show_progress
+from pipelines import records
 from pipelines.satellite import maps
 
 BLUE_MARBLE = Path("/usr/share/xplanet/images/earth.jpg")
@@ -200,6 +201,7 @@ def main() -> None:
     parser.add_argument(
         "--picture", type=Path, metavar="PNG", help="also write the map of the first raster here, small"
     )
+    records.add_option(parser)
     options = parser.parse_args()
     step = options.step or (None if options.rasters else max(1, options.size // 2))
     settings = {"bands": options.bands, "max_missing": options.max_missing}
@@ -221,6 +223,9 @@ def main() -> None:
     except HkmError as error:
         raise SystemExit(f"error: {error}") from None
     print(summary)
+    found = {"n_patches": summary.n_patches, "n_drawn": summary.n_drawn, "shares": summary.shares}
+    tree = {"tree": records.tree_settings(options.out / "tree.zarr")}
+    records.save("satellite", options.model, found, out=options.out, settings=tree, record=options.record)
     if options.picture:
         with Image.open(next(path for path in summary.files if path.suffix == ".png")) as picture:
             picture.convert("RGB").quantize(256, dither=Image.Dither.NONE).save(options.picture, optimize=True)
