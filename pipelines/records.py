@@ -46,7 +46,14 @@ def add_option(parser: ArgumentParser) -> None:
 
 
 def save(
-    pipeline: str, run: str, found: Mapping[str, Any], *, out: Path, settings: Mapping[str, Any], record: bool
+    pipeline: str,
+    run: str,
+    found: Mapping[str, Any],
+    *,
+    out: Path,
+    settings: Mapping[str, Any],
+    record: bool,
+    program: str = "",
 ) -> None:
     """Write what a run of a pipeline found to its folder, and keep it for the documents where that is asked for.
 
@@ -60,9 +67,11 @@ def save(
     settings : mapping
         What they depend on.
     record : bool
+    program : str, optional
+        What was started, where it is not the pipeline's `run.py`.
     """
     entry = {
-        "command": command(pipeline, sys.argv[1:]),
+        "command": command(program or f"pipelines/{pipeline}/run.py", sys.argv[1:]),
         "date": time.strftime("%Y-%m-%d"),
         "versions": versions(),
         "cores": os.cpu_count(),
@@ -77,14 +86,14 @@ def save(
         write_documents()
 
 
-def command(pipeline: str, words: Iterable[str]) -> str:
+def command(program: str, words: Iterable[str]) -> str:
     """Tell how a run was started, without where its output went.
 
-    >>> command("text", ["--full", "--out", "text", "--record"])
+    >>> command("pipelines/text/run.py", ["--full", "--out", "text", "--record"])
     'python pipelines/text/run.py --full'
     """
-    line = shlex.join(["python", f"pipelines/{pipeline}/run.py", *(word for word in words if word != "--record")])
-    return re.sub(r" --out[ =]\S+", "", line)
+    line = shlex.join(word for word in words if word != "--record")
+    return " ".join(["python", program, *re.sub(r"--out[ =]\S+", "", line).split()])
 
 
 def versions() -> dict[str, str]:

@@ -52,6 +52,34 @@ def test_the_ways_of_the_readme(tmp_path: Path) -> None:
     assert len((folder / "draw.txt").read_text(encoding="utf-8").splitlines()) == 40
 
 
+def test_the_python_of_the_readme(tmp_path: Path) -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for number, smaller in (
+        ("(20_000, 2_000, 200)", "(60, 12, 4)"),
+        ("100_000,", "100,"),
+        ("n_clusters=1000", "n_clusters=9"),
+    ):
+        assert text.count(number) == 1
+        text = text.replace(number, smaller)
+    blocks = [
+        "```python\nimport numpy\nvector = numpy.ones(8)\n```\n",
+        *re.findall(r"```python\n.*?```\n", text, re.DOTALL),
+    ]
+    page, folder = tmp_path / "page.md", tmp_path / "run"
+    page.write_text("\n".join(blocks), encoding="utf-8")
+    folder.mkdir()
+
+    def prepare(folder: Path) -> None:
+        for name, rows in zip("ab", np.random.default_rng(0).normal(size=(2, 500, 8)), strict=True):
+            np.save(folder / f"{name}.npy", rows)
+
+    found = run_page(page, folder, prepare).namespace
+    assert len(found["rows"]) == 100
+    assert found["km"].labels_.shape == (1000,)
+    path = found["tree"].hkm.path(41)
+    assert path[1] == found["two"]["labels"].values[path[0]]
+
+
 def test_your_embeddings(tmp_path: Path) -> None:
     run = run_page("docs/your-embeddings.md", tmp_path)
     assert run.namespace["drawn"].sum() == 400
