@@ -16,9 +16,10 @@ from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.server import LOOPBACK, Server
 from hkm_dask.browsing.subset import Subset
-from hkm_dask.data.pool import Pool, open_pool
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.export import pool_of_tree
 from hkm_dask.hierarchy.subset_files import read_rows
 from hkm_dask.hierarchy.tree import open_hierarchy
 
@@ -155,8 +156,4 @@ def _pool_of(tree: xr.DataTree, given: Path_ | None) -> Pool | None:
     if given is None and not Path(where).exists():
         emit("warning", message=f"{where} is no longer there; only row numbers are shown, or give --pool")
         return None
-    pool = open_pool(where)
-    wanted = tree.attrs.get("pool_fingerprint")
-    if wanted and pool.fingerprint != wanted:
-        raise StoreError(f"pool={str(where)!r} should be the one the tree was built from, it is another; give --pool")
-    return pool
+    return pool_of_tree(tree.attrs, "" if given else ", or give --pool", given)

@@ -54,8 +54,10 @@ class Samples:
         if pool is not None:
             for name in names:
                 read = partial(pool.column_piece, name)  # with what is missing
-                self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read)
-        self.ids = Column(open_array(Path(pool.path, layout.IDS)), cache) if pool and pool.has_ids else None
+                self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read, n_rows)
+        self.ids: Column | None = None
+        if pool is not None and pool.has_ids:
+            self.ids = Column(open_array(Path(pool.path, layout.IDS)), cache, n_rows=n_rows)
         self.captions: Texts | None = None
         if captions is None:
             self.captions = next((self.columns.pop(name) for name in CAPTION_COLUMNS if name in self.columns), None)

@@ -205,12 +205,16 @@ class Column:
     cache : ChunkCache
     read : callable, optional
         Reads the values from a row to another, masked where they are missing; those of `array` by default.
+    n_rows : int, optional
+        How many of them there are; all by default.
     """
 
     def __init__(
-        self, array: StoredArray, cache: ChunkCache, read: Callable[[int, int], np.ndarray] | None = None
-    ) -> None:
-        self.array, self.n_rows, self._cache, self._read = array, array.shape[0], cache, read or array.read
+        self, array: StoredArray, cache: ChunkCache, read: Callable[[int, int], np.ndarray] | None = None,
+        n_rows: int | None = None,
+    ) -> None:  # fmt: skip
+        self.array, self._cache, self._read = array, cache, read or array.read
+        self.n_rows = array.shape[0] if n_rows is None else n_rows
 
     def _chunk(self, index: int) -> Any:
         return self._cache.get((self.array.path, index), lambda: self._read(*self.array.spec.chunk_range(index)))
@@ -233,7 +237,8 @@ class Column:
         while row < self.n_rows:
             index = row // self.array.spec.chunk_rows
             first, stop = self.array.spec.chunk_range(index)
-            values = self._chunk(index).slice(row - first)
+            stop = min(stop, self.n_rows)
+            values = self._chunk(index).slice(row - first, stop - row)
             if pa.types.is_large_string(values.type):
                 hits = pc.match_substring(values, query, ignore_case=True)
             else:

@@ -144,6 +144,9 @@ def _open(
         other = open_store(path).pool
         if other is None or opened.pool is None or other.fingerprint != opened.pool.fingerprint:
             raise InputError(f"{path} should be of the same pool as {(trees or pools)[0]}; compare rows of one pool")
+        if other.n_samples != opened.pool.n_samples:
+            n_rows = f"{other.n_samples:,} rows should be the {opened.pool.n_samples:,} of {(trees or pools)[0]}"
+            raise InputError(f"{path}: its {n_rows}; let the tree that lacks some have them, with `hkm update`")
     return opened
 
 

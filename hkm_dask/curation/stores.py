@@ -15,10 +15,11 @@ from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_rows
 from hkm_dask.data.files import stored_format
-from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.pool import Pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.export import pool_of_tree
 from hkm_dask.hierarchy.id_lists import read_id_list
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.hierarchy.tree import open_hierarchy
@@ -82,20 +83,9 @@ def open_store(store: Any) -> CuratedStore:
     if isinstance(store, str | os.PathLike) and stored_format(Path(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)
     if isinstance(store, xr.DataTree):
-        pool = _pool_of_tree(store)
+        pool = pool_of_tree(store.attrs, ", or make the tree again")
+        if pool is None:
+            raise InputError("the tree was built from an array, not from a pool; ingest the array and cluster the pool")
         return CuratedStore(pool.rows(), pool, TreeArrays(store))
     source = open_source(store, Config.from_flags((1,)))
     return CuratedStore(source.rows, source.pool, None)
-
-
-def _pool_of_tree(tree: xr.DataTree) -> Pool:
-    where = tree.attrs.get("pool")
-    if not where:
-        raise InputError("the tree was built from an array, not from a pool; ingest the array and cluster the pool")
-    pool = open_pool(where)
-    if pool.fingerprint != tree.attrs.get("pool_fingerprint"):
-        raise StoreError(
-            f"pool={where!r} should be the one the tree was built from, but its content is another; "
-            "put that pool back, or make the tree again"
-        )
-    return pool

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -73,6 +73,10 @@ class Pool:
         known = {before: n_samples for n_samples, before, _ in self.history} | {self.fingerprint: self.n_samples}
         return known.get(fingerprint)
 
+    def head(self, n_samples: int) -> Pool:
+        """The pool with no more than its first rows, as a tree knows it that was made before it grew."""
+        return replace(self, n_samples=n_samples)
+
     def _summary(self) -> Summary:
         n_bytes = self.n_samples * self.n_features * self.dtype.itemsize
         title = f"Pool of {self.n_samples:,} samples × {self.n_features:,} features"
@@ -94,7 +98,8 @@ class Pool:
 
     def rows(self) -> ZarrRows:
         """The embeddings, to be read by blocks."""
-        return ZarrRows(self.path, layout.EMBEDDINGS, fingerprint=self.fingerprint, max_abs=self.max_abs)
+        rows = ZarrRows(self.path, layout.EMBEDDINGS, fingerprint=self.fingerprint, max_abs=self.max_abs)
+        return rows.head(self.n_samples)
 
     def check_unchanged(self) -> None:
         """Refuse, with a StoreError, to go on where another pool lies at its path by now."""
@@ -129,7 +134,7 @@ class Pool:
         """
         import xarray as xr
 
-        stored = xr.open_zarr(self.path)
+        stored = xr.open_zarr(self.path).isel({layout.SAMPLE: slice(self.n_samples)})
         names = [layout.EMBEDDINGS, *([layout.IDS] if self.has_ids else []), *self.columns]
         variables = {name: stored[name] for name in names}
         for name in self.columns:

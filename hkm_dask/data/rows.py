@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import os
 import uuid
@@ -219,6 +220,14 @@ class ZarrRows(Rows):
             files = [folder / name for name in (METADATA_FILE, ".zarray") if (folder / name).is_file()]
             version = tuple((state.st_mtime_ns, state.st_ino) for state in (file.stat() for file in files))
         self.key = ("zarr", self.label, version)
+
+    def head(self, n_rows: int) -> ZarrRows:
+        """The first rows of them."""
+        if n_rows == self.n_rows:
+            return self
+        rows = copy.copy(self)
+        rows.n_rows, rows.key = n_rows, (*self.key, n_rows)
+        return rows
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""

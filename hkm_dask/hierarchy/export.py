@@ -254,16 +254,26 @@ def _arrow(values: np.ndarray) -> Any:
     return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
 
 
-def pool_of_tree(attributes: Mapping[Any, Any], otherwise: str = "") -> Pool | None:
-    """Open the pool the tree was built from, None where that was an array; refuse another, which would lie."""
-    where = attributes.get("pool")
+def pool_of_tree(
+    attributes: Mapping[Any, Any], otherwise: str = "", path: str | os.PathLike[str] | None = None
+) -> Pool | None:
+    """Open the pool the tree was built from, where it was or at `path`; None where that was an array.
+
+    Of a pool that has grown since, the rows that the tree knows; a warning tells of the others. StoreError where it is
+    another, which would lie.
+    """
+    where = path or attributes.get("pool")
     if not where:
         return None
     pool = open_pool(where)
     wanted = attributes.get("pool_fingerprint")
-    if wanted and pool.n_known_as(str(wanted)) is None:
+    n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples
+    if n_known is None:
         raise StoreError(
-            f"pool={where!r} should be the one the tree was built from, but its content is another; "
-            f"put that pool back{otherwise}"
+            f"pool={str(where)!r} should be the one the tree was built from, but its content is another; "
+            f"{'give that one' if path else 'put that pool back'}{otherwise}"
         )
-    return pool
+    if n_known < pool.n_samples:
+        fact = f"the tree knows {n_known:,} of the {pool.n_samples:,} rows of {where}"
+        emit("warning", message=f"{fact}; `hkm update TREE {where}` lets the others join")
+    return pool.head(n_known)

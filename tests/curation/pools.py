@@ -15,9 +15,9 @@ class _Rows:
 
     name, fingerprint = "rows", "rows-1"
 
-    def __init__(self, x: np.ndarray, columns: dict[str, np.ndarray]) -> None:
+    def __init__(self, x: np.ndarray, columns: dict[str, np.ndarray], prefix: str) -> None:
         self.x = x
-        ids = np.array([f"id-{i}" for i in range(len(x))], object)
+        ids = np.array([f"{prefix}{i}" for i in range(len(x))], object)
         self.ids: Pieces = lambda: iter([ids])
         self.columns: dict[str, Pieces] = {
             name: lambda values=values: iter([values])  # type: ignore[misc]
@@ -41,6 +41,6 @@ class _AsTheyAre(Encoder):
         return np.array(prepared, np.float32)
 
 
-def pool_with_columns(path: Path, x: np.ndarray, **columns: np.ndarray) -> Pool:
-    """Make a pool with ids and columns."""
-    return embed(_Rows(x, columns), path, _AsTheyAre(x.shape[1]), dtype="float32")
+def pool_with_columns(path: Path, x: np.ndarray, prefix: str = "id-", **columns: np.ndarray) -> Pool:
+    """Make a pool with ids, a prefix and the number of the row, and columns."""
+    return embed(_Rows(x, columns, prefix), path, _AsTheyAre(x.shape[1]), dtype="float32")

@@ -13,8 +13,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.config import Config
-from hkm_dask.data.pool import Pool, open_pool
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.export import pool_of_tree
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.metrics import gini
 
@@ -114,10 +115,7 @@ def find_pool(attributes: Mapping[Any, Any], path: str | os.PathLike[str] | None
     where = path if path is not None else attributes.get("pool")
     if not where or (path is None and not Path(where).exists()):
         return None
-    pool = open_pool(where)
-    if pool.fingerprint != attributes.get("pool_fingerprint"):
-        raise StoreError(f"pool={str(where)!r} should be the one the tree was made from, it is another; give that one")
-    return pool
+    return pool_of_tree(attributes, path=path)
 
 
 def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int64] | None) -> Facts:
