@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from pipelines.longtail import comparison, studies
+from pipelines.longtail import comparison, studies, variants
 from pipelines.longtail.charts import Line, class_sizes, curves, dots
 from pipelines.longtail.more_pools import ALL_POOLS, missing
 from pipelines.longtail.pools import POOLS
@@ -26,7 +26,7 @@ MEASURES = {
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
 #: Pictures that the documentation shows.
 DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png", "methods.png")
-STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice", "methods")
+STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice", "methods", "variants")
 #: Settings of the search that are drawn.
 BEST = 20
 
@@ -43,7 +43,7 @@ def main() -> None:
     parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's pictures here")
     options = parser.parse_args()
     names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
-    known = ALL_POOLS if "methods" in names else POOLS
+    known = ALL_POOLS if {"methods", "variants"} & set(names) else POOLS
     pools = tuple(options.pools.split(",") if options.pools else known)
     wrong = [
         *(f"--studies={name} should be one of {', '.join(STUDIES)}" for name in names if name not in STUDIES),
@@ -56,6 +56,10 @@ def main() -> None:
     for name in names:
         if name == "methods":
             print(comparison.report(comparison.run(options.out, pools, options.seeds), options.out, pools))
+            continue
+        if name == "variants":
+            found = comparison.run(options.out, pools, options.seeds, variants.VARIANTS, "variants.jsonl")
+            print(variants.table(found.table(), pools))
             continue
         study = make(name, options.seeds, pools)
         trials.run(study.trials())

@@ -14,7 +14,7 @@ from sklearn.neighbors import NearestNeighbors
 
 from hkm_dask.metrics import class_balance
 from pipelines.longtail.charts import gains
-from pipelines.longtail.methods import METHODS, Rows, radii
+from pipelines.longtail.methods import METHODS, Method, Rows, radii
 from pipelines.longtail.more_pools import pool_of
 from pipelines.longtail.pools import Pool
 from pipelines.longtail.probes import N_NEIGHBORS, linear_probe, nearest_probe
@@ -51,9 +51,11 @@ def worth(pool: Pool, rows: Rows) -> Facts:
     }
 
 
-def run(out: Path, pools: Sequence[str], seeds: int, methods: Sequence[str] = tuple(METHODS)) -> Measurements:
+def run(
+    out: Path, pools: Sequence[str], seeds: int, methods: Mapping[str, Method] = METHODS, file: str = "methods.jsonl"
+) -> Measurements:
     """Measure what `out` does not hold, seed by seed, so that what there is at any time is even."""
-    found = Measurements(out / "methods.jsonl")
+    found = Measurements(out / file)
     for seed in range(seeds):
         for name in pools:
             keys = [{"method": method, "pool": name, "seed": seed} for method in methods]
@@ -63,16 +65,16 @@ def run(out: Path, pools: Sequence[str], seeds: int, methods: Sequence[str] = tu
             pool = pool_of(name)(seed)
             for key in todo:
                 method = str(key["method"])
-                result = found.get(key, functools.partial(_try, pool, method, seed))
+                result = found.get(key, functools.partial(_try, pool, methods[method], seed))
                 print(f"seed {seed} {name}: {method} {_said(result)}", flush=True)
     return found
 
 
-def _try(pool: Pool, method: str, seed: int) -> Facts:
+def _try(pool: Pool, method: Method, seed: int) -> Facts:
     radii(pool)  # several methods share them, so none pays for them
     begin = time.process_time()
     try:
-        rows = METHODS[method](pool, seed)
+        rows = method(pool, seed)
     except MemoryError as error:
         return {"refused": str(error)}
     seconds = time.process_time() - begin
@@ -92,13 +94,13 @@ def values(records: Sequence[Facts], name: str) -> dict[tuple[str, str], dict[in
     return found
 
 
-def over_uniform(records: Sequence[Facts], name: str) -> dict[tuple[str, str], list[float]]:
-    """Differences to the uniform draw from the same pool with the same seed."""
+def over(records: Sequence[Facts], name: str, base: str = UNIFORM) -> dict[tuple[str, str], list[float]]:
+    """Differences to another method on the same pool with the same seed."""
     found = values(records, name)
     return {
-        (pool, method): [v - found[pool, UNIFORM][seed] for seed, v in seeds.items() if seed in found[pool, UNIFORM]]
+        (pool, method): [v - found[pool, base][seed] for seed, v in seeds.items() if seed in found[pool, base]]
         for (pool, method), seeds in found.items()
-        if (pool, UNIFORM) in found
+        if (pool, base) in found
     }
 
 
@@ -126,7 +128,7 @@ def method_table(records: Sequence[Facts]) -> str:
 
     Also on how many pools the linear probe is above the uniform draw's by two standard errors, or below.
     """
-    gained = {name: over_uniform(records, name) for name in GAINED}
+    gained = {name: over(records, name) for name in GAINED}
     plain = {name: values(records, name) for name in PLAIN}
     head = ["", "pools", *GAINED.values(), "better, worse", *PLAIN.values()]
     lines = ["| " + " | ".join(head) + " |", "|---" * len(head) + "|"]
@@ -138,7 +140,7 @@ def method_table(records: Sequence[Facts]) -> str:
         for name in GAINED:
             mean, error = mean_and_error([_mean(gained[name][pool, method]) for pool in pools])
             cells.append(f"{mean:+.3f}" + ("" if math.isnan(error) else f" ± {error:.3f}"))
-        signs = [_sign(gained["linear"][pool, method]) for pool in pools]
+        signs = [sign(gained["linear"][pool, method]) for pool in pools]
         cells.append(f"{signs.count(1)}, {signs.count(-1)}")
         for name in PLAIN:
             of_pools = [_mean(plain[name][pool, method].values()) / _scale(plain, name, pool) for pool in pools]
@@ -156,7 +158,8 @@ def _mean(numbers: Any) -> float:
     return float(np.mean(list(numbers)))
 
 
-def _sign(differences: list[float]) -> int:
+def sign(differences: list[float]) -> int:
+    """Tell whether differences are above zero by two standard errors, 1, or below, -1."""
     mean, error = mean_and_error(differences)
     return int(mean > 2 * error) - int(mean < -2 * error)
 
@@ -172,7 +175,7 @@ def report(found: Measurements, out: Path, pools: Sequence[str]) -> str:
 
 def draw(records: Sequence[Facts], path: Path) -> None:
     """Draw what each method gains on each pool."""
-    gained = over_uniform(records, "linear")
+    gained = over(records, "linear")
     pools = list(dict.fromkeys(pool for pool, _ in gained))
     rows = {m: {p: mean_and_error(gained[p, m]) for p in pools if (p, m) in gained} for m in METHODS if m != UNIFORM}
     gains(path, "Accuracy of a linear probe above that of a uniform draw", pools, rows)

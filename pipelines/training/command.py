@@ -16,7 +16,7 @@ from pathlib import Path
 from pipelines.measurements import Facts, mean_and_error
 from pipelines.training.draws import DRAWS
 
-STUDIES = ("images",)
+STUDIES = ("images", "text", "satellite")
 
 
 def main() -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from pipelines.longtail import comparison, methods, more_pools, pools
+from pipelines.longtail import comparison, methods, more_pools, pools, variants
 from pipelines.longtail.methods import METHODS
 from pipelines.measurements import Measurements, mean_and_error
 
@@ -73,11 +73,12 @@ def test_what_does_not_fit_is_told_and_not_measured_again(
     monkeypatch.setattr(methods, "MOST_PAIRED", 10)
     more_pools.to_file(pool, tmp_path / "mine.npz")
     name = str(tmp_path / "mine.npz")
-    found = comparison.run(tmp_path, [name], 2, ["uniform", "agglomerative", "k-center", "balanced by labels"])
+    some = {m: METHODS[m] for m in ("uniform", "agglomerative", "k-center", "balanced by labels")}
+    found = comparison.run(tmp_path, [name], 2, some)
     refused = [record for record in found.table() if "refused" in record]
     assert [record["method"] for record in refused] == ["agglomerative"] * 2
     before = (tmp_path / "methods.jsonl").read_text()
-    comparison.run(tmp_path, [name], 2, ["uniform", "agglomerative", "k-center"])
+    comparison.run(tmp_path, [name], 2, some)
     assert (tmp_path / "methods.jsonl").read_text() == before
     text = comparison.report(found, tmp_path, [name])
     assert (tmp_path / "methods.png").stat().st_size > 5000
@@ -134,3 +135,26 @@ def test_hypernyms_follow_the_order_of_the_embeddings() -> None:
     assert found.class_names[0] == "device"
     assert (np.diff(np.bincount(found.labels)) <= 0).all()
     assert np.bincount(found.test_labels).tolist() == [more_pools.N_TEST] * found.n_classes
+
+
+def test_variants_are_chosen_on_some_pools_and_judged_on_others(tmp_path: Path) -> None:
+    assert set(variants.CHOSEN_ON).isdisjoint(variants.JUDGED_ON)
+    assert set(variants.CHOSEN_ON) | set(variants.JUDGED_ON) == set(more_pools.ALL_POOLS)
+    pool = pools.digits(2, 0)
+    some = {name: method(pool, 0) for name, method in variants.VARIANTS.items()}
+    assert {len(set(rows.tolist())) for rows in some.values()} == {pool.draw}
+    _, tree = variants._tree(pool, 0)
+    top = tree["level_3"]["leaf_sizes"].to_numpy()[tree.hkm.labels(3).to_numpy()]
+    assert top[some["without small, 6"]].min() >= 6
+    assert top[some["tempered, 1/2"]].mean() > top[some[variants.PLAIN]].mean()
+    records = [
+        {"pool": p, "method": m, "seed": s, **dict.fromkeys(comparison.GAINED, x + s / 100)}
+        for p, m, s, x in [
+            ("nouns", variants.PLAIN, 0, 0.5), ("nouns", variants.PLAIN, 1, 0.5), ("mine", variants.PLAIN, 0, 0.5),
+            ("nouns", "closest", 0, 0.6), ("nouns", "closest", 1, 0.61), ("mine", "closest", 0, 0.4),
+        ]
+    ]  # fmt: skip
+    lines = variants.table(records, ["nouns", "mine"]).splitlines()[2:]
+    assert lines[0].startswith("| chosen on | closest | 1 | +0.105 ")
+    assert lines[0].endswith("| 1, 0 |")
+    assert lines[1].startswith("| judged on | closest | 1 | -0.100 ")

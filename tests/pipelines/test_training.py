@@ -1,5 +1,6 @@
 """Models trained on draws: pools, the network against NumPy, and one tiny study the whole way. Torch is optional."""
 
+import shutil
 import sys
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.training import command, images
+from pipelines.training import command, corpus, images, satellite, text
 from pipelines.training.draws import ALL
 from pipelines.training.network import TEMPERATURE
 
@@ -95,3 +96,72 @@ def test_images_go_the_whole_way_and_are_not_trained_twice(tmp_path: Path, real_
     before = (tmp_path / "images.jsonl").read_text()
     images.run(tmp_path, 1, setting="tiny", draws=["raw", "tree"], **sizes)
     assert (tmp_path / "images.jsonl").read_text() == before
+
+
+def test_passages_hold_all_words_in_order() -> None:
+    rng = np.random.default_rng(0)
+    paragraphs = [" ".join("x" * n for n in rng.integers(1, 30, size)) for size in rng.integers(1, 300, 40)]
+    found = list(corpus.passages([*paragraphs, "x " * 1500]))
+    words, given = " ".join(found).split(), " ".join([*paragraphs, "x " * 1500]).split()
+    assert words == given[: len(words)]
+    assert len(given) - len(words) < corpus.LEAST
+    assert corpus.LEAST <= min(map(len, found)) <= max(map(len, found)) <= corpus.MOST
+    assert [len(passage) for passage in corpus.passages(["y" * 2000])] == [corpus.MOST, corpus.MOST, 600]
+
+
+def test_a_varied_text_lacks_a_few_words() -> None:
+    plain = " ".join(map(str, range(1000)))
+    varied = corpus.vary(plain, np.random.default_rng(0)).split()
+    assert 900 < len(varied) < 990
+    assert varied == sorted(varied, key=int)
+
+
+def test_patches_lie_within_their_regions() -> None:
+    day = np.zeros((96, 192, 3), np.uint8)
+    day[..., 0], day[..., 1] = np.indices((96, 192))
+    night = day[..., 0].astype(float)
+    regions = np.zeros((3, 6), bool)
+    regions[1, 2] = True
+    found = satellite.cut(day, night, regions)
+    assert found.images.shape == (9, 16, 16, 3)
+    assert (found.images[..., 0].min(), found.images[..., 0].max()) == (32, 63)
+    assert (found.images[..., 1].min(), found.images[..., 1].max()) == (64, 95)
+    assert np.allclose(np.expm1(found.light), found.images[..., 0].mean(axis=(1, 2)))
+    assert satellite.classes(np.log1p([0, 1, 5, 50])).tolist() == [0, 1, 2, 3]
+
+
+@needs_torch
+@pytest.mark.slow
+def test_satellite_goes_the_whole_way(tmp_path: Path) -> None:
+    if not satellite.NIGHT.exists():
+        pytest.skip("xplanet-images is not installed")
+    found = satellite.run(tmp_path, 1, setting="tiny", draws=["raw", "balanced by labels"], n_drawn=200)
+    records = {record["draw"]: record for record in found.table()}
+    assert records["balanced by labels"]["entropy"] > records["raw"]["entropy"]
+    assert all(record["lit_error"] > record["error"] > 0 for record in records.values())
+
+
+@needs_torch
+@pytest.mark.slow
+def test_text_goes_the_whole_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = ("dictd/gcide.dict.dz", "wordnet/data.noun", "games/fortunes", "doc/debian/FAQ/debian-faq.en.txt.gz")
+    there = all((corpus.SHARE / path).exists() for path in read) and shutil.which("bible")
+    if not there or not find_spec(text.MODEL) or not find_spec("tokenizers"):
+        pytest.skip("the documents, the tokenizer or the model that embeds them are not installed")
+    monkeypatch.setattr(text, "N_TEST", 5)
+    found = text.run(tmp_path, 1, setting="tiny", draws=["raw", "tree"], n_drawn=40, share=0.03)
+    records = {record["draw"]: record for record in found.table()}
+    assert list(records) == ["raw", "tree", ALL]
+    assert all(100 < record["balanced"] < 3000 for record in records.values())
+
+
+@needs_torch
+def test_a_language_model_learns_what_comes_next() -> None:
+    from pipelines.training import language
+
+    tokens = np.tile(np.arange(5), 200)
+    setting = language.Setting(16, 2, 1, 16, 8, 150)
+    model = language.train(tokens, setting, 5, 0)
+    assert language.surprise(model, tokens, 16) < np.log(5) / 2
+    untrained = language.network(setting, 5).eval()
+    assert language.surprise(untrained, tokens, 16) == pytest.approx(np.log(5), abs=0.8)

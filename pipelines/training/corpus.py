@@ -1,0 +1,105 @@
+"""Passages of real documents in domains of very different size, from Debian packages."""
+
+from __future__ import annotations
+
+import gzip
+import re
+import subprocess
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+
+SHARE = Path("/usr/share")
+#: What `apt-get install` has to bring.
+PACKAGES = "dict-gcide wordnet-base manpages manpages-dev perl-doc bible-kjv debian-faq fortunes"
+#: Characters of a passage: paragraphs are put together until they have as many.
+LEAST, MOST = 400, 700
+
+
+def passages(paragraphs: Iterable[str]) -> Iterator[str]:
+    """Put paragraphs together to passages of alike length; white space becomes single, the rest at the end is left out.
+
+    >>> found = list(passages(["word " * 60] * 4))
+    >>> [len(passage) for passage in found]
+    [599, 599]
+    """
+    found = ""
+    for paragraph in paragraphs:
+        found = f"{found} {' '.join(paragraph.split())}".strip()
+        while len(found) >= LEAST:
+            end = len(found) if len(found) <= MOST else found.rfind(" ", LEAST, MOST)
+            end = MOST if end < 0 else end
+            yield found[:end]
+            found = found[end:].strip()
+
+
+def _read(path: Path) -> str:
+    content = gzip.decompress(path.read_bytes()) if path.suffix in (".gz", ".dz") else path.read_bytes()
+    return content.decode("utf-8", errors="replace")
+
+
+def _blank_lines(text: str) -> list[str]:
+    return re.split(r"\n\s*\n", text)
+
+
+def dictionary() -> Iterator[str]:
+    """The GNU collaborative dictionary of English."""
+    return passages(_blank_lines(_read(SHARE / "dictd" / "gcide.dict.dz")))
+
+
+def glosses() -> Iterator[str]:
+    """What WordNet says of its nouns."""
+    lines = _read(SHARE / "wordnet" / "data.noun").splitlines()
+    return passages(
+        f"{line.split(' ')[4].replace('_', ' ')}: {line.partition(' | ')[2]}." for line in lines if line[0] != " "
+    )
+
+
+def manual() -> Iterator[str]:
+    """Pages of the manual, their markup left out."""
+    for path in sorted((SHARE / "man").glob("man[2-7]/*.gz")):
+        lines = [line for line in _read(path).splitlines() if not line.startswith((".", "'"))]
+        plain = re.sub(r"\\f[A-Z]|\\f\(..|\\[&/|^]", "", "\n".join(lines)).replace("\\-", "-")
+        yield from passages([plain.replace("\\(aq", "'").replace("\\e", "\\")])
+
+
+def perl() -> Iterator[str]:
+    """Prose of the documentation of Perl."""
+    for path in sorted((SHARE / "perl").glob("*/pod/*.pod")):
+        yield from passages(p for p in _blank_lines(_read(path)) if p and p[0] not in "= \t")
+
+
+def scripture() -> Iterator[str]:
+    """The King James Bible."""
+    said = subprocess.run(
+        ["bible", "-f", "gen1:1-rev22:21"], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=True
+    )
+    return passages(line.partition(" ")[2] for line in said.stdout.splitlines())
+
+
+def questions() -> Iterator[str]:
+    """The frequently asked questions of Debian."""
+    return passages(_blank_lines(_read(SHARE / "doc" / "debian" / "FAQ" / "debian-faq.en.txt.gz")))
+
+
+def fortunes() -> Iterator[str]:
+    """Sayings, jokes and quotations."""
+    for path in sorted((SHARE / "games" / "fortunes").iterdir()):
+        if not path.suffix and not path.is_symlink():
+            yield from passages(_read(path).split("\n%\n"))
+
+
+#: From the largest domain of the pool to the smallest, with passages of each; then the one left out.
+DOMAINS: dict[str, tuple[Callable[[], Iterator[str]], int]] = {
+    "dictionary": (dictionary, 4000), "glosses": (glosses, 2000), "manual": (manual, 1000), "perl": (perl, 500),
+    "scripture": (scripture, 250), "questions": (questions, 100),
+}  # fmt: skip
+LEFT_OUT = ("fortunes", fortunes)
+
+
+def vary(text: str, rng: np.random.Generator, *, share: float = 0.05) -> str:
+    """Leave out a share of the words: a near-copy, as of pages that quote one another."""
+    words = text.split(" ")
+    kept = rng.random(len(words)) >= share
+    return " ".join(word for word, keep in zip(words, kept, strict=True) if keep)
