@@ -15,8 +15,10 @@ Kinds and their fields:
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
 ``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``
+``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``
+``error``           ``message`` (of the command line only, where it fails)
 ==================  ==================================================================================================
 """
 

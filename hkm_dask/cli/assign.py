@@ -7,14 +7,16 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
 @click.argument("pool", type=PATH, metavar="POOL2.zarr")
 @click.argument("out", type=PATH, metavar="OUT.zarr")
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of OUT.zarr.")
+@output_option
 @place_options
-def assign(tree: Path, pool: Path, out: Path, restart: bool, place: Place) -> None:
+def assign(tree: Path, pool: Path, out: Path, restart: bool, place: Place, output: Output) -> None:
     """Give new samples their clusters at every level of a tree.
 
     OUT.zarr has their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and
@@ -22,8 +24,8 @@ def assign(tree: Path, pool: Path, out: Path, restart: bool, place: Place) -> No
     """
     from hkm_dask.hierarchy import assignment
     from hkm_dask.view import info
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress(), place.connect() as runner:
+    with output.run(place) as runner:
         assignment.assign(tree, pool, out, client=runner.client, memory_limit=place.memory_limit, restart=restart)
-    click.echo(info.render(info.describe(out)))
+    facts = info.describe(out)
+    output.answer(facts, info.render(facts))

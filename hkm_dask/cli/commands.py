@@ -17,6 +17,7 @@ from hkm_dask.cli.export import export
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.ingest import ingest
 from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
+from hkm_dask.cli.output import Output, output_option
 from hkm_dask.cli.report import report
 from hkm_dask.cli.sample import sample
 from hkm_dask.cli.update import update
@@ -100,36 +101,34 @@ command_of(
     "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
 )
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
-@click.option("--json", "as_json", is_flag=True, help="For machines: events on stderr, the tree on stdout, as JSON.")
+@output_option
 @place_options
-def cluster(pool: Path, tree: Path, restart: bool, as_json: bool, place: Place, **settings: Any) -> None:
+def cluster(pool: Path, tree: Path, restart: bool, place: Place, output: Output, **settings: Any) -> None:
     """Build the hierarchy of clusters of a pool.
 
     Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
     printed. Interrupted, the same command resumes. On a finished tree it says "already complete".
     """
-    config = _config(pool, **settings)
-    import json
-
+    config = _config(pool, output, **settings)
     from hkm_dask.data.layout import wip_path
     from hkm_dask.hierarchy.build import write_hierarchy
     from hkm_dask.view import info
-    from hkm_dask.view.progress import show_progress
 
     if tree.exists() and not restart and not wip_path(tree).exists():
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
         # Unless a restart was interrupted, whose unfinished tree lies beside it.
         write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
-        click.echo(json.dumps(info.describe(tree), allow_nan=False) if as_json else f"{tree}: already complete")
+        output.answer(info.describe(tree), f"{tree}: already complete")
         return
-    with show_progress(as_json=as_json), place.connect(quiet=as_json) as runner:
+    with output.run(place) as runner:
         write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     facts = info.describe(tree)
-    click.echo(json.dumps(facts, allow_nan=False) if as_json else info.render(facts))
+    output.answer(facts, info.render(facts))
 
 
 def _config(
     pool: Path,
+    output: Output,
     *,
     config: Path | None,
     n_clusters: tuple[int, ...] | None,
@@ -150,7 +149,7 @@ def _config(
         }  # fmt: skip
         if n_clusters is not None:
             return Config.from_flags(n_clusters, **of_levels, **given)
-        return _advised(pool, **of_levels, **given)
+        return _advised(pool, output, **of_levels, **given)
     if n_resamples is not None or resample_size is not None:
         raise click.UsageError(
             "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
@@ -167,7 +166,7 @@ command_of(
 )(sample)
 
 
-def _advised(pool: Path, **given: Any) -> Config:
+def _advised(pool: Path, output: Output, **given: Any) -> Config:
     """The settings for a pool of so many rows, said aloud."""
     from hkm_dask.config import Config
     from hkm_dask.hierarchy.source import n_clustered
@@ -182,8 +181,8 @@ def _advised(pool: Path, **given: Any) -> Config:
     for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
         words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
-    click.echo(f"For {n_rows:,} rows, as advised: {options}", err=True)
-    click.echo("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.", err=True)
+    output.note(f"For {n_rows:,} rows, as advised: {options}")
+    output.note("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.")
     return config
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH, Size
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("a", type=PATH, metavar="A")
@@ -19,10 +20,10 @@ from hkm_dask.cli.options import PATH, Size
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
 @click.option("--memory-limit", type=Size(), metavar="SIZE", help="What this process may hold, like 4GiB.")
-@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@output_option
 def compare(
     a: Path, b: Path, tree: Path | None, pool: Path | None, threshold: float, sample: int, seed: int,
-    memory_limit: int | None, as_json: bool,
+    memory_limit: int | None, output: Output,
 ) -> None:  # fmt: skip
     """Compare two subsets of a pool.
 
@@ -30,13 +31,10 @@ def compare(
     the rows it clusters. Told are sizes, overlap, clusters covered and how evenly at every level, how far the pool is
     from each, near-duplicates within each, and the pool's columns.
     """
-    import json
-
     from hkm_dask.curation import compare as curation
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress():
+    with output.progress():
         found = curation.compare(
             a, b, tree=tree, pool=pool, threshold=threshold, sample=sample, seed=seed, memory_limit=memory_limit
         )
-    click.echo(json.dumps(found.facts, indent=2, allow_nan=False) if as_json else str(found))
+    output.answer(found.facts, str(found))

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
@@ -23,11 +24,11 @@ from hkm_dask.cli.options import PATH, Place, place_options
 @click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, as .npy or .parquet, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
-@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
+@output_option
 @place_options
 def dedup(
     store: Path, threshold: float, out: Path, keep: str, by: str | None, subset: Path | None,
-    removed: Path | None, groups: Path | None, seed: int, as_json: bool, place: Place,
+    removed: Path | None, groups: Path | None, seed: int, output: Output, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 
@@ -35,16 +36,13 @@ def dedup(
     numbers of the rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at.
     --removed is for hkm sample --exclude-ids.
     """
-    import json
-
     from hkm_dask.curation import dedup as curation
-    from hkm_dask.view.progress import show_progress
 
     curation.check_targets(out, removed, groups)
-    with show_progress(), place.connect() as runner:
+    with output.run(place) as runner:
         found = curation.dedup(
             store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
             memory_limit=place.memory_limit,
         )  # fmt: skip
         found.save(out, removed=removed, groups=groups)
-    click.echo(json.dumps(found.facts(), indent=2) if as_json else f"{out}: {found}")
+    output.answer(found.facts(), f"{out}: {found}")

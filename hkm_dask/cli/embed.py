@@ -13,6 +13,7 @@ import click
 
 from hkm_dask.cli.groups import OrderedGroup, command_of, debug_option
 from hkm_dask.cli.options import DTYPE, PATH, PerLevel
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.group(
@@ -50,6 +51,7 @@ def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Calla
     ]
 
     def give(command: Callable[..., None]) -> Callable[..., None]:
+        command = output_option(command)
         for option in reversed(options):
             command = option(command)
         return command
@@ -78,7 +80,9 @@ _image_model_option = click.option(
 @click.option("--ids", metavar="COLUMN", help="The key or column that has the ids.")
 @click.option("--skip-empty", is_flag=True, help="Leave out empty texts instead of refusing them.")
 @_embedding_options(32)
-def text(source: Path, pool: Path, model: Path, batch_size: int, device: str | None, **options: Any) -> None:
+def text(
+    source: Path, pool: Path, model: Path, batch_size: int, device: str | None, output: Output, **options: Any
+) -> None:
     """Embed texts.
 
     INPUT is a .txt file with a text on each line, a .jsonl or .parquet file, or a folder of one of these kinds. Texts
@@ -89,7 +93,7 @@ def text(source: Path, pool: Path, model: Path, batch_size: int, device: str | N
     from hkm_dask.embedding.texts import open_texts
 
     model_folder(model)  # before a long pass over the texts
-    with _embedding_into(pool) as run_embed:
+    with _embedding_into(pool, output) as run_embed:
         texts = open_texts(source, **_taken(options, "column", "ids", "skip_empty"))
         encoder = text_encoder(model, batch_size=batch_size, device=device)
         run_embed(texts, pool, encoder, batch_size=SORTED_BATCHES * batch_size, **options)
@@ -105,7 +109,9 @@ def text(source: Path, pool: Path, model: Path, batch_size: int, device: str | N
 @_image_model_option
 @click.option("--skip-unreadable", is_flag=True, help="Leave out images that cannot be read instead of refusing them.")
 @_embedding_options(64)
-def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, **options: Any) -> None:
+def image(
+    folder: Path, pool: Path, model: str, skip_unreadable: bool, device: str | None, output: Output, **options: Any
+) -> None:
     """Embed images.
 
     FOLDER has images in it or in its subfolders, or is a .zip of them. Their paths become the ids.
@@ -114,7 +120,7 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
     from hkm_dask.embedding.images import open_images
 
     _check_image_model(model)
-    with _embedding_into(pool) as run_embed:
+    with _embedding_into(pool, output) as run_embed:
         images = open_images(folder, skip_unreadable=skip_unreadable)
         run_embed(images, pool, image_encoder(model, device=device), **options)
 
@@ -163,7 +169,9 @@ def image(folder: Path, pool: Path, model: str, skip_unreadable: bool, device: s
 )
 @_image_model_option
 @_embedding_options(64)
-def raster(rasters: tuple[Path, ...], pool: Path, model: str, device: str | None, **options: Any) -> None:
+def raster(
+    rasters: tuple[Path, ...], pool: Path, model: str, device: str | None, output: Output, **options: Any
+) -> None:
     """Embed patches of rasters.
 
     Each RASTER is a GeoTIFF, JPEG or PNG, or a folder of them; they are read by windows and may be larger than memory.
@@ -174,7 +182,7 @@ def raster(rasters: tuple[Path, ...], pool: Path, model: str, device: str | None
     from hkm_dask.embedding.raster_patches import open_windows
 
     _check_image_model(model)
-    with _embedding_into(pool) as run_embed:
+    with _embedding_into(pool, output) as run_embed:
         chosen = _taken(options, "size", "step", "bands", "value_range", "bounds", "max_missing")
         windows = open_windows(rasters, **chosen)
         run_embed(windows, pool, image_encoder(model, device=device), **options)
@@ -200,11 +208,11 @@ def _check_image_model(model: str) -> None:
 
 
 @contextmanager
-def _embedding_into(pool: Path) -> Iterator[Callable[..., object]]:
+def _embedding_into(pool: Path, output: Output) -> Iterator[Callable[..., object]]:
     from hkm_dask.embedding.embed import embed as run_embed
     from hkm_dask.view import info
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress():
+    with output.progress():
         yield run_embed
-    click.echo(info.render(info.describe(pool)))
+    facts = info.describe(pool)
+    output.answer(facts, info.render(facts))

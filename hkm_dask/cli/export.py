@@ -7,24 +7,26 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
 @click.argument("out", type=PATH, metavar="OUT.parquet")
 @click.option("--embeddings", is_flag=True, help="With the embeddings, as a column of vectors.")
 @click.option("--xy", is_flag=True, help="With x and y: the first two principal components, for a scatter plot.")
-def export(store: Path, out: Path, embeddings: bool, xy: bool) -> None:
+@output_option
+def export(store: Path, out: Path, embeddings: bool, xy: bool, output: Output) -> None:
     """Write all rows of a pool or a tree as a table.
 
     Its columns are row, id, the columns of the pool, and of a tree the cluster at every level and the distance to the
     level-1 centroid. It is written block by block, so it may be larger than memory.
     """
     from hkm_dask.hierarchy.table import export as run_export
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress():
+    with output.progress():
         run_export(store, out, embeddings=embeddings, xy=xy)
     import pyarrow.parquet as pq
 
-    schema = pq.read_schema(out)
-    click.echo(f"{out}: {pq.read_metadata(out).num_rows:,} rows of {', '.join(schema.names)}")
+    n_rows, columns = pq.read_metadata(out).num_rows, pq.read_schema(out).names
+    facts = {"out": str(out), "n_rows": n_rows, "columns": columns}
+    output.answer(facts, f"{out}: {n_rows:,} rows of {', '.join(columns)}")

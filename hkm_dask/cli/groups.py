@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from hkm_dask.cli.interrupts import signals_unwind
+from hkm_dask.cli.output import tell_error
 from hkm_dask.cli.wording import in_options
 
 _ARGUMENTS = "hkm_dask.arguments"
@@ -72,7 +73,7 @@ def _fail(ctx: click.Context, lines: Sequence[str]) -> NoReturn:
     if ctx.meta.get(_DEBUG):
         click.echo(traceback.format_exc(), err=True, nl=False)
     for line in lines or ["it failed without saying why; --debug shows where"]:
-        click.echo(f"Error: {printable(in_options(line, _command(ctx)))}", err=True)
+        tell_error(ctx, printable(in_options(line, _command(ctx))))
     ctx.exit(1)
 
 

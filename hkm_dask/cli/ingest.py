@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hkm_dask.cli.options import DTYPE, PATH, Names, Place, place_options
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
@@ -32,8 +33,9 @@ from hkm_dask.cli.options import DTYPE, PATH, Names, Place, place_options
 )
 @click.option("--drop-nonfinite", is_flag=True, help="Leave out rows with NaN or Inf instead of refusing them.")
 @click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
+@output_option
 @place_options
-def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -> None:
+def ingest(sources: tuple[str, ...], pool: Path, place: Place, output: Output, **options: Any) -> None:
     """Turn embeddings into a pool.
 
     A pool is one Zarr store with checksums. SOURCE is an .npy, .npz, .parquet, .arrow or .safetensors file, a folder of
@@ -42,8 +44,8 @@ def ingest(sources: tuple[str, ...], pool: Path, place: Place, **options: Any) -
     """
     from hkm_dask.ingestion.ingest import ingest as run_ingest
     from hkm_dask.view import info
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress(), place.connect() as runner:
+    with output.run(place) as runner:
         run_ingest(list(sources), pool, client=runner.client, **options)
-    click.echo(info.render(info.describe(pool)))
+    facts = info.describe(pool)
+    output.answer(facts, info.render(facts))

@@ -131,12 +131,15 @@ class Place:
     def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
         """Start or find the workers, for as long as the context lasts; say where the dashboard is unless `quiet`."""
         from hkm_dask.compute import cluster
+        from hkm_dask.events import emit
 
         starts_workers = self.workers is not None or self.local_cuda
         connection = cluster.connect(**{**asdict(self), "cuda_preset": self.cuda_preset or "performance"})
         with ExitStack() as stack:
             with children_deaf_to_ctrl_c() if starts_workers else nullcontext():
                 runner = stack.enter_context(connection)
+            if runner.dashboard:
+                emit("connected", dashboard=runner.dashboard, page=runner.page)
             if runner.dashboard and not quiet:
                 click.echo(f"Dask dashboard: {runner.dashboard}", err=True)
             if runner.page and not quiet:

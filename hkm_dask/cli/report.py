@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hkm_dask.cli.options import PATH
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
@@ -18,16 +19,17 @@ from hkm_dask.cli.options import PATH
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")
 @click.option("--captions", metavar="FILE|COLUMN", help="A caption for each sample: a file of texts, or a column.")
 @click.option("--images", type=PATH, metavar="FOLDER", help="The images that ids or a column name: a folder or .zip.")
-def report(tree: Path, out: Path, **options: Any) -> None:
+@output_option
+def report(tree: Path, out: Path, output: Output, **options: Any) -> None:
     """Report on a tree and on a draw from it, as one HTML file.
 
     Settings, sizes, inertia and time of each level, a picture of the hierarchy, the draw against the pool by cluster
     and by column, near-duplicates left in the draw, and warnings where curation looks harmful. The file needs no other
     and no network; clusters are named LEVEL:NUMBER, as --exclude of hkm sample takes them.
     """
-    from hkm_dask.view.progress import show_progress
     from hkm_dask.view.report.report import report as write_report
 
-    with show_progress():
+    with output.progress():
         target = write_report(tree, out, **options)
-    click.echo(f"{target}: {target.stat().st_size / 2**20:.1f} MiB")
+    size = target.stat().st_size
+    output.answer({"out": str(target), "n_bytes": size}, f"{target}: {size / 2**20:.1f} MiB")

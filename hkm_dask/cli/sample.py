@@ -8,6 +8,7 @@ from typing import Any
 import click
 
 from hkm_dask.cli.options import PATH, Clusters, OfColumn
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
@@ -54,7 +55,8 @@ from hkm_dask.cli.options import PATH, Clusters, OfColumn
     help="Rows, or shares, of values of a column: CSV with value,quota in its first line.",
 )
 @click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
-def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
+@output_option
+def sample(tree: Path, size: int, out: Path, output: Output, **options: Any) -> None:
     """Draw a balanced subset from a tree.
 
     The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the
@@ -69,14 +71,13 @@ def sample(tree: Path, size: int, out: Path, **options: Any) -> None:
     export.check_target(out)
     from hkm_dask.hierarchy.sampling import sample as draw
     from hkm_dask.hierarchy.tree import open_hierarchy
-    from hkm_dask.view.progress import show_progress
 
     for name in ("exclude", "only"):
         options[name] = [cluster for clusters in options[name] for cluster in clusters]
     for name in ("max_per", "quotas"):
         options[name] = {column: value for given in options[name] for column, value in given.items()}
-    with show_progress():
+    with output.progress():
         opened = open_hierarchy(tree)
         rows = draw(opened, size, **options)
         export.write_subset(out, rows, opened)
-    click.echo(f"{out}: {len(rows):,} rows")
+    output.answer({"out": str(out), "n_rows": len(rows)}, f"{out}: {len(rows):,} rows")

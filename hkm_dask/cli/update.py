@@ -7,13 +7,15 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
 @click.argument("new", type=PATH, nargs=-1, metavar="NEW...")
+@output_option
 @place_options
-def update(tree: Path, pool: Path, new: tuple[Path, ...], place: Place) -> None:
+def update(tree: Path, pool: Path, new: tuple[Path, ...], place: Place, output: Output) -> None:
     """Let new samples join a tree and its pool.
 
     Nothing is clustered anew. NEW are pools, or what hkm ingest takes. Their rows lie below those of the pool, so that
@@ -24,12 +26,12 @@ def update(tree: Path, pool: Path, new: tuple[Path, ...], place: Place) -> None:
     from hkm_dask.data.pool import open_pool
     from hkm_dask.hierarchy.tree import open_hierarchy
     from hkm_dask.ingestion.update import update as run_update
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress(), place.connect() as runner:
+    with output.run(place) as runner:
         run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit)
     updates = open_hierarchy(tree).attrs.get("updates") or [{"n_samples": open_pool(pool).n_samples}]
     n_samples = open_pool(pool).n_samples
     n_joined = n_samples - int(updates[-1]["n_samples"])
-    click.echo(f"{tree}: {n_samples:,} samples, of which {n_joined:,} joined in the last update")
-    click.echo(f"  to renew the draw: hkm sample {tree} --size N --out FILE")
+    text = f"{tree}: {n_samples:,} samples, of which {n_joined:,} joined in the last update"
+    facts = {"tree": str(tree), "n_samples": n_samples, "n_joined": n_joined}
+    output.answer(facts, f"{text}\n  to renew the draw: hkm sample {tree} --size N --out FILE")

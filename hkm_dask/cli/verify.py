@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from hkm_dask.cli.options import PATH
+from hkm_dask.cli.output import Output, output_option
 
 
 @click.argument("store", type=PATH, metavar="STORE")
@@ -16,8 +17,8 @@ from hkm_dask.cli.options import PATH
     "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to measure again."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
-@click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
-def verify(store: Path, pool: Path | None, tree: Path | None, sample: int, seed: int, as_json: bool) -> None:
+@output_option
+def verify(store: Path, pool: Path | None, tree: Path | None, sample: int, seed: int, output: Output) -> None:
     """Check a pool, a tree or an assignment from end to end.
 
     Every chunk and its checksum, all metadata, and what must agree: the values of a pool with their statistics, ids and
@@ -25,18 +26,11 @@ def verify(store: Path, pool: Path | None, tree: Path | None, sample: int, seed:
     with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids. It goes on
     after a problem; the exit code is 1 where it found any.
     """
-    import json
-
     from hkm_dask.hierarchy.verify import verify as run_verify
-    from hkm_dask.view.progress import show_progress
 
-    with show_progress():
+    with output.progress():
         found = run_verify(store, pool=pool, tree=tree, sample=sample, seed=seed)
-    if as_json:
-        click.echo(json.dumps(found.facts(), allow_nan=False, indent=2))
-    else:
-        head, *lines = str(found).splitlines()
-        click.secho(head, fg="green" if found.sound else "red")
-        click.echo("\n".join(lines))
+    head, *lines = str(found).splitlines()
+    output.answer(found.facts(), "\n".join([click.style(head, fg="green" if found.sound else "red"), *lines]))
     if not found.sound:
         click.get_current_context().exit(1)

@@ -89,8 +89,8 @@ def time_left(left: Left | None) -> str:
     """
     if left is None:
         return "time left not known yet"
-    bound = duration(left.bound)
-    return about(left.expected) + ("" if duration(left.expected) == bound else f", at most {bound}")
+    span, bound = duration(left.expected), duration(left.bound)
+    return about(left.expected) + ("" if span == bound or left.bound < 10 else f", at most {bound}")
 
 
 @dataclass
@@ -112,19 +112,13 @@ class Status:
     inertia: float | None = None  # of the last step finished
     steps_done: int = 0
     stage: Mapping[str, Any] = field(default_factory=dict)
-    stage_started: float = 0.0
-    heard: float = field(init=False)  # when the last event came
     left: TimeLeft = field(default_factory=TimeLeft)
-
-    def __post_init__(self) -> None:
-        self.heard = self.started
 
     def update(self, event: Event) -> list[str]:
         """Take in one event and give the lines to keep: a level done, a resumed run, a warning."""
         self.left.update(event)
         handler = getattr(self, f"_on_{event.kind}", None)
         lines = [] if handler is None else handler(event.fields, event.time)
-        self.heard = event.time
         return lines or []
 
     def parts(self, now: float) -> tuple[str, str, float | None, str]:
@@ -136,9 +130,8 @@ class Status:
         if self.stage:
             done, total = self.stage["done"], self.stage["total"]
             detail, share = f"{done:,} of {total:,}", done / total if total else None
-            if 0 < done < total:
-                elapsed += f", {about((now - self.stage_started) * (total - done) / done)}"
-            return str(self.stage["stage"]), detail, share, elapsed
+            left = self.left.at(now) if 0 < done < total else None
+            return str(self.stage["stage"]), detail, share, elapsed if left is None else f"{elapsed}, {time_left(left)}"
         if not self.level:
             return "", "", None, elapsed
         detail, share = self._detail(now)
@@ -224,9 +217,6 @@ class Status:
         return [f"done in {stopwatch(fields['seconds'])}"]
 
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
-        if fields["stage"] != self.stage.get("stage"):
-            # The first report comes after the first piece of work, which began at the event before.
-            self.stage_started = self.heard
         self.stage = fields
 
 
@@ -307,7 +297,7 @@ class JsonLines:
         with self._lock:
             self._left.update(event)
             line = {"event": event.kind, "time": event.time, **event.fields}
-            if self._left.plan and (left := self._left.at(event.time)) is not None:
+            if (left := self._left.at(event.time)) is not None:
                 line |= {"seconds_left": round(left.expected, 3), "seconds_left_at_most": round(left.bound, 3)}
             self._stream.write(json.dumps(line, default=str) + "\n")
             self._stream.flush()

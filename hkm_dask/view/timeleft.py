@@ -1,44 +1,49 @@
 """How long a run still takes, as a pure function of the events so far.
 
-Steps of a level are alike: each resampling seeds, iterates and assigns as many rows as the one before, so the mean of
-those finished tells how long the next one takes. Where none is finished, time goes by the work, ``n * k * d``. The
-k-means under way tells its own length: first by the centers that its seeding has drawn, then by how fast its inertia
-falls, since the share that iteration i takes off falls as a power of i until it is below ``tol``.
+Work is of kinds: the first k-means of a level, its resamplings, its assignments, its splitting. A kind that was timed
+is expected to take the mean of its last times; one that was not, what the kind most like it took, scaled by the work
+``n * k * d``. The k-means under way tells its own length: by the phases of its seeding that are done, then by how fast
+its inertia falls and its iterations get shorter, since fewer and fewer rows move.
 
-Two numbers are told: what is *expected*, and a *bound* that adds a margin, wider for work of a kind that was not timed.
+Two numbers are told: what is *expected*, and a *bound*. Every guess has an error: of a kind that was timed, the spread
+of its times over the square root of their number, so that the margin shrinks as evidence grows. Errors are added up,
+not their squares, since a machine that slows down does so for all work.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from hkm_dask.events import Event
 
-#: Margins of the bound: for work of a kind that was timed, and for other work.
-TIMED_MARGIN, UNTIMED_MARGIN = 1.25, 1.4
-#: Share of a k-means that its seeding takes, and of the pass after it that assigns as many rows; where in a seeding a
-#: phase begins, and how much of it that is. As builds of WordNet's nouns have them (`pipelines.benchmark.timeleft`).
-SEEDING_SHARE, ASSIGN_SHARE = 0.5, 0.12
-PHASES = {"draw": (0.0, 0.55), "choose": (0.55, 0.3), "refine": (0.85, 0.15)}
-#: Seconds that a k-means or an assignment takes at least, however few its rows.
+# Chosen on four traces of `pipelines.benchmark.timeleft`, and judged there on others.
+#: Errors that the bound adds to what is expected.
+ERRORS = 1.3
+#: Error of a time as a share of it: before several of its kind tell their spread; by another kind; by its own progress.
+OF_ONE, OF_ANOTHER, OF_PROGRESS = 0.15, 0.3, 0.35
+#: Where in a k-means a phase of its seeding begins, and how much of it that is.
+PHASES = {"draw": (0.0, 0.4), "choose": (0.4, 0.22), "refine": (0.62, 0.1)}
+#: Seconds of an assignment, as a share of those of a k-means with as much work in an iteration.
+ASSIGN_SHARE = 0.1
+#: Seconds of a piece of work at least, however few its rows.
 LEAST_SECONDS = 0.05
-#: Share of the centers from which their number tells how much of a draw is done.
-_DRAWN = 0.3
 #: Power by which the drop of the inertia falls, before two drops have told, and how much steeper it gets further on.
 _POWER, _STEEPER = 1.7, 0.5
-#: Seconds of the iterations ahead, as a share of the last one's: fewer and fewer rows move.
-_SHORTER = 0.65
+#: Seconds of an iteration as a share of the one before, and how many iterations that is worth as evidence.
+_SHORTER, _SHORTER_WEIGHT = 0.85, 3
 #: Iterations as a share of their cap, where nothing tells.
 _SHARE = 0.25
-#: Finished steps that the mean of a kind is taken over, the last ones.
-_RECENT = 4
+#: Finished pieces of work that the mean of a kind is taken over, the last ones.
+_RECENT = 5
+#: Share of a draw from which it tells how long the rest takes.
+_DRAWN = 0.3
 
 
-@dataclass(frozen=True)
-class Left:
+class Left(NamedTuple):
     """Seconds a run still takes: as ``expected``, and at most ``bound``."""
 
     expected: float
@@ -106,22 +111,73 @@ def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
     return min(float(max_iter), n * (drops[-1] / tol) ** (1 / (max(power, 0.0) + _STEEPER)) + 1)
 
 
+class _Guess(NamedTuple):
+    """Seconds of one piece of work, the error of that mean, and how much a single piece is off it."""
+
+    seconds: float
+    error: float
+    spread: float = 0.0
+
+
+class _Kind(NamedTuple):
+    level: int
+    what: str  # first, resampling, assign, split
+
+
+class _Timed(NamedTuple):
+    seconds: float
+    units: float
+
+
 @dataclass
-class _Work:
-    """Seconds of work: of kinds that were timed, and of others."""
+class _KMeans:
+    """The k-means under way."""
 
-    timed: float = 0.0
-    untimed: float = 0.0
+    step: Step
+    kind: _Kind
+    start: float
+    done: float = 0.0  # share of it that the phases of its seeding tell
+    is_whole: bool = True  # it was not continued after an interruption
+    iteration: int = 0
+    inertia: float | None = None
+    drops: list[float] = field(default_factory=list)  # of the inertia, as a share of it
+    seconds: list[float] = field(default_factory=list)  # of each iteration
 
-    def add(self, seconds: float, is_timed: bool) -> None:
-        if is_timed:
-            self.timed += max(0.0, seconds)
-        else:
-            self.untimed += max(0.0, seconds)
+    def rest(self, elapsed: float) -> float | None:
+        """Seconds it still takes by its own progress; None where that does not tell."""
+        if not self.iteration:
+            return elapsed * (1 / self.done - 1) if self.done else None
+        if not self.seconds:
+            return None
+        ahead = max(self._n_iter() - self.iteration, 0.5)
+        # The first iteration may have the end of the seeding in it.
+        known = self.seconds[1:]
+        fall = math.log(known[-1] / known[0]) if len(known) > 1 and min(known[0], known[-1]) > 0 else 0.0
+        shorter = min(1.0, math.exp((_SHORTER_WEIGHT * math.log(_SHORTER) + fall) / (_SHORTER_WEIGHT + len(known))))
+        return self.seconds[-1] * (ahead if shorter > 0.999 else shorter * (1 - shorter**ahead) / (1 - shorter))
+
+    def _n_iter(self) -> float:
+        if self.drops and self.drops[-1] > 0:
+            return iterations_of(self.drops, self.step.tol, self.step.max_iter)
+        return max(_SHARE * self.step.max_iter, self.iteration + 1.0)
 
 
-#: A level, and what is done there.
-_Kind = tuple[int, str]
+@dataclass
+class _Counted:
+    """Work that tells how much of it is done: when it began, the share done then and now, and its reports."""
+
+    name: str
+    start: float
+    first: float
+    share: float
+    n_reports: int = 0
+
+    def rest(self, time: float) -> _Guess | None:
+        """Seconds it still takes at the last report; None before a second one."""
+        if not self.n_reports or self.share <= self.first:
+            return None
+        seconds = (time - self.start) * (1 - self.share) / (self.share - self.first)
+        return _Guess(seconds, OF_PROGRESS * seconds / math.sqrt(self.n_reports))
 
 
 @dataclass
@@ -137,27 +193,20 @@ class TimeLeft:
     ...     left.update(Event("step_started", {"level": 1, "step": step, "n": 1000, "k": 10, "max_iter": 10}, start))
     ...     left.update(Event("step_finished", {"level": 1, "step": step, "n_iter": 3}, start + 8.0 / (step + 1)))
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
-    >>> left.at(15.0)
-    Left(expected=5.0, bound=6.25)
+    >>> told = left.at(15.0)
+    >>> told.expected, round(told.bound, 1)
+    (5.0, 6.3)
     """
 
     plan: list[list[Step]] = field(default_factory=list)
     splittings: list[Step | None] = field(default_factory=list)
-    _timed: dict[_Kind, list[tuple[float, float]]] = field(default_factory=dict)  # seconds and units of each finished
-    _split_share: float = 0.0  # of the level's clusters that were split
-    _split_start: float = 0.0
+    _timed: defaultdict[_Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
     _level: int = 1
     _number: int = 0  # of the step within its level
-    _step: Step | None = None
-    _iteration: int = 0
-    _inertia: float | None = None
-    _drops: list[float] = field(default_factory=list)
-    _iteration_seconds: float | None = None  # of the last one
-    _seeded: float | None = None  # share of the seeding that is done
-    _is_whole: bool = True  # it was not continued after an interruption
-    _step_time: float = 0.0
-    _time: float = 0.0
+    _kmeans: _KMeans | None = None
     _unassigned: float = 0.0  # units of labeling the level after the step that was finished last
+    _counted: _Counted | None = None  # splitting, or what is no build
+    _time: float = 0.0
 
     def update(self, event: Event) -> None:
         """Take one event into account; kinds that say nothing about time are ignored."""
@@ -168,153 +217,155 @@ class TimeLeft:
 
     def at(self, now: float) -> Left | None:
         """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
-        work, current = _Work(), self._current()
-        whole = None if current is None or self._step is None else current + self._time - self._step_time
-        if current is not None:
-            # Between two events time runs down, though not to nothing.
-            work.add(max(current - (now - self._time), 0.1 * current), bool(self._timed.get(self._kind())))
-        pace = None if whole is None or self._step is None else whole / self._step.iteration_units
-        if self._step is not None and pace is None:
+        current = self._rest()
+        if current is None and (self._kmeans is not None or not any(self._timed.values())):
             return None
-        try:
-            self._add_coming(work, pace)
-        except _Unknown:
+        current = current or _Guess(0.0, 0.0)
+        # Between two events time runs down, though not to nothing.
+        expected = max(current.seconds - (now - self._time), 0.1 * current.seconds)
+        error = current.error
+        coming: defaultdict[_Kind, list[float]] = defaultdict(list)
+        for kind, units in self._coming():
+            coming[kind].append(units)
+        for kind, pieces in coming.items():
+            guess = self._guess(kind, pieces[0], current)
+            if guess is None:
+                return None
+            expected += len(pieces) * guess.seconds
+            error += math.hypot(len(pieces) * guess.error, math.sqrt(len(pieces)) * guess.spread)
+        return Left(expected, expected + ERRORS * error)
+
+    # -- what is under way --------------------------------------------------------------------------------------------
+    def _rest(self) -> _Guess | None:
+        """Seconds that the work under way still takes after the last event; None where nothing tells."""
+        if self._counted is not None and 0 < self._counted.share < 1:
+            return self._counted.rest(self._time)
+        if self._kmeans is None:
             return None
-        return Left(work.timed + work.untimed, TIMED_MARGIN * work.timed + UNTIMED_MARGIN * work.untimed)
-
-    # -- the k-means under way ----------------------------------------------------------------------------------------
-    def _kind(self) -> _Kind:
-        return self._level, "resampling" if self._number else "first"
-
-    def _current(self) -> float | None:
-        """Seconds the k-means under way still takes after the last event; None where nothing tells."""
-        step, elapsed = self._step, self._time - self._step_time
-        if step is None:
+        kmeans, elapsed = self._kmeans, self._time - self._kmeans.start
+        own = kmeans.rest(elapsed)
+        alike = self._guess(kmeans.kind, kmeans.step.iteration_units) if kmeans.is_whole else None
+        guesses = [] if alike is None else [_Guess(alike.seconds - elapsed, math.hypot(alike.error, alike.spread))]
+        if own is not None and (kmeans.iteration or not self._timed[kmeans.kind]):
+            guesses.append(_of_progress(own))
+        weights = [1 / max(guess.error, 1e-9) ** 2 for guess in guesses]
+        if not guesses:
             return None
-        mean = self._mean(self._kind())
-        rest = None if mean is None else mean - elapsed
-        if self._iteration and self._iteration_seconds is not None:
-            ahead = self._iterations(step) - self._iteration
-            by_iterations = max(_SHORTER * ahead, 0.5) * self._iteration_seconds
-            return by_iterations if rest is None or not self._is_whole else max(rest, 0.5 * self._iteration_seconds)
-        if rest is None and self._seeded:
-            rest = elapsed / (SEEDING_SHARE * self._seeded) - elapsed
-        elif rest is None and self._timed:
-            rest = self._seconds(*self._kind(), step.iteration_units, None)[0] - elapsed
-        return None if rest is None else max(rest, 0.0)
-
-    def _iterations(self, step: Step) -> float:
-        if self._drops and self._drops[-1] > 0:
-            return iterations_of(self._drops, step.tol, step.max_iter)
-        return max(_SHARE * step.max_iter, self._iteration + 1.0)
+        seconds = sum(weight * guess.seconds for weight, guess in zip(weights, guesses, strict=True)) / sum(weights)
+        return _Guess(max(seconds, 0.0), 1 / math.sqrt(sum(weights)))
 
     # -- what comes after it ------------------------------------------------------------------------------------------
-    def _mean(self, kind: _Kind) -> float | None:
-        timed = self._timed.get(kind, [])[-_RECENT:]
-        return sum(seconds for seconds, _ in timed) / len(timed) if timed else None
+    def _guess(self, kind: _Kind, units: float, rest: _Guess | None = None) -> _Guess | None:
+        """Seconds of a piece of work of a kind, by those of its kind, else by the kind most like it.
 
-    def _seconds(self, level: int, what: str, units: float, pace: float | None) -> tuple[float, bool]:
-        """Seconds of work of a kind, and whether that kind was timed."""
-        mean = self._mean((level, what))
-        if mean is not None:
-            return mean, True
-        alike = [timed[-1] for (_, name), timed in self._timed.items() if (name == "assign") == (what == "assign")]
-        if alike:
-            seconds, measured = alike[-1]
-            return max(seconds * units / measured, LEAST_SECONDS), False
-        if pace is None:
-            timed = [one[-1] for one in self._timed.values()]
-            if not timed:
-                raise _Unknown
-            pace = timed[-1][0] / timed[-1][1]
-        return max((ASSIGN_SHARE if what == "assign" else 1.0) * pace * units, LEAST_SECONDS), False
+        The k-means under way, with a ``rest``, is the example of its kind where none was timed.
+        """
+        if timed := [one.seconds for one in self._timed[kind][-_RECENT:]]:
+            n, mean = len(timed), sum(timed) / len(timed)
+            spread = math.sqrt((sum((one - mean) ** 2 for one in timed) + (OF_ONE * mean) ** 2) / n)
+            return _Guess(mean, spread / math.sqrt(n), spread)
+        known = {other: (times[-1], 0.0) for other, times in self._timed.items() if times}
+        if rest is not None and self._kmeans is not None and not self._timed[self._kmeans.kind]:
+            whole = max(self._time - self._kmeans.start + rest.seconds, 1e-6)
+            known[self._kmeans.kind] = _Timed(whole, self._kmeans.step.iteration_units), rest.error / whole
+        if not known:
+            return None
+        is_pass = kind.what == "assign"
+        other = min(known, key=lambda one: ((one.what == "assign") != is_pass, abs(one.level - kind.level), one))
+        (seconds, measured), error = known[other]
+        share = ASSIGN_SHARE if is_pass and other.what != "assign" else 1.0
+        seconds = max(share * seconds * units / measured, LEAST_SECONDS)
+        return _Guess(seconds, math.hypot(OF_ANOTHER, error) * seconds, OF_ONE * seconds)
 
-    def _add_coming(self, work: _Work, pace: float | None) -> None:
-        """Add what comes after the k-means under way."""
-        if self._step is not None:
-            work.add(*self._seconds(self._level, "assign", self._step.assign_units, pace))
+    def _coming(self) -> Iterator[tuple[_Kind, float]]:
+        """Give the kind and the units of every piece of work after the one under way."""
+        if self._kmeans is not None:
+            yield _Kind(self._level, "assign"), self._kmeans.step.assign_units
         elif self._unassigned:
-            work.add(*self._seconds(self._level, "assign", self._unassigned, pace))
+            yield _Kind(self._level, "assign"), self._unassigned
         for level, steps in enumerate(self.plan[self._level - 1 :], self._level):
-            begun = self._number + (self._step is not None) if level == self._level else 0
+            begun = self._number + (self._kmeans is not None) if level == self._level else 0
             for number, step in enumerate(steps[begun:], begun):
-                what = "resampling" if number else "first"
-                work.add(*self._seconds(level, what, step.iteration_units, pace))
-                work.add(*self._seconds(level, "assign", step.assign_units, pace))
-            self._add_splitting(work, level, pace)
-
-    def _add_splitting(self, work: _Work, level: int, pace: float | None) -> None:
-        split, rest = self.splittings[level - 1], 1.0 - self._split_share if level == self._level else 1.0
-        if split is None or not rest:
-            return
-        if rest < 1:
-            work.add((self._time - self._split_start) * rest / (1 - rest), True)
-        elif (mean := self._mean((level, "split"))) is not None:
-            work.add(mean, True)
-        else:  # each of its k-means is followed by no pass of its own, but labels its rows
-            for what in ("first", "assign"):
-                seconds, _ = self._seconds(0, what, split.iteration_units, pace)
-                work.add(seconds, False)
+                yield _Kind(level, "resampling" if number else "first"), step.iteration_units
+                yield _Kind(level, "assign"), step.assign_units
+            split = self.splittings[level - 1]
+            if split is not None and not (level == self._level and self._counted and self._counted.share):
+                yield _Kind(level, "split"), split.iteration_units
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.plan = [steps_of(level) for level in fields["levels"]]
         self.splittings = [splitting_of(level) for level in fields["levels"]]
+        self._counted = None
+
+    def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> None:
+        self.plan = []
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._begin_level(int(fields["level"]))
 
     def _begin_level(self, number: int) -> None:
-        self._level, self._number, self._step, self._unassigned, self._split_share = number, 0, None, 0.0, 0.0
+        self._level, self._number, self._kmeans, self._unassigned, self._counted = number, 0, None, 0.0, None
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number = int(fields["level"]), int(fields["step"])
+        self._level, self._number, self._unassigned = int(fields["level"]), int(fields["step"]), 0.0
         planned = self.plan[self._level - 1] if self._level <= len(self.plan) else []
         unplanned = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]), 0.0)
-        self._step = planned[self._number] if self._number < len(planned) else unplanned
-        self._iteration, self._inertia, self._drops, self._iteration_seconds = 0, None, [], None
-        self._seeded, self._is_whole, self._step_time, self._unassigned = None, True, time, 0.0
+        step = planned[self._number] if self._number < len(planned) else unplanned
+        self._kmeans = _KMeans(step, _Kind(self._level, "resampling" if self._number else "first"), time)
 
     def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
         share = fields["done"] / max(1, fields["total"])
         before, width = PHASES[fields["phase"]]
-        if fields["phase"] != "draw" or share >= _DRAWN:
-            self._seeded = before + width * share
+        if fields["phase"] == "draw":
+            share = math.sqrt(share)  # passes over the rows draw more and more
+        if self._kmeans is not None and (fields["phase"] != "draw" or share >= _DRAWN):
+            self._kmeans.done = before + width * share
 
     def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
-        iteration, inertia = int(fields["iteration"]), fields.get("inertia")
-        if self._iteration == 0:
-            self._is_whole = iteration == 1
-        if self._iteration or not self._is_whole or self._seeded:
-            self._iteration_seconds = time - self._time
-        if self._iteration and self._inertia and inertia is not None:
-            self._drops.append(max(0.0, 1.0 - inertia / self._inertia))
-        self._iteration, self._inertia = iteration, inertia
+        kmeans, inertia = self._kmeans, fields.get("inertia")
+        if kmeans is None:
+            return
+        if not kmeans.iteration:
+            kmeans.is_whole = int(fields["iteration"]) == 1
+        if kmeans.iteration or not kmeans.is_whole or kmeans.done:
+            kmeans.seconds.append(time - self._time)
+        if kmeans.inertia and inertia is not None:
+            kmeans.drops.append(max(0.0, 1.0 - inertia / kmeans.inertia))
+        kmeans.iteration, kmeans.inertia = int(fields["iteration"]), inertia
 
     def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        if self._step is not None:
-            if self._is_whole:
-                self._add(self._kind(), time - self._step_time, self._step.iteration_units)
-            self._unassigned = self._step.assign_units
-        self._number, self._step = int(fields["step"]) + 1, None
+        if self._kmeans is not None:
+            if self._kmeans.is_whole:
+                self._add(self._kmeans.kind, time - self._kmeans.start, self._kmeans.step.iteration_units)
+            self._unassigned = self._kmeans.step.assign_units
+        self._number, self._kmeans = int(fields["step"]) + 1, None
 
     def _on_assigned(self, fields: Mapping[str, Any], time: float) -> None:
         if self._unassigned:
-            self._add((self._level, "assign"), time - self._time, self._unassigned)
+            self._add(_Kind(self._level, "assign"), time - self._time, self._unassigned)
             self._unassigned = 0.0
 
     def _add(self, kind: _Kind, seconds: float, units: float) -> None:
-        # Put last, where the latest are looked for.
-        self._timed[kind] = [*self._timed.pop(kind, []), (seconds, units)]
+        self._timed[kind].append(_Timed(max(seconds, 1e-6), units))
 
     def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
-        self._split_share = fields["done"] / max(1, fields["total"])
-        if not fields["done"]:
-            self._split_start = time
+        self._count("splitting", fields, time)
+
+    def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
+        if not self.plan:
+            self._count(fields["stage"], fields, time)
+
+    def _count(self, name: str, fields: Mapping[str, Any], time: float) -> None:
+        share = fields["done"] / max(1, fields["total"])
+        if self._counted is None or self._counted.name != name or share < self._counted.share:
+            self._counted = _Counted(name, time, share, share)
+        else:
+            self._counted.share, self._counted.n_reports = share, self._counted.n_reports + 1
 
     def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> None:
         self._begin_level(int(fields["level"]) + 1)
 
 
-class _Unknown(Exception):
-    """Nothing tells how long some work takes."""
+def _of_progress(seconds: float) -> _Guess:
+    return _Guess(seconds, OF_PROGRESS * seconds)

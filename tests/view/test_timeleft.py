@@ -221,3 +221,36 @@ def test_splitting_that_is_slower_than_the_kmeans_is_told_from_its_own_pace() ->
     estimate = left.at(now + 2000)
     assert estimate is not None
     assert estimate.expected == pytest.approx(8000)
+
+
+def test_other_work_is_told_by_what_it_counts_and_more_surely_with_every_report() -> None:
+    left, margins = TimeLeft(), []
+    for done in range(9):
+        left.update(Event("progress", {"stage": "ingest", "done": done, "total": 10}, 100.0 + 2.0 * done))
+        told = left.at(100.0 + 2.0 * done)
+        assert (told is None) == (done == 0)
+        if told is not None:
+            assert told.expected == pytest.approx(2.0 * (10 - done))
+            margins.append(told.bound / told.expected)
+    assert margins == sorted(margins, reverse=True)
+    left.update(Event("progress", {"stage": "verify", "done": 1, "total": 10}, 200.0))
+    assert left.at(200.0) is None  # another piece of work, which began nobody knows when
+
+
+def test_the_margin_shrinks_as_steps_are_timed_and_widens_where_they_differ() -> None:
+    def margin(seconds: list[float]) -> float:
+        left, now = TimeLeft(), 0.0
+        level = {"n": 1000, "k": 10, "d": 2, "m": 20, "r": 50, "max_iter": 10}
+        left.update(Event("run_started", {"levels": [level]}, now))
+        for step, taken in enumerate(seconds):
+            left.update(Event("step_started", {"level": 1, "step": step, "n": 1000, "k": 10, "max_iter": 10}, now))
+            now += taken
+            left.update(Event("step_finished", {"level": 1, "step": step, "n_iter": 3}, now))
+            left.update(Event("assigned", {"level": 1, "step": step}, now + 1.0))
+            now += 1.0
+        told = left.at(now)
+        assert told is not None
+        return told.bound / told.expected
+
+    assert margin([8, 8]) > margin([8, 8, 8, 8]) > margin([8, 8, 8, 8, 8, 8]) > 1
+    assert margin([8, 8, 4, 12, 8]) > margin([8, 8, 8, 8, 8])

@@ -1,0 +1,77 @@
+"""What a command tells: events on stderr and its answer on stdout, for people or, with ``--json``, for machines."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import click
+
+if TYPE_CHECKING:
+    from hkm_dask.cli.options import Place
+    from hkm_dask.compute.runner import Runner
+
+_AS_JSON = "hkm_dask.as_json"
+
+
+@dataclass(frozen=True)
+class Output:
+    """Where a command puts what it has to tell."""
+
+    as_json: bool
+
+    @contextmanager
+    def progress(self) -> Iterator[None]:
+        """Show the events of what runs inside: lines of JSON, or a display for people."""
+        from hkm_dask.view.progress import show_progress
+
+        with show_progress(as_json=self.as_json):
+            yield
+
+    @contextmanager
+    def run(self, place: Place) -> Iterator[Runner]:
+        """Start or find the workers, and show the events of what they do."""
+        with self.progress(), place.connect(quiet=self.as_json) as runner:
+            yield runner
+
+    def note(self, message: str) -> None:
+        """Say something beside the answer."""
+        from hkm_dask.events import emit
+
+        if not self.as_json:
+            click.echo(message, err=True)
+            return
+        with self.progress():
+            emit("note", message=message)
+
+    def answer(self, facts: Mapping[str, Any], text: str) -> None:
+        """Give the answer: an object of JSON, or a text."""
+        import json
+
+        click.echo(json.dumps(facts, allow_nan=False, indent=2) if self.as_json else text)
+
+
+def output_option(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command ``--json``; it gets an `Output` as ``output``."""
+
+    @click.option("--json", "as_json", is_flag=True, help="For machines: events on stderr, the answer on stdout.")
+    @functools.wraps(command)
+    def with_output(*args: Any, as_json: bool, **options: Any) -> None:
+        click.get_current_context().meta[_AS_JSON] = as_json
+        command(*args, output=Output(as_json), **options)
+
+    return with_output
+
+
+def tell_error(ctx: click.Context, message: str) -> None:
+    """Say on stderr why a command fails: a line for people, or an event."""
+    if not ctx.meta.get(_AS_JSON):
+        click.echo(f"Error: {message}", err=True)
+        return
+    import json
+    import time
+
+    click.echo(json.dumps({"event": "error", "time": time.time(), "message": message}), err=True)
