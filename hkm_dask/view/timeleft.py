@@ -13,7 +13,7 @@ not their squares, since a machine that slows down does so for all work.
 from __future__ import annotations
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -23,18 +23,21 @@ from hkm_dask.events import Event
 # Chosen on four traces of `pipelines.benchmark.timeleft`, and judged there on others.
 #: Errors that the bound adds to what is expected.
 ERRORS = 1.3
-#: Error of a time as a share of it: before several of its kind tell their spread; by another kind; by its own progress.
-OF_ONE, OF_ANOTHER, OF_PROGRESS = 0.15, 0.3, 0.35
+#: Error of a time as a share of it: before several of its kind tell their spread; by another kind; by its own progress;
+#: by any number of its kind, since what comes is never quite like what was.
+OF_ONE, OF_ANOTHER, OF_PROGRESS, AT_LEAST = 0.15, 0.3, 0.35, 0.08
 #: Where in a k-means a phase of its seeding begins, and how much of it that is.
-PHASES = {"draw": (0.0, 0.4), "choose": (0.4, 0.22), "refine": (0.62, 0.1)}
+PHASES = {"draw": (0.0, 0.36), "choose": (0.4, 0.18), "refine": (0.58, 0.08)}
 #: Seconds of an assignment, as a share of those of a k-means with as much work in an iteration.
 ASSIGN_SHARE = 0.1
 #: Seconds of a piece of work at least, however few its rows.
 LEAST_SECONDS = 0.05
+#: Seconds that the splitting of one cluster takes at least.
+SPLIT_SECONDS = 0.014
 #: Power by which the drop of the inertia falls, before two drops have told, and how much steeper it gets further on.
 _POWER, _STEEPER = 1.7, 0.5
-#: Seconds of an iteration as a share of the one before, and how many iterations that is worth as evidence.
-_SHORTER, _SHORTER_WEIGHT = 0.85, 3
+#: Seconds of the last iteration as a share of the first one's, and how many iterations that is worth as evidence.
+_LAST, _LAST_WEIGHT = 0.15, 3
 #: Iterations as a share of their cap, where nothing tells.
 _SHARE = 0.25
 #: Finished pieces of work that the mean of a kind is taken over, the last ones.
@@ -123,6 +126,10 @@ class _Kind(NamedTuple):
     level: int
     what: str  # first, resampling, assign, split
 
+    @property
+    def family(self) -> str:
+        return self.what if self.what in ("assign", "split") else "k-means"
+
 
 class _Timed(NamedTuple):
     seconds: float
@@ -149,12 +156,12 @@ class _KMeans:
             return elapsed * (1 / self.done - 1) if self.done else None
         if not self.seconds:
             return None
-        ahead = max(self._n_iter() - self.iteration, 0.5)
+        n_iter = max(self._n_iter(), self.iteration + 0.5)
         # The first iteration may have the end of the seeding in it.
-        known = self.seconds[1:]
-        fall = math.log(known[-1] / known[0]) if len(known) > 1 and min(known[0], known[-1]) > 0 else 0.0
-        shorter = min(1.0, math.exp((_SHORTER_WEIGHT * math.log(_SHORTER) + fall) / (_SHORTER_WEIGHT + len(known))))
-        return self.seconds[-1] * (ahead if shorter > 0.999 else shorter * (1 - shorter**ahead) / (1 - shorter))
+        first, last = self.seconds[min(1, len(self.seconds) - 1)], self.seconds[-1]
+        fall = _LAST_WEIGHT * math.log(_LAST) / n_iter + math.log(max(last, 1e-6) / max(first, 1e-6))
+        shorter = math.exp(min(fall / (_LAST_WEIGHT + max(len(self.seconds) - 2, 0)), -1e-3))
+        return last * shorter * (1 - shorter ** (n_iter - self.iteration)) / (1 - shorter)
 
     def _n_iter(self) -> float:
         if self.drops and self.drops[-1] > 0:
@@ -200,6 +207,7 @@ class TimeLeft:
 
     plan: list[list[Step]] = field(default_factory=list)
     splittings: list[Step | None] = field(default_factory=list)
+    n_clusters: list[int] = field(default_factory=list)  # of each level, before they are split
     _timed: defaultdict[_Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
     _level: int = 1
     _number: int = 0  # of the step within its level
@@ -224,15 +232,12 @@ class TimeLeft:
         # Between two events time runs down, though not to nothing.
         expected = max(current.seconds - (now - self._time), 0.1 * current.seconds)
         error = current.error
-        coming: defaultdict[_Kind, list[float]] = defaultdict(list)
-        for kind, units in self._coming():
-            coming[kind].append(units)
-        for kind, pieces in coming.items():
-            guess = self._guess(kind, pieces[0], current)
+        for (kind, units), n in Counter(self._coming()).items():
+            guess = self._guess(kind, units, current)
             if guess is None:
                 return None
-            expected += len(pieces) * guess.seconds
-            error += math.hypot(len(pieces) * guess.error, math.sqrt(len(pieces)) * guess.spread)
+            expected += n * guess.seconds
+            error += math.hypot(n * guess.error, math.sqrt(n) * guess.spread)
         return Left(expected, expected + ERRORS * error)
 
     # -- what is under way --------------------------------------------------------------------------------------------
@@ -263,18 +268,25 @@ class TimeLeft:
         if timed := [one.seconds for one in self._timed[kind][-_RECENT:]]:
             n, mean = len(timed), sum(timed) / len(timed)
             spread = math.sqrt((sum((one - mean) ** 2 for one in timed) + (OF_ONE * mean) ** 2) / n)
-            return _Guess(mean, spread / math.sqrt(n), spread)
+            return _Guess(mean, max(spread / math.sqrt(n), AT_LEAST * mean), spread)
         known = {other: (times[-1], 0.0) for other, times in self._timed.items() if times}
         if rest is not None and self._kmeans is not None and not self._timed[self._kmeans.kind]:
             whole = max(self._time - self._kmeans.start + rest.seconds, 1e-6)
             known[self._kmeans.kind] = _Timed(whole, self._kmeans.step.iteration_units), rest.error / whole
         if not known:
             return None
-        is_pass = kind.what == "assign"
-        other = min(known, key=lambda one: ((one.what == "assign") != is_pass, abs(one.level - kind.level), one))
+        families = [kind.family, *(family for family in ("k-means", "split", "assign") if family != kind.family)]
+        other = min(known, key=lambda one: (families.index(one.family), abs(one.level - kind.level), one))
         (seconds, measured), error = known[other]
-        share = ASSIGN_SHARE if is_pass and other.what != "assign" else 1.0
-        seconds = max(share * seconds * units / measured, LEAST_SECONDS)
+        seconds *= units / measured
+        least = LEAST_SECONDS
+        if kind.family != other.family:
+            if kind.family == "assign":
+                seconds *= ASSIGN_SHARE
+            elif kind.family == "split":  # which labels the rows, too
+                seconds *= 1 + ASSIGN_SHARE
+                least = SPLIT_SECONDS * self.n_clusters[kind.level - 1]
+        seconds = max(seconds, least)
         return _Guess(seconds, math.hypot(OF_ANOTHER, error) * seconds, OF_ONE * seconds)
 
     def _coming(self) -> Iterator[tuple[_Kind, float]]:
@@ -296,6 +308,7 @@ class TimeLeft:
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self.plan = [steps_of(level) for level in fields["levels"]]
         self.splittings = [splitting_of(level) for level in fields["levels"]]
+        self.n_clusters = [int(level["k"]) for level in fields["levels"]]
         self._counted = None
 
     def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> None:
@@ -351,6 +364,9 @@ class TimeLeft:
 
     def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
         self._count("splitting", fields, time)
+        split = self.splittings[self._level - 1] if self.plan else None
+        if split is not None and self._counted is not None and self._counted.share == 1:
+            self._add(_Kind(self._level, "split"), time - self._counted.start, split.iteration_units)
 
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
         if not self.plan:

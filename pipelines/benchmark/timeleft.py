@@ -24,8 +24,8 @@ from hkm_dask.compute.cluster import connect
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import TimeLeft
 
-#: Shares of a run between which its estimates are judged.
-JUDGED_FROM, JUDGED_UNTIL = 0.2, 0.95
+#: Share of a run from which its estimates are judged, as long as so many seconds are left; at so many moments.
+JUDGED_FROM, LEAST_LEFT, N_MOMENTS = 0.2, 2.0, 400
 
 
 @dataclass(frozen=True)
@@ -60,15 +60,17 @@ def read_trace(path: Path, clock: str = "processor") -> list[Event]:
 
 
 def estimates(events: list[Event]) -> list[Estimate]:
-    """Estimates after each event, over the time that was really left, but for those at the very end."""
+    """Estimates at moments spread evenly over the run, over the time that was really left then."""
     left, begin, end = TimeLeft(), events[0].time, events[-1].time
-    found = []
-    for event in events:
-        left.update(event)
-        estimate, really = left.at(event.time), end - event.time
-        if estimate is not None and really > (1 - JUDGED_UNTIL) * (end - begin):
-            share = (event.time - begin) / (end - begin)
-            found.append(Estimate(share, estimate.expected / really, estimate.bound / really))
+    found, coming = [], iter(events)
+    event = next(coming)
+    for now in np.linspace(begin, end, N_MOMENTS, endpoint=False):
+        while event.time <= now:
+            left.update(event)
+            event = next(coming)
+        estimate, really = left.at(now), end - now
+        if estimate is not None and really >= LEAST_LEFT:
+            found.append(Estimate((now - begin) / (end - begin), estimate.expected / really, estimate.bound / really))
     return found
 
 
@@ -107,16 +109,24 @@ def record(
 
 @main.command()
 @click.argument("traces", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
-def replay(traces: tuple[Path, ...]) -> None:
-    """Print how the estimates of each trace compare with what came, after a fifth of it."""
+@click.option("--clock", type=click.Choice(["processor", "wall"]), default="processor")
+def replay(traces: tuple[Path, ...], clock: str) -> None:
+    """Print how the estimates of each trace compare with what came, after a fifth of it: quantiles 10, 50 and 90 %."""
     for trace in traces:
-        events = read_trace(trace)
+        events = read_trace(trace, clock)
         found = estimates(events)
         judged = [one for one in found if one.at >= JUDGED_FROM]
-        click.echo(f"{trace.stem}: {events[-1].time - events[0].time:.0f} s, told from {found[0].at:.2f} of it on")
+        seconds = events[-1].time - events[0].time
+        if not judged:
+            click.echo(f"{trace.stem}: {seconds:.0f} s, too short to be judged")
+            continue
+        cells = []
         for name in ("expected", "bound"):
-            values = np.quantile([getattr(one, name) for one in judged], [0, 0.1, 0.5, 0.9, 1])
-            click.echo(f"  {name} / came, quantiles 0, 10, 50, 90, 100 %: " + " ".join(f"{v:.2f}" for v in values))
+            values = np.quantile([getattr(one, name) for one in judged], [0.1, 0.5, 0.9])
+            cells.append(f"{name} / came " + " ".join(f"{value:.2f}" for value in values))
+        missed = np.mean([one.bound < 1 for one in judged])
+        cells.append(f"above the bound {missed:.0%}")
+        click.echo(f"{trace.stem}: {seconds:.0f} s, told from {found[0].at:.2f} of it on; " + "; ".join(cells))
 
 
 if __name__ == "__main__":
