@@ -283,8 +283,7 @@ class TimeLeft:
         if kind.family != other.family:
             if kind.family == "assign":
                 seconds *= ASSIGN_SHARE
-            elif kind.family == "split":  # which labels the rows, too
-                seconds *= 1 + ASSIGN_SHARE
+            elif kind.family == "split":
                 least = SPLIT_SECONDS * self.n_clusters[kind.level - 1]
         seconds = max(seconds, least)
         return _Guess(seconds, math.hypot(OF_ANOTHER, error) * seconds, OF_ONE * seconds)
@@ -303,6 +302,7 @@ class TimeLeft:
             split = self.splittings[level - 1]
             if split is not None and not (level == self._level and self._counted and self._counted.share):
                 yield _Kind(level, "split"), split.iteration_units
+                yield _Kind(0, "assign"), split.assign_units  # its k-means label their rows, too
 
     # -- events -------------------------------------------------------------------------------------------------------
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:

@@ -15,7 +15,7 @@ LEVELS = [
 ]
 SPLIT_LEVELS = [
     {"n": 2_000_000, "k": 100, "d": 64, "m": 1, "r": 400, "max_iter": 50, "n_splits": 20},
-    {"n": 2000, "k": 50, "d": 64, "m": 1, "r": 20, "max_iter": 50, "n_splits": 4},
+    {"n": 2000, "k": 10, "d": 64, "m": 1, "r": 100, "max_iter": 50, "n_splits": 4},
 ]
 SECONDS_PER_UNIT = 1e-9
 
