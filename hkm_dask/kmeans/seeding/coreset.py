@@ -47,8 +47,8 @@ _COARSE = 0.01
 #: points; nothing is looked for where, about the mean, no point is this many times as far as most.
 _FAR, _FAR_SHARE, _SUSPECT = 64.0, 1.0 / 3.0, 4.0
 _NO_TABLE = np.empty((0, 0), np.float32)
-#: Rows of the table one task makes.
-_PAIR_ROWS = 256
+#: Rows of the table one task makes, and those it scores at once: whole blocks of the product, for a core's own cache.
+_PAIR_ROWS, _COARSE_ROWS = 256, 24
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
 _FURTHER = 1.3
 
@@ -179,24 +179,19 @@ def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner 
     """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
     n, d = centered.shape
     step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
+    steps = centered / step
+    np.rint(steps, out=steps)
+    norms = np.einsum("ij,ij->i", steps, steps)  # of whole numbers: exact in any order
     grid = np.zeros((n, -(-d // 16) * 16), np.int16)
-    grid[:, :d] = np.rint(centered / step)
-    norms = (grid.astype(np.float64) ** 2).sum(axis=1)
+    grid[:, :d] = steps
     panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
-    constants, zeros = np.zeros(width, np.float32), np.zeros(width, np.float32)
-    constants[:n] = norms
-    tails = np.zeros((n, grid.shape[1] // 16 + 1), np.float32)
+    tails, zeros = np.zeros((n, grid.shape[1] // 16 + 1), np.float32), np.zeros(width, np.float32)
     out = np.empty((n, n), np.float32)  # not kept by its thread: up to 64 MiB, or 256 MiB for all points at once
 
     def fill(low: int) -> None:
-        high = min(low + _PAIR_ROWS, n)
-        shape = -(-(high - low) // int16_gemm.BLOCK_ROWS) * int16_gemm.BLOCK_ROWS, width + 16
+        shape = _COARSE_ROWS, width + 16
         scores = scratch("pairs", shape[0] * shape[1]).reshape(shape)
-        int16_gemm.score(
-            grid, grid.shape[1], np.arange(low, high), tails, panels, constants, zeros, np.float32(-2.0), 0,
-            width // int16_gemm.PANEL, scores,
-        )  # fmt: skip
-        greedy.finish_pairs(scores, norms[low:high], step, out[low:high])
+        greedy.coarse_pairs(grid, norms, tails, panels, zeros, step, low, min(low + _PAIR_ROWS, n), scores, out)
 
     _fill(fill, n, runner)
     return out

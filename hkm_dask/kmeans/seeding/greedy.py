@@ -6,6 +6,10 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import first_above, kernel
+from hkm_dask.kmeans.search.int16_gemm import PANEL, write_scores
+
+#: Columns of a table that are written at once, and again the other way.
+_COLUMNS = 64
 
 
 @njit(inline="always")
@@ -148,14 +152,32 @@ def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-un
             out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))
 
 
-@kernel("void(f4[:,::1], f8[::1], f8, f4[:,::1])")
-def finish_pairs(scores, norms, step, out):  # type: ignore[no-untyped-def]
-    """Squared distances from squared norms less twice the products, in float32, on a grid of width `step`.
+@njit(inline="always")
+def _coarse(product, norm_a, norm_b, square):  # type: ignore[no-untyped-def]
+    """Squared distance in float32; 0 where rounding could have made the difference."""
+    squared = product + np.float32(norm_a) + np.float32(norm_b)
+    return squared * square if squared > np.float32(512.0) else np.float32(0.0)
 
-    `scores` may have more lines and columns than `out`; 0 where rounding in float32 could have made the difference.
+
+@kernel("void(i2[:,::1], f8[::1], f4[:,::1], i2[::1], f4[::1], f8, i8, i8, f4[:,::1], f4[:,::1])")
+def coarse_pairs(grid, norms, tails, panels, zeros, step, low, high, scores, out):  # type: ignore[no-untyped-def]
+    """Write the squared distances of points `low` up to `high` to those from `low` on, both ways, into a table.
+
+    Points are whole numbers of 16 bits, in steps, with squared `norms`, and all are in `panels`; `tails` and `zeros`
+    are zeros for `int16_gemm.score`, and `scores` is written over.
     """
-    for i in range(out.shape[0]):
-        norm = np.float32(norms[i])
-        for j in range(out.shape[1]):
-            squared = scores[i, j] + norm
-            out[i, j] = squared * np.float32(step * step) if squared > np.float32(512.0) else np.float32(0.0)
+    n_points, height, square = grid.shape[0], scores.shape[0], np.float32(step * step)
+    for start in range(low, high, height):
+        stop, panel = min(start + height, high), start // PANEL
+        write_scores(
+            grid, grid.shape[1], np.arange(start, stop), tails, panels, zeros, zeros, np.float32(-2.0), panel,
+            (n_points + PANEL - 1) // PANEL - panel, scores,
+        )  # fmt: skip
+        for left in range(start, n_points, _COLUMNS):
+            right = min(left + _COLUMNS, n_points)
+            for i in range(start, stop):
+                for j in range(left, right):
+                    out[i, j] = _coarse(scores[i - start, j - panel * PANEL], norms[j], norms[i], square)
+            for j in range(max(left, stop), right):
+                for i in range(start, stop):
+                    out[j, i] = _coarse(scores[i - start, j - panel * PANEL], norms[i], norms[j], square)
