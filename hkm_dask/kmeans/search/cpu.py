@@ -49,6 +49,8 @@ _TILE_SCORES, _TILE_COLUMNS = 1 << 16, 2048
 _LOWEST = -(2.0**127)
 #: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
 _FAR_NORM, _FAR_SHARE = 256.0, 1.0 / 8.0
+#: The head last chosen in a geometry, and the centroids from which a search that tries none takes it.
+_LAST_HEAD, _PRUNED_FROM = "last head", 1024
 _NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
 
 _thread = threading.local()
@@ -95,8 +97,9 @@ class CpuEngine(Engine):
         return np.dtype(np.float32)
 
     def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CpuIndex:
-        """See `Engine.index`."""
-        return CpuIndex(centroids, geometry)
+        """See `Engine.index`; in the form that proved fastest in this geometry, where that is worth making."""
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) if len(centroids) >= _PRUNED_FROM else None
+        return CpuIndex(centroids, geometry, n_head or 0)
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CpuSearch:
         """See `Engine.search`."""
@@ -305,7 +308,9 @@ class CpuSearch(TileSearch):
         def fastest() -> int:
             some = slice(None, None, len(tile.rows) // _TRIAL_ROWS)
             rows, labels, distances = np.ascontiguousarray(tile.rows[some]), tile.labels[some], tile.distances[some]
-            return choose_head(rows, labels, distances, centroids.get(), geometry, kept=self._keeps_operands)
+            n_head = choose_head(rows, labels, distances, centroids.get(), geometry, kept=self._keeps_operands)
+            self.engine.cache.put(geometry.name, _LAST_HEAD, n_head, 0, self.part.budget)
+            return n_head
 
         key = ("n_head", self.phase, n_clusters.bit_length(), self.all_labeled, self._keeps_operands)
         enough = len(tile.rows) >= _TRIAL_ROWS
