@@ -22,6 +22,7 @@ from rich.console import Console
 
 from hkm_dask.events import subscribe
 from hkm_dask.view.progress import Display
+from pipelines import records
 from pipelines.simulation import beside, figure2, figure3, gap, rings, toy
 from pipelines.simulation.drawing import copy_to_docs
 
@@ -48,6 +49,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("hkm-simulation"), help="folder; default: hkm-simulation")
     parser.add_argument("--seeds", type=int, default=10, help="data sets and starts to average over; default: 10")
     parser.add_argument("--docs", type=Path, metavar="FOLDER", help="also copy the pictures that are small to here")
+    records.add_option(parser)
     arguments = parser.parse_args()
     if arguments.seeds < 1:
         parser.error(f"--seeds={arguments.seeds} should be >= 1")
@@ -73,6 +75,8 @@ def main() -> None:
             numbers, pictures = run(arguments.out, arguments.seeds)
         target = arguments.out / f"{name}.json"
         target.write_text(json.dumps(numbers, indent=2) + "\n", encoding="utf-8")
+        settings = {"seeds": arguments.seeds}
+        records.save("simulation", name, numbers, out=arguments.out, settings=settings, record=arguments.record)
         written = [target, *pictures]
         if arguments.docs is not None:
             written += copy_to_docs(pictures, arguments.docs)
