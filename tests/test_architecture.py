@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hkm_dask"
 # From the ground up. A module may import from its own room and from the rooms before it.
 ROOMS = (
     "version", "errors", "untrusted", "events", "metrics", "config", "data", "compute", "kmeans", "hierarchy",
-    "curation", "ingestion", "embedding", "view", "browsing", "demo", "cli", "__init__", "__main__",
+    "curation", "ingestion", "embedding", "view", "planning", "browsing", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 OPTIONAL = {"cupy", "dask_cuda", "rmm", "sentence_transformers", "timm", "torch", "transformers"}
 

@@ -3,8 +3,10 @@
 # Whatever takes long to import is imported inside the commands, so that `hkm --help` answers at once.
 from __future__ import annotations
 
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -16,16 +18,15 @@ from hkm_dask.cli.embed import embed
 from hkm_dask.cli.export import export
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.ingest import ingest
-from hkm_dask.cli.options import PATH, LocalPath, PerLevel, Place, place_options
+from hkm_dask.cli.options import PATH, Place, place_options
 from hkm_dask.cli.output import Output, output_option
+from hkm_dask.cli.plan import plan
 from hkm_dask.cli.report import report
 from hkm_dask.cli.sample import sample
+from hkm_dask.cli.settings import read_settings, settings_options
 from hkm_dask.cli.update import update
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
-
-if TYPE_CHECKING:
-    from hkm_dask.config import Config
 
 
 @click.group(
@@ -77,29 +78,7 @@ command_of(
 )
 @click.argument("pool", type=PATH, metavar="POOL.zarr")
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
-@click.option("--config", type=PATH, metavar="FILE", help="The settings, as YAML.")
-@click.option(
-    "--n-clusters",
-    type=PerLevel("2000,400,100", many=True),
-    metavar="K,K,...",
-    help="Clusters of each level, level 1 first.",
-)
-@click.option(
-    "--n-resamples", type=PerLevel("10 or 0,10,10"), metavar="M|M,M,...", help="Resampling steps.  [default: 10]"
-)
-@click.option(
-    "--resample-size",
-    type=PerLevel("auto or 10,3,3", words=["auto"]),
-    metavar="R|R,R,...",
-    help="Members each cluster gives to resampling.  [default: auto, half the mean cluster size]",
-)
-@click.option("--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20.")
-@click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]")
-@click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]")
-@click.option("--subset", type=LocalPath(), metavar="IDX.npy", help="Cluster only these rows of the pool.")
-@click.option(
-    "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
-)
+@settings_options
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
 @output_option
 @place_options
@@ -109,9 +88,12 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, output: Output,
     Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
     printed. Interrupted, the same command resumes. On a finished tree it says "already complete".
     """
-    config = _config(pool, output, **settings)
+    from hkm_dask.hierarchy.source import n_clustered
+
+    config = read_settings(partial(n_clustered, pool), output.note, **settings)
     from hkm_dask.data.layout import wip_path
     from hkm_dask.hierarchy.build import write_hierarchy
+    from hkm_dask.planning.before_run import plan_told
     from hkm_dask.view import info
 
     if tree.exists() and not restart and not wip_path(tree).exists():
@@ -121,71 +103,22 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, output: Output,
         output.answer(info.describe(tree), f"{tree}: already complete")
         return
     with output.run(place) as runner:
-        write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
+        with plan_told(pool, config, runner) if not wip_path(tree).exists() or restart else nullcontext():
+            write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     facts = info.describe(tree)
     output.answer(facts, info.render(facts))
 
 
-def _config(
-    pool: Path,
-    output: Output,
-    *,
-    config: Path | None,
-    n_clusters: tuple[int, ...] | None,
-    n_resamples: int | tuple[int, ...] | None,
-    resample_size: int | str | tuple[int | str, ...] | None,
-    overrides: tuple[str, ...],
-    **given: Any,
-) -> Config:
-    if config is not None and n_clusters is not None:
-        raise click.UsageError("Give --config FILE or --n-clusters K,K,..., not both; neither takes the advice.")
-    import json
-
-    from hkm_dask.config import Config
-
-    if config is None:
-        of_levels: dict[str, Any] = {
-            "n_resamples": n_resamples, "resample_size": resample_size, "overrides": overrides,
-        }  # fmt: skip
-        if n_clusters is not None:
-            return Config.from_flags(n_clusters, **of_levels, **given)
-        return _advised(pool, output, **of_levels, **given)
-    if n_resamples is not None or resample_size is not None:
-        raise click.UsageError(
-            "--n-resamples and --resample-size go with --n-clusters; beside --config, use --set levels.1.n_resamples=5"
-        )
-    # An option beats the file, and --set beats both.
-    chosen = [f"{name}={json.dumps(value, ensure_ascii=False)}" for name, value in given.items() if value is not None]
-    return Config.from_yaml(config, [*chosen, *overrides])
-
-
+command_of(
+    main,
+    "hkm plan pool.zarr --n-clusters 2000,400,100",
+    "hkm plan --n-samples 743M --n-features 1024 --config web-images.yaml --gpu a100:128",
+)(plan)
 command_of(
     main,
     "hkm sample tree.zarr --size 10000 --out subset.npy",
     "hkm sample tree.zarr --size 10000 --out subset.parquet --exclude 2:19,3:4 --max-per domain=100",
 )(sample)
-
-
-def _advised(pool: Path, output: Output, **given: Any) -> Config:
-    """The settings for a pool of so many rows, said aloud."""
-    from hkm_dask.config import Config
-    from hkm_dask.hierarchy.source import n_clustered
-
-    n_rows = n_clustered(pool, given["subset"], given["fit_sample"])
-    config = Config.advised(n_rows, **given)
-    words: dict[str, list[Any]] = {
-        "--n-clusters": [level.n_clusters for level in config.levels],
-        "--n-resamples": [level.n_resamples for level in config.levels],
-        "--resample-size": [level.resample_size for level in config.levels],
-    }
-    for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
-        words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
-    options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
-    output.note(f"For {n_rows:,} rows, as advised: {options}")
-    output.note("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.")
-    return config
-
-
 command_of(main, "hkm compare a.npy b.npy --tree tree.zarr", "hkm compare pool.zarr subset.parquet --json")(compare)
 
 

@@ -109,13 +109,18 @@ def all_iterations(number: int, resampled: bool, level: Level) -> int:
 
 @dataclass(frozen=True)
 class RowShape:
-    """Rows of a k-means as they lie on the devices, n × d, in equal shares, and how work is done with them."""
+    """Rows of a k-means as they lie on the devices, n × d, in equal shares, and how work is done with them.
+
+    Shares of them are `sent` to the device, and `read` from the store, in every pass: those that do not stay.
+    """
 
     n: int
     d: int
     itemsize: int
     structure: Structure
     n_workers: int = 1
+    sent: float = 0.0
+    read: float = 0.0
 
     @property
     def own(self) -> int:
@@ -136,7 +141,10 @@ class RowShape:
         """What is started, and waited for, in a pass over all blocks."""
         n_blocks = max(1, math.ceil(self.n_bytes / self.structure.block_bytes))
         s = self.structure
-        return Work(launches=n_blocks * s.launches, synchronizations=n_blocks * s.synchronizations, rounds=1)
+        return Work(
+            launches=n_blocks * s.launches, synchronizations=n_blocks * s.synchronizations, rounds=1,
+            link_bytes=self.sent * self.n_bytes, store_bytes=self.read * self.n_bytes,
+        )  # fmt: skip
 
     def search(self, k: int) -> Work:
         """Find the nearest of k centroids, and measure it."""
@@ -163,7 +171,8 @@ def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
     searched = rows.search(k) + rows.remeasure() + rows.started
     shares = Shares(relabeled=_MOVED, left_open=_OPEN)
     moved = lloyd_traffic(rows.own, k, rows.d, itemsize=rows.itemsize, shares=shares)
-    later = replace(searched, device_bytes=float(moved.on_device), link_bytes=float(moved.uploaded + moved.downloaded))
+    link_bytes = float(moved.uploaded + moved.downloaded) + rows.started.link_bytes
+    later = replace(searched, device_bytes=float(moved.on_device), link_bytes=link_bytes)
     later += rows.exchange(8.0 * k * (rows.d + 1), 4.0 * k * rows.d)
     return searched + rows.add_up(k) + (n_iter - 1) * later
 
@@ -251,7 +260,7 @@ def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator
 def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iterator[Step]:
     """Steps of level t over some rows."""
     n, d, k, structure = rows.n, rows.d, level.n_clusters, rows.structure
-    members = replace(rows, n=min(n, k * resample_size(level, n)))
+    members = replace(rows, n=min(n, k * resample_size(level, n)), sent=0.0, read=0.0)
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
     if not structure.stays:
         label += Work(link_bytes=rows.n_bytes)
@@ -271,7 +280,7 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iter
         n_passes = iterations(t, False, level) + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
     yield Step(t, "write", "members by cluster", _grouping(n, structure))
-    yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n))
+    yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n, rounds=1))
 
 
 def _choosing(rows: RowShape, members: RowShape) -> Work:
@@ -305,6 +314,8 @@ def run_steps(
     structure: Structure = NOW,
     start_seconds: float = 6.5,
     n_workers: int = 1,
+    sent: float = 0.0,
+    read: float = 0.0,
     iterations: Iterations = all_iterations,
 ) -> list[Step]:
     """Work of every step of a run, from the start of the command to a sample of the tree.
@@ -320,6 +331,8 @@ def run_steps(
         Of processes, contexts and compilers.
     n_workers : int
         Of which each has a share of the rows, and a device.
+    sent, read : float
+        Shares of the rows of level 1 that are sent to devices, and read from the store, in every pass.
     iterations : callable
         Gets a level, from 1, whether it is resampled, and its settings: how many iterations a k-means there makes.
 
@@ -336,16 +349,16 @@ def run_steps(
     """
     itemsize = 2 if np.dtype(dtype) == np.float16 else 4
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
-    rows = RowShape(n_rows, n_features, itemsize, structure, n_workers)
+    rows = RowShape(n_rows, n_features, itemsize, structure, n_workers, sent, read)
     # Three threads read ahead.
     reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=structure.check_seconds)
     steps = [
-        Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds)),
+        Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds, rounds=1)),
         Step(0, "start", "first reading, kernels checked beside it", reading),
     ]
     for t, level in enumerate(levels, 1):
         steps += _level(t, rows, level, iterations)
-        rows = replace(rows, n=level.n_centroids, itemsize=4)
+        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
     return [*steps, Step(0, "sample", "sample", Work(thread_items=float(n_rows), store_bytes=8.0 * n_rows))]
 
 

@@ -12,6 +12,7 @@ COMMANDS = [
     "embed",
     "dedup",
     "cluster",
+    "plan",
     "sample",
     "compare",
     "info",

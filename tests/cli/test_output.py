@@ -35,6 +35,7 @@ def test_every_command_that_computes_answers_machines(hkm: Callable[..., Result]
         "ingest": (tmp_path / "rows.npy", pool),
         "embed": ("image", tmp_path / "photos", tmp_path / "photos.zarr", "--model", "cells"),
         "dedup": (pool, "--threshold", 0.9999, "--out", tmp_path / "kept.npy"),
+        "plan": (pool, "--seconds", 0),
         "cluster": (pool, tree),  # as advised
         "sample": (tree, "--size", 30, "--out", draw),
         "compare": (pool, draw, "--tree", tree),
@@ -52,7 +53,7 @@ def test_every_command_that_computes_answers_machines(hkm: Callable[..., Result]
         assert code == 0, err
         answers[name], kinds[name] = json.loads(out), {event["event"] for event in told(err)}
     silent = {name for name, kind in kinds.items() if not kind & {"progress", "iteration"}}
-    assert silent == {"info", "verify", "report"}  # so little is verified, and reported without images, in no time
+    assert silent == {"info", "plan", "verify", "report"}  # so little is verified, and reported without images, in no time
     assert "note" in kinds["cluster"]  # the advice that was taken
     assert answers["ingest"]["n_samples"] == 200
     assert answers["sample"] == {"out": str(draw), "n_rows": 30}

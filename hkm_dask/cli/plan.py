@@ -1,0 +1,76 @@
+"""`hkm plan`: what will a run take?"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import click
+
+from hkm_dask.cli.options import DTYPE, PATH, Size
+from hkm_dask.cli.output import Output, output_option
+from hkm_dask.cli.settings import read_settings, settings_options
+
+
+class Count(click.ParamType):
+    """A whole number, which may end in k, M or G."""
+
+    name = "N"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        found = re.fullmatch(r"([\d_,]*\.?\d+)([kMG]?)", str(value))
+        number = (
+            float(re.sub("[_,]", "", found[1])) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]] if found else 0
+        )
+        if number < 1 or number != int(number):
+            self.fail(f"{value!r} should be a whole number >= 1; write it like 743M", param, ctx)
+        return int(number)
+
+
+@click.argument("pool", type=PATH, metavar="[POOL.zarr]", required=False)
+@click.option("--n-samples", type=Count(), metavar="N", help="In place of a pool: its rows, like 743M.")
+@click.option("--n-features", type=Count(), metavar="D", help="In place of a pool: values of a row.")
+@click.option("--dtype", type=DTYPE, default="float16", help="In place of a pool: how it is stored.")
+@settings_options
+@click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Plan for W processes.")
+@click.option("--threads-per-worker", type=click.IntRange(min=1), default=1, metavar="T", help="Threads of each.")
+@click.option("--gpu", metavar="NAME[:N]", help="Plan for N GPUs: h200, h100, a100, a100-40gb, l40s or l4.")
+@click.option("--memory", type=Size(), metavar="SIZE", help="What one worker may hold, like 16GiB.")
+@click.option(
+    "--rates", type=PATH, metavar="FILE", help="Rates that hkm plan --json has measured, on this machine or another."
+)
+@click.option(
+    "--seconds",
+    type=click.FloatRange(min=0),
+    default=10.0,
+    metavar="S",
+    help="To measure this machine, about; 0: not at all.",
+)
+@output_option
+def plan(
+    pool: Path | None, n_samples: int | None, n_features: int | None, dtype: str, workers: int | None,
+    threads_per_worker: int, gpu: str | None, memory: int | None, rates: Path | None, seconds: float, output: Output,
+    **settings: Any,
+) -> None:  # fmt: skip
+    """Say what a run of hkm cluster will take, and what would fit.
+
+    Operations, passes, bytes read and written, memory of a worker and time of each level. The time is measured for some
+    seconds on this machine, by small trees over rows of the pool, or rows made up where there is none; for GPUs it is
+    predicted by their data sheets.
+    """
+    if (pool is None) == (n_samples is None) or (n_samples is None) != (n_features is None):
+        raise click.UsageError("Give POOL.zarr, or --n-samples N and --n-features D in its place.")
+    if gpu is not None and workers is not None:
+        raise click.UsageError("Give --gpu NAME:N or --workers W, not both.")
+    from hkm_dask.planning.command import plan_run
+    from hkm_dask.planning.tell import render, to_dict
+
+    made = plan_run(
+        pool, (n_samples, n_features, dtype), lambda count, note: read_settings(count, note, **settings),
+        note=output.note, workers=workers, n_threads=threads_per_worker, gpu=gpu,
+        memory=memory, rates=rates, seconds=seconds,
+    )  # fmt: skip
+    name = str(pool) if pool is not None else f"{n_samples:,} rows"
+    output.answer(to_dict(made), render(made, name))

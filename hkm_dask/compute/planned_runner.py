@@ -1,0 +1,64 @@
+"""A runner of workers that are not there: it plans as theirs would, and nothing can be run on it."""
+
+from __future__ import annotations
+
+from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
+from hkm_dask.compute.runner import Runner, memory_of_staging
+from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
+from hkm_dask.data.rows import Rows
+
+#: Blocks in pinned memory on their way to a device, and the share of its memory that a worker may use.
+_STAGED, _DEVICE_SHARE = 4, 0.8
+
+
+class PlannedRunner(Runner):
+    """Plans for `n_workers` of `n_threads` each, who may hold `memory_limit` bytes, and `device_memory` on a GPU.
+
+    Examples
+    --------
+    >>> with PlannedRunner(4, 2, 1 << 30) as runner:
+    ...     runner.n_workers, runner.threads_per_worker, runner.memory_budget >> 20
+    (4, 2, 599)
+    """
+
+    def __init__(self, n_workers: int, n_threads: int, memory_limit: int, device_memory: int | None = None) -> None:
+        super().__init__(n_threads=n_workers * n_threads, memory_limit=memory_limit)
+        self.n_workers = n_workers
+        on_device = device_memory is not None
+        self.device_budget = int(_DEVICE_SHARE * device_memory) if device_memory is not None else None
+        self.n_staged = _STAGED if on_device else 0
+
+    def __enter__(self) -> PlannedRunner:
+        return self
+
+    def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
+        """How a stage over some rows is run, as `split` plans it; None where not one task fits."""
+        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        return plan_tasks(
+            stage, self.memory_budget - held, self.threads_per_worker, least_block=least_block, n_blocks=n_blocks,
+            device_budget=self.device_budget, row_bytes=rows.row_bytes,
+        )  # fmt: skip
+
+    def resident_shares(self, rows: Rows, stage: StageBytes) -> tuple[float, float]:
+        """Shares of the rows that stay where they are computed with, and that are not read again, during a stage."""
+        own, planned = self.n_own(rows), self.plan(rows, stage)
+        on_host = 0.0 if planned is None else planned.resident_bytes / (own * rows.row_bytes)
+        if self.device_budget is None:
+            return (min(1.0, on_host),) * 2
+        on_device = RESIDENT_SHARE * self.device_budget / (own * device_row_bytes(rows))
+        return min(1.0, on_device), min(1.0, on_device + on_host)
+
+    def peak(self, rows: Rows, stage: StageBytes) -> int:
+        """Bytes a worker holds in a stage over some rows, with as many tasks as fit, and rows that stay."""
+        planned = self.plan(rows, stage)
+        if planned is None:
+            return PROCESS_BASE_BYTES + self.input_bytes(rows) + stage.total()
+        _, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        own = self.n_own(rows) * rows.row_bytes
+        blocks = min(n_blocks * planned.n_tasks * planned.block_bytes, n_blocks * own)
+        stays = 0 if self.device_budget is not None and self.resident_shares(rows, stage)[0] == 1.0 else own
+        return PROCESS_BASE_BYTES + held + stage.total(planned.n_tasks) + blocks + min(stays, planned.resident_bytes)
+
+    def peak_above(self, stage: StageBytes) -> int:
+        """The same of a stage of an upper level, whose rows are part of it."""
+        return PROCESS_BASE_BYTES + stage.total(self.threads_per_worker)

@@ -1,0 +1,43 @@
+"""What a run will take, told when it begins: by its own checks, and by rates that `hkm plan` has kept."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from hkm_dask.compute.memory import limit_mib
+from hkm_dask.compute.runner import Runner
+from hkm_dask.config import Config
+from hkm_dask.errors import HkmError
+from hkm_dask.events import Event, emit, subscribe
+from hkm_dask.hierarchy.source import open_source
+from hkm_dask.planning.plan import Plan, make_plan
+from hkm_dask.planning.processor_rates import kept_calibration
+from hkm_dask.planning.tell import short
+from hkm_dask.planning.workers import Workers
+
+
+@contextmanager
+def plan_told(pool: Path, config: Config, runner: Runner) -> Iterator[None]:
+    """Tell, as a note, what the run inside takes, once it has passed its checks and begins."""
+
+    def tell(event: Event) -> None:
+        if event.kind == "run_started":
+            try:
+                emit("note", message=short(plan_before_run(pool, config, runner)))
+            except HkmError:  # for the run to say
+                return
+
+    with subscribe(tell):
+        yield
+
+
+def plan_before_run(pool: Path, config: Config, runner: Runner) -> Plan:
+    """Plan a run on workers that are there, with the rates that `hkm plan` has kept, if any."""
+    source = open_source(pool, config)
+    limit = round(limit_mib(runner.memory_budget) * 2**20) + 1
+    place = Workers(runner.n_workers, runner.threads_per_worker, limit, is_cluster=runner.client is not None)
+    kept = None if runner.n_staged else kept_calibration(source.rows.n_features)
+    n_total, n_labeled = source.n_total, source.labeled.n_rows
+    return make_plan(config, source.rows, place, n_total=n_total, n_labeled=n_labeled, calibration=kept)

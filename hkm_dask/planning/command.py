@@ -1,0 +1,114 @@
+"""Planning a run from what a command line has: a pool or its shape, settings, workers, rates that are kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.config import Config
+from hkm_dask.data.rows import Rows
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.source import ClusterInput, n_clustered, open_source
+from hkm_dask.planning.calibration import calibrate, made_rows
+from hkm_dask.planning.gpus import find_gpu
+from hkm_dask.planning.plan import Plan, make_plan
+from hkm_dask.planning.processor_rates import Calibration, keep
+from hkm_dask.planning.workers import PlannedRows, Workers
+from hkm_dask.untrusted import parse_json, reading
+
+#: Runs of neighboring rows that a sample of a pool is made of, at most: each reads whole chunks.
+_SAMPLE_RUNS = 32
+Note = Callable[[str], None]
+
+
+def plan_run(
+    pool: Path | None,
+    shape: tuple[int | None, int | None, str],
+    settings: Callable[[Callable[[str | None, int | None], int], Note], Config],
+    *,
+    note: Note,
+    workers: int | None = None,
+    n_threads: int = 1,
+    gpu: str | None = None,
+    memory: int | None = None,
+    rates: Path | None = None,
+    seconds: float = 10.0,
+) -> Plan:
+    """Plan a run over a pool, or over rows of a shape (rows, features, dtype); see `hkm plan --help`.
+
+    `settings` gives the configuration, from a function that counts the rows clustered and one that says something.
+    """
+    n, d, dtype = shape
+
+    def count(subset: str | None, fit_sample: int | None) -> int:
+        if pool is not None:
+            return n_clustered(pool, subset, fit_sample)
+        return min(n or 0, fit_sample or n or 0)
+
+    place = _workers(workers, n_threads, gpu, memory)
+    config = settings(count, note)
+    source: ClusterInput | None = None
+    if pool is not None:
+        source = open_source(pool, config)
+        rows = source.rows
+        n_total, n_labeled = source.n_total, source.labeled.n_rows
+    else:
+        assert n is not None
+        assert d is not None
+        if config.subset is not None:
+            raise InputError("subset goes with a pool; give POOL.zarr, or as many --n-samples as the subset has")
+        n_total = n_labeled = n
+        rows = PlannedRows(count(None, config.fit_sample), d, dtype)
+    config.check(rows.n_rows)
+    calibration = _calibration(config, rows, source, place, rates, seconds, note)
+    return make_plan(config, rows, place, n_total=n_total, n_labeled=n_labeled, calibration=calibration)
+
+
+def _workers(workers: int | None, n_threads: int, gpu: str | None, memory: int | None) -> Workers:
+    if gpu is not None:
+        return Workers.of_gpus(*find_gpu(gpu), memory)
+    return Workers.here(memory) if workers is None else Workers.processes(workers, n_threads, memory)
+
+
+def _calibration(
+    config: Config, rows: Rows, source: ClusterInput | None, place: Workers, rates: Path | None, seconds: float,
+    note: Note,
+) -> Calibration | None:  # fmt: skip
+    """Rates from a file, or measured on rows of the pool or on made ones; none for GPUs."""
+    if rates is not None:
+        with reading(f"rates={rates} should be what `hkm plan --json` prints", "make it again"):
+            return Calibration.from_dict(parse_json(Path(rates).read_text(encoding="utf-8")))
+    if place.gpu is not None or not seconds:
+        return None
+    what = "made rows" if source is None else "rows of the pool"
+    note(f"Measuring this machine for about {seconds:.0f} s, on {what} ...")
+
+    def sample(n: int) -> NDArray[Any]:
+        if source is None:
+            return made_rows(n, rows.n_features).astype(rows.dtype)
+        return sample_rows(rows, n)
+
+    measured = calibrate(config, rows.n_rows, sample, seconds=seconds)
+    keep(measured)
+    return measured
+
+
+def sample_rows(rows: Rows, n: int) -> NDArray[Any]:
+    """About `n` rows, in runs of neighbors all over the table.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> len(sample_rows(ArrayRows(np.zeros((1000, 2), np.float32)), 100))
+    100
+    """
+    if n >= rows.n_rows:
+        return np.asarray(rows.read(0, rows.n_rows))
+    n_runs = min(_SAMPLE_RUNS, n)
+    cuts = n * np.arange(n_runs + 1) // n_runs
+    starts = np.linspace(0, rows.n_rows - n, n_runs).astype(np.int64) + cuts[:-1]
+    return np.concatenate([rows.read(int(a), int(a + m)) for a, m in zip(starts, np.diff(cuts), strict=True)])

@@ -1,0 +1,78 @@
+"""Bytes that a build reads from files and writes to them, by phase, as pure functions of shapes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from hkm_dask.data.rows import Rows
+
+#: Places at which rows are sampled to find the middle of all and their directions, and rows of both samples together.
+_SAMPLE_PLACES, _SAMPLED_ROWS = 16, 1024 + 8192
+
+
+@dataclass(frozen=True)
+class FileBytes:
+    """Bytes read and written.
+
+    Examples
+    --------
+    >>> FileBytes(1, 2) + FileBytes(10)
+    FileBytes(read=11, written=2)
+    """
+
+    read: int = 0
+    written: int = 0
+
+    def __add__(self, other: FileBytes) -> FileBytes:
+        return FileBytes(self.read + other.read, self.written + other.written)
+
+
+def level_files(
+    number: int, shape: dict[str, Any], rows: Rows, n_total: int, resident: float, passes: int
+) -> dict[str, FileBytes]:
+    """Bytes of a level, by phase.
+
+    Parameters
+    ----------
+    number : int
+        From 1. Rows of an upper level are the centroids of the one below, and stay in memory.
+    shape : dict
+        As the event ``run_started`` has it.
+    rows : Rows
+        What level 1 clusters.
+    n_total : int
+        Rows that the level has labels for.
+    resident : float
+        Share of the rows that is read once; the rest is read in every one of the `passes`.
+    """
+    k, d, m = shape["k"], shape["d"], shape["m"]
+    centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]
+    stored = rows.n_rows * rows.row_bytes if number == 1 else 4 * shape["n"] * d
+    steps = (m + 1) * centroids  # kept when a k-means ends, and read again for its checksum
+    files = {
+        "start": FileBytes(_sampled(rows) if number == 1 else stored),
+        "Lloyd": FileBytes(steps, steps),
+        "assign": FileBytes(0, 8 * n_total),
+        "write": FileBytes(8 * n_total, ends + 8 * n_total + 24 * k * shape["n_splits"]),
+    }
+    if number == 1:
+        again = round((1.0 - resident) * stored)
+        # The first center is a row, and takes its chunk.
+        files["seeding"] = FileBytes(stored + _chunk_bytes(rows) + again * max(0, passes - m - 2))
+        files["assign"] += FileBytes(again * (m + 1))
+        files["gather"] = FileBytes(again * m)
+    if shape["n_splits"] > 1:
+        files["split"] = FileBytes(stored + 8 * n_total, stored + 8 * n_total)
+    return files
+
+
+def _chunk_bytes(rows: Rows) -> int:
+    return min(rows.chunk_rows, rows.n_rows) * rows.row_bytes
+
+
+def _sampled(rows: Rows) -> int:
+    """Bytes of the chunks that samples of rows touch, each of which is read whole at every place in it."""
+    chunk = min(rows.chunk_rows, rows.n_rows)
+    beyond = _SAMPLED_ROWS / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # chunks that a place reaches into
+    return round(_SAMPLE_PLACES * (2 + beyond) * _chunk_bytes(rows))

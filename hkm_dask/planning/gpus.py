@@ -1,0 +1,84 @@
+"""GPUs by name: what their makers say they do, brought to what a search of nearest centroids reaches of it."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass, replace
+
+from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.rates import H200, Rates
+
+#: Share of a maker's peak that a large matrix product reaches: 790 of 989 TFLOP/s, measured on an H200.
+_PRODUCT_SHARE = 0.8
+#: The same of memory, of which all steps of a pass take turns, is as for an H200: what is told is taken.
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """One kind of GPU: peaks without sparsity, as its maker gives them.
+
+    Attributes
+    ----------
+    name, source : str
+        What it is called, and the data sheet.
+    product : float
+        Operations a second of bfloat16 products.
+    double : float
+        Operations a second in float64, not by tensor cores.
+    memory : float
+        Bytes a second.
+    size : int
+        Bytes of memory.
+    link : float
+        Bytes a second from the host.
+    """
+
+    name: str
+    source: str
+    product: float
+    double: float
+    memory: float
+    size: int
+    link: float
+
+    @property
+    def rates(self) -> Rates:
+        """Rates of one beside 16 processors, as those of an H200 are; predicted, not measured."""
+        return replace(
+            H200, product=_PRODUCT_SHARE * self.product, measured=H200.measured * self.double / 34e12,
+            memory=self.memory, link=self.link,
+        )  # fmt: skip
+
+
+#: By the name that `--gpu` takes. Sheets: nvidia.com/en-us/data-center/ h200, h100, a100, l40s, l4.
+GPUS = {
+    gpu.name: gpu
+    for gpu in (
+        Gpu("h200", "NVIDIA H200 SXM", 989e12, 34e12, 4.8e12, 141 * 10**9, 55e9),
+        Gpu("h100", "NVIDIA H100 SXM 80 GB", 989e12, 34e12, 3.35e12, 80 * 10**9, 55e9),
+        Gpu("a100", "NVIDIA A100 SXM 80 GB", 312e12, 9.7e12, 2.039e12, 80 * 10**9, 25e9),
+        Gpu("a100-40gb", "NVIDIA A100 SXM 40 GB", 312e12, 9.7e12, 1.555e12, 40 * 10**9, 25e9),
+        Gpu("l40s", "NVIDIA L40S", 362e12, 1.4e12, 0.864e12, 48 * 10**9, 25e9),
+        Gpu("l4", "NVIDIA L4", 121e12, 0.47e12, 0.3e12, 24 * 10**9, 25e9),
+    )
+}
+
+
+def find_gpu(text: str) -> tuple[Gpu, int]:
+    """Read a name and a number of GPUs.
+
+    Examples
+    --------
+    >>> gpu, n = find_gpu("h200:8")
+    >>> gpu.name, n, find_gpu("A100")[1]
+    ('h200', 8, 1)
+    >>> find_gpu("h20:0")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: gpu='h20:0' should be NAME or NAME:NUMBER, of h200, ...; did you mean h200?
+    """
+    name, _, number = text.strip().lower().partition(":")
+    if name in GPUS and (not number or (number.isdecimal() and int(number) > 0)):
+        return GPUS[name], int(number or 1)
+    near = difflib.get_close_matches(name, GPUS, n=1)
+    remedy = f"did you mean {near[0]}?" if near else "give one of these, or measured --rates"
+    raise InputError(f"gpu={text!r} should be NAME or NAME:NUMBER, of {', '.join(GPUS)}; {remedy}")

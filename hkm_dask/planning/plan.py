@@ -1,0 +1,223 @@
+"""What a run will take, level by level: work, time, memory, bytes read and written; and what would make it fit.
+
+Nothing is modeled here that the build does not go by itself: memory is what `_Build.check` asks for, shapes are those
+of the event ``run_started``, work is that of `hierarchy.cost`, and units those by which the time left is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from hkm_dask.compute.memory import StageBytes, limit_mib, lloyd_stage
+from hkm_dask.config import Config
+from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.cost import Step, all_iterations, run_steps
+from hkm_dask.hierarchy.level_plans import level_plans
+from hkm_dask.hierarchy.rates import Work
+from hkm_dask.planning.files import FileBytes, level_files
+from hkm_dask.planning.processor_rates import Calibration
+from hkm_dask.planning.remedies import Check, remedies_for
+from hkm_dask.planning.workers import Workers
+from hkm_dask.view.timeleft import splitting_of, steps_of
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """One level of a planned run.
+
+    Attributes
+    ----------
+    shape : dict
+        As the event ``run_started`` has it.
+    units : float
+        Of the work by which the time left is told, at most: n · k · d of every pass.
+    flops : float
+        Operations of all workers.
+    passes : int
+        Over rows: of all, or of members while the level is resampled.
+    seconds, at_most : dict or None
+        By phase, as expected and with every k-means taken to its cap of iterations; None where no rates are known.
+    files : dict
+        By phase, bytes read and written.
+    network : float
+        Bytes between workers, all of them together.
+    """
+
+    shape: dict[str, Any]
+    units: float
+    flops: float
+    passes: int
+    seconds: dict[str, float] | None
+    at_most: dict[str, float] | None
+    files: dict[str, FileBytes]
+    network: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A planned run: its levels, what each worker needs, and what to do where that is too much.
+
+    Attributes
+    ----------
+    n_rows, n_features, dtype : int, int, str
+        Of what is clustered.
+    workers : Workers
+    levels : tuple of LevelPlan
+    other : dict
+        Seconds that belong to no level, by phase.
+    stages : dict
+        Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
+    inputs, budget : int
+        Bytes of blocks of rows, and all a worker may hold above its idle size.
+    peak : int
+        Bytes a worker holds at most, its idle size included.
+    resident : float
+        Share of the rows that stays in memory from pass to pass.
+    fits : bool
+        Whether the build would begin, and devices hold what they must.
+    remedies : tuple of str
+        What would fit, where it does not.
+    calibration : Calibration or None
+    """
+
+    n_rows: int
+    n_features: int
+    dtype: str
+    workers: Workers
+    levels: tuple[LevelPlan, ...]
+    other: dict[str, float]
+    stages: dict[str, StageBytes]
+    inputs: int
+    budget: int
+    peak: int
+    resident: float
+    fits: bool = True
+    remedies: tuple[str, ...] = ()
+    calibration: Calibration | None = field(default=None, repr=False)
+
+    @property
+    def worst(self) -> str:
+        """The stage that needs most."""
+        return max(self.stages, key=lambda name: self.stages[name].total())
+
+    @property
+    def need(self) -> int:
+        """Bytes of memory limit with which every stage fits."""
+        return int(limit_mib(self.stages[self.worst].total() + self.inputs) * 2**20) + 1
+
+    def total(self, name: str = "seconds") -> float | None:
+        """Seconds of the whole run, as expected, or at most."""
+        known = [getattr(level, name) for level in self.levels]
+        return None if None in known else sum(sum(one.values()) for one in known) + sum(self.other.values())
+
+
+def make_plan(
+    config: Config,
+    rows: Rows,
+    workers: Workers,
+    *,
+    n_total: int | None = None,
+    n_labeled: int | None = None,
+    calibration: Calibration | None = None,
+) -> Plan:
+    """Plan a run.
+
+    Parameters
+    ----------
+    config : Config
+    rows : Rows
+        What level 1 is fit on; only its shape and its chunks are looked at.
+    workers : Workers
+    n_total, n_labeled : int, optional
+        Rows of the pool, and of those that get a label; as many as `rows` by default.
+    calibration : Calibration, optional
+        Rates of processors like those of the workers, and the iterations that were seen.
+
+    Examples
+    --------
+    >>> from hkm_dask.planning.workers import PlannedRows
+    >>> plan = make_plan(Config.from_flags((2000, 400)), PlannedRows(40_000, 384, "float16"), Workers.here())
+    >>> plan.levels[1].shape["n"], plan.levels[1].units, plan.total() is None
+    (2000, 80179200000.0, True)
+    """
+    n_total, n_labeled = n_total or rows.n_rows, n_labeled or n_total or rows.n_rows
+    plans = level_plans(config, rows.n_rows, rows.n_features)
+    check = Check(config, rows, workers, n_total, n_labeled)
+    stages = check.stages()
+    with workers.runner() as runner:
+        inputs, budget = runner.input_bytes(rows), runner.memory_budget
+        iteration = lloyd_stage(runner.n_own(rows), plans[0]["k"], rows.n_features)
+        stays, resident = runner.resident_shares(rows, iteration)
+        peak = max(
+            runner.peak(rows, stage) if name.endswith("of level 1") else runner.peak_above(stage)
+            for name, stage in stages.items()
+        )
+    shares = {"sent": 1.0 - stays, "read": 1.0 - resident}
+    steps, at_most = (_steps(config, rows, workers, one, **shares) for one in (calibration, None))
+    alone = _steps(config, rows, replace(workers, n_workers=1), calibration)
+    levels = []
+    for t, shape in enumerate(plans, 1):
+        mine = [step for step in steps if step.level == t]
+        files = level_files(t, shape, rows, n_total if t == 1 else shape["n"], resident, _passes_over_all(mine))
+        work = sum((step.work for step in mine), Work())
+        levels.append(
+            LevelPlan(
+                shape, _units(shape), sum(_flops(one.work) for one in alone if one.level == t), int(work.rounds),
+                _seconds(mine, workers, calibration, rows.n_features),
+                _seconds([one for one in at_most if one.level == t], workers, calibration, rows.n_features),
+                files, 12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
+            )
+        )  # fmt: skip
+    other = _seconds([one for one in steps if not one.level], workers, calibration, rows.n_features) or {}
+    plan = Plan(
+        rows.n_rows, rows.n_features, rows.dtype.name, workers, tuple(levels), other, stages, inputs, budget, peak,
+        resident, calibration=calibration,
+    )  # fmt: skip
+    return replace(plan, remedies=tuple(remedies_for(check)), fits=check.fits())
+
+
+def _steps(
+    config: Config, rows: Rows, workers: Workers, calibration: Calibration | None, **shares: float
+) -> list[Step]:
+    iterations = all_iterations if calibration is None else calibration.iterations_of
+    return run_steps(
+        rows.n_rows, rows.n_features, rows.dtype, config.levels, structure=workers.structure,
+        start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, iterations=iterations, **shares,
+    )  # fmt: skip
+
+
+def _seconds(
+    steps: Iterable[Step], workers: Workers, calibration: Calibration | None, n_features: int
+) -> dict[str, float] | None:
+    spent: dict[str, float] = {}
+    for step in steps:
+        rates = workers.rates(step, calibration)
+        if rates is None:
+            if step.phase == "sample":
+                continue
+            return None
+        spent[step.phase] = spent.get(step.phase, 0.0) + float(rates.seconds(step.work, n_features))
+    return spent
+
+
+def _units(shape: dict[str, Any]) -> float:
+    """Units of a level, every k-means taken to its cap, as `view.timeleft` counts them."""
+    whole = sum(step.iteration_units * step.max_iter + step.assign_units for step in steps_of(shape))
+    split = splitting_of(shape)
+    return whole + (split.iteration_units * split.max_iter + split.assign_units if split else 0.0)
+
+
+def _flops(work: Work) -> float:
+    return work.products + work.thread_products + work.shared_products + work.measured + work.thread_measured
+
+
+def _passes_over_all(steps: Iterable[Step]) -> int:
+    """Passes over all rows of a level: of the first k-means, and of every assignment."""
+    passes, first = 0, True
+    for step in steps:
+        first = first and step.phase != "gather"
+        if step.phase in ("assign", "split") or (first and step.phase in ("seeding", "Lloyd")):
+            passes += int(step.work.rounds) - (step.name == "greedy walks")
+    return passes

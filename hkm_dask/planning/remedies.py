@@ -1,0 +1,121 @@
+"""What would fit where a run does not: more memory or workers, fewer clusters or as many in two steps, small chunks."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from hkm_dask.compute.memory import StageBytes, limit_mib
+from hkm_dask.config import Config, Level
+from hkm_dask.data.rows import Rows
+from hkm_dask.data.summary import size_text
+from hkm_dask.hierarchy.level_plans import level_plans, level_stages
+from hkm_dask.planning.workers import PlannedRows, Workers
+
+#: Workers that are thought of, at most.
+_MOST_WORKERS = 1 << 14
+#: Rows that there should be for each part of a cluster.
+_ROWS_PER_PART = 2
+#: Bytes of a chunk that is small.
+_SMALL_CHUNK = 1 << 20
+#: Bytes of a centroid's value on a device while rows are searched and added up: itself, its 16 bits, its sum; and the
+#: share of the device that may go to that.
+_DEVICE_VALUE_BYTES, _DEVICE_SHARE = 4 + 2 + 8, 0.6
+
+
+@dataclass(frozen=True)
+class Check:
+    """What a build checks before it writes anything, for settings, rows and workers that may be changed.
+
+    Of `rows` level 1 is fit on, `n_total` are in the pool, and `n_labeled` get a label.
+    """
+
+    config: Config
+    rows: Rows
+    workers: Workers
+    n_total: int
+    n_labeled: int
+
+    def stages(self) -> dict[str, StageBytes]:
+        """Bytes that each stage needs, by name; beside `inputs`."""
+        return level_stages(
+            level_plans(self.config, self.rows.n_rows, self.rows.n_features), n_total=self.n_total,
+            n_labeled=self.n_labeled, n_workers=self.workers.n_workers, n_threads=self.workers.n_threads,
+            with_driver=not self.workers.is_cluster,
+        )  # fmt: skip
+
+    def need(self, level: int | None = None) -> int:
+        """Bytes of memory limit for all stages, or for those of a level."""
+        names = [one for one in self.stages() if level is None or one.endswith(f"of level {level}")]
+        with self.workers.runner() as runner:
+            inputs = runner.input_bytes(self.rows)
+        return int(limit_mib(max(self.stages()[one].total() for one in names) + inputs) * 2**20) + 1
+
+    def fits(self, level: int | None = None) -> bool:
+        """Whether the build would begin, and devices hold what they must; of all levels, or of one."""
+        levels = self.config.levels if level is None else self.config.levels[level - 1 : level]
+        gpu = self.workers.gpu
+        on_device = gpu is None or all(
+            _DEVICE_VALUE_BYTES * one.n_clusters * self.rows.n_features <= _DEVICE_SHARE * gpu.size for one in levels
+        )
+        return on_device and self.need(level) <= self.workers.memory_limit + 1
+
+    def with_level(self, number: int, level: Level) -> Check:
+        """The same with another level in its place."""
+        levels = [level if t == number else one for t, one in enumerate(self.config.levels, 1)]
+        return replace(self, config=self.config.model_copy(update={"levels": tuple(levels)}))
+
+
+def remedies_for(check: Check) -> Iterator[str]:
+    """Say what fits in place of what does not; nothing where all fits. Each was checked as the build would."""
+    if check.fits():
+        return
+    limit, need = check.workers.memory_limit, check.need()
+    if replace(check, workers=replace(check.workers, memory_limit=need)).fits():
+        yield f"--memory {math.ceil(need / 2**20)}MiB for each worker, in place of {limit >> 20}MiB"
+    for n in _doubled(check.workers.n_workers):
+        if replace(check, workers=replace(check.workers, n_workers=n, is_cluster=True)).fits():
+            yield f"{n} workers like these"
+            break
+    for t in range(1, len(check.config.levels) + 1):
+        if not check.fits(t):
+            yield from _fewer_clusters(check, t)
+    small = PlannedRows(check.rows.n_rows, check.rows.n_features, check.rows.dtype.name)
+    small.chunk_rows = max(1, _SMALL_CHUNK // small.row_bytes)
+    if check.rows.chunk_rows > small.chunk_rows and replace(check, rows=small).fits():
+        least = size_text(check.rows.chunk_rows * check.rows.row_bytes)
+        yield f"hkm ingest --chunk-mb 1: chunks of 1 MiB, in place of {least}"
+
+
+def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
+    """For a level that is too much: as many clusters in two steps, or fewer."""
+    level = check.config.levels[number - 1]
+    n_rows = level_plans(check.config, check.rows.n_rows, check.rows.n_features)[number - 1]["n"]
+    name = f"--set levels.{number}"
+    for n_splits in (10, 100, 1000):
+        parts = level.model_copy(update={"n_clusters": -(-level.n_centroids // n_splits), "n_splits": n_splits})
+        enough = n_rows >= _ROWS_PER_PART * level.n_centroids and parts.n_clusters > 1
+        if enough and check.with_level(number, parts).fits(number):
+            yield f"{name}.n_clusters={parts.n_clusters} {name}.n_splits={n_splits}: as many clusters, in two steps"
+            break
+
+    def is_too_much(k: int) -> bool:
+        return not check.with_level(number, level.model_copy(update={"n_clusters": k})).fits(number)
+
+    most = bisect_left(range(1, level.n_clusters), True, key=is_too_much)
+    if most > 1:
+        yield f"{name}.n_clusters={_rounded_down(most)}: about as many as fit"
+
+
+def _rounded_down(n: int) -> int:
+    """Two digits, and zeros."""
+    unit = 10 ** max(0, len(str(n)) - 2)
+    return n // unit * unit
+
+
+def _doubled(n: int) -> Iterator[int]:
+    while n < _MOST_WORKERS:
+        n *= 2
+        yield n

@@ -1,0 +1,129 @@
+"""A plan as text, as JSON, and in a line before a run begins."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from hkm_dask.data.summary import Summary, size_text
+from hkm_dask.planning.files import FileBytes
+from hkm_dask.planning.plan import LevelPlan, Plan
+from hkm_dask.view.progress import duration
+
+
+def to_dict(plan: Plan) -> dict[str, Any]:
+    """Ready for JSON: bytes, seconds and operations, level by level and together.
+
+    ``seconds`` and ``at_most`` are None where no rates are known; ``calibration`` serves ``hkm plan --rates``.
+    """
+    levels = [
+        {
+            **level.shape, "units": level.units, "flops": level.flops, "passes": level.passes,
+            "seconds": level.seconds, "at_most": level.at_most, "network_bytes": level.network,
+            "files": {phase: asdict(one) for phase, one in level.files.items()},
+        }
+        for level in plan.levels
+    ]  # fmt: skip
+    workers = plan.workers
+    return {
+        "n_rows": plan.n_rows, "n_features": plan.n_features, "dtype": plan.dtype,
+        "workers": {
+            "n_workers": workers.n_workers, "n_threads": workers.n_threads, "memory_limit": workers.memory_limit,
+            "gpu": None if workers.gpu is None else workers.gpu.name,
+        },
+        "basis": basis(plan), "levels": levels, "other": plan.other, "seconds": plan.total(),
+        "at_most": plan.total("at_most"), "fits": plan.fits,
+        "memory": {
+            "stages": {name: stage.total() for name, stage in plan.stages.items()}, "inputs": plan.inputs,
+            "budget": plan.budget, "peak": plan.peak, "need": plan.need, "resident": plan.resident,
+        },
+        "remedies": list(plan.remedies),
+        "calibration": None if plan.calibration is None else plan.calibration.to_dict(),
+    }  # fmt: skip
+
+
+def basis(plan: Plan) -> str:
+    """What the times are from."""
+    if plan.workers.gpu is not None:
+        return (
+            f"predicted, not measured: rates of {plan.workers.gpu.source} from its data sheet, "
+            "every k-means taken to its cap of iterations"
+        )
+    if plan.calibration is None:
+        return "no rates are known, so no times"
+    one = plan.calibration
+    return f"measured on {one.n_rows:,} rows in {one.seconds:.0f} s, {one.n_processors} threads of {one.machine}"
+
+
+def render(plan: Plan, name: str) -> str:
+    """Write a plan for people."""
+    stored = plan.n_rows * plan.n_features * (2 if plan.dtype == "float16" else 4)
+    facts = [
+        ("rows", f"{plan.n_rows:,} × {plan.n_features} {plan.dtype}, {size_text(stored)}"),
+        ("workers", f"{plan.workers}, {size_text(plan.workers.memory_limit)} each"),
+        ("memory", _memory(plan)),
+        ("times", basis(plan)),
+    ]
+    head = ["level", "rows", "clusters", "resamplings", "passes", "operations", "time", "at most", "read", "written"]
+    rows = [[str(t), *_level(level)] for t, level in enumerate(plan.levels, 1)]
+    title = f"Plan of {name}: {_span(plan.total())}" if plan.total() is not None else f"Plan of {name}"
+    lines = [str(Summary(title, facts, [head, *rows]))]
+    phases = _by_phase(plan)
+    if phases:
+        lines += ["", "  of it " + ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())]
+    if not plan.fits:
+        lines += ["", f"It does not fit: {plan.worst} takes a limit of {size_text(plan.need)}. What would, any of:"]
+        lines += [f"  {remedy}" for remedy in plan.remedies]
+    return "\n".join(lines)
+
+
+def short(plan: Plan) -> str:
+    """What to know before a run begins, in a line.
+
+    Examples
+    --------
+    >>> from hkm_dask.config import Config
+    >>> from hkm_dask.planning.plan import make_plan
+    >>> from hkm_dask.planning.workers import PlannedRows, Workers
+    >>> rows = PlannedRows(40_000, 384, "float16")
+    >>> short(make_plan(Config.from_flags((2000, 400)), rows, Workers.here(8 << 30)))[:15]
+    'Plan: 2 levels,'
+    """
+    flops = sum(level.flops for level in plan.levels)
+    total = plan.total()
+    time = f"about {_span(total)}" if total is not None else "`hkm plan` says how long"
+    again = "" if plan.resident >= 1 else f", {plan.resident:.0%} of the rows stay in memory"
+    memory = f"{size_text(plan.peak)} of {size_text(plan.workers.memory_limit)} of memory{again}"
+    n = len(plan.levels)
+    return f"Plan: {n} level{'s' if n > 1 else ''}, {flops:.1e} operations, {memory}; {time}"
+
+
+def _memory(plan: Plan) -> str:
+    stay = "all rows stay" if plan.resident >= 1 else f"{plan.resident:.0%} of the rows stay"
+    least = size_text(plan.need)
+    return f"{size_text(plan.peak)} at most, {stay} in it; {least} or more would do ({plan.worst})"
+
+
+def _level(level: LevelPlan) -> list[str]:
+    shape, files = level.shape, sum(level.files.values(), FileBytes())
+    k = f"{shape['k']:,}" + (f" × {shape['n_splits']}" if shape["n_splits"] > 1 else "")
+    m = f"{shape['m']} of {shape['r']}" if shape["m"] else "0"
+    times = [_span(sum(one.values())) if one is not None else "?" for one in (level.seconds, level.at_most)]
+    return [
+        f"{shape['n']:,}", k, m, f"{level.passes:,}", f"{level.flops:.1e}", *times, size_text(files.read),
+        size_text(files.written),
+    ]  # fmt: skip
+
+
+def _by_phase(plan: Plan) -> dict[str, float]:
+    spent: dict[str, float] = {}
+    for one in [*(level.seconds for level in plan.levels), plan.other]:
+        for phase, seconds in (one or {}).items():
+            spent[phase] = spent.get(phase, 0.0) + seconds
+    return {} if plan.total() is None else dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def _span(seconds: float | None) -> str:
+    if seconds is None:
+        return "?"
+    return f"{seconds:.1f} s" if seconds < 10 else duration(seconds)

@@ -1,0 +1,117 @@
+"""Where a planned run works: so many workers, each with threads or a GPU, and memory."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from hkm_dask.compute.memory import machine_memory
+from hkm_dask.compute.planned_runner import PlannedRunner
+from hkm_dask.compute.runner import n_processors
+from hkm_dask.data import layout
+from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.cost import NOW, Step, Structure
+from hkm_dask.hierarchy.rates import Rates
+from hkm_dask.planning.gpus import Gpu
+from hkm_dask.planning.processor_rates import PROCESSORS, Calibration
+
+#: Bytes of host memory beside each GPU, where nothing else is said.
+GPU_HOST_MEMORY = 128 << 30
+#: Seconds in which Dask hands out the tasks of a pass and has their results; threads take none worth telling.
+_ROUND_TRIP = 0.06
+
+
+@dataclass(frozen=True)
+class Workers:
+    """Workers of one kind.
+
+    Attributes
+    ----------
+    n_workers, n_threads : int
+        Workers, and threads of each.
+    memory_limit : int
+        Bytes each may hold.
+    gpu : Gpu or None
+    is_cluster : bool
+        They are processes of a Dask cluster, not threads of this one.
+    network : float
+        Bytes a second that each sends and receives.
+    """
+
+    n_workers: int
+    n_threads: int
+    memory_limit: int
+    gpu: Gpu | None = None
+    is_cluster: bool = False
+    network: float = 12.5e9
+
+    @classmethod
+    def here(cls, memory_limit: int | None = None) -> Workers:
+        """The threads of this process, as a command without further options has them."""
+        return cls(1, n_processors(), memory_limit or int(machine_memory() * 0.6))
+
+    @classmethod
+    def processes(cls, n_workers: int, n_threads: int, memory_limit: int | None = None) -> Workers:
+        """Processes; they share this machine's memory where nothing is said of theirs."""
+        return cls(n_workers, n_threads, memory_limit or int(machine_memory() * 0.8) // n_workers, is_cluster=True)
+
+    @classmethod
+    def of_gpus(cls, gpu: Gpu, n: int, memory_limit: int | None = None) -> Workers:
+        """A worker for each GPU."""
+        return cls(n, 1, memory_limit or GPU_HOST_MEMORY, gpu, is_cluster=True)
+
+    def __str__(self) -> str:
+        each = f"{self.n_threads} thread{'s' if self.n_threads > 1 else ''}"
+        if not self.is_cluster:
+            return f"{each} of this process"
+        each = f"one {self.gpu.source}" if self.gpu else each
+        return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''} of {each}"
+
+    @property
+    def structure(self) -> Structure:
+        """How they work."""
+        return NOW if self.gpu else PROCESSORS
+
+    def runner(self) -> PlannedRunner:
+        """A runner that plans as theirs would."""
+        size = None if self.gpu is None else self.gpu.size
+        return PlannedRunner(self.n_workers, self.n_threads, self.memory_limit, size)
+
+    def rates(self, step: Step, calibration: Calibration | None) -> Rates | None:
+        """Rates of one worker at a step; None where nothing tells."""
+        if self.gpu is not None:
+            return replace(self.gpu.rates, network=self.network)
+        if calibration is None or step.phase not in calibration.rates:
+            return None
+        rates, share = calibration.rates[step.phase], self.n_threads / calibration.n_processors
+        return replace(
+            rates, product=rates.product * share, measured=rates.measured * share,
+            thread_product=rates.thread_product * share, thread_measured=rates.thread_measured * share,
+            round=rates.round + _ROUND_TRIP * self.is_cluster, network=self.network,
+            store=min(rates.store, calibration.read * self.n_threads),  # each reads what it works on next
+        )  # fmt: skip
+
+
+class PlannedRows(Rows):
+    """Rows of which no more than the shape is known: those of a pool that is yet to be made.
+
+    Examples
+    --------
+    >>> rows = PlannedRows(10**9, 1024, "float16")
+    >>> rows.chunk_rows, rows.row_bytes
+    (32768, 2048)
+    """
+
+    def __init__(self, n_rows: int, n_features: int, dtype: str) -> None:
+        self._describe((n_rows, n_features), np.dtype(dtype), "planned rows")
+        self.chunk_rows = layout.chunk_rows(n_rows, self.row_bytes)
+        self.key = ("planned", n_rows, n_features, dtype)
+
+    def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
+        """Nothing is there to be read."""
+        raise NotImplementedError
+
+    def take(self, rows: np.ndarray) -> np.ndarray:
+        """Nothing is there to be read."""
+        raise NotImplementedError

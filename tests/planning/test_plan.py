@@ -1,0 +1,117 @@
+"""A plan says what the build itself goes by, and what it then reads and writes."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hkm_dask.config import Config
+from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.events import Event, subscribe
+from hkm_dask.hierarchy import build
+from hkm_dask.hierarchy.build import write_hierarchy
+from hkm_dask.hierarchy.level_plans import level_plans
+from hkm_dask.hierarchy.source import open_source
+from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.planning.files import FileBytes
+from hkm_dask.planning.gpus import GPUS
+from hkm_dask.planning.phases import PhaseClock
+from hkm_dask.planning.plan import Plan, make_plan
+from hkm_dask.planning.workers import PlannedRows, Workers
+from hkm_dask.view.timeleft import TimeLeft
+
+N, D, LIMIT = 6000, 64, 1 << 30
+
+
+@pytest.fixture(scope="module")
+def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plan")
+    rng = np.random.default_rng(0)
+    np.save(folder / "rows.npy", (rng.normal(size=(60, D))[rng.integers(60, size=N)] + rng.normal(size=(N, D))))
+    np.save(folder / "subset.npy", np.arange(0, N, 2))
+    ingest([folder / "rows.npy"], folder / "pool.zarr", dtype="float16")
+    # What is read once for the libraries is none of the plan's.
+    write_hierarchy(folder / "pool.zarr", folder / "warm.zarr", Config.from_flags((200, 20), n_resamples=1))
+    return folder / "pool.zarr"
+
+
+def plan_of(pool: Path, config: Config, workers: Workers) -> Plan:
+    source = open_source(pool, config)
+    return make_plan(config, source.rows, workers, n_total=source.n_total, n_labeled=source.labeled.n_rows)
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"metric": "cosine"}, {"subset": "subset.npy"}, {"fit_sample": 2000}, {"n_splits": (4, 1)}]
+)
+def test_memory_and_units_are_those_of_the_build(
+    pool: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    if "subset" in settings:
+        settings = {"subset": str(pool.parent / settings["subset"])}
+    config = Config.from_flags((150, 20), n_resamples=(1, 0), overrides=("levels.1.max_iter=2",), **settings)
+    checked: list[Any] = []
+    events: list[Event] = []
+    check = build.check_fits
+    monkeypatch.setattr(
+        build, "check_fits", lambda stages, budget, inputs: (
+            checked.append((stages, budget, inputs)), check(stages, budget, inputs=inputs)
+        ),
+    )  # fmt: skip
+    with subscribe(events.append):
+        write_hierarchy(pool, tmp_path / "tree.zarr", config, memory_limit=LIMIT)
+    plan = plan_of(pool, config, Workers.here(LIMIT))
+    assert [(plan.stages, plan.budget, plan.inputs)] == checked
+    (begun,) = (event for event in events if event.kind == "run_started")
+    assert [level.shape for level in plan.levels] == begun.fields["levels"]
+    left = TimeLeft()
+    left.update(begun)
+    for level, steps, split in zip(plan.levels, left.plan, left.splittings, strict=True):
+        whole = sum(step.iteration_units * step.max_iter + step.assign_units for step in steps)
+        assert level.units == whole + (
+            0 if split is None else split.iteration_units * split.max_iter + split.assign_units
+        )
+
+
+def test_bytes_read_and_written_are_those_planned(pool: Path, tmp_path: Path) -> None:
+    config = Config.from_flags((1500, 300), n_resamples=(2, 1), resample_size=2)
+    clock = PhaseClock()
+    with subscribe(clock):
+        write_hierarchy(pool, tmp_path / "tree.zarr", config, memory_limit=LIMIT)
+    plan, files = plan_of(pool, config, Workers.here(LIMIT)), FileBytes()
+    for level in plan.levels:
+        files += sum(level.files.values(), FileBytes())
+    assert plan.resident == 1.0
+    assert sum(spent.written for spent in clock.spent.values()) == pytest.approx(files.written, rel=0.25)
+    assert sum(spent.read for spent in clock.spent.values()) == pytest.approx(files.read, rel=0.25)
+    assert [len(clock.iterations[place]) for place in ((1, False), (1, True), (2, True))] == [1, 2, 1]
+
+
+def test_work_is_shared_by_workers_and_its_sum_is_not() -> None:
+    config, rows = Config.from_flags((2000, 100)), PlannedRows(500_000_000, 256, "float16")
+    alone, many = (make_plan(config, rows, Workers.of_gpus(GPUS["a100"], n)) for n in (1, 16))
+    assert [level.flops for level in alone.levels] == [level.flops for level in many.levels]
+    assert alone.levels[0].network == 0 < many.levels[0].network
+    (one, sixteen) = (plan.levels[0].seconds for plan in (alone, many))
+    assert one is not None
+    assert sixteen is not None
+    assert sixteen["Lloyd"] < one["Lloyd"] / 4
+
+
+def test_rows_that_do_not_stay_are_read_in_every_pass() -> None:
+    config, rows = Config.from_flags((2000,), n_resamples=0), PlannedRows(10_000_000, 256, "float16")
+    streamed, resident = (make_plan(config, rows, Workers(1, 2, limit)) for limit in (4 << 30, 64 << 30))
+    stored = rows.n_rows * rows.row_bytes
+    assert streamed.resident < 0.5 < resident.resident == 1.0
+    assert resident.levels[0].files["seeding"].read == stored + rows.chunk_rows * rows.row_bytes
+    assert streamed.total("at_most") is None
+    passes = streamed.levels[0].files["seeding"].read / stored
+    assert passes > 0.5 * streamed.levels[0].passes * (1 - streamed.resident)
+    assert streamed.peak <= 4 << 30
+
+
+def test_a_subset_is_read_by_the_chunks_of_its_pool(pool: Path) -> None:
+    config = Config.from_flags((50,), subset=pool.parent / "subset.npy")
+    source = open_source(pool, config)
+    assert isinstance(source.rows, SubsetRows)
+    assert plan_of(pool, config, Workers.here(LIMIT)).levels[0].shape == level_plans(config, N // 2, D)[0]
