@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout, pool_writer
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes
+from hkm_dask.data.ids import id_keys
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.store import create_group
-from hkm_dask.data.verify_pool import id_keys
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 

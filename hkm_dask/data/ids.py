@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -81,3 +81,52 @@ def check_unicode(values: Sequence[str], name: str) -> None:
     except UnicodeEncodeError:
         first = next(value for value in values if any("\ud800" <= c <= "\udfff" for c in value))
         raise InputError(f"{name}: {first!r:.80} should be whole characters of Unicode; mend it") from None
+
+
+def id_keys(ids: np.ndarray) -> np.ndarray:
+    """The ids, or a hash of each, int64: strings that differ have the same once in 2**64 pairs."""
+    if ids.dtype.kind == "O":
+        return np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
+    return ids.astype(np.int64, copy=False)
+
+
+def with_keys(pieces: Iterable[np.ndarray], keys: np.ndarray) -> Iterator[np.ndarray]:
+    """Pass ids on, and fill `keys` with those of the first of them."""
+    n = 0
+    for piece in pieces:
+        some = id_keys(piece)[: len(keys) - n]
+        keys[n : n + len(some)] = some
+        n += len(some)
+        yield piece
+
+
+def repeated(keys: np.ndarray) -> np.ndarray:
+    """Keys that come more than once, each once, of all, which are sorted in place.
+
+    >>> repeated(np.array([3, 1, 3, 2, 3]))
+    array([3])
+    """
+    keys.sort()
+    return np.unique(keys[1:][keys[1:] == keys[:-1]])
+
+
+def name_repeated(pieces: Iterable[np.ndarray], keys: np.ndarray, n_named: int) -> list[str]:
+    """The first ids, among those with one of these keys, that come twice, and two rows of each.
+
+    >>> ids = [np.array(["a", "b"], object), np.array(["c", "a"], object)]
+    >>> name_repeated(ids, id_keys(np.array(["a", "c"], object)), 3)
+    ["'a' (rows 0 and 3)"]
+    """
+    seen: dict[Any, int] = {}
+    named: dict[Any, str] = {}
+    row = 0
+    for piece in pieces:
+        for place in np.flatnonzero(np.isin(id_keys(piece), keys)).tolist():
+            value = piece[place] if piece.dtype == object else int(piece[place])
+            if value in seen:
+                named.setdefault(value, f"{value!r:.80} (rows {seen[value]:,} and {row + place:,})")
+            if len(named) == n_named:
+                return list(named.values())
+            seen.setdefault(value, row + place)
+        row += len(piece)
+    return list(named.values())

@@ -15,9 +15,13 @@ import numpy as np
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import remove
+from hkm_dask.data.ids import name_repeated, repeated, with_keys
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
+
+#: Ids that come twice and are named.
+_NAMED_IDS = 3
 
 
 @dataclass
@@ -170,6 +174,22 @@ def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples
         raise InputError(f"n_{name}={n_values} should be {n_samples}, one per row; give {name} for exactly these rows")
     if n_missing == 0:
         remove(group / mask)
+
+
+def write_ids(group: Path, pieces: Iterable[np.ndarray], n_samples: int, remedy: str) -> None:
+    """Write the ids of all rows of a pool as `write_column` does; in memory are 8 bytes a row.
+
+    InputError, which ends with `remedy`, where an id comes twice: it would stand for two rows.
+    """
+    keys = np.empty(n_samples, np.int64)
+    write_column(group, layout.IDS, with_keys(pieces, keys), n_samples)
+    twice = repeated(keys)
+    if len(twice):
+        stored = open_array(group / layout.IDS)
+        named = name_repeated(map(stored.read_chunk, range(stored.spec.n_chunks)), twice, _NAMED_IDS)
+        if named:
+            more = f" and {len(twice) - len(named):,} more" if len(twice) > len(named) else ""
+            raise InputError(f"ids: {', '.join(named)}{more} should come once each; {remedy}")
 
 
 def _flush(

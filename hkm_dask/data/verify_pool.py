@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
+from hkm_dask.data.ids import id_keys
 from hkm_dask.data.pool_writer import Stats, measure
 from hkm_dask.data.verify import MAX_LINES, Verification
 from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
@@ -128,13 +129,6 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
         found.add(name, "many", f"{len(keys):,} ids should come once, they come more often", remedy=_ID_REMEDY)
     if not (len(keys) and _tell_repeated(keys[:MAX_LINES], reader, found)):
         found.checks[name] = f"{n_ids:,}, none twice"
-
-
-def id_keys(ids: NDArray[Any]) -> NDArray[np.int64]:
-    """The ids, or a hash of each: strings that differ have the same once in 2**64 pairs."""
-    if ids.dtype.kind == "O":
-        return np.fromiter(map(hash, ids.tolist()), np.int64, len(ids))
-    return ids.astype(np.int64, copy=False)
 
 
 def _tell_repeated(keys: NDArray[np.int64], reader: ChunkReader, found: Verification) -> bool:

@@ -253,7 +253,8 @@ def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
     store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
     store.sweep(wip)
     if source.ids is not None:
-        pool_writer.write_column(wip, layout.IDS, source.ids(), shape[0])
+        remedy = "give every item an id of its own, or leave the ids out"
+        pool_writer.write_ids(wip, source.ids(), shape[0], remedy)
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
     with suppress(StoreError):  # not made yet

@@ -32,6 +32,9 @@ PIECE_BYTES = 4 * layout.MIB
 # Chunks handed out at once, per thread: progress is told and sums are folded after each round.
 CHUNKS_PER_ROUND = 8
 _NAMED_ROWS = 5
+_ID_REMEDY = (
+    "give every row an id of its own, or leave the ids out and carry what they are as a column with keep (--keep)"
+)
 
 
 @dataclass(frozen=True)
@@ -134,19 +137,20 @@ def ingest(
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         with Runner() if table.in_memory else runner_for(client) as runner:
             dropped = np.zeros(0, dtype=np.int64)
+            if not drop_nonfinite:
+                has_ids = _write_ids(wip, table, dropped)  # what is wrong with them costs no long pass then
             stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
             if stats.nonfinite:
                 dropped = _rows_to_drop(stats, table, drop_nonfinite)
                 stats = _write_embeddings(runner, wip, table, stored, rows, dropped, normalize)
-        ids = _ids(table, dropped)
-        if ids is not None:
-            pool_writer.write_column(wip, layout.IDS, ids, table.n_rows - len(dropped))
+        if drop_nonfinite:
+            has_ids = _write_ids(wip, table, dropped)
         for name, pieces in table.columns.items():
             pool_writer.write_column(wip, name, _kept(pieces(), dropped), table.n_rows - len(dropped))
         pool_writer.finish(
             wip,
             stats,
-            has_ids=ids is not None,
+            has_ids=has_ids,
             normalize=normalize,
             sources=[source.name for source in table.tables],
             columns=tuple(table.columns),
@@ -279,6 +283,14 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
 
 
 # --- ids --------------------------------------------------------------------------------------------------------------
+
+
+def _write_ids(group: Path, table: Sources, dropped: np.ndarray) -> bool:
+    """Write the ids of the kept rows; tells if there are any."""
+    ids = _ids(table, dropped)
+    if ids is not None:
+        pool_writer.write_ids(group, ids, table.n_rows - len(dropped), _ID_REMEDY)
+    return ids is not None
 
 
 def _ids(table: Sources, dropped: np.ndarray) -> Iterator[np.ndarray] | None:

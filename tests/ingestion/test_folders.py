@@ -38,7 +38,7 @@ def clip_folder(root: Path, **columns: object) -> Path:
             "number": [row + 100 for row in rows],
             "score": [row / 2 for row in rows],
             "gaps": [None if row == 40 else "x" for row in rows],
-            "kind": pa.array([f"kind {row % 3}" for row in rows]).dictionary_encode(),
+            "kind": pa.array([f"kind {row}" for row in rows]).dictionary_encode(),
         }
         pq.write_table(pa.table(table), root / "metadata" / f"metadata_{part}.parquet", row_group_size=7)
     return root
@@ -53,7 +53,7 @@ def test_clip_retrieval_folders_with_ids(tmp_path: Path) -> None:
     pool = ingest(folder, tmp_path / "q.zarr", column="text_emb", ids="number")
     np.testing.assert_array_equal(read_all(pool), -x)
     assert ids_of(pool) == list(range(100, 157))
-    assert ids_of(ingest(folder, tmp_path / "r.zarr", column="img_emb", ids="kind"))[4] == "kind 1"
+    assert ids_of(ingest(folder, tmp_path / "r.zarr", column="img_emb", ids="kind"))[4] == "kind 4"
     assert ingest(folder, tmp_path / "s.zarr", column="img_emb").ids() is None
 
 

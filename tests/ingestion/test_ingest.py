@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -18,6 +19,7 @@ import xarray as xr
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import chunks, files, layout
+from hkm_dask.data import ids as id_module
 from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.row_views import unit_rows
@@ -448,3 +450,30 @@ def test_a_source_is_never_in_memory_whole(tmp_path: Path) -> None:
     command = [sys.executable, "-c", MEMORY, str(tmp_path / "a.npy"), str(tmp_path / "p.zarr")]
     found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True, timeout=120)
     assert int(found.stdout) < 100, "MiB above the baseline for 256 MiB of rows"
+
+
+@pytest.mark.parametrize("kind", [np.int64, object])
+def test_ids_that_come_twice_are_named_before_rows_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type
+) -> None:
+    x = np.random.default_rng(0).normal(size=(7, 2)).astype("f4")
+    ids = np.array([5, 4, 4, 1, 5, 4, 9]).astype(str if kind is object else kind)
+    first, second = (repr(value) for value in ids[[1, 0]].tolist())
+    named = re.escape(f"ids: {first} (rows 1 and 2), {second} (rows 0 and 4) should come once each; give every row")
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest_module, "_write_embeddings", None)
+        with pytest.raises(InputError, match=named):
+            ingest(x, tmp_path / "pool.zarr", ids=ids)
+    assert not (tmp_path / "pool.zarr").exists()
+    # Those of rows that are left out are none.
+    x[[0, 1, 5]] = np.nan
+    pool = ingest(x, tmp_path / "pool.zarr", ids=ids, drop_nonfinite=True)
+    assert pool.ids().tolist() == ids[[2, 3, 4, 6]].tolist()  # type: ignore[union-attr]
+
+
+def test_ids_with_the_same_hash_are_not_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(id_module, "id_keys", lambda ids: np.zeros(len(ids), np.int64))
+    pool = ingest(np.ones((4, 2), "f4"), tmp_path / "pool.zarr", ids=list("abcd"))
+    assert pool.has_ids
+    with pytest.raises(InputError, match=r"ids: 'b' \(rows 1 and 3\) should"):
+        ingest(np.ones((4, 2), "f4"), tmp_path / "other.zarr", ids=list("abcb"))
