@@ -109,6 +109,7 @@ class Place:
     """Where work runs, as the command line has it."""
 
     workers: int | None
+    threads_per_worker: int | None
     local_cuda: bool
     cuda_preset: Literal["performance", "capacity"] | None
     scheduler: str | None
@@ -124,6 +125,8 @@ class Place:
             places_asked_for(self.workers, self.local_cuda, self.scheduler, self.scheduler_file)
         except InputError as error:
             raise click.UsageError(in_options(str(error), click.get_current_context().command)) from error
+        if self.threads_per_worker and self.workers is None:
+            raise click.UsageError("--threads-per-worker is for the processes of --workers; give both or neither.")
         if self.cuda_preset and not self.local_cuda:
             raise click.UsageError("--cuda-preset is for the workers that --local-cuda starts; give both or neither.")
 
@@ -150,7 +153,10 @@ class Place:
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command the options that say where its work runs; it gets them as ``place``."""
 
-    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N single-threaded processes.")
+    @click.option("--workers", type=click.IntRange(min=1), metavar="N", help="Run on N processes of this machine.")
+    @click.option(
+        "--threads-per-worker", type=click.IntRange(min=1), metavar="T", help="Threads of each of them, 1 by default."
+    )
     @click.option("--local-cuda", is_flag=True, help="Run on the GPUs of this machine, one worker each.")
     @click.option(
         "--cuda-preset",

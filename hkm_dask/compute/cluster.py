@@ -97,6 +97,7 @@ def _parse_limit(memory_limit: int | str | None) -> int | None:
 def connect(
     *,
     workers: int | None = None,
+    threads_per_worker: int | None = None,
     local_cuda: bool = False,
     cuda_preset: Literal["performance", "capacity"] = "performance",
     scheduler: str | None = None,
@@ -108,7 +109,9 @@ def connect(
     Parameters
     ----------
     workers : int, optional
-        Start a LocalCluster of this many single-threaded processes.
+        Start a LocalCluster of this many processes.
+    threads_per_worker : int, optional
+        Threads of each of them, one by default; what needs one worker only uses all of them.
     local_cuda : bool
         Start a LocalCUDACluster, one worker per GPU.
     cuda_preset : {"performance", "capacity"}
@@ -134,6 +137,9 @@ def connect(
         The cluster cannot be reached or started.
     """
     places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
+    if threads_per_worker is not None and (workers is None or threads_per_worker < 1):
+        rule = "be >= 1" if workers is not None else "go with workers, which have as many"
+        raise InputError(f"threads_per_worker={threads_per_worker} should {rule}; leave it out")
     if cuda_preset not in CUDA_PRESETS:
         raise InputError(f"cuda_preset={cuda_preset!r} should be one of {', '.join(CUDA_PRESETS)}; name one of them")
     limit = _parse_limit(memory_limit)
@@ -145,7 +151,7 @@ def connect(
         if workers is not None or local_cuda:
             stack.enter_context(_workers_come_back())
         if workers is not None:
-            client = stack.enter_context(_local_cluster(workers, limit))
+            client = stack.enter_context(_local_cluster(workers, threads_per_worker or 1, limit))
         elif local_cuda:
             client = stack.enter_context(_local_cuda_cluster(cuda_preset, limit))
         elif scheduler is not None or scheduler_file is not None:
@@ -190,7 +196,7 @@ def _workers_come_back() -> AbstractContextManager[Any]:
 
 
 @contextmanager
-def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]:
+def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> Iterator[Client]:
     from distributed import Client, LocalCluster
 
     if n_workers < 1:
@@ -201,7 +207,7 @@ def _local_cluster(n_workers: int, memory_limit: int | None) -> Iterator[Client]
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
             scheduler_kwargs={"worker_ttl": _worker_ttl()},
             death_timeout=_START_SECONDS,
-            **_LOCAL,
+            **_LOCAL | {"threads_per_worker": n_threads},
         )
     with cluster, Client(cluster) as client:
         client.wait_for_workers(n_workers, timeout=60)

@@ -36,6 +36,8 @@ _WORKERS_COME_WITHIN = 30
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
+#: Rounds of tasks that a pass takes the time of, beyond which what one worker saves of it is little.
+_ONE_WORKER_ROUNDS = 8
 #: Bytes of rows beyond which a computation is never squeezed into one task.
 _ONE_TASK_BYTES = 256 << 20
 _WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
@@ -149,8 +151,10 @@ class ClusterRunner(Runner):
         """See `Runner.make_room_for`; this process remembers nothing about rows."""
 
     def fits_one_task(self, flops: float, n_bytes: int) -> bool:
-        """See `Runner.fits_one_task`."""
-        return self.n_parts(flops) == 1 and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
+        """See `Runner.fits_one_task`: its threads are faster alone than with all others, by a round of tasks a pass."""
+        saved = self.n_workers / (self.n_workers - 1) if self.n_workers > 1 else _ONE_WORKER_ROUNDS
+        most = saved * self.threads_per_worker * _ROUND_TRIP_FLOPS
+        return flops < most and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:

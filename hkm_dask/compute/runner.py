@@ -425,8 +425,8 @@ def _counted(task: Callable[[Any], Any], report: Report, n_tasks: int) -> Callab
     return counted
 
 
-def runner_in_task(memory_budget: int) -> Runner:
-    """Runner of one thread, for a task that does a whole computation within the budget of its worker.
+def runner_in_task(memory_budget: int, n_threads: int = 1) -> Runner:
+    """Runner for a task that does a whole computation within the budget of its worker, on so many of its threads.
 
     Examples
     --------
@@ -434,6 +434,6 @@ def runner_in_task(memory_budget: int) -> Runner:
     ...     runner.n_threads, runner.memory_budget >> 20
     (1, 64)
     """
-    runner = Runner(n_threads=1)
+    runner = Runner(n_threads=n_threads)
     runner.memory_budget = memory_budget
     return runner

@@ -155,7 +155,7 @@ def fit(
     flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
     arguments: dict[str, Any] = {"settings": settings, "geometry": geometry, "progress": progress, "weights": weights}
     if runner.fits_one_task(flops, rows.n_rows * rows.row_bytes):
-        task = partial(_fit_in_task, rows=rows, **arguments)
+        task = partial(_fit_in_task, rows=rows, n_threads=runner.threads_per_worker, **arguments)
         outcome: Fit = runner.call(task, runner.memory_budget, stage="cluster")
         return outcome
     if is_too_little(flops):
@@ -178,11 +178,11 @@ def fit(
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 
 
-def _fit_in_task(memory_budget: int, *, rows: Rows, **arguments: Any) -> Fit:
+def _fit_in_task(memory_budget: int, *, rows: Rows, n_threads: int, **arguments: Any) -> Fit:
     """A whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
     table = ArrayRows(rows.read(0, rows.n_rows), rows.label)
     try:
-        with runner_in_task(memory_budget) as runner:
+        with runner_in_task(memory_budget, n_threads) as runner:
             return replace(fit(table, runner=runner, **arguments), run="")
     finally:
         forget(table.key)

@@ -39,8 +39,14 @@ def test_a_preset_needs_gpus_of_this_machine(hkm: Callable[..., Result]) -> None
     assert "--cuda-preset is for the workers that --local-cuda starts" in err
 
 
+def test_threads_of_workers_need_workers_of_this_machine(hkm: Callable[..., Result]) -> None:
+    code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--threads-per-worker", "2")
+    assert code == 2
+    assert "--threads-per-worker is for the processes of --workers" in err
+
+
 def test_a_place_is_threads_unless_another_is_asked_for() -> None:
-    place = options.Place(None, False, None, None, None, memory_limit=10**9)
+    place = options.Place(None, None, False, None, None, None, memory_limit=10**9)
     place.check()
     with place.connect() as runner:
         assert runner.client is None

@@ -23,14 +23,18 @@ from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.events import Event, subscribe
+from hkm_dask.hierarchy.build import build_hierarchy
+from hkm_dask.kmeans import fit as fit_module
 from hkm_dask.kmeans.fit import Fit, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.seeding import coreset
 
 
 @pytest.fixture
@@ -384,3 +388,29 @@ def test_an_iteration_sends_one_result_of_each_worker(
     sums = (n_workers - 1) * 8 * k * (d + 1)
     print(np.diff(iterations) / sums)
     assert (np.diff(iterations) <= 1.1 * sums).all()
+
+
+def test_what_one_worker_does_for_all_uses_all_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    used: list[int] = []
+
+    def recorded(memory_budget: int, n_threads: int = 1) -> Runner:
+        used.append(n_threads)
+        return runner_in_task(memory_budget, n_threads)
+
+    for module in (fit_module, coreset):  # whose tasks run in threads of this process
+        monkeypatch.setattr(module, "runner_in_task", recorded)
+    values = blobs(900, 6)
+    config = Config(levels=[Level(n_clusters=30, n_resamples=1, max_iter=3), Level(n_clusters=5, n_resamples=0)])
+    with (
+        LocalCluster(n_workers=1, threads_per_worker=3, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        trees = [
+            build_hierarchy(values, tmp_path / f"{name}.zarr", config, **where)  # type: ignore[arg-type]
+            for name, where in (("worker", {"client": client}), ("threads", {}))
+        ]
+    for level in ("level_1", "level_2"):
+        one, other = (tree[level].to_dataset().load() for tree in trees)
+        assert one.identical(other.assign_attrs(one.attrs))
+    assert used
+    assert set(used[:3]) == {3}

@@ -1,21 +1,15 @@
 """Members chosen of what parts picked, against Python's sort; ties, and clusters that no task may hold."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.hierarchy import candidates, external_sort
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
 from hkm_dask.hierarchy.resample import ResampleSet
-from tests.compute.conftest import two_processes, workers
-
-__all__ = ["two_processes", "workers"]
 
 MEMBERS = st.lists(
     st.tuples(st.sampled_from([-1, 0, 1, 1, 1, 1, 2, 4]), st.sampled_from([0.0, 0.1, 0.1, 7.0, 1e-300])),
@@ -55,19 +49,3 @@ def test_the_smallest_of_each_cluster_are_chosen(
         for module in (candidates, external_sort):
             patch.setattr(module, "rows_at_once", lambda runner: at_once)
         assert choose(some, r, len(labels), runner).read().tolist() == expected
-
-
-def test_workers_choose_the_same_and_leave_nothing(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (candidates, external_sort):
-        monkeypatch.setattr(module, "rows_at_once", lambda runner: 300)
-    rng = np.random.default_rng(0)
-    labels, keys = rng.integers(-1, 5, 3000).astype(np.int32), rng.integers(0, 40, 3000) / 8
-    labels[:1500] = 2
-    some = picked(labels, keys, 400, 3, workers.array_store)
-    numbers = choose(some, 400, 3000, workers)
-    expected = by_sorting(labels, keys, 400)
-    assert numbers.read().tolist() == expected
-    assert [numbers.position(row) for row in (0, 700, 3000)] == np.searchsorted(expected, [0, 700, 3000]).tolist()
-    for scratch in (some, numbers):
-        scratch.delete()
-    assert not list(Path(str(workers.array_store.folder)).glob("*.npy"))

@@ -358,7 +358,7 @@ def seed_from_points(
     if runner.fits_one_task(2.0 * values.size * n_clusters, values.nbytes):
         task = partial(
             _seed_in_task, points=points, weights=weights, n_clusters=n_clusters, geometry=geometry, key=key,
-            n_iterations=n_iterations, whole=whole,
+            n_iterations=n_iterations, whole=whole, n_threads=runner.threads_per_worker,
         )  # fmt: skip
         return runner.call(task, runner.memory_budget, stage="seed")
     size = len(values) if whole else GROUP_POINTS
@@ -383,8 +383,10 @@ def seed_from_points(
     return centroids, hints
 
 
-def _seed_in_task(memory_budget: int, **arguments: Any) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    with runner_in_task(memory_budget) as runner:
+def _seed_in_task(
+    memory_budget: int, *, n_threads: int, **arguments: Any
+) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+    with runner_in_task(memory_budget, n_threads) as runner:
         return seed_from_points(**arguments, runner=runner)
 
 
