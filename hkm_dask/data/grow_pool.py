@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout, pool_writer
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes
-from hkm_dask.data.ids import id_keys
+from hkm_dask.data.ids import id_keys, with_keys
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.data.rows import ZarrRows
@@ -171,11 +171,10 @@ def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
 
 def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     """Say which ids of `new` the pool has already, or come twice in them; 8 bytes a new row."""
-    own, kinds = [], set[str]()
-    for piece in _pieces(new, layout.IDS):
+    keys, kinds = np.empty(sum(one.n_samples for one in new), np.int64), set[str]()
+    for piece in with_keys(_pieces(new, layout.IDS), keys):
         kinds.add(piece.dtype.kind)
-        own.append(id_keys(piece))
-    keys = np.sort(np.concatenate(own))
+    keys.sort()
     twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
     for piece in _pieces([pool], layout.IDS):
         if {piece.dtype.kind} != kinds:
@@ -183,7 +182,8 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
                 "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
             ]
         there = id_keys(piece)
-        twice.update(there[np.isin(there, keys)].tolist())
+        places = np.minimum(np.searchsorted(keys, there), len(keys) - 1)
+        twice.update(there[keys[places] == there].tolist())
     if not twice:
         return []
     wanted, seen, repeated = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()

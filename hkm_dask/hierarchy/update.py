@@ -13,6 +13,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.memory import LEAST_BLOCK, StageBytes, assign_stage, check_fits, write_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
@@ -27,6 +28,8 @@ from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 if TYPE_CHECKING:
     from distributed import Client
+
+_NUMBER_BYTES = 8
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,20 @@ class Joined:
     n_added: int
     distance_before: float
     distance_added: float
+
+
+def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) -> None:
+    """Refuse, with a ComputeError, samples that are more than a worker has the memory to join."""
+    arrays, base = TreeArrays(tree), pool.rows()
+    rows: Rows = UnitRows(base) if tree.attrs["metric"] == "cosine" else base
+    k, d = arrays.n_clusters(1), pool.n_features
+    stages = {"labeling the new samples": assign_stage(-(-n_added // runner.n_workers), k, d)}
+    stages |= {f"writing level {t}": write_stage(arrays.n_clusters(t), d) for t in range(1, arrays.n_levels + 1)}
+    if pool.has_ids:
+        stages["comparing ids"] = StageBytes(2 * _NUMBER_BYTES * n_added)
+    # One block more than of rows as they are, and the numbers of those that are new.
+    inputs = runner.input_bytes(rows) + max(base.chunk_rows * base.row_bytes, LEAST_BLOCK) + _NUMBER_BYTES * n_added
+    check_fits(stages, runner.memory_budget, inputs=inputs)
 
 
 def write_updated(

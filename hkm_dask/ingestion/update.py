@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
+from hkm_dask.compute.cluster import runner_for
 from hkm_dask.data import layout, store
 from hkm_dask.data.files import read_attributes, remove, stored_format
 from hkm_dask.data.grow_pool import check_fits, grow
@@ -18,7 +19,7 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.update import Joined, write_updated
+from hkm_dask.hierarchy.update import Joined, check_memory, write_updated
 from hkm_dask.ingestion.ingest import ingest
 
 if TYPE_CHECKING:
@@ -64,6 +65,8 @@ def update(
     InputError
         The tree is of another pool; or new samples have another width, lack ids or columns that the pool has, or have
         an id that it has already.
+    ComputeError
+        They are more than `memory_limit`, or a worker, has room for; it names the limit that suffices.
     StoreError
         A store is damaged, another process is writing it, or the disk is full.
 
@@ -98,6 +101,9 @@ def update(
                 rest = f"{n:,} samples of {home} that it lacks; run `hkm update {tree} {pool}` first"
                 raise InputError(f"{target} should know all of its pool before more join, there are {rest}")
             if added or n_before < grown.n_samples:
+                with runner_for(client, memory_limit) as runner:
+                    n_added = grown.n_samples - n_before + sum(one.n_samples for one in added)
+                    check_memory(opened, grown, n_added, runner)
                 _check(added, grown, opened)
                 joined = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
                 _tell(joined)

@@ -15,10 +15,12 @@ from click.testing import CliRunner
 
 import hkm_dask as hkm
 from hkm_dask.cli.commands import main
+from hkm_dask.compute import memory
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import grow_pool, pool_writer, store
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.pool import open_pool
-from hkm_dask.errors import InputError
+from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy import update as tree_update
 from tests.hierarchy.altered import set_attributes
@@ -217,6 +219,21 @@ def test_what_cannot_join_is_refused_and_nothing_changes(
     with pytest.raises(InputError, match=message):
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", new(folder))
     assert open_pool(folder / "pool.zarr").fingerprint == known
+
+
+def test_more_than_memory_has_room_for_is_refused_before_anything_is_written(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tree, pool = hkm.open_hierarchy(folder / "l2.zarr"), open_pool(folder / "pool.zarr")
+    with Runner(n_threads=2, memory_limit=1 << 30) as runner:
+        tree_update.check_memory(tree, pool, 10**7, runner)
+        with pytest.raises(ComputeError, match=r"should be at least \d+MiB, labeling the new samples takes"):
+            tree_update.check_memory(tree, pool, 10**8, runner)
+    monkeypatch.setattr(memory, "LABEL_BYTES", 10**7)
+    monkeypatch.setattr(grow_pool, "grow", None)
+    with pytest.raises(ComputeError, match=r"memory_limit=1024MiB should be at least \d+MiB, labeling the new samples"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr", memory_limit="1GiB")
+    assert open_pool(folder / "pool.zarr").fingerprint == pool.fingerprint
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:
