@@ -11,10 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
+from pipelines import records
 from pipelines.longtail import comparison, studies, variants
 from pipelines.longtail.charts import Line, class_sizes, curves, dots
+from pipelines.longtail.methods import METHODS
 from pipelines.longtail.more_pools import ALL_POOLS, missing
 from pipelines.longtail.pools import POOLS
+from pipelines.longtail.quotes import folded
 from pipelines.longtail.studies import CLUSTERS, MEMBERS, RESAMPLES, Row, Study
 from pipelines.longtail.trials import Trials
 
@@ -24,6 +27,8 @@ MEASURES = {
     "knn": "accuracy of nearest neighbors",
 }
 COLUMNS = ("entropy", "kl_to_uniform", "gini", "n_missed", "linear", "knn")
+#: Studies of ways to draw.
+BESIDE = {"methods": METHODS, "variants": variants.VARIANTS}
 #: Pictures that the documentation shows.
 DOCUMENTED = ("levels.png", "class_sizes.png", "resampling.png", "seeding.png", "search.png", "methods.png")
 STUDIES = ("levels", "seeding", "resampling", "clusters", "search", "advice", "methods", "variants")
@@ -41,6 +46,7 @@ def main() -> None:
     parser.add_argument("--studies", default="levels", help=f"all, or some of {', '.join(STUDIES)}")
     parser.add_argument("--pools", help="of the studies of seeding, advice and methods; methods takes .npz files, too")
     parser.add_argument("--docs", type=Path, metavar="DIR", help="also write the documentation's pictures here")
+    records.add_option(parser)
     options = parser.parse_args()
     names = STUDIES if options.studies == "all" else tuple(options.studies.split(","))
     known = ALL_POOLS if {"methods", "variants"} & set(names) else POOLS
@@ -54,12 +60,8 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     trials = Trials(options.out / "trials.jsonl")
     for name in names:
-        if name == "methods":
-            print(comparison.report(comparison.run(options.out, pools, options.seeds), options.out, pools))
-            continue
-        if name == "variants":
-            found = comparison.run(options.out, pools, options.seeds, variants.VARIANTS, "variants.jsonl")
-            print(variants.table(found.table(), pools))
+        if name in BESIDE:
+            compare(name, options, pools)
             continue
         study = make(name, options.seeds, pools)
         trials.run(study.trials())
@@ -74,6 +76,18 @@ def main() -> None:
         for picture in DOCUMENTED:
             if (options.out / picture).exists():
                 shutil.copyfile(options.out / picture, options.docs / f"longtail_{picture}")
+
+
+def compare(name: str, options: argparse.Namespace, pools: Sequence[str]) -> None:
+    """Compare ways to draw on pools; `--record` keeps all that the folder holds of these pools."""
+    found = comparison.run(options.out, pools, options.seeds, BESIDE[name], f"{name}.jsonl")
+    of_pools = [record for pool in pools for record in found.table() if record["pool"] == pool]
+    if name == "methods":
+        print(comparison.report(of_pools, options.out))
+    else:
+        print(variants.table(of_pools, pools))
+    settings = {"pools": list(pools)}  # and as many seeds as each measure has values
+    records.save("longtail", name, folded(of_pools), out=options.out, settings=settings, record=options.record)
 
 
 def make(name: str, seeds: int, pools: Sequence[str]) -> Study:

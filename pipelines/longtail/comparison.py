@@ -164,9 +164,8 @@ def sign(differences: list[float]) -> int:
     return int(mean > 2 * error) - int(mean < -2 * error)
 
 
-def report(found: Measurements, out: Path, pools: Sequence[str]) -> str:
-    """Write tables and picture of what there is for these pools; the tables are returned."""
-    records = [record for record in found.table() if record["pool"] in pools]
+def report(records: Sequence[Facts], out: Path) -> str:
+    """Write tables and picture of what there is; the tables are returned."""
     text = method_table(records) + "\n" + pool_table(records)
     (out / "methods.md").write_text(text, encoding="utf-8")
     draw(records, out / "methods.png")

@@ -80,7 +80,7 @@ def test_what_does_not_fit_is_told_and_not_measured_again(
     before = (tmp_path / "methods.jsonl").read_text()
     comparison.run(tmp_path, [name], 2, some)
     assert (tmp_path / "methods.jsonl").read_text() == before
-    text = comparison.report(found, tmp_path, [name])
+    text = comparison.report(found.table(), tmp_path)
     assert (tmp_path / "methods.png").stat().st_size > 5000
     row = next(line for line in text.splitlines() if line.startswith("| balanced by labels"))
     by_hand = [
