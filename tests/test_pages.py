@@ -88,9 +88,14 @@ NOT_RUN = {
         "seed: 0": "compared with the defaults in tests/test_package.py",
     },
     "docs/browse.md": {"hkm browse tree.zarr --captions captions.txt --subset subset.npy": "serves until Ctrl-C"},
+    "docs/does-it-pay.md": {
+        "python pipelines/longtail/run.py --studies methods --pools mine.npz --seeds 8 --out mine": (
+            "takes long; tests/pipelines/test_methods.py does the same on little"
+        ),
+    },
     "docs/filter-your-dataset.md": {
-        "pip install embedding-atlas": "serves until Ctrl-C; tests/test_filter_page.py starts it where it is installed",
-        "import fiftyone as fo": "tests/test_filter_page.py runs it where it is installed",
+        "pip install embedding-atlas": "a program of its own that serves until Ctrl-C, and brings torch",
+        "import fiftyone as fo": "a program of its own that opens a window, and brings torch and a database",
     },
     "docs/gpu.md": {
         "pip install -e '.[cuda13]'      # driver 580 or newer": "needs a GPU",
