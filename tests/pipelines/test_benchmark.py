@@ -30,6 +30,7 @@ from pipelines.benchmark import (
     scale,
     timeleft,
     whole,
+    workers,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -347,3 +348,11 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     assert (kinds[0], kinds[-1], kinds.count("step_finished")) == ("run_started", "run_finished", 4)
     said = CliRunner().invoke(timeleft.main, ["replay", str(trace)], catch_exceptions=False)
     assert len(said.output.splitlines()) == 3
+
+
+@pytest.mark.slow
+def test_workers_take_turns_with_threads(capsys: pytest.CaptureFixture[str]) -> None:
+    workers.main(["--n", "600", "--levels", "20", "--resamples", "1", "--repeats", "1"])
+    said = capsys.readouterr().out
+    assert all(place in said for place in ("2 threads", "--workers 2", "--threads-per-worker 2"))
+    assert said.count("0 of 600 labels differ") == 2
