@@ -241,10 +241,7 @@ class _Draw:
         levels, sizes = range(1, n_levels + 1), leaf_sizes(arrays, mask)
         if self.strategy == "flat":
             # Samples by top-level cluster, in order of the distance to their level-1 centroid.
-            top = arrays.ancestors(arrays.read(1, "labels"))[-1]
-            if mask is not None:
-                top = np.where(mask, top, np.int32(-1))
-                mask = None
+            top, mask = _top_clusters(arrays, mask), None
             members: _Members
             bounds, members = group_by_label(top, arrays.read(1, "distances"), arrays.n_clusters(n_levels))
             levels, sizes = range(n_levels, n_levels + 1), sizes[-1:]
@@ -257,6 +254,18 @@ class _Draw:
         )  # fmt: skip
         key = stream_key(part.seed, "within")
         return draw_members(bounds, members, targets, within=self.within, key=key, best=self.best, mask=mask)
+
+
+def _top_clusters(arrays: TreeArrays, mask: Mask | None) -> NDArray[np.int32]:
+    """The cluster of the top level that each sample lies in; -1 where it was left out, or a `mask` does not have it."""
+    above = arrays.ancestors(np.arange(arrays.n_clusters(1), dtype=np.int32))[-1]
+    table = np.append(above, np.int32(-1))  # the last is what -1 picks
+    top = np.empty(arrays.n_rows(1), np.int32)
+    for bounds in arrays.blocks(1, "labels"):
+        top[slice(*bounds)] = table[arrays.block(1, "labels", bounds)]
+    if mask is not None:
+        top[~mask] = -1
+    return top
 
 
 class _Members(Protocol):
