@@ -220,6 +220,7 @@ def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result]
     code, _, err = hkm(*words)
     assert code == 0
     assert "For 200 rows, as advised: --n-clusters 40,20,6 --n-resamples 1 --resample-size 2" in err
+    assert "Why: 5, 10 and 30 rows to a cluster" in err
     assert "--config FILE" in err
     config = json.loads(hkm("info", tmp_path / "tree.zarr", "--json").out)["config"]
     assert [level["n_clusters"] for level in config["levels"]] == [40, 20, 6]

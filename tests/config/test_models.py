@@ -378,6 +378,11 @@ def test_a_hierarchy_has_levels_that_can_be_counted() -> None:
         Config.from_flags([5] * 65)
 
 
+def test_the_advice_is_explained_for_small_and_large_pools() -> None:
+    assert "5, 10 and 30 rows" in Config.reason_of_advice(10**6)
+    assert "the paper's 75" in Config.reason_of_advice(10**6 + 1)
+
+
 def test_the_advice_falls_from_level_to_level_for_any_number_of_samples() -> None:
     for n in [*range(1, 200), 10**4, 10**6, 10**6 + 1, 10**9]:
         config = Config.advised(n)
