@@ -64,6 +64,24 @@ def test_slots_without_a_centroid_are_never_found(data: tuple[np.ndarray, np.nda
     assert used[labels].all()
 
 
+@pytest.mark.parametrize(("n_columns", "n_scores"), [(64, 64), (128, 1 << 12), (2048, 1 << 16)])
+def test_tiles_of_scores_may_be_any(n_columns: int, n_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_TILE_COLUMNS", n_columns)
+    monkeypatch.setattr(cpu, "_TILE_SCORES", n_scores)
+    rows, centroids = spectrum(301, 32), spectrum(150, 32, 1)
+    geometry = geometry_of(rows)
+    labels, distances = find(centroids, rows, geometry, head=16)
+    expected, squared = brute(centroids, rows)
+    np.testing.assert_array_equal(labels, expected)
+    np.testing.assert_allclose(distances, squared, rtol=1e-13)
+    some = np.arange(0, 301, 3)  # rows that are kept in the form of the product are searched in one call
+    again, nearest = np.full(301, -1, np.int32), np.full(301, np.inf)
+    CpuIndex(centroids, geometry, 16).nearest(rows, again, nearest, make_operand(rows, geometry, 32), 0, some)
+    np.testing.assert_array_equal(again[some], expected[some])
+    np.testing.assert_array_equal(nearest[some], distances[some])
+    assert (np.delete(again, some) == -1).all()
+
+
 @pytest.mark.parametrize(("n", "k", "d"), [(500, 1, 5), (700, 90, 3), (3000, 40, 64), (300, 4500, 4), (5000, 700, 24)])
 def test_labels_and_distances_equal_brute_force(n: int, k: int, d: int) -> None:
     rows, centroids = spectrum(n, d), spectrum(k, d, 1)
