@@ -68,7 +68,8 @@ def _places(lines: Sequence[Line]) -> tuple[list[float], dict[str, float], float
 def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -> None:
     """A line per setting, a panel per measure; every seed is a dot, the mean a bar across."""
     at, groups, height = _places(lines)
-    figure = _figure(11, 1.2 + (0.34 if not groups else 0.27) * height)
+    width = 9 if len(panels) < 3 else 11  # what is at most as wide as a page is not shrunk there
+    figure = _figure(width, 1.2 + (0.34 if not groups else 0.27) * height)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for i, name in enumerate(panels):
         axes = figure.add_subplot(1, len(panels), i + 1)
@@ -80,14 +81,14 @@ def dots(path: Path, title: str, lines: Sequence[Line], panels: Sequence[str]) -
             mean = float(np.mean(values))
             axes.plot([mean, mean], [y - 0.3, y + 0.3], color=color, linewidth=2.5)
             axes.annotate(
-                f"{mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=9, color=QUIET
+                f"{mean:.3f}", (1.01, y), xycoords=("axes fraction", "data"), va="center", fontsize=11, color=QUIET
             )
         ticks, labels = [*groups.values(), *at], [*groups, *(line.name for line in lines)]
         axes.set_yticks(ticks, labels if i == 0 else [""] * len(ticks))
-        axes.tick_params(axis="y", labelcolor=INK)
+        axes.tick_params(axis="y", labelcolor=INK, labelsize=11)
         for label in axes.get_yticklabels()[: len(groups)]:
             label.set_fontweight("bold")
-        axes.set_title(name, loc="left", fontsize=10, color=QUIET)
+        axes.set_title(name, loc="left", fontsize=11, color=QUIET)
         axes.set_ylim(height - 0.4, -0.6)
     save(figure, path)
 

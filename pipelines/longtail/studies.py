@@ -170,13 +170,17 @@ CLOSER_M: tuple[Sizes, ...] = (
 CLOSER_R: tuple[Sizes | None, ...] = ((3, 2, 2), (2, 2, 1), (2, 2, 3), (4, 3, 3), None)
 
 
+def _numbers(values: Sizes) -> str:
+    """Write numbers of the levels; one for all where they are the same."""
+    return ", ".join(map(str, values if len(set(values)) > 1 else values[:1]))
+
+
 def search(seeds: int) -> Study:
     """Levels, numbers of clusters, resamplings, members, seeding and metric, looking for the best balance."""
     n = len(POOLS["nouns"](0).labels)
 
     def row(shares: Sizes, m: Sizes, r: Sizes | None, init: Init = "coreset", metric: Metric = "l2") -> Row:
-        said = ["auto"] if r is None else map(str, r)
-        name = f"{', '.join(map(str, shares))}; m = {', '.join(map(str, m))}; r = {', '.join(said)}"
+        name = f"{_numbers(shares)}; m = {_numbers(m)}; r = {'auto' if r is None else _numbers(r)}"
         name += "".join(f"; {word}" for word in (init, metric) if word not in ("coreset", "l2"))
         tried = trials("nouns", in_proportion(n, shares), m=m, r=r, seeds=seeds, init=init, metric=metric)
         return Row(name, tried)
