@@ -10,8 +10,9 @@ from hypothesis import settings
 from tests.browser import chromium, open_page
 from tests.emulated.plugin import emulated_cuda
 from tests.forked import fork_workers
+from tests.object_store import bucket, object_store
 
-__all__ = ["chromium", "emulated_cuda", "open_page"]
+__all__ = ["bucket", "chromium", "emulated_cuda", "object_store", "open_page"]
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("hkm", deadline=None, print_blob=True)

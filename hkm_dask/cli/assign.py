@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.options import STORE, Place, place_options
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("tree", type=PATH, metavar="TREE.zarr")
-@click.argument("pool", type=PATH, metavar="POOL2.zarr")
-@click.argument("out", type=PATH, metavar="OUT.zarr")
+
+@click.argument("tree", type=STORE, metavar="TREE.zarr")
+@click.argument("pool", type=STORE, metavar="POOL2.zarr")
+@click.argument("out", type=STORE, metavar="OUT.zarr")
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of OUT.zarr.")
 @output_option
 @place_options
-def assign(tree: Path, pool: Path, out: Path, restart: bool, place: Place, output: Output) -> None:
+def assign(tree: Location, pool: Location, out: Location, restart: bool, place: Place, output: Output) -> None:
     """Give new samples their clusters at every level of a tree.
 
     OUT.zarr has their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and

@@ -6,7 +6,7 @@ from __future__ import annotations
 from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,7 +18,7 @@ from hkm_dask.cli.embed import embed
 from hkm_dask.cli.export import export
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.ingest import ingest
-from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.options import PATH, STORE, Place, place_options
 from hkm_dask.cli.output import Output, output_option
 from hkm_dask.cli.plan import plan
 from hkm_dask.cli.report import report
@@ -27,6 +27,9 @@ from hkm_dask.cli.settings import read_settings, settings_options
 from hkm_dask.cli.update import update
 from hkm_dask.cli.verify import verify
 from hkm_dask.version import __version__
+
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
 
 @click.group(
@@ -76,13 +79,13 @@ command_of(
     "hkm cluster pool.zarr tree.zarr --n-clusters 2000,400,100",
     "hkm cluster pool.zarr tree.zarr --config run.yaml --set levels.1.n_clusters=5000",
 )
-@click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.argument("tree", type=PATH, metavar="TREE.zarr")
+@click.argument("pool", type=STORE, metavar="POOL.zarr")
+@click.argument("tree", type=STORE, metavar="TREE.zarr")
 @settings_options
 @click.option("--restart", is_flag=True, help="Begin again, whatever is there of the tree.")
 @output_option
 @place_options
-def cluster(pool: Path, tree: Path, restart: bool, place: Place, output: Output, **settings: Any) -> None:
+def cluster(pool: Location, tree: Location, restart: bool, place: Place, output: Output, **settings: Any) -> None:
     """Build the hierarchy of clusters of a pool.
 
     Without --config and --n-clusters, the numbers of clusters are those advised for so many rows; what is taken is
@@ -92,11 +95,13 @@ def cluster(pool: Path, tree: Path, restart: bool, place: Place, output: Output,
 
     config = read_settings(partial(n_clustered, pool), output.note, **settings)
     from hkm_dask.data.layout import wip_path
+    from hkm_dask.data.store import unfinished_path
     from hkm_dask.hierarchy.build import write_hierarchy
     from hkm_dask.planning.before_run import plan_told
     from hkm_dask.view import info
 
-    if tree.exists() and not restart and not wip_path(tree).exists():
+    begun = wip_path(tree).exists() or unfinished_path(tree) == tree
+    if tree.exists() and not restart and not begun:
         # Nothing is computed for a tree that is there: it is the one asked for, or refused. So no workers are started.
         # Unless a restart was interrupted, whose unfinished tree lies beside it.
         write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
@@ -123,9 +128,9 @@ command_of(main, "hkm compare a.npy b.npy --tree tree.zarr", "hkm compare pool.z
 
 
 @command_of(main, "hkm info pool.zarr", "hkm info tree.zarr --json")
-@click.argument("store", type=PATH, metavar="STORE")
+@click.argument("store", type=STORE, metavar="STORE")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
-def info(store: Path, as_json: bool) -> None:
+def info(store: Location, as_json: bool) -> None:
     """Describe a pool or a tree.
 
     Sizes, levels, settings, history, and whether it is complete.

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH
+from hkm_dask.cli.options import STORE
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
-@click.argument("out", type=PATH, metavar="OUT.parquet")
+
+@click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr")
+@click.argument("out", type=STORE, metavar="OUT.parquet")
 @click.option("--embeddings", is_flag=True, help="With the embeddings, as a column of vectors.")
 @click.option("--xy", is_flag=True, help="With x and y: the first two principal components, for a scatter plot.")
 @output_option
-def export(store: Path, out: Path, embeddings: bool, xy: bool, output: Output) -> None:
+def export(store: Location, out: Location, embeddings: bool, xy: bool, output: Output) -> None:
     """Write all rows of a pool or a tree as a table.
 
     Its columns are row, id, the columns of the pool, and of a tree the cluster at every level and the distance to the
@@ -27,6 +30,7 @@ def export(store: Path, out: Path, embeddings: bool, xy: bool, output: Output) -
         run_export(store, out, embeddings=embeddings, xy=xy)
     import pyarrow.parquet as pq
 
-    n_rows, columns = pq.read_metadata(out).num_rows, pq.read_schema(out).names
+    with out.open("rb") as opened, pq.ParquetFile(opened) as file:
+        n_rows, columns = file.metadata.num_rows, file.schema_arrow.names
     facts = {"out": str(out), "n_rows": n_rows, "columns": columns}
     output.answer(facts, f"{out}: {n_rows:,} rows of {', '.join(columns)}")

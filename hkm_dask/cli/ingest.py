@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import DTYPE, PATH, Names, Place, place_options
+from hkm_dask.cli.options import DTYPE, PATH, STORE, Names, Place, place_options
 from hkm_dask.cli.output import Output, output_option
+
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
 
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
-@click.argument("pool", type=PATH, metavar="POOL.zarr")
+@click.argument("pool", type=STORE, metavar="POOL.zarr")
 @click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
 @click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
 @click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
@@ -35,7 +37,7 @@ from hkm_dask.cli.output import Output, output_option
 @click.option("--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB.")
 @output_option
 @place_options
-def ingest(sources: tuple[str, ...], pool: Path, place: Place, output: Output, **options: Any) -> None:
+def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Output, **options: Any) -> None:
     """Turn embeddings into a pool.
 
     A pool is one Zarr store with checksums. SOURCE is an .npy, .npz, .parquet, .arrow or .safetensors file, a folder of

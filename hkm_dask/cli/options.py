@@ -28,6 +28,17 @@ class LocalPath(click.Path):
         return super().convert(local_path(value, str(param.name) if param else "path"), param, ctx)
 
 
+class StorePath(LocalPath):
+    """A path on this machine, or the URL of a place in an object store."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """Tell a URL from a path."""
+        from hkm_dask.data.objects import ObjectPath, location
+
+        place = location(value, str(param.name) if param else "path")
+        return place if isinstance(place, ObjectPath) else super().convert(place, param, ctx)
+
+
 class Names(click.ParamType):
     """Names with commas between them."""
 
@@ -39,6 +50,7 @@ class Names(click.ParamType):
 
 
 PATH = LocalPath(path_type=Path)
+STORE = StorePath(path_type=Path)
 DTYPE = click.Choice(["float16", "float32"])
 
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import DTYPE, PATH, Size
+from hkm_dask.cli.options import DTYPE, PATH, STORE, Size
 from hkm_dask.cli.output import Output, output_option
 from hkm_dask.cli.settings import read_settings, settings_options
+
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
 
 class Count(click.ParamType):
@@ -29,7 +32,7 @@ class Count(click.ParamType):
         return int(number)
 
 
-@click.argument("pool", type=PATH, metavar="[POOL.zarr]", required=False)
+@click.argument("pool", type=STORE, metavar="[POOL.zarr]", required=False)
 @click.option("--n-samples", type=Count(), metavar="N", help="In place of a pool: its rows, like 743M.")
 @click.option("--n-features", type=Count(), metavar="D", help="In place of a pool: values of a row.")
 @click.option("--dtype", type=DTYPE, default="float16", help="In place of a pool: how it is stored.")
@@ -50,7 +53,7 @@ class Count(click.ParamType):
 )
 @output_option
 def plan(
-    pool: Path | None, n_samples: int | None, n_features: int | None, dtype: str, workers: int | None,
+    pool: Location | None, n_samples: int | None, n_features: int | None, dtype: str, workers: int | None,
     threads_per_worker: int, gpu: str | None, memory: int | None, rates: Path | None, seconds: float, output: Output,
     **settings: Any,
 ) -> None:  # fmt: skip

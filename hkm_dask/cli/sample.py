@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, Clusters, OfColumn
+from hkm_dask.cli.options import PATH, STORE, Clusters, OfColumn
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("tree", type=PATH, metavar="TREE.zarr")
+
+@click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
-@click.option("--out", type=PATH, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
+@click.option("--out", type=STORE, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
 @click.option(
     "--strategy",
     type=click.Choice(["hierarchical", "flat"]),
@@ -56,7 +59,7 @@ from hkm_dask.cli.output import Output, output_option
 )
 @click.option("--seed", type=int, default=0, metavar="N", help="Keys every random number.")
 @output_option
-def sample(tree: Path, size: int, out: Path, output: Output, **options: Any) -> None:
+def sample(tree: Location, size: int, out: Location, output: Output, **options: Any) -> None:
     """Draw a balanced subset from a tree.
 
     The rows are sorted, and none comes twice unless --multiplier allows it. An .npy file has their numbers in the

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.options import STORE, Place, place_options
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("tree", type=PATH, metavar="TREE.zarr")
-@click.argument("pool", type=PATH, metavar="POOL.zarr")
-@click.argument("new", type=PATH, nargs=-1, metavar="NEW...")
+
+@click.argument("tree", type=STORE, metavar="TREE.zarr")
+@click.argument("pool", type=STORE, metavar="POOL.zarr")
+@click.argument("new", type=STORE, nargs=-1, metavar="NEW...")
 @output_option
 @place_options
-def update(tree: Path, pool: Path, new: tuple[Path, ...], place: Place, output: Output) -> None:
+def update(tree: Location, pool: Location, new: tuple[Location, ...], place: Place, output: Output) -> None:
     """Let new samples join a tree and its pool.
 
     Nothing is clustered anew. NEW are pools, or what hkm ingest takes. Their rows lie below those of the pool, so that

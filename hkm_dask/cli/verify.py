@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH
+from hkm_dask.cli.options import STORE
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("store", type=PATH, metavar="STORE")
-@click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of it lies now.")
-@click.option("--tree", type=PATH, metavar="TREE.zarr", help="Where the tree of an assignment lies now.")
+
+@click.argument("store", type=STORE, metavar="STORE")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of it lies now.")
+@click.option("--tree", type=STORE, metavar="TREE.zarr", help="Where the tree of an assignment lies now.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows per level to measure again."
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Draws these rows.")
 @output_option
-def verify(store: Path, pool: Path | None, tree: Path | None, sample: int, seed: int, output: Output) -> None:
+def verify(
+    store: Location, pool: Location | None, tree: Location | None, sample: int, seed: int, output: Output
+) -> None:
     """Check a pool, a tree or an assignment from end to end.
 
     Every chunk and its checksum, all metadata, and what must agree: the values of a pool with their statistics, ids and

@@ -22,6 +22,7 @@ from hkm_dask.curation.near_pairs import check_threshold
 from hkm_dask.curation.pair_search import connect_near
 from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data.files import write_whole
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
@@ -100,13 +101,13 @@ class Deduplication:
         check_targets(out, removed, groups)
         if self.pool is not None:
             self.pool.check_unchanged()
-        write_whole(Path(out), lambda partial: _save_npy(partial, self.rows))
+        write_whole(location(out), lambda partial: _save_npy(partial, self.rows))
         if removed is not None and Path(removed).suffix == ".npy":
-            write_whole(Path(removed), lambda partial: _save_npy(partial, self.removed))
+            write_whole(location(removed), lambda partial: _save_npy(partial, self.removed))
         elif removed is not None:
-            write_whole(Path(removed), lambda partial: self._frame(self.removed).to_parquet(partial, index=False))
+            write_whole(location(removed), lambda partial: self._frame(self.removed).to_parquet(partial, index=False))
         if groups is not None:
-            write_whole(Path(groups), lambda partial: self.table().to_parquet(partial, index=False))
+            write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False))
 
 
 def _save_npy(path: Path, rows: NDArray[np.int64]) -> None:

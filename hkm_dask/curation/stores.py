@@ -15,6 +15,7 @@ from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_rows
 from hkm_dask.data.files import stored_format
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
@@ -80,7 +81,7 @@ def open_store(store: Any) -> CuratedStore:
     StoreError
         The store or the pool of a tree is missing, damaged or another one.
     """
-    if isinstance(store, str | os.PathLike) and stored_format(Path(store)) == layout.TREE_FORMAT:
+    if isinstance(store, str | os.PathLike) and stored_format(location(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)
     if isinstance(store, xr.DataTree):
         pool = pool_of_tree(store.attrs, ", or make the tree again")

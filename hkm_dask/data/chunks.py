@@ -1,4 +1,4 @@
-"""Read and write whole chunks of Zarr arrays on a local disk: checked, fast, and safe to interrupt."""
+"""Read and write whole chunks of Zarr arrays, on a local disk or in an object store: checked, and safe to interrupt."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ import itertools
 import operator
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from pathlib import Path
 from typing import Any
 
 import google_crc32c
@@ -26,14 +25,16 @@ from hkm_dask.data.files import (
     failpoint,
     read_into,
     read_json,
+    read_small,
     stored_format,
     write_file,
 )
 from hkm_dask.data.foreign import open_foreign
 from hkm_dask.data.layout import ArraySpec
+from hkm_dask.data.objects import Location, ObjectPath, each, location, zarr_store
 from hkm_dask.data.unpacked import check_chunks
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.untrusted import open_regular, read_regular, reading
+from hkm_dask.untrusted import open_regular, reading
 
 #: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
@@ -48,9 +49,9 @@ class ChunkWriter:
         CRC-32C of the chunk, padding included; valid once the writer's context is closed.
     """
 
-    def __init__(self, path: Path, spec: ArraySpec, fd: int) -> None:
+    def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
         self.crc = 0
-        self._path, self._spec, self._fd = path, spec, fd
+        self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 
     def append(self, rows: np.ndarray) -> None:
@@ -75,20 +76,20 @@ class ChunkWriter:
     def _put(self, data: np.ndarray) -> None:
         offset = 0
         while offset < data.size:
-            offset += careful(partial(os.write, self._fd, as_buffer(data[offset:])), f"writing {self._path}")
+            offset += careful(partial(self._write, data[offset:]), f"writing {self._path}")
 
 
 @dataclass(frozen=True)
 class StoredArray:
-    """One array on a local disk: rows in and out, by whole chunks, with every checksum checked.
+    """One array on a disk or in an object store: rows in and out, by whole chunks, with every checksum checked.
 
-    Plain arrays of ours (see `layout.ArraySpec`) are read with one ``preadv`` per chunk straight into the result;
-    everything else goes through Zarr. Cheap to pickle.
+    Plain arrays of ours (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk straight into
+    the result; everything else goes through Zarr. Cheap to pickle.
 
     Attributes
     ----------
     path : str
-        Absolute path of the array's folder.
+        Absolute path of the array's folder, or its URL.
     spec : ArraySpec
         How it lies on disk.
     fingerprint : str
@@ -138,9 +139,14 @@ class StoredArray:
         low = min(rows[0], rows[-1])
         return self.read(low, max(rows[0], rows[-1]) + 1)[:: rows.step, *others]
 
-    def chunk_path(self, index: int) -> Path:
-        """File of chunk `index`, counted along the first axis."""
-        return Path(self.path, "c", *map(str, (index,) + (0,) * (len(self.spec.shape) - 1)))
+    @property
+    def place(self) -> Location:
+        """Where it lies."""
+        return location(self.path)
+
+    def chunk_path(self, index: int) -> Location:
+        """File or object of chunk `index`, counted along the first axis."""
+        return self.place / "/".join(map(str, ("c", index) + (0,) * (len(self.spec.shape) - 1)))
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Rows `start` to `stop`, from chunks read whole and checked; StoreError where one is missing, cut or altered.
@@ -159,7 +165,8 @@ class StoredArray:
         if out is None:
             out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
         data = out.reshape(-1).view(np.uint8)
-        for index in spec.chunks(start, stop):
+
+        def read(index: int) -> None:
             chunk_start, chunk_stop = index * spec.chunk_rows, (index + 1) * spec.chunk_rows
             first, last = max(start, chunk_start), min(stop, chunk_stop)
             self._read_chunk(
@@ -168,6 +175,10 @@ class StoredArray:
                 data[(first - start) * spec.row_bytes : (last - start) * spec.row_bytes],
                 np.empty((chunk_stop - last) * spec.row_bytes, dtype=np.uint8),
             )
+
+        if self.fingerprint:
+            listed_checksums(self)  # once, and not by every thread
+        each(read, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
         return out
 
     def read_chunk(self, index: int) -> np.ndarray:
@@ -197,6 +208,10 @@ class StoredArray:
     def writer(self, index: int) -> Iterator[ChunkWriter]:
         """Write one chunk of a plain array row by row; it is put in place whole when the context closes well."""
         path = self.chunk_path(index)
+        if isinstance(path, ObjectPath):
+            with self._object_writer(path) as writer:
+                yield writer
+            return
         partial_path = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
 
         def create() -> int:
@@ -206,7 +221,7 @@ class StoredArray:
         fd = careful(create, f"writing {path}")
         try:
             try:
-                writer = ChunkWriter(path, self.spec, fd)
+                writer = ChunkWriter(path, self.spec, lambda data: os.write(fd, as_buffer(data)))
                 yield writer
                 writer.close()
             finally:
@@ -216,6 +231,22 @@ class StoredArray:
         except BaseException:
             partial_path.unlink(missing_ok=True)
             raise
+        failpoint("chunk-written")
+
+    @contextmanager
+    def _object_writer(self, path: ObjectPath) -> Iterator[ChunkWriter]:
+        """Collect a chunk in memory, and write the object."""
+        chunk = bytearray()
+
+        def put(data: np.ndarray) -> int:
+            chunk.extend(as_buffer(data))
+            return data.size
+
+        writer = ChunkWriter(path, self.spec, put)
+        yield writer
+        writer.close()
+        failpoint("chunk-partial")
+        path.write_bytes(chunk)
         failpoint("chunk-written")
 
     def write(self, start: int, values: np.ndarray) -> None:
@@ -231,13 +262,16 @@ class StoredArray:
                 f"rows={start}:{stop} should be whole chunks of {spec.chunk_rows} rows of {self.path}; cut there"
             )
         if not spec.plain:
-            array = zarr.open_array(self.path, mode="r+").with_config({"write_empty_chunks": True})
+            array = zarr.open_array(zarr_store(self.place), mode="r+").with_config({"write_empty_chunks": True})
             careful(lambda: array.__setitem__(slice(start, stop), values), f"writing {self.path}")
             return
-        for index in spec.chunks(start, stop):
+
+        def put(index: int) -> None:
             first, last = spec.chunk_range(index)
             with self.writer(index) as chunk:
                 chunk.append(values[first - start : last - start])
+
+        each(put, spec.chunks(start, stop), self.place, spec.chunk_file_bytes)
 
     def check(self) -> None:
         """Make sure that every chunk file is there, as long as it should be, and with the checksum that is listed.
@@ -245,14 +279,21 @@ class StoredArray:
         Whether its content has this checksum is checked on reading.
         """
         if self.spec.checked:
-            for index in range(self.spec.n_chunks):
-                self._check_place(index, self.checksum(index))
+            for index, checksum in enumerate(self._stored_checksums()):
+                self._check_place(index, checksum)
+
+    def _stored_checksums(self) -> list[int]:
+        return each(self.checksum, range(self.spec.n_chunks), self.place)
 
     def checksum(self, index: int) -> int:
         """Read the CRC-32C at the end of a chunk's file; StoreError where the file is missing or cut."""
         path, crc = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8)
 
         def read() -> int:
+            if isinstance(path, ObjectPath):
+                end, size = path.read(-layout.CRC_BYTES)
+                crc[: len(end)] = np.frombuffer(end, np.uint8)
+                return size
             with open_regular(path) as file:
                 size = os.fstat(file.fileno()).st_size
                 read_into(file.fileno(), [crc], max(0, size - layout.CRC_BYTES))
@@ -267,8 +308,8 @@ class StoredArray:
 
     def seal(self) -> StoredArray:
         """List the checksums of all chunks beside them, now that they are written; return the array bound to them."""
-        checksums = np.array([self.checksum(index) for index in range(self.spec.n_chunks)], dtype="<u4")
-        write_file(Path(self.path, CHECKSUMS_FILE), checksums.tobytes())
+        checksums = np.array(self._stored_checksums(), dtype="<u4")
+        write_file(self.place / CHECKSUMS_FILE, checksums.tobytes())
         return replace(self, fingerprint=layout.array_fingerprint(self.spec, checksums))
 
     def _check_place(self, index: int, checksum: int) -> None:
@@ -287,8 +328,7 @@ class StoredArray:
 
     def remedy(self) -> str:
         """How to get the nearest store of ours back that holds the array."""
-        path = Path(self.path)
-        return layout.remedy(next(filter(None, map(stored_format, (path, *path.parents[:3]))), ""))
+        return layout.remedy(next(filter(None, map(stored_format, (self.place, *self.place.parents[:3]))), ""))
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
         """Fill three byte buffers with one chunk: the rows before the wanted ones, the wanted ones, those after."""
@@ -314,19 +354,19 @@ class StoredArray:
                 self._check_place(index, self.checksum(index))
         chunks = f"chunks {start // spec.chunk_rows} to {max(start, stop - 1) // spec.chunk_rows}"
         with reading(f"{self.path}: one of {chunks} cannot be read", self.remedy(), StoreError):
-            array = zarr.open_array(self.path, mode="r")
+            array = zarr.open_array(zarr_store(self.place), mode="r")
             if not spec.checked:
-                check_chunks(Path(self.path), array, start, stop)
+                check_chunks(self.place, array, start, stop)
             rows = careful(lambda: array[start:stop], f"reading {self.path}")
         return np.ascontiguousarray(rows, dtype=spec.dtype)
 
 
 def open_array(path: str | os.PathLike[str]) -> StoredArray:
-    """Open an array on a local disk: plain and fast where it is of ours, through Zarr where it is not.
+    """Open an array on a disk or in an object store: plain and fast where it is of ours, else through Zarr.
 
     StoreError where there is no array, or where it is not of ours and lacks chunks.
     """
-    folder = Path(path).absolute()
+    folder = location(path).absolute()
     metadata = read_json(folder / METADATA_FILE) or {}
     spec = layout.parse_array_spec(metadata)
     if spec is None or not spec.checked:
@@ -339,9 +379,9 @@ def open_array(path: str | os.PathLike[str]) -> StoredArray:
 @lru_cache(maxsize=64)
 def listed_checksums(array: StoredArray) -> np.ndarray:
     """Read the CRC-32C of the chunks a complete array must hold; StoreError where the list is of another."""
-    path, n_bytes = Path(array.path, CHECKSUMS_FILE), layout.CRC_BYTES * array.spec.n_chunks
+    path, n_bytes = array.place / CHECKSUMS_FILE, layout.CRC_BYTES * array.spec.n_chunks
     try:
-        checksums = np.frombuffer(careful(lambda: read_regular(path, n_bytes), f"reading {path}"), dtype="<u4")
+        checksums = np.frombuffer(careful(lambda: read_small(path, n_bytes), f"reading {path}"), dtype="<u4")
     except (FileNotFoundError, ValueError):
         checksums = np.empty(0, dtype="<u4")
     if len(checksums) != array.spec.n_chunks or layout.array_fingerprint(array.spec, checksums) != array.fingerprint:
@@ -375,8 +415,10 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
     return rows
 
 
-def _fill(path: Path, buffers: list[np.ndarray]) -> int:
-    """Read a file into buffers, one after the other, and return the length of the file."""
+def _fill(path: Location, buffers: list[np.ndarray]) -> int:
+    """Read a file or an object into buffers, one after the other, and return its length."""
+    if isinstance(path, ObjectPath):
+        return path.read_into(buffers)
     with open_regular(path) as file:
         size, n_read = os.fstat(file.fileno()).st_size, read_into(file.fileno(), buffers)
     return n_read if n_read < sum(buffer.nbytes for buffer in buffers) else size

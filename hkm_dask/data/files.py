@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 import itertools
 import os
-import re
 import shutil
 import stat
+import tempfile
 import time
 import uuid
 from collections import defaultdict
@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hkm_dask.data import layout
+from hkm_dask.data.objects import Location, ObjectPath, each, is_url, location
 from hkm_dask.errors import InputError, StoreError, disk_full
 from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
 
@@ -29,8 +30,6 @@ _CONSOLIDATED = "consolidated_metadata"
 FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
 KILLED = 137
 
-# A URL; pathlib makes one slash of two. One letter would be a drive.
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT}
 _RETRY_SECONDS = (0.05, 0.2, 0.8)
 
@@ -94,27 +93,40 @@ def careful(action: Callable[[], T], description: str) -> T:
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
-    """A path on this machine; InputError where it is a URL, as nothing can be read from or written to one yet.
+    """A path on this machine; InputError where it is a URL, as only stores and what is drawn from them lie at one.
 
-    >>> local_path("s3://bucket/pool.zarr", "pool")
+    >>> local_path("s3://bucket/config.yaml", "config")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: pool='s3://bucket/pool.zarr' should be a path on this machine, stores by URL are not \
-supported yet; mount it, or copy it to a disk
+    hkm_dask.errors.InputError: config='s3://bucket/config.yaml' should be a path on this machine, it is read or \
+written there only; copy it to a disk
     """
     text = os.fspath(path)
-    if "://" in text or _URL.match(text):
-        fact = f"{name}={text!r} should be a path on this machine, stores by URL are not supported yet"
-        raise InputError(f"{fact}; mount it, or copy it to a disk")
-    return Path(path)
+    if not is_url(text):
+        return Path(path)
+    if isinstance(place := location(path, name), Path):
+        return place
+    raise InputError(
+        f"{name}={text!r} should be a path on this machine, it is read or written there only; copy it to a disk"
+    )
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_small(path: Location, max_bytes: int) -> bytes:
+    """Read a small file or object whole; raises as `read_regular` does."""
+    if not isinstance(path, ObjectPath):
+        return read_regular(path, max_bytes)
+    data, size = path.read(0, max_bytes + 1)
+    if size > max_bytes:
+        raise ValueError(f"it has {size:,} bytes, more than {max_bytes:,}")
+    return data
+
+
+def read_json(path: Location) -> dict[str, Any] | None:
     """Parse a JSON object from a file, None where there is no such file.
 
     StoreError where it holds something else, ``attributes`` that are no object, or more than `MAX_JSON_BYTES`.
     """
     try:
-        parsed = parse_json(careful(lambda: read_regular(path, MAX_JSON_BYTES), f"reading {path}"))
+        parsed = parse_json(careful(lambda: read_small(path, MAX_JSON_BYTES), f"reading {path}"))
     except (FileNotFoundError, NotADirectoryError):
         return None
     except ValueError as error:
@@ -126,10 +138,12 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return parsed
 
 
-def write_file(path: Path, data: bytes) -> None:
+def write_file(path: Location, data: bytes) -> None:
     """Write a small file so that a crash leaves the old content or the new, never a part."""
 
     def write() -> None:
+        if isinstance(path, ObjectPath):
+            return path.write_bytes(data)
         partial = path.with_name(f"{path.name}.{uuid.uuid4().hex}{PARTIAL_SUFFIX}")
         try:
             with partial.open("wb") as file:
@@ -144,8 +158,17 @@ def write_file(path: Path, data: bytes) -> None:
     careful(write, f"writing {path}")
 
 
-def write_whole(target: Path, write: Callable[[Path], None]) -> None:
-    """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk."""
+def write_whole(target: Location, write: Callable[[Path], None]) -> None:
+    """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
+
+    What belongs in an object store is written to a temporary folder, and sent there.
+    """
+    if isinstance(target, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="hkm-") as folder:
+            file = Path(folder, target.name)
+            careful(lambda: write(file), f"writing {file}")
+            target.upload(file)
+        return
     partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         careful(lambda: write(partial), f"writing {target}")
@@ -158,7 +181,7 @@ def write_whole(target: Path, write: Callable[[Path], None]) -> None:
 
 def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
     """Attributes of a group or array, never of a consolidated copy; StoreError where it is missing or damaged."""
-    metadata = read_json(Path(path) / METADATA_FILE)
+    metadata = read_json(location(path) / METADATA_FILE)
     if metadata is None or "node_type" not in metadata:
         raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
     return dict(metadata.get("attributes") or {})
@@ -169,29 +192,29 @@ def read_complete(path: str | os.PathLike[str], fmt: str) -> dict[str, Any]:
 
     StoreError where it is missing, of another format or version, not complete, or was altered since it was completed.
     """
-    folder = Path(path)
+    folder = location(path)
     attributes = read_attributes(folder)
     layout.check_marker(attributes, fmt, folder)
     check_digest(folder, f"; {layout.remedy(fmt)}")
     return attributes
 
 
-def check_digest(folder: Path, remedy: str = "") -> None:
+def check_digest(folder: Location, remedy: str = "") -> None:
     """Hold the metadata of a complete group, and of all that lies in it, against its digest; StoreError if altered."""
     metadata = read_json(folder / METADATA_FILE) or {}
     attributes = metadata.get("attributes") or {}
     listed = (metadata.get("consolidated_metadata") or {}).get("metadata") or {}
     if attributes.get(layout.DIGEST) != layout.metadata_digest(attributes, listed):
         raise StoreError(f"{folder}: its attributes were altered since it was completed{remedy}")
-    for name, kept in listed.items():
-        stored = read_json(folder / name / METADATA_FILE)
+    files = each(read_json, [folder / name / METADATA_FILE for name in listed], folder)
+    for (name, kept), stored in zip(listed.items(), files, strict=True):
         if stored is None or any(stored.get(key) != kept.get(key) for key in {*stored, *kept} - {_CONSOLIDATED}):
             raise StoreError(
                 f"{folder / name}: its {METADATA_FILE} is missing or was altered since it was completed{remedy}"
             )
 
 
-def stored_format(folder: Path) -> str:
+def stored_format(folder: Location) -> str:
     """Attribute ``format`` of a group, empty where it has none or is damaged."""
     try:
         kind = ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get("format")
@@ -200,11 +223,13 @@ def stored_format(folder: Path) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def check_own(path: Path) -> None:
+def check_own(path: Location) -> None:
     """Refuse, with a StoreError, to write to what another may have planted at `path`, a name that we choose.
 
     That is a symbolic link, a file with a second name and, in a folder that all may write to, what another user owns.
     """
+    if isinstance(path, ObjectPath):
+        return  # of whoever has the credentials
     try:
         state, parent = path.lstat(), path.parent.stat()
     except OSError:
@@ -216,8 +241,12 @@ def check_own(path: Path) -> None:
         raise StoreError(f"{path} {what}, it should be of our own making; look at it and remove it")
 
 
-def remove(folder: Path) -> None:
+def remove(folder: Location) -> None:
     """Remove a folder, if it is there: of a store the metadata first, so that no half of it passes for one."""
+    if isinstance(folder, ObjectPath):
+        (folder / METADATA_FILE).unlink()
+        folder.remove_tree()
+        return
     check_own(folder)  # or the metadata removed would be those of a store that a link leads to
     if not folder.exists():
         return
@@ -228,16 +257,20 @@ def remove(folder: Path) -> None:
     careful(lambda: shutil.rmtree(folder), f"removing {folder}")
 
 
-def make_folder(folder: Path) -> None:
+def make_folder(folder: Location) -> None:
     """Make a folder, and those above it that are missing, with their names on the disk."""
+    if isinstance(folder, ObjectPath):
+        return
     missing = [path for path in (folder, *folder.parents) if not os.path.exists(path)]  # noqa: PTH110 False if forbidden
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making the folder {folder}")
     for path in missing:
         sync(path.parent)
 
 
-def sync(path: Path) -> None:
-    """Have a file or a folder written to the disk before anything after it counts."""
+def sync(path: Location) -> None:
+    """Have a file or a folder written to the disk before anything after it counts; an object is there once written."""
+    if isinstance(path, ObjectPath):
+        return
 
     def flush() -> None:
         fd = os.open(path, os.O_RDONLY)

@@ -18,6 +18,7 @@ import numpy as np
 import zarr
 
 from hkm_dask.data.files import METADATA_FILE, read_json
+from hkm_dask.data.objects import Location, ObjectPath, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import reading
 
@@ -27,7 +28,7 @@ _INDEX_BYTES, _CRC_BYTES, _MISSING = 16, 4, np.iinfo(np.uint64).max
 _REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks of zeros were left out"
 
 
-def check_metadata(folder: Path) -> None:
+def check_metadata(folder: Location) -> None:
     """Make sure that Zarr can parse the metadata of a node; ValueError where it is damaged, or takes too much."""
     for name in _METADATA_FILES:
         try:
@@ -36,11 +37,14 @@ def check_metadata(folder: Path) -> None:
             raise ValueError(str(error).partition("; ")[0]) from None
 
 
-def open_foreign(folder: Path) -> zarr.Array:
+def open_foreign(folder: Location) -> zarr.Array:
     """Open an array through Zarr; StoreError where there is none, its metadata is damaged, or chunks are missing."""
     with reading(f"{folder} is no Zarr array", "give the path of one", StoreError):
         check_metadata(folder)
-        array = zarr.open_array(str(folder), mode="r")
+        array = zarr.open_array(zarr_store(folder), mode="r")
+        if isinstance(folder, ObjectPath):
+            check_remote(array)
+            return array
         chunks = array.shards or array.chunks
         if min((*array.shape, *chunks), default=1) < 0 or 0 in chunks:
             raise ValueError(f"shape={array.shape} in chunks={chunks}")

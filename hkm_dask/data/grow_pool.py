@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.data import layout, pool_writer
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.files import careful, read_attributes
+from hkm_dask.data.files import careful, read_attributes, write_file
 from hkm_dask.data.ids import id_keys, with_keys
+from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.data.rows import ZarrRows
@@ -54,7 +55,7 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
         raise InputError(problems)
 
 
-def grow(pool: Pool, new: Sequence[Pool], folder: Path) -> None:
+def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
     """Write to `folder` the pool of the rows of `pool` and, below them, of `new`; it is complete then.
 
     Its own rows are read once and checked. Its attribute ``history`` has the pool as it was.
@@ -69,7 +70,7 @@ def grow(pool: Pool, new: Sequence[Pool], folder: Path) -> None:
     advised = layout.chunk_rows(n_samples, row_bytes)
     keep = advised < _MOST_TIMES_SHORTER * pool.chunk_rows
     added = sum(one.n_samples for one in new) if keep else n_samples
-    pool_writer.check_space(Path(pool.path), added * row_bytes)
+    pool_writer.check_space(location(pool.path), added * row_bytes)
     create_group(folder, old)
     chunk_rows = pool.chunk_rows if keep else advised
     array = pool_writer.create_embeddings(folder, (n_samples, pool.n_features), pool.dtype, chunk_rows)
@@ -140,8 +141,12 @@ def _write_chunk(
     return stats
 
 
-def _link(old: Path, new: Path) -> None:
+def _link(old: Location, new: Location) -> None:
     """Give a chunk a second name, or copy it where a file can have but one: no chunk is ever written to again."""
+    if isinstance(old, ObjectPath) and isinstance(new, ObjectPath) and old.bucket == new.bucket:
+        return old.copy_to(new)
+    if not (isinstance(old, Path) and isinstance(new, Path)):
+        return write_file(new, old.read_bytes())
 
     def place() -> None:
         new.parent.mkdir(parents=True, exist_ok=True)

@@ -9,11 +9,11 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from hkm_dask.data.objects import Location, location
 from hkm_dask.errors import InputError, StoreError
 
 POOL_FORMAT = "hkm_dask.pool"
@@ -291,21 +291,21 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
         raise StoreError(f"{path} is not complete; {remedy(fmt)}")
 
 
-def wip_path(path: str | os.PathLike[str]) -> Path:
-    """Where a store is built before it is renamed to `path`.
+def wip_path(path: str | os.PathLike[str]) -> Location:
+    """Where a store is built before it takes the place of `path`.
 
     >>> wip_path("/data/pool.zarr").name
     'pool.zarr.wip'
     """
-    target = Path(path).absolute()
+    target = location(path).absolute()
     return target.with_name(f"{target.name}.wip")
 
 
-def work_path(path: str | os.PathLike[str]) -> Path:
+def work_path(path: str | os.PathLike[str]) -> Location:
     """Where the run that builds a store keeps its checkpoints and its scratch files.
 
     >>> work_path("/data/tree.zarr").name
     'tree.zarr.work'
     """
-    target = Path(path).absolute()
+    target = location(path).absolute()
     return target.with_name(f"{target.name}.work")

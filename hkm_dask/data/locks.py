@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from hkm_dask.data.files import careful, check_own, local_path, make_folder
+from hkm_dask.data.files import careful, check_own, make_folder
+from hkm_dask.data.leases import check_lease, lease
+from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.errors import StoreError
 
 _OPEN = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -24,9 +26,14 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep every other process from building the same store meanwhile.
 
     It is a ``flock`` on a hidden file beside `path`, whose folder is made where it is missing: it ends with the process
-    that holds it, however that ends. StoreError where another process holds it, naming its id and host.
+    that holds it, however that ends. For an object store see `leases.lease`. StoreError where another process holds it,
+    naming its id and host.
     """
-    target = local_path(path).absolute()
+    target = location(path).absolute()
+    if isinstance(target, ObjectPath):
+        with lease(target):
+            yield
+        return
     file = target.with_name(f".{target.name}.lock")
     try:
         make_folder(file.parent)
@@ -39,6 +46,12 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
         # Unlinked while still held: whoever opened it before sees that its file is gone, and opens it again.
         file.unlink(missing_ok=True)
         os.close(fd)
+
+
+def check_lock(place: Location) -> None:
+    """Refuse, with a StoreError, to complete a store whose lock was lost; that of a disk cannot be."""
+    if isinstance(place, ObjectPath):
+        check_lease(place)
 
 
 def _acquire(file: Path, target: Path) -> int:

@@ -5,15 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import local_path, read_complete
+from hkm_dask.data.files import read_complete
 from hkm_dask.data.layout import wip_path
+from hkm_dask.data.objects import each, location, zarr_store
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.errors import InputError, StoreError
@@ -29,7 +29,7 @@ class Pool:
     Attributes
     ----------
     path : str
-        Absolute path of its folder.
+        Absolute path of its folder, or its URL.
     n_samples, n_features : int
         Shape of the embeddings.
     dtype : np.dtype
@@ -124,8 +124,8 @@ class Pool:
 
     def column_piece(self, name: str, start: int, stop: int) -> np.ndarray:
         """Values of a column for the rows `start` to `stop`; see `column`."""
-        values = open_array(Path(self.path, name)).read(start, stop)
-        return self._with_mask(name, values, lambda mask: open_array(Path(self.path, mask)).read(start, stop))
+        values = open_array(location(self.path) / name).read(start, stop)
+        return self._with_mask(name, values, lambda mask: open_array(location(self.path) / mask).read(start, stop))
 
     def to_xarray(self) -> xr.Dataset:
         """The pool as a lazy `xarray.Dataset` over ``sample`` and ``feature``: ``embeddings``, ``ids`` and the columns.
@@ -134,7 +134,7 @@ class Pool:
         """
         import xarray as xr
 
-        stored = xr.open_zarr(self.path).isel({layout.SAMPLE: slice(self.n_samples)})
+        stored = xr.open_zarr(zarr_store(location(self.path))).isel({layout.SAMPLE: slice(self.n_samples)})
         names = [layout.EMBEDDINGS, *([layout.IDS] if self.has_ids else []), *self.columns]
         variables = {name: stored[name] for name in names}
         for name in self.columns:
@@ -147,10 +147,10 @@ class Pool:
     def _with_mask(self, name: str, values: np.ndarray, read: Callable[[str], np.ndarray]) -> np.ndarray:
         # That the mask was not lost is what opening the pool has checked: its digest is of all that lies in it.
         mask = f"{name}{layout.MISSING_SUFFIX}"
-        return np.ma.MaskedArray(values, read(mask)) if Path(self.path, mask).is_dir() else values
+        return np.ma.MaskedArray(values, read(mask)) if (location(self.path) / mask).is_dir() else values
 
     def _of_rows(self, name: str, rows: np.ndarray | None) -> np.ndarray:
-        array = open_array(Path(self.path, name))
+        array = open_array(location(self.path) / name)
         if rows is None:
             return array.read(0, self.n_samples)
         rows = np.asarray(rows)
@@ -159,7 +159,7 @@ class Pool:
 
 
 def open_pool(path: str | os.PathLike[str]) -> Pool:
-    """Open a complete pool, as `hkm_dask.ingest` made it; the embeddings stay on disk.
+    """Open a complete pool by its path or URL, as `hkm_dask.ingest` made it; the embeddings stay where they are.
 
     StoreError where it is missing, no pool, of another version, not complete or damaged.
 
@@ -167,12 +167,12 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm ingest`
     """
-    folder = local_path(path, "pool").absolute()
+    folder = location(path, "pool").absolute()
     if not folder.exists():
         unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
         raise StoreError(f"{folder} is missing{unfinished}; make it with `hkm ingest`")
     attributes = read_complete(folder, layout.POOL_FORMAT)
-    embeddings, mean = (open_array(folder / name) for name in (layout.EMBEDDINGS, layout.MEAN))
+    embeddings, mean = each(open_array, [folder / name for name in (layout.EMBEDDINGS, layout.MEAN)], folder)
     spec = embeddings.spec
     try:
         if len(spec.shape) != 2 or mean.spec.shape != spec.shape[1:]:

@@ -7,7 +7,6 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import remove
 from hkm_dask.data.ids import name_repeated, repeated, with_keys
+from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -76,8 +76,10 @@ def pool_dtype(dtype: Any) -> np.dtype:
     raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
 
 
-def check_space(target: Path, n_bytes: int) -> None:
+def check_space(target: Location, n_bytes: int) -> None:
     """Refuse, with a StoreError, to begin a pool of `n_bytes` at `target` where its disk has no room for it."""
+    if isinstance(target, ObjectPath):
+        return
     free = shutil.disk_usage(target.parent).free
     if free < n_bytes:
         raise StoreError(
@@ -86,7 +88,7 @@ def check_space(target: Path, n_bytes: int) -> None:
         )
 
 
-def create_embeddings(group: Path, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
+def create_embeddings(group: Location, shape: tuple[int, int], dtype: np.dtype, chunk_rows: int) -> StoredArray:
     """Make the array of embeddings of a pool, to be written chunk by chunk of `chunk_rows` rows, or of all if fewer."""
     chunks, dims = (min(chunk_rows, shape[0]), shape[1]), (layout.SAMPLE, layout.FEATURE)
     store.create_array(group, layout.EMBEDDINGS, shape=shape, dtype=dtype, chunks=chunks, dims=dims)
@@ -138,17 +140,17 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
         )
 
 
-def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
+def write_column(group: Location, name: str, pieces: Iterable[np.ndarray], n_samples: int) -> None:
     """Write one value per row of a pool: the ids, or what else is known of the rows.
 
     The values come in pieces of int64, float64, bool or objects (str), masked where some may be missing: then a mask is
     written beside them, ``NAME.missing``, if any is. InputError where they are more or fewer than `n_samples`, or of
     several kinds.
 
-    >>> import tempfile
+    >>> import pathlib, tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
-    ...     write_column(Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
-    ...     open_array(Path(folder, "ids")).read(0, 3)
+    ...     write_column(pathlib.Path(folder), "ids", [np.array([7, 8]), np.array([9])], 3)
+    ...     open_array(pathlib.Path(folder, "ids")).read(0, 3)
     array([7, 8, 9])
     """
     step = min(n_samples, layout.MAX_ID_CHUNK_ROWS)
@@ -176,7 +178,7 @@ def write_column(group: Path, name: str, pieces: Iterable[np.ndarray], n_samples
         remove(group / mask)
 
 
-def write_ids(group: Path, pieces: Iterable[np.ndarray], n_samples: int, remedy: str) -> None:
+def write_ids(group: Location, pieces: Iterable[np.ndarray], n_samples: int, remedy: str) -> None:
     """Write the ids of all rows of a pool as `write_column` does; in memory are 8 bytes a row.
 
     InputError, which ends with `remedy`, where an id comes twice: it would stand for two rows.
@@ -193,7 +195,7 @@ def write_ids(group: Path, pieces: Iterable[np.ndarray], n_samples: int, remedy:
 
 
 def _flush(
-    array: Path, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
+    array: Location, start: int, step: int, n_samples: int, waiting: Sequence[np.ndarray]
 ) -> tuple[int, list[np.ndarray]]:
     """Write the whole chunks among the values that wait; return where the next begins, and the rest."""
     values = np.ma.concatenate(waiting) if np.ma.isMaskedArray(waiting[0]) else np.concatenate(waiting)
@@ -206,7 +208,7 @@ def _flush(
 
 
 def finish(
-    group: Path,
+    group: Location,
     stats: Stats,
     *,
     has_ids: bool,
@@ -246,7 +248,7 @@ def finish(
     store.mark_complete(group, {**facts, **(attributes or {})})
 
 
-def _write_mean(group: Path, mean: np.ndarray) -> None:
+def _write_mean(group: Location, mean: np.ndarray) -> None:
     shape = mean.shape
     store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
     open_array(group / layout.MEAN).write(0, mean.astype(np.float32))

@@ -20,6 +20,7 @@ from hkm_dask.data.chunks import check_range, check_rows, open_array
 from hkm_dask.data.files import METADATA_FILE, careful, local_path, read_complete, read_into, read_json
 from hkm_dask.data.foreign import check_remote
 from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.errors import InputError, StoreError
 
 
@@ -199,7 +200,7 @@ def file_state(state: os.stat_result) -> tuple[int, int, int]:
 
 
 class ZarrRows(Rows):
-    """Rows of a Zarr array on a local disk, at `path` or named `name` in the group there; see `chunks.open_array`.
+    """Rows of a Zarr array, at a path or URL or named `name` in the group there; see `chunks.open_array`.
 
     Chunks of ours are read directly and checked, others through Zarr. StoreError where the array has not, or no longer,
     the `fingerprint` that is known of it, or reads values above `max_abs`.
@@ -208,7 +209,7 @@ class ZarrRows(Rows):
     def __init__(
         self, path: str | os.PathLike[str], name: str = "", *, fingerprint: str = "", max_abs: float | None = None
     ) -> None:
-        folder = Path(path).absolute() / name
+        folder = location(path).absolute() / name
         self.array, self._max_abs = open_array(folder), max_abs
         spec = self.array.spec
         self._describe(spec.shape, spec.dtype, str(folder))
@@ -217,8 +218,7 @@ class ZarrRows(Rows):
             raise StoreError(f"{folder} was replaced by another array meanwhile; run the command again on the new one")
         version: Hashable = self.array.fingerprint
         if not self.array.fingerprint:
-            files = [folder / name for name in (METADATA_FILE, ".zarray") if (folder / name).is_file()]
-            version = tuple((state.st_mtime_ns, state.st_ino) for state in (file.stat() for file in files))
+            version = tuple(_version(folder / name) for name in (METADATA_FILE, ".zarray"))
         self.key = ("zarr", self.label, version)
 
     def head(self, n_rows: int) -> ZarrRows:
@@ -257,6 +257,14 @@ def _max_abs(rows: np.ndarray) -> float:
     return float(np.array(bits, dtype=f"u{n_bytes}").view(rows.dtype))
 
 
+def _version(file: Location) -> Hashable:
+    """What tells the metadata of an array from others at their place; None where there are none."""
+    try:
+        return file.state()["e_tag"] if isinstance(file, ObjectPath) else file_state(file.stat())
+    except FileNotFoundError:
+        return None
+
+
 class RemoteZarrRows(Rows):
     """Rows of a Zarr array in memory or in an object store, read through Zarr; picklable where its store is."""
 
@@ -293,7 +301,7 @@ def as_rows(x: Any) -> Rows:
         store = x.store_path.store
         return ZarrRows(Path(store.root) / x.store_path.path) if isinstance(store, LocalStore) else RemoteZarrRows(x)
     if isinstance(x, str | os.PathLike):
-        return _rows_of_path(local_path(x, "embeddings"))
+        return _rows_of_path(location(x, "embeddings"))
     rows = getattr(x, "rows", None)
     if callable(rows) and isinstance(table := rows(), Rows):
         return table
@@ -302,9 +310,9 @@ def as_rows(x: Any) -> Rows:
     )
 
 
-def _rows_of_path(path: Path) -> Rows:
+def _rows_of_path(path: Location) -> Rows:
     if path.is_file():
-        return NpyRows(path)
+        return NpyRows(local_path(path, "embeddings"))
     if not path.exists():
         raise InputError(f"{path} does not exist; give a .npy file, a pool or a Zarr array")
     root = read_json(path / METADATA_FILE) or {}

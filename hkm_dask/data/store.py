@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import zarr
 from zarr.codecs import BytesCodec, Crc32cCodec, ZstdCodec
+from zarr.storage import MemoryStore
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
@@ -23,7 +24,6 @@ from hkm_dask.data.files import (
     careful,
     check_own,
     failpoint,
-    local_path,
     read_attributes,
     read_json,
     remove,
@@ -32,62 +32,67 @@ from hkm_dask.data.files import (
     write_file,
 )
 from hkm_dask.data.layout import wip_path
-from hkm_dask.data.locks import lock
+from hkm_dask.data.locks import check_lock, lock
+from hkm_dask.data.objects import Location, ObjectPath, each, location, zarr_store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
+#: In an object store, as long as what has it is not complete: tells that it is ours, to be continued or removed.
+_BEGUN_FILE = ".unfinished"
+_OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
 
 #: Files that are waited for together.
 _SYNCS_AT_ONCE = 16
 
 
-def _retired_path(target: Path) -> Path:
+def _retired_path(target: Location) -> Location:
     # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
     return target.with_name(f".{target.name}.retired")
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours."""
-    target = local_path(path).absolute()
-    if not os.path.lexists(target):
+    target = location(path).absolute()
+    if not (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
         return
     if not overwrite:
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
     empty = target.is_dir() and not any(target.iterdir())
-    if not (stored_format(target).startswith("hkm_dask.") or empty) or target.is_symlink():
+    begun = isinstance(target, ObjectPath) and (target / _BEGUN_FILE).is_file()
+    if not (stored_format(target).startswith("hkm_dask.") or empty or begun) or target.is_symlink():
         raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
 
 
 @contextmanager
-def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Iterator[Path]:
+def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Iterator[Location]:
     """Build a store beside its path, and rename it there when the context closes without an error.
 
     ::
 
         NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
 
-    Yields ``NAME.wip``. With `overwrite` a store of ours at `path` is replaced; it stays until the new one is complete.
-    With `keep` what a former run left in ``NAME.wip`` is continued, and left there on an error; otherwise it is removed
-    at the beginning and on an error.
+    Yields ``NAME.wip``; in an object store, where nothing can be renamed, NAME itself: there the marker alone makes a
+    store of it, and no reader takes it for one before. With `overwrite` a store of ours at `path` is replaced; it stays
+    until the new one is complete. With `keep` what a former run left unfinished is continued, and left there on an
+    error; otherwise it is removed at the beginning and on an error.
     """
-    target = Path(path).absolute()
-    wip, retired = wip_path(target), _retired_path(target)
-    check_own(wip)
+    target = location(path).absolute()
     settle(target)
-    check_destination(target, overwrite=overwrite)
+    wip = unfinished_path(target)
+    check_own(wip)
+    check_destination(target, overwrite=overwrite or wip == target)
     if not keep:
         remove(wip)
+    if isinstance(wip, ObjectPath):
+        write_file(wip / _BEGUN_FILE, b"")
     try:
         yield wip
-        check_destination(target, overwrite=overwrite)
-        if target.exists():
-            careful(lambda: target.rename(retired), f"moving the old {target} away")
-            failpoint("retired")
-        careful(lambda: wip.rename(target), f"renaming {wip} to {target.name}")
-        failpoint("renamed")
-        sync(target.parent)
-        remove(retired)
+        if wip != target:
+            check_destination(target, overwrite=overwrite)
+            _replace(target, wip)
+        elif isinstance(target, ObjectPath):
+            (target / _BEGUN_FILE).unlink()
     except BaseException:
         if not keep:
             # What cannot be removed now, the next run removes; the error that led here must not be hidden.
@@ -96,14 +101,58 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
         raise
 
 
+def unfinished_path(target: Location) -> Location:
+    """Where the next store of this path is built: beside it, or in its place in an object store that has none there."""
+    wip = wip_path(target)
+    return target if isinstance(target, ObjectPath) and not wip.exists() and not is_complete(target) else wip
+
+
+def is_complete(folder: Location) -> bool:
+    """Whether a group is marked as complete."""
+    return ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get(layout.COMPLETE) is True
+
+
+def _replace(target: Location, wip: Location) -> None:
+    """Put a complete store in the place of another, if there is one."""
+    if isinstance(target, ObjectPath) and isinstance(wip, ObjectPath):
+        return _copy_over(target, wip)
+    assert isinstance(target, Path)
+    assert isinstance(wip, Path)
+    retired = _retired_path(target)
+    if target.exists():
+        careful(lambda: target.rename(retired), f"moving the old {target} away")
+        failpoint("retired")
+    careful(lambda: wip.rename(target), f"renaming {wip} to {target.name}")
+    failpoint("renamed")
+    sync(target.parent)
+    remove(retired)
+
+
+def _copy_over(target: ObjectPath, wip: ObjectPath) -> None:
+    """Remove a store and copy another there within the object store, the marker last; `settle` does what is left of it.
+
+    From the removal of the old marker to the new one nobody can read either; the new one is complete beside it.
+    """
+    write_file(target / _BEGUN_FILE, b"")
+    (target / METADATA_FILE).unlink()
+    failpoint("retired")
+    target.remove_tree(but=_BEGUN_FILE)
+    names = [place.relative_to(wip) for place in wip.rglob("*")]
+    each(lambda name: (wip / name).copy_to(target / name), [n for n in names if str(n) not in _OF_ROOT], target)
+    (wip / METADATA_FILE).copy_to(target / METADATA_FILE)
+    failpoint("renamed")
+    (target / _BEGUN_FILE).unlink()
+    remove(wip)
+
+
 @contextmanager
 def resumable(
     path: PathLike,
-    obstacles: Callable[[Path], list[str]],
+    obstacles: Callable[[Location], list[str]],
     *,
     restart: bool = False,
-    work: Path | None = None,
-) -> Iterator[Path | None]:
+    work: Location | None = None,
+) -> Iterator[Location | None]:
     """Build a store under its lock, continuing what an interrupted run left; where it is complete, build nothing.
 
     ::
@@ -125,8 +174,9 @@ def resumable(
 
     Yields
     ------
-    Path or None
-        ``NAME.wip``, to be filled and marked as in `staged`; None where the complete store is the one asked for.
+    Path, ObjectPath or None
+        ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete store
+        is the one asked for.
 
     Raises
     ------
@@ -153,12 +203,15 @@ def resumable(
     Traceback (most recent call last):
     hkm_dask.errors.InputError: seed: 0 in a.zarr, 1 asked for
     """
-    target = Path(path).absolute()
-    wip = wip_path(target)
+    target = location(path).absolute()
     with lock(target):
-        for path in filter(None, (wip, work)):
-            check_own(path)
+        check_own(wip_path(target))
+        if work is not None:
+            check_own(work)
         settle(target)
+        wip = unfinished_path(target)
+        if wip == target:
+            check_destination(target, overwrite=True)
         if restart:
             check_destination(target, overwrite=True)
             remove(wip)
@@ -170,7 +223,7 @@ def resumable(
             clear(work)
         problems = obstacles(wip) if wip.exists() else []
         resumes = wip.exists() and not problems
-        if target.exists() and not (restart or resumes):
+        if wip != target and target.exists() and not (restart or resumes):
             if problems := obstacles(target):
                 raise InputError(problems)
             yield None
@@ -194,28 +247,38 @@ def resumable(
 
 def settle(path: PathLike) -> None:
     """Bring a store, locked by the caller, to rest whose replacement died between its two renames, or after them."""
-    target = Path(path).absolute()
+    target = location(path).absolute()
+    if isinstance(target, ObjectPath):
+        wip = wip_path(target)
+        if (target / _BEGUN_FILE).is_file() and not is_complete(target) and is_complete(wip):
+            _replace(target, wip)
+        return
     retired = _retired_path(target)
     check_own(retired)
-    if retired.exists() and not target.exists():
+    if isinstance(retired, Path) and retired.exists() and not target.exists():
         careful(lambda: retired.rename(target), f"moving the old {target} back")
     # Where both are there, the new one is complete.
     remove(retired)
 
 
-def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Path:
+def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Location:
     """Make a Zarr group, or set attributes of the one that is there: what JSON can hold, without NaN."""
-    folder = Path(path).absolute()
+    folder = location(path).absolute()
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
     old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
     _write_group(folder, {**old, **(attributes or {})})
     return folder
 
 
-def _write_group(folder: Path, attributes: Mapping[str, Any], consolidated: Mapping[str, Any] | None = None) -> None:
+def _write_group(
+    folder: Location, attributes: Mapping[str, Any], consolidated: Mapping[str, Any] | None = None
+) -> None:
     metadata: dict[str, Any] = {"attributes": dict(attributes), "zarr_format": 3, "node_type": "group"}
     if consolidated is not None:
         metadata["consolidated_metadata"] = _inline(consolidated)
+    elif isinstance(folder, ObjectPath):
+        # Nothing can be renamed there, so it has its name already: other readers are to refuse it until it is complete.
+        metadata["unfinished"] = {"must_understand": True}
     write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
 
 
@@ -258,14 +321,15 @@ def create_array(
     """
     if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
-    group = Path(group_path).absolute()
-    if not (group / METADATA_FILE).exists():
+    group = location(group_path).absolute()
+    if not (group / METADATA_FILE).is_file():
         create_group(group)
     text = dtype is str or np.dtype(dtype).kind in "UTO"
     fill = layout.absent_value(np.dtype(object if text else dtype))
-    return careful(
+    objects: dict[str, Any] = {}  # of an array in an object store the metadata are made here, and sent at once
+    made = careful(
         lambda: zarr.create_array(
-            str(group),
+            MemoryStore(objects) if isinstance(group, ObjectPath) else str(group),
             name=name,
             shape=tuple(shape),
             dtype=str if text else np.dtype(dtype),
@@ -282,15 +346,22 @@ def create_array(
         ),
         f"making {group / name}",
     )
+    if not isinstance(group, ObjectPath):
+        return made
+    (group / name).remove_tree()
+    write_file(group / name / METADATA_FILE, objects[f"{name}/{METADATA_FILE}"].to_bytes())
+    return zarr.open_array(zarr_store(group / name), mode="r+", zarr_format=3).with_config({"write_empty_chunks": True})
 
 
 def sweep(path: PathLike) -> None:
     """Remove what writers that died left in a store: files that end in ``.partial``."""
-    for file in list(Path(path).rglob(f"*{PARTIAL_SUFFIX}")):
-        file.unlink(missing_ok=True)
+    folder = location(path)
+    if isinstance(folder, Path):  # elsewhere there is no part of anything
+        for file in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
+            file.unlink(missing_ok=True)
 
 
-def sweep_scratch(folder: Path) -> None:
+def sweep_scratch(folder: Location) -> None:
     """Remove scratch files from a folder of checkpoints: ``*.npy``, ``*.partial`` and folders of shared arrays."""
     for path in [*folder.glob("*.npy"), *folder.glob(f"*{PARTIAL_SUFFIX}")]:
         careful(partial(path.unlink, missing_ok=True), f"removing {path}")
@@ -306,30 +377,30 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     read is the same, and it is there only when everything else is. Nothing may be writing to the group.
     StoreError where a chunk is missing or cut.
     """
-    group = Path(path).absolute()
+    group = location(path).absolute()
     sweep(group)
-    consolidated: dict[str, Any] = {}
-    for folder in sorted(file.parent for file in group.rglob(METADATA_FILE) if file.parent != group):
-        metadata = read_json(folder / METADATA_FILE) or {}
-        if metadata.get("node_type") == "array":
-            metadata = _seal(folder, metadata)
-        else:
-            # Zarr keeps one flat list at the root, and marks each group below it as listed.
-            metadata = {**metadata, "consolidated_metadata": _inline({})}
-        consolidated[folder.relative_to(group).as_posix()] = metadata
+    folders = sorted((file.parent for file in group.rglob(METADATA_FILE) if file.parent != group), key=str)
+    nodes = zip(folders, each(_seal, folders, group), strict=True)
+    consolidated = {folder.relative_to(group).as_posix(): metadata for folder, metadata in nodes}  # type: ignore[arg-type]
     failpoint("checked")
-    with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk takes many waits as one
-        for _ in pool.map(sync, (*group.rglob("*"), group)):
-            pass
+    if isinstance(group, Path):
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk takes many waits as one
+            for _ in pool.map(sync, (*group.rglob("*"), group)):
+                pass
     failpoint("synced")
+    check_lock(group)
     marked = {**read_attributes(group), **(attributes or {}), layout.COMPLETE: True}
     _write_group(group, {**marked, layout.DIGEST: layout.metadata_digest(marked, consolidated)}, consolidated)
     sync(group)
     failpoint("marked")
 
 
-def _seal(folder: Path, metadata: dict[str, Any]) -> dict[str, Any]:
-    """Bind an array to the chunks it has; where it was bound before, check that it has them still."""
+def _seal(folder: Location) -> dict[str, Any]:
+    """Metadata of a node; of an array after it was bound to the chunks it has, or found to have them still."""
+    metadata = read_json(folder / METADATA_FILE) or {}
+    if metadata.get("node_type") != "array":
+        # Zarr keeps one flat list at the root, and marks each group below it as listed.
+        return {**metadata, "consolidated_metadata": _inline({})}
     array = open_array(folder)
     if array.fingerprint or not array.spec.checked:
         array.check()

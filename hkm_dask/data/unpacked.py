@@ -11,13 +11,13 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from functools import lru_cache
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 import zarr
 
 from hkm_dask.data.layout import MIB
+from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import open_regular
 
@@ -28,7 +28,7 @@ _DEFLATE_RATIO = 1032
 _HEADER_BYTES = 18
 
 
-def check_chunks(folder: Path, array: zarr.Array, start: int, stop: int) -> None:
+def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> None:
     """Refuse the chunks of rows `start` to `stop` of an array that others made where they unpack to far too much.
 
     What a header announces is looked at; what has none is unpacked once, without keeping it, if it could be too much.
@@ -42,8 +42,7 @@ def check_chunks(folder: Path, array: zarr.Array, start: int, stop: int) -> None
     columns = [range(-(-size // chunk)) for size, chunk in zip(array.shape[1:], chunks[1:], strict=True)]
     for place in itertools.product(range(start // chunks[0], -(-stop // chunks[0])), *columns):
         path = folder / array.metadata.encode_chunk_key(place)
-        state = path.stat()
-        if _is_too_large(path, kind, limit, state.st_size, state.st_mtime_ns):
+        if _is_too_large(path, kind, limit, *_state(path)):
             raise StoreError(f"{path}: n_bytes should be at most {limit} when it is unpacked; copy it again")
 
 
@@ -52,13 +51,21 @@ def _kind(compressor: Any) -> str:
     return str(name).lower()
 
 
+def _state(path: Location) -> tuple[int, object]:
+    """Size of a file, and what tells it from another."""
+    if isinstance(path, ObjectPath):
+        state = path.state()
+        return state["size"], state["e_tag"]
+    return path.stat().st_size, path.stat().st_mtime_ns
+
+
 @lru_cache(maxsize=2**16)
-def _is_too_large(path: Path, kind: str, limit: int, size: int, time: int) -> bool:
+def _is_too_large(path: Location, kind: str, limit: int, size: int, time: object) -> bool:
     """Tell whether a file of this size and time unpacks to more than `limit` bytes."""
     if kind in ("gzip", "zlib") and size * _DEFLATE_RATIO <= limit:
         return False
     n_bytes = 0
-    with open_regular(path) as file:
+    with path.open() if isinstance(path, ObjectPath) else open_regular(path) as file:
         if kind in _ANNOUNCED:
             return _ANNOUNCED[kind](file.read(_HEADER_BYTES)) > limit
         with suppress(OSError, EOFError, zlib.error, lzma.LZMAError):  # what is damaged, Zarr refuses

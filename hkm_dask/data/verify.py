@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 from collections import Counter
@@ -15,6 +16,7 @@ import psutil
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import CHECKSUMS_FILE, StoredArray, listed_checksums, open_array
 from hkm_dask.data.files import METADATA_FILE, PARTIAL_SUFFIX, read_json
+from hkm_dask.data.objects import Location, ObjectPath, each
 from hkm_dask.errors import StoreError, printable
 from hkm_dask.untrusted import read_regular
 
@@ -144,9 +146,10 @@ class Verification:
 # -- metadata ----------------------------------------------------------------------------------------------------------
 
 
-def check_metadata(root: Path, found: Verification) -> dict[str, StoredArray]:
+def check_metadata(root: Location, found: Verification) -> dict[str, StoredArray]:
     """Compare all metadata with their digests and their copies; return the arrays that are as they were made."""
-    own = {name: _metadata(root / name, name, found) for name in ["", *_nodes(root)]}
+    nodes = ["", *_nodes(root)]
+    own = dict(zip(nodes, each(lambda name: _metadata(root / name, name, found), nodes, root), strict=True))
     altered = {name for name, metadata in own.items() if metadata is None}
     for group, metadata in own.items():
         if metadata is None or metadata.get("node_type") != "group":
@@ -169,7 +172,7 @@ def check_metadata(root: Path, found: Verification) -> dict[str, StoredArray]:
     return arrays
 
 
-def _array(root: Path, name: str, found: Verification) -> StoredArray | None:
+def _array(root: Location, name: str, found: Verification) -> StoredArray | None:
     """Open an array; without what binds it to its chunks where that is damaged, and None where all is."""
     try:
         array = open_array(root / name)
@@ -187,13 +190,13 @@ def _array(root: Path, name: str, found: Verification) -> StoredArray | None:
     return array
 
 
-def _nodes(root: Path) -> list[str]:
+def _nodes(root: Location) -> list[str]:
     """Names of groups and arrays in a store, whose chunk folders are not gone through."""
-    files = {file for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/{METADATA_FILE}")}
-    return sorted(file.parent.relative_to(root).as_posix() for file in files)
+    files: list[Location] = [file for pattern in ("*", "*/*") for file in root.glob(f"{pattern}/{METADATA_FILE}")]
+    return sorted(str(file.parent).removeprefix(f"{root}/") for file in files)
 
 
-def _metadata(folder: Path, name: str, found: Verification) -> dict[str, Any] | None:
+def _metadata(folder: Location, name: str, found: Verification) -> dict[str, Any] | None:
     """The metadata of a group or an array; None where they are damaged, which is told."""
     try:
         return read_json(folder / METADATA_FILE)
@@ -233,15 +236,19 @@ def _plain(metadata: object) -> object:
 # -- what lies beside --------------------------------------------------------------------------------------------------
 
 
-def leftovers(root: Path) -> list[str]:
+def leftovers(root: Location) -> list[str]:
     """Say what interrupted runs left beside a store, and in it."""
-    name, folder = root.name, root.parent
+    name = root.name
     beside: dict[str, str] = {
         layout.wip_path(root).name: "an unfinished build of it; the same command continues it, else remove it",
         layout.work_path(root).name: "checkpoints and scratch of an unfinished build; its next run removes them",
         f".{name}.retired": "the store that was here before; the next build removes it",
         f".{name}.unpacked": "scratch of an ingest; the next one removes it",
     }
+    if isinstance(root, ObjectPath):
+        there = each(lambda entry: (root.parent / entry).exists(), beside, root)
+        return [f"{entry} lies beside it: {beside[entry]}" for entry in itertools.compress(beside, there)]
+    folder = root.parent
     notes = [f"{entry} lies beside it: {what}" for entry, what in beside.items() if os.path.lexists(folder / entry)]
     notes += filter(None, [_lock_note(folder / f".{name}.lock")])
     partial_files = [*folder.glob(f".{name}.*{PARTIAL_SUFFIX}"), *root.rglob(f"*{PARTIAL_SUFFIX}")]

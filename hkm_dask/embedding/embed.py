@@ -21,6 +21,7 @@ from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import METADATA_FILE, read_attributes
 from hkm_dask.data.ids import Pieces
+from hkm_dask.data.objects import Location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -245,7 +246,7 @@ def _short(value: Any) -> str:
     return value[:12] if isinstance(value, str) else str(value)
 
 
-def _begin(wip: Path, plan: dict[str, Any], source: ItemSource) -> StoredArray:
+def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArray:
     """Make the unfinished pool, or open it; ids and columns come first, as wrong ones then cost no time."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():

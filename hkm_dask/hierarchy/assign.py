@@ -6,7 +6,6 @@ import itertools
 import uuid
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +17,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
@@ -89,7 +89,7 @@ class Assign:
 
     def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
         """Write labels and distances chunk by chunk; rows that a subset leaves out get none."""
-        of_labels, of_distances = (open_array(Path(str(self.folder), name)) for name in ("labels", "distances"))
+        of_labels, of_distances = (open_array(location(str(self.folder)) / name) for name in ("labels", "distances"))
         n_total, chunk_rows = of_labels.spec.shape[0], of_labels.spec.chunk_rows
         index = part.rows.index if isinstance(part.rows, SubsetRows) else None
         first, last = part.start, part.stop
@@ -182,7 +182,7 @@ def assign(
     *,
     run: str,
     runner: Runner,
-    folder: Path | None = None,
+    folder: Location | None = None,
     r: int = 0,
     random_key: int | None = None,
     before: NDArray[np.float32] | None = None,

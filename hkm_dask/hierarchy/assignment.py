@@ -9,7 +9,6 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,6 +24,7 @@ from hkm_dask.config import Config
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import METADATA_FILE, read_attributes, read_complete
+from hkm_dask.data.objects import Location, location, zarr_store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.nearest import paths_of_centroids
@@ -102,7 +102,7 @@ def assign(
     [1.5, 3.5]
     """
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
-    arrays, target = TreeArrays(opened), Path(out).absolute()
+    arrays, target = TreeArrays(opened), location(out, "out").absolute()
     source = new_samples(opened, arrays, pool)
     store_labels(
         source, arrays, target, _identity(opened, source), client=client, memory_limit=memory_limit, restart=restart
@@ -111,7 +111,7 @@ def assign(
 
 
 def store_labels(
-    source: ClusterInput, arrays: TreeArrays, target: Path, identity: dict[str, Any], *, client: Client | None,
+    source: ClusterInput, arrays: TreeArrays, target: Location, identity: dict[str, Any], *, client: Client | None,
     memory_limit: int | str | None, restart: bool = False, squared: bool = False,
 ) -> None:  # fmt: skip
     """Write the store that `assign` opens, or with distances that are `squared`; interrupted, it continues."""
@@ -119,7 +119,7 @@ def store_labels(
         if folder is not None:
             begin = time.perf_counter()
             with runner_for(client, memory_limit) as runner:
-                if not (folder / METADATA_FILE).exists():
+                if not (folder / METADATA_FILE).is_file():
                     flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
                     n_tasks = max(runner.n_threads, int(flops / _TASK_FLOPS))
                     _create(folder, source, arrays.n_levels, identity, _chunk_rows_for(source, n_tasks))
@@ -132,9 +132,9 @@ def store_labels(
 
 def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
     """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
-    folder = Path(path).absolute()
+    folder = location(path).absolute()
     read_complete(folder, layout.ASSIGNMENT_FORMAT)
-    return checked_arrays(xr.open_zarr(folder), folder)
+    return checked_arrays(xr.open_zarr(zarr_store(folder)), folder)
 
 
 def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:
@@ -163,9 +163,9 @@ def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
     }
 
 
-def _obstacles(folder: Path, identity: dict[str, Any]) -> list[str]:
+def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
     """Say why an assignment, finished or not, is not the one that is asked for."""
-    stored = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+    stored = read_attributes(folder) if (folder / METADATA_FILE).is_file() else {}
     if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
         return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
     lines = []
@@ -185,7 +185,7 @@ def _chunk_rows_for(source: ClusterInput, n_tasks: int) -> int:
     return min(n_together * source.chunk_rows, source.n_total)
 
 
-def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[str, Any], chunk_rows: int) -> None:
+def _create(folder: Location, source: ClusterInput, n_levels: int, identity: dict[str, Any], chunk_rows: int) -> None:
     """Make the arrays, then the group that says what they are of: without it all is begun again."""
     kinds: list[tuple[str, str, dict[str, Any]]] = [(f"level_{t}", "i4", {}) for t in range(1, n_levels + 1)]
     folder.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _create(folder: Path, source: ClusterInput, n_levels: int, identity: dict[st
 
 def _pieces_of_ids(source: ClusterInput) -> Iterator[NDArray[Any]]:
     assert source.pool is not None
-    ids = open_array(Path(source.pool.path, layout.IDS))
+    ids = open_array(location(source.pool.path) / layout.IDS)
     yield from (ids.read_chunk(index) for index in range(ids.spec.n_chunks))
 
 
@@ -225,14 +225,14 @@ class WriteLabels:
         distances = distances if self.squared else np.sqrt(distances)
         # Last, as it tells that the others are there.
         for name, values in {**columns, DISTANCE: distances}.items():
-            array = open_array(Path(self.folder, name))
+            array = open_array(location(self.folder) / name)
             for index in array.spec.chunks(part.start, part.stop):
                 low, high = array.spec.chunk_range(index)
                 array.write(low, values[low - part.start : high - part.start])
         return part.stop - part.start
 
 
-def _write(folder: Path, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
+def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
     """Label all rows, in rounds of a task for every worker; chunks that a former run has written are left alone."""
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
     spherical = read_attributes(folder)["metric"] == "cosine"
@@ -264,9 +264,9 @@ def _cut(part: Part, cuts: NDArray[np.int64], n_pieces: float) -> Iterator[Part]
         yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
 
 
-def _is_written(folder: Path, part: Part, n_levels: int) -> bool:
+def _is_written(folder: Location, part: Part, n_levels: int) -> bool:
     """Tell whether all chunks of a part were written before, and can be read."""
-    if not open_array(folder / DISTANCE).chunk_path(part.start // _chunk_rows(folder)).exists():
+    if not open_array(folder / DISTANCE).chunk_path(part.start // _chunk_rows(folder)).is_file():
         return False
     try:
         for name in (*(f"level_{t}" for t in range(1, n_levels + 1)), DISTANCE):
@@ -276,5 +276,5 @@ def _is_written(folder: Path, part: Part, n_levels: int) -> bool:
     return True
 
 
-def _chunk_rows(folder: Path) -> int:
+def _chunk_rows(folder: Location) -> int:
     return open_array(folder / DISTANCE).spec.chunk_rows

@@ -29,7 +29,8 @@ from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import METADATA_FILE, check_digest, local_path, read_attributes, read_complete, remove
+from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, read_complete, remove
+from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.errors import StoreError
@@ -72,7 +73,7 @@ def build_hierarchy(
     pool : path, Pool or array of shape (n_samples, n_features)
         What `ingest` made, or rows in memory or in a Zarr array.
     tree : path
-        Where to put it.
+        Where to put it: a path, or a URL like ``s3://bucket/tree.zarr``.
     config : Config
     client : distributed.Client, optional
         Where to run; by default distributed's current client, else threads of this process.
@@ -125,16 +126,18 @@ def write_hierarchy(
     client: Client | None = None,
     memory_limit: int | str | None = None,
     restart: bool = False,
-) -> Path:
+) -> Location:
     """Do as `build_hierarchy`, and return where the tree lies without opening it."""
     source = open_source(pool, config)
     config.check(source.rows.n_rows)
-    target = local_path(tree, "tree").absolute()
+    target = location(tree, "tree").absolute()
     work = layout.work_path(target)
     obstacles = partial(_obstacles, target=target, config=config, source=source)
     with store.resumable(target, obstacles, restart=restart, work=work) as folder:
         if folder is not None:
-            with runner_for(client, memory_limit, work_dir=work) as runner:
+            # Scratch of an object store is local, checkpoints are not.
+            scratch = work if isinstance(work, Path) else None
+            with runner_for(client, memory_limit, work_dir=scratch) as runner:
                 # A subset is known by what it holds, wherever its file lies now.
                 settings = config.model_copy(update={"subset": None}).to_json()
                 run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
@@ -143,7 +146,8 @@ def write_hierarchy(
                 build.check()
                 store.create_group(folder, _identity(config, source))
                 build.run()
-            seconds = sum(_attributes(path)["seconds"] for path in folder.glob("level_*"))
+            levels: list[Location] = list(folder.glob("level_*"))
+            seconds = sum(attributes["seconds"] for attributes in each(_attributes, levels, folder))
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
@@ -168,13 +172,14 @@ def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
     }
 
 
-def _attributes(folder: Path) -> dict[str, Any]:
-    return read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+def _attributes(folder: Location) -> dict[str, Any]:
+    return read_attributes(folder) if (folder / METADATA_FILE).is_file() else {}
 
 
-def _obstacles(folder: Path, target: Path, config: Config, source: ClusterInput) -> list[str]:
+def _obstacles(folder: Location, target: Location, config: Config, source: ClusterInput) -> list[str]:
     """Say why a tree, finished or not, is not the one that is asked for."""
-    finished, attributes = folder == target, _attributes(folder)
+    attributes = _attributes(folder)
+    finished = folder == target and not (isinstance(folder, ObjectPath) and not attributes.get(layout.COMPLETE))
     if finished:
         read_complete(folder, layout.TREE_FORMAT)
     if attributes and attributes.get("format") != layout.TREE_FORMAT:
@@ -204,7 +209,7 @@ class _Build:
 
     config: Config
     source: ClusterInput
-    folder: Path
+    folder: Location
     runner: Runner
     checkpoints: Checkpoints
 
@@ -246,8 +251,8 @@ class _Build:
             try:
                 if _attributes(folder).get(layout.COMPLETE):
                     check_digest(folder)
-                    for file in folder.glob(f"*/{METADATA_FILE}"):
-                        open_array(file.parent).check()
+                    files: list[Location] = list(folder.glob(f"*/{METADATA_FILE}"))
+                    each(lambda file: open_array(file.parent).check(), files, folder)
                     finished.add(t)
             except StoreError as error:
                 emit("warning", message=f"{str(error).rpartition('; ')[0]}; level {t} is built again")
@@ -282,7 +287,7 @@ class _Build:
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
-    def _label_all(self, centroids: NDArray[np.float32], run: str, folder: Path) -> None:
+    def _label_all(self, centroids: NDArray[np.float32], run: str, folder: Location) -> None:
         """Give all samples a label of level 1, which was fit on some of them."""
         rows = self._level_1_rows(self.source.labeled)
         emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
@@ -387,7 +392,7 @@ class _Build:
         return done
 
     def _split(
-        self, t: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32], folder: Path
+        self, t: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32], folder: Location
     ) -> NDArray[np.float32]:
         """Split the clusters whose labels were just written, and write those of the parts instead."""
         labels, distances = level_arrays.read_row_arrays(folder)

@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
-from hkm_dask.data.files import careful, failpoint, sync
+from hkm_dask.data.files import careful, failpoint, make_folder, write_whole
+from hkm_dask.data.objects import Location
 from hkm_dask.kmeans.fit import Fit, Progress
 from hkm_dask.kmeans.lloyd import LloydStep
 
@@ -67,7 +68,7 @@ class Checkpoints:
     that was altered, is no checkpoint: its step is done again.
     """
 
-    def __init__(self, folder: Path, run: str = "", every: float = 20.0) -> None:
+    def __init__(self, folder: Location, run: str = "", every: float = 20.0) -> None:
         self.folder, self.run, self.every = folder, run, every
         self._last = time.monotonic()
         self._inertia: list[float] = []
@@ -116,13 +117,13 @@ class Checkpoints:
         self._iteration(level, step).unlink(missing_ok=True)
         failpoint("step")
 
-    def _step(self, level: int, step: int) -> Path:
+    def _step(self, level: int, step: int) -> Location:
         return self.folder / f"level_{level}-step_{step}.npz"
 
-    def _iteration(self, level: int, step: int) -> Path:
+    def _iteration(self, level: int, step: int) -> Location:
         return self.folder / f"level_{level}-step_{step}-iteration.npz"
 
-    def _read(self, path: Path) -> dict[str, np.ndarray] | None:
+    def _read(self, path: Location) -> dict[str, np.ndarray] | None:
         def read() -> dict[str, np.ndarray] | None:
             with path.open("rb") as file:
                 if file.read(_DIGEST_BYTES) != self._digest(file, path):
@@ -136,23 +137,19 @@ class Checkpoints:
         except FileNotFoundError:
             return None
 
-    def _write(self, path: Path, **arrays: np.ndarray) -> None:
-        partial = path.with_suffix(".partial")
-
-        def write() -> None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+    def _write(self, path: Location, **arrays: np.ndarray) -> None:
+        def write(partial: Path) -> None:
             with partial.open("w+b") as file:
                 file.write(bytes(_DIGEST_BYTES))
                 np.savez(file, allow_pickle=False, **arrays)
                 digest = self._digest(file, path)
                 file.seek(0)
                 file.write(digest)
-            sync(partial)
-            partial.replace(path)
 
-        careful(write, f"writing {path}")
+        make_folder(self.folder)
+        write_whole(path, write)
 
-    def _digest(self, file: BinaryIO, path: Path) -> bytes:
+    def _digest(self, file: BinaryIO, path: Location) -> bytes:
         """Digest the arrays in a checkpoint's file, with the run and the step that they are of."""
         digest = hashlib.sha256(f"{self.run}:{path.name}:".encode())
         file.seek(_DIGEST_BYTES)

@@ -13,7 +13,7 @@ import numpy as np
 import xarray as xr
 
 from hkm_dask.data import chunks, files
-from hkm_dask.data.files import local_path
+from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -34,7 +34,7 @@ _NO_POOL = ", or write row numbers to .npy, which need no pool"
 Columns = dict[str, np.ndarray]
 
 
-def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Path:
+def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
     """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
 
     Raises
@@ -49,12 +49,14 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     ...
     hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
-    target = local_path(path, name)
+    target = location(path, name)
     folder, problem = str(target.parent), None
     if target.suffix not in suffixes:
         problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
-    elif os.path.lexists(target):
+    elif target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target):
         problem = "be a new file; remove it or choose another name"
+    elif isinstance(target, ObjectPath):
+        pass  # there are no folders
     elif not target.parent.is_dir():
         problem = f"be in a folder that is there; make {folder!r} first"
     elif not os.access(folder, os.W_OK | os.X_OK):
@@ -64,7 +66,9 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     return target
 
 
-def write_subset(path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]) -> Path:
+def write_subset(
+    path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
+) -> Location:
     """Write a subset of a pool, in the form that the file's suffix asks for.
 
     ============  ====================================================================================================

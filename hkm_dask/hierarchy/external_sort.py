@@ -13,7 +13,6 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -24,6 +23,7 @@ from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.objects import Location, location
 from hkm_dask.hierarchy import selection
 
 #: A row as it lies in a scratch file; keys are unsigned, as the bits of floats >= 0 are in the order of the floats.
@@ -66,7 +66,7 @@ class StoredRun:
     def read(self) -> Records:
         """Read those with a label."""
         labels, distances = (
-            open_array(Path(self.folder, name)).read(self.start, self.stop) for name in ("labels", "distances")
+            open_array(location(self.folder) / name).read(self.start, self.stop) for name in ("labels", "distances")
         )
         rows = np.arange(self.start, self.stop)
         used = labels >= 0
@@ -146,7 +146,7 @@ def n_at_once(n_rows: int, runner: Runner) -> int:
     return min(rows_at_once(runner), max(1 << 18, -(-n_rows // runner.n_threads)))
 
 
-def stored_runs(folder: Path, n_rows: int, chunk_rows: int, runner: Runner) -> list[Run]:
+def stored_runs(folder: Location, n_rows: int, chunk_rows: int, runner: Runner) -> list[Run]:
     """Runs of all rows of a level whose arrays are in `folder`, each of whole chunks where they are small."""
     size = n_at_once(n_rows, runner)
     size = max(1, size // chunk_rows) * chunk_rows if chunk_rows < size else size

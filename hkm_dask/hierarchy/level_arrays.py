@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.objects import Location, location
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
 from hkm_dask.hierarchy.members import starts, write_members
@@ -27,7 +27,7 @@ _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def create_row_arrays(folder: Path, level: int, n_rows: int, chunk_rows: int) -> None:
+def create_row_arrays(folder: Location, level: int, n_rows: int, chunk_rows: int) -> None:
     """Make the arrays ``labels`` and ``distances`` of a level (from 1), to be written in whole chunks.
 
     Their `n_rows` include those left out.
@@ -39,13 +39,13 @@ def create_row_arrays(folder: Path, level: int, n_rows: int, chunk_rows: int) ->
         )
 
 
-def read_row_arrays(folder: Path) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+def read_row_arrays(folder: Location) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Read the labels and distances of a level."""
     labels, distances = (read_whole(folder / name) for name in _OF_ROWS)
     return labels, distances
 
 
-def write_row_arrays(folder: Path, labels: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
+def write_row_arrays(folder: Location, labels: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
     """Replace the labels and distances of a level."""
     for name, values in zip(_OF_ROWS, (labels, distances), strict=True):
         open_array(folder / name).write(0, values)
@@ -77,7 +77,7 @@ class _CountMembers:
             selection.count_labels(records.labels, members)
             if self.below is not None and len(records.rows):
                 low, high = int(records.rows[0]), int(records.rows[-1]) + 1
-                of_rows = open_array(Path(self.below, "leaf_sizes")).read(low, high)
+                of_rows = open_array(location(self.below) / "leaf_sizes").read(low, high)
                 np.add.at(leaves, records.labels, of_rows[records.rows - low])
         return _Sizes(members, leaves)
 
@@ -96,12 +96,12 @@ class _WriteSizes:
             ("leaf_sizes", sizes.leaves, cluster),
             (f"indptr_{self.level}", indptr, f"{cluster}_bound"),
         ):
-            _write(Path(self.folder), name, values, (dim,))
+            _write(location(self.folder), name, values, (dim,))
         return indptr
 
 
 def write_cluster_arrays(
-    folder: Path,
+    folder: Location,
     level: int,
     centroids: NDArray[np.float32],
     inertia: Sequence[NDArray[np.float64]],
@@ -129,18 +129,18 @@ def write_cluster_arrays(
         write_members(path, runs, indptr, spec.shape[0], some)
 
 
-def _create(folder: Path, name: str, shape: tuple[int, ...], dtype: np.dtype, dims: tuple[str, ...]) -> Path:
+def _create(folder: Location, name: str, shape: tuple[int, ...], dtype: np.dtype, dims: tuple[str, ...]) -> Location:
     n_rows, row_bytes = max(shape[0], 1), math.prod(shape[1:]) * dtype.itemsize
     chunk = min(n_rows, layout.chunk_rows(n_rows, row_bytes))
     store.create_array(folder, name, shape=shape, dtype=dtype, chunks=(chunk, *shape[1:]), dims=dims)
     return folder / name
 
 
-def _write(folder: Path, name: str, values: NDArray[Any], dims: tuple[str, ...]) -> None:
+def _write(folder: Location, name: str, values: NDArray[Any], dims: tuple[str, ...]) -> None:
     open_array(_create(folder, name, values.shape, values.dtype, dims)).write(0, values)
 
 
-def read_whole(path: Path) -> NDArray[Any]:
+def read_whole(path: Location) -> NDArray[Any]:
     """Read an array, every chunk of it checked."""
     array = open_array(path)
     return array.read(0, array.spec.shape[0])

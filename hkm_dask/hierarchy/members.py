@@ -9,7 +9,6 @@ import os
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.memory import sort_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.objects import Location
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import Run, Share, find_splitters, n_at_once, rows_at_once, shares_between
 
@@ -126,7 +126,7 @@ def _cuts(n_rows: int, chunk_rows: int, at_once: int) -> list[NDArray[np.int64]]
     return [np.append(np.arange(low, high, size), high) for low, high in tasks]
 
 
-def write_members(path: Path, runs: Sequence[Run], indptr: NDArray[np.int64], n_total: int, runner: Runner) -> None:
+def write_members(path: Location, runs: Sequence[Run], indptr: NDArray[np.int64], n_total: int, runner: Runner) -> None:
     """Write the members of each cluster, closest first, to an array whose chunks are not written yet.
 
     `runs` hold the rows, of `n_total` those with a label, and their distances.

@@ -7,7 +7,6 @@ import itertools
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +17,7 @@ from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
 from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows
@@ -161,7 +161,7 @@ def _opened_pool(pool: Any) -> Pool | None:
         return pool
     if not isinstance(pool, str | os.PathLike):
         return None
-    path = Path(pool)
+    path = location(pool, "pool")
     root = read_attributes(path) if (path / METADATA_FILE).exists() else {}
     # What is missing is missed as a pool: that is what people make.
     return open_pool(path) if not path.exists() or root.get("format") == layout.POOL_FORMAT else None

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
 import xarray as xr
 
 from hkm_dask.data import files, layout
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -38,7 +38,7 @@ def export(
     *,
     embeddings: bool = False,
     xy: bool = False,
-) -> Path:
+) -> Location:
     """Write what is known of every row to a parquet file, for tools that read tables.
 
     The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and of a tree
@@ -102,7 +102,7 @@ class _Table:
     @classmethod
     def open(cls, store: str | os.PathLike[str] | xr.DataTree, embeddings: bool) -> _Table:
         if not isinstance(store, xr.DataTree):
-            path = files.local_path(store, "store")
+            path = location(store, "store")
             if files.stored_format(path) == layout.POOL_FORMAT:
                 pool = open_pool(path)
                 return cls(pool.n_samples, pool, None, embeddings)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 from typing import Any
 
 import dask.array as da
 import xarray as xr
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import local_path, read_complete
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import read_complete
+from hkm_dask.data.objects import Location, each, location, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.accessor import HkmAccessor
 from hkm_dask.untrusted import reading
@@ -25,7 +25,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Parameters
     ----------
     path : path-like
-        As `build_hierarchy` or ``hkm cluster`` made it.
+        Path or URL, as `build_hierarchy` or ``hkm cluster`` made it.
 
     Returns
     -------
@@ -44,7 +44,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm cluster`
     """
-    folder = local_path(path, "tree").absolute()
+    folder = location(path, "tree").absolute()
     if not folder.exists():
         wip = layout.wip_path(folder)
         unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"
@@ -52,22 +52,24 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
         raise StoreError(f"{folder} is missing; {remedy}")
     read_complete(folder, layout.TREE_FORMAT)
     with reading(f"{folder} is damaged", layout.remedy(layout.TREE_FORMAT), StoreError):
-        tree = xr.open_datatree(folder, engine="zarr", chunks={})
+        tree = xr.open_datatree(zarr_store(folder), engine="zarr", chunks={}, zarr_format=3)
+        tree.encoding["source"] = str(folder)
         for level, node in tree.children.items():
             node.dataset = checked_arrays(node.to_dataset(), folder / level)
     return tree
 
 
-def checked_arrays(group: xr.Dataset, folder: Path) -> xr.Dataset:
+def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
     """A group that xarray opened in chunks, with arrays whose every chunk is checked when it is read."""
+    names = list(map(str, group.data_vars))
+    stored = each(open_array, [folder / name for name in names], folder)
     checked = {
-        str(name): values.copy(data=_checked(folder / str(name), values.chunks))
-        for name, values in group.data_vars.items()
+        name: group[name].copy(data=_checked(name, array, group[name].chunks))
+        for name, array in zip(names, stored, strict=True)
     }
     return group.assign(checked)
 
 
-def _checked(path: Path, chunks: Any) -> da.Array:
-    """The array at `path`, whose every chunk is checked when it is read; those of a tree that took its place fail."""
-    stored = open_array(path)
-    return da.from_array(stored, chunks=chunks, name=f"{path.name}-{stored.fingerprint}", fancy=False)
+def _checked(name: str, stored: StoredArray, chunks: Any) -> da.Array:
+    """An array whose every chunk is checked when it is read; those of a tree that took its place fail."""
+    return da.from_array(stored, chunks=chunks, name=f"{name}-{stored.fingerprint}", fancy=False)

@@ -6,7 +6,6 @@ import itertools
 import threading
 from collections import OrderedDict
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.objects import location
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.members import starts
 
@@ -94,7 +94,7 @@ class TreeArrays:
         return self._tree.children[f"level_{level}"].data_vars[name + suffix]
 
     def stored(self, level: int, name: str) -> StoredArray | None:
-        """The array where it lies on a local disk, bound to what it was when the tree was opened; else None."""
+        """The array where it lies on a disk or at a URL, bound to what it was when the tree was opened; else None."""
         if (level, name) not in self._stored:
             self._stored[level, name] = self._find(self._variable(level, name), level)
         return self._stored[level, name]
@@ -103,7 +103,7 @@ class TreeArrays:
         source = self._tree.encoding.get("source")
         if source is None or array.chunks is None:
             return None
-        stored = open_array(Path(source, f"level_{level}", str(array.name)))
+        stored = open_array(location(source) / f"level_{level}/{array.name}")
         fingerprint = array.attrs.get(layout.FINGERPRINT, "")
         return replace(stored, fingerprint=fingerprint) if stored.shape == array.shape else None
 

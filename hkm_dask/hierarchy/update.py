@@ -17,6 +17,7 @@ from hkm_dask.compute.memory import LEAST_BLOCK, StageBytes, assign_stage, check
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.objects import Location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
@@ -65,8 +66,8 @@ def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) ->
 
 
 def write_updated(
-    tree: xr.DataTree, pool: Pool, n_before: int, folder: Path, work: Path, *, pool_path: str, client: Client | None,
-    memory_limit: int | str | None,
+    tree: xr.DataTree, pool: Pool, n_before: int, folder: Location, work: Location, *, pool_path: str,
+    client: Client | None, memory_limit: int | str | None,
 ) -> Joined:  # fmt: skip
     """Write to `folder` the tree with the rows of `pool` from `n_before` on, and mark it as complete.
 
@@ -80,7 +81,7 @@ def write_updated(
     chunk_rows, level = label_chunk_rows(pool.rows()), base / "level_1"
     level_arrays.create_row_arrays(level, 1, pool.n_samples, chunk_rows)
     joined, subset = _join_rows(arrays, assigned, level, n_before)
-    with runner_for(client, memory_limit, work_dir=work) as runner:
+    with runner_for(client, memory_limit, work_dir=work if isinstance(work, Path) else None) as runner:
         for t in range(1, arrays.n_levels + 1):
             _write_level(tree, arrays, t, base, runner)
     changed = {
@@ -98,9 +99,9 @@ def _own(attributes: Mapping[Any, Any]) -> dict[str, Any]:
 
 
 def _assign(
-    tree: xr.DataTree, arrays: TreeArrays, pool: Pool, n_before: int, work: Path, *, client: Client | None,
+    tree: xr.DataTree, arrays: TreeArrays, pool: Pool, n_before: int, work: Location, *, client: Client | None,
     memory_limit: int | str | None,
-) -> Path:  # fmt: skip
+) -> Location:  # fmt: skip
     """Store the labels and squared distances of the new rows, by the nearest centroids of level 1."""
     base: Rows = pool.rows()
     index = np.arange(n_before, pool.n_samples)
@@ -123,7 +124,7 @@ def _assign(
     return target
 
 
-def _join_rows(arrays: TreeArrays, assigned: Path, level: Path, n_before: int) -> tuple[Joined, str]:
+def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before: int) -> tuple[Joined, str]:
     """Write the labels and distances of level 1, chunk by chunk; gives also the fingerprint of the labeled rows."""
     old = [_stored(arrays, 1, name) for name in ("labels", "distances")]
     new = [open_array(assigned / name) for name in ("level_1", DISTANCE)]
@@ -158,7 +159,7 @@ def _rows_of(old: StoredArray, new: StoredArray, n_before: int, low: int, high: 
     return added if low >= n_before else np.concatenate([old.read(low, n_before), added])
 
 
-def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Path, runner: Runner) -> None:
+def _write_level(tree: xr.DataTree, arrays: TreeArrays, t: int, base: Location, runner: Runner) -> None:
     """Write what a level knows of its clusters: all that is not the centroids and their history is made anew."""
     folder = base / f"level_{t}"
     if t > 1:

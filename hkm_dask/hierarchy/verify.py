@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, read_json
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.verify import Verification, check_metadata, leftovers
@@ -83,7 +83,7 @@ def verify(
     for name, value in (("sample", sample), ("seed", seed)):
         if not is_whole(value) or value < 0:
             raise InputError(f"{name}={value!r} should be a whole number from 0 on; leave it out")
-    begin, root = time.perf_counter(), Path(path).absolute()
+    begin, root = time.perf_counter(), location(path).absolute()
     attributes = _attributes(root)
     found = Verification(str(root), attributes["format"].removeprefix("hkm_dask."))
     try:
@@ -92,14 +92,14 @@ def verify(
         what, _, remedy = str(error).removeprefix(str(root)).strip(": ").rpartition("; ")
         found.add("", "marker", what, remedy=remedy)
     else:
-        places = {name: Path(place) for name, place in (("pool", pool), ("tree", tree)) if place is not None}
+        places = {name: location(place, name) for name, place in (("pool", pool), ("tree", tree)) if place is not None}
         _check_content(root, attributes, found, places, sample, seed)
     found.notes += leftovers(root)
     found.close(time.perf_counter() - begin)
     return found
 
 
-def _attributes(root: Path) -> dict[str, Any]:
+def _attributes(root: Location) -> dict[str, Any]:
     """Attributes of a store of ours; StoreError where it is none."""
     if not root.exists():
         unfinished = layout.wip_path(root)
@@ -117,7 +117,12 @@ def _attributes(root: Path) -> dict[str, Any]:
 
 
 def _check_content(
-    root: Path, attributes: Mapping[str, Any], found: Verification, places: Mapping[str, Path], sample: int, seed: int
+    root: Location,
+    attributes: Mapping[str, Any],
+    found: Verification,
+    places: Mapping[str, Location],
+    sample: int,
+    seed: int,
 ) -> None:
     arrays = check_metadata(root, found)
     # What is compared with members is read twice.
@@ -142,7 +147,7 @@ def _check_content(
 
 
 def _check_levels(
-    root: Path, attributes: Mapping[str, Any], reader: ChunkReader, found: Verification
+    root: Location, attributes: Mapping[str, Any], reader: ChunkReader, found: Verification
 ) -> list[LevelCheck]:
     """Check every level by itself and by the one below; gives those whose arrays have the right shapes."""
     try:
@@ -175,7 +180,7 @@ def _check_levels(
     return levels
 
 
-def _check_level_marker(folder: Path, t: int, found: Verification) -> None:
+def _check_level_marker(folder: Location, t: int, found: Verification) -> None:
     try:
         attributes = (read_json(folder / METADATA_FILE) or {}).get("attributes")
     except StoreError:
@@ -220,10 +225,12 @@ def _measure(
         found.checks["measured"] = f"{', '.join(measured)} again in float64: distances and nearest centroids are right"
 
 
-def _pool_of(level: LevelCheck, attributes: Mapping[str, Any], found: Verification, pool: Path | None) -> Pool | None:
+def _pool_of(
+    level: LevelCheck, attributes: Mapping[str, Any], found: Verification, pool: Location | None
+) -> Pool | None:
     """Open the pool of a tree or an assignment; None where it has none, or it cannot be had, which is told."""
     stored = str(attributes.get("pool") or "")
-    where = pool if pool is not None else Path(stored)
+    where = pool if pool is not None else location(stored)
     if pool is None and not stored:
         found.notes.append("it was made from an array, not a pool: no samples were measured again")
         return None

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from hkm_dask.config import Level
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.verify import Verification
 from hkm_dask.data.verify_chunks import ChunkReader, broken_rule
@@ -40,11 +41,11 @@ class AssignedCheck(LevelCheck):
     def array(self, array: str) -> StoredArray:
         """An array of the assignment, or of its tree."""
         name = self.name(array)
-        return self.reader.arrays[name] if name in self.reader.arrays else open_array(Path(self.tree or "") / array)
+        return self.reader.arrays[name] if name in self.reader.arrays else open_array(location(self.tree or "") / array)
 
 
 def check_assignment(
-    attributes: Mapping[str, Any], reader: ChunkReader, found: Verification, tree: Path | None
+    attributes: Mapping[str, Any], reader: ChunkReader, found: Verification, tree: Location | None
 ) -> list[AssignedCheck]:
     """Check clusters, distances and ids of every sample; what is needed to measure some again, where that can be."""
     levels = [f"level_{t}" for t in range(1, 1 + sum(name.startswith("level_") for name in reader.arrays))]
@@ -92,10 +93,10 @@ def _fit(levels: list[str], reader: ChunkReader, found: Verification) -> bool:
     return found.n_problems == n_problems
 
 
-def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Path | None) -> TreeArrays | None:
+def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location | None) -> TreeArrays | None:
     """Open the tree of an assignment; None where it has none on a disk, or it cannot be had, which is told."""
     stored = str(attributes.get("tree") or "")
-    where = tree if tree is not None else Path(stored)
+    where = tree if tree is not None else location(stored)
     if tree is None and (not stored or not where.exists()):
         fact = (
             f"its tree {where} is not there; --tree says where it is" if stored else "it was made by a tree in memory"

@@ -16,6 +16,7 @@ from hkm_dask.data.files import careful
 from hkm_dask.data.foreign import check_metadata
 from hkm_dask.data.ids import Pieces, check_id_count, plain_ids
 from hkm_dask.data.npy import NPY_MAGIC
+from hkm_dask.data.objects import Location, ObjectPath, location, zarr_store
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.rows import NpyRows, Rows, ZarrRows
 from hkm_dask.errors import InputError
@@ -74,7 +75,7 @@ def open_file(path: Path, wanted: Wanted, scratch: Path | None = None) -> Embedd
     )
 
 
-def choose_table(names: Sequence[str], column: str | None, path: Path, kind: str) -> str:
+def choose_table(names: Sequence[str], column: str | None, path: Location, kind: str) -> str:
     """Choose which of several tables is meant; the only one needs no name."""
     if column is None and len(names) == 1:
         return names[0]
@@ -87,20 +88,21 @@ def choose_table(names: Sequence[str], column: str | None, path: Path, kind: str
 # --- Zarr -------------------------------------------------------------------------------------------------------------
 
 
-def is_zarr(path: Path) -> bool:
+def is_zarr(path: Location) -> bool:
     """Whether a folder is an array or a group of Zarr."""
     return any((path / name).is_file() for name in ("zarr.json", ".zarray", ".zgroup"))
 
 
-def open_zarr(path: Path, wanted: Wanted) -> EmbeddingTable:
+def open_zarr(path: Location, wanted: Wanted) -> EmbeddingTable:
     """Open an array, a group or a pool of ours, whose ids and columns come along."""
     ids, column = wanted.ids, wanted.column
     with reading(f"source={path} should be Zarr, it cannot be opened", "copy it again"):
         check_metadata(path)
-        node = zarr.open(str(path), mode="r")
+        node = zarr.open(zarr_store(path), mode="r")
         attributes, shapes = dict(node.attrs), {}
         if isinstance(node, zarr.Group) and attributes.get("format") != layout.POOL_FORMAT:
-            for folder in sorted(path.iterdir()):
+            folders: list[Location] = sorted(path.iterdir(), key=str)
+            for folder in folders:
                 check_metadata(folder)
             shapes = {name: (array.ndim, np.dtype(array.dtype)) for name, array in node.arrays()}
     if isinstance(node, zarr.Array):
@@ -119,7 +121,7 @@ def open_zarr(path: Path, wanted: Wanted) -> EmbeddingTable:
     return EmbeddingTable(rows, rows.label, None if ids is None else _zarr_ids(path, ids))
 
 
-def _zarr_ids(path: Path, name: str) -> Pieces:
+def _zarr_ids(path: Location, name: str) -> Pieces:
     if not (is_inside(path / name, path) and is_zarr(path / name)):
         raise InputError(f"ids={name!r} should be an array of {path}; check the name")
     array = open_array(path / name)
@@ -141,13 +143,15 @@ def _pool_column(pool: Pool, name: str) -> Column:
     step = layout.MAX_ID_CHUNK_ROWS
     starts = range(0, pool.n_samples, step)
     return Column(
-        open_array(Path(pool.path, name)).spec.dtype.kind,
+        open_array(location(pool.path) / name).spec.dtype.kind,
         lambda: (pool.column_piece(name, start, min(start + step, pool.n_samples)) for start in starts),
     )
 
 
-def is_inside(path: Path, root: Path) -> bool:
+def is_inside(path: Location, root: Location) -> bool:
     """Whether a path leads into a folder, links followed."""
+    if isinstance(path, ObjectPath) or isinstance(root, ObjectPath):
+        return not isinstance(root, Path) and root in location(str(path)).parents
     return path.resolve().is_relative_to(root.resolve())
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -15,8 +16,9 @@ from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.files import local_path, remove
+from hkm_dask.data.files import remove
 from hkm_dask.data.locks import lock
+from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
@@ -80,7 +82,7 @@ def ingest(
         shards (in natural order), of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; Zarr arrays and
         groups; arrays in memory: tables (n, n_features), one below the other.
     pool : path-like
-        Folder to make.
+        Folder to make, or a URL like ``s3://bucket/pool.zarr``.
     dtype : {"float16", "float32"}, optional
         Type to store; by default float16 where all sources are, else float32.
     normalize : bool, default False
@@ -127,7 +129,7 @@ def ingest(
     ...     print(pool.n_samples, pool.dtype, pool.mean, pool.max_abs)
     3 float32 [2. 3.] 5.0
     """
-    target = local_path(pool, "pool").absolute()
+    target = location(pool, "pool").absolute()
     with lock(target), store.staged(target, overwrite=overwrite, keep=False) as wip, _scratch(target) as scratch:
         table = open_sources(sources, ids=ids, column=column, keep=keep, ids_file=ids_file, scratch=scratch)
         default = np.float16 if table.dtype == np.float16 else np.float32
@@ -160,8 +162,12 @@ def ingest(
 
 
 @contextmanager
-def _scratch(target: Path) -> Iterator[Path]:
+def _scratch(target: Location) -> Iterator[Path]:
     """A folder beside the pool to unpack into; what a run left there that died is removed too."""
+    if isinstance(target, ObjectPath):
+        with tempfile.TemporaryDirectory(prefix="hkm-") as temporary:
+            yield Path(temporary)
+        return
     folder = target.with_name(f".{target.name}.unpacked")
     remove(folder)
     try:
@@ -175,7 +181,7 @@ def _scratch(target: Path) -> Iterator[Path]:
 
 def _write_embeddings(
     runner: Runner,
-    group: Path,
+    group: Location,
     table: Sources,
     dtype: np.dtype,
     chunk_rows: int,
@@ -285,7 +291,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
 # --- ids --------------------------------------------------------------------------------------------------------------
 
 
-def _write_ids(group: Path, table: Sources, dropped: np.ndarray) -> bool:
+def _write_ids(group: Location, table: Sources, dropped: np.ndarray) -> bool:
     """Write the ids of the kept rows; tells if there are any."""
     ids = _ids(table, dropped)
     if ids is not None:

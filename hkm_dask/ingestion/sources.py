@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.files import local_path
 from hkm_dask.data.ids import Pieces, check_id_count, id_pieces
+from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.folders import open_folder
@@ -185,7 +185,13 @@ def _check_keep(keep: Sequence[str]) -> None:
 
 def _open(source: Any, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTable]:
     if isinstance(source, str | os.PathLike):
-        return _open_path(local_path(source, "source").absolute(), wanted, scratch)
+        place = location(source, "source").absolute()
+        if isinstance(place, ObjectPath):
+            if not is_zarr(place):
+                fact = "a pool or another Zarr store is read by its URL"
+                raise InputError(f"source={place} should be one that is there: {fact}; copy other files to a disk")
+            return [open_zarr(place, wanted)]
+        return _open_path(place, wanted, scratch)
     rows = as_rows(source)
     wanted.refuse(rows.label, "ids", "column", "keep")
     return [EmbeddingTable(rows, f"{rows.label} in memory" if isinstance(rows, ArrayRows) else rows.label)]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
@@ -15,6 +14,7 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.files import read_attributes, remove, stored_format
 from hkm_dask.data.grow_pool import check_fits, grow
 from hkm_dask.data.locks import lock
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -81,7 +81,7 @@ def update(
     ...     tree.hkm.n_samples, tree.hkm.path(7) == tree.hkm.path(5)
     (8, True)
     """
-    target, home = Path(tree).absolute(), Path(pool).absolute()
+    target, home = location(tree, "tree").absolute(), location(pool, "pool").absolute()
     work = layout.work_path(target) / "update"
     with lock(target), lock(home):
         for path in (target, home):
@@ -112,7 +112,7 @@ def update(
 
 
 def _write(
-    tree: xr.DataTree, pool: Pool, added: Sequence[Pool], n_before: int, work: Path, *, client: Client | None,
+    tree: xr.DataTree, pool: Pool, added: Sequence[Pool], n_before: int, work: Location, *, client: Client | None,
     memory_limit: int | str | None,
 ) -> Joined:  # fmt: skip
     """Write both stores, then put first the pool in place, then the tree: a pool knows the trees of what it was."""
@@ -138,7 +138,7 @@ def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
     return bool(added and pool.history) and pool.history[-1][2] == tuple(one.fingerprint for one in added)
 
 
-def _check_unfinished(target: Path) -> None:
+def _check_unfinished(target: Location) -> None:
     """Refuse to begin where an interrupted ``hkm cluster --restart`` waits to be continued."""
     wip = layout.wip_path(target)
     if stored_format(wip) == layout.TREE_FORMAT and "updates" not in read_attributes(wip):
@@ -146,7 +146,7 @@ def _check_unfinished(target: Path) -> None:
 
 
 @contextmanager
-def _pools(new: Sequence[Any], home: Path, pool: Pool) -> Iterator[list[Pool]]:
+def _pools(new: Sequence[Any], home: Location, pool: Pool) -> Iterator[list[Pool]]:
     """The new samples as pools: what is none becomes one, beside the pool, until the context closes."""
     folder = layout.work_path(home)
     remove(folder)
@@ -155,7 +155,7 @@ def _pools(new: Sequence[Any], home: Path, pool: Pool) -> Iterator[list[Pool]]:
         for number, one in enumerate(new):
             if isinstance(one, Pool):
                 opened.append(one)
-            elif isinstance(one, str | os.PathLike) and stored_format(Path(one)) == layout.POOL_FORMAT:
+            elif isinstance(one, str | os.PathLike) and stored_format(location(one)) == layout.POOL_FORMAT:
                 opened.append(open_pool(one))
             else:
                 normalize = bool(read_attributes(home).get("normalized"))

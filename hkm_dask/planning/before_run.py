@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 from hkm_dask.compute.memory import limit_mib
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config
+from hkm_dask.data.objects import Location
 from hkm_dask.errors import HkmError
 from hkm_dask.events import Event, emit, subscribe
 from hkm_dask.hierarchy.source import open_source
@@ -19,7 +19,7 @@ from hkm_dask.planning.workers import Workers
 
 
 @contextmanager
-def plan_told(pool: Path, config: Config, runner: Runner) -> Iterator[None]:
+def plan_told(pool: Location, config: Config, runner: Runner) -> Iterator[None]:
     """Tell, as a note, what the run inside takes, once it has passed its checks and begins."""
 
     def tell(event: Event) -> None:
@@ -33,7 +33,7 @@ def plan_told(pool: Path, config: Config, runner: Runner) -> Iterator[None]:
         yield
 
 
-def plan_before_run(pool: Path, config: Config, runner: Runner) -> Plan:
+def plan_before_run(pool: Location, config: Config, runner: Runner) -> Plan:
     """Plan a run on workers that are there, with the rates that `hkm plan` has kept, if any."""
     source = open_source(pool, config)
     limit = round(limit_mib(runner.memory_budget) * 2**20) + 1

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.config import Config
+from hkm_dask.data.objects import Location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.source import ClusterInput, n_clustered, open_source
@@ -26,7 +27,7 @@ Note = Callable[[str], None]
 
 
 def plan_run(
-    pool: Path | None,
+    pool: Location | None,
     shape: tuple[int | None, int | None, str],
     settings: Callable[[Callable[[str | None, int | None], int], Note], Config],
     *,

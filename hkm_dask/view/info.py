@@ -10,12 +10,12 @@ import os
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.data import chunks, files, layout
+from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.summary import aligned, pairs, size_text
 from hkm_dask.errors import StoreError, printable
@@ -40,7 +40,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     StoreError
         Where nothing is there, it is no store of this package, of another version, or damaged.
     """
-    root = _find(Path(path))
+    root = _find(location(path, "store"))
     metadata = files.read_json(root / files.METADATA_FILE)
     attributes: Facts = (metadata or {}).get("attributes") or {}
     kind = attributes.get("format")
@@ -90,7 +90,7 @@ def _lines(facts: Facts) -> list[str]:
     return [head, *_LINES[facts["kind"]](facts)]
 
 
-def _find(path: Path) -> Path:
+def _find(path: Location) -> Location:
     if path.exists():
         return path
     unfinished = layout.wip_path(path)
@@ -102,7 +102,7 @@ def _find(path: Path) -> Path:
     raise StoreError(f"store={str(path)!r} should be a pool or a tree, but nothing is there; {remedy}")
 
 
-def _pool_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+def _pool_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:
     pool = open_pool(root)
     dtype = np.dtype(pool.dtype)
     return {
@@ -122,7 +122,7 @@ def _pool_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     }
 
 
-def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+def _tree_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:
     config = attributes.get("config")
     levels: list[Facts] = []
     while (metadata := files.read_json(root / f"level_{len(levels) + 1}" / files.METADATA_FILE)) is not None:
@@ -135,7 +135,7 @@ def _tree_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     }
 
 
-def _assignment_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
+def _assignment_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:
     shapes = {path.name: chunks.open_array(path).spec.shape for path in root.glob("level_*")}
     return {
         "n_samples": max((shape[0] for shape in shapes.values()), default=0),
@@ -146,7 +146,7 @@ def _assignment_facts(root: Path, attributes: Mapping[str, Any]) -> Facts:
     }
 
 
-def _level_facts(root: Path, number: int, attributes: Mapping[str, Any]) -> Facts:
+def _level_facts(root: Location, number: int, attributes: Mapping[str, Any]) -> Facts:
     facts: Facts = {"level": number, "complete": attributes.get(layout.COMPLETE) is True}
     if not facts["complete"]:
         return facts

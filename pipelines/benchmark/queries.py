@@ -105,7 +105,7 @@ def tree_in(folder: Path, shape: Shape) -> Path:
     path = folder / f"queries-{shape.n_samples}-{'-'.join(map(str, shape.n_clusters))}.zarr"
     if not path.exists():
         with store.staged(path, keep=False) as wip:
-            make_tree(wip, *shape)
+            make_tree(Path(wip), *shape)
     return path
 
 

@@ -81,29 +81,44 @@ def commands(group: click.Group = cli.main, *names: str) -> Iterator[tuple[tuple
 
 
 @pytest.mark.parametrize("command", [pytest.param(command, id=" ".join(names)) for names, command in commands()])
-def test_no_path_of_any_command_may_be_a_url(command: click.Command) -> None:
+def test_only_stores_and_what_is_drawn_from_them_may_be_urls(command: click.Command) -> None:
     for parameter in command.params:
-        if isinstance(parameter.type, click.Path):
+        if isinstance(parameter.type, options.StorePath):
+            assert str(parameter.metavar).strip("[]").split(".")[-1] in ("zarr", "parquet") or parameter.metavar in (
+                "STORE",
+                "NEW...",
+                "FILE",
+            )
+            assert str(parameter.type.convert("s3://a/b.zarr", parameter, None)) == "s3://a/b.zarr"
+        elif isinstance(parameter.type, click.Path):
             with pytest.raises(InputError, match=f"{parameter.name}='s3://a/b.zarr' should be a path on this machine"):
                 parameter.type.convert("s3://a/b.zarr", parameter, None)
 
 
-def test_a_url_is_refused_and_nothing_is_written(
+def test_a_url_of_what_is_no_store_is_refused_and_nothing_is_written(
     hkm: Callable[..., Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.zeros((3, 2), "f4"))
-    for words, named in (
-        (("ingest", "a.npy", "s3://a/p.zarr"), "pool='s3://a/p.zarr'"),
-        (("ingest", "a.npy", "https://a/b.npy", "p.zarr"), "source='https://a/b.npy'"),
-        (("cluster", "p.zarr", "gs://a/t.zarr", "--n-clusters", "2"), "tree='gs://a/t.zarr'"),
-        (("cluster", "p.zarr", "t.zarr", "--n-clusters", "2", "--subset", "s3:/a/r.npy"), "--subset='s3:/a/r.npy'"),
-        (("sample", "t.zarr", "--size", "2", "--out", "s3://a/r.npy"), "--out='s3://a/r.npy'"),
-        (("info", "file:///a/p.zarr"), "store='file:///a/p.zarr'"),
+    local, schemes = "should be a path on this machine, it is read or written there only", "should begin with s3://"
+    for words, said in (
+        (("ingest", "a.npy", "ftp://a/p.zarr"), f"pool='ftp://a/p.zarr' {schemes}"),
+        (("ingest", "https://a/b.npy", "p.zarr"), f"source='https://a/b.npy' {schemes}"),
+        (("cluster", "p.zarr", "hdfs://a/t.zarr", "--n-clusters", "2"), f"tree='hdfs://a/t.zarr' {schemes}"),
+        (
+            ("cluster", "p.zarr", "t.zarr", "--n-clusters", "2", "--subset", "s3:/a/r.npy"),
+            f"--subset='s3:/a/r.npy' {local}",
+        ),
+        (("cluster", "p.zarr", "t.zarr", "--config", "s3://a/c.yaml"), f"--config='s3://a/c.yaml' {local}"),
+        (("browse", "s3://a/t.zarr"), f"tree='s3://a/t.zarr' {local}"),
+        (
+            ("sample", "t.zarr", "--size", "2", "--out", "s3://key:word@a/r.npy"),
+            "--out='s3://…@a/r.npy' should be s3://BUCKET",
+        ),
     ):
         code, _, err = hkm(*words)
         assert code == 1
-        assert f"Error: {named} should be a path on this machine, stores by URL are not supported yet; mount it" in err
+        assert f"Error: {said}" in err
     assert [path.name for path in tmp_path.iterdir()] == ["a.npy"]
 
 

@@ -114,7 +114,7 @@ def report(
     labeled = None if classes is None else classes.name
     contents = Contents(facts, samples, cells, bands, near, largest, compared, labeled, of_levels)
     write_file(target, page(contents).encode())
-    return target
+    return Path(target)
 
 
 def _rows(subset: _Path | NDArray[np.integer], n_samples: int) -> NDArray[np.int64]:

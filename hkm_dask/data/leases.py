@@ -1,0 +1,164 @@
+"""One writer for one store in an object store: a lock object, written on condition and renewed while it is held."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import json
+import socket
+import threading
+import uuid
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from datetime import datetime
+from typing import Any
+
+import psutil
+
+from hkm_dask.data.objects import ObjectPath
+from hkm_dask.errors import StoreError
+from hkm_dask.untrusted import parse_json
+
+#: A lock that was not renewed for so many seconds, by the clock of the store, belongs to nobody any more.
+LEASE_SECONDS = 60.0
+RENEW_SECONDS = LEASE_SECONDS / 4
+
+_held: dict[ObjectPath, _Lease] = {}
+
+
+class _Lease:
+    """A lock object that this process holds, and the thread that renews it."""
+
+    def __init__(self, target: ObjectPath) -> None:
+        me = psutil.Process()
+        self._place, self._target = target.with_name(f".{target.name}.lock"), target
+        self._own = {
+            "pid": me.pid,
+            "started": me.create_time(),
+            "host": socket.gethostname(),
+            "lease": uuid.uuid4().hex,
+        }
+        self._count, self._lock, self._done = itertools.count(), threading.Lock(), threading.Event()
+        self._e_tag = _acquire(self._place, target, self._content())
+        self._thread = threading.Thread(target=self._keep, name="hkm-lock", daemon=True)
+        self._thread.start()
+
+    def _content(self) -> bytes:
+        """Who holds it; another at every renewal, as the tag of an object is of its content."""
+        return json.dumps({**self._own, "renewal": next(self._count)}).encode()
+
+    def _keep(self) -> None:
+        while not self._done.wait(RENEW_SECONDS):
+            # A store that does not answer now may answer the next time, and whoever completes a store looks again.
+            with suppress(StoreError):
+                self.renew()
+
+    def renew(self) -> None:
+        """Say that it is still held; StoreError where another process has taken it."""
+        with self._lock:
+            if self._e_tag is None:
+                return
+            try:
+                self._e_tag = self._place.write_if(self._content(), self._e_tag)
+            except (FileExistsError, FileNotFoundError) as error:
+                raise StoreError(
+                    f"{self._target} was taken over by another process meanwhile; this run ends"
+                ) from error
+
+    def release(self) -> None:
+        self._done.set()
+        self._thread.join()
+        with suppress(StoreError, FileNotFoundError):  # it ends by itself, a minute later
+            self.renew()
+            self._place.unlink()
+
+
+@contextmanager
+def lease(target: ObjectPath) -> Iterator[None]:
+    """Keep every other process from building the same store meanwhile, by the object ``.NAME.lock`` beside it.
+
+    It is renewed while it is held. One whose process has died on this machine, or that was not renewed for
+    `LEASE_SECONDS`, is taken over. StoreError where another process holds it, naming its id and host.
+    """
+    held = _held[target] = _Lease(target)
+    try:
+        yield
+    finally:
+        del _held[target]
+        held.release()
+
+
+def check_lease(place: ObjectPath) -> None:
+    """Refuse, with a StoreError, to complete what lies at `place` where this process held its lock and lost it."""
+    for target, held in list(_held.items()):
+        if place in (target, target.with_name(f"{target.name}.wip")) or target in place.parents:
+            held.renew()
+
+
+def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | None:
+    """Write the lock; gives its tag, None where the store writes nothing on condition."""
+    for _ in range(3):
+        try:
+            return place.write_if(content)
+        except FileExistsError:
+            pass
+        except OSError as error:
+            if error.errno != errno.ENOTSUP:
+                raise
+            warnings.warn(f"{place.bucket} knows no locks: start no second run on {target}", stacklevel=5)
+            place.write_bytes(content)
+            return None
+        try:
+            e_tag, age, holder = _holder(place)
+        except FileNotFoundError:
+            continue
+        if not (_is_dead(holder) or age > LEASE_SECONDS):
+            break
+        with suppress(FileExistsError, FileNotFoundError):  # another was faster
+            return place.write_if(content, e_tag)
+    else:
+        holder, age = {}, 0.0
+    who = f"pid {holder['pid']} on host {holder['host']}" if {"pid", "host"} <= set(holder) else "another process"
+    raise StoreError(
+        f"{target} is being written by {who}, heard of {age:.0f} s ago; wait for it to end, or stop it: "
+        f"{LEASE_SECONDS:.0f} s later the store is free"
+    )
+
+
+def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
+    """Tag of the lock, its age by the clock of the store, and who holds it."""
+    state, content = place.state(), place.read_bytes()
+    try:
+        parsed = parse_json(content)
+    except ValueError:
+        parsed = {}
+    return (
+        state["e_tag"],
+        (_now(place) - state["last_modified"]).total_seconds(),
+        parsed if isinstance(parsed, dict) else {},
+    )
+
+
+def _now(place: ObjectPath) -> datetime:
+    """The time by the clock of the store, which need not be ours."""
+    probe = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
+    probe.write_bytes(b"")
+    try:
+        now: datetime = probe.state()["last_modified"]
+    finally:
+        probe.unlink()
+    return now
+
+
+def _is_dead(holder: dict[str, Any]) -> bool:
+    """Whether a process of this machine is known to have ended."""
+    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
+        return False
+    try:
+        started = psutil.Process(holder["pid"]).create_time()
+    except psutil.NoSuchProcess:
+        return True
+    except psutil.Error:
+        return False
+    return started != holder.get("started")

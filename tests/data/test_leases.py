@@ -1,0 +1,101 @@
+"""One writer for one store in an object store, whatever becomes of the others."""
+
+import json
+import socket
+from pathlib import Path
+
+import pytest
+
+from hkm_dask.data import leases, store
+from hkm_dask.data.locks import lock
+from hkm_dask.data.objects import ObjectPath
+from hkm_dask.errors import StoreError
+
+
+def lock_of(place: ObjectPath) -> ObjectPath:
+    return place.with_name(f".{place.name}.lock")
+
+
+def test_a_second_writer_is_refused_and_told_who(bucket: ObjectPath) -> None:
+    place = bucket / "t.zarr"
+    with lock(place):
+        with (
+            pytest.raises(StoreError, match=rf"{place} is being written by pid \d+ on host .*; wait for it to end"),
+            lock(place),
+        ):
+            pass
+        assert lock_of(place).is_file()
+        with lock(bucket / "other.zarr"):
+            pass
+    assert not bucket.exists()
+    with lock(place):
+        pass
+
+
+@pytest.mark.parametrize(
+    "holder", [{"pid": 2**22 + 1, "host": socket.gethostname()}, {"pid": 1, "host": socket.gethostname()}]
+)
+def test_the_lock_of_a_process_that_has_ended_is_taken_over(bucket: ObjectPath, holder: dict[str, object]) -> None:
+    place = bucket / "t.zarr"
+    lock_of(place).write_bytes(json.dumps({**holder, "started": 0.0}).encode())
+    with lock(place):
+        pass
+
+
+@pytest.mark.parametrize("content", [b'{"pid": 1, "host": "another"}', b"[]", b"{"])
+def test_a_lock_that_nobody_renews_is_taken_over(
+    bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch, content: bytes
+) -> None:
+    place = bucket / "t.zarr"
+    lock_of(place).write_bytes(content)
+    with (
+        pytest.raises(StoreError, match=r"is being written by (pid 1 on host another|another process), heard of"),
+        lock(place),
+    ):
+        pass
+    monkeypatch.setattr(leases, "LEASE_SECONDS", -1.0)
+    with lock(place):
+        assert json.loads(lock_of(place).read_bytes())["host"] == socket.gethostname()
+
+
+def test_a_lock_is_renewed_while_it_is_held(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leases, "RENEW_SECONDS", 0.01)
+    place = bucket / "t.zarr"
+    with lock(place):
+        seen = {lock_of(place).read_bytes() for _ in range(40)}
+    assert len(seen) > 1
+    assert len({json.loads(content)["lease"] for content in seen}) == 1
+
+
+def write(place: ObjectPath) -> None:
+    with store.staged(place) as wip:
+        store.create_group(wip, {"format": "hkm_dask.tree"})
+        store.create_group(place / "level_1")
+        lock_of(place).write_bytes(b'{"pid": 1, "host": "another"}')
+        store.mark_complete(place / "level_1")
+
+
+def test_who_lost_the_lock_completes_nothing(bucket: ObjectPath) -> None:
+    place = bucket / "t.zarr"
+    with lock(place), pytest.raises(StoreError, match=f"{place} was taken over by another process"):
+        write(place)
+    assert not store.is_complete(place)
+    assert not store.is_complete(place / "level_1")
+    assert lock_of(place).read_bytes() == b'{"pid": 1, "host": "another"}'
+
+
+def test_a_store_without_conditions_is_warned_of(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> str:
+        import errno
+
+        raise OSError(errno.ENOTSUP, "the store does not know how")
+
+    monkeypatch.setattr(ObjectPath, "write_if", refuse)
+    with pytest.warns(UserWarning, match="knows no locks: start no second run"), lock(bucket / "t.zarr"):
+        pass
+    assert not lock_of(bucket / "t.zarr").is_file()
+
+
+def test_locks_of_a_disk_are_as_they_were(tmp_path: Path) -> None:
+    with lock(f"file://{tmp_path}/t.zarr"):
+        assert (tmp_path / ".t.zarr.lock").is_file()

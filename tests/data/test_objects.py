@@ -1,0 +1,257 @@
+"""Places in object stores: named and listed as folders are, read and written as files are, against a real S3 server."""
+
+import http.server
+import pickle
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from hkm_dask.data import objects
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import local_path, write_whole
+from hkm_dask.data.objects import Location, ObjectPath, each, location
+from hkm_dask.data.pool import open_pool
+from hkm_dask.data.rows import as_rows
+from hkm_dask.data.store import create_array, create_group
+from hkm_dask.errors import InputError, StoreError
+from tests.object_store import ObjectStore
+
+
+@pytest.mark.parametrize(
+    ("url", "place"),
+    [
+        ("s3://bucket/a/b.zarr/", "s3://bucket/a/b.zarr"),
+        ("S3://bucket/a b", "s3://bucket/a b"),
+        ("s3:/bucket/a", "s3://bucket/a"),  # what pathlib makes of it
+        ("gs://bucket/a", "gs://bucket/a"),
+        ("file:///a/b.zarr", "/a/b.zarr"),
+        ("a/b.zarr", "a/b.zarr"),
+        ("a:b", "a:b"),
+    ],
+)
+def test_a_location_is_a_path_or_a_place(url: str, place: str) -> None:
+    assert str(location(url)) == place
+    assert location(Path(url)) == location(url) or url.startswith("S3")
+    assert isinstance(location(url), ObjectPath) == ("://" in place)
+
+
+@pytest.mark.parametrize(
+    "url", ["s3://bucket", "s3://bucket/", "s3://b//a", "s3://b/../a", "s3://b/a?x=1", "s3://b/a#x"]
+)
+def test_urls_that_name_no_place_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match=r"store='s3://.*' should be s3://BUCKET/NAME"):
+        location(url, "store")
+
+
+def test_keys_in_a_url_are_refused_and_not_told() -> None:
+    with pytest.raises(InputError, match="credentials are taken from the environment") as error:
+        location("s3://key:secret@bucket/a")
+    assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize("url", ["https://a/b.zarr", "memory://a/b.zarr", "ftp://a/b"])
+def test_other_urls_are_refused(url: str) -> None:
+    with pytest.raises(InputError, match=r"should begin with s3://, gs://, az:// or file://"):
+        open_pool(url)
+
+
+def test_what_is_read_on_this_machine_only_is_no_url(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config='s3://a/b.yaml' should be a path on this machine"):
+        local_path("s3://a/b.yaml", "config")
+    assert local_path(f"file://{tmp_path}/a") == tmp_path / "a"
+
+
+def test_a_place_answers_as_a_folder_does(bucket: ObjectPath, tmp_path: Path) -> None:
+    files = [
+        "zarr.json",
+        "level_1/zarr.json",
+        "level_1/labels/c/0",
+        "level_1/labels/zarr.json",
+        "level_2/zarr.json",
+        "x/y",
+    ]
+    roots: list[Location] = [bucket / "t.zarr", tmp_path / "t.zarr"]
+    for root in roots:
+        for name in files:
+            place = root / name
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_bytes(name.encode())
+    remote, local = roots
+
+    def names(found: object) -> list[str]:
+        return sorted(str(place).rpartition("t.zarr")[2] for place in found)  # type: ignore[attr-defined]
+
+    for pattern in ("*", "level_*", "*/zarr.json", "*/*/zarr.json", "*.npy", "nothing/*"):
+        assert names(remote.glob(pattern)) == names(local.glob(pattern)), pattern
+    assert names(remote.rglob("zarr.json")) == names(local.rglob("zarr.json"))
+    assert names(remote.iterdir()) == names(local.iterdir())
+    for name in ("", "zarr.json", "level_1", "level_1/labels/c", "level", "nothing"):
+        for question in ("exists", "is_file", "is_dir"):
+            assert getattr(remote / name, question)() == getattr(local / name, question)(), (name, question)
+    assert isinstance(remote, ObjectPath)
+    with pytest.raises(FileNotFoundError):
+        (remote / "level_1").read_bytes()
+    assert (remote / "x/y").read(-1) == (b"y", 3)
+    assert (remote / "zarr.json").read(1, 3) == (b"arr", 9)
+    assert pickle.loads(pickle.dumps(remote)) == remote
+    remote.remove_tree(but="zarr.json")
+    assert names(remote.rglob("*")) == ["/zarr.json"]
+
+
+def test_arrays_of_chunks_are_the_same_bits_on_a_disk_and_in_a_store(bucket: ObjectPath, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name, values, chunk in (
+        ("plain", rng.normal(size=(11, 3)).astype("f4"), 4),
+        ("text", np.array([f"é{i}" for i in range(5)], object), 2),
+        ("flags", rng.random(7) < 0.5, 3),
+    ):
+        for group in (bucket / "g", tmp_path / "g"):
+            dtype = str if values.dtype == object else values.dtype
+            chunks = (chunk, *values.shape[1:])
+            create_array(
+                group, name, shape=values.shape, dtype=dtype, chunks=chunks, dims=("x", "y")[: values.ndim],
+                compressed=values.dtype == bool,
+            )  # fmt: skip
+            array = open_array(group / name)
+            array.write(0, values)
+            array = array.seal()
+            array.check()
+            np.testing.assert_array_equal(array.read(1, len(values)), values[1:])
+            np.testing.assert_array_equal(array.take(np.array([0, 3, 4])), values[[0, 3, 4]])
+        local = {p.relative_to(tmp_path / "g" / name).as_posix(): p for p in (tmp_path / "g" / name).rglob("*")}
+        stored = {p.relative_to(bucket / "g" / name).as_posix(): p for p in (bucket / "g" / name).rglob("*")}
+        assert {n: p.read_bytes() for n, p in local.items() if p.is_file()} == {
+            n: p.read_bytes() for n, p in stored.items()
+        }
+
+
+@pytest.mark.parametrize("damage", ["missing", "cut", "altered", "swapped"])
+def test_damaged_chunks_in_a_store_are_named(bucket: ObjectPath, damage: str) -> None:
+    create_group(bucket / "g")
+    create_array(bucket / "g", "a", shape=(8, 2), dtype="f4", chunks=(4, 2), dims=("x", "y"))
+    array = open_array(bucket / "g/a")
+    array.write(0, np.arange(16, dtype="f4").reshape(8, 2))
+    array = array.seal()
+    chunk = array.chunk_path(0)
+    data = bytearray(chunk.read_bytes())
+    if damage == "missing":
+        chunk.unlink()
+    else:
+        data[3] ^= damage == "altered"
+        chunk.write_bytes(
+            data[:-1] if damage == "cut" else array.chunk_path(1).read_bytes() if damage == "swapped" else data
+        )
+    says = {"missing": "is missing", "cut": "has 35 bytes", "altered": "does not match", "swapped": "another chunk"}
+    with pytest.raises(StoreError, match=f"{bucket}/g/a: chunk 0 .*{says[damage]}"):
+        array.read(0, 8)
+
+
+def test_foreign_arrays_are_read_by_their_url(bucket: ObjectPath) -> None:
+    import zarr
+
+    x = np.random.default_rng(0).normal(size=(10, 3)).astype("f4")
+    array = zarr.create_array(objects.zarr_store(bucket / "theirs.zarr"), shape=x.shape, chunks=(4, 3), dtype="f4")
+    array[:] = x
+    rows = as_rows(str(bucket / "theirs.zarr"))
+    np.testing.assert_array_equal(rows.read(3, 9), x[3:9])
+    assert rows.key == as_rows(bucket / "theirs.zarr").key
+    (bucket / "theirs.zarr/c/1/0").unlink()
+    with pytest.raises(StoreError, match="n_missing_chunks=1 of 3"):
+        as_rows(bucket / "theirs.zarr")
+
+
+def test_a_file_is_sent_whole_or_not_at_all(bucket: ObjectPath) -> None:
+    def fail(path: Path) -> None:
+        path.write_bytes(b"half")
+        raise ValueError("no more")
+
+    with pytest.raises(ValueError, match="no more"):
+        write_whole(bucket / "subset.npy", fail)
+    assert not bucket.exists()
+
+    def succeed(path: Path) -> None:
+        path.write_bytes(b"whole")
+
+    write_whole(bucket / "subset.npy", succeed)
+    assert (bucket / "subset.npy").read_bytes() == b"whole"
+
+
+def test_many_requests_wait_together(bucket: ObjectPath) -> None:
+    barrier = threading.Barrier(4, timeout=20)
+    assert each(lambda i: barrier.wait() >= 0 and i, range(4), bucket) == [0, 1, 2, 3]
+    assert each(threading.get_ident, [], bucket) == []
+    one = each(lambda _: threading.get_ident(), range(3), bucket, n_bytes=objects.MAX_BYTES)
+    assert set(one) == {threading.get_ident()}
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------
+
+
+def test_no_bucket_is_a_sentence(bucket: ObjectPath) -> None:
+    for act in (lambda: open_pool("s3://no-such-bucket/p.zarr"), lambda: create_group("s3://no-such-bucket/p.zarr")):
+        with pytest.raises(StoreError, match=r"there is no bucket s3://no-such-bucket; make it") as error:
+            act()
+        assert "\n" not in str(error.value)
+
+
+def test_no_store_is_there(bucket: ObjectPath) -> None:
+    with pytest.raises(StoreError, match=f"{bucket}/p.zarr is missing; make it with `hkm ingest`"):
+        open_pool(bucket / "p.zarr")
+
+
+class _Denies(http.server.BaseHTTPRequestHandler):
+    def _answer(self) -> None:
+        body = b"<Error><Code>AccessDenied</Code><Message>Access Denied</Message></Error>"
+        self.send_response(403)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def test_no_permission_is_a_sentence(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _Denies) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_port}")
+        for act in (lambda: bucket.read_bytes(), lambda: list(bucket.iterdir()), lambda: bucket.write_bytes(b"")):
+            with pytest.raises(StoreError, match=r"failed: access denied.*; check the credentials") as error:
+                act()
+            assert "not-a-secret" not in str(error.value)
+        server.shutdown()
+
+
+def test_no_network_is_a_sentence_soon(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(objects._RETRIES, "max_retries", 1)
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+    with pytest.raises(StoreError, match="the store does not answer; check AWS_ENDPOINT_URL and the network"):
+        open_pool(bucket / "p.zarr")
+
+
+def test_what_to_install_is_said(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "obstore.store", None)
+    monkeypatch.setenv("AWS_OTHER", "1")  # a client of its own
+    with pytest.raises(InputError, match=r"needs obstore, which is not installed; pip install 'hkm_dask\[s3\]'"):
+        open_pool(bucket / "p.zarr")
+
+
+def test_opening_a_pool_takes_few_requests(object_store: ObjectStore, bucket: ObjectPath) -> None:
+    from hkm_dask import ingest
+
+    ingest(np.arange(60.0).reshape(30, 2), bucket / "p.zarr", chunk_mb=0.0001)
+    with object_store.counted() as counts:
+        pool = open_pool(bucket / "p.zarr")
+    assert set(counts) == {"GET"}
+    assert counts["GET"] <= 9
+    with object_store.counted() as counts:
+        pool.rows().read(0, 30)
+    n_chunks = pool.rows().array.spec.n_chunks
+    assert n_chunks <= counts["GET"] <= n_chunks + 2  # one a chunk, of the metadata, and of the list of checksums

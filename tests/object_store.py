@@ -1,0 +1,76 @@
+"""A real S3 server on loopback, one for all tests of a process, which counts what it is asked."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from hkm_dask.data.objects import ObjectPath, location
+
+_LINE = re.compile(r'"(?:\x1b\[[\d;]*m)*(GET|PUT|HEAD|POST|DELETE) (\S+) HTTP')
+_VARIABLES = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "not-a-secret", "AWS_REGION": "us-east-1"}
+
+
+class ObjectStore(logging.Handler):
+    """A server of moto with a bucket of its own for every test; `requests` are the method and path of each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from moto.server import ThreadedMotoServer
+
+        self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        self._server.start()
+        host, port = self._server.get_host_and_port()
+        self.endpoint, self.requests, self._n_buckets = f"http://{host}:{port}", list[tuple[str, str]](), 0
+        log = logging.getLogger("werkzeug")
+        log.handlers, log.propagate = [self], False
+        log.setLevel(logging.INFO)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if found := _LINE.search(record.getMessage()):
+            self.requests.append((found[1], found[2]))
+
+    def environment(self) -> dict[str, str]:
+        return {**_VARIABLES, "AWS_ENDPOINT_URL": self.endpoint}
+
+    def bucket(self) -> ObjectPath:
+        """A place in a new bucket."""
+        self._n_buckets += 1
+        name = f"bucket-{os.getpid()}-{self._n_buckets}"
+        request = urllib.request.Request(f"{self.endpoint}/{name}", method="PUT")
+        urllib.request.urlopen(request).close()
+        place = location(f"s3://{name}/data")
+        assert isinstance(place, ObjectPath)
+        return place
+
+    @contextmanager
+    def counted(self) -> Iterator[Counter[str]]:
+        """Count requests by their method; known when the context closes."""
+        first, counts = len(self.requests), Counter[str]()
+        yield counts
+        counts.update(method for method, _ in self.requests[first:])
+
+    def stop(self) -> None:
+        self._server.stop()
+
+
+@pytest.fixture(scope="session")
+def object_store() -> Iterator[ObjectStore]:
+    server = ObjectStore()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket(object_store: ObjectStore, monkeypatch: pytest.MonkeyPatch) -> ObjectPath:
+    """A place in a bucket of its own; the environment says where its store is."""
+    for name, value in object_store.environment().items():
+        monkeypatch.setenv(name, value)
+    return object_store.bucket()

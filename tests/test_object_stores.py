@@ -1,0 +1,174 @@
+"""From and to a real S3 server: what comes of it is what comes of a disk, also where runs were killed."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+
+import hkm_dask as hkm
+from hkm_dask.config import Config
+from hkm_dask.data.files import KILLED
+from hkm_dask.data.objects import Location, ObjectPath, zarr_store
+from hkm_dask.errors import InputError, StoreError
+from tests.forked import run_forked
+from tests.object_store import ObjectStore
+
+KILLS = ("chunk-written:3", "checked", "marked", "marked:3")
+CONFIG = Config.from_flags((12, 3), n_resamples=1)
+
+
+def samples() -> np.ndarray:
+    return np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
+
+
+def build(pool: str, tree: str, restart: bool = False, seed: int = 0) -> None:
+    hkm.build_hierarchy(pool, tree, CONFIG.model_copy(update={"seed": seed}), restart=restart)
+
+
+def contents(root: Location) -> dict[str, bytes]:
+    """Objects or files below a place, but for the group's metadata, which tell paths and times."""
+    files = {str(place).removeprefix(f"{root}/"): place for place in root.rglob("*") if place.is_file()}
+    return {name: place.read_bytes() for name, place in files.items() if name.count("/") != name.endswith("zarr.json")}
+
+
+def arrays(tree: Location) -> dict[str, np.ndarray]:
+    opened = hkm.open_hierarchy(tree)
+    return {
+        f"{t}/{name}": values.values for t, level in opened.children.items() for name, values in level.data_vars.items()
+    }
+
+
+def same(a: Location, b: Location) -> bool:
+    return all(np.array_equal(x, arrays(b)[name], equal_nan=x.dtype.kind == "f") for name, x in arrays(a).items())
+
+
+@pytest.fixture(scope="module")
+def on_disk(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A pool and its tree on a disk."""
+    folder = tmp_path_factory.mktemp("disk")
+    ids = [f"id-{row}" for row in range(200)]
+    hkm.ingest(samples(), folder / "pool.zarr", ids=ids, chunk_mb=0.001)
+    build(str(folder / "pool.zarr"), str(folder / "tree.zarr"))
+    return folder
+
+
+def put(folder: Path, place: ObjectPath) -> None:
+    """Copy a store as it is."""
+    for file in folder.rglob("*"):
+        if file.is_file():
+            (place / file.relative_to(folder).as_posix()).write_bytes(file.read_bytes())
+
+
+@pytest.fixture
+def pool(bucket: ObjectPath, on_disk: Path) -> ObjectPath:
+    put(on_disk / "pool.zarr", bucket / "pool.zarr")
+    return bucket / "pool.zarr"
+
+
+def test_a_pool_is_the_same_objects_as_files(bucket: ObjectPath, on_disk: Path) -> None:
+    made = hkm.ingest(samples(), bucket / "pool.zarr", ids=[f"id-{row}" for row in range(200)], chunk_mb=0.001)
+    assert contents(bucket / "pool.zarr") == contents(on_disk / "pool.zarr")
+    assert made.fingerprint == hkm.open_pool(on_disk / "pool.zarr").fingerprint
+    assert [place.name for place in bucket.iterdir()] == ["pool.zarr"]  # no lock, no scratch
+    with pytest.raises(InputError, match="should not exist yet"):
+        hkm.ingest(samples(), bucket / "pool.zarr")
+    again = hkm.ingest(f"{bucket}/pool.zarr", on_disk / "back.zarr", chunk_mb=0.001)
+    assert (again.fingerprint, again.ids([3])) == (made.fingerprint, ["id-3"])
+
+
+@pytest.mark.slow
+def test_a_tree_is_the_same_bits(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, object_store: ObjectStore
+) -> None:
+    with object_store.counted() as counts:
+        build(str(pool), f"{bucket}/tree.zarr")
+    assert same(bucket / "tree.zarr", on_disk / "tree.zarr")
+    assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
+    # 16 arrays with one chunk or a few: what a stage asks for grows with them, and not with iterations.
+    assert counts["PUT"] < 120
+    assert counts["GET"] < 450
+    with object_store.counted() as counts:
+        hkm.open_hierarchy(bucket / "tree.zarr")
+    assert counts["GET"] <= 45
+    plain = xr.open_datatree(zarr_store(bucket / "tree.zarr"), engine="zarr")
+    assert plain["level_1"]["labels"].values.tolist() == arrays(on_disk / "tree.zarr")["level_1/labels"].tolist()
+
+
+@pytest.mark.slow
+def test_a_tree_on_a_disk_of_a_pool_in_a_store(pool: ObjectPath, tmp_path: Path, on_disk: Path) -> None:
+    build(str(pool), str(tmp_path / "tree.zarr"))
+    assert same(tmp_path / "tree.zarr", on_disk / "tree.zarr")
+
+
+@pytest.mark.parametrize("point", ["step:2", *(pytest.param(name, marks=pytest.mark.slow) for name in KILLS)])
+def test_killed_anywhere_it_goes_on_from_another_machine(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, object_store: ObjectStore, point: str
+) -> None:
+    tree = bucket / "tree.zarr"
+    environment = {**object_store.environment(), "HKM_FAILPOINT": point}
+    assert run_forked(build, str(pool), str(tree), **environment) == KILLED
+    whole = point == "marked:3"
+    if point == "step:2":
+        assert [place.name for place in (bucket / "tree.zarr.work").iterdir()] == [
+            "level_1-step_0.npz",
+            "level_1-step_1.npz",
+        ]
+    if not whole:
+        with pytest.raises(StoreError, match=r"is not complete|is missing"):
+            hkm.open_hierarchy(tree)
+        if (tree / "zarr.json").is_file():
+            with pytest.raises(Exception, match="unfinished"):
+                zarr.open(zarr_store(tree), mode="r")
+    with object_store.counted() as counts:
+        build(str(pool), str(tree))
+    # 16 arrays with one chunk or a few: what is asked for grows with them, and not with iterations.
+    assert counts["PUT"] < 90
+    assert counts["GET"] < 420
+    assert same(tree, on_disk / "tree.zarr")
+    assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["step", "marked:3", "retired", "renamed"])
+def test_the_old_tree_stays_until_the_new_one_is_complete(
+    bucket: ObjectPath, on_disk: Path, object_store: ObjectStore, point: str
+) -> None:
+    pool, tree = on_disk / "pool.zarr", bucket / "tree.zarr"
+    put(on_disk / "tree.zarr", tree)
+    environment = {**object_store.environment(), "HKM_FAILPOINT": point}
+    assert run_forked(build, str(pool), str(tree), True, 1, **environment) == KILLED
+    if point in ("step", "marked:3"):
+        assert same(tree, on_disk / "tree.zarr")
+    build(str(pool), str(tree), seed=1)
+    assert hkm.open_hierarchy(tree).attrs["seed"] == 1
+    assert hkm.verify(tree).sound
+    assert [place.name for place in bucket.iterdir()] == ["tree.zarr"]
+
+
+def test_what_is_no_store_of_ours_is_not_touched(bucket: ObjectPath, on_disk: Path) -> None:
+    (bucket / "tree.zarr/mine.txt").write_bytes(b"mine")
+    for restart in (False, True):
+        with pytest.raises(InputError, match="should be a store of hkm_dask to be overwritten, it is none"):
+            build(str(on_disk / "pool.zarr"), f"{bucket}/tree.zarr", restart)
+    assert (bucket / "tree.zarr/mine.txt").read_bytes() == b"mine"
+
+
+@pytest.mark.slow
+def test_another_tree_that_was_begun_is_told(bucket: ObjectPath, on_disk: Path, object_store: ObjectStore) -> None:
+    pool, tree = str(on_disk / "pool.zarr"), f"{bucket}/tree.zarr"
+    run_forked(build, pool, tree, **object_store.environment(), HKM_FAILPOINT="step")
+    with pytest.raises(InputError, match=r"(?s)seed: 0 .*begun with the same settings; use --restart to discard it"):
+        build(pool, tree, seed=1)
+    build(pool, tree, True, 1)
+    assert hkm.open_hierarchy(tree).attrs["seed"] == 1
+
+
+def test_a_pool_replaced_meanwhile_is_noticed(pool: ObjectPath, bucket: ObjectPath) -> None:
+    opened = hkm.open_pool(pool)
+    hkm.ingest(samples() + 1, pool, overwrite=True, chunk_mb=0.001)
+    with pytest.raises(StoreError, match="was replaced by another"):
+        opened.rows()
+    with pytest.raises(StoreError, match="was replaced by another pool meanwhile"):
+        opened.check_unchanged()
