@@ -99,8 +99,8 @@ def browse(
     pool : path-like, optional
         Where the pool lies now; by default where it lay when the tree was built.
     captions : path-like, optional
-        A text file with a line for each row of the pool, or the name of one of its columns; by default a column
-        ``caption``, ``text`` or ``title``.
+        A text file with a line for each row of the pool, ``.jsonl`` or ``.parquet`` with a ``text``, or the name of one
+        of its columns; by default a column ``caption``, ``text`` or ``title``.
     images : path-like, optional
         A folder or a ``.zip`` with the images, whose names are the ids of the pool, as ``hkm embed image`` gives them,
         or stand in a column ``image_path``, ``file_name`` or the like.

@@ -10,16 +10,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.browsing.texts import ChunkCache, Column, Lines, Texts
+from hkm_dask.browsing.texts import ChunkCache, Column, Lines, Records, Texts
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool import Pool
 from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
+from hkm_dask.view.report.samples import CAPTION_COLUMNS, PATH_COLUMNS
 
-#: Columns whose values are captions, or names of image files, unless one is chosen.
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
-IMAGE_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
 #: Characters of a text that are sent to the page.
 MAX_CHARACTERS = 2000
 
@@ -64,17 +62,18 @@ class Samples:
         elif captions in self.columns:
             self.captions = self.columns.pop(captions)
         elif Path(captions).exists():
-            self.captions = Lines(captions, n_rows)
+            records = Path(captions).is_dir() or Path(captions).suffix.lower() in (".jsonl", ".parquet")
+            self.captions = (Records if records else Lines)(captions, n_rows)
         else:
             raise InputError(f"captions={captions} should be a text file, or {_one_of(names)}; check the path")
         self.images = None if images is None else ImageFiles(images)
         self._image_names: Column | None = None
         if self.images is not None:
-            by_column = (self.columns[name] for name in IMAGE_COLUMNS if name in self.columns)
+            by_column = (self.columns[name] for name in PATH_COLUMNS if name in self.columns)
             self._image_names = next(by_column, self.ids)
             if self._image_names is None:
                 raise InputError(
-                    f"images={images} should go with a pool whose ids, or a column {' or '.join(IMAGE_COLUMNS)}, name "
+                    f"images={images} should go with a pool whose ids, or a column {' or '.join(PATH_COLUMNS)}, name "
                     "the files; give such ids to `hkm ingest --ids`"
                 )
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful
 from hkm_dask.data.layout import MIB
+from hkm_dask.embedding.texts import open_texts
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular
 
@@ -31,6 +32,10 @@ COUNTED_AT_ONCE = 256 * MIB
 
 #: Bytes of the texts of columns that are kept.
 KEPT_BYTES = 256 * MIB
+
+
+#: Records of a file that are looked at together.
+RECORDS_AT_ONCE = 4096
 
 
 class Found(NamedTuple):
@@ -161,6 +166,40 @@ def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> 
             break
         line, at = line + 1, end + 1
     return found
+
+
+class Records:
+    """Texts of a ``.jsonl`` or ``.parquet`` file, or of a folder, as they are embedded; see `open_texts`.
+
+    InputError where there are other than `n_rows`.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], n_rows: int) -> None:
+        self._texts, self.n_rows, self._lock = open_texts(path), n_rows, threading.Lock()
+        if len(self._texts) != n_rows:
+            fact = f"should have {n_rows:,} texts, one per row of the pool, not {len(self._texts):,}"
+            raise InputError(f"captions={path} {fact}; give the texts of exactly these rows")
+
+    def take(self, rows: NDArray[np.int64]) -> list[str | None]:
+        """See `Texts.take`."""
+        with self._lock:
+            return [self._texts.read(int(row), int(row) + 1)[0] for row in rows]
+
+    def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
+        """See `Texts.find`."""
+        rows, wanted = list[int](), query.lower()
+        while row < self.n_rows:
+            stop = min(row + RECORDS_AT_ONCE, self.n_rows)
+            with self._lock:
+                texts = self._texts.read(row, stop)
+            found = [row + i for i, text in enumerate(texts) if wanted in text.lower()]
+            rows += found[: limit - len(rows)]
+            if len(rows) == limit:
+                return Found(rows, rows[-1] + 1)
+            row = stop
+            if time.monotonic() > until:
+                break
+        return Found(rows, row)
 
 
 class ChunkCache:

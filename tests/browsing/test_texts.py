@@ -1,14 +1,18 @@
 """Texts of rows: lines of a file and a column, read and searched like a list."""
 
+import json
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.browsing import texts
+from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.texts import ChunkCache, Column, Found, Lines, Texts
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool_writer import write_column
@@ -62,6 +66,25 @@ def test_a_column_is_read_and_searched_like_a_list(tmp_path: Path) -> None:
     assert search(column, "wOLF", 10) == list(range(0, 300, 7))
     assert search(column, "É12", 10) == [i for i, word in enumerate(words) if "é12" in word]
     assert column.find("wolf", 299, limit=5, until=time.monotonic() + 1) == Found([], 300)
+
+
+@pytest.mark.parametrize("suffix", [".jsonl", ".parquet"])
+def test_captions_in_records_are_read_and_searched_like_a_list(
+    tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "RECORDS_AT_ONCE", 7)
+    words, path = [f"Wolf {i}" if i % 9 == 0 else f"é{i}" for i in range(50)], tmp_path / f"captions{suffix}"
+    table = pa.table({"text": words})
+    if suffix == ".parquet":
+        pq.write_table(table, path)
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in table.to_pylist()))
+    samples = Samples(50, captions=str(path))
+    assert samples.captions is not None
+    assert samples.captions.take(np.array([49, 0, 49])) == [words[49], words[0], words[49]]
+    assert search(samples.captions, "wOLF", 2) == list(range(0, 50, 9))
+    with pytest.raises(InputError, match="should have 51 texts, one per row of the pool, not 50"):
+        Samples(51, captions=str(path))
 
 
 def test_captions_of_other_rows_are_refused(tmp_path: Path) -> None:
