@@ -144,7 +144,9 @@ def _limits(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> Spli
         places, Splitters(clusters.astype(np.int32), zeros, zeros), runs, runner=runner, stage="resample"
     ) as shares:
         held = [share for share in shares if share.stop - share.start <= at_once]
-        found = runner.map(_FindLimits(r), held, stage="resample", takes=sort_stage(at_once))
+        found = [Splitters(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.uint64))]
+        if held:
+            found += runner.map(_FindLimits(r), held, stage="resample", takes=sort_stage(at_once))
     huge = huge[candidates.counts[huge] > r]
     if len(huge):
         ranks = np.full(len(huge), r, np.int64)

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from hkm_dask.compute.runner import Runner
@@ -35,6 +35,7 @@ def by_sorting(labels: np.ndarray, keys: np.ndarray, r: int, k: int = 5) -> list
     return sorted(row for group in groups for row in group)
 
 
+@example([(0, 0.0)] * 4, 4, 1, 3)  # no task may hold the one cluster, of which all are chosen
 @given(MEMBERS, st.integers(1, 30), st.integers(1, 4), st.sampled_from([3, 10, 1000]))
 def test_the_smallest_of_each_cluster_are_chosen(
     members: list[tuple[int, float]], r: int, n_parts: int, at_once: int
