@@ -53,7 +53,12 @@ def test_every_command_that_computes_answers_machines(hkm: Callable[..., Result]
         assert code == 0, err
         answers[name], kinds[name] = json.loads(out), {event["event"] for event in told(err)}
     silent = {name for name, kind in kinds.items() if not kind & {"progress", "iteration"}}
-    assert silent == {"info", "plan", "verify", "report"}  # so little is verified, and reported without images, in no time
+    assert silent == {
+        "info",
+        "plan",
+        "verify",
+        "report",
+    }  # or so little that it takes no time
     assert "note" in kinds["cluster"]  # the advice that was taken
     assert answers["ingest"]["n_samples"] == 200
     assert answers["sample"] == {"out": str(draw), "n_rows": 30}

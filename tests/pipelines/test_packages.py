@@ -19,6 +19,7 @@ def test_these_are_the_pipelines() -> None:
         "benchmark",
         "browse",
         "chaos",
+        "cluster",
         "demo",
         "fuzz",
         "gpu",

@@ -1,0 +1,44 @@
+"""Builds a tree on four hosts of one machine, and projects the hours of runs too large to be tried.
+
+python pipelines/cluster/run.py hosts EMBEDDINGS.npy
+python pipelines/cluster/run.py project --record
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pipelines import records
+from pipelines.cluster.hosts import main as hosts
+from pipelines.cluster.projection import FAILURES, MEMORY, N_GPUS, UNEVENNESS, project_all
+
+
+@click.group()
+def main() -> None:
+    """Clusters of hosts: tried on one machine, and projected for many."""
+
+
+main.add_command(hosts, "hosts")
+
+
+@main.command()
+@click.option("--out", type=click.Path(path_type=Path), default=Path("cluster-out"), help="Where results go.")
+@click.option("--record", is_flag=True, help="Keep the results beside the README, and write its figures anew.")
+def project(out: Path, record: bool) -> None:
+    """Hours of the paper's three full runs, on 8, 64 and 128 GPUs."""
+    out.mkdir(parents=True, exist_ok=True)
+    settings: dict[str, Any] = {
+        "gpu": "a100",
+        "n_gpus": list(N_GPUS),
+        "failures_per_hour": FAILURES,
+        "unevenness": UNEVENNESS,
+    }
+    settings["memory"] = MEMORY
+    found = project_all()
+    records.save("cluster", "project", found, out=out, settings=settings, record=record)
+    for name, runs in found.items():
+        for n, one in runs.items():
+            click.echo(f"{name} on {n} GPUs: {one['total']:.2f} h, a lost worker {one['price_of_a_loss']:.0f} s")
