@@ -107,6 +107,7 @@ NOT_RUN = {
         "pip install -e '.[text]'": "needs a model; tests/pipelines/test_text.py embeds with one where it is installed",
         "pip install -e '.[satellite]'": "needs a model; tests/embedding/test_rasters.py embeds with a descriptor",
     },
+    "docs/object-stores.md": {"pip install 'hkm_dask[s3]'": "an installation"},
     "docs/many-machines.md": {"dask scheduler --scheduler-file cluster.json": "tests/test_how_to.py starts them"},
 }
 
