@@ -105,6 +105,27 @@ def _choose_visitors(  # type: ignore[no-untyped-def]
     return n
 
 
+@njit(inline="always")
+def is_connected(parent, is_one, slot_numbers, panel, n_panels, lines, n_slots):  # type: ignore[no-untyped-def]
+    """Whether some rows and all members of some panels are connected with each other already.
+
+    A panel whose members are connected stays so; `is_one` remembers it.
+    """
+    root = root_of(parent, n_slots + lines[0])
+    for v in lines[1:]:
+        if root_of(parent, n_slots + v) != root:
+            return False
+    for p in range(panel, panel + n_panels):
+        if root_of(parent, p * PANEL) != root:
+            return False
+        if not is_one[p]:
+            for slot in range(p * PANEL + 1, (p + 1) * PANEL):
+                if slot_numbers[slot] >= 0 and root_of(parent, slot) != root:
+                    return False
+            is_one[p] = True
+    return True
+
+
 @kernel(
     "i8(f4[:,::1], i4[::1], f4[::1], i8[::1], f4[:,::1], f8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1],"
     " f4[:,::1], f8[::1], i8[::1], f4[::1], i8[::1], i8[::1], i2[::1], f4[::1], f4[::1],"
@@ -117,7 +138,8 @@ def unite_near(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Unite in `parent` some rows with the members of clusters that are near them; gives how many cosines that took.
 
-    Two that are connected already are not looked at: copies with small changes, however many, cost little.
+    Two that are connected already are not looked at, and panels of them not even multiplied: copies with small changes,
+    however many, cost little.
 
     Parameters
     ----------
@@ -151,6 +173,7 @@ def unite_near(  # type: ignore[no-untyped-def]
     for b in range(begins.shape[0]):
         widest = max(widest, ends[b] - begins[b])
     counts = np.empty(widest // PANEL + 3, np.int64)
+    is_one = np.zeros(n_slots // PANEL, np.bool_)
     for v in range(n_rows):
         limits[v] = score_limit(squared_distance, operand_norms[v], errors[v] + slot_error, gamma, largest)
     for b in range(begins.shape[0]):
@@ -167,6 +190,8 @@ def unite_near(  # type: ignore[no-untyped-def]
             # Sorted, so that no other line's run begins before.
             for panel in range(first_panels[places[line]], end_panel, _PANELS):
                 n_panels = min(_PANELS, end_panel - panel)
+                if is_connected(parent, is_one, slot_numbers, panel, n_panels, places[line : line + n_lines], n_slots):
+                    continue
                 for p in range(n_panels):
                     score_block(
                         matrix, n_columns, places[line:n], residual_norms, panels, constants, slopes, scale, 0,

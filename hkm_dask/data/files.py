@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import glob
 import itertools
 import os
 import shutil
@@ -161,7 +162,8 @@ def write_file(path: Location, data: bytes) -> None:
 def write_whole(target: Location, write: Callable[[Path], None]) -> None:
     """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
 
-    What belongs in an object store is written to a temporary folder, and sent there.
+    What a killed process of this machine left beside it is swept. What belongs in an object store is written to a
+    temporary folder, and sent there.
     """
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as folder:
@@ -169,6 +171,12 @@ def write_whole(target: Location, write: Callable[[Path], None]) -> None:
             careful(lambda: write(file), f"writing {file}")
             target.upload(file)
         return
+    import psutil
+
+    for old in target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL_SUFFIX}"):
+        owner = old.name.removesuffix(PARTIAL_SUFFIX).rpartition(".")[2]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            old.unlink(missing_ok=True)
     partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         careful(lambda: write(partial), f"writing {target}")

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
 import hkm_dask as hkm
-from hkm_dask.curation import directions, pair_search
+from hkm_dask.curation import directions, pair_kernels, pair_search
 from hkm_dask.curation.dedup import Deduplication, check_targets
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import ComputeError, InputError, StoreError
@@ -121,6 +121,32 @@ def test_thousands_of_copies_are_compared_once(monkeypatch: pytest.MonkeyPatch) 
     assert len(found.groups) == 1
     assert found.facts()["largest_group"] == 6001
     assert sum(n_measured) < 10_000
+
+
+def test_thousands_of_rows_alike_are_passed_over_once_connected() -> None:
+    """Rows within 0.98 of each other, none a copy: once they are connected, whole panels of them are passed over."""
+    rng = np.random.default_rng(0)
+    x = (np.float32(10 * np.eye(16)[0]) + 0.35 * rng.normal(size=(2500, 16))).astype(np.float32)
+    x[2000:] = rng.normal(size=(500, 16))
+    check(x, hkm.dedup(x, 0.98), 0.98)
+    n_slots = 2 * pair_kernels.PANEL
+    numbers, is_one = np.arange(n_slots), np.zeros(2, np.bool_)
+    numbers[-3:] = -1  # slots without a member
+
+    def is_connected(parent: NDArray[np.int64]) -> bool:
+        lines = np.array([0, 1])
+        found: bool = pair_kernels.is_connected.py_func(parent, is_one, numbers, 0, 2, lines, n_slots)
+        return found
+
+    parent = np.append(np.zeros(n_slots, np.int64), [0, 0])
+    parent[n_slots - 3 : n_slots] = np.arange(n_slots - 3, n_slots)
+    for apart in (1, pair_kernels.PANEL, n_slots - 4, n_slots, n_slots + 1):
+        is_one[:] = False
+        other = parent.copy()
+        other[apart] = apart
+        assert not is_connected(other)
+    assert is_connected(parent)
+    assert is_one.all()
 
 
 def test_equal_hashes_make_no_copies(monkeypatch: pytest.MonkeyPatch) -> None:
