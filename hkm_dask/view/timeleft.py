@@ -184,7 +184,7 @@ class _Counted:
         if not self.n_reports or self.share <= self.first:
             return None
         seconds = (time - self.start) * (1 - self.share) / (self.share - self.first)
-        return _Guess(seconds, OF_PROGRESS * seconds / math.sqrt(self.n_reports))
+        return _Guess(seconds, max(OF_PROGRESS / math.sqrt(self.n_reports), AT_LEAST) * seconds)
 
 
 @dataclass
