@@ -230,7 +230,7 @@ class Page:
         self.curves = ColumnDataSource({name: [] for name in names}, name="inertia")
         self.speeds = ColumnDataSource({"worker": [], "speed": []}, name="speeds")
         self._draw()
-        below = row(self.inertia_figure, self.speed_figure, sizing_mode="stretch_width", styles={"flex-wrap": "wrap"})
+        below = row(self.inertia_figure, self.speed_figure, sizing_mode="stretch_width")
         self.root = column(self.text, self.stage_figure, below, sizing_mode="stretch_width", margin=10)
 
     def _draw(self) -> None:
@@ -239,9 +239,8 @@ class Page:
 
         figure: Any = plotting.figure  # whose options are not all typed
         options: dict[str, Any] = {"sizing_mode": "stretch_width", "tools": "", "toolbar_location": None}
-        least = {"min_width": 340}  # side by side where there is room
         self.stage_figure: Any = figure(
-            title="Stages", y_range=FactorRange(), x_axis_label="time since the run began", height=150, **options,
+            title="Stages", y_range=FactorRange(), x_axis_label="time since the run began", height=120, **options,
             tooltips=[("", "@where"), ("stage", "@stage"), ("seconds", "@seconds{0,0.0}")],
         )  # fmt: skip
         self.stage_figure.hbar(
@@ -250,19 +249,17 @@ class Page:
         self.stage_figure.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
         self.stage_figure.x_range.start = 0
         self.stage_figure.ygrid.visible = False
-        self.stage_figure.xaxis.ticker.desired_num_ticks = 4  # whose labels have room on a narrow page
-        self.stage_figure.legend.orientation = "horizontal"
-        self.stage_figure.add_layout(self.stage_figure.legend[0], "above")
+        self.stage_figure.add_layout(self.stage_figure.legend[0], "right")
         self.inertia_figure: Any = figure(
             title="Inertia, as a share of the first iteration's", x_axis_label="iteration", height=300, **options,
-            **least, tooltips=[("level", "@level"), ("step", "@step"), ("share", "$data_y{0.0000}")],
+            tooltips=[("level", "@level"), ("step", "@step"), ("share", "$data_y{0.0000}")],
         )  # fmt: skip
         self.inertia_figure.multi_line(
             "xs", "ys", color="color", alpha="alpha", line_width=2, legend_field="level", source=self.curves
         )
         self.speed_figure: Any = figure(
             title="Rows per second of each worker, in the last passes", y_range=FactorRange(), height=300, **options,
-            **least, tooltips=[("worker", "@worker"), ("rows per second", "@speed{0,0}")],
+            tooltips=[("worker", "@worker"), ("rows per second", "@speed{0,0}")],
         )  # fmt: skip
         self.speed_figure.hbar(y="worker", right="speed", height=0.75, color="#56B4E9", source=self.speeds)
         self.speed_figure.xaxis.formatter = NumeralTickFormatter(format="0,0")
@@ -308,7 +305,7 @@ class Page:
         rows = list(dict.fromkeys(data["where"]))[::-1]
         if self.stage_figure.y_range.factors != rows:
             self.stage_figure.y_range.factors = rows
-            self.stage_figure.height = 120 + 22 * max(3, len(rows))
+            self.stage_figure.height = 90 + 22 * max(3, len(rows))
         self.stages.data = data
 
     def _show_curves(self, log: RunLog) -> None:
