@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 from hkm_dask.events import Event
 
-# Chosen on four traces of `pipelines.benchmark.timeleft`, and judged there on others.
+# Chosen by `pipelines.benchmark.timeleft` on recorded runs of eight kinds; on no other kind has anything been judged.
 #: Errors that the bound adds to what is expected.
 ERRORS = 1.3
 #: Error of a time as a share of it: before several of its kind tell their spread; by another kind; by its own progress;
