@@ -264,16 +264,13 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iter
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
     if not structure.stays:
         label += Work(link_bytes=rows.n_bytes)
-    for step in range(level.n_resamples + 1):
-        clustered, n_iter = rows if step == 0 else members, iterations(t, step > 0, level)
-        if step:
-            yield Step(t, "assign", "labels", label)
-            yield Step(t, "assign", "members chosen", _choosing(rows, members))
-            yield Step(t, "gather", "members gathered", _gathering(rows, clustered))
-        for name, work in _seeding(clustered, k, level.init):
-            yield Step(t, "seeding", name, work)
-        yield Step(t, "Lloyd", "iterations", lloyd(clustered, k, n_iter))
-        yield Step(t, "Lloyd", "centroids moved", means(k, d, n_iter, structure.update_bytes))
+    yield from _k_means(t, rows, level, iterations(t, False, level))
+    if m := level.n_resamples:  # steps that are alike, counted together
+        yield Step(t, "assign", "labels", m * label)
+        yield Step(t, "assign", "members chosen", m * _choosing(rows, members))
+        yield Step(t, "gather", "members gathered", m * _gathering(rows, members))
+        for step in _k_means(t, members, level, iterations(t, True, level)):
+            yield replace(step, work=m * step.work)
     yield Step(t, "assign", "labels", label + Work(store_bytes=8.0 * n))
     if level.n_splits > 1:
         small = rows.search(level.n_splits) + rows.remeasure()
@@ -281,6 +278,15 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iter
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
     yield Step(t, "write", "members by cluster", _grouping(n, structure))
     yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n, rounds=1))
+
+
+def _k_means(t: int, rows: RowShape, level: Level, n_iter: int) -> Iterator[Step]:
+    """Seeding of level t among some rows, and the iterations that follow it."""
+    for name, work in _seeding(rows, level.n_clusters, level.init):
+        yield Step(t, "seeding", name, work)
+    yield Step(t, "Lloyd", "iterations", lloyd(rows, level.n_clusters, n_iter))
+    moved = means(level.n_clusters, rows.d, n_iter, rows.structure.update_bytes)
+    yield Step(t, "Lloyd", "centroids moved", moved)
 
 
 def _choosing(rows: RowShape, members: RowShape) -> Work:

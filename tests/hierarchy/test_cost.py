@@ -135,3 +135,12 @@ def test_every_seeding_and_splitting_has_a_cost(init: str) -> None:
         "write",
         "sample",
     }
+
+
+def test_resamplings_cost_as_often_and_are_counted_at_once() -> None:
+    def seconds(n_resamples: int) -> float:
+        steps = run_steps(5000, 16, "float16", (Level(n_clusters=50, n_resamples=n_resamples, max_iter=3),))
+        return sum(H200.seconds(step.work, 16) for step in steps)
+
+    none, one, many = seconds(0), seconds(1), seconds(10**6)
+    assert many - none == pytest.approx(1e6 * (one - none))
