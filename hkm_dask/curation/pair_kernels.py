@@ -106,7 +106,10 @@ def _choose_visitors(  # type: ignore[no-untyped-def]
 
 
 @njit(inline="always")
-def is_connected(parent, is_one, slot_numbers, panel, n_panels, lines, n_slots):  # type: ignore[no-untyped-def]
+def is_connected(
+    parent: np.ndarray, is_one: np.ndarray, slot_numbers: np.ndarray, panel: int, n_panels: int, lines: np.ndarray,
+    n_slots: int,
+) -> bool:  # fmt: skip
     """Whether some rows and all members of some panels are connected with each other already.
 
     A panel whose members are connected stays so; `is_one` remembers it.
