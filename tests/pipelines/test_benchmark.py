@@ -1,6 +1,7 @@
 """The benchmark runs from end to end on next to nothing; how long anything takes is not for tests to judge."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -16,6 +17,7 @@ from sklearn.metrics import pairwise_distances_argmin_min
 import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
+from hkm_dask.events import Event
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import (
     checks,
@@ -344,10 +346,14 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     trace = tmp_path / "trace.jsonl"
     record = ["record", str(tmp_path / "rows.npy"), str(trace), "--n-clusters", "30,5", "--n-resamples", "1"]
     assert CliRunner().invoke(timeleft.main, record, catch_exceptions=False).exit_code == 0
-    kinds = [event.kind for event in timeleft.read_trace(trace)]
+    events = timeleft.read_trace(trace)
+    kinds = [event.kind for event in events]
     assert (kinds[0], kinds[-1], kinds.count("step_finished")) == ("run_started", "run_finished", 4)
-    said = CliRunner().invoke(timeleft.main, ["replay", str(trace)], catch_exceptions=False)
-    assert len(said.output.splitlines()) == 3
+    scale = 50.0 / (events[-1].time - events[0].time)  # as if it had taken so many seconds
+    timeleft.write_trace(trace, [Event(event.kind, event.fields, scale * event.time) for event in events])
+    said = CliRunner().invoke(timeleft.main, ["replay", "--clock", "wall", str(trace)], catch_exceptions=False)
+    assert said.output.startswith("trace: 50 s, told from ")
+    assert re.search(r"expected / came [\d.]+ [\d.]+ [\d.]+; bound / came [\d.]+ [\d.]+ [\d.]+; above", said.output)
 
 
 @pytest.mark.slow
