@@ -60,11 +60,20 @@ class _Lease:
             if self._e_tag is None:
                 return
             try:
-                self._e_tag = self._place.write_if(self._content(), self._e_tag)
+                self._e_tag = self._write(self._e_tag)
             except (FileExistsError, FileNotFoundError) as error:
                 raise StoreError(
                     f"{self._target} was taken over by another process meanwhile; this run ends"
                 ) from error
+
+    def _write(self, e_tag: str) -> str:
+        try:
+            return self._place.write_if(self._content(), e_tag)
+        except FileExistsError:
+            e_tag, _, holder = _holder(self._place)
+            if holder.get("lease") != self._own["lease"]:
+                raise
+            return self._place.write_if(self._content(), e_tag)  # the answer to an earlier renewal was lost
 
     def release(self) -> None:
         self._done.set()

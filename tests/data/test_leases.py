@@ -42,6 +42,22 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(bucket: ObjectPath, 
         pass
 
 
+def test_of_two_who_take_a_lock_over_one_holds_it(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, ended = bucket / "t.zarr", {"pid": 2**22 + 1, "host": socket.gethostname(), "started": 0.0}
+    lock_of(place).write_bytes(json.dumps(ended).encode())
+    is_dead = leases._is_dead
+
+    def overtaken(holder: dict[str, object]) -> bool:
+        if holder == ended:
+            lock_of(place).write_bytes(b'{"pid": 1, "host": "another"}')
+        return is_dead(holder)
+
+    monkeypatch.setattr(leases, "_is_dead", overtaken)
+    with pytest.raises(StoreError, match="is being written by pid 1 on host another"), lock(place):
+        pass
+    assert lock_of(place).read_bytes() == b'{"pid": 1, "host": "another"}'
+
+
 @pytest.mark.parametrize("content", [b'{"pid": 1, "host": "another"}', b"[]", b"{"])
 def test_a_lock_that_nobody_renews_is_taken_over(
     bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch, content: bytes
@@ -65,6 +81,22 @@ def test_a_lock_is_renewed_while_it_is_held(bucket: ObjectPath, monkeypatch: pyt
         seen = {lock_of(place).read_bytes() for _ in range(40)}
     assert len(seen) > 1
     assert len({json.loads(content)["lease"] for content in seen}) == 1
+
+
+def test_a_renewal_whose_answer_was_lost_loses_no_lock(bucket: ObjectPath, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, write_if = bucket / "t.zarr", ObjectPath.write_if
+
+    def unheard(self: ObjectPath, data: bytes, e_tag: str | None = None) -> str:
+        write_if(self, data, e_tag)
+        raise StoreError("the store does not answer")
+
+    with lock(place):
+        with monkeypatch.context() as patch:
+            patch.setattr(ObjectPath, "write_if", unheard)
+            with pytest.raises(StoreError, match="does not answer"):
+                leases.check_lease(place)
+        leases.check_lease(place)
+    assert not bucket.exists()
 
 
 def write(place: ObjectPath) -> None:

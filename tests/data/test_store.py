@@ -15,10 +15,12 @@ from hkm_dask.data import files, layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import read_attributes
 from hkm_dask.data.locks import lock
+from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from tests.data.stores import Disk, make, table
 from tests.forked import run_forked
+from tests.object_store import ObjectStore
 
 
 def test_chunks_of_zeros_are_on_disk(tmp_path: Path) -> None:
@@ -302,7 +304,7 @@ def test_plain_xarray_and_zarr_see_what_we_mark(tmp_path: Path) -> None:
         np.testing.assert_array_equal(root["level_1/centroids"][:], table())
 
 
-def build(target: Path, value: int) -> None:
+def build(target: Location, value: int) -> None:
     with lock(target), store.staged(target, overwrite=True, keep=False) as wip:
         store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION})
         store.create_array(wip, "a", shape=(5, 2), dtype="i4", chunks=(2, 2), dims=("x", "y"))
@@ -314,7 +316,7 @@ def build_and_die(target: Path, value: int, point: str) -> int:
     return run_forked(build, target, value, HKM_FAILPOINT=point)
 
 
-def built(target: Path) -> int:
+def built(target: Location) -> int:
     """Value of a whole store, checked to its last row."""
     attributes = read_attributes(target)
     layout.check_marker(attributes, layout.POOL_FORMAT, target)
@@ -351,6 +353,27 @@ def test_the_old_store_comes_back_when_its_replacement_fails(tmp_path: Path) -> 
     with pytest.raises(InputError, match="should not exist yet"):
         store.staged(target).__enter__()
     assert built(target) == 1
+
+
+@pytest.mark.faults
+def test_objects_are_replaced_with_the_marker_last(bucket: ObjectPath, object_store: ObjectStore) -> None:
+    """Nothing can be renamed there: the old marker goes first, and the new one comes last."""
+    target = bucket / "a.zarr"
+    build(target, 1)
+    first = len(object_store.requests)
+    build(target, 2)
+    assert built(target) == 2
+    sent = [url.partition("/a.zarr/")[2] for method, url in object_store.requests[first:] if method == "PUT"]
+    sent = [name for name in sent if name not in ("", ".unfinished")]
+    assert sent[-1] == "zarr.json"
+    assert sent.count("zarr.json") == 1
+    # Killed on the way: nobody takes it for a store, and whoever has the lock next finishes it.
+    assert run_forked(build, target, 3, **object_store.environment(), HKM_FAILPOINT="retired") == files.KILLED
+    assert not store.is_complete(target)
+    with lock(target):
+        store.settle(target)
+    assert built(target) == 3
+    assert [place.name for place in bucket.iterdir()] == ["a.zarr"]
 
 
 def test_a_backup_made_by_hand_is_left_alone(tmp_path: Path) -> None:
