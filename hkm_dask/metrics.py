@@ -90,7 +90,7 @@ def gini(sizes: NDArray[np.number]) -> float:
     """
     n = len(sizes)
     rank = 2 * np.arange(1, n + 1) - n - 1
-    return float((rank * np.sort(sizes)).sum() / (n * sizes.sum()))
+    return max(0.0, float((rank * np.sort(sizes)).sum() / (n * sizes.sum())))
 
 
 @dataclass(frozen=True)

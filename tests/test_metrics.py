@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from hkm_dask.errors import InputError
-from hkm_dask.metrics import class_balance, clusters_per_class, nearest_class
+from hkm_dask.metrics import class_balance, clusters_per_class, gini, nearest_class
 
 classes = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
@@ -19,6 +19,7 @@ def test_balance_of_cases_by_hand() -> None:
     assert (one.entropy, one.kl_to_uniform, one.gini, one.n_missed) == (0, pytest.approx(np.log(4)), 0.75, 3)
     # Sizes 1 and 3: the mean difference between two of them, drawn with replacement, is 1; twice the mean is 4.
     assert class_balance([0, 1, 1, 1], 2).gini == 0.25
+    assert 0 <= gini(np.full(10, 0.1)) < 1e-15  # of shares, which are rounded
 
 
 @given(classes)

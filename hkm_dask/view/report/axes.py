@@ -10,7 +10,8 @@ import numpy as np
 
 from hkm_dask.view.report.markup import Content, Markup, element, value
 
-WIDTH = 960.0  # of a page's charts, in the units of their view boxes
+#: Widths of a page's charts and of its panels, several of which stand side by side, in the units of their view boxes.
+WIDTH, PANEL = 960.0, 300.0
 
 
 @dataclass(frozen=True)
@@ -53,10 +54,25 @@ class Scale:
         return [(first + i) * step for i in range(int(self.high / step + 1e-9) - first + 1)]
 
 
-def chart(height: float, *content: Content, label: str, width: float = WIDTH) -> Markup:
-    """A chart, with what it shows in words for those who do not see it."""
+def chart(height: float, *content: Content, label: str) -> Markup:
+    """A chart as wide as the page, with what it shows in words for those who do not see it."""
+    return element("div", _svg(WIDTH, height, content, label), class_="wide")
+
+
+def panel(head: str, quiet: str, height: float, *content: Content, label: str) -> Markup:
+    """One of several charts side by side, below a heading and a quieter line."""
+    caption = element("figcaption", element("b", head), element("br"), element("span", quiet, class_="quiet"))
+    return element("figure", caption, _svg(PANEL, height, content, label))
+
+
+def panels(made: Sequence[Markup]) -> Markup:
+    """Panels side by side, as many as there is room for."""
+    return element("div", made, class_="panels")
+
+
+def _svg(width: float, height: float, content: Content, label: str) -> Markup:
     box = f"0 0 {width:g} {height:g}"
-    return element("svg", *content, viewBox=box, role="img", aria_label=label, class_="chart", width=width)
+    return element("svg", content, viewBox=box, role="img", aria_label=label, class_="chart", width=width)
 
 
 def text(x: float, y: float, content: Content, class_: str | None = None, anchor: str | None = None) -> Markup:

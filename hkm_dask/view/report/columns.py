@@ -139,22 +139,17 @@ def _draw_values(column: Values) -> Markup:
     pool, draw = (_gathered(shares, shown, n) for shares in (column.pool, column.draw))
     assert pool is not None
     x = Scale(0, max(max(pool), max(draw or [0.0])) or 1, 230, WIDTH - 150)
-    marks = []
-    for i, (name, of_pool) in enumerate(zip(names, pool, strict=True)):
+    marks, said = [], []
+    for i, (name, *shares) in enumerate(zip(names, pool, *([] if draw is None else [draw]), strict=True)):
         y = 14 + 24.0 * i
-        said = share(of_pool) if draw is None else f"{share(of_pool)} → {share(draw[i])}"
-        marks += [text(216, y + 4, line(name, 28), "label", "end"), text(WIDTH - 132, y + 4, said, "label")]
-        marks.append(rule(230, y, WIDTH - 150, y))
-        if draw is not None:
-            marks.append(rule(x(of_pool), y, x(draw[i]), y, "change"))
-        marks.append(element("circle", cx=x(of_pool), cy=y, r=5.5, class_="fill-pool"))
-        if draw is not None:
-            marks.append(element("circle", cx=x(draw[i]), cy=y, r=5.5, class_="fill-draw"))
-    said = f"Shares of the values of {line(column.name, 60)}: " + "; ".join(
-        f"{name} {share(of)}" + ("" if draw is None else f" of the pool, {share(draw[i])} of the draw")
-        for i, (name, of) in enumerate(zip(names, pool, strict=True))
-    )
-    return element("div", chart(24 * len(names) + 8, marks, label=said), class_="wide")
+        given = " → ".join(map(share, shares))
+        marks += [text(216, y + 4, line(name, 28), "label", "end"), text(WIDTH - 132, y + 4, given, "label")]
+        marks += [rule(230, y, WIDTH - 150, y), rule(x(shares[0]), y, x(shares[-1]), y, "change")]
+        kinds = zip(shares, ("fill-pool", "fill-draw"), strict=False)
+        marks += [element("circle", cx=x(of), cy=y, r=5.5, class_=kind) for of, kind in kinds]
+        said.append(f"{name} {given}")
+    order = "" if draw is None else " in the pool → in the draw"
+    return chart(24 * len(names) + 8, marks, label=f"Shares of {line(column.name, 60)}{order}: {'; '.join(said)}")
 
 
 def _gathered(shares: NDArray[np.float64] | None, shown: int, n: int) -> list[float] | None:
@@ -164,10 +159,10 @@ def _gathered(shares: NDArray[np.float64] | None, shown: int, n: int) -> list[fl
 
 
 def _draw_numbers(column: Numbers) -> Markup:
-    most = max(float(column.pool.max()), 0.0 if column.draw is None else float(column.draw.max()))
-    x, y = Scale(column.edges[0], column.edges[-1], 10, WIDTH - 10), Scale(0, most or 1, 140, 10)
-    marks = [path(step_line(column.edges.tolist(), column.pool.tolist(), x, y), "area pool")]
-    if column.draw is not None:
-        marks.append(path(step_line(column.edges.tolist(), column.draw.tolist(), x, y), "line draw"))
+    kinds = ((column.pool, "area pool"), (column.draw, "line draw"))
+    shown = [(shares, kind) for shares, kind in kinds if shares is not None]
+    x = Scale(column.edges[0], column.edges[-1], 10, WIDTH - 10)
+    y = Scale(0, max(float(shares.max()) for shares, _ in shown) or 1, 140, 10)
+    marks = [path(step_line(column.edges.tolist(), shares.tolist(), x, y), kind) for shares, kind in shown]
     said = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
-    return element("div", chart(165, marks, x_axis(x, 140, n=8), label=said), class_="wide")
+    return chart(165, marks, x_axis(x, 140, n=8), label=said)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from hkm_dask.metrics import gini
 from hkm_dask.view.report.columns import Values
-from hkm_dask.view.report.facts import NEAR_SHARE, Facts, unevenness
+from hkm_dask.view.report.facts import NEAR_SHARE, Facts
 from hkm_dask.view.report.markup import Markup, element, join, name, share
 from hkm_dask.view.report.near_duplicates import NearDuplicates
 
@@ -42,7 +42,7 @@ def _said(head: str, *body: object) -> Markup:
 
 
 def _even(facts: Facts) -> Markup | None:
-    gini = unevenness(facts.top.sizes, facts.top.sizes)
+    gini = facts.top.gini
     if gini >= EVEN_GINI or len(facts.top.filled) < 2:
         return None
     body = (
@@ -77,23 +77,22 @@ def _stopped(facts: Facts) -> Markup | None:
 
 
 def _no_better(facts: Facts) -> Markup | None:
-    top = facts.top
-    assert top.drawn is not None
-    pool, draw = unevenness(top.sizes, top.sizes), unevenness(top.drawn, top.sizes)
+    head, over = "The draw is no more even than the pool.", "top-level clusters"
+    return _no_more_even(head, over, facts.top.gini, facts.top.drawn_gini)
+
+
+def _no_more_even(head: str, over: str, pool: float, draw: float) -> Markup | None:
     if draw < pool:
         return None
-    body = f"Over the top-level clusters its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
-    return _said("The draw is no more even than the pool.", body)
+    body = f"Over the {over} its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
+    return _said(head, body)
 
 
 def _classes(classes: Values) -> Markup | None:
     if classes.draw is None or not classes.draw.any():
         return None
-    pool, draw = gini(classes.pool), gini(classes.draw)
-    if draw < pool:
-        return None
-    body = f"Over the {len(classes.names)} classes its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
-    return _said("The classes are no more even in the draw than in the pool.", body)
+    head, over = "The classes are no more even in the draw than in the pool.", f"{len(classes.names)} classes"
+    return _no_more_even(head, over, gini(classes.pool), gini(classes.draw))
 
 
 def _far(facts: Facts) -> Markup | None:

@@ -58,6 +58,16 @@ class LevelFacts:
         return self.sizes[self.sizes > 0]
 
     @property
+    def gini(self) -> float:
+        """How uneven the clusters are; 0 is even."""
+        return unevenness(self.sizes, self.sizes)
+
+    @property
+    def drawn_gini(self) -> float:
+        """How unevenly the draw is spread over the clusters that hold anything."""
+        return 0.0 if self.drawn is None else unevenness(self.drawn, self.sizes)
+
+    @property
     def order(self) -> NDArray[np.int64]:
         """Clusters that hold anything, the largest first."""
         return np.argsort(-self.sizes, kind="stable")[: len(self.filled)]

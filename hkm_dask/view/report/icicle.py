@@ -9,6 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from hkm_dask.view.report import markup
 from hkm_dask.view.report.axes import WIDTH, chart, text
 from hkm_dask.view.report.facts import Facts, LevelFacts
 from hkm_dask.view.report.markup import Markup, count, element, line, share, things
@@ -121,15 +122,9 @@ def _inside(cell: Cell, name: str, samples: Samples, x: float, width: float) -> 
     label = text(x + 5, first, name, "name")
     if samples.has_images and cell.samples:
         per_row = max(int(width - 50) // 30, 1)
-        return [
-            label,
-            *(
-                samples.picture(
-                    row, width=_PICTURE, x=x + 48 + 30 * (i % per_row), y=cell.top + 2 + 30 * (i // per_row)
-                )
-                for i, row in enumerate(cell.samples)
-            ),
-        ]
+        places = [(x + 48 + 30 * (i % per_row), cell.top + 2 + 30 * (i // per_row)) for i in range(len(cell.samples))]
+        at = zip(cell.samples, places, strict=True)
+        return [label, *(samples.picture(row, width=_PICTURE, x=left, y=top) for row, (left, top) in at)]
     indent = 12 + 7.1 * len(name)
     captions = [line(samples.caption(row), max(int((width - indent - 4) / 6.1), 3)) for row in cell.samples]
     return [label, *(text(x + indent, first + 14 * i, caption, "caption") for i, caption in enumerate(captions))]
@@ -138,12 +133,8 @@ def _inside(cell: Cell, name: str, samples: Samples, x: float, width: float) -> 
 def legend() -> Markup:
     """What the colors of the cells mean."""
     names = ("less than half", "less", "about the same", "more", "more than twice its share")
-    kinds = [kind for _, kind in SHADES]
-    items = [
-        element("li", element("span", class_=f"swatch {kind}", aria_hidden="true"), said)
-        for kind, said in zip(kinds, names, strict=True)
-    ]
-    return element("ul", items, class_="legend", aria_label="Color: the draw's share of a cluster against the pool's")
+    colors = zip((kind for _, kind in SHADES), names, strict=True)
+    return markup.legend(colors, "Color: the draw's share of a cluster against the pool's")
 
 
 def n_hidden(cells: list[Cell]) -> str:

@@ -18,14 +18,13 @@ from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.metrics import ClassClusters, clusters_per_class
 from hkm_dask.untrusted import open_regular, parse_json, read_regular, reading
-from hkm_dask.view.report.axes import Scale, chart, path, x_axis, y_axis
+from hkm_dask.view.report.axes import PANEL, Scale, panel, panels, path, x_axis, y_axis
 from hkm_dask.view.report.columns import Column, pool_columns
 from hkm_dask.view.report.markup import Markup, element
 
 #: Classes at most.
 MAX_CLASSES = 10_000
 _MAX_NAMES_BYTES = 16 * 2**20
-_PANEL = 300.0
 
 
 @dataclass(frozen=True)
@@ -120,17 +119,17 @@ def class_panels(levels: list[LevelClasses]) -> Markup:
     """For each level the size of every class against its clusters, and against their mean size, with lines fitted."""
     rows = []
     for what in ("clusters of the class", "mean size of its clusters"):
-        panels = []
+        made = []
         for one in reversed(levels):
             held = (one.clusters.n_clusters > 0) & (one.sizes > 0)
             y = one.clusters.n_clusters[held] if what.startswith("clusters") else one.clusters.mean_size[held]
-            panels.append(_panel(one.level, one.sizes[held].astype(float), y.astype(float), what))
-        rows.append(element("div", panels, class_="panels"))
+            made.append(_panel(one.level, one.sizes[held].astype(float), y.astype(float), what))
+        rows.append(panels(made))
     return element("div", rows)
 
 
 def _panel(level: int, sizes: NDArray[np.float64], y: NDArray[np.float64], what: str) -> Markup:
-    across = Scale(max(sizes.min() * 0.8, 0.5), sizes.max() * 1.25, 48, _PANEL - 8, log=True)
+    across = Scale(max(sizes.min() * 0.8, 0.5), sizes.max() * 1.25, 48, PANEL - 8, log=True)
     up = Scale(max(y.min() * 0.8, 0.5), y.max() * 1.25, 170, 10, log=True)
     dots = [element("circle", cx=across(a), cy=up(b), r=4, class_="dot") for a, b in zip(sizes, y, strict=True)]
     slope, line = "", None
@@ -140,9 +139,6 @@ def _panel(level: int, sizes: NDArray[np.float64], y: NDArray[np.float64], what:
         fitted = np.exp(k * np.log(ends) + c).clip(up.low, up.high)
         line = path([(across(a), up(b)) for a, b in zip(ends, fitted, strict=True)], "line draw")
         slope = f"slope {k:.2f}"
-    head = element(
-        "figcaption", element("b", f"Level {level}: {what}"), element("br"), element("span", slope, class_="quiet")
-    )
     said = f"Level {level}: samples of a class against {what}, both logarithmic, {slope}"
-    axes = [y_axis(up, 48, _PANEL - 8), x_axis(across, 170, "samples of the class", n=4)]
-    return element("figure", head, chart(210, axes, line, dots, label=said, width=_PANEL))
+    axes = [y_axis(up, 48, PANEL - 8), x_axis(across, 170, "samples of the class", n=4)]
+    return panel(f"Level {level}: {what}", slope, 210, axes, line, dots, label=said)

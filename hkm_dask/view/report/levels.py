@@ -7,41 +7,34 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, text, x_axis, y_axis
-from hkm_dask.view.report.facts import Facts, LevelFacts, unevenness
-from hkm_dask.view.report.markup import Content, Markup, count, duration, element, table, things, value
+from hkm_dask.view.report.axes import PANEL, WIDTH, Scale, chart, panel, panels, path, rule, text, x_axis, y_axis
+from hkm_dask.view.report.facts import Facts, LevelFacts
+from hkm_dask.view.report.markup import Content, Markup, count, duration, element, legend, table, things, value
 
-_PANEL = 300.0
 _POINTS = 100  # of a curve
 _ROW = 26.0  # height of a level in the timeline
+_REST = "assigning, writing, all else"
 
 
 def size_panels(facts: Facts) -> Markup:
     """Sizes of the clusters of each level against their rank, in the pool and in the draw; the top level first."""
-    panels = []
-    for level in reversed(facts.levels):
-        gini = f"Gini {unevenness(level.sizes, level.sizes):.2f}"
-        if level.drawn is not None:
-            gini += f" in the pool, {unevenness(level.drawn, level.sizes):.2f} in the draw"
-        panels.append(_panel(f"Level {level.number}: {things(len(level.filled), 'cluster')}", gini, _ranks(level)))
-    return element("div", panels, class_="panels")
-
-
-def _panel(head: str, quiet: str, body: Markup) -> Markup:
-    caption = element("figcaption", element("b", head), element("br"), element("span", quiet, class_="quiet"))
-    return element("figure", caption, body)
+    return panels([_ranks(level) for level in reversed(facts.levels)])
 
 
 def _ranks(level: LevelFacts) -> Markup:
-    most = max(float(level.sizes.max()), 0.0 if level.drawn is None else float(level.drawn.max()))
-    x = Scale(1, max(len(level.filled), 2), 44, _PANEL - 8, log=True)
+    gini = f"Gini {level.gini:.2f}"
+    if level.drawn is not None:
+        gini += f" in the pool, {level.drawn_gini:.2f} in the draw"
+    x = Scale(1, max(len(level.filled), 2), 44, PANEL - 8, log=True)
+    most = max(int(counts.max()) for counts in (level.sizes, level.drawn) if counts is not None)
     y = Scale(1, max(most, 2), 150, 10, log=True)
     lines = [_rank_line(level.sizes, x, y, "line pool")]
     if level.drawn is not None:
         lines.append(_rank_line(level.drawn, x, y, "line draw"))
+    head = f"Level {level.number}: {things(len(level.filled), 'cluster')}"
     said = f"Samples in the clusters of level {level.number} by rank, logarithmically: a level line would be even"
-    axes = [y_axis(y, 44, _PANEL - 8), x_axis(x, 150, "rank of the cluster", n=4)]
-    return chart(190, axes, lines, label=said, width=_PANEL)
+    axes = [y_axis(y, 44, PANEL - 8), x_axis(x, 150, "rank of the cluster", n=4)]
+    return panel(head, gini, 190, axes, lines, label=said)
 
 
 def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Markup:
@@ -60,37 +53,36 @@ def size_table(facts: Facts) -> Markup:
         sizes = level.filled
         row: list[Content] = [level.number, count(len(sizes)), count(len(level.sizes) - len(sizes)), count(sizes.min())]
         row += [count(float(np.median(sizes))), count(round(float(sizes.mean()), 1)), count(sizes.max())]
-        row.append(f"{unevenness(level.sizes, level.sizes):.2f}")
+        row.append(f"{level.gini:.2f}")
         if level.drawn is not None:
             missed = int(((level.sizes > 0) & (level.drawn == 0)).sum())
-            row += [f"{unevenness(level.drawn, level.sizes):.2f}", count(missed)]
+            row += [f"{level.drawn_gini:.2f}", count(missed)]
         rows.append(row)
     return table(head, rows, caption="Samples in the clusters of each level")
 
 
 def inertia_panels(facts: Facts) -> Markup:
     """The inertia of every iteration, as a share of the first one's, for each k-means of each level."""
-    panels = []
-    for level in facts.levels:
-        runs = [run / run[0] for run in level.runs if len(run) and run[0] > 0]
-        if not runs:
-            continue
-        low = min(float(run.min()) for run in runs)
-        x = Scale(1, max(2, max(map(len, runs))), 52, _PANEL - 8)
-        y = Scale(low - 0.05 * (1.0001 - low), 1, 150, 12)
-        lines = [
-            path([(x(i + 1), y(v)) for i, v in enumerate([*run, run[-1]][: max(len(run), 2)])], f"line {kind}")
-            for run, kind in reversed([(run, "first" if i == 0 else "resampled") for i, run in enumerate(runs)])
-        ]
-        n_iter = ", ".join(count(len(run)) for run in level.runs)
-        said = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
-        axes = [
-            y_axis(y, 52, _PANEL - 8, lambda v: f"{v:.3g}", 3),
-            x_axis(x, 150, "iteration", lambda v: f"{v:.0f}", 4),
-        ]
-        quiet = f"{things(len(runs), 'k-means run')}, {things(sum(map(len, runs)), 'iteration')}"
-        panels.append(_panel(f"Level {level.number}", quiet, chart(190, axes, lines, label=said, width=_PANEL)))
-    return element("div", panels, class_="panels")
+    return panels([made for level in facts.levels if (made := _inertia(level)) is not None])
+
+
+def _inertia(level: LevelFacts) -> Markup | None:
+    runs = [run / run[0] for run in level.runs if len(run) and run[0] > 0]
+    if not runs:
+        return None
+    low = min(float(run.min()) for run in runs)
+    longest = max(2, max(map(len, runs)))
+    x = Scale(1, longest, 52, PANEL - 8)
+    y = Scale(low - 0.05 * (1.0001 - low), 1, 150, 12)
+    lines = [
+        path([(x(i), y(v)) for i, v in enumerate([*run, run[-1]][: max(len(run), 2)], 1)], f"line {kind}")
+        for run, kind in reversed([(run, "first" if i == 0 else "resampled") for i, run in enumerate(runs)])
+    ]
+    n_iter = ", ".join(count(len(run)) for run in level.runs)
+    said = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
+    quiet = f"{things(len(runs), 'k-means run')}, {things(sum(map(len, runs)), 'iteration')}"
+    axes = [y_axis(y, 52, PANEL - 8, n=3), x_axis(x, 150, "iteration", n=min(4, longest - 1))]
+    return panel(f"Level {level.number}", quiet, 190, axes, lines, label=said)
 
 
 def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
@@ -98,20 +90,13 @@ def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
     names = ["first k-means", *(f"k-means of resampling {i}" for i in range(1, len(level.step_seconds)))]
     for i, (name, seconds) in enumerate(zip(names, level.step_seconds, strict=True)):
         yield "stage-first" if i == 0 else "stage-more", name, seconds
-    yield "stage-rest", "assigning, writing, all else", max((level.seconds or 0.0) - sum(level.step_seconds), 0.0)
+    yield "stage-rest", _REST, max((level.seconds or 0.0) - sum(level.step_seconds), 0.0)
 
 
 def stage_legend() -> Markup:
     """What the colors of the timeline mean."""
-    stages = (
-        ("first", "first k-means"),
-        ("more", "k-means of resampled members"),
-        ("rest", "assigning, writing, all else"),
-    )
-    items = [
-        element("li", element("span", class_=f"swatch stage-{kind}", aria_hidden="true"), said) for kind, said in stages
-    ]
-    return element("ul", items, class_="legend")
+    resampled = ("stage-more", "k-means of resampled members")
+    return legend([("stage-first", "first k-means"), resampled, ("stage-rest", _REST)])
 
 
 def timeline(facts: Facts) -> Markup | None:

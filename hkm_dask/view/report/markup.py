@@ -139,6 +139,16 @@ def name(level: int, cluster: int) -> Markup:
     return element("span", f"{level}:{cluster}", class_="name", data_cluster=f"{level}:{cluster}")
 
 
+def legend(colors: Iterable[tuple[str, str]], label: str | None = None) -> Markup:
+    """What colors mean: the class of each, and what it stands for.
+
+    >>> legend([("more", "larger")])
+    '<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>'
+    """
+    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), said) for kind, said in colors)
+    return element("ul", [element("li", *one) for one in swatches], class_="legend", aria_label=label)
+
+
 def table(
     head: Sequence[Content], rows: Iterable[Sequence[Content]], *, caption: str, words: Sequence[int] = ()
 ) -> Markup:

@@ -139,7 +139,7 @@ def _sections(contents: Contents) -> Iterator[Section]:
     facts, samples = contents.facts, contents.samples
     if contents.ribbons:
         intro = _p("Each cluster of the top level as a ribbon from its share of the pool to its share of the draw.")
-        figure = element("figure", element("div", draw_ribbons(contents.ribbons, facts, samples), class_="wide"))
+        figure = element("figure", draw_ribbons(contents.ribbons, facts, samples))
         yield Section("draw", "Pool and draw", [intro, figure])
     yield Section("hierarchy", "The hierarchy", _hierarchy(contents))
     yield Section("clusters", "The largest clusters", cluster_table(facts, contents.largest, samples))
@@ -177,17 +177,14 @@ def _hierarchy(contents: Contents) -> list[Content]:
     colors = None
     if facts.n_drawn:
         colors = [_p("What the draw holds of a cluster, relative to its share of the pool:", class_="note"), legend()]
-    figure = element("figure", element("div", draw_icicle(contents.cells, facts, contents.samples), class_="wide"))
-    return [_p(said), colors, figure]
+    return [_p(said), colors, element("figure", draw_icicle(contents.cells, facts, contents.samples))]
 
 
 def _columns(columns: dict[str, Values | Numbers | None]) -> list[Content]:
     left_out = [line(name, 60) for name, one in columns.items() if one is None]
-    said = f"Not compared, as they hold too many different values: {', '.join(left_out)}." if left_out else None
-    return [
-        [draw_column(one) for one in columns.values() if one is not None],
-        _p(said, class_="note") if said else None,
-    ]
+    said = f"Not compared, as they hold too many different values: {', '.join(left_out)}."
+    drawn = [draw_column(one) for one in columns.values() if one is not None]
+    return [drawn, _p(said, class_="note") if left_out else None]
 
 
 def _near(contents: Contents) -> Content:
@@ -201,7 +198,7 @@ def _near(contents: Contents) -> Content:
 
 def _time(facts: Facts) -> list[Content]:
     shown = levels.timeline(facts)
-    figure = None if shown is None else element("figure", levels.stage_legend(), element("div", shown, class_="wide"))
+    figure = None if shown is None else element("figure", levels.stage_legend(), shown)
     return [figure, levels.step_table(facts)]
 
 

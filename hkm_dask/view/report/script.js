@@ -23,6 +23,5 @@
     try { await navigator.clipboard.writeText(code.textContent); copy.textContent = "Copied"; }
     catch { getSelection().selectAllChildren(code); }
   });
-  addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((d) => { d.open = true; }));
   show();
 })();

@@ -76,9 +76,10 @@ def test_in_a_browser(page: Path, made: Made, open_page: Callable[..., Any]) -> 
         shown.locator("table button.name", has_text=re.compile(f"^{name}$")).press("Enter")
     assert f"--exclude {','.join(names)} " in shown.locator("#marked code").inner_text()
     assert shown.locator("#marked").is_visible()
-    # A narrow window scrolls charts and tables, not the page.
+    # A narrow window scrolls charts and tables, not the page; samples stand below the numbers of their clusters.
     shown.set_viewport_size({"width": 360, "height": 700})
     assert shown.evaluate("document.documentElement.scrollWidth") <= 360
+    assert shown.locator("#clusters + .scroll").evaluate("(table) => table.scrollWidth <= table.clientWidth")
 
 
 def test_without_a_draw_or_a_pool_it_tells_what_the_tree_knows(tmp_path: Path) -> None:
