@@ -2,10 +2,12 @@
 
 import dataclasses
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+import hkm_dask as hkm
 from hkm_dask.view.report.columns import Values
 from hkm_dask.view.report.concerns import concerns
 from hkm_dask.view.report.facts import Facts, gather
@@ -75,3 +77,29 @@ def test_near_duplicates_are_those_of_the_draw_and_more_than_of_a_uniform_one(fa
     many = NearDuplicates(1000, {0.99: 9, 0.95: 30}, {0.99: 0, 0.95: 10}, [])
     assert heads(sound, few) == []
     assert heads(sound, many) == ["Near-duplicates are drawn."]
+
+
+def blobs(sizes: np.ndarray, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    kinds = np.repeat(np.arange(len(sizes)), sizes)
+    return (rng.normal(size=(len(sizes), 16))[kinds] + 0.3 * rng.normal(size=(len(kinds), 16))).astype("f4")
+
+
+ZIPF = np.maximum(10_000 / np.arange(1, 201) / np.sum(1 / np.arange(1, 201)), 3).astype(int)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("kind", "even"), [("square", True), ("equal blobs", True), ("by Zipf's law, 20", False), ("by Zipf's law", False)]
+)
+def test_pools_told_of_in_the_documentation(tmp_path: Path, kind: str, even: bool, seed: int) -> None:
+    x = {
+        "square": lambda: np.random.default_rng(seed).random((10_000, 2)).astype("f4"),
+        "equal blobs": lambda: blobs(np.full(20, 500), seed),
+        "by Zipf's law, 20": lambda: blobs(np.floor(10_000 / np.arange(1, 21) / 3.6).astype(int), seed),
+        "by Zipf's law": lambda: blobs(ZIPF, seed),
+    }[kind]()
+    tree = hkm.build_hierarchy(x, tmp_path / "tree.zarr", hkm.Config.from_flags((500, 100, 20), n_resamples=2))
+    found = heads(gather(tree, "tree.zarr", None, np.sort(hkm.sample(tree, 1000))))
+    assert ("The pool is even already." in found) == even

@@ -80,6 +80,11 @@ def test_in_a_browser(page: Path, made: Made, open_page: Callable[..., Any]) -> 
     shown.set_viewport_size({"width": 360, "height": 700})
     assert shown.evaluate("document.documentElement.scrollWidth") <= 360
     assert shown.locator("#clusters + .scroll").evaluate("(table) => table.scrollWidth <= table.clientWidth")
+    # Paper does not scroll: all of every chart and table is on it.
+    shown.set_viewport_size({"width": 690, "height": 1000})
+    shown.emulate_media(media="print")
+    assert shown.evaluate("""[...document.querySelectorAll(".wide > *, .scroll > *")].every(
+        (shown) => shown.getBoundingClientRect().right <= innerWidth)""")
 
 
 def test_without_a_draw_or_a_pool_it_tells_what_the_tree_knows(tmp_path: Path) -> None:
