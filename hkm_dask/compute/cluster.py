@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import json
 import logging
 import os
 import signal
@@ -45,6 +46,8 @@ _WORKER_TTL = 30
 _START_SECONDS = 120
 #: Seconds after which it is told that one has not.
 _SLOW_START_SECONDS = 10
+#: Seconds in which a running scheduler answers.
+_ANSWER_SECONDS = 10.0
 
 logger = logging.getLogger(__name__)
 
@@ -330,22 +333,52 @@ def _cuda_environment(preset: str) -> dict[str, str]:
 
 
 @contextmanager
-def _existing_cluster(scheduler: str | None, scheduler_file: str | Path | None) -> Iterator[Client]:
+def _existing_cluster(
+    scheduler: str | None, scheduler_file: str | Path | None, seconds: float = _ANSWER_SECONDS
+) -> Iterator[Client]:
     from distributed import Client
 
-    address = scheduler if scheduler is not None else str(scheduler_file)
-    if scheduler_file is not None and not Path(scheduler_file).exists():
-        raise InputError(
-            f"scheduler_file={address} should exist; start `dask scheduler --scheduler-file {address}` first"
-        )
+    address = scheduler if scheduler is not None else _address_in(Path(str(scheduler_file)))
     try:
-        # A client that cannot connect stays what Dask computes with, unless it was never to be.
-        Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s", set_as_default=False).close()
-        client = Client(address=scheduler, scheduler_file=scheduler_file, timeout="10s")
+        _knock(address, seconds)
+        client = Client(address, timeout=seconds)
     except (OSError, ValueError, TypeError, RuntimeError) as error:
         remedy = "start `dask scheduler` or mend the address"
-        if "tls" in address or "encryption" in str(error):
-            remedy += ", and look at the settings distributed.comm.tls of Dask"
-        raise ComputeError(f"scheduler={address} should answer; {remedy} ({error})") from error
+        if address.startswith("tls"):
+            remedy += ", and look at the settings distributed.comm.tls of Dask, which name the certificates"
+        elif isinstance(error.__cause__ or error, ConnectionError | EOFError):
+            remedy += ", which begins with tls:// where a scheduler asks for certificates"
+        raise ComputeError(f"scheduler={address} should answer; {remedy} ({reason(error)})") from error
     with client:
         yield client
+
+
+def _knock(address: str, seconds: float) -> None:
+    """Open a connection and close it: a Client that gets none stays what Dask computes with, and hangs at its end."""
+    from distributed.comm import connect as open_comm
+    from distributed.security import Security
+    from distributed.utils import LoopRunner
+
+    async def greet() -> None:
+        comm = await open_comm(address, timeout=seconds, **Security().get_connection_args("client"))
+        await comm.close()
+
+    loop = LoopRunner()
+    loop.start()
+    try:
+        loop.run_sync(greet)
+    finally:
+        loop.stop()
+
+
+def _address_in(path: Path) -> str:
+    """Read the address from a file that a scheduler wrote."""
+    if not path.exists():
+        raise InputError(f"scheduler_file={path} should exist; start `dask scheduler --scheduler-file {path}` first")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        rule = "be what a scheduler wrote, with its address"
+        raise InputError(
+            f"scheduler_file={path} should {rule}; start `dask scheduler --scheduler-file {path}`"
+        ) from error

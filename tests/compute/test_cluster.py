@@ -1,10 +1,14 @@
 """Where work runs: each place opens, closes, and says what is wrong with it."""
 
+import gc
+import json
 import shutil
 import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -62,13 +66,28 @@ def test_one_place_at_a_time(tmp_path: Path) -> None:
         open_place(scheduler_file=tmp_path / "scheduler.json")
 
 
-def test_a_scheduler_that_does_not_answer_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(**options: object) -> None:
-        raise OSError("Timed out trying to connect")
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("tcp://127.0.0.1:9", "start `dask scheduler` or mend the address"),
+        ("tls://127.0.0.1:9", "settings distributed.comm.tls"),
+        ("http://127.0.0.1:9", "unknown address scheme 'http'"),
+        ("tcp://127.0.0.1:x", "mend the address"),
+    ],
+)
+def test_a_scheduler_that_does_not_answer_is_told(address: str, told: str) -> None:
+    with (
+        pytest.raises(ComputeError, match=f"scheduler={address} should answer; .*{told}"),
+        cluster._existing_cluster(address, None, seconds=0.3),
+    ):
+        pass
 
-    monkeypatch.setattr("distributed.Client", refuse)
-    with pytest.raises(ComputeError, match=r"scheduler=tcp://127.0.0.1:1 should answer; start `dask scheduler`"):
-        open_place(scheduler="tcp://127.0.0.1:1")
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", "\0"])
+def test_a_file_that_no_scheduler_wrote_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "cluster.json").write_text(text)
+    with pytest.raises(InputError, match=r"scheduler_file=.* should be what a scheduler wrote, with its address"):
+        open_place(scheduler_file=tmp_path / "cluster.json")
 
 
 def test_no_place_is_made_behind_the_callers_back() -> None:
@@ -128,6 +147,18 @@ def certificate(tmp_path: Path) -> tuple[str, str]:
     return str(cert), str(key)
 
 
+@contextmanager
+def raised_where_none_can_catch() -> Iterator[list[str]]:
+    """Collect what is raised where nobody can catch it, and Python prints: a Client that never connected did so."""
+    raised: list[str] = []
+    before, sys.unraisablehook = sys.unraisablehook, lambda it: raised.append(repr(it.exc_value))
+    try:
+        yield raised
+    finally:
+        gc.collect()
+        sys.unraisablehook = before
+
+
 def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tuple[str, str]) -> None:
     from distributed import LocalCluster
     from distributed.security import Security
@@ -147,8 +178,16 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
         with dask.config.set(settings), connect(scheduler=address) as runner:
             assert runner.map(abs, [-1, -2], stage="test") == [1, 2]
             assert all(worker.startswith("tls://") for worker in runner.client.nthreads())
-        with pytest.raises(ComputeError, match=r"scheduler=tls://.* should answer; .* settings distributed.comm.tls"):
-            open_place(scheduler=address)
+        cluster_file = Path(cert).with_name("cluster.json")
+        cluster_file.write_text(json.dumps({"address": address}))
+        for place, told in (
+            ({"scheduler": address}, r"scheduler=tls://.* settings distributed.comm.tls"),
+            ({"scheduler_file": cluster_file}, r"scheduler=tls://.* settings distributed.comm.tls"),
+            ({"scheduler": address.replace("tls", "tcp")}, r"scheduler=tcp://.* begins with tls://"),
+        ):
+            with pytest.raises(ComputeError, match=told), raised_where_none_can_catch() as raised:
+                open_place(**place)
+            assert raised == []
     assert da.arange(3).sum().compute() == 3  # by threads: Dask is not left with a client that never connected
 
 
