@@ -355,7 +355,7 @@ def _existing_cluster(
 
 def _knock(address: str, seconds: float) -> None:
     """Open a connection and close it: a Client that gets none stays what Dask computes with, and hangs at its end."""
-    from distributed.comm import connect as open_comm
+    from distributed.comm.core import connect as open_comm
     from distributed.security import Security
     from distributed.utils import LoopRunner
 

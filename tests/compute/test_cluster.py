@@ -170,7 +170,7 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
     settings = {f"distributed.comm.tls.{name}": path for name, path in
                 (("ca-file", cert), ("client.cert", cert), ("client.key", key))}  # fmt: skip
     with LocalCluster(
-        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, protocol="tls://",
+        n_workers=1, threads_per_worker=1, host="127.0.0.1", dashboard_address="127.0.0.1:0", protocol="tls://",
         security=Security(**of_all, **both),
     ) as cluster:  # fmt: skip
         address = cluster.scheduler_address

@@ -1,0 +1,20 @@
+"""Workers as jobs of SLURM, by dask-jobqueue: python slurm_jobqueue.py pool.zarr tree.zarr 1000,100."""
+
+import sys
+from typing import Any
+
+from dask_jobqueue.slurm import SLURMCluster
+from distributed import Client
+
+import hkm_dask as hkm
+
+if __name__ == "__main__":
+    pool, tree, n_clusters = sys.argv[1:]
+    # One worker to a job, with all its cores. One GPU each: job_extra_directives=["--gres=gpu:1"],
+    # worker_command="dask_cuda.cli worker", and export HKM_DEVICE=cuda in job_script_prologue.
+    options: dict[str, Any] = {"cores": 16, "processes": 1, "memory": "64GiB", "walltime": "12:00:00"}
+    with SLURMCluster(**options) as cluster, Client(cluster) as client:
+        cluster.scale(jobs=4)  # as many jobs as wished; the run goes on with those that are there
+        client.wait_for_workers(1)
+        config = hkm.Config.from_flags(tuple(map(int, n_clusters.split(","))))
+        hkm.build_hierarchy(pool, tree, config, client=client)
