@@ -10,8 +10,8 @@ import hkm_dask as hkm
 
 if __name__ == "__main__":
     pool, tree, n_clusters = sys.argv[1:]
-    # One worker to a job, with all its cores. One GPU each: job_extra_directives=["--gres=gpu:1"],
-    # worker_command="dask_cuda.cli worker", and export HKM_DEVICE=cuda in job_script_prologue.
+    # One worker to a job, with all its cores. One GPU to a job (not tried): job_extra_directives=["--gres=gpu:1"] and
+    # job_script_prologue=["export HKM_DEVICE=cuda"].
     options: dict[str, Any] = {"cores": 16, "processes": 1, "memory": "64GiB", "walltime": "12:00:00"}
     with SLURMCluster(**options) as cluster, Client(cluster) as client:
         cluster.scale(jobs=4)  # as many jobs as wished; the run goes on with those that are there
