@@ -102,7 +102,8 @@ def test_a_tree_on_a_disk_of_a_pool_in_a_store(pool: ObjectPath, tmp_path: Path,
     assert same(tmp_path / "tree.zarr", on_disk / "tree.zarr")
 
 
-@pytest.mark.parametrize("point", ["step:2", *(pytest.param(name, marks=pytest.mark.slow) for name in KILLS)])
+@pytest.mark.slow
+@pytest.mark.parametrize("point", ["step:2", *KILLS])
 def test_killed_anywhere_it_goes_on_from_another_machine(
     pool: ObjectPath, bucket: ObjectPath, on_disk: Path, object_store: ObjectStore, point: str
 ) -> None:

@@ -77,5 +77,6 @@ def test_what_cannot_be_planned_is_refused(hkm: HKM, words: list[str], code: int
     assert message in err
 
 
+@pytest.mark.slow
 def test_the_page(tmp_path: Path) -> None:
     run_page("docs/plan.md", tmp_path)

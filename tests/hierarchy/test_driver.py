@@ -21,6 +21,7 @@ __all__ = ["two_processes", "workers"]
 CONFIG = hkm.Config(levels=[hkm.Level(n_clusters=40, n_resamples=1, max_iter=2, init="random")])
 
 
+@pytest.mark.slow
 def test_neither_memory_nor_messages_of_the_driver_grow_with_the_rows(
     workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,12 +3,13 @@
 import sys
 from typing import Any
 
-from dask_jobqueue.slurm import SLURMCluster
 from distributed import Client
 
 import hkm_dask as hkm
 
 if __name__ == "__main__":
+    from dask_jobqueue.slurm import SLURMCluster
+
     pool, tree, n_clusters = sys.argv[1:]
     # One worker to a job, with all its cores. One GPU to a job (not tried): job_extra_directives=["--gres=gpu:1"] and
     # job_script_prologue=["export HKM_DEVICE=cuda"].
