@@ -131,7 +131,9 @@ def _pytest(tree: Path, tests: Sequence[str], log: Path, keep_compiled: bool) ->
     if not keep_compiled:
         # Compiled files go by whole seconds, in which two mutants of one file may come after each other.
         sys.dont_write_bytecode, os.environ["PYTHONDONTWRITEBYTECODE"] = True, "1"
-    options = ["-x", "-q", "--slow", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    options = ["-x", "-q", "-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
+    if Path(tree, "tests", "conftest.py").exists():
+        options.append("--slow")
     os._exit(pytest.main([*options, f"--basetemp={tree}.tmp", *tests]))
 
 
