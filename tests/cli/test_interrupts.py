@@ -115,7 +115,11 @@ def running(pool: Path, heeds_hangup: None) -> Iterator[Callable[..., subprocess
 @pytest.mark.parametrize(
     ("number", "code", "where"),
     # Workers and a hangup are the test below.
-    [*((*each, []) for each in SIGNALS), *((*each, ["--workers", "2"]) for each in SIGNALS[:2])],
+    [
+        *((*each, []) for each in SIGNALS),
+        (*SIGNALS[0], ["--workers", "2"]),
+        pytest.param(*SIGNALS[1], ["--workers", "2"], marks=pytest.mark.slow),
+    ],
 )
 def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
     running: Callable[..., subprocess.Popen[str]], number: signal.Signals, code: int, where: list[str]
