@@ -78,3 +78,16 @@ def first_above(values: Any, target: Any) -> int:
         else:
             high = middle
     return low
+
+
+@njit(inline="always")
+def first_not_below(values: Any, target: Any) -> int:
+    """Index of the first value not below `target` in a rising array."""
+    low, high = 0, values.shape[0]
+    while low < high:
+        middle = (low + high) >> 1
+        if values[middle] < target:
+            low = middle + 1
+        else:
+            high = middle
+    return low

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.jit import first_not_below, kernel
 
 
 @njit(inline="always")
@@ -118,18 +118,6 @@ def group_members(labels, distances, indptr, first, last, members):  # type: ign
             _sort_by_distance(distances, group)
 
 
-@njit(inline="always")
-def _first_of(clusters, label):  # type: ignore[no-untyped-def]
-    low, high = 0, clusters.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if clusters[middle] < label:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 @kernel("void(i4[::1], u8[::1], u8[::1], i4[::1], u8[::1], u8[::1], b1, u8, i8[:, ::1])")
 def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, shift, counts):  # type: ignore[no-untyped-def]
     """Count, for each splitter, the rows of its cluster by the eight bits from `shift` on of their key or number.
@@ -137,7 +125,7 @@ def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, 
     Only those count that agree with the splitter in all bits above these; where numbers are counted, in the key too.
     """
     for i in range(labels.shape[0]):
-        g = _first_of(clusters, labels[i])
+        g = first_not_below(clusters, labels[i])
         while g < clusters.shape[0] and clusters[g] == labels[i]:
             word, target = (keys[i], first_keys[g]) if of_keys else (rows[i], first_rows[g])
             same = (word >> shift) >> np.uint64(8) == (target >> shift) >> np.uint64(8)
@@ -150,7 +138,7 @@ def count_digits(labels, keys, rows, clusters, first_keys, first_rows, of_keys, 
 def count_splitters(labels, keys, rows, clusters, first_keys, first_rows, counts):  # type: ignore[no-untyped-def]
     """Count, for each row, the splitters that are not behind it in the order of cluster, key and number."""
     for i in range(labels.shape[0]):
-        g = _first_of(clusters, labels[i])
+        g = first_not_below(clusters, labels[i])
         while g < clusters.shape[0] and clusters[g] == labels[i]:
             if keys[i] < first_keys[g] or (keys[i] == first_keys[g] and rows[i] < first_rows[g]):
                 break

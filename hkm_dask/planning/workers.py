@@ -109,9 +109,9 @@ class PlannedRows(Rows):
         self.key = ("planned", n_rows, n_features, dtype)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
-        """Nothing is there to be read."""
-        raise NotImplementedError
+        """Refuse: there is nothing to be read."""
+        raise TypeError("planned rows have a shape, and no values")
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """Nothing is there to be read."""
-        raise NotImplementedError
+        """Refuse: there is nothing to be read."""
+        raise TypeError("planned rows have a shape, and no values")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
-from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.jit import first_not_below, kernel
 from hkm_dask.kmeans.search.int16_gemm import PANEL, inner_product, write_scores
 from hkm_dask.kmeans.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
 
@@ -226,19 +226,6 @@ def search_nearest(  # type: ignore[no-untyped-def]
     return n_passed, n_measured
 
 
-@njit(inline="always")
-def _first_not_below(values, target):  # type: ignore[no-untyped-def]
-    """Index of the first value not below `target` in a rising array."""
-    low, high = 0, values.shape[0]
-    while low < high:
-        middle = (low + high) >> 1
-        if values[middle] < target:
-            low = middle + 1
-        else:
-            high = middle
-    return low
-
-
 @kernel("i8(f4[:,::1], i8[::1], f4[:,::1], i4[::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
 def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
     """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
@@ -253,7 +240,7 @@ def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, 
         place = row[axis]
         label = labels[i]
         best = distances[i]
-        up = _first_not_below(places, place)
+        up = first_not_below(places, place)
         down = up - 1
         while up < n or down >= 0:
             gap_up = np.float64(places[up]) - np.float64(place) if up < n else np.inf
