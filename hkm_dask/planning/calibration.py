@@ -1,7 +1,7 @@
-"""What this machine does in a second: small trees are built with the real engine, and rates fitted to what each took.
+"""What this machine takes: small trees are built with the real engine, and costs found that explain what each took.
 
-A phase of a build takes time for every operation of a product, for every value of a row it passes over, and for every
-round of tasks. Trees of a few sizes tell the three apart; the counts are those of `hierarchy.cost`.
+Every part of every tree is counted in units of `processor_work`. Trees of a few sizes, and one of many clusters, tell
+the units apart; their k-means show how many iterations there will be, and how few of the pairs those compare.
 """
 
 from __future__ import annotations
@@ -9,10 +9,11 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,18 +23,18 @@ from hkm_dask.config import Config, Level
 from hkm_dask.data.pool import open_pool
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
-from hkm_dask.hierarchy.cost import Step, run_steps
-from hkm_dask.hierarchy.rates import Rates
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.planning.phases import PhaseClock
-from hkm_dask.planning.processor_rates import NO_LIMIT, PROCESSORS, Calibration, processor_rates
+from hkm_dask.kmeans.search.tally import counting
+from hkm_dask.planning.phases import PhaseClock, Spent, spent_so_far
+from hkm_dask.planning.processor_rates import Calibration, Seen
+from hkm_dask.planning.processor_work import Part, Table, run_parts, together
 
 #: Rows of the smallest tree, and how many times more the next one has.
 _FIRST_ROWS, _GROWTH = 2000, 2
 #: Rows of a tree that is built before any is timed.
 _WARMING_ROWS = 400
-#: Rows of the tree of many clusters, and rows to each of those.
-_WIDE_ROWS, _WIDE_PER_CLUSTER = 8192, 4
+#: Rows of the tree of many clusters, and rows to each of those: more than a seeding draws.
+_WIDE_ROWS, _WIDE_PER_CLUSTER = 8192, 8
 #: Rows to a cluster in a small tree, at most: what they cost beyond these grows evenly.
 _MOST_PER_CLUSTER = 40
 #: Resampling steps of a small tree, at most: each takes as long as another.
@@ -42,8 +43,17 @@ _MOST_RESAMPLES = 2
 _SLOWER = 4.0
 #: Rows to a cluster that is split in a small tree, and its parts.
 _SPLIT_ROWS, _SPLITS = 400, 20
-#: Phases that compare rows with centroids.
-_SEARCHING = ("seeding", "Lloyd", "assign", "split")
+#: Parts that compare rows with centroids: they share units.
+_SEARCHING = ("seeding", "Lloyd: first", "Lloyd: later", "assign")
+#: What units cost, roughly, as a multiple of another: small trees hardly tell some apart. A draw searches with more
+#: coordinates than an iteration, a point of a walk is two memory accesses, and two of a table a multiplication.
+_ALIKE = (("drawn", "searched", 1.7), ("labeled", "searched", 1.0), ("walked", "paired", 4.0))
+#: How much that counts, as a share of what all trees tell.
+_PRIOR = 0.3
+#: Seconds of a part that its share of errors is reckoned from, at least.
+_FEW_SECONDS = 0.01
+#: Share of the pairs that an iteration after the first compares, where none was seen.
+_SHARE = 0.3
 
 
 def made_rows(n_rows: int, n_features: int, *, seed: int = 0) -> NDArray[np.float16]:
@@ -70,8 +80,10 @@ def calibrate(
     *,
     seconds: float = 8.0,
     memory_limit: int | None = None,
+    started: float = 0.0,
+    clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
-    """Build small trees for some seconds, and fit rates to what they took.
+    """Build small trees for some seconds, and find the costs that explain what they took.
 
     Parameters
     ----------
@@ -83,26 +95,35 @@ def calibrate(
         Gives so many rows, at most, to build over.
     seconds : float
         To spend, about.
+    started : float
+        Seconds that a command takes until it begins.
+    clock : {"seconds", "cpu_seconds"}
+        What is measured: time, or that of processors, all together.
     """
+    n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
-    _measure(few, scaled_config(config, n_rows, len(few)), memory_limit)  # what is compiled and loaded once
-    begin, n, samples = time.perf_counter(), min(_FIRST_ROWS, n_rows), list[_Sample]()
+    cold, warm = (_measure(few, scaled_config(config, n_rows, len(few)), memory_limit) for _ in range(2))
+    now = time.perf_counter if clock == "seconds" else time.process_time
+    begin, n, trees = now(), min(_FIRST_ROWS, n_rows), list[_Sample]()
     wide = rows(min(_WIDE_ROWS, n_rows))
-    samples.append(_measure(wide, _wide_config(config, len(wide)), memory_limit))
+    others = [warm, _measure(wide, _wide_config(config, len(wide)), memory_limit)]
     while True:
-        some, started = rows(n), time.perf_counter()
-        samples.append(_measure(some, scaled_config(config, n_rows, len(some)), memory_limit))
-        took = time.perf_counter() - started
+        some, since = rows(n), now()
+        trees.append(_measure(some, scaled_config(config, n_rows, len(some)), memory_limit))
+        took = now() - since
         n = min(_GROWTH * n, n_rows)
-        if len(some) < n / _GROWTH or len(some) == n_rows or time.perf_counter() - begin + _SLOWER * took > seconds:
+        if len(some) < n / _GROWTH or len(some) == n_rows or now() - begin + _SLOWER * took > seconds:
             break
     if any(level.n_splits > 1 for level in config.levels):
-        samples.append(_measure(some, _split_config(len(some)), memory_limit))
-    largest = max(samples, key=lambda one: one.n_rows)
+        others.append(_measure(some, _split_config(len(some)), memory_limit))
+    largest, costs = trees[-1], _fit([*others, *trees], n_threads, clock)
+    first = sum(getattr(one, clock) for one in cold.clock.spent.values())
+    again = sum(getattr(one, clock) for one in warm.clock.spent.values())
+    costs["run"] = costs.get("run", 0.0) + started + max(0.0, first - again)
     return Calibration(
-        machine=_machine(), n_processors=n_processors(), rates=_fit(samples), iterations=_iterations(samples),
-        n_rows=largest.n_rows, n_features=largest.n_features, seconds=round(time.perf_counter() - begin, 2),
-        read=largest.read, write=largest.write,
+        machine=_machine(), n_processors=n_processors(), costs=costs, seen=_seen(trees, len(config.levels)),
+        n_rows=largest.n_rows, n_features=largest.n_features, seconds=round(now() - begin, 2),
+        read=max(one.read for one in [*others, *trees]), write=max(one.write for one in [*others, *trees]),
     )  # fmt: skip
 
 
@@ -127,7 +148,7 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
 
 def _wide_config(config: Config, n: int) -> Config:
     """One level of many clusters, which shows what each of them costs, whatever else a small tree takes time for."""
-    few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 0, "max_iter": 3}
+    few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 1, "max_iter": 4}
     level = config.levels[0].model_copy(update=few)
     return config.model_copy(update={"levels": (level,), "subset": None, "fit_sample": None})
 
@@ -139,30 +160,34 @@ def _split_config(n: int) -> Config:
 
 @dataclass
 class _Sample:
-    """A small tree: its settings, what its phases took, and the rates of its pool."""
+    """A small tree: its settings, what its parts took, and the rates of its pool."""
 
     config: Config
     n_rows: int
     n_features: int
-    dtype: str
+    itemsize: int
     clock: PhaseClock
     read: float
     write: float
-    n_iterations: dict[tuple[int, bool], float] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        self.n_iterations = {place: float(np.mean(all_)) for place, all_ in self.clock.iterations.items()}
+    def course(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
+        """Iterations that its k-means made, and the share of the pairs that those after the first compared."""
+        made = self.clock.iterations.get((number, resampled), [1])
+        later = self.clock.spent.get((number, resampled, "Lloyd: later"), Spent()).pairs
+        first = self.clock.spent.get((number, resampled, "Lloyd: first"), Spent()).pairs
+        n_later, n_first = sum(made) - len(made), len(made)
+        share = later / n_later / (first / n_first) if n_later and first else _SHARE
+        return float(np.mean(made)), min(1.0, share)
 
-    def steps(self) -> list[Step]:
+    def parts(self, n_threads: int) -> list[Part]:
         """What was done, counted."""
+        table = Table(self.n_rows, self.n_features, self.itemsize, n_threads)
+        return run_parts(table, self.config.levels, self.course)
 
-        def iterations(number: int, resampled: bool, level: Level) -> int:
-            return round(self.n_iterations.get((number, resampled), level.max_iter))
-
-        return run_steps(
-            self.n_rows, self.n_features, self.dtype, self.config.levels, structure=PROCESSORS, start_seconds=0.0,
-            iterations=iterations,
-        )  # fmt: skip
+    @property
+    def seconds(self) -> float:
+        """It took."""
+        return sum(one.seconds for one in self.clock.spent.values())
 
 
 def _measure(rows: NDArray[Any], config: Config, memory_limit: int | None) -> _Sample:
@@ -175,64 +200,67 @@ def _measure(rows: NDArray[Any], config: Config, memory_limit: int | None) -> _S
         times.append(time.perf_counter())
         open_pool(folder / "pool.zarr").rows().read(0, len(rows))
         times.append(time.perf_counter())
-        clock = PhaseClock()
-        with subscribe(clock):
-            write_hierarchy(folder / "pool.zarr", folder / "tree.zarr", config, memory_limit=memory_limit)
+        with counting() as tally:
+            clock = PhaseClock(partial(spent_so_far, tally))
+            with subscribe(clock):
+                write_hierarchy(folder / "pool.zarr", folder / "tree.zarr", config, memory_limit=memory_limit)
     write, read = (rows.nbytes / max(took, 1e-6) for took in np.diff(times).tolist())
-    return _Sample(config, len(rows), rows.shape[1], rows.dtype.name, clock, read, write)
+    return _Sample(config, len(rows), rows.shape[1], rows.dtype.itemsize, clock, read, write)
 
 
-def features_of(step: Step) -> tuple[float, float, float, float]:
-    """What processors take time for: operations of products, measured values, rounds of tasks, bytes in stores.
+def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> dict[str, float]:
+    """Seconds of every unit, none negative, that come closest to what all parts of all trees took."""
+    counted: dict[str, list[tuple[Mapping[str, float], float]]] = {}
+    for sample in samples:
+        took = {place: getattr(spent, clock) for place, spent in sample.clock.spent.items()}
+        of_place: dict[tuple[int, bool, str], dict[str, float]] = {}
+        for part in sample.parts(n_threads):
+            place = part.level, part.resampled, part.name
+            of_place[place] = together(of_place.get(place, {}), part.units)
+        for place, units in of_place.items():
+            name = place[2]
+            group = "search" if name.startswith(_SEARCHING) else name
+            counted.setdefault(group, []).append((units, took.get(place, 0.0)))
+    costs: dict[str, float] = {}
+    for parts in counted.values():
+        costs |= _solve(parts)
+    return costs
 
-    Where rows are searched, what is written beside is told from it by nothing, and left out.
 
-    Examples
-    --------
-    >>> from hkm_dask.hierarchy.rates import Work
-    >>> features_of(Step(1, "seeding", "walks", Work(products=2.0, shared_products=1.0, rounds=1.0, store_bytes=9)))
-    (3.0, 0.0, 1.0, 0.0)
-    """
-    work = step.work
-    if step.phase not in _SEARCHING:
-        return 0.0, 0.0, work.rounds, work.store_bytes
-    products = work.products + work.thread_products + work.shared_products
-    return products, work.measured + work.thread_measured, work.rounds, 0.0
-
-
-def _fit(samples: list[_Sample]) -> dict[str, Rates]:
-    """Rates of every phase, none negative, that come closest to what all trees took of it, level by level."""
+def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
+    """Costs of the units of some parts, by what each took; errors count as shares of what they are of."""
     from scipy.optimize import nnls
 
-    counted: dict[str, list[tuple[NDArray[np.float64], float]]] = {}
-    for sample in samples:
-        of_place: dict[tuple[int, str], NDArray[np.float64]] = {}
-        for step in sample.steps():
-            place = step.level, step.phase
-            of_place[place] = of_place.get(place, np.zeros(4)) + np.array(features_of(step))
-        for (level, phase), features in of_place.items():
-            seconds = sum(
-                one.seconds for (t, _, name), one in sample.clock.spent.items() if (t, name) == (level, phase)
-            )
-            counted.setdefault(phase, []).append((features, seconds))
-    rates = {}
-    for phase, rows in counted.items():
-        features, took = np.array([one for one, _ in rows]), np.array([one for _, one in rows])
-        # What takes long counts most, but not alone.
-        weights, units = 1.0 / np.sqrt(took + 0.01), np.maximum(features.max(axis=0), 1.0)
-        costs = nnls(features / units * weights[:, None], took * weights)[0] / units
-        product, measured, store = (1.0 / cost if cost > 0 else NO_LIMIT for cost in costs[[0, 1, 3]].tolist())
-        rates[phase] = processor_rates(product, measured, float(costs[2]), store)
-    return rates
+    names = sorted({unit for units, _ in parts for unit in units})
+    amounts = np.array([[units.get(name, 0.0) for name in names] for units, _ in parts])
+    took = np.array([seconds for _, seconds in parts])
+    # What takes long counts most, but not alone.
+    weights, scales = 1.0 / np.sqrt(took + _FEW_SECONDS), np.maximum(amounts.max(axis=0), 1e-300)
+    told, known = amounts / scales * weights[:, None], took * weights
+    for one, other, times in _ALIKE:
+        if one in names and other in names:
+            i, j = names.index(one), names.index(other)
+            alike = np.zeros(len(names))
+            # In units of what the one makes of all that trees tell.
+            alike[i] = _PRIOR * np.linalg.norm(told[:, i])
+            alike[j] = -times * alike[i] * scales[i] / scales[j]
+            told, known = np.vstack([told, alike]), np.append(known, 0.0)
+    found = nnls(told, known)[0] / scales
+    return dict(zip(names, found.tolist(), strict=True))
 
 
-def _iterations(samples: list[_Sample]) -> dict[str, list[float]]:
-    """Iterations in the largest tree of one part to a cluster."""
-    seen = max(samples[1:], key=lambda one: (one.config.levels[0].n_splits == 1, one.n_rows)).n_iterations
-    return {
-        name: [seen[place] for place in sorted(seen) if place[1] is resampled]
-        for name, resampled in (("first", False), ("resampled", True))
-    }
+def _seen(samples: Sequence[_Sample], n_levels: int) -> dict[str, list[Seen]]:
+    """What k-means did: those of the largest tree, and the range of all."""
+    seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
+    for name, resampled in (("first", False), ("resampled", True)):
+        for t in range(1, n_levels + 1):
+            those = [one for one in samples if (t, resampled) in one.clock.iterations]
+            if not those:
+                break
+            courses = [one.course(t, resampled, one.config.levels[t - 1]) for one in those]
+            made = [n for one in those for n in one.clock.iterations[t, resampled]]
+            seen[name].append(Seen(courses[-1][0], float(min(made)), float(max(made)), courses[-1][1]))
+    return seen
 
 
 def _machine() -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 from numpy.typing import NDArray
 
 from hkm_dask.config import Config
@@ -23,6 +25,8 @@ from hkm_dask.untrusted import parse_json, reading
 
 #: Runs of neighboring rows that a sample of a pool is made of, at most: each reads whole chunks.
 _SAMPLE_RUNS = 32
+#: Seconds in which a command begins, at most.
+_LONGEST_START = 60.0
 Note = Callable[[str], None]
 
 
@@ -93,9 +97,18 @@ def _calibration(
             return made_rows(n, rows.n_features).astype(rows.dtype)
         return sample_rows(rows, n)
 
-    measured = calibrate(config, rows.n_rows, sample, seconds=seconds)
+    measured = calibrate(config, rows.n_rows, sample, seconds=seconds, started=_started())
     keep(measured)
     return measured
+
+
+def _started() -> float:
+    """Seconds since this process began, which `hkm cluster` takes as well: modules are loaded, the pool is opened.
+
+    None in a process that has lived for longer, say a notebook: there a run begins at once.
+    """
+    lived = time.time() - psutil.Process().create_time()
+    return lived if lived < _LONGEST_START else 0.0
 
 
 def sample_rows(rows: Rows, n: int) -> NDArray[Any]:

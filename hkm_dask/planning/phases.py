@@ -1,4 +1,4 @@
-"""What each phase of a build took, told from its events: seconds, processor time, bytes read and written."""
+"""What each part of a build took, told from its events: seconds, processor time, bytes, pairs compared."""
 
 from __future__ import annotations
 
@@ -9,22 +9,24 @@ from dataclasses import dataclass, field, fields
 import psutil
 
 from hkm_dask.events import Event
+from hkm_dask.kmeans.search.tally import Tally
 
 #: The phase that ends with an event; see `hierarchy.cost.Step`.
 _ENDS = {
-    "seeding": "seeding", "iteration": "Lloyd", "step_finished": "Lloyd", "assigned": "assign", "splitting": "split",
-    "level_finished": "write", "run_started": "start", "level_started": "start",
+    "seeding": "seeding", "iteration": "Lloyd", "step_finished": "Lloyd: kept", "assigned": "assign",
+    "splitting": "split", "level_finished": "write", "run_started": "start", "level_started": "start",
 }  # fmt: skip
 
 
 @dataclass
 class Spent:
-    """Seconds, processor seconds, and bytes that went through reads and writes of this process."""
+    """Seconds, processor seconds, bytes that went through reads and writes of this process, and pairs it compared."""
 
     seconds: float = 0.0
     cpu_seconds: float = 0.0
     read: int = 0
     written: int = 0
+    pairs: int = 0
 
     def __add__(self, other: Spent) -> Spent:
         return Spent(*(getattr(self, one.name) + getattr(other, one.name) for one in fields(self)))
@@ -33,25 +35,26 @@ class Spent:
         return Spent(*(getattr(self, one.name) - getattr(other, one.name) for one in fields(self)))
 
 
-def spent_so_far() -> Spent:
+def spent_so_far(tally: Tally | None = None) -> Spent:
     """What this process has spent until now; bytes that the page cache serves count as read."""
-    process = psutil.Process()
-    io, cpu = process.io_counters(), process.cpu_times()
-    return Spent(time.perf_counter(), cpu.user + cpu.system, io.read_chars, io.write_chars)
+    io = psutil.Process().io_counters()
+    n_pairs = 0 if tally is None else tally.pairs
+    return Spent(time.perf_counter(), time.process_time(), io.read_chars, io.write_chars, n_pairs)
 
 
-#: A level from 1, whether it was a resampling step, and a phase.
+#: A level from 1, whether it was a resampling step, and a part, which begins with its phase.
 Place = tuple[int, bool, str]
 
 
 @dataclass
 class PhaseClock:
-    """Subscriber that adds up what a build spends, by level and phase.
+    """Subscriber that adds up what a build spends, by level and part.
 
     Attributes
     ----------
     spent : dict
-        By level (0 for what belongs to none), whether it belongs to a resampling step, and phase.
+        By level (0 for what belongs to none), whether it belongs to a resampling step, and part, as
+        `processor_work.Part` names it.
     iterations : dict
         Lloyd iterations of each step, by level and whether it is a resampling step.
 
@@ -60,9 +63,9 @@ class PhaseClock:
     >>> now = [Spent(), Spent(seconds=2.0), Spent(seconds=5.0)]
     >>> clock = PhaseClock(iter(now).__next__)
     >>> clock(Event("step_started", {"level": 1, "step": 0}, 0.0))
-    >>> clock(Event("iteration", {"level": 1, "step": 0}, 0.0))
+    >>> clock(Event("iteration", {"level": 1, "step": 0, "iteration": 1}, 0.0))
     >>> {place: one.seconds for place, one in clock.spent.items()}
-    {(1, False, 'start'): 2.0, (1, False, 'Lloyd'): 3.0}
+    {(1, False, 'start'): 2.0, (1, False, 'Lloyd: first'): 3.0}
     """
 
     now: Callable[[], Spent] = spent_so_far
@@ -83,16 +86,28 @@ class PhaseClock:
         self._level = int(values.get("level", 0))
         self._resamples = values.get("step", 0) > 0 or (name == "splitting" and self._resamples)
         # Members are gathered between an assignment and the step over them.
-        phase = _ENDS.get(name) or ("gather" if self._resamples else "start")
-        place = self._level, self._resamples, phase
+        part = _ENDS.get(name) or ("gather" if self._resamples else "start")
+        if name == "seeding":
+            part = f"seeding: {self._seeded(values['phase'], int(values['done']))}"
+        if name == "iteration":
+            part = "Lloyd: first" if values["iteration"] == 1 else "Lloyd: later"
+        place = self._level, self._resamples, part
         self.spent[place] = self.spent.get(place, Spent()) + (now - self._last)
         self._last = now
         if name == "step_finished":
             self.iterations.setdefault((self._level, self._resamples), []).append(int(values["n_iter"]))
 
+    @staticmethod
+    def _seeded(phase: str, done: int) -> str:
+        """The part of a seeding that ends where a phase has come so far: the one before it, if that begins."""
+        if done == 0:
+            return {"choose": "draw", "refine": "choose"}.get(phase, phase)
+        return phase
+
     def phases(self) -> dict[str, Spent]:
         """By phase, all levels together."""
         found: dict[str, Spent] = {}
-        for (_, _, phase), spent in self.spent.items():
+        for (_, _, part), spent in self.spent.items():
+            phase = part.partition(":")[0]
             found[phase] = found.get(phase, Spent()) + spent
         return found

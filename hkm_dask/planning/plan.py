@@ -16,11 +16,18 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Step, all_iterations, run_steps
 from hkm_dask.hierarchy.level_plans import level_plans
 from hkm_dask.hierarchy.rates import Work
+from hkm_dask.kmeans.search.cpu_operand import operand_bytes
 from hkm_dask.planning.files import FileBytes, level_files
 from hkm_dask.planning.processor_rates import Calibration
+from hkm_dask.planning.processor_work import Table, run_parts
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import Workers
 from hkm_dask.view.timeleft import splitting_of, steps_of
+
+#: How far every k-means goes: as expected, as few and as many iterations as were seen, or to its cap.
+BOUNDS = ("seconds", "at_least", "likely_at_most", "at_most")
+#: Seconds by level, 0 for what belongs to none, and phase.
+Times = dict[int, dict[str, float]]
 
 
 @dataclass(frozen=True)
@@ -37,8 +44,8 @@ class LevelPlan:
         Operations of all workers.
     passes : int
         Over rows: of all, or of members while the level is resampled.
-    seconds, at_most : dict or None
-        By phase, as expected and with every k-means taken to its cap of iterations; None where no rates are known.
+    times : dict or None
+        Seconds by phase, for each of `BOUNDS`; None where no rates are known.
     files : dict
         By phase, bytes read and written.
     network : float
@@ -49,10 +56,14 @@ class LevelPlan:
     units: float
     flops: float
     passes: int
-    seconds: dict[str, float] | None
-    at_most: dict[str, float] | None
+    times: dict[str, dict[str, float]] | None
     files: dict[str, FileBytes]
     network: float
+
+    @property
+    def seconds(self) -> dict[str, float] | None:
+        """Seconds by phase, as expected."""
+        return None if self.times is None else self.times["seconds"]
 
 
 @dataclass(frozen=True)
@@ -108,9 +119,11 @@ class Plan:
         return int(limit_mib(self.stages[self.worst].total() + self.inputs) * 2**20) + 1
 
     def total(self, name: str = "seconds") -> float | None:
-        """Seconds of the whole run, as expected, or at most."""
-        known = [getattr(level, name) for level in self.levels]
-        return None if None in known else sum(sum(one.values()) for one in known) + sum(self.other.values())
+        """Seconds of the whole run, as expected, or another of `BOUNDS`."""
+        if any(level.times is None for level in self.levels):
+            return None
+        of_levels = (sum(level.times[name].values()) for level in self.levels if level.times)
+        return sum(of_levels) + sum(self.other.values())
 
 
 def make_plan(
@@ -150,13 +163,23 @@ def make_plan(
         inputs, budget = runner.input_bytes(rows), runner.memory_budget
         iteration = lloyd_stage(runner.n_own(rows), plans[0]["k"], rows.n_features)
         stays, resident = runner.resident_shares(rows, iteration)
+        planned, rotated = runner.plan(rows, iteration), rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features))
+        keeps_rotated = planned is not None and rotated < planned.resident_bytes
         peak = max(
             runner.peak(rows, stage) if name.endswith("of level 1") else runner.peak_above(stage)
             for name, stage in stages.items()
         )
-    shares = {"sent": 1.0 - stays, "read": 1.0 - resident}
-    steps, at_most = (_steps(config, rows, workers, one, **shares) for one in (calibration, None))
+    steps = _steps(config, rows, workers, calibration, sent=1.0 - stays, read=1.0 - resident)
     alone = _steps(config, rows, replace(workers, n_workers=1), calibration)
+    times: dict[str, Times] = {}
+    if workers.gpu is not None:
+        times = dict.fromkeys(BOUNDS, _gpu_seconds(steps, workers, rows.n_features))
+    elif calibration is not None:
+        table = Table(
+            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
+            kept=keeps_rotated, read=1.0 - resident,
+        )  # fmt: skip
+        times = _processor_seconds(config, table, workers, calibration, n_total)
     levels = []
     for t, shape in enumerate(plans, 1):
         mine = [step for step in steps if step.level == t]
@@ -165,12 +188,11 @@ def make_plan(
         levels.append(
             LevelPlan(
                 shape, _units(shape), sum(_flops(one.work) for one in alone if one.level == t), int(work.rounds),
-                _seconds(mine, workers, calibration, rows.n_features),
-                _seconds([one for one in at_most if one.level == t], workers, calibration, rows.n_features),
-                files, 12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
+                {bound: spent.get(t, {}) for bound, spent in times.items()} or None, files,
+                12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
             )
         )  # fmt: skip
-    other = _seconds([one for one in steps if not one.level], workers, calibration, rows.n_features) or {}
+    other = times["seconds"].get(0, {}) if times else {}
     plan = Plan(
         rows.n_rows, rows.n_features, rows.dtype.name, workers, tuple(levels), other, stages, inputs, budget, peak,
         resident, calibration=calibration,
@@ -179,27 +201,41 @@ def make_plan(
 
 
 def _steps(
-    config: Config, rows: Rows, workers: Workers, calibration: Calibration | None, **shares: float
+    config: Config, rows: Rows, workers: Workers, calibration: Calibration | None, sent: float = 0.0, read: float = 0.0
 ) -> list[Step]:
     iterations = all_iterations if calibration is None else calibration.iterations_of
     return run_steps(
         rows.n_rows, rows.n_features, rows.dtype, config.levels, structure=workers.structure,
-        start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, iterations=iterations, **shares,
+        start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, sent=sent, read=read,
+        iterations=iterations,
     )  # fmt: skip
 
 
-def _seconds(
-    steps: Iterable[Step], workers: Workers, calibration: Calibration | None, n_features: int
-) -> dict[str, float] | None:
-    spent: dict[str, float] = {}
+def _gpu_seconds(steps: Iterable[Step], workers: Workers, n_features: int) -> Times:
+    """Seconds by level and phase, at the rates of a data sheet."""
+    rates, spent = workers.rates, Times()
+    assert rates is not None
     for step in steps:
-        rates = workers.rates(step, calibration)
-        if rates is None:
-            if step.phase == "sample":
-                continue
-            return None
-        spent[step.phase] = spent.get(step.phase, 0.0) + float(rates.seconds(step.work, n_features))
+        of_level = spent.setdefault(step.level, {})
+        of_level[step.phase] = of_level.get(step.phase, 0.0) + float(rates.seconds(step.work, n_features))
     return spent
+
+
+def _processor_seconds(
+    config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int
+) -> dict[str, Times]:
+    """Seconds by level and phase, by how far each k-means goes."""
+    courses = {
+        "seconds": calibration.course(), "at_least": calibration.course("fewest"),
+        "likely_at_most": calibration.course("most"), "at_most": calibration.capped,
+    }  # fmt: skip
+    times: dict[str, Times] = {}
+    for bound, course in courses.items():
+        spent = times.setdefault(bound, Times())
+        for part in run_parts(table, config.levels, course, n_total=n_total):
+            of_level = spent.setdefault(part.level, {})
+            of_level[part.phase] = of_level.get(part.phase, 0.0) + workers.seconds(part, calibration)
+    return times
 
 
 def _units(shape: dict[str, Any]) -> float:

@@ -1,41 +1,54 @@
-"""Rates of processors as they were measured, read and kept; `calibration` measures them."""
+"""What units of work take on processors, as it was measured, read and kept; `calibration` measures it."""
 
 from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.config import Level
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.cost import NOW, Step
-from hkm_dask.hierarchy.rates import Rates
+from hkm_dask.planning.processor_work import Course, Part
 from hkm_dask.untrusted import parse_json
 from hkm_dask.version import __version__
 
-#: Of what takes no time that could be told.
-NO_LIMIT = float("inf")
-#: How work is done on processors: there are no kernels to check.
-PROCESSORS = replace(NOW, check_seconds=0.0)
+
+@dataclass(frozen=True)
+class Seen:
+    """What the k-means of one level were seen to do, of trees of several sizes.
+
+    Attributes
+    ----------
+    iterations, fewest, most : float
+        That they made: of the largest tree, and over all trees.
+    share : float
+        Of all pairs, that each iteration after the first compared.
+    """
+
+    iterations: float
+    fewest: float
+    most: float
+    share: float
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Rates of a machine, one set for each phase, and what was seen of the data they were measured on.
+    """What a machine takes for units of work, and what was seen of the data they were measured on.
 
     Attributes
     ----------
     machine : str
     n_processors : int
         That worked.
-    rates : dict
-        By phase, as `hierarchy.cost.Step` has them.
-    iterations : dict
-        Mean iterations of a k-means: "first" and "resampled", by level from 1; the last level's serves those above.
+    costs : dict
+        Seconds of one thread for each unit of `processor_work`.
+    seen : dict
+        "first" and "resampled" k-means, by level from 1; the last level's serves those above.
     n_rows, n_features : int
         Of the largest tree that was built.
     seconds : float
@@ -47,8 +60,8 @@ class Calibration:
 
     machine: str
     n_processors: int
-    rates: dict[str, Rates]
-    iterations: dict[str, list[float]]
+    costs: dict[str, float]
+    seen: dict[str, list[Seen]]
     n_rows: int
     n_features: int
     seconds: float
@@ -57,48 +70,44 @@ class Calibration:
     software: str = f"hkm_dask {__version__}"
 
     def to_dict(self) -> dict[str, Any]:
-        """Ready for JSON; what a phase has no rate for is None."""
-        made = asdict(self)
-        made["rates"] = {
-            phase: {"product": rates.product, "measured": rates.measured, "round": rates.round, "store": rates.store}
-            for phase, rates in self.rates.items()
-        }
-        for rates in made["rates"].values():
-            rates.update({name: None for name, rate in rates.items() if rate == NO_LIMIT})
-        return made
+        """Ready for JSON."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, made: dict[str, Any]) -> Calibration:
         """Read what `to_dict` gave, or a plan that has it; InputError where it is neither."""
         try:
             made = dict(made.get("calibration", made))
-            rates = {
-                phase: processor_rates(**{name: NO_LIMIT if rate is None else rate for name, rate in of_phase.items()})
-                for phase, of_phase in made.pop("rates").items()
-            }
-            return cls(rates=rates, **made)
+            costs = {str(unit): float(cost) for unit, cost in made.pop("costs").items()}
+            seen = {str(name): [Seen(**one) for one in levels] for name, levels in made.pop("seen").items()}
+            return cls(costs=costs, seen=seen, **made)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"rates should be what `hkm plan --json` prints, {error} is amiss; make it again"
             ) from None
 
-    def seconds_of(self, step: Step, n_features: int) -> float:
-        """Seconds of a step on a machine like this one."""
-        return self.rates[step.phase].seconds(step.work, n_features) if step.phase in self.rates else 0.0
+    def course(self, bound: str = "iterations") -> Course:
+        """How a k-means goes, as it was seen: its "iterations", its "fewest" or its "most"; see `processor_work`."""
+
+        def goes(number: int, resampled: bool, level: Level) -> tuple[float, float]:
+            seen = self.seen.get("resampled" if resampled else "first") or self.seen["first"]
+            one = seen[min(number, len(seen)) - 1]
+            return max(1.0, min(float(level.max_iter), getattr(one, bound))), one.share
+
+        return goes
 
     def iterations_of(self, number: int, resampled: bool, level: Level) -> int:
-        """Iterations that a k-means of a level makes, as many as were seen; see `hierarchy.cost.Iterations`."""
-        seen = self.iterations.get("resampled" if resampled else "first") or [level.max_iter]
-        return max(1, min(level.max_iter, round(seen[min(number, len(seen)) - 1])))
+        """Iterations that a k-means of a level makes; see `hierarchy.cost.Iterations`."""
+        return round(self.course()(number, resampled, level)[0])
 
+    def capped(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
+        """A k-means that makes all the iterations it may."""
+        return float(level.max_iter), self.course()(number, resampled, level)[1]
 
-def processor_rates(product: float, measured: float, round: float, store: float) -> Rates:
-    """Rates of processors: operations and measured values a second, seconds a round, bytes a second in stores."""
-    return Rates(
-        product=product, search_share=((1, 1.0),), measured=measured, memory=NO_LIMIT, link=NO_LIMIT, launch=0.0,
-        synchronization=0.0, round=round, store=store, thread_product=product, thread_measured=measured,
-        thread_bytes=NO_LIMIT, thread_items=NO_LIMIT, n_processors=1,
-    )  # fmt: skip
+    def seconds_of(self, part: Part, extra: Mapping[str, float] | None = None) -> float:
+        """Seconds of a part on a machine like this one."""
+        costs = {**self.costs, **(extra or {})}
+        return sum(amount * costs.get(unit, 0.0) for unit, amount in part.units.items())
 
 
 def rates_file() -> Path:

@@ -7,19 +7,19 @@ from typing import Any
 
 from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.planning.files import FileBytes
-from hkm_dask.planning.plan import LevelPlan, Plan
+from hkm_dask.planning.plan import BOUNDS, LevelPlan, Plan
 from hkm_dask.view.progress import duration
 
 
 def to_dict(plan: Plan) -> dict[str, Any]:
     """Ready for JSON: bytes, seconds and operations, level by level and together.
 
-    ``seconds`` and ``at_most`` are None where no rates are known; ``calibration`` serves ``hkm plan --rates``.
+    Seconds are None where no rates are known; ``calibration`` serves ``hkm plan --rates``.
     """
     levels = [
         {
             **level.shape, "units": level.units, "flops": level.flops, "passes": level.passes,
-            "seconds": level.seconds, "at_most": level.at_most, "network_bytes": level.network,
+            **{bound: level.times[bound] if level.times else None for bound in BOUNDS}, "network_bytes": level.network,
             "files": {phase: asdict(one) for phase, one in level.files.items()},
         }
         for level in plan.levels
@@ -31,8 +31,8 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             "n_workers": workers.n_workers, "n_threads": workers.n_threads, "memory_limit": workers.memory_limit,
             "gpu": None if workers.gpu is None else workers.gpu.name,
         },
-        "basis": basis(plan), "levels": levels, "other": plan.other, "seconds": plan.total(),
-        "at_most": plan.total("at_most"), "fits": plan.fits,
+        "basis": basis(plan), "levels": levels, "other": plan.other,
+        **{bound: plan.total(bound) for bound in BOUNDS}, "fits": plan.fits,
         "memory": {
             "stages": {name: stage.total() for name, stage in plan.stages.items()}, "inputs": plan.inputs,
             "budget": plan.budget, "peak": plan.peak, "need": plan.need, "resident": plan.resident,
@@ -64,6 +64,8 @@ def render(plan: Plan, name: str) -> str:
         ("memory", _memory(plan)),
         ("times", basis(plan)),
     ]
+    if (why := _why_a_range(plan)) is not None:
+        facts.append(("range", why))
     head = ["level", "rows", "clusters", "resamplings", "passes", "operations", "time", "at most", "read", "written"]
     rows = [[str(t), *_level(level)] for t, level in enumerate(plan.levels, 1)]
     title = f"Plan of {name}: {_span(plan.total())}" if plan.total() is not None else f"Plan of {name}"
@@ -104,11 +106,24 @@ def _memory(plan: Plan) -> str:
     return f"{size_text(plan.peak)} at most, {stay} in it; {least} or more would do ({plan.worst})"
 
 
+def _why_a_range(plan: Plan) -> str | None:
+    """From when to when a run ends, and what that hangs on."""
+    if plan.calibration is None or plan.workers.gpu is not None:
+        return None
+    low, high = (_span(plan.total(bound)) for bound in ("at_least", "likely_at_most"))
+    made = [
+        f"{one.fewest:.0f} to {one.most:.0f}" if one.fewest < one.most else f"{one.most:.0f}"
+        for one in (plan.calibration.seen[name][0] for name in ("first", "resampled") if plan.calibration.seen[name])
+    ]
+    resampled = f", {made[1]} where resampled" if len(made) > 1 else ""
+    return f"{low} to {high}, by the iterations until nothing changes: on few rows {made[0]} at level 1{resampled}"
+
+
 def _level(level: LevelPlan) -> list[str]:
     shape, files = level.shape, sum(level.files.values(), FileBytes())
     k = f"{shape['k']:,}" + (f" × {shape['n_splits']}" if shape["n_splits"] > 1 else "")
     m = f"{shape['m']} of {shape['r']}" if shape["m"] else "0"
-    times = [_span(sum(one.values())) if one is not None else "?" for one in (level.seconds, level.at_most)]
+    times = [_span(sum(level.times[name].values()) if level.times else None) for name in ("seconds", "at_most")]
     return [
         f"{shape['n']:,}", k, m, f"{level.passes:,}", f"{level.flops:.1e}", *times, size_text(files.read),
         size_text(files.written),

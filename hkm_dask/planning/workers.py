@@ -11,15 +11,20 @@ from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.cost import NOW, Step, Structure
+from hkm_dask.hierarchy.cost import NOW, Structure
 from hkm_dask.hierarchy.rates import Rates
 from hkm_dask.planning.gpus import Gpu
-from hkm_dask.planning.processor_rates import PROCESSORS, Calibration
+from hkm_dask.planning.processor_rates import Calibration
+from hkm_dask.planning.processor_work import Part
 
 #: Bytes of host memory beside each GPU, where nothing else is said.
 GPU_HOST_MEMORY = 128 << 30
 #: Seconds in which Dask hands out the tasks of a pass and has their results; threads take none worth telling.
 _ROUND_TRIP = 0.06
+#: Units of work that are rounds of tasks.
+_ROUNDS = ("pass", "draw", "walk", "assignment", "gather")
+#: How work is done on processors: there are no kernels to check.
+PROCESSORS = replace(NOW, check_seconds=0.0)
 
 
 @dataclass(frozen=True)
@@ -78,19 +83,17 @@ class Workers:
         size = None if self.gpu is None else self.gpu.size
         return PlannedRunner(self.n_workers, self.n_threads, self.memory_limit, size)
 
-    def rates(self, step: Step, calibration: Calibration | None) -> Rates | None:
-        """Rates of one worker at a step; None where nothing tells."""
-        if self.gpu is not None:
-            return replace(self.gpu.rates, network=self.network)
-        if calibration is None or step.phase not in calibration.rates:
-            return None
-        rates, share = calibration.rates[step.phase], self.n_threads / calibration.n_processors
-        return replace(
-            rates, product=rates.product * share, measured=rates.measured * share,
-            thread_product=rates.thread_product * share, thread_measured=rates.thread_measured * share,
-            round=rates.round + _ROUND_TRIP * self.is_cluster, network=self.network,
-            store=min(rates.store, calibration.read * self.n_threads),  # each reads what it works on next
-        )  # fmt: skip
+    @property
+    def rates(self) -> Rates | None:
+        """Rates of one GPU, by its data sheet; None for processors, which are measured."""
+        return None if self.gpu is None else replace(self.gpu.rates, network=self.network)
+
+    def seconds(self, part: Part, calibration: Calibration) -> float:
+        """Seconds of a part of a build on processors like those that were measured, beside what is read for it."""
+        n_rounds = sum(part.units.get(unit, 0.0) for unit in _ROUNDS)
+        # The bytes of a pass are shared out already; each thread reads what it works on next.
+        read = part.units.get("reread", 0.0) / calibration.read
+        return calibration.seconds_of(part) + read + _ROUND_TRIP * self.is_cluster * n_rounds
 
 
 class PlannedRows(Rows):

@@ -154,7 +154,7 @@ def passes_of(config: Config, n_rows: int, n_features: int, workers: Workers, dt
 
 
 def _passes_of(step: Step, workers: Workers, n_features: int) -> Iterator[Pass]:
-    rates = workers.rates(step, None)
+    rates = workers.rates
     assert rates is not None
     n = max(1, round(step.work.rounds))
     own = replace(Work(), **{name: getattr(step.work, name) for name in _SHARED})

@@ -32,6 +32,7 @@ from hkm_dask.kmeans.search.cpu_operand import Operand, gamma, make_operand, ope
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.kmeans.search.simd import widen
+from hkm_dask.kmeans.search.tally import count
 from hkm_dask.kmeans.search.tuning import best_head, chosen_once, search_seconds
 
 #: Rows converted to float32 at once, for a core's cache.
@@ -238,6 +239,7 @@ class CpuIndex:
             some = which[low : low + height]
             form, places = (operand, some) if operand is not None else self._form(rows, some)
             n_measured += find(rows, some, form, places, numbers, labels, distances)
+        count(pairs=len(which) * len(self.centroids), measured=n_measured)
         return n_measured
 
     def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:

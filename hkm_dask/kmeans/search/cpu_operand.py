@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.jit import kernel
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.int16_gemm import LARGEST
+from hkm_dask.kmeans.search.tally import count
 
 _UNIT = 2.0**-24
 _NO_NORMS = np.empty((0, 1), np.float32)
@@ -174,6 +175,7 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
         return Operand(centered, norms, 2.0 * _UNIT * np.sqrt(norms), _NO_NORMS)
     assert geometry.basis is not None
     width = min(width, n_features)
+    count(projected=n_rows * n_features * width)
     projected = np.ascontiguousarray(centered[:, :n_features] @ geometry.basis.get()[:, :width])
     n_columns = whole_columns(width)
     matrix = np.empty((n_rows, n_columns), np.int16)

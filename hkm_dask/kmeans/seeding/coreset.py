@@ -286,7 +286,9 @@ def _choose(
     report("choose", 0, len(groups))
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
         some = values[used]
-        return used[_walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)[0]]
+        chosen, _ = _walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)
+        report("choose", 1, 1)
+        return used[chosen]
     n_clusters = min(n_clusters, len(used))
     sizes = np.array([len(group) for group in groups])
     # Most groups end near their share of the points; those that are drawn more often are walked again, further.

@@ -1,0 +1,241 @@
+"""What a build does on processors, counted part by part, as pure functions of shapes.
+
+`hierarchy.cost` bounds the work of any device. On processors the parts of a phase differ more: a draw rotates all rows
+once and tries forms of its search; later iterations of Lloyd's compare a share of the pairs only, since most centroids
+have come to rest; a walk looks at points, not at coordinates. What a unit of each takes, `calibration` measures.
+
+Units are of one thread: what several do side by side is divided by their number.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
+from hkm_dask.config import Level
+from hkm_dask.hierarchy.cost import sampling_rounds
+from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.kmeans.search.cpu import SWEEP_FEATURES
+from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
+from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
+from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
+
+#: Operations of a pass that are worth a task.
+_TASK_FLOPS = 4e7
+#: Forms of a search that are tried, how often, and on how many rows.
+_TRIED, _TRIALS, _TRIAL_ROWS = 5, 3, 256
+#: Coordinates after the head that centroids keep, and the head as a share of the features, about.
+_REFINE, _HEAD = 96, 0.25
+#: Share of the candidates of a draw that are accepted, and how far beyond its share a group of points is walked.
+_ACCEPTED, _FURTHER = 0.6, 1.3
+#: Iterations that group points.
+_GROUP_ITERATIONS = 4
+#: Share of the pairs that the second iteration on the points of a seeding compares: nearly all centers still move.
+_SECOND_SHARE = 0.8
+#: Most points of which all distances are looked up.
+_TABLE_POINTS = 8192
+#: Values of a label, distance and number that are written for a row.
+_LABEL_BYTES, _MEMBER_BYTES = 12, 8
+
+#: Gets a level from 1 and whether it is resampled: iterations, and the share of all pairs that each after the first
+#: compares.
+Course = Callable[[int, bool, Level], tuple[float, float]]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Part of a build: its level (from 1, or 0), whether it belongs to resampling, its name, and units of work.
+
+    The name begins with the phase.
+    """
+
+    level: int
+    resampled: bool
+    name: str
+    units: Mapping[str, float]
+
+    @property
+    def phase(self) -> str:
+        """As `hierarchy.cost.Step` has it."""
+        return self.name.partition(":")[0]
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of a k-means, and who works on them.
+
+    Attributes
+    ----------
+    n, d, itemsize : int
+    n_threads : int
+        Of all workers.
+    kept : bool
+        Rotated rows are kept from pass to pass.
+    read : float
+        Share of the rows that is read from the store in every pass.
+    """
+
+    n: int
+    d: int
+    itemsize: int
+    n_threads: int
+    kept: bool = True
+    read: float = 0.0
+
+    def side_by_side(self, k: float) -> float:
+        """Threads that share a pass over the rows and k centroids."""
+        return max(1.0, min(self.n_threads, 2.0 * self.n * k * self.d // _TASK_FLOPS))
+
+    def is_pruned(self, k: float) -> bool:
+        """Whether a search of k centroids goes by rotated rows."""
+        return self.d >= MIN_FEATURES and k >= MIN_CLUSTERS
+
+    @property
+    def width(self) -> float:
+        """Rotated coordinates that a centroid keeps."""
+        return min(self.d, _HEAD * self.d + _REFINE)
+
+    def search(
+        self, k: float, *, rotates: bool = False, share: float = 1.0, unit: str = "searched"
+    ) -> dict[str, float]:
+        """A pass that compares every row with a share of k centroids, rotated before or now."""
+        kind = unit if self.is_pruned(k) else "swept" if self.d <= SWEEP_FEATURES else "plain"
+        projected = 0.0
+        if self.is_pruned(k):
+            projected = k * self.d * self.width + (self.n * self.d * self.d if rotates and self.kept else 0.0)
+            projected += 0.0 if self.kept else share * self.n * self.d * self.width
+        parallel = self.side_by_side(k)
+        pairs = share * self.n * (k * self.d if kind != "swept" else max(1.0, k) ** 0.5)
+        return {
+            kind: pairs / parallel, "projected": projected / parallel, "passed": self.n * self.d / parallel,
+            "pass": 1.0, "reread": self.read * self.n * self.d * self.itemsize / parallel,
+        }  # fmt: skip
+
+    def trials(self, k: float, times: int, unit: str = "searched") -> dict[str, float]:
+        """Forms of a search of k centroids that are tried, by one thread while others wait."""
+        if not self.is_pruned(k) or self.n < _TRIAL_ROWS:
+            return {}
+        tried = float(times * _TRIED)
+        return {
+            unit: tried * _TRIALS * min(_TRIAL_ROWS, self.n) * k * self.d, "projected": tried * k * self.d * self.width
+        }  # fmt: skip
+
+
+def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float]:
+    """Add up units of work, and take them so many times.
+
+    Examples
+    --------
+    >>> together({"pass": 1.0}, {"pass": 2.0, "searched": 1.0}, times=2)
+    {'pass': 6.0, 'searched': 2.0}
+    """
+    total: dict[str, float] = defaultdict(float)
+    for work in works:
+        for unit, amount in work.items():
+            total[unit] += times * amount
+    return dict(total)
+
+
+def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, float]]:
+    """Passes that draw the points of a seeding, and the last, which adds up their cells."""
+    m = min(rows.n, POINTS_PER_CLUSTER[init] * k)
+    if init == "coreset":
+        batches = [taken for _, _, taken in sampling_rounds(m)]
+        n_passes = len(batches) + 2
+    else:
+        batches, n_passes = [m // PARALLEL_ROUNDS] * PARALLEL_ROUNDS, 2 * PARALLEL_ROUNDS + 1
+    for i, taken in enumerate(batches):
+        yield rows.search(taken, rotates=i == 0, unit="drawn") | {"pass": 0.0, "passed": 0.0, "reread": 0.0}
+        if tried and i == batches.index(taken):
+            yield rows.trials(taken, 1, "drawn")
+        if init == "coreset":  # candidates are compared with those that were accepted before them
+            walked = taken / _ACCEPTED
+            yield {"drawn": walked * taken * rows.d / 2 / min(rows.n_threads, max(1.0, walked // 256))}
+    parallel = rows.side_by_side(m)
+    again = rows.read * rows.n * rows.d * rows.itemsize
+    yield {
+        "row": n_passes * rows.n * rows.d / parallel, "draw": float(n_passes), "reread": n_passes * again / parallel
+    }  # fmt: skip
+
+
+def _walks(m: int, k: int, d: int, n_threads: int, *, whole: bool) -> Iterator[dict[str, float]]:
+    """Points grouped, and greedy walks over each group."""
+    n_groups = 1 if whole else -(-m // WALK_POINTS)
+    size, parallel = m / n_groups, float(min(n_threads, n_groups))
+    trials = n_trials_for(k)
+    if n_groups > 1:
+        points = Table(m, d, 4, n_threads=1)
+        yield together(points.search(n_groups), times=_GROUP_ITERATIONS + 1)
+    steps = min(k, m) * (_FURTHER if n_groups > 1 else 1.0)
+    looked_up = size <= _TABLE_POINTS
+    yield {
+        "paired": n_groups * size * size / 2 * d / (n_threads if n_groups == 1 else parallel) if looked_up else 0.0,
+        "walked": steps * size * trials * (1 if looked_up else d / 4) / parallel, "walk": 1.0,
+    }  # fmt: skip
+
+
+def _k_means(t: int, resampled: bool, rows: Table, level: Level, course: Course) -> Iterator[Part]:
+    """A k-means of level t: its seeding, and its iterations."""
+    n, k, d, init = rows.n, level.n_clusters, rows.d, level.init
+    m = min(n, POINTS_PER_CLUSTER.get(init, n) * k)
+    n_iter, share = course(t, resampled, level)
+    draws = init in ("coreset", "k-means||") and m < n
+    if draws:
+        yield Part(t, resampled, "seeding: draw", together(*_draws(rows, k, init, tried=not resampled)))
+    if init != "random":
+        walks = _walks(m, k, d, rows.n_threads, whole=init == "k-means++")
+        yield Part(t, resampled, "seeding: choose", together(*walks))
+    refined = draws and init == "coreset"
+    if refined:
+        points = replace(rows, n=m, itemsize=4, kept=True, read=0.0)
+        tried = {} if resampled else points.trials(k, 2)
+        first = points.search(k, rotates=True)
+        second = together(points.search(k, share=_SECOND_SHARE), times=CORESET_ITERATIONS - 1)
+        yield Part(t, resampled, "seeding: refine", together(first, second, tried))
+    tried = {} if refined or resampled else rows.trials(k, 2)
+    yield Part(t, resampled, "Lloyd: first", together(rows.search(k, rotates=not draws), tried))
+    if n_iter > 1:
+        yield Part(t, resampled, "Lloyd: later", together(rows.search(k, share=share), times=n_iter - 1))
+    yield Part(t, resampled, "Lloyd: kept", {"step": 1.0, "kept": 8.0 * k * d})
+
+
+def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> Iterator[Part]:
+    """Parts of level t over some rows."""
+    n, k, d, m = rows.n, level.n_clusters, rows.d, level.n_resamples
+    label = rows.search(k, unit="labeled")
+    hints = Table(k, d, 4, rows.n_threads).search(k, unit="labeled")
+    yield Part(t, False, "start", {"level": 1.0})
+    yield from _k_means(t, False, rows, level, course)
+    tried, final = rows.trials(k, 1, "labeled"), {"stored": float(_LABEL_BYTES * n_total), "assignment": 1.0}
+    yield Part(t, False, "assign", together(label, tried, {"picked": float(n), "assignment": 1.0} if m else final))
+    if m:
+        members = replace(rows, n=min(n, k * resample_size(level, n)), read=0.0)
+        picks = together({"picked": float(n), "assignment": 1.0}, times=m - 1)
+        yield Part(t, True, "assign", together(together(label, hints, times=m), tried, picks, final))
+        gathered = {"gathered": float(members.n * d * rows.itemsize), "gather": 1.0}
+        gathered["reread"] = rows.read * n * d * rows.itemsize
+        yield Part(t, True, "gather", together(gathered, times=m))
+        for part in _k_means(t, True, members, level, course):
+            yield replace(part, units=together(part.units, times=m))
+    if level.n_splits > 1:
+        n_passes = course(t, False, level)[0] + POINTS_PER_CLUSTER.get(level.init, 3)
+        yield Part(
+            t, bool(m), "split",
+            {
+                "split pairs": n_passes * n * level.n_splits * d / rows.n_threads,
+                "split rows": n_passes * n * d / rows.n_threads, "split clusters": k / rows.n_threads,
+            },
+        )  # fmt: skip
+    written = 4.0 * level.n_centroids * d + (_LABEL_BYTES + _MEMBER_BYTES) * n_total
+    yield Part(t, False, "write", {"written": written, "level written": 1.0})
+
+
+def run_parts(table: Table, levels: Sequence[Level], course: Course, *, n_total: int | None = None) -> list[Part]:
+    """All parts of a build over a table, which has `n_total` rows with those that are left out."""
+    parts = [Part(0, False, "start", {"run": 1.0})]
+    for t, level in enumerate(levels, 1):
+        parts += _level(t, table, level, course, n_total or table.n)
+        table, n_total = replace(table, n=level.n_centroids, itemsize=4, kept=True, read=0.0), None
+    return parts
