@@ -20,8 +20,6 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
-import numpy as np
-
 from hkm_dask.errors import InputError, StoreError
 
 #: Requests that one process has in flight for one purpose.
@@ -196,18 +194,12 @@ class ObjectPath(os.PathLike[str]):
             found = obstore.get(self.client, self.key, options=options)  # type: ignore[arg-type]
             return bytes(found.bytes()), int(found.meta["size"])
 
-    def read_into(self, buffers: Iterable[np.ndarray]) -> int:
-        """Fill arrays of bytes, one after the other, as far as the object goes; returns how many bytes it has."""
+    def buffer(self) -> memoryview:
+        """Read the object, without another copy of it."""
         import obstore
 
         with self._answers("reading"):
-            data = memoryview(obstore.get(self.client, self.key).bytes())
-        start = 0
-        for buffer in buffers:
-            piece = data[start : start + buffer.size]
-            buffer[: len(piece)] = piece
-            start += buffer.size
-        return len(data)
+            return memoryview(obstore.get(self.client, self.key).bytes())
 
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Read the object, as a file."""
