@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 import time
 from pathlib import Path
@@ -187,6 +188,13 @@ class Answers:
     def nearest_to_row(self, row: int, level: int = 1, n: int = 24) -> dict[str, Any]:
         """Clusters of a level nearest to a sample, see `nearest`."""
         return self.nearest(self.samples.embedding(row), level, n)
+
+    def warm(self) -> None:
+        """Ask for neighbors once, so that who does so next need not wait for compiled code to be loaded."""
+        top = self.clusters.n_levels
+        n_features = self.clusters.arrays.n_features(top)
+        with contextlib.suppress(Exception):  # what is wrong is told to whoever asks for it
+            self.nearest(np.ones(n_features, np.float32), top, 1)
 
     # -- marks ---------------------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import html
 import os
+import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -48,6 +49,7 @@ class Browser:
             raise InputError(f"{what} ({error.strerror or error})") from error
         self.url = self._server.url
         self._server.start()
+        threading.Thread(target=answers.warm, name="hkm-warm", daemon=True).start()
 
     @property
     def n_unsaved(self) -> int:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,6 +13,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.steering import Cluster
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 #: Orders of children that are kept; of a tree of one level, each has 8 bytes a cluster.
 _KEPT_ORDERS = 8
@@ -31,9 +31,7 @@ class Clusters:
     """
 
     def __init__(self, tree: xr.DataTree) -> None:
-        self.ask = tree.hkm
-        # 8 bytes a cluster, of the levels that were asked for.
-        self._sizes = lru_cache(maxsize=None)(lambda level: tree[f"level_{level}/leaf_sizes"].to_numpy())
+        self.ask, self.arrays = tree.hkm, TreeArrays(tree)
         self.n_levels, self.n_rows = self.ask.n_levels, self.ask.n_samples
         self.n_clusters: tuple[int, ...] = self.ask.n_clusters
         self.root = Cluster(self.n_levels + 1, 0)
@@ -65,7 +63,8 @@ class Clusters:
 
     def n_samples_of(self, level: int, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
         """Samples below clusters of a level; each sample is one."""
-        return self._sizes(level)[clusters] if level else np.ones(len(clusters), np.int64)
+        # Read whole, 8 bytes a cluster, of the levels that were asked for.
+        return self.arrays.read(level, "leaf_sizes")[clusters] if level else np.ones(len(clusters), np.int64)
 
     def size(self, cluster: Cluster) -> int:
         """Samples below a cluster."""

@@ -22,16 +22,13 @@ class Subset:
     """
 
     def __init__(self, rows: NDArray[np.int64], clusters: Clusters) -> None:
-        n_clusters = clusters.n_clusters
+        n_clusters, arrays = clusters.n_clusters, clusters.arrays
         self._counts = [np.zeros(n_clusters[0], np.int64)]
-        labels = clusters.ask.labels(1)
-        for start in range(0, clusters.n_rows, _BLOCK_ROWS):
-            first, last = np.searchsorted(rows, [start, start + _BLOCK_ROWS])
-            if last > first:
-                block = labels[start : start + _BLOCK_ROWS].to_numpy()[rows[first:last] - start]
-                self._counts[0] += np.bincount(block[block >= 0], minlength=n_clusters[0])
+        for start in range(0, len(rows), _BLOCK_ROWS):
+            labels = arrays.take(1, "labels", rows[start : start + _BLOCK_ROWS])
+            self._counts[0] += np.bincount(labels[labels >= 0], minlength=n_clusters[0])
         for t in range(1, len(n_clusters)):
-            parents = clusters.ask.clusters(t)["parent"].to_numpy()
+            parents = arrays.read(t + 1, "labels")
             used = parents >= 0
             counts = np.bincount(parents[used], weights=self._counts[-1][used], minlength=n_clusters[t])
             self._counts.append(counts.astype(np.int64))

@@ -28,12 +28,8 @@ BLOCK_BYTES = 4 * MIB
 MAX_LINE_BYTES = 64 * 2**10
 #: Bytes of a file whose lines are counted when it is opened; those of a larger one are counted meanwhile.
 COUNTED_AT_ONCE = 256 * MIB
-
-
 #: Bytes of the texts of columns that are kept.
 KEPT_BYTES = 256 * MIB
-
-
 #: Records of a file that are looked at together.
 RECORDS_AT_ONCE = 4096
 
@@ -124,28 +120,35 @@ class Lines:
 
     def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
         """See `Texts.find`."""
-        rows: list[int] = []
         pattern = None if query.isascii() else re.compile(re.escape(query), re.IGNORECASE)
-        needle = query.lower().encode()
-        while row < self.n_indexed and len(rows) < limit:
-            anchor = row // STRIDE
-            reach = int(self._offsets[anchor]) + BLOCK_BYTES // 4
-            n_anchors = -(-self.n_indexed // STRIDE)
-            stop = max(anchor + 1, int(np.searchsorted(self._offsets[:n_anchors], reach)))
-            start_byte = int(self._offsets[anchor])
-            stop_byte = int(self._offsets[stop]) if stop < n_anchors else self.n_bytes
-            lines = self._read(start_byte, stop_byte - start_byte)
-            for found in _lines_with(lines, needle, pattern):
-                at = anchor * STRIDE + found
-                if row <= at < self.n_rows:
-                    rows.append(at)
-                    if len(rows) == limit:
-                        return Found(rows, at + 1)
-            row = min(stop * STRIDE, self.n_indexed)
-            if time.monotonic() > until:
-                break
-        done = row >= self.n_indexed and self.n_indexed == self.n_rows
-        return Found(rows, self.n_rows if done else row)
+        needle, n_indexed = query.lower().encode(), self.n_indexed
+        n_anchors = -(-n_indexed // STRIDE)
+
+        def search(first: int) -> tuple[list[int], int]:
+            anchor = first // STRIDE
+            start = int(self._offsets[anchor])
+            stop = max(anchor + 1, int(np.searchsorted(self._offsets[:n_anchors], start + BLOCK_BYTES // 4)))
+            end = int(self._offsets[stop]) if stop < n_anchors else self.n_bytes
+            found = _lines_with(self._read(start, end - start), needle, pattern)
+            rows = [anchor * STRIDE + line for line in found]
+            return [at for at in rows if first <= at < self.n_rows], min(stop * STRIDE, n_indexed)
+
+        return _in_steps(search, row, n_indexed, limit=limit, until=until)
+
+
+def _in_steps(
+    search: Callable[[int], tuple[list[int], int]], row: int, n_rows: int, *, limit: int, until: float
+) -> Found:
+    """Search from a row on, as `Texts.find` does; `search` gives the rows it finds from one on, and where it ended."""
+    rows: list[int] = []
+    while row < n_rows:
+        found, row = search(row)
+        rows += found[: limit - len(rows)]
+        if len(rows) == limit:
+            return Found(rows, rows[-1] + 1)
+        if time.monotonic() > until:
+            break
+    return Found(rows, row)
 
 
 def _lines_with(data: bytes, needle: bytes, pattern: re.Pattern[str] | None) -> list[int]:
@@ -187,19 +190,15 @@ class Records:
 
     def find(self, query: str, row: int, *, limit: int, until: float) -> Found:
         """See `Texts.find`."""
-        rows, wanted = list[int](), query.lower()
-        while row < self.n_rows:
-            stop = min(row + RECORDS_AT_ONCE, self.n_rows)
+        wanted = query.lower()
+
+        def search(first: int) -> tuple[list[int], int]:
+            stop = min(first + RECORDS_AT_ONCE, self.n_rows)
             with self._lock:
-                texts = self._texts.read(row, stop)
-            found = [row + i for i, text in enumerate(texts) if wanted in text.lower()]
-            rows += found[: limit - len(rows)]
-            if len(rows) == limit:
-                return Found(rows, rows[-1] + 1)
-            row = stop
-            if time.monotonic() > until:
-                break
-        return Found(rows, row)
+                texts = self._texts.read(first, stop)
+            return [first + i for i, text in enumerate(texts) if wanted in text.lower()], stop
+
+        return _in_steps(search, row, self.n_rows, limit=limit, until=until)
 
 
 class ChunkCache:
@@ -272,21 +271,16 @@ class Column:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        rows: list[int] = []
-        while row < self.n_rows:
-            index = row // self.array.spec.chunk_rows
-            first, stop = self.array.spec.chunk_range(index)
+        def search(first: int) -> tuple[list[int], int]:
+            index = first // self.array.spec.chunk_rows
+            start, stop = self.array.spec.chunk_range(index)
             stop = min(stop, self.n_rows)
-            values = self._chunk(index).slice(row - first, stop - row)
+            values = self._chunk(index).slice(first - start, stop - first)
             if pa.types.is_large_string(values.type):
                 hits = pc.match_substring(values, query, ignore_case=True)
             else:
                 hits = pc.equal(pc.cast(values, pa.string()), query)
-            found = np.flatnonzero(hits.fill_null(False).to_numpy(zero_copy_only=False)) + row
-            rows += found[: limit - len(rows)].tolist()
-            if len(rows) == limit:
-                return Found(rows, rows[-1] + 1)
-            row = stop
-            if time.monotonic() > until:
-                break
-        return Found(rows, row)
+            found = np.flatnonzero(hits.fill_null(False).to_numpy(zero_copy_only=False)) + first
+            return found.tolist(), stop
+
+        return _in_steps(search, row, self.n_rows, limit=limit, until=until)

@@ -348,8 +348,7 @@ class HkmAccessor:
         InputError
             The vector is of another length or not finite, or there is no such level.
         """
-        self._arrays.check_level(level)
-        n_features = self._tree.children[f"level_{level}"].sizes["feature"]
+        n_features = self._arrays.n_features(level)
         vectors = checked_vectors(vector, n_features, spherical=self._tree.attrs.get("metric") == "cosine")
         clusters, squared = nearest_clusters(self._arrays, level, vectors, k)
         index: pd.Index = pd.RangeIndex(clusters.shape[1], name="rank")

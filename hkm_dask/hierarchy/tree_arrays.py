@@ -91,6 +91,10 @@ class TreeArrays:
         """Clusters of a level."""
         return self._size(level, f"cluster_{level}")
 
+    def n_features(self, level: int) -> int:
+        """Coordinates of a centroid of a level."""
+        return self._size(level, layout.FEATURE)
+
     def _size(self, level: int, dimension: str) -> int:
         self.check_level(level)
         return int(self._tree.children[f"level_{level}"].sizes[dimension])
