@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import sys
 from collections.abc import Callable
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
@@ -26,10 +27,16 @@ def fork_workers() -> None:
     distributed.utils._forkserver_preload_set = True  # its own list would take the place of this one
 
 
-def run_forked(function: Callable[..., object], *args: object, **environment: str) -> int:
-    """Call a function of a module in a process of its own and return the exit code of that."""
+def start_forked(function: Callable[..., object], *args: object, **environment: str) -> BaseProcess:
+    """Call a function of a module in a process of its own."""
     process = _context.Process(target=_call, args=(function, args, environment))
     process.start()
+    return process
+
+
+def run_forked(function: Callable[..., object], *args: object, **environment: str) -> int:
+    """Call a function of a module in a process of its own and return the exit code of that."""
+    process = start_forked(function, *args, **environment)
     process.join(120)
     if process.exitcode is None:
         process.kill()

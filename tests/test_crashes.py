@@ -30,8 +30,8 @@ pytestmark = pytest.mark.faults
 CONFIG = Config(levels=(Level(n_clusters=20, n_resamples=1, max_iter=4), Level(n_clusters=5, n_resamples=1)), seed=4)
 OTHER = CONFIG.model_copy(update={"seed": 9})
 Arrays = dict[str, np.ndarray]
-#: Crashes of a pool that are tried, three times as many as of a tree.
-EXAMPLES = int(os.environ.get("HKM_CRASHES", "30"))
+#: Crashes of a pool that are tried, three times as many as of a tree: others in every run, and more with --slow.
+EXAMPLES = int(os.environ.get("HKM_CRASHES", "15"))
 
 
 def rows(seed: int) -> np.ndarray:
@@ -165,11 +165,14 @@ def test_what_was_reported_as_done_is_there_whatever_was_not_synced(
         scenario.check(tmp_path / "disk", len(scenario.recording), lost=1.0, seed=seed)
 
 
+@pytest.mark.parametrize("n_times", [1, pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", NAMES)
-def test_a_power_failure_leaves_no_half_store(name: str, scenarios: dict[str, Scenario], tmp_path: Path) -> None:
+def test_a_power_failure_leaves_no_half_store(
+    name: str, n_times: int, scenarios: dict[str, Scenario], tmp_path: Path
+) -> None:
     scenario = scenarios[name]
 
-    @settings(max_examples=EXAMPLES if "pool" in name else EXAMPLES // 3)
+    @settings(max_examples=n_times * EXAMPLES if "pool" in name else n_times * EXAMPLES // 3)
     @given(
         after=st.integers(0, len(scenario.recording)),
         lost=st.sampled_from([0.0, 0.1, 0.5, 0.9, 1.0]),

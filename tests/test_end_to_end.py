@@ -78,7 +78,7 @@ def command(folder: Path, *words: object, check: bool = True) -> subprocess.Comp
     return done
 
 
-def test_from_embeddings_to_a_subset(tmp_path: Path) -> None:
+def test_from_embeddings_to_a_subset(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "a folder with spaces"
     (folder / "shards").mkdir(parents=True)
     rows = blobs()
@@ -96,7 +96,8 @@ def test_from_embeddings_to_a_subset(tmp_path: Path) -> None:
     hkm.build_hierarchy(folder / "the pool.zarr", folder / "again.zarr", CONFIG)
     assert_same(folder / "the tree.zarr", folder / "again.zarr")
 
-    facts = json.loads(command(folder, "info", "the tree.zarr", "--json").stdout)
+    assert_exits(0, "info", folder / "the tree.zarr", "--json")
+    facts = json.loads(capsys.readouterr().out)
     assert facts["complete"] is True
     assert [level["n_clusters"] for level in facts["levels"]] == [25, 8, 3]
     assert hkm.Config.from_json(json.dumps(facts["config"])) == CONFIG
@@ -104,11 +105,8 @@ def test_from_embeddings_to_a_subset(tmp_path: Path) -> None:
     tree = hkm.open_hierarchy(folder / "the tree.zarr")
     expected = hkm.sample(tree, 120, seed=3)
     for name in ("kept.npy", "kept.parquet", "kept.csv", "kept.txt"):
-        words = ["sample", "the tree.zarr", "--size", 120, "--seed", 3, "--out", name]
-        if name == "kept.npy":
-            assert command(folder, *words).stdout == "kept.npy: 120 rows\n"
-        else:
-            assert_exits(0, *words[:1], folder / "the tree.zarr", *words[2:-1], folder / name)
+        assert_exits(0, "sample", folder / "the tree.zarr", "--size", 120, "--seed", 3, "--out", folder / name)
+        assert capsys.readouterr().out == f"{folder / name}: 120 rows\n"
     assert np.load(folder / "kept.npy").tolist() == expected.tolist()
     table = pq.read_table(folder / "kept.parquet").to_pydict()
     assert table["row"] == expected.tolist()
@@ -365,16 +363,23 @@ def test_a_poor_subset_of_an_array_reaches_them_too(tmp_path: Path, client: Clie
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("many_tasks")
-@pytest.mark.parametrize(("first", "second"), [(False, True), (True, False)], ids=["threads first", "processes first"])
-@pytest.mark.parametrize("point", ["iteration", "step"])
+@pytest.mark.parametrize(
+    ("point", "first", "second"),
+    [  # Every point is tried, and every order.
+        pytest.param("iteration", False, True, id="iteration, threads first"),
+        pytest.param("step", True, False, id="step, processes first"),
+        pytest.param("iteration", True, False, id="iteration, processes first", marks=pytest.mark.slow),
+        pytest.param("step", False, True, id="step, threads first", marks=pytest.mark.slow),
+    ],
+)
 def test_begun_here_and_finished_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     client: Client,
     pool: Path,
+    point: str,
     first: bool,
     second: bool,
-    point: str,
 ) -> None:
     passed: list[str] = []
 
@@ -435,7 +440,7 @@ def test_the_dashboard_tells_the_stages_apart(tmp_path: Path, client: Client, po
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("many_tasks")
-@pytest.mark.parametrize("n_killed", [1, 2])
+@pytest.mark.parametrize("n_killed", [pytest.param(1, marks=pytest.mark.slow), 2])  # one: test_cluster_runner.py
 def test_workers_that_are_killed_change_nothing(tmp_path: Path, client: Client, pool: Path, n_killed: int) -> None:
     killed: list[int] = []
 

@@ -172,6 +172,8 @@ DEATHS = [
     *(f"step:{n}" for n in range(1, 6)),
     "renamed",
 ]
+#: Further times that a point is passed.
+AGAIN = {"chunk-written:3", "chunk-written:14", "checked:2", "synced:2", "marked:2", "step:2", "step:4"}
 
 
 def test_every_point_of_the_commit_is_tried() -> None:
@@ -179,7 +181,9 @@ def test_every_point_of_the_commit_is_tried() -> None:
     assert {death.split(":")[0] for death in DEATHS} == {*FAILPOINTS, "step"} - {"retired"}
 
 
-@pytest.mark.parametrize("death", DEATHS)
+@pytest.mark.parametrize(
+    "death", [pytest.param(death, marks=[pytest.mark.slow] * (death in AGAIN)) for death in DEATHS]
+)
 def test_killed_at_any_point_the_rerun_is_as_if_nothing_happened(
     tmp_path: Path, pool: Pool, quiet: dict[str, np.ndarray], elsewhere: Build, death: str
 ) -> None:

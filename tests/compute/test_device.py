@@ -1,5 +1,7 @@
 """CUDA workers and others: real processes, started as dask-cuda starts them, with stand-ins for what needs a GPU.
 
+Workers that join a cluster are forked, so that each of them does not import everything again.
+
 The stand-ins are packages of the names `dask_cuda` and `cupy` that lie first on the path. They have what is asked of
 them before a worker computes; no result depends on them.
 """
@@ -10,17 +12,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stderr
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from dask.cli import run_cli
 from distributed import Client, LocalCluster
 
+from hkm_dask import cli
 from hkm_dask.compute import cluster as cluster_module
 from hkm_dask.compute.cluster import connect, runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.errors import ComputeError, InputError
+from tests.forked import start_forked
 
 ROOT = Path(__file__).resolve().parents[2]
 DEVICE = "__import__('os').environ.get('HKM_DEVICE')"
@@ -107,6 +114,20 @@ def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, spawned
     sys.modules.update(modules)
 
 
+def work_for_dask(words: list[str], stand_ins: Path, environment: dict[str, str]) -> None:
+    """Be the command `dask`, quietly, with packages first that are imported anew."""
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(stand_ins.parent)
+    names = {path.stem for path in stand_ins.iterdir()}
+    for module in [module for module in sys.modules if module.partition(".")[0] in names]:
+        del sys.modules[module]
+    sys.path.insert(0, str(stand_ins))
+    sys.argv = words
+    with Path(os.devnull).open("w") as nowhere, redirect_stderr(nowhere):
+        run_cli()
+
+
 class Site:
     """A scheduler, and workers that are started by hand."""
 
@@ -114,29 +135,27 @@ class Site:
         self.client = client
         self.file = folder / "scheduler.json"
         self.stand_ins = stand_ins
-        self.processes: list[subprocess.Popen[bytes]] = []
+        self.processes: list[BaseProcess] = []
         client.write_scheduler_file(str(self.file))
 
     def start(self, *, cuda: bool, **environment: str) -> None:
         """Start a worker and wait for it, with the preload that `dask cuda worker` gives its own if `cuda`."""
-        words = [sys.executable, "-m", "dask", "worker", "--scheduler-file", str(self.file), "--no-nanny"]
+        words = ["dask", "worker", "--scheduler-file", str(self.file), "--no-nanny"]
         words += ["--nthreads", "1", "--no-dashboard", "--host", "127.0.0.1", "--memory-limit", "1GiB"]
         words += ["--local-directory", str(self.file.parent)]
         if cuda:
             words += ["--preload", "dask_cuda.initialize"]
         clean = {name: value for name, value in os.environ.items() if name != "HKM_DEVICE"}
-        environment["PYTHONPATH"] = os.pathsep.join([str(self.stand_ins), str(ROOT)])
         n_before = len(self.client.nthreads())
-        self.processes.append(
-            subprocess.Popen(words, env={**clean, **environment}, cwd=self.file.parent, stderr=subprocess.DEVNULL)
-        )
+        self.processes.append(start_forked(work_for_dask, words, self.stand_ins, {**clean, **environment}))
         self.client.wait_for_workers(n_before + 1, timeout=60)
 
     def stop(self) -> None:
         """Stop all workers, and wait until the scheduler knows."""
         for process in self.processes:
             process.terminate()
-            process.wait(timeout=30)
+            process.join(30)
+            assert process.exitcode is not None
         self.processes = []
         while self.client.nthreads():
             time.sleep(0.05)
@@ -328,10 +347,11 @@ def test_no_dask_cuda_is_told_with_what_to_install(
 
 
 @pytest.mark.parametrize("words", [["--cuda-preset", "capacity"], ["--local-cuda", "--cuda-preset", "speed"]])
-def test_a_preset_is_for_gpu_workers(words: list[str], hkm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
-    done = hkm(*words)
-    assert done.returncode == 2
-    assert "--cuda-preset" in done.stderr
+def test_a_preset_is_for_gpu_workers(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["ingest", "rows.npy", "pool.zarr", *words], prog_name="hkm")
+    assert exit_.value.code == 2
+    assert "--cuda-preset" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

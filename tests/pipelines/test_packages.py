@@ -1,5 +1,6 @@
 """Every pipeline is a package with the same two ways to start it, and imports without optional packages."""
 
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -65,13 +66,16 @@ def test_modules_import_without_optional_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-def test_a_pipeline_runs_as_a_module() -> None:
-    command = [sys.executable, "-m", "pipelines.demo", "--help"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=ROOT)
-    assert done.stdout.startswith("usage: python -m pipelines.demo")
-
-
-def test_a_pipeline_runs_as_a_script_from_any_folder(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "pipelines" / "images" / "run.py"), "--help"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=tmp_path)
-    assert done.stdout.startswith("usage: python -m pipelines.images")
+# As processes run others: test_fuzz.py one as a module, test_benchmark.py one as a script, from another folder.
+@pytest.mark.parametrize(("name", "file"), [("demo", "__main__.py"), ("images", "run.py")])
+def test_a_pipeline_tells_how_it_is_called(
+    name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = ROOT / "pipelines" / name / file
+    monkeypatch.setattr(sys, "argv", [str(path), "--help"])
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    with pytest.raises(SystemExit) as exit_:
+        runpy.run_path(str(path), run_name="__main__")
+    assert not exit_.value.code
+    assert capsys.readouterr().out.startswith(f"usage: python -m pipelines.{name}")
