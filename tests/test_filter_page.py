@@ -76,4 +76,7 @@ def test_the_page_filters_a_dataset_with_what_is_installed(tmp_path: Path, monke
     if "webdataset" not in missing:
         with tarfile.open(folder / "filtered.tar") as tar:
             assert [Path(name).stem for name in tar.getnames()] == ids
-    assert pd.read_parquet(folder / "drawn.parquet")["drawn"].sum() == 100
+    drawn = pd.read_parquet(folder / "drawn.parquet")
+    assert drawn["drawn"].sum() == 100
+    given = re.findall(r"--(?:x|y|text) (\w+)", text) + re.findall(r"\brow\.(\w+)", text)
+    assert set(given) == {"x", "y", "caption", "id", "level_2", "drawn"} <= set(drawn)  # what other programs are given
