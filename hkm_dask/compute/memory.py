@@ -13,7 +13,7 @@ to a storage chunk; fewer tasks work at once. What does not fit with one task is
 is written, with the limit that suffices. Results do not depend on any of this.
 
 The limit is one for each process that works: this one on threads, every worker of a cluster. The process that drives
-the workers of a cluster holds what belongs to all rows only while a level is split: about 40 bytes of each.
+the workers of a cluster holds nothing that belongs to all rows.
 """
 
 from __future__ import annotations
@@ -49,6 +49,8 @@ ROW_BYTES = 24
 LABEL_BYTES = 18
 #: Bytes of a member of a cluster that is to be resampled: its key, label and row number.
 MEMBER_BYTES = 20
+#: Bytes of a row that is regrouped, in what tasks hand on: number, key and label, its place, and what was found there.
+REGROUPED_ROW_BYTES = 36
 #: Bytes of rows that one task clusters by itself, unless a cluster has more.
 BATCH_BYTES = 8 << 20
 #: Rows that a task sorts at once, at least.
@@ -231,16 +233,17 @@ def walk_bytes(n_points: int, n_features: int) -> int:
 
 
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
-    """Bytes of splitting every cluster: members, places, labels and distances of all rows; for every task batches.
+    """Bytes of splitting every cluster: what tasks hand on where it is little; for every task its batch, or a sort.
 
     Examples
     --------
-    >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process == 40 * 1000 + 8 * 50 * 4
-    True
+    >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process
+    36000
     """
-    outcome = 40 * n_rows + 8 * n_clusters * n_splits * n_features
-    task = lloyd_stage(0, n_splits, n_features)
-    return StageBytes(outcome, 3 * batch_bytes + task.total())
+    handed_on = min(REGROUPED_ROW_BYTES * n_rows, MAX_BLOCK_BYTES)
+    task = 3 * batch_bytes + lloyd_stage(0, n_splits, n_features).total() + 8 * n_splits * n_features
+    n_sorted = max(LEAST_SORTED_ROWS, batch_bytes // (4 * n_features))
+    return StageBytes(8 * n_clusters + handed_on, max(task, sort_stage(n_sorted).task))
 
 
 def write_stage(n_clusters: int, n_features: int) -> StageBytes:
@@ -287,8 +290,8 @@ def project_level(
     """Bytes a worker needs for every stage of a level, above its idle size and its inputs.
 
     Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `batch_bytes`
-    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds what splitting knows
-    of all rows, and the centroids that are written.
+    of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds the centroids that
+    are written, and a little of what tasks hand on to others.
 
     Examples
     --------

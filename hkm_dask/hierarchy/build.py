@@ -39,7 +39,6 @@ from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages
-from hkm_dask.hierarchy.members import group_by_label
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
@@ -273,13 +272,16 @@ class _Build:
         level_arrays.create_row_arrays(folder, t, rows.n_total, rows.chunk_rows)
         all_labeled = t > 1 or self.source.labeled is self.source.rows
         if all_labeled or level.n_splits > 1:
-            assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=steps.previous)
+            assigned = assign(rows, centroids, run=run, runner=self.runner, folder=folder, before=steps.previous)
             emit("assigned", level=t, step=level.n_resamples)
         if level.n_splits > 1:
-            centroids = self._split(t, level, rows, centroids, folder)
+            self._split(t, level, rows, assigned.counts, folder)
         if not all_labeled:
-            self._label_all(centroids, run, folder)
-        level_arrays.write_cluster_arrays(folder, t, centroids, steps.inertia, self.runner)
+            some = centroids if level.n_splits == 1 else level_arrays.read_whole(folder / "centroids")
+            self._label_all(some, run, folder)
+        level_arrays.write_cluster_arrays(
+            folder, t, centroids if level.n_splits == 1 else None, steps.inertia, self.runner
+        )  # fmt: skip
         seconds = time.perf_counter() - begin
         self.source.check_unchanged()
         took = {"seconds": round(earlier + seconds, 3), "step_seconds": [round(one, 3) for one in steps.seconds]}
@@ -291,7 +293,8 @@ class _Build:
         """Give all samples a label of level 1, which was fit on some of them."""
         rows = self._level_1_rows(self.source.labeled)
         emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
-        remove(folder)
+        for name in ("labels", "distances"):
+            remove(folder / name)
         level_arrays.create_row_arrays(folder, 1, rows.n_total, rows.chunk_rows)
         assign(rows, centroids, run=run, runner=self.runner, folder=folder)
         forget(rows.rows.key)
@@ -391,19 +394,11 @@ class _Build:
         tell("step_finished", inertia=float(done.inertia[-1]), n_iter=len(done.inertia), seconds=done.seconds)
         return done
 
-    def _split(
-        self, t: int, level: Level, rows: LevelRows, centroids: NDArray[np.float32], folder: Location
-    ) -> NDArray[np.float32]:
-        """Split the clusters whose labels were just written, and write those of the parts instead."""
-        labels, distances = level_arrays.read_row_arrays(folder)
-        clustered = rows.rows.index if isinstance(rows.rows, SubsetRows) else slice(None)
-        indptr, members = group_by_label(labels[clustered], distances[clustered], len(centroids))
+    def _split(self, t: int, level: Level, rows: LevelRows, sizes: NDArray[np.int64], folder: Location) -> None:
+        """Split the clusters whose labels were just written, and write those of the parts instead, and centroids."""
         key = stream_key(self.config.seed, t, "split")
-        parts = split_clusters(
-            rows.rows, indptr, members, Settings(level.n_splits, level.init, level.max_iter, level.tol, key),
+        split_clusters(
+            rows.rows, folder, sizes, Settings(level.n_splits, level.init, level.max_iter, level.tol, key), level=t,
             geometry=rows.geometry, runner=self.runner,
             report=lambda done, total: emit("splitting", level=t, done=done, total=total),
         )  # fmt: skip
-        labels[clustered], distances[clustered] = parts.labels, parts.distances
-        level_arrays.write_row_arrays(folder, labels, distances)
-        return parts.centroids

@@ -28,6 +28,7 @@ from hkm_dask.hierarchy.external_sort import (
     rows_at_once,
     shares_between,
     splitters_before,
+    whole_clusters,
 )
 from hkm_dask.hierarchy.members import bounds_of_labels, starts
 from hkm_dask.hierarchy.resample import ResampleSet
@@ -131,18 +132,9 @@ def _limits(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> Spli
     at_once, indptr = rows_at_once(runner), starts(candidates.counts)
     runs = [piece for run in candidates.runs for piece in _pieces(run, at_once)]
     huge = np.flatnonzero(candidates.counts > at_once)
-    # Shares of whole clusters; one that no task holds is a share by itself, and its limit is found digit by digit.
-    cuts = [0]
-    while cuts[-1] < len(candidates.counts):
-        last = int(np.searchsorted(indptr, indptr[cuts[-1]] + at_once, side="right")) - 1
-        cuts.append(max(last, cuts[-1] + 1))
-    clusters = np.array([c for c in cuts[1:-1] if 0 < indptr[c] < indptr[-1]], np.int64)
-    places = np.unique(np.array([0, *indptr[clusters], indptr[-1]]))
-    clusters = np.searchsorted(indptr, places[1:-1], side="right") - 1
-    zeros = np.zeros(len(clusters), np.uint64)
-    with shares_between(
-        places, Splitters(clusters.astype(np.int32), zeros, zeros), runs, runner=runner, stage="resample"
-    ) as shares:
+    # A cluster that no task holds is a share by itself, and its limit is found digit by digit.
+    places, splitters = whole_clusters(indptr, at_once)
+    with shares_between(places, splitters, runs, runner=runner, stage="resample") as shares:
         held = [share for share in shares if share.stop - share.start <= at_once]
         found = [Splitters(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.uint64))]
         if held:

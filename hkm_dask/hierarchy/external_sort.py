@@ -13,7 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -210,6 +210,22 @@ def find_splitters(
     return found
 
 
+def whole_clusters(indptr: NDArray[np.int64], at_once: int) -> tuple[NDArray[np.int64], Splitters]:
+    """Places, the first and the last included, between which are whole clusters: of `at_once` rows at most, or one.
+
+    >>> whole_clusters(np.array([0, 2, 2, 5, 9, 10]), 5)[0].tolist()
+    [0, 5, 10]
+    """
+    cuts = [0]
+    while cuts[-1] < len(indptr) - 1:
+        last = int(np.searchsorted(indptr, indptr[cuts[-1]] + at_once, side="right")) - 1
+        cuts.append(max(last, cuts[-1] + 1))
+    places = np.unique(np.append(indptr[cuts], [0, indptr[-1]]))
+    clusters = np.searchsorted(indptr, places[1:-1], side="right") - 1
+    zeros = np.zeros(len(clusters), np.uint64)
+    return places, Splitters(clusters.astype(np.int32), zeros, zeros)
+
+
 def splitters_before(splitters: Splitters, records: Records) -> NDArray[np.int32]:
     """Count, for each row, the splitters that are not behind it."""
     counts, rows = np.empty(len(records.rows), np.int32), records.rows.view(np.uint64)
@@ -237,27 +253,67 @@ class _Partition:
         return self.store.put(f"{self.name}-{number}", ordered.packed()), bounds
 
 
+@dataclass(frozen=True)
+class PartitionedRuns:
+    """Runs that `partitioned` wrote again, share by share: the way from shares back to runs, in a few bytes.
+
+    Row `i` of `begins` has, for each share, its rows in the runs before run `i`.
+    """
+
+    written: SharedSeries
+    begins: SharedArray
+
+    def of_run(self, number: int, values: SharedSeries) -> tuple[NDArray[np.int64], NDArray[Any]]:
+        """The row numbers of a run, rising, and what `values` has of each: an array a share, as `Share.read`."""
+        low, high = self.begins.read(number, number + 2)
+        of_shares = [values[i].read(int(low[i]), int(high[i])) for i in np.flatnonzero(low < high).tolist()]
+        rows = self.written[number].read(0, int((high - low).sum()))["row"]
+        order = np.argsort(rows, kind="stable")
+        return rows[order], np.concatenate([values[0].read(0, 0), *of_shares])[order]
+
+
+@contextmanager
+def partitioned(
+    places: NDArray[np.int64],
+    splitters: Splitters,
+    runs: Sequence[Run],
+    *,
+    store: SharedArrayStore,
+    runner: Runner,
+    stage: str,
+) -> Iterator[tuple[list[Share], PartitionedRuns]]:
+    """The shares between `places`, the first and the last included, whose `splitters` are those of the others.
+
+    The runs are written again, share by share, to arrays in `store` that are removed in the end.
+    """
+    name = f"shares-{uuid.uuid4().hex}"
+    task = _Partition(splitters, store, name)
+    outcomes = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
+    written = store.series(name, [records for records, _ in outcomes])
+    of_runs = np.stack([bounds for _, bounds in outcomes], axis=1)
+    before = np.zeros((len(outcomes) + 1, len(places) - 1), np.int64)
+    np.cumsum(np.diff(of_runs, axis=0).T, axis=0, out=before[1:])
+    bounds, begins = store.put(f"{name}-bounds", of_runs), store.put(f"{name}-begins", before)
+    try:
+        shares = [
+            Share(low, high, (), written, bounds, number)
+            for number, (low, high) in enumerate(itertools.pairwise(places.tolist()))
+        ]
+        yield shares, PartitionedRuns(written, begins)
+    finally:
+        written.delete()
+        bounds.delete()
+        begins.delete()
+
+
 @contextmanager
 def shares_between(
     places: NDArray[np.int64], splitters: Splitters, runs: Sequence[Run], *, runner: Runner, stage: str
 ) -> Iterator[list[Share]]:
-    """The shares between `places`, the first and the last included, whose `splitters` are those of the others.
-
-    With one share the runs are its pieces; else they are written again, to files that are removed in the end.
-    """
+    """Do as `partitioned` for the shares alone; with one share the runs are its pieces, and nothing is written."""
     if len(places) == 2:
         yield [Share(int(places[0]), int(places[1]), tuple(runs))]
         return
-    store, name = runner.scratch_store(int(places[-1]) * _RECORD.itemsize), f"shares-{uuid.uuid4().hex}"
-    task = _Partition(splitters, store, name)
-    outcomes = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
-    written = store.series(name, [records for records, _ in outcomes])
-    bounds = store.put(f"{name}-bounds", np.stack([bounds for _, bounds in outcomes], axis=1))
-    try:
-        yield [
-            Share(low, high, (), written, bounds, number)
-            for number, (low, high) in enumerate(itertools.pairwise(places.tolist()))
-        ]
-    finally:
-        written.delete()
-        bounds.delete()
+    store = runner.scratch_store(int(places[-1]) * _RECORD.itemsize)
+    with partitioned(places, splitters, runs, store=store, runner=runner, stage=stage) as (shares, _):
+        yield shares

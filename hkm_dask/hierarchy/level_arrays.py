@@ -100,29 +100,37 @@ class _WriteSizes:
         return indptr
 
 
+def create_centroids(folder: Location, level: int, shape: tuple[int, int]) -> Location:
+    """Make the array ``centroids`` of a level (from 1), to be written in whole chunks."""
+    return _create(folder, "centroids", shape, np.dtype(np.float32), (f"cluster_{level}", layout.FEATURE))
+
+
 def write_cluster_arrays(
     folder: Location,
     level: int,
-    centroids: NDArray[np.float32],
+    centroids: NDArray[np.float32] | None,
     inertia: Sequence[NDArray[np.float64]],
     runner: Runner | None = None,
 ) -> None:
     """Write what a level (from 1) knows of its clusters, from the labels and distances that are there.
 
-    `folder` is beside that of the level below; `inertia` is that of every iteration of each step. The tasks of the
-    `runner`, by default threads of this process, read and write what belongs to rows.
+    `folder` is beside that of the level below; `centroids` are None where they are there, too; `inertia` is that of
+    every iteration of each step. The tasks of the `runner`, by default threads of this process, read and write what
+    belongs to rows.
     """
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
         history[step, : len(values)] = values
-    _write(folder, "centroids", centroids, (f"cluster_{level}", layout.FEATURE))
+    if centroids is not None:
+        open_array(create_centroids(folder, level, centroids.shape)).write(0, centroids)
+    n_clusters = open_array(folder / "centroids").spec.shape[0]
     _write(folder, "inertia", history, ("step", "iteration"))
     with nullcontext(runner) if runner is not None else Runner() as some:
         spec = open_array(folder / "labels").spec
         runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, some)
         below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))
         indptr: NDArray[np.int64] = some.map_reduce(
-            _CountMembers(len(centroids), below), grouped(runs, some), combine=_Sizes.__add__,
+            _CountMembers(n_clusters, below), grouped(runs, some), combine=_Sizes.__add__,
             finish=_WriteSizes(str(folder), level), stage="members",
         )  # fmt: skip
         path = _create(folder, f"members_{level}", (int(indptr[-1]),), np.dtype(np.int64), (f"member_{level}",))

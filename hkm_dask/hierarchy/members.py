@@ -20,7 +20,15 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location
 from hkm_dask.hierarchy import selection
-from hkm_dask.hierarchy.external_sort import Run, Share, find_splitters, n_at_once, rows_at_once, shares_between
+from hkm_dask.hierarchy.external_sort import (
+    Records,
+    Run,
+    Share,
+    find_splitters,
+    n_at_once,
+    rows_at_once,
+    shares_between,
+)
 
 #: Fewer are grouped by one thread.
 _ROWS_FOR_THREADS = 100_000
@@ -102,22 +110,30 @@ class _WriteMembers:
 
 def _sorted_rows(share: Share) -> NDArray[np.int64]:
     records = share.read()
-    if not len(records.rows):
-        return records.rows
-    distances = records.keys.astype(np.uint32).view(np.float32)
-    records.labels[...] -= records.labels.min()
-    n_clusters, order = int(records.labels.max()) + 1, np.empty(len(records.rows), np.int64)
-    indptr = bounds_of_labels(records.labels, n_clusters)
-    selection.group_members(records.labels, distances, indptr, 0, n_clusters, order)
-    return records.rows[order]
+    return records.rows[order_of(records)]
 
 
-def _cuts(n_rows: int, chunk_rows: int, at_once: int) -> list[NDArray[np.int64]]:
-    """Places at which members are cut: for each task from its first to its last, which lie between chunks.
+def order_of(records: Records) -> NDArray[np.int64]:
+    """Positions of rows in the order of their cluster, then of their distance, whose bits are the keys, then of row.
+
+    The labels are overwritten.
+    """
+    order = np.empty(len(records.rows), np.int64)
+    if len(order):
+        distances = records.keys.astype(np.uint32).view(np.float32)
+        records.labels[...] -= records.labels.min()
+        n_clusters = int(records.labels.max()) + 1
+        indptr = bounds_of_labels(records.labels, n_clusters)
+        selection.group_members(records.labels, distances, indptr, 0, n_clusters, order)
+    return order
+
+
+def chunk_cuts(n_rows: int, chunk_rows: int, at_once: int) -> list[NDArray[np.int64]]:
+    """Places at which rows are cut: for each task from its first to its last, which lie between chunks.
 
     A task sorts `at_once` rows together: some chunks, or part after part of one that is larger.
 
-    >>> [task.tolist() for task in _cuts(10, 3, 7)], [task.tolist() for task in _cuts(10, 6, 3)]
+    >>> [task.tolist() for task in chunk_cuts(10, 3, 7)], [task.tolist() for task in chunk_cuts(10, 6, 3)]
     ([[0, 6], [6, 10]], [[0, 3, 6], [6, 9, 10]])
     """
     step = max(1, at_once // chunk_rows) * chunk_rows
@@ -134,7 +150,7 @@ def write_members(path: Location, runs: Sequence[Run], indptr: NDArray[np.int64]
     n_rows = int(indptr[-1])
     if not n_rows:
         return
-    tasks = _cuts(n_rows, open_array(path).spec.chunk_rows, n_at_once(n_rows, runner))
+    tasks = chunk_cuts(n_rows, open_array(path).spec.chunk_rows, n_at_once(n_rows, runner))
     places = np.unique(np.concatenate([np.zeros(1, np.int64), *tasks]))
     clusters = np.searchsorted(indptr, places[1:-1], side="right") - 1
     splitters = find_splitters(

@@ -63,7 +63,8 @@ def level_files(
         files["assign"] += FileBytes(again * (m + 1))
         files["gather"] = FileBytes(again * m)
     if shape["n_splits"] > 1:
-        files["split"] = FileBytes(stored + 8 * n_total, stored + 8 * n_total)
+        # 100 bytes of a row are read and 44 written, most of them in memory where they are few.
+        files["split"] = FileBytes(stored + ends + 100 * n_total, stored + ends + 44 * n_total)
     return files
 
 

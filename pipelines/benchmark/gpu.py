@@ -20,7 +20,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, ZarrRows
-from hkm_dask.hierarchy.split import Split, split_clusters
+from hkm_dask.hierarchy import level_arrays
+from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import ours
@@ -313,7 +314,7 @@ def split(options: DeviceOptions) -> Iterator[Case]:
     rows = np.empty((n_clusters * size, d), np.float16)
     geometry = Geometry(*RowMaker(cupy, d).fill(rows), len(rows))
     places = {"together": ("cuda", True), "one by one": ("cuda", False), "processors": ("cpu", False)}
-    splits: dict[str, Split] = {}
+    splits: dict[str, NDArray[np.int32]] = {}
 
     def run(name: str, repeat: int) -> Outcome:
         seconds, splits[name] = clock(lambda: _split(rows, geometry, *places[name]))
@@ -327,8 +328,8 @@ def split(options: DeviceOptions) -> Iterator[Case]:
     _split(rows[: 4 * size], geometry, "cuda", True)  # compiles
     runs: dict[str, Run] = {f"{NAME}, {name}": partial(run, name) for name in places}
     measured = take_turns(runs, repeats=options.repeats, patience=_PATIENCE, tell=options.tell)
-    right = splits["processors"].labels
-    wrong = {f"{NAME}, {name}": int((one.labels != right).sum()) for name, one in splits.items()}
+    right = splits["processors"]
+    wrong = {f"{NAME}, {name}": int((one != right).sum()) for name, one in splits.items()}
     yield replace(
         case, measurements=tuple(replace(one, check=Check(len(rows), wrong[one.who])) for one in measured),
         facts=("Wrong labels are those that are not the processors'.",),
@@ -336,15 +337,19 @@ def split(options: DeviceOptions) -> Iterator[Case]:
     free_memory()
 
 
-def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together: bool) -> Split:
+def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together: bool) -> NDArray[np.int32]:
     """Split clusters of neighboring rows; which rows make a cluster does not matter for the time it takes."""
-    table, indptr = ArrayRows(rows), np.arange(0, len(rows) + 1, _SPLIT_ROWS)
+    table, labels = ArrayRows(rows), np.arange(len(rows), dtype=np.int32) // _SPLIT_ROWS
     settings = Settings(_SPLIT_PARTS, max_iter=_SPLIT_ITERATIONS)
     try:
-        with computing_on(device), Runner() as one:
-            return split_clusters(
-                table, indptr, np.arange(len(rows)), settings, geometry=geometry, runner=one, batched=together
+        with computing_on(device), Runner() as one, tempfile.TemporaryDirectory() as name:
+            folder = Path(name) / "level_1"
+            level_arrays.create_row_arrays(folder, 1, len(rows), len(rows))
+            level_arrays.write_row_arrays(folder, labels, np.zeros(len(rows), np.float32))
+            split_clusters(
+                table, folder, np.bincount(labels), settings, level=1, geometry=geometry, runner=one, batched=together
             )
+            return level_arrays.read_row_arrays(folder)[0]
     finally:
         forget(table.key)
 

@@ -11,13 +11,13 @@ from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.hierarchy.split import Split, split_clusters
 from hkm_dask.kmeans import batch
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.search.cuda import CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated.plugin import Emulator
+from tests.hierarchy.test_split import Parts, split_labels
 
 D = 12
 # Rows of each cluster: none, one, fewer than parts, few enough to walk over all, and enough to draw by D².
@@ -37,19 +37,23 @@ def clusters(sizes: tuple[int, ...] = SIZES, dtype: type = np.float32) -> tuple[
 
 def parts(
     rows: np.ndarray, indptr: np.ndarray, members: np.ndarray, *, n_splits: int = 5, spherical: bool = False, **how: Any
-) -> Split:
+) -> Parts:
     table = ArrayRows(rows)
     with Runner(n_threads=1) as runner:
         geometry = make_geometry(table, runner, n_clusters=n_splits, spherical=spherical)
         settings = Settings(n_splits, key=stream_key(3), **{"max_iter": 8, "tol": 0.0} | how)
-        return split_clusters(table, indptr, members, settings, geometry=geometry, runner=runner)
+        labels = np.empty(len(rows), np.int32)
+        labels[members] = np.repeat(np.arange(len(indptr) - 1), np.diff(indptr))
+        return split_labels(
+            table, labels, n_clusters=len(indptr) - 1, settings=settings, geometry=geometry, runner=runner
+        )  # fmt: skip
 
 
 @pytest.fixture
-def both(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Split, Split]]:
+def both(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Parts, Parts]]:
     """Split on the CPU, and on the device."""
 
-    def compute(*args: Any, **kwargs: Any) -> tuple[Split, Split]:
+    def compute(*args: Any, **kwargs: Any) -> tuple[Parts, Parts]:
         with monkeypatch.context() as patch:
             patch.setenv("HKM_DEVICE", "cpu")
             host_cache.clear()
@@ -61,7 +65,7 @@ def both(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Spli
     return compute
 
 
-def same(on_cpu: Split, on_device: Split) -> None:
+def same(on_cpu: Parts, on_device: Parts) -> None:
     for name in ("centroids", "labels", "distances"):
         np.testing.assert_array_equal(getattr(on_device, name), getattr(on_cpu, name), err_msg=name)
         assert getattr(on_device, name).dtype == getattr(on_cpu, name).dtype
@@ -80,18 +84,18 @@ def same(on_cpu: Split, on_device: Split) -> None:
         ("random", np.float32),
     ],
 )
-def test_parts_are_the_cpus(both: Callable[..., tuple[Split, Split]], dtype: type, init: str) -> None:
+def test_parts_are_the_cpus(both: Callable[..., tuple[Parts, Parts]], dtype: type, init: str) -> None:
     same(*both(*clusters(dtype=dtype), init=init))
 
 
 @pytest.mark.parametrize("init", ["coreset", "k-means++"])
-def test_parts_beside_far_rows_are_the_cpus(both: Callable[..., tuple[Split, Split]], init: str) -> None:
+def test_parts_beside_far_rows_are_the_cpus(both: Callable[..., tuple[Parts, Parts]], init: str) -> None:
     rows, indptr, members = clusters()
     rows[members[[3, 60, 200]]] *= np.float32(1e13)
     same(*both(rows, indptr, members, init=init, tol=1e-4))
 
 
-def test_parts_on_the_sphere_are_the_cpus(both: Callable[..., tuple[Split, Split]]) -> None:
+def test_parts_on_the_sphere_are_the_cpus(both: Callable[..., tuple[Parts, Parts]]) -> None:
     rows, indptr, members = clusters()
     rows /= np.linalg.norm(rows, axis=1, keepdims=True)
     same(*both(rows, indptr, members, spherical=True))
@@ -132,7 +136,7 @@ def test_all_clusters_are_searched_at_once(cuda: Any, monkeypatch: pytest.Monkey
 
 
 def test_too_many_clusters_for_the_device_are_split_in_turns(
-    cuda: Any, both: Callable[..., tuple[Split, Split]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+    cuda: Any, both: Callable[..., tuple[Parts, Parts]], emulator: Emulator, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tried: list[int] = []
     fit_batch = batch.fit_batch
@@ -151,7 +155,7 @@ def test_too_many_clusters_for_the_device_are_split_in_turns(
 
 
 def test_a_cluster_larger_than_a_batch_is_streamed(
-    both: Callable[..., tuple[Split, Split]], monkeypatch: pytest.MonkeyPatch
+    both: Callable[..., tuple[Parts, Parts]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Runner, "batch_bytes", 1500)
     fit_batch = batch.fit_batch

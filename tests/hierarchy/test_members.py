@@ -56,7 +56,7 @@ def test_rows_are_grouped_in_little_memory() -> None:
 @given(st.integers(1, 60), st.integers(1, 20), st.integers(1, 20))
 def test_tasks_cut_between_chunks_and_shares_are_bounded(n_rows: int, chunk_rows: int, at_once: int) -> None:
     """A share of the members is what a task sorts together, however large a chunk or a cluster is."""
-    tasks = members._cuts(n_rows, chunk_rows, at_once)
+    tasks = members.chunk_cuts(n_rows, chunk_rows, at_once)
     assert [int(task[0]) for task in tasks] + [n_rows] == [0, *(int(task[-1]) for task in tasks)]
     assert all(int(task[0]) % chunk_rows == 0 for task in tasks)
     for task in tasks:

@@ -2,7 +2,10 @@
 
 import pickle
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,12 +14,14 @@ import pytest
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
+from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import StoreError
-from hkm_dask.hierarchy.members import group_by_label
-from hkm_dask.hierarchy.split import Split, split_clusters
+from hkm_dask.hierarchy import external_sort, level_arrays, regroup
+from hkm_dask.hierarchy.split import split_clusters
+from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 
 N, K, N_SPLITS = 4000, 12, 3
 
@@ -35,12 +40,38 @@ def table(tmp_path: Path) -> NpyRows:
     return NpyRows(tmp_path / "rows.npy")
 
 
-def split(rows: Rows, runner: Runner) -> tuple[Split, np.ndarray]:
+@dataclass(frozen=True)
+class Parts:
+    """What a level has after its clusters were split; see `split_clusters`."""
+
+    centroids: np.ndarray
+    labels: np.ndarray
+    distances: np.ndarray
+    inertia: float
+
+
+def split_labels(
+    rows: Rows, labels: np.ndarray, distances: np.ndarray | None = None, *, n_clusters: int, settings: Settings,
+    chunk_rows: int = 1000, **others: Any,
+) -> Parts:  # fmt: skip
+    """Split clusters given by the labels of all rows, -1 for those that `rows` leaves out."""
+    sizes = np.bincount(labels[labels >= 0], minlength=n_clusters)
+    with TemporaryDirectory() as name:
+        folder = Path(name) / "level_1"
+        level_arrays.create_row_arrays(folder, 1, len(labels), chunk_rows)
+        distances = np.zeros(len(labels), np.float32) if distances is None else distances
+        level_arrays.write_row_arrays(folder, labels.astype(np.int32), distances)
+        inertia = split_clusters(rows, folder, sizes, settings, level=1, **others)
+        return Parts(
+            level_arrays.read_whole(folder / "centroids"), *level_arrays.read_row_arrays(folder), inertia=inertia
+        )
+
+
+def split(rows: Rows, runner: Runner) -> tuple[Parts, np.ndarray]:
     labels = np.random.default_rng(1).integers(0, K, rows.n_rows).astype(np.int32)
-    indptr, members = group_by_label(labels, np.zeros(rows.n_rows, np.float32), K)
     geometry = make_geometry(rows, runner, n_clusters=K)
     settings = Settings(N_SPLITS, max_iter=4, key=stream_key(3))
-    return split_clusters(rows, indptr, members, settings, geometry=geometry, runner=runner), labels
+    return split_labels(rows, labels, n_clusters=K, settings=settings, geometry=geometry, runner=runner), labels
 
 
 def test_every_row_gets_the_nearest_part_of_its_cluster(table: NpyRows) -> None:
@@ -79,16 +110,17 @@ def test_no_row_numbers_travel_with_the_tasks(table: NpyRows, workers: Runner, m
 def test_splitting_leaves_no_file_whatever_happens(table: NpyRows, tmp_path: Path, damaged: bool) -> None:
     with Runner(n_threads=2, work_dir=tmp_path / "work") as runner:
         geometry = make_geometry(table, runner, n_clusters=K)
-        labels = np.arange(N, dtype=np.int32) % K
-        indptr, members = group_by_label(labels, np.zeros(N, np.float32), K)
         settings = Settings(N_SPLITS, max_iter=2)
+        run = partial(
+            split_labels, table, np.arange(N) % K, n_clusters=K, settings=settings, geometry=geometry, runner=runner
+        )
         if damaged:
             with Path(table.path).open("rb+") as file:
                 file.truncate(N * 10)
             with pytest.raises(StoreError):
-                split_clusters(table, indptr, members, settings, geometry=geometry, runner=runner)
+                run()
         else:
-            split_clusters(table, indptr, members, settings, geometry=geometry, runner=runner)
+            run()
         assert list((tmp_path / "work").iterdir()) == []
 
 
@@ -98,3 +130,48 @@ def test_rows_in_memory_are_split_as_those_of_a_file(table: NpyRows) -> None:
         expected, _ = split(table, runner)
     assert outcome.centroids.tobytes() == expected.centroids.tobytes()
     assert outcome.inertia == expected.inertia
+
+
+def one_by_one(
+    rows: np.ndarray, labels: np.ndarray, distances: np.ndarray, settings: Settings, geometry: Geometry
+) -> Parts:
+    """Sort all members of each cluster at once with NumPy, and put them into a k-means of their own."""
+    parts, found = np.full(len(labels), -1, np.int32), np.full(len(labels), np.nan, np.float32)
+    centroids = np.full((K, N_SPLITS, rows.shape[1]), np.nan, np.float32)
+    for c in range(K):
+        members = np.flatnonzero(labels == c)
+        members = members[np.lexsort((members, distances[members]))]
+        if len(members):
+            own = replace(settings, key=stream_key(settings.key, c))
+            fit = fit_groups(
+                rows[members], np.array([0, len(members)]), [own], geometry=geometry, memory_budget=1 << 28,
+                batch_bytes=1 << 20,
+            )  # fmt: skip
+            centroids[c], parts[members], found[members] = fit.centroids, c * N_SPLITS + fit.labels, fit.distances
+    return Parts(centroids.reshape(K * N_SPLITS, -1), parts, found, float(np.nansum(found.astype("f8"))))
+
+
+@pytest.mark.parametrize(("at_once", "chunk_rows"), [(10_000, 500), (300, 64), (97, 4000)])
+def test_rows_come_together_and_go_back_in_shares_of_any_size(
+    at_once: int, chunk_rows: int, table: NpyRows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a subset, with a cluster of half of it, one without rows, and distances that are often the same."""
+    monkeypatch.setattr(regroup, "_LEAST_RUN", 1)
+    for module in (external_sort, regroup):
+        monkeypatch.setattr(module, "rows_at_once", lambda runner: at_once)
+    rng = np.random.default_rng(1)
+    labels, distances = rng.integers(0, K, N), rng.integers(0, 9, N).astype("f4")
+    labels[: N // 2], labels[labels == 4] = 7, 3
+    labels[rng.integers(0, N, N // 5)] = -1
+    distances[labels < 0] = np.nan
+    rows, settings = SubsetRows(table, np.flatnonzero(labels >= 0)), Settings(N_SPLITS, max_iter=2, key=stream_key(3))
+    with Runner(n_threads=2, memory_limit=400 << 20) as runner:
+        geometry = make_geometry(rows, runner, n_clusters=K)
+        found = split_labels(
+            rows, labels, distances, n_clusters=K, settings=settings, geometry=geometry, runner=runner,
+            chunk_rows=chunk_rows,
+        )  # fmt: skip
+        expected = one_by_one(table.read(0, N), labels, distances, settings, geometry)
+    for name in ("centroids", "labels", "distances"):
+        assert getattr(found, name).tobytes() == getattr(expected, name).tobytes()
+    assert found.inertia == pytest.approx(expected.inertia, rel=1e-6)

@@ -14,12 +14,12 @@ from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from tests.hierarchy.test_split import split_labels
 
 #: Rows, features and clusters; k-means of the second are searched with a pruned index.
 SHAPES = {"small": (3000, 16, 30), "pruned": (3000, 32, 64), "large": (20_000, 16, 30)}
@@ -345,8 +345,11 @@ def test_length_is_nothing_to_cosine(tmp_path: Path) -> None:
 def test_clusters_split_as_if_there_were_no_far_rows(value: float, runner: Runner) -> None:
     rows, is_ordinary = with_far_rows("small", value, 10)
     indptr, members = np.array([0, 1000, 3000]), np.random.default_rng(5).permutation(3000)
+    labels = (np.argsort(members) >= 1000).astype(np.int32)
     geometry = make_geometry(ArrayRows(rows), runner, n_clusters=20)
-    parts = split_clusters(ArrayRows(rows), indptr, members, Settings(20), geometry=geometry, runner=runner)
+    parts = split_labels(
+        ArrayRows(rows), labels, n_clusters=2, settings=Settings(20), geometry=geometry, runner=runner
+    )  # fmt: skip
     assert parts.inertia == pytest.approx(inertia(rows, parts.centroids, parts.labels), rel=1e-6)
     for cluster in range(2):
         own = members[indptr[cluster] : indptr[cluster + 1]]

@@ -1,0 +1,203 @@
+"""Rows put next to each other, cluster by cluster, in a file; and what is found out there put back in their own order.
+
+A task holds numbers, labels and distances of a run of rows, or of a share of the clusters, and leaves them in files for
+other tasks. The driver knows how many rows of each run are in each share.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import iter_blocks
+from hkm_dask.compute.memory import REGROUPED_ROW_BYTES, sort_stage
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.npy import create_npy
+from hkm_dask.data.objects import Location, location
+from hkm_dask.data.rows import NpyRows, Rows
+from hkm_dask.hierarchy.external_sort import (
+    PartitionedRuns,
+    Share,
+    StoredRun,
+    partitioned,
+    rows_at_once,
+    whole_clusters,
+)
+from hkm_dask.hierarchy.members import chunk_cuts, order_of
+
+#: Fewer rows are regrouped by one task.
+_LEAST_RUN = 1 << 14
+
+
+@dataclass(frozen=True)
+class _FindPlaces:
+    """Task: the place of each row of a share among the rows of all clusters."""
+
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, share: Share) -> SharedArray:
+        places = np.empty(share.stop - share.start, np.int64)
+        places[order_of(share.read())] = np.arange(share.start, share.stop)
+        return self.store.put(f"{self.name}-{share.number}", places)
+
+
+@dataclass(frozen=True)
+class _Regroup:
+    """Task: write the rows of a part, of which runs begin and end at the positions given, to their places in a file."""
+
+    path: str
+    offset: int
+    runs: PartitionedRuns
+    places: SharedSeries
+
+    def __call__(self, item: tuple[Part, int, tuple[int, ...]]) -> None:
+        part, first, positions = item
+
+        def write() -> None:
+            fd = os.open(self.path, os.O_WRONLY)
+            try:
+                for number, (low, high) in enumerate(itertools.pairwise(positions), first):
+                    bounds = (low, *(bound for bound in part.bounds if low < bound < high), high)
+                    if low < high:
+                        self._write_run(fd, replace(part, bounds=bounds), number)
+            finally:
+                os.close(fd)
+
+        careful(write, f"writing {self.path}")
+
+    def _write_run(self, fd: int, run: Part, number: int) -> None:
+        places = self.runs.of_run(number, self.places)[1]
+        for start, block in iter_blocks(run):
+            self._write_block(fd, block, places[start - run.start :][: len(block)])
+
+    def _write_block(self, fd: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
+        order = np.argsort(places)
+        rows, places = np.ascontiguousarray(block[order]), places[order]
+        cuts = np.flatnonzero(np.diff(places) != 1) + 1
+        width = rows.shape[1] * rows.itemsize
+        for low, high in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
+            data = as_buffer(rows[low:high])
+            at = self.offset + int(places[low]) * width
+            while data:
+                done = os.pwrite(fd, data, at)
+                data, at = data[done:], at + done
+
+
+@dataclass(frozen=True)
+class _PutBack:
+    """Task: what a file has of the rows of a share, put in the order in which the share is read."""
+
+    found: SharedArray
+    places: SharedSeries
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, share: Share) -> SharedArray:
+        places = self.places[share.number].read(0, share.stop - share.start)
+        values = self.found.read(share.start, share.stop)[places - share.start]
+        return self.store.put(f"{self.name}-{share.number}", values)
+
+
+@dataclass(frozen=True)
+class _WriteBack:
+    """Task: write labels and distances of runs, which make up whole chunks; rows without a cluster have none."""
+
+    folder: str
+    runs: PartitionedRuns
+    found: SharedSeries
+
+    def __call__(self, item: tuple[int, tuple[int, ...]]) -> None:
+        """Write those of runs from number `first` on, which begin and end at the rows given."""
+        first, bounds = item
+        arrays = [open_array(location(self.folder) / name) for name in ("labels", "distances")]
+        if len(bounds) == 2:
+            for array, values in zip(arrays, self._of_rows(first, *bounds), strict=True):
+                array.write(bounds[0], values)
+            return
+        with ExitStack() as stack:
+            chunks = [stack.enter_context(array.writer(bounds[0] // array.spec.chunk_rows)) for array in arrays]
+            for number, (low, high) in enumerate(itertools.pairwise(bounds), first):
+                for chunk, values in zip(chunks, self._of_rows(number, low, high), strict=True):
+                    chunk.append(values)
+
+    def _of_rows(self, number: int, low: int, high: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        rows, found = self.runs.of_run(number, self.found)
+        labels, distances = np.full(high - low, -1, np.int32), np.full(high - low, np.nan, np.float32)
+        labels[rows - low], distances[rows - low] = found[:, 0], found[:, 1].view(np.float32)
+        return labels, distances
+
+
+@dataclass(frozen=True)
+class Regrouped:
+    """Rows next to each other in a file, cluster by cluster, those of each in order of distance, then of row.
+
+    `tasks` have the rows between which the runs of each lie, whole chunks of the labels in `folder`.
+    """
+
+    rows: NpyRows
+    folder: Location
+    shares: list[Share]
+    runs: PartitionedRuns
+    places: SharedSeries
+    tasks: list[NDArray[np.int64]]
+    store: SharedArrayStore
+
+    def write_back(self, found: SharedArray, runner: Runner) -> None:
+        """Write the labels and distances of all rows: `found`, int32 (n_rows, 2), has those and their bits by place."""
+        takes, name = sort_stage(rows_at_once(runner)), f"found-{uuid.uuid4().hex}"
+        task = _PutBack(found, self.places, self.store, name)
+        of_shares = self.store.series(name, runner.map(task, self.shares, stage="regroup", takes=takes))
+        try:
+            first = np.cumsum([0, *(len(task) - 1 for task in self.tasks)]).tolist()
+            items = [(number, tuple(task.tolist())) for number, task in zip(first, self.tasks, strict=False)]
+            runner.map(_WriteBack(str(self.folder), self.runs, of_shares), items, stage="regroup", takes=takes)
+        finally:
+            of_shares.delete()
+
+
+@contextmanager
+def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: Runner) -> Iterator[Regrouped]:
+    """Regroup rows by the labels and distances in `folder`; `indptr` says where each cluster begins and ends.
+
+    Those with a label there are `rows`, in their order. What is put in files is removed in the end.
+    """
+    spec, takes = open_array(folder / "labels").spec, sort_stage(rows_at_once(runner))
+    size = min(rows_at_once(runner), max(_LEAST_RUN, -(-spec.shape[0] // runner.n_threads)))
+    tasks = chunk_cuts(spec.shape[0], spec.chunk_rows, size)
+    runs = [StoredRun(str(folder), low, high) for task in tasks for low, high in itertools.pairwise(task.tolist())]
+    store, name = runner.scratch_store(REGROUPED_ROW_BYTES * rows.n_rows), f"places-{uuid.uuid4().hex}"
+    path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
+    ends, splitters = whole_clusters(indptr, rows_at_once(runner))
+    with partitioned(ends, splitters, runs, store=store, runner=runner, stage="regroup") as (shares, of_runs):
+        places = store.series(name, runner.map(_FindPlaces(store, name), shares, stage="regroup", takes=takes))
+        try:
+            offset = create_npy(path, rows.shape, rows.dtype)
+            items = _parts_of_runs(rows, of_runs.begins.get().sum(axis=1), runner)
+            runner.map(_Regroup(str(path), offset, of_runs, places), items, stage="regroup", takes=takes)
+            yield Regrouped(NpyRows(path, scratch=True), folder, shares, of_runs, places, tasks, store)
+        finally:
+            path.unlink(missing_ok=True)
+            places.delete()
+
+
+def _parts_of_runs(rows: Rows, positions: NDArray[np.int64], runner: Runner) -> list[tuple[Part, int, tuple[int, ...]]]:
+    """Parts of whole runs, which begin and end at these positions: with the number of the first run, and its own."""
+    items = []
+    for part in runner.split(rows, 1, cuts=np.unique(positions), stage=sort_stage(rows_at_once(runner))):
+        first = int(np.searchsorted(positions, part.start, side="right")) - 1
+        last = int(np.searchsorted(positions, part.stop))
+        items.append((part, first, tuple(positions[first : last + 1].tolist())))
+    return items
