@@ -35,8 +35,10 @@ _FIRST_ROWS, _GROWTH = 2000, 2
 _WARMING_ROWS = 400
 #: Rows of the tree of many clusters, and rows to each of those: more than a seeding draws.
 _WIDE_ROWS, _WIDE_PER_CLUSTER = 8192, 8
-#: Rows to a cluster in a small tree, at most: what they cost beyond these grows evenly.
+#: Rows to a cluster in a small tree, at most: with more, it has too few clusters to show what each of them costs.
 _MOST_PER_CLUSTER = 40
+#: How much further a k-means over all rows may go than any over few, or less far.
+_FURTHER = 1.3
 #: Resampling steps of a small tree, at most: each takes as long as another.
 _MOST_RESAMPLES = 2
 #: Seconds a tree of twice as many rows, and clusters, takes at most, over what the last one took.
@@ -249,17 +251,19 @@ def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, floa
     return dict(zip(names, found.tolist(), strict=True))
 
 
-def _seen(samples: Sequence[_Sample], n_levels: int) -> dict[str, list[Seen]]:
-    """What k-means did: those of the largest tree, and the range of all."""
+def _seen(trees: Sequence[_Sample], n_levels: int) -> dict[str, list[Seen]]:
+    """What k-means did in the larger half of the trees, which rise: their means, and their range."""
     seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
+    larger = trees[len(trees) // 2 :]
     for name, resampled in (("first", False), ("resampled", True)):
         for t in range(1, n_levels + 1):
-            those = [one for one in samples if (t, resampled) in one.clock.iterations]
+            those = [one for one in larger if (t, resampled) in one.clock.iterations]
             if not those:
                 break
-            courses = [one.course(t, resampled, one.config.levels[t - 1]) for one in those]
+            courses = np.array([one.course(t, resampled, one.config.levels[t - 1]) for one in those])
             made = [n for one in those for n in one.clock.iterations[t, resampled]]
-            seen[name].append(Seen(courses[-1][0], float(min(made)), float(max(made)), courses[-1][1]))
+            n_iter, share = courses.mean(axis=0).tolist()
+            seen[name].append(Seen(n_iter, max(1.0, min(made) / _FURTHER), max(made) * _FURTHER, share))
     return seen
 
 

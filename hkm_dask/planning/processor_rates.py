@@ -17,15 +17,18 @@ from hkm_dask.planning.processor_work import Course, Part
 from hkm_dask.untrusted import parse_json
 from hkm_dask.version import __version__
 
+#: How many more pairs iterations may compare where clusters have more rows than those of small trees.
+_DENSER = 1.3
+
 
 @dataclass(frozen=True)
 class Seen:
-    """What the k-means of one level were seen to do, of trees of several sizes.
+    """What the k-means of one level were seen to do, in trees of several sizes.
 
     Attributes
     ----------
     iterations, fewest, most : float
-        That they made: of the largest tree, and over all trees.
+        That they made, on average, and that a larger one may make.
     share : float
         Of all pairs, that each iteration after the first compared.
     """
@@ -92,7 +95,8 @@ class Calibration:
         def goes(number: int, resampled: bool, level: Level) -> tuple[float, float]:
             seen = self.seen.get("resampled" if resampled else "first") or self.seen["first"]
             one = seen[min(number, len(seen)) - 1]
-            return max(1.0, min(float(level.max_iter), getattr(one, bound))), one.share
+            share = min(1.0, _DENSER * one.share) if bound == "most" else one.share
+            return max(1.0, min(float(level.max_iter), getattr(one, bound))), share
 
         return goes
 

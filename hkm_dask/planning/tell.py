@@ -116,7 +116,7 @@ def _why_a_range(plan: Plan) -> str | None:
         for one in (plan.calibration.seen[name][0] for name in ("first", "resampled") if plan.calibration.seen[name])
     ]
     resampled = f", {made[1]} where resampled" if len(made) > 1 else ""
-    return f"{low} to {high}, by the iterations until nothing changes: on few rows {made[0]} at level 1{resampled}"
+    return f"{low} to {high}, by the iterations until nothing changes, say {made[0]} at level 1{resampled}"
 
 
 def _level(level: LevelPlan) -> list[str]:

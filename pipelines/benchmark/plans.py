@@ -1,63 +1,173 @@
 """How right plans are: runs are planned, run and compared, in time, peak memory and bytes of every phase.
 
+    python -m pipelines.benchmark.plans shapes --nouns NOUNS.npy --repeats 3 --record
     python -m pipelines.benchmark.plans beside EMBEDDINGS.npy --n-clusters 2000,400,100 --n-resamples 10
 
-Each run is a process of its own, on threads. Ratios are of what came over what was planned; 1 is right.
+Each plan and each run is a command of its own, on threads, and a run's time is that of its whole command. Plans and
+runs take turns; what is told are medians. Ratios are of what came over what was planned; 1 is right.
 """
 
 from __future__ import annotations
 
 import json
 import resource
+import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
-from dataclasses import asdict
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
 
-#: Bytes in a phase below which its ratio tells nothing: metadata and libraries.
-_FEW_BYTES = 4 << 20
+from pipelines import records
+from pipelines.benchmark.inputs import make_rows
+
+#: Bytes in a phase below which its ratio tells nothing: metadata and libraries; the same of seconds.
+_FEW_BYTES, _FEW_SECONDS = 4 << 20, 0.5
+#: What is told of a phase, or of all.
+_KINDS = ("seconds", "read", "written")
+HKM = [sys.executable, "-m", "hkm_dask"]
 
 
-def measure(pool: Path, tree: Path, words: list[str]) -> dict[str, Any]:
-    """Run `hkm cluster` in a process of its own: seconds, bytes by phase, and the most memory it held."""
-    command = [sys.executable, "-m", "pipelines.benchmark.plans", "child", str(pool), str(tree), *words]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
-    return dict(json.loads(done.stdout.splitlines()[-1]))
+@dataclass(frozen=True)
+class Shape:
+    """Rows, float16, and the settings of a run over them; of the nouns so many are taken, or all."""
+
+    name: str
+    words: str
+    n_rows: int | None = None
+    n_features: int | None = None
+    limit: str = ""
+
+    def rows(self, nouns: Path) -> NDArray[np.float16]:
+        """Make them, or read them."""
+        if self.n_features is None or self.n_rows is None:
+            return np.load(nouns, mmap_mode="r")[: self.n_rows]
+        made = make_rows(self.n_rows, self.n_features).rows
+        return np.asarray(made, np.float16)
+
+
+_SPLIT = "--n-clusters 200,100 --set levels.1.n_splits=25 --n-resamples 1"
+#: Shapes that differ in what takes their time. Models were mended with the first two in view.
+SHAPES = (
+    Shape("40,000 nouns", "--n-clusters 2000,400,100 --n-resamples 10", 40_000),
+    Shape("60,000 × 128, flat", "--n-clusters 4000 --n-resamples 0", 60_000, 128),
+    Shape("82,115 nouns", "--n-resamples 1"),
+    Shape("400,000 × 64", "--n-clusters 4000,400,40 --n-resamples 1", 400_000, 64),
+    Shape("100,000 × 16", "--n-clusters 1000,50 --n-resamples 3", 100_000, 16),
+    Shape("2,000,000 × 32, 1 GiB", _SPLIT, 2_000_000, 32, limit="1GiB"),
+)
+
+
+def planned_phases(plan: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+    """Seconds, bytes read and written of each phase, as planned.
+
+    >>> level = {"seconds": {"Lloyd": 2.0}, "files": {"Lloyd": {"read": 5, "written": 7}}}
+    >>> planned_phases({"levels": [level, level], "other": {"start": 1.0}})["Lloyd"]
+    {'seconds': 4.0, 'read': 10.0, 'written': 14.0}
+    """
+    planned: dict[str, dict[str, float]] = {}
+
+    def add(phase: str, kind: str, amount: float) -> None:
+        planned.setdefault(phase, dict.fromkeys(_KINDS, 0.0))[kind] += amount
+
+    for level in plan["levels"]:
+        for phase, seconds in (level["seconds"] or {}).items():
+            add(phase, "seconds", seconds)
+        for phase, files in level["files"].items():
+            add(phase, "read", files["read"])
+            add(phase, "written", files["written"])
+    for phase, seconds in plan["other"].items():
+        add(phase, "seconds", seconds)
+    return planned
 
 
 def compare(plan: Mapping[str, Any], run: Mapping[str, Any]) -> dict[str, Any]:
-    """Ratios of what a run took over what was planned: time, and time, bytes read and written of each phase."""
-    phases: dict[str, dict[str, float]] = {}
-    planned: dict[str, dict[str, float]] = {}
-    for level in plan["levels"]:
-        for phase, seconds in (level["seconds"] or {}).items():
-            planned.setdefault(phase, {"seconds": 0.0, "read": 0.0, "written": 0.0})["seconds"] += seconds
-        for phase, files in level["files"].items():
-            one = planned.setdefault(phase, {"seconds": 0.0, "read": 0.0, "written": 0.0})
-            one["read"], one["written"] = one["read"] + files["read"], one["written"] + files["written"]
-    for phase, seconds in plan["other"].items():
-        planned.setdefault(phase, {"seconds": 0.0, "read": 0.0, "written": 0.0})["seconds"] += seconds
-    for phase, spent in run["phases"].items():
-        expected = planned.get(phase, {})
-        phases[phase] = {
-            name: spent[name] / expected[name]
-            for name, least in (("seconds", 0.1), ("read", _FEW_BYTES), ("written", _FEW_BYTES))
-            if expected.get(name, 0.0) > least
+    """What was planned, what came and their ratio: of the run, and of each phase where it tells anything."""
+    planned, phases = planned_phases(plan), {}
+    least = {"seconds": _FEW_SECONDS, "read": _FEW_BYTES, "written": _FEW_BYTES}
+    for phase in dict.fromkeys([*planned, *run["phases"]]):
+        was = run["phases"].get(phase, dict.fromkeys(_KINDS, 0.0))
+        thought = planned.get(phase, dict.fromkeys(_KINDS, 0.0))
+        told = {
+            kind: _ratio(thought[kind], was[kind]) for kind in _KINDS if max(was[kind], thought[kind]) > least[kind]
         }
-    totals = {
-        name: sum(one[name] for one in run["phases"].values()) / max(1, sum(one[name] for one in planned.values()))
-        for name in ("read", "written")
-    }
-    return {
-        "seconds": run["seconds"] / plan["seconds"], "peak": run["peak"] / plan["memory"]["peak"], **totals,
-        "phases": phases,
+        if told:
+            phases[phase] = told
+    whole = {
+        "seconds": _ratio(plan["seconds"], run["seconds"]), "peak": _ratio(plan["memory"]["peak"], run["peak"]),
+        **{kind: _ratio(*(sum(one[kind] for one in those.values()) for those in (planned, run["phases"])))
+           for kind in ("read", "written")},
     }  # fmt: skip
+    return {**whole, "range": [plan["at_least"], plan["likely_at_most"]], "phases": phases}
+
+
+def _ratio(planned: float, came: float) -> dict[str, float]:
+    return {"planned": planned, "came": came, "ratio": came / planned if planned else float("inf")}
+
+
+def compare_in_turns(rows: NDArray[Any], words: Sequence[str], *, limit: str, repeats: int, seconds: float) -> Any:
+    """Plan and run `hkm cluster` so many times, in turns: the comparison of the median plan with the median run."""
+    with tempfile.TemporaryDirectory(prefix="hkm-plans-") as name:
+        folder = Path(name)
+        np.save(folder / "rows.npy", rows)
+        subprocess.run([*HKM, "ingest", "rows.npy", "pool.zarr"], check=True, cwd=folder, capture_output=True)
+        plans, runs = [], []
+        for i in range(repeats):
+            asked = ["plan", "pool.zarr", *words, *(["--memory", limit] if limit else [])]
+            told = _run([*HKM, *asked, "--seconds", str(seconds), "--json"], folder)
+            plans.append(json.loads(told))
+            runs.append(measure(folder, f"tree-{i}.zarr", [*words, *(["--memory-limit", limit] if limit else [])]))
+    plan, run = (sorted(those, key=lambda one: one["seconds"])[len(those) // 2] for those in (plans, runs))
+    ratios = [run["seconds"] / plan["seconds"] for plan, run in zip(plans, runs, strict=True)]
+    return compare(plan, run) | {"ratios": ratios, "median": statistics.median(ratios)}
+
+
+def _run(command: list[str], folder: Path) -> str:
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise click.ClickException(done.stderr.strip()[-2000:])
+    return done.stdout
+
+
+def measure(folder: Path, tree: str, words: list[str]) -> dict[str, Any]:
+    """Run `hkm cluster` in a process of its own: seconds of the command, of each phase, bytes, and most memory."""
+    begin = time.perf_counter()
+    child = [sys.executable, "-m", "pipelines.benchmark.plans", "child", "pool.zarr", tree, *words]
+    run: dict[str, Any] = json.loads(_run(child, folder).splitlines()[-1])
+    run["seconds"] = time.perf_counter() - begin
+    # What belongs to no phase is the start of the process, and its end.
+    run["phases"]["start"]["seconds"] += run["seconds"] - sum(one["seconds"] for one in run["phases"].values())
+    return run
+
+
+def table(found: Mapping[str, Any]) -> Table:
+    """All comparisons: the whole run first, then its phases."""
+    made = Table("", "planned", "came", "ratio", "range", "peak", "read", "written", title="came / planned")
+    for name, one in found.items():
+        low, high = one["range"]
+        made.add_row(f"[bold]{name}", *_cells(one["seconds"]), f"{low:.0f}-{high:.0f} s", *_ratios(one))
+        for phase, told in one["phases"].items():
+            cells = _cells(told["seconds"]) if "seconds" in told else ["", "", ""]
+            made.add_row(f"  {phase}", *cells, "", *_ratios(told))
+        made.add_section()
+    return made
+
+
+def _cells(told: Mapping[str, float]) -> list[str]:
+    return [f"{told['planned']:.1f} s", f"{told['came']:.1f} s", f"{told['ratio']:.2f}"]
+
+
+def _ratios(told: Mapping[str, Any]) -> Iterable[str]:
+    return (f"{told[kind]['ratio']:.2f}" if kind in told else "" for kind in ("peak", "read", "written"))
 
 
 @click.group(invoke_without_command=False)
@@ -65,22 +175,50 @@ def main() -> None:
     """Plans beside runs."""
 
 
+_repeats = click.option("--repeats", type=click.IntRange(min=1), default=1, help="Plans and runs of each, in turns.")
+_seconds = click.option("--seconds", type=float, default=10.0, help="To measure the machine, each time.")
+
+
+@main.command()
+@click.option("--nouns", type=click.Path(path_type=Path, exists=True), required=True, help="82,115 × 384, as .npy.")
+@click.option("--only", type=int, multiple=True, metavar="N", help="Take the N-th shape, from 1, and no other.")
+@click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder for results.json.")
+@click.option("--record", is_flag=True, help="Keep the results, and write the documents anew.")
+@_repeats
+@_seconds
+def shapes(nouns: Path, only: tuple[int, ...], out: Path, record: bool, repeats: int, seconds: float) -> None:
+    """Compare plans with runs of several shapes, and print one table."""
+    found = {}
+    for i, shape in enumerate(SHAPES, 1):
+        if only and i not in only:
+            continue
+        click.echo(f"{shape.name}: {shape.words}", err=True)
+        found[shape.name] = compare_in_turns(
+            shape.rows(nouns), shape.words.split(), limit=shape.limit, repeats=repeats, seconds=seconds
+        )
+    Console(width=110).print(table(found))
+    settings = {"repeats": repeats, "seconds": seconds, "words": {one.name: one.words for one in SHAPES}}
+    out.mkdir(parents=True, exist_ok=True)
+    records.save(
+        "benchmark", "plans", found, out=out, settings=settings, record=record, program="-m pipelines.benchmark.plans"
+    )
+
+
 @main.command(context_settings={"ignore_unknown_options": True})
 @click.argument("embeddings", type=click.Path(path_type=Path, exists=True))
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 @click.option("--rows", type=int, help="Take the first so many rows.")
-@click.option("--seconds", type=float, default=10.0, help="To measure the machine.")
-def beside(embeddings: Path, words: tuple[str, ...], rows: int | None, seconds: float) -> None:
+@click.option("--limit", default="", help="Memory, like 1GiB.")
+@_repeats
+@_seconds
+def beside(
+    embeddings: Path, words: tuple[str, ...], rows: int | None, limit: str, repeats: int, seconds: float
+) -> None:
     """Plan and run hkm cluster with WORDS over EMBEDDINGS, and print the ratios."""
-    with tempfile.TemporaryDirectory(prefix="hkm-plans-") as name:
-        folder = Path(name)
-        np.save(folder / "rows.npy", np.load(embeddings, mmap_mode="r")[:rows])
-        hkm = [sys.executable, "-m", "hkm_dask"]
-        subprocess.run([*hkm, "ingest", "rows.npy", "pool.zarr"], check=True, cwd=folder, capture_output=True)
-        asked = [*hkm, "plan", "pool.zarr", *words, "--seconds", str(seconds), "--json"]
-        plan = json.loads(subprocess.run(asked, check=True, cwd=folder, capture_output=True, text=True).stdout)
-        run = measure(folder / "pool.zarr", folder / "tree.zarr", list(words))
-    click.echo(json.dumps({"planned": plan["seconds"], "took": run["seconds"], "ratios": compare(plan, run)}, indent=2))
+    some = np.load(embeddings, mmap_mode="r")[:rows]
+    found = compare_in_turns(some, words, limit=limit, repeats=repeats, seconds=seconds)
+    Console(width=110).print(table({embeddings.name: found}))
+    click.echo(json.dumps(found, indent=2))
 
 
 @main.command(hidden=True, context_settings={"ignore_unknown_options": True})
@@ -97,7 +235,6 @@ def child(pool: Path, tree: Path, words: tuple[str, ...]) -> None:
     with subscribe(clock):
         hkm(["cluster", str(pool), str(tree), *words], standalone_mode=False)
     told = {
-        "seconds": sum(one.seconds for one in clock.spent.values()),
         "phases": {phase: asdict(one) for phase, one in clock.phases().items()},
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10,
     }
