@@ -399,6 +399,6 @@ class _Build:
         key = stream_key(self.config.seed, t, "split")
         split_clusters(
             rows.rows, folder, sizes, Settings(level.n_splits, level.init, level.max_iter, level.tol, key), level=t,
-            geometry=rows.geometry, runner=self.runner,
+            geometry=rows.geometry, runner=self.runner, checkpoints=self.checkpoints,
             report=lambda done, total: emit("splitting", level=t, done=done, total=total),
         )  # fmt: skip

@@ -117,6 +117,26 @@ class Checkpoints:
         self._iteration(level, step).unlink(missing_ok=True)
         failpoint("step")
 
+    def split_before(self, level: int) -> tuple[NDArray[np.int64], list[int]] | None:
+        """Where clusters that are split were cut into batches, and the checksums of those that were done."""
+        kept = self._read(self._split(level))
+        return None if kept is None else (kept["cuts"], kept["checksums"].tolist())
+
+    def split(self, level: int, cuts: NDArray[np.int64], checksums: list[int]) -> None:
+        """Note the batches that are done; written to disk now and then."""
+        if time.monotonic() - self._last < self.every:
+            return
+        self._write(self._split(level), cuts=cuts, checksums=np.array(checksums, np.int64))
+        self._last = time.monotonic()
+        failpoint("split")
+
+    def finish_split(self, level: int) -> None:
+        """Forget what was noted of it."""
+        self._split(level).unlink(missing_ok=True)
+
+    def _split(self, level: int) -> Location:
+        return self.folder / f"level_{level}-split.npz"
+
     def _step(self, level: int, step: int) -> Location:
         return self.folder / f"level_{level}-step_{step}.npz"
 

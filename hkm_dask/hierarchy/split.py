@@ -9,12 +9,12 @@ there to the level: the driver has where each cluster begins, and nothing of a r
 from __future__ import annotations
 
 import itertools
-import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 from numpy.typing import NDArray
 
@@ -26,6 +26,8 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import Rows
+from hkm_dask.events import emit
+from hkm_dask.hierarchy.checkpoint import Checkpoints
 from hkm_dask.hierarchy.level_arrays import create_centroids
 from hkm_dask.hierarchy.regroup import regrouped
 from hkm_dask.kmeans.batch import fit_groups
@@ -37,8 +39,8 @@ _BATCHES_PER_ROUND = 4
 #: Bytes of centroids that one task copies, at most, unless a chunk has more.
 _COPIED_BYTES = 16 << 20
 
-#: The number of the first cluster, and where the rows of each begin and end.
-Batch = tuple[int, NDArray[np.int64]]
+#: The number of the first cluster, where the rows of each begin and end, and the checksum if they were split before.
+Batch = tuple[int, NDArray[np.int64], int | None]
 
 
 @dataclass(frozen=True)
@@ -58,19 +60,30 @@ class _Table:
 
 
 @contextmanager
-def _table(runner: Runner, name: str, shape: tuple[int, int], dtype: type) -> Iterator[_Table]:
-    path = Path(runner.work_dir) / f"{name}-{uuid.uuid4().hex}.npy"
+def _table(path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> Iterator[_Table]:
+    """A table that is removed in the end; one that is `kept` stays after a failure, and is taken up by the next run."""
+    size = path.stat().st_size if kept and path.exists() else None
+    other = path.with_name(f"{path.name}.npy")
+    offset = create_npy(other, shape, np.dtype(dtype))
+    if size == other.stat().st_size:
+        other.unlink()
+    else:
+        other.replace(path)
     try:
-        yield _Table(str(path), create_npy(path, shape, np.dtype(dtype)))
-    finally:
-        path.unlink(missing_ok=True)
+        yield _Table(str(path), offset)
+    except BaseException:
+        if not kept:
+            path.unlink(missing_ok=True)
+        raise
+    path.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True)
 class _SplitClusters:
-    """Task: split some clusters, whose rows stand together in a file; gives the inertia in fixed point.
+    """Task: split some clusters, whose rows stand together in a file; gives the checksum of what it wrote.
 
-    Centroids go to one table, the new label of each row and the bits of its distance to the other one.
+    Centroids go to one table, the new label of each row and the bits of its distance to the other one. What is there
+    already, by its checksum, stays.
     """
 
     rows: Rows
@@ -83,7 +96,21 @@ class _SplitClusters:
     found: _Table
 
     def __call__(self, item: Batch) -> int:
-        first, bounds = item
+        first, bounds, known = item
+        if known is None or self._checksum(first, bounds) != known:
+            self._split(first, bounds)
+        return self._checksum(first, bounds)
+
+    def _checksum(self, first: int, bounds: NDArray[np.int64]) -> int:
+        k = self.settings.n_clusters
+        centroids = self.centroids.read(first * k, (first + len(bounds) - 1) * k)
+        found = self.found.read(int(bounds[0]), int(bounds[-1]))
+        checksum = 0
+        for values in (centroids, found):
+            checksum = google_crc32c.extend(checksum, values.reshape(-1).view(np.uint8))
+        return checksum
+
+    def _split(self, first: int, bounds: NDArray[np.int64]) -> None:
         k, base = self.settings.n_clusters, int(bounds[0])
         centroids = np.full((len(bounds) - 1, k, self.rows.n_features), np.nan, np.float32)
         filled = np.flatnonzero(np.diff(bounds))
@@ -99,9 +126,6 @@ class _SplitClusters:
         found[:, 0] = (first + filled[fits.labels // k]).astype(np.int32) * k + fits.labels % k
         found[:, 1] = fits.distances.astype(np.float32).view(np.int32)
         self.found.write(base, found)
-        inertia = self.geometry.distance_sum(len(found))
-        inertia.add(fits.distances)
-        return inertia.total()
 
 
 @dataclass(frozen=True)
@@ -125,8 +149,9 @@ def split_clusters(
     geometry: Geometry,
     runner: Runner,
     report: Callable[[int, int], None] | None = None,
+    checkpoints: Checkpoints | None = None,
     batched: bool = True,
-) -> float:
+) -> None:
     """Split every cluster of a level by a k-means over its members, into as many parts as `settings` has clusters.
 
     Parameters
@@ -142,23 +167,25 @@ def split_clusters(
         From 1.
     report : callable, optional
         Gets the number of clusters split so far, and of all.
+    checkpoints : Checkpoints, optional
+        Where what is done is noted: after a failure those clusters are not split again.
     batched : bool, default True
         Where a device makes the passes of many k-means at once; else one after the other, to the same bits.
-
-    Returns
-    -------
-    float
-        Sum of the squared distances.
     """
     indptr, n_parts = np.append(0, np.cumsum(sizes)), len(sizes) * settings.n_clusters
     report = report or (lambda done, total: None)
     report(0, len(sizes))
-    cuts, inertia = _cuts_of_batches(indptr, rows, runner), 0
+    before = None if checkpoints is None else checkpoints.split_before(level)
+    cuts, known = (_cuts_of_batches(indptr, rows, runner), []) if before is None else before
+    if known:
+        emit("resumed", what=f"level {level}: {cuts[len(known)]:,} of {len(sizes):,} clusters were split before")
+    checksums: list[int] = []
+    kept, prefix = checkpoints is not None, Path(runner.work_dir) / f"level_{level}-split"
     takes = _bytes_taken(rows, indptr[cuts], len(sizes), settings, runner)
     n = _BATCHES_PER_ROUND * runner.n_threads
     with (
-        _table(runner, "parts", (n_parts, rows.n_features), np.float32) as centroids,
-        _table(runner, "found", (rows.n_rows, 2), np.int32) as found,
+        _table(prefix.with_suffix(".centroids"), (n_parts, rows.n_features), np.float32, kept=kept) as centroids,
+        _table(prefix.with_suffix(".found"), (rows.n_rows, 2), np.int32, kept=kept) as found,
         regrouped(rows, folder, indptr, runner) as clusters,
     ):
         task = _SplitClusters(
@@ -166,12 +193,19 @@ def split_clusters(
         )
         for low in range(0, len(cuts) - 1, n):
             some = cuts[low : low + n + 1].tolist()
-            batches = [(first, indptr[first : stop + 1]) for first, stop in itertools.pairwise(some)]
-            inertia += sum(runner.map(task, batches, stage="split", takes=takes))
+            known_of = itertools.chain(known[low : low + n], itertools.repeat(None))
+            batches = [
+                (first, indptr[first : stop + 1], checksum)
+                for (first, stop), checksum in zip(itertools.pairwise(some), known_of, strict=False)
+            ]
+            checksums += runner.map(task, batches, stage="split", takes=takes)
+            if checkpoints is not None:
+                checkpoints.split(level, cuts, checksums + known[len(checksums) :])
             report(some[-1], len(sizes))
         clusters.write_back(SharedArray(found.path), runner)
         _copy_centroids(folder, level, centroids, (n_parts, rows.n_features), runner)
-    return inertia / geometry.distance_scale
+    if checkpoints is not None:
+        checkpoints.finish_split(level)
 
 
 def _copy_centroids(
