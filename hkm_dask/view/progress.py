@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time as clock
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import IO, Any
@@ -22,7 +22,11 @@ from hkm_dask.view.timeleft import Left, TimeLeft
 
 # Seconds between two plain lines, so that a log of many hours stays readable.
 PLAIN_INTERVAL = 10.0
+# Seconds between two looks at whether such a line is due.
+TICK = 0.5
 BAR_WIDTH = 24
+# What may take so many times as long as is expected is told as a range.
+WIDE = 1.5
 # What is told of each phase of a seeding.
 _SEEDING = {
     "draw": "seeding, {done:,} of {total:,} centers",
@@ -78,19 +82,25 @@ def about(seconds: float) -> str:
 
 
 def time_left(left: Left | None) -> str:
-    """Say what is known about the time left, and no more than that; None where nothing tells yet.
+    """Say what is known about the time left, and no more than that: a range where it is wide.
 
     Examples
     --------
-    >>> time_left(Left(expected=200, bound=700))
-    'about 3 min left, at most 12 min'
+    >>> time_left(Left(expected=200, bound=270))
+    'about 3 min left, at most 4 min'
+    >>> time_left(Left(expected=200, bound=400, least=100))
+    '2 min to 7 min left'
     >>> time_left(None)
     'time left not known yet'
     """
     if left is None:
         return "time left not known yet"
-    span, bound = duration(left.expected), duration(left.bound)
-    return about(left.expected) + ("" if span == bound or left.bound < 10 else f", at most {bound}")
+    span, bound, least = duration(left.expected), duration(left.bound), duration(left.least)
+    if left.bound < 10 or span == bound:
+        return about(left.expected)
+    if left.bound <= WIDE * left.expected:
+        return f"{about(left.expected)}, at most {bound}"
+    return f"at most {bound} left" if least.startswith("a ") else f"{least} to {bound} left"
 
 
 @dataclass
@@ -249,6 +259,17 @@ class Display:
             style = "yellow" if line.startswith("warning") else "green" if " done in " in line else ""
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
 
+    def tick(self) -> None:
+        """Write a plain line where the last one is `interval` seconds old, though nothing has happened since."""
+        with self._lock:
+            now = clock.time()
+            line = self._plain(now) if now - self._last_line >= self.interval else ""
+            if line:
+                self._last_line = now
+                line = f"[{stopwatch(now - self._status.started)}] {line}"
+        if line:
+            self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+
     def _is_due(self, event: Event) -> bool:
         if event.kind == "progress" and event.fields["done"] == event.fields["total"]:
             return True
@@ -298,9 +319,28 @@ class JsonLines:
             self._left.update(event)
             line = {"event": event.kind, "time": event.time, **event.fields}
             if (left := self._left.at(event.time)) is not None:
-                line |= {"seconds_left": round(left.expected, 3), "seconds_left_at_most": round(left.bound, 3)}
+                named = {"": left.expected, "_at_least": left.least, "_at_most": left.bound}
+                line |= {f"seconds_left{name}": round(seconds, 3) for name, seconds in named.items()}
             self._stream.write(json.dumps(line, default=str) + "\n")
             self._stream.flush()
+
+
+@contextmanager
+def _repeated(function: Callable[[], None]) -> Iterator[None]:
+    """Call a function again and again, in a thread of its own."""
+    done = threading.Event()
+
+    def repeat() -> None:
+        while not done.wait(TICK):
+            function()
+
+    thread = threading.Thread(target=repeat, name="progress", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
 
 
 @contextmanager
@@ -328,7 +368,8 @@ def show_progress(
     display = Display(console, interval=interval)
     with subscribe(display):
         if not display.live:
-            yield
+            with _repeated(display.tick):
+                yield
             return
         # Results belong to stdout, which the live display must leave alone.
         with Live(display, console=console, refresh_per_second=4, transient=True, redirect_stdout=False):

@@ -1,56 +1,55 @@
 """How long a run still takes, as a pure function of the events so far.
 
-Work is of kinds: the first k-means of a level, its resamplings, its assignments, its splitting. A kind that was timed
-is expected to take the mean of its last times; one that was not, what the kind most like it took, scaled by the work
-``n * k * d``. The k-means under way tells its own length: by the phases of its seeding that are done, then by how fast
-its inertia falls and its iterations get shorter, since fewer and fewer rows move.
+Work is pieces: of each k-means the phases of its seeding and its iterations, then the assignment that follows; of each
+level what is split and written. Those that are done tell how long others take (`hkm_dask.view.durations`); the piece
+under way tells its own length: by the share of it that is done, or by how fast the inertia falls and iterations get
+shorter, since fewer and fewer rows move.
 
-Two numbers are told: what is *expected*, and a *bound*. Every guess has an error: of a kind that was timed, the spread
-of its times over the square root of their number, so that the margin shrinks as evidence grows. Errors are added up,
-not their squares, since a machine that slows down does so for all work.
+What is left is then a sum of log-normal times, of which the median is *expected*, and the 10 % and 90 % quantiles are
+what it takes *at least* and at most, the *bound*.
 """
 
 from __future__ import annotations
 
 import math
-from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.events import Event
+from hkm_dask.view.durations import Durations, Kind
 
-# Chosen by `pipelines.benchmark.timeleft` on recorded runs of eight kinds; on no other kind has anything been judged.
-#: Errors that the bound adds to what is expected.
-ERRORS = 1.3
-#: Error of a time as a share of it: before several of its kind tell their spread; by another kind; by its own progress;
-#: by any number of its kind, since what comes is never quite like what was.
-OF_ONE, OF_ANOTHER, OF_PROGRESS, AT_LEAST = 0.15, 0.3, 0.35, 0.08
-#: Where in a k-means a phase of its seeding begins, and how much of it that is.
-PHASES = {"draw": (0.0, 0.36), "choose": (0.4, 0.18), "refine": (0.58, 0.08)}
-#: Seconds of an assignment, as a share of those of a k-means with as much work in an iteration.
-ASSIGN_SHARE = 0.1
-#: Seconds of a piece of work at least, however few its rows.
-LEAST_SECONDS = 0.05
-#: Seconds that the splitting of one cluster takes at least.
-SPLIT_SECONDS = 0.014
+#: Standard deviation of the logarithm of the rest of a piece, by its own progress: of its iterations, of other work
+#: over the root of the number of its reports.
+OF_ITERATIONS, OF_SHARE = 0.4, 0.25
+#: Of the errors of the piece under way and of what follows it, the part that they have in common.
+COMMON = 0.65
+#: Share by which what comes is never quite like what was: other work on the machine, and what no phase counts.
+VARIES = 0.1
+#: Standard normal quantile of the bound.
+QUANTILE = 1.28
+#: Share of a draw's time before its last pass, and the power of the share drawn by which it goes there.
+_DRAWN, _DRAW_POWER = 0.7, 0.6
+#: Share of a draw from which it tells how long the rest takes.
+_LEAST_DRAWN = 0.1
 #: Power by which the drop of the inertia falls, before two drops have told, and how much steeper it gets further on.
-_POWER, _STEEPER = 1.7, 0.5
+_POWER, _STEEPER = 1.7, 0.4
+#: Phases in the order in which they come in a step.
+_ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "write")
 #: Seconds of the last iteration as a share of the first one's, and how many iterations that is worth as evidence.
 _LAST, _LAST_WEIGHT = 0.15, 3
 #: Iterations as a share of their cap, where nothing tells.
 _SHARE = 0.25
-#: Finished pieces of work that the mean of a kind is taken over, the last ones.
-_RECENT = 5
-#: Share of a draw from which it tells how long the rest takes.
-_DRAWN = 0.3
 
 
 class Left(NamedTuple):
-    """Seconds a run still takes: as ``expected``, and at most ``bound``."""
+    """Seconds a run still takes: as ``expected``, at most ``bound``, and at ``least``, each by nine in ten chances."""
 
     expected: float
     bound: float
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,6 +60,23 @@ class Step:
     max_iter: int
     assign_units: float
     tol: float = 1e-4
+
+
+def _place_of(phase: str) -> int:
+    return _ORDER.index("split" if phase == "clusters" else phase)
+
+
+class Piece(NamedTuple):
+    """Work of a kind, in a step of its level: its units."""
+
+    kind: Kind
+    units: float
+    step: int
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it is in a run."""
+        return self.kind.level, self.step, _place_of(self.kind.phase)
 
 
 def steps_of(level: Mapping[str, Any]) -> list[Step]:
@@ -76,12 +92,16 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     (20000.0, 1000.0, 20000.0)
     """
     n, k, d = (float(level[name]) for name in ("n", "k", "d"))
-    r = level.get("r")
-    members = float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)
     max_iter, tol = int(level["max_iter"]), float(level.get("tol", 1e-4))
     first = Step(n * k * d, max_iter, n * k * d, tol)
-    resampling = Step(min(n, k * members) * k * d, max_iter, n * k * d, tol)
+    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d, tol)
     return [first] + [resampling] * int(level["m"])
+
+
+def _resampled(level: Mapping[str, Any]) -> float:
+    """Rows of a resampling step."""
+    n, k, r = float(level["n"]), float(level["k"]), level.get("r")
+    return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
 
 
 def splitting_of(level: Mapping[str, Any]) -> Step | None:
@@ -95,6 +115,44 @@ def splitting_of(level: Mapping[str, Any]) -> Step | None:
     n_splits = int(level.get("n_splits", 1))
     units = float(level["n"]) * n_splits * float(level["d"])
     return Step(units, int(level["max_iter"]), units) if n_splits > 1 else None
+
+
+def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -> list[Piece]:
+    """Phases of a k-means over n rows, of a level with that number.
+
+    Examples
+    --------
+    >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
+    >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
+    [('draw', 20000.0), ('choose', 150600.0), ('refine', 600.0), ('iterate', 20000.0)]
+    """
+    k, d, init = float(level["k"]), float(level["d"]), level.get("init", "coreset")
+    points = min(n, POINTS_PER_CLUSTER.get(init, math.inf) * k)
+    is_drawn = points < n and init != "random"
+    size = points if init == "k-means++" else min(points, WALK_POINTS)
+    units = {
+        "draw": n * k * d if is_drawn else 0.0,
+        "choose": k * size * (d + 500) if init != "random" else 0.0,
+        "refine": points * k * d if is_drawn and init == "coreset" else 0.0,
+        "iterate": n * k * d,
+    }
+    what = "resampling" if step else "first"
+    return [Piece(Kind(number, what, phase), amount, step) for phase, amount in units.items() if amount]
+
+
+def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
+    """All work of a level, in the order in which it is done."""
+    n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
+    resampled, split, pieces = _resampled(level), splitting_of(level), list[Piece]()
+    for step in range(m + 1):
+        pieces += k_means_pieces(level, number, step, resampled if step else n)
+        pieces.append(Piece(Kind(number, "level", "assign"), n * k * d, step))
+        if step < m:
+            pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
+    if split is not None:
+        pieces.append(Piece(Kind(number, "level", "split"), split.iteration_units, m))
+        pieces.append(Piece(Kind(number, "level", "clusters"), k, m))
+    return [*pieces, Piece(Kind(number, "level", "write"), n, m)]
 
 
 def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
@@ -114,48 +172,27 @@ def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
     return min(float(max_iter), n * (drops[-1] / tol) ** (1 / (max(power, 0.0) + _STEEPER)) + 1)
 
 
-class _Guess(NamedTuple):
-    """Seconds of one piece of work, the error of that mean, and how much a single piece is off it."""
-
-    seconds: float
-    error: float
-    spread: float = 0.0
-
-
-class _Kind(NamedTuple):
-    level: int
-    what: str  # first, resampling, assign, split
-
-    @property
-    def family(self) -> str:
-        return self.what if self.what in ("assign", "split") else "k-means"
-
-
-class _Timed(NamedTuple):
-    seconds: float
-    units: float
-
-
 @dataclass
-class _KMeans:
-    """The k-means under way."""
+class _Iterations:
+    """The iterations under way."""
 
-    step: Step
-    kind: _Kind
-    start: float
-    done: float = 0.0  # share of it that the phases of its seeding tell
-    is_whole: bool = True  # it was not continued after an interruption
+    max_iter: int
+    tol: float
     iteration: int = 0
     inertia: float | None = None
     drops: list[float] = field(default_factory=list)  # of the inertia, as a share of it
     seconds: list[float] = field(default_factory=list)  # of each iteration
 
-    def rest(self, elapsed: float) -> float | None:
-        """Seconds it still takes by its own progress; None where that does not tell."""
-        if not self.iteration:
-            return elapsed * (1 / self.done - 1) if self.done else None
-        if not self.seconds:
-            return None
+    def take(self, fields: Mapping[str, Any], seconds: float) -> None:
+        """Take in one iteration."""
+        inertia = fields.get("inertia")
+        self.seconds.append(seconds)
+        if self.inertia and inertia is not None:
+            self.drops.append(max(0.0, 1.0 - inertia / self.inertia))
+        self.iteration, self.inertia = int(fields["iteration"]), inertia
+
+    def rest(self) -> float:
+        """Seconds that those to come take."""
         n_iter = max(self._n_iter(), self.iteration + 0.5)
         # The first iteration may have the end of the seeding in it.
         first, last = self.seconds[min(1, len(self.seconds) - 1)], self.seconds[-1]
@@ -165,26 +202,45 @@ class _KMeans:
 
     def _n_iter(self) -> float:
         if self.drops and self.drops[-1] > 0:
-            return iterations_of(self.drops, self.step.tol, self.step.max_iter)
-        return max(_SHARE * self.step.max_iter, self.iteration + 1.0)
+            return iterations_of(self.drops, self.tol, self.max_iter)
+        return max(_SHARE * self.max_iter, self.iteration + 1.0)
 
 
 @dataclass
-class _Counted:
-    """Work that tells how much of it is done: when it began, the share done then and now, and its reports."""
+class _UnderWay:
+    """Pieces under way, more than one where nothing tells them apart, or none that was planned.
 
-    name: str
+    They began at `start` with a share done, the `first`; `share` was done when it was `told`.
+    """
+
+    pieces: list[Piece]
     start: float
-    first: float
-    share: float
+    told: float
+    name: str = ""
+    first: float = 0.0
+    share: float = 0.0
     n_reports: int = 0
+    iterations: _Iterations | None = None
+    is_whole: bool = True  # it was not continued after an interruption
 
-    def rest(self, time: float) -> _Guess | None:
-        """Seconds it still takes at the last report; None before a second one."""
-        if not self.n_reports or self.share <= self.first:
-            return None
-        seconds = (time - self.start) * (1 - self.share) / (self.share - self.first)
-        return _Guess(seconds, max(OF_PROGRESS / math.sqrt(self.n_reports), AT_LEAST) * seconds)
+    @property
+    def phase(self) -> str:
+        """The phase of the last piece."""
+        return self.pieces[-1].kind.phase if self.pieces else ""
+
+    def report(self, share: float, time: float) -> None:
+        """Take in the share done."""
+        self.share, self.told, self.n_reports = share, time, self.n_reports + 1
+
+    def rest(self) -> tuple[float, float] | None:
+        """Seconds it takes from when it `told` on, by its own progress, and their error; None without any."""
+        if self.iterations is not None and self.iterations.seconds:
+            rest = self.iterations.rest()
+            return rest, OF_ITERATIONS * rest
+        if self.n_reports and self.first < self.share < 1:
+            rest = (self.told - self.start) * (1 - self.share) / (self.share - self.first)
+            return rest, OF_SHARE / math.sqrt(self.n_reports) * rest
+        return None
 
 
 @dataclass
@@ -201,19 +257,19 @@ class TimeLeft:
     ...     left.update(Event("step_finished", {"level": 1, "step": step, "n_iter": 3}, start + 8.0 / (step + 1)))
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
     >>> told = left.at(15.0)
-    >>> told.expected, round(told.bound, 1)
-    (5.0, 6.3)
+    >>> round(told.least), round(told.expected), round(told.bound)
+    (4, 5, 6)
     """
 
     plan: list[list[Step]] = field(default_factory=list)
     splittings: list[Step | None] = field(default_factory=list)
-    n_clusters: list[int] = field(default_factory=list)  # of each level, before they are split
-    _timed: defaultdict[_Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
-    _level: int = 1
-    _number: int = 0  # of the step within its level
-    _kmeans: _KMeans | None = None
-    _unassigned: float = 0.0  # units of labeling the level after the step that was finished last
-    _counted: _Counted | None = None  # splitting, or what is no build
+    _levels: list[Mapping[str, Any]] = field(default_factory=list)
+    _durations: Durations = field(default_factory=Durations)
+    _coming: list[Piece] = field(default_factory=list)  # not begun
+    _absent: set[Kind] = field(default_factory=set)  # planned, but no k-means like it has it
+    _now: _UnderWay | None = None
+    _place: tuple[int, int] = 1, 0  # level and step of the k-means under way
+    _skipped: list[Piece] = field(default_factory=list)  # of it
     _time: float = 0.0
 
     def update(self, event: Event) -> None:
@@ -225,163 +281,158 @@ class TimeLeft:
 
     def at(self, now: float) -> Left | None:
         """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
+        coming = Counter((piece.kind, piece.units) for piece in self._coming if piece.kind not in self._absent)
         current = self._rest()
-        if current is None and (self._kmeans is not None or not any(self._timed.values())):
+        if current is None and (self._now is not None or not self._durations.timed):
             return None
-        current = current or _Guess(0.0, 0.0)
+        rest, error = current or (0.0, 0.0)
+        seconds, variance = self._durations.total(coming, self._own())
+        if rest:  # the median of a log-normal variable; to its mean
+            seconds += rest * math.sqrt((1 + math.sqrt(1 + 4 * (error / rest) ** 2)) / 2)
+        variance += error**2 + 2 * COMMON * error * math.sqrt(variance)
+        spread = math.log1p(variance / seconds**2) if seconds else 0.0
+        median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(math.sqrt(spread), VARIES))
         # Between two events time runs down, though not to nothing.
-        expected = max(current.seconds - (now - self._time), 0.1 * current.seconds)
-        error = current.error
-        for (kind, units), n in Counter(self._coming()).items():
-            guess = self._guess(kind, units, current)
-            if guess is None:
-                return None
-            expected += n * guess.seconds
-            error += math.hypot(n * guess.error, math.sqrt(n) * guess.spread)
-        return Left(expected, expected + ERRORS * error)
+        passed = min(now - self._now.told, 0.9 * rest) if self._now is not None else 0.0
+        return Left(*(max(one - passed, 0.1 * one) for one in (median, median * margin, median / margin)))
 
     # -- what is under way --------------------------------------------------------------------------------------------
-    def _rest(self) -> _Guess | None:
-        """Seconds that the work under way still takes after the last event; None where nothing tells."""
-        if self._counted is not None and 0 < self._counted.share < 1:
-            return self._counted.rest(self._time)
-        if self._kmeans is None:
+    def _own(self) -> dict[Kind, tuple[float, float, float]]:
+        """What the piece under way tells of its kind: its units, and a guess of its seconds and of their error."""
+        now, rest = self._now, None if self._now is None else self._now.rest()
+        if now is None or rest is None or len(now.pieces) != 1 or not now.is_whole:
+            return {}
+        whole = max(now.told - now.start + rest[0], 1e-6)
+        return {now.pieces[0].kind: (now.pieces[0].units, whole, rest[1])}
+
+    def _rest(self) -> tuple[float, float] | None:
+        """Seconds that the work under way takes after its last report, and their error; None where nothing tells."""
+        at = self._now
+        if at is None:
             return None
-        kmeans, elapsed = self._kmeans, self._time - self._kmeans.start
-        own = kmeans.rest(elapsed)
-        alike = self._guess(kmeans.kind, kmeans.step.iteration_units) if kmeans.is_whole else None
-        guesses = [] if alike is None else [_Guess(alike.seconds - elapsed, math.hypot(alike.error, alike.spread))]
-        if own is not None and (kmeans.iteration or not self._timed[kmeans.kind]):
-            guesses.append(_of_progress(own))
-        weights = [1 / max(guess.error, 1e-9) ** 2 for guess in guesses]
+        own, elapsed = at.rest(), at.told - at.start
+        guesses = [] if own is None else [own]
+        if at.pieces and at.is_whole and self._durations.timed and (own is None or at.phase != "clusters"):
+            seconds, variance = self._durations.total(Counter((piece.kind, piece.units) for piece in at.pieces), {})
+            error = max(math.sqrt(variance), elapsed - seconds)  # what takes longer than others is not like them
+            guesses.append((max(seconds - elapsed, 0.1 * error), error))
         if not guesses:
             return None
-        seconds = sum(weight * guess.seconds for weight, guess in zip(weights, guesses, strict=True)) / sum(weights)
-        return _Guess(max(seconds, 0.0), 1 / math.sqrt(sum(weights)))
-
-    # -- what comes after it ------------------------------------------------------------------------------------------
-    def _guess(self, kind: _Kind, units: float, rest: _Guess | None = None) -> _Guess | None:
-        """Seconds of a piece of work of a kind, by those of its kind, else by the kind most like it.
-
-        The k-means under way, with a ``rest``, is the example of its kind where none was timed.
-        """
-        if timed := [one.seconds for one in self._timed[kind][-_RECENT:]]:
-            n, mean = len(timed), sum(timed) / len(timed)
-            spread = math.sqrt((sum((one - mean) ** 2 for one in timed) + (OF_ONE * mean) ** 2) / n)
-            return _Guess(mean, max(spread / math.sqrt(n), AT_LEAST * mean), spread)
-        known = {other: (times[-1], 0.0) for other, times in self._timed.items() if times}
-        if rest is not None and self._kmeans is not None and not self._timed[self._kmeans.kind]:
-            whole = max(self._time - self._kmeans.start + rest.seconds, 1e-6)
-            known[self._kmeans.kind] = _Timed(whole, self._kmeans.step.iteration_units), rest.error / whole
-        if not known:
-            return None
-        families = [kind.family, *(family for family in ("k-means", "split", "assign") if family != kind.family)]
-        other = min(known, key=lambda one: (families.index(one.family), abs(one.level - kind.level), one))
-        (seconds, measured), error = known[other]
-        seconds *= units / measured
-        least = LEAST_SECONDS
-        if kind.family != other.family:
-            if kind.family == "assign":
-                seconds *= ASSIGN_SHARE
-            elif kind.family == "split":
-                least = SPLIT_SECONDS * self.n_clusters[kind.level - 1]
-        seconds = max(seconds, least)
-        return _Guess(seconds, math.hypot(OF_ANOTHER, error) * seconds, OF_ONE * seconds)
-
-    def _coming(self) -> Iterator[tuple[_Kind, float]]:
-        """Give the kind and the units of every piece of work after the one under way."""
-        if self._kmeans is not None:
-            yield _Kind(self._level, "assign"), self._kmeans.step.assign_units
-        elif self._unassigned:
-            yield _Kind(self._level, "assign"), self._unassigned
-        for level, steps in enumerate(self.plan[self._level - 1 :], self._level):
-            begun = self._number + (self._kmeans is not None) if level == self._level else 0
-            for number, step in enumerate(steps[begun:], begun):
-                yield _Kind(level, "resampling" if number else "first"), step.iteration_units
-                yield _Kind(level, "assign"), step.assign_units
-            split = self.splittings[level - 1]
-            if split is not None and not (level == self._level and self._counted and self._counted.share):
-                yield _Kind(level, "split"), split.iteration_units
-                yield _Kind(0, "assign"), split.assign_units  # its k-means label their rows, too
+        weights = [1 / max(error, 1e-9) ** 2 for _, error in guesses]
+        rest = sum(weight * seconds for weight, (seconds, _) in zip(weights, guesses, strict=True)) / sum(weights)
+        return rest, 1 / math.sqrt(sum(weights))
 
     # -- events -------------------------------------------------------------------------------------------------------
+    def _begin(self, level: int, step: int, phase: str, time: float) -> None:
+        """What is under way ends, and a phase begins."""
+        self._end(time)
+        place = level, step, _place_of(phase)
+        self._skipped += [piece for piece in self._coming if (level, step, -1) < piece.place < place]
+        pieces = [piece for piece in self._coming if piece.place == place]
+        self._coming = [piece for piece in self._coming if piece.place > place]
+        self._now = _UnderWay(pieces, time, time)
+
+    def _end(self, time: float) -> None:
+        now, self._now = self._now, None
+        if now is not None and now.is_whole:
+            self._durations.add([(piece.kind, piece.units) for piece in now.pieces], time - now.start)
+
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self.plan = [steps_of(level) for level in fields["levels"]]
-        self.splittings = [splitting_of(level) for level in fields["levels"]]
-        self.n_clusters = [int(level["k"]) for level in fields["levels"]]
-        self._counted = None
+        self._levels, self._durations.on_workers = fields["levels"], fields.get("dashboard") is not None
+        self.plan = [steps_of(level) for level in self._levels]
+        self.splittings = [splitting_of(level) for level in self._levels]
+        self._coming = [piece for number, level in enumerate(self._levels, 1) for piece in level_pieces(level, number)]
+        self._now = None
 
     def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self.plan = []
+        self.plan, self._coming, self._now = [], [], None
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self._begin_level(int(fields["level"]))
-
-    def _begin_level(self, number: int) -> None:
-        self._level, self._number, self._kmeans, self._unassigned, self._counted = number, 0, None, 0.0, None
+        self._end(time)
+        self._coming = [piece for piece in self._coming if piece.kind.level >= int(fields["level"])]
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self._level, self._number, self._unassigned = int(fields["level"]), int(fields["step"]), 0.0
-        planned = self.plan[self._level - 1] if self._level <= len(self.plan) else []
-        unplanned = Step(float(fields["n"]) * float(fields["k"]), int(fields["max_iter"]), 0.0)
-        step = planned[self._number] if self._number < len(planned) else unplanned
-        self._kmeans = _KMeans(step, _Kind(self._level, "resampling" if self._number else "first"), time)
+        level, step = self._place = int(fields["level"]), int(fields["step"])
+        if not self.plan:
+            self._coming = k_means_pieces({"d": 1, **fields}, level, step, float(fields["n"]))
+        phases = [piece.kind.phase for piece in self._coming if piece.place[:2] == self._place]
+        self._begin(*self._place, phases[0] if phases else "iterate", time)
+        self._skipped = []
 
     def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
-        share = fields["done"] / max(1, fields["total"])
-        before, width = PHASES[fields["phase"]]
-        if fields["phase"] == "draw":
-            share = math.sqrt(share)  # passes over the rows draw more and more
-        if self._kmeans is not None and (fields["phase"] != "draw" or share >= _DRAWN):
-            self._kmeans.done = before + width * share
+        if self._now is None:
+            return
+        phase, share = fields["phase"], fields["done"] / max(1, fields["total"])
+        if self._now.phase != phase:
+            self._begin(*self._place, phase, time)
+        if phase == "draw":  # passes over the rows draw more and more
+            share = _DRAWN * share**_DRAW_POWER if share >= _LEAST_DRAWN else 0.0
+        if share:
+            self._now.report(share, time)
+        seeds = [piece.kind for piece in self._of_k_means() if piece.kind.phase != "iterate"]
+        if fields["done"] == fields["total"] and self._absent.issuperset(seeds):
+            self._begin(*self._place, "iterate", time)
+
+    def _of_k_means(self) -> list[Piece]:
+        """Phases of the k-means under way that are not begun."""
+        last = *self._place, _place_of("iterate")
+        return [piece for piece in self._coming if (*self._place, 0) <= piece.place <= last]
 
     def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
-        kmeans, inertia = self._kmeans, fields.get("inertia")
-        if kmeans is None:
+        if self._now is None:
             return
-        if not kmeans.iteration:
-            kmeans.is_whole = int(fields["iteration"]) == 1
-        if kmeans.iteration or not kmeans.is_whole or kmeans.done:
-            kmeans.seconds.append(time - self._time)
-        if kmeans.inertia and inertia is not None:
-            kmeans.drops.append(max(0.0, 1.0 - inertia / kmeans.inertia))
-        kmeans.iteration, kmeans.inertia = int(fields["iteration"]), inertia
+        number = int(fields["iteration"])
+        if self._now.phase != "iterate" and (self._now.n_reports or number > 1):
+            self._begin(*self._place, "iterate", self._time)
+        elif self._now.phase != "iterate":  # nothing told where the seeding ended
+            self._merge()
+        now = self._now
+        if now.iterations is None:
+            now.iterations, now.is_whole = _Iterations(int(fields["max_iter"]), self._tol(self._place[0])), number == 1
+        now.iterations.take(fields, time - self._time)
+        now.told = time
+
+    def _merge(self) -> None:
+        """The k-means is one piece from now on."""
+        if self._now is not None:
+            rest = self._of_k_means()
+            self._now.pieces += rest
+            self._coming = [piece for piece in self._coming if piece not in rest]
+
+    def _tol(self, level: int) -> float:
+        return float(self._levels[level - 1].get("tol", 1e-4)) if level <= len(self._levels) else 1e-4
 
     def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        if self._kmeans is not None:
-            if self._kmeans.is_whole:
-                self._add(self._kmeans.kind, time - self._kmeans.start, self._kmeans.step.iteration_units)
-            self._unassigned = self._kmeans.step.assign_units
-        self._number, self._kmeans = int(fields["step"]) + 1, None
+        if self._now is not None and self._now.iterations is None:  # it tells only its end
+            self._merge()
+        elif self._now is not None and self._now.is_whole:
+            self._absent |= {piece.kind for piece in self._skipped}
+        self._begin(int(fields["level"]), int(fields["step"]), "assign", time)
 
     def _on_assigned(self, fields: Mapping[str, Any], time: float) -> None:
-        if self._unassigned:
-            self._add(_Kind(self._level, "assign"), time - self._time, self._unassigned)
-            self._unassigned = 0.0
-
-    def _add(self, kind: _Kind, seconds: float, units: float) -> None:
-        self._timed[kind].append(_Timed(max(seconds, 1e-6), units))
+        level, step = int(fields["level"]), int(fields["step"])
+        after = [piece.kind.phase for piece in self._coming if piece.place[:2] == (level, step)]
+        if self._now is not None and after:
+            self._begin(level, step, after[0], time)
 
     def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
-        self._count("splitting", fields, time)
-        split = self.splittings[self._level - 1] if self.plan else None
-        if split is not None and self._counted is not None and self._counted.share == 1:
-            self._add(_Kind(self._level, "split"), time - self._counted.start, split.iteration_units)
+        share = fields["done"] / max(1, fields["total"])
+        if not self.plan:
+            return
+        level = int(fields["level"])
+        step = int(self._levels[level - 1]["m"])
+        if self._now is None or self._now.phase != "clusters":
+            self._begin(level, step, "split", time)
+        elif share > self._now.first:
+            self._now.report(share, time)
+        if share == 1:
+            self._begin(level, step, "write", time)
 
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
-        if not self.plan:
-            self._count(fields["stage"], fields, time)
-
-    def _count(self, name: str, fields: Mapping[str, Any], time: float) -> None:
-        share = fields["done"] / max(1, fields["total"])
-        if self._counted is None or self._counted.name != name or share < self._counted.share:
-            self._counted = _Counted(name, time, share, share)
+        if self.plan:
+            return
+        share, now = fields["done"] / max(1, fields["total"]), self._now
+        if now is None or now.name != fields["stage"] or share < now.share:
+            self._now = _UnderWay([], time, time, fields["stage"], share, share)
         else:
-            self._counted.share, self._counted.n_reports = share, self._counted.n_reports + 1
-
-    def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self._begin_level(int(fields["level"]) + 1)
-
-
-def _of_progress(seconds: float) -> _Guess:
-    return _Guess(seconds, OF_PROGRESS * seconds)
+            now.report(share, time)

@@ -46,6 +46,7 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             if split is not None and done < 4:
                 units = split.iteration_units * (seeding + share * split.max_iter) + split.assign_units
                 now += units / 4 * SECONDS_PER_UNIT
+        now += 0.05 + 1e-6 * level["n"]  # what is written
         yield Event("level_finished", {"level": number, "seconds": 1.0}, now)
     yield Event("run_finished", {"seconds": now - 1000.0}, now)
 
@@ -62,22 +63,23 @@ def estimates(events: list[Event]) -> Iterator[tuple[Event, float, Left | None]]
 @pytest.mark.parametrize("seeding", [0.5, 3.0, 8.0])
 def test_the_guess_is_right_where_steps_are_alike(share: float, seeding: float) -> None:
     guesses, timed = 0, False
-    for event, really, left in estimates(list(run(share, seeding))):
-        timed = timed or (event.kind == "assigned" and event.fields["step"] == 1)
+    for event, really, left in estimates(list(run(share, seeding, [{**LEVELS[0], "m": 6}, LEVELS[1]]))):
+        timed = timed or (event.kind == "assigned" and event.fields["step"] == 3)
         if not timed or event.fields.get("level") == 2 or event.kind == "iteration":
             continue
         guesses += 1
         assert left is not None
-        assert left.expected == pytest.approx(really, rel=0.05, abs=0.5)
-        assert really * 0.95 - 0.5 <= left.bound <= 1.3 * really + 0.5
+        assert left.expected == pytest.approx(really, rel=0.08, abs=0.5)
+        assert really <= left.bound <= 1.4 * really + 0.5
     assert guesses > 6
 
 
-def test_estimates_of_a_recorded_build_are_near_what_came() -> None:
-    # Of 30,000 nouns in 2000 and 300 clusters, eight resamplings each, by the clock of the processors:
-    # `python -m pipelines.benchmark.timeleft record wordnet_nouns_minilm_f16.npy trace.jsonl --rows 30000
-    # --n-clusters 2000,300 --n-resamples 8`
-    lines = Path(__file__).with_name("trace.jsonl").read_text().splitlines()
+@pytest.mark.parametrize("name", ["trace_photos", "trace_mixture", "trace_workers"])
+def test_estimates_of_a_recorded_build_are_near_what_came(name: str) -> None:
+    # By the clock of the processors, `python -m pipelines.benchmark.timeleft record`: patches of photographs, which no
+    # constant was learned from, in 3000, 300 and 30 clusters with four resamplings; a mixture of Gaussians that they
+    # were learned from, in 3000 and 100 with two; nouns on two workers, in 1200 and 100 with four.
+    lines = Path(__file__).with_name(f"{name}.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
     events = [Event(one.pop("kind"), one, one.pop("time")) for one in told]
     begin, whole = events[0].time, events[-1].time - events[0].time
@@ -86,15 +88,14 @@ def test_estimates_of_a_recorded_build_are_near_what_came() -> None:
         share = (event.time - begin) / whole
         if left is not None:
             first = min(first, share)
-            if 0.2 <= share <= 0.95:
+            if 0.2 <= share and really >= 2.0:
                 expected.append(left.expected / really)
                 bounds.append(left.bound / really)
-    seeded = next((event.time - begin) / whole for event in events if event.fields.get("phase") == "refine")
+    seeded = next((event.time - begin) / whole for event in events if event.kind == "iteration")
     assert first < seeded  # told while the first seeding goes on
     assert len(expected) > 50
-    assert 0.9 < np.median(expected) < 1.1
-    assert 0.6 < np.quantile(expected, 0.1) < np.quantile(expected, 0.9) < 1.2
-    assert np.quantile(bounds, 0.95) < 1.5
+    assert 0.85 < np.median(expected) < 1.2
+    assert 1.0 < np.median(bounds) < 1.5
     assert np.mean(np.array(bounds) >= 1.0) > 0.85
 
 
@@ -123,7 +124,7 @@ def test_a_kmeans_that_goes_on_in_its_middle_does_not_pass_for_one_seeded_in_no_
     for event, really, left in estimates([events[0], start, *events[middle:]]):
         if event.kind == "assigned" and event.fields["step"] > 0 and really > 1:
             assert left is not None
-            assert left.expected == pytest.approx(really, rel=0.05, abs=0.5)
+            assert left.expected == pytest.approx(really, rel=0.1, abs=0.5)  # one of its kind was timed, or two
 
 
 def test_time_runs_down_between_events_but_not_to_nothing() -> None:
@@ -203,7 +204,11 @@ def test_splitting_is_part_of_the_time_left(share: float) -> None:
         guesses += 1
         splitting += event.kind == "splitting"
         assert left is not None
-        assert left.expected == pytest.approx(really, rel=0.05, abs=0.4)
+        if splitting > 1:  # it has told of itself
+            assert left.expected == pytest.approx(really, rel=0.05, abs=1.2)  # level 2 costs almost nothing here
+        elif share < 1:  # nothing like it was timed
+            assert left.least <= 1.2 * really
+            assert really <= 1.2 * left.bound
     assert guesses > 10
     assert splitting >= 4
 
@@ -220,7 +225,7 @@ def test_splitting_that_is_slower_than_the_kmeans_is_told_from_its_own_pace() ->
         left.update(Event("splitting", {"level": 1, "done": done, "total": 10}, now + 1000 * done))
     estimate = left.at(now + 2000)
     assert estimate is not None
-    assert estimate.expected == pytest.approx(8000)
+    assert estimate.expected == pytest.approx(8000, rel=0.001)
 
 
 def test_other_work_is_told_by_what_it_counts_and_more_surely_with_every_report() -> None:

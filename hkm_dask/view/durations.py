@@ -1,0 +1,152 @@
+"""How long pieces of work take, from those that a run has timed, and how sure that is.
+
+The logarithm of the seconds of a piece, over its units, is a sum of normal effects: of the machine, of the phase, of
+the phase in first k-means or in resamplings, of the phase at a level, of both, and of the piece alone. A piece that was
+timed tells as much about another one as both have in common, so that what is still to come is known better with each,
+and its errors go together where their causes do.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Of each phase: seconds per unit on some machine, seconds that a piece takes beside its units, the standard deviation
+#: of the logarithm of its speed from run to run, and how much that of resamplings is above first k-means'. Learned from
+#: recorded runs, as `pipelines.benchmark.timeleft` makes them; what is told of others is in docs/see-the-run.md.
+PHASES = {
+    "draw": (1.2e-10, 0.02, 0.3, 0.0),
+    "choose": (4e-11, 0.006, 0.35, -0.15),
+    "refine": (4e-11, 0.008, 0.45, -0.5),
+    "iterate": (1.3e-10, 0.012, 0.7, -0.5),
+    "assign": (1.4e-11, 0.01, 0.35, 0.0),
+    "gather": (1e-9, 0.002, 0.5, 0.0),
+    "write": (1e-6, 0.05, 0.5, 0.0),
+    "split": (2.7e-10, 0.05, 0.8, 0.0),
+    "clusters": (0.014, 0.0, 0.4, 0.0),
+}
+#: Phases that wait for disks or for other processes, so that the machine's speed in others tells nothing of them.
+ALONE = {"write", "clusters"}
+#: Variances of other effects: the machine, the phase in first or resampled k-means, at a level, in both, of a piece.
+MACHINE, WHAT, LEVEL, BOTH, PIECE = 4.0, 0.02, 0.06, 0.015, 0.012
+#: Variance of a kind's speed beside what was timed of it.
+DRIFT = 0.001
+#: Overhead of a piece on workers, as many times that of one process.
+ON_WORKERS = 5
+#: Finished pieces that the mean of a kind is taken over, the last ones.
+RECENT = 5
+
+
+class Kind(NamedTuple):
+    """Pieces of work that are alike: at a level, of a first k-means, of resamplings or of the level, and in a phase."""
+
+    level: int
+    what: str
+    phase: str
+
+
+def _shared(a: Kind, b: Kind) -> float:
+    """Variance of what the speeds of two kinds have in common."""
+    machine = 0.0 if {a.phase, b.phase} & ALONE else MACHINE
+    if a.phase != b.phase:
+        return machine
+    same_what, same_level = a.what == b.what, a.level == b.level
+    spread = PHASES[a.phase][2] ** 2
+    return machine + spread + WHAT * same_what + LEVEL * same_level + BOTH * (same_what and same_level)
+
+
+def _covariances(a: Sequence[Kind], b: Sequence[Kind]) -> NDArray[np.float64]:
+    """Covariances of the logarithms of the speeds of kinds."""
+    return np.array([[_shared(one, other) for other in b] for one in a]).reshape(len(a), len(b))
+
+
+def _prior_log(kind: Kind, units: float) -> float:
+    """Logarithm of the seconds that units of a kind take, where nothing was timed."""
+    pace, _, _, resampled = PHASES[kind.phase]
+    return math.log(pace * units) + resampled * (kind.what == "resampling")
+
+
+class _Timed(NamedTuple):
+    """The logarithm of seconds, over what was expected before anything was timed, and the variance of its error."""
+
+    log: float
+    variance: float
+
+    @classmethod
+    def of(cls, seconds: float, overhead: float, expected: float, variance: float = 0.0) -> _Timed:
+        """Of work that takes some overhead, too, which hides how long it took itself."""
+        alone = max(seconds - overhead, 0.2 * seconds, 1e-4)
+        return cls(math.log(alone) - expected, variance + min(1.0, overhead / alone) ** 2 / 4)
+
+
+@dataclass
+class Durations:
+    """What was timed, by kind; on workers, where tasks take longer to hand out, the overhead is `ON_WORKERS` times."""
+
+    on_workers: bool = False
+    timed: defaultdict[Kind, list[_Timed]] = field(default_factory=lambda: defaultdict(list))
+
+    def add(self, pieces: Sequence[tuple[Kind, float]], seconds: float) -> None:
+        """Take in pieces that are done, each with its units, and their seconds together."""
+        if not pieces:
+            return
+        expected = self._speeds([kind for kind, _ in pieces], {})[0]
+        guessed = sum(math.exp(speed + _prior_log(*piece)) for speed, piece in zip(expected, pieces, strict=True))
+        once = _Timed.of(seconds, sum(self._overhead(kind) for kind, _ in pieces), math.log(guessed))
+        for speed, (kind, _) in zip(expected, pieces, strict=True):
+            self.timed[kind].append(_Timed(speed + once.log, once.variance))
+
+    def total(
+        self, pieces: Mapping[tuple[Kind, float], int], under_way: Mapping[Kind, tuple[float, float, float]]
+    ) -> tuple[float, float]:
+        """Mean and variance of the seconds of pieces, so many of each kind with its units.
+
+        Of kinds `under_way` the units of the one that is are known, and a guess of its seconds and of their error.
+        """
+        if not pieces:
+            return 0.0, 0.0
+        kinds = [kind for kind, _ in pieces]
+        guesses = {
+            kind: _Timed.of(seconds, self._overhead(kind), _prior_log(kind, units), (error / seconds) ** 2)
+            for kind, (units, seconds, error) in under_way.items()
+        }
+        speeds, together = self._speeds(kinds, guesses)
+        alone = np.array([self._spread(kind) for kind in kinds])
+        logs = speeds + np.array([_prior_log(*piece) for piece in pieces])
+        number = np.array(list(pieces.values()), dtype=float)
+        means = number * np.exp(logs + (np.diag(together) + alone) / 2)
+        variance = means @ np.expm1(together) @ means + np.sum(means**2 / number * np.expm1(alone))
+        return float(means.sum() + number @ [self._overhead(kind) for kind in kinds]), float(variance)
+
+    def _overhead(self, kind: Kind) -> float:
+        return PHASES[kind.phase][1] * (ON_WORKERS if self.on_workers else 1)
+
+    def _speeds(
+        self, kinds: Sequence[Kind], under_way: Mapping[Kind, _Timed]
+    ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Mean and covariances of the logarithms of what kinds take, over what was expected before anything was."""
+        seen = [*self.timed, *under_way]
+        if not seen:
+            return np.zeros(len(kinds)), _covariances(kinds, kinds)
+        means, noise = [], []
+        for kind, times in self.timed.items():
+            last = times[-RECENT:]
+            means.append(sum(one.log for one in last) / len(last))
+            noise.append((self._spread(kind) + sum(one.variance for one in last) / len(last)) / len(last) + DRIFT)
+        means += [guess.log for guess in under_way.values()]
+        noise += [guess.variance + PIECE for guess in under_way.values()]
+        between = _covariances(kinds, seen)
+        gain = np.linalg.solve(_covariances(seen, seen) + np.diag(noise), between.T).T
+        return gain @ np.array(means), _covariances(kinds, kinds) - gain @ between.T
+
+    def _spread(self, kind: Kind) -> float:
+        """Variance of the logarithm of the seconds of a single piece of a kind."""
+        last = [one.log for one in self.timed.get(kind, [])[-RECENT:]]
+        mean = sum(last) / max(len(last), 1)
+        return (3 * PIECE + sum((one - mean) ** 2 for one in last)) / (3 + max(len(last) - 1, 0))
