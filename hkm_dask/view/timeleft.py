@@ -161,7 +161,7 @@ def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
     Examples
     --------
     >>> round(iterations_of([0.024, 0.0061, 0.0028, 0.0016], 1e-4, 50))
-    13
+    14
     >>> iterations_of([0.5, 0.4, 0.4], 1e-4, 50)
     50.0
     """
@@ -258,7 +258,7 @@ class TimeLeft:
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
     >>> told = left.at(15.0)
     >>> round(told.least), round(told.expected), round(told.bound)
-    (4, 5, 6)
+    (5, 6, 7)
     """
 
     plan: list[list[Step]] = field(default_factory=list)
