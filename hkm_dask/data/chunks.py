@@ -6,7 +6,7 @@ import itertools
 import operator
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -318,17 +318,16 @@ class StoredArray:
         for _ in self._fill(index, [*_again(skipped, n_head), *pieces, *_again(skipped, n_tail)]):
             pass
 
-    def _fill(self, index: int, buffers: Iterable[np.ndarray]) -> Iterator[None]:
+    def _fill(self, index: int, buffers: Sequence[np.ndarray]) -> Iterator[None]:
         """Fill buffers of bytes with a whole chunk, one after the other; when all are, its checksum is compared."""
-        path, crc, offset, checksum = self.chunk_path(index), np.empty(layout.CRC_BYTES, dtype=np.uint8), 0, 0
+        path, crc, offset, checksum = self.chunk_path(index), np.zeros(layout.CRC_BYTES, dtype=np.uint8), 0, 0
         try:
             with _opened(path) as (size, read_at):
                 self._check_length(index, size)
-                for buffer in buffers:
-                    careful(partial(read_at, buffer, offset), f"reading {path}")
+                for n_left, buffer in zip(range(len(buffers))[::-1], buffers, strict=True):
+                    careful(partial(read_at, [buffer] if n_left else [buffer, crc], offset), f"reading {path}")
                     offset, checksum = offset + buffer.size, google_crc32c.extend(checksum, buffer)
                     yield
-                careful(partial(read_at, crc, offset), f"reading {path}")
         except FileNotFoundError:
             raise self._damage(index, "is missing") from None
         if checksum != int.from_bytes(crc.tobytes(), "little"):
@@ -404,21 +403,22 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
 
 
 @contextmanager
-def _opened(path: Location) -> Iterator[tuple[int, Callable[[np.ndarray, int], int]]]:
-    """Length of a file or an object, and what fills a buffer of bytes from an offset on."""
+def _opened(path: Location) -> Iterator[tuple[int, Callable[[list[np.ndarray], int], object]]]:
+    """Length of a file or an object, and what fills buffers of bytes from an offset on."""
     if isinstance(path, ObjectPath):
         data = np.frombuffer(careful(path.buffer, f"reading {path}"), np.uint8)
 
-        def copy(buffer: np.ndarray, offset: int) -> int:
-            piece = data[offset : offset + buffer.size]
-            buffer[: piece.size] = piece
-            return piece.size
+        def copy(buffers: list[np.ndarray], offset: int) -> None:
+            for buffer in buffers:
+                piece = data[offset : offset + buffer.size]
+                buffer[: piece.size] = piece
+                offset += buffer.size
 
         yield data.size, copy
         return
     with careful(lambda: open_regular(path), f"reading {path}") as file:
         fd = file.fileno()
-        yield os.fstat(fd).st_size, lambda buffer, offset: read_into(fd, [buffer], offset)
+        yield os.fstat(fd).st_size, lambda buffers, offset: read_into(fd, buffers, offset)
 
 
 def _again(buffer: np.ndarray, n_bytes: int) -> list[np.ndarray]:

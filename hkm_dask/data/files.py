@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import errno
 import glob
 import itertools
@@ -13,6 +14,7 @@ import time
 import uuid
 from collections import defaultdict
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -229,6 +231,18 @@ def stored_format(folder: Location) -> str:
     except StoreError:
         return ""
     return kind if isinstance(kind, str) else ""
+
+
+def similar_store(folder: Location, format_: str) -> str:
+    """A question whether another store of that format is meant, whose name is much like that of a missing one."""
+    if isinstance(folder, ObjectPath) or not folder.parent.is_dir():
+        return ""
+    with suppress(OSError):
+        names = [path.name for path in itertools.islice(folder.parent.iterdir(), 1000)]
+        for name in difflib.get_close_matches(folder.name, names, cutoff=0.85):
+            if stored_format(folder.with_name(name)) == format_:
+                return f"did you mean {name}? If not, "
+    return ""
 
 
 def check_own(path: Location) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_complete
+from hkm_dask.data.files import read_complete, similar_store
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.objects import each, location, zarr_store
 from hkm_dask.data.rows import ZarrRows
@@ -170,7 +170,8 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     folder = location(path, "pool").absolute()
     if not folder.exists():
         unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
-        raise StoreError(f"{folder} is missing{unfinished}; make it with `hkm ingest`")
+        other = similar_store(folder, layout.POOL_FORMAT)
+        raise StoreError(f"{folder} is missing{unfinished}; {other}make it with `hkm ingest`")
     attributes = read_complete(folder, layout.POOL_FORMAT)
     embeddings, mean = each(open_array, [folder / name for name in (layout.EMBEDDINGS, layout.MEAN)], folder)
     spec = embeddings.spec

@@ -10,7 +10,7 @@ import xarray as xr
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.files import read_complete
+from hkm_dask.data.files import read_complete, similar_store
 from hkm_dask.data.objects import Location, each, location, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.accessor import HkmAccessor
@@ -48,7 +48,8 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     if not folder.exists():
         wip = layout.wip_path(folder)
         unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"
-        remedy = unfinished if wip.exists() else "make it with `hkm cluster`"
+        other = similar_store(folder, layout.TREE_FORMAT)
+        remedy = unfinished if wip.exists() else f"{other}make it with `hkm cluster`"
         raise StoreError(f"{folder} is missing; {remedy}")
     read_complete(folder, layout.TREE_FORMAT)
     with reading(f"{folder} is damaged", layout.remedy(layout.TREE_FORMAT), StoreError):

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -75,7 +75,7 @@ def _without_checks() -> list[Any]:
     def nothing(*args: Any, **options: Any) -> None:
         pass
 
-    def fill(array: chunks.StoredArray, index: int, buffers: Iterable[np.ndarray]) -> Iterator[None]:
+    def fill(array: chunks.StoredArray, index: int, buffers: Sequence[np.ndarray]) -> Iterator[None]:
         with open_regular(array.chunk_path(index)) as file:
             offset = 0
             for buffer in buffers:

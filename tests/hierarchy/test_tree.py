@@ -11,6 +11,7 @@ import xarray as xr
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.tree import open_hierarchy
@@ -204,6 +205,15 @@ def test_no_tree_is_opened_that_is_none(
     store.create_group(copy, attributes)
     with pytest.raises(StoreError, match=message):
         open_hierarchy(copy)
+
+
+def test_a_slip_of_the_pen_is_told_what_may_be_meant(tmp_path: Path, built: Path) -> None:
+    shutil.copytree(built, tmp_path / "photos.zarr")
+    for name in ("photos.zar", "fotos.zarr"):
+        with pytest.raises(StoreError, match=f"{name} is missing; did you mean photos.zarr\\? If not, make it with"):
+            open_hierarchy(tmp_path / name)
+    with pytest.raises(StoreError, match=r"photos.zar is missing; make it with `hkm ingest`"):  # that one is a tree
+        open_pool(tmp_path / "photos.zar")
 
 
 def test_what_is_missing_is_told_apart_from_what_is_unfinished(tmp_path: Path) -> None:
