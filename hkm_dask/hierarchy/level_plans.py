@@ -6,6 +6,7 @@ from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, assign_stage, project_level
 from hkm_dask.config import Config
+from hkm_dask.data import layout
 from hkm_dask.hierarchy.resample import resample_size
 
 
@@ -55,10 +56,20 @@ def level_stages(
             plan["n"], plan["k"], plan["d"], init=plan["init"], n_resamples=plan["m"], r=plan["r"],
             n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, with_driver=with_driver,
         )  # fmt: skip
-        # The rows of an upper level are the centroids of the one below.
-        held = 0 if t == 1 else 4 * n_rows * plan["d"]
+        held = 0 if t == 1 else _bytes_of_centroids_below(n_rows, plan["d"], with_driver)
         stages |= {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
     if plans[0]["n"] < n_labeled:
         k = plans[0]["k"] * plans[0]["n_splits"]
         stages["assigning all rows"] = assign_stage(-(-n_labeled // n_workers), k, plans[0]["d"])
     return stages
+
+
+def _bytes_of_centroids_below(n_rows: int, n_features: int, with_driver: bool) -> int:
+    """Bytes held of the rows of an upper level, which are centroids: all in one process, on workers only some chunks.
+
+    Workers have the numbers of those with members besides.
+    """
+    if with_driver:
+        return 4 * n_rows * n_features
+    chunk_bytes = 4 * n_features * layout.chunk_rows(n_rows, 4 * n_features)
+    return min(4 * n_rows * n_features, 2 * chunk_bytes) + 8 * n_rows

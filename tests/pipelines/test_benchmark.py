@@ -31,6 +31,7 @@ from pipelines.benchmark import (
     report,
     scale,
     timeleft,
+    upper_level,
     whole,
     workers,
 )
@@ -354,6 +355,14 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     said = CliRunner().invoke(timeleft.main, ["replay", "--clock", "wall", str(trace)], catch_exceptions=False)
     assert said.output.startswith("trace: 50 s, told from ")
     assert re.search(r"expected / came [\d.]+ [\d.]+ [\d.]+; bound / came [\d.]+ [\d.]+ [\d.]+; above", said.output)
+
+
+@pytest.mark.slow
+def test_level_2_is_built_from_the_store(capsys: pytest.CaptureFixture[str]) -> None:
+    upper_level.main(["--n", "5000", "--k", "40"])
+    said = capsys.readouterr().out
+    assert "level 2: 5,000 x 32, k=40, 2 iterations" in said
+    assert all(process in said for process in ("driver and scheduler", "worker 0", "worker 1"))
 
 
 @pytest.mark.slow
