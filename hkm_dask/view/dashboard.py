@@ -26,6 +26,8 @@ STAGES = {
 }
 _LEVEL_COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _UPDATE_MS = 500
+#: Pixels that a figure has at least; a telephone has 360.
+_LEAST_WIDTH = 320
 #: Workers and passes that speeds are shown of: the slowest, and the last ones.
 _MOST_WORKERS, _PASSES = 40, 4
 #: Tasks that are looked at, the last ones, so that the scheduler is not kept from its work.
@@ -230,7 +232,9 @@ class Page:
         self.curves = ColumnDataSource({name: [] for name in names}, name="inertia")
         self.speeds = ColumnDataSource({"worker": [], "speed": []}, name="speeds")
         self._draw()
-        below = row(self.inertia_figure, self.speed_figure, sizing_mode="stretch_width")
+        # Beside each other where there is room, else one below the other.
+        wrapped = {"display": "flex", "flex-wrap": "wrap"}
+        below = row(self.inertia_figure, self.speed_figure, sizing_mode="stretch_width", styles=wrapped)
         self.root = column(self.text, self.stage_figure, below, sizing_mode="stretch_width", margin=10)
 
     def _draw(self) -> None:
@@ -249,22 +253,30 @@ class Page:
         self.stage_figure.xaxis.formatter = NumeralTickFormatter(format="00:00:00")
         self.stage_figure.x_range.start = 0
         self.stage_figure.ygrid.visible = False
-        self.stage_figure.add_layout(self.stage_figure.legend[0], "right")
+        self.stage_figure.legend.orientation = "horizontal"
+        self.stage_figure.legend.border_line_alpha = 0
+        self.stage_figure.legend.padding = self.stage_figure.legend.margin = 0
+        self.stage_figure.add_layout(self.stage_figure.legend[0], "above")
         self.inertia_figure: Any = figure(
-            title="Inertia, as a share of the first iteration's", x_axis_label="iteration", height=300, **options,
+            title="Inertia, as a share of the first iteration's", x_axis_label="iteration", height=300,
+            min_width=_LEAST_WIDTH, **options,
             tooltips=[("level", "@level"), ("step", "@step"), ("share", "$data_y{0.0000}")],
         )  # fmt: skip
         self.inertia_figure.multi_line(
             "xs", "ys", color="color", alpha="alpha", line_width=2, legend_field="level", source=self.curves
         )
         self.speed_figure: Any = figure(
-            title="Rows per second of each worker, in the last passes", y_range=FactorRange(), height=300, **options,
+            title="Rows per second of each worker", y_range=FactorRange(), height=300,
+            min_width=_LEAST_WIDTH, **options,
             tooltips=[("worker", "@worker"), ("rows per second", "@speed{0,0}")],
         )  # fmt: skip
         self.speed_figure.hbar(y="worker", right="speed", height=0.75, color="#56B4E9", source=self.speeds)
         self.speed_figure.xaxis.formatter = NumeralTickFormatter(format="0,0")
         self.speed_figure.x_range.start = 0
         self.speed_figure.ygrid.visible = False
+        for shown in (self.stage_figure, self.speed_figure):
+            shown.xaxis.ticker.desired_num_ticks = 4  # so that labels do not meet in a narrow window
+            shown.xaxis.ticker.num_minor_ticks = 0
         self.inertia_figure.visible = self.speed_figure.visible = False  # until there is something in them
 
     def update(self) -> None:
@@ -305,7 +317,7 @@ class Page:
         rows = list(dict.fromkeys(data["where"]))[::-1]
         if self.stage_figure.y_range.factors != rows:
             self.stage_figure.y_range.factors = rows
-            self.stage_figure.height = 90 + 22 * max(3, len(rows))
+            self.stage_figure.height = 120 + 22 * max(3, len(rows))
         self.stages.data = data
 
     def _show_curves(self, log: RunLog) -> None:

@@ -95,6 +95,30 @@ def test_the_page_shows_a_run(client: Client, tmp_path: Path) -> None:
     assert "<br>done in " in text
 
 
+@pytest.mark.slow
+@pytest.mark.usefixtures("many_tasks")
+def test_in_a_browser_figures_fit_a_wide_window_and_a_narrow_one(
+    client: Client, open_page: Any, tmp_path: Path
+) -> None:
+    with runner_for(client) as runner:
+        address = runner.page
+    assert address is not None
+    get(address)
+    build(tmp_path / "tree.zarr", client)
+    for width, n_rows in ((1280, 2), (400, 3)):
+        page = open_page(address, viewport={"width": width, "height": 900})
+        page.wait_for_function("document.querySelectorAll('canvas').length >= 0 && Bokeh.documents.length > 0")
+        figures = page.locator(".bk-Figure")
+        figures.nth(2).wait_for()
+        boxes = [figures.nth(i).bounding_box() for i in range(figures.count())]
+        assert len(boxes) == 3
+        assert all(box is not None and box["x"] >= 0 and box["x"] + box["width"] <= width for box in boxes)
+        assert len({round(box["y"]) for box in boxes if box is not None}) == n_rows
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    for name in ("groups", "status", "tasks"):
+        get(f"{address.rpartition('/')[0]}/{name}")
+
+
 def test_the_page_is_added_once_and_linked_from_the_others(client: Client) -> None:
     def applications(dask_scheduler: Any) -> int:
         return len(dask_scheduler.http_application.applications)
