@@ -139,7 +139,7 @@ def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
 
 def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:
     """Open samples for a tree that was made of others; InputError where they are of another kind."""
-    config = Config.from_json(tree.attrs["config"]).model_copy(update={"subset": None})
+    config = Config.from_json(tree.attrs["config"]).model_copy(update={"subset": None, "fit_sample": None})
     source = open_source(pool, config)
     n_features = tree.children["level_1"].sizes[layout.FEATURE]
     if source.rows.n_features != n_features:

@@ -71,6 +71,15 @@ def test_it_is_the_tree_of_the_sample_with_all_rows_in_it(pool: Path, tmp_path: 
     assert len(hkm.sample(tree, int(known.sum()))) == known.sum()
 
 
+def test_other_samples_are_assigned_all_of_them_however_few(pool: Path, tmp_path: Path) -> None:
+    tree = hkm.build_hierarchy(pool, tmp_path / "tree.zarr", config_of())
+    for n in (FIT // 2, N):
+        assigned = hkm.assign(tree, blobs(N)[:n], tmp_path / f"{n}.zarr")
+        for level in (1, 2):
+            expected = tree.hkm.labels(level).values[:n]
+            np.testing.assert_array_equal(assigned[f"level_{level}"].values, expected)
+
+
 def test_the_sample_is_uniform_and_belongs_to_the_seed(pool: Path) -> None:
     times = np.zeros(N)
     for seed in range(100):
