@@ -252,9 +252,13 @@ class Runner:
         """Where arrays for many tasks are put."""
         return SharedArrayStore()
 
+    def keeps_in_files(self, n_bytes: int) -> bool:
+        """Tell whether arrays that tasks hand to other tasks, of so many bytes together, are put in files."""
+        return n_bytes > min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8)
+
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:
         """Where arrays are put that tasks hand to other tasks: in files, unless `n_bytes`, of them all, are few."""
-        if n_bytes <= min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8):
+        if not self.keeps_in_files(n_bytes):
             return self.array_store
         self.work_dir.mkdir(parents=True, exist_ok=True)
         return SharedArrayStore(str(self.work_dir.resolve()))

@@ -34,7 +34,7 @@ _FIRST_ROWS, _GROWTH = 2000, 2
 #: Rows of a tree that is built before any is timed.
 _WARMING_ROWS = 400
 #: Rows of the tree of many clusters, and rows to each of those: more than a seeding draws.
-_WIDE_ROWS, _WIDE_PER_CLUSTER = 8192, 8
+_WIDE_ROWS, _WIDE_PER_CLUSTER = 16384, 8
 #: Rows to a cluster in a small tree, at most: with more, it has too few clusters to show what each of them costs.
 _MOST_PER_CLUSTER = 40
 #: How much further a k-means over all rows may go than any over few, or less far.

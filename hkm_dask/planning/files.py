@@ -5,10 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from hkm_dask.compute.memory import MEMBER_BYTES
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.external_sort import n_at_once
 
 #: Places at which rows are sampled to find the middle of all and their directions, and rows of both samples together.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, 1024 + 8192
+
+#: Bytes of the key by which members are sorted, each of which is looked at in a pass of its own.
+_KEY_BYTES = 4
 
 
 @dataclass(frozen=True)
@@ -29,7 +35,7 @@ class FileBytes:
 
 
 def level_files(
-    number: int, shape: dict[str, Any], rows: Rows, n_total: int, resident: float, passes: int
+    number: int, shape: dict[str, Any], rows: Rows, n_total: int, resident: float, passes: int, runner: Runner
 ) -> dict[str, FileBytes]:
     """Bytes of a level, by phase.
 
@@ -45,6 +51,8 @@ def level_files(
         Rows that the level has labels for.
     resident : float
         Share of the rows that is read once; the rest is read in every one of the `passes`.
+    runner : Runner
+        Whose memory decides how members are sorted.
     """
     k, d, m = shape["k"], shape["d"], shape["m"]
     centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]
@@ -54,7 +62,7 @@ def level_files(
         "start": FileBytes(_sampled(rows) if number == 1 else stored),
         "Lloyd": FileBytes(steps, steps),
         "assign": FileBytes(0, 8 * n_total),
-        "write": FileBytes(8 * n_total, ends + 8 * n_total + 24 * k * shape["n_splits"]),
+        "write": FileBytes(0, ends + 24 * k * shape["n_splits"]) + sorted_members(n_total, runner),
     }
     if number == 1:
         again = round((1.0 - resident) * stored)
@@ -66,6 +74,14 @@ def level_files(
         # 100 bytes of a row are read and 44 written, most of them in memory where they are few.
         files["split"] = FileBytes(stored + ends + 100 * n_total, stored + ends + 44 * n_total)
     return files
+
+
+def sorted_members(n: int, runner: Runner) -> FileBytes:
+    """Labels and distances, 8 bytes of a row, are read to count and to sort; in more shares than one to cut as well."""
+    if n <= n_at_once(n, runner):
+        return FileBytes(2 * 8 * n, 8 * n)
+    scratch = MEMBER_BYTES * n if runner.keeps_in_files(MEMBER_BYTES * n) else 0
+    return FileBytes((2 + _KEY_BYTES) * 8 * n + scratch, 8 * n + scratch)
 
 
 def _chunk_bytes(rows: Rows) -> int:

@@ -183,7 +183,7 @@ def make_plan(
     levels = []
     for t, shape in enumerate(plans, 1):
         mine = [step for step in steps if step.level == t]
-        files = level_files(t, shape, rows, n_total if t == 1 else shape["n"], resident, _passes_over_all(mine))
+        files = level_files(t, shape, rows, n_total if t == 1 else shape["n"], resident, _passes_over_all(mine), runner)
         work = sum((step.work for step in mine), Work())
         levels.append(
             LevelPlan(

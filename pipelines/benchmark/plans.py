@@ -227,6 +227,8 @@ def beside(
 @click.argument("words", nargs=-1, type=click.UNPROCESSED)
 def child(pool: Path, tree: Path, words: tuple[str, ...]) -> None:
     """Build a tree, and print what it took as one line of JSON."""
+    import hkm_dask.hierarchy.build  # what is read for modules is none of the run's
+    import hkm_dask.view.info  # noqa: F401
     from hkm_dask.cli import main as hkm
     from hkm_dask.events import subscribe
     from hkm_dask.planning.phases import PhaseClock

@@ -6,17 +6,19 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config
+from hkm_dask.data import store
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import build
+from hkm_dask.hierarchy import build, level_arrays
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.level_plans import level_plans
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.planning.files import FileBytes
+from hkm_dask.planning.files import FileBytes, sorted_members
 from hkm_dask.planning.gpus import GPUS
-from hkm_dask.planning.phases import PhaseClock
+from hkm_dask.planning.phases import PhaseClock, spent_so_far
 from hkm_dask.planning.plan import Plan, make_plan
 from hkm_dask.planning.workers import PlannedRows, Workers
 from hkm_dask.view.timeleft import TimeLeft
@@ -85,6 +87,23 @@ def test_bytes_read_and_written_are_those_planned(pool: Path, tmp_path: Path) ->
     assert sum(spent.written for spent in clock.spent.values()) == pytest.approx(files.written, rel=0.25)
     assert sum(spent.read for spent in clock.spent.values()) == pytest.approx(files.read, rel=0.25)
     assert [len(clock.iterations[place]) for place in ((1, False), (1, True), (2, True))] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("n", [2 << 16, 10 << 16])
+def test_members_are_sorted_by_as_many_bytes_as_planned(tmp_path: Path, n: int) -> None:
+    """Few in one share, many in several, for which labels and distances are read again and again; whole chunks."""
+    for name in ("first", "second"):  # what is read once for the kernels is none of the plan's
+        rng, folder = np.random.default_rng(0), tmp_path / name / "level_1"
+        store.create_group(tmp_path / name, {})
+        level_arrays.create_row_arrays(folder, 1, n, 1 << 16)
+        labels, distances = rng.integers(100, size=n).astype(np.int32), rng.random(n).astype(np.float32)
+        level_arrays.write_row_arrays(folder, labels, distances)
+        with Runner(n_threads=2, memory_limit=LIMIT) as runner:
+            before = spent_so_far()
+            level_arrays.write_cluster_arrays(folder, 1, np.zeros((100, 2), np.float32), [np.ones(1)], runner)
+            spent, planned = spent_so_far() - before, sorted_members(n, runner)
+    assert spent.read == pytest.approx(planned.read, rel=0.25)
+    assert spent.written == pytest.approx(planned.written, rel=0.1)
 
 
 def test_work_is_shared_by_workers_and_its_sum_is_not() -> None:
