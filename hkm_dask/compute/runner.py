@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from hkm_dask.compute import memory
+from hkm_dask.compute.allocator import reuse_freed_memory
 from hkm_dask.compute.backend import device_budget, on_host, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
@@ -78,6 +79,7 @@ def run_task(task: Callable[[Any], Any], item: Any, memory_budget: int | None = 
     """
     if memory_budget is not None:
         limit_recent(memory_budget)
+    reuse_freed_memory()
     with single_threaded_blas():
         while True:
             try:
