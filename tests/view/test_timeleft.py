@@ -76,9 +76,9 @@ def test_the_guess_is_right_where_steps_are_alike(share: float, seeding: float) 
 
 @pytest.mark.parametrize("name", ["trace_photos", "trace_mixture", "trace_workers"])
 def test_estimates_of_a_recorded_build_are_near_what_came(name: str) -> None:
-    # By the clock of the processors, `python -m pipelines.benchmark.timeleft record`: patches of photographs, which no
-    # constant was learned from, in 3000, 300 and 30 clusters with four resamplings; a mixture of Gaussians that they
-    # were learned from, in 3000 and 100 with two; nouns on two workers, in 1200 and 100 with four.
+    # By the clock of the processors, `python -m pipelines.benchmark.timeleft record`: patches of photographs
+    # in 3000, 300 and 30 clusters with four resamplings; a mixture of Gaussians
+    # in 3000 and 100 with two; nouns on two workers, in 1200 and 100 with four.
     lines = Path(__file__).with_name(f"{name}.jsonl").read_text().splitlines()
     told = [json.loads(line) for line in lines]
     events = [Event(one.pop("kind"), one, one.pop("time")) for one in told]
