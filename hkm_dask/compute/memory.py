@@ -238,7 +238,7 @@ def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, ba
     Examples
     --------
     >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process
-    36000
+    36080
     """
     handed_on = min(REGROUPED_ROW_BYTES * n_rows, MAX_BLOCK_BYTES)
     task = 3 * batch_bytes + lloyd_stage(0, n_splits, n_features).total() + 8 * n_splits * n_features
@@ -311,7 +311,7 @@ def project_level(
     if n_splits > 1:
         splitting = split_stage(n_rows, *shape, n_splits, batch_bytes)
         stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)
-    stages["writing"] = write_stage(n_clusters * n_splits, n_features if with_driver else 0)
+    stages["writing"] = write_stage(n_clusters * n_splits, n_features if with_driver and n_splits == 1 else 0)
     return stages
 
 

@@ -74,7 +74,7 @@ def test_under_nohup_a_hangup_is_not_heeded(signaled: Callable[..., subprocess.C
 
 
 #: A k-means that takes minutes.
-WORDS = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamples", "1000000", "--restart"]
+WORDS = ["cluster", "pool.zarr", "tree.zarr", "--n-clusters", "150", "--n-resamples", "2000", "--restart"]
 
 
 @pytest.fixture
@@ -93,11 +93,11 @@ def compiled(pool: Path) -> None:
 
 @pytest.fixture
 def running(pool: Path, heeds_hangup: None, compiled: None) -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Start `hkm cluster`; return once it iterates, or says what it is waited for."""
+    """Start `hkm cluster`; return once a first k-means is done, or it says what it is waited for."""
     started = []
 
     def start(
-        *more: str, python: Sequence[str] = ("-m", "hkm_dask"), until: str = "level 1 of 1"
+        *more: str, python: Sequence[str] = ("-m", "hkm_dask"), until: str | None = None
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
             [sys.executable, *python, *WORDS, *more],
@@ -109,10 +109,12 @@ def running(pool: Path, heeds_hangup: None, compiled: None) -> Iterator[Callable
             start_new_session=True,
         )
         started.append(process)
+        if until is None:  # where nobody looks on, words come every ten seconds
+            while process.poll() is None and not (pool.parent / "tree.zarr.work" / "level_1-step_0.npz").exists():
+                time.sleep(0.05)
         assert process.stderr is not None
-        for line in process.stderr:
-            if until in line:
-                return process
+        if process.poll() is None and (until is None or any(until in line for line in process.stderr)):
+            return process
         pytest.fail("it ended before it began")
 
     yield start

@@ -65,6 +65,7 @@ def test_a_later_panel_is_scored_by_itself() -> None:
     np.testing.assert_allclose(scores, expected, rtol=1e-6)
 
 
+@settings(deadline=None)  # processes of their own know nothing of the profile of the tests
 @given(st.integers(0, 2**32), st.integers(0, 3), st.integers(1, 4))
 def test_inner_products_are_exact(seed: int, first: int, n: int) -> None:
     a, b = (integers(np.random.default_rng(seed + i), 5, 112) for i in range(2))
