@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import html
 import os
-import threading
 from pathlib import Path
 from types import TracebackType
 
@@ -48,8 +47,8 @@ class Browser:
                 what = f"port={port} should be free and allowed; leave --port out"
             raise InputError(f"{what} ({error.strerror or error})") from error
         self.url = self._server.url
+        answers.warm()
         self._server.start()
-        threading.Thread(target=answers.warm, name="hkm-warm", daemon=True).start()
 
     @property
     def n_unsaved(self) -> int:

@@ -6,7 +6,7 @@ import itertools
 import operator
 import os
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
@@ -17,7 +17,6 @@ import numpy as np
 import zarr
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunk_writer import ChunkWriter
 from hkm_dask.data.files import (
     METADATA_FILE,
     PARTIAL_SUFFIX,
@@ -39,8 +38,45 @@ from hkm_dask.untrusted import open_regular, reading
 
 #: Beside the chunks of a complete array: the CRC-32C of each, four bytes, little-endian.
 CHECKSUMS_FILE = "checksums"
-#: Bytes that are read and checked before the next ones, so that they stay in the cache of a core.
-PIECE_BYTES = 256 << 10
+
+
+class ChunkWriter:
+    """Writes one chunk file row by row; see `StoredArray.writer`.
+
+    Attributes
+    ----------
+    crc : int
+        CRC-32C of the chunk, padding included; valid once the writer's context is closed.
+    """
+
+    def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
+        self.crc = 0
+        self._path, self._spec, self._write = path, spec, put
+        self._missing = spec.chunk_rows * spec.row_bytes
+
+    def append(self, rows: np.ndarray) -> None:
+        """Write the next rows of the chunk, in the array's type and row shape."""
+        data = np.ascontiguousarray(rows, dtype=self._spec.dtype).reshape(-1).view(np.uint8)
+        if data.size > self._missing:
+            raise InputError(f"rows={len(rows)} should fit the chunk {self._path}; write whole chunks")
+        self._append(data)
+
+    def close(self) -> None:
+        """Fill what is missing with zeros, as all chunks of Zarr have one length, and write the checksum."""
+        padding = np.zeros(min(self._missing, layout.MIB), dtype=np.uint8)
+        while self._missing:
+            self._append(padding[: self._missing])
+        self._put(np.frombuffer(self.crc.to_bytes(layout.CRC_BYTES, "little"), dtype=np.uint8))
+
+    def _append(self, data: np.ndarray) -> None:
+        self._put(data)
+        self._missing -= data.size
+        self.crc = google_crc32c.extend(self.crc, data)
+
+    def _put(self, data: np.ndarray) -> None:
+        offset = 0
+        while offset < data.size:
+            offset += careful(partial(self._write, data[offset:]), f"writing {self._path}")
 
 
 @dataclass(frozen=True)
@@ -133,9 +169,11 @@ class StoredArray:
         def read(index: int) -> None:
             chunk_start, chunk_stop = index * spec.chunk_rows, (index + 1) * spec.chunk_rows
             first, last = max(start, chunk_start), min(stop, chunk_stop)
-            n_head, n_tail = (first - chunk_start) * spec.row_bytes, (chunk_stop - last) * spec.row_bytes
             self._read_chunk(
-                index, n_head, data[(first - start) * spec.row_bytes :][: (last - first) * spec.row_bytes], n_tail
+                index,
+                np.empty((first - chunk_start) * spec.row_bytes, dtype=np.uint8),
+                data[(first - start) * spec.row_bytes : (last - start) * spec.row_bytes],
+                np.empty((chunk_stop - last) * spec.row_bytes, dtype=np.uint8),
             )
 
         if self.fingerprint:
@@ -165,25 +203,6 @@ class StoredArray:
                 buffer = np.empty((min(spec.chunk_rows, spec.shape[0]), *spec.shape[1:]), dtype=spec.dtype)
             out[first:last] = self.read(start, stop, buffer[: stop - start])[rows[first:last] - start]
         return out
-
-    def pieces(self, index: int) -> Iterator[np.ndarray]:
-        """All rows of one chunk, in order, some at a time, in memory that the next ones take.
-
-        Where the chunk is missing, cut or altered the last one is followed by a StoreError: what was made of them
-        counts only after it.
-        """
-        spec, (start, stop) = self.spec, self.spec.chunk_range(index)
-        if not spec.plain:
-            yield self.read_chunk(index)
-            return
-        step = min(spec.chunk_rows, max(1, PIECE_BYTES // max(1, spec.row_bytes)))
-        buffer = np.empty((step, *spec.shape[1:]), dtype=spec.dtype)
-        data, padding = buffer.reshape(-1).view(np.uint8), (start + spec.chunk_rows - stop) * spec.row_bytes
-        filled = self._fill(index, [*_again(data, (stop - start) * spec.row_bytes), *_again(data, padding)])
-        for at, _ in zip(range(start, stop, step), filled, strict=False):
-            yield buffer[: stop - at]
-        for _ in filled:
-            pass  # the padding, and the checksum
 
     @contextmanager
     def writer(self, index: int) -> Iterator[ChunkWriter]:
@@ -311,25 +330,19 @@ class StoredArray:
         """How to get the nearest store of ours back that holds the array."""
         return layout.remedy(next(filter(None, map(stored_format, (self.place, *self.place.parents[:3]))), ""))
 
-    def _read_chunk(self, index: int, n_head: int, body: np.ndarray, n_tail: int) -> None:
-        """Fill a buffer of bytes with a part of one chunk, so many bytes of which lie before it and after it."""
-        skipped = np.empty(min(max(n_head, n_tail), PIECE_BYTES), dtype=np.uint8)
-        pieces = [body[at : at + PIECE_BYTES] for at in range(0, body.size, PIECE_BYTES)]
-        for _ in self._fill(index, [*_again(skipped, n_head), *pieces, *_again(skipped, n_tail)]):
-            pass
-
-    def _fill(self, index: int, buffers: Sequence[np.ndarray]) -> Iterator[None]:
-        """Fill buffers of bytes with a whole chunk, one after the other; when all are, its checksum is compared."""
-        path, crc, offset, checksum = self.chunk_path(index), np.zeros(layout.CRC_BYTES, dtype=np.uint8), 0, 0
+    def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:
+        """Fill three byte buffers with one chunk: the rows before the wanted ones, the wanted ones, those after."""
+        path = self.chunk_path(index)
+        crc = np.empty(layout.CRC_BYTES, dtype=np.uint8)
         try:
-            with _opened(path) as (size, read_at):
-                self._check_length(index, size)
-                for n_left, buffer in zip(range(len(buffers))[::-1], buffers, strict=True):
-                    careful(partial(read_at, [buffer] if n_left else [buffer, crc], offset), f"reading {path}")
-                    offset, checksum = offset + buffer.size, google_crc32c.extend(checksum, buffer)
-                    yield
+            size = careful(lambda: _fill(path, [head, body, tail, crc]), f"reading {path}")
         except FileNotFoundError:
             raise self._damage(index, "is missing") from None
+        self._check_length(index, size)
+        checksum = 0
+        for part in (head, body, tail):
+            if part.size:
+                checksum = google_crc32c.extend(checksum, part)
         if checksum != int.from_bytes(crc.tobytes(), "little"):
             raise self._damage(index, "was altered on disk: its checksum does not match")
         self._check_place(index, checksum)
@@ -402,32 +415,13 @@ def check_rows(rows: np.ndarray, n_rows: int) -> np.ndarray:
     return rows
 
 
-@contextmanager
-def _opened(path: Location) -> Iterator[tuple[int, Callable[[list[np.ndarray], int], object]]]:
-    """Length of a file or an object, and what fills buffers of bytes from an offset on."""
+def _fill(path: Location, buffers: list[np.ndarray]) -> int:
+    """Read a file or an object into buffers, one after the other, and return its length."""
     if isinstance(path, ObjectPath):
-        data = np.frombuffer(careful(path.buffer, f"reading {path}"), np.uint8)
-
-        def copy(buffers: list[np.ndarray], offset: int) -> None:
-            for buffer in buffers:
-                piece = data[offset : offset + buffer.size]
-                buffer[: piece.size] = piece
-                offset += buffer.size
-
-        yield data.size, copy
-        return
-    with careful(lambda: open_regular(path), f"reading {path}") as file:
-        fd = file.fileno()
-        yield os.fstat(fd).st_size, lambda buffers, offset: read_into(fd, buffers, offset)
-
-
-def _again(buffer: np.ndarray, n_bytes: int) -> list[np.ndarray]:
-    """A buffer of bytes, again and again, for so many bytes.
-
-    >>> [part.size for part in _again(np.empty(4, np.uint8), 10)]
-    [4, 4, 2]
-    """
-    return [buffer[: n_bytes - at] for at in range(0, n_bytes, max(1, buffer.size))]
+        return path.read_into(buffers)
+    with open_regular(path) as file:
+        size, n_read = os.fstat(file.fileno()).st_size, read_into(file.fileno(), buffers)
+    return n_read if n_read < sum(buffer.nbytes for buffer in buffers) else size
 
 
 def _foreign_spec(array: zarr.Array) -> ArraySpec:

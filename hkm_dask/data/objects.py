@@ -20,6 +20,8 @@ from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
+import numpy as np
+
 from hkm_dask.errors import InputError, StoreError
 
 #: Requests that one process has in flight for one purpose.
@@ -194,12 +196,18 @@ class ObjectPath(os.PathLike[str]):
             found = obstore.get(self.client, self.key, options=options)  # type: ignore[arg-type]
             return bytes(found.bytes()), int(found.meta["size"])
 
-    def buffer(self) -> memoryview:
-        """Read the object, without another copy of it."""
+    def read_into(self, buffers: Iterable[np.ndarray]) -> int:
+        """Fill arrays of bytes, one after the other, as far as the object goes; returns how many bytes it has."""
         import obstore
 
         with self._answers("reading"):
-            return memoryview(obstore.get(self.client, self.key).bytes())
+            data = memoryview(obstore.get(self.client, self.key).bytes())
+        start = 0
+        for buffer in buffers:
+            piece = data[start : start + buffer.size]
+            buffer[: len(piece)] = piece
+            start += buffer.size
+        return len(data)
 
     def open(self, mode: str = "rb") -> io.BytesIO:
         """Read the object, as a file."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -75,7 +74,7 @@ def nearest_clusters(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `k` centroids nearest to each vector, nearest first, and their squared distances; of shape (n, k).
 
-    Fewer where a level has fewer with a centroid. Centroids are read piece by piece, each time anew: from the system's
+    Fewer where a level has fewer with a centroid. Centroids are read block by block, each time anew: from the system's
     cache that is as fast as memory of our own, where no fresh memory is asked for.
     """
     if not is_whole(k) or k < 1:
@@ -85,10 +84,12 @@ def nearest_clusters(
 
     def search(own: list[tuple[int, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
-        for first, piece in itertools.chain.from_iterable(arrays.pieces(level, "centroids", bounds) for bounds in own):
-            centroids = np.ascontiguousarray(piece, np.float32)
-            for low in range(0, len(centroids), _CENTROIDS_AT_ONCE):
-                keep_nearest(centroids[low : low + _CENTROIDS_AT_ONCE], first + low, vectors, distances, clusters)
+        buffer = arrays.buffer(level, "centroids")
+        for bounds in own:
+            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, buffer), np.float32)
+            for low in range(0, len(block), _CENTROIDS_AT_ONCE):
+                some = block[low : low + _CENTROIDS_AT_ONCE]
+                keep_nearest(some, bounds[0] + low, vectors, distances, clusters)
         return distances, clusters
 
     with ThreadPoolExecutor(n_threads) as pool:

@@ -5,19 +5,16 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.objects import ObjectPath, location
+from hkm_dask.data.objects import location
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.members import starts
 
@@ -25,10 +22,6 @@ from hkm_dask.hierarchy.members import starts
 KEPT_BYTES = 512 << 20
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
-#: Chunks of an array that one question may have kept.
-_FEW_CHUNKS = 8
-
-T = TypeVar("T")
 
 
 class _KeptChunks:
@@ -161,28 +154,18 @@ class TreeArrays:
         return out
 
     def take(self, level: int, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
-        """Gather values of an array by their numbers, in any order; raises as `read` does.
-
-        Of an array on a disk that has them all over, the chunks are read a piece at a time and not kept: that is faster
-        than fresh memory for them, and leaves those in place that other questions use.
-        """
+        """Gather values of an array by their numbers, in any order; raises as `read` does."""
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)[rows]
-        unique, places = _unique(rows)
+        unique, places = np.unique(rows, return_inverse=True)
         values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
         chunks = unique // stored.spec.chunk_rows
-        cuts = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)) if len(unique) else unique
-        keep = len(cuts) - 1 <= _FEW_CHUNKS or isinstance(stored.place, ObjectPath)
-
-        def gather(bounds: tuple[int, int]) -> None:
-            first, last = bounds
-            for low, piece in self._pieces(stored, level, name, int(chunks[first]), keep):
-                stop = first + int(np.searchsorted(unique[first:last], low + len(piece)))
-                values[first:stop], first = piece[unique[first:stop] - low], stop
-
-        _on_threads(gather, list(itertools.pairwise(cuts.tolist())))
-        return values if places is None else values[places.reshape(np.shape(rows))]
+        for first, last in itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()):
+            index = int(chunks[first])
+            offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
+            values[first:last] = self._chunk(stored, level, name, index)[offsets]
+        return values[places.reshape(np.shape(rows))]
 
     def blocks(self, level: int, name: str) -> list[tuple[int, int]]:
         """Ranges of an array that `block` gives one at a time."""
@@ -191,35 +174,24 @@ class TreeArrays:
             return [(0, len(self.read(level, name)))]
         return [stored.spec.chunk_range(index) for index in range(stored.spec.n_chunks)]
 
-    def block(self, level: int, name: str, bounds: tuple[int, int]) -> NDArray[Any]:
-        """Read one of `blocks`, not to be written to; it is kept where all of them can be."""
+    def buffer(self, level: int, name: str) -> NDArray[Any]:
+        """Room for one of `blocks`."""
+        stored = self._partly(level, name)
+        spec = None if stored is None else stored.spec
+        return np.empty(0) if spec is None else np.empty((spec.chunk_rows, *spec.shape[1:]), spec.dtype)
+
+    def block(self, level: int, name: str, bounds: tuple[int, int], buffer: NDArray[Any] | None = None) -> NDArray[Any]:
+        """Read one of `blocks`, not to be written to, into a `buffer` or else to be kept where all of them can be."""
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
+        if buffer is not None:
+            kept = self._kept.get((level, name, index))
+            return stored.read(*bounds, buffer[: bounds[1] - bounds[0]]) if kept is None else kept
         # Of a scan of more than fits, the chunks used last are never the next.
         fits = stored.shape[0] * stored.spec.row_bytes <= self._kept.most_bytes // 2
         return self._chunk(stored, level, name, index) if fits else stored.read_chunk(index)
-
-    def pieces(self, level: int, name: str, bounds: tuple[int, int]) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Read one of `blocks` some rows at a time, in memory that the next ones take; each with its first row.
-
-        They count only when all of them came, see `StoredArray.pieces`.
-        """
-        stored = self._partly(level, name)
-        if stored is None:
-            yield 0, self.read(level, name)
-        else:
-            yield from self._pieces(stored, level, name, bounds[0] // stored.spec.chunk_rows)
-
-    def _pieces(
-        self, stored: StoredArray, level: int, name: str, index: int, keep: bool = False
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        start = stored.spec.chunk_range(index)[0]
-        kept = self._chunk(stored, level, name, index) if keep else self._kept.get((level, name, index))
-        for piece in stored.pieces(index) if kept is None else (kept,):
-            yield start, piece
-            start += len(piece)
 
     # -- the hierarchy -------------------------------------------------------------------------------------------------
 
@@ -246,28 +218,6 @@ class TreeArrays:
         """Children of one cluster, closest first."""
         start, stop = self.part(level, "indptr", cluster, cluster + 2).tolist()
         return self.part(level, "members", start, stop)
-
-
-def _unique(rows: NDArray[np.integer]) -> tuple[NDArray[np.integer], NDArray[np.intp] | None]:
-    """Numbers sorted, each once, and which of them each is; None where they come so.
-
-    >>> _unique(np.array([3, 1, 3])), _unique(np.array([1, 3]))
-    ((array([1, 3]), array([1, 0, 1])), (array([1, 3]), None))
-    """
-    if rows.ndim == 1 and (rows[1:] > rows[:-1]).all():
-        return rows, None
-    unique, places = np.unique(rows, return_inverse=True)
-    return unique, places
-
-
-def _on_threads(action: Callable[[T], None], items: list[T]) -> None:
-    """Apply an action to items, with threads for many."""
-    if len(items) <= _FEW_CHUNKS:
-        for item in items:
-            action(item)
-        return
-    with ThreadPoolExecutor(n_processors()) as pool:
-        list(pool.map(action, items))
 
 
 def ranges(first: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:

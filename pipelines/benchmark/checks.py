@@ -11,7 +11,6 @@ import shutil
 import statistics
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +22,6 @@ from numpy.typing import NDArray
 
 import hkm_dask as hkm
 from hkm_dask.data import chunks, files, pool, rows, store
-from hkm_dask.untrusted import open_regular
 from pipelines.benchmark.measure import run_apart
 
 _LEVELS = (1000, 100)
@@ -75,16 +73,12 @@ def _without_checks() -> list[Any]:
     def nothing(*args: Any, **options: Any) -> None:
         pass
 
-    def fill(array: chunks.StoredArray, index: int, buffers: Sequence[np.ndarray]) -> Iterator[None]:
-        with open_regular(array.chunk_path(index)) as file:
-            offset = 0
-            for buffer in buffers:
-                offset += files.read_into(file.fileno(), [buffer], offset)
-                yield
+    def fill(array: chunks.StoredArray, index: int, *parts: np.ndarray) -> None:
+        chunks._fill(array.chunk_path(index), list(parts))
 
     return [
         patch.object(chunks, "google_crc32c", SimpleNamespace(extend=lambda crc, data: 0)),
-        patch.object(chunks.StoredArray, "_fill", fill),
+        patch.object(chunks.StoredArray, "_read_chunk", fill),
         patch.object(chunks.StoredArray, "check", nothing),
         patch.object(chunks.StoredArray, "_check_place", nothing),
         patch.object(rows.ZarrRows, "_within_bound", lambda _, values: values),

@@ -4,7 +4,6 @@ import json
 import os
 import pickle
 from pathlib import Path
-from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -26,15 +25,10 @@ from tests.data.stores import make, table
         elements=st.integers(-100, 100),
     ),
     chunk_rows=st.integers(1, 14),
-    piece_bytes=st.integers(1, 60),
     data=st.data(),
 )
 def test_any_slice_is_what_zarr_reads(
-    tmp_path_factory: pytest.TempPathFactory,
-    values: np.ndarray,
-    chunk_rows: int,
-    piece_bytes: int,
-    data: st.DataObject,
+    tmp_path_factory: pytest.TempPathFactory, values: np.ndarray, chunk_rows: int, data: st.DataObject
 ) -> None:
     folder = tmp_path_factory.mktemp("any")
     array = make(folder, values, chunk_rows)
@@ -46,10 +40,6 @@ def test_any_slice_is_what_zarr_reads(
     assert array.read(start, stop, out) is out
     np.testing.assert_array_equal(out, values[start:stop])
     np.testing.assert_array_equal(array.read(start, stop), values[start:stop])
-    with patch.object(chunks, "PIECE_BYTES", piece_bytes):
-        np.testing.assert_array_equal(array.read(start, stop), values[start:stop])
-        pieces = [piece.copy() for index in range(array.spec.n_chunks) for piece in array.pieces(index)]
-    np.testing.assert_array_equal(np.concatenate(pieces), values)
     rows = np.sort(data.draw(hnp.arrays(np.int64, st.integers(0, 20), elements=st.integers(0, len(values) - 1))))
     np.testing.assert_array_equal(array.take(rows), values[rows])
 
@@ -169,17 +159,6 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 
 @pytest.mark.faults
-def test_pieces_of_an_altered_chunk_end_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(chunks, "PIECE_BYTES", 16)
-    array = make(tmp_path, np.arange(10), 6)
-    path = array.chunk_path(1)
-    path.write_bytes(bytes([1]) + path.read_bytes()[1:])
-    pieces = array.pieces(1)
-    assert [next(pieces).tolist(), next(pieces).tolist()] == [[1, 7], [8, 9]]
-    with pytest.raises(StoreError, match=r"chunk 1 .* was altered on disk"):
-        next(pieces)
-
-
 def test_a_flip_in_a_compressed_chunk_is_found(tmp_path: Path) -> None:
     array = make(tmp_path, np.array(["a", "b", "c"], dtype=object), 3)
     path = array.chunk_path(0)

@@ -201,22 +201,6 @@ def test_a_question_reads_the_chunks_of_its_answer_once(tree: xr.DataTree) -> No
         assert read == []
 
 
-def test_values_from_all_over_an_array_are_gathered_and_not_kept(tree: xr.DataTree, tmp_path: Path) -> None:
-    arrays, members = TreeArrays(tree), tree["level_1/members_1"].values
-    rows = np.random.default_rng(0).integers(0, len(members), 500)
-    np.testing.assert_array_equal(arrays.take(1, "members", rows), members[rows])
-    np.testing.assert_array_equal(arrays.take(1, "members", np.unique(rows)), members[np.unique(rows)])
-    assert arrays._kept._n_bytes == 0
-    arrays.take(1, "members", rows[:1])  # what is kept serves
-    np.testing.assert_array_equal(arrays.take(1, "members", rows), members[rows])
-    assert arrays._kept._n_bytes == 7 * 8
-    shutil.copytree(tree.encoding["source"], tmp_path / "tree.zarr")
-    chunk = tmp_path / "tree.zarr/level_1/members_1/c/60"
-    chunk.write_bytes(bytes(len(chunk.read_bytes())))
-    with pytest.raises(StoreError, match=r"members_1: chunk 60 .* rows 420:427"):
-        TreeArrays(hkm.open_hierarchy(tmp_path / "tree.zarr")).take(1, "members", rows)
-
-
 @pytest.mark.parametrize(
     ("ask", "message"),
     [

@@ -18,7 +18,7 @@ import xarray as xr
 
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data import chunk_writer, files, layout
+from hkm_dask.data import chunks, files, layout
 from hkm_dask.data import ids as id_module
 from hkm_dask.data.locks import lock
 from hkm_dask.data.pool import open_pool
@@ -401,7 +401,7 @@ def test_an_interrupt_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(chunk_writer.ChunkWriter, "append", interrupt)
+    monkeypatch.setattr(chunks.ChunkWriter, "append", interrupt)
     with pytest.raises(KeyboardInterrupt):
         ingest(values(), tmp_path / "p.zarr", chunk_mb=TINY)
     tidy(tmp_path)
