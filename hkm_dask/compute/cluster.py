@@ -212,7 +212,7 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
             death_timeout=_START_SECONDS,
             **_LOCAL | {"threads_per_worker": n_threads},
         )
-    with cluster, Client(cluster) as client:
+    with cluster, Client(cluster, direct_to_workers=True) as client:
         client.wait_for_workers(n_workers, timeout=60)
         _let_workers_end_with(client)
         yield client

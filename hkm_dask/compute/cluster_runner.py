@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -72,6 +74,7 @@ class ClusterRunner(Runner):
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
+        self._last_names, self._named = sorted(info), time.monotonic()
         self._seats: list[str] = []  # worker by worker, who has which share of the rows
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
@@ -86,6 +89,13 @@ class ClusterRunner(Runner):
             self._sender.close()
         self._watch.close()
         super().close()
+
+    def _names(self) -> list[str]:
+        """Names of all workers, as they were moments ago: to ask takes as long as a small task."""
+        now = time.monotonic()
+        if now - self._named >= _LOOK_AFTER_WORKERS:
+            self._last_names, self._named = sorted(self._workers()), now
+        return self._last_names
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
@@ -237,7 +247,7 @@ class ClusterRunner(Runner):
 
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
-                workers = sorted(self._workers())
+                workers = self._names()
                 futures = submit(workers)
                 waiting = True
                 while waiting:
@@ -252,6 +262,7 @@ class ClusterRunner(Runner):
                             report(len(futures), len(futures))
                         return list(self.client.gather(futures))
                 self.client.cancel(futures)
+                self._named = -math.inf
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def _combined(
@@ -286,13 +297,17 @@ class ClusterRunner(Runner):
             groups = [([future for _, future in run], owner) for owner, run in owned]
             for depth in count(1):
                 futures = self._combined(combine, groups, self._name(_renamed(stage, "reduce"), depth))
-                if len(futures) == 1:
+                if len(futures) <= _FAN_IN:
                     break
                 groups = [(futures[i : i + _FAN_IN], None) for i in range(0, len(futures), _FAN_IN)]
             key = self._name(_renamed(stage, "update"), depth + 1), 0
-            return [self.client.submit(run_task, finish, futures[0], key=key, pure=False)]
+            return [self.client.submit(_finish, combine, finish, futures, key=key, pure=False)]
 
         return self._collect(submit_all, items, stage)[0]
+
+
+def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:
+    return run_task(finish, reduce(combine, results))
 
 
 def _renamed(stage: str, phase: str) -> str:
