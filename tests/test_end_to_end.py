@@ -426,7 +426,7 @@ def test_the_dashboard_tells_the_stages_apart(tmp_path: Path, client: Client, po
         hkm.build_hierarchy(pool, tmp_path / "tree.zarr", CONFIG, client=client)
     assert told[0].fields["dashboard"].startswith("http://127.0.0.1:")
     names = client.run_on_scheduler(lambda dask_scheduler: set(dask_scheduler.task_prefixes))
-    assert {"hkm-draw", "hkm-seed", "hkm-lloyd", "hkm-assign", "hkm-reduce", "hkm-update", "hkm-gather"} <= names
+    assert {"hkm-draw", "hkm-seed", "hkm-lloyd", "hkm-assign", "hkm-update", "hkm-gather"} <= names
     assert {name for name in names if name.startswith("hkm-") and not name.replace("-", "").isalpha()} == set()
     spans = [name for key, name in client.run_on_scheduler(spans_there).items() if key not in before]
     steps = [("level 1", f"step {step}") for step in range(CONFIG.levels[0].n_resamples + 1)]
