@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -74,7 +72,6 @@ class ClusterRunner(Runner):
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
-        self._last_names, self._named = sorted(info), time.monotonic()
         self._seats: list[str] = []  # worker by worker, who has which share of the rows
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
@@ -89,13 +86,6 @@ class ClusterRunner(Runner):
             self._sender.close()
         self._watch.close()
         super().close()
-
-    def _names(self) -> list[str]:
-        """Names of all workers, as they were moments ago: to ask takes as long as a small task."""
-        now = time.monotonic()
-        if now - self._named >= _LOOK_AFTER_WORKERS:
-            self._last_names, self._named = sorted(self._workers()), now
-        return self._last_names
 
     def _workers(self) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
@@ -247,7 +237,7 @@ class ClusterRunner(Runner):
 
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
-                workers = self._names()
+                workers = sorted(self._workers())
                 futures = submit(workers)
                 waiting = True
                 while waiting:
@@ -262,7 +252,6 @@ class ClusterRunner(Runner):
                             report(len(futures), len(futures))
                         return list(self.client.gather(futures))
                 self.client.cancel(futures)
-                self._named = -math.inf
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def _combined(

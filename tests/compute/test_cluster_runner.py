@@ -120,7 +120,6 @@ def test_a_cluster_without_workers_is_told(workers: ClusterRunner, monkeypatch: 
     def give_up(n: int, timeout: float) -> None:
         raise TimeoutError
 
-    monkeypatch.setattr(workers, "_named", -np.inf)  # who is there is not asked again at once
     monkeypatch.setattr(workers.client, "sync", lambda *args, **options: {"workers": {}})
     monkeypatch.setattr(workers.client, "wait_for_workers", give_up)
     advice = r"workers=0 should be at least 1; start `dask worker ADDRESS` and run again"
