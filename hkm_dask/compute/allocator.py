@@ -1,8 +1,8 @@
 """Memory that arrays leave behind stays with the process for the next ones, as it does where Dask does not forbid it.
 
 Dask starts workers with ``MALLOC_TRIM_THRESHOLD_=65536``, after which glibc maps every larger array anew and its pages
-are made, and zeroed, one by one: a k-means of 20,000 × 384 into 2000 took 10 times the page faults, and 1.5 times the
-processor time, of the same one outside of a worker.
+are made, and zeroed, one by one: a k-means of 20,000 × 384 into 2000 took 10 times the page faults of the same one
+outside of a worker.
 """
 
 from __future__ import annotations

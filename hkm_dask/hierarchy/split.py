@@ -208,9 +208,7 @@ def split_clusters(
         checkpoints.finish_split(level)
 
 
-def _copy_centroids(
-    folder: Location, level: int, centroids: _Table, shape: tuple[int, int], runner: Runner
-) -> None:  # fmt: skip
+def _copy_centroids(folder: Location, level: int, centroids: _Table, shape: tuple[int, int], runner: Runner) -> None:
     """Make the array of centroids of a level out of a table."""
     path = create_centroids(folder, level, shape)
     chunk = open_array(path).spec.chunk_rows
