@@ -8,19 +8,20 @@ Each result is written as it is made, so a run that was stopped goes on where it
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+import json
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-from pipelines.measurements import Facts, mean_and_error
+from pipelines import records
 from pipelines.training.draws import DRAWS
+from pipelines.training.quotes import draw, folded, table
 
-STUDIES = ("images", "text", "satellite")
+STUDIES = ("images", "labeled", "text", "satellite")
 
 
 def main() -> None:
-    """Train what is missing, print the table."""
+    """Train what is missing, print the table, draw the picture."""
     parser = argparse.ArgumentParser(
         "python -m pipelines.training", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -31,6 +32,7 @@ def main() -> None:
         "--setting", choices=("cpu", "gpu"), default="cpu", help="a network for two cores, or for a GPU"
     )
     parser.add_argument("--draws", default=",".join(DRAWS), help="some of the draws, with commas between")
+    records.add_option(parser)
     options = parser.parse_args()
     draws = options.draws.split(",")
     if wrong := [name for name in draws if name not in DRAWS]:
@@ -40,19 +42,10 @@ def main() -> None:
     study = import_module(f"pipelines.training.{options.study}")
     device = "cuda" if options.setting == "gpu" else "cpu"
     found = study.run(options.out, options.seeds, setting=options.setting, device=device, draws=draws)
-    text = table([r for r in found.table() if r["setting"] == options.setting], study.TABLE)
+    measured = folded([r for r in found.table() if r["setting"] == options.setting])
+    text = table(measured, study.TABLE)
     print(text)
     (options.out / f"{options.study}.md").write_text(text, encoding="utf-8")
-
-
-def table(records: Sequence[Facts], columns: Sequence[str]) -> str:
-    """Mean and standard error of the seeds, a line per draw."""
-    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
-    for draw in dict.fromkeys(record["draw"] for record in records):
-        of_draw = [record for record in records if record["draw"] == draw]
-        cells = [draw, str(len(of_draw))]
-        for column in columns:
-            mean, error = mean_and_error([record[column] for record in of_draw])
-            cells.append(f"{mean:.3f}" if len(of_draw) == 1 else f"{mean:.3f} ± {error:.3f}")
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines) + "\n"
+    settings = {"setting": options.setting, "columns": study.TABLE}
+    records.save("training", options.study, measured, out=options.out, settings=settings, record=options.record)
+    draw(json.loads((options.out / records.RESULTS).read_text(encoding="utf-8")), options.out / "training.png")

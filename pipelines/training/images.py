@@ -96,10 +96,10 @@ def run(
     found = Measurements(out / "images.jsonl")
     for seed in range(seeds):
         keys = {name: {"draw": name, "seed": seed, "setting": setting} for name in (ALL, *draws)}
-        if all(key in found for key in keys.values()):
+        learned = out / f"learned-{seed}.npz"
+        if all(key in found for key in keys.values()) and learned.exists():
             continue
         pool = image_pool(seed, n_copies=n_copies, share=share)
-        learned = out / f"learned-{seed}.npz"
         if keys[ALL] not in found or not learned.exists():
             encoder = train(pool.images, SETTINGS[setting], seed, device=device)
             to_file(_embedded(pool, encoder, n_drawn), learned)
@@ -129,13 +129,21 @@ def _worth(pool: ImagePool, rows: NDArray[np.int64], encoder: Any) -> Facts:
     fit, test = features(encoder, pool.fit_images), features(encoder, pool.test_images)
     linear = make_pipeline(StandardScaler(), LogisticRegression(C=PENALTY, max_iter=500, tol=1e-3))
     right = linear.fit(fit, pool.fit_labels).predict(test) == pool.test_labels
-    by_class = [float(right[pool.test_labels == c].mean()) for c in range(len(pool.class_names))]
+    knn = nearest_probe().fit(fit, pool.fit_labels).score(test, pool.test_labels)
+    by_class = by_class_of(pool, right, pool.test_labels)
+    return {**balance(pool, rows), "linear": float(right.mean()), **by_class, "knn": float(knn)}
+
+
+def balance(pool: ImagePool, rows: NDArray[np.int64]) -> Facts:
+    """How even the classes of a draw are, and the share of near-copies in it."""
     return {
         "entropy": class_balance(pool.labels[rows], len(pool.class_names)).entropy,
         "copies": 1 - len(np.unique(pool.originals[rows])) / len(rows),
-        "linear": float(right.mean()),
-        "rarest": float(np.mean(by_class[-N_RARE:])),
-        "knn": float(nearest_probe().fit(fit, pool.fit_labels).score(test, pool.test_labels)),
-        "by_class": dict(zip(pool.class_names, by_class, strict=True)),
         "n_drawn": len(rows),
     }
+
+
+def by_class_of(pool: ImagePool, right: NDArray[np.bool_], labels: NDArray[np.int64]) -> Facts:
+    """Accuracy on each class, and on the rarest third of them."""
+    found = [float(right[labels == c].mean()) for c in range(len(pool.class_names))]
+    return {"rarest": float(np.mean(found[-N_RARE:])), "by_class": dict(zip(pool.class_names, found, strict=True))}

@@ -1,7 +1,8 @@
-"""A small convolutional network that learns features without labels (SimCLR, arXiv:2002.05709), and what it sees."""
+"""A small convolutional network, trained without labels (SimCLR, arXiv:2002.05709) or with them, and what it sees."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -68,21 +69,56 @@ def train(images: Images, setting: Setting, seed: int, *, device: str = "cpu") -
     encoder = network(setting).to(device)
     width = setting.widths[-1]
     head = nn.Sequential(nn.Linear(width, width), nn.ReLU(), nn.Linear(width, N_PROJECTED)).to(device)
-    optimizer = torch.optim.AdamW([*encoder.parameters(), *head.parameters()], lr=RATE, weight_decay=DECAY)
+    model = nn.Sequential(encoder, head)
+
+    def loss(some: Any, _: Any) -> Any:
+        return contrast(model(torch.cat([view(some), view(some)])).float())
+
+    _descend(model, loss, images, setting, device)
+    return encoder.eval()
+
+
+def train_to_classify(
+    images: Images, labels: NDArray[np.int64], n_classes: int, setting: Setting, seed: int, *, device: str = "cpu"
+) -> Any:
+    """Train a network from scratch to tell classes, shape (n,), from the same views and for as many steps as `train`.
+
+    Returns
+    -------
+    torch.nn.Module
+        From images to scores of the classes.
+    """
+    import torch
+    from torch import nn
+
+    torch.manual_seed(seed)
+    model = nn.Sequential(network(setting), nn.Linear(setting.widths[-1], n_classes)).to(device)
+    classes = torch.from_numpy(labels).to(device)
+
+    def loss(some: Any, chosen: Any) -> Any:
+        return nn.functional.cross_entropy(model(view(some)).float(), classes[chosen])
+
+    _descend(model, loss, images, setting, device)
+    return model.eval()
+
+
+def _descend(model: Any, loss: Callable[[Any, Any], Any], images: Images, setting: Setting, device: str) -> None:
+    """Take the steps; the loss is of some images, of shape (n, channels, height, width), and of which they are."""
+    import torch
+
+    optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, weight_decay=DECAY)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, total_steps=setting.steps)
     pixels = torch.from_numpy(images).to(device)
-    encoder.train()
+    model.train()
     for _ in range(setting.steps):
         chosen = torch.randint(len(pixels), (setting.batch,), device=device)
         some = pixels[chosen].permute(0, 3, 1, 2).float() / 255
         with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
-            projected = head(encoder(torch.cat([view(some), view(some)])))
-            loss = contrast(projected.float())
+            found = loss(some, chosen)
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        found.backward()
         optimizer.step()
         schedule.step()
-    return encoder.eval()
 
 
 def contrast(projected: Any) -> Any:
@@ -124,7 +160,7 @@ def view(images: Any) -> Any:
 
 
 def features(encoder: Any, images: Images) -> NDArray[np.float32]:
-    """Describe images, of shape (n, height, width, 3), by a network: float32 of shape (n, width)."""
+    """What a network says of images, of shape (n, height, width, 3): float32 of shape (n, its width)."""
     import torch
 
     device = next(encoder.parameters()).device

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.training import command, corpus, images, satellite, text
+from pipelines.training import command, corpus, images, labeled, network, quotes, satellite, text
 from pipelines.training.draws import ALL
 from pipelines.training.network import TEMPERATURE
 
@@ -29,7 +29,8 @@ def test_near_copies_are_the_same_picture_a_little_moved() -> None:
 
 def test_the_table_has_mean_and_error_of_the_seeds() -> None:
     records = [{"draw": "raw", "seed": s, "linear": x} for s, x in enumerate((0.4, 0.6))]
-    text = command.table([*records, {"draw": "tree", "seed": 0, "linear": 0.7}], ["linear"])
+    found = quotes.folded([*records, {"draw": "tree", "seed": 0, "linear": 0.7}])
+    text = quotes.table(found, ["linear"])
     assert text.splitlines()[2:] == ["| raw | 2 | 0.500 ± 0.100 |", "| tree | 1 | 0.700 |"]
 
 
@@ -96,6 +97,30 @@ def test_images_go_the_whole_way_and_are_not_trained_twice(tmp_path: Path, real_
     before = (tmp_path / "images.jsonl").read_text()
     images.run(tmp_path, 1, setting="tiny", draws=["raw", "tree"], **sizes)
     assert (tmp_path / "images.jsonl").read_text() == before
+    found = labeled.run(tmp_path, 1, setting="tiny", draws=["raw", "tree"], **sizes)
+    again = {record["draw"]: record for record in found.table()}
+    assert list(again) == [ALL, "raw", "tree"]
+    assert all(again[name][fact] == records[name][fact] for name in again for fact in ("entropy", "copies", "n_drawn"))
+    assert all(0.05 < record["accuracy"] < 0.6 for record in again.values())
+    assert (tmp_path / "images.jsonl").read_text() == before
+
+
+@needs_torch
+def test_a_classifier_learns_which_images_are_bright() -> None:
+    rng = np.random.default_rng(0)
+    labels = rng.integers(0, 2, 200)
+    some = rng.integers(0, 90, (200, 8, 8, 3)) + 160 * labels[:, None, None, None]
+    model = network.train_to_classify(some.astype(np.uint8), labels, 2, network.Setting((8, 16), 32, 60), 0)
+    assert (network.features(model, some.astype(np.uint8)).argmax(axis=1) == labels).mean() > 0.95
+
+
+def test_gains_are_percents_of_the_uniform_draw_of_the_same_seed(tmp_path: Path) -> None:
+    found = {"raw": {"linear": [0.5, 0.4]}, "tree": {"linear": [0.55, 0.3]}}
+    run = {"found": found, "date": "2026-01-01", "settings": {"columns": ["linear"]}}
+    assert np.allclose(quotes.gained(found, "linear", more=True)["tree"], [10, -25])
+    assert quotes.quote({"images": run})["images-linear-tree"] == "-7.5 ± 17.5 %"
+    quotes.draw({"images": run}, tmp_path / "training.png")
+    assert (tmp_path / "training.png").exists()
 
 
 def test_passages_hold_all_words_in_order() -> None:

@@ -1,0 +1,90 @@
+"""What documents quote of this pipeline: a table of each study, and what each draw gains over a uniform one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipelines.longtail.charts import gains
+from pipelines.measurements import Facts, mean_and_error
+from pipelines.training.draws import ALL, DRAWS
+
+RAW, TREE, BALANCED = "raw", "tree", "balanced by labels"
+#: What is judged by: the study, its measure, what that is called, and whether more is better.
+JUDGED = (
+    ("images", "linear", "images: linear probe", True),
+    ("labeled", "accuracy", "labeled images: accuracy", True),
+    ("labeled", "rarest", "labeled images: rarest third", True),
+    ("text", "balanced", "text: perplexity", False),
+    ("satellite", "lit_error", "satellite: error on lit land", False),
+)
+#: Measures are kept to so many digits.
+DIGITS = 4
+
+
+def folded(records: Sequence[Facts]) -> dict[str, dict[str, list[float]]]:
+    """Records of a study by draw: each measure by seed.
+
+    >>> folded([{"draw": "raw", "seed": 1, "linear": 0.5}, {"draw": "raw", "seed": 0, "linear": 0.41239}])
+    {'raw': {'linear': [0.4124, 0.5]}}
+    """
+    found: dict[str, dict[str, list[float]]] = {draw: {} for draw in (*DRAWS, ALL)}
+    for record in sorted(records, key=lambda r: r["seed"]):
+        for name, value in record.items():
+            if isinstance(value, float):
+                found[record["draw"]].setdefault(name, []).append(float(f"{value:.{DIGITS}g}"))
+    return {draw: measures for draw, measures in found.items() if measures}
+
+
+def table(found: Mapping[str, Mapping[str, list[float]]], columns: Sequence[str]) -> str:
+    """Mean and standard error of the seeds, a line per draw."""
+    lines = ["| | seeds | " + " | ".join(columns) + " |", "|---" * (len(columns) + 2) + "|"]
+    for draw, measures in found.items():
+        n_seeds = len(measures[columns[0]])
+        moments = [mean_and_error(measures[column]) for column in columns]
+        cells = [f"{mean:.3f}" if n_seeds == 1 else f"{mean:.3f} ± {error:.3f}" for mean, error in moments]
+        lines.append("| " + " | ".join([draw, str(n_seeds), *cells]) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def gained(found: Mapping[str, Mapping[str, list[float]]], measure: str, *, more: bool) -> dict[str, list[float]]:
+    """By how many percent each draw is better than the uniform one, seed by seed.
+
+    >>> gained({"raw": {"error": [2.0, 4.0]}, "tree": {"error": [1.0]}}, "error", more=False)
+    {'tree': [50.0]}
+    """
+    sign = 100 if more else -100
+    return {
+        draw: [sign * (value / raw - 1) for value, raw in zip(measures[measure], found[RAW][measure], strict=False)]
+        for draw, measures in found.items()
+        if draw != RAW
+    }
+
+
+def draw(runs: Mapping[str, Any], path: Path) -> None:
+    """Draw what each draw gains over the uniform one, a panel for each measure."""
+    panels = {
+        name: gained(runs[study]["found"], measure, more=more) for study, measure, name, more in JUDGED if study in runs
+    }
+    rows = {
+        name: {panel: mean_and_error(of_draws[name]) for panel, of_draws in panels.items() if name in of_draws}
+        for name in (*DRAWS, ALL)
+        if name != RAW
+    }
+    gains(path, "Percent better than trained on a uniform draw of the same size", list(panels), rows)
+
+
+def quote(runs: Mapping[str, Any]) -> dict[str, str]:
+    """Write the figures of recorded runs as texts."""
+    texts = {}
+    for study, run in runs.items():
+        texts[f"{study}-table"] = table(run["found"], run["settings"]["columns"]).rstrip()
+        texts[f"{study}-date"] = run["date"]
+        texts[f"{study}-seeds"] = str(len(run["found"][RAW][run["settings"]["columns"][0]]))
+    for study, measure, _, more in JUDGED:
+        if study in runs:
+            for name, percents in gained(runs[study]["found"], measure, more=more).items():
+                mean, error = mean_and_error(percents)
+                texts[f"{study}-{measure}-{name.replace(' ', '-')}"] = f"{mean:+.1f} ± {error:.1f} %"
+    return texts
