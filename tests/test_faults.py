@@ -43,8 +43,10 @@ import functools, json, os, resource, signal, sys, traceback
 import numpy as np
 from hkm_dask.events import subscribe
 from hkm_dask.config import Config
-from hkm_dask.hierarchy import build, checkpoint
+from hkm_dask.hierarchy import build, checkpoint, split
 from hkm_dask.errors import HkmError
+
+split._BATCHES_PER_ROUND = 1
 
 def kill_at(event, left=[0]):
     left[0] -= event.kind == "iteration"
@@ -223,6 +225,24 @@ def test_kill_9_of_the_driver(
 ) -> None:
     assert elsewhere(tmp_path / "tree.zarr", kill=iteration) == (-signal.SIGKILL, f"exit {-signal.SIGKILL}\n")
     finish(pool, tmp_path / "tree.zarr", quiet)
+
+
+@pytest.mark.parametrize("n_rounds", [1, 2])
+def test_killed_between_clusters_that_are_split_the_rerun_splits_the_others(
+    tmp_path: Path, pool: Pool, elsewhere: Build, n_rounds: int
+) -> None:
+    config = Config(levels=(Level(n_clusters=16, n_splits=3, n_resamples=0, max_iter=4),), seed=4)
+    expected = build_hierarchy(pool, tmp_path / "expected.zarr", config)
+    tree = tmp_path / "dead" / "tree.zarr"
+    assert elsewhere(tree, config=config, failpoint=f"split:{n_rounds}", every=0)[0] == KILLED
+    told: list[Event] = []
+    with subscribe(told.append):
+        build_hierarchy(pool, tree, config)
+    (kept,) = (event.fields["what"] for event in told if "were split before" in event.fields.get("what", ""))
+    n_split, n_clusters = (int(word) for word in re.findall(r"(\d+)", kept)[1:])
+    assert 0 < n_split < n_clusters == 16
+    assert_same(arrays(tree), arrays(Path(expected.encoding["source"])))
+    assert [path.name for path in tree.parent.iterdir()] == [tree.name]
 
 
 def test_what_dead_writers_left_is_swept(
