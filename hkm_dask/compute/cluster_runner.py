@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
@@ -19,6 +20,7 @@ from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
+from hkm_dask.compute.seats import Seats, run_timed, take_speed
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import staging_blocks
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -34,6 +36,8 @@ _FAN_IN = 4
 _WORKERS_COME_WITHIN = 30
 #: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
+#: Seconds of a pass after which workers are asked how fast they are.
+_LONG_PASS = 2.0
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
 #: Rounds of tasks that a pass takes the time of, beyond which what one worker saves of it is little.
@@ -72,7 +76,7 @@ class ClusterRunner(Runner):
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
-        self._seats: list[str] = []  # worker by worker, who has which share of the rows
+        self._seats = Seats()
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
         self.page = add_page(client)
@@ -190,26 +194,14 @@ class ClusterRunner(Runner):
     def _task_flops(self) -> float:
         return _ROUND_TRIP_FLOPS
 
-    def _owners(self, n_items: int, workers: list[str]) -> list[str]:
-        """The worker that each item goes to: a share of neighbors to each, the same share of the rows in every pass.
-
-        What a worker that has died was given goes to one that has come since, or else to another one.
-        """
-        new = [worker for worker in workers if worker not in self._seats]
-        self._seats = [
-            seat if seat in workers else new.pop() if new else workers[i % len(workers)]
-            for i, seat in enumerate(self._seats or workers)
-        ]
-        return [self._seats[i * len(self._seats) // n_items] for i in range(n_items)]
-
     def _submit(
-        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, workers: list[str]
+        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, owners: list[str]
     ) -> list[Future[Any]]:
         name = self._name(stage)
-        submit = partial(self.client.submit, run_task, task, pure=False, allow_other_workers=True)
+        submit = partial(self.client.submit, run_timed, task, pure=False, allow_other_workers=True)
         return [
             submit(item, self.memory_budget, key=(name, i), workers=[owner])
-            for i, (item, owner) in enumerate(zip(items, self._owners(len(items), workers), strict=True))
+            for i, (item, owner) in enumerate(zip(items, owners, strict=True))
         ]
 
     def map(
@@ -222,13 +214,17 @@ class ClusterRunner(Runner):
         """
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget)
-        return self._collect(partial(self._submit, task, items, stage), items, stage, report)
+
+        def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
+            return self._submit(task, items, stage, self._seats.owners(len(items), threads))
+
+        return self._collect(submit_all, items, stage, report)
 
     def _collect(
-        self, submit: Callable[[list[str]], list[Future[Any]]], items: Sequence[Any], stage: str,
+        self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,
         report: Report | None = None,
     ) -> list[Any]:  # fmt: skip
-        """Wait for what `submit` gives for the workers there are; where all of those died, submit again.
+        """Wait for what `submit` gives for the workers there are and their threads; where all died, submit again.
 
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
         others are allowed to take them.
@@ -237,7 +233,10 @@ class ClusterRunner(Runner):
 
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
-                workers = sorted(self._workers())
+                begin = time.perf_counter()
+                workers = {worker: about["nthreads"] for worker, about in sorted(self._workers().items())}
+                if len(workers) > self.n_workers:
+                    self.n_workers, self.n_threads = len(workers), sum(workers.values())
                 futures = submit(workers)
                 waiting = True
                 while waiting:
@@ -250,9 +249,17 @@ class ClusterRunner(Runner):
                     else:
                         if report is not None:
                             report(len(futures), len(futures))
-                        return list(self.client.gather(futures))
+                        results = list(self.client.gather(futures))
+                        if len(workers) > 1 and time.perf_counter() - begin > _LONG_PASS:
+                            self._weigh(workers)
+                        return results
                 self.client.cancel(futures)
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
+
+    def _weigh(self, threads: dict[str, int]) -> None:
+        """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
+        speeds = self.client.run(take_speed, on_error="ignore")
+        self._seats.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
 
     def _combined(
         self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]], name: str
@@ -279,9 +286,10 @@ class ClusterRunner(Runner):
         Each worker first combines what its own parts gave: one result leaves it, however many parts it has.
         """
 
-        def submit_all(workers: list[str]) -> list[Future[Any]]:
-            futures = self._submit(task, items, stage, workers)
-            owned = groupby(zip(self._owners(len(items), workers), futures, strict=True), itemgetter(0))
+        def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
+            owners = self._seats.owners(len(items), threads)
+            futures = self._submit(task, items, stage, owners)
+            owned = groupby(zip(owners, futures, strict=True), itemgetter(0))
             groups: list[tuple[list[Future[Any]], str | None]]
             groups = [([future for _, future in run], owner) for owner, run in owned]
             for depth in count(1):
