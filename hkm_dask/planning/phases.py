@@ -57,6 +57,8 @@ class PhaseClock:
         `processor_work.Part` names it.
     iterations : dict
         Lloyd iterations of each step, by level and whether it is a resampling step.
+    ended : callable, optional
+        Gets the level, whether it is a resampling step, and the part, whenever one has come to an end.
 
     Examples
     --------
@@ -71,6 +73,7 @@ class PhaseClock:
     now: Callable[[], Spent] = spent_so_far
     spent: dict[Place, Spent] = field(default_factory=dict)
     iterations: dict[tuple[int, bool], list[int]] = field(default_factory=dict)
+    ended: Callable[[Place], None] | None = None
     _level: int = 0
     _resamples: bool = False
 
@@ -94,6 +97,8 @@ class PhaseClock:
         place = self._level, self._resamples, part
         self.spent[place] = self.spent.get(place, Spent()) + (now - self._last)
         self._last = now
+        if self.ended is not None:
+            self.ended(place)
         if name == "step_finished":
             self.iterations.setdefault((self._level, self._resamples), []).append(int(values["n_iter"]))
 

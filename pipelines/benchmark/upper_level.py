@@ -32,15 +32,10 @@ from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.source import open_source
 from pipelines.benchmark.inputs import RowMaker
 from pipelines.benchmark.measure import clock
+from pipelines.benchmark.processes import peak_mib
 
 #: Parts of each cluster of level 1.
 _PARTS = 100
-
-
-def peak_mib(dask_worker: Worker | None = None) -> float:
-    """Most memory that this process has held, by the kernel."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:"))
 
 
 def largest_message(dask_worker: Worker) -> int:
