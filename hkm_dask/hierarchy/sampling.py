@@ -25,7 +25,8 @@ from hkm_dask.events import emit
 from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.eligible import Mask, leaf_sizes
-from hkm_dask.hierarchy.members import group_by_label, starts
+from hkm_dask.hierarchy.flat import draw_flat
+from hkm_dask.hierarchy.members import starts
 from hkm_dask.hierarchy.rules import ClusterName, Quotas, Rules, Weights, read_rules
 from hkm_dask.hierarchy.shares import hierarchical_targets
 from hkm_dask.hierarchy.tree import open_hierarchy
@@ -238,34 +239,20 @@ class _Draw:
 
     def _rows(self, part: _Part, mask: Mask | None) -> NDArray[np.int64]:
         arrays, n_levels = self.arrays, self.arrays.n_levels
-        levels, sizes = range(1, n_levels + 1), leaf_sizes(arrays, mask)
+        sizes, key = leaf_sizes(arrays, mask), stream_key(part.seed, "within")
         if self.strategy == "flat":
-            # Samples by top-level cluster, in order of the distance to their level-1 centroid.
-            top, mask = _top_clusters(arrays, mask), None
-            members: _Members
-            bounds, members = group_by_label(top, arrays.read(1, "distances"), arrays.n_clusters(n_levels))
-            levels, sizes = range(n_levels, n_levels + 1), sizes[-1:]
-        else:
-            bounds, members = arrays.read(1, "indptr"), _StoredMembers(arrays)
-        above = [(arrays.read(t, "indptr"), arrays.read(t, "members")) for t in levels[1:]]
+            none, weights = np.empty(0, np.int64), self.weights[-1:]
+            targets = hierarchical_targets(
+                [none], [none], sizes[-1:], part.size, self.multiplier, part.seed, weights
+            )  # fmt: skip
+            return draw_flat(arrays, targets, sizes[-1], within=self.within, key=key, best=self.best, mask=mask)
+        bounds, members = arrays.read(1, "indptr"), _StoredMembers(arrays)
+        above = [(arrays.read(t, "indptr"), arrays.read(t, "members")) for t in range(2, n_levels + 1)]
         targets = hierarchical_targets(
             [bounds, *(indptr for indptr, _ in above)], [members, *(children for _, children in above)], sizes,
-            part.size, self.multiplier, part.seed, [self.weights[t - 1] for t in levels],
+            part.size, self.multiplier, part.seed, self.weights,
         )  # fmt: skip
-        key = stream_key(part.seed, "within")
         return draw_members(bounds, members, targets, within=self.within, key=key, best=self.best, mask=mask)
-
-
-def _top_clusters(arrays: TreeArrays, mask: Mask | None) -> NDArray[np.int32]:
-    """The cluster of the top level that each sample lies in; -1 where it was left out, or a `mask` does not have it."""
-    above = arrays.ancestors(np.arange(arrays.n_clusters(1), dtype=np.int32))[-1]
-    table = np.append(above, np.int32(-1))  # the last is what -1 picks
-    top = np.empty(arrays.n_rows(1), np.int32)
-    for bounds in arrays.blocks(1, "labels"):
-        top[slice(*bounds)] = table[arrays.block(1, "labels", bounds)]
-    if mask is not None:
-        top[~mask] = -1
-    return top
 
 
 class _Members(Protocol):

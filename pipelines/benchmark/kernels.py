@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.hierarchy.members import group_by_label
+from hkm_dask.hierarchy.external_sort import Records
+from hkm_dask.hierarchy.members import order_of
 from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.cpu_operand import make_operand
@@ -104,9 +105,10 @@ def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
     assert len(np.unique(result)) == 512
 
 
-def test_group_by_label(benchmark: BenchmarkFixture) -> None:
+def test_order_of(benchmark: BenchmarkFixture) -> None:
     """Members of clusters, sorted by distance."""
     rng = np.random.default_rng(0)
     labels = rng.integers(10_000, size=1_000_000).astype(np.int32)
-    indptr, members = benchmark(group_by_label, labels, rng.random(1_000_000, dtype=np.float32), 10_000)
-    np.testing.assert_array_equal(labels[members], np.repeat(np.arange(10_000), np.diff(indptr)))
+    keys = rng.random(1_000_000, dtype=np.float32).view(np.uint32).astype(np.uint64)
+    order = benchmark(lambda: order_of(Records(np.arange(1_000_000), keys, labels.copy())))
+    assert (np.diff(labels[order]) >= 0).all()

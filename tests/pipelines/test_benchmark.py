@@ -366,6 +366,17 @@ def test_level_2_is_built_from_the_store(capsys: pytest.CaptureFixture[str]) -> 
 
 
 @pytest.mark.slow
+def test_what_a_build_on_workers_holds_is_told_by_phase() -> None:
+    words = ["20000", "8", "--n-clusters", "40,5", "--set", "levels.1.max_iter=2"]
+    done = subprocess.run(
+        [sys.executable, "-m", "pipelines.benchmark.footprint", *words], capture_output=True, text=True, cwd=ROOT
+    )
+    assert done.returncode == 0, done.stderr
+    told = done.stdout.partition("20,000 x 8: --n-clusters 40,5")[2]
+    assert all(name in told for name in ("MiB in a worker at most", "driver", "worker 1", "message", "write", "all"))
+
+
+@pytest.mark.slow
 def test_workers_take_turns_with_threads(capsys: pytest.CaptureFixture[str]) -> None:
     workers.main(["--n", "600", "--levels", "20", "--resamples", "1", "--repeats", "1"])
     said = capsys.readouterr().out
