@@ -55,6 +55,8 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
         if suffix == ".npy":
             if not shards and any(_shards(path / name, suffix) for name in CLIP_FOLDERS):
                 return _open_clip(path, wanted)
+            if not shards and (below := _folders_below(path)):
+                return [table for folder in below for table in open_folder(folder, wanted)]
             kinds = {kind for kind in map(_clip_kind, shards) if kind}
             if shards and (wanted.column or wanted.ids or wanted.keep or len(kinds) > 1):
                 return _open_clip(path, wanted)
@@ -66,6 +68,12 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
             return tables
     held = "*.npy, *.parquet, *.arrow or *.safetensors"
     raise InputError(f"source={path} should hold {held}, or be a Zarr store, it is neither; check the path")
+
+
+def _folders_below(path: Path) -> list[Path]:
+    """Folders that have shards in .npy, or what clip-retrieval makes of such, in natural order."""
+    shards = _shards(path, ".npy", "**/")
+    return list(dict.fromkeys(shard.parents[shard.parent.name in CLIP_FOLDERS] for shard in shards))
 
 
 # --- clip-retrieval ---------------------------------------------------------------------------------------------------
@@ -95,9 +103,11 @@ def _open_clip(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
     metadata = _shards(nested, ".parquet") or [f for f in _shards(path, ".parquet") if f.name.startswith(CLIP_METADATA)]
     option = f"ids={wanted.ids!r}" if wanted.ids else f"keep={','.join(wanted.keep)!r}"
     if len(metadata) != len(shards):
+        inside = path.name in CLIP_FOLDERS and (path.parent / CLIP_METADATA).is_dir()
+        remedy = f"give {path.parent} with column={path.name}" if inside else "give the ids as a file (ids_file)"
         raise InputError(
             f"{option}: {nested if nested.is_dir() else path} holds {len(metadata)} .parquet files, it should hold "
-            f"{len(shards)}, one for each .npy of {shards[0].parent.name}; give the ids as a file (ids_file)"
+            f"{len(shards)}, one for each .npy of {shards[0].parent.name}; {remedy}"
         )
     opened = []
     for rows, shard, file in zip(tables, shards, metadata, strict=True):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,8 +20,8 @@ from hkm_dask.data.objects import Location, ObjectPath, location, zarr_store
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.rows import NpyRows, Rows, ZarrRows
 from hkm_dask.errors import InputError
-from hkm_dask.ingestion.npz import member_ids, member_rows, read_members
-from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors
+from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_members
+from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
 from hkm_dask.ingestion.tables import Column, TableRows, column_ids, kept_column, list_columns
 from hkm_dask.untrusted import open_regular, reading
@@ -55,6 +55,13 @@ class Wanted:
                 remedy = "give them as a file (ids_file)" if option == "ids" else "leave it out"
                 raise InputError(f"{option}={text} names nothing in {name}, which has no columns; {remedy}")
 
+    def check_names(self, names: Collection[str], path: Path, kind: str) -> None:
+        """Refuse ids and columns to be kept that are none of the arrays of a file, all at once."""
+        wanted = [*([] if self.ids is None else [("ids", self.ids)]), *(("keep", name) for name in self.keep)]
+        rule = f"one of the {kind} of {path} ({', '.join(names)}); choose one of them"
+        if problems := [f"{option}={name!r} should be {rule}" for option, name in wanted if name not in names]:
+            raise InputError(problems)
+
 
 def open_file(path: Path, wanted: Wanted, scratch: Path | None = None) -> EmbeddingTable:
     """Open a file of any format, known by its first bytes; members of a `.npz` are unpacked into `scratch`."""
@@ -81,7 +88,7 @@ def choose_table(names: Sequence[str], column: str | None, path: Location, kind:
         return names[0]
     if column not in names or column is None:
         held = ", ".join(names) or "none"
-        raise InputError(f"column={column!r} should be one of the {kind} of {path} ({held}); choose with column=")
+        raise InputError(f"column={column!r} should be one of the {kind} of {path} ({held}); choose one")
     return column
 
 
@@ -159,19 +166,17 @@ def is_inside(path: Location, root: Location) -> bool:
 
 
 def _open_npz(path: Path, wanted: Wanted, scratch: Path | None) -> EmbeddingTable:
-    ids, column = wanted.ids, wanted.column
-    wanted.refuse(str(path), "keep")
-    members = read_members(path)
-    if ids is not None and ids not in members:
-        raise InputError(f"ids={ids!r} should be an array of {path} ({', '.join(members)}); choose one of them")
+    ids, members = wanted.ids, read_members(path)
+    wanted.check_names(members, path, "arrays")
     tables = [name for name, member in members.items() if len(member.header.shape) == 2 and name != ids]
     # A lone array of another shape gets the error about its shape, not one about names.
-    chosen = choose_table(tables or list(members), column, path, "arrays")
+    chosen = choose_table(tables or list(members), wanted.column, path, "arrays")
     pieces = None if ids is None else member_ids(members[ids])
+    columns = {name: member_column(members[name]) for name in wanted.keep}
     rows = member_rows(members[chosen], f"{path}[{chosen}]", scratch)
     if ids is not None:
         check_id_count(members[ids].header.shape[0], rows.n_rows, f"{path}[{ids}]")
-    return EmbeddingTable(rows, rows.label, pieces)
+    return EmbeddingTable(rows, rows.label, pieces, columns)
 
 
 # --- Arrow tables, safetensors ----------------------------------------------------------------------------------------
@@ -193,8 +198,10 @@ def known_of(table: TableFile, wanted: Wanted) -> tuple[Pieces | None, dict[str,
 
 
 def _open_safetensors(path: Path, wanted: Wanted) -> EmbeddingTable:
-    wanted.refuse(str(path), "ids", "keep")
     tensors = read_tensors(path)
+    wanted.check_names(tensors, path, "tensors")
     tables = [name for name, tensor in tensors.items() if len(tensor.shape) == 2]
     rows = SafetensorsRows(path, tensors[choose_table(tables or list(tensors), wanted.column, path, "tensors")])
-    return EmbeddingTable(rows, rows.label)
+    ids = None if wanted.ids is None else tensor_ids(path, tensors[wanted.ids])
+    columns = {name: tensor_column(path, tensors[name]) for name in wanted.keep}
+    return EmbeddingTable(rows, rows.label, ids, columns)

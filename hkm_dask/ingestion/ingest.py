@@ -79,7 +79,7 @@ def ingest(
     ----------
     sources : path-like, np.ndarray, zarr.Array, or a sequence of these
         ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a column of lists; folders of such
-        shards (in natural order), of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; Zarr arrays and
+        shards, or of such folders (in natural order), of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; Zarr arrays and
         groups; arrays in memory: tables (n, n_features), one below the other.
     pool : path-like
         Folder to make, or a URL like ``s3://bucket/pool.zarr``.
@@ -89,13 +89,14 @@ def ingest(
         Scale every row to length 1; rows of zeros stay zero.
     ids : str or array-like, optional
         Name of the ids in each source (a column of parquet or Arrow, also of the metadata of a clip-retrieval folder, a
-        member of a ``.npz``, an array of a Zarr group), or the ids of all rows: integers or strings.
+        member of a ``.npz``, a tensor, an array of a Zarr group), or the ids of all rows: integers or strings.
     column : str, optional
         Name of the embeddings in each source (a column, a member, an array, a tensor, a subfolder) where it holds
         several.
     keep : sequence of str, optional
-        Further columns of parquet, Arrow or a pool to carry to the pool and to every subset: numbers, text, true or
-        false. Missing values stay missing. A pool's own columns come along unasked where every source has them.
+        Further columns of parquet, Arrow or a pool, or members of ``.npz`` and tensors with a value per row, to carry
+        to the pool and to every subset: numbers, text, true or false. Missing values stay missing. A pool's own columns
+        come along unasked where every source has them.
     ids_file : path-like, optional
         The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or parquet or Arrow,
         whose column is `ids`, and whose further columns `keep` names.

@@ -18,6 +18,7 @@ from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, plain_ids
 from hkm_dask.data.npy import NpyHeader, read_npy_header
 from hkm_dask.data.rows import NpyRows, Rows
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, reading
 
 #: What numpy.savez and numpy.savez_compressed write. Others may unpack a few bytes to more than the memory holds.
@@ -97,17 +98,28 @@ def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
 
 def member_ids(member: Member) -> Pieces:
     """Ids of a member, read piece by piece; InputError where it is no column of integers or strings."""
+    _check_column(member, "id")
+    if member.header.dtype.kind not in "iuU":
+        fact = f"{member.label}: dtype={member.header.dtype} should be integers or strings"
+        raise InputError(f"{fact}; convert them to strings")
+    return lambda: (plain_ids(values, member.label) for values in _stream(member))
+
+
+def member_column(member: Member) -> Column:
+    """A member with one value per row, to be carried along; InputError where it is none."""
+    _check_column(member, "value")
+    return array_column(member.header.dtype, partial(_stream, member), member.label)
+
+
+def _check_column(member: Member, what: str) -> None:
     shape, dtype, label = member.header.shape, member.header.dtype, member.label
     if len(shape) != 1:
-        raise InputError(f"{label}: shape={shape} should have one dimension; give one id per row")
-    if dtype.kind not in "iuU":
-        raise InputError(f"{label}: dtype={dtype} should be integers or strings; convert them to strings")
+        raise InputError(f"{label}: shape={shape} should have one dimension; give one {what} per row")
     if dtype.itemsize > ID_PIECE_BYTES:
-        raise InputError(f"{label}: dtype={dtype} should have at most {ID_PIECE_BYTES} bytes; give shorter ids")
-    return partial(_stream_ids, member)
+        raise InputError(f"{label}: dtype={dtype} should have at most {ID_PIECE_BYTES} bytes; give shorter {what}s")
 
 
-def _stream_ids(member: Member) -> Iterator[np.ndarray]:
+def _stream(member: Member) -> Iterator[np.ndarray]:
     dtype, n_left = member.header.dtype, member.header.shape[0]
     step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // max(1, dtype.itemsize)))
     with _reading(member.path), zipfile.ZipFile(member.path) as archive, archive.open(member.info) as stream:
@@ -117,8 +129,7 @@ def _stream_ids(member: Member) -> Iterator[np.ndarray]:
             data = stream.read(n_rows * dtype.itemsize)
             if len(data) < n_rows * dtype.itemsize:
                 raise InputError(f"{member.label} is cut short; copy or save it again")
-            values = np.frombuffer(data, dtype=dtype) if dtype.itemsize else np.zeros(n_rows, dtype)
-            yield plain_ids(values, member.label)
+            yield np.frombuffer(data, dtype=dtype) if dtype.itemsize else np.zeros(n_rows, dtype)
             n_left -= n_rows
 
 

@@ -7,19 +7,25 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from hkm_dask.data.files import careful
+from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, plain_ids
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError
+from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, parse_json, reading
 
 #: Bytes of a header, as many as the library of the format takes.
 MAX_HEADER_BYTES = 100_000_000
 _DTYPES = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BF16": "<u2"}
+_WHOLE = {"I8": "i1", "I16": "<i2", "I32": "<i4", "I64": "<i8", "U8": "u1", "U16": "<u2", "U32": "<u4", "U64": "<u8"}
+_COLUMNS = {"F16": "<f2", "F32": "<f4", "F64": "<f8", "BOOL": "?", **_WHOLE}
 
 
 @dataclass(frozen=True)
@@ -57,7 +63,8 @@ def _tensor(name: str, entry: dict[str, object], start: int, size: int) -> Tenso
     first, last = offsets
     if not all(type(number) is int and number >= 0 for number in (*shape, first, last)):
         raise ValueError(f"{name!r:.80} has a shape or a place that cannot be")
-    n_bytes = math.prod(shape) * np.dtype(_DTYPES[dtype]).itemsize if dtype in _DTYPES else last - first
+    stored = (_DTYPES | _COLUMNS).get(dtype)
+    n_bytes = last - first if stored is None else math.prod(shape) * np.dtype(stored).itemsize
     if last - first != n_bytes or start + last > size:
         raise ValueError(f"{name!r:.80} has {last - first:,} bytes, the file {size:,}")
     return Tensor(name, dtype, tuple(shape), start + first)
@@ -82,3 +89,36 @@ class SafetensorsRows(NpyRows):
             # The upper half of a float32.
             rows = np.left_shift(rows, 16, dtype=np.uint32).view(np.float32)
         return super()._deliver(rows, out)
+
+
+def tensor_ids(path: Path, tensor: Tensor) -> Pieces:
+    """Ids of a tensor, read piece by piece; InputError where it is no column of whole numbers."""
+    pieces, label = _column_pieces(path, tensor), f"{path}[{tensor.name}]"
+    if tensor.dtype not in _WHOLE:
+        raise InputError(f"{label}: dtype={tensor.dtype} should be whole numbers; give the ids as a file (ids_file)")
+    return lambda: (plain_ids(values, label) for values in pieces())
+
+
+def tensor_column(path: Path, tensor: Tensor) -> Column:
+    """A tensor with one value per row, to be carried along; InputError where it is none."""
+    return array_column(
+        np.dtype(_COLUMNS.get(tensor.dtype, "V")), _column_pieces(path, tensor), f"{path}[{tensor.name}]"
+    )
+
+
+def _column_pieces(path: Path, tensor: Tensor) -> Pieces:
+    if len(tensor.shape) != 1:
+        fact = f"{path}[{tensor.name}]: shape={tensor.shape} should have one dimension"
+        raise InputError(f"{fact}; give one value per row")
+    return partial(_values, path, tensor)
+
+
+def _values(path: Path, tensor: Tensor) -> Iterator[np.ndarray]:
+    dtype, n_left = np.dtype(_COLUMNS[tensor.dtype]), tensor.shape[0]
+    fact = f"{path} should be a .safetensors file, it cannot be read"
+    with reading(fact, "copy it again"), open_regular(path) as file:
+        file.seek(tensor.offset)
+        while n_left:
+            n_values = min(n_left, ID_PIECE_ROWS)
+            yield np.frombuffer(file.read(n_values * dtype.itemsize), dtype, n_values)
+            n_left -= n_values

@@ -11,7 +11,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows
-from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, plain_ids
+from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, check_unicode, plain_ids
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.table_files import TableFile
@@ -23,6 +23,8 @@ _PROBED_ROWS = 64
 # What stands where a value is missing: it cannot pass for data, should somebody not look at the mask.
 _FILL = {"b": False, "i": np.iinfo(np.int64).min, "f": np.nan, "O": ""}
 _DTYPES = {"b": np.bool_, "i": np.int64, "f": np.float64, "O": object}
+# What holds values of a kind of NumPy.
+_CODES = {"b": "b", "i": "i", "u": "i", "f": "f", "U": "O"}
 
 
 @dataclass(frozen=True)
@@ -159,6 +161,24 @@ def _kept_pieces(file: TableFile, name: str, code: str) -> Iterator[np.ndarray]:
         values = _decoded(values)
         missing = values.is_null().to_numpy(zero_copy_only=False)
         yield masked(np.empty(len(values)) if missing.all() else _filled(values, code, file, name), missing, code)
+
+
+def array_column(dtype: np.dtype, pieces: Pieces, name: str) -> Column:
+    """A column to be carried along out of pieces of an array, where nothing is missing."""
+    if dtype.kind not in _CODES:
+        raise InputError(f"{name}: dtype={dtype} should be numbers, text, true or false; convert it to text")
+    return Column(_CODES[dtype.kind], partial(_array_pieces, pieces, name))
+
+
+def _array_pieces(pieces: Pieces, name: str) -> Iterator[np.ndarray]:
+    for values in pieces():
+        if values.dtype.kind == "u" and values.size and values.max() > np.iinfo(np.int64).max:
+            raise InputError(f"{name}: value={values.max()} should be below 2**63; convert the column to text")
+        if values.dtype.kind == "b":
+            values = values.view(np.uint8) != 0  # a file may have other bytes than 0 and 1
+        if values.dtype.kind == "U":
+            check_unicode(values.tolist(), name)
+        yield masked(values, np.zeros(len(values), np.bool_), _CODES[values.dtype.kind])
 
 
 def masked(values: np.ndarray, missing: np.ndarray, code: str) -> np.ma.MaskedArray:

@@ -60,7 +60,7 @@ def test_clip_retrieval_folders_with_ids(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({}, r"column=None should be one of the subfolders of .*clip \(img_emb, text_emb\); choose with column="),
+        ({}, r"column=None should be one of the subfolders of .*clip \(img_emb, text_emb\); choose one"),
         ({"column": "audio"}, "column='audio' should be one of"),
         ({"column": "../clip/img_emb"}, "should be one of"),
         ({"column": "img_emb", "ids": "url"}, r"ids='url' should be a column of .*\(image_path, number, score"),
@@ -108,12 +108,40 @@ def test_clip_retrieval_folders_with_columns(tmp_path: Path, lay_out: Callable[[
     assert ids_of(pool) == list(range(100, 157))
     assert pool.column("image_path").tolist() == [f"img/{row}.jpg" for row in range(57)]
     assert pool.column("gaps").tolist() == ["x"] * 40 + [None] + ["x"] * 16
-    with pytest.raises(InputError, match=r"should be one of the .* \(img_emb, text_emb\); choose with column="):
+    with pytest.raises(InputError, match=r"should be one of the .* \(img_emb, text_emb\); choose one"):
         ingest(folder, tmp_path / "q.zarr", ids="number")
     metadata = next(folder.rglob("metadata_1.parquet"))
     metadata.rename(metadata.with_name("metadata_2.parquet"))
     with pytest.raises(InputError, match=r"metadata_2.parquet should have the number of text_emb_1.npy; copy what is"):
         ingest(folder, tmp_path / "q.zarr", **options)
+
+
+@pytest.mark.parametrize("lay_out", [lambda folder: folder, flat], ids=["nested", "flat"])
+def test_folders_of_clip_retrieval_side_by_side(tmp_path: Path, lay_out: Callable[[Path], Path]) -> None:
+    for number in (10, 2):
+        lay_out(clip_folder(tmp_path / "many" / f"part-{number}"))
+    pool = ingest(tmp_path / "many", tmp_path / "p.zarr", column="text_emb", keep=["number"], chunk_mb=TINY)
+    np.testing.assert_array_equal(read_all(pool), np.tile(-values().astype("f2"), (2, 1)))
+    assert pool.column("number").tolist() == 2 * list(range(100, 157))
+    assert [Path(source).relative_to(tmp_path / "many").parts[0] for source in pool.sources[1:3]] == [
+        "part-2",
+        "part-10",
+    ]
+    with pytest.raises(InputError, match=r"should be one of the .*part-2 \(img_emb, text_emb\)"):
+        ingest(tmp_path / "many", tmp_path / "q.zarr")
+
+
+def test_shards_in_folders_below(tmp_path: Path) -> None:
+    for number in (10, 2):
+        (tmp_path / "in" / f"day-{number}").mkdir(parents=True)
+        np.save(tmp_path / "in" / f"day-{number}" / "x.npy", np.full((2, D), number, np.float32))
+    assert read_all(ingest(tmp_path / "in", tmp_path / "p.zarr"))[:, 0].tolist() == [2, 2, 10, 10]
+
+
+def test_metadata_beside_the_folder_that_was_given_is_named(tmp_path: Path) -> None:
+    folder = clip_folder(tmp_path / "clip")
+    with pytest.raises(InputError, match=r"; give .*clip with column=img_emb$"):
+        ingest(folder / "img_emb", tmp_path / "p.zarr", ids="image_path")
 
 
 def test_one_kind_of_shards_needs_no_name(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def test_npz(tmp_path: Path, save: Callable) -> None:
         assert pool.sources == (f"{tmp_path / 'a.npz'}[{name}]",)
     with pytest.raises(InputError, match=r"column=None should be one of the arrays of .* \(x, y\)"):
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr")
-    with pytest.raises(InputError, match=r"ids='url' should be an array of .* \(x, y, names\)"):
+    with pytest.raises(InputError, match=r"ids='url' should be one of the arrays of .* \(x, y, names\)"):
         ingest(tmp_path / "a.npz", tmp_path / "p.zarr", column="x", ids="url")
     tidy(tmp_path, "a.npz", "x.zarr", "y.zarr")
 

@@ -54,6 +54,20 @@ def test_ids_that_are_none_are_refused(tmp_path: Path, ids: np.ndarray, message:
     assert [path.name for path in tmp_path.iterdir()] == ["a.npz"]
 
 
+@pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
+def test_arrays_of_one_value_per_row_are_columns(tmp_path: Path, save: object) -> None:
+    row = np.arange(57)
+    kept = {"label": row.astype("u1"), "score": row / 4, "good": row % 2 == 0, "url": np.char.add("u", row.astype(str))}
+    save(tmp_path / "a.npz", x=values(), flat=values(), **kept)  # type: ignore[operator]
+    pool = ingest(tmp_path / "a.npz", tmp_path / "p.zarr", column="x", keep=list(kept))
+    for name, column in kept.items():
+        assert pool.column(name).tolist() == column.tolist()
+    with pytest.raises(
+        InputError, match=r"\[flat\]: shape=\(57, 4\) should have one dimension; give one value per row"
+    ):
+        ingest(tmp_path / "a.npz", tmp_path / "q.zarr", column="x", keep="flat")
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_no_byte_that_is_altered_ends_in_a_traceback(tmp_path: Path, save: object) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.ingestion import safetensors
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors
 from tests.ingestion.pools import TINY, read_all, tidy, values
@@ -57,8 +58,41 @@ def test_what_the_library_wrote(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_all(pool), -values())
     with pytest.raises(InputError, match=r"column=None should be one of the tensors of .* \(a, b\); choose"):
         ingest(tmp_path / "a.safetensors", tmp_path / "q.zarr")
-    with pytest.raises(InputError, match=r"ids='id' names nothing in .*; give them as a file"):
-        ingest(tmp_path / "a.safetensors", tmp_path / "q.zarr", column="b", ids="id")
+    with pytest.raises(InputError, match=r"ids='id' should be one of the tensors of .* \(a, b\)") as error:
+        ingest(tmp_path / "a.safetensors", tmp_path / "q.zarr", column="b", ids="id", keep="label")
+    assert "keep='label' should be one of the tensors of" in error.value.problems[1]
+
+
+def test_tensors_of_one_value_per_row_are_ids_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(safetensors, "ID_PIECE_ROWS", 10)
+    row = np.arange(57)
+    columns = {
+        "label": ("I64", row % 5), "score": ("F32", (row / 8).astype("f4")),
+        "good": ("BOOL", (row % 3).astype("u1")),  # 2 is true, too
+    }  # fmt: skip
+    tensors = {
+        "id": ("U16", (row + 100).astype("<u2")),
+        "emb": ("F32", values()),
+        "wide": ("I8", np.ones((57, 1), "i1")),
+    }
+    source = write(tmp_path / "a.safetensors", {**tensors, **columns})
+    pool = ingest(source, tmp_path / "p.zarr", column="emb", ids="id", keep=list(columns), chunk_mb=TINY)
+    np.testing.assert_array_equal(read_all(pool), values())
+    np.testing.assert_array_equal(pool.ids(), row + 100)
+    np.testing.assert_array_equal(pool.column("label"), row % 5)
+    np.testing.assert_array_equal(pool.column("score"), row / 8)
+    np.testing.assert_array_equal(pool.column("good"), row % 3 > 0)
+    for options, message in [
+        ({"keep": "wide"}, r"\[wide\]: shape=\(57, 1\) should have one dimension; give one value per row"),
+        ({"ids": "score"}, r"\[score\]: dtype=F32 should be whole numbers; give the ids as a file"),
+    ]:
+        with pytest.raises(InputError, match=message):
+            ingest(source, tmp_path / "q.zarr", column="emb", **options)  # type: ignore[arg-type]
+    write(source, {"emb": ("F32", values()), "n": ("U64", np.full(57, 2**63, "u8")), "b": ("BF16", np.ones(57, "u2"))})
+    with pytest.raises(InputError, match=r"\[n\]: value=9223372036854775808 should be below 2\*\*63"):
+        ingest(source, tmp_path / "q.zarr", keep="n")
+    with pytest.raises(InputError, match=r"\[b\]: dtype=.* should be numbers, text, true or false"):
+        ingest(source, tmp_path / "q.zarr", keep="b")
 
 
 @pytest.mark.faults
