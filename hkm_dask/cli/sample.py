@@ -49,7 +49,12 @@ if TYPE_CHECKING:
 @click.option(
     "--weights", type=PATH, metavar="FILE", help="Scale what clusters give: CSV with cluster,weight in its first line."
 )
-@click.option("--max-per", type=OfColumn("N", int), multiple=True, help="At most N rows of each value of a column.")
+@click.option(
+    "--max-per",
+    type=OfColumn("N", int),
+    multiple=True,
+    help="At most N rows of each value of a column, or of each cluster: level_1=3.",
+)
 @click.option(
     "--quota",
     "quotas",

@@ -1,4 +1,4 @@
-"""What the columns of a pool ask of a draw: the best rows first, no more than so many of a value, quotas of values."""
+"""What columns ask of a draw: the best rows first, no more than so many of a value, quotas of values."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hkm_dask.config.problems import nearest
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.eligible import Mask, row_blocks
+from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 SortKeys = Callable[[NDArray[np.int64]], NDArray[np.uint64]]
 
@@ -23,9 +24,29 @@ _TURNS = 16
 _LAST = np.uint64(2**64 - 1)
 
 
-def _blocks(pool: Pool, column: str) -> Iterator[tuple[slice, np.ndarray]]:
-    for rows in row_blocks(pool.n_samples):
-        yield rows, pool.column(column, np.arange(rows.start, rows.stop))
+class DrawColumns:
+    """What the rows of a draw can be told apart by: columns of the pool, and the clusters of each level of the tree.
+
+    Attributes
+    ----------
+    n_samples : int
+    levels : tuple of str
+        ``("level_1", ...)``; no column of a pool is called so.
+    """
+
+    def __init__(self, pool: Pool | None, arrays: TreeArrays) -> None:
+        self._pool, self._arrays, self.n_samples = pool, arrays, arrays.n_rows(1)
+        self.levels = tuple(f"level_{t}" for t in range(1, arrays.n_levels + 1))
+
+    def blocks(self, column: str) -> Iterator[tuple[slice, np.ndarray]]:
+        """Values of a column or clusters of a level, of runs of rows."""
+        for rows in row_blocks(self.n_samples):
+            if column in self.levels:
+                labels = self._arrays.part(1, "labels", rows.start, rows.stop)
+                yield rows, self._arrays.ancestors(labels, self.levels.index(column) + 1)[-1]
+            else:
+                assert self._pool is not None
+                yield rows, self._pool.column(column, np.arange(rows.start, rows.stop))
 
 
 # -- the best first ----------------------------------------------------------------------------------------------------
@@ -79,10 +100,10 @@ class Cap:
     a value count as rows of one value.
     """
 
-    def __init__(self, pool: Pool, column: str, most: int) -> None:
+    def __init__(self, columns: DrawColumns, column: str, most: int) -> None:
         self.most = most
-        self._values = np.empty(pool.n_samples, np.uint64)
-        for rows, block in _blocks(pool, column):
+        self._values = np.empty(columns.n_samples, np.uint64)
+        for rows, block in columns.blocks(column):
             plain = np.ma.getdata(block)
             if plain.dtype.kind == "f":
                 plain = plain + 0.0  # -0.0 is 0.0
@@ -147,15 +168,15 @@ def quota_sizes(quotas: Mapping[Any, int | Fraction], size: int) -> list[int]:
     return whole
 
 
-def quota_codes(pool: Pool, column: str, names: list[Any]) -> NDArray[np.integer]:
+def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[np.integer]:
     """Tell of every row which of the values it has: 0 is the first, and their number stands for any other.
 
     A name may be text that a number is written as. InputError where no row has one of them.
     """
-    codes = np.empty(pool.n_samples, np.min_scalar_type(len(names)))
+    codes = np.empty(columns.n_samples, np.min_scalar_type(len(names)))
     found, some = np.zeros(len(names) + 1, np.int64), np.empty(0, object)
     wanted: pd.Index | None = None
-    for rows, block in _blocks(pool, column):
+    for rows, block in columns.blocks(column):
         plain = np.ma.getdata(block)
         if wanted is None:
             wanted, some = pd.Index([_like(plain, name) for name in names], dtype=object), pd.unique(plain)

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from hkm_dask.config.problems import nearest
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
+from hkm_dask.hierarchy.columns import DrawColumns
 from hkm_dask.hierarchy.eligible import Mask, rows_below, unknown_clusters
 from hkm_dask.hierarchy.export import pool_of_tree
 from hkm_dask.hierarchy.id_lists import IdList, read_id_list
@@ -45,6 +46,7 @@ class Rules:
     max_per: tuple[str, int] | None = None
     quotas: tuple[str, dict[Any, int | Fraction]] | None = None
     pool: Pool | None = None
+    columns: DrawColumns | None = None
     problems: list[str] = field(default_factory=list)
 
     @property
@@ -104,7 +106,7 @@ def read_rules(
     with _collected(rules.problems):
         rules.quotas = _read_quotas(quotas, size)
     lists = _lists(exclude_ids)
-    _open_pool(rules, tree, asks_ids=bool(lists))
+    _open_pool(rules, tree, arrays, asks_ids=bool(lists))
     for ids in lists:
         with _collected(rules.problems):
             rules.ids.append(read_id_list(ids, rules.pool, arrays.n_rows(1), "exclude_ids"))
@@ -212,17 +214,23 @@ def _read_quota_file(path: str | os.PathLike[str]) -> dict[str, str]:
     return dict(rows[1:])
 
 
-def _open_pool(rules: Rules, tree: xr.DataTree, *, asks_ids: bool) -> None:
+def _open_pool(rules: Rules, tree: xr.DataTree, arrays: TreeArrays, *, asks_ids: bool) -> None:
     """Open the pool where ids or columns are asked for, and look for the columns."""
     asked = {"by": rules.by, "max_per": rules.max_per and rules.max_per[0], "quotas": rules.quotas and rules.quotas[0]}
     columns = {option: column for option, column in asked.items() if column}
     if not columns and not asks_ids:
         return
+    rules.columns = DrawColumns(None, arrays)
+    if not asks_ids and all(column in rules.columns.levels for column in columns.values()):
+        return
     rules.pool = pool_of_tree(tree.attrs)
+    rules.columns = DrawColumns(rules.pool, arrays)
     known = rules.pool.columns if rules.pool is not None else ()
     for option, column in columns.items():
         name = column[1:] if option == "by" and column.startswith("-") and column not in known else column
-        if name not in known:
+        levels = () if option == "by" else rules.columns.levels
+        if name not in (*known, *levels):
             remedy = nearest(name, known) or ("choose one of them" if known else "ingest them with the embeddings")
+            remedy += f", or give a level of the tree: {', '.join(levels)}" if levels else ""
             names = ", ".join(known) or "none"
             rules.problems.append(f"{option}={name!r} should be a column of the pool, which has {names}; {remedy}")

@@ -86,14 +86,15 @@ def sample(
         A path is that of a file, see `hkm_dask.hierarchy.steering.read_weights`. With ``strategy="flat"`` for
         top-level clusters only.
     max_per : mapping of one column to int, optional
-        As ``{"domain": 100}``: at most so many rows of each value of a column; rows without a value count as rows of
-        one. Values that a draw has too many rows of keep so many of these, at random, or the best ones by `by`; their
-        other rows are left out, and all is drawn again, until no value has too many.
+        As ``{"domain": 100}``: at most so many rows of each value of a column, or with ``{"level_1": 3}`` of each
+        cluster of a level; rows without a value count as rows of one. Values that a draw has too many rows of keep so
+        many of these, at random, or the best ones by `by`; their other rows are left out, and all is drawn again, until
+        no value has too many.
     quotas : mapping of one column to a mapping or path, optional
-        As ``{"source": {"web": 0.5, "books": 20_000}}``: rows of values of a column, a number of rows where it is a
-        whole number, else a share of the size. Each value is drawn by itself from the whole tree, in this order; what
-        is left of the size is drawn from the rows of all other values. Shares are rounded by the largest remainders. A
-        path is that of a CSV file with the header ``value,quota``.
+        As ``{"source": {"web": 0.5, "books": 20_000}}``: rows of values of a column (or ``level_2``, of its clusters),
+        a number of rows where it is a whole number, else a share of the size. Each value is drawn by itself from the
+        whole tree, in this order; what is left of the size is drawn from the rows of all other values. Shares are
+        rounded by the largest remainders. A path is that of a CSV file with the header ``value,quota``.
     seed : int
 
     Returns
@@ -154,7 +155,7 @@ def _check(
             problems.append(f"{name}={choice!r} should be one of {', '.join(known)}; choose one of them")
     problems += others
     if not is_whole(size) or not 1 <= size <= available:
-        remedy = "lower it, or raise multiplier" if is_whole(size) and size > available else "give another size"
+        remedy = "lower it, or raise multiplier=1" if is_whole(size) and size > available else "give another size"
         problems.append(f"size={size!r} should be a whole number from 1 to the {available} available; {remedy}")
     if problems:
         raise InputError(problems)
@@ -181,10 +182,11 @@ class _Draw:
         self.best: SortKeys | None = None
         self.cap: Cap | None = None
         self.codes: NDArray[np.integer] | None = None
-        if rules.pool is not None:
-            self.best = best_first(rules.pool, rules.by) if rules.by else None
-            self.cap = Cap(rules.pool, *rules.max_per) if rules.max_per else None
-            self.codes = quota_codes(rules.pool, rules.quotas[0], list(rules.quotas[1])) if rules.quotas else None
+        if rules.pool is not None and rules.by:
+            self.best = best_first(rules.pool, rules.by)
+        if rules.columns is not None:
+            self.cap = Cap(rules.columns, *rules.max_per) if rules.max_per else None
+            self.codes = quota_codes(rules.columns, rules.quotas[0], list(rules.quotas[1])) if rules.quotas else None
         left = n_samples if self.mask is None else np.count_nonzero(self.mask)
         if left < n_samples:
             emit("note", message=f"the rules leave {left:,} of {n_samples:,} samples")

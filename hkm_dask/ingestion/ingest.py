@@ -79,8 +79,8 @@ def ingest(
     ----------
     sources : path-like, np.ndarray, zarr.Array, or a sequence of these
         ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a column of lists; folders of such
-        shards, or of such folders (in natural order), of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; Zarr arrays and
-        groups; arrays in memory: tables (n, n_features), one below the other.
+        shards, in natural order, of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; folders of such
+        folders; Zarr arrays and groups; arrays in memory: tables (n, n_features), one below the other.
     pool : path-like
         Folder to make, or a URL like ``s3://bucket/pool.zarr``.
     dtype : {"float16", "float32"}, optional

@@ -266,6 +266,24 @@ def test_values_of_any_kind_are_capped_and_missing_ones_are_one(
     assert np.unique(values[rows], return_counts=True)[1].max() == 3
 
 
+def test_clusters_of_a_level_are_capped_and_have_quotas(tree: xr.DataTree, random_tree: RandomTree) -> None:
+    one, two = ancestors(tree)
+    available = int(np.minimum(np.bincount(one), 2).sum())
+    rows = hkm.sample(tree, available, max_per={"level_1": 2})
+    assert (np.bincount(one[rows], minlength=30) == np.minimum(np.bincount(one), 2)).all()
+    rows = hkm.sample(tree, 40, quotas={"level_2": {3: 5, "0": 0.25}}, max_per={"level_1": 4})
+    assert [(two[rows] == cluster).sum() for cluster in (3, 0)] == [5, 10]
+    assert np.bincount(one[rows]).max() <= 4
+    array = random_tree(2)  # without a pool, and with rows left out
+    labels = ancestors(array)[1]
+    rows = hkm.sample(array, 4, max_per={"level_2": 1})
+    assert len({*labels[rows].tolist()}) == 4
+    with pytest.raises(
+        InputError, match=r"max_per='level_9' .*; choose one of them, or give a level of the tree: level_1"
+    ):
+        hkm.sample(tree, 1, max_per={"level_9": 1})
+
+
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
