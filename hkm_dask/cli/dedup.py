@@ -19,7 +19,9 @@ from hkm_dask.cli.output import Output, output_option
     default="closest",
     help="Of each group: the row closest to its centroid, one at random, or the best by a column.",
 )
-@click.option("--by", metavar="COLUMN", help="With --keep best: the column whose largest value is best.")
+@click.option(
+    "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
+)
 @click.option("--subset", type=PATH, metavar="IDX.npy", help="Look at these rows of the pool only.")
 @click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, as .npy or .parquet, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")

@@ -22,33 +22,41 @@ from hkm_dask.data import layout
 from hkm_dask.data.files import stored_format
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.data.summary import Summary
 from hkm_dask.errors import InputError, StoreError, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
+#: Texts of a column whose shares are kept, of each side, and the share from which they are told.
+FREQUENT_VALUES, TOLD_SHARE = 100, 0.005
 #: Bytes of a draw's rows that are searched at once, and rows whose clusters are looked up at once.
 _DRAW_BYTES, _LABEL_ROWS = 8 << 20, 1 << 20
 
 Facts = dict[str, Any]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Comparison:
-    """Measurements of two subsets and of the pool they are of.
+    """Measurements of two subsets and of the pool they are of; printed, it is a table.
 
     Attributes
     ----------
     facts : dict
         Ready for JSON: ``settings``; ``overlap``; ``pool``, ``a`` and ``b``, each with ``n_rows``, and where they were
-        asked for or can be had ``levels``, ``distance``, ``near_duplicates`` and ``columns``.
+        asked for or can be had ``levels``, ``distance``, ``near_duplicates`` and ``columns``: of texts, the shares of
+        those that are frequent in one of the three.
     """
 
     facts: Facts
 
-    def __str__(self) -> str:
+    def __repr__(self) -> str:
         return "\n".join(_table(_lines(self.facts)))
+
+    def _repr_html_(self) -> str:
+        a, b = (self.facts[key]["name"] for key in ("a", "b"))
+        return Summary(f"{a} beside {b}", table=_lines(self.facts)).to_html()
 
 
 def compare(
@@ -122,6 +130,7 @@ def compare(
                 ).facts()  # fmt: skip
                 facts[key]["near_duplicates"] = {name: found[name] for name in ("n_removed", "n_groups")}
     emit("progress", stage="compare", done=len(subsets), total=len(subsets))
+    _keep_frequent([facts[key].get("columns", {}) for key in subsets])
     facts["overlap"] = _overlap(subsets["a"], subsets["b"], opened.rows.n_rows)
     return Comparison(facts)
 
@@ -154,7 +163,7 @@ def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.i
     """Row numbers of a subset; None for all rows."""
     if stored_format(Path(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
         return open_store(path).clustered()
-    return opened.chosen(path)
+    return opened.chosen(path, option="")
 
 
 def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: int) -> Facts:
@@ -203,6 +212,16 @@ def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: i
     return {"mean": float(np.sqrt(squared).mean()), "max": math.sqrt(float(squared.max()))}
 
 
+def _keep_frequent(columns: list[Facts]) -> None:
+    """Of texts, keep the shares of those that are frequent on one side, on all of them."""
+    for name in columns[0]:
+        shares = [side[name].get("shares", {}) for side in columns]
+        frequent = dict.fromkeys(value for side in shares for value in list(side)[:FREQUENT_VALUES])
+        for side, share in zip(columns, shares, strict=True):
+            if share:
+                side[name]["shares"] = {value: share[value] for value in frequent if value in share}
+
+
 # -- the table ---------------------------------------------------------------------------------------------------------
 
 
@@ -228,11 +247,13 @@ def _lines(facts: Facts) -> list[list[str]]:
     cells = [f"{side['near_duplicates']['n_removed']:,}" for side in sides[1:]]
     lines.append([f"near-duplicates (cosine {facts['settings']['threshold']:g})", "", *cells])
     for name in sides[0].get("columns", {}):
-        lines += _column_lines(name, [side["columns"][name] for side in sides])
+        lines += _column_lines(name, [side["columns"][name] for side in sides], [side["n_rows"] for side in sides])
+    if sides[0]["n_rows"] in (sides[1]["n_rows"], sides[2]["n_rows"]):  # the pool is one of the two
+        lines = [[line[0], *line[2:]] for line in lines]
     return lines
 
 
-def _column_lines(name: str, columns: list[Facts]) -> list[list[str]]:
+def _column_lines(name: str, columns: list[Facts], n_rows: list[int]) -> list[list[str]]:
     if "n_values" not in columns[0]:
         return [
             [f"{name}: {key}", *("" if column.get(key) is None else f"{column[key]:.4g}" for column in columns)]
@@ -240,12 +261,14 @@ def _column_lines(name: str, columns: list[Facts]) -> list[list[str]]:
         ]
     n_values = ["many" if column["n_values"] is None else f"{column['n_values']:,}" for column in columns]
     told = list(columns[0]["shares"])[:TOLD_VALUES]
+    least = [max(TOLD_SHARE, 1.5 / max(1, n)) for n in n_rows]  # a text of one row tells nothing
+    told = [v for v in told if any(c["shares"].get(v, 0) >= share for c, share in zip(columns, least, strict=True))]
     shares = [[f"  {value}"[:40], *(f"{column['shares'].get(value, 0):.1%}" for column in columns)] for value in told]
     return [[f"{name}: values", *n_values], *shares]
 
 
 def _table(lines: list[list[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(4)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
     return [
         "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
         for line in lines

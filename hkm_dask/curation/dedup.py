@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.runner import Runner
+from hkm_dask.config.problems import nearest
 from hkm_dask.curation.components import Components
 from hkm_dask.curation.directions import group_by_direction, n_directions
 from hkm_dask.curation.near_pairs import check_threshold
@@ -26,6 +27,7 @@ from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.columns import column_to_sort, sort_keys
 from hkm_dask.hierarchy.export import check_target
 
 if TYPE_CHECKING:
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
 KEEP = ("closest", "random", "best")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Deduplication:
     """Which rows are kept, and the groups of near-duplicates.
 
@@ -53,7 +55,7 @@ class Deduplication:
     removed: NDArray[np.int64]
     groups: Components
     threshold: float
-    pool: Pool | None = field(default=None, repr=False)
+    pool: Pool | None = None
 
     @property
     def n_rows(self) -> int:
@@ -67,6 +69,9 @@ class Deduplication:
             "threshold": self.threshold, "n_rows": self.n_rows, "n_kept": len(self.rows),
             "n_removed": len(self.removed), "n_groups": len(self.groups), "largest_group": int(sizes.max(initial=0)),
         }  # fmt: skip
+
+    def __repr__(self) -> str:
+        return f"Deduplication: {self}"
 
     def __str__(self) -> str:
         facts = self.facts()
@@ -169,7 +174,8 @@ def dedup(
         Of each group the row closest to its level-1 centroid (in a tree: that of the tree, else that of a quick
         k-means), one at random, or the one with the largest value of the column `by`. Ties go to the lowest number.
     by : str, optional
-        A column of numbers of the pool, for ``keep="best"``; rows with NaN come last.
+        A column of numbers of the pool, for ``keep="best"``; with ``-`` before it, the smallest value is the best. Rows
+        without a value, or with NaN, come last.
     subset : path or array of int, optional
         Look at these rows only: an ``.npy`` of row numbers, or the numbers, sorted and each once.
     seed : int
@@ -204,10 +210,8 @@ def dedup(
     >>> found.rows.tolist(), found.removed.tolist(), len(found.groups)
     ([1, 2, 4], [0, 3], 2)
     """
-    _check(threshold, keep, by, seed)
     opened = open_store(store)
-    if by is not None:
-        _check_column(opened, by)
+    _check(threshold, keep, by, seed, opened.pool)
     index = opened.clustered() if subset is None else opened.chosen(subset)
     with runner_for(client, memory_limit) as runner:
         groups, order = _groups(opened, index, float(threshold), keep, seed, runner)
@@ -226,24 +230,31 @@ def dedup(
     )  # fmt: skip
 
 
-def _check(threshold: object, keep: object, by: object, seed: object) -> None:
+def _check(threshold: object, keep: object, by: str | None, seed: object, pool: Pool | None) -> None:
     problems = check_threshold(threshold)
     if keep not in KEEP:
         problems.append(f"keep={keep!r} should be one of {', '.join(KEEP)}; choose one")
     elif (keep == "best") != (by is not None):
         problems.append(f"by={by!r} should be a column of the pool for keep='best', and nothing else; give both")
+    elif by is not None:
+        problems += _column_problems(pool, by)
     if not is_whole(seed) or not 0 <= seed:  # type: ignore[operator]
         problems.append(f"seed={seed!r} should be a whole number from 0 on; leave it out")
     if problems:
         raise InputError(problems)
 
 
-def _check_column(opened: CuratedStore, by: str) -> None:
-    if opened.pool is None:
-        raise InputError(f"by={by!r} should be a column of a pool, an array has none; ingest it with its columns")
-    kind = opened.pool.column(by, np.empty(0, np.int64)).dtype.kind
-    if kind not in "iuf":
-        raise InputError(f"by={by!r} should be a column of numbers, its values are texts; choose another column")
+def _column_problems(pool: Pool | None, by: str) -> list[str]:
+    if pool is None:
+        return [f"by={by!r} should be a column of a pool, an array has none; ingest it with its columns"]
+    name, _ = column_to_sort(by, pool.columns)
+    if name not in pool.columns:
+        remedy = nearest(name, pool.columns) or "ingest it with the embeddings"
+        names = ", ".join(pool.columns) or "none"
+        return [f"by={by!r} should be a column of the pool, which has {names}; {remedy}"]
+    if pool.column(name, np.empty(0, np.int64)).dtype.kind not in "iufb":
+        return [f"by={by!r} should be a column of numbers, its values are texts; choose another column"]
+    return []
 
 
 def _groups(
@@ -287,8 +298,8 @@ def _keys(
     if keep == "best":
         assert opened.pool is not None
         assert by is not None
-        values = opened.pool.column(by, rows)
-        return [np.isnan(values), -values] if values.dtype.kind == "f" else [~values]
+        name, rising = column_to_sort(by, opened.pool.columns)
+        return [sort_keys(opened.pool.column(name, rows), rising=rising)]
     if opened.arrays is None:
         return [nearness]
     stored = opened.arrays.stored(1, "distances")

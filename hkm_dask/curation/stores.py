@@ -51,11 +51,14 @@ class CuratedStore:
         left = np.flatnonzero(self.arrays.read(1, "labels") >= 0)
         return None if len(left) == self.rows.n_rows else left
 
-    def chosen(self, subset: Any) -> NDArray[np.int64]:
-        """Row numbers of a subset, sorted, each once: in memory, or a file that `hkm sample` or `hkm dedup` wrote."""
+    def chosen(self, subset: Any, option: str = "subset") -> NDArray[np.int64]:
+        """Row numbers of a subset, sorted, each once: in memory, or a file that `hkm sample` or `hkm dedup` wrote.
+
+        `option` is where the subset was given, empty for none.
+        """
         if isinstance(subset, str | os.PathLike):
             pool = None if Path(subset).suffix == ".npy" else self.pool  # an .npy has row numbers, whatever ids are
-            listed = read_id_list(subset, pool, self.rows.n_rows, f"subset={os.fspath(subset)}")
+            listed = read_id_list(subset, pool, self.rows.n_rows, option)
             return np.flatnonzero(listed.rows(pool, self.rows.n_rows))
         return check_rows(np.asarray(subset), self.rows.n_rows)
 

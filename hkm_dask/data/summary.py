@@ -90,7 +90,7 @@ class Summary:
     def _words(self) -> list[int]:
         """Columns that are not of numbers: they begin alike, as numbers end alike."""
         columns = zip(*self.table[1:], strict=True)
-        return [i for i, cells in enumerate(columns) if not all(str(c)[:1].isdigit() for c in cells)]
+        return [i for i, cells in enumerate(columns) if not all(str(c)[:1].isdigit() for c in cells if str(c))]
 
     def to_html(self) -> str:
         """The same for a notebook."""
@@ -115,7 +115,7 @@ def _table(rows: str) -> str:
 def _td(cell: Cell, align: str, *, dim: bool = False, line: bool = False) -> str:
     text = cell.to_html() if isinstance(cell, Histogram) else _escaped(cell)
     style = f"text-align:{align};padding:.15em .9em .15em 0;background:none;border:0"
-    style += ";opacity:.65;font-weight:normal" if dim else ""
+    style += ";opacity:.65;font-weight:normal;white-space:nowrap" if dim else ""
     style += f";border-bottom:{_LINE}" if line else ""
     return f'<td style="{style}">{text}</td>'
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from fractions import Fraction
 from typing import Any
 
@@ -57,18 +57,29 @@ def best_first(pool: Pool, by: str) -> SortKeys:
 
     With ``-`` before its name the smallest come first.
     """
-    rising = by.startswith("-") and by not in pool.columns
-    values = pool.column(by[rising:])
+    name, rising = column_to_sort(by, pool.columns)
+    values = pool.column(name)
     if values.dtype.kind not in "iufb":
         raise InputError(f"by={by!r} should be a column of numbers, it has texts; choose another")
+    return lambda rows: sort_keys(values[rows], rising=rising)
 
-    def keys(rows: NDArray[np.int64]) -> NDArray[np.uint64]:
-        ordered = _in_order(np.ma.getdata(values)[rows])
-        ordered = ordered if rising else ~ordered
-        ordered[missing(values[rows])] = _LAST
-        return ordered
 
-    return keys
+def column_to_sort(by: str, columns: Collection[str]) -> tuple[str, bool]:
+    """The column that `by` names, and whether its smallest values come first.
+
+    >>> column_to_sort("score", ["score"]), column_to_sort("-score", ["score"])
+    (('score', False), ('score', True))
+    """
+    rising = by.startswith("-") and by not in columns
+    return by[rising:], rising
+
+
+def sort_keys(values: np.ndarray, *, rising: bool) -> NDArray[np.uint64]:
+    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last."""
+    ordered = _in_order(np.ma.getdata(values))
+    ordered = ordered if rising else ~ordered
+    ordered[missing(values)] = _LAST
+    return ordered
 
 
 def _in_order(values: np.ndarray) -> NDArray[np.uint64]:

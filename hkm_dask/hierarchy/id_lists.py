@@ -67,14 +67,16 @@ class IdList:
         return mask
 
 
-def read_id_list(ids: Any, pool: Pool | None, n_rows: int, name: str) -> IdList:
-    """Read ids, which are row numbers where the pool has none.
+def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdList:
+    """Read ids, which are row numbers where the pool has none; `option` is where they were given, empty for none.
 
     `ids` are an array, or a file as `hkm sample` writes it: ids in ``.txt``, ids or row numbers in ``.parquet`` and
     ``.csv``, row numbers in ``.npy``. InputError where the file cannot be read, or what it has is something else.
     """
     kind = None if pool is None or not pool.has_ids else pool.ids(np.empty(0, np.int64)).dtype.kind  # type: ignore[union-attr]
+    name = option or "ids"
     if isinstance(ids, str | os.PathLike):
+        name = f"{option}={str(ids)!r}" if option else str(ids)
         values, are_rows = _read_file(ids, kind, name)
     else:
         values, are_rows = np.asarray(ids), False
@@ -103,14 +105,14 @@ def _whole(values: np.ndarray, name: str) -> np.ndarray:
 
 def _read_file(path: str | os.PathLike[str], kind: str | None, name: str) -> tuple[np.ndarray, bool]:
     """Ids, or numbers of rows and True; `kind` is that of the pool's ids, if it has any."""
-    suffix, wanted = Path(path).suffix, f"{name}={str(path)!r} should be a file of ids"
+    suffix, wanted = Path(path).suffix, f"{name} should be a file of ids"
     if suffix not in SUFFIXES:
         raise InputError(f"{wanted}: {', '.join(SUFFIXES)}, as `hkm sample` writes it; convert it")
     with reading(f"{wanted}, it cannot be read", "check the path, or save it again"):
         if suffix == ".npy":
             if kind is not None and kind in "iu":
                 raise InputError(
-                    f"{name}={str(path)!r} may hold row numbers or ids, which are whole numbers both; give ids in "
+                    f"{name} may hold row numbers or ids, which are whole numbers both; give ids in "
                     ".txt, or either in the column `id` or `row` of a .csv or .parquet"
                 )
             return _read_npy(path), True

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from hkm_dask.config.problems import nearest
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
-from hkm_dask.hierarchy.columns import DrawColumns
+from hkm_dask.hierarchy.columns import DrawColumns, column_to_sort
 from hkm_dask.hierarchy.eligible import Mask, rows_below, unknown_clusters
 from hkm_dask.hierarchy.export import pool_of_tree
 from hkm_dask.hierarchy.id_lists import IdList, read_id_list
@@ -227,10 +227,11 @@ def _open_pool(rules: Rules, tree: xr.DataTree, arrays: TreeArrays, *, asks_ids:
     rules.columns = DrawColumns(rules.pool, arrays)
     known = rules.pool.columns if rules.pool is not None else ()
     for option, column in columns.items():
-        name = column[1:] if option == "by" and column.startswith("-") and column not in known else column
+        name = column_to_sort(column, known)[0] if option == "by" else column
         levels = () if option == "by" else rules.columns.levels
         if name not in (*known, *levels):
-            remedy = nearest(name, known) or ("choose one of them" if known else "ingest them with the embeddings")
-            remedy += f", or give a level of the tree: {', '.join(levels)}" if levels else ""
+            choice = "choose one of them" if known else "ingest them with the embeddings"
+            choice += f", or give a level of the tree: {', '.join(levels)}" if levels else ""
+            remedy = nearest(name, (*known, *levels)) or choice
             names = ", ".join(known) or "none"
             rules.problems.append(f"{option}={name!r} should be a column of the pool, which has {names}; {remedy}")

@@ -82,6 +82,29 @@ def test_columns_of_numbers_and_texts(tmp_path: Path, monkeypatch: pytest.Monkey
     assert column_summary.summarize_columns(pool, None)["kind"]["n_values"] is None
 
 
+def test_texts_that_are_rare_on_all_sides_are_counted_only(tmp_path: Path) -> None:
+    url = np.array([f"url {row}" for row in range(400)], object)
+    source = np.where(np.arange(400) < 396, "web", "books").astype(object)
+    hue = np.where(np.arange(400) % 2, "red", url).astype(object)
+    pool = pool_with_columns(tmp_path / "pool.zarr", np.eye(400, dtype="f4"), url=url, source=source, hue=hue)
+    for name, rows in (("a", np.arange(0, 400, 2)), ("b", np.arange(300, 400))):
+        np.save(tmp_path / f"{name}.npy", rows)
+    found = hkm.compare(tmp_path / "a.npy", tmp_path / "b.npy", pool=pool.path, sample=0)
+    lines = [line.split() for line in str(found).splitlines()]
+    assert ["url:", "values", "400", "200", "100"] in lines
+    assert ["web", "99.0%", "99.0%", "96.0%"] in lines
+    assert sum(line[0] in ("url", "red") for line in lines) == 1
+    assert "url 398" in found.facts["b"]["columns"]["url"]["shares"]
+    shares = [found.facts[key]["columns"]["hue"]["shares"] for key in ("pool", "a", "b")]
+    assert [len(share) for share in shares] == [151, 150, 51]
+    assert (repr(found), "<td" in found._repr_html_()) == (str(found), True)
+    both = str(hkm.compare(tmp_path / "a.npy", pool.path, sample=0)).splitlines()
+    assert [line.split() for line in both[:2]] == [["a.npy", "pool.zarr"], ["rows", "200", "400"]]
+    (tmp_path / "note.md").touch()
+    with pytest.raises(InputError, match=r"^.*note.md should be a file of ids"):
+        hkm.compare(tmp_path / "a.npy", tmp_path / "note.md", pool=pool.path)
+
+
 def test_a_pool_a_tree_and_a_table_of_a_draw_are_subsets(folder: Path) -> None:
     tree = hkm.open_hierarchy(folder / "tree.zarr")
     for suffix in ("parquet", "csv", "txt"):

@@ -219,6 +219,11 @@ def test_the_best_row_by_a_column_is_kept(x: NDArray, tmp_path: Path) -> None:
         for group in np.unique(found.groups.first):
             rows = found.groups.rows[found.groups.first == group]
             assert rows[np.argmax(np.nan_to_num(values[rows], nan=-1.0))] in found.rows
+    found = hkm.dedup(pool, 0.97, keep="best", by="-score")
+    for group in np.unique(found.groups.first):
+        rows = found.groups.rows[found.groups.first == group]
+        assert rows[np.argmin(np.nan_to_num(score[rows], nan=99.0))] in found.rows
+    assert repr(found) == f"Deduplication: {found}"
     assert found.table()["id"].str.startswith("id-").all()
     found.save(tmp_path / "kept.npy", removed=tmp_path / "removed.parquet")
     removed = pd.read_parquet(tmp_path / "removed.parquet")
@@ -263,8 +268,10 @@ def test_settings_that_are_none_are_told_at_once(x: NDArray, pool: Pool) -> None
     assert [line.split("=")[0] for line in error.value.problems] == ["threshold", "keep", "seed"]
     with pytest.raises(InputError, match=r"^by=None should be a column of the pool for keep='best'"):
         hkm.dedup(x, 0.9, keep="best")
-    with pytest.raises(InputError, match=r"^column=score should be one of the pool's columns, which are none"):
-        hkm.dedup(pool, 0.9, keep="best", by="score")
+    with pytest.raises(
+        InputError, match=r"^threshold=95 should .*\nby='score' should be a column of the pool, which has none"
+    ):
+        hkm.dedup(pool, 95, keep="best", by="score")
     with pytest.raises(StoreError, match=r"nowhere.zarr is missing"):
         hkm.dedup("nowhere.zarr", 0.9)
     with pytest.raises(ComputeError, match=r"^memory_limit=320MiB should be at least .*MiB, .* takes"):
