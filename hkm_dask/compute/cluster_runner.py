@@ -13,6 +13,9 @@ from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.dashboard import EventSender, add_page
 from hkm_dask.compute.device import agree_on_device
@@ -20,9 +23,9 @@ from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
-from hkm_dask.compute.seats import Seats, run_timed, take_speed
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import staging_blocks
+from hkm_dask.compute.worker_shares import WorkerShares, places_of, run_timed, take_speed
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import ComputeError
@@ -76,7 +79,7 @@ class ClusterRunner(Runner):
         if limits:
             self.memory_budget = budget_within(min(limits))
         self.dashboard = client.dashboard_link or None
-        self._seats = Seats()
+        self._shares = WorkerShares({worker: about["nthreads"] for worker, about in info.items()})
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
         self.page = add_page(client)
@@ -194,6 +197,15 @@ class ClusterRunner(Runner):
     def _task_flops(self) -> float:
         return _ROUND_TRIP_FLOPS
 
+    @property
+    def n_cuts(self) -> int:
+        """See `Runner.n_cuts`."""
+        return self._shares.n_cuts
+
+    def _part_ends(self, n_parts: int) -> NDArray[np.float64] | None:
+        ends = self._shares.ends()
+        return ends if len(ends) == n_parts else None
+
     def _submit(
         self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, owners: list[str]
     ) -> list[Future[Any]]:
@@ -216,7 +228,7 @@ class ClusterRunner(Runner):
             task = InTurn(task, takes, self.memory_budget)
 
         def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
-            return self._submit(task, items, stage, self._seats.owners(len(items), threads))
+            return self._submit(task, items, stage, self._shares.owners(places_of(items), threads))
 
         return self._collect(submit_all, items, stage, report)
 
@@ -259,7 +271,7 @@ class ClusterRunner(Runner):
     def _weigh(self, threads: dict[str, int]) -> None:
         """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
         speeds = self.client.run(take_speed, on_error="ignore")
-        self._seats.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
+        self._shares.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
 
     def _combined(
         self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]], name: str
@@ -287,7 +299,7 @@ class ClusterRunner(Runner):
         """
 
         def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
-            owners = self._seats.owners(len(items), threads)
+            owners = self._shares.owners(places_of(items), threads)
             futures = self._submit(task, items, stage, owners)
             owned = groupby(zip(owners, futures, strict=True), itemgetter(0))
             groups: list[tuple[list[Future[Any]], str | None]]

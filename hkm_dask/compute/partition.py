@@ -9,6 +9,9 @@ import numpy as np
 
 from hkm_dask.data.rows import Rows
 
+#: Blocks of a part of the mean size, where parts differ: they end near where they should.
+_UNEVEN_BLOCKS = 8
+
 
 @dataclass(frozen=True)
 class Part:
@@ -40,13 +43,15 @@ class Part:
 
 
 def split_parts(
-    rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None
-) -> list[Part]:
+    rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None,
+    ends: np.ndarray | None = None,
+) -> list[Part]:  # fmt: skip
     """Cut rows into at most `n_parts` parts of about the same size, each row in one of them.
 
     A block has at most `block_bytes`, and one storage chunk at least; `budget` is that of `Part`. Parts begin and end
     at `cuts` (int64), for those who write by chunks, or anywhere between blocks; but for where parts meet, the blocks
-    are the same, so that what a pass left in memory serves the next one.
+    are the same, so that what a pass left in memory serves the next one. Parts of other sizes end about where `ends`
+    says, in shares of the rows.
 
     Examples
     --------
@@ -55,11 +60,15 @@ def split_parts(
     >>> [(part.start, part.stop) for part in parts]
     [(0, 3), (3, 6), (6, 10)]
     """
-    bounds = rows.bounds(block_bytes, n_parts)
+    if ends is None or np.allclose(ends, np.arange(1, n_parts + 1) / n_parts):
+        targets, least = rows.n_rows * np.arange(n_parts + 1) // n_parts, n_parts
+    else:
+        targets, least = np.concatenate([[0], rows.n_rows * ends]).astype(np.int64), _UNEVEN_BLOCKS * n_parts
+    bounds = rows.bounds(block_bytes, least)
     # Three blocks for two parts would keep one of them waiting for the other.
-    bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // n_parts) * n_parts), dtype=np.int64)
+    bounds = np.asarray(rows.bounds(block_bytes, -(-(len(bounds) - 1) // least) * least), dtype=np.int64)
     allowed = bounds if cuts is None else cuts
-    chosen = np.unique(allowed[_nearest(allowed, rows.n_rows * np.arange(n_parts + 1) // n_parts)])
+    chosen = np.unique(allowed[_nearest(allowed, targets)])
     return [
         Part(rows, (int(low), *bounds[(bounds > low) & (bounds < high)].tolist(), int(high)), budget)
         for low, high in itertools.pairwise(chosen)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
-from hkm_dask.compute.runner import Runner, memory_of_staging
+from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
 from hkm_dask.data.rows import Rows
 

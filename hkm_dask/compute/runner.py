@@ -27,18 +27,18 @@ from hkm_dask.compute.allocator import reuse_freed_memory
 from hkm_dask.compute.backend import device_budget, on_host, worker_device
 from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
 from hkm_dask.compute.staging import (
     RESIDENT_SHARE,
-    device_dtype,
     device_row_bytes,
     make_room,
     ran_out,
     staging_blocks,
 )
-from hkm_dask.data.row_views import SubsetRows, UnitRows
-from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.data.rows import Rows
 from hkm_dask.errors import ComputeError
 
 if TYPE_CHECKING:
@@ -132,51 +132,6 @@ class InTurn:
         with _room.taken(self.takes.task, left) as taken:
             host_cache.shrink(None, max(0, left - taken))
             return self.task(item)
-
-
-def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
-    """Bytes of a storage chunk of rows, how many blocks a task has under way, and bytes the rows themselves hold.
-
-    Rows of other rows are read, and then made or chosen, before they are put where a block is kept.
-
-    Examples
-    --------
-    >>> from hkm_dask.data.row_views import SubsetRows
-    >>> from hkm_dask.data.rows import ArrayRows
-    >>> rows = ArrayRows(np.zeros((9, 2)))
-    >>> memory_of_blocks(rows), memory_of_blocks(SubsetRows(rows, np.arange(4)))
-    ((0, 0, 0), (16, 1, 32))
-    """
-    if isinstance(rows, ArrayRows):
-        return 0, 0, 0
-    least = min(rows.chunk_rows, rows.n_rows) * rows.row_bytes
-    if isinstance(rows, SubsetRows):
-        base, n_blocks, _ = memory_of_blocks(rows.base)
-        return max(least, base), n_blocks + 1, rows.index.nbytes
-    if isinstance(rows, UnitRows):
-        base, n_blocks, _ = memory_of_blocks(rows.base)
-        return max(least, base), n_blocks + 2, 0
-    return least, 2, 0
-
-
-def memory_of_staging(rows: Rows, n_staged: int) -> tuple[int, int, int]:
-    """Do as `memory_of_blocks`, where `n_staged` blocks are in pinned memory on their way to a device, if any.
-
-    All but one of those are read at once; what is read as it is lies nowhere else.
-
-    Examples
-    --------
-    >>> from hkm_dask.data.row_views import SubsetRows
-    >>> from hkm_dask.data.rows import ArrayRows
-    >>> memory_of_staging(SubsetRows(ArrayRows(np.zeros((9, 2))), np.arange(4)), 4)
-    (16, 7, 32)
-    """
-    least_block, n_blocks, held = memory_of_blocks(rows)
-    if n_staged:
-        is_read = not isinstance(rows, ArrayRows)
-        n_made = max(0, n_blocks - 2) + (is_read and device_dtype(rows.dtype) != rows.dtype)
-        n_blocks = n_staged + (n_staged - 1) * n_made
-    return least_block, n_blocks, held
 
 
 class Runner:
@@ -341,7 +296,19 @@ class Runner:
             memory.check_fits({f"n_clusters={n_clusters}": stage}, self.memory_budget, inputs=inputs)
             raise AssertionError("a stage that fits has a plan")
         n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, plan.n_tasks)
-        return split_parts(rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts)
+        return split_parts(
+            rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts,
+            ends=self._part_ends(n_parts),
+        )  # fmt: skip
+
+    @property
+    def n_cuts(self) -> int:
+        """How often the shares that `split` cuts by have changed; parts of before still give the same bits."""
+        return 0
+
+    def _part_ends(self, n_parts: int) -> np.ndarray | None:
+        """Where parts end, as shares of the rows; None if they are alike."""
+        return None
 
     def input_bytes(self, rows: Rows) -> int:
         """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""

@@ -338,7 +338,7 @@ def iterate(
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
-    parts = runner.split(rows, n_clusters)
+    parts, n_cuts = runner.split(rows, n_clusters), runner.n_cuts
     array_store = runner.array_store
     shared_weights = None if weights is None else array_store.put(f"weights-{run}", weights)
     shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
@@ -347,6 +347,8 @@ def iterate(
     inertia = list(history)
     n_relocated = relocated_before = relocated
     for iteration in range(len(history) + 1, max_iter + 1):
+        if runner.n_cuts != n_cuts:
+            parts, n_cuts = runner.split(rows, n_clusters), runner.n_cuts
         step: LloydStep = yield MapReduce(
             AssignAndAdd(current, geometry, run, shared_weights, shared_hints, previous),
             parts,

@@ -5,6 +5,7 @@ import signal
 import threading
 import time
 from collections import Counter
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,17 +17,26 @@ from hypothesis import strategies as st
 from hkm_dask.compute import cluster_runner
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.seats import Seats
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.worker_shares import WorkerShares
 from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.search.geometry import make_geometry
+
+
+def at(n: int) -> np.ndarray:
+    return (np.arange(n) + 0.5) / n
 
 
 @given(st.lists(st.integers(1, 16), min_size=1, max_size=6), st.integers(1, 200))
 def test_shares_are_side_by_side_and_follow_the_threads(threads: list[int], n_items: int) -> None:
     workers = {f"w{i}": n for i, n in enumerate(threads)}
-    owners = Seats().owners(n_items, workers)
+    shares = WorkerShares(workers)
+    owners = shares.owners(at(n_items), workers)
     assert owners == sorted(owners)
     for worker, n in workers.items():
         assert abs(owners.count(worker) - n_items * n / sum(threads)) <= 1
+    assert np.allclose(shares.ends(), np.arange(1, sum(threads) + 1) / sum(threads))
 
 
 @given(st.integers(2, 6), st.data())
@@ -34,38 +44,50 @@ def test_others_keep_theirs_while_a_worker_is_away_and_the_next_one_takes_its_pl
     n_workers: int, data: st.DataObject
 ) -> None:
     threads = {f"w{i}": data.draw(st.integers(1, 4)) for i in range(n_workers)}
-    seats, n_items = Seats(), 40 * n_workers
-    before = seats.owners(n_items, threads)
+    shares, n_items = WorkerShares(threads), 40 * n_workers
+    before = shares.owners(at(n_items), threads)
     gone = data.draw(st.sampled_from(sorted(threads)))
     left = {worker: n for worker, n in threads.items() if worker != gone}
-    without = seats.owners(n_items, left)
-    assert without == seats.owners(n_items, left)
+    without = shares.owners(at(n_items), left)
+    assert without == shares.owners(at(n_items), left)
     assert all(new == old for new, old in zip(without, before, strict=True) if old != gone)
     extra = Counter(new for new, old in zip(without, before, strict=True) if old == gone)
     for worker, n in left.items():
         assert abs(extra[worker] - before.count(gone) * n / sum(left.values())) <= 1
-    after = seats.owners(n_items, left | {"new": threads[gone]})
+    after = shares.owners(at(n_items), left | {"new": threads[gone]})
     assert after == ["new" if old == gone else old for old in before]
+    assert shares.n_cuts == 0
+
+
+def test_what_nobody_came_for_is_given_up() -> None:
+    shares = WorkerShares({"a": 1, "b": 1, "c": 2})
+    for _ in range(4):
+        assert shares.n_cuts == 0
+        owners = shares.owners(at(400), {"a": 1, "c": 2})
+    assert shares.n_cuts == 1
+    assert np.allclose(shares.ends(), [1 / 3, 2 / 3, 1])
+    owners = shares.owners(at(300), {"a": 1, "c": 2})
+    assert owners == ["a"] * 100 + ["c"] * 200
 
 
 def test_a_worker_that_joins_takes_its_share_and_three_quarters_of_the_rows_stay() -> None:
-    seats = Seats()
-    before = seats.owners(1200, dict.fromkeys("abcd", 2))
-    after = seats.owners(1200, dict.fromkeys("abcde", 2))
+    shares = WorkerShares(dict.fromkeys("abcd", 2))
+    before = shares.owners(at(1200), dict.fromkeys("abcd", 2))
+    after = shares.owners(at(1200), dict.fromkeys("abcde", 2))
     assert Counter(after) == dict.fromkeys("abcde", 240)
     assert np.mean(np.array(before) == np.array(after)) >= 0.7
+    assert shares.n_cuts == 1
 
 
 def test_shares_follow_speeds_where_it_pays_and_not_what_was_measured_as_they_changed() -> None:
-    seats, threads = Seats(), {"a": 1, "b": 1}
-    seats.owners(10, threads)
-    assert not seats.weigh({"a": 1.0, "b": 1.3})  # all end after 1.15 of what would do
-    assert not seats.weigh({"b": 9.0})  # of a there is nothing to tell
-    assert seats.weigh({"a": 1.0, "b": 4.0})
-    assert Counter(seats.owners(10, threads)) == {"a": 2, "b": 8}
-    assert not seats.weigh({"a": 1.0, "b": 1.0})
-    assert seats.weigh({"a": 1.0, "b": 1.0})
-    assert Counter(seats.owners(10, threads)) == {"a": 5, "b": 5}
+    shares, cuts = WorkerShares({"a": 1, "b": 2}), [0, 0, 1, 1, 2]
+    speeds = ({"a": 1.0, "b": 2.5}, {"b": 9.0}, {"a": 1.0, "b": 8.0}, {"a": 1.0, "b": 1.0}, {"a": 1.0, "b": 1.0})
+    ends = []
+    for measured, n_cuts in zip(speeds, cuts, strict=True):
+        shares.weigh(measured)
+        assert shares.n_cuts == n_cuts
+        ends.append(shares.ends().tolist())
+    assert np.allclose(ends, [[1 / 3, 2 / 3, 1]] * 2 + [[1 / 9, 5 / 9, 1]] * 2 + [[1 / 2, 3 / 4, 1]])
 
 
 def work(part: Part) -> int:
@@ -80,16 +102,12 @@ def owner(item: object) -> str:
     return str(get_worker().address)
 
 
-def _counts(runner: ClusterRunner, n_items: int = 24) -> Counter[str]:
-    threads = {worker: about["nthreads"] for worker, about in runner._workers().items()}
-    return Counter(runner._seats.owners(n_items, threads))
-
-
-def test_a_slow_worker_is_given_less(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_slow_worker_has_fewer_rows(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two processes is stopped three quarters of the time."""
     monkeypatch.setattr(cluster_runner, "_LONG_PASS", 0.0)
-    monkeypatch.setattr(workers, "_seats", Seats())
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
     pids = workers.client.run(os.getpid)
+    monkeypatch.setattr(workers, "_shares", WorkerShares(dict.fromkeys(pids, 1)))
     slow, done = min(pids), threading.Event()
 
     def hinder() -> None:
@@ -99,18 +117,20 @@ def test_a_slow_worker_is_given_less(workers: ClusterRunner, monkeypatch: pytest
             os.kill(pids[slow], signal.SIGCONT)
             time.sleep(0.01)
 
-    rows = ArrayRows(np.zeros((160, 1), np.float32))
-    parts = [Part(rows, (start, start + 20), 0) for start in range(0, 160, 20)]
+    rows = workers.place(ArrayRows(np.zeros((160, 1), np.float32)))
+    assert [(part.start, part.stop) for part in workers.split(rows, 1)] == [(0, 80), (80, 160)]
     thread = threading.Thread(target=hinder)
     thread.start()
     try:
         for _ in range(3):
-            assert workers.map(work, parts, stage="test") == list(range(0, 160, 20))
+            parts = workers.split(rows, 1)
+            assert workers.map(work, parts, stage="test") == [part.start for part in parts]
     finally:
         done.set()
         thread.join()
-    counts = _counts(workers)
-    assert counts[slow] < 0.7 * (24 - counts[slow])
+    few, many = workers.split(rows, 1)
+    assert few.stop == many.start < 60
+    assert many.stop == 160
 
 
 @pytest.mark.faults
@@ -129,14 +149,26 @@ def test_who_comes_for_a_worker_that_died_has_its_rows_though_others_had_them_me
     assert set(after[:4]) == set(workers._workers()) - {before[-1]}
 
 
-def test_a_worker_that_joins_a_run_works(tmp_path: Path) -> None:
+def test_a_worker_that_joins_a_kmeans_has_a_share_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    values, parts = np.random.default_rng(0).normal(size=(600, 5)).astype("f4"), []
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
         Client(cluster) as client,
         ClusterRunner(client, work_dir=tmp_path) as runner,
     ):
-        assert len(set(runner.map(owner, range(8), stage="test"))) == 1
-        cluster.scale(2)
-        client.wait_for_workers(2, timeout=60)
-        assert len(set(runner.map(owner, range(8), stage="test"))) == 2
-        assert (runner.n_workers, runner.n_threads) == (2, 4)
+        rows = runner.place(ArrayRows(values))
+        geometry = make_geometry(rows, runner, n_clusters=20)
+
+        def join(iteration: int, moved: LloydStep) -> None:
+            parts.append([part.start for part in runner.split(rows, 20)])
+            if iteration == 2:
+                cluster.scale(2)
+                client.wait_for_workers(2, timeout=60)
+
+        run = partial(iterate, centroids=values[:20].copy(), geometry=geometry, max_iter=6, tol=0.0)
+        found = run(rows, runner=runner, on_iteration=join)
+        with Runner(2) as threads:
+            expected = run(ArrayRows(values), runner=threads)
+    assert found.centroids.tobytes() == expected.centroids.tobytes()
+    assert parts == [[0, 300]] * 2 + [[0, 150, 300, 450]] * 4

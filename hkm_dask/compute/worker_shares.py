@@ -1,0 +1,161 @@
+"""Which worker has which share of the rows: in every pass the same, and the wider the faster the worker."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.runner import run_task
+
+#: Shares are cut anew where the slowest worker takes so many times what all would if they ended together: rows that go
+#: to another worker are read again there, and searched without what was remembered of them.
+_UNEVEN = 1.2
+#: Passes that a share is kept for who comes in place of a worker that has died.
+_KEPT_FOR = 3
+
+
+@dataclass
+class _Share:
+    worker: str
+    n_threads: int
+    weight: float  # how fast the worker is, by threads until it has been measured
+    n_missed: int = 0  # passes since the worker has died
+
+
+class WorkerShares:
+    """A share of the rows for each worker, side by side, as wide as the worker is fast.
+
+    That of a worker that has died is kept for one that comes; until then the others, who keep theirs, deal with it, and
+    after a few passes it is given up. Workers that come beside these get theirs in the middle, where the fewest rows
+    change hands.
+
+    Attributes
+    ----------
+    n_cuts : int
+        How often shares have changed, so that who cut rows by them knows when to cut again.
+
+    Examples
+    --------
+    >>> shares = WorkerShares({"a": 1, "b": 3})
+    >>> places = np.array([0.1, 0.3, 0.6, 0.9])
+    >>> shares.owners(places, {"a": 1, "b": 3}), shares.ends().tolist()
+    (['a', 'b', 'b', 'b'], [0.25, 0.5, 0.75, 1.0])
+    >>> shares.owners(places, {"b": 3, "c": 1}), shares.owners(places, {"b": 3})
+    (['c', 'b', 'b', 'b'], ['b', 'b', 'b', 'b'])
+    """
+
+    def __init__(self, threads: Mapping[str, int]) -> None:
+        self._shares = [_Share(worker, n, float(n)) for worker, n in sorted(threads.items())]
+        self.n_cuts = 0
+        self._n_cuts_weighed = 0
+
+    def ends(self) -> np.ndarray:
+        """Where the shares of all threads end, as shares of the rows: float64, the last is 1."""
+        each = np.concatenate([np.full(share.n_threads, share.weight / share.n_threads) for share in self._shares])
+        ends = np.cumsum(each / each.sum())
+        ends[-1] = 1.0
+        return ends
+
+    def owners(self, places: np.ndarray, threads: Mapping[str, int]) -> list[str]:
+        """Choose a worker for what lies at each of some places in [0, 1); `threads` are those of the workers there."""
+        self._assign(threads)
+        chosen, within = _find(places, [share.weight for share in self._shares])
+        there = [share for share in self._shares if share.worker in threads]
+        stand_ins, _ = _find(within, [share.weight for share in there])
+        return [
+            (self._shares[i] if self._shares[i].worker in threads else there[j]).worker
+            for i, j in zip(chosen.tolist(), stand_ins.tolist(), strict=True)
+        ]
+
+    def _assign(self, threads: Mapping[str, int]) -> None:
+        """Give shares to workers that have come, and give up those that nobody came for."""
+        there = [share for share in self._shares if share.worker in threads]
+        speed = float(np.median([share.weight / share.n_threads for share in there or self._shares]))
+        vacant = [share for share in self._shares if share.worker not in threads]
+        for worker in sorted(set(threads) - {share.worker for share in self._shares}):
+            share = _Share(worker, threads[worker], speed * threads[worker])
+            if vacant:
+                i = self._shares.index(vacant.pop(0))
+                self.n_cuts += share.weight != self._shares[i].weight
+                self._shares[i] = share
+            else:
+                self._shares.insert(len(self._shares) // 2, share)
+                self.n_cuts += 1
+        for share in vacant:
+            share.n_missed += 1
+            if share.n_missed > _KEPT_FOR:
+                self._shares.remove(share)
+                self.n_cuts += 1
+
+    def weigh(self, speeds: Mapping[str, float]) -> None:
+        """Cut the shares by measured speeds, in rows a second, where that pays.
+
+        What is measured right after shares have changed does not count, as rows came to new places.
+        """
+        changed, self._n_cuts_weighed = self._n_cuts_weighed != self.n_cuts, self.n_cuts
+        if changed or any(share.worker not in speeds for share in self._shares):
+            return
+        measured = np.array([speeds[share.worker] for share in self._shares])
+        weights = np.array([share.weight for share in self._shares])
+        if (weights / measured).max() * measured.sum() / weights.sum() >= _UNEVEN:
+            for share, speed in zip(self._shares, measured.tolist(), strict=True):
+                share.weight = speed
+            self.n_cuts += 1
+
+
+def _find(places: np.ndarray, weights: list[float]) -> tuple[np.ndarray, np.ndarray]:
+    """Find the share in which each place in [0, 1) is, and where in that share."""
+    ends = np.cumsum(weights) / np.sum(weights)
+    chosen = np.minimum(np.searchsorted(ends, places, side="right"), len(ends) - 1)
+    begins = np.concatenate([[0], ends[:-1]])[chosen]
+    return chosen, (places - begins) / (ends[chosen] - begins)
+
+
+def places_of(items: Sequence[Any]) -> np.ndarray:
+    """Where items lie in [0, 1): parts where their rows do, others side by side."""
+    if items and isinstance(items[0], Part):
+        return np.array([(part.start + part.stop) / (2 * part.rows.n_rows) for part in items])
+    return (np.arange(len(items)) + 0.5) / len(items)
+
+
+class _Tally:
+    """Rows that tasks of this process went over, and the seconds of its threads that this took."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self.rows, self.seconds = 0, 0.0
+
+    def add(self, rows: int, seconds: float) -> None:
+        with self._lock:
+            self.rows += rows
+            self.seconds += seconds
+
+    def take(self) -> float:
+        """Rows a second of one thread since it was last asked, 0 if there were none."""
+        with self._lock:
+            speed = self.rows / self.seconds if self.seconds else 0.0
+            self.rows, self.seconds = 0, 0.0
+            return speed
+
+
+_tally = _Tally()
+
+
+def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
+    """Run a task as `run_task` does, and remember how long it took for its rows."""
+    begin = time.perf_counter()
+    result = run_task(task, item, memory_budget)
+    if isinstance(item, Part):
+        _tally.add(item.stop - item.start, time.perf_counter() - begin)
+    return result
+
+
+def take_speed() -> float:
+    """Rows a second that a thread of this process went over since this was last asked; 0 if there were none."""
+    return _tally.take()
