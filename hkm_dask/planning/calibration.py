@@ -9,7 +9,7 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,7 +27,7 @@ from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.search.tally import counting
 from hkm_dask.planning.phases import PhaseClock, Spent, spent_so_far
 from hkm_dask.planning.processor_rates import Calibration, Seen
-from hkm_dask.planning.processor_work import Part, Table, run_parts, together
+from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together
 
 #: Rows of the smallest tree, and how many times more the next one has.
 _FIRST_ROWS, _GROWTH = 2000, 2
@@ -37,14 +37,20 @@ _WARMING_ROWS = 400
 _WIDE_ROWS, _WIDE_PER_CLUSTER = 16384, 8
 #: Rows to a cluster in a small tree, at most: with more, it has too few clusters to show what each of them costs.
 _MOST_PER_CLUSTER = 40
+#: Rows to a cluster in a tree that shows how long a k-means goes on where there are more of them.
+_DENSE_PER_CLUSTER = 256
+#: Operations of an iteration in it, for each second that is to be spent, and its rows at least.
+_DENSE_FLOPS, _DENSE_ROWS = 1e8, 4096
 #: How much further a k-means over all rows may go than any over few, or less far.
 _FURTHER = 1.3
 #: Resampling steps of a small tree, at most: each takes as long as another.
 _MOST_RESAMPLES = 2
 #: Seconds a tree of twice as many rows, and clusters, takes at most, over what the last one took.
 _SLOWER = 4.0
-#: Rows to a cluster that is split in a small tree, and its parts.
-_SPLIT_ROWS, _SPLITS = 400, 20
+#: Clusters that are split in small trees, and rows to each of their parts: these tell clusters and rows apart.
+_SPLITS = ((10, 16), (4, 512))
+#: Rows times features times parts of such a tree, at most, for each second that is to be spent.
+_SPLIT_PAIRS = 1.5e7
 #: Parts that compare rows with centroids: they share units.
 _SEARCHING = ("seeding", "Lloyd: first", "Lloyd: later", "assign")
 #: What units cost, roughly, as a multiple of another: small trees hardly tell some apart. A draw searches with more
@@ -108,7 +114,10 @@ def calibrate(
     now = time.perf_counter if clock == "seconds" else time.process_time
     begin, n, trees = now(), min(_FIRST_ROWS, n_rows), list[_Sample]()
     wide = rows(min(_WIDE_ROWS, n_rows))
-    others = [warm, _measure(wide, _wide_config(config, len(wide)), memory_limit)]
+    asked = n_rows, wide.shape[1], seconds
+    dense = [_measure(rows(n), one, memory_limit) for n, one in _dense_configs(config, *asked)]
+    split = [_measure(rows(n), one, memory_limit) for n, one in _split_configs(config, *asked)]
+    others = [warm, _measure(wide, _wide_config(config, len(wide)), memory_limit), *dense, *split]
     while True:
         some, since = rows(n), now()
         trees.append(_measure(some, scaled_config(config, n_rows, len(some)), memory_limit))
@@ -116,14 +125,13 @@ def calibrate(
         n = min(_GROWTH * n, n_rows)
         if len(some) < n / _GROWTH or len(some) == n_rows or now() - begin + _SLOWER * took > seconds:
             break
-    if any(level.n_splits > 1 for level in config.levels):
-        others.append(_measure(some, _split_config(len(some)), memory_limit))
     largest, costs = trees[-1], _fit([*others, *trees], n_threads, clock)
     first = sum(getattr(one, clock) for one in cold.clock.spent.values())
     again = sum(getattr(one, clock) for one in warm.clock.spent.values())
     costs["run"] = costs.get("run", 0.0) + started + max(0.0, first - again)
     return Calibration(
-        machine=_machine(), n_processors=n_processors(), costs=costs, seen=_seen(trees, len(config.levels)),
+        machine=_machine(), n_processors=n_processors(), costs=costs,
+        seen=_seen(trees, dense, [per_cluster for _, per_cluster in _shapes(config, n_rows)]),
         n_rows=largest.n_rows, n_features=largest.n_features, seconds=round(now() - begin, 2),
         read=max(one.read for one in [*others, *trees]), write=max(one.write for one in [*others, *trees]),
     )  # fmt: skip
@@ -138,14 +146,20 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
     >>> [(level.n_clusters, level.n_resamples) for level in scaled.levels]
     [(200, 2), (40, 2), (10, 2)]
     """
-    levels, below, small = [], n_rows, n
-    for level in config.levels:
-        small = max(1, min(small, round(small / min(below / level.n_clusters, _MOST_PER_CLUSTER))))
-        below = level.n_centroids
+    levels, small = [], n
+    for level, per_cluster in _shapes(config, n_rows):
+        small = max(1, min(small, round(small / min(per_cluster, _MOST_PER_CLUSTER))))
         r = level.resample_size if level.resample_size == "auto" else min(level.resample_size, _MOST_PER_CLUSTER)
         changed = {"n_clusters": small, "n_splits": 1, "resample_size": r}
         levels.append(level.model_copy(update={**changed, "n_resamples": min(level.n_resamples, _MOST_RESAMPLES)}))
     return config.model_copy(update={"levels": tuple(levels), "subset": None, "fit_sample": None})
+
+
+def _shapes(config: Config, n_rows: int) -> Iterator[tuple[Level, float]]:
+    """The levels of a run, and how many rows there are to a cluster of each."""
+    for level in config.levels:
+        yield level, n_rows / level.n_clusters
+        n_rows = level.n_centroids
 
 
 def _wide_config(config: Config, n: int) -> Config:
@@ -155,9 +169,26 @@ def _wide_config(config: Config, n: int) -> Config:
     return config.model_copy(update={"levels": (level,), "subset": None, "fit_sample": None})
 
 
-def _split_config(n: int) -> Config:
-    level = Level(n_clusters=max(2, n // _SPLIT_ROWS), n_splits=_SPLITS, n_resamples=0)
-    return Config(levels=[level])
+def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
+    """Rows and settings of a tree of few clusters, where a level has more rows to a cluster than small trees."""
+    per_cluster = min(_DENSE_PER_CLUSTER, max(n for _, n in _shapes(config, n_rows)))
+    if per_cluster > _MOST_PER_CLUSTER:
+        n = min(n_rows, max(_DENSE_ROWS, round((seconds * _DENSE_FLOPS * per_cluster / 2 / n_features) ** 0.5)))
+        few = {"n_clusters": max(1, round(n / per_cluster)), "n_splits": 1}
+        level = config.levels[0].model_copy(update={**few, "n_resamples": min(config.levels[0].n_resamples, 1)})
+        yield n, config.model_copy(update={"levels": (level,), "subset": None, "fit_sample": None})
+
+
+def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
+    """Rows and settings of trees whose clusters are split as those of the run, if they are."""
+    for level, per_cluster in [shape for shape in _shapes(config, n_rows) if shape[0].n_splits > 1][:1]:
+        most = max(_DENSE_ROWS, round(seconds * _SPLIT_PAIRS / n_features / level.n_splits))
+        for n_clusters, per_part in _SPLITS:
+            n = min(n_rows, most, round(n_clusters * min(per_cluster, per_part * level.n_splits)))
+            few = level.model_copy(
+                update={"n_clusters": max(1, min(n_clusters, n // level.n_splits)), "n_resamples": 0}
+            )
+            yield n, config.model_copy(update={"levels": (few,), "subset": None, "fit_sample": None})
 
 
 @dataclass
@@ -174,6 +205,8 @@ class _Sample:
 
     def course(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
         """Iterations that its k-means made, and the share of the pairs that those after the first compared."""
+        if not number:
+            return split_course(level)
         made = self.clock.iterations.get((number, resampled), [1])
         later = self.clock.spent.get((number, resampled, "Lloyd: later"), Spent()).pairs
         first = self.clock.spent.get((number, resampled, "Lloyd: first"), Spent()).pairs
@@ -251,17 +284,23 @@ def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, floa
     return dict(zip(names, found.tolist(), strict=True))
 
 
-def _seen(trees: Sequence[_Sample], n_levels: int) -> dict[str, list[Seen]]:
-    """What k-means did in the larger half of the trees, which rise: their means, and their range."""
+def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Sequence[float]) -> dict[str, list[Seen]]:
+    """What k-means did in the larger half of the trees, which rise: their means, and their range.
+
+    Where a level has more rows to a cluster than small trees have, what they did in a `dense` one, if there is one.
+    """
     seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
-    larger = trees[len(trees) // 2 :]
+    larger = [(t, one) for one in trees[len(trees) // 2 :] for t in range(1, len(per_cluster) + 1)]
     for name, resampled in (("first", False), ("resampled", True)):
-        for t in range(1, n_levels + 1):
-            those = [one for one in larger if (t, resampled) in one.clock.iterations]
+        for number, n_rows in enumerate(per_cluster, 1):
+            those = [(t, one) for t, one in larger if t == number]
+            if n_rows > _MOST_PER_CLUSTER and any((1, resampled) in one.clock.iterations for one in dense):
+                those = [(1, one) for one in dense]
+            those = [(t, one) for t, one in those if (t, resampled) in one.clock.iterations]
             if not those:
                 break
-            courses = np.array([one.course(t, resampled, one.config.levels[t - 1]) for one in those])
-            made = [n for one in those for n in one.clock.iterations[t, resampled]]
+            courses = np.array([one.course(t, resampled, one.config.levels[t - 1]) for t, one in those])
+            made = [n for t, one in those for n in one.clock.iterations[t, resampled]]
             n_iter, share = courses.mean(axis=0).tolist()
             seen[name].append(Seen(n_iter, max(1.0, min(made) / _FURTHER), max(made) * _FURTHER, share))
     return seen

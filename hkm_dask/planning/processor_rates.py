@@ -13,7 +13,7 @@ from typing import Any
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.config import Level
 from hkm_dask.errors import InputError
-from hkm_dask.planning.processor_work import Course, Part
+from hkm_dask.planning.processor_work import Course, Part, split_course
 from hkm_dask.untrusted import parse_json
 from hkm_dask.version import __version__
 
@@ -93,6 +93,8 @@ class Calibration:
         """How a k-means goes, as it was seen: its "iterations", its "fewest" or its "most"; see `processor_work`."""
 
         def goes(number: int, resampled: bool, level: Level) -> tuple[float, float]:
+            if not number:
+                return split_course(level)
             seen = self.seen.get("resampled" if resampled else "first") or self.seen["first"]
             one = seen[min(number, len(seen)) - 1]
             share = min(1.0, _DENSER * one.share) if bound == "most" else one.share

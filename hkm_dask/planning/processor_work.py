@@ -39,8 +39,11 @@ _TABLE_POINTS = 8192
 #: Values of a label, distance and number that are written for a row.
 _LABEL_BYTES, _MEMBER_BYTES = 12, 8
 
-#: Gets a level from 1 and whether it is resampled: iterations, and the share of all pairs that each after the first
-#: compares.
+#: Iterations that a k-means makes which splits a cluster, unless it may make fewer: a unit, nobody counts them.
+_SPLIT_ITERATIONS, _SPLIT_SHARE = 30.0, 1.0
+
+#: Gets a level from 1, or 0 for those that split its clusters, and whether it is resampled: iterations, and the share
+#: of all pairs that each after the first compares.
 Course = Callable[[int, bool, Level], tuple[float, float]]
 
 
@@ -121,6 +124,11 @@ class Table:
         return {
             unit: tried * _TRIALS * min(_TRIAL_ROWS, self.n) * k * self.d, "projected": tried * k * self.d * self.width
         }  # fmt: skip
+
+
+def split_course(level: Level) -> tuple[float, float]:
+    """How a k-means that splits a cluster of a level is taken to go; see `Course`."""
+    return min(float(level.max_iter), _SPLIT_ITERATIONS), _SPLIT_SHARE
 
 
 def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float]:
@@ -220,7 +228,7 @@ def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> I
         for part in _k_means(t, True, members, level, course):
             yield replace(part, units=together(part.units, times=m))
     if level.n_splits > 1:
-        n_passes = course(t, False, level)[0] + POINTS_PER_CLUSTER.get(level.init, 3)
+        n_passes = course(0, False, level)[0] + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Part(
             t, bool(m), "split",
             {

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.config import Config
+from hkm_dask.config import Config, Level
 from hkm_dask.errors import InputError
+from hkm_dask.events import subscribe
+from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.planning.calibration import _fit, _Sample, calibrate, made_rows, scaled_config
 from hkm_dask.planning.phases import PhaseClock, Spent
 from hkm_dask.planning.processor_rates import Calibration, kept_calibration, rates_file
@@ -66,6 +68,18 @@ def test_this_machine_is_measured_in_every_phase(measured: Calibration) -> None:
     assert measured.read > 0
     assert measured.write > 0
     assert measured.n_features == 16
+
+
+def test_k_means_of_many_rows_to_a_cluster_are_seen_to_go_on(tmp_path: Path) -> None:
+    """Small trees have 40 rows to a cluster and are done sooner; one that was split told nothing of its rows."""
+    rows = made_rows(24_000, 4)
+    config = Config.from_flags((12,), n_resamples=0, overrides=("levels.1.n_splits=8",))
+    measured = calibrate(config, len(rows), lambda n: rows[:: len(rows) // n][:n], seconds=0.2, clock="cpu_seconds")
+    clock = PhaseClock()
+    with subscribe(clock):
+        write_hierarchy(rows, tmp_path / "tree.zarr", config.model_copy(update={"levels": (Level(n_clusters=12),)}))
+    assert measured.seen["first"][0].iterations > 0.6 * clock.iterations[1, False][0]
+    assert measured.costs["split pairs"] > 0
 
 
 def test_rates_come_back_from_json(measured: Calibration) -> None:
