@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import tests.disk  # noqa: F401 it takes the place of os.fsync
 from tests.browser import chromium, open_page
 from tests.emulated.plugin import emulated_cuda
 from tests.forked import fork_workers
