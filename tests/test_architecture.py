@@ -3,10 +3,9 @@
 import ast
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from functools import cache
 from pathlib import Path
-
-import pytest
 
 PACKAGE = Path(__file__).resolve().parents[1] / "hkm_dask"
 
@@ -18,8 +17,6 @@ ROOMS = (
 OPTIONAL = {"cupy", "dask_cuda", "rmm", "sentence_transformers", "timm", "torch", "transformers"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
-NAMES = [path.relative_to(PACKAGE).as_posix() for path in MODULES]
-each_module = pytest.mark.parametrize("path", MODULES, ids=NAMES)
 
 
 def dotted(path: Path) -> str:
@@ -32,8 +29,14 @@ def room(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
+@cache
 def tree_of(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+
+
+@cache
+def nodes_of(path: Path) -> tuple[ast.AST, ...]:
+    return tuple(ast.walk(tree_of(path)))
 
 
 def is_type_checking(node: ast.AST) -> bool:
@@ -55,7 +58,7 @@ def at_import_time(node: ast.AST) -> Iterator[ast.AST]:
         yield from at_import_time(child)
 
 
-def imported(nodes: Iterator[ast.AST]) -> Iterator[str]:
+def imported(nodes: Iterable[ast.AST]) -> Iterator[str]:
     """Yield the dotted names that imports among `nodes` ask for; `from a import b` as `a.b`."""
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -70,16 +73,15 @@ def test_the_package_has_modules() -> None:
     assert len(MODULES) > 10
 
 
-@each_module
-def test_imports_point_down(path: Path) -> None:
-    here = dotted(path)
-    own = ROOMS.index(room(here))
-    for name in imported(ast.walk(tree_of(path))):
-        if name.split(".")[0] == "hkm_dask":
-            target = room(name)
-            if target not in ROOMS:  # a public name of the top level
-                target = "__init__"
-            assert ROOMS.index(target) <= own, f"{here} imports {name}, which lies above it"
+def test_imports_point_down() -> None:
+    upward = []
+    for path in MODULES:
+        for name in imported(nodes_of(path)):
+            # A public name of the top level is in no room.
+            target = room(name) if room(name) in ROOMS else "__init__"
+            if name.split(".")[0] == "hkm_dask" and ROOMS.index(target) > ROOMS.index(room(dotted(path))):
+                upward.append(f"{dotted(path)} imports {name}, which lies above it")
+    assert not upward
 
 
 def test_no_module_imports_itself_through_others() -> None:
@@ -101,18 +103,16 @@ def test_no_module_imports_itself_through_others() -> None:
         visit(module, ())
 
 
-@each_module
-def test_optional_packages_wait_until_they_are_used(path: Path) -> None:
-    roots = {name.split(".")[0] for name in imported(at_import_time(tree_of(path)))}
-    assert not roots & OPTIONAL
+def test_optional_packages_wait_until_they_are_used() -> None:
+    roots = {(dotted(path), name.split(".")[0]) for path in MODULES for name in imported(at_import_time(tree_of(path)))}
+    assert not {(module, name) for module, name in roots if name in OPTIONAL}
 
 
-@each_module
-def test_every_public_function_is_typed(path: Path) -> None:
+def test_every_public_function_is_typed() -> None:
     untyped = []
-    bodies = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Module | ast.ClassDef)]
-    for body in bodies:
-        for node in body.body:
+    nodes = [(path, node) for path in MODULES for node in nodes_of(path)]
+    for path, body in nodes:
+        for node in body.body if isinstance(body, ast.Module | ast.ClassDef) else []:
             if not isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) or node.name.startswith("_"):
                 continue
             if any(has_signature(decorator) for decorator in node.decorator_list):
@@ -121,14 +121,14 @@ def test_every_public_function_is_typed(path: Path) -> None:
             args = [*a.posonlyargs, *a.args, *a.kwonlyargs, *filter(None, (a.vararg, a.kwarg))]
             bare = [arg.arg for arg in args if arg.annotation is None and arg.arg not in {"self", "cls"}]
             if bare or node.returns is None:
-                untyped.append(f"{node.name}: {', '.join(bare) or 'what it returns'}")
+                untyped.append(f"{dotted(path)}.{node.name}: {', '.join(bare) or 'what it returns'}")
     assert not untyped
 
 
-@each_module
-def test_a_module_says_what_it_is_for_and_shadows_nothing(path: Path) -> None:
-    assert ast.get_docstring(tree_of(path)), "the first line of a module should tell its purpose"
-    assert path.stem == "__init__" or path.stem == "__main__" or path.stem not in sys.stdlib_module_names
+def test_a_module_says_what_it_is_for_and_shadows_nothing() -> None:
+    silent = [dotted(path) for path in MODULES if not ast.get_docstring(tree_of(path))]
+    assert not silent, "the first line of a module should tell its purpose"
+    assert not {path.stem for path in MODULES} & sys.stdlib_module_names - {"__init__", "__main__"}
 
 
 def test_importing_the_package_is_light() -> None:
@@ -143,25 +143,29 @@ ENGINE_ROOMS = ("compute/", "kmeans/search/", "kmeans/batch_cuda.py")
 DEVICE_NAMES = {"worker_device", "worker_module", "device_budget", "make_room", "ran_out", "cupy"}
 
 
-@each_module
-def test_only_engines_know_the_device(path: Path) -> None:
-    if path.relative_to(PACKAGE).as_posix().startswith(ENGINE_ROOMS):
-        return
-    tree = tree_of(path)
-    names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
-    names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
-    assert not (names | {name.split(".")[-1] for name in imported(ast.walk(tree))}) & DEVICE_NAMES
+def outside(*rooms: str) -> Iterator[tuple[str, tuple[ast.AST, ...]]]:
+    """Yield name and nodes of the modules that do not lie in these rooms."""
+    for path in MODULES:
+        if not path.relative_to(PACKAGE).as_posix().startswith(rooms):
+            yield dotted(path), nodes_of(path)
 
 
-@each_module
-def test_a_runner_is_asked_what_it_can_do_not_what_it_is(path: Path) -> None:
-    if path.relative_to(PACKAGE).as_posix().startswith("compute/"):
-        return
-    calls = [node for node in ast.walk(tree_of(path)) if isinstance(node, ast.Call)]
-    types = [ast.unparse(call.args[1]) for call in calls if ast.unparse(call.func) == "isinstance"]
-    assert not [kind for kind in types if "Runner" in kind]
+def test_only_engines_know_the_device() -> None:
+    known = []
+    for module, nodes in outside(*ENGINE_ROOMS):
+        names = {node.id for node in nodes if isinstance(node, ast.Name)}
+        names |= {node.attr for node in nodes if isinstance(node, ast.Attribute)}
+        names |= {name.split(".")[-1] for name in imported(nodes)}
+        known += [(module, name) for name in names & DEVICE_NAMES]
+    assert not known
 
 
-@each_module
-def test_a_file_can_be_read_in_one_sitting(path: Path) -> None:
-    assert len(path.read_text(encoding="utf-8").splitlines()) <= 450
+def test_a_runner_is_asked_what_it_can_do_not_what_it_is() -> None:
+    calls = [(module, node) for module, nodes in outside("compute/") for node in nodes if isinstance(node, ast.Call)]
+    asked = [(module, ast.unparse(call)) for module, call in calls if ast.unparse(call.func) == "isinstance"]
+    assert not [(module, call) for module, call in asked if "Runner" in call.partition(",")[2]]
+
+
+def test_a_file_can_be_read_in_one_sitting() -> None:
+    lines = {dotted(path): len(path.read_text(encoding="utf-8").splitlines()) for path in MODULES}
+    assert not {module: n for module, n in lines.items() if n > 450}
