@@ -17,12 +17,16 @@ from tests.object_store import bucket, object_store
 __all__ = ["bucket", "chromium", "emulated_cuda", "object_store", "open_page"]
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
-settings.register_profile("hkm", deadline=None, print_blob=True)
-settings.load_profile("hkm")
+settings.register_profile("slow", deadline=None, print_blob=True)
+settings.register_profile("quick", settings.get_profile("slow"), max_examples=50)
 
 fork_workers()
 
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.load_profile("slow" if config.getoption("--slow") else "quick")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -25,6 +25,7 @@ ROOT = Path(__file__).resolve().parents[1]
 _BLOCK = re.compile(r"^ *```(console|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 # What only a shell understands: pipes, redirections, variables, patterns. Quotes and escapes are read without one.
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?\[~]|^\w+=")
+_TO_A_FILE = re.compile(r"\s(2?)> ?([\w.-]+)(?=\s|$)")
 _LIKE_A_DOCTEST = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -76,9 +77,15 @@ def _run_python(page: Path, step: Step, run: PageRun) -> str:
 
 
 def _run_command(page: Path, step: Step) -> str:
-    words = shlex.split(step.text.replace("\\\n", " "), comments=True)
-    in_process = words[:1] == ["hkm"] and not _FOR_A_SHELL.search(step.text)
-    code, out, err = _in_process(words[1:]) if in_process else _in_bash(step.text)
+    plain = _TO_A_FILE.sub("", step.text)
+    words = shlex.split(plain.replace("\\\n", " "), comments=True)
+    if words[:1] == ["hkm"] and not _FOR_A_SHELL.search(plain):
+        code, out, err = _in_process(words[1:])
+        for stream, file in _TO_A_FILE.findall(step.text):
+            Path(file).write_text(err if stream else out, encoding="utf-8")
+            out, err = (out, "") if stream else ("", err)
+    else:
+        code, out, err = _in_bash(step.text)
     place, said = f"{page.name}:{step.line}: $ {step.text}", out + err
     assert step.shown is not None
     should_fail = re.search(r"^ *Error: ", step.shown, flags=re.MULTILINE) is not None

@@ -281,19 +281,21 @@ def test_scratch_of_dead_runs_is_swept_before_any_work(
     assert len(steps) == 3
 
 
-@pytest.mark.parametrize("kind", ["step_started", "splitting"])
-def test_a_run_that_fails_leaves_checkpoints_and_no_scratch(tmp_path: Path, pool: Pool, kind: str) -> None:
+def test_a_run_that_fails_leaves_checkpoints_and_no_scratch(tmp_path: Path, pool: Pool) -> None:
     """With workers, resampled rows and rows regrouped by cluster lie in files."""
     config = Config(levels=(Level(n_clusters=10, n_splits=2, n_resamples=1, max_iter=3),))
+    with connect(workers=1, memory_limit="800MiB") as runner:
+        for kind, n_steps in (("step_started", 1), ("splitting", 2)):
 
-    def interrupt(event: Event) -> None:
-        if event.kind == kind and event.fields.get("step", 1) == 1:
-            raise KeyboardInterrupt
+            def interrupt(event: Event, kind: str = kind) -> None:
+                if event.kind == kind and event.fields.get("step", 1) == 1:
+                    raise KeyboardInterrupt
 
-    with connect(workers=1, memory_limit="800MiB") as runner, subscribe(interrupt), pytest.raises(KeyboardInterrupt):
-        build_hierarchy(pool, tmp_path / "tree.zarr", config, client=runner.client)
-    left = sorted(path.name for path in (tmp_path / "tree.zarr.work").iterdir())
-    assert left == [f"level_1-step_{step}.npz" for step in range(2 if kind == "splitting" else 1)]
+            tree = tmp_path / f"{kind}.zarr"
+            with subscribe(interrupt), pytest.raises(KeyboardInterrupt):
+                build_hierarchy(pool, tree, config, client=runner.client)
+            left = sorted(path.name for path in tree.with_name(f"{kind}.zarr.work").iterdir())
+            assert left == [f"level_1-step_{step}.npz" for step in range(n_steps)]
 
 
 @pytest.mark.parametrize("damage", ["short", "flipped", "empty"])

@@ -36,9 +36,10 @@ def test_the_ways_of_the_readme(tmp_path: Path) -> None:
         for i in range(120):
             Image.fromarray(rng.integers(0, 256, (16, 16, 3), np.uint8)).save(folder / f"photos/{i}.png")
 
-    # The page of the browser stays until Ctrl-C.
+    # The page of the browser is there until its process is ended.
+    until_ended = "> url.txt & until grep -qs http url.txt; do kill -0 $!; sleep 0.05; done; kill $!; wait $! || true"
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    text = re.sub(r"\$ (hkm browse[^#\n]*)", r"$ timeout -s INT 4 \1 || true ", text)
+    text = re.sub(r"(\$ hkm browse[^#\n]*)", rf"\1{until_ended} ", text)
     blocks = re.findall(r"```console\n.*?```\n", text, flags=re.DOTALL)
     page, folder = tmp_path / "page.md", tmp_path / "run"
     page.write_text("\n".join(blocks), encoding="utf-8")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import hashlib
 import os
 import re
@@ -117,13 +118,14 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
     text += "\n" + "\n".join(_exported(name, clusters.get(name, 1)) for name in bounds)
     key = hashlib.sha256("\0".join([text, *_FLAGS]).encode()).hexdigest()[:24]
     library = folder / f"kernels-{key}.so"
-    if not library.exists():
-        source = library.with_suffix(f".{os.getpid()}.{threading.get_ident()}.ii")
-        source.write_text(text, encoding="utf-8")
-        unfinished = source.with_suffix(".so")
-        _run([*_FLAGS, "-fpreprocessed", "-shared", str(source), "-o", str(unfinished), "-ldl"])
-        unfinished.replace(library)
-        source.unlink()
+    with library.with_suffix(".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)  # of processes that want the same, one builds it
+        if not library.exists():
+            source, unfinished = library.with_suffix(".ii"), library.with_suffix(".unfinished")
+            source.write_text(text, encoding="utf-8")
+            _run([*_FLAGS, "-fpreprocessed", "-shared", str(source), "-o", str(unfinished), "-ldl"])
+            unfinished.replace(library)
+            source.unlink()
     return library, bounds, clusters
 
 

@@ -81,6 +81,7 @@ def _with_switches(source: str) -> str:
 def break_kernels(monkeypatch: pytest.MonkeyPatch, name: str | None, *, half: bool) -> None:
     """Have one of the mutants run, or none; the kernels are compiled once for all of them."""
     sound, switched = cuda_kernels.source, _with_switches(cuda_kernels.source())
+    cuda_kernels._compiled(not half)  # that of the other type of rows stays sound, and is compiled elsewhere
     monkeypatch.setattr(cuda_kernels, "source", lambda *files: sound(*files) if files else switched)
     n = 0 if name is None else 1 + [mutant.name for mutant in MUTANTS].index(name)
     module = cuda_kernels._compiled(half)

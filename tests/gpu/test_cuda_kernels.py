@@ -101,7 +101,7 @@ def test_devices_with_less_shared_memory_have_fewer_stages(
 ) -> None:
     monkeypatch.setitem(cuda.cuda.Device.attributes, "MaxSharedMemoryPerBlockOptin", shared_kib << 10)
     rng = np.random.default_rng(6)
-    rows, centroids = rng.normal(size=(140, 328)).astype(np.float16), rng.normal(size=(270, 328)).astype(np.float32)
+    rows, centroids = rng.normal(size=(140, 328)).astype(np.float32), rng.normal(size=(270, 328)).astype(np.float32)
     geometry = geometry_of(rows)
     actual, expected = (
         search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused")),

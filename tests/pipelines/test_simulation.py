@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,20 +24,15 @@ from pipelines.simulation import (
     rings,
 )
 
-FOLDER = Path(__file__).parents[2] / "pipelines" / "simulation"
-
-
-def run(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(FOLDER / "run.py"), *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False, cwd=folder)
-
-
 # -- the command ------------------------------------------------------------------------------------------------------
 
 
-def test_the_toy_is_made_by_one_command(tmp_path: Path) -> None:
-    done = run("toy", "--seeds", "3", "--out", "out", "--docs", "docs", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_the_toy_is_made_by_one_command(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["run.py", "toy", "--seeds", "3", "--out", "out", "--docs", "docs"])
+    command.main()
     ways = json.loads((tmp_path / "out" / "toy.json").read_text(encoding="utf-8"))["ways"]
     # 5000 numbers evenly in an interval of 0.2 lie N (N + 1) / (N - 1) 0.2² / 12 about their middle; see §3.2.
     spread = 5000 * 5001 / 4999 * 0.2**2 / 12
@@ -51,7 +45,7 @@ def test_the_toy_is_made_by_one_command(tmp_path: Path) -> None:
     assert ways["k-means, optimum"]["distortion"] == pytest.approx(5.17, abs=0.005)
     assert ways["k-means with s = 4"]["centroids"] == pytest.approx([1, 2, 3], abs=1e-6)
     assert ways["100, then 3 clusters"]["centroids"] == pytest.approx([1, 2, 3], abs=0.01)
-    assert "16.67" in done.stdout
+    assert "16.67" in capsys.readouterr().out
     with Image.open(tmp_path / "docs" / "simulation_toy.png") as picture:
         assert 500 < picture.width <= 1600
     assert (tmp_path / "docs" / "simulation_toy.svg").read_text(encoding="utf-8").startswith("<?xml")
@@ -168,7 +162,8 @@ def test_figure_2_small(tmp_path: Path) -> None:
     assert "random" in figure2.summarize(numbers)
 
 
-def test_figure_3_small(tmp_path: Path) -> None:
+def test_figure_3_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(figure3, "N_UNIFORM", 20)
     quick = [method for method in figure3.METHODS if method.name in ("data", "DBSCAN", "1 level", "2 levels")]
     numbers, pictures = figure3.run(tmp_path, 1, methods=quick)
     kl = {name: one["kl"]["mean"] for name, one in numbers.items()}
@@ -205,7 +200,7 @@ def test_the_gap_is_measured_by_case(tmp_path: Path) -> None:
 
 
 def test_levels_of_scikit_learn_come_to_the_same(tmp_path: Path) -> None:
-    numbers, _ = beside.run(tmp_path, 2, cases=((300,), (1500, 300)))
+    numbers, _ = beside.run(tmp_path, 1, cases=((300,), (1500, 300)))
     for one in numbers.values():
         assert one["ours"]["mean"] == pytest.approx(one["scikit-learn"]["mean"], rel=0.15)
     assert numbers["1500, 300"]["ours"]["mean"] < numbers["300"]["ours"]["mean"] / 2
