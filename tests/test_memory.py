@@ -108,7 +108,7 @@ SHAPES = {
     ),
 }
 GREEDY = Shape(50_000, 32, 420, "20", {**ONCE, "1.init": "k-means++"})
-QUICK = ("many members", "many rows", "float16, k-means||, subset")
+QUICK = ("many members", "many rows")
 SLOW_SHAPES = {
     "large centroids": Shape(9000, 512, 500, "4500", {"1.max_iter": 2, "1.init": "random"}),
     "many splits": Shape(400_000, 8, 420, "40", {**ONCE, "1.n_splits": 20}),

@@ -126,11 +126,10 @@ def running(pool: Path, heeds_hangup: None, compiled: None) -> Iterator[Callable
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("number", "code", "where"),
-    # Workers and a hangup, and Ctrl-C on threads, are the tests below.
+    # Workers and a hangup, and Ctrl-C on threads, are the tests below; SIGTERM on threads: test_end_to_end.py.
     [
-        (*SIGNALS[1], []),
         (*SIGNALS[0], ["--workers", "1"]),
-        *(pytest.param(*each, [], marks=pytest.mark.slow) for each in (SIGNALS[0], SIGNALS[2])),
+        *(pytest.param(*each, [], marks=pytest.mark.slow) for each in SIGNALS),
         pytest.param(*SIGNALS[1], ["--workers", "2"], marks=pytest.mark.slow),
     ],
 )
@@ -235,10 +234,12 @@ from hkm_dask.compute.jit import Kernel, numba_config
 from hkm_dask.kmeans.search import cpu_kernels
 
 def compile(self):
+    warm = numba_config.CACHE_DIR
     if self is cpu_kernels.finish_nearest:
         numba_config.CACHE_DIR = sys.argv.pop()
         print("compiling", file=sys.stderr, flush=True)
     plain(self)
+    numba_config.CACHE_DIR = warm
 
 plain, Kernel._compile = Kernel._compile, compile
 cli.main(sys.argv[1:-1], prog_name="hkm")

@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,9 +27,8 @@ from hkm_dask.events import subscribe
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view import info
 from tests.embedding.pools import photographs, read_all, tidy
-from tests.forked import run_forked
+from tests.forked import run_forked, start_forked
 
-ROOT = Path(__file__).resolve().parents[2]
 D = 4
 TINY = 10 * D * 2 / layout.MIB  # chunks of ten float16 rows
 
@@ -445,36 +442,33 @@ def test_a_disk_too_small_is_named_before_anything_is_written(tmp_path: Path, mo
 # --- real processes, really killed ------------------------------------------------------------------------------------
 
 
-def command(*words: object) -> list[str]:
-    return [sys.executable, "-m", "hkm_dask", *map(str, words)]
+def embed_images(*words: object) -> None:
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(["embed", "image", *map(str, words)], prog_name="hkm")
+    assert not exit_.value.code
 
 
 @pytest.mark.faults
-def test_kill_9_costs_no_finished_chunk_and_the_rerun_ends_in_the_same_bits(tmp_path: Path) -> None:
+def test_kill_9_costs_no_finished_chunk_and_the_rerun_ends_in_the_same_bits(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = photographs(tmp_path / "photos", 96, 640)
     words = ("--model", "hog", "--chunk-mb", 4 * 372 * 2 / layout.MIB, "--batch-size", 2)  # four images a chunk
     quiet, pool = tmp_path / "quiet.zarr", tmp_path / "p.zarr"
-    with pytest.raises(SystemExit) as exit_:
-        cli.main(command("embed", "image", folder, quiet, *words)[3:], prog_name="hkm")
-    assert not exit_.value.code
-    caught = 0
+    embed_images(folder, quiet, *words)
     for least in (3, 9):
-        with subprocess.Popen(
-            command("embed", "image", folder, pool, *words), cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-        ) as process:
-            while process.poll() is None and len(chunk_files(tmp_path / "p.zarr.wip")) < least:
-                time.sleep(0.002)
-            process.send_signal(signal.SIGKILL)
-        caught += process.returncode == -signal.SIGKILL
-        assert process.returncode != 0, "it was done before it could be killed"
+        process = start_forked(embed_images, folder, pool, *words)
+        while process.is_alive() and len(chunk_files(tmp_path / "p.zarr.wip")) < least:
+            time.sleep(0.002)
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, "it was done before it could be killed"
         assert not pool.exists()
-    assert caught == 2
     chunks = {path.parent.name: path.stat().st_mtime_ns for path in chunk_files(tmp_path / "p.zarr.wip")}
     assert 9 <= len(chunks) < 24
-    done = subprocess.run(
-        command("embed", "image", folder, pool, *words), cwd=ROOT, check=True, capture_output=True, text=True
-    )
-    assert f"resumed: {len(chunks)} of 24 chunks were finished before" in done.stderr
+    capsys.readouterr()
+    embed_images(folder, pool, *words)
+    assert f"resumed: {len(chunks)} of 24 chunks were finished before" in capsys.readouterr().err
     after = {path.parent.name: path.stat().st_mtime_ns for path in chunk_files(pool)}
     assert {name: after[name] for name in chunks} == chunks, "finished chunks were written again"
     assert contents(pool) == contents(quiet)

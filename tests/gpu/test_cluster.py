@@ -28,8 +28,8 @@ def arrays_of(tree: Any) -> list[np.ndarray]:
 
 def config() -> hkm.Config:
     levels = (
-        hkm.Level(n_clusters=12, n_splits=3, n_resamples=1, resample_size=5, max_iter=3),
-        hkm.Level(n_clusters=5, n_resamples=1, max_iter=3),
+        hkm.Level(n_clusters=12, n_splits=3, n_resamples=1, resample_size=5, max_iter=2),
+        hkm.Level(n_clusters=5, n_resamples=0, max_iter=2),
     )
     return hkm.Config(levels=levels, seed=1)
 

@@ -111,8 +111,15 @@ def assert_as_without_far_rows(shape: str, value: float, n_far: int, expected: E
         assert np.median(whole) <= 1.02 * expected_whole
 
 
-@pytest.mark.parametrize("value", VALUES)
-@pytest.mark.parametrize("n_far", far_counts("small"))
+# Every value and every number of far rows is tried, and not each with each.
+@pytest.mark.parametrize(
+    ("value", "n_far"),
+    [
+        pytest.param(value, n_far, marks=[pytest.mark.slow] * ((i + j) % 3 > 0))
+        for i, value in enumerate(VALUES)
+        for j, n_far in enumerate(far_counts("small"))
+    ],
+)
 def test_kmeans_clusters_the_others_as_if_there_were_no_far_rows(value: float, n_far: int, expected: Expected) -> None:
     assert_as_without_far_rows("small", value, n_far, expected)
 

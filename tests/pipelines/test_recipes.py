@@ -17,7 +17,8 @@ from hkm_dask.cli.commands import main as hkm
 RECIPES = Path(__file__).resolve().parents[2] / "pipelines" / "cluster" / "recipes"
 STUBS = {
     "dask": 'echo "dask $*" >> calls; [[ "$1" != scheduler ]] || echo {} > "$3"',
-    "hkm": 'sleep 0.3; echo "hkm $*" >> calls',
+    "hkm": '/bin/sleep 0.3; echo "hkm $*" >> calls',
+    "sleep": "/bin/sleep 0.1",
     "srun": 'shift 2; "$@"',
 }
 
