@@ -18,4 +18,6 @@ def dask_setup(worker: Any) -> None:
     from tests.emulated.plugin import install
 
     kernels.build_in(Path(os.environ.get("HKM_EMULATED_KERNELS") or tempfile.mkdtemp()))
-    install(pytest.MonkeyPatch())
+    patch = pytest.MonkeyPatch()
+    install(patch)
+    patch.setattr("hkm_dask.kmeans.search.cuda_hopper.is_available", lambda: False)  # the slowest to emulate
