@@ -3,11 +3,12 @@
 Kinds and their fields:
 
 ==================  ==================================================================================================
-``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``), ``dashboard`` (str or None)
+``run_started``     ``levels`` (list of ``{n, k, d, m, r, max_iter, tol, init, n_splits}``, of the first ``n_labeled``,
+                    too, where that is fit on some rows of all), ``dashboard`` (str or None)
 ``resumed``         ``what`` (str)
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
-``seeding``         ``level``, ``step``, ``phase`` (draw, choose, refine), ``done``, ``total``
+``seeding``         ``level``, ``step``, ``phase`` (draw, choose, walk, refine), ``done``, ``total``
 ``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``
@@ -18,6 +19,7 @@ Kinds and their fields:
 ``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``
+``heartbeat``       nothing has happened for ten seconds (of the command line only, with ``--json``)
 ``error``           ``message`` (of the command line only, where it fails)
 ==================  ==================================================================================================
 """
@@ -27,10 +29,10 @@ from __future__ import annotations
 import logging
 import threading
 import time as clock
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
@@ -55,6 +57,7 @@ class Event:
 
 
 Callback = Callable[[Event], None]
+Piece = TypeVar("Piece", bound=Sized)
 
 _subscribers: list[Callback] = []
 _lock = threading.Lock()
@@ -122,3 +125,20 @@ def subscribe(callback: Callback) -> Iterator[None]:
     finally:
         with _lock:
             _subscribers.remove(entry)
+
+
+def counted(pieces: Iterable[Piece], stage: str, total: int) -> Iterator[Piece]:
+    """Pass pieces of rows on, and tell as progress of a `stage` how many of all are done while there are more to come.
+
+    >>> seen = []
+    >>> with subscribe(seen.append):
+    ...     pieces = [len(piece) for piece in counted([[1, 2], [3], [4, 5]], "ids", 5)]
+    >>> [event.fields["done"] for event in seen]
+    [2, 3]
+    """
+    done = 0
+    for piece in pieces:
+        yield piece
+        done += len(piece)
+        if done < total:
+            emit("progress", stage=stage, done=done, total=total)

@@ -60,7 +60,7 @@ def demo(out: Path, quick: bool, place: Place) -> None:
     from hkm_dask.demo.demo import run_demo
     from hkm_dask.view.progress import show_progress
 
-    with show_progress(), place.connect() as runner:
+    with show_progress(name="hkm demo"), place.connect() as runner:
         made = run_demo(out, quick=quick, client=runner.client, memory_limit=place.memory_limit)
     click.echo(str(made))
 

@@ -28,7 +28,7 @@ class Output:
         """Show the events of what runs inside: lines of JSON, or a display for people."""
         from hkm_dask.view.progress import show_progress
 
-        with show_progress(as_json=self.as_json):
+        with show_progress(as_json=self.as_json, name=f"hkm {click.get_current_context().info_name}"):
             yield
 
     @contextmanager

@@ -232,7 +232,10 @@ class _Build:
     def run(self) -> None:
         """Build the levels that are not complete yet."""
         begin = time.perf_counter()
-        emit("run_started", levels=self._plan(), dashboard=self.runner.dashboard)
+        first, *others = self._plan()
+        if self.source.labeled is not self.source.rows:
+            first["n_labeled"] = self.source.labeled.n_rows
+        emit("run_started", levels=[first, *others], dashboard=self.runner.dashboard)
         for t, level in enumerate(self.config.levels, 1):
             if t in self._finished:
                 emit("resumed", what=f"level {t} was finished before")
@@ -279,6 +282,7 @@ class _Build:
         if not all_labeled:
             some = centroids if level.n_splits == 1 else level_arrays.read_whole(folder / "centroids")
             self._label_all(some, run, folder)
+            emit("assigned", level=t, step=level.n_resamples + (level.n_splits > 1))
         level_arrays.write_cluster_arrays(
             folder, t, centroids if level.n_splits == 1 else None, steps.inertia, self.runner
         )  # fmt: skip

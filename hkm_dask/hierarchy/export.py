@@ -16,7 +16,7 @@ from hkm_dask.data import chunks, files
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.events import emit
+from hkm_dask.events import counted, emit
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
@@ -127,8 +127,8 @@ class _Subset:
 
     def blocks(self) -> Iterator[np.ndarray]:
         # One block even of no rows, so that an empty subset has its columns too.
-        for start in range(0, max(len(self.rows), 1), BLOCK_ROWS):
-            yield self.rows[start : start + BLOCK_ROWS]
+        starts = range(0, max(len(self.rows), 1), BLOCK_ROWS)
+        return counted((self.rows[start : start + BLOCK_ROWS] for start in starts), "write", len(self.rows))
 
     def ids(self, rows: np.ndarray) -> np.ndarray | None:
         return None if self.pool is None else self.pool.ids(rows)

@@ -22,7 +22,7 @@ from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
 from hkm_dask.errors import InputError
-from hkm_dask.events import emit
+from hkm_dask.events import counted, emit
 from hkm_dask.ingestion.sources import Segment, Sources, open_sources
 
 if TYPE_CHECKING:
@@ -149,7 +149,8 @@ def ingest(
         if drop_nonfinite:
             has_ids = _write_ids(wip, table, dropped)
         for name, pieces in table.columns.items():
-            pool_writer.write_column(wip, name, _kept(pieces(), dropped), table.n_rows - len(dropped))
+            kept, n_kept = _kept(pieces(), dropped), table.n_rows - len(dropped)
+            pool_writer.write_column(wip, name, counted(kept, f"column {name}", n_kept), n_kept)
         pool_writer.finish(
             wip,
             stats,
@@ -296,7 +297,8 @@ def _write_ids(group: Location, table: Sources, dropped: np.ndarray) -> bool:
     """Write the ids of the kept rows; tells if there are any."""
     ids = _ids(table, dropped)
     if ids is not None:
-        pool_writer.write_ids(group, ids, table.n_rows - len(dropped), _ID_REMEDY)
+        n_kept = table.n_rows - len(dropped)
+        pool_writer.write_ids(group, counted(ids, "ids", n_kept), n_kept, _ID_REMEDY)
     return ids is not None
 
 

@@ -22,7 +22,7 @@ from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Table, run_parts
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import Workers
-from hkm_dask.view.timeleft import splitting_of, steps_of
+from hkm_dask.view.pieces import splitting_of, steps_of
 
 #: How far every k-means goes: as expected, as few and as many iterations as were seen, or to its cap.
 BOUNDS = ("seconds", "at_least", "likely_at_most", "at_most")

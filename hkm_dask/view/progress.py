@@ -30,6 +30,7 @@ WIDE = 1.5
 # What is told of each phase of a seeding.
 _SEEDING = {
     "draw": "seeding, {done:,} of {total:,} centers",
+    "walk": "seeding, {done:,} of {total:,} centers chosen",
     "choose": "seeding, chosen in {done:,} of {total:,} groups",
     "refine": "seeding, refined {done} of {total} times",
 }
@@ -111,6 +112,7 @@ class Status:
     """
 
     started: float
+    name: str = ""  # of the command
     levels: int = 0
     level: Mapping[str, Any] = field(default_factory=dict)
     step: Mapping[str, Any] = field(default_factory=dict)
@@ -143,7 +145,7 @@ class Status:
             left = self.left.at(now) if 0 < done < total else None
             return str(self.stage["stage"]), detail, share, elapsed if left is None else f"{elapsed}, {time_left(left)}"
         if not self.level:
-            return "", "", None, elapsed
+            return self.name, "working" if self.name else "", None, elapsed
         detail, share = self._detail(now)
         times = f"{elapsed}, {time_left(self.left.at(now))}" if self.levels else elapsed
         return self._headline(), detail, share, times
@@ -233,14 +235,15 @@ class Status:
 class Display:
     """Shows a run's `Status` on a console: a few live lines on a terminal, plain lines elsewhere.
 
-    Between two plain lines of the same level there are at least `interval` seconds.
+    Between two plain lines of the same level there are at least `interval` seconds. The `name` of what runs is shown
+    until there is more to tell.
     """
 
-    def __init__(self, console: Console, *, interval: float = PLAIN_INTERVAL) -> None:
+    def __init__(self, console: Console, *, interval: float = PLAIN_INTERVAL, name: str = "") -> None:
         self.console = console
         self.interval = interval
         self.live = console.is_terminal and not console.is_dumb_terminal
-        self._status = Status(clock.time())
+        self._status = Status(clock.time(), name)
         self._lock = threading.Lock()
         self._last_line = -float("inf")
 
@@ -263,7 +266,8 @@ class Display:
         """Write a plain line where the last one is `interval` seconds old, though nothing has happened since."""
         with self._lock:
             now = clock.time()
-            line = self._plain(now) if now - self._last_line >= self.interval else ""
+            silent = now - max(self._last_line, self._status.started)
+            line = self._plain(now) if silent >= self.interval else ""
             if line:
                 self._last_line = now
                 line = f"[{stopwatch(now - self._status.started)}] {line}"
@@ -301,6 +305,8 @@ class Display:
 class JsonLines:
     """Writes each event as one line of JSON, with the seconds left where something tells.
 
+    After `interval` seconds without an event, `tick` writes a line ``heartbeat``.
+
     Examples
     --------
     >>> import sys
@@ -308,21 +314,32 @@ class JsonLines:
     {"event": "assigned", "time": 7.5, "level": 1, "step": 0}
     """
 
-    def __init__(self, stream: IO[str]) -> None:
-        self._stream = stream
+    def __init__(self, stream: IO[str], *, interval: float = PLAIN_INTERVAL) -> None:
+        self._stream, self._interval = stream, interval
         self._left = TimeLeft()
         self._lock = threading.Lock()
+        self._last_line = clock.time()
 
     def __call__(self, event: Event) -> None:
         """Write one event; called in whichever thread emits it."""
         with self._lock:
             self._left.update(event)
-            line = {"event": event.kind, "time": event.time, **event.fields}
-            if (left := self._left.at(event.time)) is not None:
-                named = {"": left.expected, "_at_least": left.least, "_at_most": left.bound}
-                line |= {f"seconds_left{name}": round(seconds, 3) for name, seconds in named.items()}
-            self._stream.write(json.dumps(line, default=str) + "\n")
-            self._stream.flush()
+            self._write(event)
+
+    def tick(self) -> None:
+        """Write a heartbeat where the last line is `interval` seconds old."""
+        with self._lock:
+            if clock.time() - self._last_line >= self._interval:
+                self._write(Event("heartbeat", {}, clock.time()))
+
+    def _write(self, event: Event) -> None:
+        line = {"event": event.kind, "time": event.time, **event.fields}
+        if (left := self._left.at(event.time)) is not None:
+            named = {"": left.expected, "_at_least": left.least, "_at_most": left.bound}
+            line |= {f"seconds_left{name}": round(seconds, 3) for name, seconds in named.items()}
+        self._stream.write(json.dumps(line, default=str) + "\n")
+        self._stream.flush()
+        self._last_line = clock.time()
 
 
 @contextmanager
@@ -345,12 +362,12 @@ def _repeated(function: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def show_progress(
-    console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False
+    console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False, name: str = ""
 ) -> Iterator[None]:
     """Show on the console what the computation inside the context tells; on stderr by default.
 
-    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart. With `as_json`
-    every event is a line.
+    Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart; the `name` of
+    what runs is shown until there is more to tell. With `as_json` every event is a line, and silence has heartbeats.
 
     Examples
     --------
@@ -362,10 +379,11 @@ def show_progress(
     """
     console = console or Console(stderr=True)
     if as_json:
-        with subscribe(JsonLines(console.file)):
+        lines = JsonLines(console.file, interval=interval)
+        with subscribe(lines), _repeated(lines.tick):
             yield
         return
-    display = Display(console, interval=interval)
+    display = Display(console, interval=interval, name=name)
     with subscribe(display):
         if not display.live:
             with _repeated(display.tick):

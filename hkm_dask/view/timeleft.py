@@ -1,9 +1,8 @@
 """How long a run still takes, as a pure function of the events so far.
 
-Work is pieces: of each k-means the phases of its seeding and its iterations, then the assignment that follows; of each
-level what is split and written. Those that are done tell how long others take (`hkm_dask.view.durations`); the piece
-under way tells its own length: by the share of it that is done, or by how fast the inertia falls and iterations get
-shorter, since fewer and fewer rows move.
+Work is pieces (`hkm_dask.view.pieces`). Those that are done tell how long others take (`hkm_dask.view.durations`); the
+piece under way tells its own length: by the share of it that is done, or by how fast the inertia falls and iterations
+get shorter, since fewer and fewer rows move.
 
 What is left is then a sum of log-normal times, of which the median is *expected*, and the 10 % and 90 % quantiles are
 what it takes *at least* and at most, the *bound*.
@@ -11,15 +10,16 @@ what it takes *at least* and at most, the *bound*.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.events import Event
 from hkm_dask.view.durations import Durations, Kind
+from hkm_dask.view.pieces import Agenda, Piece, k_means_pieces, level_pieces, place_of
 
 #: Standard deviation of the logarithm of the rest of a piece, by its own progress: of its iterations, of other work
 #: over the root of the number of its reports.
@@ -36,8 +36,6 @@ _DRAWN, _DRAW_POWER = 0.7, 0.6
 _LEAST_DRAWN = 0.1
 #: Power by which the drop of the inertia falls, before two drops have told, and how much steeper it gets further on.
 _POWER, _STEEPER = 1.7, 0.4
-#: Phases in the order in which they come in a step.
-_ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "write")
 #: Seconds of the last iteration as a share of the first one's, and how many iterations that is worth as evidence.
 _LAST, _LAST_WEIGHT = 0.15, 3
 #: Iterations as a share of their cap, where nothing tells.
@@ -50,109 +48,6 @@ class Left(NamedTuple):
     expected: float
     bound: float
     least: float = 0.0
-
-
-@dataclass(frozen=True)
-class Step:
-    """One k-means: what an iteration of it costs, its cap, what labeling the level costs afterwards, and its `tol`."""
-
-    iteration_units: float
-    max_iter: int
-    assign_units: float
-    tol: float = 1e-4
-
-
-def _place_of(phase: str) -> int:
-    return _ORDER.index("split" if phase == "clusters" else phase)
-
-
-class Piece(NamedTuple):
-    """Work of a kind, in a step of its level: its units."""
-
-    kind: Kind
-    units: float
-    step: int
-
-    @property
-    def place(self) -> tuple[int, int, int]:
-        """Where it is in a run."""
-        return self.kind.level, self.step, _place_of(self.kind.phase)
-
-
-def steps_of(level: Mapping[str, Any]) -> list[Step]:
-    """Plan the k-means of a level from its entry in ``run_started``: the first one, then the resampling steps.
-
-    The entry has ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster,
-    and ``max_iter``.
-
-    Examples
-    --------
-    >>> first, second = steps_of({"n": 1000, "k": 10, "d": 2, "m": 1, "r": 5, "max_iter": 50})
-    >>> first.iteration_units, second.iteration_units, second.assign_units
-    (20000.0, 1000.0, 20000.0)
-    """
-    n, k, d = (float(level[name]) for name in ("n", "k", "d"))
-    max_iter, tol = int(level["max_iter"]), float(level.get("tol", 1e-4))
-    first = Step(n * k * d, max_iter, n * k * d, tol)
-    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d, tol)
-    return [first] + [resampling] * int(level["m"])
-
-
-def _resampled(level: Mapping[str, Any]) -> float:
-    """Rows of a resampling step."""
-    n, k, r = float(level["n"]), float(level["k"]), level.get("r")
-    return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
-
-
-def splitting_of(level: Mapping[str, Any]) -> Step | None:
-    """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
-
-    Examples
-    --------
-    >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
-    Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0, tol=0.0001)
-    """
-    n_splits = int(level.get("n_splits", 1))
-    units = float(level["n"]) * n_splits * float(level["d"])
-    return Step(units, int(level["max_iter"]), units) if n_splits > 1 else None
-
-
-def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -> list[Piece]:
-    """Phases of a k-means over n rows, of a level with that number.
-
-    Examples
-    --------
-    >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
-    >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
-    [('draw', 20000.0), ('choose', 150600.0), ('refine', 600.0), ('iterate', 20000.0)]
-    """
-    k, d, init = float(level["k"]), float(level["d"]), level.get("init", "coreset")
-    points = min(n, POINTS_PER_CLUSTER.get(init, math.inf) * k)
-    is_drawn = points < n and init != "random"
-    size = points if init == "k-means++" else min(points, WALK_POINTS)
-    units = {
-        "draw": n * k * d if is_drawn else 0.0,
-        "choose": k * size * (d + 500) if init != "random" else 0.0,
-        "refine": points * k * d if is_drawn and init == "coreset" else 0.0,
-        "iterate": n * k * d,
-    }
-    what = "resampling" if step else "first"
-    return [Piece(Kind(number, what, phase), amount, step) for phase, amount in units.items() if amount]
-
-
-def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
-    """All work of a level, in the order in which it is done."""
-    n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
-    resampled, split, pieces = _resampled(level), splitting_of(level), list[Piece]()
-    for step in range(m + 1):
-        pieces += k_means_pieces(level, number, step, resampled if step else n)
-        pieces.append(Piece(Kind(number, "level", "assign"), n * k * d, step))
-        if step < m:
-            pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
-    if split is not None:
-        pieces.append(Piece(Kind(number, "level", "split"), split.iteration_units, m))
-        pieces.append(Piece(Kind(number, "level", "clusters"), k, m))
-    return [*pieces, Piece(Kind(number, "level", "write"), n, m)]
 
 
 def iterations_of(drops: Sequence[float], tol: float, max_iter: int) -> float:
@@ -261,11 +156,9 @@ class TimeLeft:
     (5, 6, 7)
     """
 
-    plan: list[list[Step]] = field(default_factory=list)
-    splittings: list[Step | None] = field(default_factory=list)
-    _levels: list[Mapping[str, Any]] = field(default_factory=list)
+    _levels: list[Mapping[str, Any]] = field(default_factory=list)  # as planned
     _durations: Durations = field(default_factory=Durations)
-    _coming: list[Piece] = field(default_factory=list)  # not begun
+    _coming: Agenda = field(default_factory=Agenda)
     _absent: set[Kind] = field(default_factory=set)  # planned, but no k-means like it has it
     _now: _UnderWay | None = None
     _place: tuple[int, int] = 1, 0  # level and step of the k-means under way
@@ -281,7 +174,7 @@ class TimeLeft:
 
     def at(self, now: float) -> Left | None:
         """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
-        coming = Counter((piece.kind, piece.units) for piece in self._coming if piece.kind not in self._absent)
+        coming = {piece: number for piece, number in self._coming.counts.items() if piece[0] not in self._absent}
         current = self._rest()
         if current is None and (self._now is not None or not self._durations.timed):
             return None
@@ -326,11 +219,10 @@ class TimeLeft:
     def _begin(self, level: int, step: int, phase: str, time: float) -> None:
         """What is under way ends, and a phase begins."""
         self._end(time)
-        place = level, step, _place_of(phase)
-        self._skipped += [piece for piece in self._coming if (level, step, -1) < piece.place < place]
-        pieces = [piece for piece in self._coming if piece.place == place]
-        self._coming = [piece for piece in self._coming if piece.place > place]
-        self._now = _UnderWay(pieces, time, time)
+        place = level, step, place_of(phase)
+        taken = self._coming.take(place)
+        self._skipped += [piece for piece in taken if (level, step, -1) < piece.place < place]
+        self._now = _UnderWay([piece for piece in taken if piece.place == place], time, time)
 
     def _end(self, time: float) -> None:
         now, self._now = self._now, None
@@ -339,23 +231,22 @@ class TimeLeft:
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._levels, self._durations.on_workers = fields["levels"], fields.get("dashboard") is not None
-        self.plan = [steps_of(level) for level in self._levels]
-        self.splittings = [splitting_of(level) for level in self._levels]
-        self._coming = [piece for number, level in enumerate(self._levels, 1) for piece in level_pieces(level, number)]
+        planned = (level_pieces(level, number) for number, level in enumerate(self._levels, 1))
+        self._coming = Agenda(itertools.chain.from_iterable(planned))
         self._now = None
 
     def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self.plan, self._coming, self._now = [], [], None
+        self._levels, self._coming, self._now = [], Agenda(), None
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._end(time)
-        self._coming = [piece for piece in self._coming if piece.kind.level >= int(fields["level"])]
+        self._coming.take((int(fields["level"]), -1, -1))
 
     def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
         level, step = self._place = int(fields["level"]), int(fields["step"])
-        if not self.plan:
-            self._coming = k_means_pieces({"d": 1, **fields}, level, step, float(fields["n"]))
-        phases = [piece.kind.phase for piece in self._coming if piece.place[:2] == self._place]
+        if not self._levels:
+            self._coming = Agenda(k_means_pieces({"d": 1, **fields}, level, step, float(fields["n"])))
+        phases = [piece.kind.phase for piece in self._coming.of_step(level, step)]
         self._begin(*self._place, phases[0] if phases else "iterate", time)
         self._skipped = []
 
@@ -363,6 +254,7 @@ class TimeLeft:
         if self._now is None:
             return
         phase, share = fields["phase"], fields["done"] / max(1, fields["total"])
+        phase = "choose" if phase == "walk" else phase
         if self._now.phase != phase:
             self._begin(*self._place, phase, time)
         if phase == "draw":  # passes over the rows draw more and more
@@ -375,8 +267,7 @@ class TimeLeft:
 
     def _of_k_means(self) -> list[Piece]:
         """Phases of the k-means under way that are not begun."""
-        last = *self._place, _place_of("iterate")
-        return [piece for piece in self._coming if (*self._place, 0) <= piece.place <= last]
+        return [piece for piece in self._coming.of_step(*self._place) if piece.place[2] <= place_of("iterate")]
 
     def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
         if self._now is None:
@@ -395,9 +286,8 @@ class TimeLeft:
     def _merge(self) -> None:
         """The k-means is one piece from now on."""
         if self._now is not None:
-            rest = self._of_k_means()
-            self._now.pieces += rest
-            self._coming = [piece for piece in self._coming if piece not in rest]
+            self._now.pieces += self._of_k_means()
+            self._coming.take((*self._place, place_of("iterate")))
 
     def _tol(self, level: int) -> float:
         return float(self._levels[level - 1].get("tol", 1e-4)) if level <= len(self._levels) else 1e-4
@@ -411,13 +301,13 @@ class TimeLeft:
 
     def _on_assigned(self, fields: Mapping[str, Any], time: float) -> None:
         level, step = int(fields["level"]), int(fields["step"])
-        after = [piece.kind.phase for piece in self._coming if piece.place[:2] == (level, step)]
+        after = [piece.kind.phase for piece in self._coming.of_step(level, step)]
         if self._now is not None and after:
             self._begin(level, step, after[0], time)
 
     def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
         share = fields["done"] / max(1, fields["total"])
-        if not self.plan:
+        if not self._levels:
             return
         level = int(fields["level"])
         step = int(self._levels[level - 1]["m"])
@@ -425,11 +315,12 @@ class TimeLeft:
             self._begin(level, step, "split", time)
         elif share > self._now.first:
             self._now.report(share, time)
-        if share == 1:
-            self._begin(level, step, "write", time)
+        following = self._coming.first_after((level, step, place_of("split")))
+        if share == 1 and following is not None:
+            self._begin(level, following.step, following.kind.phase, time)
 
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
-        if self.plan:
+        if self._levels:
             return
         share, now = fields["done"] / max(1, fields["total"]), self._now
         if now is None or now.name != fields["stage"] or share < now.share:

@@ -21,7 +21,7 @@ from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.phases import PhaseClock, spent_so_far
 from hkm_dask.planning.plan import Plan, make_plan
 from hkm_dask.planning.workers import PlannedRows, Workers
-from hkm_dask.view.timeleft import TimeLeft
+from hkm_dask.view.pieces import splitting_of, steps_of
 
 N, D, LIMIT = 6000, 64, 1 << 30
 
@@ -65,11 +65,11 @@ def test_memory_and_units_are_those_of_the_build(
     plan = plan_of(pool, config, Workers.here(LIMIT))
     assert [(plan.stages, plan.budget, plan.inputs)] == checked
     (begun,) = (event for event in events if event.kind == "run_started")
+    assert begun.fields["levels"][0].pop("n_labeled", None) == (N if "fit_sample" in settings else None)
     assert [level.shape for level in plan.levels] == begun.fields["levels"]
-    left = TimeLeft()
-    left.update(begun)
-    for level, steps, split in zip(plan.levels, left.plan, left.splittings, strict=True):
-        whole = sum(step.iteration_units * step.max_iter + step.assign_units for step in steps)
+    for level in plan.levels:
+        split = splitting_of(level.shape)
+        whole = sum(step.iteration_units * step.max_iter + step.assign_units for step in steps_of(level.shape))
         assert level.units == whole + (
             0 if split is None else split.iteration_units * split.max_iter + split.assign_units
         )

@@ -1,4 +1,5 @@
 import io
+import json
 import re
 import threading
 import time
@@ -190,6 +191,31 @@ def test_without_a_terminal_silence_is_broken_by_what_was_said_last() -> None:
     assert len(lines) >= 3
     assert len({line.partition("] ")[2].partition(", about")[0] for line in lines[1:]}) == 1
     assert "level 1 of 2, first k-means" in lines[-1]
+
+
+def test_what_runs_is_named_until_there_is_more_to_tell() -> None:
+    live = Display(Console(file=io.StringIO(), width=40, force_terminal=True, color_system=None), name="hkm sample")
+    with live.console.capture() as drawn:
+        live.console.print(live)
+    assert [line.rstrip() for line in drawn.get().splitlines()] == ["hkm sample", "working", "0:00:00 so far"]
+    console = Console(file=io.StringIO(), width=80)
+    with show_progress(console, interval=0.2, name="hkm sample"):
+        deadline = time.monotonic() + 30
+        while not console.file.getvalue() and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            time.sleep(0.05)
+    assert "] hkm sample, working\n" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_machines_get_a_heartbeat_where_nothing_happens() -> None:
+    console = Console(file=io.StringIO())
+    with show_progress(console, interval=0.2, as_json=True):
+        emit("progress", stage="ingest", done=1, total=4)
+        deadline = time.monotonic() + 30
+        while console.file.getvalue().count("\n") < 3 and time.monotonic() < deadline:  # type: ignore[attr-defined]
+            time.sleep(0.05)
+    events = [json.loads(line) for line in console.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+    assert [event["event"] for event in events[:3]] == ["progress", "heartbeat", "heartbeat"]
+    assert events[2]["time"] - events[1]["time"] >= 0.2
 
 
 def test_stages_count_and_their_last_piece_is_always_told() -> None:

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from hkm_dask.events import Event
-from hkm_dask.view.timeleft import Left, TimeLeft, iterations_of, splitting_of, steps_of
+from hkm_dask.view.pieces import Agenda, level_pieces, splitting_of, steps_of
+from hkm_dask.view.timeleft import Left, TimeLeft, iterations_of
 
 LEVELS = [
     {"n": 100_000, "k": 1000, "d": 64, "m": 3, "r": 20, "max_iter": 50},
@@ -38,7 +39,8 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
                 now += pace
                 yield Event("iteration", {**of_step, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
             yield Event("step_finished", {**of_step, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
-            now += cost.assign_units * SECONDS_PER_UNIT
+            labeled = level.get("n_labeled", level["n"]) / level["n"] if step == level["m"] else 1
+            now += cost.assign_units * labeled * SECONDS_PER_UNIT
             yield Event("assigned", of_step, now)
         split = splitting_of(level)
         for done in range(5) if split is not None else ():
@@ -46,7 +48,7 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
             if split is not None and done < 4:
                 units = split.iteration_units * (seeding + share * split.max_iter) + split.assign_units
                 now += units / 4 * SECONDS_PER_UNIT
-        now += 0.05 + 1e-6 * level["n"]  # what is written
+        now += 0.05 + 1e-6 * level.get("n_labeled", level["n"])  # what is written
         yield Event("level_finished", {"level": number, "seconds": 1.0}, now)
     yield Event("run_finished", {"seconds": now - 1000.0}, now)
 
@@ -240,6 +242,43 @@ def test_other_work_is_told_by_what_it_counts_and_more_surely_with_every_report(
     assert margins == sorted(margins, reverse=True)
     left.update(Event("progress", {"stage": "verify", "done": 1, "total": 10}, 200.0))
     assert left.at(200.0) is None  # another piece of work, which began nobody knows when
+
+
+def test_all_rows_are_assigned_after_a_fit_on_some() -> None:
+    # The last assignment is as long as 200 iterations: more than all that comes before it.
+    events = list(run(0.4, 3.0, [{**LEVELS[0], "m": 1, "n_labeled": 20_000_000}]))
+    told = [(really, left) for event, really, left in estimates(events) if event.fields.get("step") == 1]
+    for really, left in told[4:]:
+        assert left is not None
+        assert left.expected == pytest.approx(really, rel=0.25)
+
+
+def test_splits_are_followed_by_the_assignment_of_all_rows() -> None:
+    level = {"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 5, "n_splits": 4, "n_labeled": 10**9}
+    left = TimeLeft()
+    left.update(Event("run_started", {"levels": [level]}, 0.0))
+    left.update(Event("step_started", {"level": 1, "step": 0, "n": 1000, "k": 10, "max_iter": 5}, 0.0))
+    left.update(Event("step_finished", {"level": 1, "step": 0, "n_iter": 3}, 1.0))
+    left.update(Event("assigned", {"level": 1, "step": 0}, 1.1))
+    for done in range(11):
+        left.update(Event("splitting", {"level": 1, "done": done, "total": 10}, 2.0 + 0.1 * done))
+    told = left.at(3.0)
+    assert told is not None
+    assert told.expected > 1000  # and not the second that writing takes
+    left.update(Event("assigned", {"level": 1, "step": 1}, 5000.0))
+    written = left.at(5000.0)
+    assert written is not None
+    assert written.expected < told.expected
+
+
+def test_what_is_counted_does_not_grow_with_the_number_of_resamplings() -> None:
+    agenda = [Agenda(level_pieces({**LEVELS[0], "m": m}, 1)) for m in (2, 10_000)]
+    assert len(agenda[0].counts) == len(agenda[1].counts)
+    taken = agenda[1].take((1, 5000, 9))
+    assert len(taken) + agenda[1].counts.total() == len(level_pieces({**LEVELS[0], "m": 10_000}, 1))
+    assert {piece.step for piece in taken} == set(range(5001))
+    after = agenda[1].first_after((1, 5001, 0))
+    assert after == agenda[1].of_step(1, 5001)[1]
 
 
 def test_the_margin_shrinks_as_steps_are_timed_and_widens_where_they_differ() -> None:

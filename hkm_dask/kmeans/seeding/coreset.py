@@ -47,6 +47,8 @@ _COARSE = 0.01
 #: points; nothing is looked for where, about the mean, no point is this many times as far as most.
 _FAR, _FAR_SHARE, _SUSPECT = 64.0, 1.0 / 3.0, 4.0
 _NO_TABLE = np.empty((0, 0), np.float32)
+#: Terms of squared distances that a walk sums up, about a second, before it tells how far it is.
+_PIECE_TERMS = 2e9
 #: Rows of the table one task makes, and those it scores at once: whole blocks of the product, for a core's own cache.
 _PAIR_ROWS, _COARSE_ROWS = 256, 24
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
@@ -102,16 +104,24 @@ def n_trials_for(n_clusters: int) -> int:
 
 def _walk(
     points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
-    runner: Runner | None,
+    runner: Runner | None, report: Callable[[int, int], None] | None = None,
 ) -> _Walked:  # fmt: skip
-    """The points chosen, and the weighted sum of D² that each choice left."""
+    """The points chosen, and the weighted sum of D² that each choice left; a long walk tells a `report` on its way."""
     n_chosen = min(n_clusters, len(points))
     draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
 
     def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
-        chosen, left = np.empty(n_chosen, np.int64), np.empty(n_chosen)
-        n_steps = greedy.greedy_walk(between, columns, weights.astype(np.float64), draws, chosen, left)
-        return chosen[:n_steps], left[:n_steps]
+        chosen, left, closest = np.empty(n_chosen, np.int64), np.empty(n_chosen), np.empty(len(points), np.float32)
+        sizes, n_done = weights.astype(np.float64), 0
+        step = max(1, int(_PIECE_TERMS / (len(points) * n_trials * max(1, len(columns)))))
+        for low in range(0, n_chosen, step):
+            some = slice(low, low + step)
+            n_done += greedy.greedy_walk(between, columns, sizes, draws[some], chosen[some], left[some], closest, low)
+            if n_done < min(low + step, n_chosen):
+                break
+            if report is not None and n_done < n_chosen:
+                report(n_done, n_chosen)
+        return chosen[:n_done], left[:n_done]
 
     walked = _walk_about_middle(walk, points, n_chosen, runner)
     # Distinct points are counted only where some may have been lost: sorting them takes as long as the walk.
@@ -286,7 +296,9 @@ def _choose(
     report("choose", 0, len(groups))
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
         some = values[used]
-        chosen, _ = _walk(some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner)
+        chosen, _ = _walk(
+            some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner, report=partial(report, "walk")
+        )
         report("choose", 1, 1)
         return used[chosen]
     n_clusters = min(n_clusters, len(used))

@@ -49,30 +49,32 @@ def _potential(weights, closest, row):  # type: ignore[no-untyped-def]
     return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 
-@kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1])")
-def greedy_walk(between, columns, weights, draws, chosen, left):  # type: ignore[no-untyped-def]
+@kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1], f4[::1], i8)")
+def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):  # type: ignore[no-untyped-def]
     """Greedy k-means++: of several points drawn by weighted D², keep the one that leaves the least; until none is left.
 
     `between` holds all squared distances, or is empty and they are made from the coordinates `columns` (n_features,
     n_points). `draws` are uniform numbers, a row of trials per center; the first center takes the first of its row.
     Writes the points `chosen` (n_clusters,) and the weighted sum of D² that each choice `left`; returns their number.
+    A walk may be made piece by piece: then the pieces have the rows from `first` on, and `closest` (n_points,) between
+    them, the squared distances to the centers so far.
     """
     n_points = weights.shape[0]
     reach = np.empty(n_points)
-    closest = np.empty(n_points, np.float32)
-    for i in range(n_points):
-        closest[i] = np.float32(np.inf)
+    if first == 0:
+        for i in range(n_points):
+            closest[i] = np.float32(np.inf)
     row = np.empty(n_points, np.float32)
     best_row = np.empty(n_points, np.float32)
     for step in range(chosen.shape[0]):
         total = 0.0
         for i in range(n_points):
-            total += weights[i] if step == 0 else weights[i] * np.float64(closest[i])
+            total += weights[i] if first + step == 0 else weights[i] * np.float64(closest[i])
             reach[i] = total
         if not total > 0.0:
             return step
         least = np.inf
-        n_trials = 1 if step == 0 else draws.shape[1]
+        n_trials = 1 if first + step == 0 else draws.shape[1]
         for trial in range(n_trials):
             point = min(first_above(reach, draws[step, trial] * total), n_points - 1)
             _distances_from(point, between, columns, row)

@@ -123,3 +123,20 @@ def test_how_far_it_got_is_told(runner: Runner, monkeypatch: pytest.MonkeyPatch)
         assert n_groups > 1
         assert [done for done, _ in phases["choose"]][: n_groups + 1] == list(range(n_groups + 1))
         assert phases.get("refine", [(2, 2)])[-1] == (2, 2)
+
+
+@pytest.mark.parametrize("d", [3, 20])
+def test_a_long_walk_tells_how_far_it_is_and_makes_the_same_choices(
+    d: int, runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = ArrayRows(blobs(300, d))
+    geometry = make_geometry(rows, runner, n_clusters=50)
+    at_once = seed(rows, 50, init="k-means++", geometry=geometry, key=1, runner=runner).centroids
+    # 300 points, 5 trials, 7 centers at a time; a table of distances has a term for each pair, coordinates d.
+    monkeypatch.setattr(coreset, "_PIECE_TERMS", 7 * 300 * 5 * (1 if d == 20 else d))
+    told: list[tuple[str, int, int]] = []
+    tell = partial(lambda seen, *one: seen.append(one), told)
+    piecewise = seed(rows, 50, init="k-means++", geometry=geometry, key=1, runner=runner, report=tell).centroids
+    np.testing.assert_array_equal(piecewise, at_once)
+    assert [one for one in told if one[0] == "walk"] == [("walk", done, 50) for done in range(7, 50, 7)]
+    assert told[-1] == ("choose", 1, 1)

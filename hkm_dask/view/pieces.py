@@ -1,0 +1,163 @@
+"""The work of a run as pieces: phases of each k-means, then its assignment; of each level what is split and written."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
+from hkm_dask.view.durations import Kind
+
+#: Phases in the order in which they come in a step.
+_ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "write")
+
+
+@dataclass(frozen=True)
+class Step:
+    """One k-means: what an iteration of it costs, its cap, what labeling the level costs afterwards, and its `tol`."""
+
+    iteration_units: float
+    max_iter: int
+    assign_units: float
+    tol: float = 1e-4
+
+
+def place_of(phase: str) -> int:
+    """Number of a phase in the order in which they come; of clusters that are split as that of the splitting."""
+    return _ORDER.index("split" if phase == "clusters" else phase)
+
+
+class Piece(NamedTuple):
+    """Work of a kind, in a step of its level: its units."""
+
+    kind: Kind
+    units: float
+    step: int
+
+    @property
+    def place(self) -> tuple[int, int, int]:
+        """Where it is in a run."""
+        return self.kind.level, self.step, place_of(self.kind.phase)
+
+
+def steps_of(level: Mapping[str, Any]) -> list[Step]:
+    """Plan the k-means of a level from its entry in ``run_started``: the first one, then the resampling steps.
+
+    The entry has ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster,
+    and ``max_iter``.
+
+    Examples
+    --------
+    >>> first, second = steps_of({"n": 1000, "k": 10, "d": 2, "m": 1, "r": 5, "max_iter": 50})
+    >>> first.iteration_units, second.iteration_units, second.assign_units
+    (20000.0, 1000.0, 20000.0)
+    """
+    n, k, d = (float(level[name]) for name in ("n", "k", "d"))
+    max_iter, tol = int(level["max_iter"]), float(level.get("tol", 1e-4))
+    first = Step(n * k * d, max_iter, n * k * d, tol)
+    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d, tol)
+    return [first] + [resampling] * int(level["m"])
+
+
+def _resampled(level: Mapping[str, Any]) -> float:
+    """Rows of a resampling step."""
+    n, k, r = float(level["n"]), float(level["k"]), level.get("r")
+    return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
+
+
+def splitting_of(level: Mapping[str, Any]) -> Step | None:
+    """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
+
+    Examples
+    --------
+    >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
+    Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0, tol=0.0001)
+    """
+    n_splits = int(level.get("n_splits", 1))
+    units = float(level["n"]) * n_splits * float(level["d"])
+    return Step(units, int(level["max_iter"]), units) if n_splits > 1 else None
+
+
+def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -> list[Piece]:
+    """Phases of a k-means over n rows, of a level with that number.
+
+    Examples
+    --------
+    >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
+    >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
+    [('draw', 20000.0), ('choose', 150600.0), ('refine', 600.0), ('iterate', 20000.0)]
+    """
+    k, d, init = float(level["k"]), float(level["d"]), level.get("init", "coreset")
+    points = min(n, POINTS_PER_CLUSTER.get(init, math.inf) * k)
+    is_drawn = points < n and init != "random"
+    size = points if init == "k-means++" else min(points, WALK_POINTS)
+    units = {
+        "draw": n * k * d if is_drawn else 0.0,
+        "choose": k * size * (d + 500) if init != "random" else 0.0,
+        "refine": points * k * d if is_drawn and init == "coreset" else 0.0,
+        "iterate": n * k * d,
+    }
+    what = "resampling" if step else "first"
+    return [Piece(Kind(number, what, phase), amount, step) for phase, amount in units.items() if amount]
+
+
+def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
+    """All work of a level, in the order in which it is done.
+
+    Where a level is fit on a sample, all its ``n_labeled`` rows are assigned in the end.
+    """
+    n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
+    resampled, split, pieces = _resampled(level), splitting_of(level), list[Piece]()
+    n_labeled = float(level.get("n_labeled", n))
+    for step in range(m + 1):
+        pieces += k_means_pieces(level, number, step, resampled if step else n)
+        n_assigned = n_labeled if step == m and split is None else n
+        pieces.append(Piece(Kind(number, "level", "assign"), n_assigned * k * d, step))
+        if step < m:
+            pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
+    if split is not None:
+        pieces.append(Piece(Kind(number, "level", "split"), split.iteration_units, m))
+        pieces.append(Piece(Kind(number, "level", "clusters"), k, m))
+        if n_labeled > n:
+            m += 1
+            pieces.append(Piece(Kind(number, "level", "assign"), n_labeled * k * int(level["n_splits"]) * d, m))
+    return [*pieces, Piece(Kind(number, "level", "write"), n_labeled, m)]
+
+
+class Agenda:
+    """Pieces that are not begun, in the order in which they are done.
+
+    What is asked of it costs as much as there are kinds of pieces, however many pieces there are.
+
+    Attributes
+    ----------
+    counts : Counter
+        How many pieces there are of a kind with its units.
+    """
+
+    def __init__(self, pieces: Iterable[Piece] = ()) -> None:
+        self._pieces = deque(pieces)
+        self.counts = Counter((piece.kind, piece.units) for piece in self._pieces)
+
+    def take(self, last: tuple[int, int, int]) -> list[Piece]:
+        """Take out the pieces up to a place, that one included."""
+        taken = list(itertools.takewhile(lambda piece: piece.place <= last, self._pieces))
+        for piece in taken:
+            self._pieces.popleft()
+            self.counts[piece.kind, piece.units] -= 1
+            if not self.counts[piece.kind, piece.units]:
+                del self.counts[piece.kind, piece.units]
+        return taken
+
+    def of_step(self, level: int, step: int) -> list[Piece]:
+        """Pieces of a step of a level."""
+        upto = itertools.takewhile(lambda piece: piece.place[:2] <= (level, step), self._pieces)
+        return [piece for piece in upto if piece.place[:2] == (level, step)]
+
+    def first_after(self, place: tuple[int, int, int]) -> Piece | None:
+        """The next piece behind a place."""
+        return next((piece for piece in self._pieces if piece.place > place), None)
