@@ -15,6 +15,8 @@ _STAGED, _DEVICE_SHARE = 4, 0.8
 class PlannedRunner(Runner):
     """Plans for `n_workers` of `n_threads` each, who may hold `memory_limit` bytes, and `device_memory` on a GPU.
 
+    What processes of a cluster (`is_cluster`) hand to each other, they hand on in files.
+
     Examples
     --------
     >>> with PlannedRunner(4, 2, 1 << 30) as runner:
@@ -22,15 +24,26 @@ class PlannedRunner(Runner):
     (4, 2, 599)
     """
 
-    def __init__(self, n_workers: int, n_threads: int, memory_limit: int, device_memory: int | None = None) -> None:
+    def __init__(
+        self, n_workers: int, n_threads: int, memory_limit: int, device_memory: int | None = None, *,
+        is_cluster: bool = False,
+    ) -> None:  # fmt: skip
         super().__init__(n_threads=n_workers * n_threads, memory_limit=memory_limit)
-        self.n_workers = n_workers
+        self.n_workers, self.is_cluster = n_workers, is_cluster
         on_device = device_memory is not None
         self.device_budget = int(_DEVICE_SHARE * device_memory) if device_memory is not None else None
         self.n_staged = _STAGED if on_device else 0
 
     def __enter__(self) -> PlannedRunner:
         return self
+
+    def keeps_in_files(self, n_bytes: int) -> bool:
+        """See `Runner.keeps_in_files`."""
+        return self.is_cluster or super().keeps_in_files(n_bytes)
+
+    def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
+        """See `Runner.fits_in_memory`."""
+        return not self.is_cluster and super().fits_in_memory(n_bytes, beside)
 
     def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
         """How a stage over some rows is run, as `split` plans it; None where not one task fits."""

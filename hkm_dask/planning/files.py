@@ -8,7 +8,8 @@ from typing import Any
 from hkm_dask.compute.memory import MEMBER_BYTES
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.external_sort import n_at_once
+from hkm_dask.hierarchy.external_sort import n_at_once, rows_at_once
+from hkm_dask.hierarchy.source import label_chunk_rows
 
 #: Places at which rows are sampled to find the middle of all and their directions, and rows of both samples together.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, 1024 + 8192
@@ -70,6 +71,15 @@ def level_files(
         files["seeding"] = FileBytes(stored + _chunk_bytes(rows) + again * max(0, passes - m - 2))
         files["assign"] += FileBytes(again * (m + 1))
         files["gather"] = FileBytes(again * m)
+    if m:
+        n_parts = min(runner.n_parts(2.0 * shape["n"] * k * d), -(-rows.n_rows // label_chunk_rows(rows)))
+        picked = picked_members(shape["n"], k, shape["r"], n_parts, runner)
+        for phase, one in picked.items():
+            files[phase] = files.get(phase, FileBytes()) + FileBytes(m * one.read, m * one.written)
+        members = min(shape["n"], k * shape["r"]) * (rows.row_bytes if number == 1 else 4 * d)
+        if runner.device_budget is None and not runner.fits_in_memory(members):
+            files["gather"] += FileBytes(0, m * members)
+            files["seeding"] = files.get("seeding", FileBytes()) + FileBytes(m * members)
     if shape["n_splits"] > 1:
         # 100 bytes of a row are read and 44 written, most of them in memory where they are few.
         files["split"] = FileBytes(stored + ends + 100 * n_total, stored + ends + 44 * n_total)
@@ -82,6 +92,21 @@ def sorted_members(n: int, runner: Runner) -> FileBytes:
         return FileBytes(2 * 8 * n, 8 * n)
     scratch = MEMBER_BYTES * n if runner.keeps_in_files(MEMBER_BYTES * n) else 0
     return FileBytes((2 + _KEY_BYTES) * 8 * n + scratch, 8 * n + scratch)
+
+
+def picked_members(n: int, k: int, r: int, n_parts: int, runner: Runner) -> dict[str, FileBytes]:
+    """Of a resampling: each of `n_parts` picks up to `r` rows of a cluster, among which are chosen so many row numbers.
+
+    What was picked is read for that; in more shares than one to cut and to sort, and once more to leave out some.
+    """
+    n_picked, n_chosen = min(n, k * r * n_parts), min(n, k * r)
+    if not runner.keeps_in_files(MEMBER_BYTES * n_picked):
+        return {}
+    times_read, times_written = (1, 1) if n_picked <= rows_at_once(runner) else (3, 2)
+    numbers, members = 8 * n_chosen, MEMBER_BYTES * n_picked
+    return {
+        "assign": FileBytes(times_read * members, times_written * members + numbers), "gather": FileBytes(numbers)
+    }  # fmt: skip
 
 
 def _chunk_bytes(rows: Rows) -> int:

@@ -81,7 +81,7 @@ class Workers:
     def runner(self) -> PlannedRunner:
         """A runner that plans as theirs would."""
         size = None if self.gpu is None else self.gpu.size
-        return PlannedRunner(self.n_workers, self.n_threads, self.memory_limit, size)
+        return PlannedRunner(self.n_workers, self.n_threads, self.memory_limit, size, is_cluster=self.is_cluster)
 
     @property
     def rates(self) -> Rates | None:

@@ -11,11 +11,12 @@ from hkm_dask.config import Config
 from hkm_dask.data import store
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import build, level_arrays
+from hkm_dask.hierarchy import assign, build, candidates, external_sort, level_arrays
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.level_plans import level_plans
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.planning import files
 from hkm_dask.planning.files import FileBytes, sorted_members
 from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.phases import PhaseClock, spent_so_far
@@ -80,13 +81,34 @@ def test_bytes_read_and_written_are_those_planned(pool: Path, tmp_path: Path) ->
     clock = PhaseClock()
     with subscribe(clock):
         write_hierarchy(pool, tmp_path / "tree.zarr", config, memory_limit=LIMIT)
-    plan, files = plan_of(pool, config, Workers.here(LIMIT)), FileBytes()
+    plan, planned = plan_of(pool, config, Workers.here(LIMIT)), FileBytes()
     for level in plan.levels:
-        files += sum(level.files.values(), FileBytes())
+        planned += sum(level.files.values(), FileBytes())
     assert plan.resident == 1.0
-    assert sum(spent.written for spent in clock.spent.values()) == pytest.approx(files.written, rel=0.25)
-    assert sum(spent.read for spent in clock.spent.values()) == pytest.approx(files.read, rel=0.25)
+    assert sum(spent.written for spent in clock.spent.values()) == pytest.approx(planned.written, rel=0.25)
+    assert sum(spent.read for spent in clock.spent.values()) == pytest.approx(planned.read, rel=0.25)
     assert [len(clock.iterations[place]) for place in ((1, False), (1, True), (2, True))] == [1, 2, 1]
+
+
+@pytest.mark.parametrize("at_once", [100_000, 10_000])
+def test_bytes_that_workers_hand_on_in_files_are_planned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int
+) -> None:
+    """Members that are picked, chosen at once or in shares, and gathered: threads do as workers do."""
+    monkeypatch.setattr(Runner, "keeps_in_files", lambda runner, n_bytes: True)
+    monkeypatch.setattr(Runner, "fits_in_memory", lambda runner, n_bytes, beside=None: False)
+    for module in (assign, candidates, external_sort, files):
+        monkeypatch.setattr(module, "rows_at_once", lambda runner: at_once)
+    rows = np.random.default_rng(0).normal(size=(60_000, 4)).astype(np.float16)
+    pool = Path(ingest(rows, tmp_path / "pool.zarr", chunk_mb=0.1).path)
+    config = Config.from_flags((20,), n_resamples=2, max_iter=2)
+    clock = PhaseClock()
+    with subscribe(clock):
+        write_hierarchy(pool, tmp_path / "tree.zarr", config, memory_limit=LIMIT)
+    (level,), spent = plan_of(pool, config, Workers.here(LIMIT)).levels, clock.phases()
+    assert spent["assign"].written == pytest.approx(level.files["assign"].written, rel=0.25)
+    assert spent["assign"].read == pytest.approx(level.files["assign"].read, rel=0.25)
+    assert spent["gather"].written == pytest.approx(level.files["gather"].written, rel=0.25)
 
 
 @pytest.mark.parametrize("n", [2 << 16, 10 << 16])
