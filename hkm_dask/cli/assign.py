@@ -25,10 +25,10 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
     OUT.zarr has their clusters as level_1, level_2 and so on, their Euclidean distance to the level-1 centroid, and
     their ids; xarray.open_zarr opens it. The tree stays as it is. Interrupted, the same command resumes.
     """
-    from hkm_dask.hierarchy import assignment
-    from hkm_dask.view import info
-
     with output.run(place) as runner:
+        from hkm_dask.hierarchy import assignment
+        from hkm_dask.view import info
+
         assignment.assign(tree, pool, out, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     facts = info.describe(out)
     output.answer(facts, info.render(facts))

@@ -31,9 +31,9 @@ def compare(
     the rows it clusters. Told are sizes, overlap, clusters covered and how evenly at every level, how far the pool is
     from each, near-duplicates within each, and the pool's columns.
     """
-    from hkm_dask.curation import compare as curation
-
     with output.progress():
+        from hkm_dask.curation import compare as curation
+
         found = curation.compare(
             a, b, tree=tree, pool=pool, threshold=threshold, sample=sample, seed=seed, memory_limit=memory_limit
         )

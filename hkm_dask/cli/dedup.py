@@ -38,9 +38,10 @@ def dedup(
     numbers of the rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at.
     --removed is for hkm sample --exclude-ids.
     """
-    from hkm_dask.curation import dedup as curation
+    with output.progress():
+        from hkm_dask.curation import dedup as curation
 
-    curation.check_targets(out, removed, groups)
+        curation.check_targets(out, removed, groups)
     with output.run(place) as runner:
         found = curation.dedup(
             store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,

@@ -24,9 +24,9 @@ def export(store: Location, out: Location, embeddings: bool, xy: bool, output: O
     Its columns are row, id, the columns of the pool, and of a tree the cluster at every level and the distance to the
     level-1 centroid. It is written block by block, so it may be larger than memory.
     """
-    from hkm_dask.hierarchy.table import export as run_export
-
     with output.progress():
+        from hkm_dask.hierarchy.table import export as run_export
+
         run_export(store, out, embeddings=embeddings, xy=xy)
     import pyarrow.parquet as pq
 

@@ -44,10 +44,10 @@ def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Outpu
     such shards, of clip-retrieval or of Hugging Face's save_to_disk, or a Zarr array or group; several are put one
     after the other.
     """
-    from hkm_dask.ingestion.ingest import ingest as run_ingest
-    from hkm_dask.view import info
-
     with output.run(place) as runner:
+        from hkm_dask.ingestion.ingest import ingest as run_ingest
+        from hkm_dask.view import info
+
         run_ingest(list(sources), pool, client=runner.client, **options)
     facts = info.describe(pool)
     output.answer(facts, info.render(facts))

@@ -27,9 +27,9 @@ def report(tree: Path, out: Path, output: Output, **options: Any) -> None:
     and by column, near-duplicates left in the draw, and warnings where curation looks harmful. The file needs no other
     and no network; clusters are named LEVEL:NUMBER, as --exclude of hkm sample takes them.
     """
-    from hkm_dask.view.report.report import report as write_report
-
     with output.progress():
+        from hkm_dask.view.report.report import report as write_report
+
         target = write_report(tree, out, **options)
     size = target.stat().st_size
     output.answer({"out": str(target), "n_bytes": size}, f"{target}: {size / 2**20:.1f} MiB")

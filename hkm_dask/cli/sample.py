@@ -74,17 +74,16 @@ def sample(tree: Location, size: int, out: Location, output: Output, **options: 
     Rules hold exactly, and so does the size: what the rules leave is shared out evenly among the clusters. A size
     beyond it is refused. --exclude, --only and --exclude-ids may be given several times.
     """
-    from hkm_dask.hierarchy import export
-
-    export.check_target(out)
-    from hkm_dask.hierarchy.sampling import sample as draw
-    from hkm_dask.hierarchy.tree import open_hierarchy
-
     for name in ("exclude", "only"):
         options[name] = [cluster for clusters in options[name] for cluster in clusters]
     for name in ("max_per", "quotas"):
         options[name] = {column: value for given in options[name] for column, value in given.items()}
     with output.progress():
+        from hkm_dask.hierarchy import export
+        from hkm_dask.hierarchy.sampling import sample as draw
+        from hkm_dask.hierarchy.tree import open_hierarchy
+
+        export.check_target(out)
         opened = open_hierarchy(tree)
         rows = draw(opened, size, **options)
         export.write_subset(out, rows, opened)

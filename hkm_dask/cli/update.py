@@ -26,11 +26,11 @@ def update(tree: Location, pool: Location, new: tuple[Location, ...], place: Pla
     TREE.zarr and POOL.zarr are replaced when both are complete. Then renew the draw with hkm sample. Without NEW a tree
     follows its pool that has grown with another tree. Interrupted, the same command resumes.
     """
-    from hkm_dask.data.pool import open_pool
-    from hkm_dask.hierarchy.tree import open_hierarchy
-    from hkm_dask.ingestion.update import update as run_update
-
     with output.run(place) as runner:
+        from hkm_dask.data.pool import open_pool
+        from hkm_dask.hierarchy.tree import open_hierarchy
+        from hkm_dask.ingestion.update import update as run_update
+
         run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit)
     updates = open_hierarchy(tree).attrs.get("updates") or [{"n_samples": open_pool(pool).n_samples}]
     n_samples = open_pool(pool).n_samples

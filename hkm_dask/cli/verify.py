@@ -31,9 +31,9 @@ def verify(
     with its tree, and its ids. Some rows of each level are measured again in float64, against all centroids. It goes on
     after a problem; the exit code is 1 where it found any.
     """
-    from hkm_dask.hierarchy.verify import verify as run_verify
-
     with output.progress():
+        from hkm_dask.hierarchy.verify import verify as run_verify
+
         found = run_verify(store, pool=pool, tree=tree, sample=sample, seed=seed)
     head, *lines = str(found).splitlines()
     output.answer(found.facts(), "\n".join([click.style(head, fg="green" if found.sound else "red"), *lines]))
