@@ -42,8 +42,8 @@ class PlannedRunner(Runner):
         return self.is_cluster or super().keeps_in_files(n_bytes)
 
     def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
-        """See `Runner.fits_in_memory`."""
-        return not self.is_cluster and super().fits_in_memory(n_bytes, beside)
+        """See `Runner.fits_in_memory`; devices are taken to have the room."""
+        return self.device_budget is not None or (not self.is_cluster and super().fits_in_memory(n_bytes, beside))
 
     def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
         """How a stage over some rows is run, as `split` plans it; None where not one task fits."""

@@ -77,7 +77,7 @@ def level_files(
         for phase, one in picked.items():
             files[phase] = files.get(phase, FileBytes()) + FileBytes(m * one.read, m * one.written)
         members = min(shape["n"], k * shape["r"]) * (rows.row_bytes if number == 1 else 4 * d)
-        if runner.device_budget is None and not runner.fits_in_memory(members):
+        if not runner.fits_in_memory(members):
             files["gather"] += FileBytes(0, m * members)
             files["seeding"] = files.get("seeding", FileBytes()) + FileBytes(m * members)
     if shape["n_splits"] > 1:
