@@ -11,7 +11,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _PRELOADED = """
-    pytest hypothesis.strategies xarray dask.array distributed tests.disk tests.forked
+    pytest hypothesis.strategies xarray dask.array distributed tests.compiler tests.disk tests.forked
     hkm_dask.hierarchy.build hkm_dask.embedding.embed hkm_dask.ingestion.ingest hkm_dask.view.info
 """
 _context.set_forkserver_preload(_PRELOADED.split())
