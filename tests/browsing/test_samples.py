@@ -60,7 +60,7 @@ def test_another_column_or_a_file_has_the_captions(pool: Pool, tmp_path: Path) -
     (tmp_path / "c.txt").write_text("".join(f"line {i}\n" for i in range(N)))
     fact = Samples(N, pool, captions=str(tmp_path / "c.txt")).facts(np.array([3]))[0]
     assert (fact["caption"], fact["columns"]["caption"]) == ("line 3", "wolf 3")
-    with pytest.raises(InputError, match="one of the columns caption, score, label, flag, license"):
+    with pytest.raises(InputError, match=r"or a column of the pool \(caption, score, label, flag, license"):
         Samples(N, pool, captions="url")
 
 

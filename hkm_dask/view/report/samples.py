@@ -6,8 +6,6 @@ import base64
 import io
 import os
 from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,14 +14,13 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.view.report.markup import Markup, element, line
+from hkm_dask.view.sample_sources import SampleSources
+from hkm_dask.view.texts import Column
 
-#: Columns that are taken for captions where none is named, and for paths of images where ids are not.
-CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
-PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
 #: Characters of a caption, pixels of a thumbnail, and bytes of all thumbnails of a page.
 CAPTION, SIDE, MAX_BYTES = 120, 56, 3 * 2**20
 
-Texts = Callable[[NDArray[np.int64]], Sequence[str]]
+Texts = Callable[[NDArray[np.int64]], Sequence[str | None]]
 Read = Callable[[str], bytes]
 
 
@@ -41,8 +38,8 @@ class Samples:
         Images left out as the page has no room for them.
     """
 
-    def __init__(self, texts: Texts, known_by: str, paths: Texts | None = None, read: Read | None = None) -> None:
-        self._texts, self._paths, self._read = texts, paths, read
+    def __init__(self, texts: Texts, known_by: str, names: Column | None = None, read: Read | None = None) -> None:
+        self._texts, self._names, self._read = texts, names, read
         self.known_by, self.has_images = known_by, read is not None
         self._captions: dict[int, str] = {}
         self._thumbnails: dict[int, str] = {}
@@ -55,10 +52,10 @@ class Samples:
             return
         numbers = np.array(wanted, np.int64)
         for row, text in zip(wanted, self._texts(numbers), strict=True):
-            self._captions[row] = line(str(text), CAPTION)
-        if self._paths is None or self._read is None:
+            self._captions[row] = line(text or "", CAPTION)
+        if self._names is None or self._read is None:
             return
-        paths, n_bytes = self._paths(numbers), 0
+        paths, n_bytes = self._names.take(numbers), 0
         for done, (row, path) in enumerate(zip(wanted, paths, strict=True), 1):
             if n_bytes >= MAX_BYTES:
                 self.n_left_out += 1
@@ -118,63 +115,14 @@ def open_samples(
     pool: Pool | None, n_samples: int, *, captions: str | os.PathLike[str] | None, images: str | os.PathLike[str] | None
 ) -> Samples:
     """Find out what stands for the rows of a pool; InputError where captions or images do not fit it."""
-    texts, known_by = _captions(pool, n_samples, captions)
-    if images is None:
-        return Samples(texts, known_by)
-    from hkm_dask.embedding.image_files import ImageFiles
-
-    paths, read = _paths(pool), ImageFiles(images).read
-    return Samples(paths if captions is None and known_by == "rows" else texts, known_by, paths, read)
-
-
-def _captions(pool: Pool | None, n_samples: int, captions: Any) -> tuple[Texts, str]:
-    columns = pool.columns if pool is not None else ()
-    column = str(captions) if captions is not None else next((c for c in CAPTION_COLUMNS if c in columns), None)
-    if pool is not None and column in columns:
-        return _column(pool, column), f"column {column}"
-    if captions is not None:
-        return _file(Path(captions), n_samples, columns), f"captions of {Path(captions).name}"
-    if pool is not None and pool.has_ids:
-        return _ids(pool), "ids"
-    return lambda rows: [f"row {row:,}" for row in rows], "rows"
+    known = SampleSources(n_samples, pool, captions, images, wait=True)
+    names, read = (None, None) if known.images is None else (known.image_names, known.images.read)
+    if known.captions is not None:
+        return Samples(known.captions.take, known.captions_of, names, read)
+    if known.ids is not None:
+        return Samples(known.ids.take, "ids", names, read)
+    return Samples(_numbers if names is None else names.take, "rows", names, read)
 
 
-def _column(pool: Pool, name: str) -> Texts:
-    """Values of a column, as texts; empty where they are missing."""
-    return lambda rows: [str(value) for value in np.ma.filled(pool.column(name, rows).astype(object), "")]
-
-
-def _ids(pool: Pool) -> Texts:
-    """Ids of rows, as texts."""
-    return lambda rows: [] if (ids := pool.ids(rows)) is None else [str(one) for one in ids]
-
-
-def _file(path: Path, n_samples: int, columns: Sequence[str]) -> Texts:
-    from hkm_dask.embedding.texts import open_texts
-
-    if not path.exists():
-        known = f", which are {', '.join(columns)}" if columns else ""
-        raise InputError(
-            f"captions={str(path)!r} should be a file with one caption per sample, or a column of the pool{known}; "
-            "check the name"
-        )
-    texts = open_texts(path)
-    if len(texts) != n_samples:
-        raise InputError(
-            f"captions={str(path)!r} has {len(texts):,} captions, it should have {n_samples:,}, one per sample of the "
-            "pool, in its order; give the file that the pool was made from"
-        )
-    return lambda rows: [texts.read(int(row), int(row) + 1)[0] for row in rows]
-
-
-def _paths(pool: Pool | None) -> Texts:
-    if pool is not None:
-        for column in PATH_COLUMNS:
-            if column in pool.columns:
-                return _column(pool, column)
-        if pool.has_ids:
-            return _ids(pool)
-    raise InputError(
-        f"images should go with a pool whose ids, or a column {' or '.join(PATH_COLUMNS)}, name the files; "
-        "make it with `hkm embed image` or `hkm ingest --ids`, or say with --pool where it is"
-    )
+def _numbers(rows: NDArray[np.int64]) -> list[str]:
+    return [f"row {row:,}" for row in rows]

@@ -11,12 +11,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hkm_dask.browsing import texts
 from hkm_dask.browsing.samples import Samples
-from hkm_dask.browsing.texts import ChunkCache, Column, Found, Lines, Texts
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool_writer import write_column
 from hkm_dask.errors import InputError
+from hkm_dask.view import texts
+from hkm_dask.view.texts import ChunkCache, Column, Found, Lines, Texts
 
 WORDS = st.lists(
     st.text(st.sampled_from("aBé ß\r"), max_size=6).filter(lambda t: not t.endswith("\r")), min_size=1, max_size=200

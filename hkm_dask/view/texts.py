@@ -60,17 +60,17 @@ class Lines:
     """Lines of a text file, one per row: where every `STRIDE`-th begins is found by reading the file once.
 
     A file of up to `COUNTED_AT_ONCE` bytes is read when it is opened, and an InputError where it has other than
-    `n_rows` lines. A larger one is read by a thread meanwhile, and `problem` tells of it.
+    `n_rows` lines. A larger one is read by a thread meanwhile, and `problem` tells of it, unless you `wait` for it.
     """
 
-    def __init__(self, path: str | os.PathLike[str], n_rows: int) -> None:
+    def __init__(self, path: str | os.PathLike[str], n_rows: int, *, wait: bool = False) -> None:
         self.path, self.n_rows = Path(path), n_rows
         self.problem: str | None = None
         self.n_indexed = 0  # lines whose place is known
         self._offsets = np.zeros(n_rows // STRIDE + 1, np.int64)  # of every STRIDE-th line
         careful(lambda: open_regular(self.path).close(), f"reading {self.path}")
         self.n_bytes = self.path.stat().st_size
-        if self.n_bytes <= COUNTED_AT_ONCE:
+        if wait or self.n_bytes <= COUNTED_AT_ONCE:
             self._index()
             if self.problem:
                 raise InputError(self.problem)

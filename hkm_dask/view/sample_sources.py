@@ -1,0 +1,92 @@
+"""What is known of the samples of a pool, and where it is: captions, ids, columns and images."""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from pathlib import Path
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.pool import Pool
+from hkm_dask.embedding.image_files import ImageFiles
+from hkm_dask.errors import InputError
+from hkm_dask.view.texts import ChunkCache, Column, Lines, Records, Texts
+
+#: Columns that are taken for captions where none is named, and for paths of images where ids are not.
+CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
+PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
+
+
+class SampleSources:
+    """What is known of samples, by their row numbers.
+
+    Parameters
+    ----------
+    n_rows : int
+        Rows of the pool.
+    pool : Pool, optional
+        Where ids, columns and embeddings are.
+    captions : path-like, optional
+        A file with a text for each row, or the name of a column.
+    images : path-like, optional
+        A folder or a ``.zip`` that holds the image files, whose names are the ids, or stand in a column.
+    wait : bool, default False
+        Read through a large file of captions at once, and not meanwhile.
+
+    Attributes
+    ----------
+    captions : Texts or None
+    captions_of : str
+        What the captions are, in words; empty where there are none.
+    ids : Column or None
+    columns : dict of str to Column
+        Those that are not the captions.
+    images : ImageFiles or None
+    image_names : Column or None
+
+    Raises
+    ------
+    InputError
+        Captions or images that there are not, or of another number of rows.
+    """
+
+    def __init__(
+        self, n_rows: int, pool: Pool | None = None, captions: str | os.PathLike[str] | None = None,
+        images: str | os.PathLike[str] | None = None, *, wait: bool = False,
+    ) -> None:  # fmt: skip
+        self.n_rows, self.pool = n_rows, pool
+        self.ids: Column | None = None
+        self.columns: dict[str, Column] = {}
+        if pool is not None:
+            cache = ChunkCache()
+            for name in pool.columns:
+                read = partial(pool.column_piece, name)  # with what is missing
+                self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read, n_rows)
+            if pool.has_ids:
+                self.ids = Column(open_array(Path(pool.path, layout.IDS)), cache, n_rows=n_rows)
+        by_column = (self.columns[name] for name in PATH_COLUMNS if name in self.columns)
+        self.image_names = next(by_column, self.ids)
+        self.captions: Texts | None = None
+        self._open_captions(captions, wait)
+        self.images = None if images is None else ImageFiles(images)
+        if self.images is not None and self.image_names is None:
+            raise InputError(
+                f"images={os.fspath(images or '')} should go with a pool whose ids, or a column "
+                f"{' or '.join(PATH_COLUMNS)}, name the files; make it with `hkm embed image` or `hkm ingest --ids`, "
+                "or say with --pool where it is"
+            )
+
+    def _open_captions(self, captions: str | os.PathLike[str] | None, wait: bool) -> None:
+        names, self.captions_of = tuple(self.columns), ""
+        named = captions if captions is not None else next((c for c in CAPTION_COLUMNS if c in names), None)
+        if named in names:
+            self.captions, self.captions_of = self.columns.pop(str(named)), f"column {named}"
+        elif captions is not None and (path := Path(captions)).exists():
+            is_records = path.is_dir() or path.suffix.lower() in (".jsonl", ".parquet")
+            self.captions = Records(path, self.n_rows) if is_records else Lines(path, self.n_rows, wait=wait)
+            self.captions_of = f"captions of {path.name}"
+        elif captions is not None:
+            known = ", ".join(names) or "none"
+            rule = f"should be a file with one text per sample, or a column of the pool ({known})"
+            raise InputError(f"captions={os.fspath(captions)} {rule}; check the name")
