@@ -28,8 +28,8 @@ from hkm_dask.untrusted import open_regular, reading
 _LABEL_CHUNK_ROWS = 1 << 20
 #: Bytes of rows looked at together.
 _BLOCK_BYTES = 16 << 20
-#: Rows that are given random numbers together, at least.
-_SAMPLED_ROWS = 1 << 20
+#: Row numbers that are read, or given random numbers, together; and bits by which those numbers are counted.
+_SAMPLED_ROWS, _FIRST_BITS = 1 << 18, 16
 #: Rows a message names.
 _NAMED_ROWS = 5
 
@@ -110,7 +110,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
         chunk_rows=label_chunk_rows(base),
         fingerprint=fingerprint,
         path="" if opened is None else opened.path,
-        subset="" if index is None else hashlib.sha256(index.tobytes()).hexdigest(),
+        subset="" if index is None else hashlib.sha256(as_buffer(index)).hexdigest(),
         mean=None if known is None else known.mean,
         max_abs=None if known is None else known.max_abs,
         pool=opened,
@@ -141,19 +141,36 @@ def label_chunk_rows(base: Rows) -> int:
 
 
 def _fit_sample(index: NDArray[np.int64] | None, n_rows: int, config: Config) -> NDArray[np.int64]:
-    """Draw the rows to fit on, uniformly, by one random number a row; in memory for twice as many as are drawn."""
+    """Draw the rows to fit on, uniformly: those with the smallest of one random number a row; sorted.
+
+    A first look counts numbers by their first bits, a second one takes those below the bits that the last one has.
+    """
     n, wanted = n_rows if index is None else len(index), config.fit_sample or 0
     if wanted >= n:
         raise InputError(f"fit_sample={wanted} should be below the {n} rows there are; leave it out to fit on them all")
-    key, step = stream_key(config.seed, "fit_sample"), max(wanted, _SAMPLED_ROWS)
-    drawn, keys = np.empty(0, np.int64), np.empty(0, np.uint64)
-    for low in range(0, n, step):
-        more = np.arange(low, min(low + step, n)) if index is None else index[low : low + step]
-        drawn, keys = np.concatenate([drawn, more]), np.concatenate([keys, random_bits(key, more)])
-        if len(drawn) > wanted:
-            best = np.argpartition(keys, wanted - 1)[:wanted]
-            drawn, keys = drawn[best], keys[best]
-    return np.sort(drawn)
+    key, shift = stream_key(config.seed, "fit_sample"), np.uint64(64 - _FIRST_BITS)
+
+    def numbered() -> Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]:
+        for low in range(0, n, _SAMPLED_ROWS):
+            high = min(low + _SAMPLED_ROWS, n)
+            rows = np.arange(low, high) if index is None else index[low:high]
+            yield rows, random_bits(key, rows)
+
+    counts = np.zeros(1 << _FIRST_BITS, np.int64)
+    for _, keys in numbered():
+        counts += np.bincount((keys >> shift).astype(np.int64), minlength=len(counts))
+    last = np.uint64(np.searchsorted(np.cumsum(counts), wanted))
+    drawn, n_drawn, at_last = np.empty(wanted, np.int64), 0, []
+    for rows, keys in numbered():
+        first = keys >> shift
+        below = rows[first < last]
+        drawn[n_drawn : n_drawn + len(below)] = below
+        n_drawn += len(below)
+        at_last.append(np.stack([keys[first == last], rows[first == last].view(np.uint64)]))
+    keys, candidates = np.concatenate(at_last, axis=1)
+    drawn[n_drawn:] = candidates[np.argsort(keys, kind="stable")[: wanted - n_drawn]].view(np.int64)
+    drawn.sort()
+    return drawn
 
 
 def _opened_pool(pool: Any) -> Pool | None:
@@ -211,14 +228,18 @@ def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
         if shape[0] > n_rows:
             raise InputError(f"subset={path} should be at most {n_rows} row numbers, it has {shape[0]}; drop some")
         file.seek(header.offset)
-        index = np.frombuffer(file.read(header.data_bytes), dtype=dtype)
-    # Beyond int64 a number would wrap round to a row.
-    n_outside = int(((index < 0) | (index >= n_rows)).sum())
-    index = np.sort(index.astype(np.int64))
+        index, n_outside = np.empty(shape[0], np.int64), 0
+        for low in range(0, len(index), _SAMPLED_ROWS):
+            some = np.frombuffer(file.read(_SAMPLED_ROWS * dtype.itemsize), dtype)[: len(index) - low]
+            # Beyond int64 a number would wrap round to a row.
+            n_outside += int(((some < 0) | (some >= n_rows)).sum())
+            index[low : low + len(some)] = some.astype(np.int64)
+    if (index[1:] < index[:-1]).any():
+        index.sort()
     problems = []
     if n_outside:
         problems.append(f"subset={path} should be row numbers below {n_rows}, {n_outside} are not; drop them")
-    n_repeated = int((np.diff(index) == 0).sum())
+    n_repeated = int((index[1:] == index[:-1]).sum())
     if n_repeated:
         problems.append(f"subset={path} should be without repeats, it has {n_repeated}; drop them")
     if problems:

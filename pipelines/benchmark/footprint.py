@@ -139,6 +139,8 @@ def main(n: int, d: int, words: tuple[str, ...], workers: int, memory: str, wher
             command = ["cluster", str(folder / "pool.zarr"), str(folder / "tree.zarr"), *words, *place]
             hkm([*command, "--memory-limit", memory], standalone_mode=False)
         seconds = time.perf_counter() - begin
+    if not watch.phases:  # refused, which it has said
+        raise SystemExit(1)
     peak = planned["memory"]["peak"] / 2**20
     console.print(f"{n:,} x {d}: {' '.join(words)}, {workers} workers of {memory}: {seconds:.0f} s")
     console.print(f"hkm plan: {peak:.0f} MiB in a worker at most")

@@ -1,14 +1,19 @@
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
 import zarr
+from hypothesis import given
+from hypothesis import strategies as st
 
+from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.config import Config, Level
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy import source as source_module
 from hkm_dask.hierarchy.source import label_chunk_rows, open_source
 from hkm_dask.ingestion.ingest import ingest
 
@@ -26,8 +31,8 @@ def saved(path: Path, array: object) -> str:
 
 def test_a_pool_brings_what_it_knows_of_its_rows(tmp_path: Path) -> None:
     pool = ingest(ROWS, tmp_path / "pool.zarr")
-    for given in (tmp_path / "pool.zarr", str(tmp_path / "pool.zarr"), pool, open_pool(tmp_path / "pool.zarr")):
-        source = open_source(given, config())
+    for taken in (tmp_path / "pool.zarr", str(tmp_path / "pool.zarr"), pool, open_pool(tmp_path / "pool.zarr")):
+        source = open_source(taken, config())
         assert (source.path, source.fingerprint, source.n_total) == (pool.path, pool.fingerprint, 300)
         assert source.max_abs == pool.max_abs
         np.testing.assert_array_equal(source.mean, pool.mean)
@@ -156,3 +161,35 @@ def test_label_chunks_hold_whole_chunks_of_rows(n_rows: int) -> None:
         assert 1 <= label_rows <= max(2**20, rows.chunk_rows)
         # So many that every core has some to write, or as many as there are chunks.
         assert -(-n_rows // label_rows) >= min(64, -(-n_rows // max(4096, 2 * rows.chunk_rows)))
+
+
+@pytest.mark.parametrize("dtype", ["i8", "i4", "u2"])
+@pytest.mark.parametrize("fit_sample", [None, 30_000])
+def test_row_numbers_take_eight_bytes_each_while_they_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, fit_sample: int | None
+) -> None:
+    """They took 24 on the way, and those of a sample 80; sorted or not, and of any type."""
+    monkeypatch.setattr(source_module, "_SAMPLED_ROWS", 2000)
+    monkeypatch.setattr(source_module, "_FIRST_BITS", 8, raising=False)
+    n, numbers = 60_000, np.random.default_rng(0).permutation(60_000)[:50_000].astype(dtype)
+    np.save(tmp_path / "subset.npy", np.sort(numbers) if dtype == "i8" else numbers)
+    rows, settings = np.zeros((n, 1), np.float16), config(subset=str(tmp_path / "subset.npy"), fit_sample=fit_sample)
+    open_source(rows, settings)
+    tracemalloc.start()
+    opened = open_source(rows, settings)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert opened.labeled.index.tolist() == np.sort(numbers).tolist()
+    assert peak < 12 * (len(numbers) + (fit_sample or 0))
+
+
+@given(n=st.integers(2, 400), share=st.floats(0, 1), seed=st.integers(0, 9))
+def test_a_sample_has_the_rows_of_the_smallest_numbers(n: int, share: float, seed: int) -> None:
+    wanted = min(n - 1, 1 + int(share * n))
+    settings = config(fit_sample=wanted, seed=seed)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(source_module, "_SAMPLED_ROWS", 37)
+        patch.setattr(source_module, "_FIRST_BITS", 3)
+        drawn = source_module._fit_sample(None, n, settings)
+    keys = random_bits(stream_key(seed, "fit_sample"), np.arange(n))
+    assert drawn.tolist() == np.sort(np.argsort(keys)[:wanted]).tolist()
