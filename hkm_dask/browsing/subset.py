@@ -23,15 +23,11 @@ class Subset:
 
     def __init__(self, rows: NDArray[np.int64], clusters: Clusters) -> None:
         n_clusters, arrays = clusters.n_clusters, clusters.arrays
-        self._counts = [np.zeros(n_clusters[0], np.int64)]
+        counts = np.zeros(n_clusters[0], np.int64)
         for start in range(0, len(rows), _BLOCK_ROWS):
             labels = arrays.take(1, "labels", rows[start : start + _BLOCK_ROWS])
-            self._counts[0] += np.bincount(labels[labels >= 0], minlength=n_clusters[0])
-        for t in range(1, len(n_clusters)):
-            parents = arrays.read(t + 1, "labels")
-            used = parents >= 0
-            counts = np.bincount(parents[used], weights=self._counts[-1][used], minlength=n_clusters[t])
-            self._counts.append(counts.astype(np.int64))
+            counts += np.bincount(labels[labels >= 0], minlength=n_clusters[0])
+        self._counts = arrays.sums(counts)
         self.n_samples = int(self._counts[-1].sum())
 
     def count(self, cluster: Cluster) -> int:

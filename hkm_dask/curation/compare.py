@@ -174,16 +174,14 @@ def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: i
 
 def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
     """Of every level: clusters with a row among these, and how evenly the rows lie in all that have rows at all."""
-    counts = [np.zeros(arrays.n_clusters(t), np.int64) for t in range(1, arrays.n_levels + 1)]
+    counted = np.zeros(arrays.n_clusters(1), np.int64)
     n_rows, n_left_out = arrays.n_rows(1) if index is None else len(index), 0
     for low in range(0, n_rows, _LABEL_ROWS):
         high = min(low + _LABEL_ROWS, n_rows)
         labels = arrays.part(1, "labels", low, high) if index is None else arrays.take(1, "labels", index[low:high])
         n_left_out += int((labels < 0).sum())
-        counts[0] += np.bincount(labels[labels >= 0], minlength=len(counts[0]))
-    for t in range(2, arrays.n_levels + 1):
-        above = arrays.read(t, "labels")
-        np.add.at(counts[t - 1], above[above >= 0], counts[t - 2][above >= 0])
+        counted += np.bincount(labels[labels >= 0], minlength=len(counted))
+    counts = arrays.sums(counted)
     return [_balance(t, counts[t - 1], arrays.read(t, "leaf_sizes") > 0, n_left_out) for t in range(1, len(counts) + 1)]
 
 

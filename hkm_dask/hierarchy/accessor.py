@@ -289,7 +289,7 @@ class HkmAccessor:
         """
         members = self.children(level, cluster)
         for t in range(level - 1, 0, -1):
-            members = self._arrays.children(t, members)[0]
+            members = self._arrays.children(t, np.sort(members))[0]  # what ascends is gathered without a search
         return members if level == 1 else np.sort(members)
 
     def nearest_samples(self, level: int, cluster: int, n: int = 10) -> NDArray[np.int64]:

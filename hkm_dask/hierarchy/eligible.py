@@ -69,11 +69,4 @@ def leaf_sizes(arrays: TreeArrays, mask: Mask | None) -> list[NDArray[np.int64]]
     for bounds in arrays.blocks(1, "labels"):
         labels = arrays.block(1, "labels", bounds)
         sizes += np.bincount(labels[mask[slice(*bounds)]], minlength=len(sizes))
-    levels = [sizes]
-    for t in range(2, arrays.n_levels + 1):
-        parents = arrays.read(t, "labels")
-        used = parents >= 0
-        # Sums below 2**53 are exact in float64.
-        sums = np.bincount(parents[used], levels[-1][used], minlength=arrays.n_clusters(t))
-        levels.append(sums.astype(np.int64))
-    return levels
+    return arrays.sums(sizes)

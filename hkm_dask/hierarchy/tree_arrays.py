@@ -158,14 +158,27 @@ class TreeArrays:
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)[rows]
-        unique, places = np.unique(rows, return_inverse=True)
+        unique, places = rows, None
+        if not (rows.ndim == 1 and (rows[1:] > rows[:-1]).all()):
+            unique, places = np.unique(rows, return_inverse=True)
         values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
         chunks = unique // stored.spec.chunk_rows
         for first, last in itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()):
             index = int(chunks[first])
             offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
             values[first:last] = self._chunk(stored, level, name, index)[offsets]
-        return values[places.reshape(np.shape(rows))]
+        return values if places is None else values[places.reshape(np.shape(rows))]
+
+    def sums(self, counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Sums of what the clusters of level 1 count, over those below each cluster, for every level."""
+        levels = [counts]
+        for t in range(2, self.n_levels + 1):
+            parents = self.read(t, "labels")
+            used = parents >= 0
+            # Sums below 2**53 are exact in float64.
+            sums = np.bincount(parents[used], levels[-1][used], minlength=self.n_clusters(t))
+            levels.append(sums.astype(np.int64))
+        return levels
 
     def blocks(self, level: int, name: str) -> list[tuple[int, int]]:
         """Ranges of an array that `block` gives one at a time."""

@@ -174,12 +174,7 @@ def unevenness(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
 def _drawn(arrays: TreeArrays, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
     """Drawn samples of every cluster, for each level."""
     labels = arrays.take(1, "labels", rows)
-    counts = [np.bincount(labels[labels >= 0], minlength=arrays.n_clusters(1)).astype(np.int64)]
-    for t in range(2, arrays.n_levels + 1):
-        parents, below = arrays.read(t, "labels"), counts[-1]
-        sums = np.bincount(parents[parents >= 0], weights=below[parents >= 0], minlength=arrays.n_clusters(t))
-        counts.append(sums.astype(np.int64))
-    return counts
+    return arrays.sums(np.bincount(labels[labels >= 0], minlength=arrays.n_clusters(1)).astype(np.int64))
 
 
 def _level(tree: xr.DataTree, arrays: TreeArrays, t: int, drawn: NDArray[np.int64] | None) -> LevelFacts:
