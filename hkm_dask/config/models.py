@@ -348,8 +348,11 @@ class Config(_Model):
         """
         problems = _rising(self.levels)
         if self.levels[0].n_centroids > n_samples:
-            first = _clusters_of(1, self.levels[0])
-            problems.insert(0, f"n_samples={n_samples} should be >= {first}; lower n_clusters or add samples")
+            fact = f"should be >= {_clusters_of(1, self.levels[0])}"
+            problem = f"n_samples={n_samples} {fact}; lower n_clusters or add samples"
+            if self.fit_sample == n_samples:
+                problem = f"fit_sample={n_samples} {fact}; raise fit_sample, or lower n_clusters"
+            problems.insert(0, problem)
         if problems:
             raise InputError(problems)
 

@@ -29,12 +29,13 @@ from hkm_dask.events import emit
 #: Chunks stay as long as they are until a pool of its size would have chunks so many times as long.
 _MOST_TIMES_SHORTER = 4
 _PIECE_BYTES = 4 * layout.MIB
+#: What to do with rows that ids or columns are asked of.
+MAKE_A_POOL = "make it a pool with `hkm ingest` first, and give that"
 
 
 def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
     """Refuse, with an InputError, pools whose rows cannot lie below those of `pool`: all that is wrong with them."""
     problems = []
-    make = "make it a pool with `hkm ingest` first, and give that"
     for one in new:
         if one.fingerprint == pool.fingerprint:
             problems.append(f"{one.path} should have other rows than {pool.path}, it has the same; give new ones")
@@ -42,10 +43,12 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
             rule = f"should be {pool.n_features}, as in {pool.path}; give embeddings of the same model"
             problems.append(f"n_features={one.n_features} of {one.path} {rule}")
         if pool.has_ids and not one.has_ids:
-            problems.append(f"{one.path} should have ids, as {pool.path} has; {make}")
+            problems.append(f"{one.path} should have ids, as {pool.path} has; {MAKE_A_POOL}")
         missing = [name for name in pool.columns if name not in one.columns]
         if missing:
-            problems.append(f"{one.path} should have the columns {', '.join(missing)}, as {pool.path} has; {make}")
+            problems.append(
+                f"{one.path} should have the columns {', '.join(missing)}, as {pool.path} has; {MAKE_A_POOL}"
+            )
         unknown = [*(["ids"] if one.has_ids and not pool.has_ids else []), *sorted({*one.columns} - {*pool.columns})]
         if unknown:
             emit("warning", message=f"{', '.join(unknown)} of {one.path} are left out: {pool.path} has none")

@@ -12,7 +12,7 @@ import xarray as xr
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.data import layout, store
 from hkm_dask.data.files import read_attributes, remove, stored_format
-from hkm_dask.data.grow_pool import check_fits, grow
+from hkm_dask.data.grow_pool import MAKE_A_POOL, check_fits, grow
 from hkm_dask.data.locks import lock
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
@@ -92,7 +92,7 @@ def update(
         if n_before is None or n_before != opened.hkm.n_samples:
             made = opened.attrs.get("pool") or "an array"
             raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
-        with _pools(new, home, grown) as added:
+        with _pools(new, home, grown, may_join=n_before == grown.n_samples) as added:
             if _has_joined(added, grown):
                 added = []
                 emit("resumed", what="these samples are in the pool already")
@@ -146,7 +146,7 @@ def _check_unfinished(target: Location) -> None:
 
 
 @contextmanager
-def _pools(new: Sequence[Any], home: Location, pool: Pool) -> Iterator[list[Pool]]:
+def _pools(new: Sequence[Any], home: Location, pool: Pool, *, may_join: bool) -> Iterator[list[Pool]]:
     """The new samples as pools: what is none becomes one, beside the pool, until the context closes."""
     folder = layout.work_path(home)
     remove(folder)
@@ -158,11 +158,33 @@ def _pools(new: Sequence[Any], home: Location, pool: Pool) -> Iterator[list[Pool
             elif isinstance(one, str | os.PathLike) and stored_format(location(one)) == layout.POOL_FORMAT:
                 opened.append(open_pool(one))
             else:
-                normalize = bool(read_attributes(home).get("normalized"))
-                opened.append(ingest(one, folder / f"new-{number}.zarr", dtype=pool.dtype, normalize=normalize))
+                if may_join:
+                    _check_bare(one, pool)
+                opened.append(_made(one, folder / f"new-{number}.zarr", home, pool))
         yield opened
     finally:
         remove(folder)
+
+
+def _made(new: Any, target: Location, home: Location, pool: Pool) -> Pool:
+    """Make a pool of rows that are in none; InputError where they need options of ``hkm ingest``."""
+    try:
+        return ingest(new, target, dtype=pool.dtype, normalize=bool(read_attributes(home).get("normalized")))
+    except InputError as error:
+        if not any(problem.startswith("column=") for problem in error.problems):
+            raise
+        raise InputError(f"{_name(new)} has several tables of embeddings; {MAKE_A_POOL}") from error
+
+
+def _check_bare(new: Any, pool: Pool) -> None:
+    """Refuse rows without ids and columns where the pool has some, before they are read."""
+    lacks = [*(["ids"] if pool.has_ids else []), *([f"the columns {', '.join(pool.columns)}"] if pool.columns else [])]
+    if lacks and not (isinstance(new, str | os.PathLike) and not location(new).exists()):
+        raise InputError(f"{_name(new)} should have {' and '.join(lacks)}, as {pool.path} has; {MAKE_A_POOL}")
+
+
+def _name(new: Any) -> str:
+    return os.fspath(new) if isinstance(new, str | os.PathLike) else "what is new"
 
 
 def _tell(joined: Joined) -> None:

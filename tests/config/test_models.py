@@ -206,6 +206,11 @@ def test_check_finds_every_level_that_cannot_be() -> None:
     )
 
 
+def test_check_names_the_sample_that_is_too_small() -> None:
+    with pytest.raises(InputError, match=r"^fit_sample=40 should be >= levels.1.n_clusters=50; raise fit_sample, or"):
+        Config(fit_sample=40, levels=(Level(n_clusters=50),)).check(40)
+
+
 def test_check_allows_as_many_clusters_as_there_is_input() -> None:
     Config(levels=(Level(n_clusters=50), Level(n_clusters=50))).check(50)
 

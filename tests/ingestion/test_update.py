@@ -202,7 +202,8 @@ def test_the_command_and_two_updates(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        (lambda folder: rows(3, 9), "new-0.zarr should have ids, as .* has; make it a pool"),
+        (lambda folder: rows(3, 9), r"^what is new should have ids and the columns score, as .* has; make it a pool"),
+        (lambda folder: folder / "no.npy", "no.npy does not exist"),
         (lambda folder: folder / "pool.zarr", "should have other rows than"),
         (
             lambda folder: make_pool(folder / "w.zarr", rows(3)[:, :4].copy(), "w"),
@@ -234,6 +235,19 @@ def test_more_than_memory_has_room_for_is_refused_before_anything_is_written(
     with pytest.raises(ComputeError, match=r"memory_limit=1024MiB should be at least \d+MiB, labeling the new samples"):
         hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "new.zarr", memory_limit="1GiB")
     assert open_pool(folder / "pool.zarr").fingerprint == pool.fingerprint
+
+
+def test_rows_that_need_options_of_ingest_are_refused_by_their_own_name(folder: Path) -> None:
+    np.save(folder / "bare.npy", rows(3, 9))
+    with pytest.raises(InputError, match=r"bare\.npy should have ids and the columns score, as .*; make it a pool"):
+        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "bare.npy")
+    hkm.ingest(rows(1, 50), folder / "bare.zarr")
+    hkm.build_hierarchy(folder / "bare.zarr", folder / "tree.zarr", hkm.Config.from_flags((4,), n_resamples=0))
+    np.savez(folder / "two.npz", a=rows(3, 9), b=rows(3, 8))
+    with pytest.raises(
+        InputError, match=r"two\.npz has several tables of embeddings; make it a pool with `hkm ingest`"
+    ):
+        hkm.update(folder / "tree.zarr", folder / "bare.zarr", folder / "two.npz")
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:
