@@ -55,6 +55,8 @@ REGROUPED_ROW_BYTES = 36
 BATCH_BYTES = 8 << 20
 #: Rows that a task sorts at once, at least.
 LEAST_SORTED_ROWS = 1 << 16
+#: Rows of which a task puts away together what it picked of them, and bytes of each meanwhile: twice, and a place.
+PICKED_ROWS, _PICKED_BYTES = 1 << 20, 2 * MEMBER_BYTES + 8
 #: Rows of which random keys are looked at together.
 DRAWN_ROWS = 1 << 16
 #: Points per cluster that a seeding draws, and then chooses from.
@@ -163,8 +165,8 @@ def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
 def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int) -> StageBytes:
     """Bytes of labeling rows and picking members of each cluster.
 
-    While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, and once
-    more on its way to other tasks. Of those, a task holds few when it chooses from what all parts picked.
+    While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, which go to
+    files where they are many. A task holds few when it chooses from what all parts picked.
 
     Parameters
     ----------
@@ -177,11 +179,13 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int)
     --------
     >>> label = assign_stage(10**6, 1000, 64).process
     >>> resample_stage(10**6, 1000, 64, 10**6).process - label
-    57000000
+    37000000
     """
     label = assign_stage(n_rows, n_clusters, n_features)
     choosing = sort_stage(LEAST_SORTED_ROWS).task
-    return StageBytes(label.process + max(17 * n_rows + 2 * MEMBER_BYTES * n_picked, choosing), label.task)
+    picking = 17 * n_rows + min(MEMBER_BYTES * n_picked, MAX_BLOCK_BYTES)
+    task = label.task + _PICKED_BYTES * min(n_rows, PICKED_ROWS)
+    return StageBytes(label.process + max(picking, choosing), task)
 
 
 def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> StageBytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 from numpy.typing import NDArray
@@ -83,8 +83,9 @@ class Assign:
                 for low in range(0, len(labels), DRAWN_ROWS):
                     rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
-            members = ResampleSet.pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
-            picked = Candidates.put(members, self.store, f"picked-{uuid.uuid4().hex}")
+            picks = ResampleSet.picks(n_clusters, self.r, distances, labels, range(part.start, part.stop))
+            put = (Candidates.put(some, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
+            picked = reduce(Candidates.__add__, put)
         return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, picked)
 
     def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.memory import PICKED_ROWS
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.config import Level
 from hkm_dask.hierarchy import selection
@@ -54,6 +56,18 @@ class ResampleSet(Outcome):
         chosen = array_module(keys).flatnonzero(_smallest(n_clusters, r, keys, labels))
         picked, of_labels, of_keys = map(to_host, (chosen, labels[chosen], keys[chosen]))
         return cls(n_clusters, r, of_keys, of_labels, picked + rows.start if isinstance(rows, range) else rows[picked])
+
+    @classmethod
+    def picks(
+        cls, n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS
+    ) -> Iterator[ResampleSet]:
+        """Pick as `pick` does, and give what was picked of `step` rows at a time, so that little of it is held."""
+        chosen = _smallest(n_clusters, r, keys, labels)
+        for low in range(0, max(1, len(labels)), step):
+            some = slice(low, low + step)
+            places = array_module(keys).flatnonzero(chosen[some])
+            picked, of_labels, of_keys = map(to_host, (places, labels[some][places], keys[some][places]))
+            yield cls(n_clusters, r, of_keys, of_labels, picked + (rows.start + low))
 
     def __add__(self, other: ResampleSet) -> ResampleSet:
         """Pick from the members of both; the rows of `other` come after those of this one."""

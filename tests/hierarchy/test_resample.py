@@ -5,6 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hkm_dask.compute import memory
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.resample import ResampleSet, enough_members, resample_size
 
@@ -65,3 +66,20 @@ def test_members_take_as_much_room_as_there_are_however_many_are_asked_for() -> 
     tracemalloc.stop()
     assert len(both.rows) == 2 * n
     assert peak < 200 * n  # 16 * k * r would be 640 MB
+
+
+@pytest.mark.parametrize("step", [1, 7, 200])
+def test_what_is_picked_comes_in_parts(step: int) -> None:
+    rng = np.random.default_rng(0)
+    keys, labels = rng.integers(0, 9, 100) / 4, rng.integers(-1, 4, 100).astype(np.int32)
+    whole = ResampleSet.pick(4, 5, keys, labels, range(30, 130))
+    parts = list(ResampleSet.picks(4, 5, keys, labels, range(30, 130), step))
+    assert len(parts) == -(-100 // step)
+    for name in ("keys", "labels", "rows"):
+        assert np.concatenate([getattr(one, name) for one in parts]).tolist() == getattr(whole, name).tolist()
+
+
+def test_memory_of_picking_is_half_of_what_it_was() -> None:
+    """What was picked was held twice, as a whole: 75 bytes a row of a worker, labels and distances included."""
+    n = 100_000_000
+    assert memory.resample_stage(n, 1000, 8, n).total() < 37 * n
