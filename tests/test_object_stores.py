@@ -1,17 +1,24 @@
 """From and to a real S3 server: what comes of it is what comes of a disk, also where runs were killed."""
 
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import xarray as xr
 import zarr
+from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
-from hkm_dask.config import Config
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.config import Config, Level
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.objects import Location, ObjectPath, zarr_store
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.errors import ComputeError, InputError, StoreError
 from tests.forked import run_forked
 from tests.object_store import ObjectStore
 
@@ -94,6 +101,60 @@ def test_a_tree_is_the_same_bits(
     assert counts["GET"] <= 45
     plain = xr.open_datatree(zarr_store(bucket / "tree.zarr"), engine="zarr")
     assert plain["level_1"]["labels"].values.tolist() == arrays(on_disk / "tree.zarr")["level_1/labels"].tolist()
+
+
+def test_workers_that_share_no_folder_meet_in_the_store(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
+    monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    config = CONFIG.model_copy(update={"fit_sample": 150})
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
+    expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
+        new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
+        split = Config(levels=[Level(n_clusters=6, n_splits=2), Level(n_clusters=3)])
+        with pytest.raises(ComputeError, match="n_splits should be left out"):
+            hkm.build_hierarchy(pool, bucket / "split.zarr", split, client=client)
+    assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
+    assert new.drop_attrs().identical(expected.drop_attrs())
+    assert [place.name for place in bucket.iterdir()] == ["new.zarr", "pool.zarr", "tree.zarr"]
+    assert not list(tmp_path.rglob("hkm-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("unshare"), reason="mounts need root")
+def test_workers_with_folders_of_their_own_meet_in_the_store(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, object_store: ObjectStore,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """Real processes in mount namespaces: where the driver has its folders, they have empty ones."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hides = f"mount -t tmpfs none {tmp_path.parent} && exec {sys.executable} -m distributed.cli.dask_worker"
+    environment = os.environ | object_store.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster) as client:
+        command = ["unshare", "-m", "sh", "-c", f"{hides} {cluster.scheduler_address} --nthreads 1 --no-dashboard"]
+        workers = [subprocess.Popen(command, env=environment, cwd="/") for _ in range(2)]
+        try:
+            client.wait_for_workers(2, timeout=60)
+            assert not any(client.run(os.path.exists, str(on_disk)).values())
+            config = CONFIG.model_copy(update={"fit_sample": 150})
+            hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
+            new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
+        finally:
+            for worker in workers:
+                worker.terminate()
+                worker.wait()
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
+    assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
+    expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
+    assert new.drop_attrs().identical(expected.drop_attrs())
+    assert [place.name for place in bucket.iterdir()] == ["new.zarr", "pool.zarr", "tree.zarr"]
 
 
 @pytest.mark.slow

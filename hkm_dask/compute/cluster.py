@@ -22,6 +22,7 @@ from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
 from hkm_dask.compute.runner import Runner
+from hkm_dask.data.objects import location
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.events import emit
 from hkm_dask.untrusted import reason
@@ -53,12 +54,13 @@ logger = logging.getLogger(__name__)
 
 
 def runner_for(
-    client: Client | None = None, memory_limit: int | str | None = None, work_dir: str | Path | None = None
+    client: Client | None = None, memory_limit: int | str | None = None, work_dir: str | os.PathLike[str] | None = None
 ) -> Runner:
     """Choose where to run: on `client` if given, else on distributed's current client, else on threads.
 
     `memory_limit` is in bytes, or as ``"4GiB"``, and for this process: workers of a cluster have their own. All workers
-    see `work_dir`. Leaving the runner's context removes temporary files and leaves the client open.
+    see `work_dir`; a place in an object store is for those on other machines. Leaving the runner's context removes
+    temporary files and leaves the client open.
 
     Examples
     --------
@@ -69,7 +71,8 @@ def runner_for(
     if client is None:
         client = _current_client()
     if client is None:
-        return Runner(memory_limit=_parse_limit(memory_limit), work_dir=work_dir)
+        folder = None if work_dir is None else location(work_dir)
+        return Runner(memory_limit=_parse_limit(memory_limit), work_dir=folder if isinstance(folder, Path) else None)
     return ClusterRunner(client, work_dir=work_dir)
 
 

@@ -22,10 +22,12 @@ from hkm_dask.compute.device import agree_on_device
 from hkm_dask.compute.heartbeats import HeartbeatWatch
 from hkm_dask.compute.memory import StageBytes, budget_within
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import staging_blocks
 from hkm_dask.compute.worker_shares import WorkerShares, places_of, run_timed, take_speed
+from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import ComputeError
@@ -56,8 +58,9 @@ class ClusterRunner(Runner):
     Parameters
     ----------
     client : distributed.Client
-    work_dir : path, optional
-        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine.
+    work_dir : path or URL, optional
+        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine; where they
+        are on others, a place in an object store takes what passes between them.
 
     Raises
     ------
@@ -67,11 +70,14 @@ class ClusterRunner(Runner):
 
     client: Client
 
-    def __init__(self, client: Client, work_dir: str | Path | None = None) -> None:
+    def __init__(self, client: Client, work_dir: str | os.PathLike[str] | None = None) -> None:
         self.client = client
+        place = None if work_dir is None else location(work_dir)
+        self._objects = place if isinstance(place, ObjectPath) else None
         info = self._workers()
         device = agree_on_device(client)
-        super().__init__(n_threads=sum(w["nthreads"] for w in info.values()), work_dir=work_dir)
+        n_threads = sum(w["nthreads"] for w in info.values())
+        super().__init__(n_threads=n_threads, work_dir=place if isinstance(place, Path) else None)
         self.n_workers = len(info)
         self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
         self.n_staged = max(client.run(staging_blocks).values()) if device == "cuda" else 0
@@ -117,16 +123,21 @@ class ClusterRunner(Runner):
         if self._array_store is None:
             folder = self.work_dir.resolve() / f"shared-{self._token}"
             folder.mkdir(parents=True, exist_ok=True)
-            self._owned.append(folder)
-            answers = self.client.run(os.path.isdir, str(folder), on_error="return")  # an error where one has died
-            blind = [worker for worker, sees in answers.items() if sees is False]
-            if blind:
+            blind = self._blind(folder)
+            if blind and self._objects is None:
                 raise ComputeError(
-                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; "
-                    "put the output on a file system all workers share"
+                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; put the output on a file "
+                    "system all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
                 )
-            self._array_store = SharedArrayStore(str(folder))
+            place = self._objects / folder.name if blind and self._objects is not None else folder
+            self._owned += [folder, place]
+            self._array_store = SharedArrayStore(str(place))
         return self._array_store
+
+    def _blind(self, folder: Path) -> list[str]:
+        """Workers that do not see a folder of this process."""
+        answers = self.client.run(os.path.isdir, str(folder), on_error="return")  # an error where one has died
+        return [worker for worker, sees in answers.items() if sees is False]
 
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:
         """See `Runner.scratch_store`."""
@@ -135,13 +146,18 @@ class ClusterRunner(Runner):
     def place(self, rows: Rows) -> Rows:
         """See `Runner.place`; arrays and row numbers go to files of the work folder."""
         if isinstance(rows, ArrayRows):
-            shared = self.array_store.put(f"rows-{rows.key[-1]}", rows.array)
+            name = f"rows-{rows.key[-1]}"
+            if self.array_store.is_remote:
+                self.array_store.put(f"{name}-0", rows.array)
+                return PieceRows(self.array_store, name, np.array([0]), rows.shape, rows.array.dtype, rows.label)
+            shared = self.array_store.put(name, rows.array)
             return NpyRows(str(shared.path), label=rows.label, scratch=True)
         if isinstance(rows, UnitRows):
             return UnitRows(self.place(rows.base))
         if isinstance(rows, SubsetRows) and rows.index_path is None:
             placed = SubsetRows(self.place(rows.base), rows.index)
-            placed.travel_by(f"{self.array_store.folder}/subset-{uuid.uuid4().hex}.npy")
+            shared = self.array_store.put(f"subset-{uuid.uuid4().hex}", rows.index)
+            placed.travel_by(str(shared.path))
             return placed
         return rows
 

@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner, n_processors
-from hkm_dask.compute.shared_arrays import SharedArray, SharedPieces
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
@@ -59,14 +60,31 @@ class _Gather:
             write_npy_rows(self.path, self.offset, start, some)
 
 
+@dataclass(frozen=True)
+class _GatherPieces:
+    """Task: copy the rows asked for in some ranges of a table to arrays of a store; gives where each begins."""
+
+    copy: _Copy
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
+        starts = []
+        for source in ranges:
+            for start, some in self.copy(source):
+                self.store.put(f"{self.name}-{start}", some)
+                starts.append(start)
+        return starts
+
+
 def gather(
     rows: Rows, index: NDArray[np.int64] | SharedPieces, runner: Runner, beside: StageBytes | None = None
 ) -> Rows:
-    """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in a file all workers see.
+    """Copy rows by their sorted numbers into one array: in memory if they fit easily, else in files all workers see.
 
     What is done with them takes what is `beside` them. Devices that keep all rows, and these besides, copy them there.
 
-    `discard` removes that file; `forget`, with the key of the rows, tells that their memory is free.
+    `discard` removes those; `forget`, with the key of the rows, tells that their memory is free.
     """
     if not isinstance(index, SharedPieces):
         store, name = runner.array_store, f"numbers-{uuid.uuid4().hex}"
@@ -95,11 +113,18 @@ def gather(
         in_memory = ArrayRows(gathered, f"{index.n_rows} rows of {rows.label}")
         host_cache.hold(in_memory.key, n_bytes)
         return in_memory
+    n_of_task = 1 if runner.device_budget is None else -(-len(sources) // runner.n_workers)
+    ranges = [sources[i : i + n_of_task] for i in range(0, len(sources), n_of_task)]
+    shape = index.n_rows, rows.n_features
+    if (store := runner.array_store).is_remote:
+        name = f"rows-{uuid.uuid4().hex}"
+        starts = np.array(sorted(itertools.chain.from_iterable(
+            runner.map(_GatherPieces(copy, store, name), ranges, stage="gather")
+        )))  # fmt: skip
+        return PieceRows(store, name, starts, shape, rows.dtype)
     path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
     try:
-        offset = create_npy(path, (index.n_rows, rows.n_features), rows.dtype)
-        n_of_task = 1 if runner.device_budget is None else -(-len(sources) // runner.n_workers)
-        ranges = [sources[i : i + n_of_task] for i in range(0, len(sources), n_of_task)]
+        offset = create_npy(path, shape, rows.dtype)
         runner.map(_Gather(copy, str(path), offset), ranges, stage="gather")
     except BaseException:
         path.unlink(missing_ok=True)
@@ -116,6 +141,9 @@ def take_rows(rows: Rows, numbers: NDArray[np.int64], runner: Runner) -> np.ndar
 
 def discard(rows: Rows) -> None:
     """Remove the file that `gather` made for these rows, if any."""
+    if isinstance(rows, PieceRows):
+        rows.delete()
+        return
     path = rows.path if isinstance(rows, NpyRows) else rows.index_path if isinstance(rows, SubsetRows) else None
     if path is not None:
         SharedArray(path=path).delete()

@@ -14,7 +14,7 @@ import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial, reduce
 from pathlib import Path
@@ -37,9 +37,10 @@ from hkm_dask.compute.staging import (
     ran_out,
     staging_blocks,
 )
+from hkm_dask.data.objects import Location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.errors import ComputeError
+from hkm_dask.errors import ComputeError, StoreError
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -177,7 +178,7 @@ class Runner:
         self.n_staged = staging_blocks() if worker_device() == "cuda" else 0
         self.memory_budget = memory.budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None
-        self._owned: list[Path] = []
+        self._owned: list[Location] = []
         self._pool = ThreadPoolExecutor(self.n_threads, thread_name_prefix="hkm")
         self._token = uuid.uuid4().hex[:8]
         self._counter = itertools.count()
@@ -187,7 +188,11 @@ class Runner:
         """Stop the threads and remove the temporary folder."""
         self._pool.shutdown(wait=True, cancel_futures=True)
         for folder in self._owned:
-            shutil.rmtree(folder, ignore_errors=True)
+            if isinstance(folder, Path):
+                shutil.rmtree(folder, ignore_errors=True)
+                continue
+            with suppress(StoreError):  # what led here must not be hidden
+                folder.remove_tree()
 
     def __enter__(self) -> Runner:
         return self
@@ -200,7 +205,9 @@ class Runner:
     def work_dir(self) -> Path:
         """Folder for intermediate files, seen by all workers."""
         if self._work_dir is None:
-            self._work_dir = Path(tempfile.mkdtemp(prefix="hkm-"))
+            import dask
+
+            self._work_dir = Path(tempfile.mkdtemp(prefix="hkm-", dir=dask.config.get("temporary-directory", None)))
             self._owned.append(self._work_dir)
         return self._work_dir
 

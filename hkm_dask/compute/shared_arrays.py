@@ -2,28 +2,34 @@
 
 Centroids may take hundreds of megabytes. They are neither copied into every task's arguments nor scattered, because
 killing the only holder of a scattered array fails the run; a file that the task which made it has renamed into place
-can be read by any worker and written again, with the same bytes, by a repeated task.
+can be read by any worker and written again, with the same bytes, by a repeated task. Where workers share no folder but
+an object store, the files are objects there.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import threading
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.npy import NpyHeader, read_npy_header
+from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.errors import StoreError
+
+#: Bytes that the header of an array of ours has at most.
+_HEADER_BYTES = 1024
 
 _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
 
@@ -118,7 +124,7 @@ class SharedArray:
     Attributes
     ----------
     path : str or None
-        An `.npy` file that every worker sees.
+        An `.npy` file that every worker sees, or the URL of one.
     array : ndarray or None
         The array, where there is but one process.
     """
@@ -143,7 +149,8 @@ class SharedArray:
 
     def _load(self) -> np.ndarray:
         try:
-            array: np.ndarray = np.load(str(self.path), allow_pickle=False)
+            with location(str(self.path)).open("rb") as file:
+                array: np.ndarray = np.load(file, allow_pickle=False)
         except OSError as error:
             raise StoreError(
                 f"work file {self.path} should be readable by every worker; put the output on a shared file system"
@@ -160,23 +167,38 @@ class SharedArray:
         """
         if self.array is not None:
             return self.array[start:stop]
-        path = Path(str(self.path))
+        place = location(str(self.path))
 
         def read() -> np.ndarray:
-            with path.open("rb") as file:
-                header = read_npy_header(file, str(path))
+            header = _header(place)
             shape = (stop - start, *header.shape[1:])
-            width = math.prod(shape[1:])
-            offset = header.offset + start * width * header.dtype.itemsize
-            return np.fromfile(path, header.dtype, math.prod(shape), offset=offset).reshape(shape)
+            width = math.prod(shape[1:]) * header.dtype.itemsize
+            offset, n_bytes = header.offset + start * width, shape[0] * width
+            if isinstance(place, ObjectPath):
+                data = bytearray(place.read(offset, n_bytes)[0] if n_bytes else b"")
+                return np.frombuffer(data, header.dtype).reshape(shape)
+            return np.fromfile(place, header.dtype, math.prod(shape), offset=offset).reshape(shape)
 
-        return careful(read, f"reading {path}")
+        return careful(read, f"reading {place}")
 
     def delete(self) -> None:
         """Remove the file, if there is one."""
         if self.path is not None:
-            Path(self.path).unlink(missing_ok=True)
+            location(self.path).unlink(missing_ok=True)
             _loaded.drop(self.path)
+
+
+def _header(place: Location) -> NpyHeader:
+    if isinstance(place, ObjectPath):
+        return _header_of_object(place)
+    with place.open("rb") as file:
+        return read_npy_header(file, str(place))
+
+
+@lru_cache(maxsize=4096)
+def _header_of_object(place: ObjectPath) -> NpyHeader:
+    """One request for many reads: what has a name of ours is never another array."""
+    return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 
 @dataclass(frozen=True)
@@ -186,7 +208,7 @@ class SharedArrayStore:
     Attributes
     ----------
     folder : str or None
-        A folder every worker sees; None keeps arrays where they are.
+        A folder every worker sees, or a URL; None keeps arrays where they are.
     """
 
     folder: str | None = None
@@ -201,7 +223,12 @@ class SharedArrayStore:
         """
         if self.folder is None:
             return SharedArray(array=array)
-        path = Path(self.folder) / f"{name}.npy"
+        path = location(self.folder) / f"{name}.npy"
+        if isinstance(path, ObjectPath):
+            data = io.BytesIO()
+            np.save(data, array, allow_pickle=False)
+            path.write_bytes(data.getbuffer())
+            return SharedArray(path=path.url)
         partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
 
         def write() -> None:
@@ -211,6 +238,11 @@ class SharedArrayStore:
 
         careful(write, f"writing {path}")
         return SharedArray(path=str(path))
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether arrays are objects, which are written whole."""
+        return self.folder is not None and isinstance(location(self.folder), ObjectPath)
 
     def series(self, name: str, arrays: Sequence[SharedArray]) -> SharedSeries:
         """The arrays that were put under a name, a hyphen and their number from 0."""
@@ -231,10 +263,14 @@ class SharedSeries:
     def __getitem__(self, number: int) -> SharedArray:
         return self.arrays[number] if self.prefix is None else SharedArray(path=f"{self.prefix}-{number}.npy")
 
+    def read(self, spans: Iterable[tuple[int, int, int]]) -> list[np.ndarray]:
+        """Rows of some of the arrays: spans have the number of one, the first row, and one past the last."""
+        place = location(self.prefix or ".")
+        return each(lambda span: self[span[0]].read(*span[1:]), spans, place)
+
     def delete(self) -> None:
         """Remove their files, if there are any."""
-        for number in range(self.n_arrays):
-            self[number].delete()
+        each(lambda number: self[number].delete(), range(self.n_arrays), location(self.prefix or "."))
 
 
 @dataclass(frozen=True)
@@ -261,7 +297,7 @@ class SharedPieces:
     def read(self, start: int = 0, stop: int | None = None) -> np.ndarray:
         """Rows `start` up to `stop`, all by default, without reading the others."""
         offsets, last = np.array(self.offsets), self.n_rows if stop is None else stop
-        some = [self.series[i].read(low, high) for i, low, high in layout.spans(offsets, start, last)]
+        some = self.series.read(layout.spans(offsets, start, last))
         return np.concatenate(some) if some else self.series[0].read(0, 0)
 
     def position(self, value: int) -> int:

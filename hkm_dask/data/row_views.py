@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +11,7 @@ import numpy as np
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows
 from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.objects import location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 
@@ -54,10 +53,9 @@ class SubsetRows(Rows):
         self.index: np.ndarray = base.index[index] if isinstance(base, SubsetRows) else index
         self.index_path: str | None = None
 
-    def travel_by(self, path: str | os.PathLike[str]) -> None:
-        """Write the row numbers to an ``.npy`` that all workers see, for as long as they use it, and pickle without."""
-        self.index_path = str(Path(path).absolute())
-        careful(lambda: np.save(path, self.index, allow_pickle=False), f"writing {path}")
+    def travel_by(self, path: str) -> None:
+        """Have the row numbers, which are in an ``.npy`` that all workers see, a path or a URL, pickled as that."""
+        self.index_path = path
 
     def __getstate__(self) -> dict[str, Any]:
         state = dict(self.__dict__)
@@ -97,8 +95,12 @@ class SubsetRows(Rows):
 
 @functools.lru_cache(maxsize=2)
 def _load_index(path: str) -> np.ndarray:
-    loaded: np.ndarray = careful(lambda: np.load(path, allow_pickle=False), f"reading {path}")
-    return loaded
+    def load() -> np.ndarray:
+        with location(path).open("rb") as file:
+            loaded: np.ndarray = np.load(file, allow_pickle=False)
+        return loaded
+
+    return careful(load, f"reading {path}")
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

@@ -94,9 +94,9 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
         elif isinstance(target, ObjectPath):
             (target / _BEGUN_FILE).unlink()
     except BaseException:
-        if not keep:
-            # What cannot be removed now, the next run removes; the error that led here must not be hidden.
-            with suppress(StoreError):
+        # What cannot be removed now, the next run removes; the error that led here must not be hidden.
+        with suppress(StoreError, OSError):
+            if not keep or not (wip / METADATA_FILE).is_file():  # or it was refused before it was begun
                 remove(wip)
         raise
 

@@ -115,10 +115,11 @@ def store_labels(
     memory_limit: int | str | None, restart: bool = False, squared: bool = False,
 ) -> None:  # fmt: skip
     """Write the store that `assign` opens, or with distances that are `squared`; interrupted, it continues."""
-    with store.resumable(target, partial(_obstacles, identity=identity), restart=restart) as folder:
+    work = layout.work_path(target)
+    with store.resumable(target, partial(_obstacles, identity=identity), restart=restart, work=work) as folder:
         if folder is not None:
             begin = time.perf_counter()
-            with runner_for(client, memory_limit) as runner:
+            with runner_for(client, memory_limit, work_dir=work) as runner:
                 if not (folder / METADATA_FILE).is_file():
                     flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
                     n_tasks = max(runner.n_threads, int(flops / _TASK_FLOPS))

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -81,7 +80,7 @@ def write_updated(
     chunk_rows, level = label_chunk_rows(pool.rows()), base / "level_1"
     level_arrays.create_row_arrays(level, 1, pool.n_samples, chunk_rows)
     joined, subset = _join_rows(arrays, assigned, level, n_before)
-    with runner_for(client, memory_limit, work_dir=work if isinstance(work, Path) else None) as runner:
+    with runner_for(client, memory_limit, work_dir=work) as runner:
         for t in range(1, arrays.n_levels + 1):
             _write_level(tree, arrays, t, base, runner)
     changed = {
