@@ -102,4 +102,6 @@ def _seeds(records: Sequence[Facts], pools: Sequence[str]) -> str:
     for pool in pools:
         n = len({r["seed"] for r in records if r["pool"] == pool})
         counts.setdefault(n, []).append(pool)
+    if len(counts) == 1:
+        return f"{next(iter(counts))} on each"
     return "; ".join(f"{n} on {', '.join(names)}" for n, names in sorted(counts.items(), reverse=True))
