@@ -56,6 +56,15 @@ def without_small(pool: Pool, seed: int, *, least: int) -> Rows:
     return np.asarray(hkm.sample(tree, pool.draw, exclude=small, seed=seed))
 
 
+def by_size(pool: Pool, seed: int, *, levels: Sequence[float], n_resamples: int = 1) -> Rows:
+    """Draw from a tree with `levels` times as many clusters as are drawn."""
+    n_clusters = [max(1, round(pool.draw * times)) for times in levels]
+    config = hkm.Config.from_flags(n_clusters, n_resamples=n_resamples, resample_size=2, seed=seed)
+    with tempfile.TemporaryDirectory() as folder:
+        tree = hkm.build_hierarchy(pool.embeddings, Path(folder, "tree.zarr"), config)
+        return np.asarray(hkm.sample(tree, pool.draw, seed=seed))
+
+
 VARIANTS: dict[str, Method] = {
     PLAIN: lambda pool, seed: np.asarray(hkm.sample(_tree(pool, seed)[1], pool.draw, seed=seed)),
     "closest": closest,
@@ -63,6 +72,9 @@ VARIANTS: dict[str, Method] = {
     "tempered, 1/2": functools.partial(tempered, power=0.5),
     "without small, 3": functools.partial(without_small, least=3),
     "without small, 6": functools.partial(without_small, least=6),
+    "as many clusters, 1 level": functools.partial(by_size, levels=(1,), n_resamples=0),
+    "as many clusters, 2 levels": functools.partial(by_size, levels=(1, 1 / 3)),
+    "as many clusters, 3 levels": functools.partial(by_size, levels=(1, 1 / 2, 1 / 6)),
 }
 
 
