@@ -109,7 +109,7 @@ def test_workers_that_share_no_folder_meet_in_the_store(
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
     monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    config = CONFIG.model_copy(update={"fit_sample": 150})
+    config = Config.from_flags((12, 3), n_resamples=1, max_iter=2, fit_sample=150)
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
     expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
     with (
@@ -143,7 +143,7 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
         try:
             client.wait_for_workers(2, timeout=60)
             assert not any(client.run(os.path.exists, str(on_disk)).values())
-            config = CONFIG.model_copy(update={"fit_sample": 150})
+            config = Config.from_flags((12, 3), n_resamples=1, max_iter=2, fit_sample=150)
             hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
             new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
         finally:

@@ -123,7 +123,7 @@ def test_it_is_said_and_resumes_and_gives_the_same_bits(
     [
         ({"fit_sample": N}, f"fit_sample={N} should be below the {N} rows there are; "),
         ({"fit_sample": 0}, "fit_sample=0 should be a whole number >= 1; "),
-        ({"fit_sample": 20}, "n_samples=20 should be >= levels.1.n_clusters=30"),
+        ({"fit_sample": 20}, "fit_sample=20 should be >= levels.1.n_clusters=30; raise fit_sample"),
     ],
 )
 def test_samples_that_cannot_be_are_refused(pool: Path, tmp_path: Path, settings: dict[str, Any], message: str) -> None:
