@@ -1,19 +1,20 @@
-"""All that is known of every row of a pool or a tree, as one parquet file."""
+"""All that is known of every row of a pool, a tree or an assignment, as one parquet file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import xarray as xr
 
-from hkm_dask.data import files, layout
+from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.assignment import DISTANCE, open_assignment
 from hkm_dask.hierarchy.export import (
     BLOCK_ROWS,
     Columns,
@@ -41,13 +42,13 @@ def export(
 ) -> Location:
     """Write what is known of every row to a parquet file, for tools that read tables.
 
-    The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and of a tree
-    ``level_1``, ``level_2``, ... and ``distance``. It is written block by block, whole or not at all.
+    The columns are those of a subset, see `write_subset`: ``row``, ``id``, the pool's columns, and of a tree or an
+    assignment ``level_1``, ``level_2``, ... and ``distance``. It is written block by block, whole or not at all.
 
     Parameters
     ----------
     store : path-like or xarray.DataTree
-        A pool, or a tree that lies on disk.
+        A pool, or a tree that lies on disk, or an assignment.
     out : path-like
         The file to write, ``.parquet``; must not be there yet.
     embeddings : bool, default False
@@ -66,7 +67,7 @@ def export(
     InputError
         Where the file, the store or a column's name should be otherwise; all of that before any work is done.
     StoreError
-        Where the store, or the pool of a tree, cannot be read, or the disk is full.
+        Where the store, or the pool of it, cannot be read, or the disk is full.
 
     Examples
     --------
@@ -97,6 +98,7 @@ class _Table:
     pool: Pool | None
     tree: TreeArrays | None
     embeddings: bool
+    assigned: Mapping[str, chunks.StoredArray] = field(default_factory=dict)
     projection: tuple[np.ndarray, np.ndarray] | None = None
 
     @classmethod
@@ -106,6 +108,12 @@ class _Table:
             if files.stored_format(path) == layout.POOL_FORMAT:
                 pool = open_pool(path)
                 return cls(pool.n_samples, pool, None, embeddings)
+            if files.stored_format(path) == layout.ASSIGNMENT_FORMAT:
+                found = open_assignment(path)
+                n_levels = sum(str(name).startswith("level_") for name in found.data_vars)
+                names = [*(f"level_{level}" for level in range(1, n_levels + 1)), DISTANCE]
+                assigned = {name: chunks.open_array(path / name) for name in names}
+                return cls(found.sizes[layout.SAMPLE], pool_of_tree(found.attrs), None, embeddings, assigned)
             store = open_hierarchy(path)
         tree = TreeArrays(store)
         return cls(stored_array(tree, "labels").spec.shape[0], pool_of_tree(store.attrs), tree, embeddings)
@@ -113,7 +121,7 @@ class _Table:
     def vectors(self) -> Pool:
         """The pool, to read embeddings from."""
         if self.pool is None:
-            raise InputError("the tree was built from an array, whose rows it does not have; cluster a pool of it")
+            raise InputError("the store is of an array, whose rows it does not have; make a pool of that first")
         return self.pool
 
     def blocks(self) -> Iterator[Columns]:
@@ -124,6 +132,7 @@ class _Table:
         for start in range(0, self.n_rows, step):
             stop = min(start + step, self.n_rows)
             columns = row_columns(np.arange(start, stop), self.pool, self.tree)
+            columns |= {name: array.read(start, stop) for name, array in self.assigned.items()}
             if with_vectors:
                 rows = self.vectors().rows().read(start, stop).astype(np.float32, copy=False)
                 if self.projection is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -48,4 +49,7 @@ def main() -> None:
     (options.out / f"{options.study}.md").write_text(text, encoding="utf-8")
     settings = {"setting": options.setting, "columns": study.TABLE}
     records.save("training", options.study, measured, out=options.out, settings=settings, record=options.record)
-    draw(json.loads((options.out / records.RESULTS).read_text(encoding="utf-8")), options.out / "training.png")
+    picture = options.out / "training.png"
+    draw(json.loads((options.out / records.RESULTS).read_text(encoding="utf-8")), picture)
+    if options.record:
+        shutil.copy(picture, records.ROOT / "docs" / "images" / picture.name)

@@ -10,14 +10,16 @@ from pipelines.longtail.charts import gains
 from pipelines.measurements import Facts, mean_and_error
 from pipelines.training.draws import ALL, DRAWS
 
-RAW, TREE, BALANCED = "raw", "tree", "balanced by labels"
-#: What is judged by: the study, its measure, what that is called, and whether more is better.
+RAW = "raw"
+#: Those that documents compare with it.
+QUOTED = ("tree", "k-center", "inverse density", "balanced by labels")
+#: What is judged by: the study, its measure, what that is called, and whether more is better: it is an accuracy then.
 JUDGED = (
-    ("images", "linear", "images: linear probe", True),
-    ("labeled", "accuracy", "labeled images: accuracy", True),
-    ("labeled", "rarest", "labeled images: rarest third", True),
-    ("text", "balanced", "text: perplexity", False),
-    ("satellite", "lit_error", "satellite: error on lit land", False),
+    ("images", "linear", "images, linear probe", True),
+    ("labeled", "accuracy", "labeled images", True),
+    ("labeled", "rarest", "their rarest third", True),
+    ("text", "balanced", "text, perplexity", False),
+    ("satellite", "lit_error", "lit land, error", False),
 )
 #: Measures are kept to so many digits.
 DIGITS = 4
@@ -49,14 +51,16 @@ def table(found: Mapping[str, Mapping[str, list[float]]], columns: Sequence[str]
 
 
 def gained(found: Mapping[str, Mapping[str, list[float]]], measure: str, *, more: bool) -> dict[str, list[float]]:
-    """By how many percent each draw is better than the uniform one, seed by seed.
+    """How much better each draw is than the uniform one, seed by seed: points of accuracy, or percent of what is lost.
 
     >>> gained({"raw": {"error": [2.0, 4.0]}, "tree": {"error": [1.0]}}, "error", more=False)
     {'tree': [50.0]}
     """
-    sign = 100 if more else -100
     return {
-        draw: [sign * (value / raw - 1) for value, raw in zip(measures[measure], found[RAW][measure], strict=False)]
+        draw: [
+            100 * (value - raw) if more else 100 * (1 - value / raw)
+            for value, raw in zip(measures[measure], found[RAW][measure], strict=False)
+        ]
         for draw, measures in found.items()
         if draw != RAW
     }
@@ -72,7 +76,8 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
         for name in (*DRAWS, ALL)
         if name != RAW
     }
-    gains(path, "Percent better than trained on a uniform draw of the same size", list(panels), rows)
+    title = "Better than on a uniform draw: points of accuracy, percent of perplexity and error"
+    gains(path, title, list(panels), rows)
 
 
 def quote(runs: Mapping[str, Any]) -> dict[str, str]:
@@ -84,7 +89,8 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
         texts[f"{study}-seeds"] = str(len(run["found"][RAW][run["settings"]["columns"][0]]))
     for study, measure, _, more in JUDGED:
         if study in runs:
-            for name, percents in gained(runs[study]["found"], measure, more=more).items():
-                mean, error = mean_and_error(percents)
-                texts[f"{study}-{measure}-{name.replace(' ', '-')}"] = f"{mean:+.1f} ± {error:.1f} %"
+            better = gained(runs[study]["found"], measure, more=more)
+            for name in filter(better.__contains__, QUOTED):
+                mean, error = mean_and_error(better[name])
+                texts[f"{study}-{measure}-{name.replace(' ', '-')}"] = f"{mean:+.1f} ± {error:.1f}"
     return texts

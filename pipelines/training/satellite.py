@@ -35,7 +35,7 @@ N_DRAWN, N_FIT = 1500, 2000
 LIGHTS = (0.1, 3.0, 8.0)
 NAMES = ("dark", "faint", "lit", "bright")
 LIT = LIGHTS[1]
-TABLE = ("entropy", "error", "lit_error", "r2", "lit_r2")
+TABLE = ("entropy", "error", "lit_error", "r2")
 
 
 @dataclass(frozen=True)

@@ -59,12 +59,27 @@ def test_a_pool_is_told_without_clusters(pool: Pool, tmp_path: Path) -> None:
     assert written["y"].to_pylist() == [0.0] * N  # there is no second axis
 
 
+def test_an_assignment_is_told_with_what_its_pool_knows(pool: Pool, tmp_path: Path) -> None:
+    tree = hkm.build_hierarchy(X[::-1].copy(), tmp_path / "t.zarr", hkm.Config.from_flags((6, 2), n_resamples=0))
+    new = hkm.assign(tree, pool, tmp_path / "new.zarr")
+    written = pq.read_table(hkm.export(tmp_path / "new.zarr", tmp_path / "rows.parquet", embeddings=True))
+    assert written.column_names == ["row", "id", "caption", "level_1", "level_2", "distance", "vector"]
+    assert written["id"].to_pylist() == [f"i{row}" for row in range(N)]
+    for name in ("level_1", "level_2", "distance"):
+        assert written[name].to_pylist() == new[name].values.tolist()
+    hkm.assign(tree, X[:3], tmp_path / "three.zarr")
+    written = pq.read_table(hkm.export(tmp_path / "three.zarr", tmp_path / "three.parquet"))
+    assert written.column_names == ["row", "level_1", "level_2", "distance"]
+    with pytest.raises(InputError, match="the store is of an array"):
+        hkm.export(tmp_path / "three.zarr", tmp_path / "a3.parquet", embeddings=True)
+
+
 def test_what_cannot_be_exported_is_refused_before_the_work(pool: Pool, tmp_path: Path) -> None:
     tree = make_tree(tmp_path, None)
     written = pq.read_table(hkm.export(open_hierarchy(tree), tmp_path / "rows.parquet"))
     assert written.column_names == ["row", "level_1", "level_2", "level_3", "distance"]
     for option in ("xy", "embeddings"):
-        with pytest.raises(InputError, match="the tree was built from an array, whose rows it does not have"):
+        with pytest.raises(InputError, match="the store is of an array, whose rows it does not have"):
             hkm.export(tree, tmp_path / "a2.parquet", **{option: True})
     with pytest.raises(InputError, match=r"rows.parquet' should be a new file"):
         hkm.export(tree, tmp_path / "rows.parquet")

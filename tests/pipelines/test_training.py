@@ -114,11 +114,11 @@ def test_a_classifier_learns_which_images_are_bright() -> None:
     assert (network.features(model, some.astype(np.uint8)).argmax(axis=1) == labels).mean() > 0.95
 
 
-def test_gains_are_percents_of_the_uniform_draw_of_the_same_seed(tmp_path: Path) -> None:
+def test_gains_are_points_above_the_uniform_draw_of_the_same_seed(tmp_path: Path) -> None:
     found = {"raw": {"linear": [0.5, 0.4]}, "tree": {"linear": [0.55, 0.3]}}
     run = {"found": found, "date": "2026-01-01", "settings": {"columns": ["linear"]}}
-    assert np.allclose(quotes.gained(found, "linear", more=True)["tree"], [10, -25])
-    assert quotes.quote({"images": run})["images-linear-tree"] == "-7.5 ± 17.5 %"
+    assert np.allclose(quotes.gained(found, "linear", more=True)["tree"], [5, -10])
+    assert quotes.quote({"images": run})["images-linear-tree"] == "-2.5 ± 7.5"
     quotes.draw({"images": run}, tmp_path / "training.png")
     assert (tmp_path / "training.png").exists()
 
