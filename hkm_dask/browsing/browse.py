@@ -47,6 +47,10 @@ class Browser:
                 what = f"port={port} should be free and allowed; leave --port out"
             raise InputError(f"{what} ({error.strerror or error})") from error
         self.url = self._server.url
+        if self._server.anywhere:
+            emit(
+                "warning", message="other machines can reach this page: who has its address sees all of it, unencrypted"
+            )
         answers.warm()
         self._server.start()
 

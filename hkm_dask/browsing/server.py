@@ -17,6 +17,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib import resources
 from io import BytesIO
+from ipaddress import ip_address
+from socketserver import TCPServer
 from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
@@ -28,8 +30,6 @@ from hkm_dask.errors import HkmError, InputError
 from hkm_dask.untrusted import parse_json
 
 LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
-#: Addresses at which all of this machine is listened to; a browser needs its name.
-_ALL = ("", "0.0.0.0", "::")
 #: Bytes of what the page may send, a vector at most; pixels of a thumbnail, and of an image.
 MAX_BODY, THUMBNAIL, IMAGE = 2**20, 192, 1024
 _FILES = {
@@ -57,6 +57,8 @@ class Server(ThreadingHTTPServer):
     ----------
     url : str
         Address of the page, with its token.
+    anywhere : bool
+        Other machines reach it, by whatever name they have for this one.
     """
 
     daemon_threads = True
@@ -64,12 +66,21 @@ class Server(ThreadingHTTPServer):
     def __init__(self, answers: Answers, host: str = LOOPBACK[0], port: int = 0) -> None:
         self.answers, self.token = answers, secrets.token_urlsafe(24)
         host = host.strip("[]")
-        shown = socket.gethostname() if host in _ALL else f"[{host}]" if ":" in host else host
-        self.anywhere = shown not in LOOPBACK
+        if not host:  # to a socket that is every address there is
+            raise InputError("host='' should be an address of this machine; leave --host out")
         self.address_family = socket.AF_INET6 if ":" in host else socket.AF_INET
         super().__init__((host, port), _Handler)
+        # What was asked for may be a name, or one of many ways to write an address; what is listened at is plain.
+        bound = ip_address(str(self.server_address[0]).partition("%")[0])
+        self.anywhere = not bound.is_loopback
+        shown = socket.gethostname() if bound.is_unspecified else f"[{host}]" if ":" in host else host
+        self.hosts = {*LOOPBACK, shown.lower()}
         self.url = f"http://{shown}:{self.server_address[1]}/{self.token}/"
         self._thread: threading.Thread | None = None
+
+    def server_bind(self) -> None:
+        """Bind, and do not ask what the name of the address is, for which a network may have half a minute."""
+        TCPServer.server_bind(self)
 
     def start(self) -> None:
         """Serve in a thread."""
@@ -110,8 +121,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._answer(self._post)
 
     def _answer(self, respond: Callable[[str, dict[str, str]], None]) -> None:
-        host = self.headers.get("Host", "")
-        if not self.server.anywhere and host.rpartition(":")[0] not in LOOPBACK and host not in LOOPBACK:
+        host = self.headers.get("Host", "").lower()
+        if not self.server.anywhere and not {host, host.rpartition(":")[0]} & self.server.hosts:
             return self._refuse(HTTPStatus.FORBIDDEN, "ask by an address of this machine, as it was printed")
         url = urlsplit(self.path)
         token, _, name = url.path.removeprefix("/").partition("/")

@@ -9,9 +9,9 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
-from hkm_dask.browsing import server
 from hkm_dask.browsing.browse import Browser
 from hkm_dask.errors import InputError
+from hkm_dask.events import Event, subscribe
 
 
 def request(
@@ -123,12 +123,26 @@ def test_a_port_that_is_taken_is_told(browser: Browser) -> None:
         Browser(browser.answers, "192.0.2.1", 0)
 
 
-def test_other_addresses_are_listened_at_when_asked_for(answers: Any) -> None:
-    for host in ("0.0.0.0", ""):
-        anywhere = server.Server(answers, host)
-        assert anywhere.anywhere
+@pytest.mark.parametrize("host", ["0.0.0.0", "0"])
+def test_other_machines_are_let_in_when_asked_for_and_it_is_said(answers: Any, host: str) -> None:
+    seen: list[Event] = []
+    with subscribe(seen.append), Browser(answers, host, 0) as anywhere:
         assert urlsplit(anywhere.url).hostname == socket.gethostname().lower()
-        anywhere.close()
+    (warning,) = (event.fields["message"] for event in seen if event.kind == "warning")
+    assert warning.startswith("other machines can reach this page")
+
+
+def test_an_empty_host_is_not_every_address(answers: Any) -> None:
+    with pytest.raises(InputError, match="host='' should be an address of this machine; leave --host out"):
+        Browser(answers, "", 0)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.2", "LocalHost"])
+def test_another_way_to_name_this_machine_lets_nobody_else_in(answers: Any, host: str) -> None:
+    with Browser(answers, host, 0) as browser:
+        assert urlsplit(browser.url).hostname == host.lower()
+        assert request(browser, "api/tree", Host=f"{host}:80")[0] == 200
+        assert request(browser, "api/tree", Host="example.org")[0] == 403
 
 
 @pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
