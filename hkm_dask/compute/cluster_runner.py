@@ -218,9 +218,19 @@ class ClusterRunner(Runner):
         """See `Runner.n_cuts`."""
         return self._shares.n_cuts
 
+    @property
+    def threads_per_worker(self) -> int:
+        """See `Runner.threads_per_worker`."""
+        return max(self._shares.threads)
+
+    def _n_tasks(self, most: int) -> int:
+        return sum(min(n_threads, most) for n_threads in self._shares.threads)
+
     def _part_ends(self, n_parts: int) -> NDArray[np.float64] | None:
-        ends = self._shares.ends()
-        return ends if len(ends) == n_parts else None
+        for most in range(self.threads_per_worker, 0, -1):
+            if self._n_tasks(most) == n_parts:
+                return self._shares.ends(most)
+        return None  # a pass that is not worth all threads
 
     def _submit(
         self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, owners: list[str]

@@ -280,7 +280,7 @@ class Runner:
     # -- work ---------------------------------------------------------------------------------------------------------
     @property
     def threads_per_worker(self) -> int:
-        """Threads of one worker."""
+        """Threads of one worker, of that which has the most."""
         return max(1, self.n_threads // self.n_workers)
 
     def split(
@@ -328,8 +328,12 @@ class Runner:
 
     def n_parts(self, flops: float, n_at_once: int | None = None) -> int:
         """Count the tasks that a pass of so many `flops` is worth, `n_at_once` on each worker at most."""
-        n_tasks = self.n_workers * min(self.threads_per_worker, n_at_once or self.threads_per_worker)
+        n_tasks = self._n_tasks(n_at_once or self.threads_per_worker)
         return int(max(1, min(n_tasks, flops / self._task_flops())))
+
+    def _n_tasks(self, most: int) -> int:
+        """Count the tasks that all workers do at once, `most` of them on each."""
+        return self.n_workers * min(self.threads_per_worker, most)
 
     def _task_flops(self) -> float:
         return _HAND_OVER_FLOPS

@@ -44,7 +44,7 @@ class WorkerShares:
     --------
     >>> shares = WorkerShares({"a": 1, "b": 3})
     >>> places = np.array([0.1, 0.3, 0.6, 0.9])
-    >>> shares.owners(places, {"a": 1, "b": 3}), shares.ends().tolist()
+    >>> shares.owners(places, {"a": 1, "b": 3}), shares.ends(4).tolist()
     (['a', 'b', 'b', 'b'], [0.25, 0.5, 0.75, 1.0])
     >>> shares.owners(places, {"b": 3, "c": 1}), shares.owners(places, {"b": 3})
     (['c', 'b', 'b', 'b'], ['b', 'b', 'b', 'b'])
@@ -55,9 +55,15 @@ class WorkerShares:
         self.n_cuts = 0
         self._n_cuts_weighed = 0
 
-    def ends(self) -> np.ndarray:
-        """Where the shares of all threads end, as shares of the rows: float64, the last is 1."""
-        each = np.concatenate([np.full(share.n_threads, share.weight / share.n_threads) for share in self._shares])
+    @property
+    def threads(self) -> list[int]:
+        """Of each worker that has a share."""
+        return [share.n_threads for share in self._shares]
+
+    def ends(self, most: int) -> np.ndarray:
+        """Where the parts of all threads, `most` of a worker, end, as shares of the rows: float64, the last is 1."""
+        n_parts = [min(share.n_threads, most) for share in self._shares]
+        each = np.repeat([share.weight / n for share, n in zip(self._shares, n_parts, strict=True)], n_parts)
         ends = np.cumsum(each / each.sum())
         ends[-1] = 1.0
         return ends

@@ -36,7 +36,7 @@ def test_shares_are_side_by_side_and_follow_the_threads(threads: list[int], n_it
     assert owners == sorted(owners)
     for worker, n in workers.items():
         assert abs(owners.count(worker) - n_items * n / sum(threads)) <= 1
-    assert np.allclose(shares.ends(), np.arange(1, sum(threads) + 1) / sum(threads))
+    assert np.allclose(shares.ends(16), np.arange(1, sum(threads) + 1) / sum(threads))
 
 
 @given(st.integers(2, 6), st.data())
@@ -65,7 +65,7 @@ def test_what_nobody_came_for_is_given_up() -> None:
         assert shares.n_cuts == 0
         owners = shares.owners(at(400), {"a": 1, "c": 2})
     assert shares.n_cuts == 1
-    assert np.allclose(shares.ends(), [1 / 3, 2 / 3, 1])
+    assert np.allclose(shares.ends(4), [1 / 3, 2 / 3, 1])
     owners = shares.owners(at(300), {"a": 1, "c": 2})
     assert owners == ["a"] * 100 + ["c"] * 200
 
@@ -86,7 +86,7 @@ def test_shares_follow_speeds_where_it_pays_and_not_what_was_measured_as_they_ch
     for measured, n_cuts in zip(speeds, cuts, strict=True):
         shares.weigh(measured)
         assert shares.n_cuts == n_cuts
-        ends.append(shares.ends().tolist())
+        ends.append(shares.ends(4).tolist())
     assert np.allclose(ends, [[1 / 3, 2 / 3, 1]] * 2 + [[1 / 9, 5 / 9, 1]] * 2 + [[1 / 2, 3 / 4, 1]])
 
 
@@ -131,6 +131,31 @@ def test_a_slow_worker_has_fewer_rows(workers: ClusterRunner, monkeypatch: pytes
     few, many = workers.split(rows, 1)
     assert few.stop == many.start < 60
     assert many.stop == 160
+
+
+def test_a_worker_with_more_threads_has_more_rows_and_no_more_tasks_than_memory_was_planned_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    with (
+        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        specs = {name: {"cls": cluster.new_spec["cls"], "options": cluster.new_spec["options"] | {"nthreads": n}}
+                 for name, n in (("a", 5), ("b", 1))}  # fmt: skip
+        cluster.worker_spec.update(specs)
+        cluster.sync(cluster._correct_state)
+        client.wait_for_workers(2, timeout=60)
+        with ClusterRunner(client, work_dir=tmp_path) as runner:
+            rows = runner.place(ArrayRows(np.zeros((600, 1), np.float32)))
+            assert (runner.threads_per_worker, runner.n_parts(1e9), runner.n_parts(1e9, 2)) == (5, 6, 3)
+            parts = runner.split(rows, 9)
+            owners = Counter(runner.map(owner, parts, stage="test"))
+            assert {part.stop - part.start for part in parts} == {100}
+            assert sorted(owners.values()) == [1, 5]
+            ends = runner._part_ends(3)
+            assert ends is not None
+            assert sorted(np.diff(ends, prepend=0).round(3).tolist()) == [0.167, 0.417, 0.417]
 
 
 @pytest.mark.faults
