@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from itertools import count, groupby
 from operator import itemgetter
@@ -26,6 +26,7 @@ from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.compute.staging import staging_blocks
+from hkm_dask.compute.telling import Listener
 from hkm_dask.compute.worker_shares import WorkerShares, places_of, run_timed, take_speed
 from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -45,8 +46,8 @@ _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 _LONG_PASS = 2.0
 #: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
 _ROUND_TRIP_FLOPS = 2e9
-#: Rounds of tasks that a pass takes the time of, beyond which what one worker saves of it is little.
-_ONE_WORKER_ROUNDS = 8
+#: Rounds of tasks that a pass takes the time of, beyond which what one task for all passes saves of it is little.
+_ONE_HOST_ROUNDS = 32
 #: Bytes of rows beyond which a computation is never squeezed into one task.
 _ONE_TASK_BYTES = 256 << 20
 _WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
@@ -76,9 +77,8 @@ class ClusterRunner(Runner):
         self._objects = place if isinstance(place, ObjectPath) else None
         info = self._workers()
         device = agree_on_device(client)
-        n_threads = sum(w["nthreads"] for w in info.values())
-        super().__init__(n_threads=n_threads, work_dir=place if isinstance(place, Path) else None)
-        self.n_workers = len(info)
+        super().__init__(work_dir=place if isinstance(place, Path) else None)
+        self._count(info)
         self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
         self.n_staged = max(client.run(staging_blocks).values()) if device == "cuda" else 0
         limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
@@ -88,6 +88,7 @@ class ClusterRunner(Runner):
         self._shares = WorkerShares({worker: about["nthreads"] for worker, about in info.items()})
         self._array_store: SharedArrayStore | None = None
         self._watch = HeartbeatWatch(client)
+        self._listener = Listener(client)
         self.page = add_page(client)
         self._sender = EventSender(client) if self.page else None
         self._spans: list[str] = []  # open ones, the outermost first
@@ -98,6 +99,7 @@ class ClusterRunner(Runner):
         if self._sender is not None:
             self._sender.close()
         self._watch.close()
+        self._listener.close()
         super().close()
 
     def _workers(self) -> dict[str, dict[str, Any]]:
@@ -116,6 +118,16 @@ class ClusterRunner(Runner):
         raise ComputeError(
             "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
         )
+
+    def _count(self, workers: dict[str, dict[str, Any]]) -> None:
+        """Count workers, their threads, and those on the host that has the most of them."""
+        self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())
+        hosts: dict[str, list[str]] = {}
+        for worker, about in sorted(workers.items()):
+            hosts.setdefault(about["host"], []).append(worker)
+        threads = {of_host[0]: sum(workers[worker]["nthreads"] for worker in of_host) for of_host in hosts.values()}
+        self._lone_worker = max(threads, key=threads.__getitem__)
+        self._n_lone_threads = threads[self._lone_worker]
 
     @property
     def array_store(self) -> SharedArrayStore:
@@ -173,11 +185,9 @@ class ClusterRunner(Runner):
     def make_room_for(self, stage: StageBytes) -> None:
         """See `Runner.make_room_for`; this process remembers nothing about rows."""
 
-    def fits_one_task(self, flops: float, n_bytes: int) -> bool:
-        """See `Runner.fits_one_task`: its threads are faster alone than with all others, by a round of tasks a pass."""
-        saved = self.n_workers / (self.n_workers - 1) if self.n_workers > 1 else _ONE_WORKER_ROUNDS
-        most = saved * self.threads_per_worker * _ROUND_TRIP_FLOPS
-        return flops < most and n_bytes < min(_ONE_TASK_BYTES, self.memory_budget // 4)
+    def fits_one_task(self, flops: float, n_bytes: int, stage: StageBytes) -> bool:
+        """See `Runner.fits_one_task`."""
+        return fits_one_task(self, flops, n_bytes, stage)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -223,6 +233,11 @@ class ClusterRunner(Runner):
         """See `Runner.threads_per_worker`."""
         return max(self._shares.threads)
 
+    @property
+    def n_threads_alone(self) -> int:
+        """See `Runner.n_threads_alone`: those of all workers on its host, who have nothing to do meanwhile."""
+        return self._n_lone_threads if self.device_budget is None else self.threads_per_worker
+
     def _n_tasks(self, most: int) -> int:
         return sum(min(n_threads, most) for n_threads in self._shares.threads)
 
@@ -258,6 +273,11 @@ class ClusterRunner(Runner):
 
         return self._collect(submit_all, items, stage, report)
 
+    def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
+        """See `Runner.call`; it is run on the host with the most threads."""
+        with nullcontext(task) if hear is None else self._listener.to(task, hear) as one:
+            return self._collect(lambda _: self._submit(one, [item], stage, [self._lone_worker]), [item], stage)[0]
+
     def _collect(
         self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,
         report: Report | None = None,
@@ -272,9 +292,10 @@ class ClusterRunner(Runner):
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
-                workers = {worker: about["nthreads"] for worker, about in sorted(self._workers().items())}
-                if len(workers) > self.n_workers:
-                    self.n_workers, self.n_threads = len(workers), sum(workers.values())
+                there = self._workers()
+                if len(there) > self.n_workers:
+                    self._count(there)
+                workers = {worker: about["nthreads"] for worker, about in sorted(there.items())}
                 futures = submit(workers)
                 waiting = True
                 while waiting:
@@ -339,6 +360,18 @@ class ClusterRunner(Runner):
             return [self.client.submit(_finish, combine, finish, futures, key=key, pure=False)]
 
         return self._collect(submit_all, items, stage)[0]
+
+
+def fits_one_task(runner: Runner, flops: float, n_bytes: int, stage: StageBytes) -> bool:
+    """Tell whether workers are better off with one task; see `Runner.fits_one_task`.
+
+    All threads take a round of tasks a pass besides, those of one host do not.
+    """
+    n_others = runner.n_threads - runner.n_threads_alone
+    n_rounds = min(_ONE_HOST_ROUNDS, runner.n_threads / n_others if n_others else _ONE_HOST_ROUNDS)
+    is_faster = flops < n_rounds * runner.n_threads_alone * _ROUND_TRIP_FLOPS
+    budget = runner.memory_budget
+    return is_faster and n_bytes < min(_ONE_TASK_BYTES, budget // 4) and n_bytes + stage.total() <= budget
 
 
 def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hkm_dask.compute.block_memory import memory_of_staging
+from hkm_dask.compute.cluster_runner import fits_one_task
 from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
@@ -15,7 +16,8 @@ _STAGED, _DEVICE_SHARE = 4, 0.8
 class PlannedRunner(Runner):
     """Plans for `n_workers` of `n_threads` each, who may hold `memory_limit` bytes, and `device_memory` on a GPU.
 
-    What processes of a cluster (`is_cluster`) hand to each other, they hand on in files.
+    What processes of a cluster (`is_cluster`) hand to each other, they hand on in files; `n_threads_alone` are the
+    threads of those on one host.
 
     Examples
     --------
@@ -26,10 +28,11 @@ class PlannedRunner(Runner):
 
     def __init__(
         self, n_workers: int, n_threads: int, memory_limit: int, device_memory: int | None = None, *,
-        is_cluster: bool = False,
+        is_cluster: bool = False, n_threads_alone: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(n_threads=n_workers * n_threads, memory_limit=memory_limit)
         self.n_workers, self.is_cluster = n_workers, is_cluster
+        self._n_threads_alone = n_threads_alone or n_threads
         on_device = device_memory is not None
         self.device_budget = int(_DEVICE_SHARE * device_memory) if device_memory is not None else None
         self.n_staged = _STAGED if on_device else 0
@@ -44,6 +47,15 @@ class PlannedRunner(Runner):
     def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
         """See `Runner.fits_in_memory`; devices are taken to have the room."""
         return self.device_budget is not None or (not self.is_cluster and super().fits_in_memory(n_bytes, beside))
+
+    @property
+    def n_threads_alone(self) -> int:
+        """See `Runner.n_threads_alone`."""
+        return self._n_threads_alone
+
+    def fits_one_task(self, flops: float, n_bytes: int, stage: StageBytes) -> bool:
+        """See `Runner.fits_one_task`."""
+        return self.is_cluster and fits_one_task(self, flops, n_bytes, stage)
 
     def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
         """How a stage over some rows is run, as `split` plans it; None where not one task fits."""

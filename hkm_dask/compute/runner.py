@@ -261,10 +261,10 @@ class Runner:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""
         host_cache.shrink(None, max(0, self.memory_budget - host_cache.held - stage.total()))
 
-    def fits_one_task(self, flops: float, n_bytes: int) -> bool:
+    def fits_one_task(self, flops: float, n_bytes: int, stage: memory.StageBytes) -> bool:
         """Tell whether a computation is better sent to one worker than made in rounds of tasks.
 
-        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows.
+        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows, and what the stage takes.
         """
         return False
 
@@ -282,6 +282,11 @@ class Runner:
     def threads_per_worker(self) -> int:
         """Threads of one worker, of that which has the most."""
         return max(1, self.n_threads // self.n_workers)
+
+    @property
+    def n_threads_alone(self) -> int:
+        """Threads that a task may use when it is the only one at work."""
+        return self.threads_per_worker
 
     def split(
         self, rows: Rows, n_clusters: int, *, cuts: np.ndarray | None = None, stage: memory.StageBytes | None = None
@@ -375,9 +380,12 @@ class Runner:
         """
         return run_task(finish, reduce(combine, self.map(task, items, stage=stage)))
 
-    def call(self, task: Callable[[Any], Any], item: Any, *, stage: str) -> Any:
-        """Run one task on some worker."""
-        return self.map(task, [item], stage=stage)[0]
+    def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
+        """Run one task on some worker.
+
+        With `hear` the task gets a second argument, `tell`: `hear` is called with the plain values it is called with.
+        """
+        return self.map(task if hear is None else partial(task, tell=hear), [item], stage=stage)[0]
 
     @property
     def batch_bytes(self) -> int:
@@ -418,6 +426,6 @@ def runner_in_task(memory_budget: int, n_threads: int = 1) -> Runner:
     ...     runner.n_threads, runner.memory_budget >> 20
     (1, 64)
     """
-    runner = Runner(n_threads=n_threads)
+    runner = Runner(n_threads=min(n_threads, n_processors()))
     runner.memory_budget = memory_budget
     return runner

@@ -42,7 +42,6 @@ from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
-from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
@@ -383,14 +382,14 @@ class _Build:
         def seeding(phase: str, n_done: int, total: int) -> None:
             tell("seeding", phase=phase, done=n_done, total=total)
 
-        def iteration(i: int, moved: LloydStep) -> None:
-            tell("iteration", iteration=i, inertia=moved.inertia, max_iter=level.max_iter)
-            self.checkpoints.iteration(t, step, moved)
+        def iteration(i: int, inertia: float) -> None:
+            tell("iteration", iteration=i, inertia=inertia, max_iter=level.max_iter)
 
         key = stream_key(self.config.seed, t, step)
         settings = Settings(level.n_clusters, level.init, level.max_iter, level.tol, key)
+        hooks = Hooks(seeding, iteration, partial(self.checkpoints.iteration, t, step))
         done = fit(
-            members, settings, geometry=rows.geometry, runner=self.runner, hooks=Hooks(seeding, iteration),
+            members, settings, geometry=rows.geometry, runner=self.runner, hooks=hooks,
             progress=self.checkpoints.interrupted(t, step),
         )  # fmt: skip
         self.checkpoints.finish(t, step, done)

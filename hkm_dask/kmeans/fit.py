@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import on_host
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
+from hkm_dask.compute.memory import fit_stage, lloyd_stage
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
@@ -122,11 +123,25 @@ class Hooks:
     seeding : callable, optional
         Gets the phase, how much of it is done and of how much; see `seed`.
     iteration : callable, optional
-        Gets the iteration, counted from 1, and its outcome.
+        Gets the iteration, counted from 1, and the inertia before its update.
+    moved : callable, optional
+        Gets the outcome of an iteration, from which an interrupted k-means goes on. Not where one task makes them all.
     """
 
     seeding: SeedingReport | None = None
-    iteration: Callable[[int, LloydStep], None] | None = None
+    iteration: Callable[[int, float], None] | None = None
+    moved: Callable[[LloydStep], None] | None = None
+
+    def hear(self, what: str, *told: Any) -> None:
+        """Pass on what is told of `what`, the name of a hook."""
+        hook = getattr(self, what)
+        if hook is not None:
+            hook(*told)
+
+    def on_iteration(self, i: int, step: LloydStep) -> None:
+        """Pass on the outcome of an iteration."""
+        self.hear("iteration", i, step.inertia)
+        self.hear("moved", step)
 
 
 @stepwise
@@ -152,17 +167,19 @@ def fit(
         Positive; the geometry is one for their sum.
     """
     rows = runner.place(rows)
+    hooks = hooks or Hooks()
     flops = 2.0 * rows.n_rows * rows.n_features * settings.n_clusters
     arguments: dict[str, Any] = {"settings": settings, "geometry": geometry, "progress": progress, "weights": weights}
-    if runner.fits_one_task(flops, rows.n_rows * rows.row_bytes):
-        task = partial(_fit_in_task, rows=rows, n_threads=runner.threads_per_worker, **arguments)
-        outcome: Fit = runner.call(task, runner.memory_budget, stage="cluster")
+    shape = rows.n_rows, settings.n_clusters, rows.n_features
+    stage = fit_stage(*shape, settings.init) if progress is None else lloyd_stage(*shape)
+    if runner.fits_one_task(flops, rows.n_rows * rows.row_bytes, stage):
+        task = partial(_fit_in_task, rows=rows, n_threads=runner.n_threads_alone, **arguments)
+        outcome: Fit = runner.call(task, runner.memory_budget, stage="cluster", hear=hooks.hear)
         return outcome
     if is_too_little(flops):
         with on_host():
             return fit(rows, runner=runner, hooks=hooks, **arguments)
     begin = time.perf_counter()
-    hooks = hooks or Hooks()
     run, hints = uuid.uuid4().hex, None
     if progress is None:
         start = yield from seed.steps(
@@ -172,17 +189,18 @@ def fit(
         progress, run, hints = Progress(start.centroids, (), 0), start.run, start.hints
     lloyd = yield from iterate.steps(
         rows, progress.centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
-        hints=hints, run=run, on_iteration=hooks.iteration, weights=weights, history=progress.inertia,
+        hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, history=progress.inertia,
         relocated=progress.relocated, near_inertia=progress.near_inertia,
     )  # fmt: skip
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 
 
-def _fit_in_task(memory_budget: int, *, rows: Rows, n_threads: int, **arguments: Any) -> Fit:
+def _fit_in_task(memory_budget: int, *, rows: Rows, n_threads: int, tell: Callable[..., None], **arguments: Any) -> Fit:
     """A whole k-means in one task, for rows too few to be worth a round of tasks per iteration."""
+    hooks = Hooks(partial(tell, "seeding"), partial(tell, "iteration"))
     table = ArrayRows(rows.read(0, rows.n_rows), rows.label)
     try:
         with runner_in_task(memory_budget, n_threads) as runner:
-            return replace(fit(table, runner=runner, **arguments), run="")
+            return replace(fit(table, runner=runner, hooks=hooks, **arguments), run="")
     finally:
         forget(table.key)

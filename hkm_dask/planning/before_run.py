@@ -37,7 +37,10 @@ def plan_before_run(pool: Location, config: Config, runner: Runner) -> Plan:
     """Plan a run on workers that are there, with the rates that `hkm plan` has kept, if any."""
     source = open_source(pool, config)
     limit = round(limit_mib(runner.memory_budget) * 2**20) + 1
-    place = Workers(runner.n_workers, runner.threads_per_worker, limit, is_cluster=runner.client is not None)
+    place = Workers(
+        runner.n_workers, runner.threads_per_worker, limit, is_cluster=runner.client is not None,
+        n_threads_alone=runner.n_threads_alone,
+    )  # fmt: skip
     kept = None if runner.n_staged else kept_calibration(source.rows.n_features)
     n_total, n_labeled = source.n_total, source.labeled.n_rows
     return make_plan(config, source.rows, place, n_total=n_total, n_labeled=n_labeled, calibration=kept)

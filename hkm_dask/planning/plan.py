@@ -177,7 +177,7 @@ def make_plan(
     elif calibration is not None:
         table = Table(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
-            kept=keeps_rotated, read=1.0 - resident,
+            kept=keeps_rotated, read=1.0 - resident, runner=runner,
         )  # fmt: skip
         times = _processor_seconds(config, table, workers, calibration, n_total)
     levels = []

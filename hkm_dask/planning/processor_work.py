@@ -13,7 +13,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
+from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS, fit_stage
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.cost import sampling_rounds
 from hkm_dask.hierarchy.resample import resample_size
@@ -51,13 +52,14 @@ Course = Callable[[int, bool, Level], tuple[float, float]]
 class Part:
     """Part of a build: its level (from 1, or 0), whether it belongs to resampling, its name, and units of work.
 
-    The name begins with the phase.
+    The name begins with the phase. What is done `in_one_task` takes no rounds of tasks.
     """
 
     level: int
     resampled: bool
     name: str
     units: Mapping[str, float]
+    in_one_task: bool = False
 
     @property
     def phase(self) -> str:
@@ -78,6 +80,8 @@ class Table:
         Rotated rows are kept from pass to pass.
     read : float
         Share of the rows that is read from the store in every pass.
+    runner : Runner, optional
+        Tells which k-means are one task.
     """
 
     n: int
@@ -86,6 +90,14 @@ class Table:
     n_threads: int
     kept: bool = True
     read: float = 0.0
+    runner: Runner | None = None
+
+    def fits_one_task(self, k: int, init: str) -> bool:
+        """Whether one task makes a k-means of the rows."""
+        if self.runner is None:
+            return False
+        stage = fit_stage(self.n, k, self.d, init)
+        return self.runner.fits_one_task(2.0 * self.n * k * self.d, self.n * self.d * self.itemsize, stage)
 
     def side_by_side(self, k: float) -> float:
         """Threads that share a pass over the rows and k centroids."""
@@ -186,6 +198,13 @@ def _walks(m: int, k: int, d: int, n_threads: int, *, whole: bool) -> Iterator[d
 
 def _k_means(t: int, resampled: bool, rows: Table, level: Level, course: Course) -> Iterator[Part]:
     """A k-means of level t: its seeding, and its iterations."""
+    in_one_task = rows.fits_one_task(level.n_clusters, level.init)
+    for part in _phases(t, resampled, rows, level, course):
+        yield replace(part, in_one_task=in_one_task)
+    yield Part(t, resampled, "Lloyd: kept", {"step": 1.0, "kept": 8.0 * level.n_clusters * rows.d})
+
+
+def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) -> Iterator[Part]:
     n, k, d, init = rows.n, level.n_clusters, rows.d, level.init
     m = min(n, POINTS_PER_CLUSTER.get(init, n) * k)
     n_iter, share = course(t, resampled, level)
@@ -206,7 +225,6 @@ def _k_means(t: int, resampled: bool, rows: Table, level: Level, course: Course)
     yield Part(t, resampled, "Lloyd: first", together(rows.search(k, rotates=not draws), tried))
     if n_iter > 1:
         yield Part(t, resampled, "Lloyd: later", together(rows.search(k, share=share), times=n_iter - 1))
-    yield Part(t, resampled, "Lloyd: kept", {"step": 1.0, "kept": 8.0 * k * d})
 
 
 def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> Iterator[Part]:

@@ -22,7 +22,7 @@ GPU_HOST_MEMORY = 128 << 30
 #: Seconds in which Dask hands out the tasks of a pass and has their results; threads take none worth telling.
 _ROUND_TRIP = 0.06
 #: Units of work that are rounds of tasks.
-_ROUNDS = ("pass", "draw", "walk", "assignment", "gather")
+_ROUNDS = ("pass", "draw", "walk", "assignment", "gather", "step")
 #: How work is done on processors: there are no kernels to check.
 PROCESSORS = replace(NOW, check_seconds=0.0)
 
@@ -42,6 +42,8 @@ class Workers:
         They are processes of a Dask cluster, not threads of this one.
     network : float
         Bytes a second that each sends and receives.
+    n_threads_alone : int, optional
+        Threads of those on one host, by default of one worker.
     """
 
     n_workers: int
@@ -50,6 +52,7 @@ class Workers:
     gpu: Gpu | None = None
     is_cluster: bool = False
     network: float = 12.5e9
+    n_threads_alone: int | None = None
 
     @classmethod
     def here(cls, memory_limit: int | None = None) -> Workers:
@@ -58,8 +61,12 @@ class Workers:
 
     @classmethod
     def processes(cls, n_workers: int, n_threads: int, memory_limit: int | None = None) -> Workers:
-        """Processes; they share this machine's memory where nothing is said of theirs."""
-        return cls(n_workers, n_threads, memory_limit or int(machine_memory() * 0.8) // n_workers, is_cluster=True)
+        """Processes; they share this machine's memory where nothing is said of theirs, and are on it if they may be."""
+        n_all = n_workers * n_threads
+        return cls(
+            n_workers, n_threads, memory_limit or int(machine_memory() * 0.8) // n_workers, is_cluster=True,
+            n_threads_alone=n_all if n_all <= n_processors() else n_threads,
+        )  # fmt: skip
 
     @classmethod
     def of_gpus(cls, gpu: Gpu, n: int, memory_limit: int | None = None) -> Workers:
@@ -81,7 +88,10 @@ class Workers:
     def runner(self) -> PlannedRunner:
         """A runner that plans as theirs would."""
         size = None if self.gpu is None else self.gpu.size
-        return PlannedRunner(self.n_workers, self.n_threads, self.memory_limit, size, is_cluster=self.is_cluster)
+        return PlannedRunner(
+            self.n_workers, self.n_threads, self.memory_limit, size, is_cluster=self.is_cluster,
+            n_threads_alone=self.n_threads_alone,
+        )  # fmt: skip
 
     @property
     def rates(self) -> Rates | None:
@@ -90,7 +100,7 @@ class Workers:
 
     def seconds(self, part: Part, calibration: Calibration) -> float:
         """Seconds of a part of a build on processors like those that were measured, beside what is read for it."""
-        n_rounds = sum(part.units.get(unit, 0.0) for unit in _ROUNDS)
+        n_rounds = 0.0 if part.in_one_task else sum(part.units.get(unit, 0.0) for unit in _ROUNDS)
         # The bytes of a pass are shared out already; each thread reads what it works on next.
         read = part.units.get("reread", 0.0) / calibration.read
         return calibration.seconds_of(part) + read + _ROUND_TRIP * self.is_cluster * n_rounds

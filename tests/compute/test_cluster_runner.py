@@ -22,6 +22,7 @@ from distributed import Client, LocalCluster, wait
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.config import Config, Level
@@ -31,7 +32,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.kmeans import fit as fit_module
-from hkm_dask.kmeans.fit import Fit, Settings, fit
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.seeding import coreset
@@ -167,6 +168,56 @@ def test_a_small_kmeans_is_one_task_and_leaves_nothing_behind(workers: ClusterRu
     assert workers.client.run(eval, held) == n_bytes
     assert same_bits(fit(rows, settings, geometry=geometry, runner=workers), expected)
     assert not same_bits(other, expected)
+
+
+def test_one_task_tells_what_happens_in_it_and_has_the_threads_of_its_host(workers: ClusterRunner) -> None:
+    rows, settings = ArrayRows(blobs(1500, 30)), Settings(66, max_iter=6, tol=0.0, key=5)
+
+    def told_by(runner: Runner) -> tuple[list[tuple[str, int, int]], list[tuple[int, float]]]:
+        seeding, iterations = list[tuple[str, int, int]](), list[tuple[int, float]]()
+        hooks = Hooks(lambda *told: seeding.append(told), lambda *told: iterations.append(told))
+        geometry = make_geometry(runner.place(rows), runner, n_clusters=66)
+        fit(rows, settings, geometry=geometry, runner=runner, hooks=hooks)
+        return seeding, iterations
+
+    with Runner(2) as threads:
+        expected = told_by(threads)
+    assert workers.fits_one_task(2.0 * 1500 * 30 * 66, 1500 * 120, StageBytes(0, 0))
+    for _ in range(2):  # the second one is not heard by the hooks of the first
+        assert told_by(workers) == expected
+    assert len(expected[1]) == 6
+    assert workers.n_threads_alone == 2
+    assert workers.call(_n_threads_in_task, workers.n_threads_alone, stage="test") == 2
+    heard: list[int] = []
+    with pytest.raises(ZeroDivisionError):
+        workers.call(_tell_and_fail, 3, stage="test", hear=heard.append)
+    assert heard == [3]
+
+
+def _n_threads_in_task(n: int) -> int:
+    with runner_in_task(1 << 30, n) as runner:
+        return runner.n_threads
+
+
+def _tell_and_fail(item: int, *, tell: Any) -> float:
+    tell(item)
+    return item / 0
+
+
+def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) -> None:
+    def worker(host: str, n_threads: int) -> dict[str, Any]:
+        return {"host": host, "nthreads": n_threads}
+
+    with ClusterRunner(workers.client) as counted:
+        counted._count({"a": worker("one", 4), "b": worker("two", 3), "c": worker("two", 3), "d": worker("three", 5)})
+        assert (counted.n_workers, counted.n_threads, counted.n_threads_alone) == (4, 15, 6)
+        assert counted._lone_worker == "b"
+        # 15 threads with a round of tasks, or 6 without one: as long as it takes 6 threads 15 / 9 of a round.
+        most, nothing = 6 * 15 / 9 * cluster_runner._ROUND_TRIP_FLOPS, StageBytes(0, 0)
+        assert counted.fits_one_task(0.99 * most, 1000, nothing)
+        assert not counted.fits_one_task(1.01 * most, 1000, nothing)
+        assert not counted.fits_one_task(1.0, 1000, StageBytes(counted.memory_budget, 0))
+        assert not counted.fits_one_task(1.0, counted.memory_budget // 4, nothing)
 
 
 def test_rows_in_memory_do_not_travel_in_the_graph(workers: ClusterRunner) -> None:

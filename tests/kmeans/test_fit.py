@@ -131,7 +131,7 @@ def test_wherever_the_rows_lie_the_bits_are_the_same(dtype: str, tmp_path: Path,
 def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> None:
     rows, settings = blobs(600, 4), Settings(25, init="random", tol=1e-3)
     states: list[LloydStep] = []
-    whole = cluster_rows(rows, settings, runner, hooks=Hooks(iteration=lambda i, moved: states.append(moved)))
+    whole = cluster_rows(rows, settings, runner, hooks=Hooks(moved=states.append))
     assert len(states) > 3
     for i, moved in enumerate(states[:-1]):
         inertia = tuple(state.inertia for state in states[: i + 1])
@@ -139,7 +139,7 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
         resumed = cluster_rows(
             rows, settings, runner,
             progress=Progress(moved.centroids.get(), inertia, moved.n_relocated),
-            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, m, t=reports: t.append(i)),
+            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, _, t=reports: t.append(i)),
         )  # fmt: skip
         assert resumed.centroids.tobytes() == whole.centroids.tobytes()
         assert resumed.inertia.tobytes() == whole.inertia.tobytes()

@@ -276,7 +276,7 @@ def test_going_on_from_an_interruption_stops_at_the_same_iteration(runner: Runne
         settings = Settings(13, tol=1e-4)
         return fit(table, settings, geometry=geometry, runner=runner, progress=progress, hooks=hooks)
 
-    whole = resumed(Progress(start, (), 0), Hooks(iteration=lambda i, moved: states.append(moved)))
+    whole = resumed(Progress(start, (), 0), Hooks(moved=states.append))
     assert len(states) > 5
     for i, moved in enumerate(states[:-1]):
         history = tuple(state.inertia for state in states[: i + 1])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
-from hkm_dask.compute.memory import WALK_POINTS, StageBytes, walk_bytes
+from hkm_dask.compute.memory import WALK_POINTS, StageBytes, fit_stage, walk_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, runner_in_task
@@ -359,7 +359,7 @@ def seed_from_points(
     whole : bool, default False
         Walk all points as one group, however many they are.
     report : callable, optional
-        Gets the phase, how much of it is done, and of how much; nothing where one task does all.
+        Gets the phase, how much of it is done, and of how much.
 
     Returns
     -------
@@ -369,14 +369,15 @@ def seed_from_points(
         A centroid near each point, -1 where none is known.
     """
     values, used = points.get(), np.flatnonzero(weights > 0)
-    if runner.fits_one_task(2.0 * values.size * n_clusters, values.nbytes):
+    tell = report or (lambda phase, done, total: None)
+    stage = fit_stage(len(values), n_clusters, values.shape[1], "coreset")
+    if runner.fits_one_task(2.0 * values.size * n_clusters, values.nbytes, stage):
         task = partial(
             _seed_in_task, points=points, weights=weights, n_clusters=n_clusters, geometry=geometry, key=key,
-            n_iterations=n_iterations, whole=whole, n_threads=runner.threads_per_worker,
+            n_iterations=n_iterations, whole=whole, n_threads=runner.n_threads_alone,
         )  # fmt: skip
-        return runner.call(task, runner.memory_budget, stage="seed")
+        return runner.call(task, runner.memory_budget, stage="seed", hear=tell)
     size = len(values) if whole else GROUP_POINTS
-    tell = report or (lambda phase, done, total: None)
     with runner.on_processors() as processors:
         chosen = _choose(points, weights, n_clusters, geometry, key, processors, size, tell)
     centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
@@ -398,10 +399,10 @@ def seed_from_points(
 
 
 def _seed_in_task(
-    memory_budget: int, *, n_threads: int, **arguments: Any
+    memory_budget: int, *, n_threads: int, tell: SeedingReport, **arguments: Any
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
     with runner_in_task(memory_budget, n_threads) as runner:
-        return seed_from_points(**arguments, runner=runner)
+        return seed_from_points(**arguments, runner=runner, report=tell)
 
 
 @dataclass(frozen=True)

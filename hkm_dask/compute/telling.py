@@ -1,0 +1,74 @@
+"""What a task tells the process that waits for its result, while it is at work on a worker of a Dask cluster."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Seconds between two messages to the scheduler.
+_SEND_EVERY = 0.1
+
+
+class Listener:
+    """Hears what tasks tell, one at a time, until it is closed.
+
+    Parameters
+    ----------
+    client : distributed.Client
+    """
+
+    def __init__(self, client: Client) -> None:
+        self._client, self._topic = client, f"hkm-told-{uuid.uuid4().hex}"
+        self._name, self._hear = "", lambda *told: None
+        client.subscribe_topic(self._topic, self._receive)
+
+    def close(self) -> None:
+        """Hear nothing more."""
+        with suppress(Exception):  # the client or the scheduler was closed before
+            self._client.unsubscribe_topic(self._topic)
+
+    @contextmanager
+    def to(self, task: Callable[..., Any], hear: Callable[..., None]) -> Iterator[Callable[[Any], Any]]:
+        """Give ``task(item, tell=...)`` as one of an item, and have `hear` called with what it tells.
+
+        That is in a thread of the client's. The scheduler passes on what was told before it passes on the result, so
+        nothing is heard too late.
+        """
+        self._name, self._hear = uuid.uuid4().hex, hear
+        try:
+            yield partial(_run_telling, task, self._topic, self._name)
+        finally:
+            self._name = ""
+
+    def _receive(self, event: tuple[float, Any]) -> None:
+        name, told = event[1]
+        if name == self._name:  # not what a worker says that was taken for dead
+            for one in told:
+                self._hear(*one)
+
+
+def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> Any:
+    """Run a task on a worker; what it tells is sent a few times a second."""
+    from distributed import get_worker
+
+    worker, waiting, last = get_worker(), list[tuple[Any, ...]](), time.monotonic()
+
+    def tell(*told: Any) -> None:
+        nonlocal waiting, last
+        waiting.append(told)
+        if time.monotonic() - last > _SEND_EVERY:
+            worker.log_event(topic, (name, waiting))
+            waiting, last = [], time.monotonic()
+
+    try:
+        return task(item, tell=tell)
+    finally:
+        if waiting:
+            worker.log_event(topic, (name, waiting))
