@@ -18,7 +18,11 @@ from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.objects import Location, ObjectPath, zarr_store
-from hkm_dask.errors import ComputeError, InputError, StoreError
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import Event, subscribe
+from hkm_dask.hierarchy import regroup
+from hkm_dask.hierarchy import split as split_module
+from hkm_dask.hierarchy.checkpoint import Checkpoints
 from tests.forked import run_forked
 from tests.object_store import ObjectStore
 
@@ -118,13 +122,49 @@ def test_workers_that_share_no_folder_meet_in_the_store(
     ):
         hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
         new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
-        split = Config(levels=[Level(n_clusters=6, n_splits=2), Level(n_clusters=3)])
-        with pytest.raises(ComputeError, match="n_splits should be left out"):
-            hkm.build_hierarchy(pool, bucket / "split.zarr", split, client=client)
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
     assert new.drop_attrs().identical(expected.drop_attrs())
     assert [place.name for place in bucket.iterdir()] == ["new.zarr", "pool.zarr", "tree.zarr"]
     assert not list(tmp_path.rglob("hkm-*"))
+
+
+def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    np.save(tmp_path / "some.npy", np.arange(0, 200, 2))  # rows without a label, too
+    levels = [Level(n_clusters=6, n_splits=3), Level(n_clusters=3)]
+    split = Config(levels=levels, subset=str(tmp_path / "some.npy"))
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", split)
+    monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(regroup, "rows_at_once", lambda runner: 30)  # several runs and shares
+    monkeypatch.setattr(regroup, "_LEAST_RUN", 30)
+    monkeypatch.setattr(split_module, "_BATCHES_PER_ROUND", 1)
+    rounds, events, note = list[int](), list[Event](), Checkpoints.split
+
+    def interrupted(self: Checkpoints, level: int, cuts: np.ndarray, checksums: list[int]) -> None:
+        self.every = 0.0
+        note(self, level, cuts, checksums)
+        rounds.append(len(checksums))
+        if len(rounds) == 1:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "split", interrupted)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
+        left = {place.name for place in (bucket / "tree.zarr.work").rglob("*")}
+        assert {"level_1-split.npz", "found-0.npy"} < left
+        assert not any(name.startswith(("regrouped", "run", "places", "shares")) for name in left)
+        (bucket / "tree.zarr.work" / "level_1-split" / "found-0.npy").unlink()  # that batch is split again
+        with subscribe(events.append):
+            hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
+    assert any("clusters were split before" in event.fields.get("what", "") for event in events)
+    assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
+    assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
 
 
 @pytest.mark.slow
@@ -145,6 +185,8 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
             assert not any(client.run(os.path.exists, str(on_disk)).values())
             config = Config.from_flags((12, 3), n_resamples=1, max_iter=2, fit_sample=150)
             hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
+            split = Config(levels=[Level(n_clusters=6, n_splits=3), Level(n_clusters=3)])
+            hkm.build_hierarchy(pool, bucket / "split.zarr", split, client=client)
             new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
         finally:
             for worker in workers:
@@ -152,9 +194,11 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
                 worker.wait()
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "split.zarr", split)
+    assert same(bucket / "split.zarr", tmp_path / "split.zarr")
     expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
     assert new.drop_attrs().identical(expected.drop_attrs())
-    assert [place.name for place in bucket.iterdir()] == ["new.zarr", "pool.zarr", "tree.zarr"]
+    assert [place.name for place in bucket.iterdir()] == ["new.zarr", "pool.zarr", "split.zarr", "tree.zarr"]
 
 
 @pytest.mark.slow

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -10,6 +12,39 @@ from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """Shared arrays of any type, one after the other, that tasks write and read.
+
+    Attributes
+    ----------
+    store : SharedArrayStore
+    name : str
+        The array that begins with row `start` is ``f"{name}-{start}"``.
+    offsets : ndarray of int64, shape (n_pieces + 1,)
+        Where each begins, and the number of all rows.
+    """
+
+    store: SharedArrayStore
+    name: str
+    offsets: NDArray[np.int64]
+
+    def write(self, start: int, rows: NDArray[np.generic]) -> None:
+        """Write the piece that begins with row `start`."""
+        self.store.put(f"{self.name}-{start}", rows)
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Read rows; of no rows the array is flat."""
+        spans = [(int(self.offsets[i]), low, high) for i, low, high in layout.spans(self.offsets, start, stop)]
+        pieces = self.store.series(self.name, ()).read(spans)
+        return np.concatenate(pieces) if pieces else np.empty(0)
+
+    def delete(self) -> None:
+        """Remove what was written of them."""
+        series = self.store.series(self.name, ())
+        each(lambda start: series[start].delete(), self.offsets[:-1].tolist(), location(self.store.folder or "."))
 
 
 class PieceRows(Rows):
@@ -43,27 +78,21 @@ class PieceRows(Rows):
         self, store: SharedArrayStore, name: str, starts: NDArray[np.int64], shape: tuple[int, int], dtype: np.dtype,
         label: str = "",
     ) -> None:  # fmt: skip
-        self.prefix = f"{store.folder}/{name}"
-        self._series = store.series(name, ())
-        self._offsets = np.append(starts, shape[0])
-        self._describe(shape, dtype, label or self.prefix)
-        self.key = ("pieces", self.prefix)
-
-    def _pieces(self, start: int, stop: int) -> list[np.ndarray]:
-        spans = [(int(self._offsets[i]), low, high) for i, low, high in layout.spans(self._offsets, start, stop)]
-        return self._series.read(spans)
+        prefix = f"{store.folder}/{name}"
+        self.pieces = Pieces(store, name, np.append(starts, shape[0]))
+        self._describe(shape, dtype, label or prefix)
+        self.key = ("pieces", prefix)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
         check_range(start, stop, self.n_rows, self.label)
-        pieces = self._pieces(start, stop)
-        return self._deliver(np.concatenate(pieces) if pieces else np.empty((0, self.n_features), self.dtype), out)
+        return self._deliver(self.pieces.read(start, stop).reshape(stop - start, self.n_features), out)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
         rows = check_rows(rows, self.n_rows)
         out = np.empty((len(rows), self.n_features), self.dtype)
-        for some in np.split(np.arange(len(rows)), np.searchsorted(rows, self._offsets[1:-1])):
+        for some in np.split(np.arange(len(rows)), np.searchsorted(rows, self.pieces.offsets[1:-1])):
             if len(some):
                 first = int(rows[some[0]])
                 out[some] = self.read(first, int(rows[some[-1]]) + 1)[rows[some] - first]
@@ -71,4 +100,4 @@ class PieceRows(Rows):
 
     def delete(self) -> None:
         """Remove what holds them."""
-        each(lambda start: self._series[start].delete(), self._offsets[:-1].tolist(), location(self.prefix))
+        self.pieces.delete()

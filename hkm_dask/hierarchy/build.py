@@ -32,7 +32,7 @@ from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, re
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.errors import ComputeError, StoreError
+from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
@@ -219,11 +219,6 @@ class _Build:
         if n_fit < n_labeled and 1 not in self._finished:
             emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
         check_fits(stages, runner.memory_budget, inputs=inputs)
-        if runner.array_store.is_remote and any(level.n_splits > 1 for level in self.config.levels):
-            raise ComputeError(
-                "n_splits should be left out where workers on several machines share an object store only; it needs a "
-                "folder that all of them see"
-            )
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
             far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)

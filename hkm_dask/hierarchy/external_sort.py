@@ -105,12 +105,17 @@ class Share:
     number: int = 0
 
     def _pieces(self) -> Iterator[Run]:
-        if self.written is None or self.bounds is None:
+        if self.written is None:
             yield from self.runs
             return
+        for i, low, high in self.spans():
+            yield ScratchRun(self.written[i], low, high)
+
+    def spans(self) -> list[tuple[int, int, int]]:
+        """The numbers of the arrays written that have rows of it, and where those begin and end in each."""
+        assert self.bounds is not None
         low, high = self.bounds.read(self.number, self.number + 2)
-        for i in np.flatnonzero(low < high).tolist():
-            yield ScratchRun(self.written[i], int(low[i]), int(high[i]))
+        return [(i, int(low[i]), int(high[i])) for i in np.flatnonzero(low < high).tolist()]
 
     def read(self) -> Records:
         """Read them, in order of row number."""
@@ -262,6 +267,14 @@ class PartitionedRuns:
 
     written: SharedSeries
     begins: SharedArray
+
+    def order_of(self, number: int) -> NDArray[np.int64]:
+        """The rows of a run in the order in which it was written: places in that of their numbers."""
+        low, high = self.begins.read(number, number + 2)
+        rows = self.written[number].read(0, int((high - low).sum()))["row"]
+        order = np.empty(len(rows), np.int64)
+        order[np.argsort(rows, kind="stable")] = np.arange(len(rows))
+        return order
 
     def of_run(self, number: int, values: SharedSeries) -> tuple[NDArray[np.int64], NDArray[Any]]:
         """The row numbers of a run, rising, and what `values` has of each: an array a share, as `Share.read`."""

@@ -1,7 +1,8 @@
 """Rows put next to each other, cluster by cluster, in a file; and what is found out there put back in their own order.
 
 A task holds numbers, labels and distances of a run of rows, or of a share of the clusters, and leaves them in files for
-other tasks. The driver knows how many rows of each run are in each share.
+other tasks. The driver knows how many rows of each run are in each share. Where workers share no folder, many cannot
+write one file: runs and shares are so small that a task holds their rows, too, and go from one to the other as objects.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
-from hkm_dask.compute.memory import REGROUPED_ROW_BYTES, sort_stage
+from hkm_dask.compute.memory import REGROUPED_ROW_BYTES, StageBytes, sort_stage
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
 from hkm_dask.data.chunks import open_array
@@ -39,6 +42,9 @@ from hkm_dask.hierarchy.members import chunk_cuts, order_of
 
 #: Fewer rows are regrouped by one task.
 _LEAST_RUN = 1 << 14
+
+#: A part of whole runs, the number of the first, and the positions at which they begin and end.
+_RunsOfPart = tuple[Part, int, tuple[int, ...]]
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class _Regroup:
     runs: PartitionedRuns
     places: SharedSeries
 
-    def __call__(self, item: tuple[Part, int, tuple[int, ...]]) -> None:
+    def __call__(self, item: _RunsOfPart) -> None:
         part, first, positions = item
 
         def write() -> None:
@@ -97,10 +103,55 @@ class _Regroup:
 
 
 @dataclass(frozen=True)
+class _SortRuns:
+    """Task: write the rows of runs, which begin and end at the positions given, share by share, an array a run."""
+
+    runs: PartitionedRuns
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, item: _RunsOfPart) -> list[SharedArray]:
+        part, first, positions = item
+        return [
+            self.store.put(f"{self.name}-{number}", part.rows.read(low, high)[self.runs.order_of(number)])
+            for number, (low, high) in enumerate(itertools.pairwise(positions), first)
+        ]
+
+
+@dataclass(frozen=True)
+class _MergeShare:
+    """Task: write the rows of a share, which all runs have some of, to an array, at their places."""
+
+    of_runs: SharedSeries
+    places: SharedSeries
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, share: Share) -> None:
+        places = self.places[share.number].read(0, share.stop - share.start)
+        merged, low = None, 0
+        for number, start, stop in share.spans():
+            rows = self.of_runs[number].read(start, stop)
+            if merged is None:
+                merged = np.empty((len(places), *rows.shape[1:]), rows.dtype)
+            merged[places[low : low + len(rows)] - share.start] = rows
+            low += len(rows)
+        assert merged is not None
+        self.store.put(f"{self.name}-{share.start}", merged)
+
+
+class Readable(Protocol):
+    """What can be read by ranges of rows."""
+
+    def read(self, start: int, stop: int, /) -> NDArray[Any]:
+        """Rows `start` up to `stop`."""
+
+
+@dataclass(frozen=True)
 class _PutBack:
     """Task: what a file has of the rows of a share, put in the order in which the share is read."""
 
-    found: SharedArray
+    found: Readable
     places: SharedSeries
     store: SharedArrayStore
     name: str
@@ -142,22 +193,23 @@ class _WriteBack:
 
 @dataclass(frozen=True)
 class Regrouped:
-    """Rows next to each other in a file, cluster by cluster, those of each in order of distance, then of row.
+    """Rows next to each other, cluster by cluster, those of each in order of distance, then of row.
 
     `tasks` have the rows between which the runs of each lie, whole chunks of the labels in `folder`.
     """
 
-    rows: NpyRows
+    rows: Rows
     folder: Location
     shares: list[Share]
     runs: PartitionedRuns
     places: SharedSeries
     tasks: list[NDArray[np.int64]]
     store: SharedArrayStore
+    takes: StageBytes
 
-    def write_back(self, found: SharedArray, runner: Runner) -> None:
+    def write_back(self, found: Readable, runner: Runner) -> None:
         """Write the labels and distances of all rows: `found`, int32 (n_rows, 2), has those and their bits by place."""
-        takes, name = sort_stage(rows_at_once(runner)), f"found-{uuid.uuid4().hex}"
+        takes, name = self.takes, f"found-{uuid.uuid4().hex}"
         task = _PutBack(found, self.places, self.store, name)
         of_shares = self.store.series(name, runner.map(task, self.shares, stage="regroup", takes=takes))
         try:
@@ -174,29 +226,79 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
 
     Those with a label there are `rows`, in their order. What is put in files is removed in the end.
     """
-    spec, takes = open_array(folder / "labels").spec, sort_stage(rows_at_once(runner))
-    size = min(rows_at_once(runner), max(_LEAST_RUN, -(-spec.shape[0] // runner.n_threads)))
+    store, name = runner.scratch_store(REGROUPED_ROW_BYTES * rows.n_rows), f"places-{uuid.uuid4().hex}"
+    spec, at_once = open_array(folder / "labels").spec, _rows_at_once(rows, store, runner)
+    size = min(at_once, max(_LEAST_RUN, -(-spec.shape[0] // runner.n_threads)))
     tasks = chunk_cuts(spec.shape[0], spec.chunk_rows, size)
     runs = [StoredRun(str(folder), low, high) for task in tasks for low, high in itertools.pairwise(task.tolist())]
-    store, name = runner.scratch_store(REGROUPED_ROW_BYTES * rows.n_rows), f"places-{uuid.uuid4().hex}"
-    path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
-    ends, splitters = whole_clusters(indptr, rows_at_once(runner))
+    ends, splitters = whole_clusters(indptr, at_once)
+    takes = sort_stage(at_once)
     with partitioned(ends, splitters, runs, store=store, runner=runner, stage="regroup") as (shares, of_runs):
         places = store.series(name, runner.map(_FindPlaces(store, name), shares, stage="regroup", takes=takes))
         try:
-            offset = create_npy(path, rows.shape, rows.dtype)
-            items = _parts_of_runs(rows, of_runs.begins.get().sum(axis=1), runner)
-            runner.map(_Regroup(str(path), offset, of_runs, places), items, stage="regroup", takes=takes)
-            yield Regrouped(NpyRows(path, scratch=True), folder, shares, of_runs, places, tasks, store)
+            items = _parts_of_runs(rows, of_runs.begins.get().sum(axis=1), takes, runner)
+            if store.is_remote:
+                # Their rows twice, of a run or of a share, which has a large cluster whole.
+                n_held = max(size, int(np.diff(ends).max()))
+                takes = replace(takes, task=sort_stage(n_held).task + 2 * n_held * rows.row_bytes)
+                together = _in_pieces(rows, items, shares, of_runs, places, store, runner, takes)
+            else:
+                together = _in_file(rows, items, of_runs, places, runner, takes)
+            with together as regrouped_rows:
+                yield Regrouped(regrouped_rows, folder, shares, of_runs, places, tasks, store, takes)
         finally:
-            path.unlink(missing_ok=True)
             places.delete()
 
 
-def _parts_of_runs(rows: Rows, positions: NDArray[np.int64], runner: Runner) -> list[tuple[Part, int, tuple[int, ...]]]:
+def _rows_at_once(rows: Rows, store: SharedArrayStore, runner: Runner) -> int:
+    """Rows of a run or a share: what `external_sort` takes, and no more than a task can hold where it has to."""
+    n = rows_at_once(runner)
+    if store.is_remote:
+        n = min(n, max(1, runner.memory_budget // (8 * runner.threads_per_worker * rows.row_bytes)))
+    return n
+
+
+@contextmanager
+def _in_file(
+    rows: Rows, items: list[_RunsOfPart], runs: PartitionedRuns, places: SharedSeries, runner: Runner, takes: StageBytes
+) -> Iterator[Rows]:
+    """Regroup them in one file, to which all tasks write."""
+    path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
+    try:
+        offset = create_npy(path, rows.shape, rows.dtype)
+        runner.map(_Regroup(str(path), offset, runs, places), items, stage="regroup", takes=takes)
+        yield NpyRows(path, scratch=True)
+    finally:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _in_pieces(
+    rows: Rows, items: list[_RunsOfPart], shares: list[Share], runs: PartitionedRuns, places: SharedSeries,
+    store: SharedArrayStore, runner: Runner, takes: StageBytes,
+) -> Iterator[Rows]:  # fmt: skip
+    """Regroup them in arrays, one for each share."""
+    name, of_run = (f"{kind}-{uuid.uuid4().hex}" for kind in ("regrouped", "run"))
+    starts = np.array([share.start for share in shares])
+    regrouped_rows = PieceRows(store, name, starts, rows.shape, rows.dtype)
+    try:
+        written = runner.map(_SortRuns(runs, store, of_run), items, stage="regroup", takes=takes)
+        of_runs = store.series(of_run, list(itertools.chain.from_iterable(written)))
+        try:
+            runner.map(_MergeShare(of_runs, places, store, name), shares, stage="regroup", takes=takes)
+        finally:
+            of_runs.delete()
+        yield regrouped_rows
+    finally:
+        regrouped_rows.delete()
+
+
+def _parts_of_runs(
+    rows: Rows, positions: NDArray[np.int64], stage: StageBytes, runner: Runner
+) -> list[_RunsOfPart]:  # fmt: skip
     """Parts of whole runs, which begin and end at these positions: with the number of the first run, and its own."""
     items = []
-    for part in runner.split(rows, 1, cuts=np.unique(positions), stage=sort_stage(rows_at_once(runner))):
+    for part in runner.split(rows, 1, cuts=np.unique(positions), stage=stage):
         first = int(np.searchsorted(positions, part.start, side="right")) - 1
         last = int(np.searchsorted(positions, part.stop))
         items.append((part, first, tuple(positions[first : last + 1].tolist())))

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol
 
 import google_crc32c
 import numpy as np
@@ -20,12 +21,14 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import StageBytes, split_stage
+from hkm_dask.compute.piece_rows import Pieces
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import Rows
+from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.checkpoint import Checkpoints
 from hkm_dask.hierarchy.level_arrays import create_centroids
@@ -43,9 +46,19 @@ _COPIED_BYTES = 16 << 20
 Batch = tuple[int, NDArray[np.int64], int | None]
 
 
+class _Table(Protocol):
+    """A table of which tasks write rows, and read them."""
+
+    def write(self, start: int, rows: NDArray[np.generic]) -> None:
+        """Write rows from number `start` on."""
+
+    def read(self, start: int, stop: int) -> NDArray[np.generic]:
+        """Read rows."""
+
+
 @dataclass(frozen=True)
-class _Table:
-    """An `.npy` file of which tasks write rows."""
+class _File:
+    """An `.npy` file that many write; see `_Table`."""
 
     path: str
     offset: int
@@ -60,7 +73,19 @@ class _Table:
 
 
 @contextmanager
-def _table(path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> Iterator[_Table]:
+def _pieces(pieces: Pieces, *, kept: bool) -> Iterator[_Table]:
+    """Pieces that are removed in the end, as `_file` is."""
+    try:
+        yield pieces
+    except BaseException:
+        if not kept:
+            pieces.delete()
+        raise
+    pieces.delete()
+
+
+@contextmanager
+def _file(path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> Iterator[_Table]:
     """A table that is removed in the end; one that is `kept` stays after a failure, and is taken up by the next run."""
     size = path.stat().st_size if kept and path.exists() else None
     other = path.with_name(f"{path.name}.npy")
@@ -70,7 +95,7 @@ def _table(path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> It
     else:
         other.replace(path)
     try:
-        yield _Table(str(path), offset)
+        yield _File(str(path), offset)
     except BaseException:
         if not kept:
             path.unlink(missing_ok=True)
@@ -97,9 +122,14 @@ class _SplitClusters:
 
     def __call__(self, item: Batch) -> int:
         first, bounds, known = item
-        if known is None or self._checksum(first, bounds) != known:
+        if known is None or not self._is_there(first, bounds, known):
             self._split(first, bounds)
         return self._checksum(first, bounds)
+
+    def _is_there(self, first: int, bounds: NDArray[np.int64], known: int) -> bool:
+        with suppress(FileNotFoundError, StoreError):
+            return self._checksum(first, bounds) == known
+        return False
 
     def _checksum(self, first: int, bounds: NDArray[np.int64]) -> int:
         k = self.settings.n_clusters
@@ -180,14 +210,13 @@ def split_clusters(
     if known:
         emit("resumed", what=f"level {level}: {cuts[len(known)]:,} of {len(sizes):,} clusters were split before")
     checksums: list[int] = []
-    kept, prefix = checkpoints is not None, Path(runner.work_dir) / f"level_{level}-split"
     takes = _bytes_taken(rows, indptr[cuts], len(sizes), settings, runner)
     n = _BATCHES_PER_ROUND * runner.n_threads
     with (
-        _table(prefix.with_suffix(".centroids"), (n_parts, rows.n_features), np.float32, kept=kept) as centroids,
-        _table(prefix.with_suffix(".found"), (rows.n_rows, 2), np.int32, kept=kept) as found,
+        _tables(f"level_{level}-split", cuts, indptr, settings, rows.n_features, runner, checkpoints) as tables,
         regrouped(rows, folder, indptr, runner) as clusters,
     ):
+        centroids, found = tables
         task = _SplitClusters(
             clusters.rows, geometry, settings, runner.batch_bytes, runner.memory_budget, batched, centroids, found
         )
@@ -202,10 +231,34 @@ def split_clusters(
             if checkpoints is not None:
                 checkpoints.split(level, cuts, checksums + known[len(checksums) :])
             report(some[-1], len(sizes))
-        clusters.write_back(SharedArray(found.path), runner)
+        clusters.write_back(found, runner)
         _copy_centroids(folder, level, centroids, (n_parts, rows.n_features), runner)
     if checkpoints is not None:
         checkpoints.finish_split(level)
+
+
+@contextmanager
+def _tables(
+    name: str, cuts: NDArray[np.int64], indptr: NDArray[np.int64], settings: Settings, n_features: int, runner: Runner,
+    checkpoints: Checkpoints | None,
+) -> Iterator[tuple[_Table, _Table]]:  # fmt: skip
+    """Tables for centroids and for what is found of each row; they stay after a failure where there are checkpoints."""
+    k, kept = settings.n_clusters, checkpoints is not None
+    shapes: dict[str, tuple[tuple[int, int], type, NDArray[np.int64]]] = {
+        "centroids": ((k * (len(indptr) - 1), n_features), np.float32, k * cuts[:-1]),
+        "found": ((int(indptr[-1]), 2), np.int32, indptr[cuts[:-1]]),
+    }
+    with ExitStack() as stack:
+        tables = []
+        for what, (shape, dtype, starts) in shapes.items():
+            if runner.array_store.is_remote:
+                place = location(str(runner.array_store.folder)) if checkpoints is None else checkpoints.folder
+                pieces = Pieces(SharedArrayStore(str(place / name)), what, np.append(starts, shape[0]))
+                table = _pieces(pieces, kept=kept)
+            else:
+                table = _file(Path(runner.work_dir) / f"{name}.{what}", shape, dtype, kept=kept)
+            tables.append(stack.enter_context(table))
+        yield tables[0], tables[1]
 
 
 def _copy_centroids(folder: Location, level: int, centroids: _Table, shape: tuple[int, int], runner: Runner) -> None:
