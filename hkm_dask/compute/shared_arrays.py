@@ -24,12 +24,14 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.npy import NpyHeader, read_npy_header
+from hkm_dask.data.npy import NpyHeader, npy_pieces, read_npy_header
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.errors import StoreError
 
 #: Bytes that the header of an array of ours has at most.
 _HEADER_BYTES = 1024
+#: Bytes of an array that are copied at once to be sent to an object store.
+_PIECE_BYTES = 8 << 20
 
 _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
 
@@ -225,9 +227,11 @@ class SharedArrayStore:
             return SharedArray(array=array)
         path = location(self.folder) / f"{name}.npy"
         if isinstance(path, ObjectPath):
-            data = io.BytesIO()
-            np.save(data, array, allow_pickle=False)
-            path.write_bytes(data.getbuffer())
+            pieces = npy_pieces(array, _PIECE_BYTES)
+            if array.nbytes > _PIECE_BYTES:
+                path.write_pieces(pieces)
+            else:
+                path.write_bytes(b"".join(pieces))
             return SharedArray(path=path.url)
         partial = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.partial")
 

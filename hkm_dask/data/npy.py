@@ -6,6 +6,7 @@ import ast
 import io
 import math
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from tokenize import TokenError
@@ -93,6 +94,21 @@ def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int
         ast.literal_eval(start.read(length).decode("utf-8"))
         start.seek(npy_format.MAGIC_LEN)
     return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
+
+
+def npy_pieces(array: np.ndarray, n_bytes: int) -> Iterator[bytes | memoryview]:
+    """The contents of an `.npy` file, its header first, in pieces of `n_bytes` at most.
+
+    >>> b"".join(npy_pieces(np.arange(4.0), 16))[-16:] == np.array([2.0, 3.0]).tobytes()
+    True
+    """
+    values = np.ascontiguousarray(array)
+    header = io.BytesIO()
+    npy_format.write_array_header_1_0(header, npy_format.header_data_from_array_1_0(values))
+    yield header.getvalue()
+    buffer = as_buffer(values)
+    for start in range(0, len(buffer), n_bytes):
+        yield buffer[start : start + n_bytes]
 
 
 def create_npy(path: str | Path, shape: tuple[int, int], dtype: np.dtype) -> int:

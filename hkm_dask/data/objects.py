@@ -218,6 +218,10 @@ class ObjectPath(os.PathLike[str]):
         """Write the object, whole."""
         self._put(data)
 
+    def write_pieces(self, pieces: Iterator[bytes | memoryview]) -> None:
+        """Write an object that is too large to be put together first: a few pieces at a time, whole or not at all."""
+        self._put(pieces, use_multipart=True)
+
     def write_if(self, data: bytes, e_tag: str | None = None) -> str:
         """Write it where there is none, or the one of this tag; FileExistsError where there is another.
 

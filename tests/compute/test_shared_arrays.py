@@ -3,6 +3,7 @@
 import pickle
 import subprocess
 import sys
+import tracemalloc
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +12,10 @@ import pytest
 
 from hkm_dask.compute import shared_arrays
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore
+from hkm_dask.data.objects import ObjectPath
 from hkm_dask.errors import StoreError
+from tests.forked import run_forked
+from tests.object_store import ObjectStore
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4)
 
@@ -102,6 +106,27 @@ def test_bytes_are_counted_right_whatever_comes_and_goes() -> None:
             assert isinstance(made, np.ndarray)
         assert cache.used == sum(n_bytes for *_, n_bytes in cache._entries.values())
     assert cache.used <= 4000
+
+
+def put_large(url: str) -> None:
+    """Put an array of 48 MB in an object store, by a process beside that of the server."""
+    array = np.arange(6_000_000, dtype="f8").reshape(-1, 3)
+    tracemalloc.start()
+    SharedArrayStore(url).put("large", array)
+    peak = tracemalloc.get_traced_memory()[1]
+    assert peak < array.nbytes / 8, f"{peak:,} bytes"  # without obstore's own, a dozen pieces of 5 MiB at most
+
+
+def test_a_large_array_goes_to_an_object_store_piece_by_piece(bucket: ObjectPath, object_store: ObjectStore) -> None:
+    assert run_forked(put_large, bucket.url, **object_store.environment()) == 0
+    array, array_store = np.arange(6_000_000, dtype="f8").reshape(-1, 3), SharedArrayStore(bucket.url)
+    shared = SharedArray(f"{bucket.url}/large.npy")
+    np.testing.assert_array_equal(shared.get(), array)
+    np.testing.assert_array_equal(array_store.put("view", array[:9:2]).get(), array[:9:2])
+    np.testing.assert_array_equal(shared.read(7, 9), array[7:9])
+    assert array_store.put("none", array[:0]).get().shape == (0, 3)
+    records = np.zeros(3, [("row", "<i8"), ("label", "<i4")])
+    assert array_store.put("records", records).get().dtype == records.dtype
 
 
 def test_a_repeated_task_writes_the_same_file_again(tmp_path: Path) -> None:
