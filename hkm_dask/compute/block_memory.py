@@ -10,7 +10,8 @@ from hkm_dask.data.rows import ArrayRows, Rows
 def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
     """Bytes of a storage chunk of rows, how many blocks a task has under way, and bytes the rows themselves hold.
 
-    Rows of other rows are read, and then made or chosen, before they are put where a block is kept.
+    Those are row numbers, unless they are read from a file. Rows of other rows are read, and then made or chosen,
+    before they are put where a block is kept.
 
     Examples
     --------
@@ -24,7 +25,7 @@ def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
     least = min(rows.chunk_rows, rows.n_rows) * rows.row_bytes
     if isinstance(rows, SubsetRows):
         base, n_blocks, _ = memory_of_blocks(rows.base)
-        return max(least, base), n_blocks + 1, rows.index.nbytes
+        return max(least, base), n_blocks + 1, rows.index.nbytes if rows.index_path is None else 0
     if isinstance(rows, UnitRows):
         base, n_blocks, _ = memory_of_blocks(rows.base)
         return max(least, base), n_blocks + 2, 0

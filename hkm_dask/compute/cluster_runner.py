@@ -70,6 +70,7 @@ class ClusterRunner(Runner):
     """
 
     client: Client
+    holds_numbers = False
 
     def __init__(self, client: Client, work_dir: str | os.PathLike[str] | None = None) -> None:
         self.client = client

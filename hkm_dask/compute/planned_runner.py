@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.cluster_runner import fits_one_task
 from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
 from hkm_dask.compute.runner import Runner
@@ -32,6 +31,7 @@ class PlannedRunner(Runner):
     ) -> None:  # fmt: skip
         super().__init__(n_threads=n_workers * n_threads, memory_limit=memory_limit)
         self.n_workers, self.is_cluster = n_workers, is_cluster
+        self.holds_numbers = not is_cluster
         self._n_threads_alone = n_threads_alone or n_threads
         on_device = device_memory is not None
         self.device_budget = int(_DEVICE_SHARE * device_memory) if device_memory is not None else None
@@ -59,7 +59,7 @@ class PlannedRunner(Runner):
 
     def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
         """How a stage over some rows is run, as `split` plans it; None where not one task fits."""
-        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        least_block, n_blocks, held = self.memory_of_blocks(rows)
         return plan_tasks(
             stage, self.memory_budget - held, self.threads_per_worker, least_block=least_block, n_blocks=n_blocks,
             device_budget=self.device_budget, row_bytes=rows.row_bytes,
@@ -79,7 +79,7 @@ class PlannedRunner(Runner):
         planned = self.plan(rows, stage)
         if planned is None:
             return PROCESS_BASE_BYTES + self.input_bytes(rows) + stage.total()
-        _, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        _, n_blocks, held = self.memory_of_blocks(rows)
         own = self.n_own(rows) * rows.row_bytes
         blocks = min(n_blocks * planned.n_tasks * planned.block_bytes, n_blocks * own)
         stays = 0 if self.device_budget is not None and self.resident_shares(rows, stage)[0] == 1.0 else own

@@ -168,6 +168,8 @@ class Runner:
     dashboard: str | None = None
     page: str | None = None
     n_workers = 1
+    #: Row numbers lie in memory, not in files.
+    holds_numbers = True
 
     def __init__(
         self, n_threads: int | None = None, memory_limit: int | None = None, work_dir: str | Path | None = None
@@ -298,7 +300,7 @@ class Runner:
         """
         if stage is None:
             stage = memory.lloyd_stage(self.n_own(rows), n_clusters, rows.n_features)
-        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        least_block, n_blocks, held = self.memory_of_blocks(rows)
         plan = memory.plan_tasks(
             stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
             n_blocks=n_blocks, device_budget=self.device_budget, row_bytes=rows.row_bytes,
@@ -324,8 +326,13 @@ class Runner:
 
     def input_bytes(self, rows: Rows) -> int:
         """Bytes that rows take with one task at work and nothing resident: their own, and its smallest blocks."""
-        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        least_block, n_blocks, held = self.memory_of_blocks(rows)
         return held + n_blocks * max(least_block, memory.LEAST_BLOCK)
+
+    def memory_of_blocks(self, rows: Rows) -> tuple[int, int, int]:
+        """Bytes of the least block of rows, how many a task has under way, and bytes that the rows themselves hold."""
+        least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
+        return least_block, n_blocks, held if self.holds_numbers else 0
 
     def n_own(self, rows: Rows) -> int:
         """Count the rows that are one worker's."""

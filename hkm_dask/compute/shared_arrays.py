@@ -8,8 +8,6 @@ an object store, the files are objects there.
 
 from __future__ import annotations
 
-import io
-import math
 import os
 import threading
 import weakref
@@ -17,19 +15,16 @@ from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.npy import NpyHeader, npy_pieces, read_npy_header
-from hkm_dask.data.objects import Location, ObjectPath, each, location
+from hkm_dask.data.npy import npy_pieces, read_npy_rows
+from hkm_dask.data.objects import ObjectPath, each, location
 from hkm_dask.errors import StoreError
 
-#: Bytes that the header of an array of ours has at most.
-_HEADER_BYTES = 1024
 #: Bytes of an array that are copied at once to be sent to an object store.
 _PIECE_BYTES = 8 << 20
 
@@ -169,38 +164,13 @@ class SharedArray:
         """
         if self.array is not None:
             return self.array[start:stop]
-        place = location(str(self.path))
-
-        def read() -> np.ndarray:
-            header = _header(place)
-            shape = (stop - start, *header.shape[1:])
-            width = math.prod(shape[1:]) * header.dtype.itemsize
-            offset, n_bytes = header.offset + start * width, shape[0] * width
-            if isinstance(place, ObjectPath):
-                data = bytearray(place.read(offset, n_bytes)[0] if n_bytes else b"")
-                return np.frombuffer(data, header.dtype).reshape(shape)
-            return np.fromfile(place, header.dtype, math.prod(shape), offset=offset).reshape(shape)
-
-        return careful(read, f"reading {place}")
+        return read_npy_rows(location(str(self.path)), start, stop)
 
     def delete(self) -> None:
         """Remove the file, if there is one."""
         if self.path is not None:
             location(self.path).unlink(missing_ok=True)
             _loaded.drop(self.path)
-
-
-def _header(place: Location) -> NpyHeader:
-    if isinstance(place, ObjectPath):
-        return _header_of_object(place)
-    with place.open("rb") as file:
-        return read_npy_header(file, str(place))
-
-
-@lru_cache(maxsize=4096)
-def _header_of_object(place: ObjectPath) -> NpyHeader:
-    """One request for many reads: what has a name of ours is never another array."""
-    return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import math
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from typing import IO
@@ -16,12 +17,15 @@ import numpy as np
 from numpy.lib import format as npy_format
 
 from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.objects import Location, ObjectPath
 from hkm_dask.errors import InputError
 
 NPY_MAGIC: bytes = npy_format.MAGIC_PREFIX
 #: Bytes of a header: NumPy's own limit, beyond which it takes the parser to be attacked.
 MAX_NPY_HEADER = 10_000
 _VERSIONS = ((1, 0), (2, 0), (3, 0))
+#: Bytes that the header of an array of ours has at most.
+_HEADER_BYTES = 1024
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,35 @@ def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int
         ast.literal_eval(start.read(length).decode("utf-8"))
         start.seek(npy_format.MAGIC_LEN)
     return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
+
+
+def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:
+    """Rows `start` up to `stop` of an `.npy` file of ours, without reading the others."""
+
+    def read() -> np.ndarray:
+        header = _header(place)
+        shape = (stop - start, *header.shape[1:])
+        width = math.prod(shape[1:]) * header.dtype.itemsize
+        offset, n_bytes = header.offset + start * width, shape[0] * width
+        if isinstance(place, ObjectPath):
+            data = bytearray(place.read(offset, n_bytes)[0] if n_bytes else b"")
+            return np.frombuffer(data, header.dtype).reshape(shape)
+        return np.fromfile(place, header.dtype, math.prod(shape), offset=offset).reshape(shape)
+
+    return careful(read, f"reading {place}")
+
+
+def _header(place: Location) -> NpyHeader:
+    if isinstance(place, ObjectPath):
+        return _header_of_object(place)
+    with place.open("rb") as file:
+        return read_npy_header(file, str(place))
+
+
+@lru_cache(maxsize=4096)
+def _header_of_object(place: ObjectPath) -> NpyHeader:
+    """One request for many reads: what has a name of ours is never another array."""
+    return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 
 def npy_pieces(array: np.ndarray, n_bytes: int) -> Iterator[bytes | memoryview]:

@@ -2,18 +2,58 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows
-from hkm_dask.data.files import as_buffer, careful
+from hkm_dask.data.files import as_buffer
+from hkm_dask.data.npy import read_npy_rows
 from hkm_dask.data.objects import location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
+
+#: Numbers that are read at once where some of them are asked for.
+_NUMBERS_AT_ONCE = 1 << 16
+
+
+class StoredNumbers:
+    """Sorted numbers in an `.npy` file, a path or a URL, of which those that are asked for are read.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     np.save(f"{folder}/numbers.npy", np.array([2, 3, 5, 7, 11]))
+    ...     numbers = StoredNumbers(f"{folder}/numbers.npy", 5)
+    ...     numbers[1:3], numbers[np.array([0, 4])], int(numbers[3]), numbers.searchsorted([3, 6])
+    (array([3, 5]), array([ 2, 11]), 7, array([1, 3]))
+    """
+
+    def __init__(self, path: str, size: int) -> None:
+        self._path, self._size = location(path), size
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __getitem__(self, which: Any) -> Any:
+        """Those of a range, at one place, or at places that rise."""
+        if isinstance(which, slice):
+            start, stop, _ = which.indices(self._size)
+            return read_npy_rows(self._path, start, max(start, stop))
+        places = np.atleast_1d(which)
+        out = np.empty(len(places), np.int64)
+        for some in np.split(np.arange(len(places)), np.flatnonzero(np.diff(places // _NUMBERS_AT_ONCE)) + 1):
+            if len(some):
+                first = int(places[some[0]])
+                out[some] = self[first : int(places[some[-1]]) + 1][places[some] - first]
+        return out if np.ndim(which) else out[0]
+
+    def searchsorted(self, values: Any, side: Literal["left", "right"] = "left") -> Any:
+        """Where values would stand, as an array tells it; all numbers are read for it."""
+        return self[:].searchsorted(values, side=side)
 
 
 class SubsetRows(Rows):
@@ -26,7 +66,7 @@ class SubsetRows(Rows):
     ----------
     base : Rows
         The table; of a subset of a subset, the one that is no subset.
-    index : np.ndarray of int64
+    index : np.ndarray of int64, or StoredNumbers
         Row numbers of `base`, sorted and without repeats.
     index_path : str or None
         Where they travel by a file of their own; see `travel_by`.
@@ -50,11 +90,11 @@ class SubsetRows(Rows):
         self.label = f"{len(index)} rows of {base.label}"
         self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
         self.base: Rows = base.base if isinstance(base, SubsetRows) else base
-        self.index: np.ndarray = base.index[index] if isinstance(base, SubsetRows) else index
+        self.index: Any = base.index[index] if isinstance(base, SubsetRows) else index
         self.index_path: str | None = None
 
     def travel_by(self, path: str) -> None:
-        """Have the row numbers, which are in an ``.npy`` that all workers see, a path or a URL, pickled as that."""
+        """Have the row numbers, which are in an ``.npy`` that all workers see, a path or a URL, travel as that."""
         self.index_path = path
 
     def __getstate__(self) -> dict[str, Any]:
@@ -66,14 +106,14 @@ class SubsetRows(Rows):
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         if self.index_path is not None:
-            self.index = _load_index(self.index_path)
+            self.index = StoredNumbers(self.index_path, self.n_rows)
 
     def bounds(self, max_bytes: int, min_blocks: int = 1) -> np.ndarray:
         """See `Rows.bounds`; a block ends where a storage chunk of the base ends."""
         if self.base.chunk_rows == 1:
             return super().bounds(max_bytes, min_blocks)
         edges = np.arange(self.base.chunk_rows, self.base.n_rows, self.base.chunk_rows, dtype=np.int64)
-        cuts = np.unique(np.append(np.searchsorted(self.index, edges), self.n_rows))
+        cuts = np.unique(np.append(self.index.searchsorted(edges), self.n_rows))
         cuts = cuts[cuts > 0]
         max_rows = max(1, min(max_bytes // self.row_bytes, -(-self.n_rows // max(1, min_blocks))))
         bounds = [0]
@@ -91,16 +131,6 @@ class SubsetRows(Rows):
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
         return self.base.take(self.index[check_rows(rows, self.n_rows)])
-
-
-@functools.lru_cache(maxsize=2)
-def _load_index(path: str) -> np.ndarray:
-    def load() -> np.ndarray:
-        with location(path).open("rb") as file:
-            loaded: np.ndarray = np.load(file, allow_pickle=False)
-        return loaded
-
-    return careful(load, f"reading {path}")
 
 
 def unit_rows(rows: np.ndarray) -> np.ndarray:

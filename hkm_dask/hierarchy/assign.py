@@ -97,12 +97,15 @@ class Assign:
         if index is not None:
             first = 0 if first == 0 else int(index[first]) // chunk_rows * chunk_rows
             last = n_total if last == len(index) else int(index[last]) // chunk_rows * chunk_rows
+        right = part.start
         for low in range(first, last, chunk_rows):
             high = min(low + chunk_rows, last)
             some, places = slice(low - part.start, high - part.start), np.arange(high - low)
             if index is not None:
-                left, right = np.searchsorted(index, [low, high])
-                some, places = slice(left - part.start, right - part.start), index[left:right] - low
+                left, numbers = right, index[right : right + high - low]
+                numbers = numbers[numbers < high]
+                right = left + len(numbers)
+                some, places = slice(left - part.start, right - part.start), numbers - low
             for array, values, missing in ((of_labels, labels, -1), (of_distances, distances, np.nan)):
                 chunk = np.full(high - low, missing, array.spec.dtype)
                 chunk[places] = values[some]
@@ -140,7 +143,7 @@ class LevelRows:
         """Positions in `rows` where a chunk of the label array begins or ends."""
         chunks = np.append(np.arange(0, self.n_total, self.chunk_rows), self.n_total)
         if isinstance(self.rows, SubsetRows):
-            return np.unique(np.searchsorted(self.rows.index, chunks))
+            return np.unique(self.rows.index.searchsorted(chunks))
         return chunks
 
 

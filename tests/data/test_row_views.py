@@ -1,6 +1,7 @@
 """Subsets and unit rows are the rows they are made of, however they are cut."""
 
 import itertools
+import pickle
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from hkm_dask.compute.block_memory import memory_of_blocks
 from hkm_dask.data import row_views, rows
 from hkm_dask.errors import InputError
 from tests.data.tables import CHUNK, KINDS, N, each_kind, values, zarr_rows
@@ -43,6 +45,26 @@ def test_a_subset_of_a_subset_is_one(tmp_path: Path) -> None:
     assert outer.index.tolist() == [2, 10, 20]
     np.testing.assert_array_equal(outer.read(0, 3), values()[[2, 10, 20]])
     assert outer.key != inner.key
+
+
+@pytest.mark.parametrize("at_once", [1, 3, 1 << 16])
+def test_a_subset_that_travels_reads_its_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_once: int) -> None:
+    monkeypatch.setattr(row_views, "_NUMBERS_AT_ONCE", at_once)
+    here = row_views.SubsetRows(zarr_rows(tmp_path, values()), np.arange(1, N, 2))
+    np.save(tmp_path / "numbers.npy", here.index)
+    here.travel_by(str(tmp_path / "numbers.npy"))
+    there = pickle.loads(pickle.dumps(here))
+    assert isinstance(there.index, row_views.StoredNumbers)
+    assert memory_of_blocks(there) == memory_of_blocks(here)
+    assert memory_of_blocks(there)[2] == 0
+    n = len(here.index)
+    for start, stop in [(0, n), (2, 5), (3, 3)]:
+        assert there.read(start, stop).tobytes() == here.read(start, stop).tobytes()
+    for places in ([], [0], [1, 2, 7], list(range(n))):
+        assert there.take(np.array(places, np.int64)).tobytes() == here.take(np.array(places, np.int64)).tobytes()
+        assert there.index[np.array(places, np.int64)].tolist() == here.index[places].tolist()
+    assert there.bounds(8).tolist() == here.bounds(8).tolist()
+    assert there.index[n - 1] == here.index[n - 1]
 
 
 @pytest.mark.parametrize(
