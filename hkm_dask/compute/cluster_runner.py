@@ -79,6 +79,7 @@ class ClusterRunner(Runner):
         info = self._workers()
         device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
+        self.n_workers = 0
         self._count(info)
         self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
         self.n_staged = max(client.run(staging_blocks).values()) if device == "cuda" else 0
@@ -121,14 +122,18 @@ class ClusterRunner(Runner):
         )
 
     def _count(self, workers: dict[str, dict[str, Any]]) -> None:
-        """Count workers, their threads, and those on the host that has the most of them."""
-        self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())
-        hosts: dict[str, list[str]] = {}
-        for worker, about in sorted(workers.items()):
-            hosts.setdefault(about["host"], []).append(worker)
-        threads = {of_host[0]: sum(workers[worker]["nthreads"] for worker in of_host) for of_host in hosts.values()}
-        self._lone_worker = max(threads, key=threads.__getitem__)
-        self._n_lone_threads = threads[self._lone_worker]
+        """Take note of the workers there are, and of their threads; where some have died, others will come."""
+        self._there = workers
+        if len(workers) > self.n_workers:
+            self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())
+
+    def _largest_host(self) -> tuple[int, str]:
+        """Threads of the workers on the host that has the most of them, and the first of those workers."""
+        hosts: dict[str, tuple[int, str]] = {}
+        for worker, about in sorted(self._there.items()):
+            n_threads, first = hosts.get(about["host"], (0, worker))
+            hosts[about["host"]] = n_threads + about["nthreads"], first
+        return max(hosts.values(), key=itemgetter(0))
 
     @property
     def array_store(self) -> SharedArrayStore:
@@ -237,7 +242,7 @@ class ClusterRunner(Runner):
     @property
     def n_threads_alone(self) -> int:
         """See `Runner.n_threads_alone`: those of all workers on its host, who have nothing to do meanwhile."""
-        return self._n_lone_threads if self.device_budget is None else self.threads_per_worker
+        return self._largest_host()[0] if self.device_budget is None else self.threads_per_worker
 
     def _n_tasks(self, most: int) -> int:
         return sum(min(n_threads, most) for n_threads in self._shares.threads)
@@ -277,7 +282,9 @@ class ClusterRunner(Runner):
     def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
         """See `Runner.call`; it is run on the host with the most threads."""
         with nullcontext(task) if hear is None else self._listener.to(task, hear) as one:
-            return self._collect(lambda _: self._submit(one, [item], stage, [self._lone_worker]), [item], stage)[0]
+            return self._collect(lambda _: self._submit(one, [item], stage, [self._largest_host()[1]]), [item], stage)[
+                0
+            ]
 
     def _collect(
         self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,
@@ -293,10 +300,8 @@ class ClusterRunner(Runner):
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
-                there = self._workers()
-                if len(there) > self.n_workers:
-                    self._count(there)
-                workers = {worker: about["nthreads"] for worker, about in sorted(there.items())}
+                self._count(self._workers())
+                workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
                 futures = submit(workers)
                 waiting = True
                 while waiting:

@@ -211,7 +211,7 @@ def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) 
     with ClusterRunner(workers.client) as counted:
         counted._count({"a": worker("one", 4), "b": worker("two", 3), "c": worker("two", 3), "d": worker("three", 5)})
         assert (counted.n_workers, counted.n_threads, counted.n_threads_alone) == (4, 15, 6)
-        assert counted._lone_worker == "b"
+        assert counted._largest_host() == (6, "b")
         # 15 threads with a round of tasks, or 6 without one: as long as it takes 6 threads 15 / 9 of a round.
         most, nothing = 6 * 15 / 9 * cluster_runner._ROUND_TRIP_FLOPS, StageBytes(0, 0)
         assert counted.fits_one_task(0.99 * most, 1000, nothing)
