@@ -13,6 +13,8 @@ import pytest
 
 import hkm_dask as hkm
 
+pytestmark = pytest.mark.usefixtures("two_blas_threads")
+
 
 def blobs(n: int, d: int, dtype: str, seed: int = 0) -> np.ndarray:
     """Groups of very different size and width, some rows twice and a few far away."""

@@ -12,8 +12,9 @@ def blas_threads(_: object = None) -> list[int]:
     return [pool["num_threads"] for pool in pools if "numpy" in pool["filepath"] or len(pools) == 1]
 
 
-def test_blas_has_one_thread_while_tasks_run() -> None:
+def test_blas_has_one_thread_while_tasks_run(two_blas_threads: None) -> None:
     n_usual = blas_threads()
+    assert n_usual == [2]
     for _ in range(5):  # the thread that limits and the one that lifts the limit are others every time
         with Runner(2) as runner:
             assert {n for counts in runner.map(blas_threads, range(4), stage="test") for n in counts} == {1}
