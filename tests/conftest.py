@@ -13,6 +13,7 @@ import tests.threads  # noqa: F401 before NumPy is
 from tests.browser import chromium, open_page
 from tests.emulated.plugin import emulated_cuda
 from tests.forked import fork_workers
+from tests.kernels import compile_share
 from tests.object_store import bucket, object_store
 from tests.threads import two_blas_threads
 
@@ -78,6 +79,11 @@ def pytest_collection() -> Generator[None, object, object]:
         gc.collect()
         gc.freeze()
         gc.enable()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    if worker := getattr(session.config, "workerinput", None):
+        compile_share(int(worker["workerid"].removeprefix("gw")), worker["workercount"])
 
 
 @pytest.fixture(scope="session")
