@@ -28,18 +28,20 @@ KINDS = {
 }
 
 
-# Every kind at one size; fewer features and centroids than a tile takes, and several tiles, for the two hardest.
+# Every kind and type at one size; fewer features and centroids than a tile takes, and several tiles, of each type once,
+# for the two hardest kinds.
 CASES = [
-    ("around a mean", 150, 2, 40),
-    *((kind, 131, 17, 130) for kind in KINDS),
-    ("ties", 260, 72, 300),
-    ("an outlier", 260, 72, 300),
+    *(("around a mean", 150, 2, 40, dtype) for dtype in (np.float16, np.float32)),
+    *((kind, 131, 17, 130, dtype) for kind in KINDS for dtype in (np.float16, np.float32)),
+    ("ties", 260, 72, 300, np.float16),
+    ("an outlier", 260, 72, 300, np.float32),
+    pytest.param("ties", 260, 72, 300, np.float32, marks=pytest.mark.slow),
+    pytest.param("an outlier", 260, 72, 300, np.float16, marks=pytest.mark.slow),
 ]
 
 
 @pytest.mark.parametrize("form", FORMS)
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
-@pytest.mark.parametrize(("kind", "n", "d", "k"), CASES)
+@pytest.mark.parametrize(("kind", "n", "d", "k", "dtype"), CASES)
 def test_the_device_finds_what_the_cpu_finds(
     cuda: Any, kind: str, n: int, d: int, k: int, dtype: type, form: Form
 ) -> None:

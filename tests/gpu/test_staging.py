@@ -103,7 +103,7 @@ def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, allocator: str
 ) -> None:
     emulator.allocate_with(allocator)
-    array = groups(1000, 32)
+    array = groups(600, 32)
 
     def compute() -> Any:
         rows = Stored(array)
@@ -114,7 +114,7 @@ def test_a_fit_keeps_less_on_a_device_that_turns_out_too_small(
     monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda *_: 1 << 14)
     with monkeypatch.context() as patch:
         patch.setenv("HKM_DEVICE_MEMORY", "1GiB")  # which it has not
-        emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 250_000)  # rows and operands take more
+        emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 150_000)  # rows and operands take more
         on_cpu, on_device = twice(cuda, monkeypatch, compute)
     np.testing.assert_array_equal(on_device, on_cpu)
     assert staging._most_resident is not None
