@@ -29,9 +29,9 @@ from hkm_dask.hierarchy import checkpoint
 ROOT = Path(__file__).resolve().parents[1]
 CONFIG = hkm.Config(
     levels=(
-        hkm.Level(n_clusters=25, n_resamples=1, max_iter=4),
-        hkm.Level(n_clusters=8, n_resamples=1, max_iter=4),
-        hkm.Level(n_clusters=3, n_resamples=0),
+        hkm.Level(n_clusters=25, n_resamples=1, max_iter=2),
+        hkm.Level(n_clusters=8, n_resamples=1, max_iter=2),
+        hkm.Level(n_clusters=3, n_resamples=0, max_iter=2),
     ),
     seed=11,
 )
@@ -297,7 +297,7 @@ def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture(scope="module")
 def pool(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("pool")
-    hkm.ingest(blobs(), folder / "pool.zarr", chunk_mb=0.001)
+    hkm.ingest(blobs(), folder / "pool.zarr", chunk_mb=0.002)  # eight chunks
     np.save(folder / "idx.npy", np.flatnonzero(np.random.default_rng(5).random(600) < 0.7))
     hkm.build_hierarchy(folder / "pool.zarr", folder / "quiet.zarr", CONFIG)
     return folder / "pool.zarr"
@@ -322,11 +322,11 @@ def test_threads_and_processes_give_the_same_bits(
         {"metric": "cosine", "subset": "idx.npy"},
         {
             "levels": (
-                hkm.Level(n_clusters=8, n_splits=3, n_resamples=1),
-                hkm.Level(n_clusters=4, n_resamples=1, init="random"),
+                hkm.Level(n_clusters=8, n_splits=3, n_resamples=1, max_iter=2),
+                hkm.Level(n_clusters=4, n_resamples=1, max_iter=2, init="random"),
             )
         },
-        {"levels": (hkm.Level(n_clusters=30, n_resamples=1, resample_strategy="random", init="k-means++"),)},
+        {"levels": (hkm.Level(n_clusters=30, n_resamples=1, max_iter=3, resample_strategy="random", init="k-means++"),)},
     ],
     ids=["cosine, subset", "splits", "random"],
 )
@@ -352,7 +352,9 @@ def test_a_poor_subset_of_an_array_reaches_them_too(tmp_path: Path, client: Clie
     # Nine rows many times over, so that clusters stay empty and the next level has fewer rows than clusters below.
     rows = np.repeat(blobs()[:9], 40, axis=0)
     np.save(tmp_path / "idx.npy", np.arange(0, 320, 2))
-    levels = (hkm.Level(n_clusters=12, n_splits=n_splits, n_resamples=1), hkm.Level(n_clusters=5, n_resamples=1))
+    levels = tuple(
+        hkm.Level(n_clusters=k, n_splits=n, n_resamples=1, max_iter=3) for k, n in ((12, n_splits), (5, 1))
+    )
     config = hkm.Config(levels=levels, metric=metric, subset=str(tmp_path / "idx.npy"))
     hkm.build_hierarchy(rows, tmp_path / "threads.zarr", config)
     tree = hkm.build_hierarchy(rows, tmp_path / "processes.zarr", config, client=client)

@@ -39,16 +39,16 @@ def config() -> hkm.Config:
 def test_workers_with_gpus_build_the_tree_that_processors_build(
     n_workers: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = embeddings(240)
+    rows = embeddings(120)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(build_once(tmp_path_factory)))
-    monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 3e4)  # several tasks for little work
+    monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 1.5e4)  # several tasks for little work
     with (
         LocalCluster(
             n_workers=n_workers,
             threads_per_worker=1,
             preload=[str(PRELOAD)],
-            env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "24KiB"},  # less than the rows take
+            env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "12KiB"},  # less than the rows take
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,
