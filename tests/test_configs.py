@@ -91,9 +91,8 @@ def test_a_smaller_pool_keeps_the_mean_sizes(name: str) -> None:
 def test_the_small_settings_run(name: str, size: int, tmp_path: Path) -> None:
     n_samples, n_clusters, *_ = TABLE[name]
     points = np.random.default_rng(0).uniform(-3, 3, (n_samples, 2)).astype(np.float32)
-    config = hkm.Config.from_yaml(
-        CONFIGS / f"{name}.yaml", [f"levels.{t + 1}.max_iter=2" for t in range(len(n_clusters))]
-    )
+    shorter = [f"levels.{t + 1}.{words}" for t in range(len(n_clusters)) for words in ("max_iter=2", "n_resamples=1")]
+    config = hkm.Config.from_yaml(CONFIGS / f"{name}.yaml", shorter)
     tree = hkm.build_hierarchy(points, tmp_path / "tree.zarr", config)
     assert tree.hkm.n_clusters == n_clusters
     assert len(np.unique(hkm.sample(tree, size))) == size

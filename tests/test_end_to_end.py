@@ -326,7 +326,11 @@ def test_threads_and_processes_give_the_same_bits(
                 hkm.Level(n_clusters=4, n_resamples=1, max_iter=2, init="random"),
             )
         },
-        {"levels": (hkm.Level(n_clusters=30, n_resamples=1, max_iter=3, resample_strategy="random", init="k-means++"),)},
+        {
+            "levels": (
+                hkm.Level(n_clusters=30, n_resamples=1, max_iter=3, resample_strategy="random", init="k-means++"),
+            )
+        },
     ],
     ids=["cosine, subset", "splits", "random"],
 )
@@ -352,9 +356,7 @@ def test_a_poor_subset_of_an_array_reaches_them_too(tmp_path: Path, client: Clie
     # Nine rows many times over, so that clusters stay empty and the next level has fewer rows than clusters below.
     rows = np.repeat(blobs()[:9], 40, axis=0)
     np.save(tmp_path / "idx.npy", np.arange(0, 320, 2))
-    levels = tuple(
-        hkm.Level(n_clusters=k, n_splits=n, n_resamples=1, max_iter=3) for k, n in ((12, n_splits), (5, 1))
-    )
+    levels = tuple(hkm.Level(n_clusters=k, n_splits=n, n_resamples=1, max_iter=3) for k, n in ((12, n_splits), (5, 1)))
     config = hkm.Config(levels=levels, metric=metric, subset=str(tmp_path / "idx.npy"))
     hkm.build_hierarchy(rows, tmp_path / "threads.zarr", config)
     tree = hkm.build_hierarchy(rows, tmp_path / "processes.zarr", config, client=client)

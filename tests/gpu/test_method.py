@@ -88,7 +88,12 @@ def test_empty_clusters_are_relocated_as_on_the_cpu(cuda: Any, monkeypatch: pyte
 
 @pytest.mark.parametrize(("metric", "strategy"), [("l2", "closest"), ("cosine", "random")])
 def test_a_tree_and_its_sample_are_the_cpus(
-    cuda: Any, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest, tmp_path: Any, metric: str, strategy: str
+    cuda: Any,
+    monkeypatch: pytest.MonkeyPatch,
+    request: pytest.FixtureRequest,
+    tmp_path: Any,
+    metric: str,
+    strategy: str,
 ) -> None:
     if metric == "l2":  # one tree chooses its forms by trials, which take most of its time here
         request.getfixturevalue("trials_of_few_rows")
