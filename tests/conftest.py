@@ -23,13 +23,13 @@ __all__ = ["bucket", "chromium", "emulated_cuda", "object_store", "open_page", "
 settings.register_profile("slow", deadline=None, print_blob=True)
 settings.register_profile("quick", settings.get_profile("slow"), max_examples=50)
 
-fork_workers()
-
 REAL_DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 
 def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
+    if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else others run the tests
+        fork_workers()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

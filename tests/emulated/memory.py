@@ -132,7 +132,8 @@ class Memory:
         streams.operate([(self, self.ptr, self.ptr + n_bytes, True)])
 
     def is_intact(self) -> bool:
-        return all(_libc.memcmp(at, _CANARIES, length) == 0 for at, length in self._canaries)
+        (before, n_before), (behind, n_behind) = self._canaries  # spelled out: after each launch, of all there are
+        return not (_libc.memcmp(before, _CANARIES, n_before) or _libc.memcmp(behind, _CANARIES, n_behind))
 
     def __del__(self) -> None:
         if self._start and _libc is not None:  # None while the interpreter ends

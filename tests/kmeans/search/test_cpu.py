@@ -25,9 +25,10 @@ def find(
 
 def brute(centroids: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All squared distances in float64; NaN centroids are infinitely far; `argmin` takes the first."""
-    squared = np.empty((len(rows), len(centroids)))
+    squared, wide = np.empty((len(rows), len(centroids))), rows.astype(np.float64)
     for j, c in enumerate(centroids.astype(np.float64)):
-        squared[:, j] = ((rows.astype(np.float64) - c) ** 2).sum(1)
+        differences = wide - c
+        squared[:, j] = np.einsum("ij,ij->i", differences, differences)
     squared[np.isnan(squared)] = np.inf
     return squared.argmin(1), squared.min(1)
 
