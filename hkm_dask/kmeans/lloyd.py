@@ -359,6 +359,7 @@ def iterate(
         )
         if previous is not None:
             previous.delete()
+        assert isinstance(step.centroids, SharedArray)
         previous, current = current, step.centroids
         inertia.append(step.inertia)
         n_relocated += step.n_relocated

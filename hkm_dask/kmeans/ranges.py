@@ -34,6 +34,8 @@ from hkm_dask.kmeans.search.worker import worker_engine
 
 #: The index of a range that was made last, for the threads of this process that have come to the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)
+#: Sums that are copied at once.
+_COPIED_ROWS = 4096
 _NO_WEIGHTS, _NO_SUMS = np.empty(0, np.int64), np.empty(0, np.int64)
 
 
@@ -93,22 +95,21 @@ def _index(make: Callable[..., CentroidIndex], piece: SharedArray, geometry: Geo
     return make(piece.get(), geometry, form)
 
 
-def _sums_by_ranges(
-    part: Part, engine: Engine, assignment: Assignment, offsets: tuple[int, ...], geometry: Geometry,
+def _sums_of_range(
+    part: Part, engine: Engine, assignment: Assignment, first: int, stop: int, geometry: Geometry,
     weights: NDArray[np.int64] | None,
-) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:  # fmt: skip
-    """Fixed-point sums and counts of the clusters of one range after the other; on the host."""
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Fixed-point sums of the clusters `first` up to `stop`, and counts; on the host."""
     units, xp = geometry.units, engine.xp
-    n_columns = units.n_columns(part.rows.n_features)
-    for first, stop in itertools.pairwise(offsets):
-        sums, counts = engine.zeros(stop - first, n_columns), engine.zeros(stop - first)
-        for tile in _tiles(part, engine, assignment):
-            within = (tile.labels >= first) & (tile.labels < stop)
-            labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
-            if weights is not None:
-                tile.weights = engine.put(weights[tile.start - part.start : tile.stop - part.start])
-            units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
-        yield engine.host(sums), engine.host(counts)
+    sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
+    counts = engine.zeros(stop - first)
+    for tile in _tiles(part, engine, assignment):
+        within = (tile.labels >= first) & (tile.labels < stop)
+        labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
+        if weights is not None:
+            tile.weights = engine.put(weights[tile.start - part.start : tile.stop - part.start])
+        units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
+    return engine.host(sums), engine.host(counts)
 
 
 @dataclass(frozen=True)
@@ -157,14 +158,12 @@ class AssignAndAddByRanges:
         inertia = self.geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
         inertia.add(assignment.distances, None if weights is None else engine.put(weights))
         counts, files = [], []
-        ranges = _sums_by_ranges(part, engine, assignment, self.centroids.offsets, self.geometry, weights)
-        for number, (sums, of_range) in enumerate(ranges):
-            filled = np.flatnonzero(of_range)
-            packed = np.empty((len(filled), 2 + sums.shape[1]), np.int64)
-            packed[:, 0], packed[:, 1] = filled, of_range[filled]
-            np.take(sums, filled, axis=0, out=packed[:, 2:])
-            files.append((self.store.put(f"{self.name}-{part.start}-{number}", packed), len(filled)))
+        for number, (first, stop) in enumerate(itertools.pairwise(self.centroids.offsets)):
+            # Nothing of a range is held while the next one is added up.
+            packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, self.geometry, weights))
+            files.append((self.store.put(f"{self.name}-{part.start}-{number}", packed), len(packed)))
             counts.append(of_range)
+            del packed
         totals = PartialSums.of(
             engine, _NO_SUMS, np.concatenate(counts), inertia.total(), inertia.near(), assignment.distances,
             start=part.start,
@@ -172,6 +171,17 @@ class AssignAndAddByRanges:
         labels = engine.host(assignment.labels[engine.put(totals.far_rows - part.start)])
         far = dict(zip(totals.far_rows.tolist(), labels.tolist(), strict=True))
         return RangeSums(totals, far, (tuple(files),))
+
+
+def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Clusters that have rows, with their counts and sums, see `RangeSums.files`; and all counts."""
+    filled = np.flatnonzero(counts)
+    packed = np.empty((len(filled), 2 + sums.shape[1]), np.int64)
+    packed[:, 0], packed[:, 1] = filled, counts[filled]
+    for low in range(0, len(filled), _COPIED_ROWS):  # all at once would be copied twice
+        some = slice(low, low + _COPIED_ROWS)
+        packed[some, 2:] = sums[filled[some]]
+    return packed, counts
 
 
 # -- one range of the clusters -----------------------------------------------------------------------------------------
@@ -291,8 +301,9 @@ class _Passes:
         weights: NDArray[np.int64] | None,
     ) -> None:  # fmt: skip
         self.rows, self.geometry, self.runner, self.run = rows, geometry, runner, uuid.uuid4().hex
-        k, n_columns, n_ranges = centroids.n_rows, geometry.units.n_columns(rows.n_features), centroids.series.n_arrays
-        self.stage = lloyd_by_ranges(runner.n_own(rows), k, n_columns, n_ranges)
+        k, d, n_ranges = centroids.n_rows, rows.n_features, centroids.series.n_arrays
+        self.stage = lloyd_by_ranges(runner.n_own(rows), k, d, n_ranges)
+        n_columns = geometry.units.n_columns(d)
         self.update = StageBytes(0, update_of_range(rows_of_range(k, n_ranges), n_columns))
         self.store = runner.scratch_store(8 * k * (n_columns + 2))
         self.weights = None if weights is None else self.store.put(f"weights-{self.run}", weights)
