@@ -44,7 +44,7 @@ import functools, json, os, resource, signal, sys, traceback
 import numpy as np
 from hkm_dask.events import subscribe
 from hkm_dask.config import Config
-from hkm_dask.hierarchy import build, checkpoint, split
+from hkm_dask.hierarchy import build, checkpoint, level_plans, split
 from hkm_dask.errors import HkmError
 
 split._BATCHES_PER_ROUND = 1
@@ -54,7 +54,8 @@ def kill_at(event, left=[0]):
     if event.kind == "iteration" and not left[0]:
         os.kill(os.getpid(), signal.SIGKILL)
 
-def work(pool, tree, config, restart=False, failpoint=None, every=None, kill=0, limit=None, user=None):
+def work(pool, tree, config, restart=False, failpoint=None, every=None, kill=0, limit=None, user=None, ranges=1):
+    level_plans.n_ranges_for = lambda stages_of, k, **_: ranges if k > 6 else 1
     if every is not None:
         build.Checkpoints = functools.partial(checkpoint.Checkpoints, every=every)
     if failpoint is not None:
@@ -246,6 +247,48 @@ def test_kill_9_of_the_driver(
 ) -> None:
     assert elsewhere(tmp_path / "tree.zarr", kill=iteration) == (-signal.SIGKILL, f"exit {-signal.SIGKILL}\n")
     finish(pool, tmp_path / "tree.zarr", quiet)
+
+
+@pytest.fixture(scope="module")
+def random_start(pool: Pool) -> tuple[Config, dict[str, np.ndarray]]:
+    """Settings with which clusters may be shared out in ranges, and the tree of those that are not."""
+    levels = tuple(level.model_copy(update={"init": "random"}) for level in CONFIG.levels)
+    config, tree = CONFIG.model_copy(update={"levels": levels}), Path(pool.path).with_name("random.zarr")
+    build_hierarchy(pool, tree, config)
+    return config, arrays(tree)
+
+
+def test_dying_at_every_iteration_clusters_in_ranges_get_there_all_the_same(
+    tmp_path: Path, elsewhere: Build, random_start: tuple[Config, dict[str, np.ndarray]]
+) -> None:
+    (config, quiet), tree, runs = random_start, tmp_path / "tree.zarr", 0
+    # As many ranges as there is memory for this time.
+    while (code := elsewhere(tree, config=config, failpoint="iteration", every=0, ranges=3 + runs % 2)[0]) == KILLED:
+        runs += 1
+    assert code == 0
+    steps = [quiet[f"level_{t}/inertia"] for t in (1, 2)]
+    assert runs == sum(int((~np.isnan(history)).sum()) - len(history) for history in steps)
+    assert_same(arrays(tree), quiet)
+    assert [path.name for path in tmp_path.iterdir()] == [tree.name]
+
+
+@pytest.mark.parametrize("damage", ["short", "flipped", "gone"])
+def test_a_damaged_range_of_a_checkpoint_costs_its_step_and_no_more(
+    tmp_path: Path, pool: Pool, elsewhere: Build, random_start: tuple[Config, dict[str, np.ndarray]], damage: str
+) -> None:
+    (config, quiet), tree = random_start, tmp_path / "tree.zarr"
+    assert elsewhere(tree, config=config, failpoint="step:2", ranges=3)[0] == KILLED
+    path = next((tmp_path / "tree.zarr.work" / "ranges").glob("level_1-step_1-*-1.npy"))
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 16
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content if damage == "flipped" else content[:-9])
+    told: list[Event] = []
+    with subscribe(told.append):
+        build_hierarchy(pool, tree, config)
+    assert [event.fields["step"] for event in told if event.kind == "step_started"] == [1, 2, 0, 1]
+    assert_same(arrays(tree), quiet)
 
 
 @pytest.mark.parametrize("n_rounds", [1, 2])

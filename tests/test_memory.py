@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -115,6 +115,7 @@ SHAPES = {
         60_000, 32, 400, "100", {**RANDOM_MEMBERS, "1.n_splits": 10}, (*MEMBERS, "--metric", "cosine")
     ),
 }
+IN_RANGES = Shape(12_000, 192, 420, "10000", {"1.max_iter": 2, "1.init": "random"}, MEMBERS)
 GREEDY = Shape(50_000, 32, 420, "20", {**ONCE, "1.init": "k-means++"})
 QUICK = ("many members", "many rows")
 SLOW_SHAPES = {
@@ -191,6 +192,20 @@ def test_a_tree_is_built_within_the_limit(name: str, shape: Shape, pool_of: Pool
     held_within(clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit), shape.limit)
 
 
+def test_clusters_that_do_not_fit_are_shared_out_in_ranges(pool_of: Pools, tmp_path: Path) -> None:
+    ran = clustered(IN_RANGES, pool_of, tmp_path / "tree.zarr", IN_RANGES.limit)
+    held_within(ran, IN_RANGES.limit)
+    assert "the 10,000 clusters of level 1 are shared out in" in ran.said
+
+
+@pytest.mark.slow
+def test_workers_that_share_clusters_out_hold_their_limit(pool_of: Pools, tmp_path: Path) -> None:
+    shape = Shape(40_000, 128, 512, "30000", {**ONCE, "1.init": "random"})
+    ran = clustered(shape, pool_of, tmp_path / "tree.zarr", shape.limit, "--workers", "2")
+    held_within(ran, shape.limit)
+    assert "the 30,000 clusters of level 1 are shared out in" in ran.said
+
+
 def test_threads_take_turns_where_they_do_not_fit_side_by_side(pool_of: Pools, tmp_path: Path) -> None:
     """Eight walks of the seeding at once would take 600 MiB."""
     shape = Shape(30_000, 32, 460, "10000", ONCE)
@@ -199,7 +214,7 @@ def test_threads_take_turns_where_they_do_not_fit_side_by_side(pool_of: Pools, t
 
 REFUSED = {
     "greedy k-means++": GREEDY,
-    "large centroids": SLOW_SHAPES["large centroids"],
+    "large centroids": replace(SLOW_SHAPES["large centroids"], settings=ONCE),
     "subset": SLOW_SHAPES["most rows of many"],
     "many members": SLOW_SHAPES["many members, many rows"],
     "five levels": SLOW_SHAPES["five large levels"],

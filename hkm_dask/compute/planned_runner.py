@@ -9,7 +9,7 @@ from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
 from hkm_dask.data.rows import Rows
 
 #: Blocks in pinned memory on their way to a device, and the share of its memory that a worker may use.
-_STAGED, _DEVICE_SHARE = 4, 0.8
+_STAGED, DEVICE_SHARE = 4, 0.8
 
 
 class PlannedRunner(Runner):
@@ -34,7 +34,7 @@ class PlannedRunner(Runner):
         self.holds_numbers = not is_cluster
         self._n_threads_alone = n_threads_alone or n_threads
         on_device = device_memory is not None
-        self.device_budget = int(_DEVICE_SHARE * device_memory) if device_memory is not None else None
+        self.device_budget = int(DEVICE_SHARE * device_memory) if device_memory is not None else None
         self.n_staged = _STAGED if on_device else 0
 
     def __enter__(self) -> PlannedRunner:

@@ -29,6 +29,7 @@ from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.partition import Part, split_parts
+from hkm_dask.compute.range_memory import ranges_on_device
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
 from hkm_dask.compute.staging import (
     RESIDENT_SHARE,
@@ -258,6 +259,10 @@ class Runner:
         """Have what every worker begins before its rows are read begin; nothing waits for it, nor need it succeed."""
         if self.device_budget is not None:
             begin()
+
+    def least_ranges(self, n_clusters: int, n_features: int) -> int:
+        """Ranges into which clusters are shared out so that the workers' devices hold one; 1 where they have none."""
+        return 1 if self.device_budget is None else ranges_on_device(n_clusters, n_features, self.device_budget)
 
     def make_room_for(self, stage: memory.StageBytes) -> None:
         """Forget about rows what leaves no room for a stage of which this process makes everything itself."""

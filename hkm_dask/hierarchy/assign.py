@@ -11,9 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_uniform
-from hkm_dask.compute.memory import DRAWN_ROWS, MEMBER_BYTES, assign_stage, resample_stage
+from hkm_dask.compute.memory import DRAWN_ROWS, MEMBER_BYTES
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.range_memory import label_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.chunks import open_array
@@ -24,26 +25,26 @@ from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
 from hkm_dask.hierarchy.external_sort import rows_at_once
 from hkm_dask.hierarchy.members import bounds_of_labels
 from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.kmeans.search.engine import fold
+from hkm_dask.kmeans.ranges import nearest_by_ranges
+from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
 
 @dataclass(frozen=True)
 class Assigned(Outcome):
-    """What a pass adds up: rows of each cluster, the inertia in fixed point, and members picked to resample.
+    """What a pass adds up: rows of each cluster, and members picked to resample.
 
     In the end `chosen` are the numbers of those that were chosen of all that were picked.
     """
 
     counts: NDArray[np.int64]
-    inertia: int
     picked: Candidates | None = None
     chosen: SharedPieces | None = None
 
     def __add__(self, other: Assigned) -> Assigned:
         picked = self.picked + other.picked if self.picked is not None and other.picked is not None else None
-        return Assigned(self.counts + other.counts, self.inertia + other.inertia, picked)
+        return Assigned(self.counts + other.counts, picked)
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class Assign:
     int32: for each label the last pass of this run gave, the centroid to try first.
     """
 
-    centroids: SharedArray
+    centroids: SharedArray | SharedPieces
     geometry: Geometry
     run: str
     folder: str | None = None
@@ -65,15 +66,13 @@ class Assign:
 
     def __call__(self, part: Part) -> Assigned:
         """Fold the part."""
-        engine, n_clusters = worker_engine(), len(self.centroids.get())
-        assignment = engine.unknown(part.stop - part.start)
-        labels = engine.pop(part, "assign", self.run)
-        if labels is not None and self.hints is not None:
-            assignment.labels = engine.put(self.hints.get())[labels]
-        search = engine.search(part, self.geometry, "assign", assignment)
-        update = partial(search.update, centroids=self.centroids)
-        inertia = fold(part, engine, assignment, update, geometry=self.geometry).total()
-        engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
+        engine = worker_engine()
+        if isinstance(self.centroids, SharedPieces):
+            n_clusters = self.centroids.n_rows
+            assignment = nearest_by_ranges(part, engine, self.centroids, self.geometry, "assign")
+        else:
+            n_clusters = len(self.centroids.get())
+            assignment = self._nearest(part, engine, self.centroids)
         labels, distances = assignment.labels, assignment.distances
         if self.folder is not None:
             self._write(part, engine.host(labels), engine.host(distances))
@@ -86,7 +85,17 @@ class Assign:
             picks = ResampleSet.picks(n_clusters, self.r, distances, labels, range(part.start, part.stop))
             put = (Candidates.put(some, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
             picked = reduce(Candidates.__add__, put)
-        return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), inertia, picked)
+        return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), picked)
+
+    def _nearest(self, part: Part, engine: Engine, centroids: SharedArray) -> Assignment:
+        assignment = engine.unknown(part.stop - part.start)
+        labels = engine.pop(part, "assign", self.run)
+        if labels is not None and self.hints is not None:
+            assignment.labels = engine.put(self.hints.get())[labels]
+        search = engine.search(part, self.geometry, "assign", assignment)
+        fold(part, engine, assignment, partial(search.update, centroids=centroids), geometry=self.geometry)
+        engine.keep(part, "assign", self.run, assignment.labels, assignment.labels.nbytes)
+        return assignment
 
     def _write(self, part: Part, labels: NDArray[np.int32], distances: NDArray[np.float64]) -> None:
         """Write labels and distances chunk by chunk; rows that a subset leaves out get none."""
@@ -182,30 +191,34 @@ def _hints(
 
 def assign(
     level: LevelRows,
-    centroids: NDArray[np.float32],
+    centroids: NDArray[np.float32] | SharedPieces,
     *,
     run: str,
     runner: Runner,
     folder: Location | None = None,
     r: int = 0,
     random_key: int | None = None,
-    before: NDArray[np.float32] | None = None,
+    before: NDArray[np.float32] | SharedPieces | None = None,
 ) -> Assigned:
     """Label all rows of a level; write that to the arrays in `folder`, or pick `r` members per cluster, or both.
 
     `before` are the centroids of the last pass of this `run`: a row's new centroid is sought near its old one first.
+    Centroids in pieces are searched piece by piece, and nothing is remembered.
     """
-    shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
+    shared: SharedArray | SharedPieces
+    if isinstance(centroids, SharedPieces):
+        shared, n_clusters, n_ranges = centroids, centroids.n_rows, centroids.series.n_arrays
+    else:
+        shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
+        n_clusters, n_ranges = len(centroids), 1
     # The same parts in every pass, so that each finds what it remembered in the last one.
-    shape = (runner.n_own(level.rows), len(centroids), level.rows.n_features)
-    stage = assign_stage(*shape)
-    if r:
-        stage = resample_stage(*shape, min(shape[0], len(centroids) * r * runner.threads_per_worker))
-    parts = runner.split(level.rows, len(centroids), cuts=level.boundaries(), stage=stage)
+    shape = (runner.n_own(level.rows), n_clusters, level.rows.n_features)
+    stage = label_stage(*shape, n_ranges, min(shape[0], n_clusters * r * runner.threads_per_worker) if r else None)
+    parts = runner.split(level.rows, n_clusters, cuts=level.boundaries(), stage=stage)
     hints = None
-    if before is not None:
+    if isinstance(before, np.ndarray) and isinstance(shared, SharedArray):
         hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", _hints(before, shared, level.geometry, runner))
-    store = runner.scratch_store(MEMBER_BYTES * min(level.rows.n_rows, len(centroids) * r * len(parts)))
+    store = runner.scratch_store(MEMBER_BYTES * min(level.rows.n_rows, n_clusters * r * len(parts)))
     task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints, store)
     finish = _ChooseFew(r, rows_at_once(runner), store)
     total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
@@ -214,7 +227,8 @@ def assign(
             total = replace(total, chosen=choose(total.picked, r, level.rows.n_rows, runner))
         assert total.picked is not None
         total.picked.delete()
-    shared.delete()
+    if shared is not centroids:
+        shared.delete()
     if hints is not None:
         hints.delete()
     return total

@@ -23,6 +23,7 @@ from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import check_fits, fit_stage
 from hkm_dask.compute.placement import discard, gather
+from hkm_dask.compute.range_memory import lloyd_by_ranges
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.config import Config, Level
@@ -32,24 +33,29 @@ from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, re
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import ComputeError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
-from hkm_dask.hierarchy.level_plans import level_plans, level_stages
+from hkm_dask.hierarchy.level_plans import level_plans, level_stages, shareable, with_ranges
 from hkm_dask.hierarchy.resample import enough_members, resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
+from hkm_dask.kmeans.fit_by_ranges import FitByRanges, fit_by_ranges
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
+from hkm_dask.kmeans.seeding.by_ranges import INITS
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
+
+#: What a k-means gave, and its centroids as the checkpoints keep them.
+Done = tuple[Fit | FitByRanges, NDArray[np.float32] | SharedPieces]
 
 
 def build_hierarchy(
@@ -136,7 +142,7 @@ def write_hierarchy(
                 # A subset is known by what it holds, wherever its file lies now.
                 settings = config.model_copy(update={"subset": None}).to_json()
                 run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
-                build = _Build(config, source, folder, runner, Checkpoints(work, run))
+                build = _Build(config, source, folder, runner, Checkpoints(work, run, runner=runner))
                 runner.prepare(partial(prepare, source.rows.n_features, source.rows.dtype, config.dtype))
                 build.check()
                 store.create_group(folder, _identity(config, source))
@@ -212,13 +218,16 @@ class _Build:
         """Refuse levels that no worker has the memory for, and samples no level 1 can be built over."""
         runner, inputs = self.runner, self.runner.input_bytes(self.source.rows)
         n_fit, n_labeled = self.source.rows.n_rows, self.source.labeled.n_rows
-        stages = level_stages(
-            self._plan(), n_total=self.source.n_total, n_labeled=n_labeled, n_workers=runner.n_workers,
-            n_threads=runner.threads_per_worker, with_driver=runner.client is None,
-        )  # fmt: skip
+        budget = runner.memory_budget - inputs
+        stages = level_stages(self._plans, n_labeled=n_labeled, budget=budget, **self._where)
         if n_fit < n_labeled and 1 not in self._finished:
             emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
-        check_fits(stages, runner.memory_budget, inputs=inputs)
+        try:
+            check_fits(stages, runner.memory_budget, inputs=inputs)
+        except ComputeError as error:
+            could = [f"levels.{t}.init={INITS[0]}" for t in shareable(self._plans, budget, **self._where)]
+            more = f", or {' and '.join(could)}, with which no worker holds all clusters" if could else ""
+            raise ComputeError(f"{error}{more}") from None
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
             far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)
@@ -228,7 +237,7 @@ class _Build:
     def run(self) -> None:
         """Build the levels that are not complete yet."""
         begin = time.perf_counter()
-        first, *others = self._plan()
+        first, *others = map(dict, self._plans)
         if self.source.labeled is not self.source.rows:
             first["n_labeled"] = self.source.labeled.n_rows
         emit("run_started", levels=[first, *others], dashboard=self.runner.dashboard)
@@ -256,8 +265,21 @@ class _Build:
                 emit("warning", message=f"{str(error).rpartition('; ')[0]}; level {t} is built again")
         return finished
 
-    def _plan(self) -> list[dict[str, Any]]:
-        return level_plans(self.config, self.source.rows.n_rows, self.source.rows.n_features)
+    @cached_property
+    def _plans(self) -> list[dict[str, Any]]:
+        runner, rows = self.runner, self.source.rows
+        plans, budget = level_plans(self.config, rows.n_rows, rows.n_features), runner.memory_budget
+        return with_ranges(
+            plans, budget - runner.input_bytes(rows), least=runner.least_ranges, **self._where
+        )  # fmt: skip
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """Where the levels are built, as `level_plans` takes it."""
+        runner = self.runner
+        return {
+            "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker, "with_driver": runner.client is None
+        }  # fmt: skip
 
     def _build_level(self, t: int, level: Level) -> None:
         begin, run, folder = time.perf_counter(), uuid.uuid4().hex, self.folder / f"level_{t}"
@@ -289,7 +311,7 @@ class _Build:
         forget(rows.rows.key)
         emit("level_finished", level=t, seconds=seconds)
 
-    def _label_all(self, centroids: NDArray[np.float32], run: str, folder: Location) -> None:
+    def _label_all(self, centroids: NDArray[np.float32] | SharedPieces, run: str, folder: Location) -> None:
         """Give all samples a label of level 1, which was fit on some of them."""
         rows = self._level_1_rows(self.source.labeled)
         emit("note", message=f"all {rows.rows.n_rows:,} rows are given their nearest cluster of level 1")
@@ -336,15 +358,17 @@ class _Build:
         for step in range(len(steps), level.n_resamples + 1):
             with self.runner.span(f"step {step}"):
                 if step == 0:
-                    done = self._step(t, step, level, rows, rows.rows)
+                    done, centroids = self._step(t, step, level, rows, rows.rows)
                 else:
-                    done = self._resampling_step(t, level, rows, steps, run)
-            steps.add(done.centroids, done.inertia, done.seconds)
+                    done, centroids = self._resampling_step(t, level, rows, steps, run)
+            steps.add(centroids, done.inertia, done.seconds)
 
-    def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Fit:
+    def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Done:
         """One k-means over members of the clusters of the last step."""
         numbers = self._resample(t, level, rows, steps, run)
-        stage = fit_stage(numbers.n_rows, level.n_clusters, rows.rows.n_features, level.init)
+        shape = numbers.n_rows, level.n_clusters, rows.rows.n_features
+        n_ranges = self._plans[t - 1]["n_ranges"]
+        stage = fit_stage(*shape, level.init) if n_ranges == 1 else lloyd_by_ranges(*shape, n_ranges)
         members = gather(rows.rows, numbers, self.runner, stage)
         numbers.delete()
         try:
@@ -369,7 +393,7 @@ class _Build:
         assert assigned.chosen is not None
         return assigned.chosen
 
-    def _step(self, t: int, step: int, level: Level, rows: LevelRows, members: Rows) -> Fit:
+    def _step(self, t: int, step: int, level: Level, rows: LevelRows, members: Rows) -> Done:
         """One k-means of a level, over all its rows or over resampled members."""
         tell = partial(emit, level=t, step=step)
         tell("step_started", n=members.n_rows, k=level.n_clusters, max_iter=level.max_iter)
@@ -383,16 +407,19 @@ class _Build:
         key = stream_key(self.config.seed, t, step)
         settings = Settings(level.n_clusters, level.init, level.max_iter, level.tol, key)
         hooks = Hooks(seeding, iteration, partial(self.checkpoints.iteration, t, step))
-        done = fit(
+        n_ranges = self._plans[t - 1]["n_ranges"]
+        done: Fit | FitByRanges = (fit if n_ranges == 1 else partial(fit_by_ranges, n_ranges=n_ranges))(
             members, settings, geometry=rows.geometry, runner=self.runner, hooks=hooks,
             progress=self.checkpoints.interrupted(t, step),
         )  # fmt: skip
-        self.checkpoints.finish(t, step, done)
+        centroids = self.checkpoints.finish(t, step, done)
+        if isinstance(done.centroids, SharedPieces):
+            done.centroids.delete()  # what is kept of them stays
         if done.n_unused:
             rows_for = f"{level.n_clusters - done.n_unused} distinct rows for n_clusters={level.n_clusters}"
             emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters stay unused")
         tell("step_finished", inertia=float(done.inertia[-1]), n_iter=len(done.inertia), seconds=done.seconds)
-        return done
+        return done, centroids
 
     def _split(self, t: int, level: Level, rows: LevelRows, sizes: NDArray[np.int64], folder: Location) -> None:
         """Split the clusters whose labels were just written, and write those of the parts instead, and centroids."""

@@ -1,7 +1,8 @@
 """What a level that is being built leaves on disk, so that a crash costs an iteration and not a night.
 
 One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside
-the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries.
+the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries. Centroids that no worker
+holds lie beside them in files of their own, see `kept_ranges`.
 """
 
 from __future__ import annotations
@@ -9,16 +10,21 @@ from __future__ import annotations
 import hashlib
 import time
 from collections import deque
+from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedPieces
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful, failpoint, make_folder, write_whole
 from hkm_dask.data.objects import Location
+from hkm_dask.hierarchy.kept_ranges import keep_ranges, kept_ranges
 from hkm_dask.kmeans.fit import Fit, Progress
+from hkm_dask.kmeans.fit_by_ranges import FitByRanges
 from hkm_dask.kmeans.lloyd import LloydStep
 
 _DIGEST_BYTES = 32
@@ -39,24 +45,24 @@ class StepHistory:
     def __init__(self) -> None:
         self.inertia: list[NDArray[np.float64]] = []
         self.seconds: list[float] = []
-        self._centroids: deque[NDArray[np.float32]] = deque(maxlen=2)
+        self._centroids: deque[NDArray[np.float32] | SharedPieces] = deque(maxlen=2)
 
     def __len__(self) -> int:
         return len(self.inertia)
 
-    def add(self, centroids: NDArray[np.float32], inertia: NDArray[np.float64], seconds: float) -> None:
+    def add(self, centroids: NDArray[np.float32] | SharedPieces, inertia: NDArray[np.float64], seconds: float) -> None:
         """Note the outcome of a step, and what it took."""
         self.inertia.append(inertia)
         self.seconds.append(seconds)
         self._centroids.append(centroids)
 
     @property
-    def centroids(self) -> NDArray[np.float32]:
+    def centroids(self) -> NDArray[np.float32] | SharedPieces:
         """Of the last step."""
         return self._centroids[-1]
 
     @property
-    def previous(self) -> NDArray[np.float32] | None:
+    def previous(self) -> NDArray[np.float32] | SharedPieces | None:
         """Centroids of the step before the last; None where there is none."""
         return self._centroids[0] if len(self._centroids) == 2 else None
 
@@ -65,30 +71,33 @@ class Checkpoints:
     """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds.
 
     A file begins with a SHA-256 over `run`, which identifies the run, and all that follows. One of another run, or one
-    that was altered, is no checkpoint: its step is done again.
+    that was altered, is no checkpoint: its step is done again. Centroids in pieces are copied by tasks of the `runner`.
     """
 
-    def __init__(self, folder: Location, run: str = "", every: float = 20.0) -> None:
-        self.folder, self.run, self.every = folder, run, every
+    def __init__(self, folder: Location, run: str = "", every: float = 20.0, runner: Runner | None = None) -> None:
+        self.folder, self.run, self.every, self.runner = folder, run, every, runner
         self._last = time.monotonic()
         self._inertia: list[float] = []
+        self._pieces: dict[Location, SharedPieces] = {}  # of the checkpoints whose centroids are in pieces
 
     def finished(self, level: int) -> StepHistory:
         """Steps of a level (from 1) that are done, from step 0 on."""
         steps = StepHistory()
-        while (kept := self._read(self._step(level, len(steps)))) is not None:
-            steps.add(kept["centroids"], kept["inertia"], float(kept["seconds"]))
+        while (kept := self._read_with_centroids(self._step(level, len(steps)))) is not None:
+            centroids, others = kept
+            steps.add(centroids, others["inertia"], float(others["seconds"]))
         return steps
 
     def interrupted(self, level: int, step: int) -> Progress | None:
         """Where the k-means of a step had come to, if it was begun."""
         self._inertia = []
-        kept = self._read(self._iteration(level, step))
+        kept = self._read_with_centroids(self._iteration(level, step))
         if kept is None:
             return None
-        self._inertia = kept["inertia"].tolist()
-        near = float(kept["near_inertia"]) if "near_inertia" in kept else None
-        return Progress(kept["centroids"], tuple(self._inertia), int(kept["relocated"]), near)
+        centroids, others = kept
+        self._inertia = others["inertia"].tolist()
+        near = float(others["near_inertia"]) if "near_inertia" in others else None
+        return Progress(centroids, tuple(self._inertia), int(others["relocated"]), near)
 
     def iteration(self, level: int, step: int, moved: LloydStep) -> None:
         """Note an iteration; written to disk now and then.
@@ -99,23 +108,23 @@ class Checkpoints:
         if moved.last or time.monotonic() - self._last < self.every:
             return
         near = {} if moved.near_inertia is None else {"near_inertia": np.array(moved.near_inertia)}
-        self._write(
-            self._iteration(level, step),
-            centroids=moved.centroids.get(), inertia=np.array(self._inertia), relocated=np.array(moved.n_relocated),
-            **near,
+        centroids = moved.centroids.get() if isinstance(moved.centroids, SharedArray) else moved.centroids
+        self._write_with_centroids(
+            self._iteration(level, step), centroids,
+            inertia=np.array(self._inertia), relocated=np.array(moved.n_relocated), **near,
         )  # fmt: skip
         self._last = time.monotonic()
         failpoint("iteration")
 
-    def finish(self, level: int, step: int, done: Fit) -> None:
-        """Keep the outcome of a step, in place of that of its last iteration."""
-        self._write(
-            self._step(level, step),
-            centroids=done.centroids, inertia=done.inertia,
-            n_relocated=np.array(done.n_relocated), seconds=np.array(done.seconds),
+    def finish(self, level: int, step: int, done: Fit | FitByRanges) -> NDArray[np.float32] | SharedPieces:
+        """Keep the outcome of a step, in place of that of its last iteration; gives the centroids that are kept."""
+        centroids = self._write_with_centroids(
+            self._step(level, step), done.centroids, inertia=done.inertia, n_relocated=np.array(done.n_relocated),
+            seconds=np.array(done.seconds),
         )  # fmt: skip
-        self._iteration(level, step).unlink(missing_ok=True)
+        self._forget(self._iteration(level, step))
         failpoint("step")
+        return centroids
 
     def split_before(self, level: int) -> tuple[NDArray[np.int64], list[int]] | None:
         """Where clusters that are split were cut into batches, and the checksums of those that were done."""
@@ -133,6 +142,38 @@ class Checkpoints:
     def finish_split(self, level: int) -> None:
         """Forget what was noted of it."""
         self._split(level).unlink(missing_ok=True)
+
+    def _write_with_centroids(
+        self, path: Location, centroids: NDArray[np.float32] | SharedPieces, **others: np.ndarray
+    ) -> NDArray[np.float32] | SharedPieces:
+        if not isinstance(centroids, SharedPieces):
+            self._write(path, centroids=centroids, **others)
+            return centroids
+        assert self.runner is not None
+        pieces, known = keep_ranges(centroids, self.folder, _name_of(path, others), self.runner)
+        self._write(path, **known, **others)
+        before, self._pieces[path] = self._pieces.get(path, pieces), pieces
+        if before != pieces:
+            before.delete()
+        return pieces
+
+    def _read_with_centroids(
+        self, path: Location
+    ) -> tuple[NDArray[np.float32] | SharedPieces, dict[str, np.ndarray]] | None:
+        kept = self._read(path)
+        if kept is None or "centroids" in kept:
+            return None if kept is None else (kept["centroids"], kept)
+        assert self.runner is not None
+        pieces = kept_ranges(kept, self.folder, _name_of(path, kept), self.runner)
+        if pieces is None:
+            return None
+        self._pieces[path] = pieces
+        return pieces, kept
+
+    def _forget(self, path: Location) -> None:
+        path.unlink(missing_ok=True)
+        if path in self._pieces:
+            self._pieces.pop(path).delete()
 
     def _split(self, level: int) -> Location:
         return self.folder / f"level_{level}-split.npz"
@@ -176,3 +217,8 @@ class Checkpoints:
         while piece := file.read(layout.MIB):
             digest.update(piece)
         return digest.digest()
+
+
+def _name_of(path: Location, kept: Mapping[str, np.ndarray]) -> str:
+    """What centroids in pieces are called that belong to a checkpoint: no two iterations of a k-means share them."""
+    return f"{path.name.partition('.')[0]}-{len(kept['inertia'])}"

@@ -6,13 +6,14 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
@@ -20,6 +21,8 @@ from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
 from hkm_dask.hierarchy.members import starts, write_members
 
+#: Bytes of centroids that one task copies, at most, unless a chunk has more.
+_COPIED_BYTES = 16 << 20
 #: Type and attributes of what an assignment writes of every row; -1 and NaN for those left out.
 _OF_ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "labels": ("i4", {"missing": -1}),
@@ -105,10 +108,37 @@ def create_centroids(folder: Location, level: int, shape: tuple[int, int]) -> Lo
     return _create(folder, "centroids", shape, np.dtype(np.float32), (f"cluster_{level}", layout.FEATURE))
 
 
+class Readable(Protocol):
+    """Rows in files."""
+
+    def read(self, start: int, stop: int) -> NDArray[Any]:
+        """Read the rows `start` up to `stop`."""
+
+
+@dataclass(frozen=True)
+class _CopyCentroids:
+    """Task: write centroids of some clusters, whole chunks of them, to the array at `path`."""
+
+    path: str
+    centroids: Readable
+
+    def __call__(self, clusters: tuple[int, int]) -> None:
+        open_array(location(self.path)).write(clusters[0], self.centroids.read(*clusters))
+
+
+def copy_centroids(folder: Location, level: int, centroids: Readable, shape: tuple[int, int], runner: Runner) -> None:
+    """Make the array ``centroids`` of a level (from 1) out of files, by tasks of which each holds few."""
+    path = create_centroids(folder, level, shape)
+    chunk = open_array(path).spec.chunk_rows
+    step = chunk * max(1, _COPIED_BYTES // (4 * shape[1] * chunk))
+    items = [(low, min(low + step, shape[0])) for low in range(0, shape[0], step)]
+    runner.map(_CopyCentroids(str(path), centroids), items, stage="split")
+
+
 def write_cluster_arrays(
     folder: Location,
     level: int,
-    centroids: NDArray[np.float32] | None,
+    centroids: NDArray[np.float32] | SharedPieces | None,
     inertia: Sequence[NDArray[np.float64]],
     runner: Runner | None = None,
 ) -> None:
@@ -121,11 +151,13 @@ def write_cluster_arrays(
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
         history[step, : len(values)] = values
-    if centroids is not None:
+    if isinstance(centroids, np.ndarray):
         open_array(create_centroids(folder, level, centroids.shape)).write(0, centroids)
-    n_clusters = open_array(folder / "centroids").spec.shape[0]
     _write(folder, "inertia", history, ("step", "iteration"))
     with nullcontext(runner) if runner is not None else Runner() as some:
+        if isinstance(centroids, SharedPieces):
+            copy_centroids(folder, level, centroids, (centroids.n_rows, centroids.read(0, 1).shape[1]), some)
+        n_clusters = open_array(folder / "centroids").spec.shape[0]
         spec = open_array(folder / "labels").spec
         runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, some)
         below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
-from hkm_dask.compute.memory import StageBytes, assign_stage, project_level
+from hkm_dask.compute.memory import StageBytes, project_level
+from hkm_dask.compute.range_memory import label_stage, n_ranges_for, project_ranges
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.kmeans.seeding.by_ranges import INITS
 
 
 def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, Any]]:
-    """Shapes and settings of every level over so many rows, as the event ``run_started`` has them.
+    """Shapes and settings of every level over so many rows, as the event ``run_started`` has them; see `with_ranges`.
 
     Examples
     --------
@@ -24,14 +27,20 @@ def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, 
         plans.append(
             {"n": n_rows, "k": level.n_clusters, "d": n_features, "m": level.n_resamples,
              "r": resample_size(level, n_rows), "max_iter": level.max_iter, "tol": level.tol, "init": level.init,
-             "n_splits": level.n_splits}
+             "n_splits": level.n_splits, "n_ranges": 1}
         )  # fmt: skip
         n_rows = level.n_centroids
     return plans
 
 
 def level_stages(
-    plans: list[dict[str, Any]], *, n_total: int, n_labeled: int, n_workers: int, n_threads: int, with_driver: bool
+    plans: list[dict[str, Any]],
+    *,
+    n_labeled: int,
+    n_workers: int,
+    n_threads: int,
+    with_driver: bool,
+    budget: int | None = None,
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for each stage of every level, above its idle size and its inputs; see `project_level`.
 
@@ -39,37 +48,100 @@ def level_stages(
     ----------
     plans : list of dict
         From `level_plans`.
-    n_total, n_labeled : int
-        Rows that level 1 has labels for, and rows that get one: more than level 1 is fit on with a `fit_sample`.
+    n_labeled : int
+        Rows that get a label of level 1: more than it is fit on with a `fit_sample`.
+    budget : int, optional
+        Bytes of a worker, which decide whether one process holds the centroids that an upper level clusters.
 
     Examples
     --------
     >>> plans = level_plans(Config.from_flags((200, 10), n_resamples=0), 5000, 8)
-    >>> stages = level_stages(plans, n_total=5000, n_labeled=5000, n_workers=1, n_threads=2, with_driver=True)
+    >>> stages = level_stages(plans, n_labeled=5000, n_workers=1, n_threads=2, with_driver=True)
     >>> [name for name in stages if "level 2" in name][:2]
     ['finding directions of level 2', 'seeding of level 2']
     """
     stages = dict[str, StageBytes]()
     for t, plan in enumerate(plans, 1):
-        n_rows = n_total if t == 1 else plan["n"]
-        projected = project_level(
-            plan["n"], plan["k"], plan["d"], init=plan["init"], n_resamples=plan["m"], r=plan["r"],
-            n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, with_driver=with_driver,
-        )  # fmt: skip
-        held = 0 if t == 1 else _bytes_of_centroids_below(n_rows, plan["d"], with_driver)
-        stages |= {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
+        stages |= _stages_of(t, plan, budget, n_workers, n_threads, with_driver)
     if plans[0]["n"] < n_labeled:
-        k = plans[0]["k"] * plans[0]["n_splits"]
-        stages["assigning all rows"] = assign_stage(-(-n_labeled // n_workers), k, plans[0]["d"])
+        k, n_ranges = plans[0]["k"] * plans[0]["n_splits"], plans[0]["n_ranges"] if plans[0]["n_splits"] == 1 else 1
+        stages["assigning all rows"] = label_stage(-(-n_labeled // n_workers), k, plans[0]["d"], n_ranges)
     return stages
 
 
-def _bytes_of_centroids_below(n_rows: int, n_features: int, with_driver: bool) -> int:
-    """Bytes held of the rows of an upper level, which are centroids: all in one process, on workers only some chunks.
+def _stages_of(
+    t: int, plan: dict[str, Any], budget: int | None, n_workers: int, n_threads: int, with_driver: bool
+) -> dict[str, StageBytes]:
+    """Bytes of each stage of one level, by name."""
+    projected = project_level(
+        plan["n"], plan["k"], plan["d"], init=plan["init"], n_resamples=plan["m"], r=plan["r"],
+        n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, with_driver=with_driver,
+    )  # fmt: skip
+    if plan["n_ranges"] > 1:
+        projected |= project_ranges(
+            plan["n"], plan["k"], plan["d"], plan["n_ranges"], n_resamples=plan["m"], r=plan["r"], n_workers=n_workers,
+            n_threads=n_threads,
+        )  # fmt: skip
+    held = 0
+    if t > 1:
+        in_memory = with_driver and (budget is None or 4 * plan["n"] * plan["d"] <= budget // 4)
+        held = _bytes_of_centroids_below(plan["n"], plan["d"], in_memory)
+    return {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
 
-    Workers have the numbers of those with members besides.
+
+def with_ranges(
+    plans: list[dict[str, Any]], budget: int, *, least: Callable[[int, int], int] = lambda k, d: 1, **where: Any
+) -> list[dict[str, Any]]:
+    """The same plans, with the clusters of a level shared out in ranges where not all fit in a worker's `budget`.
+
+    The budget is what a stage may take of it, `where` those arguments of `level_stages` that tell of workers; see
+    `range_memory.n_ranges_for`. `least` gives the ranges for a device, see `Runner.least_ranges`. Only some seedings
+    go by ranges.
+
+    Examples
+    --------
+    >>> plans = level_plans(Config.from_flags((100_000, 10), init="random"), 10**6, 256)
+    >>> where = {"n_workers": 1, "n_threads": 2, "with_driver": True}
+    >>> [plan["n_ranges"] for plan in with_ranges(plans, 1 << 30, **where)]
+    [5, 1]
     """
-    if with_driver:
+
+    def ranges_of(t: int, plan: dict[str, Any]) -> int:
+        def stages_of(n_ranges: int) -> dict[str, StageBytes]:
+            return _stages_of(t, plan | {"n_ranges": n_ranges}, budget, **where)
+
+        return max(
+            least(plan["k"], plan["d"]), n_ranges_for(stages_of, plan["k"], budget=budget, n_threads=where["n_threads"])
+        )
+
+    return [plan | {"n_ranges": ranges_of(t, plan) if plan["init"] in INITS else 1} for t, plan in enumerate(plans, 1)]
+
+
+def shareable(plans: list[dict[str, Any]], budget: int, **where: Any) -> list[int]:
+    """Levels that do not fit, and would if a seeding of `INITS` let their clusters be shared out; see `with_ranges`.
+
+    Examples
+    --------
+    >>> plans = level_plans(Config.from_flags((100_000, 10)), 10**6, 256)
+    >>> shareable(plans, 1 << 30, n_workers=1, n_threads=2, with_driver=True)
+    [1]
+    """
+    shared = with_ranges([plan | {"init": INITS[0]} for plan in plans], budget, **where)
+
+    def fits(t: int, plan: dict[str, Any]) -> bool:
+        stages = _stages_of(t, plan, budget, **where)
+        return max(stage.total() for stage in stages.values()) <= budget
+
+    levels = enumerate(zip(plans, shared, strict=True), 1)
+    return [t for t, (plan, other) in levels if not fits(t, plan) and other["n_ranges"] > 1 and fits(t, other)]
+
+
+def _bytes_of_centroids_below(n_rows: int, n_features: int, in_memory: bool) -> int:
+    """Bytes held of the rows of an upper level, which are centroids: all `in_memory`, or only some chunks.
+
+    In the latter case there are the numbers of those with members besides.
+    """
+    if in_memory:
         return 4 * n_rows * n_features
     chunk_bytes = 4 * n_features * layout.chunk_rows(n_rows, 4 * n_features)
     return min(4 * n_rows * n_features, 2 * chunk_bytes) + 8 * n_rows

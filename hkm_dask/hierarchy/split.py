@@ -24,14 +24,13 @@ from hkm_dask.compute.memory import StageBytes, split_stage
 from hkm_dask.compute.piece_rows import Pieces
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
-from hkm_dask.data.chunks import open_array
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.checkpoint import Checkpoints
-from hkm_dask.hierarchy.level_arrays import create_centroids
+from hkm_dask.hierarchy.level_arrays import copy_centroids
 from hkm_dask.hierarchy.regroup import regrouped
 from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
@@ -39,8 +38,6 @@ from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Batches of a thread after which progress is told.
 _BATCHES_PER_ROUND = 4
-#: Bytes of centroids that one task copies, at most, unless a chunk has more.
-_COPIED_BYTES = 16 << 20
 
 #: The number of the first cluster, where the rows of each begin and end, and the checksum if they were split before.
 Batch = tuple[int, NDArray[np.int64], int | None]
@@ -158,17 +155,6 @@ class _SplitClusters:
         self.found.write(base, found)
 
 
-@dataclass(frozen=True)
-class _CopyCentroids:
-    """Task: write centroids of some clusters, whole chunks of them, to the array at `path`."""
-
-    path: str
-    centroids: _Table
-
-    def __call__(self, clusters: tuple[int, int]) -> None:
-        open_array(location(self.path)).write(clusters[0], self.centroids.read(*clusters))
-
-
 def split_clusters(
     rows: Rows,
     folder: Location,
@@ -232,7 +218,7 @@ def split_clusters(
                 checkpoints.split(level, cuts, checksums + known[len(checksums) :])
             report(some[-1], len(sizes))
         clusters.write_back(found, runner)
-        _copy_centroids(folder, level, centroids, (n_parts, rows.n_features), runner)
+        copy_centroids(folder, level, centroids, (n_parts, rows.n_features), runner)
     if checkpoints is not None:
         checkpoints.finish_split(level)
 
@@ -259,15 +245,6 @@ def _tables(
                 table = _file(Path(runner.work_dir) / f"{name}.{what}", shape, dtype, kept=kept)
             tables.append(stack.enter_context(table))
         yield tables[0], tables[1]
-
-
-def _copy_centroids(folder: Location, level: int, centroids: _Table, shape: tuple[int, int], runner: Runner) -> None:
-    """Make the array of centroids of a level out of a table."""
-    path = create_centroids(folder, level, shape)
-    chunk = open_array(path).spec.chunk_rows
-    step = chunk * max(1, _COPIED_BYTES // (4 * shape[1] * chunk))
-    items = [(low, min(low + step, shape[0])) for low in range(0, shape[0], step)]
-    runner.map(_CopyCentroids(str(path), centroids), items, stage="split")
 
 
 def _bytes_taken(

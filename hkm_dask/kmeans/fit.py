@@ -17,6 +17,7 @@ from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import fit_stage, lloyd_stage
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
@@ -105,13 +106,18 @@ class GroupFits:
 class Progress:
     """State of an interrupted Lloyd iteration; `relocated` are the clusters moved to far rows in the last iteration.
 
-    `near_inertia` is that of the last iteration, see `LloydStep`.
+    `near_inertia` is that of the last iteration, see `LloydStep`. Centroids no worker held are in pieces.
     """
 
-    centroids: NDArray[np.float32]
+    centroids: NDArray[np.float32] | SharedPieces
     inertia: tuple[float, ...]
     relocated: int
     near_inertia: float | None = None
+
+    @property
+    def whole(self) -> NDArray[np.float32]:
+        """The centroids in one array."""
+        return self.centroids.read() if isinstance(self.centroids, SharedPieces) else self.centroids
 
 
 @dataclass(frozen=True)
@@ -188,7 +194,7 @@ def fit(
         )  # fmt: skip
         progress, run, hints = Progress(start.centroids, (), 0), start.run, start.hints
     lloyd = yield from iterate.steps(
-        rows, progress.centroids, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
+        rows, progress.whole, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
         hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, history=progress.inertia,
         relocated=progress.relocated, near_inertia=progress.near_inertia,
     )  # fmt: skip

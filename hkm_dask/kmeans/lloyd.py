@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.relocation import NO_RELOCATIONS, relocate
 from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold
@@ -185,7 +185,8 @@ class LloydStep:
 
     Attributes
     ----------
-    centroids : SharedArray
+    centroids : SharedArray or SharedPieces
+        In pieces where no worker holds all of them; see `ranges`.
     inertia : float
         Of the centroids before the update.
     n_relocated : int
@@ -200,13 +201,23 @@ class LloydStep:
         The inertia without rows far from their centroids; None where the geometry knows of none.
     """
 
-    centroids: SharedArray
+    centroids: SharedArray | SharedPieces
     inertia: float
     n_relocated: int
     n_unused: int
     at_rest: bool
     last: bool = False
     near_inertia: float | None = None
+
+    @classmethod
+    def after(
+        cls, totals: PartialSums, geometry: Geometry, centroids: SharedArray | SharedPieces, n_relocated: int,
+        n_unused: int, at_rest: bool,
+    ) -> LloydStep:  # fmt: skip
+        """The outcome of a pass with these totals that led to these centroids."""
+        near, scale = totals.near_inertia, geometry.distance_scale
+        near_inertia = None if near is None else near / scale
+        return cls(centroids, totals.inertia / scale, n_relocated, n_unused, at_rest, near_inertia=near_inertia)
 
 
 @dataclass(frozen=True)
@@ -225,51 +236,41 @@ class Update:
     def __call__(self, totals: PartialSums) -> LloydStep:
         """Move them."""
         before = self.centroids.get()
-        sums, counts = totals.sums, totals.counts
-        n_relocated, exhausted = 0, False
+        sums, counts, relocations = totals.sums, totals.counts, NO_RELOCATIONS
         if (counts == 0).any():
             sums, counts = sums.copy(), counts.copy()
-            n_relocated, exhausted = self._relocate(sums, counts, totals)
-        centroids = means(sums, counts, self.geometry)
-        empty = counts == 0
-        # Rows that sit on their centroids cannot found a cluster; otherwise the slot waits for the next iteration.
-        centroids[empty] = np.nan if exhausted else before[empty]
+            far = totals.far_rows[totals.far_distances > self.geometry.resolution]
+            relocations = relocate(far, totals.counts, self.rows, self.geometry, self._nearest)
+            relocations.apply(sums, counts)
+        centroids = moved(before, sums, counts, self.geometry, exhausted=relocations.exhausted)
         at_rest = bool(np.array_equal(centroids.view(np.int32), np.ascontiguousarray(before).view(np.int32)))
-        near, scale = totals.near_inertia, self.geometry.distance_scale
-        return LloydStep(
-            self.array_store.put(self.name, centroids),
-            totals.inertia / scale,
-            n_relocated,
-            int(np.isnan(centroids[:, 0]).sum()),
-            at_rest,
-            near_inertia=None if near is None else near / scale,
-        )
+        n_unused = int(np.isnan(centroids[:, 0]).sum())
+        shared = self.array_store.put(self.name, centroids)
+        return LloydStep.after(totals, self.geometry, shared, len(relocations.slots), n_unused, at_rest)
 
-    def _relocate(self, sums: NDArray[np.int64], counts: NDArray[np.int64], totals: PartialSums) -> tuple[int, bool]:
-        """Give empty clusters the rows furthest from their centroids, never a cluster's last row."""
-        far = totals.far_rows[totals.far_distances > self.geometry.resolution]
-        if not len(far):
-            return 0, True
-        order = np.argsort(far)
-        rows = np.empty((len(far), self.rows.n_features), np.float32)
-        rows[order] = take(self.rows, far[order])
-        labels = np.full(len(far), -1, np.int32)
-        CpuIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(far), np.inf))
-        empty = np.flatnonzero(counts == 0)
-        n_done = 0
-        seen: set[bytes] = set()
-        for row, donor, value in zip(rows, labels, self.geometry.units.whole(rows), strict=True):
-            if n_done == len(empty):
-                break
-            # A copy of a row that was just given away would make a second cluster in the same place.
-            if counts[donor] < 2 or row.tobytes() in seen:
-                continue
-            seen.add(row.tobytes())
-            sums[donor] -= value
-            counts[donor] -= 1
-            sums[empty[n_done]], counts[empty[n_done]] = value, 1
-            n_done += 1
-        return n_done, False
+    def _nearest(self, rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+        labels = np.full(len(rows), -1, np.int32)
+        CpuIndex(self.centroids.get(), self.geometry).nearest(rows, labels, np.full(len(rows), np.inf))
+        return labels
+
+
+def moved(
+    before: NDArray[np.float32],
+    sums: NDArray[np.int64],
+    counts: NDArray[np.int64],
+    geometry: Geometry,
+    *,
+    exhausted: bool,
+) -> NDArray[np.float32]:
+    """Centroids moved to the means of their rows; those without rows stay where they were, or are NaN from now on.
+
+    Rows that sit on their centroids cannot found a cluster (`exhausted`); otherwise the slot waits for the next
+    iteration.
+    """
+    centroids = means(sums, counts, geometry)
+    empty = counts == 0
+    centroids[empty] = np.nan if exhausted else before[empty]
+    return centroids
 
 
 def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry) -> NDArray[np.float32]:
@@ -358,12 +359,11 @@ def iterate(
         )
         if previous is not None:
             previous.delete()
+        assert isinstance(step.centroids, SharedArray)
         previous, current = current, step.centroids
         inertia.append(step.inertia)
         n_relocated += step.n_relocated
-        settled = len(inertia) > 1 and inertia[-2] - inertia[-1] <= tol * inertia[-2]
-        settled = settled and _near_settled(near_inertia, step, tol)
-        settled = settled and not step.n_relocated and not relocated_before
+        settled = is_settled(inertia, step, tol, near_before=near_inertia, relocated_before=relocated_before)
         last = step.at_rest or settled or iteration == max_iter
         if on_iteration is not None:
             on_iteration(iteration, replace(step, last=last))
@@ -375,6 +375,15 @@ def iterate(
         if shared is not None:
             shared.delete()
     return LloydResult(final, np.array(inertia), n_relocated)
+
+
+def is_settled(
+    inertia: list[float], step: LloydStep, tol: float, *, near_before: float | None, relocated_before: int
+) -> bool:
+    """Tell whether too little changes to go on after a step, by the inertia of every iteration up to it."""
+    if len(inertia) < 2 or step.n_relocated or relocated_before:
+        return False
+    return inertia[-2] - inertia[-1] <= tol * inertia[-2] and _near_settled(near_before, step, tol)
 
 
 def _near_settled(before: float | None, step: LloydStep, tol: float) -> bool:

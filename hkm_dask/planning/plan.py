@@ -10,16 +10,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from hkm_dask.compute.memory import StageBytes, limit_mib, lloyd_stage
+from hkm_dask.compute.memory import StageBytes, limit_mib
 from hkm_dask.config import Config
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.cost import Step, all_iterations, run_steps
-from hkm_dask.hierarchy.level_plans import level_plans
+from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu_operand import operand_bytes
 from hkm_dask.planning.files import FileBytes, level_files
 from hkm_dask.planning.processor_rates import Calibration
-from hkm_dask.planning.processor_work import Table, run_parts
+from hkm_dask.planning.processor_work import Course, Part, Table, run_parts
+from hkm_dask.planning.ranges import range_files, range_parts, range_steps
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import Workers
 from hkm_dask.view.pieces import splitting_of, steps_of
@@ -50,6 +50,10 @@ class LevelPlan:
         By phase, bytes read and written.
     network : float
         Bytes between workers, all of them together.
+    in_ranges : FileBytes
+        What is read and written of that because clusters are shared out in ranges.
+    range_seconds : float or None
+        What it takes of the expected times.
     """
 
     shape: dict[str, Any]
@@ -59,6 +63,8 @@ class LevelPlan:
     times: dict[str, dict[str, float]] | None
     files: dict[str, FileBytes]
     network: float
+    in_ranges: FileBytes = field(default_factory=FileBytes)
+    range_seconds: float | None = None
 
     @property
     def seconds(self) -> dict[str, float] | None:
@@ -156,12 +162,12 @@ def make_plan(
     (2000, 80179200000.0, True)
     """
     n_total, n_labeled = n_total or rows.n_rows, n_labeled or n_total or rows.n_rows
-    plans = level_plans(config, rows.n_rows, rows.n_features)
-    check = Check(config, rows, workers, n_total, n_labeled)
-    stages = check.stages()
+    check = Check(config, rows, workers, n_labeled)
+    plans, stages = check.plans(), check.stages()
+    n_ranges = [shape["n_ranges"] for shape in plans]
     with workers.runner() as runner:
         inputs, budget = runner.input_bytes(rows), runner.memory_budget
-        iteration = lloyd_stage(runner.n_own(rows), plans[0]["k"], rows.n_features)
+        iteration = stages["Lloyd of level 1"]
         stays, resident = runner.resident_shares(rows, iteration)
         planned, rotated = runner.plan(rows, iteration), rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features))
         keeps_rotated = planned is not None and rotated < planned.resident_bytes
@@ -169,27 +175,41 @@ def make_plan(
             runner.peak(rows, stage) if name.endswith("of level 1") else runner.peak_above(stage)
             for name, stage in stages.items()
         )
-    steps = _steps(config, rows, workers, calibration, sent=1.0 - stays, read=1.0 - resident)
-    alone = _steps(config, rows, replace(workers, n_workers=1), calibration)
+    iterations = all_iterations if calibration is None else calibration.iterations_of
+    steps = _steps(config, rows, workers, iterations, sent=1.0 - stays, read=1.0 - resident)
+    alone = _steps(config, rows, replace(workers, n_workers=1), iterations)
     times: dict[str, Times] = {}
+    of_ranges = dict[int, float]()
     if workers.gpu is not None:
-        times = dict.fromkeys(BOUNDS, _gpu_seconds(steps, workers, rows.n_features))
+        on_devices = RowShape(
+            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.structure, workers.n_workers, 1.0 - stays,
+            1.0 - resident,
+        )  # fmt: skip
+        besides = _range_steps(config, on_devices, n_ranges, iterations)
+        of_ranges = _by_level(_gpu_seconds(besides, workers, rows.n_features))
+        times = dict.fromkeys(BOUNDS, _gpu_seconds([*steps, *besides], workers, rows.n_features))
     elif calibration is not None:
         table = Table(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
             kept=keeps_rotated, read=1.0 - resident, runner=runner,
         )  # fmt: skip
-        times = _processor_seconds(config, table, workers, calibration, n_total)
+        times = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
+        besides_parts = _range_parts(config, table, n_ranges, calibration.course())
+        of_ranges = _by_level(_seconds_of(besides_parts, workers, calibration))
     levels = []
     for t, shape in enumerate(plans, 1):
         mine = [step for step in steps if step.level == t]
         files = level_files(t, shape, rows, n_total if t == 1 else shape["n"], resident, _passes_over_all(mine), runner)
         work = sum((step.work for step in mine), Work())
+        more = range_files(t, shape, rows.row_bytes, resident, config.levels[t - 1], iterations, runner)
+        files |= {phase: files.get(phase, FileBytes()) + one for phase, one in more.items()}
         levels.append(
             LevelPlan(
                 shape, _units(shape), sum(_flops(one.work) for one in alone if one.level == t), int(work.rounds),
                 {bound: spent.get(t, {}) for bound, spent in times.items()} or None, files,
-                12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
+                0.0 if shape["n_ranges"] > 1
+                else 12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
+                sum(more.values(), FileBytes()), of_ranges.get(t) if times else None,
             )
         )  # fmt: skip
     other = times["seconds"].get(0, {}) if times else {}
@@ -201,14 +221,35 @@ def make_plan(
 
 
 def _steps(
-    config: Config, rows: Rows, workers: Workers, calibration: Calibration | None, sent: float = 0.0, read: float = 0.0
+    config: Config, rows: Rows, workers: Workers, iterations: Iterations, sent: float = 0.0, read: float = 0.0
 ) -> list[Step]:
-    iterations = all_iterations if calibration is None else calibration.iterations_of
     return run_steps(
         rows.n_rows, rows.n_features, rows.dtype, config.levels, structure=workers.structure,
         start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, sent=sent, read=read,
         iterations=iterations,
     )  # fmt: skip
+
+
+def _range_steps(config: Config, rows: RowShape, n_ranges: list[int], iterations: Iterations) -> list[Step]:
+    """Steps that there are because clusters are shared out."""
+    steps: list[Step] = []
+    for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
+        steps += range_steps(t, rows, level, n, iterations)
+        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
+    return steps
+
+
+def _range_parts(config: Config, table: Table, n_ranges: list[int], course: Course) -> list[Part]:
+    """Parts that there are because clusters are shared out."""
+    parts: list[Part] = []
+    for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
+        parts += range_parts(t, table, level, n, course)
+        table = replace(table, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
+    return parts
+
+
+def _by_level(times: Times) -> dict[int, float]:
+    return {t: sum(of_level.values()) for t, of_level in times.items()}
 
 
 def _gpu_seconds(steps: Iterable[Step], workers: Workers, n_features: int) -> Times:
@@ -221,8 +262,17 @@ def _gpu_seconds(steps: Iterable[Step], workers: Workers, n_features: int) -> Ti
     return spent
 
 
+def _seconds_of(parts: Iterable[Part], workers: Workers, calibration: Calibration) -> Times:
+    """Seconds by level and phase, at measured rates."""
+    spent = Times()
+    for part in parts:
+        of_level = spent.setdefault(part.level, {})
+        of_level[part.phase] = of_level.get(part.phase, 0.0) + workers.seconds(part, calibration)
+    return spent
+
+
 def _processor_seconds(
-    config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int
+    config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int, n_ranges: list[int]
 ) -> dict[str, Times]:
     """Seconds by level and phase, by how far each k-means goes."""
     courses = {
@@ -231,10 +281,9 @@ def _processor_seconds(
     }  # fmt: skip
     times: dict[str, Times] = {}
     for bound, course in courses.items():
-        spent = times.setdefault(bound, Times())
-        for part in run_parts(table, config.levels, course, n_total=n_total):
-            of_level = spent.setdefault(part.level, {})
-            of_level[part.phase] = of_level.get(part.phase, 0.0) + workers.seconds(part, calibration)
+        parts = run_parts(table, config.levels, course, n_total=n_total)
+        besides = _range_parts(config, table, n_ranges, course)
+        times[bound] = _seconds_of([*parts, *besides], workers, calibration)
     return times
 
 

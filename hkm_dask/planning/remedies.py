@@ -6,12 +6,16 @@ import math
 from bisect import bisect_left
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, limit_mib
+from hkm_dask.compute.planned_runner import DEVICE_SHARE
+from hkm_dask.compute.range_memory import ranges_on_device
 from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.data.summary import size_text
-from hkm_dask.hierarchy.level_plans import level_plans, level_stages
+from hkm_dask.hierarchy.level_plans import level_plans, level_stages, with_ranges
+from hkm_dask.kmeans.seeding.by_ranges import INITS
 from hkm_dask.planning.workers import PlannedRows, Workers
 
 #: Workers that are thought of, at most.
@@ -20,31 +24,43 @@ _MOST_WORKERS = 1 << 14
 _ROWS_PER_PART = 2
 #: Bytes of a chunk that is small.
 _SMALL_CHUNK = 1 << 20
-#: Bytes of a centroid's value on a device while rows are searched and added up: itself, its 16 bits, its sum; and the
-#: share of the device that may go to that.
-_DEVICE_VALUE_BYTES, _DEVICE_SHARE = 4 + 2 + 8, 0.6
 
 
 @dataclass(frozen=True)
 class Check:
     """What a build checks before it writes anything, for settings, rows and workers that may be changed.
 
-    Of `rows` level 1 is fit on, `n_total` are in the pool, and `n_labeled` get a label.
+    Level 1 is fit on `rows`, and `n_labeled` get a label of it.
     """
 
     config: Config
     rows: Rows
     workers: Workers
-    n_total: int
     n_labeled: int
+
+    def plans(self) -> list[dict[str, Any]]:
+        """Shapes and settings of every level, and into how many ranges its clusters are shared out."""
+        plans = level_plans(self.config, self.rows.n_rows, self.rows.n_features)
+        with self.workers.runner() as runner:
+            least = runner.least_ranges
+        return with_ranges(plans, self._budget, least=least, **self._where)
 
     def stages(self) -> dict[str, StageBytes]:
         """Bytes that each stage needs, by name; beside `inputs`."""
-        return level_stages(
-            level_plans(self.config, self.rows.n_rows, self.rows.n_features), n_total=self.n_total,
-            n_labeled=self.n_labeled, n_workers=self.workers.n_workers, n_threads=self.workers.n_threads,
-            with_driver=not self.workers.is_cluster,
-        )  # fmt: skip
+        return level_stages(self.plans(), n_labeled=self.n_labeled, budget=self._budget, **self._where)
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        workers = self.workers
+        return {
+            "n_workers": workers.n_workers, "n_threads": workers.n_threads, "with_driver": not workers.is_cluster
+        }  # fmt: skip
+
+    @property
+    def _budget(self) -> int:
+        """Bytes that stages may take of a worker."""
+        with self.workers.runner() as runner:
+            return runner.memory_budget - runner.input_bytes(self.rows)
 
     def need(self, level: int | None = None) -> int:
         """Bytes of memory limit for all stages, or for those of a level."""
@@ -55,10 +71,10 @@ class Check:
 
     def fits(self, level: int | None = None) -> bool:
         """Whether the build would begin, and devices hold what they must; of all levels, or of one."""
-        levels = self.config.levels if level is None else self.config.levels[level - 1 : level]
+        plans = self.plans() if level is None else self.plans()[level - 1 : level]
         gpu = self.workers.gpu
         on_device = gpu is None or all(
-            _DEVICE_VALUE_BYTES * one.n_clusters * self.rows.n_features <= _DEVICE_SHARE * gpu.size for one in levels
+            one["n_ranges"] >= ranges_on_device(one["k"], one["d"], int(DEVICE_SHARE * gpu.size)) for one in plans
         )
         return on_device and self.need(level) <= self.workers.memory_limit + 1
 
@@ -94,6 +110,9 @@ def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
     level = check.config.levels[number - 1]
     n_rows = level_plans(check.config, check.rows.n_rows, check.rows.n_features)[number - 1]["n"]
     name = f"--set levels.{number}"
+    for init in INITS:
+        if check.with_level(number, level.model_copy(update={"init": init})).fits(number):
+            yield f"{name}.init={init}: with that, no worker needs to hold all clusters"
     for n_splits in (10, 100, 1000):
         parts = level.model_copy(update={"n_clusters": -(-level.n_centroids // n_splits), "n_splits": n_splits})
         enough = n_rows >= _ROWS_PER_PART * level.n_centroids and parts.n_clusters > 1

@@ -21,6 +21,7 @@ def to_dict(plan: Plan) -> dict[str, Any]:
             **level.shape, "units": level.units, "flops": level.flops, "passes": level.passes,
             **{bound: level.times[bound] if level.times else None for bound in BOUNDS}, "network_bytes": level.network,
             "files": {phase: asdict(one) for phase, one in level.files.items()},
+            "in_ranges": {"seconds": level.range_seconds, **asdict(level.in_ranges)},
         }
         for level in plan.levels
     ]  # fmt: skip
@@ -64,6 +65,7 @@ def render(plan: Plan, name: str) -> str:
         ("memory", _memory(plan)),
         ("times", basis(plan)),
     ]
+    facts += [("ranges", text) for text in _in_ranges(plan)]
     if (why := _why_a_range(plan)) is not None:
         facts.append(("range", why))
     head = ["level", "rows", "clusters", "resamplings", "passes", "operations", "time", "at most", "read", "written"]
@@ -97,7 +99,20 @@ def short(plan: Plan) -> str:
     again = "" if plan.resident >= 1 else f", {plan.resident:.0%} of the rows stay in memory"
     memory = f"{size_text(plan.peak)} of {size_text(plan.workers.memory_limit)} of memory{again}"
     n = len(plan.levels)
-    return f"Plan: {n} level{'s' if n > 1 else ''}, {flops:.1e} operations, {memory}; {time}"
+    shared_out = "".join(f"; {text}" for text in _in_ranges(plan))
+    return f"Plan: {n} level{'s' if n > 1 else ''}, {flops:.1e} operations, {memory}; {time}{shared_out}"
+
+
+def _in_ranges(plan: Plan) -> list[str]:
+    """Levels with more clusters than a worker may hold, into how many ranges they are shared, and at what cost."""
+    texts = []
+    for t, level in enumerate(plan.levels, 1):
+        if (n := level.shape["n_ranges"]) > 1:
+            files = size_text(level.in_ranges.read + level.in_ranges.written)
+            time = "" if level.range_seconds is None else f"about {_span(level.range_seconds)} and "
+            clusters = f"the {level.shape['k']:,} clusters of level {t} are shared out in {n} ranges"
+            texts.append(f"{clusters}, since no worker may hold them all: {time}{files} read and written more")
+    return texts
 
 
 def _memory(plan: Plan) -> str:

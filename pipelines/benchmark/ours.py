@@ -15,6 +15,7 @@ import hkm_dask as hkm
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans import fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
@@ -82,6 +83,7 @@ def reach_inertia(
 
     def look(iteration: int, moved: LloydStep) -> None:
         if not reached and moved.inertia <= inertia:
+            assert isinstance(moved.centroids, SharedArray)
             reached.append((time.perf_counter() - begin, iteration, moved.centroids.get().copy()))
 
     with _session(rows, n_clusters) as s:

@@ -10,7 +10,7 @@ def stages(n: int, d: int, *, with_driver: bool) -> dict[str, StageBytes]:
     config = Config(levels=[Level(n_clusters=n // 100, n_splits=100, n_resamples=0), Level(n_clusters=50)])
     plans = level_plans(config, n, d)
     of_all = level_stages(
-        plans, n_total=n, n_labeled=n, n_workers=8, n_threads=1, with_driver=with_driver
+        plans, n_labeled=n, n_workers=8, n_threads=1, with_driver=with_driver
     )  # fmt: skip
     return {name: stage for name, stage in of_all.items() if name.endswith("level 2")}
 

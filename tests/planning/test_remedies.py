@@ -23,17 +23,19 @@ def remedied(check: Check, remedy: str) -> Check:
         rows = PlannedRows(check.rows.n_rows, check.rows.n_features, check.rows.dtype.name)
         rows.chunk_rows = (1 << 20) // rows.row_bytes
         return replace(check, rows=rows)
-    overrides = re.findall(r"--set (\S+=\d+)", remedy)
+    overrides = re.findall(r"--set (\S+=\w+)", remedy)
     levels = list(check.config.levels)
     for override in overrides:
-        number, name, value = re.fullmatch(r"levels\.(\d)\.(\w+)=(\d+)", override).groups()  # type: ignore[union-attr]
-        levels[int(number) - 1] = levels[int(number) - 1].model_copy(update={name: int(value)})
+        number, name, value = re.fullmatch(r"levels\.(\d)\.(\w+)=(\w+)", override).groups()  # type: ignore[union-attr]
+        levels[int(number) - 1] = levels[int(number) - 1].model_copy(
+            update={name: int(value) if value.isdigit() else value}
+        )
     return replace(check, config=check.config.model_copy(update={"levels": tuple(levels)}))
 
 
 def check_of(n: int, d: int, k: int, workers: Workers) -> Check:
     rows = PlannedRows(n, d, "float16")
-    return Check(Config.from_flags((k, max(1, k // 20))), rows, workers, n, n)
+    return Check(Config.from_flags((k, max(1, k // 20))), rows, workers, n)
 
 
 @settings(max_examples=40, deadline=None)
@@ -63,6 +65,6 @@ def test_ten_million_clusters_come_in_two_steps() -> None:
 @pytest.mark.parametrize("name", ["a100-40gb", "l4"])
 def test_centroids_that_no_device_holds_do_not_fit(name: str) -> None:
     rows = PlannedRows(10**8, 1024, "float16")
-    check = Check(Config.from_flags((3_000_000,)), rows, Workers.of_gpus(GPUS[name], 8, 8 << 40), 10**8, 10**8)
+    check = Check(Config.from_flags((3_000_000,)), rows, Workers.of_gpus(GPUS[name], 8, 8 << 40), 10**8)
     assert not check.fits()
     assert any(remedy.startswith("--set levels.1") for remedy in remedies_for(check))

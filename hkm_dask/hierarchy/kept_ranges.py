@@ -1,0 +1,88 @@
+"""Centroids in pieces as a checkpoint keeps them: a file and a checksum for each range of clusters.
+
+Tasks copy and check them, so that no process holds them all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import google_crc32c
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArrayStore, SharedPieces, SharedSeries
+from hkm_dask.data.files import make_folder
+from hkm_dask.data.objects import Location
+from hkm_dask.errors import StoreError
+
+#: Folder of such files, in that of the checkpoints.
+_FOLDER = "ranges"
+
+
+@dataclass(frozen=True)
+class _KeepRange:
+    """Task: copy the centroids of a range into a store, and give their checksum."""
+
+    centroids: SharedPieces
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, number: int) -> int:
+        values = _read(self.centroids, number)
+        self.store.put(f"{self.name}-{number}", values)
+        return _checksum(values)
+
+
+@dataclass(frozen=True)
+class _CheckRange:
+    """Task: give the checksum of the centroids of a range; -1 where they cannot be read."""
+
+    centroids: SharedPieces
+
+    def __call__(self, number: int) -> int:
+        try:
+            return _checksum(_read(self.centroids, number))
+        except (OSError, ValueError, StoreError):
+            return -1
+
+
+def _read(centroids: SharedPieces, number: int) -> np.ndarray:
+    first, stop = centroids.offsets[number : number + 2]
+    return centroids.series[number].read(0, stop - first)
+
+
+def _checksum(values: np.ndarray) -> int:
+    checksum: int = google_crc32c.extend(0, values.reshape(-1).view(np.uint8))
+    return checksum
+
+
+def _takes(offsets: NDArray[np.int64], n_features: int) -> StageBytes:
+    return StageBytes(0, 8 * int(np.diff(offsets).max()) * n_features)
+
+
+def keep_ranges(
+    centroids: SharedPieces, folder: Location, name: str, runner: Runner
+) -> tuple[SharedPieces, dict[str, NDArray[np.int64]]]:
+    """Keep centroids under a name; gives them as they are kept, and what `kept_ranges` knows them by."""
+    make_folder(folder / _FOLDER)
+    offsets, n_features = np.array(centroids.offsets), centroids.series[0].read(0, 1).shape[1]
+    task = _KeepRange(centroids, SharedArrayStore(str(folder / _FOLDER)), name)
+    checksums = runner.map(task, range(len(offsets) - 1), stage="keep", takes=_takes(offsets, n_features))
+    known = {"offsets": offsets, "checksums": np.array(checksums), "n_features": np.array(n_features)}
+    return _pieces(known, folder, name), known
+
+
+def kept_ranges(kept: Mapping[str, np.ndarray], folder: Location, name: str, runner: Runner) -> SharedPieces | None:
+    """Centroids that were kept under a name; None where they are not as they were."""
+    pieces, takes = _pieces(kept, folder, name), _takes(kept["offsets"], int(kept["n_features"]))
+    found = runner.map(_CheckRange(pieces), range(len(kept["checksums"])), stage="keep", takes=takes)
+    return pieces if found == kept["checksums"].tolist() else None
+
+
+def _pieces(kept: Mapping[str, np.ndarray], folder: Location, name: str) -> SharedPieces:
+    offsets, prefix = tuple(kept["offsets"].tolist()), folder / _FOLDER / name
+    return SharedPieces(SharedSeries((), str(prefix), len(offsets) - 1), offsets)

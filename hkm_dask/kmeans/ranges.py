@@ -1,0 +1,337 @@
+"""Lloyd's iteration by ranges of clusters, for centroids that no worker holds: each range is a file, as are its sums.
+
+A part of the rows goes through the ranges in their order and keeps the nearest centroid so far. A distance is that of a
+row and a centroid and of nothing else, and equal ones stay with the lower number, so labels have the bits of one search
+among all. Then it adds up the rows of one range after the other, in int64. Whoever moves the centroids of a range adds
+what all parts put in files for it. No process holds all centroids or all sums; counts stay whole.
+"""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.outcome import Outcome
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.range_memory import lloyd_by_ranges, rows_of_range, update_of_range
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.data.objects import each, location
+from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.lloyd import LloydStep, PartialSums, is_settled, moved
+from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
+from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, RowTile
+from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.worker import worker_engine
+
+#: The index of a range that was made last, for the threads of this process that have come to the same range.
+_last_index = RecentCache(n_least=1, most_bytes=1)
+#: Sums that are copied at once.
+_COPIED_ROWS = 4096
+_NO_WEIGHTS, _NO_SUMS = np.empty(0, np.int64), np.empty(0, np.int64)
+
+
+def range_offsets(n_clusters: int, n_ranges: int) -> tuple[int, ...]:
+    """Where each range begins, and the number of all clusters.
+
+    >>> range_offsets(10, 3)
+    (0, 3, 6, 10)
+    """
+    return tuple(n_clusters * i // n_ranges for i in range(n_ranges + 1))
+
+
+def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArrayStore, name: str) -> SharedPieces:
+    """Share centroids out into so many ranges.
+
+    >>> put_ranges(np.zeros((5, 2), np.float32), 2, SharedArrayStore(), "zeros").offsets
+    (0, 2, 5)
+    """
+    offsets = range_offsets(len(centroids), n_ranges)
+    arrays = [
+        store.put(f"{name}-{i}", centroids[low:high]) for i, (low, high) in enumerate(itertools.pairwise(offsets))
+    ]
+    return SharedPieces(store.series(name, arrays), offsets)
+
+
+# -- one part of the rows ----------------------------------------------------------------------------------------------
+
+
+def _tiles(part: Part, engine: Engine, assignment: Assignment) -> Iterator[RowTile]:
+    """The rows of a part, tile by tile, with views into its assignment."""
+    no_weights = engine.put(_NO_WEIGHTS)
+    for first, rows in engine.blocks(part):
+        local = slice(first - part.start, first - part.start + len(rows))
+        yield RowTile(
+            first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], no_weights
+        )  # fmt: skip
+
+
+def nearest_by_ranges(
+    part: Part, engine: Engine, centroids: SharedPieces, geometry: Geometry, phase: str
+) -> Assignment:
+    """Label the rows of a part by their nearest centroids, of which one range is held at a time."""
+    assignment = engine.unknown(part.stop - part.start)
+    search = engine.search(part, geometry, phase, assignment)
+    for number, first in enumerate(centroids.offsets[:-1]):
+        piece, index = centroids.series[number], None
+        for tile in _tiles(part, engine, assignment):
+            if index is None:
+                form = search.form(tile, piece)
+                make: Callable[[], CentroidIndex] = partial(_index, search.make_index, piece, geometry, form)
+                index = _last_index.get((piece.name, geometry.name, form), (piece,), make)
+            index.nearest(tile.rows, tile.labels, tile.distances, search.operand(tile, index), first)
+    return assignment
+
+
+def _index(make: Callable[..., CentroidIndex], piece: SharedArray, geometry: Geometry, form: Any) -> CentroidIndex:
+    return make(piece.get(), geometry, form)
+
+
+def _sums_of_range(
+    part: Part, engine: Engine, assignment: Assignment, first: int, stop: int, geometry: Geometry,
+    weights: NDArray[np.int64] | None,
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    """Fixed-point sums of the clusters `first` up to `stop`, and counts; on the host."""
+    units, xp = geometry.units, engine.xp
+    sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
+    counts = engine.zeros(stop - first)
+    for tile in _tiles(part, engine, assignment):
+        within = (tile.labels >= first) & (tile.labels < stop)
+        labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
+        if weights is not None:
+            tile.weights = engine.put(weights[tile.start - part.start : tile.stop - part.start])
+        units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
+    return engine.host(sums), engine.host(counts)
+
+
+@dataclass(frozen=True)
+class RangeSums(Outcome):
+    """What one pass adds up over the rows of a part, or of several.
+
+    Attributes
+    ----------
+    totals : PartialSums
+        Without the sums.
+    far_labels : dict
+        The clusters of its far rows, by their number.
+    files : tuple
+        By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of
+        a cluster within the range, how many rows of the part are in it, and their sum.
+    """
+
+    totals: PartialSums
+    far_labels: dict[int, int]
+    files: tuple[tuple[tuple[SharedArray, int], ...], ...]
+
+    def __add__(self, other: RangeSums) -> RangeSums:
+        totals, labels = self.totals + other.totals, self.far_labels | other.far_labels
+        far = {row: labels[row] for row in totals.far_rows.tolist()}
+        return RangeSums(totals, far, self.files + other.files)
+
+
+@dataclass(frozen=True)
+class AssignAndAddByRanges:
+    """Task: label the rows of a part and add them up, range by range; sums go to the store under names with `name`.
+
+    `centroids` are float32 (n_clusters, n_features), `weights` int64 (n_rows,).
+    """
+
+    centroids: SharedPieces
+    geometry: Geometry
+    store: SharedArrayStore
+    name: str
+    weights: SharedArray | None = None
+
+    def __call__(self, part: Part) -> RangeSums:
+        """Fold the part."""
+        engine = worker_engine()
+        assignment = nearest_by_ranges(part, engine, self.centroids, self.geometry, "lloyd")
+        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
+        inertia = self.geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
+        inertia.add(assignment.distances, None if weights is None else engine.put(weights))
+        counts, files = [], []
+        for number, (first, stop) in enumerate(itertools.pairwise(self.centroids.offsets)):
+            # Nothing of a range is held while the next one is added up.
+            packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, self.geometry, weights))
+            files.append((self.store.put(f"{self.name}-{part.start}-{number}", packed), len(packed)))
+            counts.append(of_range)
+            del packed
+        totals = PartialSums.of(
+            engine, _NO_SUMS, np.concatenate(counts), inertia.total(), inertia.near(), assignment.distances,
+            start=part.start,
+        )  # fmt: skip
+        labels = engine.host(assignment.labels[engine.put(totals.far_rows - part.start)])
+        far = dict(zip(totals.far_rows.tolist(), labels.tolist(), strict=True))
+        return RangeSums(totals, far, (tuple(files),))
+
+
+def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Clusters that have rows, with their counts and sums, see `RangeSums.files`; and all counts."""
+    filled = np.flatnonzero(counts)
+    packed = np.empty((len(filled), 2 + sums.shape[1]), np.int64)
+    packed[:, 0], packed[:, 1] = filled, counts[filled]
+    for low in range(0, len(filled), _COPIED_ROWS):  # all at once would be copied twice
+        some = slice(low, low + _COPIED_ROWS)
+        packed[some, 2:] = sums[filled[some]]
+    return packed, counts
+
+
+# -- one range of the clusters -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Task: choose the far rows that found clusters in place of empty ones, and put what they come to in the store.
+
+    Neither counts nor values leave it.
+    """
+
+    rows: Rows
+    geometry: Geometry
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, sums: RangeSums) -> tuple[RangeSums, Relocations, SharedArray]:
+        totals, relocations = sums.totals, NO_RELOCATIONS
+        if (totals.counts == 0).any():
+            far = totals.far_rows[totals.far_distances > self.geometry.resolution]
+
+            def labels_of(rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+                return np.array([sums.far_labels[number] for number in numbers.tolist()], np.int32)
+
+            relocations = relocate(far, totals.counts, self.rows, self.geometry, labels_of)
+        values = self.store.put(self.name, relocations.values)
+        kept = replace(sums, totals=replace(totals, counts=_NO_SUMS))
+        return kept, replace(relocations, values=NO_RELOCATIONS.values), values
+
+
+@dataclass(frozen=True)
+class _MoveRange:
+    """Task: move the centroids of one range to the means of their rows; gives them, those unused, and if all rest."""
+
+    centroids: SharedPieces
+    geometry: Geometry
+    relocations: Relocations
+    values: SharedArray
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, item: tuple[int, tuple[tuple[SharedArray, int], ...]]) -> tuple[SharedArray, int, bool]:
+        number, files = item
+        first, stop = self.centroids.offsets[number : number + 2]
+        before = self.centroids.series[number].read(0, stop - first)
+        counts = np.zeros(stop - first, np.int64)
+        sums = np.zeros((stop - first, self.geometry.units.n_columns(before.shape[1])), np.int64)
+        for file, n_filled in files:
+            packed = file.read(0, n_filled)
+            sums[packed[:, 0]] += packed[:, 2:]
+            counts[packed[:, 0]] += packed[:, 1]
+        replace(self.relocations, values=self.values.get()).apply(sums, counts, first)
+        after = moved(before, sums, counts, self.geometry, exhausted=self.relocations.exhausted)
+        at_rest = bool(np.array_equal(after.view(np.int32), before.view(np.int32)))
+        return self.store.put(f"{self.name}-{number}", after), int(np.isnan(after[:, 0]).sum()), at_rest
+
+
+# -- the iteration -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RangesResult:
+    """Final centroids, NaN where a slot is unused, the inertia before each update, how many were relocated, unused."""
+
+    centroids: SharedPieces
+    inertia: NDArray[np.float64]
+    n_relocated: int
+    n_unused: int
+
+
+def iterate_by_ranges(
+    rows: Rows,
+    centroids: SharedPieces,
+    *,
+    geometry: Geometry,
+    runner: Runner,
+    max_iter: int,
+    tol: float,
+    weights: NDArray[np.int64] | None = None,
+    on_iteration: Callable[[int, LloydStep], None] | None = None,
+    history: tuple[float, ...] = (),
+    relocated: int = 0,
+    near_inertia: float | None = None,
+) -> RangesResult:
+    """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, whose parameters these are.
+
+    The pieces of the outcome are for the caller to delete, as are those it begins with.
+    """
+    passes = _Passes(rows, centroids, geometry, runner, weights)
+    inertia, current, n_unused = list(history), centroids, 0
+    n_relocated = relocated_before = relocated
+    for iteration in range(len(history) + 1, max_iter + 1):
+        step = passes.step(current, iteration)
+        assert isinstance(step.centroids, SharedPieces)
+        if current is not centroids:
+            current.delete()
+        current, n_unused = step.centroids, step.n_unused
+        inertia.append(step.inertia)
+        n_relocated += step.n_relocated
+        settled = is_settled(inertia, step, tol, near_before=near_inertia, relocated_before=relocated_before)
+        last = step.at_rest or settled or iteration == max_iter
+        if on_iteration is not None:
+            on_iteration(iteration, replace(step, last=last))
+        if last:
+            break
+        relocated_before, near_inertia = step.n_relocated, step.near_inertia
+    passes.delete()
+    return RangesResult(current, np.array(inertia), n_relocated, n_unused)
+
+
+class _Passes:
+    """The passes of one iteration after the other: over the parts of the rows, then over the ranges of the clusters."""
+
+    def __init__(
+        self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner,
+        weights: NDArray[np.int64] | None,
+    ) -> None:  # fmt: skip
+        self.rows, self.geometry, self.runner, self.run = rows, geometry, runner, uuid.uuid4().hex
+        k, d, n_ranges = centroids.n_rows, rows.n_features, centroids.series.n_arrays
+        self.stage = lloyd_by_ranges(runner.n_own(rows), k, d, n_ranges)
+        n_columns = geometry.units.n_columns(d)
+        self.update = StageBytes(0, update_of_range(rows_of_range(k, n_ranges), n_columns))
+        self.store = runner.scratch_store(8 * k * (n_columns + 2))
+        self.weights = None if weights is None else self.store.put(f"weights-{self.run}", weights)
+        self.parts, self.n_cuts = runner.split(rows, k, stage=self.stage), runner.n_cuts
+
+    def step(self, centroids: SharedPieces, iteration: int) -> LloydStep:
+        """Assign all rows, and move the centroids."""
+        runner, name = self.runner, f"{self.run}-{iteration}"
+        if runner.n_cuts != self.n_cuts:
+            self.parts = runner.split(self.rows, centroids.n_rows, stage=self.stage)
+            self.n_cuts = runner.n_cuts
+        sums, relocations, values = runner.map_reduce(
+            AssignAndAddByRanges(centroids, self.geometry, self.store, f"sums-{name}", self.weights), self.parts,
+            combine=RangeSums.__add__, finish=_Found(self.rows, self.geometry, self.store, f"found-{name}"),
+            stage=f"lloyd-iteration{iteration}",
+        )  # fmt: skip
+        move = _MoveRange(centroids, self.geometry, relocations, values, self.store, f"centroids-{name}")
+        of_ranges = list(enumerate(zip(*sums.files, strict=True)))
+        outcomes = runner.map(move, of_ranges, stage=f"update-iteration{iteration}", takes=self.update)
+        files = [values, *(file for file, _ in itertools.chain.from_iterable(sums.files))]
+        each(SharedArray.delete, files, location(self.store.folder or "."))
+        arrays, unused, at_rest = zip(*outcomes, strict=True)
+        pieces = SharedPieces(self.store.series(f"centroids-{name}", arrays), centroids.offsets)
+        return LloydStep.after(
+            sums.totals, self.geometry, pieces, len(relocations.slots), sum(unused), all(at_rest)
+        )  # fmt: skip
+
+    def delete(self) -> None:
+        """Remove what all passes read."""
+        if self.weights is not None:
+            self.weights.delete()

@@ -1,0 +1,57 @@
+"""Seeds of a k-means whose clusters are shared out in ranges: rows drawn at random, each range gathered by a task."""
+
+from __future__ import annotations
+
+import itertools
+import uuid
+from dataclasses import dataclass
+
+import numpy as np
+
+from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.range_memory import gathering_bytes, rows_of_range, seeding_by_ranges
+from hkm_dask.compute.resident import take
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.data.rows import Rows
+from hkm_dask.errors import InputError
+from hkm_dask.kmeans.ranges import range_offsets
+from hkm_dask.kmeans.seeding.random_rows import random_rows
+
+#: Seedings that need no more than a range of clusters at a time.
+INITS = ("random",)
+
+
+@dataclass(frozen=True)
+class _GatherRange:
+    """Task: gather the rows of one range of clusters; NaN where there are fewer rows than clusters."""
+
+    rows: Rows
+    numbers: SharedArray
+    n_numbers: int
+    store: SharedArrayStore
+    name: str
+
+    def __call__(self, item: tuple[int, tuple[int, int]]) -> SharedArray:
+        number, (first, stop) = item
+        centroids = np.full((stop - first, self.rows.n_features), np.nan, np.float32)
+        numbers = self.numbers.read(min(first, self.n_numbers), min(stop, self.n_numbers))
+        centroids[: len(numbers)] = take(self.rows, numbers)
+        return self.store.put(f"{self.name}-{number}", centroids)
+
+
+def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key: int, runner: Runner) -> SharedPieces:
+    """Choose where k-means starts, to the bits of `seed.seed`, whose parameters these are; the caller deletes them."""
+    if init not in INITS:
+        raise InputError(f"init={init!r} should be 'random' for centroids that no worker holds; give that")
+    stage = seeding_by_ranges(runner.n_own(rows), n_clusters, rows.n_features, n_ranges)
+    runner.make_room_for(stage)
+    numbers = random_rows(rows, n_clusters, key=key, runner=runner)
+    name, store = uuid.uuid4().hex, runner.scratch_store(4 * n_clusters * rows.n_features)
+    shared = store.put(f"numbers-{name}", numbers)
+    offsets = range_offsets(n_clusters, n_ranges)
+    gather = _GatherRange(rows, shared, len(numbers), store, f"centroids-{name}")
+    takes = StageBytes(0, gathering_bytes(rows_of_range(n_clusters, n_ranges), rows.n_features))
+    arrays = runner.map(gather, list(enumerate(itertools.pairwise(offsets))), stage="gather", takes=takes)
+    shared.delete()
+    return SharedPieces(store.series(f"centroids-{name}", arrays), offsets)
