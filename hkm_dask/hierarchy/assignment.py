@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 import uuid
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.memory import assign_stage
-from hkm_dask.compute.partition import Part
+from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.config import Config
@@ -241,28 +240,18 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
     cuts = np.append(np.arange(0, source.n_total, _chunk_rows(folder)), source.n_total)
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=stage)
     n_rounds = 2.0 * rows.n_rows * centroids.size / len(parts) / _TASK_FLOPS
-    shares = [list(_cut(part, cuts, n_rounds)) for part in parts]
     done = 0
     with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
         shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
         paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
         task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
-        for every in itertools.zip_longest(*shares):
-            some = [part for part in every if part is not None]
+        for some in in_rounds(parts, cuts, n_rounds):
             left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]
             runner.map(task, left, stage="assign")
             done += sum(part.stop - part.start for part in some)
             emit("progress", stage="assign", done=done, total=rows.n_rows)
         shared.delete()
         paths.delete()
-
-
-def _cut(part: Part, cuts: NDArray[np.int64], n_pieces: float) -> Iterator[Part]:
-    """Cut a part into about so many, at `cuts` only."""
-    own = cuts[(cuts >= part.start) & (cuts <= part.stop)]
-    step = max(1, round((len(own) - 1) / max(1.0, n_pieces)))
-    for low, high in itertools.pairwise(np.append(own[:-1:step], own[-1]).tolist()):
-        yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
 
 
 def _is_written(folder: Location, part: Part, n_levels: int) -> bool:
