@@ -110,10 +110,16 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
             waiting.append(threads.submit(write, index))
             if len(waiting) > 2 * n_threads:
                 stats.add(waiting.popleft().result())
-                emit("progress", stage="growing", done=index + 1 - len(waiting), total=array.spec.n_chunks)
+                emit(
+                    "progress",
+                    stage="growing",
+                    done=index + 1 - len(waiting),
+                    total=array.spec.n_chunks,
+                    then="assigning",
+                )
         while waiting:
             stats.add(waiting.popleft().result())
-    emit("progress", stage="growing", done=array.spec.n_chunks, total=array.spec.n_chunks)
+    emit("progress", stage="growing", done=array.spec.n_chunks, total=array.spec.n_chunks, then="assigning")
     return stats
 
 
