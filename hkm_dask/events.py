@@ -15,7 +15,8 @@ Kinds and their fields:
 ``splitting``       ``level``, ``done``, ``total`` (clusters)
 ``level_finished``  ``level``, ``seconds``
 ``run_finished``    ``seconds``
-``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``
+``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` where more follows than that
+``compiling``       inner loops are compiled for this processor, which takes seconds: once after each installation
 ``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``

@@ -3,7 +3,11 @@
 import gc
 import importlib.util
 import io
+import json
+import os
 import re
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -51,7 +55,7 @@ def test_the_page_filters_a_dataset_with_what_is_installed(tmp_path: Path, monke
     packages = ("polars", "duckdb", "datasets", "webdataset")
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     text = (ROOT / PAGE).read_text("utf-8")
-    for name in missing:
+    for name in (*missing, "fiftyone"):  # which has a process of its own below
         text = re.sub(rf"```python\n((?:(?!```).)*import {name}\b)", r"```py\n\1", text, flags=re.DOTALL)
     page, folder = tmp_path / "page.md", tmp_path / "run"
     page.write_text(text, "utf-8")
@@ -80,3 +84,35 @@ def test_the_page_filters_a_dataset_with_what_is_installed(tmp_path: Path, monke
     assert drawn["drawn"].sum() == 100
     given = re.findall(r"--(?:x|y|text) (\w+)", text) + re.findall(r"\brow\.(\w+)", text)
     assert set(given) == {"x", "y", "caption", "id", "level_2", "drawn"} <= set(drawn)  # what other programs are given
+
+
+@pytest.mark.skipif(importlib.util.find_spec("fiftyone") is None, reason="needs fiftyone, with its database")
+def test_fiftyone_takes_pool_and_subset(tmp_path: Path) -> None:
+    """All lines but the last, which starts a server and opens a browser."""
+    names = [f"{row}.png" for row in range(40)]
+    columns = {"id": names, "level_2": [row % 4 for row in range(40)], "drawn": [row % 5 == 0 for row in range(40)]}
+    pd.DataFrame({**columns, "x": np.arange(40.0), "y": np.arange(40.0) ** 2}).to_parquet(tmp_path / "drawn.parquet")
+    (block,) = re.findall(
+        r"```python\n(import fiftyone.*?)session = fo.launch_app", (ROOT / PAGE).read_text("utf-8"), re.S
+    )
+    settings = {"FIFTYONE_DATABASE_DIR": str(tmp_path / "db"), "FIFTYONE_DO_NOT_TRACK": "true"}
+    done = subprocess.run(
+        [sys.executable, "-c", block + ASKED], cwd=tmp_path, capture_output=True, text=True, timeout=300, check=True,
+        env={**os.environ, **settings},
+    )  # fmt: skip
+    assert json.loads(done.stdout.splitlines()[-1]) == {
+        "drawn": 8, "clusters": {f"2:{cluster}": 10 for cluster in range(4)}, "points": 40, "map": ["hkm"],
+        "paths": [str(tmp_path / "images" / name) for name in names],
+    }  # fmt: skip
+
+
+ASKED = """
+import json
+
+print()
+print(json.dumps({
+    "drawn": dataset.match({"drawn": True}).count(), "clusters": dataset.count_values("cluster.label"),
+    "paths": dataset.values("filepath"), "points": len(dataset.load_brain_results("hkm").points),
+    "map": dataset.list_brain_runs(),
+}))
+"""

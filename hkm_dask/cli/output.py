@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import functools
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -22,13 +23,15 @@ class Output:
     """Where a command puts what it has to tell."""
 
     as_json: bool
+    started: float = field(default_factory=time.time)
 
     @contextmanager
     def progress(self) -> Iterator[None]:
         """Show the events of what runs inside: lines of JSON, or a display for people."""
         from hkm_dask.view.progress import show_progress
 
-        with show_progress(as_json=self.as_json, name=f"hkm {click.get_current_context().info_name}"):
+        name = f"hkm {click.get_current_context().info_name}"
+        with show_progress(as_json=self.as_json, name=name, started=self.started):
             yield
 
     @contextmanager
@@ -72,6 +75,5 @@ def tell_error(ctx: click.Context, message: str) -> None:
         click.echo(f"Error: {message}", err=True)
         return
     import json
-    import time
 
     click.echo(json.dumps({"event": "error", "time": time.time(), "message": message}), err=True)

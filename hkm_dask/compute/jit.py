@@ -3,14 +3,41 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from numba import config as numba_config
 from numba import njit
 
-_compiling = threading.Lock()
+from hkm_dask.events import emit
+
+#: Seconds of compiling after which a process tells of it, once: what is compiled already takes milliseconds.
+_TELL_AFTER = 1.5
+_compiling, _told = threading.Lock(), threading.Event()
+_spent = 0.0
+
+
+@contextmanager
+def _told_if_long() -> Iterator[None]:
+    """Emit an event ``compiling`` where kernels have taken long to compile, that of this context included."""
+    global _spent
+    started, timer = time.monotonic(), threading.Timer(max(0.0, _TELL_AFTER - _spent), _tell)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+        _spent += time.monotonic() - started
+
+
+def _tell() -> None:
+    if not _told.is_set():
+        _told.set()
+        emit("compiling")
 
 
 class Kernel:
@@ -34,7 +61,7 @@ class Kernel:
         return self._compiled(*args)
 
     def _compile(self) -> None:
-        with _compiling:
+        with _compiling, _told_if_long():
             if self._compiled is not None:
                 return
             # numba keeps compiled code beside the file, and what was typed at a prompt has none.

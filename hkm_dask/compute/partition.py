@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,6 +74,30 @@ def split_parts(
         Part(rows, (int(low), *bounds[(bounds > low) & (bounds < high)].tolist(), int(high)), budget)
         for low, high in itertools.pairwise(chosen)
     ]
+
+
+def in_rounds(parts: Sequence[Part], cuts: np.ndarray, n_rounds: float) -> Iterator[list[Part]]:
+    """Cut each of `parts` into about `n_rounds` pieces, at `cuts` (int64) only, where parts begin and end, too.
+
+    The first pieces of all parts come first, then the second ones, and so on.
+
+    Examples
+    --------
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> rows, cuts = ArrayRows(np.zeros((10, 2), np.float32)), np.arange(11)
+    >>> parts = split_parts(rows, 2, block_bytes=1 << 20, budget=0, cuts=cuts)
+    >>> [[(part.start, part.stop) for part in some] for some in in_rounds(parts, cuts, 3)]
+    [[(0, 2), (5, 7)], [(2, 4), (7, 9)], [(4, 5), (9, 10)]]
+    """
+    for some in itertools.zip_longest(*(_cut(part, cuts, n_rounds) for part in parts)):
+        yield [piece for piece in some if piece is not None]
+
+
+def _cut(part: Part, cuts: np.ndarray, n_pieces: float) -> Iterator[Part]:
+    own = cuts[(cuts >= part.start) & (cuts <= part.stop)]
+    step = max(1, round((len(own) - 1) / max(1.0, n_pieces)))
+    for low, high in itertools.pairwise(np.append(own[:-1:step], own[-1]).tolist()):
+        yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
 
 
 def _nearest(allowed: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -232,16 +232,15 @@ def _lines(facts: Facts) -> list[list[str]]:
     lines.append(["of these in the other", "", *shared])
     for levels in zip(*(side.get("levels", []) for side in sides), strict=True):
         name = f"level {levels[0]['level']}"
-        lines.append(
-            [f"{name}: clusters covered", *(f"{one['n_covered']:,} of {one['n_clusters']:,}" for one in levels)]
-        )
+        head = f"{name}: of {levels[0]['n_clusters']:,} clusters covered"
+        lines.append([head, *(f"{one['n_covered']:,}" for one in levels)])
         for key in ("entropy", "gini"):
             label = {"entropy": "entropy (1 is even)", "gini": "Gini (0 is even)"}[key]
             lines.append([f"{name}: {label}", *(f"{one[key]:.3f}" if key in one else "" for one in levels)])
     if "distance" in sides[1]:
         for key, label in (("mean", "mean"), ("max", "largest")):
             cells = [f"{side['distance'][key]:.4g}" for side in sides[1:]]
-            lines.append([f"{label} distance of {n_drawn:,} rows of the pool to it", "", *cells])
+            lines.append([f"{label} distance of {n_drawn:,} pool rows to it", "", *cells])
     cells = [f"{side['near_duplicates']['n_removed']:,}" for side in sides[1:]]
     lines.append([f"near-duplicates (cosine {facts['settings']['threshold']:g})", "", *cells])
     for name in sides[0].get("columns", {}):

@@ -6,6 +6,7 @@ import math
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -264,16 +265,20 @@ def _groups(
     stored, unit = (runner.place(rows) for rows in opened.some(index))
     if stored.n_rows == 0:
         raise InputError("n_samples=0 should be at least 1; give a pool that has rows")
-    emit("progress", stage="dedup", done=0, total=stored.n_rows)
-    directions = group_by_direction(unit, runner, centroids=_centroids(opened, stored.n_rows), seed=seed)
+
+    def report(stage: str, share: float, **then: str) -> None:
+        emit("progress", stage=stage, done=round(share * stored.n_rows), total=stored.n_rows, **then)
+
+    def grouped(done: int, total: int) -> None:
+        report("grouping rows", done / total, then="comparing them")
+
+    grouped(0, 1)
+    centroids = _centroids(opened, stored.n_rows)
+    directions = group_by_direction(unit, runner, grouped, centroids=centroids, seed=seed)
     n_zero = int((directions.labels < 0).sum())
     if n_zero:
         emit("warning", message=f"{n_zero:,} rows of zeros have no direction, and are kept")
-
-    def report(done: int, total: int) -> None:
-        emit("progress", stage="dedup", done=done + n_zero, total=total + n_zero)
-
-    groups = connect_near(stored, directions, threshold, runner, report)
+    groups = connect_near(stored, directions, threshold, runner, partial(report, "comparing rows"))
     return groups, -directions.cosines[groups.rows]
 
 

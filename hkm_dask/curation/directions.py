@@ -13,13 +13,14 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.memory import assign_stage
-from hkm_dask.compute.partition import Part
+from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.placement import take_rows
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Report, Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.search.cpu import TILE_ROWS
 from hkm_dask.kmeans.search.engine import RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
 from hkm_dask.kmeans.search.worker import worker_engine
@@ -28,6 +29,8 @@ from hkm_dask.kmeans.search.worker import worker_engine
 _PER_ROOT, _MOST = 2.0, 8192
 #: Rows of a direction, at least, and those it is made from; iterations.
 _LEAST_ROWS, _SAMPLE_ROWS, _MAX_ITER = 64, 16, 5
+#: Pieces that a part is grouped in, at most: each tells how far it is.
+_PIECES = 100
 
 
 @dataclass(frozen=True)
@@ -62,11 +65,11 @@ def n_directions(n_rows: int) -> int:
 
 
 def group_by_direction(
-    rows: Rows, runner: Runner, *, centroids: NDArray[np.float32] | None = None, seed: int = 0
+    rows: Rows, runner: Runner, report: Report, *, centroids: NDArray[np.float32] | None = None, seed: int = 0
 ) -> Directions:
     """Group rows of length 1 by the nearest of `centroids`, or of those of a k-means over a sample.
 
-    Any centroids will do; a few thousand, near which rows crowd, make the search fast.
+    Any centroids will do; a few thousand, near which rows crowd, make the search fast. `report` gets how far it is.
     """
     wanted = n_directions(rows.n_rows)
     numbers = _draw(rows.n_rows, max(wanted * _SAMPLE_ROWS, 4 * rows.n_features), stream_key(seed, "directions"))
@@ -85,7 +88,7 @@ def group_by_direction(
     centroids = centroids[centroids.any(axis=1)]
     if not len(centroids):
         centroids = sample[:1]
-    labels, cosines = _label(rows, centroids, replace(geometry, n_rows=rows.n_rows, max_abs=1.0), runner)
+    labels, cosines = _label(rows, centroids, replace(geometry, n_rows=rows.n_rows, max_abs=1.0), runner, report)
     forget(table.key)
     return Directions(centroids, labels, cosines, _product_geometry(sample, geometry, runner))
 
@@ -132,11 +135,13 @@ class _Label:
 
 
 def _label(
-    rows: Rows, centroids: NDArray[np.float32], geometry: Geometry, runner: Runner
+    rows: Rows, centroids: NDArray[np.float32], geometry: Geometry, runner: Runner, report: Report
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     shared = runner.array_store.put(f"directions-{uuid.uuid4().hex}", centroids)
-    parts = runner.split(rows, len(centroids), stage=assign_stage(runner.n_own(rows), *centroids.shape))
-    labeled = runner.map(_Label(shared, geometry), parts, stage="label")
+    cuts = rows.bounds(TILE_ROWS * rows.row_bytes)
+    parts = runner.split(rows, len(centroids), cuts=cuts, stage=assign_stage(runner.n_own(rows), *centroids.shape))
+    pieces = [piece for part in parts for some in in_rounds([part], cuts, _PIECES) for piece in some]
+    labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
     shared.delete()
     forget(rows.key)
     labels, cosines = (np.concatenate(one) for one in zip(*labeled, strict=True))

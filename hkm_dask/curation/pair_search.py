@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.memory import StageBytes, check_fits, tile_bytes
 from hkm_dask.compute.outcome import Outcome
-from hkm_dask.compute.partition import Part
+from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.curation.components import Components, UnionFind
@@ -36,6 +36,8 @@ from hkm_dask.kmeans.search.geometry import Geometry
 _HEAD = 64
 #: Share of the budget that a group of clusters may take.
 _GROUP_SHARE = 0.3
+#: Rounds of tasks that a group is compared in, at most: each tells how far it is.
+_ROUNDS = 100
 #: What rounding to length 1, in float32, may do to a cosine or a distance, with much to spare.
 _UNIT_ROUNDING = 2.0**-20
 
@@ -170,7 +172,7 @@ class _ConnectRows:
 
 
 def connect_near(
-    rows: Rows, directions: Directions, threshold: float, runner: Runner, report: Callable[[int, int], None]
+    rows: Rows, directions: Directions, threshold: float, runner: Runner, report: Callable[[float], None]
 ) -> Components:
     """Connect all pairs of rows whose cosine is at least `threshold`.
 
@@ -181,28 +183,34 @@ def connect_near(
     rows : Rows
         As stored, where workers can read them; those labeled -1 by `directions` are in no pair.
     report : callable
-        Gets the rows whose clusters are done, and of all.
+        Gets the share that is done.
     """
     labels, union = directions.labels.copy(), UnionFind(rows.n_rows)
     sizes = np.bincount(labels + 1, minlength=len(directions.centroids) + 1)[1:]
     cosines = runner.array_store.put(f"cosines-{uuid.uuid4().hex}", directions.cosines)
     total = np.append(0, np.cumsum(sizes))
+    # A pair of clusters is looked at with the later one, so the pairs that are done grow by the square.
+    shares, cuts = (total / max(total[-1], 1)) ** 2, rows.bounds(TILE_ROWS * rows.row_bytes)
+    shares[-1] = 1.0
     for first, last in itertools.pairwise(_group_bounds(sizes, rows.n_features, runner)):
-        report(int(total[first]), int(total[-1]))
+        report(shares[first])
         group, copies = _make_group(rows, directions, labels, first, last, runner)
         union.unite(copies.i, copies.j)
         labels[copies.j] = -1
         shared = runner.array_store.put(f"labels-{uuid.uuid4().hex}", labels)
         task = _ConnectRows(group, directions.geometry, threshold, shared, cosines)
+        n_seen = 0
         try:
-            parts = _parts(rows, group, int(total[last] - total[first]), runner)
-            found: _Edges = runner.map_reduce(task, parts, combine=_Edges.__add__, stage="compare")
+            parts = _parts(rows, cuts, group, int(total[last] - total[first]), runner)
+            for some in in_rounds(parts, cuts, _ROUNDS):
+                found: _Edges = runner.map_reduce(task, some, combine=_Edges.__add__, stage="compare")
+                union.unite(found.i, found.j)
+                n_seen += sum(part.stop - part.start for part in some)
+                report(shares[first] + (shares[last] - shares[first]) * n_seen / rows.n_rows)
         finally:
             group.delete()
             shared.delete()
             _operands.clear()
-        union.unite(found.i, found.j)
-    report(int(total[-1]), int(total[-1]))
     cosines.delete()
     forget(rows.key)
     return union.components()
@@ -224,12 +232,12 @@ def _group_bounds(sizes: NDArray[np.int64], n_features: int, runner: Runner) -> 
     return bounds
 
 
-def _parts(rows: Rows, group: _Group, n_members: int, runner: Runner) -> list[Part]:
+def _parts(rows: Rows, cuts: NDArray[np.int64], group: _Group, n_members: int, runner: Runner) -> list[Part]:
     n_slots, n_clusters = int(group.ends[-1]) + int16_gemm.PANEL, len(group.begins)
     tile = 4 * TILE_ROWS * (n_clusters + 6 * rows.n_features) + 8 * n_slots + tile_bytes(1, rows.n_features)
     stage = StageBytes(32 * rows.n_rows // runner.n_workers + n_slots * _member_bytes(rows.n_features), tile)
     check_fits({"comparing rows": stage}, runner.memory_budget, inputs=runner.input_bytes(rows))
-    return runner.split(rows, max(n_members // 8, 1), stage=stage)
+    return runner.split(rows, max(n_members // 8, 1), cuts=cuts, stage=stage)
 
 
 def _make_group(

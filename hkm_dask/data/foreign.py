@@ -22,7 +22,8 @@ from hkm_dask.data.objects import Location, ObjectPath, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import reading
 
-_METADATA_FILES = (METADATA_FILE, ".zarray", ".zgroup", ".zattrs", ".zmetadata")
+#: By one of these Zarr knows a node.
+METADATA_FILES = (METADATA_FILE, ".zarray", ".zgroup", ".zattrs", ".zmetadata")
 _NUMBER = re.compile(r"\d{1,18}")
 _INDEX_BYTES, _CRC_BYTES, _MISSING = 16, 4, np.iinfo(np.uint64).max
 _REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks of zeros were left out"
@@ -30,7 +31,7 @@ _REMEDY = "copy it again, or write it with write_empty_chunks=True where chunks 
 
 def check_metadata(folder: Location) -> None:
     """Make sure that Zarr can parse the metadata of a node; ValueError where it is damaged, or takes too much."""
-    for name in _METADATA_FILES:
+    for name in METADATA_FILES:
         try:
             read_json(folder / name)
         except StoreError as error:

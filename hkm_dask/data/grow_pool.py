@@ -110,11 +110,15 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
             waiting.append(threads.submit(write, index))
             if len(waiting) > 2 * n_threads:
                 stats.add(waiting.popleft().result())
-                emit("progress", stage="growing", done=index + 1 - len(waiting), total=array.spec.n_chunks)
+                _tell(index + 1 - len(waiting), array.spec.n_chunks)
         while waiting:
             stats.add(waiting.popleft().result())
-    emit("progress", stage="growing", done=array.spec.n_chunks, total=array.spec.n_chunks)
+    _tell(array.spec.n_chunks, array.spec.n_chunks)
     return stats
+
+
+def _tell(done: int, total: int) -> None:
+    emit("progress", stage="growing", done=done, total=total, then="assigning")
 
 
 def _write_chunk(

@@ -281,14 +281,27 @@ def check_marker(attributes: Mapping[str, Any], fmt: str, path: object) -> None:
     """
     kind, made = attributes.get("format"), attributes.get("format_version")
     if kind != fmt:
-        fact = f"format={kind!r}" if kind else "no format attribute"
-        raise StoreError(f"{path} has {fact}, it should be {fmt!r}; {_MAKERS.get(fmt, 'give another path')}")
+        fact = (
+            f"is {_named(kind)}" if kind in FORMATS else f"has format={kind!r}" if kind else "has no format attribute"
+        )
+        maker = _MAKERS.get(fmt, "give another path")
+        raise StoreError(f"{path} {fact}, it should be {_named(fmt)}; {maker}")
     if made != FORMAT_VERSION:
         newer = isinstance(made, int) and made > FORMAT_VERSION
         way = "read it with a newer hkm_dask" if newer else remedy(fmt)
         raise StoreError(f"{path}: format_version={made!r} should be {FORMAT_VERSION} for this hkm_dask; {way}")
     if attributes.get(COMPLETE) is not True:
         raise StoreError(f"{path} is not complete; {remedy(fmt)}")
+
+
+def _named(fmt: str) -> str:
+    """A format in words.
+
+    >>> _named(POOL_FORMAT), _named(ASSIGNMENT_FORMAT)
+    ('a pool', 'an assignment')
+    """
+    kind = fmt.removeprefix("hkm_dask.")
+    return f"an {kind}" if kind[0] == "a" else f"a {kind}"
 
 
 def wip_path(path: str | os.PathLike[str]) -> Location:

@@ -18,10 +18,13 @@ from zarr.storage import LocalStore
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows, open_array
 from hkm_dask.data.files import METADATA_FILE, careful, local_path, read_complete, read_into, read_json
-from hkm_dask.data.foreign import check_remote
+from hkm_dask.data.foreign import METADATA_FILES, check_remote
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.errors import InputError, StoreError
+
+#: Files that `hkm ingest` reads, and that no rows are read from by themselves.
+_FOR_INGEST = (".parquet", ".npz", ".arrow", ".safetensors")
 
 
 class Rows(ABC):
@@ -311,10 +314,12 @@ def as_rows(x: Any) -> Rows:
 
 
 def _rows_of_path(path: Location) -> Rows:
-    if path.is_file():
-        return NpyRows(local_path(path, "embeddings"))
     if not path.exists():
         raise InputError(f"{path} does not exist; give a .npy file, a pool or a Zarr array")
+    if path.suffix in _FOR_INGEST or (path.is_dir() and not any((path / name).exists() for name in METADATA_FILES)):
+        raise StoreError(f"{path} is no pool, no .npy file and no Zarr array; make a pool of it with `hkm ingest`")
+    if path.is_file():
+        return NpyRows(local_path(path, "embeddings"))
     root = read_json(path / METADATA_FILE) or {}
     if root.get("node_type") != "group":
         return ZarrRows(path)

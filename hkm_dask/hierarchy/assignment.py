@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import os
 import time
 import uuid
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.memory import assign_stage
-from hkm_dask.compute.partition import Part
+from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.config import Config
@@ -39,8 +38,10 @@ if TYPE_CHECKING:
     from distributed import Client
 
 DISTANCE, ID = "distance", "id"
-#: Floating-point operations of a task: a few seconds, after which progress is told and nothing is lost any more.
+#: Floating-point operations of a task, at most: a few seconds, after which nothing is lost any more.
 _TASK_FLOPS = 1e12
+#: Tasks of a thread, at least, so that progress is told; and the operations that are worth one.
+_TASKS_PER_THREAD, _LEAST_TASK_FLOPS = 20, 2e10
 #: Rows of a chunk at most, or one of the samples' own: what a reader of a few labels gets whole.
 _MAX_CHUNK_ROWS = 1 << 20
 
@@ -121,9 +122,8 @@ def store_labels(
             begin = time.perf_counter()
             with runner_for(client, memory_limit, work_dir=work) as runner:
                 if not (folder / METADATA_FILE).is_file():
-                    flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
-                    n_tasks = max(runner.n_threads, int(flops / _TASK_FLOPS))
-                    _create(folder, source, arrays.n_levels, identity, _chunk_rows_for(source, n_tasks))
+                    chunk_rows = _chunk_rows_for(source, int(_n_tasks(source, arrays, runner)))
+                    _create(folder, source, arrays.n_levels, identity, chunk_rows)
                 _write(folder, source, arrays, runner, squared)
             if source.pool is not None and source.pool.has_ids:
                 pool_writer.write_column(folder, ID, _pieces_of_ids(source), source.n_total)
@@ -233,6 +233,13 @@ class WriteLabels:
         return part.stop - part.start
 
 
+def _n_tasks(source: ClusterInput, arrays: TreeArrays, runner: Runner) -> float:
+    """Tasks that all samples are worth."""
+    flops = 2.0 * source.n_total * source.rows.n_features * arrays.n_clusters(1)
+    least = min(_TASKS_PER_THREAD * runner.n_threads, flops / _LEAST_TASK_FLOPS)
+    return max(runner.n_threads, flops / _TASK_FLOPS, least)
+
+
 def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
     """Label all rows, in rounds of a task for every worker; chunks that a former run has written are left alone."""
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
@@ -240,29 +247,20 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
     cuts = np.append(np.arange(0, source.n_total, _chunk_rows(folder)), source.n_total)
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=stage)
-    n_rounds = 2.0 * rows.n_rows * centroids.size / len(parts) / _TASK_FLOPS
-    shares = [list(_cut(part, cuts, n_rounds)) for part in parts]
+    n_rounds = _n_tasks(source, arrays, runner) / len(parts)
     done = 0
+    emit("progress", stage="assign", done=done, total=rows.n_rows)
     with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
         shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
         paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
         task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
-        for every in itertools.zip_longest(*shares):
-            some = [part for part in every if part is not None]
+        for some in in_rounds(parts, cuts, n_rounds):
             left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]
             runner.map(task, left, stage="assign")
             done += sum(part.stop - part.start for part in some)
             emit("progress", stage="assign", done=done, total=rows.n_rows)
         shared.delete()
         paths.delete()
-
-
-def _cut(part: Part, cuts: NDArray[np.int64], n_pieces: float) -> Iterator[Part]:
-    """Cut a part into about so many, at `cuts` only."""
-    own = cuts[(cuts >= part.start) & (cuts <= part.stop)]
-    step = max(1, round((len(own) - 1) / max(1.0, n_pieces)))
-    for low, high in itertools.pairwise(np.append(own[:-1:step], own[-1]).tolist()):
-        yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
 
 
 def _is_written(folder: Location, part: Part, n_levels: int) -> bool:

@@ -160,7 +160,7 @@ def principal_axes(pool: Pool, n_axes: int = 2) -> tuple[np.ndarray, np.ndarray]
         centered = rows.read(start, stop).astype(np.float32) - pool.mean
         products += centered.T @ centered
         total += centered.sum(axis=0, dtype=np.float64)
-        emit("progress", stage="principal axes", done=stop, total=rows.n_rows)
+        emit("progress", stage="principal axes", done=stop, total=rows.n_rows, then="writing")
     covariance = products / rows.n_rows - np.outer(total, total) / rows.n_rows**2
     vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_axes]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])

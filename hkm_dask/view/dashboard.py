@@ -90,7 +90,7 @@ class RunLog:
                 self._begin("splitting", fields, time)
             case "assigned" | "level_finished":
                 self._end(time)
-            case "progress" if fields["done"] == fields["total"] and not self.status.levels:
+            case "progress" if fields["done"] == fields["total"] and not ("then" in fields or self.status.levels):
                 self.lines.append(f"{fields['stage']}: done")
                 self.running = False
             case "run_finished" | "closed":

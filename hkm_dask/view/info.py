@@ -23,6 +23,8 @@ from hkm_dask.hierarchy.level_arrays import read_whole
 from hkm_dask.untrusted import parse_json, reading
 
 _WIP = layout.wip_path("tree.zarr").suffix
+#: Columns of a terminal that lines are made for.
+_WIDTH = 79
 _TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
 
 Facts = dict[str, Any]
@@ -222,7 +224,7 @@ def _tree_lines(facts: Facts) -> list[str]:
     if done:
         lines += [
             "",
-            "history: iterations, final inertia and time of each k-means, of all rows first, then of those taken",
+            "history of each k-means, the first of all rows: iterations, inertia, time",
         ]
         lines += _history_lines(done)
     return lines
@@ -272,18 +274,22 @@ def _level_table(done: Sequence[Facts]) -> list[str]:
         "max": lambda level: f"{level['size_max']:,}",
         "k-means": lambda level: f"{level['n_steps']:,}",
         "iterations": lambda level: f"{sum(level['n_iter']):,}",
-        "last inertia": lambda level: "" if level["inertia"] is None else f"{level['inertia']:.6g}",
+        "inertia": lambda level: "" if level["inertia"] is None else f"{level['inertia']:.6g}",
         "seconds": lambda level: "" if level["seconds"] is None else f"{level['seconds']:,.1f}",
     }
+    if all(level["n_non_empty"] == level["n_clusters"] for level in done):
+        del columns["non-empty"]
     return aligned([list(columns), *([cell(level) for cell in columns.values()] for level in done)])
 
 
 def _settings_table(planned: Sequence[Mapping[str, Any]]) -> list[str]:
-    names = list(planned[0])
-    # The number of clusters is what people look for, and JSON has the keys in the order of the alphabet.
-    names.sort(key=lambda name: (name != "n_clusters", name))
+    """A column for the number of clusters, and for each setting that levels differ in; the others in a sentence."""
+    alike = [name for name in sorted(planned[0]) if all(level[name] == planned[0][name] for level in planned)]
+    alike = [name for name in alike if name != "n_clusters"]
+    names = ["n_clusters", *sorted(set(planned[0]) - {"n_clusters", *alike})]
     rows = [[str(number), *(str(level[name]) for name in names)] for number, level in enumerate(planned, start=1)]
-    return aligned([["level", *names], *rows])
+    told = _wrapped("  of all levels  ", [f"{name} {planned[0][name]}" for name in alike]) if alike else []
+    return [*aligned([["level", *names], *rows]), *told]
 
 
 def _history_lines(done: Sequence[Facts]) -> list[str]:
@@ -292,9 +298,12 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
         spent = [f" in {_span(seconds)}" for seconds in level["step_seconds"]]
         told = itertools.zip_longest(level["history"], spent, fillvalue="")
         runs = [f"{len(run)}: {run[-1]:.6g}{seconds}" if run else "none" for run, seconds in told]
-        indent = f"  level {level['level']}  "
-        lines += textwrap.wrap(", ".join(runs), 100, initial_indent=indent, subsequent_indent=" " * len(indent))
+        lines += _wrapped(f"  level {level['level']}  ", runs)
     return lines
+
+
+def _wrapped(head: str, items: Sequence[str]) -> list[str]:
+    return textwrap.wrap(", ".join(items), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
 
 
 def _span(seconds: float) -> str:

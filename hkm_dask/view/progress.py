@@ -143,7 +143,8 @@ class Status:
             done, total = self.stage["done"], self.stage["total"]
             detail, share = f"{done:,} of {total:,}", done / total if total else None
             left = self.left.at(now) if 0 < done < total else None
-            return str(self.stage["stage"]), detail, share, elapsed if left is None else f"{elapsed}, {time_left(left)}"
+            rest = [f"then {self.stage['then']}"] if "then" in self.stage else [] if left is None else [time_left(left)]
+            return str(self.stage["stage"]), detail, share, ", ".join([elapsed, *rest])
         if not self.level:
             return self.name, "working" if self.name else "", None, elapsed
         detail, share = self._detail(now)
@@ -183,6 +184,9 @@ class Status:
 
     def _on_resumed(self, fields: Mapping[str, Any], time: float) -> list[str]:
         return [f"resumed: {fields['what']}"]
+
+    def _on_compiling(self, fields: Mapping[str, Any], time: float) -> list[str]:
+        return ["compiling inner loops for this processor: once after each installation"]
 
     def _on_note(self, fields: Mapping[str, Any], time: float) -> list[str]:
         return [printable(str(fields["message"]))]
@@ -236,14 +240,16 @@ class Display:
     """Shows a run's `Status` on a console: a few live lines on a terminal, plain lines elsewhere.
 
     Between two plain lines of the same level there are at least `interval` seconds. The `name` of what runs is shown
-    until there is more to tell.
+    until there is more to tell. Times count from `started`, in seconds since the epoch; from now by default.
     """
 
-    def __init__(self, console: Console, *, interval: float = PLAIN_INTERVAL, name: str = "") -> None:
+    def __init__(
+        self, console: Console, *, interval: float = PLAIN_INTERVAL, name: str = "", started: float | None = None
+    ) -> None:
         self.console = console
         self.interval = interval
         self.live = console.is_terminal and not console.is_dumb_terminal
-        self._status = Status(clock.time(), name)
+        self._status = Status(clock.time() if started is None else started, name)
         self._lock = threading.Lock()
         self._last_line = -float("inf")
 
@@ -362,12 +368,14 @@ def _repeated(function: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def show_progress(
-    console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False, name: str = ""
-) -> Iterator[None]:
+    console: Console | None = None, *, interval: float = PLAIN_INTERVAL, as_json: bool = False, name: str = "",
+    started: float | None = None,
+) -> Iterator[None]:  # fmt: skip
     """Show on the console what the computation inside the context tells; on stderr by default.
 
     Lines are live where it is a terminal, plain elsewhere, and then at least `interval` seconds apart; the `name` of
-    what runs is shown until there is more to tell. With `as_json` every event is a line, and silence has heartbeats.
+    what runs is shown until there is more to tell, and times count from `started`. With `as_json` every event is a
+    line, and silence has heartbeats.
 
     Examples
     --------
@@ -383,7 +391,7 @@ def show_progress(
         with subscribe(lines), _repeated(lines.tick):
             yield
         return
-    display = Display(console, interval=interval, name=name)
+    display = Display(console, interval=interval, name=name, started=started)
     with subscribe(display):
         if not display.live:
             with _repeated(display.tick):

@@ -322,6 +322,9 @@ class TimeLeft:
     def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
         if self._levels:
             return
+        if "then" in fields:  # how long this takes tells nothing of what follows
+            self._now = None
+            return
         share, now = fields["done"] / max(1, fields["total"]), self._now
         if now is None or now.name != fields["stage"] or share < now.share:
             self._now = _UnderWay([], time, time, fields["stage"], share, share)

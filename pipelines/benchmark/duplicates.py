@@ -9,7 +9,7 @@ Three ways over the same rows, and all pairs by brute force in float64 for a sam
   recall is a matter of the method, time is of this stand-in.
 
 Recall is the share of the true pairs with a row of the sample that are in one group (hkm dedup), or in one cluster
-(within clusters), where that method looks at them. Printed is JSON.
+(within clusters), where that method looks at them. Printed is JSON; `--record` keeps it for the documents.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from numpy.typing import NDArray
 import hkm_dask as hkm
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.row_views import unit_rows
+from pipelines import records
 from pipelines.benchmark.inputs import RowMaker
 
 Facts = dict[str, Any]
@@ -169,9 +170,16 @@ def main(words: list[str] | None = None) -> None:
     add("--max-iter", type=int, default=100, help="iterations of that k-means at most; default: 100")
     add("--sample", type=int, default=2000, help="rows whose pairs are found by brute force; default: 2000")
     add("--scratch", type=Path, help="where the pool is made; default: the temporary folder")
+    records.add_option(parser)
     given = parser.parse_args(words)
     with tempfile.TemporaryDirectory(dir=given.scratch) as folder:
-        print(json.dumps(measure(given, Path(folder)), indent=2))
+        found = measure(given, Path(folder))
+        settings = {"n": given.n, "d": given.d, "data": None if given.data is None else given.data.name}
+        records.save(
+            "benchmark", "duplicates", found, out=Path(folder), settings=settings, record=given.record,
+            program="-m pipelines.benchmark.duplicates",
+        )  # fmt: skip
+    print(json.dumps(found, indent=2))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,35 @@ def quote(runs: Mapping[str, Any]) -> dict[str, str]:
         f"rows with another from a cosine of {settings['threshold']:g} on",
     )
     quotes = {"draws": table(header, rows), "draws-command": f"`{run['command']}`, {run['date']}"}
-    return quotes | _of_plans(runs.get("plans"))
+    return quotes | _of_plans(runs.get("plans")) | _of_duplicates(runs.get("duplicates"))
+
+
+def _of_duplicates(run: Mapping[str, Any] | None) -> dict[str, str]:
+    """All pairs beside those within the clusters of a k-means."""
+    if run is None:
+        return {
+            "duplicates": "no run of it is recorded.",
+            "duplicates-command": "`python -m pipelines.benchmark.duplicates`",
+        }
+    found = run["found"]
+    n_rows, n_features = found["rows"]
+    ways = {"hkm dedup": "`hkm dedup`, all pairs", "within clusters": "pairs within clusters of one k-means"}
+    rows = [
+        [
+            text,
+            f"{found[way]['recall']:.3f}",
+            f"{found[way]['cpu_seconds']:.0f} s",
+            f"{found[way].get('peak_mib', '–')}",
+        ]
+        for way, text in ways.items()
+    ]
+    header = (
+        f"{n_rows:,} rows of {n_features} values, cosine {found['threshold']:g}",
+        f"found of {found['n_true_pairs']:,} pairs of {found['sample']:,} rows",
+        "processor time",
+        f"peak memory, MiB, within {found['memory_limit']}",
+    )
+    return {"duplicates": table(header, rows), "duplicates-command": f"`{run['command']}`, {run['date']}"}
 
 
 def _of_plans(run: Mapping[str, Any] | None) -> dict[str, str]:

@@ -10,6 +10,7 @@ from numba import config
 
 from hkm_dask.compute import jit
 from hkm_dask.compute.jit import Kernel, kernel
+from hkm_dask.events import subscribe
 
 
 def spin(values):  # type: ignore[no-untyped-def]
@@ -36,6 +37,26 @@ def test_threads_that_ask_at_once_wait_for_one_compilation(monkeypatch: pytest.M
         assert list(pool.map(made, [np.ones(3)] * 4)) == [1200.0] * 4
     assert compiled == [("f8(f8[::1])", {"nogil": True, "cache": True}, 1)]
     assert config.SLP_VECTORIZE == setting
+
+
+@pytest.mark.parametrize(("spent", "n_told"), [(0.0, 0), (1e3, 1)])
+def test_that_it_takes_long_is_told_once(spent: float, n_told: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def slow_njit(signature: str, **options: bool):  # type: ignore[no-untyped-def]
+        deadline = time.monotonic() + 10
+        while len(told) < n_told and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return lambda function: function
+
+    monkeypatch.setattr(jit, "njit", slow_njit)
+    monkeypatch.setattr(jit, "_spent", spent)
+    monkeypatch.setattr(jit, "_told", threading.Event())
+    with subscribe(lambda event: told.append(event.kind)):
+        for _ in range(3):
+            Kernel(spin, "f8(f8[::1])")(np.ones(3))
+    assert told == ["compiling"] * n_told
+    assert jit._spent > spent
 
 
 def test_nothing_is_compiled_before_it_is_called() -> None:

@@ -6,7 +6,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hkm_dask.compute.partition import split_parts
+from hkm_dask.compute.partition import in_rounds, split_parts
 from hkm_dask.data.rows import ArrayRows
 
 
@@ -47,3 +47,16 @@ def test_writers_begin_and_end_where_their_chunks_do(n_rows: int, n_parts: int, 
     # Otherwise they are the blocks of passes that write nothing, and found in memory by what comes after.
     blocks = {b for part in split_parts(parts[0].rows, n_parts, block_bytes=64, budget=0) for b in part.bounds}
     assert all(set(part.bounds[1:-1]) <= blocks for part in parts)
+
+
+@given(st.integers(1, 300), st.integers(1, 5), st.integers(1, 50), st.integers(1, 40))
+def test_rounds_hold_every_row_once(n_rows: int, n_parts: int, chunk_rows: int, n_rounds: int) -> None:
+    rows, cuts = ArrayRows(np.zeros((n_rows, 2), np.float32)), np.append(np.arange(0, n_rows, chunk_rows), n_rows)
+    parts = split_parts(rows, n_parts, block_bytes=64, budget=7, cuts=cuts)
+    rounds = list(in_rounds(parts, cuts, n_rounds))
+    assert all(1 <= len(some) <= len(parts) for some in rounds)
+    pieces = sorted((piece for some in rounds for piece in some), key=lambda piece: piece.start)
+    assert [pieces[0].start, *(piece.stop for piece in pieces)] == [*(piece.start for piece in pieces), n_rows]
+    assert {bound for piece in pieces for bound in (piece.start, piece.stop)} <= set(cuts.tolist())
+    assert {bound for part in parts for bound in part.bounds} <= {bound for piece in pieces for bound in piece.bounds}
+    assert len(rounds) == 1 or len(rounds) <= 2 * n_rounds

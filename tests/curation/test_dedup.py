@@ -85,6 +85,26 @@ def test_workers_of_a_cluster_find_the_same(tmp_path: Path) -> None:
         np.testing.assert_array_equal(getattr(there, name), getattr(here, name))
 
 
+@pytest.mark.parametrize("memory_limit", [None, "500MiB"])
+def test_the_share_that_is_done_is_told_all_the_while(
+    memory_limit: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if memory_limit is not None:  # clusters one after the other
+        monkeypatch.setattr(pair_search, "_GROUP_SHARE", 1e-9)
+        monkeypatch.setattr(directions, "_LEAST_ROWS", 2000)
+    x, told = mixture(40_000, 8), []
+    with subscribe(lambda event: told.append(dict(event.fields)) if event.kind == "progress" else None):
+        hkm.dedup(x, 0.9999, memory_limit=memory_limit)
+    stages = [fields["stage"] for fields in told]
+    assert stages == sorted(stages, reverse=True)  # grouping, then comparing
+    for stage, then in (("grouping rows", {"then": "comparing them"}), ("comparing rows", {})):
+        done = [fields["done"] for fields in told if fields["stage"] == stage]
+        assert (done[0], done[-1], done) == (0, len(x), sorted(done))
+        assert len(done) > 5
+        assert max(np.diff(done)) < 0.45 * len(x)
+        assert all({**fields, **then, "total": len(x)} == fields for fields in told if fields["stage"] == stage)
+
+
 @given(
     st.integers(1, 60), st.integers(1, 20), st.integers(0, 2**32 - 1), st.sampled_from([0.3, 0.8, 0.99, 1 - 1e-9]),
     st.sampled_from([np.float16, np.float32]),

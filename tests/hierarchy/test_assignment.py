@@ -19,6 +19,7 @@ from hkm_dask.cli.commands import main
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import subscribe
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.source import ClusterInput
@@ -115,6 +116,18 @@ def test_there_are_few_files_and_work_for_all(n_total: int, own: int, n_tasks: i
     n_chunks = -(-n_total // rows)
     assert -(-n_chunks // n_tasks) * -(-rows // own) <= 2 * -(-n_units // n_tasks)
     assert n_chunks <= n_tasks or rows > assignment._MAX_CHUNK_ROWS - own
+
+
+def test_the_share_that_is_done_is_told_from_the_beginning(
+    tree: xr.DataTree, pool: Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(assignment, "_LEAST_TASK_FLOPS", 1.0)
+    monkeypatch.setattr(assignment, "_TASKS_PER_THREAD", 3)
+    told: list[int] = []
+    with subscribe(lambda event: told.append(event.fields["done"]) if event.kind == "progress" else None):
+        hkm.assign(tree, pool, tmp_path / "out.zarr")
+    assert (told[0], told[-1], told) == (0, pool.n_samples, sorted(set(told)))
+    assert len(told) >= 4
 
 
 @pytest.mark.faults

@@ -67,6 +67,7 @@ def test_splitting_is_a_stage_of_its_level() -> None:
 
 def test_other_work_ends_with_its_last_piece() -> None:
     log = RunLog(0.0)
+    log.update(Event("progress", {"stage": "grouping", "done": 3, "total": 3, "then": "comparing"}, 0.5))
     for done in (0, 3):
         assert log.running
         log.update(Event("progress", {"stage": "dedup", "done": done, "total": 3}, 1.0 + done))

@@ -122,6 +122,27 @@ def test_a_tree_is_told_in_columns(tmp_path: Path) -> None:
     assert len({len(line) for line in lines[head : head + 3]}) == 1
 
 
+def test_a_tree_is_told_in_80_columns(tmp_path: Path) -> None:
+    """Of a large tree whose levels differ in one setting."""
+    facts = describe(make_tree(tmp_path / "tree.zarr"))
+    settings = dict.fromkeys(facts["config"]["levels"][0])
+    levels = [Level(n_clusters=k, max_iter=max_iter).model_dump() for k, max_iter in ((10**4, 50), (100, 20))]
+    assert set(settings) == set(levels[0])
+    facts["config"]["levels"] = levels
+    facts["levels"][0] |= {
+        "n_inputs": 10**6, "n_members": 10**6, "n_clusters": 10**4, "n_non_empty": 10**4, "size_mean": 100.0,
+        "size_max": 9876, "n_steps": 11, "n_iter": [50] * 11, "seconds": 9876.5, "history": [[1.23456e8] * 50] * 11,
+    }  # fmt: skip
+    facts["levels"][1]["n_non_empty"] = facts["levels"][1]["n_clusters"]
+    lines = render(facts).splitlines()[1:]
+    assert max(map(len, lines)) < 80
+    text = "\n".join(lines)
+    assert "non-empty" not in text
+    assert ["level", "n_clusters", "max_iter"] in words(text)
+    assert ["2", "100", "20"] in words(text)
+    assert "  of all levels  init coreset, n_resamples 10, n_splits 1, " in text
+
+
 @pytest.mark.parametrize("levels", [0, 1, 2])
 def test_an_unfinished_tree_tells_how_far_it_is_and_how_to_go_on(tmp_path: Path, levels: int) -> None:
     make_tree(tmp_path / "tree.zarr.wip", levels=levels, complete=False)

@@ -227,6 +227,23 @@ def test_stages_count_and_their_last_piece_is_always_told() -> None:
     assert line.endswith("about 10 s left, at most 11 s")
 
 
+def test_a_stage_that_others_follow_tells_no_time() -> None:
+    first = [("progress", {"stage": "grouping", "done": done, "total": 9, "then": "comparing"}) for done in range(9)]
+    status = played(first)
+    assert status.parts(9.0) == ("grouping", "8 of 9", 8 / 9, "0:00:09 so far, then comparing")
+    second = [("progress", {"stage": "comparing", "done": done, "total": 9}) for done in range(4)]
+    assert played([*first, *second]).parts(12.0)[3] == "0:00:12 so far, about 6 s left"
+    assert told(first, seconds=2.0)[-1] == "[0:00:10] grouping, 5 of 9, then comparing"
+
+
+def test_times_count_from_when_the_command_began() -> None:
+    console = Console(file=io.StringIO(), width=80)
+    with show_progress(console, started=time.time() - 65):
+        emit("compiling")
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert text == "[0:01:05] compiling inner loops for this processor: once after each installation\n"
+
+
 def test_a_stage_of_nothing_does_not_divide_by_it() -> None:
     assert told([("progress", {"stage": "ingest", "done": 0, "total": 0})])
 

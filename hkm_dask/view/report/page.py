@@ -160,7 +160,7 @@ def _sections(contents: Contents) -> Iterator[Section]:
     if facts.rows is not None and facts.pool is not None:
         yield Section("near-duplicates", "Near-duplicates", _near(contents))
     intro = _p(
-        "Inertia by iteration, relative to the first: the first k-means of a level in black, in gray those of "
+        "Inertia by iteration, relative to the first: the first k-means of a level strong, faint those of "
         "resampled members, whose inertia is another."
     )
     yield Section("k-means", "K-means", [intro, levels.inertia_panels(facts)])
