@@ -41,6 +41,8 @@ _LOCAL: dict[str, Any] = {
     "dashboard_address": "127.0.0.1:0",
     "silence_logs": logging.CRITICAL,
 }
+#: Memory is planned for, and what a worker remembers would stay where it is as long as it is paused.
+_NEVER_PAUSED = {"distributed.worker.memory.pause": False}
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
 #: Seconds in which a worker on this machine starts, or never will.
@@ -213,6 +215,7 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
             memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
             scheduler_kwargs={"worker_ttl": _worker_ttl()},
             death_timeout=_START_SECONDS,
+            config=_NEVER_PAUSED,
             **_LOCAL | {"threads_per_worker": n_threads},
         )
     with cluster, Client(cluster, direct_to_workers=True) as client:

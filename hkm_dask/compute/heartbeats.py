@@ -1,4 +1,8 @@
-"""Workers that stand still: found by their heartbeats, since a frozen process gives neither an answer nor an error."""
+"""Workers that stand still: frozen ones, known by their heartbeats as they give neither answers nor errors; and paused.
+
+Dask gives a worker whose memory is nearly full no tasks until some of it is free. What ours remember of rows would stay
+there for ever, as only tasks forget it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from hkm_dask.compute.block_cache import host_cache, trim
+from hkm_dask.compute.shared_arrays import forget_recent
 from hkm_dask.events import emit
 
 if TYPE_CHECKING:
@@ -14,10 +20,18 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks, and looks without a heartbeat after which a worker is named.
 _LOOK_EVERY, _SILENT_LOOKS = 2.0, 5
+#: Looks after which a paused worker is told to give way.
+_PAUSED_LOOKS = 3
+_PAUSED = (
+    "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
+    "workers more memory (--memory-limit)"
+)
 
 
 class HeartbeatWatch:
-    """Names workers whose heartbeats stop, by events of kind ``warning``, until it is closed.
+    """Names workers whose heartbeats stop or that are paused, by events of kind ``warning``, until it is closed.
+
+    A paused one is told to forget what it remembers.
 
     It looks from the event loop of the client, so it does not matter what waits for such a worker. What becomes of the
     worker is up to the scheduler, which restarts or drops it after its ``worker-ttl``.
@@ -33,6 +47,7 @@ class HeartbeatWatch:
         self._client = client
         self._ttl: float | None = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl)
         self._heard: dict[str, tuple[float, int]] = {}  # time of its last heartbeat, and looks since, of each worker
+        self._paused: dict[str, int] = {}  # looks since each worker that is paused was
         self._timer = PeriodicCallback(self._look, 1000 * _LOOK_EVERY)
         client.loop.add_callback(self._timer.start)  # type: ignore[union-attr]
 
@@ -53,6 +68,12 @@ class HeartbeatWatch:
             self._heard[address] = worker["last_seen"], looks + 1 if last == worker["last_seen"] else 0
             if self._heard[address][1] == _SILENT_LOOKS:
                 emit("warning", message=self._describe(address))
+        paused = [address for address, worker in workers.items() if worker["status"] == "paused"]
+        self._paused = {address: self._paused.get(address, 0) + 1 for address in paused}
+        for address in [address for address, looks in self._paused.items() if looks == _PAUSED_LOOKS]:
+            emit("warning", message=_PAUSED.format(address))
+            with suppress(Exception):  # it has died, of which Dask tells those who wait
+                await self._client._run(_give_way, workers=[address], on_error="ignore")
 
     def _describe(self, address: str) -> str:
         pid = pid_listening_at(address)
@@ -64,6 +85,13 @@ class HeartbeatWatch:
             else "the scheduler has no worker-ttl, so its work waits until it goes on or ends"
         )
         return f"{name} has not answered for {_LOOK_EVERY * _SILENT_LOOKS:.0f} s; {outlook}"
+
+
+def _give_way() -> None:
+    """Forget what this process can read and make again."""
+    host_cache.shrink(None, 0)
+    forget_recent()
+    trim()
 
 
 def pid_listening_at(address: str) -> int | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,9 @@ _SEND_EVERY = 0.1
 
 
 class Listener:
-    """Hears what tasks tell, one at a time, until it is closed.
+    """Hears what tasks tell, one task at a time, until it is closed.
+
+    It has a thread for it: whoever hears may use the client, whose own thread would wait for itself.
 
     Parameters
     ----------
@@ -27,31 +30,33 @@ class Listener:
     def __init__(self, client: Client) -> None:
         self._client, self._topic = client, f"hkm-told-{uuid.uuid4().hex}"
         self._name, self._hear = "", lambda *told: None
+        self._thread = ThreadPoolExecutor(1, "hkm-hear")
         client.subscribe_topic(self._topic, self._receive)
 
     def close(self) -> None:
         """Hear nothing more."""
         with suppress(Exception):  # the client or the scheduler was closed before
             self._client.unsubscribe_topic(self._topic)
+        self._thread.shutdown()
 
     @contextmanager
     def to(self, task: Callable[..., Any], hear: Callable[..., None]) -> Iterator[Callable[[Any], Any]]:
         """Give ``task(item, tell=...)`` as one of an item, and have `hear` called with what it tells.
 
-        That is in a thread of the client's. The scheduler passes on what was told before it passes on the result, so
-        nothing is heard too late.
+        The scheduler passes on what was told before it passes on the result, so all is heard when the context closes.
         """
         self._name, self._hear = uuid.uuid4().hex, hear
         try:
             yield partial(_run_telling, task, self._topic, self._name)
         finally:
+            self._thread.submit(lambda: None).result()  # after all that waits
             self._name = ""
 
     def _receive(self, event: tuple[float, Any]) -> None:
         name, told = event[1]
         if name == self._name:  # not what a worker says that was taken for dead
             for one in told:
-                self._hear(*one)
+                self._thread.submit(self._hear, *one)
 
 
 def _run_telling(task: Callable[..., Any], topic: str, name: str, item: Any) -> Any:

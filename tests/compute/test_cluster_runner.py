@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from operator import methodcaller
@@ -21,6 +22,7 @@ from distributed import Client, LocalCluster, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
@@ -192,6 +194,10 @@ def test_one_task_tells_what_happens_in_it_and_has_the_threads_of_its_host(worke
     with pytest.raises(ZeroDivisionError):
         workers.call(_tell_and_fail, 3, stage="test", hear=heard.append)
     assert heard == [3]
+    answers: list[int] = []  # whoever hears may ask the workers
+    with pytest.raises(ZeroDivisionError):
+        workers.call(_tell_and_fail, 3, stage="test", hear=lambda _: answers.append(len(workers.client.run(os.getpid))))
+    assert answers == [2]
 
 
 def _n_threads_in_task(n: int) -> int:
@@ -356,6 +362,46 @@ def test_workers_that_all_die_again_and_again_are_told(
     monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
     with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
         map_while_all_die(workers, tmp_path / "all died")
+
+
+# -- workers that are paused ------------------------------------------------------------------------------------------
+
+
+def remember(n_bytes: int) -> None:
+    """Have this process remember so many bytes of rows."""
+    host_cache.put("rows", "block", np.ones(n_bytes, np.uint8), n_bytes, 1 << 40)
+
+
+def test_our_own_workers_are_not_paused(workers: ClusterRunner) -> None:
+    paused = workers.client.run(lambda dask_worker: dask_worker.memory_manager.memory_pause_fraction)
+    assert list(paused.values()) == [False, False]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(heartbeats, "_LOOK_EVERY", 0.2)
+    memory = {"pause": 0.5, "spill": False, "target": False, "terminate": False}
+    said: list[str] = []
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, memory_limit="800MiB", dashboard_address=None,
+            config={f"distributed.worker.memory.{name}": share for name, share in memory.items()},
+        ) as cluster,
+        Client(cluster) as client,
+        ClusterRunner(client) as runner,
+        subscribe(lambda event: said.append(event.fields["message"]) if event.kind == "warning" else None),
+    ):  # fmt: skip
+        runner.map(remember, [400 << 20], stage="test")
+        until(lambda: [w["status"] for w in client.scheduler_info()["workers"].values()] == ["paused"])
+        assert runner.map(abs, [-1], stage="test") == [1]
+    assert [message for message in said if "holds more than Dask lets it" in message]
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Wait for a condition, which a test's own time limit ends."""
+    while not condition():
+        time.sleep(0.05)
 
 
 # -- workers that freeze ----------------------------------------------------------------------------------------------
