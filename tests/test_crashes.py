@@ -117,7 +117,7 @@ def interrupted(path: Path, config: Config, kind: str) -> None:
 def patch() -> Iterator[pytest.MonkeyPatch]:
     with pytest.MonkeyPatch.context() as patch:
         # Every iteration is kept.
-        patch.setattr(build, "Checkpoints", lambda *run: Checkpoints(*run, every=0))
+        patch.setattr(build, "Checkpoints", lambda *run, **options: Checkpoints(*run, every=0, **options))
         yield patch
 
 

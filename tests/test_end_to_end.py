@@ -168,7 +168,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Wrong("ingest cut.npy p.zarr", 1, ("cut.npy",)),
         Wrong("ingest good.npy pool.zarr", 1, ("should not exist yet",)),
         Wrong("cluster absent.zarr t.zarr --n-clusters 5", 1, ("absent.zarr is missing; make it with `hkm ingest`",)),
-        Wrong("cluster tree.zarr t.zarr --n-clusters 5", 1, ("'hkm_dask.tree'",)),
+        Wrong(
+            "cluster tree.zarr t.zarr --n-clusters 5", 1, ("is a tree, it should be a pool; `hkm ingest` makes pools",)
+        ),
         Wrong("cluster pool.zarr t.zarr --n-clusters 101", 1, ("n_samples=100 should be >= levels.1.n_clusters=101",)),
         Wrong("cluster pool.zarr t.zarr --n-clusters 5,7", 1, ("levels.2.n_clusters=7 should be <= levels.1",)),
         Wrong("cluster pool.zarr t.zarr --n-clusters 5 --set levels.1.n_cluster=6", 1, ("did you mean n_clusters?",)),
@@ -188,7 +190,9 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
             "cluster pool.zarr tree.zarr --config good.yaml --seed 3", 1, ("seed: 11 in the tree, 3", "use --restart")
         ),
         Wrong("sample absent.zarr --size 5 --out o.npy", 1, ("absent.zarr is missing; make it with `hkm cluster`",)),
-        Wrong("sample pool.zarr --size 5 --out o.npy", 1, ("'hkm_dask.pool'",)),
+        Wrong(
+            "sample pool.zarr --size 5 --out o.npy", 1, ("is a pool, it should be a tree; `hkm cluster` makes trees",)
+        ),
         Wrong(
             "sample tree.zarr --size 0 --out o.npy", 1, ("size=0 should be a whole number from 1 to the 100 available",)
         ),
@@ -393,7 +397,7 @@ def test_begun_here_and_finished_there(
             raise KeyboardInterrupt
 
     every_time: Callable[..., Any] = checkpoint.Checkpoints.__init__
-    monkeypatch.setattr(every_time, "__defaults__", (0.0,))
+    monkeypatch.setattr(every_time, "__defaults__", ("", 0.0, None))
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "failpoint", interrupt)
         with pytest.raises(KeyboardInterrupt):

@@ -65,6 +65,28 @@ def test_fewer_distinct_rows_than_clusters(tmp_path: Path, shared_out: Any) -> N
     assert f"{unused} clusters stay unused" in warning
 
 
+def test_what_does_not_fit_is_shared_out(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(10_500, 192)).astype("f4")
+    first, *others = levels(10_000, n_resamples=0)
+    config = Config(levels=(first.model_copy(update={"max_iter": 1}), *others))
+    with heard() as told:
+        tree = build_hierarchy(rows, tmp_path / "tree.zarr", config, memory_limit="420MiB")
+    started = next(event for event in told if event.kind == "run_started")
+    assert started.fields["levels"][0]["n_ranges"] > 1
+    build_hierarchy(rows, tmp_path / "whole.zarr", config, memory_limit="2GiB")
+    assert_same(tmp_path / "tree.zarr", tmp_path / "whole.zarr")
+    assert tree.hkm.n_clusters == (10_000, 6)
+
+
+def test_a_seeding_that_needs_all_clusters_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
+    rows = np.zeros((50_000, 192), "f4")
+    config = Config(levels=(Level(n_clusters=10_000), Level(n_clusters=6)))
+    with pytest.raises(ComputeError, match=r"should be at least \d+MiB, .* or levels.1.init=random, with which no wor"):
+        write_hierarchy(rows, tmp_path / "tree.zarr", config, memory_limit="420MiB")
+    assert not list(tmp_path.iterdir())
+
+
+# Last, as a client that is open is where trees are built from then on.
 def test_workers_make_the_same_and_no_message_to_the_driver_has_all_centroids(
     tmp_path: Path, shared_out: Any, workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -86,24 +108,3 @@ def test_workers_make_the_same_and_no_message_to_the_driver_has_all_centroids(
     assert_same(tmp_path / "whole.zarr", tmp_path / "ranges.zarr")
     assert max(sizes) < 4 * k * 128 // 12
     assert not list((tmp_path / "ranges.zarr.work").glob("*"))
-
-
-def test_what_does_not_fit_is_shared_out(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(10_500, 192)).astype("f4")
-    first, *others = levels(10_000, n_resamples=0)
-    config = Config(levels=(first.model_copy(update={"max_iter": 1}), *others))
-    with heard() as told:
-        tree = build_hierarchy(rows, tmp_path / "tree.zarr", config, memory_limit="420MiB")
-    started = next(event for event in told if event.kind == "run_started")
-    assert started.fields["levels"][0]["n_ranges"] > 1
-    build_hierarchy(rows, tmp_path / "whole.zarr", config, memory_limit="2GiB")
-    assert_same(tmp_path / "tree.zarr", tmp_path / "whole.zarr")
-    assert tree.hkm.n_clusters == (10_000, 6)
-
-
-def test_a_seeding_that_needs_all_clusters_is_refused_with_one_that_does_not(tmp_path: Path) -> None:
-    rows = np.zeros((50_000, 192), "f4")
-    config = Config(levels=(Level(n_clusters=10_000), Level(n_clusters=6)))
-    with pytest.raises(ComputeError, match=r"should be at least \d+MiB, .* or levels.1.init=random, with which no wor"):
-        write_hierarchy(rows, tmp_path / "tree.zarr", config, memory_limit="420MiB")
-    assert not list(tmp_path.iterdir())

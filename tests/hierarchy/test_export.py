@@ -255,7 +255,7 @@ def test_a_pool_that_is_gone_is_named(tree: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_no_tree_is_refused(tree: Path, tmp_path: Path) -> None:
-    with pytest.raises(StoreError, match=r"pool\.zarr has format"):
+    with pytest.raises(StoreError, match=r"pool\.zarr is a pool, it should be a tree; `hkm cluster` makes trees"):
         write_subset(tmp_path / "out.npy", ROWS, tmp_path / "pool.zarr")
     with pytest.raises(StoreError, match="absent"):
         write_subset(tmp_path / "out.npy", ROWS, tmp_path / "absent.zarr")
