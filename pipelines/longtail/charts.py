@@ -151,8 +151,8 @@ def class_sizes(
 
 def gains(path: Path, title: str, groups: Sequence[str], rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> None:
     """A panel per group, a line per row: a mean with a bar of two standard errors on either side of it."""
-    columns = min(5, len(groups))
-    down = -(-len(groups) // columns)
+    down = -(-len(groups) // 5)
+    columns = -(-len(groups) // down)
     figure = _figure(2.2 * columns + 1.6, down * (0.2 * len(rows) + 0.6) + 0.6)
     figure.suptitle(title, x=0.01, ha="left", color=INK, fontsize=13, fontweight="bold")
     for i, group in enumerate(groups):

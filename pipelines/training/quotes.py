@@ -19,6 +19,7 @@ JUDGED = (
     ("labeled", "accuracy", "labeled images", True),
     ("labeled", "rarest", "their rarest third", True),
     ("text", "balanced", "text, perplexity", False),
+    ("text", "fortunes", "a domain left out", False),
     ("satellite", "lit_error", "lit land, error", False),
 )
 #: Measures are kept to so many digits.
@@ -45,7 +46,11 @@ def table(found: Mapping[str, Mapping[str, list[float]]], columns: Sequence[str]
     for draw, measures in found.items():
         n_seeds = len(measures[columns[0]])
         moments = [mean_and_error(measures[column]) for column in columns]
-        cells = [f"{mean:.3f}" if n_seeds == 1 else f"{mean:.3f} ± {error:.3f}" for mean, error in moments]
+        digits = [3 if mean < 10 else 0 for mean, _ in moments]
+        cells = [
+            f"{mean:.{n}f}" if n_seeds == 1 else f"{mean:.{n}f} ± {error:.{n}f}"
+            for n, (mean, error) in zip(digits, moments, strict=True)
+        ]
         lines.append("| " + " | ".join([draw, str(n_seeds), *cells]) + " |")
     return "\n".join(lines) + "\n"
 
@@ -76,7 +81,7 @@ def draw(runs: Mapping[str, Any], path: Path) -> None:
         for name in (*DRAWS, ALL)
         if name != RAW
     }
-    title = "Better than on a uniform draw: points of accuracy, percent of perplexity and error"
+    title = "Better than on a uniform draw, in points or percent"
     gains(path, title, list(panels), rows)
 
 
