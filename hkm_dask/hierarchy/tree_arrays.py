@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -20,6 +21,8 @@ from hkm_dask.hierarchy.members import starts
 
 #: Bytes of chunks that are kept of a tree: the centroids of a million clusters with 64 features, and as much again.
 KEPT_BYTES = 512 << 20
+#: Chunks that are read at once where values of many are asked for.
+_CHUNKS_AT_ONCE = 8
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
 
@@ -163,10 +166,19 @@ class TreeArrays:
             unique, places = np.unique(rows, return_inverse=True)
         values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
         chunks = unique // stored.spec.chunk_rows
-        for first, last in itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()):
-            index = int(chunks[first])
-            offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
-            values[first:last] = self._chunk(stored, level, name, index)[offsets]
+        bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()
+
+        def take_of_chunk(span: tuple[int, int]) -> None:
+            some, index = slice(*span), int(chunks[span[0]])
+            offsets = unique[some] - stored.spec.chunk_range(index)[0]
+            values[some] = self._chunk(stored, level, name, index)[offsets]
+
+        if len(bounds) < 3:
+            for span in itertools.pairwise(bounds):
+                take_of_chunk(span)
+        else:
+            with ThreadPoolExecutor(_CHUNKS_AT_ONCE, "hkm-read") as threads:
+                list(threads.map(take_of_chunk, itertools.pairwise(bounds)))
         return values if places is None else values[places.reshape(np.shape(rows))]
 
     def sums(self, counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
