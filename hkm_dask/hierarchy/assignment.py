@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import time
 import uuid
@@ -241,7 +242,7 @@ def _n_tasks(source: ClusterInput, arrays: TreeArrays, runner: Runner) -> float:
 
 
 def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: Runner, squared: bool) -> None:
-    """Label all rows, in rounds of a task for every worker; chunks that a former run has written are left alone."""
+    """Label all rows, some tasks at a time; chunks that a former run has written are left alone."""
     rows, centroids = runner.place(source.rows), np.require(arrays.read(1, "centroids"), np.float32, ["C", "W"])
     spherical = read_attributes(folder)["metric"] == "cosine"
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
@@ -254,13 +255,21 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
         shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
         paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
         task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
-        for some in in_rounds(parts, cuts, n_rounds):
+        pieces = itertools.chain.from_iterable(in_rounds(parts, cuts, n_rounds))
+        while some := list(itertools.islice(pieces, _TASKS_PER_THREAD * runner.n_threads)):
             left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]
-            runner.map(task, left, stage="assign")
+            n_new = sum(part.stop - part.start for part in left)
             done += sum(part.stop - part.start for part in some)
-            emit("progress", stage="assign", done=done, total=rows.n_rows)
+            runner.map(task, left, stage="assign", report=partial(_tell, done - n_new, n_new, rows.n_rows))
+            if not left:
+                _tell(done, 0, rows.n_rows, 0, 0)
         shared.delete()
         paths.delete()
+
+
+def _tell(done: int, n_new: int, total: int, n_tasks: int, all_tasks: int) -> None:
+    """Tell that so many of the tasks that label `n_new` rows are done, beside rows that were `done` before."""
+    emit("progress", stage="assign", done=done + n_new * n_tasks // max(1, all_tasks), total=total)
 
 
 def _is_written(folder: Location, part: Part, n_levels: int) -> bool:
