@@ -262,7 +262,7 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
             done += sum(part.stop - part.start for part in some)
             runner.map(task, left, stage="assign", report=partial(_tell, done - n_new, n_new, rows.n_rows))
             if not left:
-                _tell(done, 0, rows.n_rows, 0, 0)
+                emit("progress", stage="assign", done=done, total=rows.n_rows)
         shared.delete()
         paths.delete()
 

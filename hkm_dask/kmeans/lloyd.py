@@ -345,8 +345,7 @@ def iterate(
     shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
     current = array_store.put(f"centroids-{run}-0", centroids)
     previous: SharedArray | None = None
-    inertia = list(history)
-    n_relocated = relocated_before = relocated
+    course = Course(list(history), relocated, near_inertia, tol, max_iter)
     for iteration in range(len(history) + 1, max_iter + 1):
         if runner.n_cuts != n_cuts:
             parts, n_cuts = runner.split(rows, n_clusters), runner.n_cuts
@@ -361,29 +360,43 @@ def iterate(
             previous.delete()
         assert isinstance(step.centroids, SharedArray)
         previous, current = current, step.centroids
-        inertia.append(step.inertia)
-        n_relocated += step.n_relocated
-        settled = is_settled(inertia, step, tol, near_before=near_inertia, relocated_before=relocated_before)
-        last = step.at_rest or settled or iteration == max_iter
-        if on_iteration is not None:
-            on_iteration(iteration, replace(step, last=last))
-        if last:
+        if course.ends_with(step, on_iteration):
             break
-        relocated_before, near_inertia = step.n_relocated, step.near_inertia
     final = current.get()
     for shared in (previous, current, shared_weights, shared_hints):
         if shared is not None:
             shared.delete()
-    return LloydResult(final, np.array(inertia), n_relocated)
+    return LloydResult(final, np.array(course.inertia), course.n_relocated)
 
 
-def is_settled(
-    inertia: list[float], step: LloydStep, tol: float, *, near_before: float | None, relocated_before: int
-) -> bool:
-    """Tell whether too little changes to go on after a step, by the inertia of every iteration up to it."""
-    if len(inertia) < 2 or step.n_relocated or relocated_before:
-        return False
-    return inertia[-2] - inertia[-1] <= tol * inertia[-2] and _near_settled(near_before, step, tol)
+class Course:
+    """How far an iteration has come: the inertia before every update, the clusters relocated, and when it ends.
+
+    `relocated` and `near_inertia` are those of the last of the iterations that were done before.
+    """
+
+    def __init__(
+        self, inertia: list[float], relocated: int, near_inertia: float | None, tol: float, max_iter: int
+    ) -> None:
+        self.inertia, self.n_relocated = inertia, relocated
+        self._relocated, self._near, self._tol, self._max_iter = relocated, near_inertia, tol, max_iter
+
+    def ends_with(self, step: LloydStep, on_iteration: Callable[[int, LloydStep], None] | None) -> bool:
+        """Add an outcome, tell it, and say whether it is the last."""
+        self.inertia.append(step.inertia)
+        self.n_relocated += step.n_relocated
+        last = step.at_rest or self._is_settled(step) or len(self.inertia) == self._max_iter
+        if on_iteration is not None:
+            on_iteration(len(self.inertia), replace(step, last=last))
+        self._relocated, self._near = step.n_relocated, step.near_inertia
+        return last
+
+    def _is_settled(self, step: LloydStep) -> bool:
+        """Tell whether too little changes to go on."""
+        if len(self.inertia) < 2 or step.n_relocated or self._relocated:
+            return False
+        before, now = self.inertia[-2:]
+        return before - now <= self._tol * before and _near_settled(self._near, step, self._tol)
 
 
 def _near_settled(before: float | None, step: LloydStep, tol: float) -> bool:

@@ -26,7 +26,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.lloyd import LloydStep, PartialSums, is_settled, moved
+from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
 from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, RowTile
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -272,25 +272,17 @@ def iterate_by_ranges(
     The pieces of the outcome are for the caller to delete, as are those it begins with.
     """
     passes = _Passes(rows, centroids, geometry, runner, weights)
-    inertia, current, n_unused = list(history), centroids, 0
-    n_relocated = relocated_before = relocated
+    course, current, n_unused = Course(list(history), relocated, near_inertia, tol, max_iter), centroids, 0
     for iteration in range(len(history) + 1, max_iter + 1):
         step = passes.step(current, iteration)
         assert isinstance(step.centroids, SharedPieces)
         if current is not centroids:
             current.delete()
         current, n_unused = step.centroids, step.n_unused
-        inertia.append(step.inertia)
-        n_relocated += step.n_relocated
-        settled = is_settled(inertia, step, tol, near_before=near_inertia, relocated_before=relocated_before)
-        last = step.at_rest or settled or iteration == max_iter
-        if on_iteration is not None:
-            on_iteration(iteration, replace(step, last=last))
-        if last:
+        if course.ends_with(step, on_iteration):
             break
-        relocated_before, near_inertia = step.n_relocated, step.near_inertia
     passes.delete()
-    return RangesResult(current, np.array(inertia), n_relocated, n_unused)
+    return RangesResult(current, np.array(course.inertia), course.n_relocated, n_unused)
 
 
 class _Passes:
