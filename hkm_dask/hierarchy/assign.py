@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import itertools
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +18,7 @@ from hkm_dask.compute.memory import DRAWN_ROWS, MEMBER_BYTES
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.range_memory import label_stage
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
@@ -29,6 +32,9 @@ from hkm_dask.kmeans.ranges import nearest_by_ranges
 from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import engine_for, worker_engine
+
+#: Of shape (n_clusters, n_features), float32.
+Centroids = NDArray[np.float32] | SharedPieces
 
 
 @dataclass(frozen=True)
@@ -189,22 +195,62 @@ def _hints(
     return hints
 
 
+@contextmanager
+def shared_centroids(*centroids: Centroids | None, runner: Runner) -> Iterator[list[Any]]:
+    """Put centroids in one array where tasks see them, while the context is open; see `loaded`."""
+    shared = [
+        runner.array_store.put(f"centroids-{uuid.uuid4().hex}", one) if isinstance(one, np.ndarray) else None
+        for one in centroids
+    ]
+    yield shared
+    for one in filter(None, shared):
+        one.delete()
+
+
+def loaded(shared: SharedArray | None) -> Any:
+    """Centroids that were shared, if any."""
+    return None if shared is None else shared.get()
+
+
+def labels_in_one_task(runner: Runner, shape: tuple[int, int], n_clusters: int, row_bytes: int) -> bool:
+    """Tell whether one task labels rows of a shape: it may know their last labels, from a resampling in one task."""
+    n_rows, n_features = shape
+    stage = label_stage(n_rows, n_clusters, n_features)
+    return runner.fits_one_task(2.0 * n_rows * n_clusters * n_features, n_rows * row_bytes, stage)
+
+
+def _assign_in_task(
+    level: LevelRows, run: str, folder: str, shared: list[SharedArray | None], n_threads: int, memory_budget: int
+) -> Assigned:
+    centroids, before = map(loaded, shared)
+    with runner_in_task(memory_budget, n_threads) as runner:
+        return assign(level, centroids, run=run, runner=runner, folder=location(folder), before=before)
+
+
 def assign(
     level: LevelRows,
-    centroids: NDArray[np.float32] | SharedPieces,
+    centroids: Centroids,
     *,
     run: str,
     runner: Runner,
     folder: Location | None = None,
     r: int = 0,
     random_key: int | None = None,
-    before: NDArray[np.float32] | SharedPieces | None = None,
+    before: Centroids | None = None,
 ) -> Assigned:
     """Label all rows of a level; write that to the arrays in `folder`, or pick `r` members per cluster, or both.
 
     `before` are the centroids of the last pass of this `run`: a row's new centroid is sought near its old one first.
-    Centroids in pieces are searched piece by piece, and nothing is remembered.
+    Centroids in pieces are searched piece by piece, and nothing is remembered. Few rows are labeled by one task.
     """
+    if (
+        folder is not None and isinstance(centroids, np.ndarray)
+        and labels_in_one_task(runner, level.rows.shape, len(centroids), level.rows.row_bytes)
+    ):  # fmt: skip
+        with shared_centroids(centroids, before, runner=runner) as both:
+            in_task = partial(_assign_in_task, level, run, str(folder), both, runner.n_threads_alone)
+            alone: Assigned = runner.call(in_task, runner.memory_budget, stage="assign")
+            return alone
     shared: SharedArray | SharedPieces
     if isinstance(centroids, SharedPieces):
         shared, n_clusters, n_ranges = centroids, centroids.n_rows, centroids.series.n_arrays

@@ -21,9 +21,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.keyed_random import stream_key
-from hkm_dask.compute.memory import check_fits, fit_stage
-from hkm_dask.compute.placement import discard, gather
-from hkm_dask.compute.range_memory import lloyd_by_ranges
+from hkm_dask.compute.memory import check_fits
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.config import Config, Level
@@ -39,11 +37,12 @@ from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages, shareable, with_ranges
-from hkm_dask.hierarchy.resample import enough_members, resample_size
+from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
-from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
-from hkm_dask.kmeans.fit_by_ranges import FitByRanges, fit_by_ranges
+from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
+from hkm_dask.kmeans.fit import Fit, Settings
+from hkm_dask.kmeans.fit_by_ranges import FitByRanges
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
@@ -53,9 +52,6 @@ from hkm_dask.version import __version__
 if TYPE_CHECKING:
     import xarray as xr
     from distributed import Client
-
-#: What a k-means gave, and its centroids as the checkpoints keep them.
-Done = tuple[Fit | FitByRanges, NDArray[np.float32] | SharedPieces]
 
 
 def build_hierarchy(
@@ -355,48 +351,32 @@ class _Build:
         """Add to the steps of a level those that are missing: the first k-means and the resamplings."""
         if len(steps):
             emit("resumed", what=f"level {t} continues after step {len(steps) - 1} of {level.n_resamples}")
-        for step in range(len(steps), level.n_resamples + 1):
-            with self.runner.span(f"step {step}"):
-                if step == 0:
-                    done, centroids = self._step(t, step, level, rows, rows.rows)
-                else:
-                    done, centroids = self._resampling_step(t, level, rows, steps, run)
-            steps.add(centroids, done.inertia, done.seconds)
+        for number in range(len(steps), level.n_resamples + 1):
+            with self.runner.span(f"step {number}"):
+                key = stream_key(self.config.seed, t, number)
+                step = Step(
+                    rows, Settings(level.n_clusters, level.init, level.max_iter, level.tol, key),
+                    self._plans[t - 1]["n_ranges"], self.checkpoints.interrupted(t, number),
+                )  # fmt: skip
+                if number:
+                    step = self._resampling(step, t, number, level, steps, run)
+                done = step.run(self.runner, self._hooks(t, number, level))
+                self._finish_step(t, number, level, done, steps)
 
-    def _resampling_step(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> Done:
-        """One k-means over members of the clusters of the last step."""
-        numbers = self._resample(t, level, rows, steps, run)
-        shape = numbers.n_rows, level.n_clusters, rows.rows.n_features
-        n_ranges = self._plans[t - 1]["n_ranges"]
-        stage = fit_stage(*shape, level.init) if n_ranges == 1 else lloyd_by_ranges(*shape, n_ranges)
-        members = gather(rows.rows, numbers, self.runner, stage)
-        numbers.delete()
-        try:
-            return self._step(t, len(steps), level, rows, members)
-        finally:
-            forget(members.key)
-            discard(members)
-
-    def _resample(self, t: int, level: Level, rows: LevelRows, steps: StepHistory, run: str) -> SharedPieces:
-        """Rows the next step clusters: up to r of every cluster of the last one."""
-        step, r = len(steps), resample_size(level, rows.rows.n_rows)
+    def _resampling(
+        self, step: Step, t: int, number: int, level: Level, steps: StepHistory, run: str
+    ) -> ResamplingStep:  # fmt: skip
+        """The same k-means, over members of the clusters of the last step."""
         random = level.resample_strategy == "random"
-        key = stream_key(self.config.seed, t, step, "resample") if random else None
-        pick = partial(assign, rows, steps.centroids, run=run, runner=self.runner, random_key=key)
-        assigned = pick(r=r, before=steps.previous)
-        emit("assigned", level=t, step=step - 1)
-        enough = enough_members(assigned.counts, r, level.n_clusters)
-        if enough > r:
-            assert assigned.chosen is not None
-            assigned.chosen.delete()
-            assigned = pick(r=enough, before=steps.centroids)
-        assert assigned.chosen is not None
-        return assigned.chosen
+        return ResamplingStep(
+            **vars(step), centroids=steps.centroids, before=steps.previous, passes=run,
+            r=resample_size(level, step.level.rows.n_rows),
+            random_key=stream_key(self.config.seed, t, number, "resample") if random else None,
+        )  # fmt: skip
 
-    def _step(self, t: int, step: int, level: Level, rows: LevelRows, members: Rows) -> Done:
-        """One k-means of a level, over all its rows or over resampled members."""
-        tell = partial(emit, level=t, step=step)
-        tell("step_started", n=members.n_rows, k=level.n_clusters, max_iter=level.max_iter)
+    def _hooks(self, t: int, number: int, level: Level) -> StepHooks:
+        """Events of a step, and its checkpoints."""
+        tell = partial(emit, level=t, step=number)
 
         def seeding(phase: str, n_done: int, total: int) -> None:
             tell("seeding", phase=phase, done=n_done, total=total)
@@ -404,22 +384,29 @@ class _Build:
         def iteration(i: int, inertia: float) -> None:
             tell("iteration", iteration=i, inertia=inertia, max_iter=level.max_iter)
 
-        key = stream_key(self.config.seed, t, step)
-        settings = Settings(level.n_clusters, level.init, level.max_iter, level.tol, key)
-        hooks = Hooks(seeding, iteration, partial(self.checkpoints.iteration, t, step))
-        n_ranges = self._plans[t - 1]["n_ranges"]
-        done: Fit | FitByRanges = (fit if n_ranges == 1 else partial(fit_by_ranges, n_ranges=n_ranges))(
-            members, settings, geometry=rows.geometry, runner=self.runner, hooks=hooks,
-            progress=self.checkpoints.interrupted(t, step),
-        )  # fmt: skip
-        centroids = self.checkpoints.finish(t, step, done)
+        def started(n_rows: int) -> None:
+            tell("step_started", n=n_rows, k=level.n_clusters, max_iter=level.max_iter)
+
+        def assigned() -> None:
+            emit("assigned", level=t, step=number - 1)
+
+        return StepHooks(seeding, iteration, partial(self.checkpoints.iteration, t, number), assigned, started)
+
+    def _finish_step(
+        self, t: int, number: int, level: Level, done: Fit | FitByRanges, steps: StepHistory
+    ) -> None:  # fmt: skip
+        """Keep the outcome of a step, and note it."""
+        centroids = self.checkpoints.finish(t, number, done)
         if isinstance(done.centroids, SharedPieces):
             done.centroids.delete()  # what is kept of them stays
         if done.n_unused:
             rows_for = f"{level.n_clusters - done.n_unused} distinct rows for n_clusters={level.n_clusters}"
             emit("warning", message=f"level {t}: only {rows_for}; {done.n_unused} clusters stay unused")
-        tell("step_finished", inertia=float(done.inertia[-1]), n_iter=len(done.inertia), seconds=done.seconds)
-        return done, centroids
+        emit(
+            "step_finished", level=t, step=number, inertia=float(done.inertia[-1]), n_iter=len(done.inertia),
+            seconds=done.seconds,
+        )  # fmt: skip
+        steps.add(centroids, done.inertia, done.seconds)
 
     def _split(self, t: int, level: Level, rows: LevelRows, sizes: NDArray[np.int64], folder: Location) -> None:
         """Split the clusters whose labels were just written, and write those of the parts instead, and centroids."""

@@ -16,8 +16,10 @@ from dataclasses import dataclass, replace
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS, fit_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
+from hkm_dask.hierarchy.assign import labels_in_one_task
 from hkm_dask.hierarchy.cost import sampling_rounds
 from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.hierarchy.step import resamples_in_one_task
 from hkm_dask.kmeans.search.cpu import SWEEP_FEATURES
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
@@ -98,6 +100,15 @@ class Table:
             return False
         stage = fit_stage(self.n, k, self.d, init)
         return self.runner.fits_one_task(2.0 * self.n * k * self.d, self.n * self.d * self.itemsize, stage)
+
+    def assigns_in_one_task(self, level: Level) -> bool:
+        """Whether one task resamples the rows, or labels them where they are not resampled."""
+        shape, k, row_bytes = (self.n, self.d), level.n_clusters, self.d * self.itemsize
+        if self.runner is None:
+            return False
+        if not level.n_resamples:
+            return labels_in_one_task(self.runner, shape, k, row_bytes)
+        return resamples_in_one_task(self.runner, shape, k, resample_size(level, self.n), level.init, row_bytes)
 
     def side_by_side(self, k: float) -> float:
         """Threads that share a pass over the rows and k centroids."""
@@ -230,19 +241,21 @@ def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) 
 def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> Iterator[Part]:
     """Parts of level t over some rows."""
     n, k, d, m = rows.n, level.n_clusters, rows.d, level.n_resamples
+    alone = rows.assigns_in_one_task(level)
     label = rows.search(k, unit="labeled")
     hints = Table(k, d, 4, rows.n_threads).search(k, unit="labeled")
     yield Part(t, False, "start", {"level": 1.0})
     yield from _k_means(t, False, rows, level, course)
     tried, final = rows.trials(k, 1, "labeled"), {"stored": float(_LABEL_BYTES * n_total), "assignment": 1.0}
-    yield Part(t, False, "assign", together(label, tried, {"picked": float(n), "assignment": 1.0} if m else final))
+    first = {"picked": float(n), "assignment": 1.0} if m else final
+    yield Part(t, False, "assign", together(label, tried, first), alone)
     if m:
         members = replace(rows, n=min(n, k * resample_size(level, n)), read=0.0)
         picks = together({"picked": float(n), "assignment": 1.0}, times=m - 1)
-        yield Part(t, True, "assign", together(together(label, hints, times=m), tried, picks, final))
+        yield Part(t, True, "assign", together(together(label, hints, times=m), tried, picks, final), alone)
         gathered = {"gathered": float(members.n * d * rows.itemsize), "gather": 1.0}
         gathered["reread"] = rows.read * n * d * rows.itemsize
-        yield Part(t, True, "gather", together(gathered, times=m))
+        yield Part(t, True, "gather", together(gathered, times=m), alone)
         for part in _k_means(t, True, members, level, course):
             yield replace(part, units=together(part.units, times=m))
     if level.n_splits > 1:

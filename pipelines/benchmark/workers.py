@@ -2,7 +2,8 @@
 
     python -m pipelines.benchmark.workers --data embeddings.npy --n 40000 --levels 2000,400,100 --resamples 10
 
-Places take turns, so that what else the machine does is shared out among them. Starting workers does not count.
+Places take turns, so that what else the machine does is shared out among them. Each run has processes of its own, which
+load our kernels when they need them; starting workers does not count.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from hkm_dask.compute.cluster import connect
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from pipelines.benchmark.inputs import load_rows, make_rows, pick_rows
-from pipelines.benchmark.measure import clock
+from pipelines.benchmark.measure import clock, run_apart
 from pipelines.benchmark.whole import compare_trees, seconds_by_phase, whole_config
 
 
@@ -89,7 +90,7 @@ def main(words: Sequence[str] | None = None) -> None:
         for turn in range(given.repeats + 1):
             for i, (name, place) in enumerate(places(given.threads).items()):
                 tree = Path(folder, f"tree-{turn}-{i}.zarr")
-                outcome = run_once(pool, tree, config, place)
+                outcome = run_apart(run_once, pool, tree, config, place)
                 if turn:
                     taken[name].append(outcome)
                 else:

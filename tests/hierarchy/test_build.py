@@ -17,7 +17,7 @@ from hkm_dask.data import store
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import build
+from hkm_dask.hierarchy import step as step_module
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.sampling import sample
 from hkm_dask.hierarchy.tree import open_hierarchy
@@ -69,14 +69,14 @@ class Step(NamedTuple):
 def steps(monkeypatch: pytest.MonkeyPatch) -> list[Step]:
     """Record what every k-means of a build is given and gives back."""
     recorded: list[Step] = []
-    real = build.fit
+    real = step_module.fit
 
     def fit(rows: Rows, settings: Settings, **options: Any) -> Fit:
         outcome = real(rows, settings, **options)
         recorded.append(Step(rows.read(0, rows.n_rows).astype("f4"), settings, outcome.centroids))
         return outcome
 
-    monkeypatch.setattr(build, "fit", fit)
+    monkeypatch.setattr(step_module, "fit", fit)
     return recorded
 
 

@@ -1,0 +1,144 @@
+"""One k-means of a level: over all its rows, or over members of the clusters of the last (arXiv:2405.15613 §3.3)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+from hkm_dask.compute.block_cache import forget
+from hkm_dask.compute.memory import StageBytes, fit_stage, resample_stage
+from hkm_dask.compute.placement import discard, gather
+from hkm_dask.compute.range_memory import lloyd_by_ranges
+from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.shared_arrays import SharedPieces
+from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.assign import Centroids, LevelRows, assign, loaded, shared_centroids
+from hkm_dask.hierarchy.resample import enough_members
+from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
+from hkm_dask.kmeans.fit_by_ranges import FitByRanges, fit_by_ranges
+
+
+@dataclass(frozen=True)
+class StepHooks(Hooks):
+    """What a step tells while it runs, besides what its k-means does.
+
+    Attributes
+    ----------
+    assigned : callable, optional
+        Called when all rows have a cluster of the step before.
+    started : callable, optional
+        Gets the number of rows of the k-means that begins.
+    """
+
+    assigned: Callable[[], None] | None = None
+    started: Callable[[int], None] | None = None
+
+
+@dataclass(frozen=True)
+class Step:
+    """A k-means of a level: its settings, into how many ranges its clusters are shared out, and where it had come to.
+
+    This one is over all rows of the level.
+    """
+
+    level: LevelRows
+    settings: Settings
+    n_ranges: int = 1
+    progress: Progress | None = None
+
+    def run(self, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
+        """Do it."""
+        return self._cluster(self.level.rows, runner, hooks)
+
+    def _cluster(self, rows: Rows, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
+        hooks.hear("started", rows.n_rows)
+        how: dict[str, Any] = {
+            "geometry": self.level.geometry,
+            "runner": runner,
+            "hooks": hooks,
+            "progress": self.progress,
+        }
+        if self.n_ranges == 1:
+            return fit(rows, self.settings, **how)
+        return fit_by_ranges(rows, self.settings, self.n_ranges, **how)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResamplingStep(Step):
+    """A k-means over members of the clusters of the last step.
+
+    Attributes
+    ----------
+    centroids, before : ndarray of float32, shape (n_clusters, n_features), or SharedPieces
+        Of the last step, and of the one before it, if there was one.
+    r : int
+        Members of each cluster, at most.
+    random_key : int, optional
+        Of the random numbers they are chosen by; without it they are the closest.
+    passes : str
+        Name under which parts of the rows remember their labels from step to step.
+    """
+
+    centroids: Centroids
+    before: Centroids | None
+    r: int
+    random_key: int | None
+    passes: str
+
+    def run(self, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
+        """Give all rows a cluster of the last step, choose members of each, and cluster those."""
+        rows, k, init = self.level.rows, self.settings.n_clusters, self.settings.init
+        if self.n_ranges == 1 and resamples_in_one_task(runner, rows.shape, k, self.r, init, rows.row_bytes):
+            return self._run_alone(runner, hooks)
+        shape = min(rows.n_rows, k * self.r), k, rows.n_features
+        stage = fit_stage(*shape, init) if self.n_ranges == 1 else lloyd_by_ranges(*shape, self.n_ranges)
+        numbers = self._choose(runner, hooks)
+        members = gather(rows, numbers, runner, stage)
+        numbers.delete()
+        try:
+            return self._cluster(members, runner, hooks)
+        finally:
+            forget(members.key)
+            discard(members)
+
+    def _choose(self, runner: Runner, hooks: StepHooks) -> SharedPieces:
+        """Row numbers of up to r members of each cluster, or more where so few would not make all clusters."""
+        pick = partial(assign, self.level, self.centroids, run=self.passes, runner=runner, random_key=self.random_key)
+        assigned = pick(r=self.r, before=self.before)
+        hooks.hear("assigned")
+        enough = enough_members(assigned.counts, self.r, self.settings.n_clusters)
+        if enough > self.r:
+            assert assigned.chosen is not None
+            assigned.chosen.delete()
+            assigned = pick(r=enough, before=self.centroids)
+        assert assigned.chosen is not None
+        return assigned.chosen
+
+    def _run_alone(self, runner: Runner, hooks: StepHooks) -> Fit:
+        """Do it in one task, where passes over the rows are too little for a round of tasks each."""
+        with shared_centroids(self.centroids, self.before, runner=runner) as (centroids, before):
+            step = replace(self, centroids=centroids, before=before)
+            task = partial(_run_in_task, step, runner.n_threads_alone)
+            done: Fit = runner.call(task, runner.memory_budget, stage="cluster", hear=hooks.hear)
+            return done
+
+
+def resamples_in_one_task(
+    runner: Runner, shape: tuple[int, int], n_clusters: int, r: int, init: str, row_bytes: int
+) -> bool:  # fmt: skip
+    """Tell whether one task makes a resampling step over rows of a shape: whether all its passes are little."""
+    n_rows, n_features = shape
+    n_members = min(n_rows, n_clusters * r)
+    stages = (
+        fit_stage(n_members, n_clusters, n_features, init), resample_stage(n_rows, n_clusters, n_features, n_members)
+    )  # fmt: skip
+    most = max(stages, key=StageBytes.total)
+    return runner.fits_one_task(2.0 * n_rows * n_clusters * n_features, (n_rows + n_members) * row_bytes, most)
+
+
+def _run_in_task(step: Any, n_threads: int, memory_budget: int, tell: Callable[..., None]) -> Fit | FitByRanges:
+    hooks = StepHooks(**{name: partial(tell, name) for name in ("seeding", "iteration", "assigned", "started")})
+    with runner_in_task(memory_budget, n_threads) as runner:
+        return replace(step, centroids=loaded(step.centroids), before=loaded(step.before)).run(runner, hooks)
