@@ -20,9 +20,10 @@ from hkm_dask.data.files import KILLED
 from hkm_dask.data.objects import Location, ObjectPath, zarr_store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import regroup
+from hkm_dask.hierarchy import level_plans, regroup
 from hkm_dask.hierarchy import split as split_module
 from hkm_dask.hierarchy.checkpoint import Checkpoints
+from hkm_dask.kmeans.lloyd import LloydStep
 from tests.forked import run_forked
 from tests.object_store import ObjectStore
 
@@ -163,6 +164,39 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
         with subscribe(events.append):
             hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
     assert any("clusters were split before" in event.fields.get("what", "") for event in events)
+    assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
+    assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
+
+
+def test_clusters_are_shared_out_through_the_store_and_an_interrupted_run_goes_on(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    levels = [Level(n_clusters=30, init="random", n_resamples=1, max_iter=3), Level(n_clusters=3)]
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", Config(levels=levels))
+    monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(level_plans, "n_ranges_for", lambda stages_of, k, **_: 4 if k > 20 else 1)
+    steps, events, note = list[int](), list[Event](), Checkpoints.iteration
+
+    def interrupted(self: Checkpoints, level: int, step: int, moved: LloydStep) -> None:
+        self.every = 0.0
+        note(self, level, step, moved)
+        steps.append(step)
+        if steps == [0, 0, 0, 1]:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "iteration", interrupted)
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        Client(cluster) as client,
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            hkm.build_hierarchy(pool, bucket / "tree.zarr", Config(levels=levels), client=client)
+        left = {place.name for place in (bucket / "tree.zarr.work" / "ranges").iterdir()}
+        assert left == {f"level_1-step_{name}-{i}.npy" for name in ("0-3", "1-iteration-1") for i in range(4)}
+        with subscribe(events.append):
+            hkm.build_hierarchy(pool, bucket / "tree.zarr", Config(levels=levels), client=client)
+    assert any("continues after step 0 of 1" in event.fields.get("what", "") for event in events)
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
     assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
 
