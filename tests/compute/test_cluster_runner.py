@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from dask.utils import key_split
-from distributed import Client, LocalCluster, wait
+from distributed import Client, LocalCluster, get_task_stream, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
@@ -29,10 +29,11 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
-from hkm_dask.data.rows import ArrayRows, NpyRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import build_hierarchy
+from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans import fit as fit_module
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
@@ -484,6 +485,19 @@ def test_an_iteration_sends_one_result_of_each_worker(
     sums = (n_workers - 1) * 8 * k * (d + 1)
     print(np.diff(iterations) / sums)
     assert (np.diff(iterations) <= 1.1 * sums).all()
+
+
+def test_a_pass_is_a_task_a_thread_however_many_blocks_there_are(
+    workers: ClusterRunner, tmp_path: Path, eager: None
+) -> None:
+    pool = ingest(blobs(2000, 6), tmp_path / "pool.zarr", chunk_mb=10 * 6 * 4 / 2**20)
+    rows, n_iterations = ZarrRows(pool.path, "embeddings"), 3
+    assert len(rows.bounds(1)) == 201
+    geometry = make_geometry(rows, workers, n_clusters=20)
+    with get_task_stream(client=workers.client) as stream:
+        iterate(rows, rows.read(0, 20), geometry=geometry, runner=workers, max_iter=n_iterations, tol=0.0)
+    of_passes = [task["key"] for task in stream.data if "hkm-lloyd" in str(task["key"])]
+    assert len(of_passes) == workers.n_threads * n_iterations
 
 
 def test_what_one_worker_does_for_all_uses_all_its_threads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
