@@ -218,7 +218,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
             yield start, rows.read(start, stop)
         return
     # What passes remember about the rows saves more than the rows themselves: it keeps its room.
-    budget = part.budget - REMEMBERED_BYTES * rows.n_rows
+    budget = part.budget_beside(REMEMBERED_BYTES)
     missing = iter([pair for pair in pairs if host_cache.get(rows.key, pair) is None])
     buffers, reads = _Buffers(rows), dict[tuple[int, int], Future[np.ndarray]]()
     with ThreadPoolExecutor(1, thread_name_prefix="hkm-read") as reader:

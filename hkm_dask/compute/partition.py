@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -26,11 +26,14 @@ class Part:
         Block boundaries, the first and the last included.
     budget : int
         Bytes the process may keep of rows and of what it remembers about them.
+    n_own : int, optional
+        Rows of all parts of that process; all there are by default.
     """
 
     rows: Rows
     bounds: tuple[int, ...]
     budget: int
+    n_own: int | None = None
 
     @property
     def start(self) -> int:
@@ -42,17 +45,22 @@ class Part:
         """One past the last row."""
         return self.bounds[-1]
 
+    def budget_beside(self, n_bytes: int, budget: int | None = None) -> int:
+        """What is left of a budget, its own by default, beside so many bytes remembered of every row of the process."""
+        n_own = self.rows.n_rows if self.n_own is None else self.n_own
+        return (self.budget if budget is None else budget) - n_bytes * n_own
+
 
 def split_parts(
     rows: Rows, n_parts: int, *, block_bytes: int, budget: int, cuts: np.ndarray | None = None,
-    ends: np.ndarray | None = None,
+    ends: np.ndarray | None = None, n_own: int | None = None,
 ) -> list[Part]:  # fmt: skip
     """Cut rows into at most `n_parts` parts of about the same size, each row in one of them.
 
-    A block has at most `block_bytes`, and one storage chunk at least; `budget` is that of `Part`. Parts begin and end
-    at `cuts` (int64), for those who write by chunks, or anywhere between blocks; but for where parts meet, the blocks
-    are the same, so that what a pass left in memory serves the next one. Parts of other sizes end about where `ends`
-    says, in shares of the rows.
+    A block has at most `block_bytes`, and one storage chunk at least; `budget` and `n_own` are those of `Part`. Parts
+    begin and end at `cuts` (int64), for those who write by chunks, or anywhere between blocks; but for where parts
+    meet, the blocks are the same, so that what a pass left in memory serves the next one. Parts of other sizes end
+    about where `ends` says, in shares of the rows.
 
     Examples
     --------
@@ -71,7 +79,7 @@ def split_parts(
     allowed = bounds if cuts is None else cuts
     chosen = np.unique(allowed[_nearest(allowed, targets)])
     return [
-        Part(rows, (int(low), *bounds[(bounds > low) & (bounds < high)].tolist(), int(high)), budget)
+        Part(rows, (int(low), *bounds[(bounds > low) & (bounds < high)].tolist(), int(high)), budget, n_own)
         for low, high in itertools.pairwise(chosen)
     ]
 
@@ -97,7 +105,7 @@ def _cut(part: Part, cuts: np.ndarray, n_pieces: float) -> Iterator[Part]:
     own = cuts[(cuts >= part.start) & (cuts <= part.stop)]
     step = max(1, round((len(own) - 1) / max(1.0, n_pieces)))
     for low, high in itertools.pairwise(np.append(own[:-1:step], own[-1]).tolist()):
-        yield Part(part.rows, (low, *(bound for bound in part.bounds if low < bound < high), high), part.budget)
+        yield replace(part, bounds=(low, *(bound for bound in part.bounds if low < bound < high), high))
 
 
 def _nearest(allowed: np.ndarray, targets: np.ndarray) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hkm_dask.compute.block_cache import REMEMBERED_BYTES
 from hkm_dask.compute.cluster_runner import fits_one_task
 from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
 from hkm_dask.compute.runner import Runner
@@ -68,7 +69,8 @@ class PlannedRunner(Runner):
     def resident_shares(self, rows: Rows, stage: StageBytes) -> tuple[float, float]:
         """Shares of the rows that stay where they are computed with, and that are not read again, during a stage."""
         own, planned = self.n_own(rows), self.plan(rows, stage)
-        on_host = 0.0 if planned is None else planned.resident_bytes / (own * rows.row_bytes)
+        kept = 0 if planned is None else max(0, planned.resident_bytes - REMEMBERED_BYTES * own)
+        on_host = kept / (own * rows.row_bytes)
         if self.device_budget is None:
             return (min(1.0, on_host),) * 2
         on_device = RESIDENT_SHARE * self.device_budget / (own * device_row_bytes(rows))

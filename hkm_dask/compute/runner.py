@@ -317,7 +317,7 @@ class Runner:
         n_parts = self.n_parts(2.0 * rows.n_rows * n_clusters * rows.n_features, plan.n_tasks)
         return split_parts(
             rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts,
-            ends=self._part_ends(n_parts),
+            ends=self._part_ends(n_parts), n_own=self.n_own(rows),
         )  # fmt: skip
 
     @property

@@ -210,7 +210,7 @@ def iter_device_blocks(part: Part) -> Iterator[tuple[int, Any]]:
     rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
     dtype = device_dtype(rows.dtype)
     # What passes remember about the rows saves more than the rows themselves: that room is kept free.
-    budget = resident_budget() - DEVICE_REMEMBERED_BYTES * rows.n_rows
+    budget = part.budget_beside(DEVICE_REMEMBERED_BYTES, resident_budget())
     resident = [pair for pair in pairs if device_cache.get(rows.key, pair) is not None or can_gather(rows, *pair)]
     missing = sorted(set(pairs).difference(resident))
     n_bytes = np.array([stop - start for start, stop in missing], np.int64) * (dtype.itemsize * rows.n_features)

@@ -180,6 +180,15 @@ def test_blocks_that_fit_stay_and_the_others_are_streamed() -> None:
     host_cache.drop(rows.key)
 
 
+def test_room_is_kept_for_what_is_remembered_of_the_rows_of_this_process_alone() -> None:
+    rows = watched(40, 4)
+    part = Part(rows, (20, 30, 40), 350 + REMEMBERED_BYTES * 20, n_own=20)  # others have the first half
+    for _ in range(5):
+        list(iter_blocks(part))
+    assert rows.reads == {(20, 30): 1, (30, 40): 1}
+    host_cache.drop(rows.key)
+
+
 def test_the_next_block_is_read_while_this_one_is_worked_on() -> None:
     rows = watched()
     for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)):
