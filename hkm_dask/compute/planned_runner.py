@@ -69,8 +69,12 @@ class PlannedRunner(Runner):
     def resident_shares(self, rows: Rows, stage: StageBytes) -> tuple[float, float]:
         """Shares of the rows that stay where they are computed with, and that are not read again, during a stage."""
         own, planned = self.n_own(rows), self.plan(rows, stage)
-        kept = 0 if planned is None else max(0, planned.resident_bytes - REMEMBERED_BYTES * own)
-        on_host = kept / (own * rows.row_bytes)
+        of_rows, kept = own * rows.row_bytes, 0
+        if planned is not None:
+            kept = min(of_rows, max(0, planned.resident_bytes - REMEMBERED_BYTES * own))
+        if planned is not None and kept < of_rows:
+            kept -= kept % planned.block_bytes  # blocks stay as a whole
+        on_host = kept / of_rows
         if self.device_budget is None:
             return (min(1.0, on_host),) * 2
         on_device = RESIDENT_SHARE * self.device_budget / (own * device_row_bytes(rows))
