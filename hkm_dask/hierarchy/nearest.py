@@ -79,13 +79,14 @@ def nearest_clusters(
     """
     if not is_whole(k) or k < 1:
         raise InputError(f"k={k!r} should be a whole number from 1 on; ask for at least one")
-    n_threads, blocks = n_processors(), arrays.blocks(level, "centroids")
+    blocks = arrays.blocks(level, "centroids")
+    n_threads, todo = min(n_processors(), len(blocks)), iter(blocks)
     shape = (len(vectors), min(int(k), arrays.n_clusters(level)))
 
-    def search(own: list[tuple[int, int]]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    def search(_: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
         buffer = arrays.buffer(level, "centroids")
-        for bounds in own:
+        for bounds in todo:  # each thread the next
             block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, buffer), np.float32)
             for low in range(0, len(block), _CENTROIDS_AT_ONCE):
                 some = block[low : low + _CENTROIDS_AT_ONCE]
@@ -93,7 +94,7 @@ def nearest_clusters(
         return distances, clusters
 
     with ThreadPoolExecutor(n_threads) as pool:
-        found = list(pool.map(search, [blocks[i::n_threads] for i in range(min(n_threads, len(blocks)))]))
+        found = list(pool.map(search, range(n_threads)))
     distances, clusters = (np.concatenate(parts, axis=1) for parts in zip(*found, strict=True))
     order = np.lexsort((clusters, distances))[:, : shape[1]]
     distances, clusters = (np.take_along_axis(values, order, axis=1) for values in (distances, clusters))

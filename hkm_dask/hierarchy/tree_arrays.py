@@ -13,9 +13,10 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
+from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.objects import location
+from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.members import starts
 
@@ -23,6 +24,9 @@ from hkm_dask.hierarchy.members import starts
 KEPT_BYTES = 512 << 20
 #: Chunks that are read at once where values of many are asked for.
 _CHUNKS_AT_ONCE = 8
+#: Chunks on a disk that one question keeps, at most; of more, each is read into the memory of another before it.
+#: To read them again from the system's cache takes half the time that fresh memory for all of them does.
+_KEPT_AT_ONCE = 4
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
 
@@ -137,8 +141,14 @@ class TreeArrays:
         """The array, where its chunks are to be read one by one."""
         return None if (level, name) in self._read else self.stored(level, name)
 
-    def _chunk(self, stored: StoredArray, level: int, name: str, index: int) -> NDArray[Any]:
+    def _chunk(
+        self, stored: StoredArray, level: int, name: str, index: int, buffer: NDArray[Any] | None = None
+    ) -> NDArray[Any]:
+        """A chunk that was kept, or else is read: into a `buffer`, or to be kept."""
         chunk = self._kept.get((level, name, index))
+        if chunk is None and buffer is not None:
+            low, high = stored.spec.chunk_range(index)
+            return stored.read(low, high, buffer[: high - low])
         if chunk is None:
             chunk = stored.read_chunk(index)
             self._kept.put((level, name, index), chunk)
@@ -166,19 +176,23 @@ class TreeArrays:
             unique, places = np.unique(rows, return_inverse=True)
         values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
         chunks = unique // stored.spec.chunk_rows
-        bounds = np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()
+        spans = list(itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()))
+        reads_anew = len(spans) > _KEPT_AT_ONCE and not isinstance(stored.place, ObjectPath)
+        todo = iter(spans)
 
-        def take_of_chunk(span: tuple[int, int]) -> None:
-            some, index = slice(*span), int(chunks[span[0]])
-            offsets = unique[some] - stored.spec.chunk_range(index)[0]
-            values[some] = self._chunk(stored, level, name, index)[offsets]
+        def take_of_chunks(_: int = 0) -> None:
+            buffer = self.buffer(level, name) if reads_anew else None
+            for first, last in todo:
+                index = int(chunks[first])
+                offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
+                values[first:last] = self._chunk(stored, level, name, index, buffer)[offsets]
 
-        if len(bounds) < 3:
-            for span in itertools.pairwise(bounds):
-                take_of_chunk(span)
+        n_threads = min(len(spans), _CHUNKS_AT_ONCE, n_processors() if reads_anew else _CHUNKS_AT_ONCE)
+        if n_threads < 2:
+            take_of_chunks()
         else:
-            with ThreadPoolExecutor(_CHUNKS_AT_ONCE, "hkm-read") as threads:
-                list(threads.map(take_of_chunk, itertools.pairwise(bounds)))
+            with ThreadPoolExecutor(n_threads, "hkm-read") as threads:
+                list(threads.map(take_of_chunks, range(n_threads)))
         return values if places is None else values[places.reshape(np.shape(rows))]
 
     def sums(self, counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -211,12 +225,11 @@ class TreeArrays:
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
-        if buffer is not None:
-            kept = self._kept.get((level, name, index))
-            return stored.read(*bounds, buffer[: bounds[1] - bounds[0]]) if kept is None else kept
         # Of a scan of more than fits, the chunks used last are never the next.
         fits = stored.shape[0] * stored.spec.row_bytes <= self._kept.most_bytes // 2
-        return self._chunk(stored, level, name, index) if fits else stored.read_chunk(index)
+        if fits or buffer is not None:
+            return self._chunk(stored, level, name, index, buffer)
+        return stored.read_chunk(index)
 
     # -- the hierarchy -------------------------------------------------------------------------------------------------
 

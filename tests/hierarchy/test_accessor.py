@@ -137,6 +137,23 @@ def test_a_search_keeps_no_centroids_and_finds_what_was_altered(tree: xr.DataTre
         nearest_clusters(arrays, 1, first, 3)
 
 
+def test_few_chunks_are_kept_and_of_many_none(tree: xr.DataTree, tmp_path: Path) -> None:
+    shutil.copytree(tree.encoding["source"], tmp_path / "tree.zarr")
+    arrays = TreeArrays(hkm.open_hierarchy(tmp_path / "tree.zarr"))
+    members, rng = tree["level_1/members_1"].values, np.random.default_rng(5)
+    few, many = rng.permutation(28)[:20], rng.integers(0, len(members), (2, 300))
+    np.testing.assert_array_equal(arrays.take(1, "members", many), members[many])
+    assert arrays._kept._n_bytes == 0
+    np.testing.assert_array_equal(arrays.take(1, "members", few), members[few])
+    assert arrays._kept._n_bytes == 4 * 7 * 8
+    np.testing.assert_array_equal(arrays.take(1, "members", many), members[many])
+    assert arrays._kept._n_bytes == 4 * 7 * 8
+    chunk = tmp_path / "tree.zarr/level_1/members_1/c/9"
+    chunk.write_bytes(bytes(len(chunk.read_bytes())))
+    with pytest.raises(StoreError, match=r"members_1: chunk 9 .* rows 63:70"):
+        arrays.take(1, "members", many)
+
+
 def test_ties_go_to_the_lowest_number_and_unused_clusters_are_not_near(make_tree: Callable[..., xr.DataTree]) -> None:
     tree = make_tree([[0, 1, 2, 4], [0, 0, 0, -1, 0]], 1)
     centroids = np.float32([[1, 1], [0, 0], [1, 1], [np.nan, np.nan], [2, 2]])
