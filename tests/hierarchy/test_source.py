@@ -1,6 +1,8 @@
+import hashlib
 import tracemalloc
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pytest
 import zarr
@@ -47,6 +49,23 @@ def test_an_array_is_known_by_its_content_wherever_it_lies(tmp_path: Path) -> No
     assert {(source.path, source.subset, source.mean, source.max_abs) for source in sources} == {("", "", None, None)}
     others = [ROWS[:-1], ROWS.astype("f8"), ROWS.reshape(600, 2), ROWS[::-1], np.nextafter(ROWS, 9, dtype="f4")]
     assert len({open_source(one, config()).fingerprint for one in [ROWS, *others]}) == 6
+
+
+@pytest.mark.parametrize("dtype", ["f2", "f4"])
+@pytest.mark.parametrize("chunk_rows", [1, 16, 37, 300])
+def test_checksums_are_of_as_many_rows_however_they_lie_in_chunks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, dtype: str, chunk_rows: int
+) -> None:
+    rows = ROWS.astype(dtype)
+    monkeypatch.setattr(source_module, "_CHECKED_BYTES", 16 * rows[0].nbytes)
+    zarr.create_array(str(tmp_path / "a.zarr"), data=rows, chunks=(chunk_rows, 4))
+    digest = hashlib.sha256(f"300,4,{rows.dtype.name}:".encode())
+    for low in range(0, 300, 16):
+        digest.update(google_crc32c.value(rows[low : low + 16].tobytes()).to_bytes(4, "little"))
+    assert open_source(tmp_path / "a.zarr", config()).fingerprint == digest.hexdigest()
+    rows[[15, 16, 299], [0, 3, 2]] = np.inf, np.nan, -np.inf
+    with pytest.raises(InputError, match=r"n_nonfinite_rows=3 .* in rows 15, 16, 299; "):
+        open_source(rows, config())
 
 
 def test_cosine_means_rows_of_length_one(tmp_path: Path) -> None:

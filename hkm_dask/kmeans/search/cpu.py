@@ -332,8 +332,9 @@ class CpuSearch(TileSearch):
 
     @property
     def _keeps_operands(self) -> bool:
-        rows = self.part.rows
-        return rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features)) < self.part.budget
+        rows, passes_once = self.part.rows, self.phase == "label"
+        n_bytes = rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features))
+        return not passes_once and n_bytes < self.part.budget
 
 
 def choose_head(
