@@ -172,7 +172,7 @@ def answer(url: str, process: subprocess.Popen[bytes], asked: dict[str, str] | N
         assert process.poll() is None, "it ended"
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                return response.read()  # type: ignore[no-any-return]
+                return response.read()
         except (ConnectionError, urllib.error.URLError) as error:
             if not isinstance(getattr(error, "reason", error), ConnectionError):
                 raise
