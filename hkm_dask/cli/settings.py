@@ -102,5 +102,5 @@ def _advised(n_rows: int, note: Callable[[str], None], **given: Any) -> Config:
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
     note(f"For {n_rows:,} rows, as advised: {options}")
     note(Config.reason_of_advice(n_rows))
-    note("Other numbers, as options or in a --config FILE, change it; `hkm info` shows all settings.")
+    note("Options or a --config FILE change it; `hkm info` shows all settings.")
     return config

@@ -280,12 +280,12 @@ class Config(_Model):
         """Say in a sentence why `advised` chooses what it does for so many samples.
 
         >>> Config.reason_of_advice(60_000)
-        'Why: 5, 10 and 30 rows to a cluster of levels 1, 2 and 3 balanced labeled nouns best.'
+        'Why: 5, 10 and 30 rows to a cluster, level by level, balanced labeled nouns best'
         """
         if n_samples <= _ADVISED_UP_TO:
             *first, last = map(str, _ADVISED_PER_CLUSTER)
             per_cluster = f"{', '.join(first)} and {last}"
-            return f"Why: {per_cluster} rows to a cluster of levels 1, 2 and 3 balanced labeled nouns best."
+            return f"Why: {per_cluster} rows to a cluster, level by level, balanced labeled nouns best"
         small, paper = _ADVISED_PER_CLUSTER[0], _PAPER_PER_CLUSTER[0]
         return (
             f"Why: {small} rows to a cluster balance best but cost too much beyond {_ADVISED_UP_TO:,} rows; these are "

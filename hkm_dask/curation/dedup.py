@@ -80,9 +80,9 @@ class Deduplication:
             return f"all {self.n_rows:,} rows kept: no two have a cosine of {self.threshold:g} or more"
         share = facts["n_removed"] / self.n_rows
         return (
-            f"{facts['n_kept']:,} of {self.n_rows:,} rows kept, {facts['n_removed']:,} ({share:.1%}) removed: they are "
-            f"in {facts['n_groups']:,} groups of near-duplicates (cosine {self.threshold:g}), the largest of "
-            f"{facts['largest_group']:,}"
+            f"{facts['n_kept']:,} of {self.n_rows:,} rows kept, {facts['n_removed']:,} ({share:.1%}) removed\n"
+            f"  {facts['n_groups']:,} groups of near-duplicates (cosine {self.threshold:g}), the largest of "
+            f"{facts['largest_group']:,} rows"
         )
 
     def table(self) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
@@ -13,6 +14,8 @@ from hkm_dask.errors import printable
 
 _BARS = "▁▂▃▄▅▆▇█"
 _N_BINS = 16
+#: Columns of a terminal that lines are made for.
+_WIDTH = 79
 # No colors but the notebook's own, so that it reads in a light one and in a dark one.
 _LINE = "1px solid rgba(128,128,128,.35)"
 
@@ -132,6 +135,16 @@ def pairs(rows: Sequence[tuple[str, object]]) -> list[str]:
     """
     width = max((len(name) for name, _ in rows), default=0)
     return [f"  {name:<{width}}  {value}" for name, value in rows]
+
+
+def wrapped(head: str, text: str) -> list[str]:
+    """Lines of a text beside a head, as narrow as terminals are where nobody has widened them.
+
+    >>> print(*wrapped("  level 1  ", "labels, distances, members, sizes and inertia agree; " * 2), sep="\\n")
+      level 1  labels, distances, members, sizes and inertia agree; labels,
+               distances, members, sizes and inertia agree;
+    """
+    return textwrap.wrap(text, _WIDTH, initial_indent=head, subsequent_indent=" " * len(head), break_long_words=False)
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:

@@ -17,6 +17,7 @@ from hkm_dask.data import layout
 from hkm_dask.data.chunks import CHECKSUMS_FILE, StoredArray, listed_checksums, open_array
 from hkm_dask.data.files import METADATA_FILE, PARTIAL_SUFFIX, read_json
 from hkm_dask.data.objects import Location, ObjectPath, each
+from hkm_dask.data.summary import wrapped
 from hkm_dask.errors import StoreError, printable
 from hkm_dask.untrusted import read_regular
 
@@ -127,7 +128,7 @@ class Verification:
             head += f"{n:,} problem" + "s" * (n > 1)
         width = max(map(len, [*self.checks, "took"]))
         pairs = [*self.checks.items(), ("took", f"{self.seconds:.1f} s")]
-        lines = [f"  {name:<{width}}  {text}" for name, text in pairs]
+        lines = [line for name, text in pairs for line in wrapped(f"  {name:<{width}}  ", text)]
         if self.problems:
             lines += ["", "wrong"] + [f"  {problem.where or 'store'}: {problem.what}" for problem in self.problems]
             lines += ["", "to mend it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]

@@ -7,7 +7,6 @@ import itertools
 import json
 import math
 import os
-import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 from typing import Any
@@ -17,14 +16,12 @@ import numpy as np
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import open_pool
-from hkm_dask.data.summary import aligned, pairs, size_text
+from hkm_dask.data.summary import aligned, pairs, size_text, wrapped
 from hkm_dask.errors import StoreError, printable
 from hkm_dask.hierarchy.level_arrays import read_whole
 from hkm_dask.untrusted import parse_json, reading
 
 _WIP = layout.wip_path("tree.zarr").suffix
-#: Columns of a terminal that lines are made for.
-_WIDTH = 79
 _TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
 
 Facts = dict[str, Any]
@@ -186,7 +183,7 @@ def _pool_lines(facts: Facts) -> list[str]:
             ("chunks", f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"),
             ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
             *([("columns", ", ".join(facts["columns"]))] if facts.get("columns") else []),
-            ("largest value", f"{facts['max_abs']:.6g}"),
+            ("max abs", f"{facts['max_abs']:.6g}"),
             ("zero rows", f"{facts['n_zero_rows']:,}"),
             ("dropped rows", f"{facts.get('n_dropped_rows', 0):,}"),
             ("normalized", "yes" if facts.get("normalized") else "no"),
@@ -303,7 +300,7 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
 
 
 def _wrapped(head: str, items: Sequence[str]) -> list[str]:
-    return textwrap.wrap(", ".join(items), _WIDTH, initial_indent=head, subsequent_indent=" " * len(head))
+    return wrapped(head, ", ".join(items))
 
 
 def _span(seconds: float) -> str:

@@ -28,7 +28,9 @@ def test_sound_stores_are_told_so(hkm: HKM, pool: Path, tree: Path) -> None:
     assert (code, out.splitlines()[0], err) == (0, f"{pool}: a sound pool", "")
     code, out, err = hkm("verify", tree)
     assert (code, out.splitlines()[0], err) == (0, f"{tree}: a sound tree", "")
-    assert "200 of level 1, 20 of level 2 again in float64: distances and nearest centroids are right" in out
+    words = " ".join(out.split())
+    assert "200 of level 1, 20 of level 2 again in float64: distances and nearest centroids are right" in words
+    assert max(map(len, out.splitlines()[1:])) < 80
     assert "\x1b" not in out
 
 

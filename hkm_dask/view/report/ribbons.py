@@ -17,6 +17,8 @@ from hkm_dask.view.report.samples import Samples
 N_RIBBONS = 150
 #: Labels on either side, and the least height of a bar that has one, in pixels.
 _N_LABELS, _LABELED = 14, 3.0
+#: Pixels from one label to the next, at least.
+_GAP = 31.0
 _LEFT, _RIGHT, _BAR, _TOP, _HEIGHT = 330.0, 630.0, 14.0, 34.0, 600.0
 _N_SAMPLES, _PICTURE = 4, 30.0
 
@@ -56,10 +58,19 @@ def _largest(pool: NDArray[np.float64]) -> list[int]:
 
 
 def _gainers(pool: NDArray[np.float64], draw: NDArray[np.float64]) -> list[int]:
-    """Places of the clusters that are labeled beside the draw: those whose share grew most."""
-    by_gain = np.argsort(pool - draw, kind="stable")
-    wanted = by_gain[(draw > pool)[by_gain] & (draw * _HEIGHT >= _LABELED / 2)[by_gain]]
-    return sorted(wanted[:_N_LABELS].tolist())
+    """Places of the clusters that are labeled beside the draw: those whose share grew most, with room for a label each.
+
+    >>> _gainers(np.array([0.5, 0.1, 0.1, 0.1, 0.2]), np.array([0.1, 0.2, 0.02, 0.13, 0.5]))
+    [1, 3, 4]
+    >>> _gainers(np.zeros(200), np.full(200, 0.005))
+    [0, 11, 22, 33, 44, 55, 66, 77, 88, 99, 110, 121, 132, 143]
+    """
+    middle, places = _HEIGHT * (np.cumsum(draw) - draw / 2), list[int]()
+    seen = np.flatnonzero((draw > pool) & (draw * _HEIGHT >= _LABELED / 2))
+    for place in seen[np.argsort((pool - draw)[seen], kind="stable")].tolist():
+        if len(places) < _N_LABELS and (np.abs(middle[places] - middle[place]) >= _GAP).all():
+            places.append(place)
+    return sorted(places)
 
 
 def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Markup:
@@ -74,10 +85,11 @@ def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Marku
         text(_LEFT, 18, f"The pool, {things(facts.n_clustered, 'sample')}", "head", "end"),
         text(_RIGHT, 18, f"The draw, {things(facts.n_drawn, 'sample')}", "head"),
     ]
-    rest = [len(ribbons) - 1] if ribbons[-1].name is None else []
+    n_named = len(ribbons) - (ribbons[-1].name is None)
+    rest = list(range(n_named, len(ribbons)))
     labels = [
-        _labels(ribbons, _largest(pool[: len(pool) - len(rest)]), left, samples, at_right=False),
-        _labels(ribbons, _gainers(pool, draw)[: _N_LABELS - len(rest)] + rest, right, samples, at_right=True),
+        _labels(ribbons, _largest(pool[:n_named]), left, samples, at_right=False),
+        _labels(ribbons, _gainers(pool[:n_named], draw[:n_named]) + rest, right, samples, at_right=True),
     ]
     said = (
         "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; a table below has the numbers"
@@ -107,7 +119,7 @@ def _labels(
     ribbons: list[Ribbon], places: list[int], edges: NDArray[np.float64], samples: Samples, *, at_right: bool
 ) -> list[Markup]:
     """Names, shares and samples beside the bars, moved apart, with a line from each to its bar."""
-    gap = _PICTURE + 4 if samples.has_images else 31.0
+    gap = _PICTURE + 4 if samples.has_images else _GAP
     wanted = [float(edges[i] + edges[i + 1]) / 2 for i in places]
     at = spread(wanted, gap, _TOP + gap / 2, _TOP + _HEIGHT - gap / 2)
     return [_label(ribbons[i], y, to, samples, at_right) for i, y, to in zip(places, at, wanted, strict=True)]
