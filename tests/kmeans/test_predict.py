@@ -5,11 +5,12 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.predict import label_rows, nearest_labels
+from hkm_dask.kmeans.predict import geometry_of, label_rows, nearest_labels
 from hkm_dask.kmeans.search.geometry import make_geometry
 
 Cut = Callable[[int], Runner]
@@ -51,6 +52,19 @@ def test_labels_a_fit_remembers_do_not_change_the_answer(runner: Runner) -> None
     plain = label_rows(rows, done.centroids, geometry=geometry, runner=runner)
     np.testing.assert_array_equal(hinted.labels, plain.labels)
     assert hinted.inertia == plain.inertia
+
+
+def test_one_pass_keeps_no_rotated_rows(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory for them would take longer than all it could save."""
+    monkeypatch.setattr("hkm_dask.kmeans.predict._ROTATION_PAYS", 0.0)
+    monkeypatch.setattr("hkm_dask.kmeans.predict._ROTATION_PAYS_PER_CUBE", 0.0)
+    rows, centroids = ArrayRows(normal(3000, 32, 0)), normal(100, 32, 1)
+    with geometry_of(rows, centroids, runner=runner) as geometry:
+        assert geometry.basis is not None
+        labels = label_rows(rows, centroids, geometry=geometry, runner=runner).labels
+        kept = [key for key in host_cache._groups.get(rows.key, {}) if "operand" in key]
+    np.testing.assert_array_equal(labels, squared_distances(rows.read(0, 3000), centroids).argmin(1))
+    assert not kept
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
