@@ -169,7 +169,8 @@ def make_plan(
         inputs, budget = runner.input_bytes(rows), runner.memory_budget
         iteration = stages["Lloyd of level 1"]
         stays, resident = runner.resident_shares(rows, iteration)
-        planned, rotated = runner.plan(rows, iteration), rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features))
+        rotated = runner.n_own(rows) * (rows.row_bytes + operand_bytes(rows.n_features))
+        planned = runner.plan(rows, iteration)
         keeps_rotated = planned is not None and rotated < planned.resident_bytes
         peak = max(
             runner.peak(rows, stage) if name.endswith("of level 1") else runner.peak_above(stage)

@@ -333,8 +333,7 @@ class CpuSearch(TileSearch):
     @property
     def _keeps_operands(self) -> bool:
         rows, passes_once = self.part.rows, self.phase == "label"
-        n_bytes = rows.n_rows * (rows.row_bytes + operand_bytes(rows.n_features))
-        return not passes_once and n_bytes < self.part.budget
+        return not passes_once and self.part.budget_beside(rows.row_bytes + operand_bytes(rows.n_features)) > 0
 
 
 def choose_head(

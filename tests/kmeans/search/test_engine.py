@@ -106,6 +106,20 @@ def test_rotated_rows_are_not_taken_from_another_geometry(monkeypatch: pytest.Mo
     host_cache.drop(part.rows.key)
 
 
+@pytest.mark.parametrize(("n_own", "are_kept"), [(1500, True), (3000, False)])
+def test_rotated_rows_are_kept_where_those_of_this_process_fit(
+    n_own: int, are_kept: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: 16)
+    array, centroids = pairs_of_centroids(3000, 64, 128)
+    part = Part(
+        ArrayRows(array), (0, 1500), 1 << 20, n_own
+    )  # all rows and the rotated ones: 1.4 MB
+    find_all(part, turned(array, 0), SharedArray(array=centroids))
+    assert any(key[0] == "operand" for key in host_cache._groups.get(part.rows.key, {})) is are_kept
+    host_cache.drop(part.rows.key)
+
+
 @pytest.mark.parametrize("budget", [0, 400_000, BUDGET])
 @pytest.mark.parametrize("head", [0, 16, 32])
 def test_streamed_or_resident_in_any_form_the_bits_are_the_same(
