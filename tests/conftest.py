@@ -6,6 +6,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from _pytest.doctest import DoctestModule
 from hypothesis import settings
 
 import tests.disk  # it takes the place of os.fsync
@@ -67,6 +68,19 @@ def _no_gpu() -> str | None:
     except cupy.cuda.runtime.CUDARuntimeError:  # no driver
         n_devices = 0
     return None if n_devices else "needs a CUDA GPU"
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file() -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """Tests have no doctests, and to look for some in hundreds of files takes seconds of every process."""
+    return [file for file in (yield) if type(file) is not DoctestModule]
+
+
+@pytest.hookimpl(wrapper=True, optionalhook=True)
+def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
+    """One process more than processors: tests wait for processes that end, for servers, for clocks."""
+    told = "PYTEST_XDIST_AUTO_NUM_WORKERS" in os.environ
+    return (yield) + (not told)
 
 
 # What collecting makes stays, half a million objects: to look through them again and again takes a tenth of all time.

@@ -115,7 +115,7 @@ SHAPES = {
         60_000, 32, 400, "100", {**RANDOM_MEMBERS, "1.n_splits": 10}, (*MEMBERS, "--metric", "cosine")
     ),
 }
-IN_RANGES = Shape(12_000, 192, 420, "10000", {"1.max_iter": 2, "1.init": "random"}, MEMBERS)
+IN_RANGES = Shape(12_000, 192, 420, "10000", {**ONCE, "1.init": "random"}, MEMBERS)
 GREEDY = Shape(50_000, 32, 420, "20", {**ONCE, "1.init": "k-means++"})
 QUICK = ("many members", "many rows")
 SLOW_SHAPES = {

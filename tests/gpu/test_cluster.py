@@ -18,7 +18,7 @@ PRELOAD = Path(kernels.__file__).with_name("on_worker.py")
 
 def embeddings(n: int) -> np.ndarray:
     rng = np.random.default_rng(0)
-    return (rng.normal(size=(30, 24))[rng.integers(30, size=n)] + 0.3 * rng.normal(size=(n, 24))).astype(np.float16)
+    return (rng.normal(size=(30, 8))[rng.integers(30, size=n)] + 0.3 * rng.normal(size=(n, 8))).astype(np.float16)
 
 
 def arrays_of(tree: Any) -> list[np.ndarray]:
@@ -28,8 +28,8 @@ def arrays_of(tree: Any) -> list[np.ndarray]:
 
 def config() -> hkm.Config:
     levels = (
-        hkm.Level(n_clusters=12, n_splits=3, n_resamples=1, resample_size=5, max_iter=2),
-        hkm.Level(n_clusters=5, n_resamples=0, max_iter=2),
+        hkm.Level(n_clusters=8, n_splits=2, n_resamples=1, resample_size=5, max_iter=2),
+        hkm.Level(n_clusters=3, n_resamples=0, max_iter=1, init="random"),
     )
     return hkm.Config(levels=levels, seed=1)
 
@@ -48,7 +48,7 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
             n_workers=n_workers,
             threads_per_worker=1,
             preload=[str(PRELOAD)],
-            env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "12KiB"},  # less than the rows take
+            env={"HKM_DEVICE": "cuda", "HKM_DEVICE_MEMORY": "4KiB"},  # less than the rows take
             dashboard_address="127.0.0.1:0",
         ) as cluster,
         Client(cluster) as client,

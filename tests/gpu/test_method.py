@@ -121,7 +121,7 @@ def test_a_tree_and_its_sample_are_the_cpus(
 def test_every_precision_gives_the_same_tree(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Any, dtype: str
 ) -> None:
-    rows, forms = groups(120, 32), set()
+    rows, forms = groups(80, 16), set()
     plain = CudaIndex.__init__
 
     def noted(self: CudaIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused") -> None:

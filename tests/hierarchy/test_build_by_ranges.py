@@ -90,7 +90,7 @@ def test_a_seeding_that_needs_all_clusters_is_refused_with_one_that_does_not(tmp
 def test_workers_make_the_same_and_no_message_to_the_driver_has_all_centroids(
     tmp_path: Path, shared_out: Any, workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, k = np.random.default_rng(0).normal(size=(6000, 128)).astype("f4"), 1500
+    rows, k = np.random.default_rng(0).normal(size=(3000, 128)).astype("f4"), 1500
     pool: Pool = ingest(rows, tmp_path / "pool.zarr", chunk_mb=0.2)
     config = Config(levels=levels(k, n_resamples=1))
     write_hierarchy(pool, tmp_path / "whole.zarr", config)

@@ -57,6 +57,7 @@ for name in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow  # where they are not installed, as in CI, whoever collects the doctests imports all modules
 def test_modules_import_without_optional_packages() -> None:
     paths = [path.relative_to(ROOT).with_suffix("") for path in (ROOT / "pipelines").glob("*/*.py")]
     names = [".".join(path.parts) for path in paths]
