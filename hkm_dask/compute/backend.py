@@ -31,9 +31,14 @@ def array_module(array: Any) -> ModuleType:
     return np
 
 
+def off_device(array: Any) -> Any:
+    """Copy a CuPy array to host memory; anything else is returned as it is."""
+    return array if array_module(array) is np else array.get()
+
+
 def to_host(array: Any) -> np.ndarray:
     """Copy an array to host memory, unless it is there already."""
-    return array.get() if array_module(array) is not np else np.asarray(array)
+    return np.asarray(off_device(array))
 
 
 _thread = threading.local()

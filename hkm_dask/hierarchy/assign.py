@@ -26,11 +26,11 @@ from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
 from hkm_dask.hierarchy.external_sort import rows_at_once
-from hkm_dask.hierarchy.members import bounds_of_labels
 from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.ranges import nearest_by_ranges
 from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.smallest import bounds_of_labels
 from hkm_dask.kmeans.search.worker import engine_for, worker_engine
 
 #: Of shape (n_clusters, n_features), float32.

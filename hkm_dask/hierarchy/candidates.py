@@ -18,7 +18,6 @@ from hkm_dask.compute.memory import sort_stage
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
-from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import (
     Records,
     ScratchRun,
@@ -30,8 +29,9 @@ from hkm_dask.hierarchy.external_sort import (
     splitters_before,
     whole_clusters,
 )
-from hkm_dask.hierarchy.members import bounds_of_labels, starts
+from hkm_dask.hierarchy.members import starts
 from hkm_dask.hierarchy.resample import ResampleSet
+from hkm_dask.kmeans.search.smallest import bounds_of_labels, mark_smallest
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def choose_together(candidates: Candidates, r: int, store: SharedArrayStore, nam
     """Choose up to `r` candidates of each cluster, all of them held at once; gives their row numbers, rising."""
     records = Share(0, candidates.n_rows, candidates.runs).read()
     chosen = np.zeros(len(records.rows), np.bool_)
-    selection.mark_smallest(records.keys.view(np.float64), records.labels, starts(candidates.counts), r, chosen)
+    mark_smallest(records.keys.view(np.float64), records.labels, starts(candidates.counts), r, chosen)
     numbers = records.rows[chosen]
     return SharedPieces(store.series(name, [store.put(f"{name}-0", numbers)]), (0, len(numbers)))
 

@@ -17,9 +17,9 @@ from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
-from hkm_dask.hierarchy import selection
 from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
 from hkm_dask.hierarchy.members import starts, write_members
+from hkm_dask.kmeans.search.smallest import count_labels
 
 #: Bytes of centroids that one task copies, at most, unless a chunk has more.
 _COPIED_BYTES = 16 << 20
@@ -77,7 +77,7 @@ class _CountMembers:
         leaves = members if self.below is None else members.copy()
         for run in runs:
             records = run.read()
-            selection.count_labels(records.labels, members)
+            count_labels(records.labels, members)
             if self.below is not None and len(records.rows):
                 low, high = int(records.rows[0]), int(records.rows[-1]) + 1
                 of_rows = open_array(location(self.below) / "leaf_sizes").read(low, high)

@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.memory import sort_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.chunks import open_array
@@ -27,6 +26,7 @@ from hkm_dask.hierarchy.external_sort import (
     rows_at_once,
     shares_between,
 )
+from hkm_dask.kmeans.search.smallest import bounds_of_labels
 
 
 def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
@@ -38,24 +38,6 @@ def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
     bounds = np.zeros(len(sizes) + 1, np.int64)
     np.cumsum(sizes, out=bounds[1:])
     return bounds
-
-
-def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
-    """Where the members of each cluster begin and end once rows are grouped; rows labeled -1 are left out.
-
-    Labels (int32) may be on a device; the bounds are on the host.
-
-    Examples
-    --------
-    >>> bounds_of_labels(np.int32([1, 0, -1, 1]), 3).tolist()
-    [0, 1, 3, 3]
-    """
-    indptr, xp = np.zeros(n_clusters + 1, np.int64), array_module(labels)
-    if xp is np:
-        selection.count_labels(np.ascontiguousarray(labels), indptr[1:])
-    else:
-        indptr[1:] = to_host(xp.bincount(labels + 1, minlength=n_clusters + 1))[1:]
-    return np.cumsum(indptr, out=indptr)
 
 
 @dataclass(frozen=True)

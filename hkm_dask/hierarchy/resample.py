@@ -14,8 +14,7 @@ from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.memory import PICKED_ROWS
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.config import Level
-from hkm_dask.hierarchy import selection
-from hkm_dask.hierarchy.members import bounds_of_labels
+from hkm_dask.kmeans.search.smallest import are_smallest
 
 
 @dataclass(frozen=True)
@@ -53,7 +52,7 @@ class ResampleSet(Outcome):
 
         `keys` (float64, none negative) and `labels` (int32) may be on a device: only what is picked comes to the host.
         """
-        chosen = array_module(keys).flatnonzero(_smallest(n_clusters, r, keys, labels))
+        chosen = array_module(keys).flatnonzero(are_smallest(n_clusters, r, keys, labels))
         picked, of_labels, of_keys = map(to_host, (chosen, labels[chosen], keys[chosen]))
         return cls(n_clusters, r, of_keys, of_labels, picked + rows.start if isinstance(rows, range) else rows[picked])
 
@@ -62,7 +61,7 @@ class ResampleSet(Outcome):
         cls, n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS
     ) -> Iterator[ResampleSet]:
         """Pick as `pick` does, and give what was picked of `step` rows at a time, so that little of it is held."""
-        chosen = _smallest(n_clusters, r, keys, labels)
+        chosen = are_smallest(n_clusters, r, keys, labels)
         for low in range(0, max(1, len(labels)), step):
             some = slice(low, low + step)
             places = array_module(keys).flatnonzero(chosen[some])
@@ -72,7 +71,7 @@ class ResampleSet(Outcome):
     def __add__(self, other: ResampleSet) -> ResampleSet:
         """Pick from the members of both; the rows of `other` come after those of this one."""
         keys, labels = np.concatenate([self.keys, other.keys]), np.concatenate([self.labels, other.labels])
-        chosen = _smallest(self.n_clusters, self.r, keys, labels)
+        chosen = are_smallest(self.n_clusters, self.r, keys, labels)
         del keys, labels  # members may be as many as the rows
         of_each = (self, chosen[: len(self.rows)]), (other, chosen[len(self.rows) :])
         return ResampleSet(
@@ -82,21 +81,6 @@ class ResampleSet(Outcome):
             np.concatenate([part.labels[some] for part, some in of_each]),
             np.concatenate([part.rows[some] for part, some in of_each]),
         )
-
-
-def _smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
-    """Which keys are among the `r` smallest of their cluster, ties to the first; where the keys are."""
-    xp, indptr = array_module(keys), bounds_of_labels(labels, n_clusters)
-    chosen = xp.zeros(len(keys), xp.bool_)
-    if xp is np:
-        selection.mark_smallest(np.ascontiguousarray(keys), np.ascontiguousarray(labels), indptr, r, chosen)
-        return chosen
-    # Floats that are not negative are in the order of their bits, and integers are sorted by radix; sorts are stable.
-    by_key = xp.argsort(keys.view(xp.int64))
-    order = by_key[xp.argsort(labels[by_key])][len(keys) - int(indptr[-1]) :]
-    rank = xp.arange(len(order)) - xp.asarray(indptr)[labels[order]]
-    chosen[order[rank < r]] = True
-    return chosen
 
 
 def resample_size(level: Level, n_rows: int) -> int:

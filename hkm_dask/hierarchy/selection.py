@@ -1,4 +1,4 @@
-"""Inner loops that choose among rows: the best of every group, members by group, the smallest keys."""
+"""Inner loops that put rows in order: members by group, the smallest keys."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import first_not_below, kernel
+from hkm_dask.kmeans.search.smallest import nth_smallest
 
 
 @njit(inline="always")
@@ -34,69 +35,6 @@ def _sort_by_distance(distances, rows):  # type: ignore[no-untyped-def]
             rows[root] = rows[child]
             root = child
         rows[root] = row
-
-
-@njit
-def _nth_smallest(keys, n):  # type: ignore[no-untyped-def]
-    """The n-th smallest key, from 0, by Hoare's selection; reorders the keys."""
-    low, high = 0, keys.shape[0] - 1
-    while low < high:
-        pivot = keys[(low + high) >> 1]
-        i, j = low, high
-        while i <= j:
-            while keys[i] < pivot:
-                i += 1
-            while keys[j] > pivot:
-                j -= 1
-            if i <= j:
-                keys[i], keys[j] = keys[j], keys[i]
-                i += 1
-                j -= 1
-        if n <= j:
-            high = j
-        elif n >= i:
-            low = i
-        else:
-            break
-    return keys[n]
-
-
-@kernel("void(i4[::1], i8[::1])")
-def count_labels(labels, counts):  # type: ignore[no-untyped-def]
-    """Add to `counts` the rows of every label; rows labeled -1 are left out. NumPy's count takes a copy in int64."""
-    for i in range(labels.shape[0]):
-        if labels[i] >= 0:
-            counts[labels[i]] += 1
-
-
-@kernel("void(f8[::1], i4[::1], i8[::1], i8, b1[::1])")
-def mark_smallest(keys, groups, indptr, r, chosen):  # type: ignore[no-untyped-def]
-    """Set `chosen` to True at the `r` >= 1 smallest keys of every group; ties go to the first.
-
-    `indptr` holds the cumulative sizes of the groups; keys of group -1 are left out.
-    """
-    place = indptr[:-1].copy()
-    grouped = np.empty(indptr[-1], np.float64)
-    for i in range(keys.shape[0]):
-        if groups[i] >= 0:
-            grouped[place[groups[i]]] = keys[i]
-            place[groups[i]] += 1
-    limits, ties = np.full(place.shape[0], np.inf), np.full(place.shape[0], r)
-    for g in range(place.shape[0]):
-        of_group = grouped[indptr[g] : indptr[g + 1]]
-        if of_group.shape[0] > r:
-            limits[g] = _nth_smallest(of_group, r - 1)
-            for key in of_group:
-                ties[g] -= key < limits[g]
-    for i in range(keys.shape[0]):
-        g = groups[i]
-        if g < 0 or keys[i] > limits[g]:
-            continue
-        if keys[i] == limits[g]:
-            if ties[g] == 0:
-                continue
-            ties[g] -= 1
-        chosen[i] = True
 
 
 @kernel("void(i4[::1], f4[::1], i8[::1], i8, i8, i8[::1])")
@@ -162,7 +100,7 @@ def take_smallest_keys(indptr, wanted, members, keys, out):  # type: ignore[no-u
                 out[at] = members[i]
                 at += 1
             continue
-        limit = _nth_smallest(keys[first:last].copy(), n - 1)
+        limit = nth_smallest(keys[first:last].copy(), n - 1)
         n_below = 0
         for i in range(first, last):
             n_below += keys[i] < limit

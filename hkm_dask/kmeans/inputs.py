@@ -15,7 +15,7 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.backend import off_device, to_host
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout
 from hkm_dask.data.npy import create_npy, write_npy_rows
@@ -57,7 +57,7 @@ def simplified(x: Any, memory_budget: int) -> Any:
         if x.chunks is None and waits and x.nbytes > memory_budget // 4:
             x = x.chunk("auto")
         x = x.data
-    return to_host(x) if array_module(x) is not np else x
+    return off_device(x)
 
 
 @contextmanager
