@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 
@@ -12,21 +13,15 @@ class _SingleThreadedBlas:
     """Keeps BLAS at one thread while any task runs here: the tasks themselves fill the cores."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._depth = 0
-        self._controller: Any = None
-        self._limit: Any = None
+        self._lock, self._depth = threading.Lock(), 0
+        self._limited: list[tuple[Any, int]] = []  # libraries, and how many threads each had
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
         with self._lock:
             if self._depth == 0:
-                if self._controller is None:  # looking for the libraries takes milliseconds
-                    from threadpoolctl import ThreadpoolController
-
-                    self._controller = ThreadpoolController()
-                self._take_control()
-                self._limit = self._controller.limit(limits=1, user_api="blas")
+                self._limited = [(library, n) for library in _libraries() if (n := library.num_threads) > 1]
+                _set_threads([(library, 1) for library, _ in self._limited])
             self._depth += 1
         try:
             yield
@@ -34,17 +29,25 @@ class _SingleThreadedBlas:
             with self._lock:
                 self._depth -= 1
                 if self._depth == 0:
-                    self._take_control()
-                    self._limit.restore_original_limits()
+                    _set_threads(self._limited)
 
-    @staticmethod
-    def _take_control() -> None:
+
+@cache
+def _libraries() -> list[Any]:
+    """The BLAS libraries of this process; looking for them takes milliseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    libraries: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return libraries
+
+
+def _set_threads(counts: list[tuple[Any, int]]) -> None:
+    for library, n in counts:
         # Recent threadpoolctl heeds but the first thread that set a limit; here the last to leave may be another one.
-        from threadpoolctl import OpenBLASController
-
-        clear = getattr(OpenBLASController, "clear_controlling_thread", None)
+        clear = getattr(library, "clear_controlling_thread", None)
         if clear is not None:
             clear(force=True)
+        library.set_num_threads(n)
 
 
 #: The one of this process: a context for as long as a task runs.
