@@ -42,8 +42,8 @@ from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_sourc
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
 from hkm_dask.kmeans.fit import Fit, Settings
-from hkm_dask.kmeans.fit_by_ranges import FitByRanges
 from hkm_dask.kmeans.outliers import far_rows_warning
+from hkm_dask.kmeans.ranges import FitByRanges
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
 from hkm_dask.kmeans.seeding.by_ranges import INITS

@@ -24,8 +24,8 @@ from hkm_dask.data.files import careful, failpoint, make_folder, write_whole
 from hkm_dask.data.objects import Location
 from hkm_dask.hierarchy.kept_ranges import keep_ranges, kept_ranges
 from hkm_dask.kmeans.fit import Fit, Progress
-from hkm_dask.kmeans.fit_by_ranges import FitByRanges
 from hkm_dask.kmeans.lloyd import LloydStep
+from hkm_dask.kmeans.ranges import FitByRanges
 
 _DIGEST_BYTES = 32
 

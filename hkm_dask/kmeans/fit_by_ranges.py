@@ -4,29 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
-from dataclasses import dataclass
-
-import numpy as np
-from numpy.typing import NDArray
+from dataclasses import replace
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.fit import Hooks, Progress, Settings
-from hkm_dask.kmeans.ranges import iterate_by_ranges, put_ranges
+from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, put_ranges
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
-
-
-@dataclass(frozen=True)
-class FitByRanges:
-    """Outcome of a k-means, as `Fit` has it; centroids are in pieces, for whoever has them to delete."""
-
-    centroids: SharedPieces
-    inertia: NDArray[np.float64]
-    n_relocated: int
-    seconds: float
-    n_unused: int
 
 
 def fit_by_ranges(
@@ -56,5 +42,4 @@ def fit_by_ranges(
     )  # fmt: skip
     if not kept and lloyd.centroids is not start:
         start.delete()
-    seconds = time.perf_counter() - begin
-    return FitByRanges(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, seconds, lloyd.n_unused)
+    return replace(lloyd, seconds=time.perf_counter() - begin)

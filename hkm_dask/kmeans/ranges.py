@@ -244,13 +244,14 @@ class _MoveRange:
 
 
 @dataclass(frozen=True)
-class RangesResult:
-    """Final centroids, NaN where a slot is unused, the inertia before each update, how many were relocated, unused."""
+class FitByRanges:
+    """Outcome of a k-means, as `fit.Fit` has it; centroids are in pieces, for whoever has them to delete."""
 
     centroids: SharedPieces
     inertia: NDArray[np.float64]
     n_relocated: int
     n_unused: int
+    seconds: float = 0.0
 
 
 def iterate_by_ranges(
@@ -266,7 +267,7 @@ def iterate_by_ranges(
     history: tuple[float, ...] = (),
     relocated: int = 0,
     near_inertia: float | None = None,
-) -> RangesResult:
+) -> FitByRanges:
     """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, whose parameters these are.
 
     The pieces of the outcome are for the caller to delete, as are those it begins with.
@@ -282,7 +283,7 @@ def iterate_by_ranges(
         if course.ends_with(step, on_iteration):
             break
     passes.delete()
-    return RangesResult(current, np.array(course.inertia), course.n_relocated, n_unused)
+    return FitByRanges(current, np.array(course.inertia), course.n_relocated, n_unused)
 
 
 class _Passes:

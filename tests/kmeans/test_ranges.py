@@ -16,7 +16,7 @@ from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.ranges import RangesResult, iterate_by_ranges, nearest_by_ranges, put_ranges, range_offsets
+from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, nearest_by_ranges, put_ranges, range_offsets
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
@@ -26,7 +26,7 @@ Cut = Callable[[int], Runner]
 
 def bits_of_both(
     rows: Rows, start: np.ndarray, runner: Runner, n_ranges: int, **options: object
-) -> tuple[list[object], list[object], RangesResult]:
+) -> tuple[list[object], list[object], FitByRanges]:
     """What a k-means gives, of all clusters at once and by ranges."""
     spherical = isinstance(rows, UnitRows)
     weights = options.get("weights")
