@@ -94,10 +94,10 @@ def _current_client() -> Client | None:
 
 
 def _parse_limit(memory_limit: int | str | None) -> int | None:
-    from dask.utils import parse_bytes
-
     if memory_limit is None:
         return None
+    from dask.utils import parse_bytes
+
     try:
         return int(parse_bytes(memory_limit))
     except ValueError as error:

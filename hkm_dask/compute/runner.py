@@ -365,14 +365,14 @@ class Runner:
         its number after a hyphen, as ``lloyd-iteration3`` does. Where it is told what they take, only as many of a
         worker's work at once as its budget has room for. `report` gets the number of tasks done so far, and of all.
         """
-        from dask import threaded
-
         if takes is not None:
             task = InTurn(task, takes, self.memory_budget - host_cache.held)
         if report is not None:
             task = _counted(task, report, len(items))
         if len(items) == 1:
             return [run_task(task, items[0], self.memory_budget)]
+        from dask import threaded
+
         name = self._name(stage)
         graph = {(name, i): (partial(run_task, task, item, self.memory_budget),) for i, item in enumerate(items)}
         return list(threaded.get(graph, [(name, i) for i in range(len(items))], pool=self._pool))

@@ -159,10 +159,10 @@ class RowShape:
         moved = self.n_bytes + self.own * (4.0 * self.d + _ROW_BYTES)
         return Work(measured=3.0 * self.own * self.d, device_bytes=moved)
 
-    def add_up(self, k: int, share: float = 1.0) -> Work:
-        """Add a share of the rows to the sums of k clusters, which the host gets, and in the end one of all hosts."""
+    def add_up(self, k: int) -> Work:
+        """Add the rows to the sums of k clusters, which the host gets, and in the end one of all hosts."""
         sums = 8.0 * k * (self.d + 1)
-        added = Work(device_bytes=share * (self.n_bytes + self.own * _SORT_BYTES) + 2.0 * sums, link_bytes=sums)
+        added = Work(device_bytes=self.n_bytes + self.own * _SORT_BYTES + 2.0 * sums, link_bytes=sums)
         return added + self.exchange(sums, 4.0 * k * self.d)
 
 

@@ -38,14 +38,10 @@ class Joined:
 
     Attributes
     ----------
-    n_before, n_added : int
-        Samples of the pool before, and those that joined.
     distance_before, distance_added : float
         Root mean square of their distances to the level-1 centroids.
     """
 
-    n_before: int
-    n_added: int
     distance_before: float
     distance_added: float
 
@@ -141,7 +137,7 @@ def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before
             sums[side] += float(distances[labeled[some] - low].sum(dtype=np.float64))
             counts[side] += int(some.sum())
     before, added = (float(np.sqrt(total / max(1, count))) for total, count in zip(sums, counts, strict=True))
-    return Joined(n_before, spec.shape[0] - n_before, before, added), digest.hexdigest()
+    return Joined(before, added), digest.hexdigest()
 
 
 def _stored(arrays: TreeArrays, t: int, name: str) -> StoredArray:

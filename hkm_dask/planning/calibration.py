@@ -87,7 +87,6 @@ def calibrate(
     rows: Callable[[int], NDArray[Any]],
     *,
     seconds: float = 8.0,
-    memory_limit: int | None = None,
     started: float = 0.0,
     clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
@@ -110,17 +109,17 @@ def calibrate(
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
-    cold, warm = (_measure(few, scaled_config(config, n_rows, len(few)), memory_limit) for _ in range(2))
+    cold, warm = (_measure(few, scaled_config(config, n_rows, len(few))) for _ in range(2))
     now = time.perf_counter if clock == "seconds" else time.process_time
     begin, n, trees = now(), min(_FIRST_ROWS, n_rows), list[_Sample]()
     wide = rows(min(_WIDE_ROWS, n_rows))
     asked = n_rows, wide.shape[1], seconds
-    dense = [_measure(rows(n), one, memory_limit) for n, one in _dense_configs(config, *asked)]
-    split = [_measure(rows(n), one, memory_limit) for n, one in _split_configs(config, *asked)]
-    others = [warm, _measure(wide, _wide_config(config, len(wide)), memory_limit), *dense, *split]
+    dense = [_measure(rows(n), one) for n, one in _dense_configs(config, *asked)]
+    split = [_measure(rows(n), one) for n, one in _split_configs(config, *asked)]
+    others = [warm, _measure(wide, _wide_config(config, len(wide))), *dense, *split]
     while True:
         some, since = rows(n), now()
-        trees.append(_measure(some, scaled_config(config, n_rows, len(some)), memory_limit))
+        trees.append(_measure(some, scaled_config(config, n_rows, len(some))))
         took = now() - since
         n = min(_GROWTH * n, n_rows)
         if len(some) < n / _GROWTH or len(some) == n_rows or now() - begin + _SLOWER * took > seconds:
@@ -219,13 +218,8 @@ class _Sample:
         table = Table(self.n_rows, self.n_features, self.itemsize, n_threads)
         return run_parts(table, self.config.levels, self.course)
 
-    @property
-    def seconds(self) -> float:
-        """It took."""
-        return sum(one.seconds for one in self.clock.spent.values())
 
-
-def _measure(rows: NDArray[Any], config: Config, memory_limit: int | None) -> _Sample:
+def _measure(rows: NDArray[Any], config: Config) -> _Sample:
     """Build a small tree over some rows, and time what is done."""
     with tempfile.TemporaryDirectory(prefix="hkm-plan-") as name:
         folder = Path(name)
@@ -238,7 +232,7 @@ def _measure(rows: NDArray[Any], config: Config, memory_limit: int | None) -> _S
         with counting() as tally:
             clock = PhaseClock(partial(spent_so_far, tally))
             with subscribe(clock):
-                write_hierarchy(folder / "pool.zarr", folder / "tree.zarr", config, memory_limit=memory_limit)
+                write_hierarchy(folder / "pool.zarr", folder / "tree.zarr", config)
     write, read = (rows.nbytes / max(took, 1e-6) for took in np.diff(times).tolist())
     return _Sample(config, len(rows), rows.shape[1], rows.dtype.itemsize, clock, read, write)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -91,17 +91,17 @@ def path(points: Sequence[tuple[float, float]], class_: str) -> Markup:
     return element("path", d=f"M{steps}", class_=class_)
 
 
-def x_axis(scale: Scale, y: float, label: str = "", format_: Callable[[float], str] = value, n: int = 5) -> Markup:
+def x_axis(scale: Scale, y: float, label: str = "", n: int = 5) -> Markup:
     """Ticks below a chart, and what they mean."""
-    ticks = [text(scale(tick), y + 16, format_(tick), "tick", "middle") for tick in scale.ticks(n)]
+    ticks = [text(scale(tick), y + 16, value(tick), "tick", "middle") for tick in scale.ticks(n)]
     name = text((scale.start + scale.stop) / 2, y + 34, label, "tick", "middle") if label else None
     return element("g", rule(scale.start, y, scale.stop, y, "axis"), ticks, name)
 
 
-def y_axis(scale: Scale, left: float, right: float, format_: Callable[[float], str] = value, n: int = 4) -> Markup:
+def y_axis(scale: Scale, left: float, right: float, n: int = 4) -> Markup:
     """Ticks to the left of a chart, and hairlines across it."""
     marks = [
-        (rule(left, scale(tick), right, scale(tick)), text(left - 6, scale(tick) + 4, format_(tick), "tick", "end"))
+        (rule(left, scale(tick), right, scale(tick)), text(left - 6, scale(tick) + 4, value(tick), "tick", "end"))
         for tick in scale.ticks(n)
     ]
     return element("g", marks)
