@@ -136,7 +136,7 @@ def open_assignment(path: str | os.PathLike[str]) -> xr.Dataset:
     """Open what `assign` stored; StoreError where it is missing, not complete, or was altered."""
     folder = location(path).absolute()
     read_complete(folder, layout.ASSIGNMENT_FORMAT)
-    return checked_arrays(xr.open_zarr(zarr_store(folder)), folder)
+    return checked_arrays(xr.open_zarr(zarr_store(folder), chunks=None), folder)
 
 
 def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInput:

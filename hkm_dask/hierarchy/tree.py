@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import os
-from typing import Any
 
 import dask.array as da
 import xarray as xr
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete, similar_store
 from hkm_dask.data.objects import Location, each, location, zarr_store
 from hkm_dask.errors import StoreError
@@ -53,7 +52,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
         raise StoreError(f"{folder} is missing; {remedy}")
     read_complete(folder, layout.TREE_FORMAT)
     with reading(f"{folder} is damaged", layout.remedy(layout.TREE_FORMAT), StoreError):
-        tree = xr.open_datatree(zarr_store(folder), engine="zarr", chunks={}, zarr_format=3)
+        tree = xr.open_datatree(zarr_store(folder), engine="zarr", zarr_format=3)
         tree.encoding["source"] = str(folder)
         for level, node in tree.children.items():
             node.dataset = checked_arrays(node.to_dataset(), folder / level)
@@ -61,16 +60,15 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
 
 
 def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
-    """A group that xarray opened in chunks, with arrays whose every chunk is checked when it is read."""
+    """A group that xarray opened, with Dask arrays whose every chunk is checked when it is read.
+
+    Those of a tree that took its place fail.
+    """
     names = list(map(str, group.data_vars))
     stored = each(open_array, [folder / name for name in names], folder)
-    checked = {
-        name: group[name].copy(data=_checked(name, array, group[name].chunks))
-        for name, array in zip(names, stored, strict=True)
-    }
-    return group.assign(checked)
-
-
-def _checked(name: str, stored: StoredArray, chunks: Any) -> da.Array:
-    """An array whose every chunk is checked when it is read; those of a tree that took its place fail."""
-    return da.from_array(stored, chunks=chunks, name=f"{name}-{stored.fingerprint}", fancy=False)
+    variables = [group.variables[name] for name in names]
+    arrays = [
+        da.from_array(one, chunks=old.encoding["chunks"], name=f"{name}-{one.fingerprint}", fancy=False)
+        for name, one, old in zip(names, stored, variables, strict=True)
+    ]
+    return group.assign({name: old.copy(data=new) for name, old, new in zip(names, variables, arrays, strict=True)})
