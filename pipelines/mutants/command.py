@@ -39,7 +39,7 @@ LIMIT, WHOLE_LIMIT = 120.0, 3600.0
 #: What stands for an exit code where tests hang, and codes of pytest with which its tests did not run: a mutant that
 #: cannot be imported proves nothing.
 HUNG, _NOT_RUN = -1000, (2, 3, 4, 5)
-#: What most tests import: imported once.
+#: What most tests import: imported once, for more mutants than one.
 _PRELOADED = (
     "dask.array",
     "distributed",
@@ -200,7 +200,7 @@ def main() -> None:
             (ROOT / DOCUMENT).write_text(with_table(text, cases), encoding="utf-8")
             return
         pairs = choose(cases, options.only)
-        for name in _PRELOADED:
+        for name in _PRELOADED if len(pairs) > 1 else ():
             importlib.import_module(name)
         outcomes = run(pairs)
     except HkmError as error:
