@@ -49,10 +49,9 @@ def inertia_of(case: dict[str, Any]) -> dict[str, float]:
     return {m["who"]: m["inertia"][0] for m in case["measurements"]}
 
 
-def test_all_suites_run_and_agree(tmp_path: Path) -> None:
-    script = [sys.executable, str(ROOT / "pipelines" / "benchmark" / "run.py"), *TINY, "--out", "out"]
-    done = subprocess.run(script, capture_output=True, text=True, check=False, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+def test_all_suites_run_and_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command.main([*TINY, "--out", str(tmp_path / "out")])
+    told = capsys.readouterr().out
     results = json.loads((tmp_path / "out" / "results.json").read_text(encoding="utf-8"))
     lloyd, seeding, quality, method, first_level = results["cases"]
 
@@ -76,7 +75,7 @@ def test_all_suites_run_and_agree(tmp_path: Path) -> None:
     page = (tmp_path / "out" / "results.md").read_text(encoding="utf-8")
     assert "k-means\\|\\|" in page
     for name in results["absent"]:
-        assert name in done.stdout
+        assert name in told
         assert name in page
     with Image.open(tmp_path / "out" / "ratios.png") as picture:
         assert picture.width > 500

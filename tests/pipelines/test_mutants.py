@@ -158,7 +158,7 @@ def test_a_file_is_put_back_with_its_times(tmp_path: Path) -> None:
 def test_a_mutant_of_the_tree_is_killed(tmp_path: Path) -> None:
     out = tmp_path / "outcomes.json"
     command = [sys.executable, str(ROOT / "pipelines" / "mutants" / "run.py"), "--only", "settings-given-twice-pass"]
-    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True)
+    done = subprocess.run([*command, "--out", str(out)], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr
     report = json.loads(out.read_text())
     assert [outcome["result"] for outcome in report["outcomes"]] == ["killed"]
