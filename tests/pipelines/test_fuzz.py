@@ -1,19 +1,23 @@
 """The command of the fuzzers counts what parsers make of damaged input, in processes with little memory."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
+import pytest
+
+from pipelines.fuzz import command
 
 
-def test_counts_are_printed_and_written(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "pipelines.fuzz", "--inputs", "30", "--parsers", "config", "--out", tmp_path]
-    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=ROOT)
-    assert done.returncode == 0, done.stdout + done.stderr
+def test_counts_are_printed_and_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--inputs", "30", "--parsers", "config", "--out", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["fuzz", *words])
+    with pytest.raises(SystemExit) as exit_:
+        command.main()
+    assert not exit_.value.code
     counts = json.loads((tmp_path / "fuzz.json").read_text())["parsers"]
     assert {name: sum(count.values()) for name, count in counts.items()} == {"config": 30}
     assert counts["config"]["refused"] > 0
     assert counts["config"]["defect"] == 0
-    assert done.stdout.splitlines()[0].split() == ["parser", "worked", "refused", "defect", "inputs"]
+    assert capsys.readouterr().out.splitlines()[0].split() == ["parser", "worked", "refused", "defect", "inputs"]

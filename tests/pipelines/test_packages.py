@@ -67,7 +67,7 @@ def test_modules_import_without_optional_packages() -> None:
     assert done.returncode == 0, done.stderr
 
 
-# As processes run others: test_fuzz.py one as a module, test_mutants.py one as a script, from another folder.
+# As processes run others: test_mutants.py one as a script from another folder, test_fuzz.py the workers of one.
 @pytest.mark.parametrize(("name", "file"), [("demo", "__main__.py"), ("images", "run.py")])
 def test_a_pipeline_tells_how_it_is_called(
     name: str, file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
