@@ -115,7 +115,7 @@ SHAPES = {
         60_000, 32, 400, "100", {**RANDOM_MEMBERS, "1.n_splits": 10}, (*MEMBERS, "--metric", "cosine")
     ),
 }
-IN_RANGES = Shape(12_000, 192, 420, "10000", {**ONCE, "1.init": "random"}, MEMBERS)
+IN_RANGES = Shape(6000, 384, 420, "5000", {**ONCE, "1.init": "random"}, MEMBERS)
 GREEDY = Shape(50_000, 32, 420, "20", {**ONCE, "1.init": "k-means++"})
 QUICK = ("many members", "many rows")
 SLOW_SHAPES = {
@@ -195,7 +195,7 @@ def test_a_tree_is_built_within_the_limit(name: str, shape: Shape, pool_of: Pool
 def test_clusters_that_do_not_fit_are_shared_out_in_ranges(pool_of: Pools, tmp_path: Path) -> None:
     ran = clustered(IN_RANGES, pool_of, tmp_path / "tree.zarr", IN_RANGES.limit)
     held_within(ran, IN_RANGES.limit)
-    assert "the 10,000 clusters of level 1 are shared out in" in ran.said
+    assert "the 5,000 clusters of level 1 are shared out in" in ran.said
 
 
 @pytest.mark.slow

@@ -490,7 +490,7 @@ def test_a_level_that_takes_too_much_memory_is_refused_before_anything_is_made(t
 
 @pytest.mark.parametrize("workers", [False, True], ids=["threads", "workers"])
 def test_rows_refused_leave_nothing_in_the_way_of_a_mended_pool(tmp_path: Path, workers: bool) -> None:
-    rows, config = blobs(), Config(levels=tuple(levels(10, 3)))
+    rows, config = blobs(), Config(levels=tuple(levels(10, 3, n_resamples=0)))
     far = rows.copy()
     far[17] = 1e20
     with connect(workers=1, memory_limit="800MiB") if workers else Runner(n_threads=1) as runner:
