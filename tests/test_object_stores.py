@@ -31,6 +31,10 @@ KILLS = ("chunk-written:3", "checked", "marked", "marked:3")
 CONFIG = Config.from_flags((12, 3), n_resamples=1)
 
 
+#: A level above that which a test is about, in few requests.
+LAST = Level(n_clusters=3, init="random", n_resamples=0, max_iter=2)
+
+
 def samples() -> np.ndarray:
     return np.random.default_rng(0).normal(size=(200, 4)).astype("f4")
 
@@ -114,7 +118,7 @@ def test_workers_that_share_no_folder_meet_in_the_store(
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
     monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    config = Config.from_flags((12, 3), n_resamples=1, max_iter=2, fit_sample=150)
+    config = Config.from_flags((12, 3), n_resamples=(1, 0), max_iter=2, fit_sample=150)
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
     expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
     with (
@@ -133,7 +137,7 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
     pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     np.save(tmp_path / "some.npy", np.arange(0, 200, 2))  # rows without a label, too
-    levels = [Level(n_clusters=6, n_splits=3), Level(n_clusters=3)]
+    levels = [Level(n_clusters=6, n_splits=3, n_resamples=0, max_iter=3), LAST]
     split = Config(levels=levels, subset=str(tmp_path / "some.npy"))
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", split)
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
@@ -171,7 +175,7 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
 def test_clusters_are_shared_out_through_the_store_and_an_interrupted_run_goes_on(
     pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    levels = [Level(n_clusters=30, init="random", n_resamples=1, max_iter=3), Level(n_clusters=3)]
+    levels = [Level(n_clusters=30, init="random", n_resamples=1, max_iter=3), LAST]
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", Config(levels=levels))
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
@@ -217,7 +221,7 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
         try:
             client.wait_for_workers(2, timeout=60)
             assert not any(client.run(os.path.exists, str(on_disk)).values())
-            config = Config.from_flags((12, 3), n_resamples=1, max_iter=2, fit_sample=150)
+            config = Config.from_flags((12, 3), n_resamples=(1, 0), max_iter=2, fit_sample=150)
             hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
             split = Config(levels=[Level(n_clusters=6, n_splits=3), Level(n_clusters=3)])
             hkm.build_hierarchy(pool, bucket / "split.zarr", split, client=client)
