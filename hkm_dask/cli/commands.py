@@ -97,7 +97,7 @@ def cluster(pool: Location, tree: Location, restart: bool, place: Place, output:
     from hkm_dask.data.layout import wip_path
     from hkm_dask.data.store import unfinished_path
     from hkm_dask.hierarchy.build import write_hierarchy
-    from hkm_dask.planning.before_run import plan_told
+    from hkm_dask.planning.before_run import kernels_checked, plan_told
     from hkm_dask.view import info
 
     begun = wip_path(tree).exists() or unfinished_path(tree) == tree
@@ -107,7 +107,7 @@ def cluster(pool: Location, tree: Location, restart: bool, place: Place, output:
         write_hierarchy(pool, tree, config, memory_limit=place.memory_limit)
         output.answer(info.describe(tree), f"{tree}: already complete")
         return
-    with output.run(place) as runner:
+    with kernels_checked(pool, config) if place.local_cuda else nullcontext(), output.run(place) as runner:
         with plan_told(pool, config, runner) if not wip_path(tree).exists() or restart else nullcontext():
             write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
     facts = info.describe(tree)

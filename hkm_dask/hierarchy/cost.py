@@ -65,8 +65,13 @@ class Structure:
         Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
     stays : bool
         An assignment finds on the device what the iteration before it left there.
-    check_seconds : float
-        Until kernels are shown to be right on the device, by a process beside the worker that reads its first rows.
+    check_seconds, check_begins : float
+        Until kernels are shown to be right on the device, by a process beside those that start and read first rows, and
+        of the command until that begins.
+    trial : float
+        Searches that it takes to choose the form of one, as times that of the form that is chosen; see `_trials`.
+    sample_checks : int
+        Times that the host searches the sample of the rows that forms are checked on.
     looks : int
         Times that a thread looks at each row when it chooses members.
     update_bytes : int
@@ -82,19 +87,33 @@ class Structure:
     groups: Literal["thread", "processors", "device"]
     stays: bool
     check_seconds: float = 0.0
+    check_begins: float = 0.0
+    trial: float = 0.0
+    sample_checks: int = 0
     looks: int = 1
     update_bytes: int = _UPDATE_BYTES
 
 
-#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy keeps that of a former run.
+#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy keeps what it compiled.
 COMPILE_SECONDS = 2.4
-#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, and searches made rows
-#: in four forms, each in both types. Imports and compiling are measured, on a machine without a GPU; the rest is not.
-CHECK_SECONDS = 2.3 + 0.5 + COMPILE_SECONDS + 8 * 0.1
+#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search made
+#: rows of two types, and searches them in four forms. Imports, compiling and the host's searches are measured, on a
+#: machine without a GPU; the rest is not. Then those of a command until it begins the process: imports, measured.
+CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05, 1.1
+#: Seconds of a thread for what the host does of the check of a form on 512 rows and 1024 centroids; measured, d = 384.
+SAMPLE_SECONDS = 0.18
+#: Rows that forms are compared on, at most and at least.
+_TRIAL_ROWS, _LEAST_TRIAL_ROWS = 1 << 17, 50_000
+#: Times that a form takes as long as Hopper's: `mma.sync` (0.47 of the product), cuBLAS in 16 bits, whose tiles of a
+#: few hundred rows take 100 microseconds of Python each, and in float32 (45 TFLOP/s). Predictions, as the rates are.
+AS_LONG = {"hopper": 1.0, "fused": 1.4, "half": 9.0, "single": 11.6}
+#: Searches of a trial: two of an eighth of the rows, and three of all in forms that are no more than twice as slow.
+TRIAL = sum(2 * times / 8 + (3 * times if times <= 2 else 0) for times in AS_LONG.values())
 #: As the code is.
 NOW = Structure(
     block_bytes=1 << 30, launches=12, synchronizations=2, thins="device", gathers="device", chooses="device",
-    groups="processors", stays=True, check_seconds=CHECK_SECONDS,
+    groups="processors", stays=True, check_seconds=CHECK_SECONDS, check_begins=CHECK_BEGINS, trial=TRIAL,
+    sample_checks=2,
 )  # fmt: skip
 
 
@@ -257,6 +276,19 @@ def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator
         yield "iterations on the coreset", lloyd(points, k, n_iter) + means(k, rows.d, n_iter)
 
 
+def _trials(rows: RowShape, level: Level) -> Work:
+    """Choose forms for the searches of a level: one choice for each phase and size, which its resamplings share."""
+    n, k = min(rows.own, _TRIAL_ROWS), level.n_clusters
+    m = min(rows.n, POINTS_PER_CLUSTER.get(level.init, 0) * k)
+    sizes = {taken.bit_length(): taken for _, _, taken in sampling_rounds(m)} if level.init == "coreset" else {}
+    # The iterations, and the assignment; with and without labels to begin with, where the level is resampled.
+    pairs = float(n) * (sum(sizes.values()) + k * (4 if level.n_resamples else 2)) if n >= _LEAST_TRIAL_ROWS else 0.0
+    n_points = min(-(-m // rows.n_workers), _TRIAL_ROWS) if level.init == "coreset" else 0
+    if n_points >= _LEAST_TRIAL_ROWS:
+        pairs += 2.0 * n_points * k
+    return rows.structure.trial * Work(products=2.0 * pairs * rows.d)
+
+
 def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iterator[Step]:
     """Steps of level t over some rows."""
     n, d, k, structure = rows.n, rows.d, level.n_clusters, rows.structure
@@ -264,6 +296,8 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iter
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
     if not structure.stays:
         label += Work(link_bytes=rows.n_bytes)
+    if (trials := _trials(rows, level)).products:
+        yield Step(t, "Lloyd", "forms chosen", trials)
     yield from _k_means(t, rows, level, iterations(t, False, level))
     if m := level.n_resamples:  # steps that are alike, counted together
         yield Step(t, "assign", "labels", m * label)
@@ -357,10 +391,14 @@ def run_steps(
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
     rows = RowShape(n_rows, n_features, itemsize, structure, n_workers, sent, read)
     # Three threads read ahead.
-    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=structure.check_seconds)
+    checked = (
+        max(0.0, structure.check_begins + structure.check_seconds - start_seconds) if structure.check_seconds else 0.0
+    )
+    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=checked)
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds, rounds=1)),
         Step(0, "start", "first reading, kernels checked beside it", reading),
+        Step(0, "start", "kernels checked on rows", Work(seconds=structure.sample_checks * SAMPLE_SECONDS)),
     ]
     for t, level in enumerate(levels, 1):
         steps += _level(t, rows, level, iterations)

@@ -1,9 +1,9 @@
-"""What a run will take, told when it begins: by its own checks, and by rates that `hkm plan` has kept."""
+"""Before a run begins: what it will take, told by rates that `hkm plan` has kept; kernels checked while workers start."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 from hkm_dask.compute.memory import limit_mib
 from hkm_dask.compute.runner import Runner
@@ -12,10 +12,20 @@ from hkm_dask.data.objects import Location
 from hkm_dask.errors import HkmError
 from hkm_dask.events import Event, emit, subscribe
 from hkm_dask.hierarchy.source import open_source
+from hkm_dask.kmeans.search.cuda_ahead import checked_ahead
 from hkm_dask.planning.plan import Plan, make_plan
 from hkm_dask.planning.processor_rates import kept_calibration
 from hkm_dask.planning.tell import short
 from hkm_dask.planning.workers import Workers
+
+
+def kernels_checked(pool: Location, config: Config) -> AbstractContextManager[None]:
+    """Have a first GPU of this machine checked for a run on workers that are about to start on it."""
+    try:
+        rows = open_source(pool, config).rows
+    except HkmError:  # for the run to say
+        return nullcontext()
+    return checked_ahead(rows.n_features, rows.dtype, config.dtype)
 
 
 @contextmanager

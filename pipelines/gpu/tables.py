@@ -57,9 +57,9 @@ def section(found: Mapping[str, Any]) -> str:
         "Kernels by CUDA events, k = 16,384: shares of the 16-bit product, of the pass and of a copy; the largest "
         "error of a score as a share of its bound.",
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
-        f"Seconds of {_text_of(AIM)}, predicted: as commit 3fa8cbf was, now, and in a later run on the device.",
+        f"Seconds of {_text_of(AIM)}, predicted: as two commits were, now, and in a later run on the device.",
         _table(("", *VERSIONS), _parts()),
-        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: without the start of its process.",
+        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: a second run on the device, in a process that is there.",
         _table(("", "predicted", "measured"), _phases(steps)),
     ]
     return "\n\n".join(paragraphs) + "\n"

@@ -24,6 +24,7 @@ class Device:
     """The one device."""
 
     attributes = {  # noqa: RUF012
+        "ComputeMode": 0,
         "L2CacheSize": 60 << 20,
         "MultiProcessorCount": 132,
         "MaxSharedMemoryPerBlock": 48 << 10,

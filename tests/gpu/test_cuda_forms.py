@@ -203,7 +203,7 @@ def test_what_was_right_is_not_checked_again_unless_something_changed(
     assert not (tmp_path / "cupy").exists()  # it is told to the next one too
     assert [fault(), fault(), fault(Check("half", 24, "float16"))] == [None, None, None]
     assert asked == ["fused", "fused", "half"]
-    cuda_forms.begin_checks("float16", 24, [np.dtype(np.float16)])
+    cuda_forms.begin_checks("float16", 24, np.dtype(np.float16))
     assert not cuda_forms._begun
     monkeypatch.setattr(cuda.cuda.runtime, "driverGetVersion", lambda: 13010)
     assert fault() is None
@@ -274,12 +274,13 @@ def timed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     calls: list[tuple[str, int]] = []
     took = {"fused": 2.0, "half": 5.0, "single": 1.5}
 
-    def search_of_a_form(form: str, search: Any, tile: Any, centroids: Any, n: int) -> Callable[[], float]:
-        return lambda: calls.append((form, n)) or took[form]
+    def search_of_a_form(form: str, *_: Any) -> Callable[[int], float]:
+        return lambda n: calls.append((form, n)) or took[form]
 
     monkeypatch.setattr(cuda_forms, "_timed_search", search_of_a_form)
     monkeypatch.setattr(cuda_forms, "LEAST_TRIAL_ROWS", 50)
     monkeypatch.setattr(cuda_forms, "MOST_TRIAL_ROWS", 100)
+    monkeypatch.setattr(cuda_forms, "_FIRST_ROWS", 20)
     return calls
 
 
@@ -296,17 +297,26 @@ def test_a_trial_is_made_for_each_size_of_rows_and_centroids(cuda: Any, timed: l
         _, tile, centroids = search_of(groups(n, 8))
         assert search.form(tile, centroids) == "single"
         sizes.append(len(timed))
-    # One to warm up and three of each, but two in all of the one that has no hope.
-    assert sizes == [10, 10, 20, 20, 20]
-    assert {n for _, n in timed} == {60, 64}
+    # Two of a few rows, and three of all but by the one that has no hope.
+    assert sizes == [12, 12, 24, 24, 24]
+    assert {n for _, n in timed} == {20, 60, 64}
     search.form(tile, SharedArray(array=groups(100, 8)))
-    assert len(timed) == 30
-    assert [form for form, _ in timed].count("half") == 6
+    assert len(timed) == 36
+    assert [n for form, n in timed if form == "half"] == [20] * 6
+
+
+def test_forms_that_differ_by_little_on_few_rows_are_compared_on_all(
+    cuda: Any, timed: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cuda_forms, "_CLOSE_MS", 5.0)  # of half's that are 3.5 longer than those of the quickest
+    search, tile, centroids = search_of(groups(60, 8))
+    assert search.form(tile, centroids) == "single"
+    assert ("half", 60) in timed
 
 
 def test_a_search_is_timed_by_the_device_and_changes_nothing(cuda: Any) -> None:
     search, tile, centroids = search_of(groups(80, 8))
-    assert cuda_forms._timed_search("half", search, tile, centroids.get(), 50)() > 0
+    assert cuda_forms._timed_search("half", search, tile, centroids.get())(50) > 0
     assert (tile.labels.get() == -1).all()
     assert np.isinf(tile.distances.get()).all()
 

@@ -110,14 +110,23 @@ def test_what_leaves_one_thread_takes_no_time_there() -> None:
     assert larger["Lloyd: iterations"] < fast["Lloyd: iterations"]
 
 
-def test_kernels_are_checked_while_rows_are_read() -> None:
-    start = {
-        seconds: H200.seconds(run_steps(5_000_000, 384, "float16", (Level(n_clusters=9),), structure=one)[1].work, 384)
-        for seconds in (0.0, 0.5, 9.0)
-        for one in [replace(NOW, check_seconds=seconds)]
-    }
-    assert start[0.0] == start[0.5] > 1.0
-    assert start[9.0] == 9.0
+def test_kernels_are_checked_while_workers_start_and_rows_are_read() -> None:
+    def reading(seconds: float, begins: float = 0.0) -> float:
+        structure = replace(NOW, check_seconds=seconds, check_begins=begins)
+        steps = run_steps(5_000_000, 384, "float16", (Level(n_clusters=9),), structure=structure, start_seconds=4.0)
+        return H200.seconds(steps[1].work, 384)
+
+    alone = reading(0.0)
+    assert alone == reading(4.5) == reading(0.0, 90.0) > 1.0
+    assert reading(4.0, 3.0) == 3.0
+
+
+def test_resamplings_share_the_forms_that_were_chosen_and_few_rows_choose_none() -> None:
+    def chosen(n: int, n_resamples: int) -> float:
+        steps = run_steps(n, 64, "float16", (Level(n_clusters=500, n_resamples=n_resamples),))
+        return sum(step.work.products for step in steps if step.name == "forms chosen")
+
+    assert chosen(49_999, 1) == 0.0 < chosen(10**6, 0) < chosen(10**6, 1) == chosen(10**7, 9)
 
 
 @pytest.mark.parametrize("init", ["coreset", "k-means||", "k-means++", "random"])

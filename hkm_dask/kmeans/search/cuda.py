@@ -95,8 +95,8 @@ class CudaEngine(Engine):
         return device_dtype(dtype)
 
     def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:
-        """See `Engine.prepare`; candidates of the seeding and rows of upper levels are float32."""
-        begin_checks(precision, n_features, [device_dtype(dtype), np.dtype(np.float32)])
+        """See `Engine.prepare`: kernels are checked."""
+        begin_checks(precision, n_features, dtype)
 
     def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""

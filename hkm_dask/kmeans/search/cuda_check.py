@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -46,7 +47,52 @@ class Sample:
     centroids: NDArray[np.float32]
     geometry: Geometry
 
+    @cached_property
+    def some(self) -> NDArray[np.int64]:
+        """Two thirds of the rows, in any order."""
+        n = len(self.rows)
+        return np.random.default_rng(1).permutation(n)[: n - n // 3]
 
+    @cached_property
+    def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the rows of three groups begin, one of them empty, and where the centroids of each do."""
+        n, k = len(self.rows), len(self.centroids)
+        return np.array([0, 3 * n // 7, 3 * n // 7, n]), np.array([0, k // 3, k // 2, k])
+
+    @cached_property
+    def scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Squared distances less the norm of the row, by the host in float64, and what cancels in them for each row."""
+        origin = self.geometry.origin
+        kept = self.centroids[~np.isnan(self.centroids[:, 0])].astype(np.float64) - origin
+        centered = self.rows.astype(np.float64) - origin
+        norms, squares = (centered**2).sum(axis=1), (kept**2).sum(axis=1)
+        return squares - 2.0 * (centered @ kept.T), 2.0**-40 * (norms + squares.max())
+
+    @cached_property
+    def expected(self) -> dict[str, _Answer]:
+        """What the CPU says: among all; among every other one; the latter, but for `some` among all; in groups."""
+        index, wide, k = CpuIndex(self.centroids, self.geometry), self.rows.astype(np.float32), len(self.centroids)
+        answers = {name: self.unknown() for name in ("all", "odd", "groups")}
+        index.nearest(wide, *answers["all"])
+        index.only(np.arange(k) % 2 > 0).nearest(wide, *answers["odd"])
+        labels, distances = (array.copy() for array in answers["odd"])
+        index.nearest(wide, labels, distances, which=self.some)
+        lines, columns = self.edges
+        for own, low, high in zip(map(slice, lines[:-1], lines[1:]), columns[:-1], columns[1:], strict=True):
+            part = CpuIndex(self.centroids[low:high], self.geometry)
+            part.nearest(wide[own], *(array[own] for array in answers["groups"]), first=int(low))
+        return {**answers, "some": (labels, distances)}
+
+    def unknown(self) -> _Answer:
+        """Labels and distances before a search."""
+        return np.full(len(self.rows), -1, np.int32), np.full(len(self.rows), np.inf)
+
+
+#: Labels and distances.
+_Answer = tuple[NDArray[np.int32], NDArray[np.float64]]
+
+
+@lru_cache(maxsize=2)
 def made_sample(n_features: int, dtype: np.dtype) -> Sample:
     """Rows around centroids, of which some lie closer to each other than 16 bits can tell, and one row far out."""
     rng, k = np.random.default_rng(0), _TILE * max(2, -(-_N_STEPS // -(-n_features // _DEPTH))) + _RAGGED
@@ -92,44 +138,36 @@ def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.b
     operand = make_cuda_operand(on_device, geometry, kind_of(form))
     yield "norms", _wrong_norms(operand, rows, geometry)
 
-    truth = _Truth(sample, index, operand)
-    n, k = len(rows), len(centroids)
-    some = np.random.default_rng(1).permutation(n)[: n - n // 3]
-    # The rows of three groups, one of them empty, and the centroids of each.
-    lines, columns = np.array([0, 3 * n // 7, 3 * n // 7, n]), np.array([0, k // 3, k // 2, k])
+    truth, expected = _Truth(sample, index, operand), sample.expected
+    lines, columns = sample.edges
     of_rows = np.repeat(np.arange(3, dtype=np.int32), np.diff(lines))
-    groups = Groups(cupy.asarray(of_rows), lines, columns, np.arange(k, dtype=np.int32))
-    host, wide = CpuIndex(centroids, geometry), rows.astype(np.float32)
-    expected = np.full(n, -1, np.int32), np.full(n, np.inf)
-    host.nearest(wide, *expected)
+    groups = Groups(cupy.asarray(of_rows), lines, columns, np.arange(len(centroids), dtype=np.int32))
+
+    def on_device_as(answer: _Answer) -> tuple[Any, Any]:
+        return cupy.asarray(answer[0]), cupy.asarray(answer[1])
+
     for unit in (1, 2, 4) if form in FUSED else (1,):
         index.unit = unit
         if form in FUSED:
             yield "scores", truth.wrong_two_best(index, on_device, operand)
         else:
             yield "scores", truth.wrong_products(index, operand)
-        actual = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
+        actual = on_device_as(sample.unknown())
         index.nearest(on_device, *actual, operand)
-        yield "labels", _differ(actual, expected)
+        yield "labels", _differ(actual, expected["all"])
     if form in FUSED:
-        yield "scores", truth.wrong_two_best(index, on_device, operand, some)
+        yield "scores", truth.wrong_two_best(index, on_device, operand, sample.some)
         yield "scores", truth.wrong_two_best(index, on_device, operand, groups=groups)
-    known = np.full(n, -1, np.int32), np.full(n, np.inf)
-    host.only(np.arange(k) % 2 > 0).nearest(wide, *known)
-    actual = cupy.asarray(known[0]), cupy.asarray(known[1])
-    index.nearest(on_device, *actual, operand, which=cupy.asarray(some))
-    host.nearest(wide, *known, which=some)
-    yield "labels", _differ(actual, known)
+    actual = on_device_as(expected["odd"])
+    index.nearest(on_device, *actual, operand, which=cupy.asarray(sample.some))
+    yield "labels", _differ(actual, expected["some"])
     if form in FUSED:
-        known = np.full(n, -1, np.int32), np.full(n, np.inf)
-        actual = cupy.asarray(known[0]), cupy.asarray(known[1])
+        actual = on_device_as(sample.unknown())
         index.nearest_in_groups(on_device, *actual, operand, groups)
-        for own, low, high in zip(map(slice, lines[:-1], lines[1:]), columns[:-1], columns[1:], strict=True):
-            CpuIndex(centroids[low:high], geometry).nearest(wide[own], known[0][own], known[1][own], first=int(low))
-        yield "labels", _differ(actual, known)
+        yield "labels", _differ(actual, expected["groups"])
 
 
-def _differ(actual: tuple[Any, Any], expected: tuple[NDArray, NDArray]) -> NDArray[np.bool_]:
+def _differ(actual: tuple[Any, Any], expected: _Answer) -> NDArray[np.bool_]:
     """Which rows have another label, or another distance."""
     return np.asarray((actual[0].get() != expected[0]) | (actual[1].get() != expected[1]))
 
@@ -157,13 +195,9 @@ class _Truth:
     """The scores in float64, and what those of a form may miss them by."""
 
     def __init__(self, sample: Sample, index: Any, operand: CudaOperand) -> None:
-        kept = sample.centroids[~np.isnan(sample.centroids[:, 0])].astype(np.float64) - sample.geometry.origin
-        centered = sample.rows.astype(np.float64) - sample.geometry.origin
-        norms, squares = (centered**2).sum(axis=1), (kept**2).sum(axis=1)
-        self.scores = squares - 2.0 * (centered @ kept.T)
+        self.scores, cancelled = sample.scores
         per_size, per_error, constant = index._bounds
-        self.allowed = operand.sizes.get() * per_size + operand.errors.get() * per_error + constant
-        self.allowed += 2.0**-40 * (norms + squares.max())  # what cancels in the lines above
+        self.allowed = operand.sizes.get() * per_size + operand.errors.get() * per_error + constant + cancelled
 
     def wrong_products(self, index: Any, operand: CudaOperand) -> NDArray[np.bool_]:
         """Which rows have a score beyond its bound, of all their scores."""

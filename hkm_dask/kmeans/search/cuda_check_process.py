@@ -62,6 +62,11 @@ class Check:
         return cls(form, int(n_features), dtype)  # type: ignore[arg-type]
 
 
+def environment_of_child() -> dict[str, str]:
+    """The environment of a process that imports what this one does."""
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(entry for entry in sys.path if entry)}
+
+
 class UntoldError(Exception):
     """No process could tell: it could not be had, found no device, or had too little memory."""
 
@@ -120,11 +125,9 @@ class _Child:
     """A process that checks forms, and what it says."""
 
     def __init__(self, words: Sequence[str]) -> None:
-        path = os.pathsep.join(entry for entry in sys.path if entry)
         self._process = subprocess.Popen(
             [sys.executable, *_PROGRAM, *words],
-            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-            env={**os.environ, "PYTHONPATH": path},
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment_of_child(),
         )  # fmt: skip
         self._said, self._is_ready = b"", False
 
@@ -173,6 +176,12 @@ class _Child:
         return line.decode(errors="replace")
 
 
+def compile_for(checks: Sequence[Check], device: int) -> None:
+    """Compile what some checks need, side by side."""
+    halves = {check.dtype == "float16" for check in checks}
+    compile_kernels(device, halves, for_hopper=any(check.form == "hopper" for check in checks))
+
+
 def main(words: Sequence[str]) -> None:
     """Check forms on made rows: words are the number of the device, and checks.
 
@@ -186,8 +195,7 @@ def main(words: Sequence[str]) -> None:
     cupy.cuda.Device(device).use()
     cupy.zeros(1)
     print(READY, flush=True)
-    halves = {check.dtype == "float16" for check in checks}
-    compile_kernels(device, halves, for_hopper=any(check.form == "hopper" for check in checks))
+    compile_for(checks, device)
     for check in checks:
         signal.alarm(_END_SECONDS)
         try:

@@ -7,24 +7,27 @@ before the first rows are read and is waited for where a form is first needed. W
 a device that admits one process only, the check runs here: wrong answers are found all the same.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
-microseconds would choose for millions of rows, and the first form is taken.
+microseconds would choose for millions of rows, and the first form is taken. Those that are far behind on an eighth of
+the rows are not timed on all.
 """
 
 from __future__ import annotations
 
 import statistics
 import threading
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.staging import device_dtype
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_hopper, cuda_verdicts
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
-from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
+from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -32,8 +35,10 @@ from hkm_dask.kmeans.search.tuning import chosen_once
 
 #: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
 MOST_TRIAL_ROWS, LEAST_TRIAL_ROWS = 1 << 17, 50_000
-#: Searches that are timed, and times the quickest form's from which one is not timed again.
-_N_TIMED, _HOPELESS = 3, 2.0
+#: Searches that are timed; rows that every form is timed on first: one tile for almost each multiprocessor.
+_N_TIMED, _FIRST_ROWS = 3, 1 << 14
+#: Times the quickest form's beyond which, and by so many milliseconds more, a form has no hope.
+_HOPELESS, _CLOSE_MS = 2.0, 1.0
 #: Of forms whose times are within this factor the first is taken.
 _TIE = 1.05
 #: Rows and centroids of a sample of those to be searched.
@@ -65,19 +70,24 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
     """
     geometry, rows, n = search.geometry, tile.rows, min(len(tile.rows), MOST_TRIAL_ROWS)
     forms = forms_here(geometry.precision)
-    sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, partial(_sample_of, rows, centroids, geometry))
+    sample = cache(partial(_sample_of, rows, centroids, geometry))  # made, and answered by the host, once for all forms
+    sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, sample)
     if len(forms) == 1 or n < LEAST_TRIAL_ROWS:
         return next(sound())
 
     def fastest() -> Form:
-        times: dict[Form, list[float]] = {}
+        searches: dict[Form, Callable[[int], float]] = {}
+        first: dict[Form, float] = {}
         for form in sound():
-            milliseconds = _timed_search(form, search, tile, centroids, n)
-            milliseconds()  # compiles, and makes handles and memory
-            times[form] = [milliseconds()]
-            if times[form][0] <= _HOPELESS * min(some[0] for some in times.values()):
-                times[form] += [milliseconds() for _ in range(_N_TIMED - 1)]
-        return quickest(times)
+            searches[form] = timed = _timed_search(form, search, tile, centroids)
+            timed(_FIRST_ROWS)  # compiles, and makes handles and memory
+            first[form] = timed(_FIRST_ROWS)
+            least = min(first.values())
+            most = max(_HOPELESS * least, least + _CLOSE_MS)
+            searches = {one: timed for one, timed in searches.items() if first[one] <= most}
+        if len(searches) == 1:
+            return next(iter(searches))
+        return quickest({form: [timed(n) for _ in range(_N_TIMED)] for form, timed in searches.items()})
 
     sizes = n.bit_length(), len(centroids).bit_length()
     key = ("form", search.phase, *sizes, rows.dtype.name, search.all_labeled)
@@ -102,18 +112,18 @@ def quickest(times: Mapping[Form, Sequence[float]]) -> Form:
 
 
 def _timed_search(
-    form: Form, search: TileSearch, tile: RowTile, centroids: NDArray[np.float32], n: int
-) -> Callable[[], float]:
-    """A search of the first `n` rows that changes nothing, and tells the milliseconds that the device measures."""
+    form: Form, search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]
+) -> Callable[[int], float]:
+    """A search of the first rows that changes nothing, and tells the milliseconds that the device measures."""
     from cupy.cuda import Event, get_elapsed_time
 
-    index, rows = search.make_index(centroids, search.geometry, form), tile.rows[:n]
+    index, rows = search.make_index(centroids, search.geometry, form), tile.rows[:MOST_TRIAL_ROWS]
     operand = make_cuda_operand(rows, search.geometry, kind_of(form))
 
-    def milliseconds() -> float:
+    def milliseconds(n: int) -> float:
         labels, distances, begin, end = tile.labels[:n].copy(), tile.distances[:n].copy(), Event(), Event()
         begin.record()
-        index.nearest(rows, labels, distances, operand)
+        index.nearest(rows[:n], labels, distances, replace(operand, matrix=operand.matrix[:n]))
         end.record()
         end.synchronize()
         return float(get_elapsed_time(begin, end))
@@ -145,19 +155,25 @@ def sound_forms(
         )
 
 
-def begin_checks(precision: str, n_features: int, dtypes: Iterable[np.dtype]) -> None:
-    """Begin to check the forms of a precision on made rows of these types, in a process of its own.
+def checks_of(precision: str, n_features: int, dtype: np.dtype) -> list[Check]:
+    """The checks that a run over rows of this type needs: candidates of the seeding and upper levels are float32."""
+    dtypes = dict.fromkeys([device_dtype(dtype).name, "float32"])
+    return [Check(form, n_features, name) for name in dtypes for form in forms_here(precision)]
 
-    What was right before, is checked already, or is about to be, is left out.
+
+def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
+    """Begin to check the forms of a precision on made rows for such a run, in a process of its own.
+
+    What was right before, is checked already, or is about to be, by another process too, is left out.
     """
     from cupy.cuda import runtime
 
     device = runtime.getDevice()
-    checks = dict.fromkeys(Check(form, n_features, dtype.name) for dtype in dtypes for form in forms_here(precision))
     with _checking:
+        checks = checks_of(precision, n_features, dtype)
         new = [one for one in checks if (one, device) not in _begun and (one, device) not in _faults]
         new = [one for one in new if not cuda_verdicts.is_noted(one, device)]
-        if APART and new:
+        if APART and new and not cuda_verdicts.is_under_way(device):
             _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
 
 
@@ -192,6 +208,7 @@ def _warn(message: str) -> None:
 
 def _fault_apart(check: Check, device: int) -> str | None:
     """The fault of a form on made rows, in a process of its own if one can be had; none where it was right before."""
+    cuda_verdicts.wait_for(check, device, LIMIT_SECONDS)
     if cuda_verdicts.is_noted(check, device):
         return None
     fault = _found_apart(check, device)

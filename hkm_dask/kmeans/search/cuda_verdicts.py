@@ -1,20 +1,27 @@
 """What former processes found out: forms of scores that were right on made rows, on this device with this software.
 
 A form that was right is noted beside the kernels that CuPy keeps, by an empty file whose name is made of all that could
-change the verdict. A fault is never noted: whoever comes next finds it anew, and is told.
+change the verdict. A fault is never noted: whoever comes next finds it anew, and is told. A locked file there says that
+a process is finding out; it is unlocked when that ends, however it does.
 """
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import os
-from contextlib import suppress
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
 from hkm_dask.kmeans.search.cuda_check_process import Check
 from hkm_dask.kmeans.search.cuda_kernels import FILES, HOPPER_FILES, source
+
+#: Seconds between two looks at what another process has found out.
+_LOOK_SECONDS = 0.02
 
 
 def is_noted(check: Check, device: int) -> bool:
@@ -30,10 +37,51 @@ def note(check: Check, device: int) -> None:
         file.touch()
 
 
+@contextmanager
+def under_way(device: int) -> Iterator[bool]:
+    """Have others wait for what this process finds out; False where another is at it, or no file can be locked."""
+    path = _path(_device(device), "checking")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = path.open("wb")
+    except OSError:
+        yield False
+        return
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_first = True
+        except OSError:
+            is_first = False
+        yield is_first
+
+
+def is_under_way(device: int) -> bool:
+    """Tell whether another process is finding out about forms on this device."""
+    try:
+        with _path(_device(device), "checking").open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def wait_for(check: Check, device: int, seconds: float) -> None:
+    """Wait, for so long at most, while another process finds out about forms, until this one is noted."""
+    end = time.monotonic() + seconds
+    while not is_noted(check, device) and is_under_way(device) and time.monotonic() < end:
+        time.sleep(_LOOK_SECONDS)
+
+
 def _file(check: Check, device: int) -> Path:
+    return _path("\n".join([_software(), _device(device), str(check)]), "sound")
+
+
+def _path(text: str, suffix: str) -> Path:
     folder = os.environ.get("CUPY_CACHE_DIR") or "~/.cupy/kernel_cache"
-    name = hashlib.sha256("\n".join([_software(), _device(device), str(check)]).encode()).hexdigest()
-    return Path(folder).expanduser() / f"hkm-dask-{name[:32]}.sound"
+    return Path(folder).expanduser() / f"hkm-dask-{hashlib.sha256(text.encode()).hexdigest()[:32]}.{suffix}"
 
 
 def _software() -> str:
