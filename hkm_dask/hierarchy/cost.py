@@ -94,7 +94,7 @@ class Structure:
     update_bytes: int = _UPDATE_BYTES
 
 
-#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy keeps what it compiled.
+#: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.
 COMPILE_SECONDS = 2.4
 #: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search made
 #: rows of two types, and searches them in four forms. Imports, compiling and the host's searches are measured, on a
@@ -391,10 +391,9 @@ def run_steps(
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
     rows = RowShape(n_rows, n_features, itemsize, structure, n_workers, sent, read)
     # Three threads read ahead.
-    checked = (
-        max(0.0, structure.check_begins + structure.check_seconds - start_seconds) if structure.check_seconds else 0.0
-    )
-    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=checked)
+    checked = structure.check_begins + structure.check_seconds if structure.check_seconds else 0.0
+    beside = max(0.0, checked - start_seconds)
+    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=beside)
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds, rounds=1)),
         Step(0, "start", "first reading, kernels checked beside it", reading),

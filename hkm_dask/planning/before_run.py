@@ -1,4 +1,4 @@
-"""Before a run begins: what it will take, told by rates that `hkm plan` has kept; kernels checked while workers start."""
+"""Before a run: what it will take, told by rates that `hkm plan` has kept; kernels, checked while workers start."""
 
 from __future__ import annotations
 

@@ -59,7 +59,8 @@ def section(found: Mapping[str, Any]) -> str:
         _table(("d", "nearest_two", "nearest_two_hopper", "certify", "add_rows", "largest error"), _kernels(steps)),
         f"Seconds of {_text_of(AIM)}, predicted: as two commits were, now, and in a later run on the device.",
         _table(("", *VERSIONS), _parts()),
-        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: a second run on the device, in a process that is there.",
+        f"Seconds of {_text_of(MEASURED)}, as `pipelines/gpu` measures it: a second run on the device, "
+        "in a process that is there.",
         _table(("", "predicted", "measured"), _phases(steps)),
     ]
     return "\n\n".join(paragraphs) + "\n"

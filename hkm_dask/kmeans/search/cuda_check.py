@@ -72,16 +72,16 @@ class Sample:
     def expected(self) -> dict[str, _Answer]:
         """What the CPU says: among all; among every other one; the latter, but for `some` among all; in groups."""
         index, wide, k = CpuIndex(self.centroids, self.geometry), self.rows.astype(np.float32), len(self.centroids)
-        answers = {name: self.unknown() for name in ("all", "odd", "groups")}
-        index.nearest(wide, *answers["all"])
-        index.only(np.arange(k) % 2 > 0).nearest(wide, *answers["odd"])
-        labels, distances = (array.copy() for array in answers["odd"])
-        index.nearest(wide, labels, distances, which=self.some)
+        every, odd, groups = self.unknown(), self.unknown(), self.unknown()
+        index.nearest(wide, *every)
+        index.only(np.arange(k) % 2 > 0).nearest(wide, *odd)
+        some = odd[0].copy(), odd[1].copy()
+        index.nearest(wide, *some, which=self.some)
         lines, columns = self.edges
         for own, low, high in zip(map(slice, lines[:-1], lines[1:]), columns[:-1], columns[1:], strict=True):
             part = CpuIndex(self.centroids[low:high], self.geometry)
-            part.nearest(wide[own], *(array[own] for array in answers["groups"]), first=int(low))
-        return {**answers, "some": (labels, distances)}
+            part.nearest(wide[own], groups[0][own], groups[1][own], first=int(low))
+        return {"all": every, "odd": odd, "some": some, "groups": groups}
 
     def unknown(self) -> _Answer:
         """Labels and distances before a search."""
