@@ -96,9 +96,9 @@ class Structure:
 
 #: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.
 COMPILE_SECONDS = 2.4
-#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search made
-#: rows of two types, and searches them in four forms. Imports, compiling and the host's searches are measured, on a
-#: machine without a GPU; the rest is not. Then those of a command until it begins the process: imports, measured.
+#: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search
+#: made rows of two types, and searches them in four forms; and those of a command, its imports, until that begins.
+#: Imports, compiling and the host's searches are measured, on a machine without a GPU; the rest is not.
 CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05, 1.1
 #: Seconds of a thread for what the host does of the check of a form on 512 rows and 1024 centroids; measured, d = 384.
 SAMPLE_SECONDS = 0.18

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from pipelines.benchmark.measure import clock
 
 #: Side of the matrix product, and numbers that are copied and sent: many times what a cache holds.
-_SIDE, _COPIED, _SENT = 8192, 1 << 29, 1 << 28
+_SIDE, _COPIED, _SENT = 8192, 1 << 29, 1 << 26
 _BATCH, _BATCHES = 20, 10
 #: A pass at half the rate of the matrix product should take about so many seconds, if there are bytes for it.
 _PASS_SECONDS = 1.0

@@ -4,6 +4,7 @@
     python pipelines/gpu/run.py --minutes 5 --only kernels     # one step; or several, with commas between them
     python pipelines/gpu/run.py --rehearse                     # on the emulator, tiny: that the steps run, no figures
     python pipelines/gpu/run.py --tables hkm-gpu/gpu.json      # writes the figures into docs/performance.md
+    python pipelines/gpu/run.py --compiled                     # what nvcc makes of each kernel, into docs/gpu.md
 
 Steps run in processes of their own, killed at their limits; the time that one leaves goes to those that follow. What a
 step has found by then is in gpu.json, and in the summary, which comes last.
@@ -12,6 +13,7 @@ step has found by then is in gpu.json, and in the summary, which comes last.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import sys
@@ -25,7 +27,7 @@ from typing import Any
 
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
-from pipelines.gpu import prediction
+from pipelines.gpu import compiled, prediction
 from pipelines.gpu.limits import run_within
 from pipelines.gpu.record import write_json
 from pipelines.gpu.steps import ROOT, STEPS, Step, name_of
@@ -46,16 +48,16 @@ class Run:
     _compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def go(self, steps: Sequence[Step]) -> None:
-        """Run steps: each gets its share of the time that is left, and as long as there is so much, what it needs."""
+        """Run steps, each within what it needs and its share of the time beyond what those that still fit need."""
         self.out.mkdir(parents=True, exist_ok=True)
-        (self.out / "gpu.log").unlink(missing_ok=True)
+        for name in ("gpu.log", "gpu.json"):
+            (self.out / name).unlink(missing_ok=True)
         end, waiting = time.monotonic() + self.seconds, list(steps)
         while waiting:
             left = end - time.monotonic()
-            step = waiting[0]
-            limit = max(step.least, left * step.minutes / sum(one.minutes for one in waiting))
-            waiting.pop(0)
-            if left < step.least:
+            limit = limit_of_first(waiting, left)
+            step = waiting.pop(0)
+            if limit is None:
                 found: dict[str, Any] = {"status": "skipped", "reason": f"{left:.0f} s left, {step.least:.0f} needed"}
             else:
                 print(f"{step.name}: {step.title}, at most {limit:.0f} s", flush=True)
@@ -117,6 +119,16 @@ class Run:
         return lines
 
 
+def limit_of_first(waiting: Sequence[Step], left: float) -> float | None:
+    """Seconds for the first of the steps that wait; None where fewer are left than it needs."""
+    needs = itertools.accumulate(step.least for step in waiting)
+    fitting = [step for step, so_far in zip(waiting, needs, strict=True) if so_far <= left]
+    if not fitting:
+        return None
+    beyond = left - sum(step.least for step in fitting)
+    return waiting[0].least + beyond * waiting[0].minutes / sum(step.minutes for step in fitting)
+
+
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
@@ -132,6 +144,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--out", type=Path, default=Path("hkm-gpu"), help="folder; default: hkm-gpu")
     parser.add_argument("--rehearse", action="store_true", help="on the emulator of tests/emulated, with tiny sizes")
     parser.add_argument("--predict", action="store_true", help="print what the model predicts, and run nothing")
+    parser.add_argument(
+        "--compiled", action="store_true", help="write the registers and instructions of docs/gpu.md; run nothing"
+    )
     parser.add_argument(
         "--tables", nargs="?", const="", metavar="JSON",
         help="write the tables of docs/performance.md from a gpu.json, or without one; run nothing",
@@ -151,11 +166,13 @@ def main(words: Sequence[str] | None = None) -> None:
     arguments = parse_arguments(sys.argv[1:] if words is None else words)
     if arguments.predict:
         return print(prediction.describe())
-    if arguments.tables is not None:
-        try:
+    try:
+        if arguments.compiled:
+            return compiled.write_compiled(compiled.DOCUMENT)
+        if arguments.tables is not None:
             return write_tables(ROOT / "docs" / "performance.md", Path(arguments.tables) if arguments.tables else None)
-        except (OSError, ValueError) as error:
-            raise SystemExit(f"Error: {error}") from None
+    except (OSError, ValueError, RuntimeError) as error:
+        raise SystemExit(f"Error: {error}") from None
     if not arguments.rehearse:
         try:
             require_cuda()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 import subprocess
@@ -37,6 +38,8 @@ _PASSES = (
 )  # fmt: skip
 #: Gigabytes of rows of a run of Lloyd's iteration: 30M × 1024 are 61.
 _LLOYD_GIGABYTES = (8.0, 61.0)
+#: Suites that others take part in; to import them takes seconds.
+_SUITES_WITH_PEERS = ("resident", "streamed", "lloyd")
 #: Rows, features and clusters of the search that tools look at, and rows of a rehearsal.
 _SMALL, _REHEARSED_ROWS = (4096, 128, 600), 240
 
@@ -91,9 +94,9 @@ def describe(record: Record) -> None:
 def check_forms(record: Record) -> None:
     """Hold each form's scores against their bounds, and its labels against the CPU's, as a worker does at first."""
     faults = []
-    samples = (
-        [(16, "float16")] if record.rehearsal else [(d, t) for d in (128, 384, 1024) for t in ("float16", "float32")]
-    )
+    # Wide and narrow, whole steps of 64 features and ragged ones, and some that are no multiple of 8.
+    widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
+    samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
     for form in forms_here():
         for d, dtype in samples:
             fault = find_fault(form, made_sample(d, np.dtype(dtype)))
@@ -125,8 +128,9 @@ def search_once(record: Record) -> None:
 
 
 def run_tests(record: Record) -> None:
-    """Run the tests of the GPU path but for those that start workers."""
-    chosen = ["tests/gpu", "tests/compute/test_device.py", "--ignore", "tests/gpu/test_cluster.py"]
+    """Run the tests of the GPU path but for those that start workers, are about these steps, or need no device."""
+    chosen = ["tests/gpu", "tests/compute/test_device.py", "-k", "not compile"]
+    chosen += [f"--ignore=tests/gpu/test_{name}.py" for name in ("cluster", "first_minutes")]
     _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
 
 
@@ -206,9 +210,18 @@ def profile(record: Record) -> None:
 # -- how fast ---------------------------------------------------------------------------------------------------------
 
 
-def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceOptions:
+def _known_ceilings(record: Record) -> Ceilings:
+    """What the device can do at best, as the first step of this run found; measured again where there was none."""
+    all_steps = record.path.with_name("gpu.json")
+    found = json.loads(all_steps.read_text(encoding="utf-8"))["steps"] if all_steps.exists() else {}
+    known = found.get("machine", {}).get("figures", {}).get("ceilings")
+    return Ceilings(**known) if known else measure_ceilings()
+
+
+def _options(record: Record, suite: str, ceilings: Ceilings, **settings: Any) -> gpu.DeviceOptions:
     """Options of a suite: `settings`, and of a rehearsal what makes it tiny."""
-    participants, absent = gpu_peers.find_participants(() if record.rehearsal else None)
+    has_peers = suite in _SUITES_WITH_PEERS and not record.rehearsal
+    participants, absent = gpu_peers.find_participants(None if has_peers else ())
     record.add(absent=absent, ceilings=asdict(ceilings))
     tiny: dict[str, Any] = {
         "n_rows": _REHEARSED_ROWS, "n_features": (16,), "n_clusters": (12,), "seconds": 0.1, "whole_rows": 300,
@@ -228,7 +241,7 @@ def _options(record: Record, ceilings: Ceilings, **settings: Any) -> gpu.DeviceO
 def _run_suite(record: Record, suite: str, ceilings: Ceilings, **settings: Any) -> None:
     earlier, cases = record.figures.get("cases", []), tuple[Case, ...]()
     lines = list(record.lines)
-    for case in gpu.SUITES[suite](_options(record, ceilings, **settings)):
+    for case in gpu.SUITES[suite](_options(record, suite, ceilings, **settings)):
         cases = with_case(cases, case)
         record.figures["cases"] = [*earlier, *map(case_facts, cases)]
         record.lines[:] = [*lines, *(line for one in cases for line in describe_case(one, ceilings))]
@@ -264,7 +277,7 @@ def time_passes(record: Record) -> None:
 
 def time_streams(record: Record) -> None:
     """Time a pass over rows that come from host memory, and iterations on more rows than the device may hold."""
-    ceilings = measure_ceilings()
+    ceilings = _known_ceilings(record)
     for d in (1024, 384):
         _run_suite(record, "streamed", ceilings, n_features=(d,), seconds=record.seconds / 10)
     _run_suite(record, "budget", ceilings, gigabytes=6.0)
@@ -272,7 +285,7 @@ def time_streams(record: Record) -> None:
 
 def time_lloyd(record: Record) -> None:
     """Time twenty iterations on 8 GB, and on 61 GB where there is time and memory for it."""
-    ceilings = measure_ceilings()
+    ceilings = _known_ceilings(record)
     for gigabytes in _LLOYD_GIGABYTES[: 1 if record.rehearsal else None]:
         free = psutil.virtual_memory().available / 1e9
         if record.figures.get("cases") and (record.left < 2.5 * gigabytes or free < 1.5 * gigabytes):
@@ -283,12 +296,12 @@ def time_lloyd(record: Record) -> None:
 
 def time_small(record: Record) -> None:
     """Split thousands of clusters."""
-    _run_suite(record, "split", measure_ceilings(), gigabytes=0.5)
+    _run_suite(record, "split", _known_ceilings(record), gigabytes=0.5)
 
 
 def time_whole(record: Record) -> None:
     """Go from a pool to a subset: on the device twice, as the first run compiles, and on the processors."""
-    _run_suite(record, "whole", measure_ceilings())
+    _run_suite(record, "whole", _known_ceilings(record))
 
 
 def time_devices(record: Record) -> None:
@@ -309,14 +322,14 @@ def time_devices(record: Record) -> None:
 STEPS = (
     Step("machine", "versions, the device, its ceilings", 0.5, 30, describe),
     Step("forms", "each form against its bounds and the CPU", 1.5, 60, check_forms),
+    Step("kernels", "each kernel by CUDA events", 4, 70, measure_kernels),
+    Step("passes", "a pass over resident rows, and the peers", 5, 110, time_passes),
+    Step("whole", "from a pool to a subset", 4, 110, time_whole),
+    Step("lloyd", "twenty iterations from host memory", 4, 50, time_lloyd),
     Step("tests", "tests/gpu", 4, 60, run_tests),
-    Step("kernels", "each kernel by CUDA events", 4, 60, measure_kernels),
-    Step("passes", "a pass over resident rows, and the peers", 5, 60, time_passes),
-    Step("lloyd", "twenty iterations from host memory", 4, 60, time_lloyd),
-    Step("whole", "from a pool to a subset", 4, 60, time_whole),
-    Step("sanitizer", "bad accesses and races", 2, 30, sanitize),
-    Step("streams", "rows that do not fit", 2, 30, time_streams),
-    Step("cluster", "tests of workers with GPUs", 1.5, 30, run_cluster_tests),
+    Step("sanitizer", "bad accesses and races", 2, 40, sanitize),
+    Step("streams", "rows that do not fit", 2, 40, time_streams),
+    Step("cluster", "tests of workers with GPUs", 1.5, 40, run_cluster_tests),
     Step("small", "thousands of small k-means", 0.5, 30, time_small),
     Step("profile", "what limits the search, by ncu", 0.5, 20, profile),
     Step("devices", "one GPU and all of them", 0.5, 20, time_devices),

@@ -38,12 +38,16 @@ def write_tables(document: Path, results: Path | None) -> None:
     found = {} if results is None else json.loads(results.read_text(encoding="utf-8"))
     if found.get("rehearsal"):
         raise ValueError(f"{results} should be of a run on a GPU, it is of a rehearsal; run without --rehearse")
-    text = document.read_text(encoding="utf-8")
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
+    replace_section(document, BEGIN, END, section(found))
+
+
+def replace_section(document: Path, begins: str, ends: str, text: str) -> None:
+    """Put a text between two lines of a document; ValueError where those are not there."""
+    head, begin, rest = document.read_text(encoding="utf-8").partition(begins)
+    _, end, tail = rest.partition(ends)
     if not begin or not end:
-        raise ValueError(f"{document} should have the lines {BEGIN.strip()} and {END.strip()}; put them back")
-    document.write_text(head + BEGIN + section(found) + END + tail, encoding="utf-8")
+        raise ValueError(f"{document} should have the lines {begins.strip()} and {ends.strip()}; put them back")
+    document.write_text(head + begins + text + ends + tail, encoding="utf-8")
 
 
 def section(found: Mapping[str, Any]) -> str:

@@ -3,7 +3,6 @@
 import ctypes
 import re
 import shutil
-import subprocess
 import sys
 from ctypes.util import find_library
 from pathlib import Path
@@ -16,6 +15,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex
 from hkm_dask.kmeans.search.fixed_point import RowUnits
+from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device
 
@@ -30,33 +30,36 @@ def assert_nothing_is_flushed(ptx: str) -> None:
     assert not re.findall(r"\b(?:ex2|lg2|sin|cos|tanh|rcp|rsqrt|sqrt|div)\.(?:approx|full)\S*", ptx)
 
 
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
-@pytest.mark.parametrize(
-    ("architecture", "n_stages", "options"),
-    [
-        pytest.param("sm_80", 3, [], id="sm_80 float32"),
-        pytest.param("sm_89", 2, ["-DHALF_ROWS"], id="sm_89 float16", marks=pytest.mark.slow),
-        pytest.param("sm_90", 4, [], id="sm_90 float32", marks=pytest.mark.slow),
-        pytest.param("sm_90", 4, ["-DHALF_ROWS"], id="sm_90 float16"),
-    ],
-)
+needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the CUDA compiler nvcc")
+
+
+@needs_nvcc
+@pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
+@pytest.mark.parametrize("architecture", compiled.TARGETS)
 def test_the_kernels_compile_and_spill_nothing(
-    architecture: str, n_stages: int, options: list[str], tmp_path: Path
+    architecture: str, half: bool, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    command = ["nvcc", "-std=c++17", CUPYS_OPTION, f"-arch={architecture}", f"-DSTAGES={n_stages}", *options]
-    command += ["-Werror", "all-warnings", "-Xptxas", "-v", "-cubin", "--keep", "--keep-dir", str(tmp_path)]
-    source = tmp_path / "kernels.cu"
-    source.write_text(cuda_kernels.source(), encoding="utf-8")
-    done = subprocess.run(
-        [*command, "-o", str(tmp_path / "kernels.cubin"), str(source)], capture_output=True, text=True
-    )
-    assert done.returncode == 0, done.stderr
-    spills = re.findall(r"(\d+) bytes stack frame, (\d+) bytes spill stores", done.stderr)
-    assert spills
-    assert set(spills) == {("0", "0")}
-    registers = dict(re.findall(r"entry function '(\w+)'.*?Used (\d+) registers", done.stderr, re.DOTALL))
-    assert int(registers["nearest_two"]) * 256 <= 65536  # one block of 256 threads on a multiprocessor
+    if (architecture, half) not in {("sm_80", False), ("sm_90", True)} and not request.config.getoption("--slow"):
+        pytest.skip("takes minutes; run `pytest --slow`")
+    kernels = {one.kernel: one for one in compiled.compile_for(architecture, half=half, folder=tmp_path)}
+    assert len(kernels) == 15 + (not half)
+    assert not [one for one in kernels.values() if one.spilled or one.stack]
+    assert kernels["nearest_two"].registers * 256 <= 65536  # one block of 256 threads on a multiprocessor
+    if kernels["nearest_two"].instructions:
+        assert kernels["nearest_two"].instructions["HMMA.16816.F32"] == 128
+        assert not [name for one in kernels.values() for name in one.instructions if name.startswith(("LDL", "STL"))]
     assert_nothing_is_flushed((tmp_path / "kernels.ptx").read_text())
+
+
+@needs_nvcc
+@pytest.mark.slow
+def test_the_table_of_the_documentation_is_what_the_compiler_makes(tmp_path: Path) -> None:
+    before = (compiled.DOCUMENT).read_text(encoding="utf-8")
+    if f"nvcc {compiled.compiler_version()} " not in before or compiled.disassembler() is None:
+        pytest.skip("it was made by another compiler, or there is no disassembler")
+    (tmp_path / "gpu.md").write_text(before, encoding="utf-8")
+    compiled.write_compiled(tmp_path / "gpu.md")
+    assert (tmp_path / "gpu.md").read_text(encoding="utf-8") == before
 
 
 def runtime_compiler() -> str | None:

@@ -12,8 +12,8 @@ import pytest
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from pipelines.gpu import command, prediction, tables
-from pipelines.gpu.command import Run
-from pipelines.gpu.steps import Step
+from pipelines.gpu.command import Run, limit_of_first
+from pipelines.gpu.steps import STEPS, Step
 from tests.pipelines.gpu_steps import die, fail, hang, succeed
 
 ROOT = Path(__file__).parents[2]
@@ -63,10 +63,22 @@ def test_time_that_a_step_leaves_goes_to_those_that_follow(tmp_path: Path, monke
         return {"status": "passed", "reason": ""}
 
     monkeypatch.setattr(Run, "_run", take)
-    run = Run(tmp_path, seconds=100)
-    run.go([step(hang, 2), step(fail, 1, least=95), step(die, 1, least=60), step(succeed, 1)])
-    assert limits == [40, 60, 80]
-    assert run.steps["fail"] == {"title": "to fail", "status": "skipped", "reason": "90 s left, 95 needed"}
+    run = Run(tmp_path, seconds=130)
+    run.go([step(hang, 2, least=10), step(fail, 3, least=70), step(die, 1, least=115), step(succeed, 1, least=10)])
+    # What two of them need is 80; the third would need more than is left.
+    assert limits == [30, 120, 110]
+    assert run.steps["die"] == {"title": "to die", "status": "skipped", "reason": "110 s left, 115 needed"}
+
+
+def test_steps_that_fit_get_what_they_need() -> None:
+    for minutes in (8, 10, 15, 30):
+        waiting, left = list(STEPS), 60.0 * minutes
+        while waiting and (limit := limit_of_first(waiting, left)) is not None:
+            assert limit >= waiting.pop(0).least
+            left -= limit
+        assert left < min((one.least for one in waiting), default=1e-6)
+    names = [one.name for one in STEPS]
+    assert sum(one.least for one in STEPS[: names.index("tests") + 1]) <= 60 * 8.5  # of two calls within 15 minutes
 
 
 def test_a_summary_is_short_however_much_was_found(tmp_path: Path) -> None:

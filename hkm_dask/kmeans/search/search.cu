@@ -4,6 +4,12 @@
 
 #define SETTLE_THREADS 128
 #define SETTLE_COLUMNS 1024
+// Blocks on a multiprocessor at least: left to itself (0), the compiler for Blackwell spills a register of too few.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ / 100 == 10
+#define SETTLE_BLOCKS 8
+#else
+#define SETTLE_BLOCKS 0
+#endif
 
 __device__ __forceinline__ bool nearer(double distance, int label, double best, int best_label) {
     return distance < best || (distance == best && label < best_label);
@@ -11,7 +17,7 @@ __device__ __forceinline__ bool nearer(double distance, int label, double best, 
 
 // One block per line of `products` (n_lines, n_columns). The score of column j is alpha * product + bias[first + j].
 // Whatever the scores cannot exclude is measured; labels and distances hold the best so far and are brought up to date.
-extern "C" __global__ void __launch_bounds__(SETTLE_THREADS)
+extern "C" __global__ void __launch_bounds__(SETTLE_THREADS, SETTLE_BLOCKS)
     settle(const float* products, const float* bias, float alpha, const Row* rows, const long long* which,
            const float* centroids, const int* numbers, const double* norms, const double* sizes, const double* errors,
            double per_size, double per_error, double constant, int first, int n_columns, int n_features, int* labels,
