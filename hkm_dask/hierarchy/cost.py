@@ -70,6 +70,8 @@ class Structure:
         of the command until that begins.
     trial : float
         Searches that it takes to choose the form of one, as times that of the form that is chosen; see `_trials`.
+    staged_blocks : int
+        Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
     sample_checks : int
         Times that the host searches the sample of the rows that forms are checked on.
     looks : int
@@ -89,6 +91,7 @@ class Structure:
     check_seconds: float = 0.0
     check_begins: float = 0.0
     trial: float = 0.0
+    staged_blocks: int = 0
     sample_checks: int = 0
     looks: int = 1
     update_bytes: int = _UPDATE_BYTES
@@ -113,7 +116,7 @@ TRIAL = sum(2 * times / 8 + (3 * times if times <= 2 else 0) for times in AS_LON
 NOW = Structure(
     block_bytes=1 << 30, launches=12, synchronizations=2, thins="device", gathers="device", chooses="device",
     groups="processors", stays=True, check_seconds=CHECK_SECONDS, check_begins=CHECK_BEGINS, trial=TRIAL,
-    sample_checks=2,
+    staged_blocks=4, sample_checks=2,
 )  # fmt: skip
 
 
@@ -393,7 +396,10 @@ def run_steps(
     # Three threads read ahead.
     checked = structure.check_begins + structure.check_seconds if structure.check_seconds else 0.0
     beside = max(0.0, checked - start_seconds)
-    reading = Work(store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, beside=beside)
+    pinned = min(rows.n_bytes, structure.staged_blocks * structure.block_bytes)
+    reading = Work(
+        store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, pinned_bytes=float(pinned), beside=beside
+    )
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds, rounds=1)),
         Step(0, "start", "first reading, kernels checked beside it", reading),

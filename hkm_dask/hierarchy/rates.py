@@ -37,6 +37,8 @@ class Work:
         The same, of all processors together.
     seconds : float
         What nothing shortens: processes, contexts, compilers.
+    pinned_bytes : float
+        Host memory that is pinned, by one thread at a time, while the others of the step go on.
     beside : float
         Seconds of another process, which the work of the step overlaps.
 
@@ -63,6 +65,7 @@ class Work:
     shared_bytes: float = 0.0
     shared_items: float = 0.0
     seconds: float = 0.0
+    pinned_bytes: float = 0.0
     beside: float = 0.0
 
     def __add__(self, other: Work) -> Work:
@@ -91,6 +94,8 @@ class Rates:
     n_processors : int
     network : float
         Bytes that one worker sends or receives.
+    pin : float
+        Bytes of host memory that are pinned.
     """
 
     product: float
@@ -108,6 +113,7 @@ class Rates:
     thread_items: float
     n_processors: int
     network: float = 12.5e9
+    pin: float = 2e9
 
     def seconds(self, work: Work, n_features: int) -> float:
         """Seconds of some work; only the link works beside the device.
@@ -128,7 +134,7 @@ class Rates:
         shared += work.shared_items / self.thread_items
         spent = max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
         spent += work.network_bytes / self.network
-        return max(spent + shared / self.n_processors + work.seconds, work.beside)
+        return max(spent + shared / self.n_processors + work.seconds, work.pinned_bytes / self.pin, work.beside)
 
 
 #: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.

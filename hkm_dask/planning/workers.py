@@ -24,7 +24,7 @@ _ROUND_TRIP = 0.06
 #: Units of work that are rounds of tasks.
 _ROUNDS = ("pass", "draw", "walk", "assignment", "gather", "step")
 #: How work is done on processors: there are no kernels to check.
-PROCESSORS = replace(NOW, check_seconds=0.0, trial=0.0, sample_checks=0)
+PROCESSORS = replace(NOW, check_seconds=0.0, trial=0.0, staged_blocks=0, sample_checks=0)
 
 
 @dataclass(frozen=True)

@@ -38,12 +38,15 @@ class Ceilings:
         Bytes per second of a copy within its memory, read and written bytes added.
     upload : float
         Bytes per second from pinned host memory.
+    pin : float
+        Bytes of host memory that are pinned in a second.
     """
 
     float16: float
     bfloat16: float | None
     copy: float
     upload: float
+    pin: float = 0.0
 
     def limit(self, n_flops: float, n_bytes: float) -> float:
         """Seconds that so many operations, and so many bytes from host memory beside them, take at least.
@@ -85,17 +88,18 @@ def measure_ceilings() -> Ceilings:
     return Ceilings(*_product_rates(), *_transfer_rates())
 
 
-def _transfer_rates() -> tuple[float, float]:
-    """Bytes per second of a copy within the device, read and written, and from pinned host memory."""
+def _transfer_rates() -> tuple[float, float, float]:
+    """Bytes per second of a copy within the device, read and written, from pinned host memory, and that are pinned."""
     import cupy
 
+    pinned = _rate(lambda: pinned_array((_SENT,), np.float32), 4.0 * _SENT, n_times=1)
     source = cupy.random.default_rng(0).standard_normal(_COPIED, dtype=cupy.float32)
     target = cupy.empty_like(source)
     received = target[:_SENT]
     sent = pinned_array((_SENT,), np.float32)
     sent[...] = source[:_SENT].get()
     copied = _rate(lambda: cupy.copyto(target, source), 2.0 * source.nbytes)
-    return copied, _rate(lambda: received.set(sent), float(received.nbytes))
+    return copied, _rate(lambda: received.set(sent), float(received.nbytes)), pinned
 
 
 def _product_rates() -> tuple[float, float | None]:
@@ -119,15 +123,15 @@ def _product_rates() -> tuple[float, float | None]:
     return _rate(lambda: left @ right, n_flops), None
 
 
-def _rate(work: Callable[[], object], amount: float) -> float:
-    """So much per second: the median of some batches, after one that warms up."""
+def _rate(work: Callable[[], object], amount: float, n_times: int = _BATCH) -> float:
+    """So much per second: the median of some batches of so many times, after one that warms up."""
 
     def run_batch() -> None:
-        for _ in range(_BATCH):
+        for _ in range(n_times):
             work()
 
     seconds = [clock(run_batch, synchronize)[0] for _ in range(_BATCHES + 1)]
-    return amount * _BATCH / statistics.median(seconds[1:])
+    return amount * n_times / statistics.median(seconds[1:])
 
 
 def synchronize() -> None:

@@ -83,7 +83,7 @@ def describe(record: Record) -> None:
     ceilings = measure_ceilings()
     record.add(
         f"product {ceilings.float16 / 1e12:.0f} TFLOP/s, copy {ceilings.copy / 1e12:.2f} TB/s, "
-        f"from pinned memory {ceilings.upload / 1e9:.1f} GB/s",
+        f"from pinned memory {ceilings.upload / 1e9:.1f} GB/s, pinned {ceilings.pin / 1e9:.1f} GB/s",
         ceilings=asdict(ceilings),
     )
 

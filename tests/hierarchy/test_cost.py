@@ -121,6 +121,17 @@ def test_kernels_are_checked_while_workers_start_and_rows_are_read() -> None:
     assert reading(4.0, 3.0) == 3.0
 
 
+def test_memory_is_pinned_while_rows_are_read() -> None:
+    def reading(n_rows: int, n_staged: int) -> float:
+        structure = replace(NOW, check_seconds=0.0, staged_blocks=n_staged)
+        return H200.seconds(
+            run_steps(n_rows, 1024, "float16", (Level(n_clusters=9),), structure=structure)[1].work, 1024
+        )
+
+    assert reading(10**5, 0) < reading(10**5, 4) == 2048e5 / H200.pin
+    assert reading(10**7, 0) == reading(10**7, 4) > 4 * 2**30 / H200.pin  # later blocks take what is pinned already
+
+
 def test_resamplings_share_the_forms_that_were_chosen_and_few_rows_choose_none() -> None:
     def chosen(n: int, n_resamples: int) -> float:
         steps = run_steps(n, 64, "float16", (Level(n_clusters=500, n_resamples=n_resamples),))

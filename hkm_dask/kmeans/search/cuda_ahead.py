@@ -20,8 +20,8 @@ from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, compile_for
 from hkm_dask.kmeans.search.cuda_forms import checks_of
 
 _PROGRAM = "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_ahead import main; main(*sys.argv[1:])"
-#: Bytes of memory of a device from which a context beside a worker's, which takes half of one, is in nobody's way.
-_LEAST_MEMORY = 16 << 30
+#: Bytes of memory of a device of which a tenth, which RMM's pool leaves, has room for two contexts.
+_LEAST_MEMORY = 20 << 30
 
 
 @contextmanager
