@@ -60,7 +60,12 @@ def test_a_block_in_the_middle_of_a_fit_takes_few_launches(
         assert block.launches <= 12, block.by_name
         assert block.uploaded == 0
     kernels = {name for block in steady for name in block.by_name} - {"take", "gemm"}  # these two belong to `settle`
-    assert kernels == set(lloyd_traffic(1200, 24, 16).by_kernel)
+    expected = lloyd_traffic(1200, 24, 16)
+    assert kernels == set(expected.by_kernel)
+    for before, after in itertools.pairwise(marks[0] for marks in passes[2:]):  # a whole iteration
+        beside = (after - before).uploaded - expected.uploaded, (after - before).downloaded - expected.downloaded
+        assert 0 <= beside[0] <= 17 * 24  # numbers and flags of centroids
+        assert 0 <= beside[1] <= 256  # counters and bounds, and the sum of the distances
 
 
 def test_resident_rows_are_sent_once_for_a_level(
