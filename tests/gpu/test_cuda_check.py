@@ -7,6 +7,7 @@ import pytest
 
 from hkm_dask.kmeans.search import cuda_check, cuda_check_process
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault, made_sample
+from hkm_dask.kmeans.search.cuda_forms import forms_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from tests.emulated.broken_hopper import BROKEN
 from tests.emulated.plugin import Emulator
@@ -37,6 +38,21 @@ def test_a_sound_form_has_no_fault_at_any_width(
 ) -> None:
     monkeypatch.setattr(cuda_check, "_N_STEPS", 12)
     assert find_fault(form, made_sample(d, np.dtype(dtype))) is None
+
+
+@pytest.mark.parametrize("form", ["hopper", "fused", "half"])
+def test_a_sound_form_has_no_fault_on_few_rows_or_centroids(cuda: Any, form: Form) -> None:
+    if form not in forms_here("float32"):
+        pytest.skip("this device has no such form")
+    rows = groups(150, 13, np.float16)
+    for n, k in ((150, 1), (1, 1), (5, 2), (150, 3), (3, 7)):  # a seeding begins with one center
+        assert find_fault(form, Sample(rows[:n], rows[:k].astype(np.float32), geometry_of(rows))) is None
+    centroids = rows[:20].astype(np.float32)
+    centroids[:15] = np.nan
+    for unused in (slice(0, 15), slice(1, 20), slice(0, 19)):
+        centroids[:] = rows[:20]
+        centroids[unused] = np.nan
+        assert find_fault(form, Sample(rows, centroids, geometry_of(rows))) is None
 
 
 @pytest.mark.parametrize("form", FORMS[1:])

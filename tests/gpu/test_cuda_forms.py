@@ -1,6 +1,7 @@
 """Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,14 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper
 from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
+from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
 from tests.emulated.plugin import Emulator
 from tests.gpu.broken import break_hopper, break_kernels
@@ -107,8 +110,24 @@ def test_a_form_is_checked_once_on_made_rows_and_once_on_rows_of_the_block(monke
     for _ in range(2):
         assert search.form(tile, centroids) == "fused"
     assert checked == [("fused", 300), ("fused", 40)]
+    many = SharedArray(array=groups(300, 8))
+    for _ in range(2):
+        assert search.form(tile, many) == "fused"
+    assert checked[2:] == [("fused", 40)]
     assert search.engine.batches(search.geometry, HALF)
-    assert len(checked) == 2
+    assert len(checked) == 3
+
+
+@pytest.mark.usefixtures("checked", "little_work_on_the_device", "trials_of_few_rows")
+def test_no_form_is_put_aside_in_a_fit_where_all_are_right(cuda: Any) -> None:
+    table = ArrayRows(groups(200, 16, np.float16))
+    with warnings.catch_warnings(), Runner(n_threads=1) as runner:
+        warnings.simplefilter("error")
+        geometry = make_geometry(table, runner, n_clusters=12)
+        fit(table, Settings(12, max_iter=2), geometry=geometry, runner=runner)
+    assert set(cuda_forms._faults.values()) == {None}
+    assert {key[-1] for key in cuda_forms._faults if isinstance(key, tuple)} == {0, "few"}
+    assert {key[0].form for key in cuda_forms._faults if isinstance(key, tuple)} == {"fused", "half", "single"}
 
 
 PROGRAMS: dict[str, tuple[str, str | None]] = {

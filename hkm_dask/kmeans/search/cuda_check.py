@@ -55,9 +55,16 @@ class Sample:
 
     @cached_property
     def edges(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where the rows of three groups begin, one of them empty, and where the centroids of each do."""
+        """Where the rows of three groups begin, one of them empty, and where the centroids of each do.
+
+        Rows may be in groups with centroids only: of one centroid there is one group, and two empty ones.
+        """
         n, k = len(self.rows), len(self.centroids)
-        return np.array([0, 3 * n // 7, 3 * n // 7, n]), np.array([0, k // 3, k // 2, k])
+        used = np.flatnonzero(~np.isnan(self.centroids[:, 0]))
+        columns = np.clip([0, k // 3, k // 2, k], [0, used[0] + 1, used[0] + 1, k], k)
+        if columns[2] > used[-1]:
+            return np.array([0, n, n, n]), np.array([0, k, k, k])
+        return np.array([0, 3 * n // 7, 3 * n // 7, n]), columns
 
     @cached_property
     def scores(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:

@@ -1,7 +1,8 @@
 """Which form of scores a search takes: the fastest for such rows, among those that are right on this device.
 
 No form is used before it was checked (`cuda_check`): on made rows of as many features, once per device and version
-(`cuda_verdicts`), then on a sample of the rows to be searched, once per process. A form at fault is put aside with one
+(`cuda_verdicts`), then on a sample of the rows to be searched, once per process, and once more where centroids are many
+for the first time: a seeding begins with one. A form at fault is put aside with one
 warning, and the next takes over. Made rows are searched in a process of its own (`cuda_check_process`), which begins
 before the first rows are read and is waited for where a form is first needed. Where such a process cannot be had, as on
 a device that admits one process only, the check runs here: wrong answers are found all the same.
@@ -18,7 +19,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,10 @@ _N_TIMED, _FIRST_ROWS = 3, 1 << 14
 _HOPELESS, _CLOSE_MS = 2.0, 1.0
 #: Of forms whose times are within this factor the first is taken.
 _TIE = 1.05
-#: Rows and centroids of a sample of those to be searched.
-_SAMPLE_ROWS, _SAMPLE_CENTROIDS = 512, 1024
+#: Rows and centroids of a sample of those to be searched, and centroids that are many: more than a tile.
+_SAMPLE_ROWS, _SAMPLE_CENTROIDS, _MANY = 512, 1024, 257
+#: Some of the rows to be searched, to check a form on them: what they are like, and what makes them.
+SomeRows = tuple[Literal["few", "many"], Callable[[], Sample]]
 #: Whether made rows are searched in another process.
 APART = True
 
@@ -70,7 +73,8 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
     """
     geometry, rows, n = search.geometry, tile.rows, min(len(tile.rows), MOST_TRIAL_ROWS)
     forms = forms_here(geometry.precision)
-    sample = cache(partial(_sample_of, rows, centroids, geometry))  # made, and answered by the host, once for all forms
+    make_sample = cache(partial(_sample_of, rows, centroids, geometry))  # answered by the host once for all forms
+    sample: SomeRows = "many" if len(centroids) >= _MANY else "few", make_sample
     sound = partial(sound_forms, forms, rows.shape[1], rows.dtype, sample)
     if len(forms) == 1 or n < LEAST_TRIAL_ROWS:
         return next(sound())
@@ -135,7 +139,7 @@ def _timed_search(
 
 
 def sound_forms(
-    forms: Sequence[Form], n_features: int, dtype: np.dtype, sample: Callable[[], Sample] | None = None
+    forms: Sequence[Form], n_features: int, dtype: np.dtype, sample: SomeRows | None = None
 ) -> Iterator[Form]:
     """Yield the forms that are right for rows of this type, in their order; each is checked when it is asked for.
 
@@ -177,16 +181,15 @@ def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
             _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
 
 
-def _fault(
-    form: Form, n_features: int, dtype: np.dtype, sample: Callable[[], Sample] | None, others: Sequence[Form]
-) -> str | None:
+def _fault(form: Form, n_features: int, dtype: np.dtype, sample: SomeRows | None, others: Sequence[Form]) -> str | None:
     """The fault of a form, found out when it is asked for first, and told then together with what takes its place."""
     from cupy.cuda import runtime
 
     made = Check(form, n_features, dtype.name), runtime.getDevice()
     checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
     if sample is not None:
-        checks[*made, "sample"] = lambda: find_fault(form, sample())
+        size, make_sample = sample
+        checks[*made, size] = lambda: find_fault(form, make_sample())
     with _checking:
         for key, check in checks.items():
             if key not in _faults:
