@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -17,11 +18,19 @@ from typing import Any
 import numpy as np
 import psutil
 
+import hkm_dask as hkm
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import gpu, gpu_peers
-from pipelines.benchmark.device import Ceilings, describe_device, environment, measure_ceilings, synchronize
+from pipelines.benchmark.device import (
+    Ceilings,
+    computing_on,
+    describe_device,
+    environment,
+    measure_ceilings,
+    synchronize,
+)
 from pipelines.benchmark.inputs import RowMaker, to_numpy
 from pipelines.benchmark.measure import Case, Measurement, check_labels, clock, percent, run_apart, with_case
 from pipelines.benchmark.ours import NAME
@@ -103,8 +112,22 @@ def check_forms(record: Record) -> None:
             faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
             record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
     search_once(record)
+    faults += fit_once(record)
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def fit_once(record: Record) -> list[str]:
+    """Run a small k-means, whose worker checks all forms itself, and return what it warns of: forms put aside."""
+    n, d, k = (_REHEARSED_ROWS, 16, 12) if record.rehearsal else (200_000, 128, 512)
+    rows = np.empty((n, d), np.float32)
+    RowMaker(np, d).fill(rows)
+    with computing_on("cuda"), warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", RuntimeWarning)
+        seconds, _ = clock(lambda: hkm.KMeans(k, max_iter=3).fit(rows))
+    messages = [text for one in told if re.search("process goes on|is left out", text := str(one.message))]
+    record.add(f"a fit of {n} × {d}, checks included: {seconds:.1f} s; {'; '.join(messages) or 'no form put aside'}")
+    return messages
 
 
 def search_once(record: Record) -> None:
