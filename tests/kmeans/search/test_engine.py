@@ -112,9 +112,7 @@ def test_rotated_rows_are_kept_where_those_of_this_process_fit(
 ) -> None:
     monkeypatch.setattr(cpu, "choose_head", lambda *args, **kwargs: 16)
     array, centroids = pairs_of_centroids(3000, 64, 128)
-    part = Part(
-        ArrayRows(array), (0, 1500), 1 << 20, n_own
-    )  # all rows and the rotated ones: 1.4 MB
+    part = Part(ArrayRows(array), (0, 1500), 1 << 20, n_own)  # all rows and the rotated ones: 1.4 MB
     find_all(part, turned(array, 0), SharedArray(array=centroids))
     assert any(key[0] == "operand" for key in host_cache._groups.get(part.rows.key, {})) is are_kept
     host_cache.drop(part.rows.key)
