@@ -120,7 +120,6 @@ class Status:
     iteration: Mapping[str, Any] = field(default_factory=dict)
     drop: float | None = None  # share of the inertia that the last iteration took off
     splitting: Mapping[str, Any] = field(default_factory=dict)
-    splitting_started: float = 0.0
     inertia: float | None = None  # of the last step finished
     steps_done: int = 0
     stage: Mapping[str, Any] = field(default_factory=dict)
@@ -147,7 +146,7 @@ class Status:
             return str(self.stage["stage"]), detail, share, ", ".join([elapsed, *rest])
         if not self.level:
             return self.name, "working" if self.name else "", None, elapsed
-        detail, share = self._detail(now)
+        detail, share = self._detail()
         times = f"{elapsed}, {time_left(self.left.at(now))}" if self.levels else elapsed
         return self._headline(), detail, share, times
 
@@ -160,7 +159,7 @@ class Status:
             parts.append(f"{self.step['n']:,} rows to {self.step['k']:,} clusters")
         return ", ".join(parts)
 
-    def _detail(self, now: float) -> tuple[str, float | None]:
+    def _detail(self) -> tuple[str, float | None]:
         if self.iteration:
             iteration, cap = self.iteration["iteration"], self.iteration["max_iter"]
             change = "" if self.drop is None else f" ({-100 * self.drop:+.2g} %)"
@@ -173,10 +172,7 @@ class Status:
             return "seeding", None
         if self.splitting:
             done, total = self.splitting["done"], self.splitting["total"]
-            detail = f"splitting, {done:,} of {total:,} clusters"
-            if 0 < done < total:
-                detail += f", {about((now - self.splitting_started) * (total - done) / done)}"
-            return detail, done / total
+            return f"splitting, {done:,} of {total:,} clusters", done / total
         return ("assigning" if self.steps_done else "preparing"), None
 
     def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
@@ -215,8 +211,6 @@ class Status:
         self.step = self.seeding = self.iteration = {}
 
     def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
-        if not fields["done"]:
-            self.splitting_started = time
         self.splitting = fields
 
     def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
