@@ -33,6 +33,15 @@ _KEPT_BYTES = 64 << 20
 _COUNT_BYTES = 8
 
 
+def range_offsets(n_clusters: int, n_ranges: int) -> tuple[int, ...]:
+    """Where each range begins, and the number of all clusters.
+
+    >>> range_offsets(10, 3)
+    (0, 3, 6, 10)
+    """
+    return tuple(n_clusters * i // n_ranges for i in range(n_ranges + 1))
+
+
 def rows_of_range(n_clusters: int, n_ranges: int) -> int:
     """Clusters of the largest range.
 

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.range_memory import lloyd_by_ranges, rows_of_range, update_of_range
+from hkm_dask.compute.range_memory import lloyd_by_ranges, range_offsets, rows_of_range, update_of_range
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.objects import each, location
@@ -37,15 +37,6 @@ _last_index = RecentCache(n_least=1, most_bytes=1)
 #: Sums that are copied at once.
 _COPIED_ROWS = 4096
 _NO_WEIGHTS, _NO_SUMS = np.empty(0, np.int64), np.empty(0, np.int64)
-
-
-def range_offsets(n_clusters: int, n_ranges: int) -> tuple[int, ...]:
-    """Where each range begins, and the number of all clusters.
-
-    >>> range_offsets(10, 3)
-    (0, 3, 6, 10)
-    """
-    return tuple(n_clusters * i // n_ranges for i in range(n_ranges + 1))
 
 
 def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArrayStore, name: str) -> SharedPieces:

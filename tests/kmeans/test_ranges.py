@@ -11,12 +11,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.compute.partition import split_parts
+from hkm_dask.compute.range_memory import range_offsets
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, nearest_by_ranges, put_ranges, range_offsets
+from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, nearest_by_ranges, put_ranges
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine

@@ -9,13 +9,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from hkm_dask.compute.memory import StageBytes
-from hkm_dask.compute.range_memory import gathering_bytes, rows_of_range, seeding_by_ranges
+from hkm_dask.compute.range_memory import gathering_bytes, range_offsets, rows_of_range, seeding_by_ranges
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.ranges import range_offsets
 from hkm_dask.kmeans.seeding.random_rows import random_rows
 
 #: Seedings that need no more than a range of clusters at a time.
