@@ -19,6 +19,7 @@ import zarr
 
 from hkm_dask import cli
 from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.config import Config, Level
 from hkm_dask.data.files import FAILPOINTS
@@ -342,8 +343,11 @@ def test_scratch_of_dead_runs_is_swept_before_any_work(pool: Pool, quiet: dict[s
     assert len(steps) == 3
 
 
-def test_a_run_that_fails_leaves_checkpoints_and_no_scratch(tmp_path: Path, pool: Pool) -> None:
-    """With workers, resampled rows and rows regrouped by cluster lie in files."""
+def test_a_run_that_fails_leaves_checkpoints_and_no_scratch(
+    tmp_path: Path, pool: Pool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With workers, resampled rows and rows regrouped by cluster lie in files, unless one task makes a whole step."""
+    monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
     config = Config(levels=(Level(n_clusters=10, n_splits=2, n_resamples=1, max_iter=3),))
     with connect(workers=1, memory_limit="800MiB") as runner:
         for kind, n_steps in (("step_started", 1), ("splitting", 2)):
