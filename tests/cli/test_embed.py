@@ -19,7 +19,7 @@ def test_the_command_embeds_images_and_knows_them_again(tmp_path: Path, hkm: Cal
     code, out, err = hkm("embed", "image", folder, tmp_path / "p.zarr", "--model", "hog", "--dtype", "float32")
     assert code == 0, err
     assert "samples       5" in out
-    assert "features       372" in out
+    assert "features      372" in out
     assert "float32" in out
     ids = open_pool(tmp_path / "p.zarr").ids()
     assert ids is not None
@@ -41,7 +41,7 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
     code, out, err = hkm("embed", *words, *where)
     assert code == 0, err
     assert "samples       15" in out
-    assert "columns        raster, top, left, longitude, latitude" in out
+    assert "columns       raster, top, left, longitude, latitude" in out
     pool = open_pool(tmp_path / "p.zarr")
     wanted = Cells()([earth[top : top + 20, left : left + 20] for top in (0, 10, 20) for left in range(0, 50, 10)])
     np.testing.assert_array_equal(read_all(pool), wanted)
