@@ -70,12 +70,13 @@ def main(words: Sequence[str] | None = None) -> None:
     add("--n", type=int, default=1_000_000, help="centroids of level 1; default: 1000000")
     add("--d", type=int, default=32, help="features; default: 32")
     add("--k", type=int, default=5000, help="clusters of level 2; default: 5000")
+    add("--init", default="coreset", help="seeding of level 2; default: coreset")
     add("--iterations", type=int, default=2, help="of level 2; default: 2")
     add("--workers", type=int, default=2, help="processes of one thread; default: 2")
     add("--memory", default="4GiB", help="of each worker; default: 4GiB")
     given = parser.parse_args(words)
     lower = hkm.Level(n_clusters=-(-given.n // _PARTS), n_splits=_PARTS, n_resamples=0)
-    upper = hkm.Level(n_clusters=given.k, n_resamples=0, max_iter=given.iterations, tol=0.0)
+    upper = hkm.Level(n_clusters=given.k, init=given.init, n_resamples=0, max_iter=given.iterations, tol=0.0)
     config = hkm.Config(levels=[lower, upper])
     with tempfile.TemporaryDirectory() as folder:
         # In a process of its own, whose memory is not that of the driver.
@@ -92,7 +93,8 @@ def main(words: Sequence[str] | None = None) -> None:
     for i, worker in enumerate(peaks):
         table.add_row(f"worker {i}", f"{idle[worker]:.0f}", f"{peaks[worker]:.0f}", f"{messages[worker] / 1e6:.1f}")
     console = Console(width=100)
-    console.print(f"level 2: {given.n:,} x {given.d}, k={given.k:,}, {given.iterations} iterations: {seconds:.0f} s")
+    shape = f"{given.n:,} x {given.d}, k={given.k:,}, {given.init}, {given.iterations} iterations"
+    console.print(f"level 2: {shape}: {seconds:.0f} s")
     console.print(table)
 
 
