@@ -20,6 +20,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.events import Event
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import (
+    assigning,
     checks,
     command,
     device,
@@ -354,6 +355,14 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     said = CliRunner().invoke(timeleft.main, ["replay", "--clock", "wall", str(trace)], catch_exceptions=False)
     assert said.output.startswith("trace: 50 s, told from ")
     assert re.search(r"expected / came [\d.]+ [\d.]+ [\d.]+; bound / came [\d.]+ [\d.]+ [\d.]+; above", said.output)
+
+
+def test_assigning_is_timed_beside_predicting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    np.save(tmp_path / "rows.npy", inputs.make_rows(600, 8).rows)
+    assigning.main(["--data", str(tmp_path / "rows.npy"), "--k", "20", "--repeats", "1"])
+    said = capsys.readouterr().out
+    assert "600 x 8 float32, 20 clusters" in said
+    assert re.search(r"pool.*\d\.\d\d.*\n.*\.npy.*\d\.\d\d", said)
 
 
 @pytest.mark.slow
