@@ -109,14 +109,17 @@ def calibrate(
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
-    cold, warm = (_measure(few, scaled_config(config, n_rows, len(few))) for _ in range(2))
+    asked = n_rows, few.shape[1], seconds
+    splits = [(rows(n), one) for n, one in _split_configs(config, *asked)]
+    # Kernels are loaded on first use, those of splitting, too.
+    cold, warm = (
+        [_measure(*tree) for tree in [(few, scaled_config(config, n_rows, len(few))), *splits[:1]]] for _ in range(2)
+    )
     now = time.perf_counter if clock == "seconds" else time.process_time
     begin, n, trees = now(), min(_FIRST_ROWS, n_rows), list[_Sample]()
     wide = rows(min(_WIDE_ROWS, n_rows))
-    asked = n_rows, wide.shape[1], seconds
     dense = [_measure(rows(n), one) for n, one in _dense_configs(config, *asked)]
-    split = [_measure(rows(n), one) for n, one in _split_configs(config, *asked)]
-    others = [warm, _measure(wide, _wide_config(config, len(wide))), *dense, *split]
+    others = [*warm, _measure(wide, _wide_config(config, len(wide))), *dense, *(_measure(*tree) for tree in splits[1:])]
     while True:
         some, since = rows(n), now()
         trees.append(_measure(some, scaled_config(config, n_rows, len(some))))
@@ -125,8 +128,9 @@ def calibrate(
         if len(some) < n / _GROWTH or len(some) == n_rows or now() - begin + _SLOWER * took > seconds:
             break
     largest, costs = trees[-1], _fit([*others, *trees], n_threads, clock)
-    first = sum(getattr(one, clock) for one in cold.clock.spent.values())
-    again = sum(getattr(one, clock) for one in warm.clock.spent.values())
+    first, again = (
+        sum(getattr(one, clock) for tree in built for one in tree.clock.spent.values()) for built in (cold, warm)
+    )
     costs["run"] = costs.get("run", 0.0) + started + max(0.0, first - again)
     return Calibration(
         machine=_machine(), n_processors=n_processors(), costs=costs,
