@@ -5,6 +5,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -112,19 +114,26 @@ def test_a_tree_is_the_same_bits(
     assert plain["level_1"]["labels"].values.tolist() == arrays(on_disk / "tree.zarr")["level_1/labels"].tolist()
 
 
-def test_workers_that_share_no_folder_meet_in_the_store(
-    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@contextmanager
+def strangers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]:
+    """Two workers of which none sees a folder of the driver, whose own temporary ones lie in `folder`."""
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
-    monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    config = Config.from_flags((12, 3), n_resamples=(1, 0), max_iter=2, fit_sample=150)
-    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
-    expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with (
         LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
         Client(cluster) as client,
     ):
+        yield client
+
+
+def test_workers_that_share_no_folder_meet_in_the_store(
+    pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
+    config = Config.from_flags((12, 3), n_resamples=(1, 0), max_iter=2, fit_sample=150)
+    hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", config)
+    expected = hkm.assign(tmp_path / "tree.zarr", samples()[:50], tmp_path / "new.zarr").load()
+    with strangers(tmp_path, monkeypatch) as client:
         hkm.build_hierarchy(pool, bucket / "tree.zarr", config, client=client)
         new = hkm.assign(bucket / "tree.zarr", samples()[:50], bucket / "new.zarr", client=client).load()
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
@@ -140,8 +149,6 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
     levels = [Level(n_clusters=6, n_splits=3, n_resamples=0, max_iter=3), LAST]
     split = Config(levels=levels, subset=str(tmp_path / "some.npy"))
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", split)
-    monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(regroup, "rows_at_once", lambda runner: 30)  # several runs and shares
     monkeypatch.setattr(regroup, "_LEAST_RUN", 30)
     monkeypatch.setattr(split_module, "_BATCHES_PER_ROUND", 1)
@@ -155,10 +162,7 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "split", interrupted)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with strangers(tmp_path, monkeypatch) as client:
         with pytest.raises(KeyboardInterrupt):
             hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
         left = {place.name for place in (bucket / "tree.zarr.work").rglob("*")}
@@ -177,8 +181,6 @@ def test_clusters_are_shared_out_through_the_store_and_an_interrupted_run_goes_o
 ) -> None:
     levels = [Level(n_clusters=30, init="random", n_resamples=1, max_iter=3), LAST]
     hkm.build_hierarchy(on_disk / "pool.zarr", tmp_path / "tree.zarr", Config(levels=levels))
-    monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(level_plans, "n_ranges_for", lambda stages_of, k, **_: 4 if k > 20 else 1)
     steps, events, note = list[int](), list[Event](), Checkpoints.iteration
 
@@ -190,10 +192,7 @@ def test_clusters_are_shared_out_through_the_store_and_an_interrupted_run_goes_o
             raise KeyboardInterrupt
 
     monkeypatch.setattr(Checkpoints, "iteration", interrupted)
-    with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
-        Client(cluster) as client,
-    ):
+    with strangers(tmp_path, monkeypatch) as client:
         with pytest.raises(KeyboardInterrupt):
             hkm.build_hierarchy(pool, bucket / "tree.zarr", Config(levels=levels), client=client)
         left = {place.name for place in (bucket / "tree.zarr.work" / "ranges").iterdir()}

@@ -55,15 +55,11 @@ class Step:
 
     def _cluster(self, rows: Rows, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
         hooks.hear("started", rows.n_rows)
-        how: dict[str, Any] = {
-            "geometry": self.level.geometry,
-            "runner": runner,
-            "hooks": hooks,
-            "progress": self.progress,
-        }
-        if self.n_ranges == 1:
-            return fit(rows, self.settings, **how)
-        return fit_by_ranges(rows, self.settings, self.n_ranges, **how)
+        run = fit if self.n_ranges == 1 else partial(fit_by_ranges, n_ranges=self.n_ranges)
+        done: Fit | FitByRanges = run(
+            rows, self.settings, geometry=self.level.geometry, runner=runner, hooks=hooks, progress=self.progress
+        )
+        return done
 
 
 @dataclass(frozen=True, kw_only=True)
