@@ -46,7 +46,8 @@ def is_type_checking(node: ast.AST) -> bool:
 def has_signature(decorator: ast.expr) -> bool:
     """Tell whether a decorator is numba's, with the types of the kernel in it, like ``"void(i4[::1], f4[::1])"``."""
     arguments = decorator.args if isinstance(decorator, ast.Call) else []
-    return any(isinstance(a, ast.Constant) and isinstance(a.value, str) and "(" in a.value for a in arguments)
+    strings = [node for argument in arguments for node in ast.walk(argument) if isinstance(node, ast.Constant)]
+    return any(isinstance(node.value, str) and "(" in node.value for node in strings)
 
 
 def at_import_time(node: ast.AST) -> Iterator[ast.AST]:

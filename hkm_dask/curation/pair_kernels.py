@@ -25,7 +25,7 @@ from hkm_dask.compute.jit import kernel
 from hkm_dask.curation.components import root_of
 from hkm_dask.curation.cosines import cosine_of
 from hkm_dask.kmeans.search.cpu_kernels import score_limit
-from hkm_dask.kmeans.search.int16_gemm import BLOCK_ROWS, PANEL, score_block
+from hkm_dask.kmeans.search.int16_gemm import BLOCK_ROWS, PACKED, PANEL, write_scores
 from hkm_dask.kmeans.search.simd import LANES, lowest_bit, mask_not_above
 
 _PANELS = LANES // PANEL
@@ -131,7 +131,7 @@ def is_connected(
 
 @kernel(
     "i8(f4[:,::1], i4[::1], f4[::1], i8[::1], f4[:,::1], f8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1],"
-    " f4[:,::1], f8[::1], i8[::1], f4[::1], i8[::1], i8[::1], i2[::1], f4[::1], f4[::1],"
+    f" f4[:,::1], f8[::1], i8[::1], f4[::1], i8[::1], i8[::1], {PACKED}, f4[::1], f4[::1],"
     " f8, f8, f8, f4, f8, f8, f8, i8[::1])"
 )
 def unite_near(  # type: ignore[no-untyped-def]
@@ -195,11 +195,10 @@ def unite_near(  # type: ignore[no-untyped-def]
                 n_panels = min(_PANELS, end_panel - panel)
                 if is_connected(parent, is_one, slot_numbers, panel, n_panels, places[line : line + n_lines], n_slots):
                     continue
-                for p in range(n_panels):
-                    score_block(
-                        matrix, n_columns, places[line:n], residual_norms, panels, constants, slopes, scale, 0,
-                        panel + p, scores, p * PANEL,
-                    )  # fmt: skip
+                write_scores(
+                    matrix, n_columns, places[line : line + n_lines], residual_norms, panels, constants, slopes, scale,
+                    panel, n_panels, scores,
+                )  # fmt: skip
                 for k in range(n_lines):
                     v = places[line + k]
                     mask = mask_not_above(scores[k], 0, limits[v])

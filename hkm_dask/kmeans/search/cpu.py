@@ -43,9 +43,9 @@ _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
 SWEEP_FEATURES = 3
 #: Coordinates after the head that the second bound takes.
 _REFINE = 96
-#: Scores of the pruned form that are made before they are looked at, to stay in a core's own cache, and centroids in a
-#: line of them: whole panels.
-_TILE_SCORES, _TILE_COLUMNS = 1 << 16, 2048
+#: Scores of the pruned form that are made before they are looked at, and bytes of the centroids that all rows pass by
+#: before the next ones come: both stay in a core's own cache.
+_TILE_SCORES, _TILE_BYTES = 1 << 16, 1 << 19
 #: A score below every limit, and finite, since products of infinities trouble BLAS.
 _LOWEST = -(2.0**127)
 #: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
@@ -252,7 +252,8 @@ class CpuIndex:
         numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
     ) -> int:  # fmt: skip
         """Search by products of the head in 16 bits, a tile of scores at a time; the distances measured."""
-        width = min(int16_gemm.padded(len(self.centroids)), _TILE_COLUMNS)
+        at_once = _TILE_BYTES * len(self._constants) // self._panels.nbytes // int16_gemm.PANEL * int16_gemm.PANEL
+        width = min(len(self._constants), max(at_once, int16_gemm.PANEL))
         n_blocks = min(_TILE_SCORES // width, len(some)) // int16_gemm.BLOCK_ROWS + 1
         # Lines a power of two apart would meet in the same few places of the cache.
         shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
@@ -359,4 +360,4 @@ def choose_head(
         operand = make_operand(rows, geometry, index.n_refine) if kept and index.n_head else None
         return min(search_seconds(index, rows, labels, distances, operand) for _ in range(3))
 
-    return best_head(rows.shape[1], seconds)
+    return best_head(rows.shape[1], seconds, int16_gemm.COLUMNS)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import first_not_below, kernel
-from hkm_dask.kmeans.search.int16_gemm import PANEL, inner_product, write_scores
+from hkm_dask.kmeans.search.int16_gemm import PACKED, PANEL, inner_product, write_scores
 from hkm_dask.kmeans.search.simd import LANES, least_of_lanes, lowest_bit, mask_not_above
 
 #: What float32 may lose in a score below its normal range, even if it flushes 2**18 products to zero.
@@ -193,7 +193,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
 
 @kernel(
     "UniTuple(i8, 2)(f4[:,::1], i8[::1], i8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], f4[:,::1], i4[::1],"
-    " i2[:,::1], f4[:,::1], i2[::1], f4[::1], f4[::1], i8, i8, f8, f8, f8, f8, f4[:,::1], i4[::1], f8[::1])"
+    f" i2[:,::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], i8, i8, f8, f8, f8, f8, f4[:,::1], i4[::1], f8[::1])"
 )
 def search_nearest(  # type: ignore[no-untyped-def]
     rows, which, places, matrix, residual_norms, norms, errors, centroids, numbers, centroid_matrix,
@@ -208,10 +208,10 @@ def search_nearest(  # type: ignore[no-untyped-def]
     n_passed, n_measured = 0, 0
     height, width = scores.shape[0], scores.shape[1] - 16
     scale = np.float32(-2.0 * step * step)
-    for low in range(0, which.shape[0], height):
-        some, lines = which[low : low + height], places[low : low + height]
-        for first in range(0, centroids.shape[0], width):
-            n_scores = min(width, centroids.shape[0] - first)
+    for first in range(0, centroids.shape[0], width):
+        n_scores = min(width, centroids.shape[0] - first)
+        for low in range(0, which.shape[0], height):
+            some, lines = which[low : low + height], places[low : low + height]
             write_scores(
                 matrix, n_head, lines, residual_norms, panels, constants, slopes, scale, first // PANEL,
                 (n_scores + PANEL - 1) // PANEL, scores,

@@ -3,7 +3,7 @@
 Two neighboring coordinates are multiplied and added in one instruction where the processor has it (x86 since AVX2;
 faster still with AVX-512 VNNI), so the product takes half the time of one in float32, or less, and is exact: what
 rounding there is lies in the 16 bits, and is known for every row. Centroids are packed in panels as wide as the
-registers, and rows are taken from where they are.
+registers, and rows are taken from where they are. A processor with a matrix unit uses that, see `amx`.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numba import extending, njit, types
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.search import amx
 
 intrinsic: Any = extending.intrinsic
 
@@ -35,9 +36,14 @@ def _instructions() -> dict[int, str]:
 
 _INSTRUCTIONS = _instructions()
 #: Lanes of the registers, and rows of a block: there are twice as many sums, each in a register of its own.
-_LANES, BLOCK_ROWS = (16, 8) if 16 in _INSTRUCTIONS else (8, 6) if 8 in _INSTRUCTIONS else (4, 6)
-#: Centroids scored side by side.
-PANEL = 2 * _LANES
+_LANES, _VECTOR_ROWS = (16, 8) if 16 in _INSTRUCTIONS else (8, 6) if 8 in _INSTRUCTIONS else (4, 6)
+_BY_TILES = amx.is_at_hand()
+#: Rows scored at once, and centroids side by side.
+BLOCK_ROWS, PANEL = amx.SIDE if _BY_TILES else _VECTOR_ROWS, 2 * _LANES
+#: How many columns are multiplied at no more cost than one.
+COLUMNS = amx.CHUNK if _BY_TILES else 16
+#: What packed centroids are to numba; kernels for tiles and for vectors are kept apart by it.
+PACKED = "u1[::1]" if _BY_TILES else "i2[::1]"
 
 _i16, _i32, _i64, _f32 = ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
 _ints, _shorts, _floats = (ir.VectorType(kind, n) for kind, n in ((_i32, _LANES), (_i16, 2 * _LANES), (_f32, _LANES)))
@@ -107,12 +113,12 @@ def inner_product(typing_context: Any, a: Any, i: Any, b: Any, j: Any, first: An
 
 
 @intrinsic
-def score_block(
+def _score_block(
     typing_context: Any, rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, constants: Any,
     slopes: Any,
     scale: Any, first: Any, panel: Any, scores: Any, column: Any,
 ) -> Any:  # fmt: skip
-    """Scores of `BLOCK_ROWS` rows from line `first` on, the last one repeated, for one panel."""
+    """Scores of `_VECTOR_ROWS` rows from line `first` on, the last one repeated, for one panel."""
 
     def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
         def array(n: int) -> Any:
@@ -126,7 +132,7 @@ def score_block(
         stride = b.extract_value(scores.shape, 1)
         last = b.sub(n_lines, _number(1))
         pairs_of, norm_of = [], []
-        for r in range(BLOCK_ROWS):
+        for r in range(_VECTOR_ROWS):
             line = b.add(first, _number(r))
             line = b.select(b.icmp_signed("<", line, n_lines), line, last)
             place = b.load(b.gep(places.data, [line]))
@@ -140,10 +146,10 @@ def score_block(
         b.position_at_end(loop)
         pair = b.phi(_i64)
         pair.add_incoming(_number(0), before)
-        sums = [[b.phi(_ints) for _ in range(2)] for _ in range(BLOCK_ROWS)]
+        sums = [[b.phi(_ints) for _ in range(2)] for _ in range(_VECTOR_ROWS)]
         at = b.mul(pair, _number(PANEL))
         centroids = [_load(b, base, b.add(at, _number(half * _LANES)), _shorts) for half in range(2)]
-        for r in range(BLOCK_ROWS):
+        for r in range(_VECTOR_ROWS):
             row_pair = b.bitcast(_spread(b, b.load(b.gep(pairs_of[r], [pair]), align=4), _ints), _shorts)
             for half in range(2):
                 sums[r][half].add_incoming(ir.Constant(_ints, [0] * _LANES), before)
@@ -162,7 +168,7 @@ def score_block(
         for half in range(2):
             position = b.add(start, _number(half * _LANES))
             constant, slope = _load(b, constants.data, position, _floats), _load(b, slopes.data, position, _floats)
-            for r in range(BLOCK_ROWS):
+            for r in range(_VECTOR_ROWS):
                 score = b.call(fma, [b.sitofp(sums[r][half], _floats), factor, constant])
                 score = b.call(fma, [_spread(b, norm_of[r], _floats), slope, score])
                 place = b.add(b.mul(b.add(first, _number(r)), stride), b.add(column, _number(half * _LANES)))
@@ -176,20 +182,23 @@ def score_block(
 
 
 @njit
-def write_scores(
+def _write_by_vectors(
     rows: Any, n_columns: Any, places: Any, residual_norms: Any, panels: Any, constants: Any, slopes: Any, scale: Any,
     first_panel: Any, n_panels: Any, scores: Any,
 ) -> None:  # fmt: skip
-    """See `score`; for use in other kernels."""
     for p in range(n_panels):
-        for i in range(0, places.shape[0], BLOCK_ROWS):
-            score_block(
+        for i in range(0, places.shape[0], _VECTOR_ROWS):
+            _score_block(
                 rows, n_columns, places, residual_norms, panels, constants, slopes, scale, i, first_panel + p, scores,
                 p * PANEL,
             )  # fmt: skip
 
 
-@kernel("void(i2[:,::1], i8, i8[::1], f4[:,::1], i2[::1], f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
+#: See `score`; for use in other kernels.
+write_scores = amx.write_by_tiles if _BY_TILES else _write_by_vectors
+
+
+@kernel(f"void(i2[:,::1], i8, i8[::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], f4, i8, i8, f4[:,::1])")
 def score(  # type: ignore[no-untyped-def]
     rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores
 ):
@@ -202,7 +211,7 @@ def score(  # type: ignore[no-untyped-def]
         How many are taken, a multiple of 16, and with them column ``n_columns // 16`` of `residual_norms`.
     places : ndarray of int64, shape (n_lines,)
         The rows to score.
-    panels : ndarray of int16
+    panels : ndarray of int16 or uint8
         From `pack`.
     constants, slopes : ndarray of float32, shape (n_centroids,)
         A multiple of `PANEL`.
@@ -224,11 +233,13 @@ def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
             out[at + 1] = rows[chosen[i], j + 1]
 
 
-def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> NDArray[np.int16]:
+def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> NDArray[Any]:
     """Put the `chosen` rows, in this order, into panels of their first `n_columns` (even) columns, for `score`.
 
     They are filled up with zeros to a multiple of `PANEL` centroids.
     """
+    if _BY_TILES:
+        return amx.pack(rows, n_columns, chosen, padded(len(chosen)))
     out = np.zeros(padded(len(chosen)) * n_columns, np.int16)
     _pack(rows, n_columns, chosen, out)
     return out

@@ -82,6 +82,52 @@ def least_of_lanes(typing_context: Any, values: Any, start: Any) -> Any:
 
 
 @intrinsic
+def weighted_least(typing_context: Any, weights: Any, a: Any, b: Any) -> Any:
+    """Sum of ``weights * min(a, b)``, in float64; `a` and `b` are float32.
+
+    It is added up in eight interleaved sums s0 to s7, what is left after whole eights to s0, and they come together as
+    ((s0 + s4) + (s2 + s6)) + ((s1 + s5) + (s3 + s7)).
+    """
+
+    def generate(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        arrays = [context.make_array(signature.args[i])(context, builder, arguments[i]) for i in range(3)]
+        n = builder.extract_value(arrays[0].shape, 0)
+        whole = builder.and_(n, ir.Constant(n.type, -8))
+
+        def add_up(start: Any, stop: Any, sums: Any, n_lanes: int) -> Any:
+            """Add the terms from start to stop, so many at a time."""
+            kinds = ir.DoubleType(), ir.FloatType(), ir.FloatType()
+            before, test, loop, after = builder.block, *(builder.append_basic_block(part) for part in ("", "", ""))
+            builder.branch(test)
+            builder.position_at_end(test)
+            at, total = builder.phi(n.type), builder.phi(sums.type)
+            at.add_incoming(start, before)
+            total.add_incoming(sums, before)
+            builder.cbranch(builder.icmp_signed("<", at, stop), loop, after)
+            builder.position_at_end(loop)
+            lanes = [kind if n_lanes == 1 else ir.VectorType(kind, n_lanes) for kind in kinds]
+            weight, left, right = (
+                builder.load(builder.bitcast(builder.gep(array.data, [at]), kind.as_pointer()), align=4)
+                for array, kind in zip(arrays, lanes, strict=True)
+            )
+            least = builder.select(builder.fcmp_ordered("<", right, left), right, left)
+            total.add_incoming(builder.fadd(total, builder.fmul(weight, builder.fpext(least, weight.type))), loop)
+            at.add_incoming(builder.add(at, ir.Constant(n.type, n_lanes)), loop)
+            builder.branch(test)
+            builder.position_at_end(after)
+            return total
+
+        zeros = ir.Constant(ir.VectorType(ir.DoubleType(), 8), [0.0] * 8)
+        lanes = add_up(ir.Constant(n.type, 0), whole, zeros, 8)
+        s = [builder.extract_element(lanes, ir.Constant(ir.IntType(32), lane)) for lane in range(8)]
+        s[0] = add_up(whole, n, s[0], 1)
+        pairs = [builder.fadd(s[lane], s[lane + 4]) for lane in range(4)]
+        return builder.fadd(builder.fadd(pairs[0], pairs[2]), builder.fadd(pairs[1], pairs[3]))
+
+    return types.float64(weights, a, b), generate
+
+
+@intrinsic
 def _widen_lanes(typing_context: Any, values: Any, start: Any, out: Any) -> Any:
     """Write 16 float16 values, given as their bits, as float32."""
 

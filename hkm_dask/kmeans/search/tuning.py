@@ -42,11 +42,12 @@ def search_seconds(index: Any, rows: Any, labels: Any, distances: Any, operand: 
     return time.perf_counter() - begin
 
 
-def best_head(n_features: int, seconds: Callable[[int], float]) -> int:
+def best_head(n_features: int, seconds: Callable[[int], float], columns: int = 16) -> int:
     """Find the fastest number of coordinates in the head of the product; 0 for the plain form.
 
     From a third of the features downhill: with a longer head each pair costs more, with a shorter one more are left.
-    `seconds` times a search with so many coordinates in its head, once for each number that is tried.
+    `seconds` times a search with so many coordinates in its head, once for each number that is tried: a multiple of
+    `columns`, or all.
 
     Examples
     --------
@@ -60,7 +61,7 @@ def best_head(n_features: int, seconds: Callable[[int], float]) -> int:
             times[n_head] = seconds(n_head)
         return times[n_head]
 
-    ladder = [*(n for n in _HEADS if n <= 0.6 * n_features), n_features]
+    ladder = [*(n for n in _HEADS if n % columns == 0 and n <= 0.6 * n_features), n_features]
     at = int(np.abs(np.array(ladder) - n_features / 3).argmin())
     for step in (-1, 1):
         while 0 <= at + step < len(ladder) and time_of(ladder[at + step]) < time_of(ladder[at]):

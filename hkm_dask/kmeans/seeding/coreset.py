@@ -50,7 +50,7 @@ _NO_TABLE = np.empty((0, 0), np.float32)
 #: Terms of squared distances that a walk sums up, about a second, before it tells how far it is.
 _PIECE_TERMS = 2e9
 #: Rows of the table one task makes, and those it scores at once: whole blocks of the product, for a core's own cache.
-_PAIR_ROWS, _COARSE_ROWS = 256, 24
+_PAIR_ROWS, _COARSE_ROWS = 256, 48 // int16_gemm.BLOCK_ROWS * int16_gemm.BLOCK_ROWS
 #: How far beyond its share of the points a group is walked, and beyond an estimate where that is not enough.
 _FURTHER = 1.3
 
@@ -195,13 +195,15 @@ def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner 
     grid = np.zeros((n, -(-d // 16) * 16), np.int16)
     grid[:, :d] = steps
     panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
-    tails, zeros = np.zeros((n, grid.shape[1] // 16 + 1), np.float32), np.zeros(width, np.float32)
+    all_norms, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
+    all_norms[:n] = norms
+    norms = np.repeat(all_norms[:n, None], grid.shape[1] // 16 + 1, axis=1)
     out = np.empty((n, n), np.float32)  # not kept by its thread: up to 64 MiB, or 256 MiB for all points at once
 
     def fill(low: int) -> None:
         shape = _COARSE_ROWS, width + 16
         scores = scratch("pairs", shape[0] * shape[1]).reshape(shape)
-        greedy.coarse_pairs(grid, norms, tails, panels, zeros, step, low, min(low + _PAIR_ROWS, n), scores, out)
+        greedy.coarse_pairs(grid, norms, panels, all_norms, ones, step, low, min(low + _PAIR_ROWS, n), scores, out)
 
     _fill(fill, n, runner)
     return out

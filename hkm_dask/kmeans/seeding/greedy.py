@@ -6,19 +6,13 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import first_above, kernel
-from hkm_dask.kmeans.search.int16_gemm import PANEL, write_scores
-
-#: Columns of a table that are written at once, and again the other way.
-_COLUMNS = 64
+from hkm_dask.kmeans.search.int16_gemm import PACKED, PANEL, write_scores
+from hkm_dask.kmeans.search.simd import weighted_least
 
 
 @njit(inline="always")
-def _distances_from(point, between, columns, out):  # type: ignore[no-untyped-def]
-    """Squared distances of one point to all: looked up in `between`, or made from `columns` where that is empty."""
-    if between.shape[0] > 0:
-        for i in range(out.shape[0]):
-            out[i] = between[point, i]
-        return
+def _distances_from(point, columns, out):  # type: ignore[no-untyped-def]
+    """Write the squared distances of one point to all, made from their coordinates."""
     for i in range(out.shape[0]):
         out[i] = np.float32(0.0)
     for f in range(columns.shape[0]):
@@ -27,26 +21,6 @@ def _distances_from(point, between, columns, out):  # type: ignore[no-untyped-de
         for i in range(out.shape[0]):
             t = column[i] - value
             out[i] += t * t
-
-
-@njit(inline="always")
-def _potential(weights, closest, row):  # type: ignore[no-untyped-def]
-    """Weighted sum of the squared distances to the nearest center, in eight interleaved float64 sums of fixed order."""
-    n = closest.shape[0]
-    whole = n - n % 8
-    a0 = a1 = a2 = a3 = a4 = a5 = a6 = a7 = 0.0
-    for i in range(0, whole, 8):
-        a0 += weights[i] * np.float64(min(closest[i], row[i]))
-        a1 += weights[i + 1] * np.float64(min(closest[i + 1], row[i + 1]))
-        a2 += weights[i + 2] * np.float64(min(closest[i + 2], row[i + 2]))
-        a3 += weights[i + 3] * np.float64(min(closest[i + 3], row[i + 3]))
-        a4 += weights[i + 4] * np.float64(min(closest[i + 4], row[i + 4]))
-        a5 += weights[i + 5] * np.float64(min(closest[i + 5], row[i + 5]))
-        a6 += weights[i + 6] * np.float64(min(closest[i + 6], row[i + 6]))
-        a7 += weights[i + 7] * np.float64(min(closest[i + 7], row[i + 7]))
-    for i in range(whole, n):
-        a0 += weights[i] * np.float64(min(closest[i], row[i]))
-    return ((a0 + a4) + (a2 + a6)) + ((a1 + a5) + (a3 + a7))
 
 
 @kernel("i8(f4[:,::1], f4[:,::1], f8[::1], f8[:,::1], i8[::1], f8[::1], f4[::1], i8)")
@@ -64,8 +38,7 @@ def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):
     if first == 0:
         for i in range(n_points):
             closest[i] = np.float32(np.inf)
-    row = np.empty(n_points, np.float32)
-    best_row = np.empty(n_points, np.float32)
+    row, best_row = np.empty(n_points, np.float32), np.empty(n_points, np.float32)
     for step in range(chosen.shape[0]):
         total = 0.0
         for i in range(n_points):
@@ -77,8 +50,11 @@ def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):
         n_trials = 1 if first + step == 0 else draws.shape[1]
         for trial in range(n_trials):
             point = min(first_above(reach, draws[step, trial] * total), n_points - 1)
-            _distances_from(point, between, columns, row)
-            potential = _potential(weights, closest, row)
+            if between.shape[0] > 0:
+                row = between[point]
+            else:
+                _distances_from(point, columns, row)
+            potential = weighted_least(weights, closest, row)
             if potential < least:
                 least = potential
                 chosen[step] = point
@@ -154,32 +130,24 @@ def pair_distances(products, norms_a, norms_b, step, out):  # type: ignore[no-un
             out[i, j] = np.float32((norms_a[i] + norms_b[j] - 2.0 * products[i, j]) * (step * step))
 
 
-@njit(inline="always")
-def _coarse(product, norm_a, norm_b, square):  # type: ignore[no-untyped-def]
-    """Squared distance in float32; 0 where rounding could have made the difference."""
-    squared = product + np.float32(norm_a) + np.float32(norm_b)
-    return squared * square if squared > np.float32(512.0) else np.float32(0.0)
+@kernel(f"void(i2[:,::1], f4[:,::1], {PACKED}, f4[::1], f4[::1], f8, i8, i8, f4[:,::1], f4[:,::1])")
+def coarse_pairs(grid, norms, panels, all_norms, ones, step, low, high, scores, out):  # type: ignore[no-untyped-def]
+    """Write the squared distances of points `low` up to `high` to all into a table; 0 where rounding may have made it.
 
-
-@kernel("void(i2[:,::1], f8[::1], f4[:,::1], i2[::1], f4[::1], f8, i8, i8, f4[:,::1], f4[:,::1])")
-def coarse_pairs(grid, norms, tails, panels, zeros, step, low, high, scores, out):  # type: ignore[no-untyped-def]
-    """Write the squared distances of points `low` up to `high` to those from `low` on, both ways, into a table.
-
-    Points are whole numbers of 16 bits, in steps, with squared `norms`, and all are in `panels`; `tails` and `zeros`
-    are zeros for `int16_gemm.score`, and `scores` is written over.
+    Points are whole numbers of 16 bits, in steps, and all are in `panels`. Their squared norms are the last column of
+    `norms`, as `int16_gemm.score` takes it, and `all_norms`, beside as many `ones`; `scores` is written over.
     """
-    n_points, height, square = grid.shape[0], scores.shape[0], np.float32(step * step)
-    for start in range(low, high, height):
-        stop, panel = min(start + height, high), start // PANEL
-        write_scores(
-            grid, grid.shape[1], np.arange(start, stop), tails, panels, zeros, zeros, np.float32(-2.0), panel,
-            (n_points + PANEL - 1) // PANEL - panel, scores,
-        )  # fmt: skip
-        for left in range(start, n_points, _COLUMNS):
-            right = min(left + _COLUMNS, n_points)
-            for i in range(start, stop):
-                for j in range(left, right):
-                    out[i, j] = _coarse(scores[i - start, j - panel * PANEL], norms[j], norms[i], square)
-            for j in range(max(left, stop), right):
-                for i in range(start, stop):
-                    out[j, i] = _coarse(scores[i - start, j - panel * PANEL], norms[i], norms[j], square)
+    n_points, square = grid.shape[0], np.float32(step * step)
+    height, width = scores.shape[0], scores.shape[1] - 16
+    for first in range(0, n_points, width):
+        n_scores = min(width, n_points - first)
+        for start in range(low, high, height):
+            some = np.arange(start, min(start + height, high))
+            write_scores(
+                grid, grid.shape[1], some, norms, panels, all_norms, ones, np.float32(-2.0), first // PANEL,
+                (n_scores + PANEL - 1) // PANEL, scores,
+            )  # fmt: skip
+            for i in range(some.shape[0]):
+                squared, row = scores[i], out[start + i, first : first + n_scores]
+                for j in range(n_scores):
+                    row[j] = squared[j] * square if squared[j] > np.float32(512.0) else np.float32(0.0)

@@ -91,6 +91,23 @@ t.test_inner_products_are_exact()
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.skipif(int16_gemm.PACKED != "u1[::1]", reason="needs a processor with AMX")
+def test_a_matrix_unit_can_be_left_alone(tmp_path: Path) -> None:
+    code = f"""
+import sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import test_int16_gemm as t
+assert (t.int16_gemm.PACKED, t.int16_gemm.PANEL, t.int16_gemm.BLOCK_ROWS) == ("i2[::1]", 32, 8)
+t.test_a_later_panel_is_scored_by_itself()
+t.test_scores_are_those_of_exact_arithmetic()
+"""
+    environment = {**os.environ, "HKM_AMX": "0"}
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.skipif(not llvm.get_host_cpu_features().get("avx2"), reason="needs a processor with AVX2")
 def test_on_a_processor_with_avx2_alone_the_numbers_are_the_same(tmp_path: Path) -> None:
     # What was compiled for this processor must not be taken for that one's.

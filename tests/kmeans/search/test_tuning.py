@@ -8,7 +8,7 @@ import pytest
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search import cpu, tuning
+from hkm_dask.kmeans.search import cpu, int16_gemm, tuning
 from hkm_dask.kmeans.search.cpu import CpuIndex, choose_head
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -55,6 +55,7 @@ def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyP
     rows = spectrum(500, 96)
     centroids, geometry = spectrum(80, 96, 1), geometry_of(rows)
     unknown = np.full(500, -1, np.int32), np.full(500, np.inf)
+    monkeypatch.setattr(int16_gemm, "COLUMNS", 16)
     for fastest in (0, 16, 48, 96):
         tried = []
 
@@ -69,6 +70,17 @@ def test_the_head_chosen_is_the_one_that_was_fastest(monkeypatch: pytest.MonkeyP
     assert choose_head(rows, *unknown, centroids, geometry, kept=False) in (0, 96, *tuning._HEADS)
     assert choose_head(rows[:20], *unknown, centroids, geometry, kept=True) == 0
     assert choose_head(rows, *unknown, centroids, Geometry(geometry.origin, 1.0, 500), kept=True) == 0
+
+
+def test_a_head_is_as_many_columns_as_are_multiplied_at_once_or_all() -> None:
+    tried = []
+
+    def seconds(n_head: int) -> float:
+        tried.append(n_head)
+        return abs(n_head - 180.0) if n_head else 999.0
+
+    assert tuning.best_head(400, seconds, columns=64) == 192
+    assert set(tried) == {0, 64, 128, 192, 400}
 
 
 def test_what_moved_is_found_once_and_searched_alone() -> None:

@@ -1,0 +1,226 @@
+"""Scores by the matrix unit of x86 processors that have one (AMX): 16 rows and 16 centroids at a time.
+
+It multiplies matrices of bytes, several times as fast as vectors of 16 bits are multiplied. A 16-bit integer is 256
+times its upper byte, with the sign, and its lower byte without: four products of bytes are one of 16 bits, and their
+weighted sum in 32 bits is the sum that `int16_gemm` makes otherwise, bit for bit.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import sys
+from typing import Any
+
+import llvmlite.binding as llvm
+import numpy as np
+from llvmlite import ir
+from numba import config as numba_config
+from numba import extending, njit, types
+from numpy.typing import NDArray
+
+from hkm_dask.compute.jit import kernel
+
+intrinsic: Any = extending.intrinsic
+
+#: Rows, and centroids, of a tile; columns of one, and bytes.
+SIDE, CHUNK, _TILE_BYTES = 16, 64, 1024
+#: Bytes of as many columns of 16 rows or centroids: a tile of upper bytes and one of lower ones.
+_PAIR_BYTES = 2 * _TILE_BYTES
+#: Linux's call by which a process asks for registers that it would not be given unasked, and its arguments for tiles.
+_ARCH_PRCTL, _REQUEST_REGISTERS, _TILE_DATA = 158, 0x1023, 18
+#: All eight tiles have 16 rows of 64 bytes: the palette, 16 widths of two bytes, 16 heights.
+_SHAPES = np.zeros(64, np.uint8)
+_SHAPES[0], _SHAPES[16:32:2], _SHAPES[48:56] = 1, CHUNK, SIDE
+#: Tiles: the sums of products of upper bytes, of upper with lower ones, of lower ones; upper and lower of both factors.
+_UPPER, _MIXED, _LOWER, _ROWS_UPPER, _ROWS_LOWER, _UPPER_TILE, _LOWER_TILE = range(7)
+_PRODUCTS = (
+    ("ss", _UPPER, _ROWS_UPPER, _UPPER_TILE), ("su", _MIXED, _ROWS_UPPER, _LOWER_TILE),
+    ("us", _MIXED, _ROWS_LOWER, _UPPER_TILE), ("uu", _LOWER, _ROWS_LOWER, _LOWER_TILE),
+)  # fmt: skip
+
+_i8, _i32, _i64, _f32 = ir.IntType(8), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_bytes, _void = _i8.as_pointer(), ir.VoidType()
+_ints, _floats = ir.VectorType(_i32, SIDE), ir.VectorType(_f32, SIDE)
+
+
+def is_at_hand() -> bool:
+    """Whether this process may compute with tiles; ``HKM_AMX=0`` in the environment says no."""
+    chosen_by_hand = any(getattr(numba_config, name) is not None for name in ("CPU_NAME", "CPU_FEATURES"))
+    features = llvm.get_host_cpu_features()
+    if chosen_by_hand or not (features.get("amx-int8") and features.get("avx512bw")):
+        return False
+    if sys.platform != "linux" or os.environ.get("HKM_AMX") == "0":
+        return False
+    request = ctypes.CDLL(None, use_errno=True).syscall
+    return bool(request(_ARCH_PRCTL, _REQUEST_REGISTERS, _TILE_DATA) == 0)
+
+
+def _call(builder: Any, name: str, *arguments: Any) -> None:
+    kind = ir.FunctionType(_void, [argument.type for argument in arguments])
+    builder.call(builder.module.declare_intrinsic(f"llvm.x86.{name}", (), kind), arguments)
+
+
+def _tile(number: int) -> Any:
+    return ir.Constant(_i8, number)
+
+
+def _number(value: int) -> Any:
+    return ir.Constant(_i64, value)
+
+
+def _spread(builder: Any, value: Any, kind: Any) -> Any:
+    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_i32, 0))
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_ints, [0] * SIDE))
+
+
+@intrinsic
+def _begin_tiles(typing_context: Any, shapes: Any) -> Any:
+    """Give the tiles their shapes."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        _call(b, "ldtilecfg", context.make_array(signature.args[0])(context, b, arguments[0]).data)
+        return context.get_dummy_value()
+
+    return types.void(shapes), generate
+
+
+@intrinsic
+def _end_tiles(typing_context: Any) -> Any:
+    """Leave the tiles, which the system need not save any more."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        _call(b, "tilerelease")
+        return context.get_dummy_value()
+
+    return types.void(), generate
+
+
+@intrinsic
+def _split_columns(typing_context: Any, row: Any, column: Any, out: Any, at: Any) -> Any:
+    """Write the upper and lower bytes of 16 columns of a row, a tile's bytes apart."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        shorts, halves = ir.VectorType(ir.IntType(16), SIDE), ir.VectorType(_i8, SIDE)
+        source, target = (context.make_array(signature.args[n])(context, b, arguments[n]).data for n in (0, 2))
+        values = b.load(b.bitcast(b.gep(source, [arguments[1]]), shorts.as_pointer()), align=2)
+        upper = b.trunc(b.lshr(values, ir.Constant(shorts, [8] * SIDE)), halves)
+        for half, offset in ((upper, 0), (b.trunc(values, halves), _TILE_BYTES)):
+            place = b.gep(target, [b.add(arguments[3], _number(offset))])
+            b.store(half, b.bitcast(place, halves.as_pointer()), align=1)
+        return context.get_dummy_value()
+
+    return types.void(row, types.int64, out, types.int64), generate
+
+
+@intrinsic
+def _score_tile(
+    typing_context: Any, lines: Any, start: Any, tiles: Any, tile: Any, n_chunks: Any, norms: Any, constants: Any,
+    slopes: Any, scale: Any, scores: Any, first: Any, column: Any,
+) -> Any:  # fmt: skip
+    """Write the scores of 16 lines, from line `first` of `scores` on, with the 16 centroids of a tile."""
+
+    def generate(context: Any, b: Any, signature: Any, arguments: Any) -> Any:
+        def array(n: int) -> Any:
+            return context.make_array(signature.args[n])(context, b, arguments[n])
+
+        start, tile, n_chunks, scale, first, column = (arguments[n] for n in (1, 3, 4, 8, 10, 11))
+        lines = b.gep(array(0).data, [start])
+        centroids = b.gep(array(2).data, [b.mul(tile, b.mul(n_chunks, _number(_PAIR_BYTES)))])
+        with b.goto_entry_block():
+            sums = b.alloca(_ints, 3 * SIDE)
+            sums.align = 64
+        row_bytes = _number(CHUNK)
+        before, loop, after = b.block, b.append_basic_block("chunks"), b.append_basic_block("scores")
+        for n in (_UPPER, _MIXED, _LOWER):
+            _call(b, "tilezero", _tile(n))
+        b.branch(loop)
+        b.position_at_end(loop)
+        at = b.phi(_i64)
+        at.add_incoming(_number(0), before)
+        for n, source, offset in (
+            (_ROWS_UPPER, lines, 0), (_UPPER_TILE, centroids, 0),
+            (_LOWER_TILE, centroids, _TILE_BYTES), (_ROWS_LOWER, lines, _TILE_BYTES),
+        ):  # fmt: skip
+            _call(b, "tileloadd64", _tile(n), b.gep(source, [b.add(at, _number(offset))]), row_bytes)
+        for signs, into, left, right in _PRODUCTS:
+            _call(b, f"tdpb{signs}d", _tile(into), _tile(left), _tile(right))
+        following = b.add(at, _number(_PAIR_BYTES))
+        at.add_incoming(following, loop)
+        b.cbranch(b.icmp_signed("<", following, b.mul(n_chunks, _number(_PAIR_BYTES))), loop, after)
+
+        b.position_at_end(after)
+        for n in (_UPPER, _MIXED, _LOWER):
+            _call(b, "tilestored64", _tile(n), b.bitcast(b.gep(sums, [_number(n * SIDE)]), _bytes), row_bytes)
+        fma = b.module.declare_intrinsic(f"llvm.fma.v{SIDE}f32", (), ir.FunctionType(_floats, [_floats] * 3))
+        position, stride = b.mul(tile, _number(SIDE)), b.extract_value(array(9).shape, 1)
+        constant, slope = (
+            b.load(b.bitcast(b.gep(array(n).data, [position]), _floats.as_pointer()), align=4) for n in (6, 7)
+        )
+        factor, byte = _spread(b, scale, _floats), ir.Constant(_ints, [8] * SIDE)
+        for r in range(SIDE):
+            upper, mixed, lower = (b.load(b.gep(sums, [_number(n * SIDE + r)]), align=64) for n in range(3))
+            total = b.add(b.shl(b.add(b.shl(upper, byte), mixed), byte), lower)
+            score = b.call(fma, [b.sitofp(total, _floats), factor, constant])
+            norm = b.load(b.gep(array(5).data, [_number(r)]))
+            score = b.call(fma, [_spread(b, norm, _floats), slope, score])
+            place = b.add(b.mul(b.add(first, _number(r)), stride), column)
+            b.store(score, b.bitcast(b.gep(array(9).data, [place]), _floats.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    signature = types.void(
+        lines, types.int64, tiles, types.int64, types.int64, norms, constants, slopes, types.float32, scores,
+        types.int64, types.int64,
+    )  # fmt: skip
+    return signature, generate
+
+
+@njit
+def write_by_tiles(
+    rows: Any, n_columns: Any, places: Any, residual_norms: Any, tiles: Any, constants: Any, slopes: Any, scale: Any,
+    first_panel: Any, n_panels: Any, scores: Any,
+) -> None:  # fmt: skip
+    """Write scores as `int16_gemm.score` does, with what `pack` made for panels: each is two tiles."""
+    n_chunks, last, tail = (n_columns + CHUNK - 1) // CHUNK, places.shape[0] - 1, n_columns // 16
+    lines, norms = np.zeros(n_chunks * _PAIR_BYTES + CHUNK, np.uint8), np.empty(SIDE, np.float32)
+    start = -lines.ctypes.data % CHUNK
+    _begin_tiles(_SHAPES)
+    for first in range(0, places.shape[0], SIDE):
+        for r in range(SIDE):
+            place = places[min(first + r, last)]
+            norms[r] = residual_norms[place, tail]
+            row = rows[place]
+            for column in range(0, n_columns, 16):
+                at = start + column // CHUNK * _PAIR_BYTES + r * CHUNK + column % CHUNK
+                _split_columns(row, column, lines, at)
+        for t in range(2 * n_panels):
+            _score_tile(
+                lines, start, tiles, 2 * first_panel + t, n_chunks, norms, constants, slopes, scale, scores, first,
+                t * SIDE,
+            )  # fmt: skip
+    _end_tiles()
+
+
+@kernel("void(i2[:,::1], i8, i8[::1], u1[::1])")
+def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
+    n_chunks = (n_columns + CHUNK - 1) // CHUNK
+    for i in range(chosen.shape[0]):
+        base = i // SIDE * n_chunks * _PAIR_BYTES + i % SIDE * 4
+        for j in range(n_columns):
+            value = np.int64(rows[chosen[i], j])
+            at = base + j // CHUNK * _PAIR_BYTES + j % CHUNK // 4 * CHUNK + j % 4
+            out[at] = np.uint8((value >> 8) & 255)
+            out[at + _TILE_BYTES] = np.uint8(value & 255)
+
+
+def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_padded: int) -> NDArray[np.uint8]:
+    """Put the first `n_columns` columns of the `chosen` rows into tiles; see `int16_gemm.pack`.
+
+    Four neighboring columns of a centroid stand together, as the unit takes them.
+    """
+    n_bytes = n_padded // SIDE * -(-n_columns // CHUNK) * _PAIR_BYTES
+    room = np.zeros(n_bytes + CHUNK, np.uint8)
+    start = -room.ctypes.data % CHUNK
+    tiles = room[start : start + n_bytes]
+    _pack(rows, n_columns, chosen, tiles)
+    return tiles
