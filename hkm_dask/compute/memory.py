@@ -63,6 +63,8 @@ DRAWN_ROWS = 1 << 16
 POINTS_PER_CLUSTER = {"random": 1, "coreset": 3, "k-means||": 10}
 #: Points of one greedy walk, at most; it keeps the distances between them.
 WALK_POINTS = 4096
+#: Candidates for seeds up to which all are kept as products take them.
+KEPT_CANDIDATES = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -211,7 +213,9 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
     n_candidates = 2 * n_points if init == "coreset" else n_points // 4
     points, index = 4 * n_points * n_features, index_bytes(n_points, n_features) // 2
     sums = sum_bytes(n_points, n_features)
-    drawing = points + index + 3 * n_candidates * (4 * n_features + 24)
+    # Candidates as they came, in their order, and rotated: on processors while there are few.
+    rotated = 5 * min(n_candidates, KEPT_CANDIDATES) * n_features
+    drawing = points + index + 3 * n_candidates * (4 * n_features + 24) + rotated
     adding = 2 * points + index // 2 + 2 * sums
     clustering = 3 * points + lloyd_stage(n_points, n_clusters, n_features).process
     process = least.process + max(drawing, adding, clustering)

@@ -18,9 +18,9 @@ def test_candidates_are_accepted_as_on_the_cpu(cuda: Any, d: int, monkeypatch: p
     n_searched: list[int] = []
     search = CudaIndex.nearest
 
-    def noted(self: CudaIndex, rows: Any, *arguments: Any) -> int:
-        n_searched.append(len(rows))
-        return search(self, rows, *arguments)
+    def noted(self: CudaIndex, rows: Any, labels: Any, distances: Any, operand: Any, *, which: Any) -> None:
+        n_searched.append(len(which))
+        search(self, rows, labels, distances, operand, which=which)
 
     monkeypatch.setattr(CudaIndex, "nearest", noted)
     monkeypatch.setattr(CudaEngine, "busy_rows", 200)

@@ -201,16 +201,22 @@ def write_by_tiles(
     _end_tiles()
 
 
-@kernel("void(i2[:,::1], i8, i8[::1], u1[::1])")
+@kernel("void(i2[:,::1], i8, i8[::1], u4[::1])")
 def _pack(rows, n_columns, chosen, out):  # type: ignore[no-untyped-def]
+    """Write four columns at a time."""
     n_chunks = (n_columns + CHUNK - 1) // CHUNK
     for i in range(chosen.shape[0]):
-        base = i // SIDE * n_chunks * _PAIR_BYTES + i % SIDE * 4
-        for j in range(n_columns):
-            value = np.int64(rows[chosen[i], j])
-            at = base + j // CHUNK * _PAIR_BYTES + j % CHUNK // 4 * CHUNK + j % 4
-            out[at] = np.uint8((value >> 8) & 255)
-            out[at + _TILE_BYTES] = np.uint8(value & 255)
+        row = rows[chosen[i]]
+        base = (i // SIDE * n_chunks * _PAIR_BYTES) // 4 + i % SIDE
+        for j in range(0, n_columns, 4):
+            upper, lower = np.uint32(0), np.uint32(0)
+            for k in range(4):
+                value = np.uint32(row[j + k]) & np.uint32(65535)
+                upper |= (value >> np.uint32(8)) << np.uint32(8 * k)
+                lower |= (value & np.uint32(255)) << np.uint32(8 * k)
+            at = base + j // CHUNK * (_PAIR_BYTES // 4) + j % CHUNK // 4 * SIDE
+            out[at] = upper
+            out[at + _TILE_BYTES // 4] = lower
 
 
 def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_padded: int) -> NDArray[np.uint8]:
@@ -222,5 +228,5 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64], n_p
     room = np.zeros(n_bytes + CHUNK, np.uint8)
     start = -room.ctypes.data % CHUNK
     tiles = room[start : start + n_bytes]
-    _pack(rows, n_columns, chosen, tiles)
+    _pack(rows, n_columns, chosen, tiles.view(np.uint32))
     return tiles

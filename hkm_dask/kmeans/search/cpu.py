@@ -24,11 +24,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import host_cache, iter_blocks
-from hkm_dask.compute.memory import TILE_CENTROIDS, tile_rows
+from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.kmeans.search import cpu_kernels, int16_gemm
-from hkm_dask.kmeans.search.cpu_operand import Operand, gamma, make_operand, operand_bytes, whole_columns
+from hkm_dask.kmeans.search.cpu_operand import (
+    Operand,
+    concatenated,
+    gamma,
+    make_operand,
+    operand_bytes,
+    whole_columns,
+)
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.kmeans.search.simd import widen
@@ -97,10 +104,27 @@ class CpuEngine(Engine):
         """See `Engine.row_dtype`."""
         return np.dtype(np.float32)
 
+    def operand(self, rows: NDArray[np.float32], geometry: Geometry) -> Operand | None:
+        """See `Engine.operand`; for the head that proved fastest in this geometry, where there is room for all rows."""
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) if _PRUNED_FROM <= len(rows) <= KEPT_CANDIDATES else None
+        if not n_head:
+            return None
+        tiles = range(0, len(rows), TILE_ROWS)
+        return concatenated([make_operand(rows[low : low + TILE_ROWS], geometry, n_head + _REFINE) for low in tiles])
+
     def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CpuIndex:
         """See `Engine.index`; in the form that proved fastest in this geometry, where that is worth making."""
         n_head = host_cache.get(geometry.name, _LAST_HEAD) if len(centroids) >= _PRUNED_FROM else None
         return CpuIndex(centroids, geometry, n_head or 0)
+
+    def index_of_some(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None, geometry: Geometry
+    ) -> CpuIndex:
+        """See `Engine.index_of_some`."""
+        if operand is None:
+            return self.index(rows[some], geometry)
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) or operand.matrix.shape[1]
+        return CpuIndex(rows[some], geometry, n_head, operand[some])
 
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CpuSearch:
         """See `Engine.search`."""
@@ -130,21 +154,27 @@ class CpuIndex:
     geometry : Geometry
     n_head : int, default 0
         Principal coordinates in the product, a multiple of 16 or all; 0 for the plain form.
+    operand : Operand, optional
+        `make_operand` of the centroids where it is known, which limits how many coordinates are looked at; then none
+        may be NaN.
     """
 
-    def __init__(self, centroids: NDArray[np.float32], geometry: Geometry, n_head: int = 0) -> None:
+    def __init__(
+        self, centroids: NDArray[np.float32], geometry: Geometry, n_head: int = 0, operand: Operand | None = None
+    ) -> None:
         used = ~np.isnan(centroids[:, 0])
         self._numbers = np.flatnonzero(used).astype(np.int32)
         self.centroids = np.ascontiguousarray(centroids if used.all() else centroids[used])
         n_features = self.centroids.shape[1]
-        self.geometry, self.n_head = geometry, whole_columns(min(n_head, n_features))
+        n_columns = whole_columns(n_features) if operand is None else operand.matrix.shape[1]
+        self.geometry, self.n_head = geometry, min(whole_columns(n_head), n_columns)
         #: Coordinates looked at before a distance is measured.
-        self.n_refine = min(self.n_head + _REFINE, whole_columns(n_features)) if n_head else 0
+        self.n_refine = min(self.n_head + _REFINE, n_columns) if n_head else 0
         self._matrix, self._residual_norms = _NO_COLUMNS, _NO_NORMS
         if self.is_swept:
             self._sort()
             return
-        self._operand = operand = make_operand(self.centroids, geometry, self.n_refine)
+        self._operand = operand = operand or make_operand(self.centroids, geometry, self.n_refine)
         if not n_head:
             _leave_far_ones_out(operand)
         within = np.isfinite(operand.errors)
@@ -355,8 +385,11 @@ def choose_head(
         return 0
     rows, labels, distances = rows[:_TRIAL_ROWS], labels[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
 
+    centroids = centroids[~np.isnan(centroids[:, 0])]
+    wide = make_operand(centroids, geometry, rows.shape[1])
+
     def seconds(n_head: int) -> float:
-        index = CpuIndex(centroids, geometry, n_head)
+        index = CpuIndex(centroids, geometry, n_head, wide if n_head else None)
         operand = make_operand(rows, geometry, index.n_refine) if kept and index.n_head else None
         return min(search_seconds(index, rows, labels, distances, operand) for _ in range(3))
 

@@ -139,6 +139,11 @@ class Operand:
     errors: NDArray[np.float64]
     residual_norms: NDArray[np.float32]
 
+    def __getitem__(self, some: NDArray[np.int64]) -> Operand:
+        """Some of the rows."""
+        norms = self.residual_norms[some] if len(self.residual_norms) else self.residual_norms
+        return Operand(self.matrix[some], self.norms[some], self.errors[some], norms)
+
     @property
     def n_bytes(self) -> int:
         """Bytes it takes."""
@@ -155,6 +160,12 @@ def operand_bytes(n_features: int) -> int:
     """
     n_columns = whole_columns(n_features)
     return 2 * n_columns + 4 * (n_columns // 16 + 1) + 16
+
+
+def concatenated(operands: list[Operand]) -> Operand:
+    """The rows of all of them."""
+    parts = [(some.matrix, some.norms, some.errors, some.residual_norms) for some in operands]
+    return Operand(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
 
 
 def whole_columns(n: int) -> int:

@@ -98,6 +98,11 @@ class CudaEngine(Engine):
         """See `Engine.prepare`: kernels are checked."""
         begin_checks(precision, n_features, dtype)
 
+    def operand(self, rows: Any, geometry: Geometry) -> CudaOperand:
+        """See `Engine.operand`."""
+        forms = sound_forms(forms_here(geometry.precision), rows.shape[1], rows.dtype)
+        return make_cuda_operand(rows, geometry, kind_of(next(forms)))
+
     def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""
         forms = sound_forms(forms_here(geometry.precision), centroids.shape[1], centroids.dtype)

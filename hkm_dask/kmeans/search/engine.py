@@ -224,8 +224,16 @@ class Engine(ABC):
         """Type in which the engine computes with rows of a type."""
 
     @abstractmethod
+    def operand(self, rows: Any, geometry: Geometry) -> Any:
+        """The form of rows, an array of the engine, that indexes of this geometry search; None if they make it."""
+
+    @abstractmethod
     def index(self, centroids: Any, geometry: Geometry) -> CentroidIndex:
         """An index of centroids, on the host or of the engine, for searches too few to have their form tried."""
+
+    def index_of_some(self, rows: Any, some: Any, operand: Any, geometry: Geometry) -> CentroidIndex:
+        """Do as `index` for some of the rows, by their numbers; `operand` is that of all."""
+        return self.index(rows[some], geometry)
 
     @abstractmethod
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:

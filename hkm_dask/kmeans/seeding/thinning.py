@@ -88,13 +88,13 @@ class _Candidates:
     ) -> None:  # fmt: skip
         self._vectors, self._geometry, self._threads, self._n_threads = vectors, geometry, threads, n_threads
         self._limits = limits
-        self._rows: dict[Engine, NDArray[np.float32]] = {}
+        self._sites: dict[Engine, _Site] = {}
 
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of some candidates are accepted, if those accepted before them leave them all."""
         engine = self._engine_for(len(some) ** 2 / 2)
         if len(some) <= engine.walked_rows:
-            rows, limits = self._rows[engine][engine.put(some)], engine.put(self._limits[some])
+            rows, limits = self._sites[engine].rows[engine.put(some)], engine.put(self._limits[some])
             return some[engine.accept_in_order(rows, limits)]
         first = self.accepted(some[: len(some) // 2])
         second = self.accepted(self.clear_of(_Batch(first), some[len(some) // 2 :]))
@@ -105,25 +105,39 @@ class _Candidates:
         if not len(some) or not len(batch.numbers):
             return some
         engine = self._engine_for(len(some) * len(batch.numbers))
-        rows = self._rows[engine]
+        site = self._sites[engine]
         if engine not in batch.indexes:
-            batch.indexes[engine] = engine.index(rows[engine.put(batch.numbers)], self._geometry)
-        rows, index = rows[engine.put(some)], batch.indexes[engine]
-        # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
-        labels, distances = engine.xp.full(len(some), _NONE, engine.xp.int32), engine.put(self._limits[some])
+            batch.indexes[engine] = site.index(batch.numbers)
+        index = batch.indexes[engine]
 
         def search(piece: slice) -> None:
-            index.nearest(rows[piece], labels[piece], distances[piece])
+            index.nearest(site.rows, site.labels, site.distances, site.operand, which=engine.put(some[piece]))
 
         n_pieces = max(1, min(self._n_threads, len(some) // _THREAD_ROWS))
         cuts = (len(some) * np.arange(n_pieces + 1) // n_pieces).tolist()
         pieces = map(slice, cuts[:-1], cuts[1:])
         list(map(search, pieces) if n_pieces == 1 else self._threads.map(search, pieces))
-        return some[engine.host(labels) == _NONE]
+        return some[engine.host(site.labels[engine.put(some)]) == _NONE]
 
     def _engine_for(self, n_pairs: float) -> Engine:
         """The engine that compares so many pairs, with all candidates where it keeps its rows."""
         engine = engine_for(2.0 * n_pairs * self._vectors.shape[1])
-        if engine not in self._rows:
-            self._rows[engine] = engine.put(self._vectors)
+        if engine not in self._sites:
+            self._sites[engine] = _Site(engine, self._vectors, self._limits, self._geometry)
         return engine
+
+
+class _Site:
+    """All candidates where an engine keeps its rows; those that were found too close to another have its label."""
+
+    def __init__(
+        self, engine: Engine, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry
+    ) -> None:
+        self._engine, self._geometry, self.rows = engine, geometry, engine.put(vectors)
+        self.operand = engine.operand(self.rows, geometry)
+        # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
+        self.labels, self.distances = engine.xp.full(len(limits), _NONE, engine.xp.int32), engine.put(limits.copy())
+
+    def index(self, numbers: NDArray[np.int64]) -> CentroidIndex:
+        """An index of some candidates."""
+        return self._engine.index_of_some(self.rows, self._engine.put(numbers), self.operand, self._geometry)

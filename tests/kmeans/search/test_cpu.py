@@ -65,9 +65,9 @@ def test_slots_without_a_centroid_are_never_found(data: tuple[np.ndarray, np.nda
     assert used[labels].all()
 
 
-@pytest.mark.parametrize(("n_columns", "n_scores"), [(64, 64), (128, 1 << 12), (2048, 1 << 16)])
-def test_tiles_of_scores_may_be_any(n_columns: int, n_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu, "_TILE_COLUMNS", n_columns)
+@pytest.mark.parametrize(("n_bytes", "n_scores"), [(1, 64), (1 << 13, 1 << 12), (1 << 19, 1 << 16)])
+def test_tiles_of_scores_may_be_any(n_bytes: int, n_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu, "_TILE_BYTES", n_bytes)
     monkeypatch.setattr(cpu, "_TILE_SCORES", n_scores)
     rows, centroids = spectrum(301, 32), spectrum(150, 32, 1)
     geometry = geometry_of(rows)
