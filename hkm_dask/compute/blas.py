@@ -13,8 +13,13 @@ class _SingleThreadedBlas:
     """Keeps BLAS at one thread while any task runs here: the tasks themselves fill the cores."""
 
     def __init__(self) -> None:
-        self._lock, self._depth = threading.Lock(), 0
+        self._lock, self._depth = threading.Lock(), 0  # tasks at work
         self._limited: list[tuple[Any, int]] = []  # libraries, and how many threads each had
+
+    @property
+    def n_tasks(self) -> int:
+        """How many tasks are at work in this process."""
+        return self._depth
 
     @contextmanager
     def __call__(self) -> Iterator[None]:

@@ -18,11 +18,14 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache, iter_blocks
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
@@ -46,8 +49,11 @@ from hkm_dask.kmeans.search.tuning import best_head, chosen_once, search_seconds
 TILE_ROWS = 4096
 #: Rows that a form is tried on, and the fewest that tell anything.
 _TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
-#: Up to so many features, centroids sorted along one axis are searched faster than by products.
-SWEEP_FEATURES = 3
+#: Up to so many features, centroids sorted along one axis are searched faster than by products; up to so many
+#: centroids, all distances are measured sooner than rows are made ready.
+SWEEP_FEATURES, _FEW_CENTROIDS = 3, 4
+#: Centroids that a thread makes ready for all that wait for them, at least.
+_THREAD_CENTROIDS = 256
 #: Coordinates after the head that the second bound takes.
 _REFINE = 96
 #: Scores of the pruned form that are made before they are looked at, and bytes of the centroids that all rows pass by
@@ -171,10 +177,12 @@ class CpuIndex:
         #: Coordinates looked at before a distance is measured.
         self.n_refine = min(self.n_head + _REFINE, n_columns) if n_head else 0
         self._matrix, self._residual_norms = _NO_COLUMNS, _NO_NORMS
+        if self.is_measured:
+            return
         if self.is_swept:
             self._sort()
             return
-        self._operand = operand = operand or make_operand(self.centroids, geometry, self.n_refine)
+        self._operand = operand = operand or _operand_by_threads(self.centroids, geometry, self.n_refine)
         if not n_head:
             _leave_far_ones_out(operand)
         within = np.isfinite(operand.errors)
@@ -206,6 +214,8 @@ class CpuIndex:
         kept = chosen[self._numbers]
         part = copy.copy(self)
         part._numbers, part.centroids = self._numbers[kept], self.centroids[kept]
+        if part.is_measured:
+            return part
         if self.is_swept:
             part._sort()
             return part
@@ -216,7 +226,12 @@ class CpuIndex:
     def n_bytes(self) -> int:
         """Bytes it takes."""
         arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
-        return arrays + (0 if self.is_swept else self._operand.n_bytes)
+        return arrays + (0 if self.is_measured or self.is_swept else self._operand.n_bytes)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are so few centroids that all distances are measured."""
+        return len(self.centroids) <= _FEW_CENTROIDS
 
     @property
     def is_swept(self) -> bool:
@@ -255,6 +270,10 @@ class CpuIndex:
         if not len(self.centroids) or not len(which):
             return 0
         numbers = self._numbers + np.int32(first)
+        if self.is_measured:
+            cpu_kernels.measure_nearest(rows, which, self.centroids, numbers, labels, distances)
+            count(pairs=len(which) * len(self.centroids), measured=len(which) * len(self.centroids))
+            return len(which) * len(self.centroids)
         if self.is_swept:
             return int(
                 cpu_kernels.sweep_nearest(
@@ -311,6 +330,16 @@ class CpuIndex:
                 self._largest, labels, distances,
             )[1]  # fmt: skip
         return n_measured
+
+
+def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
+    """Make an operand with as many threads as there are tasks at work here: they wait for it."""
+    n_threads = max(1, min(single_threaded_blas.n_tasks, len(centroids) // _THREAD_CENTROIDS))
+    make = partial(make_operand, geometry=geometry, width=width)
+    if n_threads == 1:
+        return make(centroids)
+    with ThreadPoolExecutor(n_threads, "hkm-operand") as threads:
+        return concatenated(list(threads.map(make, np.array_split(centroids, n_threads))))
 
 
 def _leave_far_ones_out(centroids: Operand) -> None:

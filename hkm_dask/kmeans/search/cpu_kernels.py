@@ -226,6 +226,17 @@ def search_nearest(  # type: ignore[no-untyped-def]
     return n_passed, n_measured
 
 
+@kernel("void(f4[:,::1], i8[::1], f4[:,::1], i4[::1], i4[::1], f8[::1])")
+def measure_nearest(rows, which, centroids, numbers, labels, distances):  # type: ignore[no-untyped-def]
+    """Settle the nearest centroid of each row by measuring all distances; the arguments are as for `finish_nearest`."""
+    for i in which:
+        for c in range(centroids.shape[0]):
+            distance = squared_distance(rows[i], centroids[c])
+            if distance < distances[i] or (distance == distances[i] and numbers[c] < labels[i]):
+                distances[i] = distance
+                labels[i] = numbers[c]
+
+
 @kernel("i8(f4[:,::1], i8[::1], f4[:,::1], i4[::1], f4[::1], i8[::1], i8, i4[::1], f8[::1])")
 def sweep_nearest(rows, which, centroids, numbers, places, order, axis, labels, distances):  # type: ignore[no-untyped-def]
     """Settle the nearest centroid of each row by looking outward from its place along one axis; for few features.
