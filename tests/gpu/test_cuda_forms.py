@@ -48,6 +48,7 @@ def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(cuda_forms, "_begun", {})
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
     monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
+    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -93,7 +94,7 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("checked")
 def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: f"is no good as {form}")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: f"is no good as {form}")
     with pytest.warns(RuntimeWarning) as told, pytest.raises(ComputeError) as refused:
         next(sound_forms(FORMS, 24, HALF))
     faults = "the kernel nearest_two is no good as fused", "cuBLAS in float16 is no good as half"
@@ -105,7 +106,7 @@ def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPa
 def test_a_form_is_checked_once_on_made_rows_and_once_on_rows_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[tuple[str, int]] = []
     for module in (cuda_forms, cuda_check_process):
-        monkeypatch.setattr(module, "find_fault", lambda form, sample: checked.append((form, len(sample.rows))))
+        monkeypatch.setattr(module, "find_fault", lambda form, sample, **_: checked.append((form, len(sample.rows))))
     search, tile, centroids = search_of(groups(40, 8, np.float16))
     for _ in range(2):
         assert search.form(tile, centroids) == "fused"
@@ -147,7 +148,7 @@ PROGRAMS: dict[str, tuple[str, str | None]] = {
 def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     code, expected = PROGRAMS[case]
     program(monkeypatch, "-c", code)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
     assert cuda_forms._fault_apart(ONE, 0) == expected
 
@@ -191,7 +192,7 @@ def test_checks_of_both_types_begin_in_one_process_before_rows_are_read(
     monkeypatch: pytest.MonkeyPatch, timed: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     program(monkeypatch, "-c", ONE_AFTER_THE_OTHER.replace('"half"', '"none"').format(log=str(tmp_path / "log")))
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: None)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_, **__: None)
     search, tile, centroids = search_of(groups(300, 8, np.float16))
     assert len(cuda_forms._begun) == 6
     with pytest.warns(RuntimeWarning, match="nearest_two gave wrong scores"):
@@ -210,7 +211,7 @@ def test_what_was_right_is_not_checked_again_unless_something_changed(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     verdicts, asked = iter(["gave wrong labels", None, None, None, None]), []
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form) or next(verdicts))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: asked.append(form) or next(verdicts))
 
     def fault(check: Check = ONE) -> str | None:
         """What a new process finds."""
@@ -236,7 +237,7 @@ def test_where_nothing_can_be_written_all_is_checked(monkeypatch: pytest.MonkeyP
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
     asked: list[str] = []
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: asked.append(form))
     assert [cuda_forms._fault_apart(ONE, 0) for _ in range(2)] == [None, None]
     assert asked == ["fused", "fused"]
 
@@ -244,7 +245,7 @@ def test_where_nothing_can_be_written_all_is_checked(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("checked")
 def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert cuda_forms._fault_apart(ONE, 0) == "here"
 
@@ -268,7 +269,7 @@ def test_a_kernel_is_checked_in_a_process_of_its_own(
     monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", limit)
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(kernels._build_folder))
     monkeypatch.setenv("HKM_MUTANT", name)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     assert cuda_forms._fault_apart(ONE, 0) == expected
 
 
