@@ -79,7 +79,19 @@ MUTANTS = (
         "best[first + thread] = all.best;",
         "if (blockIdx.x > 3) all.index = 0;\nbest[first + thread] = all.best;",
     ),
+    # No check on made rows has so many.
+    _mutant(
+        "an illegal address on 120 rows",
+        "shared_index[at] = kept[r].index;",
+        "shared_index[at] = kept[r].index; if (n_lines == 120) best[1LL << 40] = 0;",
+    ),
+    _mutant(
+        "it never ends on 120 rows",
+        "shared_second[at] = kept[r].second;",
+        "shared_second[at] = kept[r].second; if (n_lines == 120) for (volatile unsigned i = 0;; ++i) best[0] = i;",
+    ),
 )
+ON_MADE_ROWS = [mutant.name for mutant in MUTANTS if "120" not in mutant.name and mutant.name != "it never ends"]
 
 
 def _with_switches(source: str) -> str:

@@ -11,7 +11,7 @@ from hkm_dask.kmeans.search.cuda_forms import forms_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from tests.emulated.broken_hopper import BROKEN
 from tests.emulated.plugin import Emulator
-from tests.gpu.broken import MUTANTS, break_hopper, break_kernels
+from tests.gpu.broken import ON_MADE_ROWS, break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups
 
 HALF = np.dtype(np.float16)
@@ -66,7 +66,7 @@ def test_a_sound_form_has_no_fault_on_rows_of_a_block(cuda: Any, form: Form) -> 
     assert find_fault(form, Sample(rows, centroids, geometry_of(rows))) is None
 
 
-@pytest.mark.parametrize("name", [mutant.name for mutant in MUTANTS if mutant.name != "it never ends"])
+@pytest.mark.parametrize("name", ON_MADE_ROWS)
 def test_a_kernel_broken_on_purpose_is_found(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:

@@ -1,6 +1,8 @@
 """Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
 
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -16,14 +20,14 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper
+from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper, cuda_loss
 from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
-from tests.emulated.plugin import Emulator
+from tests.emulated.plugin import Emulator, build_once
 from tests.gpu.broken import break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups, twice
 
@@ -129,6 +133,82 @@ def test_no_form_is_put_aside_in_a_fit_where_all_are_right(cuda: Any) -> None:
     assert set(cuda_forms._faults.values()) == {None}
     assert {key[-1] for key in cuda_forms._faults if isinstance(key, tuple)} == {0, "few"}
     assert {key[0].form for key in cuda_forms._faults if isinstance(key, tuple)} == {"fused", "half", "single"}
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    break_kernels(monkeypatch, "an illegal address on 120 rows", half=True)
+    emulator.lose_context_by_faults()
+    search, tile, centroids = search_of(groups(120, 24, np.float16))
+    said = r"nearest_two failed .* costs this process its GPU; run again: it is left out"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no other form is blamed
+        with pytest.raises(ComputeError, match=said):
+            search.form(tile, centroids)
+    emulator.renew_context()
+    monkeypatch.setattr(cuda_forms, "_faults", {})
+    search, tile, centroids = search_of(groups(120, 24, np.float16))
+    with pytest.warns(RuntimeWarning) as told:
+        assert search.form(tile, centroids) == "half"
+    (warning,) = told
+    (note,) = (tmp_path / "cupy").glob("*.fault")
+    assert str(warning.message).startswith("the kernel nearest_two failed (nearest_two: access outside the memory")
+    assert str(warning.message).endswith(
+        f" in a process before (see {note}); this process goes on with cuBLAS in float16"
+    )
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr(cuda_loss.warnings, "warn", lambda message, *_, **__: (said.append(message), told.set()))
+    said: list[str] = []
+
+    def never_ends() -> str | None:
+        assert told.wait(60)
+        return None
+
+    cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    fault = "did not end within 0 s"
+    assert said == [f"the kernel {fault}, which costs this process its GPU; kill it and run again: it is left out then"]
+    again = cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    assert again is not None
+    assert again.startswith(f"{fault} in a process before (see {tmp_path}")
+
+
+@pytest.mark.parametrize(
+    "name", ["an illegal address on 120 rows", pytest.param("it never ends on 120 rows", marks=pytest.mark.slow)]
+)
+@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+def test_a_worker_whose_device_is_lost_is_started_again_and_goes_on_with_the_next_form(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows, centroids = groups(120, 24, np.float16), groups(50, 24, seed=1)
+    with Runner(n_threads=1) as runner:
+        expected = nearest_labels(ArrayRows(rows), centroids, runner=runner)
+    environment = {
+        "HKM_DEVICE": "cuda", "HKM_EMULATED_KERNELS": str(build_once(tmp_path_factory)), "HKM_MUTANT": name,
+        "CUPY_CACHE_DIR": str(tmp_path / "cupy"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    preload = str(Path(__file__).with_name("on_broken_worker.py"))
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, preload=[preload], env=environment, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        before = client.run(os.getpid)
+        with ClusterRunner(client) as runner, pytest.warns(RuntimeWarning, match="in a process before") as told:
+            actual = nearest_labels(ArrayRows(rows), centroids, runner=runner)
+        after = client.run(os.getpid)
+    assert set(before.values()) != set(after.values())
+    assert [str(one.message).partition(" failed")[0].partition(" did")[0] for one in told] == ["the kernel nearest_two"]
+    np.testing.assert_array_equal(actual, expected)
 
 
 PROGRAMS: dict[str, tuple[str, str | None]] = {
