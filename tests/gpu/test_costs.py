@@ -18,13 +18,13 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
 from hkm_dask.kmeans.search import cuda as search_module
 from hkm_dask.kmeans.search import cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaSearch
+from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
 from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.traffic import lloyd_traffic
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
-from tests.gpu.inputs import Stored, geometry_of, groups
+from tests.gpu.inputs import Stored, geometry_of, groups, search_on_cpu
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -66,6 +66,25 @@ def test_a_block_in_the_middle_of_a_fit_takes_few_launches(
         beside = (after - before).uploaded - expected.uploaded, (after - before).downloaded - expected.downloaded
         assert 0 <= beside[0] <= 17 * 24  # numbers and flags of centroids
         assert 0 <= beside[1] <= 256  # counters and bounds, and the sum of the distances
+
+
+def test_rows_that_are_left_open_are_settled_at_once_where_their_scores_find_room(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        cuda.cuda.Device.attributes, "L2CacheSize", 2 << 20
+    )  # as small beside the scores as on a device
+    rows = groups(100, 8, np.float16)
+    centroids = np.tile(groups(2000, 8, seed=1), (2, 1))  # no score tells one from the other
+    index, on_device = CudaIndex(centroids, geometry_of(rows), "fused"), cuda.asarray(rows)
+    labels, distances = cuda.full(100, -1, cuda.int32), cuda.full(100, cuda.inf)
+    with costs.counted() as spent:
+        index.nearest(on_device, labels, distances)
+    assert spent.by_name["settle"] == 1
+    assert spent.launches <= 12
+    expected = search_on_cpu(rows, centroids, geometry_of(rows))
+    np.testing.assert_array_equal(labels.get(), expected[0])
+    np.testing.assert_array_equal(distances.get(), expected[1])
 
 
 def test_resident_rows_are_sent_once_for_a_level(

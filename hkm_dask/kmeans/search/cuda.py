@@ -15,10 +15,10 @@ where γ bounds the rounding of a sum in any order, by hardware that cuts off in
 measured for every row and centroid; the bound takes the largest over all centroids.
 
 Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
-whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
-L2 cache. The fused kernel keeps scores of units of columns, each the lowest of its columns. All columns of the best are
-measured, and no column of another unit scores below the second best: the bound is that of columns. Hopper has a form of
-its own; rows in groups, and a few centroids for rows in no run, take the plain one.
+whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles so large that
+they take longer than to start them. The fused kernel keeps scores of units of columns, each the lowest of its columns.
+All columns of the best are measured, and no column of another unit scores below the second best: the bound is that of
+columns. Hopper has a form of its own; rows in groups, and a few centroids for rows in no run, take the plain one.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, device_attribute, to_host, worker_module
+from hkm_dask.compute.backend import array_module, device_budget, to_host, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -59,8 +59,9 @@ _SETTLE_THREADS = 128
 #: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
 #: score, and each column more costs the row one more centroid's bytes out of the L2 cache. A model; not measured.
 _CENTROIDS_FOR_UNITS = {4: 20, 2: 5}
-#: Centroids in a tile of products at most; fewest products worth a call.
-_MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
+#: Centroids in a tile of products at most; fewest products worth a call; of so many shares of the device's memory a tile
+#: takes one. If it stayed in L2 (8 million scores), to start it would take several times as long as to multiply it.
+_MOST_COLUMNS, _LEAST_TILE, _TILE_SHARE = 1 << 15, 1 << 18, 64
 #: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
 _UNITS = {"single": 2.0**-24, "double": 2.0**-53}
 _UNIT_OF_TENSOR_CORES = 2.0**-22
@@ -198,7 +199,7 @@ class CudaIndex:
         if not len(kept):
             return
         self._largest = float(cupy.abs(self.centroids - device_mean(geometry)).max())
-        self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
+        self._tile = max(_LEAST_TILE, device_budget() // _TILE_SHARE // 4)
         self._make_operand()
 
     def _make_operand(self) -> None:
