@@ -29,6 +29,7 @@ from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
 from tests.emulated.plugin import Emulator, build_once
 from tests.gpu.broken import break_hopper, break_kernels
+from tests.gpu.conftest import HAS_GPU
 from tests.gpu.inputs import geometry_of, groups, twice
 
 HALF, FORMS = np.dtype(np.float16), ("fused", "half")
@@ -184,7 +185,7 @@ def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
 @pytest.mark.parametrize(
     "name", ["an illegal address on 120 rows", pytest.param("it never ends on 120 rows", marks=pytest.mark.slow)]
 )
-@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.skipif(HAS_GPU or kernels.missing() is not None, reason=str(kernels.missing() or "time there is dear"))
 def test_a_worker_whose_device_is_lost_is_started_again_and_goes_on_with_the_next_form(
     name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:

@@ -38,7 +38,7 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms
-from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
+from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
 from hkm_dask.kmeans.search.cuda_operand import (
     FUSED,
     CudaOperand,
@@ -59,8 +59,8 @@ _SETTLE_THREADS = 128
 #: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
 #: score, and each column more costs the row one more centroid's bytes out of the L2 cache. A model; not measured.
 _CENTROIDS_FOR_UNITS = {4: 20, 2: 5}
-#: Centroids in a tile of products at most; fewest products worth a call; of so many shares of the device's memory a tile
-#: takes one. If it stayed in L2 (8 million scores), to start it would take several times as long as to multiply it.
+#: Centroids in a tile of products at most; fewest products worth a call; tiles that the device's memory has room for.
+#: One that stays in L2 (8 million scores) takes several times as long to start as to multiply.
 _MOST_COLUMNS, _LEAST_TILE, _TILE_SHARE = 1 << 15, 1 << 18, 64
 #: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
 _UNITS = {"single": 2.0**-24, "double": 2.0**-53}
@@ -156,20 +156,6 @@ def _unit(n_centroids: int, n_features: int) -> int:
     return next((unit for unit, least in _CENTROIDS_FOR_UNITS.items() if n_centroids >= least * n_features), 1)
 
 
-class RowList:
-    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
-
-    def __init__(self, most: int, n_listed: Any | None = None) -> None:
-        import cupy
-
-        self.rows = cupy.empty(most, cupy.int64)
-        self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
-
-    def get(self) -> Any:
-        """The numbers, int64 on the device, in any order; waits for it to know how many."""
-        return self.rows[: int(self.n_listed[0])]
-
-
 class CudaIndex:
     """A set of centroids on the device, made ready to be searched; see `cpu.CpuIndex`.
 
@@ -180,6 +166,8 @@ class CudaIndex:
     geometry : Geometry
     form : str, default "fused"
         One of `FORMS`.
+    on_device : cupy.ndarray, optional
+        The same centroids, where they are on the device already.
 
     Attributes
     ----------
@@ -187,16 +175,18 @@ class CudaIndex:
         Columns of a unit of scores in the fused search: 1, 2 or 4.
     """
 
-    def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:
+    def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused", on_device: Any | None = None) -> None:
         import cupy
 
         xp, used = array_module(centroids), ~np.isnan(to_host(centroids[:, 0]))
         self.geometry, self.form = geometry, form
         self._numbers = np.flatnonzero(used).astype(np.int32)
         self._device_numbers: dict[int, Any] = {}
-        kept = xp.ascontiguousarray(centroids if used.all() else centroids[xp.asarray(used)])
-        self.centroids = cupy.asarray(kept)
-        if not len(kept):
+        if used.all():
+            self.centroids = cupy.asarray(xp.ascontiguousarray(centroids) if on_device is None else on_device)
+        else:
+            self.centroids = cupy.asarray(centroids[xp.asarray(used)])
+        if not len(self.centroids):
             return
         self._largest = float(cupy.abs(self.centroids - device_mean(geometry)).max())
         self._tile = max(_LEAST_TILE, device_budget() // _TILE_SHARE // 4)
@@ -372,7 +362,7 @@ class CudaIndex:
             "nearest_two", rows, -(-n // _FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
             nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
             np.int32(has_tiles), centroids, bias, alpha, np.int64(n), np.int32(len(centroids)),
-            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=n_stages() * STAGE_BYTES,
+            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=cuda_kernels.n_stages() * STAGE_BYTES,
         )  # fmt: skip
         return unit
 
@@ -408,11 +398,15 @@ class CudaSearch(TileSearch):
     make_index = CudaIndex
     _counters: Any = ()
 
+    def index_of_all(self, centroids: SharedArray, form: Form) -> CudaIndex:
+        """See `TileSearch.index_of_all`; centroids are sent once, to be searched and to be measured by."""
+        return CudaIndex(centroids.get(), self.geometry, form, self.engine.array(centroids))
+
     def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
         """See `TileSearch.split`."""
         engine, n_listed = self.engine, self._counter(2)
         stayed = engine.stayed(centroids, before)
-        tile.previous_labels, further, others = split_rows(
+        tile.previous_labels, further, others = cuda_kernels.split_rows(
             tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances, n_listed
         )
         return further, others

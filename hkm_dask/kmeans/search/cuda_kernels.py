@@ -119,6 +119,20 @@ def unused(dtype: Any) -> Any:
     return cupy.empty(1, dtype)
 
 
+class RowList:
+    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
+
+    def __init__(self, most: int, n_listed: Any | None = None) -> None:
+        import cupy
+
+        self.rows = cupy.empty(most, cupy.int64)
+        self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
+
+    def get(self) -> Any:
+        """The numbers, int64 on the device, in any order; waits for it to know how many."""
+        return self.rows[: int(self.n_listed[0])]
+
+
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
     """Write each row's squared distance to the centroid it is labeled with; see `cpu_kernels.label_distances`."""
     nothing = unused(np.int32), unused(np.int64), unused(np.uint64)
