@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cuda_groups import Groups
 from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.untrusted import reason
@@ -176,7 +177,7 @@ def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.b
     """What is compared, and where it is wrong, from operands to labels."""
     import cupy
 
-    from hkm_dask.kmeans.search.cuda import CudaIndex, Groups  # which looks for forms that are right
+    from hkm_dask.kmeans.search.cuda import CudaIndex  # which looks for forms that are right
 
     rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
     if np.isnan(centroids[:, 0]).all():
