@@ -143,7 +143,7 @@ def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
     break_kernels(monkeypatch, "an illegal address on 120 rows", half=True)
     emulator.lose_context_by_faults()
     search, tile, centroids = search_of(groups(120, 24, np.float16))
-    said = r"nearest_two failed .* costs this process its GPU; run again: it is left out"
+    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one leaves that kernel"
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # no other form is blamed
         with pytest.raises(ComputeError, match=said):
@@ -176,10 +176,23 @@ def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
 
     cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
     fault = "did not end within 0 s"
-    assert said == [f"the kernel {fault}, which costs this process its GPU; kill it and run again: it is left out then"]
+    (message,) = said
+    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one leaves")
     again = cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
     assert again is not None
     assert again.startswith(f"{fault} in a process before (see {tmp_path}")
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_worker_does_not_end_over_and_over_where_nothing_can_be_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
+    for name in ("_is_restarted", "_is_lost"):
+        monkeypatch.setattr(cuda_loss, name, lambda: True)
+    with pytest.raises(ComputeError, match=r"the kernel failed, .* restart it, with a CUPY_CACHE_DIR"):
+        cuda_loss.find_fault_here("the kernel", ONE, 0, lambda: "failed")
 
 
 @pytest.mark.parametrize(

@@ -32,15 +32,18 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
 
     def give_up(fault: str) -> str:
         cuda_verdicts.note_fault(check, device, fault)
-        message = f"{name} {fault}, which costs this process its GPU"
-        if is_restarted:
-            logger.error("%s; the worker is started again and leaves it out", message)
+        is_noted = cuda_verdicts.noted_fault(check, device) is not None
+        message = f"{name} {fault}, which costs this process its GPU; restart it"
+        message += (
+            ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
+        )
+        if is_restarted and is_noted:
+            logger.error(message)
             os._exit(1)
         return message
 
     def end() -> None:
-        message = give_up(f"did not end within {limit:.0f} s")
-        warnings.warn(f"{message}; kill it and run again: it is left out then", RuntimeWarning, stacklevel=1)
+        warnings.warn(give_up(f"did not end within {limit:.0f} s"), RuntimeWarning, stacklevel=1)
 
     timer = threading.Timer(limit, end)
     timer.daemon = True
@@ -50,7 +53,7 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
     finally:
         timer.cancel()
     if fault is not None and _is_lost():
-        raise ComputeError(f"{give_up(fault)}; run again: it is left out then")
+        raise ComputeError(give_up(fault))
     return fault
 
 
