@@ -107,9 +107,9 @@ CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05, 
 SAMPLE_SECONDS = 0.18
 #: Rows that forms are compared on, at most and at least.
 _TRIAL_ROWS, _LEAST_TRIAL_ROWS = 1 << 17, 50_000
-#: Times that a form takes as long as Hopper's: `mma.sync` (0.47 of the product), cuBLAS in 16 bits, whose tiles of a
-#: few hundred rows take 100 microseconds of Python each, and in float32 (45 TFLOP/s). Predictions, as the rates are.
-AS_LONG = {"hopper": 1.0, "fused": 1.4, "half": 9.0, "single": 11.6}
+#: Times that a form takes as long as Hopper's: `mma.sync` (0.47 of the product), cuBLAS in 16 bits, whose scores are
+#: written and read, and in float32 (45 TFLOP/s). Predictions, as the rates are.
+AS_LONG = {"hopper": 1.0, "fused": 1.4, "half": 1.8, "single": 11.6}
 #: Searches of a trial: two of an eighth of the rows, and three of all in forms that are no more than twice as slow.
 TRIAL = sum(2 * times / 8 + (3 * times if times <= 2 else 0) for times in AS_LONG.values())
 #: As the code is.

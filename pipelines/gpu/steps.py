@@ -108,7 +108,7 @@ def check_forms(record: Record) -> None:
     samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
     for form in forms_here():
         for d, dtype in samples:
-            fault = find_fault(form, made_sample(d, np.dtype(dtype)))
+            fault = find_fault(form, made_sample(d, np.dtype(dtype)), is_made=True)
             faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
             record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
     search_once(record)

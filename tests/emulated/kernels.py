@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from tests.emulated import arrays, costs, memory, streams, tensor_maps
+from tests.emulated import arrays, costs, memory, runtime, streams, tensor_maps
 
 HEADERS = [Path(__file__).with_name(name) for name in ("cuda_on_cpu.h", "hopper_on_cpu.h")]
 MOST_SHARED, SHARED_BY_DEFAULT, MOST_THREADS = 232448, 48 << 10, 1024
@@ -265,6 +265,8 @@ class RawKernel:
                 address = library.hkm_fault_address()
             spoilt = memory.check_canaries()
         if failed:
+            if streams.loses_context:
+                streams.lost = runtime.CUDARuntimeError(700)  # an illegal address
             raise CUDADriverError(f"{self.name}: {message}{self._place(where, address)}")
         if spoilt:
             names = [

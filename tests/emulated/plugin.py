@@ -97,6 +97,14 @@ class Emulator:
         """Set the bytes of memory that the device has; 1 GiB unless told."""
         memory.pool._capacity = n_bytes
 
+    def lose_context_by_faults(self) -> None:
+        """Have a kernel that fails take the context with it; see `renew_context`."""
+        streams.loses_context = True
+
+    def renew_context(self) -> None:
+        """Have a context again, as another process has."""
+        streams.lost = None
+
     def allocate_with(self, allocator: Literal["cupy", "rmm"]) -> None:
         """Choose who allocates, which shows where memory runs out: by an error of CuPy's, or by a plain MemoryError."""
         memory.pool._allocator = allocator
@@ -116,6 +124,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms._fault", lambda *_: None)
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.APART", False)  # other processes have no emulator
+    monkeypatch.setattr(streams, "loses_context", False)
+    monkeypatch.setattr(streams, "lost", None)
     forget()
     return Emulator()
 
@@ -149,6 +159,7 @@ def emulated_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
         pytest.skip(why)
     build_once(tmp_path_factory)
     yield install(monkeypatch)
+    streams.lost = None
     streams.synchronize_device()
     monkeypatch.undo()
     forget()

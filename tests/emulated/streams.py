@@ -36,6 +36,15 @@ _lock = threading.RLock()
 _numbers = itertools.count()
 _streams: dict[int, Stream] = {}
 _host: Clock = {}  # what is known to be over
+#: Whether a kernel that fails takes the context with it, as on a device; the error of all that is asked of it then.
+loses_context = False
+lost: Exception | None = None
+
+
+def raise_if_lost() -> None:
+    """Raise the error that a lost context answers everything with."""
+    if lost is not None:
+        raise lost
 
 
 def _merge(into: Clock, other: Clock) -> None:
@@ -170,6 +179,7 @@ def _arrive(clock: Clock) -> None:
 
 def synchronize_device() -> None:
     """Wait for all streams."""
+    raise_if_lost()
     for stream in list(_streams.values()):
         stream.synchronize()
 
@@ -192,6 +202,7 @@ def operate(
     StreamRaceError
         Another stream uses the memory and is not waited for.
     """
+    raise_if_lost()
     with _lock:
         stream = stream or get_current_stream()
         tick = stream._begin()

@@ -123,20 +123,28 @@ def test_attributes_of_the_device_are_in_cupys_table(real: dict[str, Any]) -> No
     assert len(real["attributes"]) > 100
 
 
-_BY_VALUE = """
+_LAUNCHES = """
 import numpy, sys, types
 from cupy.cuda.function import Function
-kernel = Function.__new__(Function)
-for n in (1, 2):
+kernel, stream = Function.__new__(Function), types.SimpleNamespace(ptr=0)
+cases = {
+    "one map": ((numpy.zeros(1, "V128"),), {}), "two maps": ((numpy.zeros(2, "V128"),), {}),
+    "scalars": ((numpy.int32(1), numpy.int64(1), numpy.float32(1), numpy.float64(1)), {}),
+    "shared": ((), {"shared_mem": 8}), "shared by another name": ((), {"shared": 8}),
+    "a dtype": ((numpy.dtype("f4"),), {}),
+}
+for name, (arguments, options) in cases.items():
     try:
-        kernel((1,), (1,), (numpy.zeros(n, "V128"),), stream=types.SimpleNamespace(ptr=0))
+        kernel((1,), (1,), arguments, stream=stream, **options)
     except TypeError as error:
-        print(n, error)
+        print(f"{name}: {error}")
     except Exception:  # there is no driver, or no kernel
         pass
 """
 
 
-def test_cupy_passes_one_tensor_map_by_value() -> None:
-    done = subprocess.run([sys.executable, "-c", _BY_VALUE], capture_output=True, text=True, check=True)
-    assert done.stdout.startswith("2 You are trying to pass a numpy.ndarray of shape (2,)")
+def test_cupy_passes_one_tensor_map_by_value_and_scalars_and_shared_memory_as_they_are_given() -> None:
+    done = subprocess.run([sys.executable, "-c", _LAUNCHES], capture_output=True, text=True, check=True)
+    refused = dict(line.split(": ", 1) for line in done.stdout.splitlines())
+    assert set(refused) == {"two maps", "shared by another name", "a dtype"}
+    assert refused["two maps"].startswith("You are trying to pass a numpy.ndarray of shape (2,)")

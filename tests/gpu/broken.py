@@ -64,7 +64,34 @@ MUTANTS = (
     ),
     _mutant("an illegal address", "best[first + thread] = all.best;", "best[first + thread + (1LL << 40)] = all.best;"),
     _mutant("it never ends", "best[first + thread] = all.best;", "for (volatile unsigned i = 0;; ++i) best[0] = i;"),
+    _mutant(
+        "few rows are not combined",
+        "take_two(all, shared_best[at], shared_second[at], shared_index[at]);",
+        "if (n_lines >= TILE_ROWS) take_two(all, shared_best[at], shared_second[at], shared_index[at]);",
+    ),
+    _mutant(
+        "the last of whole tiles is left out",
+        "n_steps_per_tile * n_tiles",
+        "n_steps_per_tile * (n_tiles - (n_tiles > 1 && n_centroids % TILE_COLUMNS == 0))",
+    ),
+    _mutant(
+        "blocks beyond the first few are wrong",
+        "best[first + thread] = all.best;",
+        "if (blockIdx.x > 3) all.index = 0;\nbest[first + thread] = all.best;",
+    ),
+    # No check on made rows has so many.
+    _mutant(
+        "an illegal address on 120 rows",
+        "shared_index[at] = kept[r].index;",
+        "shared_index[at] = kept[r].index; if (n_lines == 120) best[1LL << 40] = 0;",
+    ),
+    _mutant(
+        "it never ends on 120 rows",
+        "shared_second[at] = kept[r].second;",
+        "shared_second[at] = kept[r].second; if (n_lines == 120) for (volatile unsigned i = 0;; ++i) best[0] = i;",
+    ),
 )
+ON_MADE_ROWS = [mutant.name for mutant in MUTANTS if "120" not in mutant.name and mutant.name != "it never ends"]
 
 
 def _with_switches(source: str) -> str:
@@ -107,4 +134,5 @@ def install_here() -> None:
     patch = pytest.MonkeyPatch()
     install(patch)
     patch.setattr(cuda_check, "_N_STEPS", 1)
+    patch.setattr(cuda_check, "_N_COPIES", 700)
     break_kernels(patch, os.environ["HKM_MUTANT"] or None, half=True)

@@ -10,9 +10,15 @@ import pytest
 from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
+from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.lloyd import iterate
+from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
 from tests.emulated.plugin import build_once
 
+#: Clusters and features of iterations whose bytes are counted.
+K, D = 60, 32
 PRELOAD = Path(kernels.__file__).with_name("on_worker.py")
 
 
@@ -55,8 +61,30 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
     ):
         tree = hkm.build_hierarchy(rows, tmp_path / "gpu.zarr", config(), client=client)
         assert set(client.run(_has_computed_on_a_device).values()) == {True}
+        with ClusterRunner(client, work_dir=tmp_path) as runner:
+            sent = bytes_of_iterations(runner)
+    assert len(sent) == 3
+    # What workers send each other, and the centroids that each of them reads.
+    assert all(8 * (n_workers - 1) * K * D <= n <= (12 - 4) * n_workers * K * D for n in sent)
     for actual, array in zip(arrays_of(tree), expected, strict=True):
         np.testing.assert_array_equal(actual, array)
+
+
+def bytes_of_iterations(runner: ClusterRunner) -> list[int]:
+    """Bytes that workers have received of each other between iterations."""
+    values, received = np.random.default_rng(1).normal(size=(400, D)).astype(np.float32), list[int]()
+    rows = runner.place(ArrayRows(values))
+    geometry = make_geometry(rows, runner, n_clusters=K)
+
+    def count(*_: Any) -> None:
+        received.append(sum(runner.client.run(_received).values()))
+
+    iterate(rows, values[:K], geometry=geometry, runner=runner, max_iter=4, tol=0.0, on_iteration=count)
+    return np.diff(received).tolist()
+
+
+def _received(dask_worker: Any) -> int:
+    return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
 
 
 def _has_computed_on_a_device() -> bool:

@@ -17,19 +17,19 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
 from hkm_dask.kmeans.search import cuda as search_module
-from hkm_dask.kmeans.search import cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaSearch
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
+from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
 from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.traffic import lloyd_traffic
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
-from tests.gpu.inputs import Stored, geometry_of, groups
+from tests.gpu.inputs import Stored, geometry_of, groups, search_on_cpu
 
 
-@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+@pytest.mark.parametrize(("form", "dtype"), [("fused", np.float16), ("fused", np.float32), ("hopper", np.float32)])
 def test_a_block_in_the_middle_of_a_fit_takes_few_launches(
-    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, dtype: type
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, form: str, dtype: type
 ) -> None:
     table = Stored(groups(1200, 16, dtype))
     start = table.array[np.random.default_rng(2).choice(1200, 24, replace=False)].astype(np.float32)
@@ -44,7 +44,8 @@ def test_a_block_in_the_middle_of_a_fit_takes_few_launches(
         passes[-1].append(spent.copy())
 
     monkeypatch.setattr(CudaEngine, "blocks", marked)
-    monkeypatch.setattr(CudaSearch, "form", lambda *_: "fused")
+    monkeypatch.setattr(CudaSearch, "form", lambda *_: form)
+    monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", 16)
     monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda *_: 300 * table.row_bytes)
     with costs.counted() as spent, Runner(n_threads=1) as runner:
         geometry = make_geometry(table, runner, n_clusters=24)
@@ -54,18 +55,38 @@ def test_a_block_in_the_middle_of_a_fit_takes_few_launches(
     steady = [after - before for marks in passes[2:] for before, after in itertools.pairwise(marks[1:])]
     assert len(steady) == 3 * 3
     assert sum(block.by_name["settle"] for block in steady) > 0
-    assert sum(block.by_name["nearest_two"] for block in steady) > len(steady)
+    kernel = "nearest_two" if form == "fused" else "nearest_two_hopper"
+    assert sum(block.by_name[kernel] for block in steady) > len(steady)
     for block in steady:
         assert block.synchronizations <= 2
         assert block.launches <= 12, block.by_name
         assert block.uploaded == 0
     kernels = {name for block in steady for name in block.by_name} - {"take", "gemm"}  # these two belong to `settle`
     expected = lloyd_traffic(1200, 24, 16)
-    assert kernels == set(expected.by_kernel)
+    assert {name.removesuffix("_hopper") for name in kernels} == set(expected.by_kernel)
     for before, after in itertools.pairwise(marks[0] for marks in passes[2:]):  # a whole iteration
         beside = (after - before).uploaded - expected.uploaded, (after - before).downloaded - expected.downloaded
         assert 0 <= beside[0] <= 17 * 24  # numbers and flags of centroids
         assert 0 <= beside[1] <= 256  # counters and bounds, and the sum of the distances
+
+
+def test_rows_that_are_left_open_are_settled_at_once_where_their_scores_find_room(
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(
+        cuda.cuda.Device.attributes, "L2CacheSize", 2 << 20
+    )  # as small beside the scores as on a device
+    rows = groups(100, 8, np.float16)
+    centroids = np.tile(groups(2000, 8, seed=1), (2, 1))  # no score tells one from the other
+    index, on_device = CudaIndex(centroids, geometry_of(rows), "fused"), cuda.asarray(rows)
+    labels, distances = cuda.full(100, -1, cuda.int32), cuda.full(100, cuda.inf)
+    with costs.counted() as spent:
+        index.nearest(on_device, labels, distances)
+    assert spent.by_name["settle"] == 1
+    assert spent.launches <= 12
+    expected = search_on_cpu(rows, centroids, geometry_of(rows))
+    np.testing.assert_array_equal(labels.get(), expected[0])
+    np.testing.assert_array_equal(distances.get(), expected[1])
 
 
 def test_resident_rows_are_sent_once_for_a_level(

@@ -28,7 +28,7 @@ def asked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(cuda_ahead, "_LEAST_MEMORY", 1 << 20)
     monkeypatch.setattr(cuda_ahead.signal, "alarm", lambda _: None)
     monkeypatch.setattr(cuda_ahead, "compile_for", lambda *_: None)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: forms.append(form))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: forms.append(form))
     return forms
 
 
@@ -46,7 +46,7 @@ def test_what_was_checked_ahead_is_not_checked_by_a_worker(asked: list[str]) -> 
 
 def test_after_a_fault_the_rest_is_left_to_the_workers(asked: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     faults = iter([None, "gave wrong labels"])
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: next(faults))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: next(faults))
     main("24", "float16", "float32")
     checks = checks_of("float32", 24, HALF)
     assert [cuda_verdicts.is_noted(check, 0) for check in checks] == [True] + [False] * (len(checks) - 1)

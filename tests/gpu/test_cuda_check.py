@@ -11,7 +11,7 @@ from hkm_dask.kmeans.search.cuda_forms import forms_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS, Form
 from tests.emulated.broken_hopper import BROKEN
 from tests.emulated.plugin import Emulator
-from tests.gpu.broken import MUTANTS, break_hopper, break_kernels
+from tests.gpu.broken import ON_MADE_ROWS, break_hopper, break_kernels
 from tests.gpu.inputs import geometry_of, groups
 
 HALF = np.dtype(np.float16)
@@ -21,12 +21,13 @@ HALF = np.dtype(np.float16)
 def few_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """An emulator is slow."""
     monkeypatch.setattr(cuda_check, "_N_STEPS", 1)
+    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
 
 
 # That of Hopper follows below, among the ways to break it: it is compiled once.
 @pytest.mark.parametrize("form", FORMS[1:])
 def test_a_sound_form_has_no_fault(cuda: Any, form: Form) -> None:
-    assert find_fault(form, made_sample(24, HALF)) is None
+    assert find_fault(form, made_sample(24, HALF), is_made=True) is None
 
 
 @pytest.mark.slow
@@ -37,7 +38,7 @@ def test_a_sound_form_has_no_fault_at_any_width(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, form: Form, dtype: type, d: int
 ) -> None:
     monkeypatch.setattr(cuda_check, "_N_STEPS", 12)
-    assert find_fault(form, made_sample(d, np.dtype(dtype))) is None
+    assert find_fault(form, made_sample(d, np.dtype(dtype)), is_made=True) is None
 
 
 @pytest.mark.parametrize("form", ["hopper", "fused", "half"])
@@ -65,12 +66,13 @@ def test_a_sound_form_has_no_fault_on_rows_of_a_block(cuda: Any, form: Form) -> 
     assert find_fault(form, Sample(rows, centroids, geometry_of(rows))) is None
 
 
-@pytest.mark.parametrize("name", [mutant.name for mutant in MUTANTS if mutant.name != "it never ends"])
+@pytest.mark.parametrize("name", ON_MADE_ROWS)
 def test_a_kernel_broken_on_purpose_is_found(
     cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     break_kernels(monkeypatch, name, half=True)
-    found = find_fault("half" if name == "a candidate is overlooked" else "fused", made_sample(24, HALF))
+    form: Form = "half" if name == "a candidate is overlooked" else "fused"
+    found = find_fault(form, made_sample(24, HALF), is_made=True)
     assert found is not None
     expected = {
         "an illegal address": "failed (nearest_two: access outside the memory",
@@ -90,7 +92,7 @@ def test_a_kernel_for_hopper_broken_on_purpose_is_found(
 ) -> None:
     with monkeypatch.context() as patch:
         break_hopper(patch, None)
-        assert how != TRIED[0] or find_fault("hopper", made_sample(24, HALF)) is None
+        assert how != TRIED[0] or find_fault("hopper", made_sample(24, HALF), is_made=True) is None
     monkeypatch.setattr(cuda_check, "_N_STEPS", 12)
     break_hopper(monkeypatch, how)
     assert find_fault("hopper", made_sample(72, HALF)) is not None
@@ -131,6 +133,6 @@ def test_the_program_prints_its_verdicts_and_does_not_outlive_everybody(
     cuda_check_process.main(["0", *checks])
     assert capsys.readouterr().out == "ready\nnull\nnull\n"
     assert ends == [300, 300, 300]
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "is wrong")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "is wrong")
     cuda_check_process.main(["0", *checks])  # what a kernel at fault wrote where may spoil what follows
     assert capsys.readouterr().out == 'ready\n"is wrong"\n'

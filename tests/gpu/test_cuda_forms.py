@@ -1,6 +1,8 @@
 """Which form a search takes: one that is right on this device, and the fastest of those where a trial can tell."""
 
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -8,7 +10,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from distributed import Client, LocalCluster
 
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -16,15 +20,16 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper
+from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper, cuda_loss
 from hkm_dask.kmeans.search.cuda import CudaEngine
 from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
 from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
-from tests.emulated.plugin import Emulator
+from tests.emulated.plugin import Emulator, build_once
 from tests.gpu.broken import break_hopper, break_kernels
+from tests.gpu.conftest import HAS_GPU
 from tests.gpu.inputs import geometry_of, groups, twice
 
 HALF, FORMS = np.dtype(np.float16), ("fused", "half")
@@ -48,6 +53,7 @@ def checked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(cuda_forms, "_begun", {})
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "cupy"))
     monkeypatch.setattr(cuda_check, "_N_STEPS", 1)  # an emulator is slow
+    monkeypatch.setattr(cuda_check, "_N_COPIES", 700)
 
 
 def program(monkeypatch: pytest.MonkeyPatch, *words: str) -> None:
@@ -93,7 +99,7 @@ def test_hopper_at_fault_is_put_aside(cuda: Any, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.usefixtures("checked")
 def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: f"is no good as {form}")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: f"is no good as {form}")
     with pytest.warns(RuntimeWarning) as told, pytest.raises(ComputeError) as refused:
         next(sound_forms(FORMS, 24, HALF))
     faults = "the kernel nearest_two is no good as fused", "cuBLAS in float16 is no good as half"
@@ -105,7 +111,7 @@ def test_where_no_form_is_right_nothing_is_computed(monkeypatch: pytest.MonkeyPa
 def test_a_form_is_checked_once_on_made_rows_and_once_on_rows_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     checked: list[tuple[str, int]] = []
     for module in (cuda_forms, cuda_check_process):
-        monkeypatch.setattr(module, "find_fault", lambda form, sample: checked.append((form, len(sample.rows))))
+        monkeypatch.setattr(module, "find_fault", lambda form, sample, **_: checked.append((form, len(sample.rows))))
     search, tile, centroids = search_of(groups(40, 8, np.float16))
     for _ in range(2):
         assert search.form(tile, centroids) == "fused"
@@ -130,6 +136,95 @@ def test_no_form_is_put_aside_in_a_fit_where_all_are_right(cuda: Any) -> None:
     assert {key[0].form for key in cuda_forms._faults if isinstance(key, tuple)} == {"fused", "half", "single"}
 
 
+@pytest.mark.usefixtures("checked")
+def test_a_fault_that_takes_the_context_with_it_is_noted_for_the_next_process(
+    emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    break_kernels(monkeypatch, "an illegal address on 120 rows", half=True)
+    emulator.lose_context_by_faults()
+    search, tile, centroids = search_of(groups(120, 24, np.float16))
+    said = r"nearest_two failed .* costs this process its GPU; restart it: the next one leaves that kernel"
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # no other form is blamed
+        with pytest.raises(ComputeError, match=said):
+            search.form(tile, centroids)
+    emulator.renew_context()
+    monkeypatch.setattr(cuda_forms, "_faults", {})
+    search, tile, centroids = search_of(groups(120, 24, np.float16))
+    with pytest.warns(RuntimeWarning) as told:
+        assert search.form(tile, centroids) == "half"
+    (warning,) = told
+    (note,) = (tmp_path / "cupy").glob("*.fault")
+    assert str(warning.message).startswith("the kernel nearest_two failed (nearest_two: access outside the memory")
+    assert str(warning.message).endswith(
+        f" in a process before (see {note}); this process goes on with cuBLAS in float16"
+    )
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    told = threading.Event()
+    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.1)
+    monkeypatch.setattr(cuda_loss.warnings, "warn", lambda message, *_, **__: (said.append(message), told.set()))
+    said: list[str] = []
+
+    def never_ends() -> str | None:
+        assert told.wait(60)
+        return None
+
+    cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    fault = "did not end within 0 s"
+    (message,) = said
+    assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one leaves")
+    again = cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    assert again is not None
+    assert again.startswith(f"{fault} in a process before (see {tmp_path}")
+
+
+@pytest.mark.usefixtures("checked")
+def test_a_worker_does_not_end_over_and_over_where_nothing_can_be_noted(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
+    for name in ("_is_restarted", "_is_lost"):
+        monkeypatch.setattr(cuda_loss, name, lambda: True)
+    with pytest.raises(ComputeError, match=r"the kernel failed, .* restart it, with a CUPY_CACHE_DIR"):
+        cuda_loss.find_fault_here("the kernel", ONE, 0, lambda: "failed")
+
+
+@pytest.mark.parametrize(
+    "name", ["an illegal address on 120 rows", pytest.param("it never ends on 120 rows", marks=pytest.mark.slow)]
+)
+@pytest.mark.skipif(HAS_GPU or kernels.missing() is not None, reason=str(kernels.missing() or "time there is dear"))
+def test_a_worker_whose_device_is_lost_is_started_again_and_goes_on_with_the_next_form(
+    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    rows, centroids = groups(120, 24, np.float16), groups(50, 24, seed=1)
+    with Runner(n_threads=1) as runner:
+        expected = nearest_labels(ArrayRows(rows), centroids, runner=runner)
+    environment = {
+        "HKM_DEVICE": "cuda", "HKM_EMULATED_KERNELS": str(build_once(tmp_path_factory)), "HKM_MUTANT": name,
+        "CUPY_CACHE_DIR": str(tmp_path / "cupy"), "OMP_NUM_THREADS": "1",
+    }  # fmt: skip
+    preload = str(Path(__file__).with_name("on_broken_worker.py"))
+    with (
+        LocalCluster(
+            n_workers=1, threads_per_worker=1, preload=[preload], env=environment, dashboard_address="127.0.0.1:0"
+        ) as cluster,
+        Client(cluster) as client,
+    ):  # fmt: skip
+        before = client.run(os.getpid)
+        with ClusterRunner(client) as runner, pytest.warns(RuntimeWarning, match="in a process before") as told:
+            actual = nearest_labels(ArrayRows(rows), centroids, runner=runner)
+        after = client.run(os.getpid)
+    assert set(before.values()) != set(after.values())
+    assert [str(one.message).partition(" failed")[0].partition(" did")[0] for one in told] == ["the kernel nearest_two"]
+    np.testing.assert_array_equal(actual, expected)
+
+
 PROGRAMS: dict[str, tuple[str, str | None]] = {
     "says none": ("print('noise'); print('ready'); print('null')", None),
     "says a fault": ("print('ready'); print('\"gave wrong scores\"')", "gave wrong scores"),
@@ -147,7 +242,7 @@ PROGRAMS: dict[str, tuple[str, str | None]] = {
 def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: str) -> None:
     code, expected = PROGRAMS[case]
     program(monkeypatch, "-c", code)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
     assert cuda_forms._fault_apart(ONE, 0) == expected
 
@@ -191,7 +286,7 @@ def test_checks_of_both_types_begin_in_one_process_before_rows_are_read(
     monkeypatch: pytest.MonkeyPatch, timed: list[tuple[str, int]], tmp_path: Path
 ) -> None:
     program(monkeypatch, "-c", ONE_AFTER_THE_OTHER.replace('"half"', '"none"').format(log=str(tmp_path / "log")))
-    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_: None)
+    monkeypatch.setattr(cuda_forms, "find_fault", lambda *_, **__: None)
     search, tile, centroids = search_of(groups(300, 8, np.float16))
     assert len(cuda_forms._begun) == 6
     with pytest.warns(RuntimeWarning, match="nearest_two gave wrong scores"):
@@ -210,7 +305,7 @@ def test_what_was_right_is_not_checked_again_unless_something_changed(
     cuda: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     verdicts, asked = iter(["gave wrong labels", None, None, None, None]), []
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form) or next(verdicts))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: asked.append(form) or next(verdicts))
 
     def fault(check: Check = ONE) -> str | None:
         """What a new process finds."""
@@ -236,7 +331,7 @@ def test_where_nothing_can_be_written_all_is_checked(monkeypatch: pytest.MonkeyP
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
     asked: list[str] = []
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _: asked.append(form))
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: asked.append(form))
     assert [cuda_forms._fault_apart(ONE, 0) for _ in range(2)] == [None, None]
     assert asked == ["fused", "fused"]
 
@@ -244,7 +339,7 @@ def test_where_nothing_can_be_written_all_is_checked(monkeypatch: pytest.MonkeyP
 @pytest.mark.usefixtures("checked")
 def test_without_another_process_the_check_runs_here(monkeypatch: pytest.MonkeyPatch) -> None:
     program(monkeypatch)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     monkeypatch.setattr(sys, "executable", "/nowhere/python")
     assert cuda_forms._fault_apart(ONE, 0) == "here"
 
@@ -268,7 +363,7 @@ def test_a_kernel_is_checked_in_a_process_of_its_own(
     monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", limit)
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(kernels._build_folder))
     monkeypatch.setenv("HKM_MUTANT", name)
-    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_: "here")
+    monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
     assert cuda_forms._fault_apart(ONE, 0) == expected
 
 

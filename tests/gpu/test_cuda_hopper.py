@@ -1,19 +1,24 @@
 """The fused search on Hopper: what the compilers make of it, and the same bits as on the CPU."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.search import cuda as search_module
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, tensor_map
-from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
 from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
+from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
@@ -84,31 +89,70 @@ def test_scores_are_those_of_the_plain_kernel(cuda: Any) -> None:
         np.testing.assert_allclose(ours, plain, rtol=1e-5)
 
 
-@pytest.mark.parametrize(("least", "has_room", "launched"), [(512, True, []), (90, True, [128, 64]), (90, False, [])])
+@pytest.mark.parametrize(("least", "has_room", "searched"), [(512, True, []), (90, True, [192]), (90, False, [])])
 def test_rows_in_no_run_are_gathered_where_it_pays_and_there_is_room(
-    cuda: Any, emulator: Emulator, least: int, has_room: bool, launched: list[int], monkeypatch: pytest.MonkeyPatch
+    cuda: Any, emulator: Emulator, least: int, has_room: bool, searched: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rng = np.random.default_rng(1)
     rows, centroids = rng.normal(size=(400, 24)).astype(np.float16), rng.normal(size=(90, 24)).astype(np.float32)
     geometry, which = geometry_of(rows), rng.choice(400, 192, replace=False)
     monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", least)
-    monkeypatch.setattr(cuda_hopper, "_GATHERED_BYTES", 1)  # a tile
-    searched, plain = [], cuda_hopper.nearest_two
+    lines, plain, make = list[int](), cuda_hopper.nearest_two, search_module._if_there_is_room
 
     def counted(*arguments: Any) -> None:
-        searched.append(len(arguments[0]))
+        lines.append(len(arguments[0]))
         plain(*arguments)
 
-    def without_room(*arguments: Any) -> None:
-        raise cuda.cuda.memory.OutOfMemoryError(1, 1, 1)
+    def with_little_room(gather: Callable[[], Any]) -> Any:
+        def out_of_memory() -> Any:
+            raise cuda.cuda.memory.OutOfMemoryError(1, 1, 1)
 
-    monkeypatch.setattr(cuda_hopper, "nearest_two", counted if has_room else without_room)
+        return make(gather if has_room else out_of_memory)
+
+    monkeypatch.setattr(cuda_hopper, "nearest_two", counted)
+    monkeypatch.setattr(search_module, "_if_there_is_room", with_little_room)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"), which=cuda.asarray(which))
-    assert searched == launched
+    assert lines == searched
     expected = search_on_cpu(rows, centroids, geometry)
     np.testing.assert_array_equal(actual[0][which], expected[0][which])
     np.testing.assert_array_equal(actual[1][which], expected[1][which])
     assert (np.delete(actual[0], which) == -1).all()
+
+
+# Operands of the rows that are further are gathered, of all, and of none, as there is no room.
+@pytest.mark.parametrize(("least", "has_room"), [(20, True), (6, True), (6, False)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_an_iteration_on_gathered_operands_is_the_cpus(
+    cuda: Any, emulator: Emulator, least: int, has_room: bool, dtype: type, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = groups(300, 24, dtype)
+    before = rows[:24].astype(np.float32)
+    now = before + groups(24, 24, seed=1) * (np.arange(24) % 2)[:, None].astype(np.float32) / 10
+    monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", least)
+    monkeypatch.setattr(CudaSearch, "form", lambda *_: "hopper")
+    if not has_room:
+        monkeypatch.setattr(search_module, "_if_there_is_room", lambda _: None)
+    engine, geometry = CudaEngine(), geometry_of(rows)
+    assignment = engine.unknown(300)
+    search = engine.search(Part(ArrayRows(rows), (0, 300), 1 << 20), geometry, "lloyd", assignment)
+    nothing = engine.put(np.empty(0, np.int64))
+    tile = RowTile(0, 300, engine.put(rows), assignment.labels, assignment.distances, nothing)
+    shared = SharedArray(array=before), SharedArray(array=now)
+    search.update(tile, shared[0])
+    given: list[tuple[int, bool]] = []
+    propose = CudaIndex.propose
+    monkeypatch.setattr(
+        CudaIndex, "propose",
+        lambda self, *some, gathered, **more: (
+            given.append((len(more["which"]), gathered is not None)), propose(self, *some, gathered=gathered, **more)
+        ),
+    )  # fmt: skip
+    search.update(tile, shared[1], shared[0])
+    labels, distances = search_on_cpu(rows, now, geometry)
+    np.testing.assert_array_equal(tile.labels.get(), labels)
+    np.testing.assert_array_equal(tile.distances.get(), distances)
+    assert all(n for n, _ in given)
+    assert [is_gathered for _, is_gathered in given] == [has_room, has_room and least == 6]
 
 
 @pytest.mark.parametrize("lacking", ["device", "driver"])

@@ -170,22 +170,30 @@ def test_sums_over_many_or_few_clusters_are_the_cpus(cuda: Any, n: int, k: int, 
         np.testing.assert_array_equal(counts.get(), np.bincount(after[after >= 0], minlength=k))
 
 
-def test_rows_are_split_by_whether_they_are_further_than_before(cuda: Any) -> None:
+@pytest.mark.parametrize("gathers", [0, 1, 2])
+def test_rows_are_split_by_whether_they_are_further_than_before(cuda: Any, gathers: int) -> None:
     rng = np.random.default_rng(3)
     rows, centroids = rng.normal(size=(333, 8)).astype(np.float16), rng.normal(size=(6, 8)).astype(np.float32)
     stayed, labels = np.arange(6) % 3 == 0, rng.integers(-1, 6, 333).astype(np.int32)
     old = rng.uniform(0, 40, 333)
     expected, distances = old.copy(), cuda.asarray(old)
     cpu_kernels.label_distances(rows.astype(np.float32), centroids, stayed, labels, expected)
+    operands, gathered = (
+        cuda.asarray(rng.normal(size=(333, 72)).astype(np.float16)),
+        cuda.full((333, 72), 7, cuda.float16),
+    )
     previous, further, others = cuda_kernels.split_rows(
         cuda.asarray(rows), cuda.asarray(centroids), cuda.asarray(stayed), cuda.asarray(labels), distances,
-        cuda.zeros(2, cuda.uint64),
+        cuda.zeros(2, cuda.uint64), gathers, operands, gathered,
     )  # fmt: skip
     np.testing.assert_array_equal(distances.get(), expected)
     np.testing.assert_array_equal(previous.get(), labels)
     np.testing.assert_array_equal(np.sort(further.get()), np.flatnonzero(expected > old))
     np.testing.assert_array_equal(np.sort(others.get()), np.flatnonzero(expected <= old))
     assert 0 < len(further) < 333
+    lines, n_gathered = np.concatenate([further.get(), others.get()]), (0, len(further), 333)[gathers]
+    np.testing.assert_array_equal(gathered.get()[:n_gathered], operands.get()[lines[:n_gathered]])
+    assert (gathered.get()[n_gathered:] == 7).all()
 
 
 @pytest.mark.parametrize("d", [1, 8, 13, 100])

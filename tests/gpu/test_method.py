@@ -124,9 +124,9 @@ def test_every_precision_gives_the_same_tree(
     rows, forms = groups(80, 16), set()
     plain = CudaIndex.__init__
 
-    def noted(self: CudaIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused") -> None:
+    def noted(self: CudaIndex, centroids: np.ndarray, geometry: Geometry, form: Form = "fused", *more: Any) -> None:
         forms.add(form)
-        plain(self, centroids, geometry, form)
+        plain(self, centroids, geometry, form, *more)
 
     monkeypatch.setattr(CudaIndex, "__init__", noted)
 

@@ -15,30 +15,31 @@ where γ bounds the rounding of a sum in any order, by hardware that cuts off in
 measured for every row and centroid; the bound takes the largest over all centroids.
 
 Two ways find the scores: *fused*, a kernel that keeps the two best of every row in registers and leaves the few rows
-whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles that stay in the
-L2 cache. The fused kernel keeps scores of units of columns, each the lowest of its columns. All columns of the best are
-measured, and no column of another unit scores below the second best: the bound is that of columns. Hopper has a form of
-its own; rows in groups, and a few centroids for rows in no run, take the plain one.
+whose second best is too near to the other way; and a *product* of cuBLAS's, in any precision, by tiles so large that
+they take longer than to start them. The fused kernel keeps scores of units of columns, each the lowest of its columns.
+All columns of the best are measured, and no column of another unit scores below the second best: the bound is that of
+columns. Hopper has a form of its own; rows in groups, and a few centroids for rows in no run, take the plain one.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, device_attribute, to_host, worker_module
+from hkm_dask.compute.backend import array_module, device_budget, to_host, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
 from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms
-from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, launch, launch_by_row, n_stages, split_rows, unused
+from hkm_dask.kmeans.search.cuda_groups import FUSED_ROWS, Groups, tiles_of
+from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
 from hkm_dask.kmeans.search.cuda_operand import (
     FUSED,
     CudaOperand,
@@ -53,14 +54,14 @@ from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Counters that are cleared at once.
 _COUNTERS = 96
-#: Rows of a tile of the fused kernel, and its threads.
-_FUSED_ROWS, _FUSED_THREADS = 128, 256
-_SETTLE_THREADS = 128
+#: Threads of a block of the fused kernel, and of those that settle.
+_FUSED_THREADS, _SETTLE_THREADS = 256, 128
 #: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
 #: score, and each column more costs the row one more centroid's bytes out of the L2 cache. A model; not measured.
 _CENTROIDS_FOR_UNITS = {4: 20, 2: 5}
-#: Centroids in a tile of products at most; fewest products worth a call.
-_MOST_COLUMNS, _LEAST_TILE = 1 << 15, 1 << 18
+#: Centroids in a tile of products at most; fewest products worth a call; tiles that the device's memory has room for.
+#: One that stays in L2 (8 million scores) takes several times as long to start as to multiply.
+_MOST_COLUMNS, _LEAST_TILE, _TILE_SHARE = 1 << 15, 1 << 18, 64
 #: What an addition loses: tensor cores cut off; float32; float64, whose sum is then rounded to float32.
 _UNITS = {"single": 2.0**-24, "double": 2.0**-53}
 _UNIT_OF_TENSOR_CORES = 2.0**-22
@@ -119,54 +120,19 @@ class CudaEngine(Engine):
         return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
 
 
-@dataclass(frozen=True)
-class Groups:
-    """Rows and centroids in groups, for many small searches at once.
-
-    Attributes
-    ----------
-    of_rows : cupy.ndarray of int32, shape (n_rows,)
-        The group of every row.
-    lines : ndarray of int64, shape (n_groups + 1,)
-        Where the rows of each group begin, among those that are looked at.
-    columns : ndarray of int64, shape (n_groups + 1,)
-        Where its centroids begin.
-    numbers : ndarray of int32, shape (n_centroids,)
-        What each centroid is called; they rise within a group.
-    """
-
-    of_rows: Any
-    lines: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    numbers: NDArray[np.int32]
-
-
-def _tiles(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Lines and centroids of each block of the fused kernel; see `nearest_two`."""
-    n_tiles = -(-np.diff(lines) // _FUSED_ROWS)
-    group = np.repeat(np.arange(len(n_tiles)), n_tiles)
-    within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
-    first, end = lines[group] + _FUSED_ROWS * within, lines[group + 1]
-    return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
+def _if_there_is_room(make: Callable[[], Any]) -> Any | None:
+    """What is made on the device; None where its memory runs out."""
+    try:
+        return make()
+    except MemoryError as error:
+        if not ran_out(error):
+            raise
+        return None
 
 
 def _unit(n_centroids: int, n_features: int) -> int:
     """Columns of a unit of scores, 1, 2 or 4."""
     return next((unit for unit, least in _CENTROIDS_FOR_UNITS.items() if n_centroids >= least * n_features), 1)
-
-
-class RowList:
-    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
-
-    def __init__(self, most: int, n_listed: Any | None = None) -> None:
-        import cupy
-
-        self.rows = cupy.empty(most, cupy.int64)
-        self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
-
-    def get(self) -> Any:
-        """The numbers, int64 on the device, in any order; waits for it to know how many."""
-        return self.rows[: int(self.n_listed[0])]
 
 
 class CudaIndex:
@@ -179,6 +145,8 @@ class CudaIndex:
     geometry : Geometry
     form : str, default "fused"
         One of `FORMS`.
+    on_device : cupy.ndarray, optional
+        The same centroids, where they are on the device already.
 
     Attributes
     ----------
@@ -186,19 +154,21 @@ class CudaIndex:
         Columns of a unit of scores in the fused search: 1, 2 or 4.
     """
 
-    def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:
+    def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused", on_device: Any | None = None) -> None:
         import cupy
 
         xp, used = array_module(centroids), ~np.isnan(to_host(centroids[:, 0]))
         self.geometry, self.form = geometry, form
         self._numbers = np.flatnonzero(used).astype(np.int32)
         self._device_numbers: dict[int, Any] = {}
-        kept = xp.ascontiguousarray(centroids if used.all() else centroids[xp.asarray(used)])
-        self.centroids = cupy.asarray(kept)
-        if not len(kept):
+        if used.all():
+            self.centroids = cupy.asarray(xp.ascontiguousarray(centroids) if on_device is None else on_device)
+        else:
+            self.centroids = cupy.asarray(centroids[xp.asarray(used)])
+        if not len(self.centroids):
             return
         self._largest = float(cupy.abs(self.centroids - device_mean(geometry)).max())
-        self._tile = max(_LEAST_TILE, device_attribute("L2CacheSize") // 8)
+        self._tile = max(_LEAST_TILE, device_budget() // _TILE_SHARE // 4)
         self._make_operand()
 
     def _make_operand(self) -> None:
@@ -281,11 +251,14 @@ class CudaIndex:
 
     def propose(
         self, rows: Any, labels: Any, distances: Any, operand: CudaOperand, left: RowList, first: int = 0,
-        which: Any | None = None,
+        which: Any | None = None, gathered: Any | None = None,
     ) -> None:  # fmt: skip
-        """Settle what the two best scores of each row prove, and list the rows they leave open."""
+        """Settle what the two best scores of each row prove, and list the rows they leave open.
+
+        `gathered` has the operands of the rows `which`, if they were gathered.
+        """
         if len(self.centroids) and (which is None or len(which)):
-            self._fused(rows, operand, self._numbers_from(first), labels, distances, left, which)
+            self._fused(rows, operand, self._numbers_from(first), labels, distances, left, which, gathered=gathered)
 
     def _numbers_from(self, first: int) -> Any:
         import cupy
@@ -319,7 +292,7 @@ class CudaIndex:
         import cupy
 
         # Slots without a centroid are not in the index.
-        return cupy.asarray(_tiles(groups.lines, np.searchsorted(self._numbers, groups.columns)))
+        return cupy.asarray(tiles_of(groups.lines, np.searchsorted(self._numbers, groups.columns)))
 
     @property
     def n_bytes(self) -> int:
@@ -333,14 +306,14 @@ class CudaIndex:
 
     def _fused(
         self, rows: Any, operand: CudaOperand, numbers: Any, labels: Any, distances: Any, left: RowList,
-        which: Any | None, tiles: Any | None = None,
+        which: Any | None, tiles: Any | None = None, gathered: Any | None = None,
     ) -> None:  # fmt: skip
         import cupy
 
         n, n_features = len(rows) if which is None else len(which), rows.shape[1]
         lines = unused(np.int64) if which is None else which
         scores = cupy.empty(n, cupy.float32), cupy.empty(n, cupy.float32), cupy.empty(n, cupy.int32)
-        unit = self.two_best(rows, operand, which, tiles, scores)
+        unit = self.two_best(rows, operand, which, tiles, scores, gathered)
         launch_by_row(
             "certify", rows, 8, rows, lines, np.int32(which is not None), self.centroids, numbers, *scores[1:],
             np.int32(unit), np.int32(len(self.centroids)), operand.norms, operand.sizes, operand.errors, *self._bounds,
@@ -348,30 +321,27 @@ class CudaIndex:
         )  # fmt: skip
 
     def two_best(
-        self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any]
-    ) -> int:
+        self, rows: Any, operand: CudaOperand, which: Any | None, tiles: Any | None, out: tuple[Any, Any, Any],
+        gathered: Any | None = None,
+    ) -> int:  # fmt: skip
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = self.unit if tiles is None else 1  # none may reach into the next group
         if self.form == "hopper" and tiles is None and cuda_hopper.is_available():
-            arguments = centroids, bias, alpha, np.int32(unit), *out
             if which is None:
-                cuda_hopper.nearest_two(operand.matrix, *arguments)
+                gathered = operand.matrix
+            elif gathered is None and len(centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
+                gathered = _if_there_is_room(lambda: operand.matrix[which])
+            if gathered is not None:
+                cuda_hopper.nearest_two(gathered, centroids, bias, alpha, np.int32(unit), *out)
                 return unit
-            if len(centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
-                try:
-                    cuda_hopper.nearest_of_some(operand.matrix, which, *arguments)
-                    return unit
-                except MemoryError as error:
-                    if not ran_out(error):
-                        raise
         nothing, has_which, has_tiles = unused(np.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
         launch(
-            "nearest_two", rows, -(-n // _FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
+            "nearest_two", rows, -(-n // FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
             nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
             np.int32(has_tiles), centroids, bias, alpha, np.int64(n), np.int32(len(centroids)),
-            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=n_stages() * STAGE_BYTES,
+            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=cuda_kernels.n_stages() * STAGE_BYTES,
         )  # fmt: skip
         return unit
 
@@ -406,14 +376,31 @@ class CudaSearch(TileSearch):
 
     make_index = CudaIndex
     _counters: Any = ()
+    _made: Any = (
+        None  # of the tile that is split: its operand, and that of the rows that are further, and of the others
+    )
+
+    def index_of_all(self, centroids: SharedArray, form: Form) -> CudaIndex:
+        """See `TileSearch.index_of_all`; centroids are sent once, to be searched and to be measured by."""
+        return CudaIndex(centroids.get(), self.geometry, form, self.engine.array(centroids))
 
     def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
-        """See `TileSearch.split`."""
-        engine, n_listed = self.engine, self._counter(2)
-        stayed = engine.stayed(centroids, before)
-        tile.previous_labels, further, others = split_rows(
-            tile.rows, engine.array(centroids), stayed, tile.labels, tile.distances, n_listed
-        )
+        """See `TileSearch.split`; for Hopper, operands are gathered on the way."""
+        engine, index, n_listed = self.engine, self.index(tile, centroids), self._counter(2)
+        gathers, operand, operands = 0, None, None
+        gathered: Any = None
+        if index.form == "hopper" and len(index.centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
+            operand = self.operand(tile, index)
+            operands = operand.matrix
+            gathered = _if_there_is_room(lambda: engine.xp.empty_like(operands))
+            n_moved = np.count_nonzero(engine.moved(centroids, before))
+            gathers = 0 if gathered is None else 2 if n_moved >= cuda_hopper.LEAST_FOR_GATHERED else 1
+        tile.previous_labels, further, others = cuda_kernels.split_rows(
+            tile.rows, engine.array(centroids), engine.stayed(centroids, before), tile.labels, tile.distances, n_listed,
+            gathers, operands, gathered,
+        )  # fmt: skip
+        n = len(further)
+        self._made = operand, gathered[:n] if gathers else None, gathered[n:] if gathers == 2 else None
         return further, others
 
     def nearest_of(self, tile: RowTile, index: CudaIndex, further: Any, moved: CudaIndex, others: Any) -> None:
@@ -421,10 +408,12 @@ class CudaSearch(TileSearch):
         if index.form not in FUSED:
             super().nearest_of(tile, index, further, moved, others)
             return
-        of_rows = tile.rows, tile.labels, tile.distances, self.operand(tile, index)
+        operand, of_further, of_others = self._made
+        of_rows = tile.rows, tile.labels, tile.distances, operand or self.operand(tile, index)
         left = RowList(len(tile.rows), self._counter(1))
-        index.propose(*of_rows, left, which=further)
-        moved.propose(*of_rows, left, which=others)
+        index.propose(*of_rows, left, which=further, gathered=of_further)
+        moved.propose(*of_rows, left, which=others, gathered=of_others)
+        operand = of_further = of_others = self._made = None
         index.settle(*of_rows, which=left.get())
 
     def _counter(self, n: int) -> Any:

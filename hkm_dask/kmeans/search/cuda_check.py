@@ -6,7 +6,8 @@ is the rule itself. The host is asked, not a simple kernel, because it shares ne
 is checked. Results are poison before every launch, so that lines which nobody writes show, and so are some beside them.
 
 Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
-rows, centroids and features. See `cuda_forms` for what is made of it.
+rows, centroids and features; of these, some that fill whole tiles and some that fill none, and then so many copies that
+a device works on them in several turns. See `cuda_forms` for what is made of it.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cuda_groups import Groups
 from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.untrusted import reason
@@ -29,6 +31,10 @@ from hkm_dask.untrusted import reason
 _N_ROWS, _TILE, _DEPTH, _N_STEPS, _RAGGED = 300, 256, 64, 12, 44
 #: Lines beside the results that have to stay as they are.
 _BESIDE = 128
+#: Made rows and centroids that are looked at by themselves: less than a tile; whole tiles, as one centroid is unused.
+_CUTS = ((5, 3), (256, 2 * _TILE + 1))
+#: Copies of made rows: four tiles and more for each of 132 multiprocessors, or of so many bytes.
+_N_COPIES, _COPIES_BYTES = 70_000, 1 << 28
 
 
 @dataclass(frozen=True)
@@ -46,6 +52,11 @@ class Sample:
     rows: NDArray[np.floating]
     centroids: NDArray[np.float32]
     geometry: Geometry
+
+    @cached_property
+    def cuts(self) -> list[Sample]:
+        """Samples of its first rows and centroids."""
+        return [Sample(self.rows[:n], self.centroids[:k], self.geometry) for n, k in _CUTS]
 
     @cached_property
     def some(self) -> NDArray[np.int64]:
@@ -115,14 +126,14 @@ def made_sample(n_features: int, dtype: np.dtype) -> Sample:
     return Sample(rows, centroids.astype(np.float32), Geometry(mean, float(np.abs(rows).max()), _N_ROWS))
 
 
-def find_fault(form: Form, sample: Sample) -> str | None:
+def find_fault(form: Form, sample: Sample, *, is_made: bool = False) -> str | None:
     """What a form gets wrong on this device, or how it fails, in words; None where it is right.
 
-    A MemoryError says nothing about a form, and is raised.
+    Samples that are made are searched in other shapes as well. A MemoryError says nothing about a form, and is raised.
     """
     try:
         with np.errstate(invalid="ignore", over="ignore"):
-            for what, wrong in _comparisons(form, sample):
+            for what, wrong in (_comparisons_of_shapes if is_made else _comparisons)(form, sample):
                 if wrong.any():
                     return f"gave wrong {what} for {np.count_nonzero(wrong)} of {len(wrong)} rows"
     except MemoryError:
@@ -132,11 +143,41 @@ def find_fault(form: Form, sample: Sample) -> str | None:
     return None
 
 
+def _comparisons_of_shapes(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """The comparisons of a sample, of cuts of it, and of copies of its rows with each other."""
+    yield from _comparisons(form, sample)
+    for cut in sample.cuts:
+        yield from _comparisons(form, cut)
+    yield from _comparisons_of_copies(form, sample)
+
+
+def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
+    """Rows many times over have the scores and labels that each has once; the last of them leave a tile ragged."""
+    import cupy
+
+    from hkm_dask.kmeans.search.cuda import CudaIndex
+
+    n, index = (
+        min(_N_COPIES, _COPIES_BYTES // sample.rows[0].nbytes) | 1,
+        CudaIndex(sample.centroids, sample.geometry, form),
+    )
+    places = np.arange(n) % len(sample.rows)
+    once = cupy.asarray(sample.rows)
+    rows = once[cupy.asarray(places)]
+    if form in FUSED:
+        operand = make_cuda_operand(once, sample.geometry)
+        yield "scores", _Truth(sample, index, operand).wrong_copies(index, (once, operand), rows, places)
+    labels, distances = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
+    index.nearest(rows, labels, distances)
+    expected = sample.expected["all"]
+    yield "labels", _differ((labels, distances), (expected[0][places], expected[1][places]))
+
+
 def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """What is compared, and where it is wrong, from operands to labels."""
     import cupy
 
-    from hkm_dask.kmeans.search.cuda import CudaIndex, Groups  # which looks for forms that are right
+    from hkm_dask.kmeans.search.cuda import CudaIndex  # which looks for forms that are right
 
     rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
     if np.isnan(centroids[:, 0]).all():
@@ -224,21 +265,46 @@ class _Truth:
 
         lines = np.arange(len(rows)) if which is None else which
         n = len(lines)
-        best, second = (cupy.full(n + _BESIDE, cupy.nan, cupy.float32) for _ in range(2))
-        number = cupy.full(n + _BESIDE, -1, cupy.int32)
         tiles = None if groups is None else index.tiles(groups)
         chosen = None if which is None else cupy.asarray(which)
-        unit = index.two_best(rows, operand, chosen, tiles, (best[:n], second[:n], number[:n]))
-        best, second, number = best.get(), second.get(), number.get()
+        unit, (best, second, number) = _two_best(index, rows, operand, n, chosen, tiles)
         untouched = np.isnan(best[n:]) & np.isnan(second[n:]) & (number[n:] == -1)
         scores, columns = self.scores[lines], np.arange(self.scores.shape[1])
         if groups is not None:
             edges = np.searchsorted(index._numbers, groups.columns)
             group = groups.of_rows.get()[:, None]
             scores[(columns < edges[group]) | (columns >= edges[group + 1])] = np.inf
-        # The columns of a unit, as column_of_unit has them in the source.
-        of_unit = np.isin(columns - number[:n, None], [(i & 1) + (i >> 1) * 8 for i in range(unit)])
+        of_unit = np.isin(columns - number[:n, None], _columns_of_unit(unit))
         first, others = (np.where(some, scores, np.inf).min(axis=1) for some in (of_unit, ~of_unit))
         right = (number[:n] >= 0) & (best[:n] <= second[:n]) & _within(best[:n], first, self.allowed[lines])
         right &= np.isfinite(first) & _within(second[:n], others, self.allowed[lines])
         return ~np.concatenate([right, untouched])
+
+    def wrong_copies(
+        self, index: Any, once: tuple[Any, CudaOperand], rows: Any, places: NDArray[np.int64]
+    ) -> NDArray[np.bool_]:
+        """Which rows, copies of those at `places`, do not have their scores, which were held against the truth."""
+        operand = make_cuda_operand(rows, index.geometry)
+        _, (_, second_once, _) = _two_best(index, *once, len(once[0]))
+        unit, (best, second, number) = _two_best(index, rows, operand, len(rows))
+        best, second, number = (values[: len(rows)] for values in (best, second, number))
+        columns = np.clip(number[:, None] + _columns_of_unit(unit), 0, self.scores.shape[1] - 1)
+        first, allowed = self.scores[places[:, None], columns].min(axis=1), self.allowed[places]
+        right = (number >= 0) & _within(best, first, allowed)
+        return ~(right & _within(second, second_once[places], 2.0 * allowed))
+
+
+def _columns_of_unit(unit: int) -> list[int]:
+    """Where the columns of a unit are, from the first: as `column_of_unit` of the source has them."""
+    return [(i & 1) + (i >> 1) * 8 for i in range(unit)]
+
+
+def _two_best(
+    index: Any, rows: Any, operand: CudaOperand, n: int, which: Any | None = None, tiles: Any | None = None
+) -> tuple[int, list[NDArray[Any]]]:
+    """Columns of a unit; best and second best score and best unit of n lines, and of lines beside, poison before."""
+    import cupy
+
+    found = *(cupy.full(n + _BESIDE, cupy.nan, cupy.float32) for _ in range(2)), cupy.full(n + _BESIDE, -1, cupy.int32)
+    unit = index.two_best(rows, operand, which, tiles, tuple(values[:n] for values in found))
+    return unit, [values.get() for values in found]

@@ -50,7 +50,7 @@ class Check:
 
     def find_fault(self) -> str | None:
         """Check it in this process; see `cuda_check.find_fault`."""
-        return find_fault(self.form, made_sample(self.n_features, np.dtype(self.dtype)))
+        return find_fault(self.form, made_sample(self.n_features, np.dtype(self.dtype)), is_made=True)
 
     def __str__(self) -> str:
         return f"{self.form},{self.n_features},{self.dtype}"

@@ -5,7 +5,8 @@ No form is used before it was checked (`cuda_check`): on made rows of as many fe
 for the first time: a seeding begins with one. A form at fault is put aside with one
 warning, and the next takes over. Made rows are searched in a process of its own (`cuda_check_process`), which begins
 before the first rows are read and is waited for where a form is first needed. Where such a process cannot be had, as on
-a device that admits one process only, the check runs here: wrong answers are found all the same.
+a device that admits one process only, the check runs here: wrong answers are found all the same, and what takes the
+device from this process is left out by the next (`cuda_loss`), as where a sample does that.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
 microseconds would choose for millions of rows, and the first form is taken. Those that are far behind on an eighth of
@@ -29,6 +30,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_hopper, cuda_verdicts
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
 from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, Check, CheckProcess, UntoldError
+from hkm_dask.kmeans.search.cuda_loss import find_fault_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -189,7 +191,7 @@ def _fault(form: Form, n_features: int, dtype: np.dtype, sample: SomeRows | None
     checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
     if sample is not None:
         size, make_sample = sample
-        checks[*made, size] = lambda: find_fault(form, make_sample())
+        checks[*made, size] = partial(find_fault_here, _NAMES[form], *made, lambda: find_fault(form, make_sample()))
     with _checking:
         for key, check in checks.items():
             if key not in _faults:
@@ -227,7 +229,7 @@ def _found_apart(check: Check, device: int) -> str | None:
             return process.fault(check)
         except UntoldError:
             pass
-    return check.find_fault()
+    return find_fault_here(_NAMES[check.form], check, device, check.find_fault)
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:

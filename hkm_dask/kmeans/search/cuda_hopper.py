@@ -19,8 +19,8 @@ _BOX_COLUMNS, _DEPTH = TILE_COLUMNS // _CLUSTER, 64
 #: Bytes of shared memory: six steps of rows and four of centroids, barriers, and what begins at a multiple of 1024.
 SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 1024
 #: Centroids from which rows that do not lie in a run are gathered first, as copies of tiles cannot do that: it moves 4
-#: bytes a value, and saves a third of the products. A model; not measured. Bytes that are gathered at once.
-LEAST_FOR_GATHERED, _GATHERED_BYTES = 512, 1 << 28
+#: bytes a value, and saves a third of the products. A model; not measured.
+LEAST_FOR_GATHERED = 512
 
 
 @cache
@@ -29,17 +29,6 @@ def is_available() -> bool:
     import cupy
 
     return int(cupy.cuda.Device().compute_capability) // 10 == 9 and tensor_map.encoder() is not None
-
-
-def nearest_of_some(
-    rows: Any, which: Any, centroids: Any, bias: Any, alpha: np.float32, unit: np.int32, best: Any, second: Any,
-    index: Any,
-) -> None:  # fmt: skip
-    """Do as `nearest_two`, for the rows `which` (int64), a part after the other; lines of the results follow these."""
-    step = max(_TILE_ROWS, _GATHERED_BYTES // (rows.shape[1] * rows.itemsize))
-    for low in range(0, len(which), step):
-        lines = slice(low, low + step)
-        nearest_two(rows[which[lines]], centroids, bias, alpha, unit, best[lines], second[lines], index[lines])
 
 
 def nearest_two(

@@ -119,18 +119,34 @@ def unused(dtype: Any) -> Any:
     return cupy.empty(1, dtype)
 
 
+class RowList:
+    """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
+
+    def __init__(self, most: int, n_listed: Any | None = None) -> None:
+        import cupy
+
+        self.rows = cupy.empty(most, cupy.int64)
+        self.n_listed = cupy.zeros(1, cupy.uint64) if n_listed is None else n_listed
+
+    def get(self) -> Any:
+        """The numbers, int64 on the device, in any order; waits for it to know how many."""
+        return self.rows[: int(self.n_listed[0])]
+
+
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
     """Write each row's squared distance to the centroid it is labeled with; see `cpu_kernels.label_distances`."""
     nothing = unused(np.int32), unused(np.int64), unused(np.uint64)
-    _label_distances(rows, centroids, stayed, labels, distances, False, *nothing)
+    _label_distances(rows, centroids, stayed, labels, distances, False, *nothing, 0, None, None)
 
 
 def split_rows(
-    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, n_listed: Any
-) -> tuple[Any, Any, Any]:
+    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, n_listed: Any, gathers: int = 0,
+    operands: Any = None, gathered: Any = None,
+) -> tuple[Any, Any, Any]:  # fmt: skip
     """Do as `label_distances`, and tell the rows that are further from their centroid than they were from the others.
 
-    `n_listed` are two counters (uint64), at 0.
+    `n_listed` are two counters (uint64), at 0. Operands (float16) of the first are copied to `gathered` if `gathers` is
+    1, and those of the others after them if it is 2.
 
     Returns
     -------
@@ -140,18 +156,23 @@ def split_rows(
     import cupy
 
     previous, which = cupy.empty(len(rows), cupy.int32), cupy.empty(len(rows), cupy.int64)
-    _label_distances(rows, centroids, stayed, labels, distances, True, previous, which, n_listed)
+    listed = previous, which, n_listed, gathers, operands, gathered
+    _label_distances(rows, centroids, stayed, labels, distances, True, *listed)
     n_further = int(n_listed[1])
     return previous, which[:n_further], which[n_further:]
 
 
 def _label_distances(
-    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, splits: bool, *listed: Any
-) -> None:
+    rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any, splits: bool, previous: Any, which: Any,
+    n_listed: Any, gathers: int, operands: Any, gathered: Any,
+) -> None:  # fmt: skip
     flags = stayed if len(stayed) else unused(np.bool_)
+    nothing = unused(np.float16)
+    copied = (operands, operands.shape[1], gathered) if gathers else (nothing, 0, nothing)
     launch_by_row(
         "label_distances", rows, 8, rows, centroids, flags, np.int32(len(stayed) > 0), labels, distances,
-        np.int64(len(rows)), np.int32(rows.shape[1]), np.int32(splits), *listed,
+        np.int64(len(rows)), np.int32(rows.shape[1]), np.int32(splits), previous, which, n_listed, np.int32(gathers),
+        copied[0], np.int32(copied[1]), copied[2],
     )  # fmt: skip
 
 

@@ -1,8 +1,9 @@
 """What former processes found out: forms of scores that were right on made rows, on this device with this software.
 
 A form that was right is noted beside the kernels that CuPy keeps, by an empty file whose name is made of all that could
-change the verdict. A fault is never noted: whoever comes next finds it anew, and is told. A locked file there says that
-a process is finding out; it is unlocked when that ends, however it does.
+change the verdict. A fault is noted only where it took a process with it (`cuda_loss`), and told to whoever comes next,
+who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that ends, however
+it does.
 """
 
 from __future__ import annotations
@@ -35,6 +36,23 @@ def note(check: Check, device: int) -> None:
     with suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         file.touch()
+
+
+def noted_fault(check: Check, device: int) -> str | None:
+    """The fault of a form that took a former process with it, in words, or None."""
+    file = _file(check, device).with_suffix(".fault")
+    try:
+        return f"{file.read_text(encoding='utf-8')} in a process before (see {file})"
+    except OSError:
+        return None
+
+
+def note_fault(check: Check, device: int, fault: str) -> None:
+    """Note a fault that takes this process with it, where files can be written."""
+    file = _file(check, device).with_suffix(".fault")
+    with suppress(OSError):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(fault, encoding="utf-8")
 
 
 @contextmanager

@@ -106,10 +106,17 @@ __device__ __forceinline__ float highest_score(double distance, double norm, dou
 
 // Measure each row to the centroid of its label, but for those that stayed. If asked to split, copy the labels, and list
 // the rows that are further from their centroid than they were, from the beginning of `which` (n_rows,), and the others
-// from its end; `n_listed` counts both, the others first.
+// from its end; `n_listed` counts both, the others first. Operands (n_rows, width) in float16, width a multiple of 8, are
+// copied to the lines that their rows have in `which`: none, those of the rows that are further, or all (`gathers`: 0, 1, 2).
+struct alignas(16) Eight {
+    unsigned short at[8];
+};
+
 extern "C" __global__ void label_distances(const Row* rows, const float* centroids, const bool* stayed, int any_stayed,
                                            const int* labels, double* distances, long long n_rows, int n_features,
-                                           int splits, int* previous, long long* which, unsigned long long* n_listed) {
+                                           int splits, int* previous, long long* which, unsigned long long* n_listed,
+                                           int gathers, const unsigned short* operands, int width,
+                                           unsigned short* gathered) {
     __shared__ unsigned n_found[2];
     __shared__ unsigned long long n_before[2];
     const long long row = ((long long)blockIdx.x * blockDim.x + threadIdx.x) >> 3;
@@ -130,8 +137,17 @@ extern "C" __global__ void label_distances(const Row* rows, const float* centroi
     __syncthreads();
     if (threadIdx.x < 2) n_before[threadIdx.x] = atomicAdd(n_listed + threadIdx.x, (unsigned long long)n_found[threadIdx.x]);
     __syncthreads();
-    if (!writes) return;
-    const long long at = (long long)(n_before[is_further] + place);
-    which[is_further ? at : n_rows - 1 - at] = row;
-    previous[row] = label;
+    long long line = -1;
+    if (writes) {
+        const long long at = (long long)(n_before[is_further] + place);
+        line = is_further ? at : n_rows - 1 - at;
+        which[line] = row;
+        previous[row] = label;
+        if (gathers < 2 && !(gathers && is_further)) line = -1;
+    }
+    line = __shfl_sync(FULL, line, threadIdx.x & 24);  // of the first of the eight lanes
+    if (line < 0) return;
+    const Eight* from = (const Eight*)(operands + row * width);
+    Eight* to = (Eight*)(gathered + line * width);
+    for (int i = threadIdx.x & 7; i < width / 8; i += 8) to[i] = from[i];
 }

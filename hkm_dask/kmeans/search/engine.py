@@ -281,11 +281,15 @@ class TileSearch(ABC):
     def operand(self, tile: RowTile, index: Any) -> Any:
         """The rows as the index takes them, or None to have it make them."""
 
+    def index_of_all(self, centroids: SharedArray, form: Any) -> Any:
+        """An index of centroids in a form."""
+        return self.make_index(centroids.get(), self.geometry, form)
+
     def index(self, tile: RowTile, centroids: SharedArray, before: SharedArray | None = None) -> Any:
         """The index of centroids for these rows; of those alone that have moved since `before`, if given."""
         form, made, geometry = self.form(tile, centroids), self.engine.made, self.geometry
         key = (centroids.name, geometry.name, form)
-        whole = partial(made.get, key, (centroids,), lambda: self.make_index(centroids.get(), geometry, form))
+        whole = partial(made.get, key, (centroids,), lambda: self.index_of_all(centroids, form))
         if before is None:
             return whole()
         moved = self.engine.moved(centroids, before)

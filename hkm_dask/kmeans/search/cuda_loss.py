@@ -1,0 +1,80 @@
+"""A check in this process whose kernel takes the device with it: by a fault, or by never ending.
+
+After an illegal address all that a process asks of its device fails, and a kernel that never ends can be stopped with
+its process only: no other form can take over here. What happened is noted for whoever comes next (`cuda_verdicts`). A
+worker that its nanny starts again ends at once, and Dask gives its task to the next one; any other process is told.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import warnings
+from collections.abc import Callable
+
+from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search import cuda_check_process, cuda_verdicts
+from hkm_dask.kmeans.search.cuda_check_process import Check
+
+logger = logging.getLogger(__name__)
+
+
+def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str | None]) -> str | None:
+    """The fault of a form that `find` looks for on the device of this process, or that took another's with it.
+
+    Raises ComputeError where it takes this one's.
+    """
+    if (earlier := cuda_verdicts.noted_fault(check, device)) is not None:
+        return earlier
+    is_restarted, limit = _is_restarted(), cuda_check_process.LIMIT_SECONDS
+
+    def give_up(fault: str) -> str:
+        cuda_verdicts.note_fault(check, device, fault)
+        is_noted = cuda_verdicts.noted_fault(check, device) is not None
+        message = f"{name} {fault}, which costs this process its GPU; restart it"
+        message += (
+            ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
+        )
+        if is_restarted and is_noted:
+            logger.error(message)
+            os._exit(1)
+        return message
+
+    def end() -> None:
+        warnings.warn(give_up(f"did not end within {limit:.0f} s"), RuntimeWarning, stacklevel=1)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        fault = find()
+    finally:
+        timer.cancel()
+    if fault is not None and _is_lost():
+        raise ComputeError(give_up(fault))
+    return fault
+
+
+def _is_lost() -> bool:
+    """Whether the device answers this process no more."""
+    from cupy.cuda import runtime
+
+    try:
+        runtime.deviceSynchronize()
+    except runtime.CUDARuntimeError:
+        return True
+    return False
+
+
+def _is_restarted() -> bool:
+    """Whether this process is a worker that its nanny starts again when it ends."""
+    if "distributed" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    try:
+        return get_worker().nanny is not None
+    except ValueError:
+        return False
