@@ -19,7 +19,7 @@ from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.memory import StageBytes, check_fits, tile_bytes
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part, in_rounds
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.curation.components import Components, UnionFind
 from hkm_dask.curation.cosines import squared_norms
@@ -294,10 +294,6 @@ def _read(rows: Rows, numbers: NDArray[np.int64], runner: Runner) -> NDArray[np.
     def copy(low: int) -> None:
         table[low : low + n] = rows.take(numbers[low : low + n])
 
-    with runner.on_processors() as processors:
-        if processors.client is None:
-            processors.map(copy, range(0, len(numbers), n), stage="gather")
-        else:
-            for low in range(0, len(numbers), n):
-                copy(low)
+    with runner_in_task(runner.memory_budget, n_processors()) as threads:
+        threads.map(copy, range(0, len(numbers), n), stage="gather")
     return table

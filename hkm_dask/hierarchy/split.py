@@ -255,7 +255,7 @@ def _bytes_taken(
     stage = split_stage(
         rows.n_rows, n_clusters, rows.n_features, settings.n_clusters, largest * 4 * rows.n_features
     )  # fmt: skip
-    return stage if runner.client is None else StageBytes(0, stage.task)
+    return stage if runner.in_process else StageBytes(0, stage.task)
 
 
 def _cuts_of_batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> NDArray[np.int64]:

@@ -123,11 +123,8 @@ def _spool(x: da.Array, path: Path, runner: Runner) -> None:
 
     shape = (int(x.shape[0]), int(x.shape[1]))
     target = _Target(str(path.absolute()), create_npy(path, shape, x.dtype), shape, x.dtype)
-    where: dict[str, Any] = {"scheduler": "threads", "num_workers": runner.n_threads}
-    if runner.client is not None:
-        where = {"scheduler": runner.client}
     # Dask stores into anything with __setitem__, although its types name arrays only.
-    da.store([x], [cast("Any", target)], lock=False, **where)
+    da.store([x], [cast("Any", target)], lock=False, **runner.scheduler)
 
 
 def over_blocks(

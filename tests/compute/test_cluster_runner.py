@@ -44,7 +44,7 @@ from hkm_dask.kmeans.seeding import coreset
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every pass worth a task on each worker."""
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 
@@ -220,7 +220,7 @@ def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) 
         assert (counted.n_workers, counted.n_threads, counted.n_threads_alone) == (4, 15, 6)
         assert counted._largest_host() == (6, "b")
         # 15 threads with a round of tasks, or 6 without one: as long as it takes 6 threads 15 / 9 of a round.
-        most, nothing = 6 * 15 / 9 * cluster_runner._ROUND_TRIP_FLOPS, StageBytes(0, 0)
+        most, nothing = 6 * 15 / 9 * runner_module._ROUND_TRIP_FLOPS, StageBytes(0, 0)
         assert counted.fits_one_task(0.99 * most, 1000, nothing)
         assert not counted.fits_one_task(1.01 * most, 1000, nothing)
         assert not counted.fits_one_task(1.0, 1000, StageBytes(counted.memory_budget, 0))
