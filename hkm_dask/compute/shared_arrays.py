@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -212,6 +214,23 @@ class SharedArrayStore:
 
         careful(write, f"writing {path}")
         return SharedArray(path=str(path))
+
+    @contextmanager
+    def lent(self, name: str, array: np.ndarray | None) -> Iterator[Any]:
+        """Share an array, if there is one, under a new name that begins so, while the context is open; None is None.
+
+        After a failure it stays, for what removes the whole store to remove.
+
+        Examples
+        --------
+        >>> with SharedArrayStore().lent("zeros", np.zeros(2)) as shared:
+        ...     shared.get()
+        array([0., 0.])
+        """
+        shared = None if array is None else self.put(f"{name}-{uuid.uuid4().hex}", array)
+        yield shared
+        if shared is not None:
+            shared.delete()
 
     @property
     def is_remote(self) -> bool:

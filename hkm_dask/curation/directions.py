@@ -137,12 +137,11 @@ class _Label:
 def _label(
     rows: Rows, centroids: NDArray[np.float32], geometry: Geometry, runner: Runner, report: Report
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    shared = runner.array_store.put(f"directions-{uuid.uuid4().hex}", centroids)
     cuts = rows.bounds(TILE_ROWS * rows.row_bytes)
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=assign_stage(runner.n_own(rows), *centroids.shape))
     pieces = [piece for part in parts for some in in_rounds([part], cuts, _PIECES) for piece in some]
-    labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
-    shared.delete()
+    with runner.array_store.lent("directions", centroids) as shared:
+        labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
     forget(rows.key)
     labels, cosines = (np.concatenate(one) for one in zip(*labeled, strict=True))
     return labels, cosines

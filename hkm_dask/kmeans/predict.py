@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -137,14 +136,10 @@ def label_rows(
     """
     # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
-    shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
-    shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
-    parts = runner.split(rows, len(centroids), stage=stage)
-    labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
-    for handle in (shared, shares):
-        if handle is not None:
-            handle.delete()
+    parts, store = runner.split(rows, len(centroids), stage=stage), runner.array_store
+    with store.lent("centroids", centroids) as shared, store.lent("weights", weights) as shares:
+        labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     return Labels(np.concatenate([one.labels for one in labeled]), sum(one.inertia for one in labeled))
 
 
