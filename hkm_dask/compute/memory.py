@@ -400,21 +400,11 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, r
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """How a stage is run within a budget.
+    """How a stage is run within a budget."""
 
-    Attributes
-    ----------
-    n_tasks : int
-        Tasks of one worker at once.
-    block_bytes : int
-        Bytes of a block of rows, at most; a storage chunk at least.
-    resident_bytes : int
-        Bytes of blocks, and of what is remembered about rows, that may stay.
-    """
-
-    n_tasks: int
-    block_bytes: int
-    resident_bytes: int
+    n_tasks: int  # tasks of one worker at once
+    block_bytes: int  # bytes of a block of rows, at most; a storage chunk at least
+    resident_bytes: int  # bytes of blocks, and of what is remembered about rows, that may stay
 
 
 def plan_tasks(

@@ -118,18 +118,10 @@ _loaded = RecentCache(n_least=4)
 
 @dataclass(frozen=True)
 class SharedArray:
-    """A handle on an array: the array itself, or the file that holds it.
+    """A handle on an array: the array itself, or the file that holds it."""
 
-    Attributes
-    ----------
-    path : str or None
-        An `.npy` file that every worker sees, or the URL of one.
-    array : ndarray or None
-        The array, where there is but one process.
-    """
-
-    path: str | None = None
-    array: np.ndarray | None = field(default=None, repr=False)
+    path: str | None = None  # an `.npy` file that every worker sees, or the URL of one
+    array: np.ndarray | None = field(default=None, repr=False)  # the array, where there is but one process
 
     @property
     def name(self) -> object:
@@ -177,15 +169,9 @@ class SharedArray:
 
 @dataclass(frozen=True)
 class SharedArrayStore:
-    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process.
+    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process."""
 
-    Attributes
-    ----------
-    folder : str or None
-        A folder every worker sees, or a URL; None keeps arrays where they are.
-    """
-
-    folder: str | None = None
+    folder: str | None = None  # a folder every worker sees, or a URL; None keeps arrays where they are
 
     def put(self, name: str, array: np.ndarray) -> SharedArray:
         """Share an array under the name of its file, without suffix; a name is only ever given the same contents.

@@ -47,29 +47,17 @@ _operands = RecentCache(n_least=1)
 
 @dataclass(frozen=True)
 class _Group:
-    """Members of some clusters, in slots: every cluster begins at a whole panel, the rest of its last one is empty.
+    """Members of some clusters, in slots: every cluster begins at a whole panel, the rest of its last one is empty."""
 
-    Attributes
-    ----------
-    first : int
-        The first cluster.
-    rows : SharedArray
-        As stored; float32 or float16, shape (n_slots, n_features).
-    numbers, cosines : SharedArray
-        int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, falling.
-    begins, ends : ndarray of int64, shape (n_clusters,)
-        Slots of each cluster.
-    centroids : SharedArray
-        float32 (n_clusters, n_features), of length 1.
-    """
-
-    first: int
-    rows: SharedArray
+    first: int  # the first cluster
+    rows: SharedArray  # as stored; float32 or float16, shape (n_slots, n_features)
+    #: int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, falling.
     numbers: SharedArray
     cosines: SharedArray
+    #: (n_clusters,): slots of each cluster.
     begins: NDArray[np.int64]
     ends: NDArray[np.int64]
-    centroids: SharedArray
+    centroids: SharedArray  # float32 (n_clusters, n_features), of length 1
 
     def delete(self) -> None:
         for array in (self.rows, self.numbers, self.cosines, self.centroids):

@@ -53,48 +53,29 @@ class Step:
 
 @dataclass(frozen=True)
 class Structure:
-    """How steps are done, where that decides what they cost.
+    """How steps are done, where that decides what they cost."""
 
-    Attributes
-    ----------
-    block_bytes : int
-        Rows that kernels work on at once.
-    launches, synchronizations : int
-        Of a block in an iteration.
-    thins, gathers, chooses, groups : {"thread", "processors", "device"}
-        Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
-    stays : bool
-        An assignment finds on the device what the iteration before it left there.
-    check_seconds, check_begins : float
-        Until kernels are shown to be right on the device, by a process beside those that start and read first rows, and
-        of the command until that begins.
-    trial : float
-        Searches that it takes to choose the form of one, as times that of the form that is chosen; see `_trials`.
-    staged_blocks : int
-        Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
-    sample_checks : int
-        Times that the host searches the sample of the rows that forms are checked on.
-    looks : int
-        Times that a thread looks at each row when it chooses members.
-    update_bytes : int
-        That one thread passes over for each value of a centroid that is moved.
-    """
-
-    block_bytes: int
+    block_bytes: int  # rows that kernels work on at once
+    #: Of a block in an iteration.
     launches: int
     synchronizations: int
+    #: Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
     thins: Literal["thread", "device"]
     gathers: Literal["thread", "device"]
     chooses: Literal["thread", "device"]
     groups: Literal["thread", "processors", "device"]
-    stays: bool
+    stays: bool  # an assignment finds on the device what the iteration before it left there
+    #: Until kernels are shown to be right on the device, by a process beside those that start and read first rows, and
+    #: of the command until that begins.
     check_seconds: float = 0.0
     check_begins: float = 0.0
+    #: Searches that it takes to choose the form of one, as times that of the form that is chosen; see `_trials`.
     trial: float = 0.0
+    #: Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
     staged_blocks: int = 0
-    sample_checks: int = 0
-    looks: int = 1
-    update_bytes: int = _UPDATE_BYTES
+    sample_checks: int = 0  # times that the host searches the sample of the rows that forms are checked on
+    looks: int = 1  # times that a thread looks at each row when it chooses members
+    update_bytes: int = _UPDATE_BYTES  # that one thread passes over for each value of a centroid that is moved
 
 
 #: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.

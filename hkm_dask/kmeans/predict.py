@@ -34,38 +34,20 @@ _ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0
 
 @dataclass(frozen=True)
 class Labels:
-    """Nearest centroids.
+    """Nearest centroids."""
 
-    Attributes
-    ----------
-    labels : ndarray of int32, shape (n_rows,)
-    inertia : int
-        Weighted sum of the squared distances, in units of the geometry's `distance_scale`.
-    """
-
-    labels: NDArray[np.int32]
-    inertia: int
+    labels: NDArray[np.int32]  # (n_rows,)
+    inertia: int  # weighted sum of the squared distances, in units of the geometry's `distance_scale`
 
 
 @dataclass(frozen=True)
 class LabelRows:
-    """Task: label the rows of a part.
+    """Task: label the rows of a part."""
 
-    Attributes
-    ----------
-    centroids : SharedArray
-        float32 (n_clusters, n_features), NaN where there is none.
-    geometry : Geometry
-    run : str
-        Of the k-means that led to the centroids: its last labels are tried first.
-    weights : SharedArray or None
-        int64 (n_rows,).
-    """
-
-    centroids: SharedArray
+    centroids: SharedArray  # float32 (n_clusters, n_features), NaN where there is none
     geometry: Geometry
-    run: str = ""
-    weights: SharedArray | None = None
+    run: str = ""  # of the k-means that led to the centroids: its last labels are tried first
+    weights: SharedArray | None = None  # int64 (n_rows,)
 
     def __call__(self, part: Part) -> Labels:
         """Fold the part."""

@@ -105,21 +105,12 @@ def _sums_of_range(
 
 @dataclass(frozen=True)
 class RangeSums(Outcome):
-    """What one pass adds up over the rows of a part, or of several.
+    """What one pass adds up over the rows of a part, or of several."""
 
-    Attributes
-    ----------
-    totals : PartialSums
-        Without the sums.
-    far_labels : dict
-        The clusters of its far rows, by their number.
-    files : tuple
-        By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of
-        a cluster within the range, how many rows of the part are in it, and their sum.
-    """
-
-    totals: PartialSums
-    far_labels: dict[int, int]
+    totals: PartialSums  # without the sums
+    far_labels: dict[int, int]  # the clusters of its far rows, by their number
+    #: By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of a
+    #: cluster within the range, how many rows of the part are in it, and their sum.
     files: tuple[tuple[tuple[SharedArray, int], ...], ...]
 
     def __add__(self, other: RangeSums) -> RangeSums:

@@ -32,39 +32,18 @@ Times = dict[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """One level of a planned run.
+    """One level of a planned run."""
 
-    Attributes
-    ----------
-    shape : dict
-        As the event ``run_started`` has it.
-    units : float
-        Of the work by which the time left is told, at most: n · k · d of every pass.
-    flops : float
-        Operations of all workers.
-    passes : int
-        Over rows: of all, or of members while the level is resampled.
-    times : dict or None
-        Seconds by phase, for each of `BOUNDS`; None where no rates are known.
-    files : dict
-        By phase, bytes read and written.
-    network : float
-        Bytes between workers, all of them together.
-    in_ranges : FileBytes
-        What is read and written of that because clusters are shared out in ranges.
-    range_seconds : float or None
-        What it takes of the expected times.
-    """
-
-    shape: dict[str, Any]
-    units: float
-    flops: float
-    passes: int
-    times: dict[str, dict[str, float]] | None
-    files: dict[str, FileBytes]
-    network: float
+    shape: dict[str, Any]  # as the event ``run_started`` has it
+    units: float  # of the work by which the time left is told, at most: n · k · d of every pass
+    flops: float  # operations of all workers
+    passes: int  # over rows: of all, or of members while the level is resampled
+    times: dict[str, dict[str, float]] | None  # seconds by phase, for each of `BOUNDS`; None where no rates are known
+    files: dict[str, FileBytes]  # by phase, bytes read and written
+    network: float  # bytes between workers, all of them together
+    #: What is read and written of that because clusters are shared out in ranges.
     in_ranges: FileBytes = field(default_factory=FileBytes)
-    range_seconds: float | None = None
+    range_seconds: float | None = None  # what it takes of the expected times
 
     @property
     def seconds(self) -> dict[str, float] | None:
@@ -74,44 +53,24 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run: its levels, what each worker needs, and what to do where that is too much.
+    """A planned run: its levels, what each worker needs, and what to do where that is too much."""
 
-    Attributes
-    ----------
-    n_rows, n_features, dtype : int, int, str
-        Of what is clustered.
-    workers : Workers
-    levels : tuple of LevelPlan
-    other : dict
-        Seconds that belong to no level, by phase.
-    stages : dict
-        Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
-    inputs, budget : int
-        Bytes of blocks of rows, and all a worker may hold above its idle size.
-    peak : int
-        Bytes a worker holds at most, its idle size included.
-    resident : float
-        Share of the rows that stays in memory from pass to pass.
-    fits : bool
-        Whether the build would begin, and devices hold what they must.
-    remedies : tuple of str
-        What would fit, where it does not.
-    calibration : Calibration or None
-    """
-
+    #: Of what is clustered.
     n_rows: int
     n_features: int
     dtype: str
     workers: Workers
     levels: tuple[LevelPlan, ...]
-    other: dict[str, float]
+    other: dict[str, float]  # seconds that belong to no level, by phase
+    #: Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
     stages: dict[str, StageBytes]
+    #: Bytes of blocks of rows, and all a worker may hold above its idle size.
     inputs: int
     budget: int
-    peak: int
-    resident: float
-    fits: bool = True
-    remedies: tuple[str, ...] = ()
+    peak: int  # bytes a worker holds at most, its idle size included
+    resident: float  # share of the rows that stays in memory from pass to pass
+    fits: bool = True  # whether the build would begin, and devices hold what they must
+    remedies: tuple[str, ...] = ()  # what would fit, where it does not
     calibration: Calibration | None = field(default=None, repr=False)
 
     @property

@@ -29,30 +29,16 @@ PROCESSORS = replace(NOW, check_seconds=0.0, trial=0.0, staged_blocks=0, sample_
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers of one kind.
+    """Workers of one kind."""
 
-    Attributes
-    ----------
-    n_workers, n_threads : int
-        Workers, and threads of each.
-    memory_limit : int
-        Bytes each may hold.
-    gpu : Gpu or None
-    is_cluster : bool
-        They are processes of a Dask cluster, not threads of this one.
-    network : float
-        Bytes a second that each sends and receives.
-    n_threads_alone : int, optional
-        Threads of those on one host, by default of one worker.
-    """
-
+    #: Workers, and threads of each.
     n_workers: int
     n_threads: int
-    memory_limit: int
+    memory_limit: int  # bytes each may hold
     gpu: Gpu | None = None
-    is_cluster: bool = False
-    network: float = 12.5e9
-    n_threads_alone: int | None = None
+    is_cluster: bool = False  # they are processes of a Dask cluster, not threads of this one
+    network: float = 12.5e9  # bytes a second that each sends and receives
+    n_threads_alone: int | None = None  # threads of those on one host, by default of one worker
 
     @classmethod
     def here(cls, memory_limit: int | None = None) -> Workers:

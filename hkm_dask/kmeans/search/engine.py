@@ -33,18 +33,10 @@ _NO_WEIGHTS = np.empty(0, np.int64)
 
 @dataclass
 class Assignment:
-    """The nearest centroids known of a part's rows, where the engine keeps them.
+    """The nearest centroids known of a part's rows, where the engine keeps them."""
 
-    Attributes
-    ----------
-    labels : ndarray or cupy.ndarray of int32, shape (n_rows,)
-        -1 where nothing is known.
-    distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
-        Squared L2, infinity where nothing is known.
-    """
-
-    labels: Any
-    distances: Any
+    labels: Any  # int32 (n_rows,): -1 where nothing is known
+    distances: Any  # float64 (n_rows,): squared L2, infinity where nothing is known
 
     @property
     def n_bytes(self) -> int:
@@ -54,29 +46,17 @@ class Assignment:
 
 @dataclass
 class RowTile:
-    """A few thousand consecutive rows, or on a device a block of them, and what is known of them.
+    """A few thousand consecutive rows, or on a device a block of them, and what is known of them."""
 
-    Attributes
-    ----------
-    start, stop : int
-        Row numbers.
-    rows : ndarray of float32, or cupy.ndarray of float32 or float16, shape (stop - start, n_features)
-        Valid until the next tile.
-    labels, distances : ndarray or cupy.ndarray, shape (stop - start,)
-        Views into the part's `Assignment`; a search brings them up to date.
-    weights : ndarray or cupy.ndarray of int64, shape (stop - start,) or (0,)
-        Empty for weights of one.
-    previous_labels : ndarray or cupy.ndarray of int32, or None
-        Labels before `TileSearch.update`.
-    """
-
+    #: Row numbers.
     start: int
     stop: int
-    rows: Any
+    rows: Any  # float32, on a device float16 too, (stop - start, n_features): valid until the next tile
+    #: (stop - start,): views into the part's `Assignment`; a search brings them up to date.
     labels: Any
     distances: Any
-    weights: Any
-    previous_labels: Any = None
+    weights: Any  # int64 (stop - start,) or (0,): empty for weights of one
+    previous_labels: Any = None  # int32: labels before `TileSearch.update`
 
 
 class CentroidIndex(Protocol):
@@ -259,13 +239,9 @@ class TileSearch(ABC):
         What the pass is for: what is fastest depends on how much is known beforehand.
     assignment : Assignment
         Of the part, as it is when the pass begins.
-
-    Attributes
-    ----------
-    make_index : callable
-        Makes a `CentroidIndex` of centroids, a geometry and a form.
     """
 
+    #: Makes a `CentroidIndex` of centroids, a geometry and a form.
     make_index: Callable[[NDArray[np.float32], Geometry, Any], CentroidIndex]
 
     def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:

@@ -38,19 +38,10 @@ CORESET_FACTOR = POINTS_PER_CLUSTER["coreset"]
 
 @dataclass(frozen=True)
 class Seeds:
-    """A start for Lloyd.
+    """A start for Lloyd."""
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there are fewer distinct rows than clusters.
-    hints : ndarray of int32 or None
-        For each cell remembered under `run`, the centroid to try first.
-    run : str
-    """
-
-    centroids: NDArray[np.float32]
-    hints: NDArray[np.int32] | None
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN where there are fewer distinct rows than clusters
+    hints: NDArray[np.int32] | None  # for each cell remembered under `run`, the centroid to try first
     run: str
 
 
