@@ -71,9 +71,7 @@ class Geometry:
     basis_error: float = 0.0  # bound on the spectral norm by which the basis, as stored, misses orthonormality
     radius: float = 0.0  # norm up to which centered rows are brought to 16 bits; 0 for any
     spherical: bool = False  # rows and centroids have unit length (cosine)
-    precision: str = (
-        "float32"  # of the scores that propose labels on a GPU, as `Config.dtype` has it
-    )
+    precision: str = "float32"  # of the scores that propose labels on a GPU, as `Config.dtype` has it
     #: Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample, or less
     #: where rows form groups very far from each other. 0 where it is not known.
     spread: float = 0.0
