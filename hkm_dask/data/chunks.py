@@ -41,16 +41,10 @@ CHECKSUMS_FILE = "checksums"
 
 
 class ChunkWriter:
-    """Writes one chunk file row by row; see `StoredArray.writer`.
-
-    Attributes
-    ----------
-    crc : int
-        CRC-32C of the chunk, padding included; valid once the writer's context is closed.
-    """
+    """Writes one chunk file row by row; see `StoredArray.writer`."""
 
     def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
-        self.crc = 0
+        self.crc = 0  # CRC-32C of the chunk, padding included, once the writer's context is closed
         self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 

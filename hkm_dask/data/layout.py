@@ -74,7 +74,7 @@ class ArraySpec:
     (3, 12, 52, (8, 10))
     """
 
-    shape: tuple[int, ...]  # shape of the array
+    shape: tuple[int, ...]
     dtype: np.dtype  # type of the elements, in native byte order; ``object`` for variable-length strings
     chunk_rows: int  # rows in one storage chunk; the last chunk is padded to as many on disk
     #: Whether every chunk ends with a CRC-32C. A missing chunk of such an array is a loss, not a fill value.

@@ -32,7 +32,7 @@ _HEADER_BYTES = 1024
 class NpyHeader:
     """What the header of a `.npy` file promises."""
 
-    shape: tuple[int, ...]  # shape of the array
+    shape: tuple[int, ...]
     dtype: np.dtype  # as stored, byte order included
     fortran_order: bool  # whether columns are contiguous
     offset: int  # bytes before the data

@@ -136,10 +136,6 @@ def run_demo(
     memory_limit : int, optional
         Bytes that one worker may hold.
 
-    Returns
-    -------
-    DemoSummary
-
     Raises
     ------
     InputError

@@ -360,10 +360,6 @@ def run_steps(
     iterations : callable
         Gets a level, from 1, whether it is resampled, and its settings: how many iterations a k-means there makes.
 
-    Returns
-    -------
-    list of Step
-
     Examples
     --------
     >>> levels = [Level(n_clusters=100, n_resamples=1, max_iter=10), Level(n_clusters=10, n_resamples=0)]

@@ -29,8 +29,8 @@ STREAM_MAGIC = b"\xff\xff\xff\xff"
 class TableFile(ABC):
     """One file of a table; cheap to pickle."""
 
-    path: Path  # the file
-    schema: pa.Schema  # its columns
+    path: Path
+    schema: pa.Schema
     bounds: np.ndarray  # int64: first row of every group, where reading can begin, and the number of rows
 
     def __init__(self, path: Path) -> None:

@@ -33,16 +33,7 @@ _TRANSFORM_BYTES = 16 << 20
 
 
 class Clusterer(ClusterMixin, BaseEstimator):
-    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs.
-
-    Attributes
-    ----------
-    metric : {"l2", "cosine"}
-    random_state : int, numpy.random.RandomState or None
-    client : distributed.Client or None
-    memory_limit : int, str or None
-    work_dir : path or None
-    """
+    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs."""
 
     metric: str
     random_state: Any

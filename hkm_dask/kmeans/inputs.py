@@ -71,10 +71,6 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         of the runner's budget, else block by block into a file in its work folder.
     runner : Runner
 
-    Yields
-    ------
-    Rows
-
     Raises
     ------
     InputError
@@ -175,10 +171,6 @@ def like_input(answer: Any, x: xr.DataArray, column: str | None, name: str) -> x
         What to call the second dimension, if there is one.
     name : str
         Of the answer.
-
-    Returns
-    -------
-    xarray.DataArray
 
     Examples
     --------

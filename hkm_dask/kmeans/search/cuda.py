@@ -168,10 +168,6 @@ class CudaIndex:
     form : str, default "fused"
         One of `FORMS`.
 
-    Attributes
-    ----------
-    unit : int
-        Columns of a unit of scores in the fused search: 1, 2 or 4.
     """
 
     def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:

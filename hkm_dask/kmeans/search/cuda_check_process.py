@@ -72,13 +72,7 @@ class UntoldError(Exception):
 
 
 class CheckProcess:
-    """Checks on a device, in their order, by one process or, where forms are at fault, by several in turn.
-
-    Parameters
-    ----------
-    device : int
-    checks : sequence of Check
-    """
+    """Checks on a device, in their order, by one process or, where forms are at fault, by several in turn."""
 
     def __init__(self, device: int, checks: Sequence[Check]) -> None:
         self._device, self._left = device, list(checks)

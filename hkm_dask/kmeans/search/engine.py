@@ -80,37 +80,22 @@ class CentroidIndex(Protocol):
 
 
 class Engine(ABC):
-    """Where a worker computes.
+    """Where a worker computes."""
 
-    Attributes
-    ----------
-    xp : module
-        ``numpy`` or ``cupy``.
-    cache : BlockCache
-        What the worker remembers of blocks and parts, in the memory it computes in.
-    made : RecentCache
-        What is made of centroids, once per process.
-    busy_rows : int
-        Rows that a search should be given to keep a thread, or a device, busy.
-    walked_rows : int
-        Rows of which each is compared with all before it sooner than they are halved and searched.
-    label_distances, add_rows, move_rows : callable
-        Those of `cpu_kernels`, for arrays of the engine.
-    accept_in_order : callable
-        Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
-    """
-
-    xp: ModuleType
-    cache: BlockCache
-    busy_rows: int
-    walked_rows: int
+    xp: ModuleType  # NumPy or CuPy
+    cache: BlockCache  # what the worker remembers of blocks and parts, in the memory it computes in
+    busy_rows: int  # that a search should be given to keep a thread, or a device, busy
+    walked_rows: int  # of which each is compared with all before it sooner than they are halved and searched
+    #: Those of `cpu_kernels`, for arrays of the engine.
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
+    #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
 
     def __init__(self) -> None:
-        # What the last few passes used is enough: memory given back is used again, fresh pages cost time.
+        # Things made of centroids, once per process. What the last few passes used is enough: memory given back is used
+        # again, fresh pages cost time.
         self.made = RecentCache(most_bytes=_MADE_BYTES)
 
     # -- arrays --------------------------------------------------------------------------------------------------------
