@@ -29,10 +29,8 @@ class Work:
     synchronizations: float = 0.0
     rounds: float = 0.0  # times that tasks are handed out and their results taken
     store_bytes: float = 0.0  # read from and written to stores by one thread, with checksums
-    #: Of one thread: operations of products, operations in float64 on distances measured one by one, bytes it passes
-    #: over, and items it sorts or chooses among.
+    #: Of one thread: operations of products, bytes it passes over, and items it sorts or chooses among.
     thread_products: float = 0.0
-    thread_measured: float = 0.0
     thread_bytes: float = 0.0
     thread_items: float = 0.0
     #: The same, of all processors together.
@@ -68,7 +66,6 @@ class Rates:
     #: Of one thread.
     store: float
     thread_product: float
-    thread_measured: float
     thread_bytes: float
     thread_items: float
     n_processors: int
@@ -88,8 +85,7 @@ class Rates:
         device = work.products / search + work.measured / self.measured + work.device_bytes / self.memory
         starting = work.launches * self.launch + work.synchronizations * self.synchronization
         thread = work.thread_products / self.thread_product + work.thread_bytes / self.thread_bytes
-        thread += work.thread_measured / self.thread_measured + work.thread_items / self.thread_items
-        thread += work.store_bytes / self.store
+        thread += work.thread_items / self.thread_items + work.store_bytes / self.store
         shared = work.shared_products / self.thread_product + work.shared_bytes / self.thread_bytes
         shared += work.shared_items / self.thread_items
         spent = max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
@@ -100,7 +96,6 @@ class Rates:
 #: An H200 beside 16 processors. Predictions of a model (± 25 %), not measurements.
 H200 = Rates(
     product=790e12, search_share=((128, 0.57), (384, 0.66), (1024, 0.76)), measured=10e12, memory=4.8e12, link=55e9,
-    launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_measured=5e9,
-    thread_bytes=5e9,
+    launch=10e-6, synchronization=50e-6, round=5e-3, store=1.15e9, thread_product=1e11, thread_bytes=5e9,
     thread_items=2e7, n_processors=16,
 )  # fmt: skip

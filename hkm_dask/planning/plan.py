@@ -142,9 +142,8 @@ def make_plan(
     of_ranges = dict[int, float]()
     if workers.gpu is not None:
         on_devices = RowShape(
-            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.structure, workers.n_workers, 1.0 - stays,
-            1.0 - resident,
-        )  # fmt: skip
+            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers, 1.0 - stays, 1.0 - resident
+        )
         besides = _range_steps(config, on_devices, n_ranges, iterations)
         of_ranges = _by_level(_gpu_seconds(besides, workers, rows.n_features))
         times = dict.fromkeys(BOUNDS, _gpu_seconds([*steps, *besides], workers, rows.n_features))
@@ -184,7 +183,7 @@ def _steps(
     config: Config, rows: Rows, workers: Workers, iterations: Iterations, sent: float = 0.0, read: float = 0.0
 ) -> list[Step]:
     return run_steps(
-        rows.n_rows, rows.n_features, rows.dtype, config.levels, structure=workers.structure,
+        rows.n_rows, rows.n_features, rows.dtype, config.levels, kernels="new" if workers.gpu else "none",
         start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, sent=sent, read=read,
         iterations=iterations,
     )  # fmt: skip
@@ -255,7 +254,7 @@ def _units(shape: dict[str, Any]) -> float:
 
 
 def _flops(work: Work) -> float:
-    return work.products + work.thread_products + work.shared_products + work.measured + work.thread_measured
+    return work.products + work.thread_products + work.shared_products + work.measured
 
 
 def _passes_over_all(steps: Iterable[Step]) -> int:
