@@ -138,7 +138,7 @@ class AssignAndAddByRanges:
         assignment = nearest_by_ranges(part, engine, self.centroids, self.geometry, "lloyd")
         weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
         inertia = self.geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
-        inertia.add(assignment.distances, None if weights is None else engine.put(weights))
+        inertia.add(assignment.distances, None if weights is None else engine.put(weights), engine.add_limbs)
         counts, files = [], []
         for number, (first, stop) in enumerate(itertools.pairwise(self.centroids.offsets)):
             # Nothing of a range is held while the next one is added up.

@@ -76,6 +76,7 @@ class CudaEngine(Engine):
     label_distances = staticmethod(cuda_kernels.label_distances)
     add_rows = staticmethod(cuda_kernels.add_rows)
     move_rows = staticmethod(cuda_kernels.move_rows)
+    add_limbs = staticmethod(cuda_kernels.add_limbs)
     accept_in_order = staticmethod(cuda_kernels.accept_in_order)
 
     def __init__(self) -> None:

@@ -21,7 +21,7 @@ from hkm_dask.compute.backend import to_host, to_module
 from hkm_dask.compute.block_cache import BlockCache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
-from hkm_dask.kmeans.search.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
@@ -90,6 +90,8 @@ class Engine(ABC):
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
+    #: Adds distances to their exact sum; see `FixedPointSum.add`.
+    add_limbs: Callable[..., None] = staticmethod(add_limbs)
     #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
 
@@ -333,7 +335,7 @@ def fold(
         tile_weights = no_weights if part_weights is None else engine.put(part_weights[local])
         tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
         search(tile)
-        total.add(tile.distances, tile.weights)
+        total.add(tile.distances, tile.weights, engine.add_limbs)
         if consume is not None:
             consume(tile)
     return total
