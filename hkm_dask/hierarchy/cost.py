@@ -99,6 +99,10 @@ class RowShape:
     sent: float = 0.0
     read: float = 0.0
 
+    def above(self, level: Level) -> RowShape:
+        """Rows of the next level: the centroids of this one."""
+        return replace(self, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
+
     @property
     def own(self) -> int:
         """Rows of one worker."""
@@ -336,5 +340,5 @@ def run_steps(
     ]
     for t, level in enumerate(levels, 1):
         steps += _level(t, rows, level, iterations, kernels)
-        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
+        rows = rows.above(level)
     return [*steps, Step(0, "sample", "sample", Work(thread_items=float(n_rows), store_bytes=8.0 * n_rows))]

@@ -6,19 +6,20 @@ of the event ``run_started``, work is that of `hierarchy.cost`, and units those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, limit_mib
-from hkm_dask.config import Config
+from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu_operand import operand_bytes
 from hkm_dask.planning.files import FileBytes, level_files
 from hkm_dask.planning.processor_rates import Calibration
-from hkm_dask.planning.processor_work import Course, Part, Table, run_parts
+from hkm_dask.planning.processor_work import Part, Table, run_parts
 from hkm_dask.planning.ranges import range_files, range_parts, range_steps
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import Workers
@@ -138,23 +139,23 @@ def make_plan(
     iterations = all_iterations if calibration is None else calibration.iterations_of
     steps = _steps(config, rows, workers, iterations, sent=1.0 - stays, read=1.0 - resident)
     alone = _steps(config, rows, replace(workers, n_workers=1), iterations)
-    times: dict[str, Times] = {}
-    of_ranges = dict[int, float]()
-    if workers.gpu is not None:
+    times, of_ranges = dict[str, Times](), Times()
+    if (rates := workers.rates) is not None:
         on_devices = RowShape(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers, 1.0 - stays, 1.0 - resident
         )
-        besides = _range_steps(config, on_devices, n_ranges, iterations)
-        of_ranges = _by_level(_gpu_seconds(besides, workers, rows.n_features))
-        times = dict.fromkeys(BOUNDS, _gpu_seconds([*steps, *besides], workers, rows.n_features))
+        besides = _in_ranges(config, on_devices, n_ranges, partial(range_steps, iterations=iterations))
+
+        def seconds(step: Step) -> float:
+            return float(rates.seconds(step.work, rows.n_features))
+
+        times, of_ranges = dict.fromkeys(BOUNDS, _add_up([*steps, *besides], seconds)), _add_up(besides, seconds)
     elif calibration is not None:
         table = Table(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
             kept=keeps_rotated, read=1.0 - resident, runner=runner,
         )  # fmt: skip
-        times = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
-        besides_parts = _range_parts(config, table, n_ranges, calibration.course())
-        of_ranges = _by_level(_seconds_of(besides_parts, workers, calibration))
+        times, of_ranges = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
     levels = []
     for t, shape in enumerate(plans, 1):
         mine = [step for step in steps if step.level == t]
@@ -168,7 +169,7 @@ def make_plan(
                 {bound: spent.get(t, {}) for bound, spent in times.items()} or None, files,
                 0.0 if shape["n_ranges"] > 1
                 else 12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
-                sum(more.values(), FileBytes()), of_ranges.get(t) if times else None,
+                sum(more.values(), FileBytes()), sum(of_ranges[t].values()) if t in of_ranges else None,
             )
         )  # fmt: skip
     other = times["seconds"].get(0, {}) if times else {}
@@ -189,61 +190,41 @@ def _steps(
     )  # fmt: skip
 
 
-def _range_steps(config: Config, rows: RowShape, n_ranges: list[int], iterations: Iterations) -> list[Step]:
-    """Steps that there are because clusters are shared out."""
-    steps: list[Step] = []
+def _in_ranges(
+    config: Config, rows: Any, n_ranges: list[int], besides: Callable[[int, Any, Level, int], Iterable[Any]]
+) -> list[Any]:
+    """Steps, or parts, that there are because clusters are shared out."""
+    found: list[Any] = []
     for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
-        steps += range_steps(t, rows, level, n, iterations)
-        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
-    return steps
+        found += besides(t, rows, level, n)
+        rows = rows.above(level)
+    return found
 
 
-def _range_parts(config: Config, table: Table, n_ranges: list[int], course: Course) -> list[Part]:
-    """Parts that there are because clusters are shared out."""
-    parts: list[Part] = []
-    for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
-        parts += range_parts(t, table, level, n, course)
-        table = replace(table, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
-    return parts
-
-
-def _by_level(times: Times) -> dict[int, float]:
-    return {t: sum(of_level.values()) for t, of_level in times.items()}
-
-
-def _gpu_seconds(steps: Iterable[Step], workers: Workers, n_features: int) -> Times:
-    """Seconds by level and phase, at the rates of a data sheet."""
-    rates, spent = workers.rates, Times()
-    assert rates is not None
-    for step in steps:
-        of_level = spent.setdefault(step.level, {})
-        of_level[step.phase] = of_level.get(step.phase, 0.0) + float(rates.seconds(step.work, n_features))
-    return spent
-
-
-def _seconds_of(parts: Iterable[Part], workers: Workers, calibration: Calibration) -> Times:
-    """Seconds by level and phase, at measured rates."""
+def _add_up(pieces: Iterable[Step | Part], seconds: Callable[[Any], float]) -> Times:
+    """Seconds of steps, or of parts, by level and phase."""
     spent = Times()
-    for part in parts:
-        of_level = spent.setdefault(part.level, {})
-        of_level[part.phase] = of_level.get(part.phase, 0.0) + workers.seconds(part, calibration)
+    for one in pieces:
+        of_level = spent.setdefault(one.level, {})
+        of_level[one.phase] = of_level.get(one.phase, 0.0) + seconds(one)
     return spent
 
 
 def _processor_seconds(
     config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int, n_ranges: list[int]
-) -> dict[str, Times]:
-    """Seconds by level and phase, by how far each k-means goes."""
+) -> tuple[dict[str, Times], Times]:
+    """Seconds by how far each k-means goes; and those of ranges, where it goes as far as expected."""
     courses = {
-        "seconds": calibration.course(), "at_least": calibration.course("fewest"),
-        "likely_at_most": calibration.course("most"), "at_most": calibration.capped,
+        "at_least": calibration.course("fewest"), "likely_at_most": calibration.course("most"),
+        "at_most": calibration.capped, "seconds": calibration.course(),
     }  # fmt: skip
+    seconds = partial(workers.seconds, calibration=calibration)
     times: dict[str, Times] = {}
     for bound, course in courses.items():
         parts = run_parts(table, config.levels, course, n_total=n_total)
-        besides = _range_parts(config, table, n_ranges, course)
-        times[bound] = _seconds_of([*parts, *besides], workers, calibration)
-    return times
+        besides = _in_ranges(config, table, n_ranges, partial(range_parts, course=course))
+        times[bound] = _add_up([*parts, *besides], seconds)
+    return times, _add_up(besides, seconds)
 
 
 def _units(shape: dict[str, Any]) -> float:

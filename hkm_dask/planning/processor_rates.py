@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -87,10 +86,9 @@ class Calibration:
         """A k-means that makes all the iterations it may."""
         return float(level.max_iter), self.course()(number, resampled, level)[1]
 
-    def seconds_of(self, part: Part, extra: Mapping[str, float] | None = None) -> float:
+    def seconds_of(self, part: Part) -> float:
         """Seconds of a part on a machine like this one."""
-        costs = {**self.costs, **(extra or {})}
-        return sum(amount * costs.get(unit, 0.0) for unit, amount in part.units.items())
+        return sum(amount * self.costs.get(unit, 0.0) for unit, amount in part.units.items())
 
 
 def rates_file() -> Path:
