@@ -39,17 +39,7 @@ class Pieces:
 
 
 class PieceRows(Rows):
-    """Rows of shared arrays, one after the other, each named by the number of its first row.
-
-    Parameters
-    ----------
-    store : SharedArrayStore
-    name : str
-        The array that begins with row `start` is ``f"{name}-{start}"``.
-    starts : ndarray of int64, shape (n_pieces,)
-        Sorted; the first is 0.
-    shape : (int, int)
-    dtype : np.dtype
+    """Rows of `Pieces`, which begin at those of the numbers `starts`: sorted ones, the first 0.
 
     Examples
     --------

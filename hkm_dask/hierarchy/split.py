@@ -30,7 +30,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.checkpoint import Checkpoints
-from hkm_dask.hierarchy.level_arrays import copy_centroids
+from hkm_dask.hierarchy.level_arrays import Readable, copy_centroids
 from hkm_dask.hierarchy.regroup import regrouped
 from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
@@ -43,14 +43,11 @@ _BATCHES_PER_ROUND = 4
 Batch = tuple[int, NDArray[np.int64], int | None]
 
 
-class _Table(Protocol):
+class _Table(Readable, Protocol):
     """A table of which tasks write rows, and read them."""
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write rows from number `start` on."""
-
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Read rows."""
 
 
 @dataclass(frozen=True)
