@@ -168,14 +168,8 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int)
     """Bytes of labeling rows and picking members of each cluster.
 
     While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, which go to
-    files where they are many. A task holds few when it chooses from what all parts picked.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of this worker.
-    n_picked : int
-        Members that this worker's tasks pick.
+    files where they are many. A task holds few when it chooses from what all parts picked. Rows, and members that are
+    picked, are those of this worker.
 
     Examples
     --------

@@ -36,14 +36,8 @@ _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
 class RecentCache:
     """Things made of shared arrays, each made once per process while it is in use.
 
-    Those used longest ago go when all together take more than `limit` bytes; the `n_least` used last stay in any case,
-    since a pass over many tiles asks for them again and again.
-
-    Parameters
-    ----------
-    n_least : int, default 5
-    most_bytes : int, optional
-        Bytes that this cache may take, where that is less than `limit`.
+    Those used longest ago go when all together take more than `limit` bytes, or `most_bytes` where that is less; the
+    `n_least` used last stay in any case, since a pass over many tiles asks for them again and again.
 
     Examples
     --------

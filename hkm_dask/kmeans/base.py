@@ -155,21 +155,9 @@ def _label_block(
 
 
 def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
-    """Refuse weights that are none.
+    """Weights as float64 (n_samples,), if there are any.
 
-    Parameters
-    ----------
-    sample_weight : array-like of shape (n_samples,), float or None
-    n_samples : int
-
-    Returns
-    -------
-    ndarray of float64, shape (n_samples,), or None
-
-    Raises
-    ------
-    InputError
-        Of another shape, negative, not finite, or zero altogether.
+    InputError where they are of another shape, negative, not finite, or zero altogether.
     """
     if sample_weight is None:
         return None

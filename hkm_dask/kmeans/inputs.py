@@ -81,7 +81,7 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         return
     x = _checked(x)
     if runner.fits_in_memory(x.nbytes):
-        yield ArrayRows(to_host(x.compute(scheduler="threads", num_workers=runner.n_threads)), "Dask array")
+        yield ArrayRows(to_host(x.compute(**runner.scheduler)), "Dask array")
         return
     path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"
     try:

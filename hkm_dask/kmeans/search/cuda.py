@@ -159,16 +159,9 @@ class RowList:
 
 
 class CudaIndex:
-    """A set of centroids on the device, made ready to be searched; see `cpu.CpuIndex`.
+    """A set of centroids on the device, made ready to be searched in a form; see `cpu.CpuIndex`.
 
-    Parameters
-    ----------
-    centroids : ndarray or cupy.ndarray of float32, shape (n_clusters, n_features)
-        Rows of NaN are slots without a centroid and are never found.
-    geometry : Geometry
-    form : str, default "fused"
-        One of `FORMS`.
-
+    They are float32 (n_clusters, n_features) on either side; rows of NaN are slots without one and are never found.
     """
 
     def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused") -> None:

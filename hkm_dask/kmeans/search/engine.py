@@ -217,15 +217,8 @@ class Engine(ABC):
 class TileSearch(ABC):
     """Finds the nearest centroids of a part's tiles, in the form that is fastest for these rows.
 
-    Parameters
-    ----------
-    engine : Engine
-    part : Part
-    geometry : Geometry
-    phase : str
-        What the pass is for: what is fastest depends on how much is known beforehand.
-    assignment : Assignment
-        Of the part, as it is when the pass begins.
+    That depends on how much is known beforehand: on the phase that the pass belongs to, and on the assignment of the
+    part when it begins.
     """
 
     #: Makes a `CentroidIndex` of centroids, a geometry and a form.
