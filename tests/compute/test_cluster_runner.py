@@ -26,6 +26,7 @@ from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -51,6 +52,12 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 def blobs(n: int, d: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.normal(size=(n, d)) + 3 * rng.normal(size=(12, d))[rng.integers(0, 12, n)]).astype("f4")
+
+
+def test_a_planned_cluster_cuts_passes_as_the_workers_do(workers: ClusterRunner) -> None:
+    with PlannedRunner(workers.n_workers, workers.threads_per_worker, 1 << 30, is_cluster=True) as planned:
+        for flops in (1e6, 1e8, 3e9, 1e12):
+            assert planned.n_parts(flops) == workers.n_parts(flops)
 
 
 def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> None:
