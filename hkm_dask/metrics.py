@@ -115,7 +115,7 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
     Parameters
     ----------
     classes : array-like of int, shape (n_clusters,)
-        Class of each cluster, as `nearest_class` finds it.
+        Class of each cluster.
     sizes : array-like of int, shape (n_clusters,)
         Samples in each cluster.
     n_classes : int
@@ -141,51 +141,6 @@ def clusters_per_class(classes: ArrayLike, sizes: ArrayLike, n_classes: int) -> 
     totals = np.bincount(np.asarray(classes), weights=weights, minlength=n_classes)
     mean = np.divide(totals, counts, out=np.full(n_classes, np.nan), where=counts > 0)
     return ClassClusters(n_clusters=counts, mean_size=mean)
-
-
-def nearest_class(
-    centroids: NDArray[np.floating], embeddings: NDArray[np.floating], labels: ArrayLike, *, n_neighbors: int = 10
-) -> NDArray[np.int64]:
-    """Give each centroid the most common class among its nearest labeled samples (arXiv:2405.15613 Fig. 4).
-
-    Parameters
-    ----------
-    centroids : ndarray, shape (n_clusters, n_features)
-    embeddings : ndarray, shape (n_samples, n_features)
-        The labeled samples.
-    labels : array-like of int, shape (n_samples,)
-    n_neighbors : int, default=10
-        Samples that vote; the nearer class wins a tie.
-
-    Returns
-    -------
-    ndarray of int64, shape (n_clusters,)
-
-    Raises
-    ------
-    InputError
-        When there are fewer samples than should vote, or not one label per sample.
-
-    Examples
-    --------
-    >>> samples = np.array([[0.0], [0.1], [0.2], [5.0], [5.1]])
-    >>> nearest_class(np.array([[0.3], [4.0]]), samples, [0, 0, 0, 1, 1], n_neighbors=2)
-    array([0, 1])
-    """
-    from sklearn.neighbors import NearestNeighbors
-
-    classes = np.asarray(labels)
-    problems = []
-    if classes.shape != (len(embeddings),):
-        problems.append(f"labels={classes.shape} should have the shape ({len(embeddings)},); give one per sample")
-    if not 1 <= n_neighbors <= len(embeddings):
-        problems.append(f"n_neighbors={n_neighbors} should be in 1…{len(embeddings)}; as many samples are labeled")
-    if problems:
-        raise InputError(problems)
-    near = NearestNeighbors(n_neighbors=n_neighbors).fit(embeddings)
-    votes = classes[near.kneighbors(centroids, return_distance=False)]
-    counts = (votes[:, :, None] == votes[:, None, :]).sum(axis=2)
-    return votes[np.arange(len(votes)), counts.argmax(axis=1)].astype(np.int64)
 
 
 def _count_classes(labels: ArrayLike, n_classes: int) -> NDArray[np.int64]:

@@ -167,6 +167,11 @@ def test_a_runner_is_asked_what_it_can_do_not_what_it_is() -> None:
     calls = [(module, node) for module, nodes in outside("compute/") for node in nodes if isinstance(node, ast.Call)]
     asked = [(module, ast.unparse(call)) for module, call in calls if ast.unparse(call.func) == "isinstance"]
     assert not [(module, call) for module, call in asked if "Runner" in call.partition(",")[2]]
+    compared = [
+        (module, node) for module, nodes in outside("compute/") for node in nodes if isinstance(node, ast.Compare)
+    ]
+    clients = [(module, text) for module, node in compared if ".client is " in (text := ast.unparse(node))]
+    assert not [(module, text) for module, text in clients if not text.startswith("self.client ")]
 
 
 def test_a_file_can_be_read_in_one_sitting() -> None:

@@ -294,7 +294,7 @@ def client() -> Iterator[Client]:
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make little work worth a round of tasks."""
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 

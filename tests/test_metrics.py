@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import entropy
 
 from hkm_dask.errors import InputError
-from hkm_dask.metrics import class_balance, clusters_per_class, gini, nearest_class
+from hkm_dask.metrics import class_balance, clusters_per_class, gini
 
 classes = st.lists(st.integers(0, 5), min_size=1, max_size=60)
 
@@ -56,15 +56,3 @@ def test_clusters_of_a_class_are_counted_with_their_mean_size() -> None:
     np.testing.assert_array_equal(found.mean_size, [7, np.nan, 3, np.nan])
     with pytest.raises(InputError, match="one size per cluster"):
         clusters_per_class([0, 1], [1], 2)
-
-
-def test_the_commonest_class_wins_and_the_nearest_breaks_ties() -> None:
-    samples = np.array([[0.0], [1.0], [2.0], [3.0]])
-    centroids = np.array([[0.4], [2.9]])
-    assert nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=1).tolist() == [1, 2]
-    assert nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=2).tolist() == [1, 2]  # ties
-    assert nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=3).tolist() == [0, 0]
-    with pytest.raises(InputError, match="n_neighbors=5"):
-        nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=5)
-    with pytest.raises(InputError, match="one per sample"):
-        nearest_class(centroids, samples, [1, 0], n_neighbors=1)

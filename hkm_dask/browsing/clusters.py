@@ -23,11 +23,6 @@ class Clusters:
     """A tree, asked about one cluster at a time.
 
     The tree itself is the only cluster of the level above the top: `root`.
-
-    Parameters
-    ----------
-    tree : xarray.DataTree
-        From `open_hierarchy`.
     """
 
     def __init__(self, tree: xr.DataTree) -> None:

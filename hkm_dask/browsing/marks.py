@@ -18,18 +18,9 @@ _MAX_UNDO = 1000
 
 
 class Marks:
-    """Weights of clusters that were marked, with undo; they begin with those of the file, where it is there.
+    """Weights of clusters that were marked, with undo, saved to a file; they begin with what it has, if it is there.
 
-    Parameters
-    ----------
-    clusters : Clusters
-    path : path-like
-        Where to save them.
-
-    Raises
-    ------
-    InputError
-        The file is something else, or names clusters that the tree has not.
+    InputError where the file is something else, or names clusters that the tree has not.
     """
 
     def __init__(self, clusters: Clusters, path: str | os.PathLike[str]) -> None:

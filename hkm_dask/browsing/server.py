@@ -51,15 +51,7 @@ _NUMBERS = {"start": int, "n": int, "row": int, "level": int, "size": int, "weig
 
 
 class Server(ThreadingHTTPServer):
-    """Serves the page of a tree until it is closed.
-
-    Attributes
-    ----------
-    url : str
-        Address of the page, with its token.
-    anywhere : bool
-        Other machines reach it, by whatever name they have for this one.
-    """
+    """Serves the page of a tree until it is closed."""
 
     daemon_threads = True
 
@@ -72,6 +64,7 @@ class Server(ThreadingHTTPServer):
         super().__init__((host, port), _Handler)
         # What was asked for may be a name, or one of many ways to write an address; what is listened at is plain.
         bound = ip_address(str(self.server_address[0]).partition("%")[0])
+        #: Other machines reach it, by whatever name they have for this one.
         self.anywhere = not bound.is_loopback
         shown = socket.gethostname() if bound.is_unspecified else f"[{host}]" if ":" in host else host
         self.hosts = {*LOOPBACK, shown.lower()}

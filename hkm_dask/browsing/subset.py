@@ -13,13 +13,7 @@ _BLOCK_ROWS = 2**20
 
 
 class Subset:
-    """Rows of a subset, counted in every cluster; a row that comes twice counts twice.
-
-    Attributes
-    ----------
-    n_samples : int
-        Rows of the subset that the tree has a cluster for.
-    """
+    """Rows of a subset, counted in every cluster; a row that comes twice counts twice."""
 
     def __init__(self, rows: NDArray[np.int64], clusters: Clusters) -> None:
         n_clusters, arrays = clusters.n_clusters, clusters.arrays
@@ -28,7 +22,7 @@ class Subset:
             labels = arrays.take(1, "labels", rows[start : start + _BLOCK_ROWS])
             counts += np.bincount(labels[labels >= 0], minlength=n_clusters[0])
         self._counts = arrays.sums(counts)
-        self.n_samples = int(self._counts[-1].sum())
+        self.n_samples = int(self._counts[-1].sum())  # that the tree has a cluster for
 
     def count(self, cluster: Cluster) -> int:
         """Rows of the subset below a cluster, or of all where it is the root."""

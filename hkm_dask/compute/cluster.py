@@ -136,10 +136,6 @@ def connect(
     memory_limit : int or str, optional
         What one worker may hold, in bytes or as ``"4GiB"``.
 
-    Yields
-    ------
-    Runner
-
     Raises
     ------
     InputError

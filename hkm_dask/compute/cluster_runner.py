@@ -44,12 +44,6 @@ _WORKERS_COME_WITHIN = 30
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Seconds of a pass after which workers are asked how fast they are.
 _LONG_PASS = 2.0
-#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
-_ROUND_TRIP_FLOPS = 2e9
-#: Rounds of tasks that a pass takes the time of, beyond which what one task for all passes saves of it is little.
-_ONE_HOST_ROUNDS = 32
-#: Bytes of rows beyond which a computation is never squeezed into one task.
-_ONE_TASK_BYTES = 256 << 20
 _WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
 
 
@@ -70,7 +64,7 @@ class ClusterRunner(Runner):
     """
 
     client: Client
-    holds_numbers = False
+    in_process = False
 
     def __init__(self, client: Client, work_dir: str | os.PathLike[str] | None = None) -> None:
         self.client = client
@@ -179,10 +173,6 @@ class ClusterRunner(Runner):
             return placed
         return rows
 
-    def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
-        """See `Runner.fits_in_memory`; what lies in this process is in no worker's memory."""
-        return False
-
     def prepare(self, begin: Callable[[], None]) -> None:
         """See `Runner.prepare`."""
         if self.device_budget is not None:
@@ -190,10 +180,6 @@ class ClusterRunner(Runner):
 
     def make_room_for(self, stage: StageBytes) -> None:
         """See `Runner.make_room_for`; this process remembers nothing about rows."""
-
-    def fits_one_task(self, flops: float, n_bytes: int, stage: StageBytes) -> bool:
-        """See `Runner.fits_one_task`."""
-        return fits_one_task(self, flops, n_bytes, stage)
 
     @contextmanager
     def span(self, name: str) -> Iterator[None]:
@@ -225,9 +211,6 @@ class ClusterRunner(Runner):
         on; the underscores see to that, and the name of the stage that Dask derives does not have them.
         """
         return "_" * depth + super()._name("-".join([stage, *(name.replace(" ", "") for name in self._spans)]))
-
-    def _task_flops(self) -> float:
-        return _ROUND_TRIP_FLOPS
 
     @property
     def n_cuts(self) -> int:
@@ -366,18 +349,6 @@ class ClusterRunner(Runner):
             return [self.client.submit(_finish, combine, finish, futures, key=key, pure=False)]
 
         return self._collect(submit_all, items, stage)[0]
-
-
-def fits_one_task(runner: Runner, flops: float, n_bytes: int, stage: StageBytes) -> bool:
-    """Tell whether workers are better off with one task; see `Runner.fits_one_task`.
-
-    All threads take a round of tasks a pass besides, those of one host do not.
-    """
-    n_others = runner.n_threads - runner.n_threads_alone
-    n_rounds = min(_ONE_HOST_ROUNDS, runner.n_threads / n_others if n_others else _ONE_HOST_ROUNDS)
-    is_faster = flops < n_rounds * runner.n_threads_alone * _ROUND_TRIP_FLOPS
-    budget = runner.memory_budget
-    return is_faster and n_bytes < min(_ONE_TASK_BYTES, budget // 4) and n_bytes + stage.total() <= budget
 
 
 def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:

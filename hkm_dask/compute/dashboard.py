@@ -57,10 +57,6 @@ class EventSender:
     """Sends what happens in this process to the scheduler, a few times a second at most, until it is closed.
 
     Of several for one client only the first one sends. Nothing waits for it, and what fails is dropped.
-
-    Parameters
-    ----------
-    client : distributed.Client
     """
 
     def __init__(self, client: Client) -> None:

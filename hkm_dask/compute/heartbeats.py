@@ -35,10 +35,6 @@ class HeartbeatWatch:
 
     It looks from the event loop of the client, so it does not matter what waits for such a worker. What becomes of the
     worker is up to the scheduler, which restarts or drops it after its ``worker-ttl``.
-
-    Parameters
-    ----------
-    client : distributed.Client
     """
 
     def __init__(self, client: Client) -> None:

@@ -168,14 +168,8 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int)
     """Bytes of labeling rows and picking members of each cluster.
 
     While a task picks, a row has a key, its copy and a mark; a member has a key, a label and a row number, which go to
-    files where they are many. A task holds few when it chooses from what all parts picked.
-
-    Parameters
-    ----------
-    n_rows : int
-        Rows of this worker.
-    n_picked : int
-        Members that this worker's tasks pick.
+    files where they are many. A task holds few when it chooses from what all parts picked. Rows, and members that are
+    picked, are those of this worker.
 
     Examples
     --------
@@ -400,21 +394,11 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, r
 
 @dataclass(frozen=True)
 class TaskPlan:
-    """How a stage is run within a budget.
+    """How a stage is run within a budget."""
 
-    Attributes
-    ----------
-    n_tasks : int
-        Tasks of one worker at once.
-    block_bytes : int
-        Bytes of a block of rows, at most; a storage chunk at least.
-    resident_bytes : int
-        Bytes of blocks, and of what is remembered about rows, that may stay.
-    """
-
-    n_tasks: int
-    block_bytes: int
-    resident_bytes: int
+    n_tasks: int  # tasks of one worker at once
+    block_bytes: int  # bytes of a block of rows, at most; a storage chunk at least
+    resident_bytes: int  # bytes of blocks, and of what is remembered about rows, that may stay
 
 
 def plan_tasks(

@@ -16,24 +16,12 @@ _UNEVEN_BLOCKS = 8
 
 @dataclass(frozen=True)
 class Part:
-    """A run of blocks that one task folds.
+    """A run of blocks that one task folds."""
 
-    Attributes
-    ----------
-    rows : Rows
-        Where the rows come from.
-    bounds : tuple of int
-        Block boundaries, the first and the last included.
-    budget : int
-        Bytes the process may keep of rows and of what it remembers about them.
-    n_own : int, optional
-        Rows of all parts of that process; all there are by default.
-    """
-
-    rows: Rows
-    bounds: tuple[int, ...]
-    budget: int
-    n_own: int | None = None
+    rows: Rows  # where the rows come from
+    bounds: tuple[int, ...]  # block boundaries, the first and the last included
+    budget: int  # bytes the process may keep of rows and of what it remembers about them
+    n_own: int | None = None  # rows of all parts of that process; all there are by default
 
     @property
     def start(self) -> int:

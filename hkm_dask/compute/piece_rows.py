@@ -16,20 +16,11 @@ from hkm_dask.data.rows import Rows
 
 @dataclass(frozen=True)
 class Pieces:
-    """Shared arrays of any type, one after the other, that tasks write and read.
-
-    Attributes
-    ----------
-    store : SharedArrayStore
-    name : str
-        The array that begins with row `start` is ``f"{name}-{start}"``.
-    offsets : ndarray of int64, shape (n_pieces + 1,)
-        Where each begins, and the number of all rows.
-    """
+    """Shared arrays of any type, one after the other, that tasks write and read."""
 
     store: SharedArrayStore
-    name: str
-    offsets: NDArray[np.int64]
+    name: str  # the array that begins with row `start` is ``f"{name}-{start}"``
+    offsets: NDArray[np.int64]  # (n_pieces + 1,): where each begins, and the number of all rows
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write the piece that begins with row `start`."""
@@ -48,17 +39,7 @@ class Pieces:
 
 
 class PieceRows(Rows):
-    """Rows of shared arrays, one after the other, each named by the number of its first row.
-
-    Parameters
-    ----------
-    store : SharedArrayStore
-    name : str
-        The array that begins with row `start` is ``f"{name}-{start}"``.
-    starts : ndarray of int64, shape (n_pieces,)
-        Sorted; the first is 0.
-    shape : (int, int)
-    dtype : np.dtype
+    """Rows of `Pieces`, which begin at those of the numbers `starts`: sorted ones, the first 0.
 
     Examples
     --------

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from hkm_dask.compute.block_cache import REMEMBERED_BYTES
-from hkm_dask.compute.cluster_runner import fits_one_task
 from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
@@ -31,8 +30,7 @@ class PlannedRunner(Runner):
         is_cluster: bool = False, n_threads_alone: int | None = None,
     ) -> None:  # fmt: skip
         super().__init__(n_threads=n_workers * n_threads, memory_limit=memory_limit)
-        self.n_workers, self.is_cluster = n_workers, is_cluster
-        self.holds_numbers = not is_cluster
+        self.n_workers, self.in_process = n_workers, not is_cluster
         self._n_threads_alone = n_threads_alone or n_threads
         on_device = device_memory is not None
         self.device_budget = int(DEVICE_SHARE * device_memory) if device_memory is not None else None
@@ -41,22 +39,14 @@ class PlannedRunner(Runner):
     def __enter__(self) -> PlannedRunner:
         return self
 
-    def keeps_in_files(self, n_bytes: int) -> bool:
-        """See `Runner.keeps_in_files`."""
-        return self.is_cluster or super().keeps_in_files(n_bytes)
-
     def fits_in_memory(self, n_bytes: int, beside: StageBytes | None = None) -> bool:
         """See `Runner.fits_in_memory`; devices are taken to have the room."""
-        return self.device_budget is not None or (not self.is_cluster and super().fits_in_memory(n_bytes, beside))
+        return self.device_budget is not None or super().fits_in_memory(n_bytes, beside)
 
     @property
     def n_threads_alone(self) -> int:
         """See `Runner.n_threads_alone`."""
         return self._n_threads_alone
-
-    def fits_one_task(self, flops: float, n_bytes: int, stage: StageBytes) -> bool:
-        """See `Runner.fits_one_task`."""
-        return self.is_cluster and fits_one_task(self, flops, n_bytes, stage)
 
     def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
         """How a stage over some rows is run, as `split` plans it; None where not one task fits."""

@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 
 #: Floating-point operations one thread does while a round of tasks is handed out to threads (about 2 ms).
 _HAND_OVER_FLOPS = 4e7
+#: Floating-point operations one thread does while Dask hands out a round of tasks to processes (about 60 ms).
+_ROUND_TRIP_FLOPS = 2e9
+#: Rounds of tasks that a pass takes the time of, beyond which what one task for all passes saves of it is little.
+_ONE_HOST_ROUNDS = 32
+#: Bytes of rows beyond which a computation is never squeezed into one task.
+_ONE_TASK_BYTES = 256 << 20
 #: Bytes of rows one task clusters on a device, of which it takes a small share: passes need several times as much.
 _DEVICE_BATCH_BYTES, _BATCHES_ON_A_DEVICE = 512 << 20, 16
 
@@ -147,38 +153,26 @@ class Runner:
         Bytes the process may hold, 60 % of the machine's memory by default.
     work_dir : path, optional
         Folder for what must not be held in memory; a temporary one is made when needed.
-
-    Attributes
-    ----------
-    n_threads : int
-        Threads of all workers together.
-    memory_budget : int
-        Bytes one worker may hold above what it holds when idle.
-    device_budget : int or None
-        Bytes one worker may keep on its GPU, where workers compute on GPUs.
-    n_staged : int
-        Blocks one worker has in pinned memory on their way to its GPU.
-    client : distributed.Client or None
-    dashboard : str or None
-        Address of the Dask dashboard.
-    page : str or None
-        Address of the page about runs in it.
     """
 
     client: Client | None = None
+    #: Addresses of the Dask dashboard, and of the page about runs in it.
     dashboard: str | None = None
     page: str | None = None
     n_workers = 1
-    #: Row numbers lie in memory, not in files.
-    holds_numbers = True
+    #: Tasks run in this process: what lies in its memory they have without a file.
+    in_process = True
 
     def __init__(
         self, n_threads: int | None = None, memory_limit: int | None = None, work_dir: str | Path | None = None
     ) -> None:
-        # Tasks on a device fill it, one at a time.
+        #: Threads of all workers together; tasks on a device fill it, one at a time.
         self.n_threads = n_threads or (1 if worker_device() == "cuda" else n_processors())
+        #: Bytes one worker may keep on its GPU, where workers compute on GPUs.
         self.device_budget = device_budget() if worker_device() == "cuda" else None
+        #: Blocks one worker has in pinned memory on their way to its GPU.
         self.n_staged = staging_blocks() if worker_device() == "cuda" else 0
+        #: Bytes one worker may hold above what it holds when idle.
         self.memory_budget = memory.budget_within(memory_limit or int(memory.machine_memory() * 0.6))
         self._work_dir = Path(work_dir) if work_dir is not None else None
         self._owned: list[Location] = []
@@ -221,7 +215,7 @@ class Runner:
 
     def keeps_in_files(self, n_bytes: int) -> bool:
         """Tell whether arrays that tasks hand to other tasks, of so many bytes together, are put in files."""
-        return n_bytes > min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8)
+        return not self.in_process or n_bytes > min(memory.MAX_BLOCK_BYTES, self.memory_budget // 8)
 
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:
         """Where arrays are put that tasks hand to other tasks: in files, unless `n_bytes`, of them all, are few."""
@@ -241,7 +235,7 @@ class Runner:
     def fits_in_memory(self, n_bytes: int, beside: memory.StageBytes | None = None) -> bool:
         """Tell whether this process may hold so many bytes for its tasks to read, `beside` a stage if given."""
         left = self.memory_budget - host_cache.held - (0 if beside is None else beside.total())
-        return n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
+        return self.in_process and n_bytes <= min(left, self.memory_budget // 4 - host_cache.held)
 
     def gathers_on_devices(self, some: SubsetRows, beside: memory.StageBytes | None = None) -> bool:
         """Tell whether the workers' devices keep all rows of a table and some of them besides, to be gathered there.
@@ -254,6 +248,11 @@ class Runner:
         n_host_bytes = self.input_bytes(some) + host_cache.held + (0 if beside is None else beside.total())
         fits = n_device_bytes <= RESIDENT_SHARE * self.device_budget * self.n_workers
         return fits and n_host_bytes <= self.memory_budget
+
+    @property
+    def scheduler(self) -> dict[str, Any]:
+        """Where Dask computes collections, as its functions take it: on the threads of this runner, or its workers."""
+        return {"scheduler": self.client or "threads", "num_workers": self.n_threads}
 
     def prepare(self, begin: Callable[[], None]) -> None:
         """Have what every worker begins before its rows are read begin; nothing waits for it, nor need it succeed."""
@@ -271,9 +270,14 @@ class Runner:
     def fits_one_task(self, flops: float, n_bytes: int, stage: memory.StageBytes) -> bool:
         """Tell whether a computation is better sent to one worker than made in rounds of tasks.
 
-        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows, and what the stage takes.
+        One of its passes takes so many `flops`; the worker would hold `n_bytes` of rows, and what the stage takes. All
+        threads take a round of tasks a pass besides, those of one host do not.
         """
-        return False
+        n_others = self.n_threads - self.n_threads_alone
+        n_rounds = min(_ONE_HOST_ROUNDS, self.n_threads / n_others if n_others else _ONE_HOST_ROUNDS)
+        is_faster = not self.in_process and flops < n_rounds * self.n_threads_alone * _ROUND_TRIP_FLOPS
+        budget = self.memory_budget
+        return is_faster and n_bytes < min(_ONE_TASK_BYTES, budget // 4) and n_bytes + stage.total() <= budget
 
     @contextmanager
     def on_processors(self) -> Iterator[Runner]:
@@ -337,7 +341,7 @@ class Runner:
     def memory_of_blocks(self, rows: Rows) -> tuple[int, int, int]:
         """Bytes of the least block of rows, how many a task has under way, and bytes that the rows themselves hold."""
         least_block, n_blocks, held = memory_of_staging(rows, self.n_staged)
-        return least_block, n_blocks, held if self.holds_numbers else 0
+        return least_block, n_blocks, held if self.in_process else 0
 
     def n_own(self, rows: Rows) -> int:
         """Count the rows that are one worker's."""
@@ -353,7 +357,7 @@ class Runner:
         return self.n_workers * min(self.threads_per_worker, most)
 
     def _task_flops(self) -> float:
-        return _HAND_OVER_FLOPS
+        return _HAND_OVER_FLOPS if self.in_process else _ROUND_TRIP_FLOPS
 
     def map(
         self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import os
 import threading
+import uuid
 import weakref
 from bisect import bisect_left
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,14 +36,8 @@ _caches: weakref.WeakSet[RecentCache] = weakref.WeakSet()
 class RecentCache:
     """Things made of shared arrays, each made once per process while it is in use.
 
-    Those used longest ago go when all together take more than `limit` bytes; the `n_least` used last stay in any case,
-    since a pass over many tiles asks for them again and again.
-
-    Parameters
-    ----------
-    n_least : int, default 5
-    most_bytes : int, optional
-        Bytes that this cache may take, where that is less than `limit`.
+    Those used longest ago go when all together take more than `limit` bytes, or `most_bytes` where that is less; the
+    `n_least` used last stay in any case, since a pass over many tiles asks for them again and again.
 
     Examples
     --------
@@ -116,18 +112,10 @@ _loaded = RecentCache(n_least=4)
 
 @dataclass(frozen=True)
 class SharedArray:
-    """A handle on an array: the array itself, or the file that holds it.
+    """A handle on an array: the array itself, or the file that holds it."""
 
-    Attributes
-    ----------
-    path : str or None
-        An `.npy` file that every worker sees, or the URL of one.
-    array : ndarray or None
-        The array, where there is but one process.
-    """
-
-    path: str | None = None
-    array: np.ndarray | None = field(default=None, repr=False)
+    path: str | None = None  # an `.npy` file that every worker sees, or the URL of one
+    array: np.ndarray | None = field(default=None, repr=False)  # the array, where there is but one process
 
     @property
     def name(self) -> object:
@@ -175,15 +163,9 @@ class SharedArray:
 
 @dataclass(frozen=True)
 class SharedArrayStore:
-    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process.
+    """Where shared arrays are put: a folder all workers see, or nowhere when there is but one process."""
 
-    Attributes
-    ----------
-    folder : str or None
-        A folder every worker sees, or a URL; None keeps arrays where they are.
-    """
-
-    folder: str | None = None
+    folder: str | None = None  # a folder every worker sees, or a URL; None keeps arrays where they are
 
     def put(self, name: str, array: np.ndarray) -> SharedArray:
         """Share an array under the name of its file, without suffix; a name is only ever given the same contents.
@@ -212,6 +194,23 @@ class SharedArrayStore:
 
         careful(write, f"writing {path}")
         return SharedArray(path=str(path))
+
+    @contextmanager
+    def lent(self, name: str, array: np.ndarray | None) -> Iterator[Any]:
+        """Share an array, if there is one, under a new name that begins so, while the context is open; None is None.
+
+        After a failure it stays, for what removes the whole store to remove.
+
+        Examples
+        --------
+        >>> with SharedArrayStore().lent("zeros", np.zeros(2)) as shared:
+        ...     shared.get()
+        array([0., 0.])
+        """
+        shared = None if array is None else self.put(f"{name}-{uuid.uuid4().hex}", array)
+        yield shared
+        if shared is not None:
+            shared.delete()
 
     @property
     def is_remote(self) -> bool:

@@ -21,10 +21,6 @@ class Listener:
     """Hears what tasks tell, one task at a time, until it is closed.
 
     It has a thread for it: whoever hears may use the client, whose own thread would wait for itself.
-
-    Parameters
-    ----------
-    client : distributed.Client
     """
 
     def __init__(self, client: Client) -> None:

@@ -35,11 +35,6 @@ class WorkerShares:
     after a few passes it is given up. Workers that come beside these get theirs in the middle, where the fewest rows
     change hands.
 
-    Attributes
-    ----------
-    n_cuts : int
-        How often shares have changed, so that who cut rows by them knows when to cut again.
-
     Examples
     --------
     >>> shares = WorkerShares({"a": 1, "b": 3})
@@ -52,7 +47,7 @@ class WorkerShares:
 
     def __init__(self, threads: Mapping[str, int]) -> None:
         self._shares = [_Share(worker, n, float(n)) for worker, n in sorted(threads.items())]
-        self.n_cuts = 0
+        self.n_cuts = 0  # how often shares have changed, so that who cut rows by them knows when to cut again
         self._n_cuts_weighed = 0
 
     @property

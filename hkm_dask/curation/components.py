@@ -36,18 +36,10 @@ def _flatten(parent):  # type: ignore[no-untyped-def]
 
 @dataclass(frozen=True)
 class Components:
-    """Rows that are connected with others; all other rows are components of their own.
+    """Rows that are connected with others; all other rows are components of their own."""
 
-    Attributes
-    ----------
-    rows : ndarray of int64, shape (n,)
-        Sorted.
-    first : ndarray of int64, shape (n,)
-        The lowest row of each one's component, by which it is called.
-    """
-
-    rows: NDArray[np.int64]
-    first: NDArray[np.int64]
+    rows: NDArray[np.int64]  # (n,): sorted
+    first: NDArray[np.int64]  # (n,): the lowest row of each one's component, by which it is called
 
     def __len__(self) -> int:
         return int((self.rows == self.first).sum())

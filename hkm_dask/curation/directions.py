@@ -35,24 +35,12 @@ _PIECES = 100
 
 @dataclass(frozen=True)
 class Directions:
-    """Rows of length 1 grouped by direction, and how they are looked at.
+    """Rows of length 1 grouped by direction, and how they are looked at."""
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        Of length 1.
-    labels : ndarray of int32, shape (n_rows,)
-        Cluster of each row; -1 for rows of zeros.
-    cosines : ndarray of float32, shape (n_rows,)
-        Of each row to its centroid.
-    geometry : Geometry
-        With a basis, for products of 16-bit integers.
-    """
-
-    centroids: NDArray[np.float32]
-    labels: NDArray[np.int32]
-    cosines: NDArray[np.float32]
-    geometry: Geometry
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): of length 1
+    labels: NDArray[np.int32]  # (n_rows,): cluster of each row; -1 for rows of zeros
+    cosines: NDArray[np.float32]  # (n_rows,): of each row to its centroid
+    geometry: Geometry  # with a basis, for products of 16-bit integers
 
 
 def n_directions(n_rows: int) -> int:
@@ -137,12 +125,11 @@ class _Label:
 def _label(
     rows: Rows, centroids: NDArray[np.float32], geometry: Geometry, runner: Runner, report: Report
 ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    shared = runner.array_store.put(f"directions-{uuid.uuid4().hex}", centroids)
     cuts = rows.bounds(TILE_ROWS * rows.row_bytes)
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=assign_stage(runner.n_own(rows), *centroids.shape))
     pieces = [piece for part in parts for some in in_rounds([part], cuts, _PIECES) for piece in some]
-    labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
-    shared.delete()
+    with runner.array_store.lent("directions", centroids) as shared:
+        labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
     forget(rows.key)
     labels, cosines = (np.concatenate(one) for one in zip(*labeled, strict=True))
     return labels, cosines

@@ -26,18 +26,12 @@ _PAIR_BYTES = 3 * 24
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs of rows, sorted by `i`, then `j`.
+    """Pairs of rows, sorted by `i`, then `j`."""
 
-    Attributes
-    ----------
-    i, j : ndarray of int64, shape (n_pairs,)
-        Row numbers, i < j.
-    cosine : ndarray of float64, shape (n_pairs,)
-    """
-
+    #: (n_pairs,): row numbers, i < j.
     i: NDArray[np.int64]
     j: NDArray[np.int64]
-    cosine: NDArray[np.float64]
+    cosine: NDArray[np.float64]  # (n_pairs,)
 
     def __len__(self) -> int:
         return len(self.i)

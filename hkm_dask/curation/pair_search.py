@@ -19,7 +19,7 @@ from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.memory import StageBytes, check_fits, tile_bytes
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part, in_rounds
-from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.curation.components import Components, UnionFind
 from hkm_dask.curation.cosines import squared_norms
@@ -47,29 +47,17 @@ _operands = RecentCache(n_least=1)
 
 @dataclass(frozen=True)
 class _Group:
-    """Members of some clusters, in slots: every cluster begins at a whole panel, the rest of its last one is empty.
+    """Members of some clusters, in slots: every cluster begins at a whole panel, the rest of its last one is empty."""
 
-    Attributes
-    ----------
-    first : int
-        The first cluster.
-    rows : SharedArray
-        As stored; float32 or float16, shape (n_slots, n_features).
-    numbers, cosines : SharedArray
-        int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, falling.
-    begins, ends : ndarray of int64, shape (n_clusters,)
-        Slots of each cluster.
-    centroids : SharedArray
-        float32 (n_clusters, n_features), of length 1.
-    """
-
-    first: int
-    rows: SharedArray
+    first: int  # the first cluster
+    rows: SharedArray  # as stored; float32 or float16, shape (n_slots, n_features)
+    #: int64 and float32 (n_slots,): row numbers, -1 in empty slots, and cosines to the centroid, falling.
     numbers: SharedArray
     cosines: SharedArray
+    #: (n_clusters,): slots of each cluster.
     begins: NDArray[np.int64]
     ends: NDArray[np.int64]
-    centroids: SharedArray
+    centroids: SharedArray  # float32 (n_clusters, n_features), of length 1
 
     def delete(self) -> None:
         for array in (self.rows, self.numbers, self.cosines, self.centroids):
@@ -294,10 +282,6 @@ def _read(rows: Rows, numbers: NDArray[np.int64], runner: Runner) -> NDArray[np.
     def copy(low: int) -> None:
         table[low : low + n] = rows.take(numbers[low : low + n])
 
-    with runner.on_processors() as processors:
-        if processors.client is None:
-            processors.map(copy, range(0, len(numbers), n), stage="gather")
-        else:
-            for low in range(0, len(numbers), n):
-                copy(low)
+    with runner_in_task(runner.memory_budget, n_processors()) as threads:
+        threads.map(copy, range(0, len(numbers), n), stage="gather")
     return table

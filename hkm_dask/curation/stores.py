@@ -29,19 +29,10 @@ from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
 @dataclass(frozen=True)
 class CuratedStore:
-    """Rows, and the tree over them if there is one.
+    """Rows, and the tree over them if there is one."""
 
-    Attributes
-    ----------
-    rows : Rows
-        All, those that a tree leaves out included.
-    pool : Pool or None
-        Where they are of a pool.
-    arrays : TreeArrays or None
-    """
-
-    rows: Rows
-    pool: Pool | None
+    rows: Rows  # all, those that a tree leaves out included
+    pool: Pool | None  # where they are of a pool
     arrays: TreeArrays | None
 
     def clustered(self) -> NDArray[np.int64] | None:

@@ -41,16 +41,10 @@ CHECKSUMS_FILE = "checksums"
 
 
 class ChunkWriter:
-    """Writes one chunk file row by row; see `StoredArray.writer`.
-
-    Attributes
-    ----------
-    crc : int
-        CRC-32C of the chunk, padding included; valid once the writer's context is closed.
-    """
+    """Writes one chunk file row by row; see `StoredArray.writer`."""
 
     def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
-        self.crc = 0
+        self.crc = 0  # CRC-32C of the chunk, padding included, once the writer's context is closed
         self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 
@@ -86,16 +80,6 @@ class StoredArray:
     Plain arrays of ours (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk straight into
     the result; everything else goes through Zarr. Cheap to pickle.
 
-    Attributes
-    ----------
-    path : str
-        Absolute path of the array's folder, or its URL.
-    spec : ArraySpec
-        How it lies on disk.
-    fingerprint : str
-        Identifies the chunks it must hold, see `layout.array_fingerprint`; empty while it is written, and where it is
-        not of ours. Their checksums are listed in the file ``checksums`` beside them.
-
     Examples
     --------
     >>> import tempfile, numpy as np
@@ -108,8 +92,10 @@ class StoredArray:
     array([1, 2, 3])
     """
 
-    path: str
-    spec: ArraySpec
+    path: str  # absolute path of the array's folder, or its URL
+    spec: ArraySpec  # how it lies on disk
+    #: Identifies the chunks it must hold, see `layout.array_fingerprint`; empty while it is written, and where it is
+    #: not of ours. Their checksums are listed in the file ``checksums`` beside them.
     fingerprint: str = ""
 
     @property

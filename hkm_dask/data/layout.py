@@ -67,19 +67,6 @@ _REMEDIES = {
 class ArraySpec:
     """How one array lies on disk, as far as reading its chunks directly needs it.
 
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape of the array.
-    dtype : np.dtype
-        Type of the elements, in native byte order; ``object`` for variable-length strings.
-    chunk_rows : int
-        Rows in one storage chunk; the last chunk is padded to as many on disk.
-    checked : bool
-        Whether every chunk ends with a CRC-32C. A missing chunk of such an array is a loss, not a fill value.
-    plain : bool
-        Whether a chunk file holds just the rows, full width, and the CRC-32C: readable without Zarr.
-
     Examples
     --------
     >>> spec = ArraySpec((10, 3), np.dtype("f4"), chunk_rows=4, checked=True, plain=True)
@@ -88,10 +75,11 @@ class ArraySpec:
     """
 
     shape: tuple[int, ...]
-    dtype: np.dtype
-    chunk_rows: int
+    dtype: np.dtype  # type of the elements, in native byte order; ``object`` for variable-length strings
+    chunk_rows: int  # rows in one storage chunk; the last chunk is padded to as many on disk
+    #: Whether every chunk ends with a CRC-32C. A missing chunk of such an array is a loss, not a fill value.
     checked: bool
-    plain: bool
+    plain: bool  # whether a chunk file holds just the rows, full width, and the CRC-32C: readable without Zarr
 
     @property
     def row_bytes(self) -> int:

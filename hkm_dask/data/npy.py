@@ -30,24 +30,12 @@ _HEADER_BYTES = 1024
 
 @dataclass(frozen=True)
 class NpyHeader:
-    """What the header of a `.npy` file promises.
-
-    Attributes
-    ----------
-    shape : tuple of int
-        Shape of the array.
-    dtype : np.dtype
-        As stored, byte order included.
-    fortran_order : bool
-        Whether columns are contiguous.
-    offset : int
-        Bytes before the data.
-    """
+    """What the header of a `.npy` file promises."""
 
     shape: tuple[int, ...]
-    dtype: np.dtype
-    fortran_order: bool
-    offset: int
+    dtype: np.dtype  # as stored, byte order included
+    fortran_order: bool  # whether columns are contiguous
+    offset: int  # bytes before the data
 
     @property
     def data_bytes(self) -> int:

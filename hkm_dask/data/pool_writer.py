@@ -26,33 +26,15 @@ _NAMED_IDS = 3
 
 @dataclass
 class Stats:
-    """What is learned of rows while they are written.
+    """What is learned of rows while they are written."""
 
-    Attributes
-    ----------
-    total : np.ndarray of float64, shape (n_features,)
-        Sum of the rows.
-    max_abs : float
-        Largest absolute value.
-    n_zero_rows : int
-        Rows of nothing but zeros.
-    nonfinite : list of np.ndarray of int64
-        Numbers of the source rows with NaN or Inf.
-    n_overflows : int
-        Finite values that the stored type cannot hold.
-    n_overflow_rows : int
-        Rows they stand in.
-    checksums : list of int
-        CRC-32C of every chunk.
-    """
-
-    total: np.ndarray
-    max_abs: float = 0.0
-    n_zero_rows: int = 0
-    nonfinite: list[np.ndarray] = field(default_factory=list)
-    n_overflows: int = 0
-    n_overflow_rows: int = 0
-    checksums: list[int] = field(default_factory=list)
+    total: np.ndarray  # float64 (n_features,): sum of the rows
+    max_abs: float = 0.0  # largest absolute value
+    n_zero_rows: int = 0  # rows of nothing but zeros
+    nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
+    n_overflows: int = 0  # finite values that the stored type cannot hold
+    n_overflow_rows: int = 0  # rows they stand in
+    checksums: list[int] = field(default_factory=list)  # CRC-32C of every chunk
 
     def add(self, other: Stats) -> None:
         """Fold in what was learned of the rows that follow."""

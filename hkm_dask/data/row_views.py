@@ -62,15 +62,6 @@ class SubsetRows(Rows):
     Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once. InputError
     where the row numbers are empty, unsorted, repeated or out of range.
 
-    Attributes
-    ----------
-    base : Rows
-        The table; of a subset of a subset, the one that is no subset.
-    index : np.ndarray of int64, or StoredNumbers
-        Row numbers of `base`, sorted and without repeats.
-    index_path : str or None
-        Where they travel by a file of their own; see `travel_by`.
-
     Examples
     --------
     >>> from hkm_dask.data.rows import ArrayRows
@@ -89,7 +80,9 @@ class SubsetRows(Rows):
         self.key = ("subset", *base.key, digest)
         self.label = f"{len(index)} rows of {base.label}"
         self.n_rows, self.n_features, self.dtype = len(index), base.n_features, base.dtype
+        #: The table; of a subset of a subset, the one that is no subset.
         self.base: Rows = base.base if isinstance(base, SubsetRows) else base
+        #: An array, or `StoredNumbers`, that travel by a file of their own where there is a path; see `travel_by`.
         self.index: Any = base.index[index] if isinstance(base, SubsetRows) else index
         self.index_path: str | None = None
 

@@ -28,28 +28,14 @@ _FOR_INGEST = (".parquet", ".npz", ".arrow", ".safetensors")
 
 
 class Rows(ABC):
-    """A table of rows that can be read by blocks and gathered; picklable, and cheap to pickle unless in memory.
-
-    Attributes
-    ----------
-    n_rows, n_features : int
-        Shape of the table.
-    dtype : np.dtype
-        float16, float32 or float64: the type in which rows are read.
-    key : tuple
-        Identifies the content, for caches of one process.
-    label : str
-        What to call it in messages.
-    chunk_rows : int
-        Rows of a storage chunk, which is read whole; 1 where any rows can be read alone.
-    """
+    """A table of rows that can be read by blocks and gathered; picklable, and cheap to pickle unless in memory."""
 
     n_rows: int
     n_features: int
-    dtype: np.dtype
-    key: tuple[Hashable, ...]
-    label: str
-    chunk_rows: int = 1
+    dtype: np.dtype  # float16, float32 or float64: the type in which rows are read
+    key: tuple[Hashable, ...]  # identifies the content, for caches of one process
+    label: str  # what to call it in messages
+    chunk_rows: int = 1  # rows of a storage chunk, which is read whole; 1 where any rows can be read alone
 
     @property
     def row_bytes(self) -> int:

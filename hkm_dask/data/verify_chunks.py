@@ -29,14 +29,9 @@ _TOLD_BYTES = 64 * layout.MIB
 
 
 class ChunkReader:
-    """Reads chunks by several threads, and notes those that are missing, cut or altered.
+    """Reads chunks of arrays, named as in their store, by several threads; notes those missing, cut or altered.
 
-    Attributes
-    ----------
-    arrays : dict of str to StoredArray
-        By their names in the store.
-    damaged : set of str
-        Names of arrays with a chunk that could not be read.
+    `damaged` are the names of arrays with a chunk that could not be read.
     """
 
     def __init__(self, arrays: Mapping[str, StoredArray], found: Verification, more_bytes: int = 0) -> None:

@@ -54,27 +54,13 @@ QUICK = Size(
 
 @dataclass(frozen=True)
 class Spread:
-    """How wide some patches spread.
+    """How wide some patches spread."""
 
-    Attributes
-    ----------
-    plain : float
-        Share of patches with almost no contrast: sky, still water, blur.
-    commonest_color : float
-        Share of the one color that most of them have.
-    largest_cluster : float
-        Share that lies in the top-level cluster which holds most of the pool.
-    n_colors : int
-        Colors met.
-    effective_colors : float
-        As many equally common colors would have the same entropy.
-    """
-
-    plain: float
-    commonest_color: float
-    largest_cluster: float
-    n_colors: int
-    effective_colors: float
+    plain: float  # share of patches with almost no contrast: sky, still water, blur
+    commonest_color: float  # share of the one color that most of them have
+    largest_cluster: float  # share that lies in the top-level cluster which holds most of the pool
+    n_colors: int  # colors met
+    effective_colors: float  # as many equally common colors would have the same entropy
 
 
 @dataclass(frozen=True)
@@ -149,10 +135,6 @@ def run_demo(
         Where work runs: this, else the current client, else threads of this process.
     memory_limit : int, optional
         Bytes that one worker may hold.
-
-    Returns
-    -------
-    DemoSummary
 
     Raises
     ------

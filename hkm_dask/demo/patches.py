@@ -69,26 +69,13 @@ def cell_means(pixels: NDArray[np.uint8], corners: NDArray[np.int32]) -> NDArray
 
 @dataclass(frozen=True)
 class Patches:
-    """The rows of the demo's pool: patches of photographs, one photograph after the other.
+    """The rows of the demo's pool: patches of photographs, one photograph after the other."""
 
-    Attributes
-    ----------
-    photographs : dict of str to ndarray of uint8, shape (height, width, 3)
-        What they are cut from, by file name.
-    photograph : ndarray of int64, shape (n_patches,)
-        Number of the photograph each patch lies in.
-    corners : ndarray of int32, shape (n_patches, 2)
-        Top and left of each, in pixels.
-    color : ndarray of float32, shape (n_patches, 3)
-        Mean color of each, in gray levels.
-    contrast : ndarray of float32, shape (n_patches,)
-        The root mean square of its deviations from that color, in gray levels.
-    """
-
-    photographs: Mapping[str, NDArray[np.uint8]]
-    photograph: NDArray[np.int64]
-    corners: NDArray[np.int32]
-    color: NDArray[np.float32]
+    photographs: Mapping[str, NDArray[np.uint8]]  # (height, width, 3): what they are cut from, by file name
+    photograph: NDArray[np.int64]  # (n_patches,): number of the photograph each patch lies in
+    corners: NDArray[np.int32]  # (n_patches, 2): top and left of each, in pixels
+    color: NDArray[np.float32]  # (n_patches, 3): mean color of each, in gray levels
+    #: (n_patches,): the root mean square of its deviations from that color, in gray levels.
     contrast: NDArray[np.float32]
 
     def __len__(self) -> int:

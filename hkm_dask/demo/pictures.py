@@ -27,41 +27,26 @@ LIGHTNESS = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.
 
 @dataclass(frozen=True)
 class Draw:
-    """One draw of patches, ready to be shown.
+    """One draw of patches, ready to be shown."""
 
-    Attributes
-    ----------
-    title, caption, color : str
-        Its name, a line about it, and the color of the title.
-    sheet : ndarray of uint8, shape (n, side, side, 3)
-        The patches of the contact sheet.
-    places : tuple of ndarray, each of shape (n, 2)
-        For each photograph the centers of the patches drawn from it: left and top, in pixels.
-    """
-
+    #: Its name, a line about it, and the color of the title.
     title: str
     caption: str
     color: str
-    sheet: NDArray[np.uint8]
+    sheet: NDArray[np.uint8]  # (n, side, side, 3): the patches of the contact sheet
+    #: (n, 2): for each photograph the centers of the patches drawn from it: left and top, in pixels.
     places: tuple[NDArray[np.float64], ...]
 
 
 @dataclass(frozen=True)
 class LevelSizes:
-    """How many patches each cluster of one level holds, in the pool and in two draws.
+    """How many patches each cluster of one level holds, in the pool and in two draws."""
 
-    Attributes
-    ----------
-    pool, random, curated : ndarray of int64, shape (n_clusters,)
-        Patches below each cluster.
-    color : ndarray of uint8, shape (n_clusters, 3)
-        Their mean color.
-    """
-
+    #: (n_clusters,): patches below each cluster.
     pool: NDArray[np.int64]
     random: NDArray[np.int64]
     curated: NDArray[np.int64]
-    color: NDArray[np.uint8]
+    color: NDArray[np.uint8]  # (n_clusters, 3): their mean color
 
 
 def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:

@@ -238,10 +238,6 @@ def open_windows(
         Share of its pixels that a patch may lack (by a nodata value, a mask or an alpha band); by default patches are
         kept even if nothing is there. Below 1 costs a pass over the masks.
 
-    Returns
-    -------
-    Windows
-
     Raises
     ------
     InputError

@@ -68,10 +68,6 @@ def open_texts(
     skip_empty : bool, default False
         Leave out empty texts instead of refusing them.
 
-    Returns
-    -------
-    Texts
-
     Raises
     ------
     InputError

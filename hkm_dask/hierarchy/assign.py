@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial, reduce
 from typing import Any
@@ -183,33 +183,31 @@ class _NearestCentroids:
 
 
 def _hints(
-    before: NDArray[np.float32], centroids: SharedArray, geometry: Geometry, runner: Runner
+    before: SharedArray, n_before: int, centroids: SharedArray, geometry: Geometry, runner: Runner
 ) -> NDArray[np.int32]:
-    """The centroid nearest to each of those `before`."""
-    points = runner.array_store.put(f"before-{uuid.uuid4().hex}", before)
-    n_ranges = runner.n_parts(2.0 * before.size * len(centroids.get()))
-    places = itertools.pairwise((len(before) * np.arange(n_ranges + 1) // n_ranges).tolist())
-    task = _NearestCentroids(points, centroids, geometry)
-    hints = np.concatenate(runner.map(task, list(places), stage="assign"))
-    points.delete()
-    return hints
+    """The centroid nearest to each of the `n_before` of the last pass."""
+    n_ranges = runner.n_parts(2.0 * n_before * centroids.get().size)
+    places = itertools.pairwise((n_before * np.arange(n_ranges + 1) // n_ranges).tolist())
+    task = _NearestCentroids(before, centroids, geometry)
+    return np.concatenate(runner.map(task, list(places), stage="assign"))
 
 
 @contextmanager
 def shared_centroids(*centroids: Centroids | None, runner: Runner) -> Iterator[list[Any]]:
-    """Put centroids in one array where tasks see them, while the context is open; see `loaded`."""
-    shared = [
-        runner.array_store.put(f"centroids-{uuid.uuid4().hex}", one) if isinstance(one, np.ndarray) else None
-        for one in centroids
-    ]
-    yield shared
-    for one in filter(None, shared):
-        one.delete()
+    """Centroids where tasks see them, while the context is open: in one array, unless they are in pieces; see `loaded`.
+
+    Where there are none, None.
+    """
+    with ExitStack() as stack:
+        yield [
+            one if isinstance(one, SharedPieces) else stack.enter_context(runner.array_store.lent("centroids", one))
+            for one in centroids
+        ]
 
 
-def loaded(shared: SharedArray | None) -> Any:
+def loaded(shared: SharedArray | SharedPieces | None) -> Centroids | None:
     """Centroids that were shared, if any."""
-    return None if shared is None else shared.get()
+    return shared.get() if isinstance(shared, SharedArray) else shared
 
 
 def labels_in_one_task(runner: Runner, shape: tuple[int, int], n_clusters: int, row_bytes: int) -> bool:
@@ -220,9 +218,10 @@ def labels_in_one_task(runner: Runner, shape: tuple[int, int], n_clusters: int, 
 
 
 def _assign_in_task(
-    level: LevelRows, run: str, folder: str, shared: list[SharedArray | None], n_threads: int, memory_budget: int
+    level: LevelRows, run: str, folder: str, shared: list[Any], n_threads: int, memory_budget: int
 ) -> Assigned:
     centroids, before = map(loaded, shared)
+    assert centroids is not None
     with runner_in_task(memory_budget, n_threads) as runner:
         return assign(level, centroids, run=run, runner=runner, folder=location(folder), before=before)
 
@@ -243,38 +242,36 @@ def assign(
     `before` are the centroids of the last pass of this `run`: a row's new centroid is sought near its old one first.
     Centroids in pieces are searched piece by piece, and nothing is remembered. Few rows are labeled by one task.
     """
-    if (
-        folder is not None and isinstance(centroids, np.ndarray)
-        and labels_in_one_task(runner, level.rows.shape, len(centroids), level.rows.row_bytes)
-    ):  # fmt: skip
-        with shared_centroids(centroids, before, runner=runner) as both:
-            in_task = partial(_assign_in_task, level, run, str(folder), both, runner.n_threads_alone)
+    rows = level.rows
+    if isinstance(centroids, SharedPieces):
+        n_clusters, n_ranges = centroids.n_rows, centroids.series.n_arrays
+    else:
+        n_clusters, n_ranges = len(centroids), 1
+    with shared_centroids(centroids, before, runner=runner) as (shared, last):
+        if (
+            folder is not None
+            and isinstance(shared, SharedArray)
+            and labels_in_one_task(runner, rows.shape, n_clusters, rows.row_bytes)
+        ):
+            in_task = partial(_assign_in_task, level, run, str(folder), [shared, last], runner.n_threads_alone)
             alone: Assigned = runner.call(in_task, runner.memory_budget, stage="assign")
             return alone
-    shared: SharedArray | SharedPieces
-    if isinstance(centroids, SharedPieces):
-        shared, n_clusters, n_ranges = centroids, centroids.n_rows, centroids.series.n_arrays
-    else:
-        shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
-        n_clusters, n_ranges = len(centroids), 1
-    # The same parts in every pass, so that each finds what it remembered in the last one.
-    shape = (runner.n_own(level.rows), n_clusters, level.rows.n_features)
-    stage = label_stage(*shape, n_ranges, min(shape[0], n_clusters * r * runner.threads_per_worker) if r else None)
-    parts = runner.split(level.rows, n_clusters, cuts=level.boundaries(), stage=stage)
-    hints = None
-    if isinstance(before, np.ndarray) and isinstance(shared, SharedArray):
-        hints = runner.array_store.put(f"hints-{uuid.uuid4().hex}", _hints(before, shared, level.geometry, runner))
-    store = runner.scratch_store(MEMBER_BYTES * min(level.rows.n_rows, n_clusters * r * len(parts)))
-    task = Assign(shared, level.geometry, run, None if folder is None else str(folder), r, random_key, hints, store)
-    finish = _ChooseFew(r, rows_at_once(runner), store)
-    total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
+        # The same parts in every pass, so that each finds what it remembered in the last one.
+        shape = (runner.n_own(rows), n_clusters, rows.n_features)
+        stage = label_stage(*shape, n_ranges, min(shape[0], n_clusters * r * runner.threads_per_worker) if r else None)
+        parts = runner.split(rows, n_clusters, cuts=level.boundaries(), stage=stage)
+        nearest = None
+        if isinstance(shared, SharedArray) and isinstance(before, np.ndarray):
+            nearest = _hints(last, len(before), shared, level.geometry, runner)
+        store = runner.scratch_store(MEMBER_BYTES * min(rows.n_rows, n_clusters * r * len(parts)))
+        with runner.array_store.lent("hints", nearest) as hints:
+            written = None if folder is None else str(folder)
+            task = Assign(shared, level.geometry, run, written, r, random_key, hints, store)
+            finish = _ChooseFew(r, rows_at_once(runner), store)
+            total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
     if total.picked is not None:
         if total.chosen is None:
-            total = replace(total, chosen=choose(total.picked, r, level.rows.n_rows, runner))
+            total = replace(total, chosen=choose(total.picked, r, rows.n_rows, runner))
         assert total.picked is not None
         total.picked.delete()
-    if shared is not centroids:
-        shared.delete()
-    if hints is not None:
-        hints.delete()
     return total

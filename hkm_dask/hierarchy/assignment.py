@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import os
 import time
-import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -251,9 +250,11 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
     n_rounds = _n_tasks(source, arrays, runner) / len(parts)
     done = 0
     emit("progress", stage="assign", done=done, total=rows.n_rows)
-    with geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry:
-        shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
-        paths = runner.array_store.put(f"paths-{uuid.uuid4().hex}", paths_of_centroids(arrays))
+    with (
+        geometry_of(rows, centroids, runner=runner, spherical=spherical) as geometry,
+        runner.array_store.lent("centroids", centroids) as shared,
+        runner.array_store.lent("paths", paths_of_centroids(arrays)) as paths,
+    ):
         task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
         pieces = itertools.chain.from_iterable(in_rounds(parts, cuts, n_rounds))
         while some := list(itertools.islice(pieces, _TASKS_PER_THREAD * runner.n_threads)):
@@ -263,8 +264,6 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
             runner.map(task, left, stage="assign", report=partial(_tell, done - n_new, n_new, rows.n_rows))
             if not left:
                 emit("progress", stage="assign", done=done, total=rows.n_rows)
-        shared.delete()
-        paths.delete()
 
 
 def _tell(done: int, n_new: int, total: int, n_tasks: int, all_tasks: int) -> None:

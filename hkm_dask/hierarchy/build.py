@@ -274,7 +274,7 @@ class _Build:
         """Where the levels are built, as `level_plans` takes it."""
         runner = self.runner
         return {
-            "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker, "with_driver": runner.client is None
+            "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker, "with_driver": runner.in_process
         }  # fmt: skip
 
     def _build_level(self, t: int, level: Level) -> None:

@@ -25,17 +25,11 @@ _LAST = np.uint64(2**64 - 1)
 
 
 class DrawColumns:
-    """What the rows of a draw can be told apart by: columns of the pool, and the clusters of each level of the tree.
-
-    Attributes
-    ----------
-    n_samples : int
-    levels : tuple of str
-        ``("level_1", ...)``; no column of a pool is called so.
-    """
+    """What the rows of a draw can be told apart by: columns of the pool, and the clusters of each level of the tree."""
 
     def __init__(self, pool: Pool | None, arrays: TreeArrays) -> None:
         self._pool, self._arrays, self.n_samples = pool, arrays, arrays.n_rows(1)
+        #: No column of a pool is called so.
         self.levels = tuple(f"level_{t}" for t in range(1, arrays.n_levels + 1))
 
     def blocks(self, column: str) -> Iterator[tuple[slice, np.ndarray]]:

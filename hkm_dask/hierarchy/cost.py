@@ -12,7 +12,7 @@ what one worker does for all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ import numpy as np
 
 from hkm_dask.compute.memory import MEMBER_BYTES, POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.config import Level
-from hkm_dask.hierarchy.rates import Rates, Work
+from hkm_dask.hierarchy.rates import Work
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.kmeans.search.traffic import Shares, lloyd_traffic
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
@@ -51,52 +51,6 @@ class Step:
     work: Work
 
 
-@dataclass(frozen=True)
-class Structure:
-    """How steps are done, where that decides what they cost.
-
-    Attributes
-    ----------
-    block_bytes : int
-        Rows that kernels work on at once.
-    launches, synchronizations : int
-        Of a block in an iteration.
-    thins, gathers, chooses, groups : {"thread", "processors", "device"}
-        Who thins candidates of the seeding, gathers members, chooses them, and groups rows by cluster.
-    stays : bool
-        An assignment finds on the device what the iteration before it left there.
-    check_seconds, check_begins : float
-        Until kernels are shown to be right on the device, by a process beside those that start and read first rows, and
-        of the command until that begins.
-    trial : float
-        Searches that it takes to choose the form of one, as times that of the form that is chosen; see `_trials`.
-    staged_blocks : int
-        Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
-    sample_checks : int
-        Times that the host searches the sample of the rows that forms are checked on.
-    looks : int
-        Times that a thread looks at each row when it chooses members.
-    update_bytes : int
-        That one thread passes over for each value of a centroid that is moved.
-    """
-
-    block_bytes: int
-    launches: int
-    synchronizations: int
-    thins: Literal["thread", "device"]
-    gathers: Literal["thread", "device"]
-    chooses: Literal["thread", "device"]
-    groups: Literal["thread", "processors", "device"]
-    stays: bool
-    check_seconds: float = 0.0
-    check_begins: float = 0.0
-    trial: float = 0.0
-    staged_blocks: int = 0
-    sample_checks: int = 0
-    looks: int = 1
-    update_bytes: int = _UPDATE_BYTES
-
-
 #: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.
 COMPILE_SECONDS = 2.4
 #: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search
@@ -112,14 +66,16 @@ _TRIAL_ROWS, _LEAST_TRIAL_ROWS = 1 << 17, 50_000
 AS_LONG = {"hopper": 1.0, "fused": 1.4, "half": 1.8, "single": 11.6}
 #: Searches of a trial: two of an eighth of the rows, and three of all in forms that are no more than twice as slow.
 TRIAL = sum(2 * times / 8 + (3 * times if times <= 2 else 0) for times in AS_LONG.values())
-#: As the code is.
-NOW = Structure(
-    block_bytes=1 << 30, launches=12, synchronizations=2, thins="device", gathers="device", chooses="device",
-    groups="processors", stays=True, check_seconds=CHECK_SECONDS, check_begins=CHECK_BEGINS, trial=TRIAL,
-    staged_blocks=4, sample_checks=2,
-)  # fmt: skip
+#: Bytes of rows that kernels work on at once; kernels started, and times that they are waited for, for those in an
+#: iteration.
+_BLOCK_BYTES, _LAUNCHES, _SYNCHRONIZATIONS = 1 << 30, 12, 2
+#: Blocks in pinned memory on their way to the device, which is pinned when the first rows are read.
+_STAGED_BLOCKS = 4
+#: Times that the host searches the sample of the rows that forms are checked on.
+_SAMPLE_CHECKS = 2
 
-
+#: The kernels of a run: none, on processors; some that were found right on the device before; or new ones.
+Kernels = Literal["none", "known", "new"]
 #: Gets a level from 1, whether it is resampled, and its settings; gives the iterations that a k-means there makes.
 Iterations = Callable[[int, bool, Level], int]
 
@@ -131,7 +87,7 @@ def all_iterations(number: int, resampled: bool, level: Level) -> int:
 
 @dataclass(frozen=True)
 class RowShape:
-    """Rows of a k-means as they lie on the devices, n × d, in equal shares, and how work is done with them.
+    """Rows of a k-means as they lie on the devices, n × d, in equal shares.
 
     Shares of them are `sent` to the device, and `read` from the store, in every pass: those that do not stay.
     """
@@ -139,10 +95,13 @@ class RowShape:
     n: int
     d: int
     itemsize: int
-    structure: Structure
     n_workers: int = 1
     sent: float = 0.0
     read: float = 0.0
+
+    def above(self, level: Level) -> RowShape:
+        """Rows of the next level: the centroids of this one."""
+        return replace(self, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
 
     @property
     def own(self) -> int:
@@ -161,10 +120,9 @@ class RowShape:
     @property
     def started(self) -> Work:
         """What is started, and waited for, in a pass over all blocks."""
-        n_blocks = max(1, math.ceil(self.n_bytes / self.structure.block_bytes))
-        s = self.structure
+        n_blocks = max(1, math.ceil(self.n_bytes / _BLOCK_BYTES))
         return Work(
-            launches=n_blocks * s.launches, synchronizations=n_blocks * s.synchronizations, rounds=1,
+            launches=n_blocks * _LAUNCHES, synchronizations=n_blocks * _SYNCHRONIZATIONS, rounds=1,
             link_bytes=self.sent * self.n_bytes, store_bytes=self.read * self.n_bytes,
         )  # fmt: skip
 
@@ -199,9 +157,9 @@ def lloyd(rows: RowShape, k: int, n_iter: int) -> Work:
     return searched + rows.add_up(k) + (n_iter - 1) * later
 
 
-def means(k: int, d: int, times: int = 1, update_bytes: int = _UPDATE_BYTES) -> Work:
+def means(k: int, d: int, times: int = 1) -> Work:
     """Centroids moved to the means of their rows and made ready for the device, so many times."""
-    return Work(thread_bytes=float(times * update_bytes * k * d))
+    return Work(thread_bytes=float(times * _UPDATE_BYTES * k * d))
 
 
 def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
@@ -251,8 +209,6 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
     """Compare candidates with those that were accepted before them in their batch."""
     walked = min(n_candidates, taken / _ACCEPTED)
     flops = walked * taken * rows.d  # half of the accepted ones, on average; two operations a coordinate
-    if rows.structure.thins == "thread":  # 256 at a time, each that is accepted measured to those that follow
-        return Work(thread_products=flops, thread_measured=3.0 * rows.d * walked * 128 * _ACCEPTED)
     # 8192 at a time: searched among those accepted before, then each is measured to the others and the host gets bits.
     n_chunks = max(1, math.ceil(walked / 8192))
     n_searches, n_pairs = n_chunks * (n_chunks - 1) / 2, walked * walked / n_chunks / 2
@@ -266,7 +222,7 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
 
 def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator[tuple[str, Work]]:
     """Greedy k-means++ over m points in groups, and the iterations that follow it."""
-    points, size = RowShape(m, rows.d, 4, rows.structure, rows.n_workers), min(m, size)
+    points, size = RowShape(m, rows.d, 4, rows.n_workers), min(m, size)
     n_groups = math.ceil(m / size)
     grouping = 0.0 if n_groups == 1 else 10.0 * m * n_groups * rows.d
     further = 1.3 if n_groups > 1 else 1.0
@@ -289,23 +245,22 @@ def _trials(rows: RowShape, level: Level) -> Work:
     n_points = min(-(-m // rows.n_workers), _TRIAL_ROWS) if level.init == "coreset" else 0
     if n_points >= _LEAST_TRIAL_ROWS:
         pairs += 2.0 * n_points * k
-    return rows.structure.trial * Work(products=2.0 * pairs * rows.d)
+    return TRIAL * Work(products=2.0 * pairs * rows.d)
 
 
-def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iterator[Step]:
+def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels: Kernels) -> Iterator[Step]:
     """Steps of level t over some rows."""
-    n, d, k, structure = rows.n, rows.d, level.n_clusters, rows.structure
+    n, d, k = rows.n, rows.d, level.n_clusters
     members = replace(rows, n=min(n, k * resample_size(level, n)), sent=0.0, read=0.0)
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
-    if not structure.stays:
-        label += Work(link_bytes=rows.n_bytes)
-    if (trials := _trials(rows, level)).products:
+    if kernels != "none" and (trials := _trials(rows, level)).products:
         yield Step(t, "Lloyd", "forms chosen", trials)
     yield from _k_means(t, rows, level, iterations(t, False, level))
     if m := level.n_resamples:  # steps that are alike, counted together
         yield Step(t, "assign", "labels", m * label)
         yield Step(t, "assign", "members chosen", m * _choosing(rows, members))
-        yield Step(t, "gather", "members gathered", m * _gathering(rows, members))
+        gathered = Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.own, store_bytes=8.0 * members.n)
+        yield Step(t, "gather", "members gathered", m * gathered)
         for step in _k_means(t, members, level, iterations(t, True, level)):
             yield replace(step, work=m * step.work)
     yield Step(t, "assign", "labels", label + Work(store_bytes=8.0 * n))
@@ -313,7 +268,8 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations) -> Iter
         small = rows.search(level.n_splits) + rows.remeasure()
         n_passes = iterations(t, False, level) + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
-    yield Step(t, "write", "members by cluster", _grouping(n, structure))
+    # A heap sort of every cluster moves each of its members some times.
+    yield Step(t, "write", "members by cluster", Work(shared_items=4.0 * n, store_bytes=8.0 * n))
     yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n, rounds=1))
 
 
@@ -322,30 +278,12 @@ def _k_means(t: int, rows: RowShape, level: Level, n_iter: int) -> Iterator[Step
     for name, work in _seeding(rows, level.n_clusters, level.init):
         yield Step(t, "seeding", name, work)
     yield Step(t, "Lloyd", "iterations", lloyd(rows, level.n_clusters, n_iter))
-    moved = means(level.n_clusters, rows.d, n_iter, rows.structure.update_bytes)
-    yield Step(t, "Lloyd", "centroids moved", moved)
+    yield Step(t, "Lloyd", "centroids moved", means(level.n_clusters, rows.d, n_iter))
 
 
 def _choosing(rows: RowShape, members: RowShape) -> Work:
-    if rows.structure.chooses == "device":
-        chosen = Work(device_bytes=float(rows.own * _SORT_BYTES), link_bytes=8.0 * members.own)
-    else:
-        chosen = Work(thread_items=float(rows.structure.looks * rows.own))
+    chosen = Work(device_bytes=float(rows.own * _SORT_BYTES), link_bytes=8.0 * members.own)
     return chosen + rows.exchange(MEMBER_BYTES * members.own, 8.0 * members.n)
-
-
-def _gathering(rows: RowShape, members: RowShape) -> Work:
-    if rows.structure.gathers == "device":
-        return Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.own, store_bytes=8.0 * members.n)
-    return Work(store_bytes=rows.n_bytes + members.n_bytes, link_bytes=members.n_bytes)
-
-
-def _grouping(n: int, structure: Structure) -> Work:
-    if structure.groups == "device":
-        return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=16.0 * n, store_bytes=8.0 * n)
-    # A heap sort of every cluster moves each of its members some times.
-    work = Work(shared_items=4.0 * n) if structure.groups == "processors" else Work(thread_items=4.0 * n)
-    return work + Work(store_bytes=8.0 * n)
 
 
 def run_steps(
@@ -354,7 +292,7 @@ def run_steps(
     dtype: Any,
     levels: Sequence[Level],
     *,
-    structure: Structure = NOW,
+    kernels: Kernels = "new",
     start_seconds: float = 6.5,
     n_workers: int = 1,
     sent: float = 0.0,
@@ -369,7 +307,7 @@ def run_steps(
     dtype : dtype
         As the pool is stored: float16 and float32 are what the device keeps.
     levels : sequence of Level
-    structure : Structure
+    kernels : {"none", "known", "new"}
     start_seconds : float
         Of processes, contexts and compilers.
     n_workers : int
@@ -378,10 +316,6 @@ def run_steps(
         Shares of the rows of level 1 that are sent to devices, and read from the store, in every pass.
     iterations : callable
         Gets a level, from 1, whether it is resampled, and its settings: how many iterations a k-means there makes.
-
-    Returns
-    -------
-    list of Step
 
     Examples
     --------
@@ -392,29 +326,19 @@ def run_steps(
     """
     itemsize = 2 if np.dtype(dtype) == np.float16 else 4
     stored = float(n_rows * n_features * np.dtype(dtype).itemsize)
-    rows = RowShape(n_rows, n_features, itemsize, structure, n_workers, sent, read)
-    # Three threads read ahead.
-    checked = structure.check_begins + structure.check_seconds if structure.check_seconds else 0.0
-    beside = max(0.0, checked - start_seconds)
-    pinned = min(rows.n_bytes, structure.staged_blocks * structure.block_bytes)
+    rows = RowShape(n_rows, n_features, itemsize, n_workers, sent, read)
+    on_devices = kernels != "none"
     reading = Work(
-        store_bytes=stored / 3 / n_workers, link_bytes=rows.n_bytes, pinned_bytes=float(pinned), beside=beside
-    )
+        store_bytes=stored / 3 / n_workers,  # three threads read ahead
+        link_bytes=rows.n_bytes, pinned_bytes=float(min(rows.n_bytes, on_devices * _STAGED_BLOCKS * _BLOCK_BYTES)),
+        beside=max(0.0, CHECK_BEGINS + CHECK_SECONDS - start_seconds) if kernels == "new" else 0.0,
+    )  # fmt: skip
     steps = [
         Step(0, "start", "processes, contexts, kernels", Work(seconds=start_seconds, rounds=1)),
         Step(0, "start", "first reading, kernels checked beside it", reading),
-        Step(0, "start", "kernels checked on rows", Work(seconds=structure.sample_checks * SAMPLE_SECONDS)),
+        Step(0, "start", "kernels checked on rows", Work(seconds=on_devices * _SAMPLE_CHECKS * SAMPLE_SECONDS)),
     ]
     for t, level in enumerate(levels, 1):
-        steps += _level(t, rows, level, iterations)
-        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
+        steps += _level(t, rows, level, iterations, kernels)
+        rows = rows.above(level)
     return [*steps, Step(0, "sample", "sample", Work(thread_items=float(n_rows), store_bytes=8.0 * n_rows))]
-
-
-def seconds_of(steps: Sequence[Step], rates: Rates, n_features: int) -> Mapping[str, float]:
-    """Seconds of each part of a run, in the order of its steps: "phase: name" to seconds, all levels together."""
-    spent: dict[str, float] = {}
-    for step in steps:
-        name = f"{step.phase}: {step.name}"
-        spent[name] = spent.get(name, 0.0) + rates.seconds(step.work, n_features)
-    return spent

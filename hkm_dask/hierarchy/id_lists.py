@@ -28,18 +28,10 @@ _MAX_TEXT_BYTES = 2**32
 
 @dataclass(frozen=True)
 class IdList:
-    """Ids of samples, or numbers of rows.
+    """Ids of samples, or numbers of rows."""
 
-    Attributes
-    ----------
-    name : str
-        Of the option, for messages.
-    values : ndarray of int64 or of str
-    are_rows : bool
-    """
-
-    name: str
-    values: np.ndarray
+    name: str  # of the option, for messages
+    values: np.ndarray  # int64 or str
     are_rows: bool
 
     def rows(self, pool: Pool | None, n_rows: int) -> Mask:

@@ -42,12 +42,6 @@ def create_row_arrays(folder: Location, level: int, n_rows: int, chunk_rows: int
         )
 
 
-def read_row_arrays(folder: Location) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-    """Read the labels and distances of a level."""
-    labels, distances = (read_whole(folder / name) for name in _OF_ROWS)
-    return labels, distances
-
-
 def write_row_arrays(folder: Location, labels: NDArray[np.int32], distances: NDArray[np.float32]) -> None:
     """Replace the labels and distances of a level."""
     for name, values in zip(_OF_ROWS, (labels, distances), strict=True):

@@ -14,7 +14,6 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,6 +37,7 @@ from hkm_dask.hierarchy.external_sort import (
     rows_at_once,
     whole_clusters,
 )
+from hkm_dask.hierarchy.level_arrays import Readable
 from hkm_dask.hierarchy.members import chunk_cuts, order_of
 
 #: Fewer rows are regrouped by one task.
@@ -138,13 +138,6 @@ class _MergeShare:
             low += len(rows)
         assert merged is not None
         self.store.put(f"{self.name}-{share.start}", merged)
-
-
-class Readable(Protocol):
-    """What can be read by ranges of rows."""
-
-    def read(self, start: int, stop: int, /) -> NDArray[Any]:
-        """Rows `start` up to `stop`."""
 
 
 @dataclass(frozen=True)

@@ -39,33 +39,18 @@ _NAMED_ROWS = 5
 
 @dataclass(frozen=True)
 class ClusterInput:
-    """The samples: where they are, which of them, and how they are told from others.
+    """The samples: where they are, which of them, and how they are told from others."""
 
-    Attributes
-    ----------
-    rows : Rows
-        What level 1 clusters: of unit length for cosine, without what a subset or a sample to fit on leaves out.
-    labeled : Rows
-        What gets a label of level 1: the same, but with what a sample to fit on leaves out.
-    n_total : int
-        Rows before the subset: level 1 has so many labels.
-    chunk_rows : int
-        Rows that share a chunk of the labels.
-    fingerprint, subset : str
-        Of the content of all rows, and of the numbers of the subset; empty without one.
-    path : str
-        Of the pool; empty for an array.
-    mean, max_abs : ndarray of float32, shape (n_features,), and float
-        Mean and largest absolute value; None where they are not known without a pass.
-    """
-
+    #: What level 1 clusters: of unit length for cosine, without what a subset or a sample to fit on leaves out.
     rows: Rows
-    labeled: Rows
-    n_total: int
-    chunk_rows: int
+    labeled: Rows  # what gets a label of level 1: the same, but with what a sample to fit on leaves out
+    n_total: int  # rows before the subset: level 1 has so many labels
+    chunk_rows: int  # rows that share a chunk of the labels
+    #: Of the content of all rows, and of the numbers of the subset; empty without one.
     fingerprint: str
-    path: str
+    path: str  # of the pool; empty for an array
     subset: str
+    #: (n_features,): mean and largest absolute value; None where they are not known without a pass.
     mean: NDArray[np.float32] | None
     max_abs: float | None
     pool: Pool | None = None

@@ -30,7 +30,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.errors import StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.checkpoint import Checkpoints
-from hkm_dask.hierarchy.level_arrays import copy_centroids
+from hkm_dask.hierarchy.level_arrays import Readable, copy_centroids
 from hkm_dask.hierarchy.regroup import regrouped
 from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
@@ -43,14 +43,11 @@ _BATCHES_PER_ROUND = 4
 Batch = tuple[int, NDArray[np.int64], int | None]
 
 
-class _Table(Protocol):
+class _Table(Readable, Protocol):
     """A table of which tasks write rows, and read them."""
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write rows from number `start` on."""
-
-    def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Read rows."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +252,7 @@ def _bytes_taken(
     stage = split_stage(
         rows.n_rows, n_clusters, rows.n_features, settings.n_clusters, largest * 4 * rows.n_features
     )  # fmt: skip
-    return stage if runner.client is None else StageBytes(0, stage.task)
+    return stage if runner.in_process else StageBytes(0, stage.task)
 
 
 def _cuts_of_batches(indptr: NDArray[np.int64], rows: Rows, runner: Runner) -> NDArray[np.int64]:

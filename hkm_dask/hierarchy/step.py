@@ -23,18 +23,10 @@ from hkm_dask.kmeans.ranges import FitByRanges
 
 @dataclass(frozen=True)
 class StepHooks(Hooks):
-    """What a step tells while it runs, besides what its k-means does.
+    """What a step tells while it runs, besides what its k-means does."""
 
-    Attributes
-    ----------
-    assigned : callable, optional
-        Called when all rows have a cluster of the step before.
-    started : callable, optional
-        Gets the number of rows of the k-means that begins.
-    """
-
-    assigned: Callable[[], None] | None = None
-    started: Callable[[int], None] | None = None
+    assigned: Callable[[], None] | None = None  # called when all rows have a cluster of the step before
+    started: Callable[[int], None] | None = None  # gets the number of rows of the k-means that begins
 
 
 @dataclass(frozen=True)
@@ -64,25 +56,14 @@ class Step:
 
 @dataclass(frozen=True, kw_only=True)
 class ResamplingStep(Step):
-    """A k-means over members of the clusters of the last step.
+    """A k-means over members of the clusters of the last step."""
 
-    Attributes
-    ----------
-    centroids, before : ndarray of float32, shape (n_clusters, n_features), or SharedPieces
-        Of the last step, and of the one before it, if there was one.
-    r : int
-        Members of each cluster, at most.
-    random_key : int, optional
-        Of the random numbers they are chosen by; without it they are the closest.
-    passes : str
-        Name under which parts of the rows remember their labels from step to step.
-    """
-
+    #: float32 (n_clusters, n_features), or in pieces: of the last step, and of the one before it, if there was one.
     centroids: Centroids
     before: Centroids | None
-    r: int
-    random_key: int | None
-    passes: str
+    r: int  # members of each cluster, at most
+    random_key: int | None  # of the random numbers they are chosen by; without it they are the closest
+    passes: str  # name under which parts of the rows remember their labels from step to step
 
     def run(self, runner: Runner, hooks: StepHooks) -> Fit | FitByRanges:
         """Give all rows a cluster of the last step, choose members of each, and cluster those."""

@@ -60,13 +60,8 @@ class _KeptChunks:
 class TreeArrays:
     """The arrays of a tree: a question reads the chunks it needs, `read` the whole of an array, once.
 
-    They are named as they are stored, but for "members" and "indptr", whose level goes without saying.
-
-    Parameters
-    ----------
-    tree : xarray.DataTree
-    kept_bytes : int
-        Of chunks that are kept for the next question.
+    They are named as they are stored, but for "members" and "indptr", whose level goes without saying. Some chunks, of
+    so many bytes, are kept for the next question.
     """
 
     def __init__(self, tree: xr.DataTree, kept_bytes: int = KEPT_BYTES) -> None:

@@ -17,39 +17,21 @@ from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 
 @dataclass
 class LevelCheck:
-    """One level of a tree, and what is known of it so far.
+    """One level of a tree, and what is known of it so far."""
 
-    Attributes
-    ----------
-    t : int
-        From 1.
-    settings : Level
-    below : LevelCheck or None
-        Level t - 1, checked already.
-    subset : str
-        Fingerprint of the samples that are clustered; empty for all of them.
-    grown : bool
-        Whether rows joined after the clustering, which its inertia knows nothing of.
-    sizes, leaf_sizes, indptr : ndarray of int64 or None
-        As stored; None where they cannot be read, or make no sense.
-    n_labeled : int
-        Rows with a label.
-    distance_power : int
-        To which distances are raised to be squared.
-    """
-
-    t: int
+    t: int  # from 1
     settings: Level
-    below: LevelCheck | None
-    subset: str
+    below: LevelCheck | None  # level t - 1, checked already
+    subset: str  # fingerprint of the samples that are clustered; empty for all of them
     reader: ChunkReader
     found: Verification
-    grown: bool = False
+    grown: bool = False  # whether rows joined after the clustering, which its inertia knows nothing of
+    #: As stored; None where they cannot be read, or make no sense.
     sizes: NDArray[np.int64] | None = None
     leaf_sizes: NDArray[np.int64] | None = None
     indptr: NDArray[np.int64] | None = None
-    n_labeled: int = 0
-    distance_power: ClassVar[int] = 1
+    n_labeled: int = 0  # rows with a label
+    distance_power: ClassVar[int] = 1  # to which distances are raised to be squared
     _inertia: float = 0.0  # of the stored distances
     _largest: float = 0.0  # absolute value of a centroid
 

@@ -25,10 +25,7 @@ MAX_ID_CHARACTERS = 2**16
 class IdFile:
     """A file that tells the ids of all rows: a ``.npy`` of integers or strings, a ``.txt`` with one per line, a table.
 
-    Attributes
-    ----------
-    table : TableFile or None
-        The table, which may tell more than ids.
+    The `table`, where it is one, may tell more than ids.
     """
 
     def __init__(self, path: str | os.PathLike[str], column: str | None) -> None:

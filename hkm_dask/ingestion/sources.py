@@ -51,18 +51,9 @@ class Segment:
 
 
 class Sources:
-    """Tables one below the other; InputError where they differ in their features, or only some have ids.
+    """Tables one below the other, read as the widest of their types; what else is known of all rows are `columns`.
 
-    Attributes
-    ----------
-    n_rows, n_features : int
-        Shape of the whole.
-    dtype : np.dtype
-        The widest type among the tables.
-    ids : callable or None
-        The ids of all rows, None where no table has any.
-    columns : dict of str to callable
-        What else is known of all rows, in masked pieces.
+    InputError where they differ in their features, or only some have ids.
     """
 
     def __init__(self, tables: Sequence[EmbeddingTable]) -> None:

@@ -27,21 +27,11 @@ STREAM_MAGIC = b"\xff\xff\xff\xff"
 
 
 class TableFile(ABC):
-    """One file of a table; cheap to pickle.
-
-    Attributes
-    ----------
-    path : Path
-        The file.
-    schema : pyarrow.Schema
-        Its columns.
-    bounds : np.ndarray of int64
-        First row of every group, where reading can begin, and the number of rows.
-    """
+    """One file of a table; cheap to pickle."""
 
     path: Path
     schema: pa.Schema
-    bounds: np.ndarray
+    bounds: np.ndarray  # int64: first row of every group, where reading can begin, and the number of rows
 
     def __init__(self, path: Path) -> None:
         self.path, self._state = path, file_state(path.stat())

@@ -33,16 +33,7 @@ _TRANSFORM_BYTES = 16 << 20
 
 
 class Clusterer(ClusterMixin, BaseEstimator):
-    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs.
-
-    Attributes
-    ----------
-    metric : {"l2", "cosine"}
-    random_state : int, numpy.random.RandomState or None
-    client : distributed.Client or None
-    memory_limit : int, str or None
-    work_dir : path or None
-    """
+    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs."""
 
     metric: str
     random_state: Any
@@ -164,21 +155,9 @@ def _label_block(
 
 
 def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[np.float64] | None:
-    """Refuse weights that are none.
+    """Weights as float64 (n_samples,), if there are any.
 
-    Parameters
-    ----------
-    sample_weight : array-like of shape (n_samples,), float or None
-    n_samples : int
-
-    Returns
-    -------
-    ndarray of float64, shape (n_samples,), or None
-
-    Raises
-    ------
-    InputError
-        Of another shape, negative, not finite, or zero altogether.
+    InputError where they are of another shape, negative, not finite, or zero altogether.
     """
     if sample_weight is None:
         return None

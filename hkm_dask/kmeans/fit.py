@@ -29,46 +29,24 @@ from hkm_dask.kmeans.seeding.seed import seed
 
 @dataclass(frozen=True)
 class Settings:
-    """How one k-means is run.
-
-    Attributes
-    ----------
-    n_clusters : int
-    init : str
-    max_iter : int
-    tol : float
-    key : int
-        Of its random numbers, from `stream_key`.
-    """
+    """How one k-means is run."""
 
     n_clusters: int
     init: str = "coreset"
     max_iter: int = 50
     tol: float = 1e-4
-    key: int = field(default_factory=lambda: stream_key(0))
+    key: int = field(default_factory=lambda: stream_key(0))  # of its random numbers, from `stream_key`
 
 
 @dataclass(frozen=True)
 class Fit:
-    """Outcome of a k-means.
+    """Outcome of a k-means."""
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there are fewer distinct rows than clusters.
-    inertia : ndarray of float64, shape (n_iter,)
-        Before each update.
-    n_relocated : int
-    seconds : float
-    run : str
-        Name under which the parts of the rows remember their last labels; empty where they do not.
-    """
-
-    centroids: NDArray[np.float32]
-    inertia: NDArray[np.float64]
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN where there are fewer distinct rows than clusters
+    inertia: NDArray[np.float64]  # (n_iter,): before each update
     n_relocated: int
     seconds: float
-    run: str = ""
+    run: str = ""  # name under which the parts of the rows remember their last labels; empty where they do not
 
     @property
     def n_unused(self) -> int:
@@ -78,21 +56,13 @@ class Fit:
 
 @dataclass(frozen=True)
 class GroupFits:
-    """Outcome of the k-means of several groups of rows, with the same number of clusters each.
+    """Outcome of the k-means of several groups of rows, with the same number of clusters each."""
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_groups * n_clusters, n_features)
-        NaN where a group has fewer distinct rows than clusters.
-    labels : ndarray of int32, shape (n_rows,)
-        Nearest centroid of the row's group; clusters are numbered through all groups.
-    distances : ndarray of float64, shape (n_rows,)
-        Squared L2.
-    """
-
+    #: (n_groups * n_clusters, n_features): NaN where a group has fewer distinct rows than clusters.
     centroids: NDArray[np.float32]
+    #: (n_rows,): nearest centroid of the row's group; clusters are numbered through all groups.
     labels: NDArray[np.int32]
-    distances: NDArray[np.float64]
+    distances: NDArray[np.float64]  # (n_rows,): squared L2
 
     def __add__(self, other: GroupFits) -> GroupFits:
         return GroupFits(
@@ -122,20 +92,12 @@ class Progress:
 
 @dataclass(frozen=True)
 class Hooks:
-    """What a fit tells while it runs; nothing by default.
+    """What a fit tells while it runs; nothing by default."""
 
-    Attributes
-    ----------
-    seeding : callable, optional
-        Gets the phase, how much of it is done and of how much; see `seed`.
-    iteration : callable, optional
-        Gets the iteration, counted from 1, and the inertia before its update.
-    moved : callable, optional
-        Gets the outcome of an iteration, from which an interrupted k-means goes on. Not where one task makes them all.
-    """
-
-    seeding: SeedingReport | None = None
+    seeding: SeedingReport | None = None  # gets the phase, how much of it is done and of how much; see `seed`
+    #: Gets the iteration, counted from 1, and the inertia before its update.
     iteration: Callable[[int, float], None] | None = None
+    #: Gets the outcome of an iteration, from which an interrupted k-means goes on. Not where one task makes them all.
     moved: Callable[[LloydStep], None] | None = None
 
     def hear(self, what: str, *told: Any) -> None:

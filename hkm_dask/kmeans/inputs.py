@@ -71,10 +71,6 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         of the runner's budget, else block by block into a file in its work folder.
     runner : Runner
 
-    Yields
-    ------
-    Rows
-
     Raises
     ------
     InputError
@@ -85,7 +81,7 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         return
     x = _checked(x)
     if runner.fits_in_memory(x.nbytes):
-        yield ArrayRows(to_host(x.compute(scheduler="threads", num_workers=runner.n_threads)), "Dask array")
+        yield ArrayRows(to_host(x.compute(**runner.scheduler)), "Dask array")
         return
     path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"
     try:
@@ -123,11 +119,8 @@ def _spool(x: da.Array, path: Path, runner: Runner) -> None:
 
     shape = (int(x.shape[0]), int(x.shape[1]))
     target = _Target(str(path.absolute()), create_npy(path, shape, x.dtype), shape, x.dtype)
-    where: dict[str, Any] = {"scheduler": "threads", "num_workers": runner.n_threads}
-    if runner.client is not None:
-        where = {"scheduler": runner.client}
     # Dask stores into anything with __setitem__, although its types name arrays only.
-    da.store([x], [cast("Any", target)], lock=False, **where)
+    da.store([x], [cast("Any", target)], lock=False, **runner.scheduler)
 
 
 def over_blocks(
@@ -178,10 +171,6 @@ def like_input(answer: Any, x: xr.DataArray, column: str | None, name: str) -> x
         What to call the second dimension, if there is one.
     name : str
         Of the answer.
-
-    Returns
-    -------
-    xarray.DataArray
 
     Examples
     --------

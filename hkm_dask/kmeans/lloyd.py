@@ -34,27 +34,18 @@ _MEANS_ROWS = 1024
 
 @dataclass(frozen=True)
 class PartialSums(Outcome):
-    """What one pass adds up over the rows of a part, or of several.
+    """What one pass adds up over the rows of a part, or of several."""
 
-    Attributes
-    ----------
-    sums : ndarray of int64, shape (n_clusters, n_features)
-        Fixed-point sums of the rows of each cluster; see `RowUnits`, which may have two columns for a feature.
-    counts : ndarray of int64, shape (n_clusters,)
-    inertia : int
-        Fixed-point sum of squared distances.
-    far_distances, far_rows : ndarray of float64 and int64, shape (n_far,)
-        Squared distances and numbers of the rows furthest from their centroids, the furthest first. Empty where no
-        cluster of the part is.
-    near_inertia : int or None
-        The inertia without rows that are far from their centroid; None where the geometry knows of none.
-    """
-
+    #: (n_clusters, n_features): fixed-point sums of the rows of each cluster; see `RowUnits`, which may have two
+    #: columns for a feature.
     sums: NDArray[np.int64]
-    counts: NDArray[np.int64]
-    inertia: int
+    counts: NDArray[np.int64]  # (n_clusters,)
+    inertia: int  # fixed-point sum of squared distances
+    #: (n_far,): squared distances and numbers of the rows furthest from their centroids, the furthest first. Empty
+    #: where no cluster of the part is.
     far_distances: NDArray[np.float64]
     far_rows: NDArray[np.int64]
+    #: The inertia without rows that are far from their centroid; None where the geometry knows of none.
     near_inertia: int | None = None
 
     def __add__(self, other: PartialSums) -> PartialSums:
@@ -106,26 +97,14 @@ class _PartState:
 
 @dataclass(frozen=True)
 class AssignAndAdd:
-    """Task: label the rows of a part and add them up.
+    """Task: label the rows of a part and add them up."""
 
-    Attributes
-    ----------
-    centroids, before : SharedArray
-        float32 (n_clusters, n_features), of this iteration and the one before it.
-    geometry : Geometry
-    run : str
-        Name of the k-means, under which parts remember its last iteration.
-    weights : SharedArray or None
-        int64 (n_rows,), for rows in memory.
-    hints : SharedArray or None
-        int32: for each cell of the seeding, the centroid to try first.
-    """
-
+    #: float32 (n_clusters, n_features), of this iteration and the one before it.
     centroids: SharedArray
     geometry: Geometry
-    run: str
-    weights: SharedArray | None = None
-    hints: SharedArray | None = None
+    run: str  # name of the k-means, under which parts remember its last iteration
+    weights: SharedArray | None = None  # int64 (n_rows,), for rows in memory
+    hints: SharedArray | None = None  # int32: for each cell of the seeding, the centroid to try first
     before: SharedArray | None = None
 
     def __call__(self, part: Part) -> PartialSums:
@@ -181,32 +160,15 @@ def last_labels(engine: Engine, part: Part, run: str) -> Any | None:
 
 @dataclass(frozen=True)
 class LloydStep:
-    """Outcome of an update.
+    """Outcome of an update."""
 
-    Attributes
-    ----------
-    centroids : SharedArray or SharedPieces
-        In pieces where no worker holds all of them; see `ranges`.
-    inertia : float
-        Of the centroids before the update.
-    n_relocated : int
-        Empty clusters moved to far rows.
-    n_unused : int
-        Slots without a centroid, because there are too few distinct rows.
-    at_rest : bool
-        No centroid moved.
-    last : bool
-        The iteration ends with this step, at rest or not.
-    near_inertia : float or None
-        The inertia without rows far from their centroids; None where the geometry knows of none.
-    """
-
-    centroids: SharedArray | SharedPieces
-    inertia: float
-    n_relocated: int
-    n_unused: int
-    at_rest: bool
-    last: bool = False
+    centroids: SharedArray | SharedPieces  # in pieces where no worker holds all of them; see `ranges`
+    inertia: float  # of the centroids before the update
+    n_relocated: int  # empty clusters moved to far rows
+    n_unused: int  # slots without a centroid, because there are too few distinct rows
+    at_rest: bool  # no centroid moved
+    last: bool = False  # the iteration ends with this step, at rest or not
+    #: The inertia without rows far from their centroids; None where the geometry knows of none.
     near_inertia: float | None = None
 
     @classmethod

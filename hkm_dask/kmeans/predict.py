@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -35,38 +34,20 @@ _ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0
 
 @dataclass(frozen=True)
 class Labels:
-    """Nearest centroids.
+    """Nearest centroids."""
 
-    Attributes
-    ----------
-    labels : ndarray of int32, shape (n_rows,)
-    inertia : int
-        Weighted sum of the squared distances, in units of the geometry's `distance_scale`.
-    """
-
-    labels: NDArray[np.int32]
-    inertia: int
+    labels: NDArray[np.int32]  # (n_rows,)
+    inertia: int  # weighted sum of the squared distances, in units of the geometry's `distance_scale`
 
 
 @dataclass(frozen=True)
 class LabelRows:
-    """Task: label the rows of a part.
+    """Task: label the rows of a part."""
 
-    Attributes
-    ----------
-    centroids : SharedArray
-        float32 (n_clusters, n_features), NaN where there is none.
-    geometry : Geometry
-    run : str
-        Of the k-means that led to the centroids: its last labels are tried first.
-    weights : SharedArray or None
-        int64 (n_rows,).
-    """
-
-    centroids: SharedArray
+    centroids: SharedArray  # float32 (n_clusters, n_features), NaN where there is none
     geometry: Geometry
-    run: str = ""
-    weights: SharedArray | None = None
+    run: str = ""  # of the k-means that led to the centroids: its last labels are tried first
+    weights: SharedArray | None = None  # int64 (n_rows,)
 
     def __call__(self, part: Part) -> Labels:
         """Fold the part."""
@@ -137,14 +118,10 @@ def label_rows(
     """
     # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])
-    shared = runner.array_store.put(f"centroids-{uuid.uuid4().hex}", centroids)
-    shares = None if weights is None else runner.array_store.put(f"weights-{uuid.uuid4().hex}", weights)
     stage = assign_stage(runner.n_own(rows), *centroids.shape)
-    parts = runner.split(rows, len(centroids), stage=stage)
-    labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
-    for handle in (shared, shares):
-        if handle is not None:
-            handle.delete()
+    parts, store = runner.split(rows, len(centroids), stage=stage), runner.array_store
+    with store.lent("centroids", centroids) as shared, store.lent("weights", weights) as shares:
+        labeled = runner.map(LabelRows(shared, geometry, run, shares), parts, stage="label")
     return Labels(np.concatenate([one.labels for one in labeled]), sum(one.inertia for one in labeled))
 
 

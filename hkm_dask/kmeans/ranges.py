@@ -87,9 +87,8 @@ def _index(make: Callable[..., CentroidIndex], piece: SharedArray, geometry: Geo
 
 
 def _sums_of_range(
-    part: Part, engine: Engine, assignment: Assignment, first: int, stop: int, geometry: Geometry,
-    weights: NDArray[np.int64] | None,
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:  # fmt: skip
+    part: Part, engine: Engine, assignment: Assignment, first: int, stop: int, geometry: Geometry
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Fixed-point sums of the clusters `first` up to `stop`, and counts; on the host."""
     units, xp = geometry.units, engine.xp
     sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
@@ -97,29 +96,18 @@ def _sums_of_range(
     for tile in _tiles(part, engine, assignment):
         within = (tile.labels >= first) & (tile.labels < stop)
         labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
-        if weights is not None:
-            tile.weights = engine.put(weights[tile.start - part.start : tile.stop - part.start])
         units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
     return engine.host(sums), engine.host(counts)
 
 
 @dataclass(frozen=True)
 class RangeSums(Outcome):
-    """What one pass adds up over the rows of a part, or of several.
+    """What one pass adds up over the rows of a part, or of several."""
 
-    Attributes
-    ----------
-    totals : PartialSums
-        Without the sums.
-    far_labels : dict
-        The clusters of its far rows, by their number.
-    files : tuple
-        By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of
-        a cluster within the range, how many rows of the part are in it, and their sum.
-    """
-
-    totals: PartialSums
-    far_labels: dict[int, int]
+    totals: PartialSums  # without the sums
+    far_labels: dict[int, int]  # the clusters of its far rows, by their number
+    #: By part, and by range: an array int64 (n_filled, 2 + n_columns), and `n_filled`. A row of it has the number of a
+    #: cluster within the range, how many rows of the part are in it, and their sum.
     files: tuple[tuple[tuple[SharedArray, int], ...], ...]
 
     def __add__(self, other: RangeSums) -> RangeSums:
@@ -130,28 +118,23 @@ class RangeSums(Outcome):
 
 @dataclass(frozen=True)
 class AssignAndAddByRanges:
-    """Task: label the rows of a part and add them up, range by range; sums go to the store under names with `name`.
+    """Task: label the rows of a part and add them up, range by range; sums go to the store under names with `name`."""
 
-    `centroids` are float32 (n_clusters, n_features), `weights` int64 (n_rows,).
-    """
-
-    centroids: SharedPieces
+    centroids: SharedPieces  # float32 (n_clusters, n_features)
     geometry: Geometry
     store: SharedArrayStore
     name: str
-    weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> RangeSums:
         """Fold the part."""
         engine = worker_engine()
         assignment = nearest_by_ranges(part, engine, self.centroids, self.geometry, "lloyd")
-        weights = None if self.weights is None else self.weights.get()[part.start : part.stop]
-        inertia = self.geometry.distance_sum(part.stop - part.start if weights is None else int(weights.sum()))
-        inertia.add(assignment.distances, None if weights is None else engine.put(weights))
+        inertia = self.geometry.distance_sum(part.stop - part.start)
+        inertia.add(assignment.distances, add_limbs=engine.add_limbs)
         counts, files = [], []
         for number, (first, stop) in enumerate(itertools.pairwise(self.centroids.offsets)):
             # Nothing of a range is held while the next one is added up.
-            packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, self.geometry, weights))
+            packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, self.geometry))
             files.append((self.store.put(f"{self.name}-{part.start}-{number}", packed), len(packed)))
             counts.append(of_range)
             del packed
@@ -253,17 +236,16 @@ def iterate_by_ranges(
     runner: Runner,
     max_iter: int,
     tol: float,
-    weights: NDArray[np.int64] | None = None,
     on_iteration: Callable[[int, LloydStep], None] | None = None,
     history: tuple[float, ...] = (),
     relocated: int = 0,
     near_inertia: float | None = None,
 ) -> FitByRanges:
-    """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, whose parameters these are.
+    """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, some of whose parameters these are.
 
     The pieces of the outcome are for the caller to delete, as are those it begins with.
     """
-    passes = _Passes(rows, centroids, geometry, runner, weights)
+    passes = _Passes(rows, centroids, geometry, runner)
     course, current, n_unused = Course(list(history), relocated, near_inertia, tol, max_iter), centroids, 0
     for iteration in range(len(history) + 1, max_iter + 1):
         step = passes.step(current, iteration)
@@ -273,24 +255,19 @@ def iterate_by_ranges(
         current, n_unused = step.centroids, step.n_unused
         if course.ends_with(step, on_iteration):
             break
-    passes.delete()
     return FitByRanges(current, np.array(course.inertia), course.n_relocated, n_unused)
 
 
 class _Passes:
     """The passes of one iteration after the other: over the parts of the rows, then over the ranges of the clusters."""
 
-    def __init__(
-        self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner,
-        weights: NDArray[np.int64] | None,
-    ) -> None:  # fmt: skip
+    def __init__(self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner) -> None:
         self.rows, self.geometry, self.runner, self.run = rows, geometry, runner, uuid.uuid4().hex
         k, d, n_ranges = centroids.n_rows, rows.n_features, centroids.series.n_arrays
         self.stage = lloyd_by_ranges(runner.n_own(rows), k, d, n_ranges)
         n_columns = geometry.units.n_columns(d)
         self.update = StageBytes(0, update_of_range(rows_of_range(k, n_ranges), n_columns))
         self.store = runner.scratch_store(8 * k * (n_columns + 2))
-        self.weights = None if weights is None else self.store.put(f"weights-{self.run}", weights)
         self.parts, self.n_cuts = runner.split(rows, k, stage=self.stage), runner.n_cuts
 
     def step(self, centroids: SharedPieces, iteration: int) -> LloydStep:
@@ -300,7 +277,7 @@ class _Passes:
             self.parts = runner.split(self.rows, centroids.n_rows, stage=self.stage)
             self.n_cuts = runner.n_cuts
         sums, relocations, values = runner.map_reduce(
-            AssignAndAddByRanges(centroids, self.geometry, self.store, f"sums-{name}", self.weights), self.parts,
+            AssignAndAddByRanges(centroids, self.geometry, self.store, f"sums-{name}"), self.parts,
             combine=RangeSums.__add__, finish=_Found(self.rows, self.geometry, self.store, f"found-{name}"),
             stage=f"lloyd-iteration{iteration}",
         )  # fmt: skip
@@ -314,8 +291,3 @@ class _Passes:
         return LloydStep.after(
             sums.totals, self.geometry, pieces, len(relocations.slots), sum(unused), all(at_rest)
         )  # fmt: skip
-
-    def delete(self) -> None:
-        """Remove what all passes read."""
-        if self.weights is not None:
-            self.weights.delete()

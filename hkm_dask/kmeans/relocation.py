@@ -15,22 +15,13 @@ from hkm_dask.kmeans.search.geometry import Geometry
 
 @dataclass(frozen=True)
 class Relocations:
-    """Rows that found clusters in place of empty ones.
+    """Rows that found clusters in place of empty ones."""
 
-    Attributes
-    ----------
-    donors, slots : ndarray of int64, shape (n_relocated,)
-        The cluster that each row leaves, and the empty one that it founds.
-    values : ndarray of int64, shape (n_relocated, n_columns)
-        The rows in fixed point, see `RowUnits`.
-    exhausted : bool
-        No row is far: slots stay without a centroid.
-    """
-
+    #: (n_relocated,): the cluster that each row leaves, and the empty one that it founds.
     donors: NDArray[np.int64]
     slots: NDArray[np.int64]
-    values: NDArray[np.int64]
-    exhausted: bool = False
+    values: NDArray[np.int64]  # (n_relocated, n_columns): the rows in fixed point, see `RowUnits`
+    exhausted: bool = False  # no row is far: slots stay without a centroid
 
     def apply(self, sums: NDArray[np.int64], counts: NDArray[np.int64], first: int = 0) -> None:
         """Move the rows within the sums and counts of the clusters from number `first` on."""

@@ -48,7 +48,7 @@ def plan_before_run(pool: Location, config: Config, runner: Runner) -> Plan:
     source = open_source(pool, config)
     limit = round(limit_mib(runner.memory_budget) * 2**20) + 1
     place = Workers(
-        runner.n_workers, runner.threads_per_worker, limit, is_cluster=runner.client is not None,
+        runner.n_workers, runner.threads_per_worker, limit, is_cluster=not runner.in_process,
         n_threads_alone=runner.n_threads_alone,
     )  # fmt: skip
     kept = None if runner.n_staged else kept_calibration(source.rows.n_features)

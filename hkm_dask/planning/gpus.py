@@ -15,31 +15,16 @@ _PRODUCT_SHARE = 0.8
 
 @dataclass(frozen=True)
 class Gpu:
-    """One kind of GPU: peaks without sparsity, as its maker gives them.
+    """One kind of GPU: peaks without sparsity, as its maker gives them."""
 
-    Attributes
-    ----------
-    name, source : str
-        What it is called, and the data sheet.
-    product : float
-        Operations a second of bfloat16 products.
-    double : float
-        Operations a second in float64, not by tensor cores.
-    memory : float
-        Bytes a second.
-    size : int
-        Bytes of memory.
-    link : float
-        Bytes a second from the host.
-    """
-
+    #: What it is called, and the data sheet.
     name: str
     source: str
-    product: float
-    double: float
-    memory: float
-    size: int
-    link: float
+    product: float  # operations a second of bfloat16 products
+    double: float  # operations a second in float64, not by tensor cores
+    memory: float  # bytes a second
+    size: int  # bytes of memory
+    link: float  # bytes a second from the host
 
     @property
     def rates(self) -> Rates:

@@ -50,16 +50,6 @@ Place = tuple[int, bool, str]
 class PhaseClock:
     """Subscriber that adds up what a build spends, by level and part.
 
-    Attributes
-    ----------
-    spent : dict
-        By level (0 for what belongs to none), whether it belongs to a resampling step, and part, as
-        `processor_work.Part` names it.
-    iterations : dict
-        Lloyd iterations of each step, by level and whether it is a resampling step.
-    ended : callable, optional
-        Gets the level, whether it is a resampling step, and the part, whenever one has come to an end.
-
     Examples
     --------
     >>> now = [Spent(), Spent(seconds=2.0), Spent(seconds=5.0)]
@@ -71,8 +61,12 @@ class PhaseClock:
     """
 
     now: Callable[[], Spent] = spent_so_far
+    #: By level (0 for what belongs to none), whether it belongs to a resampling step, and part, as
+    #: `processor_work.Part` names it.
     spent: dict[Place, Spent] = field(default_factory=dict)
+    #: Lloyd iterations of each step, by level and whether it is a resampling step.
     iterations: dict[tuple[int, bool], list[int]] = field(default_factory=dict)
+    #: Gets the level, whether it is a resampling step, and the part, whenever one has come to an end.
     ended: Callable[[Place], None] | None = None
     _level: int = 0
     _resamples: bool = False

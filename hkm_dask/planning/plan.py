@@ -6,19 +6,20 @@ of the event ``run_started``, work is that of `hierarchy.cost`, and units those 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, limit_mib
-from hkm_dask.config import Config
+from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu_operand import operand_bytes
 from hkm_dask.planning.files import FileBytes, level_files
 from hkm_dask.planning.processor_rates import Calibration
-from hkm_dask.planning.processor_work import Course, Part, Table, run_parts
+from hkm_dask.planning.processor_work import Part, Table, run_parts
 from hkm_dask.planning.ranges import range_files, range_parts, range_steps
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import Workers
@@ -32,39 +33,18 @@ Times = dict[int, dict[str, float]]
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """One level of a planned run.
+    """One level of a planned run."""
 
-    Attributes
-    ----------
-    shape : dict
-        As the event ``run_started`` has it.
-    units : float
-        Of the work by which the time left is told, at most: n · k · d of every pass.
-    flops : float
-        Operations of all workers.
-    passes : int
-        Over rows: of all, or of members while the level is resampled.
-    times : dict or None
-        Seconds by phase, for each of `BOUNDS`; None where no rates are known.
-    files : dict
-        By phase, bytes read and written.
-    network : float
-        Bytes between workers, all of them together.
-    in_ranges : FileBytes
-        What is read and written of that because clusters are shared out in ranges.
-    range_seconds : float or None
-        What it takes of the expected times.
-    """
-
-    shape: dict[str, Any]
-    units: float
-    flops: float
-    passes: int
-    times: dict[str, dict[str, float]] | None
-    files: dict[str, FileBytes]
-    network: float
+    shape: dict[str, Any]  # as the event ``run_started`` has it
+    units: float  # of the work by which the time left is told, at most: n · k · d of every pass
+    flops: float  # operations of all workers
+    passes: int  # over rows: of all, or of members while the level is resampled
+    times: dict[str, dict[str, float]] | None  # seconds by phase, for each of `BOUNDS`; None where no rates are known
+    files: dict[str, FileBytes]  # by phase, bytes read and written
+    network: float  # bytes between workers, all of them together
+    #: What is read and written of that because clusters are shared out in ranges.
     in_ranges: FileBytes = field(default_factory=FileBytes)
-    range_seconds: float | None = None
+    range_seconds: float | None = None  # what it takes of the expected times
 
     @property
     def seconds(self) -> dict[str, float] | None:
@@ -74,44 +54,24 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """A planned run: its levels, what each worker needs, and what to do where that is too much.
+    """A planned run: its levels, what each worker needs, and what to do where that is too much."""
 
-    Attributes
-    ----------
-    n_rows, n_features, dtype : int, int, str
-        Of what is clustered.
-    workers : Workers
-    levels : tuple of LevelPlan
-    other : dict
-        Seconds that belong to no level, by phase.
-    stages : dict
-        Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
-    inputs, budget : int
-        Bytes of blocks of rows, and all a worker may hold above its idle size.
-    peak : int
-        Bytes a worker holds at most, its idle size included.
-    resident : float
-        Share of the rows that stays in memory from pass to pass.
-    fits : bool
-        Whether the build would begin, and devices hold what they must.
-    remedies : tuple of str
-        What would fit, where it does not.
-    calibration : Calibration or None
-    """
-
+    #: Of what is clustered.
     n_rows: int
     n_features: int
     dtype: str
     workers: Workers
     levels: tuple[LevelPlan, ...]
-    other: dict[str, float]
+    other: dict[str, float]  # seconds that belong to no level, by phase
+    #: Bytes that one task at a time needs in each stage, beside `inputs`; as the build checks them.
     stages: dict[str, StageBytes]
+    #: Bytes of blocks of rows, and all a worker may hold above its idle size.
     inputs: int
     budget: int
-    peak: int
-    resident: float
-    fits: bool = True
-    remedies: tuple[str, ...] = ()
+    peak: int  # bytes a worker holds at most, its idle size included
+    resident: float  # share of the rows that stays in memory from pass to pass
+    fits: bool = True  # whether the build would begin, and devices hold what they must
+    remedies: tuple[str, ...] = ()  # what would fit, where it does not
     calibration: Calibration | None = field(default=None, repr=False)
 
     @property
@@ -179,24 +139,23 @@ def make_plan(
     iterations = all_iterations if calibration is None else calibration.iterations_of
     steps = _steps(config, rows, workers, iterations, sent=1.0 - stays, read=1.0 - resident)
     alone = _steps(config, rows, replace(workers, n_workers=1), iterations)
-    times: dict[str, Times] = {}
-    of_ranges = dict[int, float]()
-    if workers.gpu is not None:
+    times, of_ranges = dict[str, Times](), Times()
+    if (rates := workers.rates) is not None:
         on_devices = RowShape(
-            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.structure, workers.n_workers, 1.0 - stays,
-            1.0 - resident,
-        )  # fmt: skip
-        besides = _range_steps(config, on_devices, n_ranges, iterations)
-        of_ranges = _by_level(_gpu_seconds(besides, workers, rows.n_features))
-        times = dict.fromkeys(BOUNDS, _gpu_seconds([*steps, *besides], workers, rows.n_features))
+            rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers, 1.0 - stays, 1.0 - resident
+        )
+        besides = _in_ranges(config, on_devices, n_ranges, partial(range_steps, iterations=iterations))
+
+        def seconds(step: Step) -> float:
+            return float(rates.seconds(step.work, rows.n_features))
+
+        times, of_ranges = dict.fromkeys(BOUNDS, _add_up([*steps, *besides], seconds)), _add_up(besides, seconds)
     elif calibration is not None:
         table = Table(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
             kept=keeps_rotated, read=1.0 - resident, runner=runner,
         )  # fmt: skip
-        times = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
-        besides_parts = _range_parts(config, table, n_ranges, calibration.course())
-        of_ranges = _by_level(_seconds_of(besides_parts, workers, calibration))
+        times, of_ranges = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
     levels = []
     for t, shape in enumerate(plans, 1):
         mine = [step for step in steps if step.level == t]
@@ -210,7 +169,7 @@ def make_plan(
                 {bound: spent.get(t, {}) for bound, spent in times.items()} or None, files,
                 0.0 if shape["n_ranges"] > 1
                 else 12.0 * shape["k"] * shape["d"] * work.rounds * (workers.n_workers - 1),
-                sum(more.values(), FileBytes()), of_ranges.get(t) if times else None,
+                sum(more.values(), FileBytes()), sum(of_ranges[t].values()) if t in of_ranges else None,
             )
         )  # fmt: skip
     other = times["seconds"].get(0, {}) if times else {}
@@ -225,67 +184,47 @@ def _steps(
     config: Config, rows: Rows, workers: Workers, iterations: Iterations, sent: float = 0.0, read: float = 0.0
 ) -> list[Step]:
     return run_steps(
-        rows.n_rows, rows.n_features, rows.dtype, config.levels, structure=workers.structure,
+        rows.n_rows, rows.n_features, rows.dtype, config.levels, kernels="new" if workers.gpu else "none",
         start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, sent=sent, read=read,
         iterations=iterations,
     )  # fmt: skip
 
 
-def _range_steps(config: Config, rows: RowShape, n_ranges: list[int], iterations: Iterations) -> list[Step]:
-    """Steps that there are because clusters are shared out."""
-    steps: list[Step] = []
+def _in_ranges(
+    config: Config, rows: Any, n_ranges: list[int], besides: Callable[[int, Any, Level, int], Iterable[Any]]
+) -> list[Any]:
+    """Steps, or parts, that there are because clusters are shared out."""
+    found: list[Any] = []
     for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
-        steps += range_steps(t, rows, level, n, iterations)
-        rows = replace(rows, n=level.n_centroids, itemsize=4, sent=0.0, read=0.0)
-    return steps
+        found += besides(t, rows, level, n)
+        rows = rows.above(level)
+    return found
 
 
-def _range_parts(config: Config, table: Table, n_ranges: list[int], course: Course) -> list[Part]:
-    """Parts that there are because clusters are shared out."""
-    parts: list[Part] = []
-    for t, (level, n) in enumerate(zip(config.levels, n_ranges, strict=True), 1):
-        parts += range_parts(t, table, level, n, course)
-        table = replace(table, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
-    return parts
-
-
-def _by_level(times: Times) -> dict[int, float]:
-    return {t: sum(of_level.values()) for t, of_level in times.items()}
-
-
-def _gpu_seconds(steps: Iterable[Step], workers: Workers, n_features: int) -> Times:
-    """Seconds by level and phase, at the rates of a data sheet."""
-    rates, spent = workers.rates, Times()
-    assert rates is not None
-    for step in steps:
-        of_level = spent.setdefault(step.level, {})
-        of_level[step.phase] = of_level.get(step.phase, 0.0) + float(rates.seconds(step.work, n_features))
-    return spent
-
-
-def _seconds_of(parts: Iterable[Part], workers: Workers, calibration: Calibration) -> Times:
-    """Seconds by level and phase, at measured rates."""
+def _add_up(pieces: Iterable[Step | Part], seconds: Callable[[Any], float]) -> Times:
+    """Seconds of steps, or of parts, by level and phase."""
     spent = Times()
-    for part in parts:
-        of_level = spent.setdefault(part.level, {})
-        of_level[part.phase] = of_level.get(part.phase, 0.0) + workers.seconds(part, calibration)
+    for one in pieces:
+        of_level = spent.setdefault(one.level, {})
+        of_level[one.phase] = of_level.get(one.phase, 0.0) + seconds(one)
     return spent
 
 
 def _processor_seconds(
     config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int, n_ranges: list[int]
-) -> dict[str, Times]:
-    """Seconds by level and phase, by how far each k-means goes."""
+) -> tuple[dict[str, Times], Times]:
+    """Seconds by how far each k-means goes; and those of ranges, where it goes as far as expected."""
     courses = {
-        "seconds": calibration.course(), "at_least": calibration.course("fewest"),
-        "likely_at_most": calibration.course("most"), "at_most": calibration.capped,
+        "at_least": calibration.course("fewest"), "likely_at_most": calibration.course("most"),
+        "at_most": calibration.capped, "seconds": calibration.course(),
     }  # fmt: skip
+    seconds = partial(workers.seconds, calibration=calibration)
     times: dict[str, Times] = {}
     for bound, course in courses.items():
         parts = run_parts(table, config.levels, course, n_total=n_total)
-        besides = _range_parts(config, table, n_ranges, course)
-        times[bound] = _seconds_of([*parts, *besides], workers, calibration)
-    return times
+        besides = _in_ranges(config, table, n_ranges, partial(range_parts, course=course))
+        times[bound] = _add_up([*parts, *besides], seconds)
+    return times, _add_up(besides, seconds)
 
 
 def _units(shape: dict[str, Any]) -> float:
@@ -296,7 +235,7 @@ def _units(shape: dict[str, Any]) -> float:
 
 
 def _flops(work: Work) -> float:
-    return work.products + work.thread_products + work.shared_products + work.measured + work.thread_measured
+    return work.products + work.thread_products + work.shared_products + work.measured
 
 
 def _passes_over_all(steps: Iterable[Step]) -> int:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -23,51 +22,28 @@ _DENSER = 1.3
 
 @dataclass(frozen=True)
 class Seen:
-    """What the k-means of one level were seen to do, in trees of several sizes.
+    """What the k-means of one level were seen to do, in trees of several sizes."""
 
-    Attributes
-    ----------
-    iterations, fewest, most : float
-        That they made, on average, and that a larger one may make.
-    share : float
-        Of all pairs, that each iteration after the first compared.
-    """
-
+    #: That they made, on average, and that a larger one may make.
     iterations: float
     fewest: float
     most: float
-    share: float
+    share: float  # of all pairs, that each iteration after the first compared
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """What a machine takes for units of work, and what was seen of the data they were measured on.
-
-    Attributes
-    ----------
-    machine : str
-    n_processors : int
-        That worked.
-    costs : dict
-        Seconds of one thread for each unit of `processor_work`.
-    seen : dict
-        "first" and "resampled" k-means, by level from 1; the last level's serves those above.
-    n_rows, n_features : int
-        Of the largest tree that was built.
-    seconds : float
-        It took to measure.
-    read, write : float
-        Bytes of a pool a second.
-    software : str
-    """
+    """What a machine takes for units of work, and what was seen of the data they were measured on."""
 
     machine: str
-    n_processors: int
-    costs: dict[str, float]
-    seen: dict[str, list[Seen]]
+    n_processors: int  # that worked
+    costs: dict[str, float]  # seconds of one thread for each unit of `processor_work`
+    seen: dict[str, list[Seen]]  # "first" and "resampled" k-means, by level from 1; the last level's serves those above
+    #: Of the largest tree that was built.
     n_rows: int
     n_features: int
-    seconds: float
+    seconds: float  # it took to measure
+    #: Bytes of a pool a second.
     read: float
     write: float
     software: str = f"hkm_dask {__version__}"
@@ -110,10 +86,9 @@ class Calibration:
         """A k-means that makes all the iterations it may."""
         return float(level.max_iter), self.course()(number, resampled, level)[1]
 
-    def seconds_of(self, part: Part, extra: Mapping[str, float] | None = None) -> float:
+    def seconds_of(self, part: Part) -> float:
         """Seconds of a part on a machine like this one."""
-        costs = {**self.costs, **(extra or {})}
-        return sum(amount * costs.get(unit, 0.0) for unit, amount in part.units.items())
+        return sum(amount * self.costs.get(unit, 0.0) for unit, amount in part.units.items())
 
 
 def rates_file() -> Path:

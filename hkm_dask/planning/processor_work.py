@@ -71,28 +71,19 @@ class Part:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows of a k-means, and who works on them.
-
-    Attributes
-    ----------
-    n, d, itemsize : int
-    n_threads : int
-        Of all workers.
-    kept : bool
-        Rotated rows are kept from pass to pass.
-    read : float
-        Share of the rows that is read from the store in every pass.
-    runner : Runner, optional
-        Tells which k-means are one task.
-    """
+    """Rows of a k-means, and who works on them."""
 
     n: int
     d: int
     itemsize: int
-    n_threads: int
-    kept: bool = True
-    read: float = 0.0
-    runner: Runner | None = None
+    n_threads: int  # of all workers
+    kept: bool = True  # rotated rows are kept from pass to pass
+    read: float = 0.0  # share of the rows that is read from the store in every pass
+    runner: Runner | None = None  # tells which k-means are one task
+
+    def above(self, level: Level) -> Table:
+        """Rows of the next level: the centroids of this one."""
+        return replace(self, n=level.n_centroids, itemsize=4, kept=True, read=0.0)
 
     def fits_one_task(self, k: int, init: str) -> bool:
         """Whether one task makes a k-means of the rows."""
@@ -276,5 +267,5 @@ def run_parts(table: Table, levels: Sequence[Level], course: Course, *, n_total:
     parts = [Part(0, False, "start", {"run": 1.0})]
     for t, level in enumerate(levels, 1):
         parts += _level(t, table, level, course, n_total or table.n)
-        table, n_total = replace(table, n=level.n_centroids, itemsize=4, kept=True, read=0.0), None
+        table, n_total = table.above(level), None
     return parts

@@ -11,7 +11,6 @@ from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.cost import NOW, Structure
 from hkm_dask.hierarchy.rates import Rates
 from hkm_dask.planning.gpus import Gpu
 from hkm_dask.planning.processor_rates import Calibration
@@ -23,36 +22,20 @@ GPU_HOST_MEMORY = 128 << 30
 _ROUND_TRIP = 0.06
 #: Units of work that are rounds of tasks.
 _ROUNDS = ("pass", "draw", "walk", "assignment", "gather", "step")
-#: How work is done on processors: there are no kernels to check.
-PROCESSORS = replace(NOW, check_seconds=0.0, trial=0.0, staged_blocks=0, sample_checks=0)
 
 
 @dataclass(frozen=True)
 class Workers:
-    """Workers of one kind.
+    """Workers of one kind."""
 
-    Attributes
-    ----------
-    n_workers, n_threads : int
-        Workers, and threads of each.
-    memory_limit : int
-        Bytes each may hold.
-    gpu : Gpu or None
-    is_cluster : bool
-        They are processes of a Dask cluster, not threads of this one.
-    network : float
-        Bytes a second that each sends and receives.
-    n_threads_alone : int, optional
-        Threads of those on one host, by default of one worker.
-    """
-
+    #: Workers, and threads of each.
     n_workers: int
     n_threads: int
-    memory_limit: int
+    memory_limit: int  # bytes each may hold
     gpu: Gpu | None = None
-    is_cluster: bool = False
-    network: float = 12.5e9
-    n_threads_alone: int | None = None
+    is_cluster: bool = False  # they are processes of a Dask cluster, not threads of this one
+    network: float = 12.5e9  # bytes a second that each sends and receives
+    n_threads_alone: int | None = None  # threads of those on one host, by default of one worker
 
     @classmethod
     def here(cls, memory_limit: int | None = None) -> Workers:
@@ -79,11 +62,6 @@ class Workers:
             return f"{each} of this process"
         each = f"one {self.gpu.source}" if self.gpu else each
         return f"{self.n_workers} worker{'s' if self.n_workers > 1 else ''} of {each}"
-
-    @property
-    def structure(self) -> Structure:
-        """How they work."""
-        return NOW if self.gpu else PROCESSORS
 
     def runner(self) -> PlannedRunner:
         """A runner that plans as theirs would."""

@@ -38,29 +38,17 @@ _PASS = re.compile(r"hkm-(lloyd|assign)-.*?level(\d+)(?:-step(\d+))?")
 class RunLog:
     """What the events of a run tell: of a build, or of other work that reports how much of it is done.
 
-    Attributes
-    ----------
-    started : float
-        When it began, in seconds since the epoch.
-    status : Status
-    running : bool
-    stages : list of dict
-        ``where`` (level and step), ``stage``, ``start`` and ``stop`` in seconds since the run began; a stage that goes
-        on has a ``stop`` of None.
-    curves : dict of (level, step) to list of float
-        The inertia of each iteration.
-    rows : dict of (level, step) to int
-        Rows of each k-means; of the whole level where step is None.
-    lines : list of str
-        What was worth keeping: levels done, warnings.
+    It began at `started`, in seconds since the epoch.
     """
 
     def __init__(self, started: float) -> None:
         self.started, self.status, self.running = started, Status(started), True
+        #: ``where`` (level and step), ``stage``, ``start`` and ``stop`` in seconds since the run began; a stage that
+        #: goes on has a ``stop`` of None.
         self.stages: list[dict[str, Any]] = []
-        self.curves: dict[tuple[int, int], list[float]] = {}
-        self.rows: dict[tuple[int, int | None], int] = {}
-        self.lines: list[str] = []
+        self.curves: dict[tuple[int, int], list[float]] = {}  # by level and step, the inertia of each iteration
+        self.rows: dict[tuple[int, int | None], int] = {}  # of each k-means; of the whole level where step is None
+        self.lines: list[str] = []  # what was worth keeping: levels done, warnings
         self._seeded: float | None = None
 
     def update(self, event: Event) -> None:
@@ -208,12 +196,7 @@ def show(scheduler: Any, extra: Mapping[str, Any], doc: Any) -> None:
 
 
 class Page:
-    """The figures of one window, drawn again while it is open.
-
-    Parameters
-    ----------
-    scheduler : distributed.Scheduler
-    """
+    """The figures of one window, drawn again while it is open."""
 
     def __init__(self, scheduler: Any) -> None:
         from bokeh.layouts import column, row

@@ -131,12 +131,8 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
 class Agenda:
     """Pieces that are not begun, in the order in which they are done.
 
-    What is asked of it costs as much as there are kinds of pieces, however many pieces there are.
-
-    Attributes
-    ----------
-    counts : Counter
-        How many pieces there are of a kind with its units.
+    What is asked of it costs as much as there are kinds of pieces, however many pieces there are: `counts` has how many
+    there are of a kind with its units.
     """
 
     def __init__(self, pieces: Iterable[Piece] = ()) -> None:

@@ -34,17 +34,6 @@ class SampleSources:
     wait : bool, default False
         Read through a large file of captions at once, and not meanwhile.
 
-    Attributes
-    ----------
-    captions : Texts or None
-    captions_of : str
-        What the captions are, in words; empty where there are none.
-    ids : Column or None
-    columns : dict of str to Column
-        Those that are not the captions.
-    images : ImageFiles or None
-    image_names : Column or None
-
     Raises
     ------
     InputError
@@ -57,7 +46,7 @@ class SampleSources:
     ) -> None:  # fmt: skip
         self.n_rows, self.pool = n_rows, pool
         self.ids: Column | None = None
-        self.columns: dict[str, Column] = {}
+        self.columns: dict[str, Column] = {}  # those that are not the captions
         if pool is not None:
             cache = ChunkCache()
             for name in pool.columns:

@@ -236,15 +236,8 @@ def _to_arrow(values: np.ndarray) -> Any:
 class Column:
     """Values of a column or the ids of a pool: strings, numbers or truth values, some of which may be missing.
 
-    Parameters
-    ----------
-    array : StoredArray
-        Where they lie.
-    cache : ChunkCache
-    read : callable, optional
-        Reads the values from a row to another, masked where they are missing; those of `array` by default.
-    n_rows : int, optional
-        How many of them there are; all by default.
+    They are the first `n_rows` of the array, or all; `read` gives them from a row to another, masked where they are
+    missing, in place of the array's own.
     """
 
     def __init__(

@@ -349,7 +349,7 @@ def _split(rows: NDArray[np.float16], geometry: Geometry, device: str, together:
             split_clusters(
                 table, folder, np.bincount(labels), settings, level=1, geometry=geometry, runner=one, batched=together
             )
-            return level_arrays.read_row_arrays(folder)[0]
+            return level_arrays.read_whole(folder / "labels")
     finally:
         forget(table.key)
 

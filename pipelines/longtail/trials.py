@@ -15,9 +15,9 @@ import xarray as xr
 from numpy.typing import NDArray
 
 import hkm_dask as hkm
-from hkm_dask.metrics import class_balance, clusters_per_class, nearest_class
+from hkm_dask.metrics import class_balance, clusters_per_class
 from pipelines.longtail.pools import POOLS, Pool
-from pipelines.longtail.probes import accuracies
+from pipelines.longtail.probes import accuracies, nearest_class
 
 Init = Literal["coreset", "k-means++", "k-means||", "random"]
 Metric = Literal["l2", "cosine"]

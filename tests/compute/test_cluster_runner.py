@@ -26,6 +26,7 @@ from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -44,13 +45,19 @@ from hkm_dask.kmeans.seeding import coreset
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make every pass worth a task on each worker."""
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 
 def blobs(n: int, d: int) -> np.ndarray:
     rng = np.random.default_rng(0)
     return (rng.normal(size=(n, d)) + 3 * rng.normal(size=(12, d))[rng.integers(0, 12, n)]).astype("f4")
+
+
+def test_a_planned_cluster_cuts_passes_as_the_workers_do(workers: ClusterRunner) -> None:
+    with PlannedRunner(workers.n_workers, workers.threads_per_worker, 1 << 30, is_cluster=True) as planned:
+        for flops in (1e6, 1e8, 3e9, 1e12):
+            assert planned.n_parts(flops) == workers.n_parts(flops)
 
 
 def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> None:
@@ -220,7 +227,7 @@ def test_a_task_alone_is_run_where_the_most_threads_are(workers: ClusterRunner) 
         assert (counted.n_workers, counted.n_threads, counted.n_threads_alone) == (4, 15, 6)
         assert counted._largest_host() == (6, "b")
         # 15 threads with a round of tasks, or 6 without one: as long as it takes 6 threads 15 / 9 of a round.
-        most, nothing = 6 * 15 / 9 * cluster_runner._ROUND_TRIP_FLOPS, StageBytes(0, 0)
+        most, nothing = 6 * 15 / 9 * runner_module._ROUND_TRIP_FLOPS, StageBytes(0, 0)
         assert counted.fits_one_task(0.99 * most, 1000, nothing)
         assert not counted.fits_one_task(1.01 * most, 1000, nothing)
         assert not counted.fits_one_task(1.0, 1000, StageBytes(counted.memory_budget, 0))

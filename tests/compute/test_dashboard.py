@@ -15,7 +15,7 @@ from distributed import Client, LocalCluster
 from sklearn.datasets import make_blobs
 
 import hkm_dask as hkm
-from hkm_dask.compute import cluster_runner, dashboard
+from hkm_dask.compute import dashboard
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.events import Event, emit, subscribe
@@ -42,7 +42,7 @@ def client() -> Iterator[Client]:
 
 @pytest.fixture
 def many_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     monkeypatch.setattr(runner_module, "_HAND_OVER_FLOPS", 1.0)
 
 

@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hkm_dask.compute import cluster_runner
+from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
@@ -105,7 +106,7 @@ def owner(item: object) -> str:
 def test_a_slow_worker_has_fewer_rows(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
     """One of two processes is stopped three quarters of the time."""
     monkeypatch.setattr(cluster_runner, "_LONG_PASS", 0.0)
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     pids = workers.client.run(os.getpid)
     monkeypatch.setattr(workers, "_shares", WorkerShares(dict.fromkeys(pids, 1)))
     slow, done = min(pids), threading.Event()
@@ -136,7 +137,7 @@ def test_a_slow_worker_has_fewer_rows(workers: ClusterRunner, monkeypatch: pytes
 def test_a_worker_with_more_threads_has_more_rows_and_no_more_tasks_than_memory_was_planned_for(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     with (
         LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
         Client(cluster) as client,
@@ -175,7 +176,7 @@ def test_who_comes_for_a_worker_that_died_has_its_rows_though_others_had_them_me
 
 
 def test_a_worker_that_joins_a_kmeans_has_a_share_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster_runner, "_ROUND_TRIP_FLOPS", 1.0)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     values, parts = np.random.default_rng(0).normal(size=(600, 5)).astype("f4"), []
     with (
         LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,

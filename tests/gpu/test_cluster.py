@@ -48,7 +48,7 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
     rows = embeddings(120)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
     monkeypatch.setenv("HKM_EMULATED_KERNELS", str(build_once(tmp_path_factory)))
-    monkeypatch.setattr("hkm_dask.compute.cluster_runner._ROUND_TRIP_FLOPS", 1.5e4)  # several tasks for little work
+    monkeypatch.setattr("hkm_dask.compute.runner._ROUND_TRIP_FLOPS", 1.5e4)  # several tasks for little work
     with (
         LocalCluster(
             n_workers=n_workers,

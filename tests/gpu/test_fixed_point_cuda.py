@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkm_dask.kmeans.search.cuda_kernels import add_limbs
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 
 
@@ -17,7 +18,7 @@ def test_the_device_sums_to_the_same_integer(cuda: Any, log_scale: int, total_we
     host.add(values, weights if weighted else None)
     for low in range(0, 700, 300):
         tile = slice(low, low + 300)
-        device.add(cuda.asarray(values[tile]), cuda.asarray(weights[tile]) if weighted else None)
+        device.add(cuda.asarray(values[tile]), cuda.asarray(weights[tile]) if weighted else None, add_limbs)
     assert device.total() == host.total() > host.near()  # type: ignore[operator]
     assert device.near() == host.near()
     np.testing.assert_array_equal(device.limbs(cuda.asarray(values)).get(), host.limbs(values))

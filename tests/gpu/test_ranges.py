@@ -15,21 +15,17 @@ from tests.gpu.inputs import groups, twice
 pytestmark = pytest.mark.usefixtures("little_work_on_the_device")
 
 
-@pytest.mark.parametrize(("dtype", "weighted", "far"), [("f2", False, 1.0), ("f4", True, 1.0), ("f4", False, 1e15)])
-def test_it_has_the_bits_of_the_cpu(
-    cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, weighted: bool, far: float
-) -> None:
+@pytest.mark.parametrize(("dtype", "far"), [("f2", 1.0), ("f4", 1.0), ("f4", 1e15)])
+def test_it_has_the_bits_of_the_cpu(cuda: Any, monkeypatch: pytest.MonkeyPatch, dtype: str, far: float) -> None:
     rows = groups(260, 24, dtype)
     rows[[3, 77]] *= rows.dtype.type(far)
     start = np.concatenate([rows[:30].astype("f4"), np.full((4, 24), 50, np.float32)])
-    weights = np.random.default_rng(1).integers(1, 4, len(rows)) if weighted else None
 
     def compute() -> Any:
         table = ArrayRows(rows)
         with Runner(n_threads=1) as runner:
-            total = None if weights is None else int(weights.sum())
-            geometry = make_geometry(table, runner, n_clusters=len(start), total_weight=total)
-            how = {"geometry": geometry, "runner": runner, "max_iter": 3, "tol": 0.0, "weights": weights}
+            geometry = make_geometry(table, runner, n_clusters=len(start))
+            how = {"geometry": geometry, "runner": runner, "max_iter": 3, "tol": 0.0}
             ranges = iterate_by_ranges(table, put_ranges(start, 3, runner.array_store, "start"), **how)  # type: ignore[arg-type]
             return iterate(table, start.copy(), **how), ranges  # type: ignore[arg-type]
 

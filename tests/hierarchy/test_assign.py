@@ -125,7 +125,7 @@ def test_hints_are_the_nearest_centroids_of_those_before(n_threads: int) -> None
     before[3], centroids[7] = np.nan, np.nan
     geometry = level_of(ArrayRows(data()[0]), 500, 11).geometry
     with Runner(n_threads=n_threads) as runner:
-        hints = _hints(before, SharedArray(array=centroids), geometry, runner)
+        hints = _hints(SharedArray(array=before), 17, SharedArray(array=centroids), geometry, runner)
     assert hints[3] == -1
     kept, used = np.delete(np.arange(17), 3), np.delete(np.arange(11), 7)
     assert hints[kept].tolist() == used[brute_force(before[kept], centroids[used])[0]].tolist()

@@ -1,7 +1,6 @@
 """The model of a run counts what a run does, and predicts what its structure costs."""
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,8 @@ import pytest
 import hkm_dask as hkm
 from hkm_dask.config import Level
 from hkm_dask.data.rows import ZarrRows
-from hkm_dask.hierarchy.cost import NOW, run_steps, sampling_rounds, seconds_of
+from hkm_dask.hierarchy import cost
+from hkm_dask.hierarchy.cost import Kernels, run_steps, sampling_rounds
 from hkm_dask.hierarchy.rates import H200, Work
 from hkm_dask.kmeans.search.cpu import CpuEngine, CpuIndex
 from hkm_dask.kmeans.search.cuda import CudaEngine
@@ -93,43 +93,26 @@ def test_rounds_end_with_as_many_centers_as_are_wanted() -> None:
     assert len(list(sampling_rounds(60_000))) == 7
 
 
-def test_what_leaves_one_thread_takes_no_time_there() -> None:
-    levels = (Level(n_clusters=20_000, n_resamples=2, max_iter=10), Level(n_clusters=1000, n_resamples=2, max_iter=10))
-    before = replace(NOW, thins="thread", gathers="thread", chooses="thread", groups="thread", block_bytes=256 << 20)
-    after = replace(before, thins="device", gathers="device", chooses="device", groups="device")
-    slow, fast = (
-        seconds_of(run_steps(5_000_000, 384, "float16", levels, structure=one), H200, 384) for one in (before, after)
-    )
-    assert slow["seeding: thinning"] > 5 * fast["seeding: thinning"]
-    assert slow["gather: members gathered"] > 20 * fast["gather: members gathered"]
-    assert slow["assign: members chosen"] > 5 * fast["assign: members chosen"]
-    assert slow["Lloyd: iterations"] == fast["Lloyd: iterations"]
-    larger = seconds_of(
-        run_steps(5_000_000, 384, "float16", levels, structure=replace(after, block_bytes=1 << 30)), H200, 384
-    )
-    assert larger["Lloyd: iterations"] < fast["Lloyd: iterations"]
-
-
-def test_kernels_are_checked_while_workers_start_and_rows_are_read() -> None:
-    def reading(seconds: float, begins: float = 0.0) -> float:
-        structure = replace(NOW, check_seconds=seconds, check_begins=begins)
-        steps = run_steps(5_000_000, 384, "float16", (Level(n_clusters=9),), structure=structure, start_seconds=4.0)
+def test_kernels_are_checked_while_workers_start_and_rows_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    def reading(seconds: float, begins: float = 0.0, kernels: Kernels = "new") -> float:
+        monkeypatch.setattr(cost, "CHECK_SECONDS", seconds)
+        monkeypatch.setattr(cost, "CHECK_BEGINS", begins)
+        steps = run_steps(5_000_000, 384, "float16", (Level(n_clusters=9),), kernels=kernels, start_seconds=4.0)
         return H200.seconds(steps[1].work, 384)
 
     alone = reading(0.0)
-    assert alone == reading(4.5) == reading(0.0, 90.0) > 1.0
+    assert alone == reading(4.5) == reading(4.5, 90.0, "known") > 1.0
     assert reading(4.0, 3.0) == 3.0
 
 
 def test_memory_is_pinned_while_rows_are_read() -> None:
-    def reading(n_rows: int, n_staged: int) -> float:
-        structure = replace(NOW, check_seconds=0.0, staged_blocks=n_staged)
-        return H200.seconds(
-            run_steps(n_rows, 1024, "float16", (Level(n_clusters=9),), structure=structure)[1].work, 1024
-        )
+    def reading(n_rows: int, kernels: Kernels) -> float:
+        steps = run_steps(n_rows, 1024, "float16", (Level(n_clusters=9),), kernels=kernels)
+        return H200.seconds(steps[1].work, 1024)
 
-    assert reading(10**5, 0) < reading(10**5, 4) == 2048e5 / H200.pin
-    assert reading(10**7, 0) == reading(10**7, 4) > 4 * 2**30 / H200.pin  # later blocks take what is pinned already
+    assert reading(10**5, "none") < reading(10**5, "known") == 2048e5 / H200.pin
+    # Later blocks take what is pinned already.
+    assert reading(10**7, "none") == reading(10**7, "known") > 4 * 2**30 / H200.pin
 
 
 def test_resamplings_share_the_forms_that_were_chosen_and_few_rows_choose_none() -> None:

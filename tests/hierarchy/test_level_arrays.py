@@ -15,9 +15,8 @@ def test_arrays_of_rows_come_back_and_can_be_replaced(tmp_path: Path) -> None:
     level_arrays.create_row_arrays(folder, 1, 6, 4)
     for labels in (LABELS, LABELS[::-1].copy()):
         level_arrays.write_row_arrays(folder, labels, DISTANCES)
-        stored = level_arrays.read_row_arrays(folder)
-        np.testing.assert_array_equal(stored[0], labels)
-        np.testing.assert_array_equal(stored[1], DISTANCES)
+        np.testing.assert_array_equal(level_arrays.read_whole(folder / "labels"), labels)
+        np.testing.assert_array_equal(level_arrays.read_whole(folder / "distances"), DISTANCES)
 
 
 def test_clusters_know_their_members_closest_first_and_the_leaves_below_them(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def split_labels(
         level_arrays.write_row_arrays(folder, labels.astype(np.int32), distances)
         split_clusters(rows, folder, sizes, settings, level=1, **others)
         centroids = level_arrays.read_whole(folder / "centroids")
-        labels, distances = level_arrays.read_row_arrays(folder)
+        labels, distances = (level_arrays.read_whole(folder / name) for name in ("labels", "distances"))
     return Parts(centroids, labels, distances, float(np.nansum(distances.astype("f8"))))
 
 

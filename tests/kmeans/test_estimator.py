@@ -296,7 +296,7 @@ def test_a_cluster_gives_the_same_bits_and_is_kept_by_clones(
     x: np.ndarray, fitted: hkm.KMeans, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_one_task: bool
 ) -> None:
     if not in_one_task:
-        monkeypatch.setattr("hkm_dask.compute.cluster_runner._ONE_TASK_BYTES", 0)
+        monkeypatch.setattr("hkm_dask.compute.runner._ONE_TASK_BYTES", 0)
     weights = np.arange(len(x)) % 3
     plain = hkm.KMeans(K, random_state=0).fit(x, sample_weight=weights)
     with (

@@ -30,9 +30,7 @@ def bits_of_both(
 ) -> tuple[list[object], list[object], FitByRanges]:
     """What a k-means gives, of all clusters at once and by ranges."""
     spherical = isinstance(rows, UnitRows)
-    weights = options.get("weights")
-    total = None if weights is None else int(np.sum(weights))  # type: ignore[arg-type]
-    geometry = make_geometry(rows, runner, n_clusters=len(start), spherical=spherical, total_weight=total)
+    geometry = make_geometry(rows, runner, n_clusters=len(start), spherical=spherical)
     how = {"geometry": geometry, "runner": runner, "max_iter": 8, "tol": 0.0, **options}
     steps: tuple[list[LloydStep], list[LloydStep]] = [], []
     whole = iterate(rows, start, on_iteration=lambda i, step: steps[0].append(step), **how)  # type: ignore[arg-type]
@@ -57,20 +55,20 @@ def rows_of(n: int, d: int, seed: int, *, copies: bool = False) -> np.ndarray:
 @given(
     n=st.integers(20, 300), d=st.integers(1, 40), k=st.integers(2, 90), n_ranges=st.integers(1, 12),
     n_parts=st.integers(1, 4), seed=st.integers(0, 99), copies=st.booleans(), spherical=st.booleans(),
-    weighted=st.booleans(), empty=st.booleans(),
+    empty=st.booleans(),
 )  # fmt: skip
 @example(
-    n=300, d=40, k=90, n_ranges=5, n_parts=3, seed=0, copies=False, spherical=False, weighted=False, empty=True,
+    n=300, d=40, k=90, n_ranges=5, n_parts=3, seed=0, copies=False, spherical=False, empty=True,
 )  # fmt: skip
 @example(
-    n=60, d=2, k=90, n_ranges=7, n_parts=2, seed=1, copies=True, spherical=False, weighted=True, empty=True,
+    n=60, d=2, k=90, n_ranges=7, n_parts=2, seed=1, copies=True, spherical=False, empty=True,
 )  # fmt: skip
 @example(
-    n=200, d=30, k=70, n_ranges=12, n_parts=4, seed=2, copies=False, spherical=True, weighted=False, empty=False,
+    n=200, d=30, k=70, n_ranges=12, n_parts=4, seed=2, copies=False, spherical=True, empty=False,
 )  # fmt: skip
 def test_it_has_the_bits_of_all_clusters_at_once(
-    n: int, d: int, k: int, n_ranges: int, n_parts: int, seed: int, copies: bool, spherical: bool, weighted: bool,
-    empty: bool, in_parts_once: Cut,
+    n: int, d: int, k: int, n_ranges: int, n_parts: int, seed: int, copies: bool, spherical: bool, empty: bool,
+    in_parts_once: Cut,
 ) -> None:  # fmt: skip
     x = rows_of(n, d, seed, copies=copies)
     if spherical:
@@ -80,9 +78,8 @@ def test_it_has_the_bits_of_all_clusters_at_once(
     if empty:  # far from all rows, or without a centroid
         start[:: max(2, k // 5)] += np.float32(1e3)
         start[k // 3] = np.nan
-    weights = rng.integers(1, 5, n) if weighted else None
     rows: Rows = UnitRows(ArrayRows(x)) if spherical else ArrayRows(x)
-    whole, shared, _ = bits_of_both(rows, start, in_parts_once(n_parts), min(n_ranges, k), weights=weights)
+    whole, shared, _ = bits_of_both(rows, start, in_parts_once(n_parts), min(n_ranges, k))
     assert whole == shared
 
 

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from sklearn.datasets import load_digits
 
-from pipelines.longtail import charts, command, pools, studies, trials
+from hkm_dask.errors import InputError
+from pipelines.longtail import charts, command, pools, probes, studies, trials
 
 
 def test_a_tail_falls_as_a_power_of_the_rank_and_never_above_what_there_is() -> None:
@@ -32,6 +33,18 @@ def test_digits_keep_pool_and_test_apart(exponent: float, seed: int) -> None:
     digit_of = {row.tobytes(): digit for row, digit in zip(bunch.data.astype(np.float32), bunch.target, strict=True)}
     drawn = [digit_of[row.tobytes()] for row in np.round(pool.embeddings * 16)]
     assert [pool.class_names[label] for label in pool.labels] == [str(digit) for digit in drawn]
+
+
+def test_the_commonest_class_wins_and_the_nearest_breaks_ties() -> None:
+    samples = np.array([[0.0], [1.0], [2.0], [3.0]])
+    centroids = np.array([[0.4], [2.9]])
+    assert probes.nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=1).tolist() == [1, 2]
+    assert probes.nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=2).tolist() == [1, 2]  # ties
+    assert probes.nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=3).tolist() == [0, 0]
+    with pytest.raises(InputError, match="n_neighbors=5"):
+        probes.nearest_class(centroids, samples, [1, 0, 0, 2], n_neighbors=5)
+    with pytest.raises(InputError, match="one per sample"):
+        probes.nearest_class(centroids, samples, [1, 0], n_neighbors=1)
 
 
 def test_every_class_is_the_largest_once_in_ten_seeds() -> None:

@@ -77,6 +77,7 @@ class CudaEngine(Engine):
     label_distances = staticmethod(cuda_kernels.label_distances)
     add_rows = staticmethod(cuda_kernels.add_rows)
     move_rows = staticmethod(cuda_kernels.move_rows)
+    add_limbs = staticmethod(cuda_kernels.add_limbs)
     accept_in_order = staticmethod(cuda_kernels.accept_in_order)
 
     def __init__(self) -> None:
@@ -136,22 +137,10 @@ def _unit(n_centroids: int, n_features: int) -> int:
 
 
 class CudaIndex:
-    """A set of centroids on the device, made ready to be searched; see `cpu.CpuIndex`.
+    """A set of centroids on the device, made ready to be searched in a form; see `cpu.CpuIndex`.
 
-    Parameters
-    ----------
-    centroids : ndarray or cupy.ndarray of float32, shape (n_clusters, n_features)
-        Rows of NaN are slots without a centroid and are never found.
-    geometry : Geometry
-    form : str, default "fused"
-        One of `FORMS`.
-    on_device : cupy.ndarray, optional
-        The same centroids, where they are on the device already.
-
-    Attributes
-    ----------
-    unit : int
-        Columns of a unit of scores in the fused search: 1, 2 or 4.
+    They are float32 (n_clusters, n_features) on either side; rows of NaN are slots without one and are never found.
+    `on_device` are the same centroids, where they are on the device already.
     """
 
     def __init__(self, centroids: Any, geometry: Geometry, form: Form = "fused", on_device: Any | None = None) -> None:

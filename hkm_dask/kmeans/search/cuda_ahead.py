@@ -16,7 +16,7 @@ import numpy as np
 
 from hkm_dask.compute.backend import device_attribute
 from hkm_dask.kmeans.search import cuda_verdicts
-from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, compile_for, environment_of_child
+from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, compile_for, environment_of_child, fault_of
 from hkm_dask.kmeans.search.cuda_forms import checks_of
 
 _PROGRAM = "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_ahead import main; main(*sys.argv[1:])"
@@ -56,6 +56,6 @@ def main(n_features: str, dtype: str, precision: str) -> None:
         if new:
             compile_for(new, device)
         for check in new:
-            if check.find_fault() is not None:
+            if fault_of(check) is not None:
                 return
             cuda_verdicts.note(check, device)

@@ -39,18 +39,10 @@ _N_COPIES, _COPIES_BYTES = 70_000, 1 << 28
 
 @dataclass(frozen=True)
 class Sample:
-    """Rows and centroids that a form is checked on, in host memory.
+    """Rows and centroids that a form is checked on, in host memory."""
 
-    Attributes
-    ----------
-    rows : ndarray of float16 or float32, shape (n_rows, n_features)
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        Rows of NaN are slots without a centroid.
-    geometry : Geometry
-    """
-
-    rows: NDArray[np.floating]
-    centroids: NDArray[np.float32]
+    rows: NDArray[np.floating]  # (n_rows, n_features)
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): rows of NaN are slots without a centroid
     geometry: Geometry
 
     @cached_property

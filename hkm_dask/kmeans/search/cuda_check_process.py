@@ -16,13 +16,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
 from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_kernels import compile_kernels
-from hkm_dask.kmeans.search.cuda_operand import Form
+from hkm_dask.kmeans.search.cuda_verdicts import Check
 from hkm_dask.untrusted import parse_json
 
 #: Seconds that a form may take, compilation included, and after which a process ends though nobody waits for it.
@@ -34,32 +33,9 @@ _PROGRAM = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Check:
-    """A form, and the width and type of the rows that it is checked on.
-
-    Examples
-    --------
-    >>> Check.of(str(Check("fused", 384, "float16")))
-    Check(form='fused', n_features=384, dtype='float16')
-    """
-
-    form: Form
-    n_features: int
-    dtype: str
-
-    def find_fault(self) -> str | None:
-        """Check it in this process; see `cuda_check.find_fault`."""
-        return find_fault(self.form, made_sample(self.n_features, np.dtype(self.dtype)), is_made=True)
-
-    def __str__(self) -> str:
-        return f"{self.form},{self.n_features},{self.dtype}"
-
-    @classmethod
-    def of(cls, text: str) -> Check:
-        """The check of this text."""
-        form, n_features, dtype = text.split(",")
-        return cls(form, int(n_features), dtype)  # type: ignore[arg-type]
+def fault_of(check: Check) -> str | None:
+    """The fault of a form on made rows, looked for in this process; see `cuda_check.find_fault`."""
+    return find_fault(check.form, made_sample(check.n_features, np.dtype(check.dtype)), is_made=True)
 
 
 def environment_of_child() -> dict[str, str]:
@@ -72,13 +48,7 @@ class UntoldError(Exception):
 
 
 class CheckProcess:
-    """Checks on a device, in their order, by one process or, where forms are at fault, by several in turn.
-
-    Parameters
-    ----------
-    device : int
-    checks : sequence of Check
-    """
+    """Checks on a device, in their order, by one process or, where forms are at fault, by several in turn."""
 
     def __init__(self, device: int, checks: Sequence[Check]) -> None:
         self._device, self._left = device, list(checks)
@@ -199,7 +169,7 @@ def main(words: Sequence[str]) -> None:
     for check in checks:
         signal.alarm(_END_SECONDS)
         try:
-            fault = check.find_fault()
+            fault = fault_of(check)
         except MemoryError:
             raise SystemExit(CANNOT_TELL) from None
         print(json.dumps(fault), flush=True)

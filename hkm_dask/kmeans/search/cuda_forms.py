@@ -29,9 +29,10 @@ from hkm_dask.compute.staging import device_dtype
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_hopper, cuda_verdicts
 from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
-from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, Check, CheckProcess, UntoldError
+from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, CheckProcess, UntoldError, fault_of
 from hkm_dask.kmeans.search.cuda_loss import find_fault_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.search.cuda_verdicts import Check
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.tuning import chosen_once
@@ -229,7 +230,7 @@ def _found_apart(check: Check, device: int) -> str | None:
             return process.fault(check)
         except UntoldError:
             pass
-    return find_fault_here(_NAMES[check.form], check, device, check.find_fault)
+    return find_fault_here(_NAMES[check.form], check, device, partial(fault_of, check))
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:

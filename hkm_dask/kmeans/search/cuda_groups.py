@@ -14,24 +14,12 @@ FUSED_ROWS = 128
 
 @dataclass(frozen=True)
 class Groups:
-    """Rows and centroids in groups, for many small searches at once.
+    """Rows and centroids in groups, for many small searches at once."""
 
-    Attributes
-    ----------
-    of_rows : cupy.ndarray of int32, shape (n_rows,)
-        The group of every row.
-    lines : ndarray of int64, shape (n_groups + 1,)
-        Where the rows of each group begin, among those that are looked at.
-    columns : ndarray of int64, shape (n_groups + 1,)
-        Where its centroids begin.
-    numbers : ndarray of int32, shape (n_centroids,)
-        What each centroid is called; they rise within a group.
-    """
-
-    of_rows: Any
-    lines: NDArray[np.int64]
-    columns: NDArray[np.int64]
-    numbers: NDArray[np.int32]
+    of_rows: Any  # int32 (n_rows,): the group of every row
+    lines: NDArray[np.int64]  # (n_groups + 1,): where the rows of each group begin, among those that are looked at
+    columns: NDArray[np.int64]  # (n_groups + 1,): where its centroids begin
+    numbers: NDArray[np.int32]  # (n_centroids,): what each centroid is called; they rise within a group
 
 
 def tiles_of(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:

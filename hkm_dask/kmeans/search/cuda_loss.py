@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_check_process, cuda_verdicts
-from hkm_dask.kmeans.search.cuda_check_process import Check
+from hkm_dask.kmeans.search.cuda_verdicts import Check
 
 logger = logging.getLogger(__name__)
 

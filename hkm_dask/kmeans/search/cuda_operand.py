@@ -38,31 +38,16 @@ _FAR = 4.0
 
 @dataclass(frozen=True)
 class CudaOperand:
-    """Rows, or centroids, as the product takes them; everything on the device.
+    """Rows, or centroids, as the product takes them; everything on the device."""
 
-    Attributes
-    ----------
-    matrix : cupy.ndarray, shape (n_rows, width)
-        Of float16, float32 or float64; of uint16 for the bits of bfloat16.
-    norms : cupy.ndarray of float64, shape (n_rows,)
-        Squared distances to the mean.
-    sizes, errors : cupy.ndarray of float64, shape (n_rows,)
-        Norms of the rows as written, and of what that misses.
-    dots : cupy.ndarray of float64, shape (n_rows,) or None
-        Inner products of the centered rows with the mean.
-    scale : float
-        Units of the matrix per unit of a value, a power of two.
-    as_stored : bool
-        The rows themselves, not centered.
-    """
-
-    matrix: Any
-    norms: Any
+    matrix: Any  # (n_rows, width): of float16, float32 or float64; of uint16 for the bits of bfloat16
+    norms: Any  # float64 (n_rows,): squared distances to the mean
+    #: float64 (n_rows,): norms of the rows as written, and of what that misses.
     sizes: Any
     errors: Any
-    dots: Any
-    scale: float
-    as_stored: bool
+    dots: Any  # float64 (n_rows,): inner products of the centered rows with the mean
+    scale: float  # units of the matrix per unit of a value, a power of two
+    as_stored: bool  # the rows themselves, not centered
 
     @property
     def n_bytes(self) -> int:

@@ -14,15 +14,40 @@ import os
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
 
-from hkm_dask.kmeans.search.cuda_check_process import Check
 from hkm_dask.kmeans.search.cuda_kernels import FILES, HOPPER_FILES, source
+from hkm_dask.kmeans.search.cuda_operand import Form
 
 #: Seconds between two looks at what another process has found out.
 _LOOK_SECONDS = 0.02
+
+
+@dataclass(frozen=True)
+class Check:
+    """A form, and the width and type of the rows that it is checked on.
+
+    Examples
+    --------
+    >>> Check.of(str(Check("fused", 384, "float16")))
+    Check(form='fused', n_features=384, dtype='float16')
+    """
+
+    form: Form
+    n_features: int
+    dtype: str
+
+    def __str__(self) -> str:
+        return f"{self.form},{self.n_features},{self.dtype}"
+
+    @classmethod
+    def of(cls, text: str) -> Check:
+        """The check of this text."""
+        form, n_features, dtype = text.split(",")
+        return cls(form, int(n_features), dtype)  # type: ignore[arg-type]
 
 
 def is_noted(check: Check, device: int) -> bool:

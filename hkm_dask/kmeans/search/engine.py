@@ -21,7 +21,7 @@ from hkm_dask.compute.backend import to_host, to_module
 from hkm_dask.compute.block_cache import BlockCache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
-from hkm_dask.kmeans.search.fixed_point import FixedPointSum
+from hkm_dask.kmeans.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
@@ -33,18 +33,10 @@ _NO_WEIGHTS = np.empty(0, np.int64)
 
 @dataclass
 class Assignment:
-    """The nearest centroids known of a part's rows, where the engine keeps them.
+    """The nearest centroids known of a part's rows, where the engine keeps them."""
 
-    Attributes
-    ----------
-    labels : ndarray or cupy.ndarray of int32, shape (n_rows,)
-        -1 where nothing is known.
-    distances : ndarray or cupy.ndarray of float64, shape (n_rows,)
-        Squared L2, infinity where nothing is known.
-    """
-
-    labels: Any
-    distances: Any
+    labels: Any  # int32 (n_rows,): -1 where nothing is known
+    distances: Any  # float64 (n_rows,): squared L2, infinity where nothing is known
 
     @property
     def n_bytes(self) -> int:
@@ -54,29 +46,17 @@ class Assignment:
 
 @dataclass
 class RowTile:
-    """A few thousand consecutive rows, or on a device a block of them, and what is known of them.
+    """A few thousand consecutive rows, or on a device a block of them, and what is known of them."""
 
-    Attributes
-    ----------
-    start, stop : int
-        Row numbers.
-    rows : ndarray of float32, or cupy.ndarray of float32 or float16, shape (stop - start, n_features)
-        Valid until the next tile.
-    labels, distances : ndarray or cupy.ndarray, shape (stop - start,)
-        Views into the part's `Assignment`; a search brings them up to date.
-    weights : ndarray or cupy.ndarray of int64, shape (stop - start,) or (0,)
-        Empty for weights of one.
-    previous_labels : ndarray or cupy.ndarray of int32, or None
-        Labels before `TileSearch.update`.
-    """
-
+    #: Row numbers.
     start: int
     stop: int
-    rows: Any
+    rows: Any  # float32, on a device float16 too, (stop - start, n_features): valid until the next tile
+    #: (stop - start,): views into the part's `Assignment`; a search brings them up to date.
     labels: Any
     distances: Any
-    weights: Any
-    previous_labels: Any = None
+    weights: Any  # int64 (stop - start,) or (0,): empty for weights of one
+    previous_labels: Any = None  # int32: labels before `TileSearch.update`
 
 
 class CentroidIndex(Protocol):
@@ -100,37 +80,24 @@ class CentroidIndex(Protocol):
 
 
 class Engine(ABC):
-    """Where a worker computes.
+    """Where a worker computes."""
 
-    Attributes
-    ----------
-    xp : module
-        ``numpy`` or ``cupy``.
-    cache : BlockCache
-        What the worker remembers of blocks and parts, in the memory it computes in.
-    made : RecentCache
-        What is made of centroids, once per process.
-    busy_rows : int
-        Rows that a search should be given to keep a thread, or a device, busy.
-    walked_rows : int
-        Rows of which each is compared with all before it sooner than they are halved and searched.
-    label_distances, add_rows, move_rows : callable
-        Those of `cpu_kernels`, for arrays of the engine.
-    accept_in_order : callable
-        Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
-    """
-
-    xp: ModuleType
-    cache: BlockCache
-    busy_rows: int
-    walked_rows: int
+    xp: ModuleType  # NumPy or CuPy
+    cache: BlockCache  # what the worker remembers of blocks and parts, in the memory it computes in
+    busy_rows: int  # that a search should be given to keep a thread, or a device, busy
+    walked_rows: int  # of which each is compared with all before it sooner than they are halved and searched
+    #: Those of `cpu_kernels`, for arrays of the engine.
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
+    #: Adds distances to their exact sum; see `FixedPointSum.add`.
+    add_limbs: Callable[..., None] = staticmethod(add_limbs)
+    #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
 
     def __init__(self) -> None:
-        # What the last few passes used is enough: memory given back is used again, fresh pages cost time.
+        # Things made of centroids, once per process. What the last few passes used is enough: memory given back is used
+        # again, fresh pages cost time.
         self.made = RecentCache(most_bytes=_MADE_BYTES)
 
     # -- arrays --------------------------------------------------------------------------------------------------------
@@ -250,22 +217,11 @@ class Engine(ABC):
 class TileSearch(ABC):
     """Finds the nearest centroids of a part's tiles, in the form that is fastest for these rows.
 
-    Parameters
-    ----------
-    engine : Engine
-    part : Part
-    geometry : Geometry
-    phase : str
-        What the pass is for: what is fastest depends on how much is known beforehand.
-    assignment : Assignment
-        Of the part, as it is when the pass begins.
-
-    Attributes
-    ----------
-    make_index : callable
-        Makes a `CentroidIndex` of centroids, a geometry and a form.
+    That depends on how much is known beforehand: on the phase that the pass belongs to, and on the assignment of the
+    part when it begins.
     """
 
+    #: Makes a `CentroidIndex` of centroids, a geometry and a form.
     make_index: Callable[[NDArray[np.float32], Geometry, Any], CentroidIndex]
 
     def __init__(self, engine: Engine, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> None:
@@ -376,7 +332,7 @@ def fold(
         tile_weights = no_weights if part_weights is None else engine.put(part_weights[local])
         tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
         search(tile)
-        total.add(tile.distances, tile.weights)
+        total.add(tile.distances, tile.weights, engine.add_limbs)
         if consume is not None:
             consume(tile)
     return total

@@ -7,6 +7,7 @@ have to choose between values far apart; limbs hold all of them.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +17,22 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.jit import kernel
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.search import cuda_kernels
+
+_NO_WEIGHTS = np.empty(0, np.int64)
+
+
+@kernel("void(f8[::1], i8[::1], f8, f8, f8, i8[:,::1])")
+def add_limbs(values, weights, scale, base, limit, sums):  # type: ignore[no-untyped-def]
+    """Add the limbs of values to their sums, the highest first; empty `weights` are all 1."""
+    for i in range(values.shape[0]):
+        rest = values[i] * scale
+        weight = weights[i] if weights.shape[0] > 0 else 1
+        for limb in range(sums.shape[1]):
+            whole = np.int64(rest)
+            sums[0, limb] += whole * weight
+            if values[i] <= limit:
+                sums[1, limb] += whole * weight
+            rest = (rest - np.float64(whole)) * base
 
 
 class FixedPointSum:
@@ -61,16 +77,14 @@ class FixedPointSum:
         self._limit = limit
         self._sums: Any = np.zeros((2, n_limbs), np.int64)
 
-    def add(self, values: Any, weights: Any = None) -> None:
-        """Add float64 values, times their int64 weights; where those are empty, all are 1."""
-        weights = _NO_WEIGHTS if weights is None else weights
-        if array_module(values) is np:
-            values = np.ascontiguousarray(values)
-            _add_limbs(values, weights, self._scale, self._base, self._limit, self._sums)
-        else:
-            if isinstance(self._sums, np.ndarray):
-                self._sums = array_module(values).asarray(self._sums)
-            cuda_kernels.add_limbs(values, weights, self._scale, self._base, self._limit, self._sums)
+    def add(self, values: Any, weights: Any = None, add_limbs: Callable[..., None] = add_limbs) -> None:
+        """Add float64 values, times their int64 weights; where those are empty, all are 1.
+
+        Values on a device are added by the `add_limbs` of its engine.
+        """
+        xp, weights = array_module(values), _NO_WEIGHTS if weights is None else weights
+        self._sums = xp.asarray(self._sums)
+        add_limbs(xp.ascontiguousarray(values), weights, self._scale, self._base, self._limit, self._sums)
 
     def limbs(self, values: Any) -> Any:
         """Split float64 values into int64 (n_limbs, n), the highest first, for sums such as running ones."""
@@ -102,7 +116,6 @@ class FixedPointSum:
         return None if self._limit == math.inf else self.combine(self._sums[1])
 
 
-_NO_WEIGHTS = np.empty(0, np.int64)
 #: Rows split into two columns a feature at once.
 _SPLIT_ROWS = 1 << 14
 
@@ -174,17 +187,3 @@ class RowUnits:
 
 def _slices(n: int) -> list[slice]:
     return [slice(low, low + _SPLIT_ROWS) for low in range(0, n, _SPLIT_ROWS)]
-
-
-@kernel("void(f8[::1], i8[::1], f8, f8, f8, i8[:,::1])")
-def _add_limbs(values, weights, scale, base, limit, sums):  # type: ignore[no-untyped-def]
-    """Add the limbs of values to their sums, the highest first; empty `weights` are all 1."""
-    for i in range(values.shape[0]):
-        rest = values[i] * scale
-        weight = weights[i] if weights.shape[0] > 0 else 1
-        for limb in range(sums.shape[1]):
-            whole = np.int64(rest)
-            sums[0, limb] += whole * weight
-            if values[i] <= limit:
-                sums[1, limb] += whole * weight
-            rest = (rest - np.float64(whole)) * base

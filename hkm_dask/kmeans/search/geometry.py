@@ -59,43 +59,23 @@ _LEAST_RADIUS = 2.0**-40
 
 @dataclass(frozen=True)
 class Geometry:
-    """How rows are looked at.
+    """How rows are looked at."""
 
-    Attributes
-    ----------
-    origin : ndarray of float32, shape (n_features,)
-        Subtracted from rows; distances to it stay small, so little is lost to cancellation. The mean of the rows, or
-        their median where few rows far from all others shift the mean.
-    max_abs : float
-        Largest absolute value of the rows.
-    n_rows : int
-        Rows (or their total weight) that may be summed.
-    spread : float
-        Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample, or less
-        where rows form groups very far from each other. 0 where it is not known.
-    basis : SharedArray or None
-        float32 (n_features, n_features), orthonormal columns in order of falling variance.
-    basis_error : float
-        Bound on the spectral norm by which the basis, as stored, misses orthonormality.
-    radius : float
-        Norm up to which centered rows are brought to 16 bits; 0 for any.
-    spherical : bool
-        Rows and centroids have unit length (cosine).
-    precision : {"float32", "float64", "float16", "bfloat16", "tf32"}
-        Of the scores that propose labels on a GPU.
-    name : str
-        Tells this geometry from others, for what a process remembers about it.
-    """
-
+    #: (n_features,): subtracted from rows; distances to it stay small, so little is lost to cancellation. The mean of
+    #: the rows, or their median where few rows far from all others shift the mean.
     origin: NDArray[np.float32]
-    max_abs: float
-    n_rows: int
+    max_abs: float  # largest absolute value of the rows
+    n_rows: int  # rows (or their total weight) that may be summed
+    #: float32 (n_features, n_features), orthonormal columns in order of falling variance.
     basis: SharedArray | None = None
-    basis_error: float = 0.0
-    radius: float = 0.0
-    spherical: bool = False
-    precision: str = "float32"
+    basis_error: float = 0.0  # bound on the spectral norm by which the basis, as stored, misses orthonormality
+    radius: float = 0.0  # norm up to which centered rows are brought to 16 bits; 0 for any
+    spherical: bool = False  # rows and centroids have unit length (cosine)
+    precision: str = "float32"  # of the scores that propose labels on a GPU, as `Config.dtype` has it
+    #: Typical distance of a row from the middle, whatever a few rows far away do: the median over a sample, or less
+    #: where rows form groups very far from each other. 0 where it is not known.
     spread: float = 0.0
+    #: Tells this geometry from others, for what a process remembers about it.
     name: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @property

@@ -14,24 +14,13 @@ _LABEL, _DISTANCE, _NUMBER, _SCORE, _ENTRY, _MEASURES = 4, 8, 8, 4, 4, 24
 
 @dataclass(frozen=True)
 class Shares:
-    """What of an iteration's rows and centroids there is to do something about; by default late in a k-means.
+    """What of an iteration's rows and centroids there is to do something about; by default late in a k-means."""
 
-    Attributes
-    ----------
-    moved_centroids : float
-        Centroids that have moved since the last iteration, and rows that were nearest to one of those.
-    relabeled : float
-        Rows that another centroid has come nearer to.
-    left_open : float
-        Rows that the two best scores leave open.
-    resident : float
-        Rows that lie on the device.
-    """
-
+    #: Centroids that have moved since the last iteration, and rows that were nearest to one of those.
     moved_centroids: float = 0.8
-    relabeled: float = 0.01
-    left_open: float = 0.01
-    resident: float = 1.0
+    relabeled: float = 0.01  # rows that another centroid has come nearer to
+    left_open: float = 0.01  # rows that the two best scores leave open
+    resident: float = 1.0  # rows that lie on the device
 
 
 @dataclass(frozen=True)

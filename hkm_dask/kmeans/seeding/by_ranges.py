@@ -47,10 +47,9 @@ def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key
     runner.make_room_for(stage)
     numbers = random_rows(rows, n_clusters, key=key, runner=runner)
     name, store = uuid.uuid4().hex, runner.scratch_store(4 * n_clusters * rows.n_features)
-    shared = store.put(f"numbers-{name}", numbers)
     offsets = range_offsets(n_clusters, n_ranges)
-    gather = _GatherRange(rows, shared, len(numbers), store, f"centroids-{name}")
     takes = StageBytes(0, gathering_bytes(rows_of_range(n_clusters, n_ranges), rows.n_features))
-    arrays = runner.map(gather, list(enumerate(itertools.pairwise(offsets))), stage="gather", takes=takes)
-    shared.delete()
+    with store.lent("numbers", numbers) as shared:
+        gather = _GatherRange(rows, shared, len(numbers), store, f"centroids-{name}")
+        arrays = runner.map(gather, list(enumerate(itertools.pairwise(offsets))), stage="gather", takes=takes)
     return SharedPieces(store.series(f"centroids-{name}", arrays), offsets)

@@ -38,24 +38,15 @@ PARALLEL_ROUNDS = 5
 
 @dataclass(frozen=True)
 class Candidates(Outcome):
-    """Candidates of one pass, and what it measured.
+    """Candidates of one pass, and what it measured."""
 
-    Attributes
-    ----------
-    potential : int
-        Fixed-point sum of D².
-    times, rows, squared : ndarray, shape (n_candidates,)
-        When each candidate arrived, its row number and its D² then.
-    vectors : ndarray of float32, shape (n_candidates, n_features)
-    sums, counts : ndarray of int64 or None
-        Fixed-point sums and sizes of the cells, on the last pass.
-    """
-
-    potential: int
+    potential: int  # fixed-point sum of D²
+    #: (n_candidates,): when each candidate arrived, its row number and its D² then.
     times: NDArray[np.float64]
     rows: NDArray[np.int64]
     squared: NDArray[np.float64]
-    vectors: NDArray[np.float32]
+    vectors: NDArray[np.float32]  # (n_candidates, n_features)
+    #: Fixed-point sums and sizes of the cells, on the last pass.
     sums: NDArray[np.int64] | None = None
     counts: NDArray[np.int64] | None = None
 
@@ -83,30 +74,15 @@ class UpdateAndSample:
 
     Rows arrive as Poisson processes of rate D² up to a common `horizon`, so that draws are exact, belong to a row and
     merge over blocks.
-
-    Attributes
-    ----------
-    batches : tuple of SharedArray
-        All centers so far, in the order they were accepted.
-    geometry : Geometry
-    run : str
-        Name of the k-means, under which parts remember D² and the nearest center.
-    key : int
-        Of this pass, from `stream_key`.
-    horizon : float
-        Time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none.
-    with_sums : bool
-        Whether to add up the cells, on the last pass.
-    weights : SharedArray or None
-        int64 (n_rows,): a row counts, and is drawn, as so many copies of it would together.
     """
 
-    batches: tuple[SharedArray, ...]
+    batches: tuple[SharedArray, ...]  # all centers so far, in the order they were accepted
     geometry: Geometry
-    run: str
-    key: int
-    horizon: float
-    with_sums: bool = False
+    run: str  # name of the k-means, under which parts remember D² and the nearest center
+    key: int  # of this pass, from `stream_key`
+    horizon: float  # time up to which candidates arrive: wanted ones over the sum of D²; 0 to draw none
+    with_sums: bool = False  # whether to add up the cells, on the last pass
+    #: int64 (n_rows,): a row counts, and is drawn, as so many copies of it would together.
     weights: SharedArray | None = None
 
     def __call__(self, part: Part) -> Candidates:

@@ -38,19 +38,10 @@ CORESET_FACTOR = POINTS_PER_CLUSTER["coreset"]
 
 @dataclass(frozen=True)
 class Seeds:
-    """A start for Lloyd.
+    """A start for Lloyd."""
 
-    Attributes
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there are fewer distinct rows than clusters.
-    hints : ndarray of int32 or None
-        For each cell remembered under `run`, the centroid to try first.
-    run : str
-    """
-
-    centroids: NDArray[np.float32]
-    hints: NDArray[np.int32] | None
+    centroids: NDArray[np.float32]  # (n_clusters, n_features): NaN where there are fewer distinct rows than clusters
+    hints: NDArray[np.int32] | None  # for each cell remembered under `run`, the centroid to try first
     run: str
 
 
@@ -93,13 +84,8 @@ def seed(
     weights : ndarray of int64, shape (n_rows,), optional
         Positive.
     """
-    run = uuid.uuid4().hex
-    shared = None if weights is None else runner.array_store.put(f"seed-weights-{run}", weights)
-    try:
-        return (yield from _seed(rows, n_clusters, init, geometry, key, runner, report, run, shared))
-    finally:
-        if shared is not None:
-            shared.delete()
+    with runner.array_store.lent("seed-weights", weights) as shared:
+        return (yield from _seed(rows, n_clusters, init, geometry, key, runner, report, uuid.uuid4().hex, shared))
 
 
 def _seed(
@@ -117,10 +103,9 @@ def _seed(
     # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
     if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
         vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
-        points = runner.array_store.put(f"points-{run}", vectors)
         sizes = np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
-        centroids, _ = walk(points, sizes, key=key, n_iterations=0, whole=init == "k-means++")
-        points.delete()
+        with runner.array_store.lent("points", vectors) as points:
+            centroids, _ = walk(points, sizes, key=key, n_iterations=0, whole=init == "k-means++")
         return Seeds(centroids, None, run)
     sample, n = (
         (sample_in_rounds, 2 * n_clusters) if init == "k-means||" else (sample_by_distance, CORESET_FACTOR * n_clusters)

@@ -27,30 +27,15 @@ _DROPPED_BITS = 12
 
 @dataclass(frozen=True)
 class LevelFacts:
-    """One level of a hierarchy.
+    """One level of a hierarchy."""
 
-    Attributes
-    ----------
-    number : int
-        From 1.
-    sizes : ndarray of int64, shape (n_clusters,)
-        Samples below each cluster.
-    drawn : ndarray of int64, shape (n_clusters,), or None
-        Of them in the draw.
-    runs : tuple of ndarray of float64
-        Inertia of every iteration, of the first k-means and of every resampling step.
-    seconds : float or None
-        What the level took.
-    step_seconds : list of float
-        What each of the `runs` took, where the tree keeps it.
-    """
-
-    number: int
-    sizes: NDArray[np.int64]
-    drawn: NDArray[np.int64] | None
+    number: int  # from 1
+    sizes: NDArray[np.int64]  # (n_clusters,): samples below each cluster
+    drawn: NDArray[np.int64] | None  # (n_clusters,): of them in the draw
+    #: Inertia of every iteration, of the first k-means and of every resampling step.
     runs: tuple[NDArray[np.float64], ...]
-    seconds: float | None
-    step_seconds: list[float]
+    seconds: float | None  # what the level took
+    step_seconds: list[float]  # what each of the `runs` took, where the tree keeps it
 
     @property
     def filled(self) -> NDArray[np.int64]:
@@ -75,35 +60,18 @@ class LevelFacts:
 
 @dataclass(frozen=True)
 class Facts:
-    """A hierarchy, the pool it was made from, and a draw.
+    """A hierarchy, the pool it was made from, and a draw."""
 
-    Attributes
-    ----------
-    path : str
-        Of the tree.
-    attributes : dict
-        Of the tree, as it is on disk.
-    config : Config
-    pool : Pool or None
-        None where it is not there.
-    n_samples, n_clustered : int
-        In the pool, and in the tree.
-    levels : tuple of LevelFacts
-        Level 1 first.
-    rows : ndarray of int64 or None
-        The draw: row numbers of the pool, sorted.
-    far : tuple of float or None
-        Shares of the pool, at most 1 %, and of the draw that are farther from their centroids than all the others.
-    """
-
-    path: str
-    attributes: dict[str, Any] = field(repr=False)
+    path: str  # of the tree
+    attributes: dict[str, Any] = field(repr=False)  # of the tree, as it is on disk
     config: Config
-    pool: Pool | None
+    pool: Pool | None  # None where it is not there
+    #: In the pool, and in the tree.
     n_samples: int
     n_clustered: int
-    levels: tuple[LevelFacts, ...]
-    rows: NDArray[np.int64] | None
+    levels: tuple[LevelFacts, ...]  # level 1 first
+    rows: NDArray[np.int64] | None  # the draw: row numbers of the pool, sorted
+    #: Shares of the pool, at most 1 %, and of the draw that are farther from their centroids than all the others.
     far: tuple[float, float] | None
 
     @property

@@ -24,22 +24,13 @@ _N_SHOWN = 12
 
 @dataclass(frozen=True)
 class NearDuplicates:
-    """Rows of a draw that have another at a cosine of so much or more.
+    """Rows of a draw that have another at a cosine of so much or more."""
 
-    Attributes
-    ----------
-    n_rows : int
-        Different rows in the draw.
-    drawn, uniform : dict of float to int
-        By threshold, those of the draw and those of a uniform draw.
-    closest : list of tuple
-        The closest pairs of the draw: two rows and their cosine.
-    """
-
-    n_rows: int
+    n_rows: int  # different rows in the draw
+    #: By threshold, those of the draw and those of a uniform draw.
     drawn: dict[float, int]
     uniform: dict[float, int]
-    closest: list[tuple[int, int, float]]
+    closest: list[tuple[int, int, float]]  # the closest pairs of the draw: two rows and their cosine
 
 
 def find(tree: xr.DataTree, pool: Pool, rows: NDArray[np.int64]) -> NearDuplicates | None:

@@ -27,15 +27,7 @@ Read = Callable[[str], bytes]
 class Samples:
     """Captions and thumbnails of the rows that a page shows, fetched together by `load`.
 
-    Attributes
-    ----------
-    known_by : str
-        What the captions are, in words.
-    has_images : bool
-    n_unreadable : int
-        Images asked for that could not be read.
-    n_left_out : int
-        Images left out as the page has no room for them.
+    What the captions are is `known_by`. Some images are unreadable, and some left out as the page has no room for them.
     """
 
     def __init__(self, texts: Texts, known_by: str, names: Column | None = None, read: Read | None = None) -> None:
