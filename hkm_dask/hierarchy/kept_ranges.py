@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import StageBytes
@@ -56,7 +56,7 @@ def _read(centroids: SharedPieces, number: int) -> np.ndarray:
 
 
 def _checksum(values: np.ndarray) -> int:
-    checksum: int = google_crc32c.extend(0, values.reshape(-1).view(np.uint8))
+    checksum: int = crc32c(values.reshape(-1).view(np.uint8))
     return checksum
 
 

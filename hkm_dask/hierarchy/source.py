@@ -10,8 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
@@ -195,7 +195,7 @@ def _fingerprint(rows: Rows) -> str:
     def look(low: int) -> tuple[list[int], NDArray[np.int64]]:
         block = rows.read(low, min(low + step, rows.n_rows))
         parts = (block[first : first + at_once] for first in range(0, len(block), at_once))
-        return [google_crc32c.value(part) for part in parts], np.flatnonzero(~_are_finite(block)) + low
+        return [crc32c(part) for part in parts], np.flatnonzero(~_are_finite(block)) + low
 
     with ThreadPoolExecutor(min(n_processors(), max(1, _BLOCK_BYTES // (step * rows.row_bytes)))) as threads:
         checksums, bad = zip(*threads.map(look, range(0, rows.n_rows, step)), strict=True)

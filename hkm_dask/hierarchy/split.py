@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
@@ -134,7 +134,7 @@ class _SplitClusters:
         found = self.found.read(int(bounds[0]), int(bounds[-1]))
         checksum = 0
         for values in (centroids, found):
-            checksum = google_crc32c.extend(checksum, values.reshape(-1).view(np.uint8))
+            checksum = crc32c(values.reshape(-1).view(np.uint8), checksum)
         return checksum
 
     def _split(self, first: int, bounds: NDArray[np.int64]) -> None:
