@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -93,7 +94,7 @@ class ArraySpec:
     checked: bool
     plain: bool
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row in memory."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize
