@@ -71,7 +71,7 @@ class ChunkWriter:
     def _append(self, data: np.ndarray) -> None:
         self._put(data)
         self._missing -= data.size
-        self.crc = crc32c(data, self.crc)
+        self.crc = crc32c(as_buffer(data), self.crc)
 
     def _put(self, data: np.ndarray) -> None:
         offset = 0
@@ -342,7 +342,7 @@ class StoredArray:
         checksum = 0
         for part in (head, body, tail):
             if part.size:
-                checksum = crc32c(part, checksum)
+                checksum = crc32c(as_buffer(part), checksum)
         if checksum != int.from_bytes(crc.tobytes(), "little"):
             raise self._damage(index, "was altered on disk: its checksum does not match")
         self._check_place(index, checksum)

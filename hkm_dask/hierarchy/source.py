@@ -192,8 +192,9 @@ def _fingerprint(rows: Rows) -> str:
     """SHA-256 over the shape, the type and the CRC-32C of every 4 MiB of rows, however they are stored."""
     at_once = max(1, _CHECKED_BYTES // rows.row_bytes)
     step = at_once * -(-rows.chunk_rows // at_once)
-    n_threads = min(n_processors(), max(1, _BLOCK_BYTES // (step * rows.row_bytes)))
-    starts, found = iter(range(0, rows.n_rows, step)), dict[int, tuple[list[int], NDArray[np.int64]]]()
+    firsts = range(0, rows.n_rows, step)
+    n_threads = min(n_processors(), len(firsts), max(1, _BLOCK_BYTES // (step * rows.row_bytes)))
+    starts, found = iter(firsts), dict[int, tuple[list[int], NDArray[np.int64]]]()
 
     def look(_: int) -> None:
         buffer = np.empty((min(step, rows.n_rows), rows.n_features), rows.dtype)
@@ -202,7 +203,7 @@ def _fingerprint(rows: Rows) -> str:
             parts = (block[first : first + at_once] for first in range(0, len(block), at_once))
             is_sound = math.isfinite(max_abs(block))
             bad = np.empty(0, np.int64) if is_sound else np.flatnonzero(~np.isfinite(block).all(axis=1)) + low
-            found[low] = [crc32c(part) for part in parts], bad
+            found[low] = [crc32c(as_buffer(part)) for part in parts], bad
 
     with ThreadPoolExecutor(n_threads) as threads:
         list(threads.map(look, range(n_threads)))

@@ -15,8 +15,8 @@ def test_the_nearest_are_those_of_a_sort_at_any_scale(
     rng = np.random.default_rng(seed)
     centroids = ((rng.normal(size=(1500, n_features)) + offset) * scale).astype(np.float32)
     centroids[rng.integers(0, 1500, 20)] = centroids[rng.integers(0, 1500, 20)]  # ties
-    centroids[rng.integers(0, 1500, 3)] = np.nan
     vectors = np.concatenate([centroids[:1], np.float32((rng.normal(size=(2, n_features)) + offset) * scale)])
+    centroids[rng.integers(0, 1500, 3)] = np.nan
     distances, clusters = np.full((3, k), np.inf), np.full((3, k), -1)
     for start in (0, 700):
         keep_nearest(centroids[start : start + 700 if start == 0 else None], start, vectors, distances, clusters)
