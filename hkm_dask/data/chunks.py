@@ -9,12 +9,12 @@ import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from typing import Any
 
-import google_crc32c
 import numpy as np
 import zarr
+from crc32c import crc32c
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import (
@@ -65,7 +65,7 @@ class ChunkWriter:
     def _append(self, data: np.ndarray) -> None:
         self._put(data)
         self._missing -= data.size
-        self.crc = google_crc32c.extend(self.crc, data)
+        self.crc = crc32c(as_buffer(data), self.crc)
 
     def _put(self, data: np.ndarray) -> None:
         offset = 0
@@ -125,7 +125,7 @@ class StoredArray:
         low = min(rows[0], rows[-1])
         return self.read(low, max(rows[0], rows[-1]) + 1)[:: rows.step, *others]
 
-    @property
+    @cached_property
     def place(self) -> Location:
         """Where it lies."""
         return location(self.path)
@@ -328,7 +328,7 @@ class StoredArray:
         checksum = 0
         for part in (head, body, tail):
             if part.size:
-                checksum = google_crc32c.extend(checksum, part)
+                checksum = crc32c(as_buffer(part), checksum)
         if checksum != int.from_bytes(crc.tobytes(), "little"):
             raise self._damage(index, "was altered on disk: its checksum does not match")
         self._check_place(index, checksum)

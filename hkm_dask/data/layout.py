@@ -9,6 +9,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,7 +82,7 @@ class ArraySpec:
     checked: bool
     plain: bool  # whether a chunk file holds just the rows, full width, and the CRC-32C: readable without Zarr
 
-    @property
+    @cached_property
     def row_bytes(self) -> int:
         """Bytes of one row in memory."""
         return math.prod(self.shape[1:]) * self.dtype.itemsize

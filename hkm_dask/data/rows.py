@@ -230,14 +230,14 @@ class ZarrRows(Rows):
 
     def _within_bound(self, rows: np.ndarray) -> np.ndarray:
         if self._max_abs is not None and rows.size:
-            largest = _max_abs(rows)
+            largest = max_abs(rows)
             if not largest <= self._max_abs:  # NaN, too
                 fact = f"values reach {largest:.6g}, its attributes say max_abs={self._max_abs:.6g}"
                 raise StoreError(f"{self.label}: {fact}; {self.array.remedy()}")
         return rows
 
 
-def _max_abs(rows: np.ndarray) -> float:
+def max_abs(rows: np.ndarray) -> float:
     """Largest absolute value of C-contiguous floats, NaN above all: positive ones are in the order of their bits."""
     n_bytes, sign = rows.dtype.itemsize, 1 << (8 * rows.dtype.itemsize - 1)
     largest = int(rows.view(f"i{n_bytes}").max())

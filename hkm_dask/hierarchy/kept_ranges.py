@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArrayStore, SharedPieces, SharedSeries
-from hkm_dask.data.files import make_folder
+from hkm_dask.data.files import as_buffer, make_folder
 from hkm_dask.data.objects import Location
 from hkm_dask.errors import StoreError
 
@@ -56,8 +56,7 @@ def _read(centroids: SharedPieces, number: int) -> np.ndarray:
 
 
 def _checksum(values: np.ndarray) -> int:
-    checksum: int = google_crc32c.extend(0, values.reshape(-1).view(np.uint8))
-    return checksum
+    return crc32c(as_buffer(values))
 
 
 def _takes(offsets: NDArray[np.int64], n_features: int) -> StageBytes:

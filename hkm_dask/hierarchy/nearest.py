@@ -17,16 +17,27 @@ from hkm_dask.kmeans.search.cpu_kernels import squared_distance
 
 #: Centroids held against all vectors before the next ones, so that they stay in the cache.
 _CENTROIDS_AT_ONCE = 1024
+#: More than what squares that are next to nothing can be rounded up by in float32.
+_SMALLEST = 1e-37
 
 
-@njit(inline="never")  # without a store in its loop it is vectorized, and takes a third of the time
-def _next_nearer(centroids, first, vector, limit):  # type: ignore[no-untyped-def]
-    """The next centroid nearer to a vector than `limit`, from number `first` on, and its squared distance."""
-    for j in range(first, centroids.shape[0]):
-        distance = squared_distance(vector, centroids[j])
-        if distance < limit:
-            return j, distance
-    return centroids.shape[0], np.inf
+@njit(inline="never", fastmath={"reassoc", "contract"})  # without a store in its loop it is vectorized
+def _next_near(centroids, first, stop, vector, limit):  # type: ignore[no-untyped-def]
+    """The next centroid, from number `first` on, whose squared distance in float32 is not above `limit`."""
+    for j in range(first, stop):
+        distance = np.float32(0)
+        for i in range(vector.shape[0]):
+            t = vector[i] - centroids[j, i]
+            distance += t * t
+        if not distance > limit:
+            return j
+    return stop
+
+
+@njit(inline="always")
+def _float32_limit(limit, n_features):  # type: ignore[no-untyped-def]
+    """What no squared distance below `limit` is above in float32, added up in any order; inf where that has no such."""
+    return np.float32(limit * (1 + (n_features + 4) * 2.0**-23) + _SMALLEST)
 
 
 @kernel("void(f4[:,::1], i8, f4[:,::1], f8[:,::1], i8[:,::1])")
@@ -36,15 +47,23 @@ def keep_nearest(centroids, first, vectors, distances, clusters):  # type: ignor
     Of equally near ones the lowest number comes first; a centroid of NaN is nowhere.
     """
     last = distances.shape[1] - 1
-    for v in range(vectors.shape[0]):
-        j, distance = _next_nearer(centroids, 0, vectors[v], distances[v, last])
-        while j < centroids.shape[0]:
-            place = last
-            while place > 0 and distances[v, place - 1] > distance:
-                distances[v, place], clusters[v, place] = distances[v, place - 1], clusters[v, place - 1]
-                place -= 1
-            distances[v, place], clusters[v, place] = distance, first + j
-            j, distance = _next_nearer(centroids, j + 1, vectors[v], distances[v, last])
+    for start in range(0, centroids.shape[0], _CENTROIDS_AT_ONCE):
+        stop = min(start + _CENTROIDS_AT_ONCE, centroids.shape[0])
+        for v in range(vectors.shape[0]):
+            j = start - 1
+            while True:
+                limit = _float32_limit(distances[v, last], vectors.shape[1])
+                j = _next_near(centroids, j + 1, stop, vectors[v], limit)
+                if j == stop:
+                    break
+                distance = squared_distance(vectors[v], centroids[j])
+                if not distance < distances[v, last]:
+                    continue
+                place = last
+                while place > 0 and distances[v, place - 1] > distance:
+                    distances[v, place], clusters[v, place] = distances[v, place - 1], clusters[v, place - 1]
+                    place -= 1
+                distances[v, place], clusters[v, place] = distance, first + j
 
 
 def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> NDArray[np.float32]:
@@ -74,23 +93,19 @@ def nearest_clusters(
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """The `k` centroids nearest to each vector, nearest first, and their squared distances; of shape (n, k).
 
-    Fewer where a level has fewer with a centroid. Centroids are read block by block, each time anew: from the system's
-    cache that is as fast as memory of our own, where no fresh memory is asked for.
+    Fewer where a level has fewer with a centroid. Centroids are read block by block, some more of them kept each time.
     """
     if not is_whole(k) or k < 1:
         raise InputError(f"k={k!r} should be a whole number from 1 on; ask for at least one")
     blocks = arrays.blocks(level, "centroids")
-    n_threads, todo = min(n_processors(), len(blocks)), iter(blocks)
+    n_threads, todo, scan = min(n_processors(), len(blocks)), iter(blocks), arrays.scan(level, "centroids")
     shape = (len(vectors), min(int(k), arrays.n_clusters(level)))
 
     def search(_: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
-        buffer = arrays.buffer(level, "centroids")
         for bounds in todo:  # each thread the next
-            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, buffer), np.float32)
-            for low in range(0, len(block), _CENTROIDS_AT_ONCE):
-                some = block[low : low + _CENTROIDS_AT_ONCE]
-                keep_nearest(some, bounds[0] + low, vectors, distances, clusters)
+            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, scan), np.float32)
+            keep_nearest(block, bounds[0], vectors, distances, clusters)
         return distances, clusters
 
     with ThreadPoolExecutor(n_threads) as pool:

@@ -15,8 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
-import google_crc32c
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import stream_key
@@ -24,6 +24,7 @@ from hkm_dask.compute.memory import StageBytes, split_stage
 from hkm_dask.compute.piece_rows import Pieces
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
+from hkm_dask.data.files import as_buffer
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import Rows
@@ -131,7 +132,7 @@ class _SplitClusters:
         found = self.found.read(int(bounds[0]), int(bounds[-1]))
         checksum = 0
         for values in (centroids, found):
-            checksum = google_crc32c.extend(checksum, values.reshape(-1).view(np.uint8))
+            checksum = crc32c(as_buffer(values), checksum)
         return checksum
 
     def _split(self, first: int, bounds: NDArray[np.int64]) -> None:

@@ -16,17 +16,18 @@ from numpy.typing import NDArray
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.layout import ArraySpec
 from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.members import starts
 
 #: Bytes of chunks that are kept of a tree: the centroids of a million clusters with 64 features, and as much again.
 KEPT_BYTES = 512 << 20
-#: Chunks that are read at once where values of many are asked for.
-_CHUNKS_AT_ONCE = 8
-#: Chunks on a disk that one question keeps, at most; of more, each is read into the memory of another before it.
-#: To read them again from the system's cache takes half the time that fresh memory for all of them does.
-_KEPT_AT_ONCE = 4
+#: Chunks of an object store that are read at once where values of many are asked for.
+_OBJECTS_AT_ONCE = 8
+#: Bytes of chunks on a disk that one question adds to those kept; of more, each is read into the memory of another
+#: before it, as fresh memory for all takes longer than reading them once more. Asked again and again, all are kept.
+_KEPT_AT_ONCE = 16 << 20
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
 
@@ -55,6 +56,22 @@ class _KeptChunks:
                 self._n_bytes += chunk.nbytes
             while self._n_bytes > self.most_bytes:
                 self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
+
+
+class Scan:
+    """What one question may add to the chunks that are kept; the memory its threads read the others into."""
+
+    def __init__(self, spec: ArraySpec, n_kept: int) -> None:
+        self._spec, self._to_keep, self._own = spec, iter(range(n_kept)), threading.local()
+
+    def buffer(self) -> NDArray[Any] | None:
+        """Room for the next chunk of this thread, in place of the last one; None where the chunk may be kept."""
+        if next(self._to_keep, None) is not None:
+            return None
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = np.empty((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
+        buffer: NDArray[Any] = self._own.buffer
+        return buffer
 
 
 class TreeArrays:
@@ -136,12 +153,10 @@ class TreeArrays:
         """The array, where its chunks are to be read one by one."""
         return None if (level, name) in self._read else self.stored(level, name)
 
-    def _chunk(
-        self, stored: StoredArray, level: int, name: str, index: int, buffer: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
-        """A chunk that was kept, or else is read: into a `buffer`, or to be kept."""
+    def _chunk(self, stored: StoredArray, level: int, name: str, index: int, scan: Scan | None = None) -> NDArray[Any]:
+        """A chunk that was kept, or else is read: to be kept, unless it is one too many of a `scan`."""
         chunk = self._kept.get((level, name, index))
-        if chunk is None and buffer is not None:
+        if chunk is None and scan is not None and (buffer := scan.buffer()) is not None:
             low, high = stored.spec.chunk_range(index)
             return stored.read(low, high, buffer[: high - low])
         if chunk is None:
@@ -172,17 +187,16 @@ class TreeArrays:
         values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
         chunks = unique // stored.spec.chunk_rows
         spans = list(itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()))
-        reads_anew = len(spans) > _KEPT_AT_ONCE and not isinstance(stored.place, ObjectPath)
-        todo = iter(spans)
+        todo, scan = iter(spans), self.scan(level, name)
 
         def take_of_chunks(_: int = 0) -> None:
-            buffer = self.buffer(level, name) if reads_anew else None
             for first, last in todo:
                 index = int(chunks[first])
                 offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
-                values[first:last] = self._chunk(stored, level, name, index, buffer)[offsets]
+                values[first:last] = self._chunk(stored, level, name, index, scan)[offsets]
 
-        n_threads = min(len(spans), _CHUNKS_AT_ONCE, n_processors() if reads_anew else _CHUNKS_AT_ONCE)
+        at_once = _OBJECTS_AT_ONCE if isinstance(stored.place, ObjectPath) else n_processors()
+        n_threads = min(len(spans), at_once)
         if n_threads < 2:
             take_of_chunks()
         else:
@@ -208,23 +222,27 @@ class TreeArrays:
             return [(0, len(self.read(level, name)))]
         return [stored.spec.chunk_range(index) for index in range(stored.spec.n_chunks)]
 
-    def buffer(self, level: int, name: str) -> NDArray[Any]:
-        """Room for one of `blocks`."""
+    def scan(self, level: int, name: str) -> Scan | None:
+        """For a question that may read much of an array; None where it is in memory."""
         stored = self._partly(level, name)
-        spec = None if stored is None else stored.spec
-        return np.empty(0) if spec is None else np.empty((spec.chunk_rows, *spec.shape[1:]), spec.dtype)
+        if stored is None:
+            return None
+        at_once = self._kept.most_bytes if isinstance(stored.place, ObjectPath) else _KEPT_AT_ONCE
+        return Scan(stored.spec, max(1, at_once // stored.spec.chunk_file_bytes))
 
-    def block(self, level: int, name: str, bounds: tuple[int, int], buffer: NDArray[Any] | None = None) -> NDArray[Any]:
-        """Read one of `blocks`, not to be written to, into a `buffer` or else to be kept where all of them can be."""
+    def block(self, level: int, name: str, bounds: tuple[int, int], scan: Scan | None = None) -> NDArray[Any]:
+        """Read one of `blocks`, not to be written to, nor used once the same thread reads another by the same `scan`.
+
+        Without one it is kept where all of them can be.
+        """
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
-        # Of a scan of more than fits, the chunks used last are never the next.
-        fits = stored.shape[0] * stored.spec.row_bytes <= self._kept.most_bytes // 2
-        if fits or buffer is not None:
-            return self._chunk(stored, level, name, index, buffer)
-        return stored.read_chunk(index)
+        # Of more than fits, the chunks used last are never the next.
+        if scan is None and stored.shape[0] * stored.spec.row_bytes > self._kept.most_bytes // 2:
+            return stored.read_chunk(index)
+        return self._chunk(stored, level, name, index, scan)
 
     # -- the hierarchy -------------------------------------------------------------------------------------------------
 

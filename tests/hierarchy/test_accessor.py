@@ -122,36 +122,36 @@ def test_the_nearest_clusters_are_those_of_a_sort(tree: xr.DataTree, k: int, kep
             assert one["n_samples"].tolist() == leaves[order[2]].tolist()
 
 
-def test_a_search_keeps_no_centroids_and_finds_what_was_altered(tree: xr.DataTree, tmp_path: Path) -> None:
+def test_searches_keep_more_centroids_each_time_and_find_what_was_altered(tree: xr.DataTree, tmp_path: Path) -> None:
     shutil.copytree(tree.encoding["source"], tmp_path / "tree.zarr")
-    copy = hkm.open_hierarchy(tmp_path / "tree.zarr")
-    arrays, vector = TreeArrays(copy), np.zeros((1, 5), np.float32)
-    expected = nearest_clusters(arrays, 1, vector, 3)
-    assert arrays._kept._n_bytes == 0  # fresh memory for all of them takes longer than reading them
-    first = arrays.part(1, "centroids", 0, 2)  # what is kept serves
-    assert arrays._kept._n_bytes == 7 * 5 * 4
-    np.testing.assert_array_equal(nearest_clusters(arrays, 1, vector, 3), expected)
-    chunk = tmp_path / "tree.zarr/level_1/centroids/c/8/0"
-    chunk.write_bytes(bytes(len(chunk.read_bytes())))
-    with pytest.raises(StoreError, match=r"centroids: chunk 8 .* rows 56:60"):
-        nearest_clusters(arrays, 1, first, 3)
+    chunk_bytes = 7 * 5 * 4 + 4
+    for altered, n_searches in ((8, 2), (2, 0)):  # one that is not kept, and one that would be
+        arrays, vector = TreeArrays(hkm.open_hierarchy(tmp_path / "tree.zarr")), np.zeros((1, 5), np.float32)
+        expected = nearest_clusters(TreeArrays(tree), 1, vector, 3)
+        with patch("hkm_dask.hierarchy.tree_arrays._KEPT_AT_ONCE", 4 * chunk_bytes):
+            for n_kept in (4, 8)[:n_searches]:
+                np.testing.assert_array_equal(nearest_clusters(arrays, 1, vector, 3), expected)
+                assert arrays._kept._n_bytes == n_kept * 7 * 5 * 4
+            chunk = tmp_path / f"tree.zarr/level_1/centroids/c/{altered}/0"
+            chunk.write_bytes(bytes(len(chunk.read_bytes())))
+            with pytest.raises(StoreError, match=rf"centroids: chunk {altered} .* rows {7 * altered}:"):
+                nearest_clusters(arrays, 1, vector, 3)
 
 
-def test_few_chunks_are_kept_and_of_many_none(tree: xr.DataTree, tmp_path: Path) -> None:
+def test_a_question_keeps_some_chunks_and_the_next_one_more(tree: xr.DataTree, tmp_path: Path) -> None:
     shutil.copytree(tree.encoding["source"], tmp_path / "tree.zarr")
     arrays = TreeArrays(hkm.open_hierarchy(tmp_path / "tree.zarr"))
     members, rng = tree["level_1/members_1"].values, np.random.default_rng(5)
     few, many = rng.permutation(28)[:20], rng.integers(0, len(members), (2, 300))
+    with patch("hkm_dask.hierarchy.tree_arrays._KEPT_AT_ONCE", 4 * (7 * 8 + 4)):
+        np.testing.assert_array_equal(arrays.take(1, "members", few), members[few])
+        assert arrays._kept._n_bytes == 4 * 7 * 8
+        np.testing.assert_array_equal(arrays.take(1, "members", many), members[many])
+        assert arrays._kept._n_bytes == 8 * 7 * 8
     np.testing.assert_array_equal(arrays.take(1, "members", many), members[many])
-    assert arrays._kept._n_bytes == 0
-    np.testing.assert_array_equal(arrays.take(1, "members", few), members[few])
-    assert arrays._kept._n_bytes == 4 * 7 * 8
+    shutil.rmtree(tmp_path / "tree.zarr/level_1/members_1/c")  # all are kept
     np.testing.assert_array_equal(arrays.take(1, "members", many), members[many])
-    assert arrays._kept._n_bytes == 4 * 7 * 8
-    chunk = tmp_path / "tree.zarr/level_1/members_1/c/9"
-    chunk.write_bytes(bytes(len(chunk.read_bytes())))
-    with pytest.raises(StoreError, match=r"members_1: chunk 9 .* rows 63:70"):
-        arrays.take(1, "members", many)
+    assert arrays._kept._n_bytes == members.nbytes
 
 
 def test_ties_go_to_the_lowest_number_and_unused_clusters_are_not_near(make_tree: Callable[..., xr.DataTree]) -> None:

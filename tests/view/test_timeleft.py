@@ -22,7 +22,10 @@ SECONDS_PER_UNIT = 1e-9
 
 
 def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVELS) -> Iterator[Event]:
-    """Play a run in which every unit of work takes the same time, and every k-means the same share of its cap."""
+    """Play a run in which every unit of work takes the same time, and every k-means the same share of its cap.
+
+    But, as in recorded runs, iterations of later resamplings are shorter, and the first assignment is longer.
+    """
     now = 1000.0
     yield Event("run_started", {"levels": levels, "dashboard": None}, now)
     for number, level in enumerate(levels, start=1):
@@ -30,17 +33,18 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
         yield Event("level_started", fields, now)
         for step, cost in enumerate(steps_of(level)):
             pace, of_step = cost.iteration_units * SECONDS_PER_UNIT, {"level": number, "step": step}
+            shorter = 0.87 if step > 1 else 1.0
             yield Event("step_started", {**fields, "step": step, "max_iter": level["max_iter"]}, now)
             for share_seeded in (1, 2, 3):
                 now += pace * seeding / 3
                 yield Event("seeding", {**of_step, "phase": "draw", "done": share_seeded, "total": 3}, now)
             n_iter = round(share * level["max_iter"])
             for iteration in range(1, n_iter + 1):
-                now += pace
+                now += pace * shorter
                 yield Event("iteration", {**of_step, "iteration": iteration, "inertia": 1.0, "max_iter": 50}, now)
             yield Event("step_finished", {**of_step, "inertia": 1.0, "n_iter": n_iter, "seconds": 1.0}, now)
             labeled = level.get("n_labeled", level["n"]) / level["n"] if step == level["m"] else 1
-            now += cost.assign_units * labeled * SECONDS_PER_UNIT
+            now += cost.assign_units * labeled * SECONDS_PER_UNIT * (1.0 if step else 1.25)
             yield Event("assigned", of_step, now)
         split = splitting_of(level)
         for done in range(5) if split is not None else ():
