@@ -250,8 +250,7 @@ def _resident(
         return Resident(members=of_members)
     labels = share(rows, "resampling" if shape["m"] else "assigning")
     both = PlannedRows(rows.n_rows + n_members, rows.n_features, rows.dtype.name, chunk_rows=1)
-    are_beside = runner.device_budget is not None or share(both, "Lloyd") == 1.0
-    return Resident(share(rows, "Lloyd"), labels, of_members, labels if are_beside else 0.0)
+    return Resident(share(rows, "Lloyd"), labels, of_members, labels if share(both, "Lloyd") == 1.0 else 0.0)
 
 
 def _range_steps(config: Config, rows: RowShape, n_ranges: list[int], iterations: Iterations) -> list[Step]:
