@@ -199,7 +199,8 @@ def _settings_of_local_clusters() -> AbstractContextManager[Any]:
     import dask
     import distributed  # noqa: F401  else its other settings would go with this one in the end
 
-    return dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS)
+    one_arena = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}  # see `allocator`
+    return dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena)
 
 
 @contextmanager

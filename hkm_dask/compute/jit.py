@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import importlib
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from numba import config as numba_config
 from numba import njit
 
+from hkm_dask.compute import jit_child
 from hkm_dask.events import emit
 
 #: Seconds of compiling after which a process tells of it, once: what is compiled already takes milliseconds.
@@ -69,9 +73,32 @@ class Kernel:
             setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
             setattr(numba_config, "SLP_VECTORIZE", 1)  # noqa: B010
             try:
-                self._compiled = njit(self._signature, nogil=True, cache=in_a_file)(self._function)
+                if in_a_file and jit_child.is_wanted():
+                    self._compiled = jit_child.compile_by_child(
+                        self._function, self._signature, list(_modules_with_kernels())
+                    )
+                else:
+                    self._compiled = njit(self._signature, nogil=True, cache=in_a_file)(self._function)
             finally:
                 setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
+
+
+def _modules_with_kernels() -> Iterator[str]:
+    """Modules of ours that were imported and have kernels."""
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("hkm_dask.") and _kernels_of(module):
+            yield name
+
+
+def _kernels_of(module: ModuleType) -> list[Kernel]:
+    return [value for value in vars(module).values() if isinstance(value, Kernel)]
+
+
+def compile_modules(names: Iterable[str]) -> None:
+    """Import modules and compile their kernels: what the child of a process does."""
+    for name in names:
+        for one in _kernels_of(importlib.import_module(name)):
+            one._compile()
 
 
 def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.block_memory import memory_of_blocks
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.resident import take
@@ -37,7 +38,8 @@ class _Copy:
     def __call__(self, source: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
         """Yield the rows, and the place of the first among all that are asked for."""
         low, stop = map(self.numbers.position, source)
-        step = max(1, _RANGE_BYTES // self.rows.row_bytes)
+        # Those of one storage chunk come together, or it would be read again.
+        step = max(1, max(_RANGE_BYTES, memory_of_blocks(self.rows)[0]) // self.rows.row_bytes)
         for start in range(low, stop, step):
             yield start, take(self.rows, self.numbers.read(start, min(start + step, stop)))
 

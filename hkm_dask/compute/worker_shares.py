@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from hkm_dask.compute.jit_child import compile_in_children
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import run_task
 
@@ -149,7 +150,8 @@ _tally = _Tally()
 
 
 def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
-    """Run a task as `run_task` does, and remember how long it took for its rows."""
+    """Run a task as `run_task` does, on a worker, and remember how long it took for its rows."""
+    compile_in_children()
     begin = time.perf_counter()
     result = run_task(task, item, memory_budget)
     if isinstance(item, Part):

@@ -179,6 +179,22 @@ def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
         drawn += taken
 
 
+def seeding_passes(n: int, k: int, init: str) -> int:
+    """Passes over n rows that draw the points of a seeding, measure them, and add up their cells.
+
+    Examples
+    --------
+    >>> [seeding_passes(10**6, 100, init) for init in ("coreset", "k-means||", "k-means++", "random")]
+    [5, 11, 1, 0]
+    """
+    if init == "random":
+        return 0
+    m = POINTS_PER_CLUSTER.get(init, n) * k
+    if init == "k-means++" or m >= n:  # all rows at once
+        return 1
+    return 2 * PARALLEL_ROUNDS + 1 if init == "k-means||" else len(list(sampling_rounds(m))) + 2
+
+
 def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
     """Parts of a seeding."""
     if init == "random":
@@ -195,7 +211,7 @@ def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
         rounds = [
             (i * m // PARALLEL_ROUNDS, m // PARALLEL_ROUNDS, m // PARALLEL_ROUNDS) for i in range(PARALLEL_ROUNDS)
         ]
-    passes = (2 if init == "k-means||" else 1) * len(rounds) + 2
+    passes = seeding_passes(rows.n, k, init)
     arrived = sum(n for _, n, _ in rounds)
     each = rows.search(0) + rows.started + Work(device_bytes=float(rows.own * _DRAW_BYTES))
     drawn = Work(link_bytes=4.0 * arrived * rows.d / rows.n_workers, thread_bytes=8.0 * arrived * rows.d)

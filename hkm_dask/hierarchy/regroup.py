@@ -42,6 +42,8 @@ from hkm_dask.hierarchy.members import chunk_cuts, order_of
 
 #: Fewer rows are regrouped by one task.
 _LEAST_RUN = 1 << 14
+#: Bytes of rows of a block that are put in order together, to be written.
+_COPIED_BYTES = 4 << 20
 
 #: A part of whole runs, the number of the first, and the positions at which they begin and end.
 _RunsOfPart = tuple[Part, int, tuple[int, ...]]
@@ -90,16 +92,18 @@ class _Regroup:
             self._write_block(fd, block, places[start - run.start :][: len(block)])
 
     def _write_block(self, fd: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
-        order = np.argsort(places)
-        rows, places = np.ascontiguousarray(block[order]), places[order]
-        cuts = np.flatnonzero(np.diff(places) != 1) + 1
-        width = rows.shape[1] * rows.itemsize
-        for low, high in zip([0, *cuts.tolist()], [*cuts.tolist(), len(rows)], strict=True):
-            data = as_buffer(rows[low:high])
-            at = self.offset + int(places[low]) * width
-            while data:
-                done = os.pwrite(fd, data, at)
-                data, at = data[done:], at + done
+        order, width = np.argsort(places), block.shape[1] * block.itemsize
+        step = max(1, _COPIED_BYTES // width)
+        for begin in range(0, len(order), step):
+            some = order[begin : begin + step]
+            rows, to = np.ascontiguousarray(block[some]), places[some]
+            cuts = np.flatnonzero(np.diff(to) != 1) + 1
+            for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
+                data = as_buffer(rows[low:high])
+                at = self.offset + int(to[low]) * width
+                while data:
+                    done = os.pwrite(fd, data, at)
+                    data, at = data[done:], at + done
 
 
 @dataclass(frozen=True)

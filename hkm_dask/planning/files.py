@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from hkm_dask.compute.memory import MEMBER_BYTES
+from hkm_dask.compute.memory import MEMBER_BYTES, REGROUPED_ROW_BYTES
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
+from hkm_dask.hierarchy.cost import seeding_passes
 from hkm_dask.hierarchy.external_sort import n_at_once, rows_at_once
 from hkm_dask.hierarchy.source import label_chunk_rows
+from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
 
-#: Places at which rows are sampled to find the middle of all and their directions, and rows of both samples together.
-_SAMPLE_PLACES, _SAMPLED_ROWS = 16, 1024 + 8192
+#: Places at which rows are sampled, and rows of the samples: to find the middle of all, and their directions.
+_SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)
 
 #: Bytes of the key by which members are sorted, each of which is looked at in a pass of its own.
 _KEY_BYTES = 4
@@ -35,9 +38,28 @@ class FileBytes:
         return FileBytes(self.read + other.read, self.written + other.written)
 
 
+@dataclass(frozen=True)
+class Resident:
+    """Shares of rows that stay in memory from pass to pass.
+
+    Attributes
+    ----------
+    fit, labels, members : float
+        Of the rows of a level in its first k-means, and while they are labeled; of those that are resampled.
+    after_members : float
+        Of the rows of a level that are still there when those that were resampled have taken what room they needed.
+    """
+
+    fit: float = 1.0
+    labels: float = 1.0
+    members: float = 1.0
+    after_members: float = 1.0
+
+
 def level_files(
-    number: int, shape: dict[str, Any], rows: Rows, n_total: int, resident: float, passes: int, runner: Runner
-) -> dict[str, FileBytes]:
+    number: int, shape: dict[str, Any], rows: Rows, n_total: int, stays: Resident, n_iter: tuple[int, int],
+    runner: Runner,
+) -> dict[str, FileBytes]:  # fmt: skip
     """Bytes of a level, by phase.
 
     Parameters
@@ -50,40 +72,84 @@ def level_files(
         What level 1 clusters.
     n_total : int
         Rows that the level has labels for.
-    resident : float
-        Share of the rows that is read once; the rest is read in every one of the `passes`.
+    stays : Resident
+        What is read once; the rest is read in every pass.
+    n_iter : tuple of int
+        Iterations of the first k-means, and of each that follows.
     runner : Runner
-        Whose memory decides how members are sorted.
+        Whose memory decides what goes through files.
     """
-    k, d, m = shape["k"], shape["d"], shape["m"]
+    n, k, d, m = (shape[name] for name in "nkdm")
     centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]
-    stored = rows.n_rows * rows.row_bytes if number == 1 else 4 * shape["n"] * d
+    stored = rows.n_rows * rows.row_bytes if number == 1 else 4 * n * d
     steps = (m + 1) * centroids  # kept when a k-means ends, and read again for its checksum
     files = {
-        "start": FileBytes(_sampled(rows) if number == 1 else stored),
+        "start": FileBytes(_sampled(rows, k) if number == 1 else stored),
         "Lloyd": FileBytes(steps, steps),
         "assign": FileBytes(0, 8 * n_total),
         "write": FileBytes(0, ends + 24 * k * shape["n_splits"]) + sorted_members(n_total, runner),
     }
+    more = []
     if number == 1:
-        again = round((1.0 - resident) * stored)
-        # The first center is a row, and takes its chunk.
-        files["seeding"] = FileBytes(stored + _chunk_bytes(rows) + again * max(0, passes - m - 2))
-        files["assign"] += FileBytes(again * (m + 1))
-        files["gather"] = FileBytes(again * m)
+        more += [passes_of_fit(stored, stays.fit, seeding_passes(n, k, shape["init"]), n_iter[0])]
+        # The first center is a row, and takes its chunk; so does each that is drawn at random.
+        n_drawn = k if shape["init"] == "random" else 1
+        more += [{"seeding": FileBytes(min(stored, n_drawn * _chunk_bytes(rows)))}]
+        again = [round((1.0 - share) * stored) for share in (stays.labels, stays.after_members)]
+        more += [{"assign": FileBytes(again[0] + m * again[1]), "gather": FileBytes(m * again[0])}]
     if m:
-        n_parts = min(runner.n_parts(2.0 * shape["n"] * k * d), -(-rows.n_rows // label_chunk_rows(rows)))
-        picked = picked_members(shape["n"], k, shape["r"], n_parts, runner)
-        for phase, one in picked.items():
-            files[phase] = files.get(phase, FileBytes()) + FileBytes(m * one.read, m * one.written)
-        members = min(shape["n"], k * shape["r"]) * (rows.row_bytes if number == 1 else 4 * d)
+        n_parts = min(runner.n_parts(2.0 * n * k * d), -(-rows.n_rows // label_chunk_rows(rows)))
+        picked = picked_members(n, k, shape["r"], n_parts, runner)
+        n_members = min(n, k * shape["r"])
+        members = n_members * (rows.row_bytes if number == 1 else 4 * d)
         if not runner.fits_in_memory(members):
-            files["gather"] += FileBytes(0, m * members)
-            files["seeding"] = files.get("seeding", FileBytes()) + FileBytes(m * members)
+            fit = passes_of_fit(members, stays.members, seeding_passes(n_members, k, shape["init"]), n_iter[1])
+            picked = added(picked, fit, {"gather": FileBytes(0, members)})
+        more += [picked] * m
     if shape["n_splits"] > 1:
-        # 100 bytes of a row are read and 44 written, most of them in memory where they are few.
-        files["split"] = FileBytes(stored + ends + 100 * n_total, stored + ends + 44 * n_total)
-    return files
+        more += [
+            split_members(n_total, round((1.0 - stays.labels) * stored) if number == 1 else 0, stored, ends, runner)
+        ]
+    return added(files, *more)
+
+
+def added(*of_phases: Mapping[str, FileBytes]) -> dict[str, FileBytes]:
+    """Bytes by phase, added up.
+
+    >>> added({"seeding": FileBytes(1)}, {"seeding": FileBytes(2), "Lloyd": FileBytes(3)})
+    {'seeding': FileBytes(read=3, written=0), 'Lloyd': FileBytes(read=3, written=0)}
+    """
+    total: dict[str, FileBytes] = {}
+    for files in of_phases:
+        for phase, one in files.items():
+            total[phase] = total.get(phase, FileBytes()) + one
+    return total
+
+
+def passes_of_fit(n_bytes: int, resident: float, n_seeding: int, n_iter: int) -> dict[str, FileBytes]:
+    """Bytes that a k-means reads of its rows: all in its first pass, what does not stay in those that follow.
+
+    >>> passes_of_fit(1000, 0.75, 3, 10)
+    {'seeding': FileBytes(read=1500, written=0), 'Lloyd': FileBytes(read=2500, written=0)}
+    """
+    again = round((1.0 - resident) * n_bytes)
+    first = n_bytes - again
+    return {
+        "seeding": FileBytes(n_seeding * again + first * (n_seeding > 0)),
+        "Lloyd": FileBytes(n_iter * again + first * (n_seeding == 0)),
+    }
+
+
+def split_members(n: int, again: int, stored: int, ends: int, runner: Runner) -> dict[str, FileBytes]:
+    """Bytes of splitting clusters: `n` rows, of which `again` bytes are to be read, are put next to each other.
+
+    Labels and distances are read, and what is found, 8 bytes of a row each, is written, checked, and read to be put
+    back. What tasks hand on meanwhile may be in memory: a row's record, its place, and what was found there.
+    """
+    handed_on, place = (MEMBER_BYTES, 8) if runner.keeps_in_files(REGROUPED_ROW_BYTES * n) else (0, 0)
+    split = FileBytes((16 + 2 * handed_on + place) * n, (8 + handed_on + place) * n)
+    put_back = FileBytes((8 + handed_on + 2 * place) * n, (8 + place) * n)
+    return {"split": split + FileBytes(again + stored + ends, stored + ends), "write": put_back + FileBytes(ends)}
 
 
 def sorted_members(n: int, runner: Runner) -> FileBytes:
@@ -113,8 +179,13 @@ def _chunk_bytes(rows: Rows) -> int:
     return min(rows.chunk_rows, rows.n_rows) * rows.row_bytes
 
 
-def _sampled(rows: Rows) -> int:
-    """Bytes of the chunks that samples of rows touch, each of which is read whole at every place in it."""
+def _sampled(rows: Rows, n_clusters: int) -> int:
+    """Bytes of the chunks that samples of rows touch, each of which is read whole at every place in it.
+
+    Principal directions, which many features and clusters are searched by, take a sample of their own.
+    """
+    has_directions = rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS
+    samples = _SAMPLED_ROWS if has_directions else _SAMPLED_ROWS[:1]
     chunk = min(rows.chunk_rows, rows.n_rows)
-    beyond = _SAMPLED_ROWS / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # chunks that a place reaches into
-    return round(_SAMPLE_PLACES * (2 + beyond) * _chunk_bytes(rows))
+    beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # chunks that a place reaches into
+    return round(_SAMPLE_PLACES * (len(samples) + beyond) * _chunk_bytes(rows))

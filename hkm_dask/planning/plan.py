@@ -6,23 +6,24 @@ of the event ``run_started``, work is that of `hierarchy.cost`, and units those 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, limit_mib
+from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu_operand import operand_bytes
-from hkm_dask.planning.files import FileBytes, level_files
+from hkm_dask.planning.files import FileBytes, Resident, added, level_files
 from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part, Table, run_parts
 from hkm_dask.planning.ranges import range_files, range_parts, range_steps
 from hkm_dask.planning.remedies import Check, remedies_for
-from hkm_dask.planning.workers import Workers
+from hkm_dask.planning.workers import PlannedRows, Workers
 from hkm_dask.view.pieces import splitting_of, steps_of
 
 #: How far every k-means goes: as expected, as few and as many iterations as were seen, or to its cap.
@@ -158,11 +159,14 @@ def make_plan(
         times, of_ranges = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
     levels = []
     for t, shape in enumerate(plans, 1):
-        mine = [step for step in steps if step.level == t]
-        files = level_files(t, shape, rows, n_total if t == 1 else shape["n"], resident, _passes_over_all(mine), runner)
+        mine, level = [step for step in steps if step.level == t], config.levels[t - 1]
+        n_iter = iterations(t, False, level), iterations(t, True, level)
+        files = level_files(
+            t, shape, rows, n_total if t == 1 else shape["n"], _resident(t, shape, rows, stages, runner), n_iter, runner
+        )  # fmt: skip
         work = sum((step.work for step in mine), Work())
-        more = range_files(t, shape, rows.row_bytes, resident, config.levels[t - 1], iterations, runner)
-        files |= {phase: files.get(phase, FileBytes()) + one for phase, one in more.items()}
+        more = range_files(t, shape, rows.row_bytes, resident, level, iterations, runner)
+        files = added(files, more)
         levels.append(
             LevelPlan(
                 shape, _units(shape), sum(_flops(one.work) for one in alone if one.level == t), int(work.rounds),
@@ -188,6 +192,24 @@ def _steps(
         start_seconds=6.5 if workers.gpu else 0.0, n_workers=workers.n_workers, sent=sent, read=read,
         iterations=iterations,
     )  # fmt: skip
+
+
+def _resident(
+    t: int, shape: dict[str, Any], rows: Rows, stages: Mapping[str, StageBytes], runner: PlannedRunner
+) -> Resident:
+    """Shares of the rows of a level that stay in memory; those of an upper level do."""
+
+    def share(some: Rows, stage: str) -> float:
+        return runner.resident_shares(some, stages[f"{stage} of level {t}"])[1]
+
+    n_members = min(shape["n"], shape["k"] * shape["r"])
+    members = PlannedRows(n_members, shape["d"], rows.dtype.name if t == 1 else "float32", chunk_rows=1)
+    of_members = share(members, "Lloyd")
+    if t > 1:
+        return Resident(members=of_members)
+    labels = share(rows, "resampling" if shape["m"] else "assigning")
+    both = PlannedRows(rows.n_rows + n_members, rows.n_features, rows.dtype.name, chunk_rows=1)
+    return Resident(share(rows, "Lloyd"), labels, of_members, labels if share(both, "Lloyd") == 1.0 else 0.0)
 
 
 def _in_ranges(
@@ -236,13 +258,3 @@ def _units(shape: dict[str, Any]) -> float:
 
 def _flops(work: Work) -> float:
     return work.products + work.thread_products + work.shared_products + work.measured
-
-
-def _passes_over_all(steps: Iterable[Step]) -> int:
-    """Passes over all rows of a level: of the first k-means, and of every assignment."""
-    passes, first = 0, True
-    for step in steps:
-        first = first and step.phase != "gather"
-        if step.phase in ("assign", "split") or (first and step.phase in ("seeding", "Lloyd")):
-            passes += int(step.work.rounds) - (step.name == "greedy walks")
-    return passes

@@ -17,7 +17,7 @@ from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS, fit_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.assign import labels_in_one_task
-from hkm_dask.hierarchy.cost import sampling_rounds
+from hkm_dask.hierarchy.cost import sampling_rounds, seeding_passes
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
 from hkm_dask.kmeans.search.cpu import SWEEP_FEATURES
@@ -165,9 +165,9 @@ def _draws(rows: Table, k: int, init: str, tried: bool) -> Iterator[dict[str, fl
     m = min(rows.n, POINTS_PER_CLUSTER[init] * k)
     if init == "coreset":
         batches = [taken for _, _, taken in sampling_rounds(m)]
-        n_passes = len(batches) + 2
     else:
-        batches, n_passes = [m // PARALLEL_ROUNDS] * PARALLEL_ROUNDS, 2 * PARALLEL_ROUNDS + 1
+        batches = [m // PARALLEL_ROUNDS] * PARALLEL_ROUNDS
+    n_passes = seeding_passes(rows.n, k, init)
     for i, taken in enumerate(batches):
         yield rows.search(taken, rotates=i == 0, unit="drawn") | {"pass": 0.0, "passed": 0.0, "reread": 0.0}
         if tried and i == batches.index(taken):

@@ -85,7 +85,9 @@ class Workers:
 
 
 class PlannedRows(Rows):
-    """Rows of which no more than the shape is known: those of a pool that is yet to be made.
+    """Rows of which no more than the shape is known: those of a pool that is yet to be made, or of an array in a file.
+
+    In the latter any rows can be read alone: `chunk_rows` is 1.
 
     Examples
     --------
@@ -94,9 +96,9 @@ class PlannedRows(Rows):
     (32768, 2048)
     """
 
-    def __init__(self, n_rows: int, n_features: int, dtype: str) -> None:
+    def __init__(self, n_rows: int, n_features: int, dtype: str, chunk_rows: int | None = None) -> None:
         self._describe((n_rows, n_features), np.dtype(dtype), "planned rows")
-        self.chunk_rows = layout.chunk_rows(n_rows, self.row_bytes)
+        self.chunk_rows = chunk_rows or layout.chunk_rows(n_rows, self.row_bytes)
         self.key = ("planned", n_rows, n_features, dtype)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:

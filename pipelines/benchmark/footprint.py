@@ -57,7 +57,7 @@ class Watch:
 
     def __call__(self, event: Event) -> None:
         """Take an event into account."""
-        if not self._workers and event.kind == "run_started":
+        if event.kind == "connected":
             client = default_client()
             self._workers = dict(client.run(os.getpid))
             client.run(weigh_messages)

@@ -1,6 +1,7 @@
-"""Builds a tree on four hosts of one machine, and projects the hours of runs too large to be tried.
+"""Builds a tree on four hosts of one machine, or on nodes of SLURM; projects the hours of runs too large to be tried.
 
 python pipelines/cluster/run.py hosts EMBEDDINGS.npy
+python pipelines/cluster/run.py slurm EMBEDDINGS.npy
 python pipelines/cluster/run.py project --record
 """
 
@@ -14,6 +15,7 @@ import click
 from pipelines import records
 from pipelines.cluster.hosts import main as hosts
 from pipelines.cluster.projection import FAILURES, MEMORY, N_GPUS, UNEVENNESS, project_all
+from pipelines.cluster.slurm import main as slurm
 
 
 @click.group()
@@ -22,6 +24,7 @@ def main() -> None:
 
 
 main.add_command(hosts, "hosts")
+main.add_command(slurm, "slurm")
 
 
 @main.command()

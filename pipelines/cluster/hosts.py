@@ -37,6 +37,20 @@ def _ip(*words: str) -> None:
     subprocess.run(["ip", *words], check=True, capture_output=True, text=True)
 
 
+@contextmanager
+def ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A process that ends with the context."""
+    try:
+        yield
+    finally:
+        process.terminate()
+        try:
+            process.wait(20)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
 class Hosts:
     """Hosts on a bridge, numbered from 0, with the addresses 10.77.0.1 and following."""
 
@@ -84,15 +98,8 @@ class Hosts:
         command = ["ip", "netns", "exec", self.host(i), sys.executable, "-m", *words]
         with log.open("ab") as file:
             process = subprocess.Popen(command, stdout=file, stderr=file, env={**os.environ, **_ENVIRONMENT})
-            try:
+            with ended(process):
                 yield process
-            finally:
-                process.terminate()
-                try:
-                    process.wait(20)
-                except subprocess.TimeoutExpired:
-                    process.kill()
-                    process.wait()
 
     def worker(self, i: int, folder: Path) -> Any:
         """A worker of one thread on a host."""
@@ -137,6 +144,14 @@ def differences(one: Path, other: Path) -> list[str]:
     return [str(file) for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
 
 
+def first_rows(embeddings: Path, n_rows: int | None, folder: Path) -> Path:
+    """An array of the first so many rows of another one, in `folder`; or that one, where nothing is said."""
+    if n_rows is None:
+        return embeddings
+    np.save(folder / "rows.npy", np.load(embeddings, mmap_mode="r")[:n_rows])
+    return folder / "rows.npy"
+
+
 def run(embeddings: Path, words: list[str], folder: Path, rate: str) -> dict[str, Any]:
     """Build the tree in one process, on four hosts, and with one of them lost; tell the seconds and differences."""
 
@@ -171,11 +186,8 @@ def main(embeddings: Path, n_clusters: str, n_resamples: str, rows: int | None, 
         raise click.ClickException("it needs root, and ip and tc of iproute2")
     with tempfile.TemporaryDirectory(prefix="hkm-hosts-") as name:
         folder = Path(name)
-        if rows is not None:
-            np.save(folder / "rows.npy", np.load(embeddings, mmap_mode="r")[:rows])
-            embeddings = folder / "rows.npy"
         words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]
-        told = run(embeddings, words, folder, rate)
+        told = run(first_rows(embeddings, rows, folder), words, folder, rate)
     click.echo(json.dumps(told, indent=2))
     if told["hosts"] or told["lost"]:
         raise SystemExit(1)

@@ -8,13 +8,17 @@ from typing import Any
 import numpy as np
 import pytest
 
+from hkm_dask.compute import placement
 from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner
-from hkm_dask.data.rows import ArrayRows, NpyRows
+from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.errors import StoreError
+from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.planning.phases import spent_so_far
 
 N = 20_000
 INDEX = np.flatnonzero(np.random.default_rng(0).uniform(size=N) < 0.4)
@@ -59,6 +63,26 @@ def test_many_rows_are_gathered_in_a_file(table: NpyRows, tmp_path: Path) -> Non
         np.testing.assert_array_equal(rows.read(0, rows.n_rows), table.read(0, N)[INDEX])
         discard(rows)
         assert list((tmp_path / "work").iterdir()) == []
+
+
+@pytest.mark.parametrize("subset", [False, True])
+def test_a_chunk_with_many_rows_to_gather_is_read_once(
+    subset: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With 64 MiB of a pool in a chunk, those asked for were copied 16 MiB at a time: each time the chunk was read."""
+    monkeypatch.setattr(placement, "_RANGE_BYTES", 20_000)
+    values = np.arange(30 * N, dtype=np.float32).reshape(-1, 3)
+    pool = ingest(values, tmp_path / "pool.zarr", chunk_mb=1)
+    rows: Rows = SubsetRows(pool.rows(), np.arange(0, 10 * N, 2)) if subset else pool.rows()
+    numbers = np.flatnonzero(np.random.default_rng(0).uniform(size=rows.n_rows) < 0.9)
+    with small_runner(tmp_path / "work") as runner:
+        before = spent_so_far()
+        gathered = gather(rows, numbers, runner)
+        n_read = (spent_so_far() - before).read
+        np.testing.assert_array_equal(gathered.read(0, len(numbers)), values[:: 2 if subset else 1][numbers])
+        discard(gathered)
+    n_positions = 2 * 3 * 18 * 20_000  # where numbers of each chunk begin and end, by halves, with an .npy's header
+    assert n_read < 1.3 * values.nbytes + n_positions
 
 
 @pytest.mark.faults

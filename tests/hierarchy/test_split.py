@@ -160,6 +160,7 @@ def test_rows_come_together_and_go_back_in_shares_of_any_size(
 ) -> None:
     """Of a subset, with a cluster of half of it, one without rows, and distances that are often the same."""
     monkeypatch.setattr(regroup, "_LEAST_RUN", 1)
+    monkeypatch.setattr(regroup, "_COPIED_BYTES", 5 * 4 * 7)
     for module in (external_sort, regroup):
         monkeypatch.setattr(module, "rows_at_once", lambda runner: at_once)
     rng = np.random.default_rng(1)

@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from hkm_dask.config import Config
 from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.plan import make_plan
 from hkm_dask.planning.workers import PlannedRows, Workers
+from pipelines.cluster import slurm
 from pipelines.cluster.command import main
 from pipelines.cluster.simulator import Cluster, Pass, _Run, passes_of, simulate
 
@@ -91,3 +93,17 @@ def test_hosts_give_the_bits_of_one_process(tmp_path: Path) -> None:
     assert done.exit_code == 0, done.output
     told = json.loads(done.output)
     assert told["hosts"] == told["lost"] == []
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(
+    os.geteuid() != 0 or any(shutil.which(name) is None for name in slurm.PROGRAMS), reason="needs root, and SLURM"
+)
+def test_nodes_of_slurm_give_the_bits_of_one_process(tmp_path: Path) -> None:
+    """The recipe, by `sbatch`, on three nodes with names and addresses of their own; a worker on each."""
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(60, 64))[rng.integers(60, size=6_000)] + rng.normal(size=(6_000, 64))
+    np.save(tmp_path / "rows.npy", rows.astype(np.float16))
+    told = slurm.run(tmp_path / "rows.npy", ["--n-clusters", "200,20", "--n-resamples", "1"], tmp_path, 3)
+    assert told["differences"] == []
+    assert len({urlsplit(worker).hostname for worker in told["workers"]}) == len(told["workers"]) == 3

@@ -1,0 +1,74 @@
+"""Kernels compiled by a child of a process whose memory is planned.
+
+A compiler and what it keeps take some 280 MiB, once after an installation; of a child they go back when it ends. It
+leaves the kernels where numba keeps them, and who waits for it reads them there. Whatever it does not get to, as where
+nothing can be kept, is compiled by the process itself.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
+#: Seconds after which a child is given up.
+_LIMIT_SECONDS = 300
+#: Modules whose kernels were asked for.
+_asked: set[str] = set()
+_is_wanted = False
+
+
+def compile_in_children() -> None:
+    """Have a child compile, from now on, what this process needs and numba has not kept."""
+    global _is_wanted
+    _is_wanted = True
+
+
+def is_wanted() -> bool:
+    """Whether a child is to compile."""
+    return _is_wanted
+
+
+class _Cache:
+    """numba's cache of a function, which has a child compile what it does not find."""
+
+    def __init__(self, cache: Any, module: str, modules: Sequence[str]) -> None:
+        self._cache, self._module, self._modules = cache, module, modules
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._cache, name)
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """What is compiled for these types, None where it could not be."""
+        found = self._cache.load_overload(signature, target_context)
+        if found is not None or self._module in _asked:
+            return found
+        _asked.update(self._modules)
+        with suppress(OSError, subprocess.TimeoutExpired):
+            # One of the processes that share the folder compiles, the others wait for it.
+            with (Path(self._cache.cache_path) / "compiling.lock").open("w") as lock:
+                fcntl.flock(lock, fcntl.LOCK_EX)
+                found = self._cache.load_overload(signature, target_context)
+                if found is None:
+                    nothing = subprocess.DEVNULL
+                    words = [sys.executable, *_PROGRAM, *self._modules]
+                    subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, timeout=_LIMIT_SECONDS)
+                    found = self._cache.load_overload(signature, target_context)
+        return found
+
+
+def compile_by_child(function: Callable[..., Any], signature: str, modules: Sequence[str]) -> Callable[..., Any]:
+    """Compile a function that numba may keep, by a child where it has not; that of all kernels of these modules."""
+    from numba import njit  # here, as workers are told before they need it
+
+    dispatcher: Any = njit(nogil=True, cache=True)(function)
+    dispatcher._cache = _Cache(dispatcher._cache, function.__module__, modules)
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    compiled: Callable[..., Any] = dispatcher
+    return compiled
