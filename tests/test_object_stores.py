@@ -120,7 +120,7 @@ def strangers(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Client]
     monkeypatch.setattr(ClusterRunner, "_blind", lambda self, folder: ["worker"])
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         yield client
@@ -214,7 +214,7 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     hides = f"mount -t tmpfs none {tmp_path.parent} && exec {sys.executable} -m distributed.cli.dask_worker"
     environment = os.environ | object_store.environment() | {"PYTHONPATH": os.pathsep.join(sys.path)}
-    with LocalCluster(n_workers=0, dashboard_address=None) as cluster, Client(cluster) as client:
+    with LocalCluster(n_workers=0, dashboard_address="127.0.0.1:0") as cluster, Client(cluster) as client:
         command = ["unshare", "-m", "sh", "-c", f"{hides} {cluster.scheduler_address} --nthreads 1 --no-dashboard"]
         workers = [subprocess.Popen(command, env=environment, cwd="/") for _ in range(2)]
         try:

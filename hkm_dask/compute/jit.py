@@ -86,7 +86,7 @@ class Kernel:
 def _modules_with_kernels() -> Iterator[str]:
     """Modules of ours that were imported and have kernels."""
     for name, module in sorted(sys.modules.items()):
-        if name.startswith("hkm_dask.") and _kernels_of(module):
+        if name.startswith("hkm_dask.") and hasattr(module, "__dict__") and _kernels_of(module):
             yield name
 
 

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
+_PROGRAM = "-P", "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
 #: Seconds after which a child is given up.
 _LIMIT_SECONDS = 300
 #: Modules whose kernels were asked for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -149,9 +150,22 @@ class _Tally:
 _tally = _Tally()
 
 
+def has_nanny() -> bool:
+    """Whether this process is a worker that a nanny watches, and starts again when it ends."""
+    if "distributed" not in sys.modules:
+        return False
+    from distributed import get_worker
+
+    try:
+        return get_worker().nanny is not None
+    except ValueError:
+        return False
+
+
 def run_timed(task: Callable[[Any], Any], item: Any, memory_budget: int) -> Any:
     """Run a task as `run_task` does, on a worker, and remember how long it took for its rows."""
-    compile_in_children()
+    if has_nanny():
+        compile_in_children()
     begin = time.perf_counter()
     result = run_task(task, item, memory_budget)
     if isinstance(item, Part):

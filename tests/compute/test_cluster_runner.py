@@ -393,7 +393,7 @@ def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(monkeypatch: pyte
     said: list[str] = []
     with (
         LocalCluster(
-            n_workers=1, threads_per_worker=1, memory_limit="800MiB", dashboard_address=None,
+            n_workers=1, threads_per_worker=1, memory_limit="800MiB", dashboard_address="127.0.0.1:0",
             config={f"distributed.worker.memory.{name}": share for name, share in memory.items()},
         ) as cluster,
         Client(cluster) as client,
@@ -472,7 +472,9 @@ def test_an_iteration_sends_one_result_of_each_worker(
     n_workers, k, d = 4, 300, 40
     values, iterations = blobs(4000, d), []
     with (
-        LocalCluster(n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(
+            n_workers=n_workers, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0"
+        ) as cluster,
         Client(cluster) as client,
         ClusterRunner(client, work_dir=tmp_path) as runner,
     ):
@@ -519,7 +521,7 @@ def test_what_one_worker_does_for_all_uses_all_its_threads(tmp_path: Path, monke
     values = blobs(900, 6)
     config = Config(levels=[Level(n_clusters=30, n_resamples=1, max_iter=3), Level(n_clusters=5, n_resamples=0)])
     with (
-        LocalCluster(n_workers=1, threads_per_worker=3, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=3, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         trees = [

@@ -139,7 +139,7 @@ def test_a_worker_with_more_threads_has_more_rows_and_no_more_tasks_than_memory_
 ) -> None:
     monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     with (
-        LocalCluster(n_workers=0, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=0, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         specs = {name: {"cls": cluster.new_spec["cls"], "options": cluster.new_spec["options"] | {"nthreads": n}}
@@ -179,7 +179,7 @@ def test_a_worker_that_joins_a_kmeans_has_a_share_of_its_rows(tmp_path: Path, mo
     monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
     values, parts = np.random.default_rng(0).normal(size=(600, 5)).astype("f4"), []
     with (
-        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=1, threads_per_worker=2, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
         ClusterRunner(client, work_dir=tmp_path) as runner,
     ):

@@ -76,7 +76,7 @@ def test_workers_of_a_cluster_find_the_same(tmp_path: Path) -> None:
     pool = hkm.ingest(mixture(900, 40), tmp_path / "pool.zarr")
     here = hkm.dedup(pool, 0.95)
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, processes=False, dashboard_address="127.0.0.1:0") as cluster,
         Client(cluster) as client,
     ):
         there = hkm.dedup(pool, 0.95, client=client)

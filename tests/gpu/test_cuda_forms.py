@@ -189,7 +189,7 @@ def test_a_worker_does_not_end_over_and_over_where_nothing_can_be_noted(
 ) -> None:
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
-    for name in ("_is_restarted", "_is_lost"):
+    for name in ("has_nanny", "_is_lost"):
         monkeypatch.setattr(cuda_loss, name, lambda: True)
     with pytest.raises(ComputeError, match=r"the kernel failed, .* restart it, with a CUPY_CACHE_DIR"):
         cuda_loss.find_fault_here("the kernel", ONE, 0, lambda: "failed")

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import threading
 import warnings
 from collections.abc import Callable
 
+from hkm_dask.compute.worker_shares import has_nanny
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cuda_check_process, cuda_verdicts
 from hkm_dask.kmeans.search.cuda_verdicts import Check
@@ -28,7 +28,7 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
     """
     if (earlier := cuda_verdicts.noted_fault(check, device)) is not None:
         return earlier
-    is_restarted, limit = _is_restarted(), cuda_check_process.LIMIT_SECONDS
+    is_restarted, limit = has_nanny(), cuda_check_process.LIMIT_SECONDS
 
     def give_up(fault: str) -> str:
         cuda_verdicts.note_fault(check, device, fault)
@@ -66,15 +66,3 @@ def _is_lost() -> bool:
     except runtime.CUDARuntimeError:
         return True
     return False
-
-
-def _is_restarted() -> bool:
-    """Whether this process is a worker that its nanny starts again when it ends."""
-    if "distributed" not in sys.modules:
-        return False
-    from distributed import get_worker
-
-    try:
-        return get_worker().nanny is not None
-    except ValueError:
-        return False
