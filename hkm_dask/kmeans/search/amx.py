@@ -69,9 +69,11 @@ def _number(value: int) -> Any:
     return ir.Constant(_i64, value)
 
 
-def _spread(builder: Any, value: Any, kind: Any) -> Any:
+def spread(builder: Any, value: Any, kind: Any) -> Any:
+    """A vector of some kind, of a value in every lane."""
     one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_i32, 0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_ints, [0] * SIDE))
+    lanes = ir.VectorType(_i32, kind.count)
+    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(lanes, [0] * kind.count))
 
 
 @intrinsic
@@ -157,13 +159,13 @@ def _score_tile(
         constant, slope = (
             b.load(b.bitcast(b.gep(array(n).data, [position]), _floats.as_pointer()), align=4) for n in (6, 7)
         )
-        factor, byte = _spread(b, scale, _floats), ir.Constant(_ints, [8] * SIDE)
+        factor, byte = spread(b, scale, _floats), ir.Constant(_ints, [8] * SIDE)
         for r in range(SIDE):
             upper, mixed, lower = (b.load(b.gep(sums, [_number(n * SIDE + r)]), align=64) for n in range(3))
             total = b.add(b.shl(b.add(b.shl(upper, byte), mixed), byte), lower)
             score = b.call(fma, [b.sitofp(total, _floats), factor, constant])
             norm = b.load(b.gep(array(5).data, [_number(r)]))
-            score = b.call(fma, [_spread(b, norm, _floats), slope, score])
+            score = b.call(fma, [spread(b, norm, _floats), slope, score])
             place = b.add(b.mul(b.add(first, _number(r)), stride), column)
             b.store(score, b.bitcast(b.gep(array(9).data, [place]), _floats.as_pointer()), align=4)
         return context.get_dummy_value()

@@ -57,11 +57,6 @@ def _load(builder: Any, pointer: Any, at: Any, kind: Any) -> Any:
     return builder.load(builder.bitcast(builder.gep(pointer, [at]), kind.as_pointer()), align=2)
 
 
-def _spread(builder: Any, value: Any, kind: Any) -> Any:
-    one = builder.insert_element(ir.Constant(kind, ir.Undefined), value, ir.Constant(_i32, 0))
-    return builder.shuffle_vector(one, ir.Constant(kind, ir.Undefined), ir.Constant(_ints, [0] * _LANES))
-
-
 def _multiply_pairs(builder: Any, a: Any, b: Any) -> Any:
     """Products of 16-bit lanes, neighbors added: what one instruction does where there is one."""
     lanes = a.type.count // 2
@@ -150,7 +145,7 @@ def _score_block(
         at = b.mul(pair, _number(PANEL))
         centroids = [_load(b, base, b.add(at, _number(half * _LANES)), _shorts) for half in range(2)]
         for r in range(_VECTOR_ROWS):
-            row_pair = b.bitcast(_spread(b, b.load(b.gep(pairs_of[r], [pair]), align=4), _ints), _shorts)
+            row_pair = b.bitcast(amx.spread(b, b.load(b.gep(pairs_of[r], [pair]), align=4), _ints), _shorts)
             for half in range(2):
                 sums[r][half].add_incoming(ir.Constant(_ints, [0] * _LANES), before)
                 total = b.add(sums[r][half], _multiply_pairs(b, row_pair, centroids[half]))
@@ -164,13 +159,13 @@ def _score_block(
         kind = ir.FunctionType(_floats, [_floats] * 3)
         fma = b.module.declare_intrinsic(f"llvm.fma.v{_LANES}f32", (), kind)
         start = b.mul(panel, _number(PANEL))
-        factor = _spread(b, scale, _floats)
+        factor = amx.spread(b, scale, _floats)
         for half in range(2):
             position = b.add(start, _number(half * _LANES))
             constant, slope = _load(b, constants.data, position, _floats), _load(b, slopes.data, position, _floats)
             for r in range(_VECTOR_ROWS):
                 score = b.call(fma, [b.sitofp(sums[r][half], _floats), factor, constant])
-                score = b.call(fma, [_spread(b, norm_of[r], _floats), slope, score])
+                score = b.call(fma, [amx.spread(b, norm_of[r], _floats), slope, score])
                 place = b.add(b.mul(b.add(first, _number(r)), stride), b.add(column, _number(half * _LANES)))
                 b.store(score, b.bitcast(b.gep(scores.data, [place]), _floats.as_pointer()), align=4)
         return context.get_dummy_value()
