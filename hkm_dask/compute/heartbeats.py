@@ -6,6 +6,7 @@ there for ever, as only tasks forget it.
 
 from __future__ import annotations
 
+import asyncio
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Seconds between two looks, and looks without a heartbeat after which a worker is named.
 _LOOK_EVERY, _SILENT_LOOKS = 2.0, 5
-#: Looks after which a paused worker is told to give way.
+#: Looks after which a paused worker is told to give way, each time.
 _PAUSED_LOOKS = 3
 _PAUSED = (
     "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
@@ -31,7 +32,7 @@ _PAUSED = (
 class HeartbeatWatch:
     """Names workers whose heartbeats stop or that are paused, by events of kind ``warning``, until it is closed.
 
-    A paused one is told to forget what it remembers.
+    A paused one is told to forget what it remembers, as long as it is paused.
 
     It looks from the event loop of the client, so it does not matter what waits for such a worker. What becomes of the
     worker is up to the scheduler, which restarts or drops it after its ``worker-ttl``.
@@ -66,10 +67,13 @@ class HeartbeatWatch:
                 emit("warning", message=self._describe(address))
         paused = [address for address, worker in workers.items() if worker["status"] == "paused"]
         self._paused = {address: self._paused.get(address, 0) + 1 for address in paused}
-        for address in [address for address, looks in self._paused.items() if looks == _PAUSED_LOOKS]:
-            emit("warning", message=_PAUSED.format(address))
-            with suppress(Exception):  # it has died, of which Dask tells those who wait
-                await self._client._run(_give_way, workers=[address], on_error="ignore")
+        # Told again and again: the task it is at may remember more after it forgot.
+        for address in [address for address, looks in self._paused.items() if looks % _PAUSED_LOOKS == 0]:
+            if self._paused[address] == _PAUSED_LOOKS:
+                emit("warning", message=_PAUSED.format(address))
+            with suppress(Exception):  # it has died, of which Dask tells those who wait, or does not answer
+                told = self._client._run(_give_way, workers=[address], on_error="ignore")
+                await asyncio.wait_for(told, _LOOK_EVERY)
 
     def _describe(self, address: str) -> str:
         pid = pid_listening_at(address)

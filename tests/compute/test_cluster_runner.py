@@ -375,9 +375,11 @@ def test_workers_that_all_die_again_and_again_are_told(
 # -- workers that are paused ------------------------------------------------------------------------------------------
 
 
-def remember(n_bytes: int) -> None:
-    """Have this process remember so many bytes of rows."""
-    host_cache.put("rows", "block", np.ones(n_bytes, np.uint8), n_bytes, 1 << 40)
+def remember(n_bytes: int, seconds: float) -> None:
+    """Have this process remember so many bytes of rows, which it holds for some seconds before."""
+    rows = np.ones(n_bytes, np.uint8)
+    time.sleep(seconds)
+    host_cache.put("rows", "block", rows, n_bytes, 1 << 40)
 
 
 def test_our_own_workers_are_not_paused(workers: ClusterRunner) -> None:
@@ -387,7 +389,8 @@ def test_our_own_workers_are_not_paused(workers: ClusterRunner) -> None:
 
 @pytest.mark.faults
 @pytest.mark.timeout(60)
-def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("seconds", [0.0, 3.0])  # as soon as it is paused, and after it was first told to forget
+def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(seconds: float, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(heartbeats, "_LOOK_EVERY", 0.2)
     memory = {"pause": 0.5, "spill": False, "target": False, "terminate": False}
     said: list[str] = []
@@ -400,7 +403,7 @@ def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(monkeypatch: pyte
         ClusterRunner(client) as runner,
         subscribe(lambda event: said.append(event.fields["message"]) if event.kind == "warning" else None),
     ):  # fmt: skip
-        runner.map(remember, [400 << 20], stage="test")
+        runner.map(partial(remember, seconds=seconds), [400 << 20], stage="test")
         until(lambda: any("holds more than Dask lets it" in message for message in said))
         assert runner.map(abs, [-1], stage="test") == [1]
 
