@@ -75,28 +75,31 @@ class BlockCache:
             entry = entries.get(key)
             return None if entry is None else entry[0]
 
-    def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
-        """The entries of a group that are blocks of rows, put by the first row and the one after the last, in order.
-
-        Those may be in pinned memory, as the key says then.
+    def spans(self, group: Any, *kind: Any) -> list[tuple[tuple[int, int], Any]]:
+        """The entries of a group that are of a kind, put by that, a first row and the one after the last, in order.
 
         Examples
         --------
         >>> kept = BlockCache()
-        >>> for key in [("pinned", 4, 8), ("labels", 0, 8), (0, 4)]:
+        >>> for key in [("labels", 4, 8), "last", ("labels", 0, 4), (0, 4)]:
         ...     _ = kept.put("rows", key, key, n_bytes=0, budget=0)
-        >>> [key for key, _ in kept.blocks("rows")]
-        [(0, 4), (4, 8)]
+        >>> [span for span, _ in kept.spans("rows", "labels")], [span for span, _ in kept.spans("rows")]
+        ([(0, 4), (4, 8)], [(0, 4)])
         """
         with self._lock:
             entries = self._groups.get(group, {})
             if entries:
                 self._groups.move_to_end(group)
             found = [
-                (key[-2:], value) for key, (value, _) in entries.items()
-                if key[0] == "pinned" or (len(key) == 2 and isinstance(key[0], int))
-            ]  # fmt: skip
+                (key[-2:], value)
+                for key, (value, _) in entries.items()
+                if isinstance(key, tuple) and key[:-2] == kind and isinstance(key[-1], int)
+            ]
         return sorted(found, key=lambda entry: entry[0])
+
+    def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
+        """The entries of a group that are blocks of rows, in pinned memory or not, in order; see `spans`."""
+        return sorted(self.spans(group) + self.spans(group, "pinned"), key=lambda entry: entry[0])
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
         """Keep `value`, which takes `n_bytes`, if all entries then fit into `budget`; tell whether it was kept.

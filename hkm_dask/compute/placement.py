@@ -113,6 +113,7 @@ def gather(
         with runner.on_processors() as processors:
             processors.map(keep, sources, stage="gather")
         in_memory = ArrayRows(gathered, f"{index.n_rows} rows of {rows.label}")
+        in_memory.origin = rows.key, index.read()
         host_cache.hold(in_memory.key, n_bytes)
         return in_memory
     n_of_task = 1 if runner.device_budget is None else -(-len(sources) // runner.n_workers)

@@ -97,6 +97,9 @@ class ArrayRows(Rows):
     array([0, 1, 2, 3])
     """
 
+    #: Key of the rows that these were gathered from, and their sorted numbers there (int64), where that is known.
+    origin: tuple[tuple[Hashable, ...], np.ndarray] | None = None
+
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
         self.array = np.asarray(array)
         self._describe(self.array.shape, self.array.dtype, label)

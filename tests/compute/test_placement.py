@@ -42,6 +42,9 @@ def test_few_rows_are_gathered_in_memory(table: NpyRows) -> None:
         rows = gather(table, INDEX, runner)
     forget(rows.key)
     assert isinstance(rows, ArrayRows)
+    assert rows.origin is not None
+    assert rows.origin[0] == table.key
+    np.testing.assert_array_equal(rows.origin[1], INDEX)
     np.testing.assert_array_equal(rows.array, table.read(0, N)[INDEX])
 
 

@@ -30,6 +30,7 @@ from hkm_dask.compute.block_cache import host_cache, iter_blocks
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.search import cpu_kernels, int16_gemm
 from hkm_dask.kmeans.search.cpu_operand import (
     Operand,
@@ -379,16 +380,30 @@ class CpuSearch(TileSearch):
         return chosen_once(geometry.name, key, self.part.budget, fastest if enough else None) or 0
 
     def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
-        """See `TileSearch.operand`; rotated rows are kept from pass to pass where they fit."""
+        """See `TileSearch.operand`; rotated rows are kept from pass to pass, and step to step, where they fit."""
         if not index.n_head or not self._keeps_operands:
             return None
         # Rows rotated in another geometry would give bounds that do not hold.
         key, group = ("operand", self.geometry.name, tile.start, tile.stop), self.part.rows.key
         operand: Operand | None = self.engine.cache.get(group, key)
         if operand is None:
-            operand = make_operand(tile.rows, self.geometry, tile.rows.shape[1])
+            operand = self._gathered(tile) or make_operand(tile.rows, self.geometry, tile.rows.shape[1])
             self.engine.cache.put(group, key, operand, operand.n_bytes, self.part.budget)
         return operand
+
+    def _gathered(self, tile: RowTile) -> Operand | None:
+        """What is kept of the rows that these were gathered from, if it is of all of them."""
+        rows = self.part.rows
+        if not isinstance(rows, ArrayRows) or rows.origin is None:
+            return None
+        key, numbers = rows.origin[0], rows.origin[1][tile.start : tile.stop]
+        pieces, n_found = [], 0
+        for (start, stop), operand in self.engine.cache.spans(key, "operand", self.geometry.name):
+            first, last = np.searchsorted(numbers, (start, stop))
+            if first <= n_found < last:
+                pieces.append(operand[numbers[n_found:last] - start])
+                n_found = last
+        return concatenated(pieces) if n_found == len(numbers) else None
 
     @property
     def _keeps_operands(self) -> bool:

@@ -15,6 +15,7 @@ from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.search import cpu
 from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.tally import counting
 from hkm_dask.kmeans.search.worker import worker_engine
 from tests.kmeans.search.inputs import geometry_of, rotation
 
@@ -46,6 +47,32 @@ def find_all(part: Part, geometry: Geometry, centroids: SharedArray) -> Assignme
     search = engine.search(part, geometry, "test", assignment)
     fold(part, engine, assignment, lambda tile: search.nearest(tile, centroids), geometry=geometry)
     return assignment
+
+
+@settings(max_examples=40)
+@given(st.lists(st.tuples(st.integers(0, 299), st.integers(1, 300)), max_size=4), st.booleans())
+def test_rows_that_were_gathered_are_not_rotated_again(spans: list[tuple[int, int]], all_are_kept: bool) -> None:
+    rows, centroids = pairs_of_centroids(300, 48, 40)
+    source, geometry = ArrayRows(rows), turned(rows, 1)
+    numbers = np.flatnonzero(np.random.default_rng(len(spans)).random(300) < 0.5)
+    members = ArrayRows(rows[numbers])
+    members.origin = source.key, numbers
+    index, engine = SharedArray(array=centroids), worker_engine()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu, "TILE_ROWS", 64)
+        patch.setattr(cpu.CpuSearch, "form", lambda *_: 16)
+        kept = {number for first, n in spans for number in range(first, min(first + n, 300))}
+        for first, n in [*spans, *([(0, 300)] if all_are_kept else [])]:
+            find_all(Part(source, (first, min(first + n, 300)), BUDGET), geometry, index)
+        with counting() as tally:
+            found = find_all(Part(members, (0, len(numbers)), BUDGET), geometry, index)
+        # What is made of the centroids is there already, where rows were searched before.
+        rotated = tally.projected if kept or all_are_kept else tally.projected - 40 * 48 * 48
+        tiles = np.split(numbers, range(64, len(numbers), 64))
+        assert rotated == sum(
+            len(tile) * 48 * 48 for tile in tiles if not all_are_kept and not kept.issuperset(tile.tolist())
+        )
+    np.testing.assert_array_equal(engine.host(found.labels), brute(rows[numbers], centroids))
 
 
 @settings(max_examples=40)
