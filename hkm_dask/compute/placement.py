@@ -26,6 +26,8 @@ from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 
 #: Bytes of rows that one task copies at once.
 _RANGE_BYTES = 16 << 20
+#: Bytes of a row from which its number is remembered beside it: what is made of narrower ones is made again as soon.
+_NUMBERED_BYTES = 128
 
 
 @dataclass(frozen=True)
@@ -113,8 +115,9 @@ def gather(
         with runner.on_processors() as processors:
             processors.map(keep, sources, stage="gather")
         in_memory = ArrayRows(gathered, f"{index.n_rows} rows of {rows.label}")
-        in_memory.origin = rows.key, index.read()
         host_cache.hold(in_memory.key, n_bytes)
+        if rows.row_bytes >= _NUMBERED_BYTES:
+            in_memory.origin = rows.key, index.read()
         return in_memory
     n_of_task = 1 if runner.device_budget is None else -(-len(sources) // runner.n_workers)
     ranges = [sources[i : i + n_of_task] for i in range(0, len(sources), n_of_task)]

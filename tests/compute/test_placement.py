@@ -42,10 +42,19 @@ def test_few_rows_are_gathered_in_memory(table: NpyRows) -> None:
         rows = gather(table, INDEX, runner)
     forget(rows.key)
     assert isinstance(rows, ArrayRows)
-    assert rows.origin is not None
-    assert rows.origin[0] == table.key
-    np.testing.assert_array_equal(rows.origin[1], INDEX)
+    assert rows.origin is None
     np.testing.assert_array_equal(rows.array, table.read(0, N)[INDEX])
+
+
+def test_rows_that_are_gathered_know_where_from() -> None:
+    source = ArrayRows(np.zeros((N, 64), np.float16))
+    with Runner(n_threads=2) as runner:
+        rows = gather(source, INDEX, runner)
+    forget(rows.key)
+    assert isinstance(rows, ArrayRows)
+    assert rows.origin is not None
+    assert rows.origin[0] == source.key
+    np.testing.assert_array_equal(rows.origin[1], INDEX)
 
 
 def test_rows_that_leave_no_room_for_what_is_done_with_them_are_gathered_in_a_file(table: NpyRows) -> None:
