@@ -23,6 +23,7 @@ from hkm_dask.compute.memory import WALK_POINTS, StageBytes, fit_stage, walk_byt
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
@@ -67,7 +68,7 @@ def greedy_kmeans_plusplus(
     *,
     key: int,
     n_trials: int | None = None,
-    runner: Runner | None = None,
+    n_threads: int = 1,
 ) -> NDArray[np.int64]:
     """Choose centers among weighted points by greedy k-means++: several trials for each, the best kept.
 
@@ -80,8 +81,8 @@ def greedy_kmeans_plusplus(
         From `stream_key`.
     n_trials : int, optional
         Candidates for each center; 2 + ln k by default.
-    runner : Runner, optional
-        Threads of this process to measure distances with.
+    n_threads : int, default 1
+        Of this process, to measure distances with.
 
     Returns
     -------
@@ -94,7 +95,9 @@ def greedy_kmeans_plusplus(
     a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64. Few
     points far from all others take no part in the grid: their distances are measured directly.
     """
-    return _walk(points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), runner=runner)[0]
+    return _walk(
+        points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), n_threads=n_threads
+    )[0]
 
 
 def n_trials_for(n_clusters: int) -> int:
@@ -104,7 +107,7 @@ def n_trials_for(n_clusters: int) -> int:
 
 def _walk(
     points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
-    runner: Runner | None, report: Callable[[int, int], None] | None = None,
+    n_threads: int, report: Callable[[int, int], None] | None = None,
 ) -> _Walked:  # fmt: skip
     """The points chosen, and the weighted sum of D² that each choice left; a long walk tells a `report` on its way."""
     n_chosen = min(n_clusters, len(points))
@@ -123,7 +126,7 @@ def _walk(
                 report(n_done, n_chosen)
         return chosen[:n_done], left[:n_done]
 
-    walked = _walk_about_middle(walk, points, n_chosen, runner)
+    walked = _walk_about_middle(walk, points, n_chosen, n_threads)
     # Distinct points are counted only where some may have been lost: sorting them takes as long as the walk.
     if len(walked[0]) < n_chosen and len(walked[0]) < len(np.unique(points, axis=0)):
         # About any middle, nothing is left of points close to each other where many others are very far from them.
@@ -134,7 +137,7 @@ def _walk(
 
 def _walk_about_middle(
     walk: Callable[[NDArray[np.float32], NDArray[np.float32]], _Walked], points: NDArray[np.float32], n_chosen: int,
-    runner: Runner | None,
+    n_threads: int,
 ) -> _Walked:  # fmt: skip
     centered, far = _centered(points)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
@@ -146,11 +149,11 @@ def _walk_about_middle(
     squared = _squared_norms(near)
     largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
     if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
-        walked = walk(_with_far(_coarse_pairs(near, largest, runner), centered, far), _NO_TABLE)
+        walked = walk(_with_far(_coarse_pairs(near, largest, n_threads), centered, far), _NO_TABLE)
         if len(walked[0]) == n_chosen:
             return walked
     # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
-    return walk(_with_far(_all_pairs(near, runner), centered, far), _NO_TABLE)
+    return walk(_with_far(_all_pairs(near, n_threads), centered, far), _NO_TABLE)
 
 
 def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -185,7 +188,7 @@ def _with_far(
     return between
 
 
-def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner | None) -> NDArray[np.float32]:
+def _coarse_pairs(centered: NDArray[np.float64], largest: float, n_threads: int) -> NDArray[np.float32]:
     """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
     n, d = centered.shape
     step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
@@ -205,20 +208,11 @@ def _coarse_pairs(centered: NDArray[np.float64], largest: float, runner: Runner 
         scores = scratch("pairs", shape[0] * shape[1]).reshape(shape)
         greedy.coarse_pairs(grid, norms, panels, all_norms, ones, step, low, min(low + _PAIR_ROWS, n), scores, out)
 
-    _fill(fill, n, runner)
+    share_out(fill, range(0, n, _PAIR_ROWS), n_threads)
     return out
 
 
-def _fill(fill: Callable[[int], None], n: int, runner: Runner | None) -> None:
-    lows = range(0, n, _PAIR_ROWS)
-    if runner is None:
-        for low in lows:
-            fill(low)
-    else:
-        runner.map(fill, lows, stage="pair")
-
-
-def _all_pairs(centered: NDArray[np.float64], runner: Runner | None) -> NDArray[np.float32]:
+def _all_pairs(centered: NDArray[np.float64], n_threads: int) -> NDArray[np.float32]:
     """Squared distances between all points, from an integer product that no order of summation changes."""
     largest = float(np.abs(centered).max(initial=0.0))
     # Two factors and log2(d) for the sum leave float64's 53 bits exact.
@@ -237,7 +231,7 @@ def _all_pairs(centered: NDArray[np.float64], runner: Runner | None) -> NDArray[
         out[low:high, low:] = square
         out[high:, low:high] = square[:, high - low :].T
 
-    _fill(fill, n, runner)
+    share_out(fill, range(0, n, _PAIR_ROWS), n_threads)
     return out
 
 
@@ -249,12 +243,15 @@ class _Walk:
     weights: NDArray[np.int64]
     key: int
     n_trials: int
+    n_threads: int  # of the worker
 
     def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
         number, index, n_steps = item
         points = np.ascontiguousarray(self.points.get()[index])
         key = self.key if number == 0 else stream_key(self.key, number)
-        chosen, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
+        chosen, left = _walk(
+            points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, n_threads=self.n_threads
+        )
         return index[chosen], left
 
 
@@ -299,7 +296,13 @@ def _choose(
     if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
         some = values[used]
         chosen, _ = _walk(
-            some, weights[used], n_clusters, key=key, n_trials=n_trials, runner=runner, report=partial(report, "walk")
+            some,
+            weights[used],
+            n_clusters,
+            key=key,
+            n_trials=n_trials,
+            n_threads=runner.threads_per_worker,
+            report=partial(report, "walk"),
         )
         report("choose", 1, 1)
         return used[chosen]
@@ -308,7 +311,8 @@ def _choose(
     # Most groups end near their share of the points; those that are drawn more often are walked again, further.
     n_steps = np.minimum(sizes, np.ceil(_FURTHER * n_clusters * sizes / len(used)).astype(np.int64) + 1)
     draws = random_uniform(stream_key(key, "turns"), np.arange(n_clusters * n_trials)).reshape(n_clusters, n_trials)
-    walk, walks = _Walk(points, weights, key, n_trials), [(group[:0], np.empty(0)) for group in groups]
+    walk = _Walk(points, weights, key, n_trials, runner.threads_per_worker)
+    walks = [(group[:0], np.empty(0)) for group in groups]
     short = np.arange(len(groups))
     takes = StageBytes(3 * values.nbytes, walk_bytes(max(map(len, groups)), values.shape[1]))
     while True:

@@ -176,7 +176,7 @@ def test_coarse_distances_are_the_exact_ones_to_the_grid() -> None:
     points = blobs(300, 50).astype(np.float64)
     centered = points - points.mean(0)
     largest = float(np.linalg.norm(centered, axis=1).max())
-    actual = coreset._coarse_pairs(centered, largest, None)
+    actual = coreset._coarse_pairs(centered, largest, 2)
     exact = ((points[:, None] - points[None]) ** 2).sum(2)
     np.testing.assert_allclose(actual, exact, atol=4 * np.sqrt(50) * largest * np.sqrt(exact.max()) / 32000)
     assert (np.diag(actual) == 0).all()
