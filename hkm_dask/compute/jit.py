@@ -14,6 +14,8 @@ from typing import Any
 
 from numba import config as numba_config
 from numba import njit
+from numba.core.caching import FunctionCache
+from numba.core.runtime.nrt import rtsys
 
 from hkm_dask.compute import jit_child
 from hkm_dask.events import emit
@@ -68,19 +70,35 @@ class Kernel:
         with _compiling, _told_if_long():
             if self._compiled is not None:
                 return
-            # numba keeps compiled code beside the file, and what was typed at a prompt has none.
-            in_a_file = Path(self._function.__code__.co_filename).is_file()
             setting = getattr(numba_config, "SLP_VECTORIZE")  # noqa: B009 (unknown to mypy)
             setattr(numba_config, "SLP_VECTORIZE", 1)  # noqa: B010
             try:
-                if in_a_file and jit_child.is_wanted():
-                    self._compiled = jit_child.compile_by_child(
-                        self._function, self._signature, list(_modules_with_kernels())
-                    )
-                else:
-                    self._compiled = njit(self._signature, nogil=True, cache=in_a_file)(self._function)
+                self._compiled = _compiled(self._function, self._signature)
             finally:
                 setattr(numba_config, "SLP_VECTORIZE", setting)  # noqa: B010
+
+
+class _Kept(FunctionCache):
+    """numba's cache of a function, read without what only a compiler needs, whose start takes a second of a process."""
+
+    def load_overload(self, signature: Any, target_context: Any) -> Any:
+        """What is compiled for these types, or None."""
+        rtsys.initialize(target_context)  # compiled code asks it for memory
+        return self._load_overload(signature, target_context)
+
+
+def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+    """Compile a function, or read what was compiled of it before."""
+    dispatcher: Any = njit(nogil=True)(function)
+    # numba keeps compiled code beside the file, and what was typed at a prompt has none.
+    if Path(function.__code__.co_filename).is_file():
+        dispatcher._cache = _Kept(function)
+        if jit_child.is_wanted():
+            dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(_modules_with_kernels()))
+    dispatcher.compile(signature)
+    dispatcher.disable_compile()
+    compiled: Callable[..., Any] = dispatcher
+    return compiled
 
 
 def _modules_with_kernels() -> Iterator[str]:

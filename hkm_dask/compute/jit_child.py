@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -34,7 +34,7 @@ def is_wanted() -> bool:
     return _is_wanted
 
 
-class _Cache:
+class Cache:
     """numba's cache of a function, which has a child compile what it does not find."""
 
     def __init__(self, cache: Any, module: str, modules: Sequence[str]) -> None:
@@ -60,15 +60,3 @@ class _Cache:
                     subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, timeout=_LIMIT_SECONDS)
                     found = self._cache.load_overload(signature, target_context)
         return found
-
-
-def compile_by_child(function: Callable[..., Any], signature: str, modules: Sequence[str]) -> Callable[..., Any]:
-    """Compile a function that numba may keep, by a child where it has not; that of all kernels of these modules."""
-    from numba import njit  # here, as workers are told before they need it
-
-    dispatcher: Any = njit(nogil=True, cache=True)(function)
-    dispatcher._cache = _Cache(dispatcher._cache, function.__module__, modules)
-    dispatcher.compile(signature)
-    dispatcher.disable_compile()
-    compiled: Callable[..., Any] = dispatcher
-    return compiled

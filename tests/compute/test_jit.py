@@ -1,8 +1,13 @@
 """Kernels: compiled once by however many threads ask, without the interpreter's lock, with the vectorizer put back."""
 
+import subprocess
+import sys
 import threading
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,17 +30,17 @@ def spin(values):  # type: ignore[no-untyped-def]
 def test_threads_that_ask_at_once_wait_for_one_compilation(monkeypatch: pytest.MonkeyPatch) -> None:
     compiled = []
 
-    def slow_njit(signature: str, **options: bool):  # type: ignore[no-untyped-def]
-        compiled.append((signature, options, config.SLP_VECTORIZE))
+    def compile_slowly(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
+        compiled.append((signature, config.SLP_VECTORIZE))
         time.sleep(0.05)
-        return lambda function: function
+        return function
 
-    monkeypatch.setattr(jit, "njit", slow_njit)
+    monkeypatch.setattr(jit, "_compiled", compile_slowly)
     setting = config.SLP_VECTORIZE
     made = Kernel(spin, "f8(f8[::1])")
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(made, [np.ones(3)] * 4)) == [1200.0] * 4
-    assert compiled == [("f8(f8[::1])", {"nogil": True, "cache": True}, 1)]
+    assert compiled == [("f8(f8[::1])", 1)]
     assert config.SLP_VECTORIZE == setting
 
 
@@ -43,13 +48,13 @@ def test_threads_that_ask_at_once_wait_for_one_compilation(monkeypatch: pytest.M
 def test_that_it_takes_long_is_told_once(spent: float, n_told: int, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
-    def slow_njit(signature: str, **options: bool):  # type: ignore[no-untyped-def]
+    def compile_slowly(function: Callable[..., Any], signature: str) -> Callable[..., Any]:
         deadline = time.monotonic() + 10
         while len(told) < n_told and time.monotonic() < deadline:
             time.sleep(0.01)
-        return lambda function: function
+        return function
 
-    monkeypatch.setattr(jit, "njit", slow_njit)
+    monkeypatch.setattr(jit, "_compiled", compile_slowly)
     monkeypatch.setattr(jit, "_spent", spent)
     monkeypatch.setattr(jit, "_told", threading.Event())
     with subscribe(lambda event: told.append(event.kind)):
@@ -82,3 +87,49 @@ def test_a_kernel_lets_other_threads_run() -> None:
         ticks[0] += 1
     thread.join()
     assert ticks[0] >= 3  # with the lock held, the first wait would last as long as the kernel
+
+
+_LOADED = """
+import sys
+from pathlib import Path
+
+import numpy as np
+from numba.core.registry import cpu_target
+
+from hkm_dask.compute import jit
+
+folder = Path(sys.argv[1])
+sys.path.insert(0, str(folder))
+import typed
+
+assert typed.total(np.arange(4.0)) == 6.0
+is_ready = bool(cpu_target.target_context._registries)
+assert jit.kernel("f8[::1](f8[::1])")(typed.twice)(np.arange(4.0)).tolist() == [0.0, 2.0, 4.0, 6.0]
+print(is_ready)
+"""
+_TYPED = """
+import numpy as np
+from hkm_dask.compute.jit import kernel
+
+
+@kernel("f8(f8[::1])")
+def total(values):
+    sums = np.zeros(2)
+    for i in range(values.shape[0]):
+        sums[i % 2] += values[i]
+    return sums[0] + sums[1]
+
+
+def twice(values):
+    return 2.0 * values
+"""
+
+
+def test_what_was_compiled_is_read_without_a_compiler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    (tmp_path / "typed.py").write_text(_TYPED)
+    for is_ready in ("True", "False"):
+        words = [sys.executable, "-P", "-c", _LOADED, str(tmp_path)]
+        assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == is_ready
+        for kept in (tmp_path / "kernels").rglob("typed.twice*"):
+            kept.unlink()

@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from distributed import Worker
 
-from hkm_dask.compute import jit_child
+from hkm_dask.compute import jit, jit_child
 from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.jit_child import compile_by_child
 from hkm_dask.config import Config
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.ingestion.ingest import ingest
@@ -41,12 +40,14 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=":")
     monkeypatch.setattr(jit_child, "_asked", set())
+    monkeypatch.setattr(jit_child, "_is_wanted", True)
     yield __import__(name)
     del sys.modules[name]
 
 
-def compiled(module: Any, *modules: str) -> Any:
-    made: Any = compile_by_child(module.total._function, SIGNATURE, modules or [module.__name__])
+def compiled(module: Any, monkeypatch: pytest.MonkeyPatch, *modules: str) -> Any:
+    monkeypatch.setattr(jit, "_modules_with_kernels", lambda: modules or [module.__name__])
+    made: Any = jit._compiled(module.total._function, SIGNATURE)
     assert made(np.arange(4.0)) == 6.0
     return made
 
@@ -55,13 +56,13 @@ def test_a_child_compiles_and_its_parent_reads(module: Any, monkeypatch: pytest.
     children: list[Any] = []
     run = subprocess.run
     monkeypatch.setattr(subprocess, "run", lambda *words, **options: children.append(run(*words, **options)))
-    made = compiled(module)
+    made = compiled(module, monkeypatch)
     assert len(children) == 1
     assert children[0].returncode == 0
     assert sum(made.stats.cache_hits.values()) == 1
     assert not made.stats.cache_misses
     jit_child._asked.clear()
-    compiled(module)  # it is there now, and nobody is started
+    compiled(module, monkeypatch)  # it is there now, and nobody is started
     assert len(children) == 1
 
 
@@ -71,7 +72,7 @@ def test_what_a_child_does_not_get_to_is_compiled_here(
 ) -> None:
     if refused:  # there is no such interpreter
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
-    made = compiled(module, module.__name__ if refused else "no.such.module", module.__name__)
+    made = compiled(module, monkeypatch, module.__name__ if refused else "no.such.module", module.__name__)
     assert sum(made.stats.cache_misses.values()) == 1
 
 
