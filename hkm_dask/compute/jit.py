@@ -79,7 +79,7 @@ class Kernel:
 
 
 class _Kept(FunctionCache):
-    """numba's cache of a function, read without what only a compiler needs, whose start takes a second of a process."""
+    """numba's cache of a function, read without what only a compiler needs, which takes half a second of a process."""
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """What is compiled for these types, or None."""
