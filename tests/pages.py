@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+_HEARTBEAT = re.compile(r'^\{"event": "heartbeat".*\n', flags=re.MULTILINE)
 _BLOCK = re.compile(r"^ *```(console|python)\n(.*?)^ *```", flags=re.MULTILINE | re.DOTALL)
 # What only a shell understands: pipes, redirections, variables, patterns. Quotes and escapes are read without one.
 _FOR_A_SHELL = re.compile(r"[|&;<>()$`*?\[~]|^\w+=")
@@ -91,6 +92,7 @@ def _run_command(page: Path, step: Step) -> str:
     should_fail = re.search(r"^ *Error: ", step.shown, flags=re.MULTILINE) is not None
     if (code != 0) != should_fail:
         pytest.fail(f"{place}\nexit code {code}{', it should fail' if should_fail else ''}\n{said}", pytrace=False)
+    out = _HEARTBEAT.sub("", out)  # a busy machine takes its time
     errors = "".join(line for line in err.splitlines(keepends=True) if line.startswith("Error: "))
     if step.shown.strip() and not doctest.OutputChecker().check_output(step.shown, out + errors, _LIKE_A_DOCTEST):
         pytest.fail(f"{place}\nshown in the page:\n{step.shown}\nprinted:\n{said}", pytrace=False)

@@ -327,10 +327,15 @@ def test_the_command_line_starts_gpu_workers(hkm: Callable[..., subprocess.Compl
     assert (done.returncode, "Traceback" in done.stderr) == (0, False)
 
 
+def told(done: subprocess.CompletedProcess[str]) -> list[str]:
+    """What a command said besides that it was still at work, which on a busy machine it says every ten seconds."""
+    return [line for line in done.stderr.splitlines() if not line.endswith("hkm ingest, working")]
+
+
 def test_no_driver_is_told_with_what_to_install(hkm: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = hkm("--local-cuda", NO_DRIVER="")
     assert (done.returncode, done.stdout) == (1, "")
-    (line,) = done.stderr.splitlines()
+    (line,) = told(done)
     assert line.startswith("Error: there is no GPU, or no driver for it; install the driver, and the extra")
     assert line.endswith("hkm-dask[cuda13] (driver 580 or newer) or [cuda12] (525 or newer) "
                          "(NVML says: NVML Shared Library Not Found)")  # fmt: skip
@@ -342,7 +347,7 @@ def test_no_dask_cuda_is_told_with_what_to_install(
 ) -> None:
     done = hkm("--local-cuda", path=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
-    assert done.stderr == "Error: dask-cuda is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]\n"
+    assert told(done) == ["Error: dask-cuda is not installed; pip install 'hkm-dask[cuda13]' or [cuda12]"]
     assert not (tmp_path / "pool.zarr").exists()
 
 
