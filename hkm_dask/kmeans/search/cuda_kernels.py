@@ -21,7 +21,7 @@ from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cpu_kernels
 
 #: The source, in the order of its parts.
-FILES = ("scores.cu", "distances.cu", "conflicts.cu", "operands.cu", "sums.cu", "search.cu")
+FILES = ("scores.cu", "distances.cu", "conflicts.cu", "walks.cu", "operands.cu", "sums.cu", "search.cu")
 #: That of the kernel for Hopper; see `cuda_hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
