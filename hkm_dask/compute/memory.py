@@ -247,17 +247,6 @@ def grid_bytes(n_points: int, n_features: int) -> int:
     return 32 * min(n_points, WALK_POINTS) * n_features
 
 
-def device_walk_bytes(n_points: int, width: int, n_draws: int) -> int:
-    """Bytes of device memory of a greedy walk: the squared distances between points, the points, random numbers.
-
-    Examples
-    --------
-    >>> device_walk_bytes(4096, 384, 20_000) >> 20  # MiB
-    67
-    """
-    return 4 * n_points * n_points + n_points * (2 * width + 12) + 20 * n_draws
-
-
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
     """Bytes of splitting every cluster: what tasks hand on where it is little; for every task its batch, or a sort.
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.hierarchy.cost import WALK_LAUNCHES, WALK_SYNCHRONIZATIONS
 from hkm_dask.kmeans.search import cuda_check_process, cuda_forms, cuda_walk_check, cuda_walks
 from hkm_dask.kmeans.search.cuda_verdicts import Check
 from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault, find_walk_fault, made_walks
@@ -86,8 +87,8 @@ def test_many_groups_take_two_launches(cuda: Any, emulator: Emulator, monkeypatc
     with costs.counted() as spent:
         together = walk_groups(walks)
     assert dict(spent.by_name) == {"pair_squares": 1, "walk_groups": 1}
-    assert spent.synchronizations <= 3
-    monkeypatch.setattr(cuda_walks, "device_budget", lambda: 8 * 3 * 90 * (4 * 90 + 2 * 16 + 40))
+    assert (spent.launches, spent.synchronizations) == (WALK_LAUNCHES, WALK_SYNCHRONIZATIONS)
+    monkeypatch.setattr(cuda_walks, "device_budget", lambda: 8 * 3 * walks[0].device_bytes)
     with costs.counted() as spent:
         assert_same(walk_groups(walks), together)
     assert dict(spent.by_name) == {"pair_squares": 2, "walk_groups": 2}

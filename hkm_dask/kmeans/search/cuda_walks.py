@@ -15,7 +15,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_budget
-from hkm_dask.compute.memory import device_walk_bytes
 from hkm_dask.compute.staging import ran_out
 from hkm_dask.kmeans.search.cuda_kernels import launch
 from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
@@ -51,12 +50,11 @@ def _batches(walks: Sequence[GridWalk], budget: int) -> Iterator[list[GridWalk]]
     batch: list[GridWalk] = []
     taken = 0
     for walk in walks:
-        takes = device_walk_bytes(walk.n_points, walk.grid.shape[1], walk.draws.size)
-        if batch and (taken + takes > budget or len(batch) == _MOST_GROUPS):
+        if batch and (taken + walk.device_bytes > budget or len(batch) == _MOST_GROUPS):
             yield batch
             batch, taken = [], 0
         batch.append(walk)
-        taken += takes
+        taken += walk.device_bytes
     if batch:
         yield batch
 

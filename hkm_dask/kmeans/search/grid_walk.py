@@ -36,6 +36,12 @@ class GridWalk:
         """Points of the group."""
         return len(self.grid)
 
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of device memory it takes: squared distances between points, the points, what steps need and give."""
+        n = self.n_points
+        return 4 * n * n + 2 * self.grid.size + 12 * n + 8 * self.draws.size + 12 * len(self.draws)
+
     def first(self, n_points: int, n_steps: int) -> GridWalk:
         """The walk over the first points alone, so many steps."""
         some = slice(n_points)
@@ -55,8 +61,10 @@ def grid_walk(
     --------
     >>> points = np.outer([-2.0, 0.0, 2.0], np.ones(16))
     >>> walk = grid_walk(points, 8.0, np.ones(3, np.int64), np.full((2, 1), 0.5))
-    >>> walk.grid[:, 0].tolist(), np.sqrt(walk.norms * walk.square).tolist()
-    ([-8191, 0, 8191], [8.0, 0.0, 8.0])
+    >>> walk.grid[:, 0].tolist(), np.rint(walk.norms * walk.square).tolist()
+    ([-8191, 0, 8191], [64.0, 0.0, 64.0])
+    >>> walk.device_bytes
+    208
     """
     n, d = centered.shape
     step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))

@@ -41,6 +41,8 @@ CORESET_ITERATIONS = 2
 GROUP_POINTS, _GROUP_ITERATIONS = WALK_POINTS, 4
 #: Points up to which the walk keeps all squared distances between them (float32).
 _MATRIX_POINTS = 8192
+#: Below so many features a distance is made as fast as it is looked up.
+_TABLE_FEATURES = LEAST_FEATURES
 #: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
 _COARSE = 0.01
 #: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
@@ -139,7 +141,7 @@ def _walk_about_middle(
     runner: Runner | None,
 ) -> Walked:  # fmt: skip
     centered, far = _centered(points)
-    if points.shape[1] < LEAST_FEATURES or len(points) > _MATRIX_POINTS:
+    if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
         return walk(_NO_TABLE, np.ascontiguousarray(centered.T, dtype=np.float32))
     near = centered
     if len(far):

@@ -51,7 +51,8 @@ def walk_groups(
         outcomes = _walk_on_devices(walk, groups, runner, n_features, takes.process)
     rest = [group for group, walked in zip(groups, outcomes, strict=True) if walked is None]
     n_walked = len(groups) - len(rest)
-    report(n_walked, len(groups))
+    if n_walked:
+        report(n_walked, len(groups))
 
     def walked_more(done: int, _: int) -> None:
         report(n_walked + done, len(groups))
