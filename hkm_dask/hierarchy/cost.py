@@ -316,8 +316,7 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels
         small = rows.search(level.n_splits) + rows.remeasure()
         n_passes = iterations(t, False, level) + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
-    # A heap sort of every cluster moves each of its members some times.
-    yield Step(t, "write", "members by cluster", Work(shared_items=4.0 * n, store_bytes=8.0 * n))
+    yield Step(t, "write", "members by cluster", _sorting(rows, on_devices) + Work(store_bytes=8.0 * n))
     yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n, rounds=1))
 
 
@@ -327,6 +326,14 @@ def _k_means(t: int, rows: RowShape, level: Level, n_iter: int, on_devices: bool
         yield Step(t, "seeding", name, work)
     yield Step(t, "Lloyd", "iterations", lloyd(rows, level.n_clusters, n_iter))
     yield Step(t, "Lloyd", "centroids moved", means(level.n_clusters, rows.d, n_iter))
+
+
+def _sorting(rows: RowShape, on_devices: bool) -> Work:
+    """Put rows in the order of their cluster, then of their distance."""
+    if not on_devices:  # a heap sort of every cluster moves each of its members some times
+        return Work(shared_items=4.0 * rows.n)
+    n = rows.own  # sent with label and key, and a place comes back; one thread reads, and writes in order
+    return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=20.0 * n, thread_bytes=60.0 * n)
 
 
 def _choosing(rows: RowShape, members: RowShape) -> Work:

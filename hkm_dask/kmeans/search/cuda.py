@@ -80,6 +80,7 @@ class CudaEngine(Engine):
     move_rows = staticmethod(cuda_kernels.move_rows)
     add_limbs = staticmethod(cuda_kernels.add_limbs)
     accept_in_order = staticmethod(cuda_kernels.accept_in_order)
+    order = staticmethod(cuda_kernels.order)
 
     def __init__(self) -> None:
         super().__init__()

@@ -95,6 +95,9 @@ class Engine(ABC):
     add_limbs: Callable[..., None] = staticmethod(add_limbs)
     #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
+    #: Places of rows, on the host, in the order of label (int32), then of key (uint64), then of place; None where
+    #: processors sort them as soon.
+    order: Callable[[NDArray[np.int32], NDArray[np.uint64]], NDArray[np.int64] | None] = staticmethod(lambda *_: None)
 
     def __init__(self) -> None:
         # Things made of centroids, once per process. What the last few passes used is enough: memory given back is used
