@@ -35,7 +35,7 @@ def made_walks(n_features: int) -> list[GridWalk]:
         centers = rng.normal(size=(1 + n // 9, n_features))
         points = centers[rng.integers(len(centers), size=n)] + rng.normal(0.0, 0.2, (n, n_features))
         points[: n // 6] = points[n // 2 : n // 2 + n // 6]
-        if n == _SIZES[2]:
+        if n == _SIZES[len(_SIZES) // 2]:  # a few places
             points[n // 4 :] = points[0]
         near = slice(n // 6, n // 5)  # more than the same number, and less than can be told
         points[near] = points[0] + rng.normal(0.0, 2e-3 / n_features**0.5, points[near].shape)
