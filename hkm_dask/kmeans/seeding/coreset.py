@@ -29,7 +29,8 @@ from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked, grid_walk
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk
+from hkm_dask.kmeans.search.grid_walk import Walked as _Walked
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import greedy
 from hkm_dask.kmeans.seeding.group_walks import walk_groups
@@ -105,12 +106,12 @@ def n_trials_for(n_clusters: int) -> int:
 def _walk(
     points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
     runner: Runner | None, report: Callable[[int, int], None] | None = None,
-) -> Walked:  # fmt: skip
+) -> _Walked:  # fmt: skip
     """The points chosen, and the weighted sum of D² that each choice left; a long walk tells a `report` on its way."""
     n_chosen = min(n_clusters, len(points))
     draws = _draws(key, n_chosen, n_trials)
 
-    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> Walked:
+    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
         chosen, left, closest = np.empty(n_chosen, np.int64), np.empty(n_chosen), np.empty(len(points), np.float32)
         sizes, n_done = weights.astype(np.float64), 0
         step = max(1, int(_PIECE_TERMS / (len(points) * n_trials * max(1, len(columns)))))
@@ -137,9 +138,9 @@ def _draws(key: int, n_centers: int, n_trials: int) -> NDArray[np.float64]:
 
 
 def _walk_about_middle(
-    walk: Callable[[NDArray[np.float32], NDArray[np.float32]], Walked], points: NDArray[np.float32], n_chosen: int,
+    walk: Callable[[NDArray[np.float32], NDArray[np.float32]], _Walked], points: NDArray[np.float32], n_chosen: int,
     runner: Runner | None,
-) -> Walked:  # fmt: skip
+) -> _Walked:  # fmt: skip
     centered, far = _centered(points)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
         return walk(_NO_TABLE, np.ascontiguousarray(centered.T, dtype=np.float32))
@@ -259,7 +260,7 @@ class _Walk:
     key: int
     n_trials: int
 
-    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> Walked:
+    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
         number, index, n_steps = item
         points, key = np.ascontiguousarray(self.points.get()[index]), self._key(number)
         chosen, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, runner=None)
