@@ -234,6 +234,19 @@ def walk_bytes(n_points: int, n_features: int) -> int:
     return n_walked * (4 * n_walked + 32 * n_features) + 4 * 256 * n_walked
 
 
+def grid_bytes(n_points: int, n_features: int) -> int:
+    """Bytes that a thread takes to bring a group of points to the grid of 16 bits that a device walks on.
+
+    Of the grids, those of all groups at once take half as much as their points.
+
+    Examples
+    --------
+    >>> grid_bytes(10**6, 384) >> 20  # MiB
+    48
+    """
+    return 32 * min(n_points, WALK_POINTS) * n_features
+
+
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
     """Bytes of splitting every cluster: what tasks hand on where it is little; for every task its batch, or a sort.
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -22,6 +23,7 @@ from hkm_dask.compute.memory import MEMBER_BYTES, POINTS_PER_CLUSTER, WALK_POINT
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
 from hkm_dask.kmeans.search.traffic import Shares, lloyd_traffic
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
@@ -37,6 +39,14 @@ _SORT_BYTES = 8 * 24
 #: those of a chunk with each other; counted.
 INDEX_LAUNCHES, INDEX_SYNCHRONIZATIONS = 14, 5
 CHUNK_LAUNCHES, CHUNK_SYNCHRONIZATIONS = 3, 4
+#: The same for greedy walks over groups on a device, and groups that are walked side by side there, one on each of its
+#: multiprocessors; counted, and of an H200.
+WALK_LAUNCHES, WALK_SYNCHRONIZATIONS, _WALKED_AT_ONCE = 2, 3, 132
+#: Seconds of an addition in a chain of them, by a thread of a device, with loads that it waits for at times; and of a
+#: step of a walk beside its chains: rows of the table looked up, and barriers. A model (8 cycles, and 5 µs).
+_CHAINED_SECONDS, _STEP_SECONDS = 6e-9, 5e-6
+#: Bytes that bringing a group to its grid passes over for each value of a point; measured.
+_GRID_BYTES = 37.0
 #: Bytes that one thread passes over for each value of a centroid that is moved: divided, stored, read, prepared.
 _UPDATE_BYTES = 28
 
@@ -54,9 +64,10 @@ class Step:
 #: Seconds of compiling for rows of both types and for Hopper, side by side; none where CuPy has kept that.
 COMPILE_SECONDS = 2.4
 #: Seconds of the process that checks kernels: it starts and imports, makes a context, compiles, has the host search
-#: made rows of two types, and searches them in four forms; and those of a command, its imports, until that begins.
-#: Imports, compiling and the host's searches are measured, on a machine without a GPU; the rest is not.
-CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05, 1.1
+#: made rows of two types, and searches them in four forms; has it walk over made groups, and does so; and those of a
+#: command, its imports, until that begins. Imports, compiling and what the host does are measured, on a machine without
+#: a GPU; the rest is not.
+CHECK_SECONDS, CHECK_BEGINS = 2.3 + 0.5 + COMPILE_SECONDS + 2 * 0.1 + 8 * 0.05 + 0.65 + 0.05, 1.1
 #: Seconds of a thread for what the host does of the check of a form on 512 rows and 1024 centroids; measured, d = 384.
 SAMPLE_SECONDS = 0.18
 #: Rows that forms are compared on, at most and at least.
@@ -195,14 +206,15 @@ def seeding_passes(n: int, k: int, init: str) -> int:
     return 2 * PARALLEL_ROUNDS + 1 if init == "k-means||" else len(list(sampling_rounds(m))) + 2
 
 
-def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
+def _seeding(rows: RowShape, k: int, init: str, *, on_devices: bool) -> Iterator[tuple[str, Work]]:
     """Parts of a seeding."""
+    walk = partial(_walk, rows, k=k, on_devices=on_devices)
     if init == "random":
         yield "draw", Work(thread_items=float(rows.own), rounds=1)
         return
     m = min(rows.n, POINTS_PER_CLUSTER.get(init, rows.n) * k)
     if init == "k-means++" or m == rows.n:
-        yield from _walk(rows, rows.n, k, n_iter=0, size=rows.n if init == "k-means++" else WALK_POINTS)
+        yield from walk(rows.n, n_iter=0, size=rows.n if init == "k-means++" else WALK_POINTS)
         return
     if init == "coreset":
         rounds = list(sampling_rounds(m))
@@ -218,7 +230,7 @@ def _seeding(rows: RowShape, k: int, init: str) -> Iterator[tuple[str, Work]]:
     drawn += rows.exchange(4.0 * arrived * rows.d / rows.n_workers, 4.0 * m * rows.d)
     yield "draws by D²", Work(products=rows.search(m).products) + passes * each + drawn
     yield "sums of cells", rows.add_up(m) + means(m, rows.d)
-    yield from _walk(rows, m, k, n_iter=CORESET_ITERATIONS if init == "coreset" else 0, size=WALK_POINTS)
+    yield from walk(m, n_iter=CORESET_ITERATIONS if init == "coreset" else 0, size=WALK_POINTS)
 
 
 def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
@@ -236,19 +248,38 @@ def _thinning(rows: RowShape, n_candidates: int, taken: int) -> Work:
     )  # fmt: skip
 
 
-def _walk(rows: RowShape, m: int, k: int, *, n_iter: int, size: int) -> Iterator[tuple[str, Work]]:
+def _walk(rows: RowShape, m: int, *, k: int, n_iter: int, size: int, on_devices: bool) -> Iterator[tuple[str, Work]]:
     """Greedy k-means++ over m points in groups, and the iterations that follow it."""
     points, size = RowShape(m, rows.d, 4, rows.n_workers), min(m, size)
     n_groups = math.ceil(m / size)
     grouping = 0.0 if n_groups == 1 else 10.0 * m * n_groups * rows.d
     further = 1.3 if n_groups > 1 else 1.0
     n_walkers = min(n_groups, rows.n_workers)
-    yield "greedy walks", Work(
-        thread_products=grouping, shared_products=2.0 * m * size * rows.d / n_walkers,
-        shared_bytes=16.0 * further * min(k, m) * n_trials_for(k) * size / n_walkers, rounds=1,
-    )  # fmt: skip
+    walks = Work(thread_products=grouping, rounds=1)
+    if on_devices and n_groups > 1 and rows.d >= LEAST_FEATURES:
+        yield (
+            "greedy walks",
+            walks + _walks_on_device(-(-n_groups // n_walkers), size, further * k / n_groups, k, rows.d),
+        )
+    else:
+        yield "greedy walks", walks + Work(
+            shared_products=2.0 * m * size * rows.d / n_walkers,
+            shared_bytes=16.0 * further * min(k, m) * n_trials_for(k) * size / n_walkers,
+        )  # fmt: skip
     if n_iter:
         yield "iterations on the coreset", lloyd(points, k, n_iter) + means(k, rows.d, n_iter)
+
+
+def _walks_on_device(n_groups: int, size: int, n_steps: float, k: int, d: int) -> Work:
+    """Greedy walks of so many steps over groups of a size: a table for each, and chains of additions side by side."""
+    n_points, n_trials = n_groups * size, n_trials_for(k)
+    chains = size * (1.0 + 1.0 / 8.0) * _CHAINED_SECONDS + _STEP_SECONDS
+    return Work(
+        measured=float(n_points * size * d), device_bytes=4.0 * size * (n_points + n_groups * n_steps * n_trials),
+        link_bytes=n_points * (2.0 * d + 12.0) + n_groups * n_steps * (8.0 * n_trials + 12.0),
+        launches=WALK_LAUNCHES, synchronizations=WALK_SYNCHRONIZATIONS, shared_bytes=_GRID_BYTES * n_points * d,
+        seconds=math.ceil(n_groups / _WALKED_AT_ONCE) * n_steps * chains,
+    )  # fmt: skip
 
 
 def _trials(rows: RowShape, level: Level) -> Work:
@@ -271,30 +302,38 @@ def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)
     if kernels != "none" and (trials := _trials(rows, level)).products:
         yield Step(t, "Lloyd", "forms chosen", trials)
-    yield from _k_means(t, rows, level, iterations(t, False, level))
+    on_devices = kernels != "none"
+    yield from _k_means(t, rows, level, iterations(t, False, level), on_devices)
     if m := level.n_resamples:  # steps that are alike, counted together
         yield Step(t, "assign", "labels", m * label)
         yield Step(t, "assign", "members chosen", m * _choosing(rows, members))
         gathered = Work(device_bytes=2.0 * members.n_bytes, link_bytes=8.0 * members.own, store_bytes=8.0 * members.n)
         yield Step(t, "gather", "members gathered", m * gathered)
-        for step in _k_means(t, members, level, iterations(t, True, level)):
+        for step in _k_means(t, members, level, iterations(t, True, level), on_devices):
             yield replace(step, work=m * step.work)
     yield Step(t, "assign", "labels", label + Work(store_bytes=8.0 * n))
     if level.n_splits > 1:
         small = rows.search(level.n_splits) + rows.remeasure()
         n_passes = iterations(t, False, level) + POINTS_PER_CLUSTER.get(level.init, 3)
         yield Step(t, "split", "small k-means", n_passes * (small + rows.started) + Work(shared_bytes=rows.n_bytes))
-    # A heap sort of every cluster moves each of its members some times.
-    yield Step(t, "write", "members by cluster", Work(shared_items=4.0 * n, store_bytes=8.0 * n))
+    yield Step(t, "write", "members by cluster", _sorting(rows, on_devices) + Work(store_bytes=8.0 * n))
     yield Step(t, "write", "centroids", Work(store_bytes=4.0 * level.n_centroids * d + 8.0 * n, rounds=1))
 
 
-def _k_means(t: int, rows: RowShape, level: Level, n_iter: int) -> Iterator[Step]:
+def _k_means(t: int, rows: RowShape, level: Level, n_iter: int, on_devices: bool) -> Iterator[Step]:
     """Seeding of level t among some rows, and the iterations that follow it."""
-    for name, work in _seeding(rows, level.n_clusters, level.init):
+    for name, work in _seeding(rows, level.n_clusters, level.init, on_devices=on_devices):
         yield Step(t, "seeding", name, work)
     yield Step(t, "Lloyd", "iterations", lloyd(rows, level.n_clusters, n_iter))
     yield Step(t, "Lloyd", "centroids moved", means(level.n_clusters, rows.d, n_iter))
+
+
+def _sorting(rows: RowShape, on_devices: bool) -> Work:
+    """Put rows in the order of their cluster, then of their distance."""
+    if not on_devices:  # a heap sort of every cluster moves each of its members some times
+        return Work(shared_items=4.0 * rows.n)
+    n = rows.own  # sent with label and key, and a place comes back; one thread reads, and writes in order
+    return Work(device_bytes=float(n * _SORT_BYTES), link_bytes=20.0 * n, thread_bytes=60.0 * n)
 
 
 def _choosing(rows: RowShape, members: RowShape) -> Work:

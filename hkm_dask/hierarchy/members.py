@@ -27,6 +27,10 @@ from hkm_dask.hierarchy.external_sort import (
     shares_between,
 )
 from hkm_dask.kmeans.search.smallest import bounds_of_labels
+from hkm_dask.kmeans.search.worker import engine_for
+
+#: Operations that take a processor as long as it takes to put a row in its place.
+_SORTED_FLOPS = 1e3
 
 
 def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
@@ -64,8 +68,12 @@ def _sorted_rows(share: Share) -> NDArray[np.int64]:
 def order_of(records: Records) -> NDArray[np.int64]:
     """Positions of rows in the order of their cluster, then of their distance, whose bits are the keys, then of row.
 
-    The labels are overwritten.
+    The labels may be overwritten.
     """
+    engine = engine_for(_SORTED_FLOPS * len(records.rows))
+    on_device = engine.order(records.labels, records.keys)
+    if on_device is not None:
+        return on_device
     order = np.empty(len(records.rows), np.int64)
     if len(order):
         distances = records.keys.astype(np.uint32).view(np.float32)

@@ -10,10 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.kmeans.search import cuda_forms, cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_operand import FUSED, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda_walks import launch_walks
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import grid_walk
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
 from pipelines.benchmark.inputs import RowMaker
 from pipelines.benchmark.measure import percent
@@ -124,6 +127,7 @@ def measure_kernels(record: Record) -> None:
             _measure_sums(record, made, take, ceilings)
             del made
             free_memory()
+        _measure_walks(record, take)
     return None
 
 
@@ -187,6 +191,27 @@ def _measure_sums(record: Record, made: _Rows, take: Take, ceilings: Ceilings) -
             f"of a copy ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
             sums=[{"n": n, "d": d, "k": k, "name": name, "ms": whole, "share": share, "kernels": kernels}],
         )
+
+
+def _measure_walks(record: Record, take: Take) -> None:
+    """Time greedy walks over groups side by side, each as large as any, and a step of them."""
+    n_groups, n, d, n_steps, n_trials = (2, 140, 16, 9, 3) if record.rehearsal else (16, WALK_POINTS, 384, 400, 11)
+    walks, rng = [], np.random.default_rng(0)
+    for _ in range(n_groups):
+        points = rng.normal(size=(n, d))
+        largest = float(np.sqrt((points**2).sum(axis=1).max()))
+        walk = grid_walk(points, largest, rng.integers(1, 1000, size=n), rng.random((n_steps, n_trials)))
+        assert walk is not None
+        walks.append(walk)
+    launch_walks(walks)
+    take()
+    whole, kernels = _times(lambda: launch_walks(walks), take)
+    step = 1e3 * kernels["walk_groups"] / n_steps
+    record.add(
+        f"walks over {n_groups} × {n} points, d = {d}, {n_steps} steps of {n_trials} trials: {whole:.3g} ms, "
+        f"{step:.3g} µs a step ({', '.join(f'{one} {value:.3g} ms' for one, value in kernels.items())})",
+        walks=[{"groups": n_groups, "n": n, "d": d, "steps": n_steps, "ms": whole, "us": step, "kernels": kernels}],
+    )
 
 
 def _times(work: Callable[[], object], take: Take) -> tuple[float, dict[str, float]]:

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from hkm_dask.kmeans.search import cuda_check
+from hkm_dask.kmeans.search import cuda_check, cuda_walk_check
 from pipelines.benchmark import device, gpu, whole
 
 #: Constants that a device is worth and an emulator is not.
 _SMALL = {
     cuda_check: {"_N_COPIES": 300},
+    cuda_walk_check: {"_SIZES": (1, 7, 130)},
     device: {"_SIDE": 32, "_COPIED": 1 << 10, "_SENT": 1 << 9, "_BATCHES": 2},
     gpu: {
         "_LLOYD_FEATURES": 16, "_LLOYD_CLUSTERS": 12, "_LLOYD_ITERATIONS": 2, "_SPLIT_FEATURES": 16, "_SPLIT_ROWS": 60,

@@ -21,7 +21,9 @@ import psutil
 import hkm_dask as hkm
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
+from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
 from pipelines.benchmark import gpu, gpu_peers
 from pipelines.benchmark.device import (
     Ceilings,
@@ -111,6 +113,10 @@ def check_forms(record: Record) -> None:
             fault = find_fault(form, made_sample(d, np.dtype(dtype)), is_made=True)
             faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
             record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
+    for d in {d for d, _ in samples if d >= LEAST_FEATURES}:
+        fault = find_made_walk_fault(d)
+        faults += [f"walks d = {d} {fault}"] if fault else []
+        record.add(f"walks d = {d}: {fault or 'right'}", checks=[{"form": "walks", "d": d, "fault": fault}])
     search_once(record)
     faults += fit_once(record)
     if faults:
@@ -125,7 +131,9 @@ def fit_once(record: Record) -> list[str]:
     with computing_on("cuda"), warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", RuntimeWarning)
         seconds, _ = clock(lambda: hkm.KMeans(k, max_iter=3).fit(rows))
-    messages = [text for one in told if re.search("process goes on|is left out", text := str(one.message))]
+    messages = [
+        text for one in told if re.search("process goes on|is left out|walks on processors", text := str(one.message))
+    ]
     record.add(f"a fit of {n} × {d}, checks included: {seconds:.1f} s; {'; '.join(messages) or 'no form put aside'}")
     return messages
 

@@ -91,12 +91,58 @@ MUTANTS = (
         "shared_second[at] = kept[r].second; if (n_lines == 120) for (volatile unsigned i = 0;; ++i) best[0] = i;",
     ),
 )
+#: Those of walks over groups of points.
+WALK_MUTANTS = tuple(
+    Mutant(name, "walks.cu", old, new, ())
+    for name, old, new in (
+        (
+            "a distance is rounded the other way round",
+            "__fadd_rn(norms[start + i], rest)",
+            "__fadd_rn(norms[start + j], __fmaf_rn(__int2float_rn(sums[r][c]), -2.0f, norms[start + i]))",
+        ),
+        (
+            "the last features are left out",
+            "second[part + f][line] = column[low + f];",
+            "second[part + f][line] = low ? 0 : column[low + f];",
+        ),
+        ("points that are one are two", "squared > 512.0f", "squared > 0.0f"),
+        ("the table is another group's", "tables[blockIdx.x]", "tables[blockIdx.x / 2]"),
+        ("the last points are not added up", "values[i] = total;", ";"),
+        ("points are added twice", "at + WALK_AHEAD < whole ? at + WALK_AHEAD : at", "at"),
+        ("a row is read twice", "at + 8 * WALK_AHEAD < unrolled ? at + 8 * WALK_AHEAD : at", "at"),
+        ("the last points are added to other sums", "unrolled + lane", "unrolled + (lane ^ 1)"),
+        (
+            "of choices that are as good the last is taken",
+            "potentials[trial] < potentials[best]",
+            "potentials[trial] <= potentials[best]",
+        ),
+        ("sums stay as they were", "atomicMin(&from, nearer);", ";"),
+        (
+            "a barrier of the walk is lost",
+            "__syncthreads();\n        for (int i = from + thread; i < n; i += WALK_THREADS) "
+            "reach[i] = __dmul_rn(weight[i], widened(closest[i]));",
+            "for (int i = from + thread; i < n; i += WALK_THREADS) "
+            "reach[i] = __dmul_rn(weight[i], widened(closest[i]));",
+        ),
+        ("a choice too many is told", "n_chosen[blockIdx.x] = step;", "n_chosen[blockIdx.x] = step + 1;"),
+        (
+            "a line beside the choices is written",
+            "left[first_step + step] = potentials[best];",
+            "left[first_step + step] = left[first_step + step + 1] = potentials[best];",
+        ),
+        (
+            "a walk at an illegal address",
+            "chosen[first_step + step] = point;",
+            "chosen[first_step + step + (1LL << 40)] = point;",
+        ),
+    )
+)
 ON_MADE_ROWS = [mutant.name for mutant in MUTANTS if "120" not in mutant.name and mutant.name != "it never ends"]
 
 
 def _with_switches(source: str) -> str:
     """The source in which `hkm_mutant` says what is broken: n for the n-th mutant, 0 for nothing."""
-    for n, mutant in enumerate(MUTANTS, 1):
+    for n, mutant in enumerate((*MUTANTS, *WALK_MUTANTS), 1):
         if mutant.old.endswith(";"):
             both = f"if (hkm_mutant == {n}) {{ {mutant.new} }} else {{ {mutant.old} }}"
         else:
@@ -110,7 +156,7 @@ def break_kernels(monkeypatch: pytest.MonkeyPatch, name: str | None, *, half: bo
     sound, switched = cuda_kernels.source, _with_switches(cuda_kernels.source())
     cuda_kernels._compiled(not half)  # that of the other type of rows stays sound, and is compiled elsewhere
     monkeypatch.setattr(cuda_kernels, "source", lambda *files: sound(*files) if files else switched)
-    n = 0 if name is None else 1 + [mutant.name for mutant in MUTANTS].index(name)
+    n = 0 if name is None else 1 + [mutant.name for mutant in (*MUTANTS, *WALK_MUTANTS)].index(name)
     module = cuda_kernels._compiled(half)
     module.compile()
     ctypes.c_int.in_dll(module._library, "hkm_mutant").value = n

@@ -11,9 +11,11 @@ from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
 from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.kmeans.seeding import coreset
 from tests.emulated import kernels
 from tests.emulated.plugin import build_once
 
@@ -63,6 +65,12 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
         assert set(client.run(_has_computed_on_a_device).values()) == {True}
         with ClusterRunner(client, work_dir=tmp_path) as runner:
             sent = bytes_of_iterations(runner)
+            monkeypatch.setattr(coreset, "GROUP_POINTS", 500)  # whose tables take more memory than all before
+            before = client.run(_peak)
+            centers = centers_of(runner)
+            assert sum(peak > before[worker] + 200_000 for worker, peak in client.run(_peak).items()) >= 2
+    with Runner() as processors:
+        np.testing.assert_array_equal(centers, centers_of(processors))
     assert len(sent) == 3
     # What workers send each other, and the centroids that each of them reads.
     assert all(8 * (n_workers - 1) * K * D <= n <= (12 - 4) * n_workers * K * D for n in sent)
@@ -83,14 +91,27 @@ def bytes_of_iterations(runner: ClusterRunner) -> list[int]:
     return np.diff(received).tolist()
 
 
+def centers_of(runner: Runner) -> np.ndarray:
+    """A seeding of which every worker walks some groups."""
+    values = np.random.default_rng(2).normal(size=(1500, D)).astype(np.float32)
+    with runner.array_store.lent("points", values) as points:
+        geometry = Geometry(values.mean(axis=0), float(np.abs(values).max()), len(values))
+        weights = np.arange(1, 1501)
+        return coreset.seed_from_points(points, weights, K, geometry=geometry, key=7, runner=runner, n_iterations=0)[0]
+
+
 def _received(dask_worker: Any) -> int:
     return sum(transfer["total"] for transfer in dask_worker.transfer_incoming_log)
 
 
 def _has_computed_on_a_device() -> bool:
+    return _peak() > 0
+
+
+def _peak() -> int:
     from tests.emulated import memory
 
-    return memory.pool._peak > 0
+    return memory.pool._peak
 
 
 @pytest.mark.gpu

@@ -29,6 +29,7 @@ def asked(cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, tmp_pa
     monkeypatch.setattr(cuda_ahead.signal, "alarm", lambda _: None)
     monkeypatch.setattr(cuda_ahead, "compile_for", lambda *_: None)
     monkeypatch.setattr(cuda_check_process, "find_fault", lambda form, _, **__: forms.append(form))
+    monkeypatch.setattr(cuda_check_process, "find_made_walk_fault", lambda _: forms.append("walks"))
     return forms
 
 

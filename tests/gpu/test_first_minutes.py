@@ -52,6 +52,7 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
         if "hopper" in by_form:
             assert {"nearest_two_hopper", "certify"} <= set(by_form["hopper"]["kernels"])
         assert {found["name"] for found in figures["sums"]} == {"label_distances", "add_rows", "make_operand"}
+        assert figures["walks"][0]["kernels"].keys() == {"pair_squares", "walk_groups"}
     told = tables.section({"date": "2026-12-01", "steps": {name: {"figures": figures}}})
     for who, what in (
         ("lloyd", "| ≤ 15 s |"),

@@ -115,6 +115,21 @@ def test_memory_is_pinned_while_rows_are_read() -> None:
     assert reading(10**7, "none") == reading(10**7, "known") > 4 * 2**30 / H200.pin
 
 
+def test_groups_are_walked_side_by_side_on_devices_and_few_points_on_processors() -> None:
+    def walks(k: int, kernels: Kernels, n_features: int = 384) -> Work:
+        steps = run_steps(10**7, n_features, "float16", (Level(n_clusters=k),), kernels=kernels)
+        return next(step.work for step in steps if step.name == "greedy walks")
+
+    on_device, on_processors = walks(20_000, "known"), walks(20_000, "none")
+    assert on_device.measured == 15 * 4096**2 * 384 == on_processors.shared_products / 2 * 15 * 4096 / 60_000
+    assert 3 * H200.seconds(on_device, 384) < H200.seconds(on_processors, 384)
+    # So many multiprocessors have groups of their own; then some wait for others.
+    assert walks(150_000, "known").seconds == pytest.approx(on_device.seconds, rel=0.05)
+    assert walks(300_000, "known").seconds == pytest.approx(2 * on_device.seconds, rel=0.05)
+    assert walks(1300, "known") == walks(1300, "none")
+    assert walks(20_000, "known", n_features=8) == walks(20_000, "none", n_features=8)
+
+
 def test_resamplings_share_the_forms_that_were_chosen_and_few_rows_choose_none() -> None:
     def chosen(n: int, n_resamples: int) -> float:
         steps = run_steps(n, 64, "float16", (Level(n_clusters=500, n_resamples=n_resamples),))

@@ -24,7 +24,7 @@ columns. Hopper has a form of its own; rows in groups, and a few centroids for r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any, Self
 
@@ -36,8 +36,8 @@ from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
-from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms
+from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, cuda_walks
+from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
 from hkm_dask.kmeans.search.cuda_groups import FUSED_ROWS, Groups, tiles_of
 from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
 from hkm_dask.kmeans.search.cuda_operand import (
@@ -51,6 +51,7 @@ from hkm_dask.kmeans.search.cuda_operand import (
 )
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked
 
 #: Counters that are cleared at once.
 _COUNTERS = 96
@@ -79,6 +80,7 @@ class CudaEngine(Engine):
     move_rows = staticmethod(cuda_kernels.move_rows)
     add_limbs = staticmethod(cuda_kernels.add_limbs)
     accept_in_order = staticmethod(cuda_kernels.accept_in_order)
+    order = staticmethod(cuda_kernels.order)
 
     def __init__(self) -> None:
         super().__init__()
@@ -119,6 +121,16 @@ class CudaEngine(Engine):
         """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
         forms = forms_here(geometry.precision)
         return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
+
+    def walks_groups(self, n_features: int) -> bool:
+        """See `Engine.walks_groups`."""
+        return n_features >= LEAST_FEATURES and walks_are_sound(n_features)
+
+    def walk_groups(self, walks: Sequence[GridWalk]) -> list[Walked | None]:
+        """See `Engine.walk_groups`."""
+        if not walks or not walks_are_sound(walks[0].n_features, walks):
+            return [None] * len(walks)
+        return cuda_walks.walk_groups(walks)
 
 
 def _if_there_is_room(make: Callable[[], Any]) -> Any | None:

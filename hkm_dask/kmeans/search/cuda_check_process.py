@@ -22,6 +22,7 @@ import numpy as np
 from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_kernels import compile_kernels
 from hkm_dask.kmeans.search.cuda_verdicts import Check
+from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault
 from hkm_dask.untrusted import parse_json
 
 #: Seconds that a form may take, compilation included, and after which a process ends though nobody waits for it.
@@ -35,6 +36,8 @@ _PROGRAM = (
 
 def fault_of(check: Check) -> str | None:
     """The fault of a form on made rows, looked for in this process; see `cuda_check.find_fault`."""
+    if check.form == "walks":
+        return find_made_walk_fault(check.n_features)
     return find_fault(check.form, made_sample(check.n_features, np.dtype(check.dtype)), is_made=True)
 
 

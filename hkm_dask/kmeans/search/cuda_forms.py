@@ -20,7 +20,7 @@ import threading
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,9 +32,11 @@ from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
 from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, CheckProcess, UntoldError, fault_of
 from hkm_dask.kmeans.search.cuda_loss import find_fault_here
 from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
-from hkm_dask.kmeans.search.cuda_verdicts import Check
+from hkm_dask.kmeans.search.cuda_verdicts import Check, Checked
+from hkm_dask.kmeans.search.cuda_walk_check import find_walk_fault, sample_of
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk
 from hkm_dask.kmeans.search.tuning import chosen_once
 
 #: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
@@ -47,15 +49,17 @@ _HOPELESS, _CLOSE_MS = 2.0, 1.0
 _TIE = 1.05
 #: Rows and centroids of a sample of those to be searched, and centroids that are many: more than a tile.
 _SAMPLE_ROWS, _SAMPLE_CENTROIDS, _MANY = 512, 1024, 257
-#: Some of the rows to be searched, to check a form on them: what they are like, and what makes them.
+#: Some of the rows to be searched, to check a form on them, or of the points to be walked: what they are like, and what
+#: makes them.
 SomeRows = tuple[Literal["few", "many"], Callable[[], Sample]]
+_SomePoints = tuple[Literal["walked"], Callable[[], Sequence[GridWalk]]]
 #: Whether made rows are searched in another process.
 APART = True
 
-_NAMES: dict[Form, str] = {
+_NAMES: dict[Checked, str] = {
     "hopper": "the kernel nearest_two_hopper", "fused": "the kernel nearest_two", "half": "cuBLAS in float16",
     "bfloat": "cuBLAS in bfloat16", "tf32": "cuBLAS in TF32", "single": "cuBLAS in float32",
-    "double": "cuBLAS in float64",
+    "double": "cuBLAS in float64", "walks": "the kernel walk_groups",
 }  # fmt: skip
 #: What was found out in this process: a fault in words, or None.
 _faults: dict[Hashable, str | None] = {}
@@ -165,7 +169,14 @@ def sound_forms(
 def checks_of(precision: str, n_features: int, dtype: np.dtype) -> list[Check]:
     """The checks that a run over rows of this type needs: candidates of the seeding and upper levels are float32."""
     dtypes = dict.fromkeys([device_dtype(dtype).name, "float32"])
-    return [Check(form, n_features, name) for name in dtypes for form in forms_here(precision)]
+    checks = [Check(form, n_features, name) for name in dtypes for form in forms_here(precision)]
+    return checks + [Check("walks", n_features, "float32")] * (n_features >= LEAST_FEATURES)
+
+
+def walks_are_sound(n_features: int, walks: Sequence[GridWalk] = ()) -> bool:
+    """Tell whether greedy walks over points of such a width are right on this device, and on some of `walks`."""
+    sample: _SomePoints | None = ("walked", partial(sample_of, walks)) if walks else None
+    return _fault("walks", n_features, np.dtype(np.float32), sample, ()) is None
 
 
 def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
@@ -184,7 +195,9 @@ def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
             _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
 
 
-def _fault(form: Form, n_features: int, dtype: np.dtype, sample: SomeRows | None, others: Sequence[Form]) -> str | None:
+def _fault(
+    form: Checked, n_features: int, dtype: np.dtype, sample: SomeRows | _SomePoints | None, others: Sequence[Form]
+) -> str | None:
     """The fault of a form, found out when it is asked for first, and told then together with what takes its place."""
     from cupy.cuda import runtime
 
@@ -192,17 +205,30 @@ def _fault(form: Form, n_features: int, dtype: np.dtype, sample: SomeRows | None
     checks: dict[Hashable, Callable[[], str | None]] = {made: partial(_fault_apart, *made)}
     if sample is not None:
         size, make_sample = sample
-        checks[*made, size] = partial(find_fault_here, _NAMES[form], *made, lambda: find_fault(form, make_sample()))
+        checks[*made, size] = partial(find_fault_here, _NAMES[form], *made, lambda: _fault_on(form, make_sample()))
     with _checking:
         for key, check in checks.items():
             if key not in _faults:
                 _faults[key] = check()
                 if _faults[key] is not None:
-                    outlook = f"this process goes on with {_NAMES[others[0]]}" if others else "it is left out"
-                    _warn(f"{_NAMES[form]} {_faults[key]}; {outlook}")
+                    _warn(f"{_NAMES[form]} {_faults[key]}; {_outlook(form, others)}")
             if _faults[key] is not None:
                 return _faults[key]
     return None
+
+
+def _outlook(form: Checked, others: Sequence[Form]) -> str:
+    """What becomes of a run without a form."""
+    if others:
+        return f"this process goes on with {_NAMES[others[0]]}"
+    return "this process walks on processors" if form == "walks" else "it is left out"
+
+
+def _fault_on(form: Checked, sample: Sample | Sequence[GridWalk]) -> str | None:
+    """The fault of a form on some rows, or of walks on some points."""
+    if isinstance(sample, Sample):
+        return find_fault(cast(Form, form), sample)
+    return find_walk_fault(sample)
 
 
 def _warn(message: str) -> None:

@@ -17,11 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_attribute
+from hkm_dask.compute.staging import ran_out
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cpu_kernels
 
 #: The source, in the order of its parts.
-FILES = ("scores.cu", "distances.cu", "conflicts.cu", "operands.cu", "sums.cu", "search.cu")
+FILES = ("scores.cu", "distances.cu", "conflicts.cu", "walks.cu", "operands.cu", "sums.cu", "search.cu")
 #: That of the kernel for Hopper; see `cuda_hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
@@ -191,6 +192,26 @@ def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
     accepted = np.ones(n, np.bool_)
     cpu_kernels.accept_by_conflicts(conflicts.get(), accepted)
     return accepted
+
+
+def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int64] | None:
+    """Places of rows in the order of their label, none negative, then of their key, below 2^32, then of their place.
+
+    All is on the host; None where device memory runs out.
+    """
+    import cupy
+
+    try:
+        # Integers are sorted by radix, and sorts are stable.
+        both = cupy.asarray(labels).astype(cupy.int64)
+        both *= 1 << 32
+        both += cupy.asarray(keys.view(np.int64))
+        places: NDArray[np.int64] = cupy.argsort(both).get()
+        return places
+    except MemoryError as error:
+        if not ran_out(error):
+            raise
+        return None
 
 
 def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0) -> None:

@@ -18,17 +18,20 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import resources
 from pathlib import Path
+from typing import Literal
 
 from hkm_dask.kmeans.search.cuda_kernels import FILES, HOPPER_FILES, source
 from hkm_dask.kmeans.search.cuda_operand import Form
 
+#: What is checked: forms of scores, and greedy walks over groups of points (`cuda_walks`).
+Checked = Form | Literal["walks"]
 #: Seconds between two looks at what another process has found out.
 _LOOK_SECONDS = 0.02
 
 
 @dataclass(frozen=True)
 class Check:
-    """A form, and the width and type of the rows that it is checked on.
+    """A form, or greedy walks, and the width and type of the rows that it is checked on.
 
     Examples
     --------
@@ -36,7 +39,7 @@ class Check:
     Check(form='fused', n_features=384, dtype='float16')
     """
 
-    form: Form
+    form: Checked
     n_features: int
     dtype: str
 

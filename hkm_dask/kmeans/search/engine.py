@@ -8,7 +8,7 @@ labeled, not in how they pass over the rows of a part; the pass is `fold`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import ModuleType
@@ -23,6 +23,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
@@ -94,6 +95,9 @@ class Engine(ABC):
     add_limbs: Callable[..., None] = staticmethod(add_limbs)
     #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
     accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
+    #: Places of rows, on the host, in the order of label (int32), then of key (uint64), then of place; None where
+    #: processors sort them as soon.
+    order: Callable[[NDArray[np.int32], NDArray[np.uint64]], NDArray[np.int64] | None] = staticmethod(lambda *_: None)
 
     def __init__(self) -> None:
         # Things made of centroids, once per process. What the last few passes used is enough: memory given back is used
@@ -205,6 +209,14 @@ class Engine(ABC):
     @abstractmethod
     def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> TileSearch:
         """A search for the tiles of a part; see `TileSearch`."""
+
+    def walks_groups(self, n_features: int) -> bool:
+        """Whether greedy walks over many groups of points of such a width are made side by side, see `walk_groups`."""
+        return False
+
+    def walk_groups(self, walks: Sequence[GridWalk]) -> list[Walked | None]:
+        """Walk through groups of points side by side; None for each that processors have to walk through."""
+        return [None] * len(walks)
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
         """Whether the passes of many small k-means over rows of a type can be made together, see `batch`.

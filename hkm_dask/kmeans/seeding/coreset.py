@@ -30,8 +30,11 @@ from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk
+from hkm_dask.kmeans.search.grid_walk import Walked as _Walked
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import greedy
+from hkm_dask.kmeans.seeding.group_walks import walk_groups
 
 #: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
 #: which costs trees of large clusters some of their balance (`pipelines/longtail`).
@@ -41,7 +44,7 @@ GROUP_POINTS, _GROUP_ITERATIONS = WALK_POINTS, 4
 #: Points up to which the walk keeps all squared distances between them (float32).
 _MATRIX_POINTS = 8192
 #: Below so many features a distance is made as fast as it is looked up.
-_TABLE_FEATURES = 16
+_TABLE_FEATURES = LEAST_FEATURES
 #: Width of the grid of 16 bits, for all features together, as a share of the typical distance from the mean.
 _COARSE = 0.01
 #: Times the median distance from the middle beyond which a point is no part of the grid, and the largest share of such
@@ -57,8 +60,6 @@ _FURTHER = 1.3
 
 #: Gets a phase of a seeding, how much of it is done, and of how much.
 SeedingReport = Callable[[str, int, int], None]
-#: Points chosen, in order, and the weighted sum of D² that each choice left.
-_Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 def greedy_kmeans_plusplus(
@@ -111,7 +112,7 @@ def _walk(
 ) -> _Walked:  # fmt: skip
     """The points chosen, and the weighted sum of D² that each choice left; a long walk tells a `report` on its way."""
     n_chosen = min(n_clusters, len(points))
-    draws = random_uniform(key, np.arange(n_chosen * n_trials)).reshape(n_chosen, n_trials)
+    draws = _draws(key, n_chosen, n_trials)
 
     def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
         chosen, left, closest = np.empty(n_chosen, np.int64), np.empty(n_chosen), np.empty(len(points), np.float32)
@@ -135,6 +136,10 @@ def _walk(
     return walked
 
 
+def _draws(key: int, n_centers: int, n_trials: int) -> NDArray[np.float64]:
+    return random_uniform(key, np.arange(n_centers * n_trials)).reshape(n_centers, n_trials)
+
+
 def _walk_about_middle(
     walk: Callable[[NDArray[np.float32], NDArray[np.float32]], _Walked], points: NDArray[np.float32], n_chosen: int,
     n_threads: int,
@@ -148,12 +153,17 @@ def _walk_about_middle(
         near[far] = 0.0
     squared = _squared_norms(near)
     largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
-    if largest * math.sqrt(points.shape[1]) < _COARSE * int16_gemm.LARGEST * typical:
+    if _is_narrow(largest, typical, points.shape[1]):
         walked = walk(_with_far(_coarse_pairs(near, largest, n_threads), centered, far), _NO_TABLE)
         if len(walked[0]) == n_chosen:
             return walked
     # The grid of 16 bits is too wide for most of the points, or it makes one of points that are two.
     return walk(_with_far(_all_pairs(near, n_threads), centered, far), _NO_TABLE)
+
+
+def _is_narrow(largest: float, typical: float, n_features: int) -> bool:
+    """Tell whether a grid of 16 bits is fine enough for points of such norms."""
+    return largest * math.sqrt(n_features) < _COARSE * int16_gemm.LARGEST * typical
 
 
 def _centered(points: NDArray[np.float32]) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
@@ -247,12 +257,22 @@ class _Walk:
 
     def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
         number, index, n_steps = item
-        points = np.ascontiguousarray(self.points.get()[index])
-        key = self.key if number == 0 else stream_key(self.key, number)
-        chosen, left = _walk(
-            points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, n_threads=self.n_threads
-        )
+        points, key, n_threads = np.ascontiguousarray(self.points.get()[index]), self._key(number), self.n_threads
+        chosen, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, n_threads=n_threads)
         return index[chosen], left
+
+    def _key(self, number: int) -> int:
+        return self.key if number == 0 else stream_key(self.key, number)
+
+    def on_grid(self, item: tuple[int, NDArray[np.int64], int]) -> GridWalk | None:
+        """The walk as devices take it; None where it takes another table than that of 16 bits."""
+        number, index, n_steps = item
+        centered, far = _centered(self.points.get()[index])
+        squared = _squared_norms(centered)
+        largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
+        if len(far) or not _is_narrow(largest, typical, centered.shape[1]):
+            return None
+        return grid_walk(centered, largest, self.weights[index], _draws(self._key(number), n_steps, self.n_trials))
 
 
 def group_points(
@@ -288,30 +308,25 @@ def _choose(
     """Centers among the points with a weight, chosen group by group."""
     used, n_trials = np.flatnonzero(weights > 0), n_trials_for(n_clusters)
     values = points.get()
-    grouped = group_points(
-        values[used], size, key=key, geometry=geometry, memory_budget=runner.memory_budget
-    )  # fmt: skip
-    groups = [used[group] for group in grouped]
-    report("choose", 0, len(groups))
-    if len(groups) == 1 and runner.fits_in_memory(values.nbytes):
-        some = values[used]
-        chosen, _ = _walk(
-            some,
-            weights[used],
-            n_clusters,
-            key=key,
-            n_trials=n_trials,
-            n_threads=runner.threads_per_worker,
-            report=partial(report, "walk"),
-        )
-        report("choose", 1, 1)
-        return used[chosen]
+    with runner.on_processors() as processors:
+        budget, n_threads = processors.memory_budget, processors.threads_per_worker
+        groups = [
+            used[group] for group in group_points(values[used], size, key=key, geometry=geometry, memory_budget=budget)
+        ]
+        report("choose", 0, len(groups))
+        if len(groups) == 1 and processors.fits_in_memory(values.nbytes):
+            chosen, _ = _walk(
+                values[used], weights[used], n_clusters, key=key, n_trials=n_trials, n_threads=n_threads,
+                report=partial(report, "walk"),
+            )  # fmt: skip
+            report("choose", 1, 1)
+            return used[chosen]
     n_clusters = min(n_clusters, len(used))
     sizes = np.array([len(group) for group in groups])
     # Most groups end near their share of the points; those that are drawn more often are walked again, further.
     n_steps = np.minimum(sizes, np.ceil(_FURTHER * n_clusters * sizes / len(used)).astype(np.int64) + 1)
-    draws = random_uniform(stream_key(key, "turns"), np.arange(n_clusters * n_trials)).reshape(n_clusters, n_trials)
-    walk = _Walk(points, weights, key, n_trials, runner.threads_per_worker)
+    draws = _draws(stream_key(key, "turns"), n_clusters, n_trials)
+    walk = _Walk(points, weights, key, n_trials, n_threads)
     walks = [(group[:0], np.empty(0)) for group in groups]
     short = np.arange(len(groups))
     takes = StageBytes(3 * values.nbytes, walk_bytes(max(map(len, groups)), values.shape[1]))
@@ -321,7 +336,7 @@ def _choose(
         def walked_more(done: int, _: int, n_before: int = n_walked) -> None:
             report("choose", n_before + done, len(groups))
 
-        outcomes = runner.map(walk, items, stage="seed", takes=takes, report=walked_more)
+        outcomes = walk_groups(walk, items, runner, n_features=values.shape[1], takes=takes, report=walked_more)
         for g, walked in zip(short, outcomes, strict=True):
             walks[g] = walked
         taken = _take_turns([left for _, left in walks], draws)
@@ -384,8 +399,7 @@ def seed_from_points(
         )  # fmt: skip
         return runner.call(task, runner.memory_budget, stage="seed", hear=tell)
     size = len(values) if whole else GROUP_POINTS
-    with runner.on_processors() as processors:
-        chosen = _choose(points, weights, n_clusters, geometry, key, processors, size, tell)
+    chosen = _choose(points, weights, n_clusters, geometry, key, runner, size, tell)
     centroids = np.full((n_clusters, values.shape[1]), np.nan, np.float32)
     centroids[: len(chosen)] = values[chosen]
     hints = np.full(len(values), -1, np.int32)
