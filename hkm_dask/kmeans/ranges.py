@@ -9,6 +9,7 @@ what all parts put in files for it. No process holds all centroids or all sums; 
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -26,11 +27,13 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.fit import Hooks, Progress, Settings
 from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
 from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, RowTile
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
 
 #: The index of a range that was made last, for the threads of this process that have come to the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)
@@ -226,6 +229,36 @@ class FitByRanges:
     n_relocated: int
     n_unused: int
     seconds: float = 0.0
+
+
+def fit_by_ranges(
+    rows: Rows,
+    settings: Settings,
+    n_ranges: int,
+    *,
+    geometry: Geometry,
+    runner: Runner,
+    hooks: Hooks,
+    progress: Progress | None,
+) -> FitByRanges:
+    """Cluster rows, with clusters shared out in so many ranges: to the bits of `fit`, whose parameters these are."""
+    rows, begin, kept = runner.place(rows), time.perf_counter(), False
+    if progress is None:
+        start = seed_by_ranges(rows, settings.n_clusters, n_ranges, init=settings.init, key=settings.key, runner=runner)
+        progress = Progress(start, (), 0)
+    elif isinstance(progress.centroids, SharedPieces):
+        start, kept = progress.centroids, True
+    else:
+        store = runner.scratch_store(progress.centroids.nbytes)
+        start = put_ranges(progress.centroids, n_ranges, store, f"centroids-{uuid.uuid4().hex}")
+    lloyd = iterate_by_ranges(
+        rows, start, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
+        on_iteration=hooks.on_iteration, history=progress.inertia, relocated=progress.relocated,
+        near_inertia=progress.near_inertia,
+    )  # fmt: skip
+    if not kept and lloyd.centroids is not start:
+        start.delete()
+    return replace(lloyd, seconds=time.perf_counter() - begin)
 
 
 def iterate_by_ranges(
