@@ -11,11 +11,10 @@ from types import TracebackType
 import xarray as xr
 
 from hkm_dask.browsing.answers import Answers
-from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.server import LOOPBACK, Server
-from hkm_dask.browsing.subset import Subset
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
