@@ -88,6 +88,13 @@ def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int
     return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
 
 
+def read_npy(file: IO[bytes], label: str, n_bytes: int) -> np.ndarray:
+    """Read a whole `.npy` stream of so many bytes, in C order; InputError as `read_npy_header`."""
+    header = read_npy_header(file, label, n_bytes)
+    file.seek(header.offset)
+    return np.frombuffer(file.read(header.data_bytes), header.dtype).reshape(header.shape)
+
+
 def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:
     """Rows `start` up to `stop` of an `.npy` file of ours, without reading the others."""
 
