@@ -24,9 +24,8 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
+from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together, pick
 from hkm_dask.hierarchy.external_sort import rows_at_once
-from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.ranges import nearest_by_ranges
 from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -88,8 +87,8 @@ class Assign:
                 for low in range(0, len(labels), DRAWN_ROWS):
                     rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
-            picks = ResampleSet.picks(n_clusters, self.r, distances, labels, range(part.start, part.stop))
-            put = (Candidates.put(some, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
+            picks = pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
+            put = (Candidates.put(some, n_clusters, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
             picked = reduce(Candidates.__add__, put)
         return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), picked)
 

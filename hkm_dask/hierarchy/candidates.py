@@ -8,13 +8,15 @@ task holds, which give the first row of each cluster that is too much; then each
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.memory import sort_stage
+from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.memory import PICKED_ROWS, sort_stage
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
@@ -30,8 +32,25 @@ from hkm_dask.hierarchy.external_sort import (
     whole_clusters,
 )
 from hkm_dask.hierarchy.members import starts
-from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.kmeans.search.smallest import bounds_of_labels, mark_smallest
+from hkm_dask.kmeans.search.smallest import are_smallest, bounds_of_labels, mark_smallest
+
+
+def pick(n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS) -> Iterator[Records]:
+    """Pick up to `r` members of each cluster among the rows of a part: the smallest keys, ties to the lowest row.
+
+    Keys are squared distances or random numbers, float64, and labels int32, -1 for rows that are left out; both may be
+    on a device. Only what is picked comes to the host, of `step` rows at a time, so that little of it is held.
+
+    >>> (picked,) = pick(2, 1, np.array([3.0, 1.0, 1.0, 5.0]), np.int32([0, 0, 0, 1]), range(10, 14))
+    >>> picked.rows.tolist(), picked.labels.tolist()
+    ([11, 13], [0, 1])
+    """
+    chosen = are_smallest(n_clusters, r, keys, labels)
+    for low in range(0, max(1, len(labels)), step):
+        some = slice(low, low + step)
+        places = array_module(keys).flatnonzero(chosen[some])
+        picked, of_labels, of_keys = map(to_host, (places, labels[some][places], keys[some][places]))
+        yield Records(picked + (rows.start + low), of_keys.view(np.uint64), of_labels)
 
 
 @dataclass(frozen=True)
@@ -42,10 +61,9 @@ class Candidates(Outcome):
     runs: tuple[ScratchRun, ...]
 
     @classmethod
-    def put(cls, picked: ResampleSet, store: SharedArrayStore, name: str) -> Candidates:
+    def put(cls, picked: Records, n_clusters: int, store: SharedArrayStore, name: str) -> Candidates:
         """Put what one part picked where all tasks find it."""
-        counts = np.diff(bounds_of_labels(picked.labels, picked.n_clusters))
-        packed = Records(picked.rows, picked.keys.view(np.uint64), picked.labels).packed()
+        counts, packed = np.diff(bounds_of_labels(picked.labels, n_clusters)), picked.packed()
         return cls(counts, (ScratchRun(store.put(name, packed), 0, len(packed)),))
 
     def __add__(self, other: Candidates) -> Candidates:
