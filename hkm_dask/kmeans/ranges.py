@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -30,7 +30,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.fit import Hooks, Progress, Settings
 from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
-from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, RowTile
+from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, tiles
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
@@ -39,7 +39,7 @@ from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
 _last_index = RecentCache(n_least=1, most_bytes=1)
 #: Sums that are copied at once.
 _COPIED_ROWS = 4096
-_NO_WEIGHTS, _NO_SUMS = np.empty(0, np.int64), np.empty(0, np.int64)
+_NO_SUMS = np.empty(0, np.int64)
 
 
 def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArrayStore, name: str) -> SharedPieces:
@@ -58,16 +58,6 @@ def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArray
 # -- one part of the rows ----------------------------------------------------------------------------------------------
 
 
-def _tiles(part: Part, engine: Engine, assignment: Assignment) -> Iterator[RowTile]:
-    """The rows of a part, tile by tile, with views into its assignment."""
-    no_weights = engine.put(_NO_WEIGHTS)
-    for first, rows in engine.blocks(part):
-        local = slice(first - part.start, first - part.start + len(rows))
-        yield RowTile(
-            first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], no_weights
-        )  # fmt: skip
-
-
 def nearest_by_ranges(
     part: Part, engine: Engine, centroids: SharedPieces, geometry: Geometry, phase: str
 ) -> Assignment:
@@ -76,7 +66,7 @@ def nearest_by_ranges(
     search = engine.search(part, geometry, phase, assignment)
     for number, first in enumerate(centroids.offsets[:-1]):
         piece, index = centroids.series[number], None
-        for tile in _tiles(part, engine, assignment):
+        for tile in tiles(part, engine, assignment):
             if index is None:
                 form = search.form(tile, piece)
                 make: Callable[[], CentroidIndex] = partial(_index, search.make_index, piece, geometry, form)
@@ -96,7 +86,7 @@ def _sums_of_range(
     units, xp = geometry.units, engine.xp
     sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
     counts = engine.zeros(stop - first)
-    for tile in _tiles(part, engine, assignment):
+    for tile in tiles(part, engine, assignment):
         within = (tile.labels >= first) & (tile.labels < stop)
         labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
         units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
