@@ -245,18 +245,9 @@ class HierarchicalKMeans(Clusterer):
 
     def _config(self) -> Config:
         n_clusters = self.n_clusters
-        return Config.from_flags(
-            [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters),
-            seed=self._seed(),
-            metric=self.metric,
-            n_splits=self.n_splits,
-            n_resamples=self.n_resamples,
-            resample_size=self.resample_size,
-            resample_strategy=self.resample_strategy,
-            init=self.init,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
+        of_levels = [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters)
+        others = {name: getattr(self, name) for name in _PER_LEVEL if name != "n_clusters"}
+        return Config.from_flags(of_levels, seed=self._seed(), metric=self.metric, **others)
 
     def predict(self, X: Any) -> Any:
         """Cluster of every row at the top level, as `labels_` has them of the fit.
