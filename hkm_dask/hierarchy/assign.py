@@ -126,19 +126,12 @@ class Assign:
                 array.write(low, chunk)
 
 
-@dataclass(frozen=True)
-class _ChooseFew:
+def _choose_few(r: int, most: int, store: SharedArrayStore, total: Assigned) -> Assigned:
     """Task: choose `r` members of each cluster where all that were picked can be held at once."""
-
-    r: int
-    most: int
-    store: SharedArrayStore
-
-    def __call__(self, total: Assigned) -> Assigned:
-        if total.picked is None or total.picked.n_rows > self.most:
-            return total
-        name = f"numbers-{uuid.uuid4().hex}"
-        return replace(total, chosen=choose_together(total.picked, self.r, self.store, name))
+    if total.picked is None or total.picked.n_rows > most:
+        return total
+    name = f"numbers-{uuid.uuid4().hex}"
+    return replace(total, chosen=choose_together(total.picked, r, store, name))
 
 
 @dataclass(frozen=True)
@@ -161,24 +154,19 @@ class LevelRows:
         return chunks
 
 
-@dataclass(frozen=True)
-class _NearestCentroids:
+def _nearest_centroids(
+    points: SharedArray, centroids: SharedArray, geometry: Geometry, places: tuple[int, int]
+) -> NDArray[np.int32]:
     """Task: the centroids nearest to some of the points, a range of them; -1 for points of NaN."""
-
-    points: SharedArray
-    centroids: SharedArray
-    geometry: Geometry
-
-    def __call__(self, places: tuple[int, int]) -> NDArray[np.int32]:
-        points, centroids = self.points.read(*places), self.centroids.get()
-        labels, used = np.full(len(points), -1, np.int32), ~np.isnan(points[:, 0])
-        engine = engine_for(2.0 * points.size * len(centroids))
-        key = ("hints", self.centroids.name, self.geometry.name)
-        index = engine.made.get(key, (self.centroids,), lambda: engine.index(centroids, self.geometry))
-        nearest = engine.unknown(int(used.sum()))
-        index.nearest(engine.put(points[used]), nearest.labels, nearest.distances)
-        labels[used] = engine.host(nearest.labels)
-        return labels
+    some, table = points.read(*places), centroids.get()
+    labels, used = np.full(len(some), -1, np.int32), ~np.isnan(some[:, 0])
+    engine = engine_for(2.0 * some.size * len(table))
+    key = ("hints", centroids.name, geometry.name)
+    index = engine.made.get(key, (centroids,), lambda: engine.index(table, geometry))
+    nearest = engine.unknown(int(used.sum()))
+    index.nearest(engine.put(some[used]), nearest.labels, nearest.distances)
+    labels[used] = engine.host(nearest.labels)
+    return labels
 
 
 def _hints(
@@ -187,7 +175,7 @@ def _hints(
     """The centroid nearest to each of the `n_before` of the last pass."""
     n_ranges = runner.n_parts(2.0 * n_before * centroids.get().size)
     places = itertools.pairwise((n_before * np.arange(n_ranges + 1) // n_ranges).tolist())
-    task = _NearestCentroids(before, centroids, geometry)
+    task = partial(_nearest_centroids, before, centroids, geometry)
     return np.concatenate(runner.map(task, list(places), stage="assign"))
 
 
@@ -266,7 +254,7 @@ def assign(
         with runner.array_store.lent("hints", nearest) as hints:
             written = None if folder is None else str(folder)
             task = Assign(shared, level.geometry, run, written, r, random_key, hints, store)
-            finish = _ChooseFew(r, rows_at_once(runner), store)
+            finish = partial(_choose_few, r, rows_at_once(runner), store)
             total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
     if total.picked is not None:
         if total.chosen is None:
