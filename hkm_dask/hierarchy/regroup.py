@@ -57,48 +57,38 @@ def _find_places(store: SharedArrayStore, name: str, share: Share) -> SharedArra
     return store.put(f"{name}-{share.number}", places)
 
 
-@dataclass(frozen=True)
-class _Regroup:
+def _regroup(path: str, offset: int, runs: PartitionedRuns, places: SharedSeries, item: _RunsOfPart) -> None:
     """Task: write the rows of a part, of which runs begin and end at the positions given, to their places in a file."""
+    part, first, positions = item
 
-    path: str
-    offset: int
-    runs: PartitionedRuns
-    places: SharedSeries
+    def write() -> None:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            for number, (low, high) in enumerate(itertools.pairwise(positions), first):
+                bounds = (low, *(bound for bound in part.bounds if low < bound < high), high)
+                if low < high:
+                    of_run = runs.of_run(number, places)[1]
+                    for start, block in iter_blocks(replace(part, bounds=bounds)):
+                        _write_block(fd, offset, block, of_run[start - low :][: len(block)])
+        finally:
+            os.close(fd)
 
-    def __call__(self, item: _RunsOfPart) -> None:
-        part, first, positions = item
+    careful(write, f"writing {path}")
 
-        def write() -> None:
-            fd = os.open(self.path, os.O_WRONLY)
-            try:
-                for number, (low, high) in enumerate(itertools.pairwise(positions), first):
-                    bounds = (low, *(bound for bound in part.bounds if low < bound < high), high)
-                    if low < high:
-                        self._write_run(fd, replace(part, bounds=bounds), number)
-            finally:
-                os.close(fd)
 
-        careful(write, f"writing {self.path}")
-
-    def _write_run(self, fd: int, run: Part, number: int) -> None:
-        places = self.runs.of_run(number, self.places)[1]
-        for start, block in iter_blocks(run):
-            self._write_block(fd, block, places[start - run.start :][: len(block)])
-
-    def _write_block(self, fd: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
-        order, width = np.argsort(places), block.shape[1] * block.itemsize
-        step = max(1, _COPIED_BYTES // width)
-        for begin in range(0, len(order), step):
-            some = order[begin : begin + step]
-            rows, to = np.ascontiguousarray(block[some]), places[some]
-            cuts = np.flatnonzero(np.diff(to) != 1) + 1
-            for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
-                data = as_buffer(rows[low:high])
-                at = self.offset + int(to[low]) * width
-                while data:
-                    done = os.pwrite(fd, data, at)
-                    data, at = data[done:], at + done
+def _write_block(fd: int, offset: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
+    order, width = np.argsort(places), block.shape[1] * block.itemsize
+    step = max(1, _COPIED_BYTES // width)
+    for begin in range(0, len(order), step):
+        some = order[begin : begin + step]
+        rows, to = np.ascontiguousarray(block[some]), places[some]
+        cuts = np.flatnonzero(np.diff(to) != 1) + 1
+        for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
+            data = as_buffer(rows[low:high])
+            at = offset + int(to[low]) * width
+            while data:
+                done = os.pwrite(fd, data, at)
+                data, at = data[done:], at + done
 
 
 def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: _RunsOfPart) -> list[SharedArray]:
@@ -237,7 +227,7 @@ def _in_file(
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         offset = create_npy(path, rows.shape, rows.dtype)
-        runner.map(_Regroup(str(path), offset, runs, places), items, stage="regroup", takes=takes)
+        runner.map(partial(_regroup, str(path), offset, runs, places), items, stage="regroup", takes=takes)
         yield NpyRows(path, scratch=True)
     finally:
         path.unlink(missing_ok=True)
