@@ -171,9 +171,14 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
 
     def write() -> None:
         with Path(path).open("r+b", buffering=0) as file:
-            view, position = as_buffer(values), offset + start * values.shape[1] * values.itemsize
-            while view:
-                done = os.pwrite(file.fileno(), view, position)
-                view, position = view[done:], position + done
+            write_at(file.fileno(), values, offset + start * values.shape[1] * values.itemsize)
 
     careful(write, f"writing {path}")
+
+
+def write_at(fd: int, values: np.ndarray, position: int) -> None:
+    """Write all bytes of an array to an open file, from a position on."""
+    left = as_buffer(values)
+    while left:
+        done = os.pwrite(fd, left, position)
+        left, position = left[done:], position + done

@@ -26,8 +26,8 @@ from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import as_buffer, careful
-from hkm_dask.data.npy import create_npy
+from hkm_dask.data.files import careful
+from hkm_dask.data.npy import create_npy, write_at
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import NpyRows, Rows
 from hkm_dask.hierarchy.external_sort import (
@@ -84,11 +84,7 @@ def _write_block(fd: int, offset: int, block: NDArray[np.floating], places: NDAr
         rows, to = np.ascontiguousarray(block[some]), places[some]
         cuts = np.flatnonzero(np.diff(to) != 1) + 1
         for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
-            data = as_buffer(rows[low:high])
-            at = offset + int(to[low]) * width
-            while data:
-                done = os.pwrite(fd, data, at)
-                data, at = data[done:], at + done
+            write_at(fd, rows[low:high], offset + int(to[low]) * width)
 
 
 def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: _RunsOfPart) -> list[SharedArray]:
