@@ -258,6 +258,11 @@ def _arrow(values: np.ndarray) -> Any:
     return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
 
 
+def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
+    """Whether the pool the tree was built from is no longer where it was."""
+    return bool(attributes.get("pool")) and not Path(attributes["pool"]).exists()
+
+
 def pool_of_tree(
     attributes: Mapping[Any, Any], otherwise: str = "", path: str | os.PathLike[str] | None = None
 ) -> Pool | None:

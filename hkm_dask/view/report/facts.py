@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,7 @@ from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.eligible import count_rows
-from hkm_dask.hierarchy.export import pool_of_tree
+from hkm_dask.hierarchy.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.metrics import gini
 
@@ -91,10 +90,7 @@ def find_pool(attributes: Mapping[Any, Any], path: str | os.PathLike[str] | None
 
     StoreError where `path` has none, or another.
     """
-    where = path if path is not None else attributes.get("pool")
-    if not where or (path is None and not Path(where).exists()):
-        return None
-    return pool_of_tree(attributes, path=path)
+    return None if path is None and pool_is_gone(attributes) else pool_of_tree(attributes, path=path)
 
 
 def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int64] | None) -> Facts:
