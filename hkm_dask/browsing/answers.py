@@ -11,10 +11,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Draw, Marks
 from hkm_dask.browsing.samples import Samples
-from hkm_dask.browsing.subset import Subset
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.steering import Cluster
 

@@ -11,15 +11,14 @@ from types import TracebackType
 import xarray as xr
 
 from hkm_dask.browsing.answers import Answers
-from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.server import LOOPBACK, Server
-from hkm_dask.browsing.subset import Subset
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.export import pool_of_tree
+from hkm_dask.hierarchy.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.subset_files import read_rows
 from hkm_dask.hierarchy.tree import open_hierarchy
 
@@ -155,10 +154,7 @@ def browse(
 
 def _pool_of(tree: xr.DataTree, given: Path_ | None) -> Pool | None:
     """Open the pool of a tree; where it is no longer where it was, the tree is browsed without it, with a warning."""
-    where = given or tree.attrs.get("pool")
-    if not where:
-        return None
-    if given is None and not Path(where).exists():
-        emit("warning", message=f"{where} is no longer there; only row numbers are shown, or give --pool")
+    if given is None and pool_is_gone(tree.attrs):
+        emit("warning", message=f"{tree.attrs['pool']} is no longer there; only row numbers are shown, or give --pool")
         return None
     return pool_of_tree(tree.attrs, "" if given else ", or give --pool", given)

@@ -1,4 +1,4 @@
-"""Clusters of a tree, one page of them at a time."""
+"""Clusters of a tree, one page of them at a time, and how many rows of a subset each holds."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.accessor import share_evenly
+from hkm_dask.hierarchy.eligible import count_rows
 from hkm_dask.hierarchy.steering import Cluster
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
@@ -120,22 +122,18 @@ class Clusters:
         filled = np.flatnonzero(sizes)[:n]
         samples = [
             self.typical(Cluster(cluster.level - 1, int(children[i])), share, far=far)
-            for i, share in zip(filled, _shares(sizes[filled].tolist(), n), strict=True)
+            for i, share in zip(filled, share_evenly(sizes[filled], n).tolist(), strict=True)
         ]
         return np.concatenate(samples) if samples else np.empty(0, np.int64)
 
 
-def _shares(sizes: list[int], n: int) -> list[int]:
-    """Share `n` out, one at a time from the first on, as far as `sizes` allow.
+class Subset:
+    """Rows of a subset, counted in every cluster; a row that comes twice counts twice."""
 
-    >>> _shares([1, 9, 9], 8), _shares([1, 2], 5)
-    ([1, 4, 3], [1, 2])
-    """
-    shares = [0] * len(sizes)
-    n = min(n, sum(sizes))
-    while n:
-        for i, size in enumerate(sizes):
-            if n and shares[i] < size:
-                shares[i] += 1
-                n -= 1
-    return shares
+    def __init__(self, rows: NDArray[np.int64], clusters: Clusters) -> None:
+        self._counts = count_rows(clusters.arrays, rows)
+        self.n_samples = int(self._counts[-1].sum())  # that the tree has a cluster for
+
+    def counts(self, level: int, clusters: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows of the subset below clusters of a level."""
+        return self._counts[level - 1][clusters]

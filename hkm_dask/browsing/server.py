@@ -25,7 +25,7 @@ from urllib.parse import parse_qsl, urlsplit
 import numpy as np
 
 from hkm_dask.browsing.answers import Answers
-from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.npy import read_npy
 from hkm_dask.errors import HkmError, InputError
 from hkm_dask.untrusted import parse_json
 
@@ -215,8 +215,7 @@ def read_vector(data: bytes) -> np.ndarray:
     array([1. , 2.5, 3. ])
     """
     if data[:6] == b"\x93NUMPY":
-        header = read_npy_header(BytesIO(data), "the file", len(data))
-        values = np.frombuffer(data, header.dtype, offset=header.offset).reshape(-1)
+        values = read_npy(BytesIO(data), "the file", len(data)).reshape(-1)
     else:
         try:
             text = data.decode("ascii").translate(str.maketrans(",;[]\n\t", "      "))

@@ -27,8 +27,6 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
     """
     with output.run(place) as runner:
         from hkm_dask.hierarchy import assignment
-        from hkm_dask.view import info
 
         assignment.assign(tree, pool, out, client=runner.client, memory_limit=place.memory_limit, restart=restart)
-    facts = info.describe(out)
-    output.answer(facts, info.render(facts))
+    output.describe(out)

@@ -110,8 +110,7 @@ def cluster(pool: Location, tree: Location, restart: bool, place: Place, output:
     with kernels_checked(pool, config) if place.local_cuda else nullcontext(), output.run(place) as runner:
         with plan_told(pool, config, runner) if not wip_path(tree).exists() or restart else nullcontext():
             write_hierarchy(pool, tree, config, client=runner.client, memory_limit=place.memory_limit, restart=restart)
-    facts = info.describe(tree)
-    output.answer(facts, info.render(facts))
+    output.describe(tree)
 
 
 command_of(
@@ -135,12 +134,7 @@ def info(store: Location, as_json: bool) -> None:
 
     Sizes, levels, settings, history, and whether it is complete.
     """
-    import json
-
-    from hkm_dask.view.info import describe, render
-
-    facts = describe(store)
-    click.echo(json.dumps(facts, allow_nan=False, indent=2) if as_json else render(facts))
+    Output(as_json).describe(store)
 
 
 command_of(main, "hkm export tree.zarr rows.parquet", "hkm export pool.zarr rows.parquet --xy --embeddings")(export)

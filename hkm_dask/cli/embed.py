@@ -210,9 +210,7 @@ def _check_image_model(model: str) -> None:
 @contextmanager
 def _embedding_into(pool: Path, output: Output) -> Iterator[Callable[..., object]]:
     from hkm_dask.embedding.embed import embed as run_embed
-    from hkm_dask.view import info
 
     with output.progress():
         yield run_embed
-    facts = info.describe(pool)
-    output.answer(facts, info.render(facts))
+    output.describe(pool)

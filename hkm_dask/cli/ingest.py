@@ -46,8 +46,6 @@ def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Outpu
     """
     with output.run(place) as runner:
         from hkm_dask.ingestion.ingest import ingest as run_ingest
-        from hkm_dask.view import info
 
         run_ingest(list(sources), pool, client=runner.client, **options)
-    facts = info.describe(pool)
-    output.answer(facts, info.render(facts))
+    output.describe(pool)

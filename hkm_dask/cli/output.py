@@ -14,6 +14,7 @@ import click
 if TYPE_CHECKING:
     from hkm_dask.cli.options import Place
     from hkm_dask.compute.runner import Runner
+    from hkm_dask.data.objects import Location
 
 _AS_JSON = "hkm_dask.as_json"
 
@@ -55,6 +56,13 @@ class Output:
         import json
 
         click.echo(json.dumps(facts, allow_nan=False, indent=2) if self.as_json else text)
+
+    def describe(self, store: Location) -> None:
+        """Answer with what a store is."""
+        from hkm_dask.view import info
+
+        facts = info.describe(store)
+        self.answer(facts, info.render(facts))
 
 
 def output_option(command: Callable[..., None]) -> Callable[..., None]:

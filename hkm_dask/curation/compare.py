@@ -25,14 +25,15 @@ from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.data.summary import Summary
 from hkm_dask.errors import InputError, StoreError, is_whole
 from hkm_dask.events import emit
+from hkm_dask.hierarchy.eligible import count_rows, leaf_sizes
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 
 #: Texts of a column whose shares are kept, of each side, and the share from which they are told.
 FREQUENT_VALUES, TOLD_SHARE = 100, 0.005
-#: Bytes of a draw's rows that are searched at once, and rows whose clusters are looked up at once.
-_DRAW_BYTES, _LABEL_ROWS = 8 << 20, 1 << 20
+#: Bytes of a draw's rows that are searched at once.
+_DRAW_BYTES = 8 << 20
 
 Facts = dict[str, Any]
 
@@ -174,15 +175,9 @@ def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: i
 
 def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
     """Of every level: clusters with a row among these, and how evenly the rows lie in all that have rows at all."""
-    counted = np.zeros(arrays.n_clusters(1), np.int64)
-    n_rows, n_left_out = arrays.n_rows(1) if index is None else len(index), 0
-    for low in range(0, n_rows, _LABEL_ROWS):
-        high = min(low + _LABEL_ROWS, n_rows)
-        labels = arrays.part(1, "labels", low, high) if index is None else arrays.take(1, "labels", index[low:high])
-        n_left_out += int((labels < 0).sum())
-        counted += np.bincount(labels[labels >= 0], minlength=len(counted))
-    counts = arrays.sums(counted)
-    return [_balance(t, counts[t - 1], arrays.read(t, "leaf_sizes") > 0, n_left_out) for t in range(1, len(counts) + 1)]
+    counts = leaf_sizes(arrays, None) if index is None else count_rows(arrays, index)
+    n_left_out = (arrays.n_rows(1) if index is None else len(index)) - int(counts[0].sum())
+    return [_balance(t, own, arrays.read(t, "leaf_sizes") > 0, n_left_out) for t, own in enumerate(counts, 1)]
 
 
 def _balance(level: int, counts: NDArray[np.int64], is_used: NDArray[np.bool_], n_left_out: int) -> Facts:

@@ -29,7 +29,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.columns import column_to_sort, sort_keys
-from hkm_dask.hierarchy.export import check_target
+from hkm_dask.hierarchy.export import check_target, write_npy
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -107,18 +107,13 @@ class Deduplication:
         check_targets(out, removed, groups)
         if self.pool is not None:
             self.pool.check_unchanged()
-        write_whole(location(out), lambda partial: _save_npy(partial, self.rows))
+        write_whole(location(out), lambda partial: write_npy(partial, self.rows))
         if removed is not None and Path(removed).suffix == ".npy":
-            write_whole(location(removed), lambda partial: _save_npy(partial, self.removed))
+            write_whole(location(removed), lambda partial: write_npy(partial, self.removed))
         elif removed is not None:
             write_whole(location(removed), lambda partial: self._frame(self.removed).to_parquet(partial, index=False))
         if groups is not None:
             write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False))
-
-
-def _save_npy(path: Path, rows: NDArray[np.int64]) -> None:
-    with path.open("wb") as file:
-        np.save(file, rows, allow_pickle=False)
 
 
 def check_targets(

@@ -102,24 +102,19 @@ def _product_geometry(sample: NDArray[np.float32], geometry: Geometry, runner: R
     )
 
 
-@dataclass(frozen=True)
-class _Label:
+def _label_part(
+    centroids: SharedArray, geometry: Geometry, part: Part
+) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
     """Task: the nearest centroid of every row of a part, and its cosine; -1 for rows of zeros."""
+    engine = worker_engine()
+    assignment = engine.unknown(part.stop - part.start)
+    search = engine.search(part, geometry, "label", assignment)
 
-    centroids: SharedArray
-    geometry: Geometry
+    def leave_zeros_out(tile: RowTile) -> None:
+        tile.labels[~tile.rows.any(axis=1)] = -1
 
-    def __call__(self, part: Part) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        engine = worker_engine()
-        assignment = engine.unknown(part.stop - part.start)
-        search = engine.search(part, self.geometry, "label", assignment)
-
-        def leave_zeros_out(tile: RowTile) -> None:
-            tile.labels[~tile.rows.any(axis=1)] = -1
-
-        update = partial(search.update, centroids=self.centroids)
-        fold(part, engine, assignment, update, leave_zeros_out, geometry=self.geometry)
-        return engine.host(assignment.labels), (1.0 - 0.5 * engine.host(assignment.distances)).astype(np.float32)
+    fold(part, engine, assignment, partial(search.update, centroids=centroids), leave_zeros_out, geometry=geometry)
+    return engine.host(assignment.labels), (1.0 - 0.5 * engine.host(assignment.distances)).astype(np.float32)
 
 
 def _label(
@@ -129,7 +124,7 @@ def _label(
     parts = runner.split(rows, len(centroids), cuts=cuts, stage=assign_stage(runner.n_own(rows), *centroids.shape))
     pieces = [piece for part in parts for some in in_rounds([part], cuts, _PIECES) for piece in some]
     with runner.array_store.lent("directions", centroids) as shared:
-        labeled = runner.map(_Label(shared, geometry), pieces, stage="label", report=report)
+        labeled = runner.map(partial(_label_part, shared, geometry), pieces, stage="label", report=report)
     forget(rows.key)
     labels, cosines = (np.concatenate(one) for one in zip(*labeled, strict=True))
     return labels, cosines

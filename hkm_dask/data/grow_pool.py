@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout, pool_writer
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes, write_file
-from hkm_dask.data.ids import id_keys, with_keys
+from hkm_dask.data.ids import id_keys, repeated, with_keys
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
@@ -186,8 +186,7 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     keys, kinds = np.empty(sum(one.n_samples for one in new), np.int64), set[str]()
     for piece in with_keys(_pieces(new, layout.IDS), keys):
         kinds.add(piece.dtype.kind)
-    keys.sort()
-    twice = set(keys[1:][keys[1:] == keys[:-1]].tolist())
+    twice = set(repeated(keys).tolist())
     for piece in _pieces([pool], layout.IDS):
         if {piece.dtype.kind} != kinds:
             return [
@@ -198,14 +197,14 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
         twice.update(there[keys[places] == there].tolist())
     if not twice:
         return []
-    wanted, seen, repeated = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()
+    wanted, seen, again = np.fromiter(twice, np.int64, len(twice)), set[Any](), list[Any]()
     for piece in _pieces([pool, *new], layout.IDS):
         for value in piece[np.isin(id_keys(piece), wanted)].tolist():
-            repeated += [value] if value in seen else []
+            again += [value] if value in seen else []
             seen.add(value)
-    if not repeated:
+    if not again:
         return []
-    more = f" and {len(repeated) - 1:,} more" if len(repeated) > 1 else ""
+    more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
     return [
-        f"id={repeated[0]!r:.80}{more} should come once, the pool would have it twice; leave out what is there already"
+        f"id={again[0]!r:.80}{more} should come once, the pool would have it twice; leave out what is there already"
     ]

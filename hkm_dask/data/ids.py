@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -48,6 +48,17 @@ def id_pieces(ids: Any, name: str) -> Pieces:
 def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:
     for start in range(0, len(array), ID_PIECE_ROWS):
         yield plain_ids(array[start : start + ID_PIECE_ROWS], name)
+
+
+def stream_values(file: IO[bytes], dtype: np.dtype, n_values: int, label: str) -> Iterator[np.ndarray]:
+    """Read so many values one after the other, in pieces; InputError where there are fewer."""
+    step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // max(1, dtype.itemsize)))
+    for start in range(0, n_values, step):
+        n = min(step, n_values - start)
+        data = file.read(n * dtype.itemsize)
+        if len(data) < n * dtype.itemsize:
+            raise InputError(f"{label} is cut short; copy or save it again")
+        yield np.frombuffer(data, dtype) if dtype.itemsize else np.zeros(n, dtype)
 
 
 def plain_ids(piece: np.ndarray, name: str) -> np.ndarray:

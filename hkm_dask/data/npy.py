@@ -88,6 +88,13 @@ def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int
     return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
 
 
+def read_npy(file: IO[bytes], label: str, n_bytes: int) -> np.ndarray:
+    """Read a whole `.npy` stream of so many bytes, in C order; InputError as `read_npy_header`."""
+    header = read_npy_header(file, label, n_bytes)
+    file.seek(header.offset)
+    return np.frombuffer(file.read(header.data_bytes), header.dtype).reshape(header.shape)
+
+
 def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:
     """Rows `start` up to `stop` of an `.npy` file of ours, without reading the others."""
 
@@ -164,9 +171,14 @@ def write_npy_rows(path: str | Path, offset: int, start: int, rows: np.ndarray) 
 
     def write() -> None:
         with Path(path).open("r+b", buffering=0) as file:
-            view, position = as_buffer(values), offset + start * values.shape[1] * values.itemsize
-            while view:
-                done = os.pwrite(file.fileno(), view, position)
-                view, position = view[done:], position + done
+            write_at(file.fileno(), values, offset + start * values.shape[1] * values.itemsize)
 
     careful(write, f"writing {path}")
+
+
+def write_at(fd: int, values: np.ndarray, position: int) -> None:
+    """Write all bytes of an array to an open file, from a position on."""
+    left = as_buffer(values)
+    while left:
+        done = os.pwrite(fd, left, position)
+        left, position = left[done:], position + done

@@ -99,6 +99,10 @@ class Verification:
         if self._counts[where, kind] <= MAX_LINES:
             self.problems.append(Problem(where, what, remedy or self._remedy()))
 
+    def cannot_read(self, what: str, error: StoreError) -> None:
+        """Note that the pool or the tree that this was made from cannot be read."""
+        self.add(what, "damaged", str(error).rpartition("; ")[0], remedy=f"verify the {what} with `hkm verify`")
+
     def close(self, seconds: float) -> None:
         """End it: say how many problems have no line of their own, and drop what could not be told."""
         for (where, _), count in self._counts.items():

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
-from hkm_dask.data.ids import id_keys
+from hkm_dask.data.ids import id_keys, repeated
 from hkm_dask.data.pool_writer import Stats, measure
 from hkm_dask.data.verify import MAX_LINES, Verification
 from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
@@ -112,7 +112,7 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
     """Make sure that no id comes twice: ids are compared by 64 bits, in as many turns as memory asks for."""
     name, n_ids = layout.IDS, reader.arrays[layout.IDS].spec.shape[0]
     n_turns = -(-n_ids // _IDS_AT_ONCE)
-    repeated = []
+    twice = []
     for turn in range(n_turns):
 
         def of_turn(start: int, ids: NDArray[Any], turn: int = turn) -> NDArray[np.int64]:
@@ -122,9 +122,8 @@ def _check_ids(reader: ChunkReader, found: Verification) -> None:
         keys = np.concatenate([np.empty(0, np.int64), *(made for _, made in reader.fold([name], of_turn))])
         if name in reader.damaged:
             return
-        keys.sort()
-        repeated.append(np.unique(keys[1:][keys[1:] == keys[:-1]]))
-    keys = np.concatenate(repeated)
+        twice.append(repeated(keys))
+    keys = np.concatenate(twice)
     if len(keys) > MAX_LINES:
         found.add(name, "many", f"{len(keys):,} ids should come once, they come more often", remedy=_ID_REMEDY)
     if not (len(keys) and _tell_repeated(keys[:MAX_LINES], reader, found)):

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data.ids import Pieces
+from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces
 from hkm_dask.data.layout import MIB
 from hkm_dask.embedding.models import require
 from hkm_dask.embedding.rasters import Raster, color_table, describe_raster, list_rasters, open_raster
@@ -34,7 +34,6 @@ CACHE_BYTES = 256 * MIB
 #: Patches in all; ten times as many as the largest pool so far.
 MAX_PATCHES = 10**10
 _OPEN_RASTERS = 4
-_PIECE_ROWS = 2**16
 # Patches of one row are read together unless more than so many of their widths lie between two of them.
 _WIDEST_GAP = 4
 
@@ -105,14 +104,14 @@ class Windows:
 
     def _ids(self) -> Iterator[np.ndarray]:
         side = f"{self.size}x{self.size}"
-        for start in range(0, len(self), _PIECE_ROWS):
-            positions = self.positions(slice(start, start + _PIECE_ROWS)).tolist()
+        for start in range(0, len(self), ID_PIECE_ROWS):
+            positions = self.positions(slice(start, start + ID_PIECE_ROWS)).tolist()
             names = [f"{self.rasters[raster].name}[{side}+{left}+{top}]" for raster, top, left in positions]
             yield np.array(names, dtype=object)
 
     def _column(self, number: int) -> Iterator[np.ndarray]:
-        for start in range(0, len(self), _PIECE_ROWS):
-            rows = slice(start, start + _PIECE_ROWS)
+        for start in range(0, len(self), ID_PIECE_ROWS):
+            rows = slice(start, start + ID_PIECE_ROWS)
             yield self.positions(rows)[:, number] if number < 3 else self.coordinates(rows)[:, number - 3]
 
     def read(self, first: int, last: int) -> list[NDArray[np.uint8]]:

@@ -319,7 +319,7 @@ class HkmAccessor:
         for t in range(level, 1, -1):
             children, bounds = arrays.children(t, clusters)
             sizes = np.split(arrays.take(t - 1, "leaf_sizes", children), bounds[1:-1])
-            shares = np.concatenate([_share_out(own, int(share)) for own, share in zip(sizes, shares, strict=True)])
+            shares = np.concatenate([share_evenly(own, int(share)) for own, share in zip(sizes, shares, strict=True)])
             clusters, shares = children[shares > 0], shares[shares > 0]
         return arrays.take(1, "members", ranges(arrays.take(1, "indptr", clusters), shares))
 
@@ -411,12 +411,12 @@ def _looked_up(labels: NDArray[np.int32], *, table: NDArray[np.int32]) -> NDArra
     return table[labels]
 
 
-def _share_out(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+def share_evenly(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Share `n` out as evenly as `sizes` allow; what is left over goes to the first.
 
     Examples
     --------
-    >>> _share_out(np.array([1, 9, 9]), 8), _share_out(np.array([3, 3, 3]), 2)
+    >>> share_evenly(np.array([1, 9, 9]), 8), share_evenly(np.array([3, 3, 3]), 2)
     (array([1, 4, 3]), array([1, 1, 0]))
     """
     shares = np.zeros_like(sizes)

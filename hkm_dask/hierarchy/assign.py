@@ -24,9 +24,8 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together
+from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together, pick
 from hkm_dask.hierarchy.external_sort import rows_at_once
-from hkm_dask.hierarchy.resample import ResampleSet
 from hkm_dask.kmeans.ranges import nearest_by_ranges
 from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -88,8 +87,8 @@ class Assign:
                 for low in range(0, len(labels), DRAWN_ROWS):
                     rows = engine.xp.arange(part.start + low, min(part.start + low + DRAWN_ROWS, part.stop))
                     distances[low : low + DRAWN_ROWS] = random_uniform(self.random_key, rows)
-            picks = ResampleSet.picks(n_clusters, self.r, distances, labels, range(part.start, part.stop))
-            put = (Candidates.put(some, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
+            picks = pick(n_clusters, self.r, distances, labels, range(part.start, part.stop))
+            put = (Candidates.put(some, n_clusters, self.store, f"picked-{uuid.uuid4().hex}") for some in picks)
             picked = reduce(Candidates.__add__, put)
         return Assigned(np.diff(bounds_of_labels(labels, n_clusters)), picked)
 
@@ -127,19 +126,12 @@ class Assign:
                 array.write(low, chunk)
 
 
-@dataclass(frozen=True)
-class _ChooseFew:
+def _choose_few(r: int, most: int, store: SharedArrayStore, total: Assigned) -> Assigned:
     """Task: choose `r` members of each cluster where all that were picked can be held at once."""
-
-    r: int
-    most: int
-    store: SharedArrayStore
-
-    def __call__(self, total: Assigned) -> Assigned:
-        if total.picked is None or total.picked.n_rows > self.most:
-            return total
-        name = f"numbers-{uuid.uuid4().hex}"
-        return replace(total, chosen=choose_together(total.picked, self.r, self.store, name))
+    if total.picked is None or total.picked.n_rows > most:
+        return total
+    name = f"numbers-{uuid.uuid4().hex}"
+    return replace(total, chosen=choose_together(total.picked, r, store, name))
 
 
 @dataclass(frozen=True)
@@ -162,24 +154,19 @@ class LevelRows:
         return chunks
 
 
-@dataclass(frozen=True)
-class _NearestCentroids:
+def _nearest_centroids(
+    points: SharedArray, centroids: SharedArray, geometry: Geometry, places: tuple[int, int]
+) -> NDArray[np.int32]:
     """Task: the centroids nearest to some of the points, a range of them; -1 for points of NaN."""
-
-    points: SharedArray
-    centroids: SharedArray
-    geometry: Geometry
-
-    def __call__(self, places: tuple[int, int]) -> NDArray[np.int32]:
-        points, centroids = self.points.read(*places), self.centroids.get()
-        labels, used = np.full(len(points), -1, np.int32), ~np.isnan(points[:, 0])
-        engine = engine_for(2.0 * points.size * len(centroids))
-        key = ("hints", self.centroids.name, self.geometry.name)
-        index = engine.made.get(key, (self.centroids,), lambda: engine.index(centroids, self.geometry))
-        nearest = engine.unknown(int(used.sum()))
-        index.nearest(engine.put(points[used]), nearest.labels, nearest.distances)
-        labels[used] = engine.host(nearest.labels)
-        return labels
+    some, table = points.read(*places), centroids.get()
+    labels, used = np.full(len(some), -1, np.int32), ~np.isnan(some[:, 0])
+    engine = engine_for(2.0 * some.size * len(table))
+    key = ("hints", centroids.name, geometry.name)
+    index = engine.made.get(key, (centroids,), lambda: engine.index(table, geometry))
+    nearest = engine.unknown(int(used.sum()))
+    index.nearest(engine.put(some[used]), nearest.labels, nearest.distances)
+    labels[used] = engine.host(nearest.labels)
+    return labels
 
 
 def _hints(
@@ -188,7 +175,7 @@ def _hints(
     """The centroid nearest to each of the `n_before` of the last pass."""
     n_ranges = runner.n_parts(2.0 * n_before * centroids.get().size)
     places = itertools.pairwise((n_before * np.arange(n_ranges + 1) // n_ranges).tolist())
-    task = _NearestCentroids(before, centroids, geometry)
+    task = partial(_nearest_centroids, before, centroids, geometry)
     return np.concatenate(runner.map(task, list(places), stage="assign"))
 
 
@@ -267,7 +254,7 @@ def assign(
         with runner.array_store.lent("hints", nearest) as hints:
             written = None if folder is None else str(folder)
             task = Assign(shared, level.geometry, run, written, r, random_key, hints, store)
-            finish = _ChooseFew(r, rows_at_once(runner), store)
+            finish = partial(_choose_few, r, rows_at_once(runner), store)
             total: Assigned = runner.map_reduce(task, parts, combine=Assigned.__add__, finish=finish, stage="assign")
     if total.picked is not None:
         if total.chosen is None:

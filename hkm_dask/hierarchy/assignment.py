@@ -6,7 +6,6 @@ import itertools
 import os
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -207,30 +206,20 @@ def _pieces_of_ids(source: ClusterInput) -> Iterator[NDArray[Any]]:
 # -- the pass ----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class WriteLabels:
+def _write_labels(label: LabelRows, paths: SharedArray, folder: str, squared: bool, part: Part) -> None:
     """Task: label the rows of a part, which is of whole chunks, and write what `paths` (n_clusters, n_levels) say."""
-
-    label: LabelRows
-    paths: SharedArray
-    folder: str
-    squared: bool = False
-
-    def __call__(self, part: Part) -> int:
-        """Fold the part; gives its number of rows."""
-        assignment, engine = self.label.fold(part)[0], worker_engine()
-        paths = self.paths.get()[engine.host(assignment.labels)]
-        columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(paths.T, 1)}
-        # As a subset has them: the root of what a tree stores.
-        distances = engine.host(assignment.distances).astype(np.float32)
-        distances = distances if self.squared else np.sqrt(distances)
-        # Last, as it tells that the others are there.
-        for name, values in {**columns, DISTANCE: distances}.items():
-            array = open_array(location(self.folder) / name)
-            for index in array.spec.chunks(part.start, part.stop):
-                low, high = array.spec.chunk_range(index)
-                array.write(low, values[low - part.start : high - part.start])
-        return part.stop - part.start
+    assignment, engine = label.fold(part)[0], worker_engine()
+    of_rows = paths.get()[engine.host(assignment.labels)]
+    columns = {f"level_{t}": np.ascontiguousarray(column) for t, column in enumerate(of_rows.T, 1)}
+    # As a subset has them: the root of what a tree stores.
+    distances = engine.host(assignment.distances).astype(np.float32)
+    distances = distances if squared else np.sqrt(distances)
+    # Last, as it tells that the others are there.
+    for name, values in {**columns, DISTANCE: distances}.items():
+        array = open_array(location(folder) / name)
+        for index in array.spec.chunks(part.start, part.stop):
+            low, high = array.spec.chunk_range(index)
+            array.write(low, values[low - part.start : high - part.start])
 
 
 def _n_tasks(source: ClusterInput, arrays: TreeArrays, runner: Runner) -> float:
@@ -255,7 +244,7 @@ def _write(folder: Location, source: ClusterInput, arrays: TreeArrays, runner: R
         runner.array_store.lent("centroids", centroids) as shared,
         runner.array_store.lent("paths", paths_of_centroids(arrays)) as paths,
     ):
-        task = WriteLabels(LabelRows(shared, geometry), paths, str(folder), squared)
+        task = partial(_write_labels, LabelRows(shared, geometry), paths, str(folder), squared)
         pieces = itertools.chain.from_iterable(in_rounds(parts, cuts, n_rounds))
         while some := list(itertools.islice(pieces, _TASKS_PER_THREAD * runner.n_threads)):
             left = [part for part in some if not _is_written(folder, part, arrays.n_levels)]

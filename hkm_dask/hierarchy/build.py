@@ -376,21 +376,14 @@ class _Build:
 
     def _hooks(self, t: int, number: int, level: Level) -> StepHooks:
         """Events of a step, and its checkpoints."""
-        tell = partial(emit, level=t, step=number)
-
-        def seeding(phase: str, n_done: int, total: int) -> None:
-            tell("seeding", phase=phase, done=n_done, total=total)
-
-        def iteration(i: int, inertia: float) -> None:
-            tell("iteration", iteration=i, inertia=inertia, max_iter=level.max_iter)
-
-        def started(n_rows: int) -> None:
-            tell("step_started", n=n_rows, k=level.n_clusters, max_iter=level.max_iter)
-
-        def assigned() -> None:
-            emit("assigned", level=t, step=number - 1)
-
-        return StepHooks(seeding, iteration, partial(self.checkpoints.iteration, t, number), assigned, started)
+        tell, k, max_iter = partial(emit, level=t, step=number), level.n_clusters, level.max_iter
+        return StepHooks(
+            seeding=lambda phase, done, total: tell("seeding", phase=phase, done=done, total=total),
+            iteration=lambda i, inertia: tell("iteration", iteration=i, inertia=inertia, max_iter=max_iter),
+            moved=partial(self.checkpoints.iteration, t, number),
+            assigned=lambda: emit("assigned", level=t, step=number - 1),
+            started=lambda n_rows: tell("step_started", n=n_rows, k=k, max_iter=max_iter),
+        )
 
     def _finish_step(
         self, t: int, number: int, level: Level, done: Fit | FitByRanges, steps: StepHistory

@@ -8,18 +8,22 @@ task holds, which give the first row of each cluster that is too much; then each
 from __future__ import annotations
 
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.memory import sort_stage
+from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.memory import PICKED_ROWS, sort_stage
 from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.hierarchy.external_sort import (
     Records,
+    Run,
     ScratchRun,
     Share,
     Splitters,
@@ -30,8 +34,25 @@ from hkm_dask.hierarchy.external_sort import (
     whole_clusters,
 )
 from hkm_dask.hierarchy.members import starts
-from hkm_dask.hierarchy.resample import ResampleSet
-from hkm_dask.kmeans.search.smallest import bounds_of_labels, mark_smallest
+from hkm_dask.kmeans.search.smallest import are_smallest, bounds_of_labels, mark_smallest
+
+
+def pick(n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS) -> Iterator[Records]:
+    """Pick up to `r` members of each cluster among the rows of a part: the smallest keys, ties to the lowest row.
+
+    Keys are squared distances or random numbers, float64, and labels int32, -1 for rows that are left out; both may be
+    on a device. Only what is picked comes to the host, of `step` rows at a time, so that little of it is held.
+
+    >>> (picked,) = pick(2, 1, np.array([3.0, 1.0, 1.0, 5.0]), np.int32([0, 0, 0, 1]), range(10, 14))
+    >>> picked.rows.tolist(), picked.labels.tolist()
+    ([11, 13], [0, 1])
+    """
+    chosen = are_smallest(n_clusters, r, keys, labels)
+    for low in range(0, max(1, len(labels)), step):
+        some = slice(low, low + step)
+        places = array_module(keys).flatnonzero(chosen[some])
+        picked, of_labels, of_keys = map(to_host, (places, labels[some][places], keys[some][places]))
+        yield Records(picked + (rows.start + low), of_keys.view(np.uint64), of_labels)
 
 
 @dataclass(frozen=True)
@@ -42,10 +63,9 @@ class Candidates(Outcome):
     runs: tuple[ScratchRun, ...]
 
     @classmethod
-    def put(cls, picked: ResampleSet, store: SharedArrayStore, name: str) -> Candidates:
+    def put(cls, picked: Records, n_clusters: int, store: SharedArrayStore, name: str) -> Candidates:
         """Put what one part picked where all tasks find it."""
-        counts = np.diff(bounds_of_labels(picked.labels, picked.n_clusters))
-        packed = Records(picked.rows, picked.keys.view(np.uint64), picked.labels).packed()
+        counts, packed = np.diff(bounds_of_labels(picked.labels, n_clusters)), picked.packed()
         return cls(counts, (ScratchRun(store.put(name, packed), 0, len(packed)),))
 
     def __add__(self, other: Candidates) -> Candidates:
@@ -71,48 +91,38 @@ def choose_together(candidates: Candidates, r: int, store: SharedArrayStore, nam
     return SharedPieces(store.series(name, [store.put(f"{name}-0", numbers)]), (0, len(numbers)))
 
 
-@dataclass(frozen=True)
-class _FindLimits:
+def _find_limits(r: int, share: Share) -> Splitters:
     """Task: of the clusters of a share that have more than `r` candidates, the first one that is too much."""
-
-    r: int
-
-    def __call__(self, share: Share) -> Splitters:
-        records = share.read()
-        first, last = int(records.labels.min()), int(records.labels.max())
-        order = np.lexsort((records.keys, records.labels))  # stable: rows that are alike stay in order
-        indptr = bounds_of_labels(records.labels - np.int32(first), last - first + 1)
-        large = np.flatnonzero(np.diff(indptr) > self.r)
-        beyond = order[indptr[large] + self.r]
-        return Splitters((large + first).astype(np.int32), records.keys[beyond], records.rows[beyond].astype(np.uint64))
+    records = share.read()
+    first, last = int(records.labels.min()), int(records.labels.max())
+    order = np.lexsort((records.keys, records.labels))  # stable: rows that are alike stay in order
+    indptr = bounds_of_labels(records.labels - np.int32(first), last - first + 1)
+    large = np.flatnonzero(np.diff(indptr) > r)
+    beyond = order[indptr[large] + r]
+    return Splitters((large + first).astype(np.int32), records.keys[beyond], records.rows[beyond].astype(np.uint64))
 
 
-@dataclass(frozen=True)
-class _LeaveOut:
+def _leave_out(
+    shared: Sequence[SharedArray], store: SharedArrayStore, name: str, item: tuple[int, ScratchRun]
+) -> tuple[SharedArray, int]:
     """Task: of a run, keep the row numbers of those before the limit of their cluster."""
-
-    limits: tuple[SharedArray, SharedArray, SharedArray]
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, item: tuple[int, ScratchRun]) -> tuple[SharedArray, int]:
-        number, run = item
-        records, limits = run.read(), Splitters(*(values.get() for values in self.limits))
-        chosen = splitters_before(limits, records) == np.searchsorted(limits.clusters, records.labels)
-        numbers = records.rows[chosen]
-        return self.store.put(f"{self.name}-{number}", numbers), len(numbers)
+    number, run = item
+    records, limits = run.read(), Splitters(*(values.get() for values in shared))
+    chosen = splitters_before(limits, records) == np.searchsorted(limits.clusters, records.labels)
+    numbers = records.rows[chosen]
+    return store.put(f"{name}-{number}", numbers), len(numbers)
 
 
 def choose(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> SharedPieces:
     """Choose up to `r` candidates of each cluster, by many tasks; row numbers are below `n_rows`, and rise."""
     name, takes = f"numbers-{uuid.uuid4().hex}", sort_stage(rows_at_once(runner))
-    limits = _limits(candidates, r, n_rows, runner)
+    pieces = [piece for run in candidates.runs for piece in _pieces(run, rows_at_once(runner))]
+    limits = _limits(candidates.counts, pieces, r, n_rows, runner)
     store = runner.scratch_store(8 * candidates.n_rows)
     words = limits.clusters, limits.keys, limits.rows
-    shared = tuple(store.put(f"limits-{uuid.uuid4().hex}", values) for values in words)
-    pieces = [piece for run in candidates.runs for piece in _pieces(run, rows_at_once(runner))]
+    shared = [store.put(f"limits-{uuid.uuid4().hex}", values) for values in words]
     try:
-        task = _LeaveOut(shared, store, name)  # type: ignore[arg-type]
+        task = partial(_leave_out, shared, store, name)
         outcomes = runner.map(task, list(enumerate(pieces)), stage="resample", takes=takes)
     finally:
         for handle in shared:
@@ -127,19 +137,18 @@ def _pieces(run: ScratchRun, at_once: int) -> Sequence[ScratchRun]:
     return [ScratchRun(run.records, low, min(low + at_once, run.stop)) for low in lows]
 
 
-def _limits(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> Splitters:
-    """The first candidate that is too much of every cluster with more than `r`."""
-    at_once, indptr = rows_at_once(runner), starts(candidates.counts)
-    runs = [piece for run in candidates.runs for piece in _pieces(run, at_once)]
-    huge = np.flatnonzero(candidates.counts > at_once)
+def _limits(counts: NDArray[np.int64], runs: Sequence[Run], r: int, n_rows: int, runner: Runner) -> Splitters:
+    """The first candidate that is too much of every cluster with more than `r`; `counts` are those of all clusters."""
+    at_once = rows_at_once(runner)
+    huge = np.flatnonzero(counts > at_once)
     # A cluster that no task holds is a share by itself, and its limit is found digit by digit.
-    places, splitters = whole_clusters(indptr, at_once)
+    places, splitters = whole_clusters(starts(counts), at_once)
     with shares_between(places, splitters, runs, runner=runner, stage="resample") as shares:
         held = [share for share in shares if share.stop - share.start <= at_once]
         found = [Splitters(np.empty(0, np.int32), np.empty(0, np.uint64), np.empty(0, np.uint64))]
         if held:
-            found += runner.map(_FindLimits(r), held, stage="resample", takes=sort_stage(at_once))
-    huge = huge[candidates.counts[huge] > r]
+            found += runner.map(partial(_find_limits, r), held, stage="resample", takes=sort_stage(at_once))
+    huge = huge[counts[huge] > r]
     if len(huge):
         ranks = np.full(len(huge), r, np.int64)
         found.append(

@@ -70,3 +70,12 @@ def leaf_sizes(arrays: TreeArrays, mask: Mask | None) -> list[NDArray[np.int64]]
         labels = arrays.block(1, "labels", bounds)
         sizes += np.bincount(labels[mask[slice(*bounds)]], minlength=len(sizes))
     return arrays.sums(sizes)
+
+
+def count_rows(arrays: TreeArrays, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Count some rows below the clusters of every level, level 1 first; one that comes twice counts twice."""
+    counts = np.zeros(arrays.n_clusters(1), np.int64)
+    for some in row_blocks(len(rows)):
+        labels = arrays.take(1, "labels", rows[some])
+        counts += np.bincount(labels[labels >= 0], minlength=len(counts))
+    return arrays.sums(counts)

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.config import Config
@@ -35,7 +33,7 @@ _PER_LEVEL = (
 )  # fmt: skip
 
 
-class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
+class HierarchicalKMeans(Clusterer):
     """Hierarchical k-means with resampling, with scikit-learn's conventions.
 
     Level 1 clusters the samples, level t the centroids of level t - 1. Inputs are those of `hkm_dask.KMeans`. For runs
@@ -99,8 +97,6 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
     """
 
     tree_: xr.DataTree
-    cluster_centers_: NDArray[np.float32]
-    n_iter_: int
 
     def __init__(
         self,
@@ -136,11 +132,6 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
         self.client = client
         self.memory_limit = memory_limit
         self.work_dir = work_dir
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
 
     def fit(self, X: Any, y: None = None) -> Self:
         """Build the tree.
@@ -245,10 +236,6 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
             self._labels_read = np.ascontiguousarray(arrays.ancestors(arrays.read(1, "labels"))[-1])
         return self._labels_read
 
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.cluster_centers_)
-
     def _build(self, source: Any, config: Config, folder: Path | None) -> xr.DataTree:
         where: dict[str, Any] = {"client": self.client, "memory_limit": self.memory_limit}
         if folder is None:
@@ -258,18 +245,9 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
 
     def _config(self) -> Config:
         n_clusters = self.n_clusters
-        return Config.from_flags(
-            [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters),
-            seed=self._seed(),
-            metric=self.metric,
-            n_splits=self.n_splits,
-            n_resamples=self.n_resamples,
-            resample_size=self.resample_size,
-            resample_strategy=self.resample_strategy,
-            init=self.init,
-            max_iter=self.max_iter,
-            tol=self.tol,
-        )
+        of_levels = [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters)
+        others = {name: getattr(self, name) for name in _PER_LEVEL if name != "n_clusters"}
+        return Config.from_flags(of_levels, seed=self._seed(), metric=self.metric, **others)
 
     def predict(self, X: Any) -> Any:
         """Cluster of every row at the top level, as `labels_` has them of the fit.
@@ -314,24 +292,6 @@ class HierarchicalKMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clus
         check_is_fitted(self)
         arrays = TreeArrays(self.tree_)
         return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
-
-    def transform(self, X: Any) -> Any:
-        """Distance of every row to every centroid of the top level.
-
-        The nearest of them need not be that of the cluster which `predict` tells: that one is found from level 1 up.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features), pool or path
-            See `hkm_dask.KMeans`.
-
-        Returns
-        -------
-        array of shape (n_samples, n_clusters[-1])
-            Euclidean, as `hkm_dask.KMeans.transform` gives them; NaN for centroids that are.
-        """
-        check_is_fitted(self)
-        return self._distances(X, self.cluster_centers_)
 
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0

@@ -13,6 +13,8 @@ import numpy as np
 import xarray as xr
 
 from hkm_dask.data import chunks, files
+from hkm_dask.data.layout import MIB
+from hkm_dask.data.npy import npy_pieces
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
@@ -158,12 +160,10 @@ def row_columns(rows: np.ndarray, pool: Pool | None, tree: TreeArrays | None) ->
     return columns
 
 
-def _write_npy(path: Path, subset: _Subset) -> None:
-    rows = np.ascontiguousarray(subset.rows)
+def write_npy(path: Path, rows: np.ndarray) -> None:
+    """Write an `.npy`; not by `numpy.save`, which hides what the system says of a full disk."""
     with path.open("wb") as file:
-        # Not numpy.save: it hides what the system says of a full disk.
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(rows))
-        file.write(files.as_buffer(rows))
+        file.writelines(npy_pieces(rows, MIB))
 
 
 def _write_parquet(path: Path, subset: _Subset) -> None:
@@ -213,7 +213,7 @@ def _write_txt(path: Path, subset: _Subset) -> None:
 
 
 _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
-    ".npy": _write_npy,
+    ".npy": lambda path, subset: write_npy(path, subset.rows),
     ".parquet": _write_parquet,
     ".csv": _write_csv,
     ".txt": _write_txt,
@@ -256,6 +256,11 @@ def _arrow(values: np.ndarray) -> Any:
     data, mask = np.ma.getdata(values), np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
     is_text = data.dtype.kind in "OTU"
     return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
+
+
+def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
+    """Whether the pool the tree was built from is no longer where it was."""
+    return bool(attributes.get("pool")) and not Path(attributes["pool"]).exists()
 
 
 def pool_of_tree(

@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -164,25 +165,17 @@ def grouped(runs: Sequence[Run], runner: Runner) -> list[list[Run]]:
     return [list(runs[low:high]) for low, high in itertools.pairwise(cuts)]
 
 
-@dataclass(frozen=True)
-class _CountDigits:
+def _count_digits(splitters: Splitters, of_keys: bool, shift: int, runs: Sequence[Run]) -> NDArray[np.int64]:
     """Task: of the rows that agree with each splitter so far, count those with each next digit of key or number."""
-
-    splitters: Splitters
-    of_keys: bool
-    shift: int
-
-    def __call__(self, runs: Sequence[Run]) -> NDArray[np.int64]:
-        found = self.splitters
-        counts = np.zeros((len(found.clusters), 1 << _DIGIT), np.int64)
-        for run in runs:
-            records = run.read()
-            rows = records.rows.view(np.uint64)
-            selection.count_digits(
-                records.labels, records.keys, rows, found.clusters, found.keys, found.rows, self.of_keys,
-                np.uint64(self.shift), counts,
-            )  # fmt: skip
-        return counts
+    counts = np.zeros((len(splitters.clusters), 1 << _DIGIT), np.int64)
+    for run in runs:
+        records = run.read()
+        rows = records.rows.view(np.uint64)
+        selection.count_digits(
+            records.labels, records.keys, rows, splitters.clusters, splitters.keys, splitters.rows, of_keys,
+            np.uint64(shift), counts,
+        )  # fmt: skip
+    return counts
 
 
 def find_splitters(
@@ -205,7 +198,7 @@ def find_splitters(
         for shift in range((n_bits - 1) // _DIGIT * _DIGIT, -1, -_DIGIT):
             if not ranks.any():  # before the first of all rows that agree so far
                 return found
-            task = _CountDigits(found, name == "keys", shift)
+            task = partial(_count_digits, found, name == "keys", shift)
             counts = runner.map_reduce(task, grouped(runs, runner), combine=np.add, stage=stage)
             below = np.cumsum(counts, axis=1)
             digits = (below <= ranks[:, None]).sum(axis=1)
@@ -240,22 +233,17 @@ def splitters_before(splitters: Splitters, records: Records) -> NDArray[np.int32
     return counts
 
 
-@dataclass(frozen=True)
-class _Partition:
+def _partition(
+    splitters: Splitters, store: SharedArrayStore, name: str, item: tuple[int, Run]
+) -> tuple[SharedArray, NDArray[np.int64]]:
     """Task: write a run again, share by share; gives where it lies, and where each share begins and ends in it."""
-
-    splitters: Splitters
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, item: tuple[int, Run]) -> tuple[SharedArray, NDArray[np.int64]]:
-        number, run = item
-        records, found = run.read(), self.splitters
-        share = splitters_before(found, records).astype(np.uint16)
-        order = np.argsort(share, kind="stable")  # by radix, as shares have 16 bits
-        bounds = np.searchsorted(share[order], np.arange(len(found.clusters) + 2))
-        ordered = Records(records.rows[order], records.keys[order], records.labels[order])
-        return self.store.put(f"{self.name}-{number}", ordered.packed()), bounds
+    number, run = item
+    records = run.read()
+    share = splitters_before(splitters, records).astype(np.uint16)
+    order = np.argsort(share, kind="stable")  # by radix, as shares have 16 bits
+    bounds = np.searchsorted(share[order], np.arange(len(splitters.clusters) + 2))
+    ordered = Records(records.rows[order], records.keys[order], records.labels[order])
+    return store.put(f"{name}-{number}", ordered.packed()), bounds
 
 
 @dataclass(frozen=True)
@@ -300,7 +288,7 @@ def partitioned(
     The runs are written again, share by share, to arrays in `store` that are removed in the end.
     """
     name = f"shares-{uuid.uuid4().hex}"
-    task = _Partition(splitters, store, name)
+    task = partial(_partition, splitters, store, name)
     outcomes = runner.map(task, list(enumerate(runs)), stage=stage, takes=sort_stage(rows_at_once(runner)))
     written = store.series(name, [records for records, _ in outcomes])
     of_runs = np.stack([bounds for _, bounds in outcomes], axis=1)

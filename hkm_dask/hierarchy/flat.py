@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,26 +85,21 @@ class _TopRun:
         return Records(words, keys, top)
 
 
-@dataclass(frozen=True)
-class _Take:
+def _take(
+    times: NDArray[np.int64], splitters: Splitters, whole: NDArray[np.bool_], runs: Sequence[_TopRun]
+) -> NDArray[np.int64]:
     """Task: the rows of runs, each so many times as its cluster has them, and once more those before its splitter."""
-
-    times: NDArray[np.int64]
-    splitters: Splitters
-    whole: NDArray[np.bool_]
-
-    def __call__(self, runs: Sequence[_TopRun]) -> NDArray[np.int64]:
-        taken = [np.empty(0, np.int64)]
-        number = np.searchsorted(self.splitters.clusters, np.arange(len(self.times)))
-        for run in runs:
-            rows, top = run.members()
-            some = np.flatnonzero(~self.whole[top])
-            times = self.times[top]
-            keys, words = run.order.of_rows(rows)
-            records = Records(words[some], keys[some], top[some])
-            times[some] += splitters_before(self.splitters, records) <= number[top[some]]
-            taken.append(np.repeat(rows, times))
-        return np.concatenate(taken)
+    taken = [np.empty(0, np.int64)]
+    number = np.searchsorted(splitters.clusters, np.arange(len(times)))
+    for run in runs:
+        rows, top = run.members()
+        some = np.flatnonzero(~whole[top])
+        of_rows = times[top]
+        keys, words = run.order.of_rows(rows)
+        records = Records(words[some], keys[some], top[some])
+        of_rows[some] += splitters_before(splitters, records) <= number[top[some]]
+        taken.append(np.repeat(rows, of_rows))
+    return np.concatenate(taken)
 
 
 def draw_flat(
@@ -131,4 +127,4 @@ def draw_flat(
             runs, some, rest[some], key_bits=order.key_bits, n_rows=order.n_words, runner=runner, stage="sample"
         )
         parts: list[list[Run]] = grouped(runs, runner)
-        return np.concatenate(runner.map(_Take(times, splitters, rest == 0), parts, stage="sample"))
+        return np.concatenate(runner.map(partial(_take, times, splitters, rest == 0), parts, stage="sample"))

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.npy import read_npy
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -107,7 +107,8 @@ def _read_file(path: str | os.PathLike[str], kind: str | None, name: str) -> tup
                     f"{name} may hold row numbers or ids, which are whole numbers both; give ids in "
                     ".txt, or either in the column `id` or `row` of a .csv or .parquet"
                 )
-            return _read_npy(path), True
+            with open_regular(path) as file:
+                return read_npy(file, str(path), os.fstat(file.fileno()).st_size), True
         if suffix == ".txt":
             lines = read_regular(path, _MAX_TEXT_BYTES).decode("utf-8-sig").split("\n")
             ids = [line.removesuffix("\r") for line in lines]
@@ -115,13 +116,6 @@ def _read_file(path: str | os.PathLike[str], kind: str | None, name: str) -> tup
         if suffix == ".csv":
             return _read_csv(read_regular(path, _MAX_TEXT_BYTES).decode("utf-8-sig"), kind is not None, wanted)
         return _read_parquet(path, kind is not None, wanted)
-
-
-def _read_npy(path: str | os.PathLike[str]) -> np.ndarray:
-    with open_regular(path) as file:
-        header = read_npy_header(file, str(path), os.fstat(file.fileno()).st_size)
-        file.seek(header.offset)
-        return np.frombuffer(file.read(header.data_bytes), header.dtype).reshape(header.shape)
 
 
 def _read_csv(text: str, has_ids: bool, wanted: str) -> tuple[np.ndarray, bool]:

@@ -6,7 +6,7 @@ Tasks copy and check them, so that no process holds them all.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from crc32c import crc32c
@@ -23,31 +23,19 @@ from hkm_dask.errors import StoreError
 _FOLDER = "ranges"
 
 
-@dataclass(frozen=True)
-class _KeepRange:
+def _keep_range(centroids: SharedPieces, store: SharedArrayStore, name: str, number: int) -> int:
     """Task: copy the centroids of a range into a store, and give their checksum."""
-
-    centroids: SharedPieces
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, number: int) -> int:
-        values = _read(self.centroids, number)
-        self.store.put(f"{self.name}-{number}", values)
-        return _checksum(values)
+    values = _read(centroids, number)
+    store.put(f"{name}-{number}", values)
+    return _checksum(values)
 
 
-@dataclass(frozen=True)
-class _CheckRange:
+def _check_range(centroids: SharedPieces, number: int) -> int:
     """Task: give the checksum of the centroids of a range; -1 where they cannot be read."""
-
-    centroids: SharedPieces
-
-    def __call__(self, number: int) -> int:
-        try:
-            return _checksum(_read(self.centroids, number))
-        except (OSError, ValueError, StoreError):
-            return -1
+    try:
+        return _checksum(_read(centroids, number))
+    except (OSError, ValueError, StoreError):
+        return -1
 
 
 def _read(centroids: SharedPieces, number: int) -> np.ndarray:
@@ -69,7 +57,7 @@ def keep_ranges(
     """Keep centroids under a name; gives them as they are kept, and what `kept_ranges` knows them by."""
     make_folder(folder / _FOLDER)
     offsets, n_features = np.array(centroids.offsets), centroids.series[0].read(0, 1).shape[1]
-    task = _KeepRange(centroids, SharedArrayStore(str(folder / _FOLDER)), name)
+    task = partial(_keep_range, centroids, SharedArrayStore(str(folder / _FOLDER)), name)
     checksums = runner.map(task, range(len(offsets) - 1), stage="keep", takes=_takes(offsets, n_features))
     known = {"offsets": offsets, "checksums": np.array(checksums), "n_features": np.array(n_features)}
     return _pieces(known, folder, name), known
@@ -78,7 +66,7 @@ def keep_ranges(
 def kept_ranges(kept: Mapping[str, np.ndarray], folder: Location, name: str, runner: Runner) -> SharedPieces | None:
     """Centroids that were kept under a name; None where they are not as they were."""
     pieces, takes = _pieces(kept, folder, name), _takes(kept["offsets"], int(kept["n_features"]))
-    found = runner.map(_CheckRange(pieces), range(len(kept["checksums"])), stage="keep", takes=takes)
+    found = runner.map(partial(_check_range, pieces), range(len(kept["checksums"])), stage="keep", takes=takes)
     return pieces if found == kept["checksums"].tolist() else None
 
 

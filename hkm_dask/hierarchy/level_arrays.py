@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -59,42 +60,30 @@ class _Sizes(Outcome):
         return _Sizes(self.members + other.members, self.leaves + other.leaves)
 
 
-@dataclass(frozen=True)
-class _CountMembers:
+def _count_members(n_clusters: int, below: str | None, runs: Sequence[Run]) -> _Sizes:
     """Task: count the members of each of so many clusters in some runs; leaves are those of the level `below`."""
-
-    n_clusters: int
-    below: str | None
-
-    def __call__(self, runs: Sequence[Run]) -> _Sizes:
-        members = np.zeros(self.n_clusters, np.int64)
-        leaves = members if self.below is None else members.copy()
-        for run in runs:
-            records = run.read()
-            count_labels(records.labels, members)
-            if self.below is not None and len(records.rows):
-                low, high = int(records.rows[0]), int(records.rows[-1]) + 1
-                of_rows = open_array(location(self.below) / "leaf_sizes").read(low, high)
-                np.add.at(leaves, records.labels, of_rows[records.rows - low])
-        return _Sizes(members, leaves)
+    members = np.zeros(n_clusters, np.int64)
+    leaves = members if below is None else members.copy()
+    for run in runs:
+        records = run.read()
+        count_labels(records.labels, members)
+        if below is not None and len(records.rows):
+            low, high = int(records.rows[0]), int(records.rows[-1]) + 1
+            of_rows = open_array(location(below) / "leaf_sizes").read(low, high)
+            np.add.at(leaves, records.labels, of_rows[records.rows - low])
+    return _Sizes(members, leaves)
 
 
-@dataclass(frozen=True)
-class _WriteSizes:
+def _write_sizes(folder: str, level: int, sizes: _Sizes) -> NDArray[np.int64]:
     """Task: write what was counted; gives where the members of each cluster begin and end."""
-
-    folder: str
-    level: int
-
-    def __call__(self, sizes: _Sizes) -> NDArray[np.int64]:
-        cluster, indptr = f"cluster_{self.level}", starts(sizes.members)
-        for name, values, dim in (
-            ("sizes", sizes.members, cluster),
-            ("leaf_sizes", sizes.leaves, cluster),
-            (f"indptr_{self.level}", indptr, f"{cluster}_bound"),
-        ):
-            _write(location(self.folder), name, values, (dim,))
-        return indptr
+    cluster, indptr = f"cluster_{level}", starts(sizes.members)
+    for name, values, dim in (
+        ("sizes", sizes.members, cluster),
+        ("leaf_sizes", sizes.leaves, cluster),
+        (f"indptr_{level}", indptr, f"{cluster}_bound"),
+    ):
+        _write(location(folder), name, values, (dim,))
+    return indptr
 
 
 def create_centroids(folder: Location, level: int, shape: tuple[int, int]) -> Location:
@@ -109,15 +98,9 @@ class Readable(Protocol):
         """Read the rows `start` up to `stop`."""
 
 
-@dataclass(frozen=True)
-class _CopyCentroids:
+def _copy_centroids(path: str, centroids: Readable, clusters: tuple[int, int]) -> None:
     """Task: write centroids of some clusters, whole chunks of them, to the array at `path`."""
-
-    path: str
-    centroids: Readable
-
-    def __call__(self, clusters: tuple[int, int]) -> None:
-        open_array(location(self.path)).write(clusters[0], self.centroids.read(*clusters))
+    open_array(location(path)).write(clusters[0], centroids.read(*clusters))
 
 
 def copy_centroids(folder: Location, level: int, centroids: Readable, shape: tuple[int, int], runner: Runner) -> None:
@@ -126,7 +109,7 @@ def copy_centroids(folder: Location, level: int, centroids: Readable, shape: tup
     chunk = open_array(path).spec.chunk_rows
     step = chunk * max(1, _COPIED_BYTES // (4 * shape[1] * chunk))
     items = [(low, min(low + step, shape[0])) for low in range(0, shape[0], step)]
-    runner.map(_CopyCentroids(str(path), centroids), items, stage="split")
+    runner.map(partial(_copy_centroids, str(path), centroids), items, stage="split")
 
 
 def write_cluster_arrays(
@@ -156,8 +139,8 @@ def write_cluster_arrays(
         runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, some)
         below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))
         indptr: NDArray[np.int64] = some.map_reduce(
-            _CountMembers(n_clusters, below), grouped(runs, some), combine=_Sizes.__add__,
-            finish=_WriteSizes(str(folder), level), stage="members",
+            partial(_count_members, n_clusters, below), grouped(runs, some), combine=_Sizes.__add__,
+            finish=partial(_write_sizes, str(folder), level), stage="members",
         )  # fmt: skip
         path = _create(folder, f"members_{level}", (int(indptr[-1]),), np.dtype(np.int64), (f"member_{level}",))
         write_members(path, runs, indptr, spec.shape[0], some)

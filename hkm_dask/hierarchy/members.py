@@ -6,7 +6,7 @@ Tasks sort shares of whole chunks, and write them.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,20 +44,15 @@ def starts(sizes: NDArray[Any]) -> NDArray[np.int64]:
     return bounds
 
 
-@dataclass(frozen=True)
-class _WriteMembers:
+def _write_members(path: str, shares: Sequence[Share]) -> None:
     """Task: sort shares, which make up whole chunks of the array at `path`, and write the row numbers."""
-
-    path: str
-
-    def __call__(self, shares: Sequence[Share]) -> None:
-        array = open_array(self.path)
-        if len(shares) == 1:
-            array.write(shares[0].start, _sorted_rows(shares[0]))
-            return
-        with array.writer(shares[0].start // array.spec.chunk_rows) as chunk:
-            for share in shares:
-                chunk.append(_sorted_rows(share))
+    array = open_array(path)
+    if len(shares) == 1:
+        array.write(shares[0].start, _sorted_rows(shares[0]))
+        return
+    with array.writer(shares[0].start // array.spec.chunk_rows) as chunk:
+        for share in shares:
+            chunk.append(_sorted_rows(share))
 
 
 def _sorted_rows(share: Share) -> NDArray[np.int64]:
@@ -116,4 +111,4 @@ def write_members(path: Location, runs: Sequence[Run], indptr: NDArray[np.int64]
     with shares_between(places, splitters, runs, runner=runner, stage="members") as shares:
         first = np.searchsorted(places, [task[0] for task in tasks])
         items = [shares[low : low + len(task) - 1] for low, task in zip(first.tolist(), tasks, strict=True)]
-        runner.map(_WriteMembers(str(path)), items, stage="members", takes=sort_stage(rows_at_once(runner)))
+        runner.map(partial(_write_members, str(path)), items, stage="members", takes=sort_stage(rows_at_once(runner)))

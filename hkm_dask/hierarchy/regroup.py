@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +26,8 @@ from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import as_buffer, careful
-from hkm_dask.data.npy import create_npy
+from hkm_dask.data.files import careful
+from hkm_dask.data.npy import create_npy, write_at
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import NpyRows, Rows
 from hkm_dask.hierarchy.external_sort import (
@@ -49,143 +50,100 @@ _COPIED_BYTES = 4 << 20
 _RunsOfPart = tuple[Part, int, tuple[int, ...]]
 
 
-@dataclass(frozen=True)
-class _FindPlaces:
+def _find_places(store: SharedArrayStore, name: str, share: Share) -> SharedArray:
     """Task: the place of each row of a share among the rows of all clusters."""
-
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, share: Share) -> SharedArray:
-        places = np.empty(share.stop - share.start, np.int64)
-        places[order_of(share.read())] = np.arange(share.start, share.stop)
-        return self.store.put(f"{self.name}-{share.number}", places)
+    places = np.empty(share.stop - share.start, np.int64)
+    places[order_of(share.read())] = np.arange(share.start, share.stop)
+    return store.put(f"{name}-{share.number}", places)
 
 
-@dataclass(frozen=True)
-class _Regroup:
+def _regroup(path: str, offset: int, runs: PartitionedRuns, places: SharedSeries, item: _RunsOfPart) -> None:
     """Task: write the rows of a part, of which runs begin and end at the positions given, to their places in a file."""
+    part, first, positions = item
 
-    path: str
-    offset: int
-    runs: PartitionedRuns
-    places: SharedSeries
+    def write() -> None:
+        fd = os.open(path, os.O_WRONLY)
+        try:
+            for number, (low, high) in enumerate(itertools.pairwise(positions), first):
+                bounds = (low, *(bound for bound in part.bounds if low < bound < high), high)
+                if low < high:
+                    of_run = runs.of_run(number, places)[1]
+                    for start, block in iter_blocks(replace(part, bounds=bounds)):
+                        _write_block(fd, offset, block, of_run[start - low :][: len(block)])
+        finally:
+            os.close(fd)
 
-    def __call__(self, item: _RunsOfPart) -> None:
-        part, first, positions = item
-
-        def write() -> None:
-            fd = os.open(self.path, os.O_WRONLY)
-            try:
-                for number, (low, high) in enumerate(itertools.pairwise(positions), first):
-                    bounds = (low, *(bound for bound in part.bounds if low < bound < high), high)
-                    if low < high:
-                        self._write_run(fd, replace(part, bounds=bounds), number)
-            finally:
-                os.close(fd)
-
-        careful(write, f"writing {self.path}")
-
-    def _write_run(self, fd: int, run: Part, number: int) -> None:
-        places = self.runs.of_run(number, self.places)[1]
-        for start, block in iter_blocks(run):
-            self._write_block(fd, block, places[start - run.start :][: len(block)])
-
-    def _write_block(self, fd: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
-        order, width = np.argsort(places), block.shape[1] * block.itemsize
-        step = max(1, _COPIED_BYTES // width)
-        for begin in range(0, len(order), step):
-            some = order[begin : begin + step]
-            rows, to = np.ascontiguousarray(block[some]), places[some]
-            cuts = np.flatnonzero(np.diff(to) != 1) + 1
-            for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
-                data = as_buffer(rows[low:high])
-                at = self.offset + int(to[low]) * width
-                while data:
-                    done = os.pwrite(fd, data, at)
-                    data, at = data[done:], at + done
+    careful(write, f"writing {path}")
 
 
-@dataclass(frozen=True)
-class _SortRuns:
+def _write_block(fd: int, offset: int, block: NDArray[np.floating], places: NDArray[np.int64]) -> None:
+    order, width = np.argsort(places), block.shape[1] * block.itemsize
+    step = max(1, _COPIED_BYTES // width)
+    for begin in range(0, len(order), step):
+        some = order[begin : begin + step]
+        rows, to = np.ascontiguousarray(block[some]), places[some]
+        cuts = np.flatnonzero(np.diff(to) != 1) + 1
+        for low, high in itertools.pairwise([0, *cuts.tolist(), len(rows)]):
+            write_at(fd, rows[low:high], offset + int(to[low]) * width)
+
+
+def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: _RunsOfPart) -> list[SharedArray]:
     """Task: write the rows of runs, which begin and end at the positions given, share by share, an array a run."""
-
-    runs: PartitionedRuns
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, item: _RunsOfPart) -> list[SharedArray]:
-        part, first, positions = item
-        return [
-            self.store.put(f"{self.name}-{number}", part.rows.read(low, high)[self.runs.order_of(number)])
-            for number, (low, high) in enumerate(itertools.pairwise(positions), first)
-        ]
+    part, first, positions = item
+    return [
+        store.put(f"{name}-{number}", part.rows.read(low, high)[runs.order_of(number)])
+        for number, (low, high) in enumerate(itertools.pairwise(positions), first)
+    ]
 
 
-@dataclass(frozen=True)
-class _MergeShare:
+def _merge_share(
+    of_runs: SharedSeries, places: SharedSeries, store: SharedArrayStore, name: str, share: Share
+) -> None:  # fmt: skip
     """Task: write the rows of a share, which all runs have some of, to an array, at their places."""
-
-    of_runs: SharedSeries
-    places: SharedSeries
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, share: Share) -> None:
-        places = self.places[share.number].read(0, share.stop - share.start)
-        merged, low = None, 0
-        for number, start, stop in share.spans():
-            rows = self.of_runs[number].read(start, stop)
-            if merged is None:
-                merged = np.empty((len(places), *rows.shape[1:]), rows.dtype)
-            merged[places[low : low + len(rows)] - share.start] = rows
-            low += len(rows)
-        assert merged is not None
-        self.store.put(f"{self.name}-{share.start}", merged)
+    own_places = places[share.number].read(0, share.stop - share.start)
+    merged, low = None, 0
+    for number, start, stop in share.spans():
+        rows = of_runs[number].read(start, stop)
+        if merged is None:
+            merged = np.empty((len(own_places), *rows.shape[1:]), rows.dtype)
+        merged[own_places[low : low + len(rows)] - share.start] = rows
+        low += len(rows)
+    assert merged is not None
+    store.put(f"{name}-{share.start}", merged)
 
 
-@dataclass(frozen=True)
-class _PutBack:
+def _put_back(
+    found: Readable, places: SharedSeries, store: SharedArrayStore, name: str, share: Share
+) -> SharedArray:  # fmt: skip
     """Task: what a file has of the rows of a share, put in the order in which the share is read."""
-
-    found: Readable
-    places: SharedSeries
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, share: Share) -> SharedArray:
-        places = self.places[share.number].read(0, share.stop - share.start)
-        values = self.found.read(share.start, share.stop)[places - share.start]
-        return self.store.put(f"{self.name}-{share.number}", values)
+    own_places = places[share.number].read(0, share.stop - share.start)
+    values = found.read(share.start, share.stop)[own_places - share.start]
+    return store.put(f"{name}-{share.number}", values)
 
 
-@dataclass(frozen=True)
-class _WriteBack:
-    """Task: write labels and distances of runs, which make up whole chunks; rows without a cluster have none."""
+def _write_back(folder: str, runs: PartitionedRuns, found: SharedSeries, item: tuple[int, tuple[int, ...]]) -> None:
+    """Task: write labels and distances of runs, which make up whole chunks; rows without a cluster have none.
 
-    folder: str
-    runs: PartitionedRuns
-    found: SharedSeries
+    The runs are those from a number on, and begin and end at the rows given.
+    """
+    first, bounds = item
+    arrays = [open_array(location(folder) / name) for name in ("labels", "distances")]
 
-    def __call__(self, item: tuple[int, tuple[int, ...]]) -> None:
-        """Write those of runs from number `first` on, which begin and end at the rows given."""
-        first, bounds = item
-        arrays = [open_array(location(self.folder) / name) for name in ("labels", "distances")]
-        if len(bounds) == 2:
-            for array, values in zip(arrays, self._of_rows(first, *bounds), strict=True):
-                array.write(bounds[0], values)
-            return
-        with ExitStack() as stack:
-            chunks = [stack.enter_context(array.writer(bounds[0] // array.spec.chunk_rows)) for array in arrays]
-            for number, (low, high) in enumerate(itertools.pairwise(bounds), first):
-                for chunk, values in zip(chunks, self._of_rows(number, low, high), strict=True):
-                    chunk.append(values)
-
-    def _of_rows(self, number: int, low: int, high: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        rows, found = self.runs.of_run(number, self.found)
+    def of_rows(number: int, low: int, high: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        rows, values = runs.of_run(number, found)
         labels, distances = np.full(high - low, -1, np.int32), np.full(high - low, np.nan, np.float32)
-        labels[rows - low], distances[rows - low] = found[:, 0], found[:, 1].view(np.float32)
+        labels[rows - low], distances[rows - low] = values[:, 0], values[:, 1].view(np.float32)
         return labels, distances
+
+    if len(bounds) == 2:
+        for array, values in zip(arrays, of_rows(first, *bounds), strict=True):
+            array.write(bounds[0], values)
+        return
+    with ExitStack() as stack:
+        chunks = [stack.enter_context(array.writer(bounds[0] // array.spec.chunk_rows)) for array in arrays]
+        for number, (low, high) in enumerate(itertools.pairwise(bounds), first):
+            for chunk, values in zip(chunks, of_rows(number, low, high), strict=True):
+                chunk.append(values)
 
 
 @dataclass(frozen=True)
@@ -207,12 +165,13 @@ class Regrouped:
     def write_back(self, found: Readable, runner: Runner) -> None:
         """Write the labels and distances of all rows: `found`, int32 (n_rows, 2), has those and their bits by place."""
         takes, name = self.takes, f"found-{uuid.uuid4().hex}"
-        task = _PutBack(found, self.places, self.store, name)
+        task = partial(_put_back, found, self.places, self.store, name)
         of_shares = self.store.series(name, runner.map(task, self.shares, stage="regroup", takes=takes))
         try:
             first = np.cumsum([0, *(len(task) - 1 for task in self.tasks)]).tolist()
             items = [(number, tuple(task.tolist())) for number, task in zip(first, self.tasks, strict=False)]
-            runner.map(_WriteBack(str(self.folder), self.runs, of_shares), items, stage="regroup", takes=takes)
+            write = partial(_write_back, str(self.folder), self.runs, of_shares)
+            runner.map(write, items, stage="regroup", takes=takes)
         finally:
             of_shares.delete()
 
@@ -231,7 +190,8 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
     ends, splitters = whole_clusters(indptr, at_once)
     takes = sort_stage(at_once)
     with partitioned(ends, splitters, runs, store=store, runner=runner, stage="regroup") as (shares, of_runs):
-        places = store.series(name, runner.map(_FindPlaces(store, name), shares, stage="regroup", takes=takes))
+        found = runner.map(partial(_find_places, store, name), shares, stage="regroup", takes=takes)
+        places = store.series(name, found)
         try:
             items = _parts_of_runs(rows, of_runs.begins.get().sum(axis=1), takes, runner)
             if store.is_remote:
@@ -263,7 +223,7 @@ def _in_file(
     path = Path(runner.work_dir) / f"regrouped-{uuid.uuid4().hex}.npy"
     try:
         offset = create_npy(path, rows.shape, rows.dtype)
-        runner.map(_Regroup(str(path), offset, runs, places), items, stage="regroup", takes=takes)
+        runner.map(partial(_regroup, str(path), offset, runs, places), items, stage="regroup", takes=takes)
         yield NpyRows(path, scratch=True)
     finally:
         path.unlink(missing_ok=True)
@@ -279,10 +239,10 @@ def _in_pieces(
     starts = np.array([share.start for share in shares])
     regrouped_rows = PieceRows(store, name, starts, rows.shape, rows.dtype)
     try:
-        written = runner.map(_SortRuns(runs, store, of_run), items, stage="regroup", takes=takes)
+        written = runner.map(partial(_sort_runs, runs, store, of_run), items, stage="regroup", takes=takes)
         of_runs = store.series(of_run, list(itertools.chain.from_iterable(written)))
         try:
-            runner.map(_MergeShare(of_runs, places, store, name), shares, stage="regroup", takes=takes)
+            runner.map(partial(_merge_share, of_runs, places, store, name), shares, stage="regroup", takes=takes)
         finally:
             of_runs.delete()
         yield regrouped_rows

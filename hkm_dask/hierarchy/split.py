@@ -50,13 +50,27 @@ class _Table(Readable, Protocol):
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write rows from number `start` on."""
 
+    def delete(self) -> None:
+        """Remove it."""
+
 
 @dataclass(frozen=True)
 class _File:
     """An `.npy` file that many write; see `_Table`."""
 
-    path: str
+    path: Path
     offset: int
+
+    @classmethod
+    def make(cls, path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> _File:
+        """Make one; where it was `kept`, it is taken up, if it has the same size."""
+        other = path.with_name(f"{path.name}.npy")
+        offset = create_npy(other, shape, np.dtype(dtype))
+        if kept and path.exists() and path.stat().st_size == other.stat().st_size:
+            other.unlink()
+        else:
+            other.replace(path)
+        return cls(path, offset)
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
         """Write rows from number `start` on."""
@@ -64,38 +78,23 @@ class _File:
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
         """Read rows."""
-        return SharedArray(self.path).read(start, stop)
+        return SharedArray(str(self.path)).read(start, stop)
+
+    def delete(self) -> None:
+        """Remove it."""
+        self.path.unlink(missing_ok=True)
 
 
 @contextmanager
-def _pieces(pieces: Pieces, *, kept: bool) -> Iterator[_Table]:
-    """Pieces that are removed in the end, as `_file` is."""
-    try:
-        yield pieces
-    except BaseException:
-        if not kept:
-            pieces.delete()
-        raise
-    pieces.delete()
-
-
-@contextmanager
-def _file(path: Path, shape: tuple[int, int], dtype: type, *, kept: bool) -> Iterator[_Table]:
+def _lent(table: _Table, *, kept: bool) -> Iterator[_Table]:
     """A table that is removed in the end; one that is `kept` stays after a failure, and is taken up by the next run."""
-    size = path.stat().st_size if kept and path.exists() else None
-    other = path.with_name(f"{path.name}.npy")
-    offset = create_npy(other, shape, np.dtype(dtype))
-    if size == other.stat().st_size:
-        other.unlink()
-    else:
-        other.replace(path)
     try:
-        yield _File(str(path), offset)
+        yield table
     except BaseException:
         if not kept:
-            path.unlink(missing_ok=True)
+            table.delete()
         raise
-    path.unlink(missing_ok=True)
+    table.delete()
 
 
 @dataclass(frozen=True)
@@ -235,13 +234,13 @@ def _tables(
     with ExitStack() as stack:
         tables = []
         for what, (shape, dtype, starts) in shapes.items():
+            table: _Table
             if runner.array_store.is_remote:
                 place = location(str(runner.array_store.folder)) if checkpoints is None else checkpoints.folder
-                pieces = Pieces(SharedArrayStore(str(place / name)), what, np.append(starts, shape[0]))
-                table = _pieces(pieces, kept=kept)
+                table = Pieces(SharedArrayStore(str(place / name)), what, np.append(starts, shape[0]))
             else:
-                table = _file(Path(runner.work_dir) / f"{name}.{what}", shape, dtype, kept=kept)
-            tables.append(stack.enter_context(table))
+                table = _File.make(Path(runner.work_dir) / f"{name}.{what}", shape, dtype, kept=kept)
+            tables.append(stack.enter_context(_lent(table, kept=kept)))
         yield tables[0], tables[1]
 
 

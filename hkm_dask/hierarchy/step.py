@@ -17,8 +17,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.assign import Centroids, LevelRows, assign, loaded, shared_centroids
 from hkm_dask.hierarchy.resample import enough_members
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
-from hkm_dask.kmeans.fit_by_ranges import fit_by_ranges
-from hkm_dask.kmeans.ranges import FitByRanges
+from hkm_dask.kmeans.ranges import FitByRanges, fit_by_ranges
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data.npy import read_npy_header
+from hkm_dask.data.npy import read_npy
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, reading
 
@@ -44,10 +44,9 @@ def read_rows(path: str | os.PathLike[str], n_rows: int) -> NDArray[np.int64]:
 def _read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
     with open_regular(path) as file:
         try:
-            header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
+            rows = read_npy(file, "it", os.fstat(file.fileno()).st_size)
         except InputError as error:
             raise ValueError(str(error)) from None
-        if len(header.shape) != 1:
-            raise ValueError(f"its shape is {header.shape}")
-        file.seek(header.offset)
-        return np.frombuffer(file.read(header.data_bytes), header.dtype)
+    if rows.ndim != 1:
+        raise ValueError(f"its shape is {rows.shape}")
+    return rows

@@ -144,14 +144,14 @@ class _Table:
             emit("progress", stage=STAGE, done=stop, total=self.n_rows)
 
 
-def principal_axes(pool: Pool, n_axes: int = 2) -> tuple[np.ndarray, np.ndarray]:
-    """Principal axes of the rows of a pool, by one pass that sums products of features.
+def principal_axes(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
+    """The first two principal axes of the rows of a pool, by one pass that sums products of features.
 
     Returns
     -------
     mean : np.ndarray of float32, shape (n_features,)
-    axes : np.ndarray of float32, shape (n_features, n_axes)
-        Of length 1, the largest coordinate of each positive; zeros for axes beyond the features.
+    axes : np.ndarray of float32, shape (n_features, 2)
+        Of length 1, the largest coordinate of each positive; zeros for the second where there is one feature.
     """
     rows, n_features = pool.rows(), pool.n_features
     products, total = np.zeros((n_features, n_features)), np.zeros(n_features)
@@ -162,8 +162,8 @@ def principal_axes(pool: Pool, n_axes: int = 2) -> tuple[np.ndarray, np.ndarray]
         total += centered.sum(axis=0, dtype=np.float64)
         emit("progress", stage="principal axes", done=stop, total=rows.n_rows, then="writing")
     covariance = products / rows.n_rows - np.outer(total, total) / rows.n_rows**2
-    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :n_axes]
+    vectors = np.linalg.eigh(covariance)[1][:, ::-1][:, :2]
     vectors = vectors * np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(vectors.shape[1])])
-    axes = np.zeros((n_features, n_axes), np.float32)
+    axes = np.zeros((n_features, 2), np.float32)
     axes[:, : vectors.shape[1]] = vectors
     return (pool.mean + total / rows.n_rows).astype(np.float32), axes

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,20 +31,6 @@ if TYPE_CHECKING:
 _NUMBER_BYTES = 8
 
 
-@dataclass(frozen=True)
-class Joined:
-    """Samples that joined a tree, and how near they lie to their level-1 centroids.
-
-    Attributes
-    ----------
-    distance_before, distance_added : float
-        Root mean square of their distances to the level-1 centroids.
-    """
-
-    distance_before: float
-    distance_added: float
-
-
 def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) -> None:
     """Refuse, with a ComputeError, samples that are more than a worker has the memory to join."""
     arrays, base = TreeArrays(tree), pool.rows()
@@ -63,10 +48,11 @@ def check_memory(tree: xr.DataTree, pool: Pool, n_added: int, runner: Runner) ->
 def write_updated(
     tree: xr.DataTree, pool: Pool, n_before: int, folder: Location, work: Location, *, pool_path: str,
     client: Client | None, memory_limit: int | str | None,
-) -> Joined:  # fmt: skip
+) -> float:  # fmt: skip
     """Write to `folder` the tree with the rows of `pool` from `n_before` on, and mark it as complete.
 
     Centroids stay. Labels of the new rows are kept in `work` until then: an interrupted run need not find them again.
+    Gives how many times as far as the others the new rows lie from their level-1 centroids, by root mean squares.
     """
     arrays, attributes = TreeArrays(tree), _own(tree.attrs)
     assigned = _assign(tree, arrays, pool, n_before, work, client=client, memory_limit=memory_limit)
@@ -75,7 +61,7 @@ def write_updated(
     base = store.create_group(folder, attributes)
     chunk_rows, level = label_chunk_rows(pool.rows()), base / "level_1"
     level_arrays.create_row_arrays(level, 1, pool.n_samples, chunk_rows)
-    joined, subset = _join_rows(arrays, assigned, level, n_before)
+    times_as_far, subset = _join_rows(arrays, assigned, level, n_before)
     with runner_for(client, memory_limit, work_dir=work) as runner:
         for t in range(1, arrays.n_levels + 1):
             _write_level(tree, arrays, t, base, runner)
@@ -85,7 +71,7 @@ def write_updated(
         "subset_fingerprint": subset if attributes.get("subset_fingerprint") else "",
     }
     store.mark_complete(base, changed)
-    return joined
+    return times_as_far
 
 
 def _own(attributes: Mapping[Any, Any]) -> dict[str, Any]:
@@ -119,7 +105,7 @@ def _assign(
     return target
 
 
-def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before: int) -> tuple[Joined, str]:
+def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before: int) -> tuple[float, str]:
     """Write the labels and distances of level 1, chunk by chunk; gives also the fingerprint of the labeled rows."""
     old = [_stored(arrays, 1, name) for name in ("labels", "distances")]
     new = [open_array(assigned / name) for name in ("level_1", DISTANCE)]
@@ -137,7 +123,7 @@ def _join_rows(arrays: TreeArrays, assigned: Location, level: Location, n_before
             sums[side] += float(distances[labeled[some] - low].sum(dtype=np.float64))
             counts[side] += int(some.sum())
     before, added = (float(np.sqrt(total / max(1, count))) for total, count in zip(sums, counts, strict=True))
-    return Joined(before, added), digest.hexdigest()
+    return added / before if before else 1.0, digest.hexdigest()
 
 
 def _stored(arrays: TreeArrays, t: int, name: str) -> StoredArray:

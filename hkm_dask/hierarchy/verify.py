@@ -218,7 +218,7 @@ def _measure(
         try:
             n = check_distances(level, take, sample, seed, spherical=spherical)
         except StoreError as error:
-            found.add("pool", "damaged", str(error).rpartition("; ")[0], remedy="verify the pool with `hkm verify`")
+            found.cannot_read("pool", error)
         else:
             measured.append(f"{n:,} of level {level.t}")
     if measured and found.n_problems == n_problems:
@@ -242,7 +242,7 @@ def _pool_of(
     except StoreError as error:
         if pool is not None:
             raise
-        found.add("pool", "pool", str(error).rpartition("; ")[0], remedy="verify the pool with `hkm verify`")
+        found.cannot_read("pool", error)
         return None
     if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
         return opened

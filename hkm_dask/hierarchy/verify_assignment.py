@@ -24,8 +24,6 @@ from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.hierarchy.verify_level import LevelCheck
 
-_REMEDY = "verify the tree with `hkm verify`"
-
 
 @dataclass
 class AssignedCheck(LevelCheck):
@@ -58,7 +56,7 @@ def check_assignment(
     try:
         paths = None if arrays is None else paths_of_centroids(arrays)
     except StoreError as error:
-        found.add("tree", "damaged", str(error).rpartition("; ")[0], remedy=_REMEDY)
+        found.cannot_read("tree", error)
         arrays = paths = None
     n_problems = found.n_problems
     _check_rows(levels, paths, reader, found)
@@ -108,7 +106,7 @@ def _tree_of(attributes: Mapping[str, Any], found: Verification, tree: Location 
     except StoreError as error:
         if tree is not None:
             raise
-        found.add("tree", "tree", str(error).rpartition("; ")[0], remedy=_REMEDY)
+        found.cannot_read("tree", error)
         return None
     if opened.attrs.get(layout.DIGEST) == attributes.get("tree_digest"):
         return TreeArrays(opened)
@@ -160,6 +158,6 @@ def check_ids(pool: Pool, reader: ChunkReader, found: Verification) -> None:
             if len(rows):
                 found.add(ID, "ids", broken_rule(reader.arrays[ID], "ids should be those of the pool", rows))
     except StoreError as error:
-        found.add("pool", "damaged", str(error).rpartition("; ")[0], remedy="verify the pool with `hkm verify`")
+        found.cannot_read("pool", error)
     if found.n_problems == n_problems and ID not in reader.damaged:
         found.checks["ids"] = f"{pool.n_samples:,}, those of the pool"

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.jit import kernel
 from hkm_dask.data import layout
 from hkm_dask.hierarchy.verify_level import LevelCheck
-from hkm_dask.kmeans.search.cpu_kernels import squared_distance
+from hkm_dask.kmeans.search.distance import squared_distance
 
 #: Centroids measured against all sampled rows at once.
 _CENTROIDS_AT_ONCE = 4096

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from hkm_dask.data.files import careful, local_path
-from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_count, plain_ids
+from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_count, plain_ids, stream_values
 from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.table_files import open_table_file
@@ -72,17 +72,10 @@ def _read_header(path: Path) -> NpyHeader:
 
 
 def _npy_pieces(path: Path, header: NpyHeader) -> Iterator[np.ndarray]:
-    n_left, dtype = header.shape[0], header.dtype
-    step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // dtype.itemsize))
     with reading(f"{path} should be a .npy file, it cannot be read", "copy it again"), open_regular(path) as file:
         file.seek(header.offset)
-        while n_left:
-            data = file.read(min(step, n_left) * dtype.itemsize)
-            values = np.frombuffer(data, dtype=dtype)
+        for values in stream_values(file, header.dtype, header.shape[0], str(path)):
             yield plain_ids(values, str(path))
-            n_left -= len(values)
-            if not len(values):
-                raise InputError(f"{path} became shorter while it was read; copy it again")
 
 
 def _lines(path: Path, n_rows: int) -> Iterator[np.ndarray]:

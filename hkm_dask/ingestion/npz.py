@@ -14,7 +14,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, plain_ids
+from hkm_dask.data.ids import ID_PIECE_BYTES, Pieces, plain_ids, stream_values
 from hkm_dask.data.npy import NpyHeader, read_npy_header
 from hkm_dask.data.rows import NpyRows, Rows
 from hkm_dask.errors import InputError, StoreError
@@ -120,17 +120,9 @@ def _check_column(member: Member, what: str) -> None:
 
 
 def _stream(member: Member) -> Iterator[np.ndarray]:
-    dtype, n_left = member.header.dtype, member.header.shape[0]
-    step = max(1, min(ID_PIECE_ROWS, ID_PIECE_BYTES // max(1, dtype.itemsize)))
     with _reading(member.path), zipfile.ZipFile(member.path) as archive, archive.open(member.info) as stream:
         stream.read(member.header.offset)
-        while n_left:
-            n_rows = min(step, n_left)
-            data = stream.read(n_rows * dtype.itemsize)
-            if len(data) < n_rows * dtype.itemsize:
-                raise InputError(f"{member.label} is cut short; copy or save it again")
-            yield np.frombuffer(data, dtype=dtype) if dtype.itemsize else np.zeros(n_rows, dtype)
-            n_left -= n_rows
+        yield from stream_values(stream, member.header.dtype, member.header.shape[0], member.label)
 
 
 def _reading(path: Path) -> AbstractContextManager[None]:

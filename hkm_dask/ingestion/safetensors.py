@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from hkm_dask.data.files import careful
-from hkm_dask.data.ids import ID_PIECE_ROWS, Pieces, plain_ids
+from hkm_dask.data.ids import Pieces, plain_ids, stream_values
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.tables import Column, array_column
@@ -114,11 +114,7 @@ def _column_pieces(path: Path, tensor: Tensor) -> Pieces:
 
 
 def _values(path: Path, tensor: Tensor) -> Iterator[np.ndarray]:
-    dtype, n_left = np.dtype(_COLUMNS[tensor.dtype]), tensor.shape[0]
     fact = f"{path} should be a .safetensors file, it cannot be read"
     with reading(fact, "copy it again"), open_regular(path) as file:
         file.seek(tensor.offset)
-        while n_left:
-            n_values = min(n_left, ID_PIECE_ROWS)
-            yield np.frombuffer(file.read(n_values * dtype.itemsize), dtype, n_values)
-            n_left -= n_values
+        yield from stream_values(file, np.dtype(_COLUMNS[tensor.dtype]), tensor.shape[0], f"{path}[{tensor.name}]")

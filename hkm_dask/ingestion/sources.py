@@ -111,20 +111,23 @@ class Sources:
 
     def _values(self, name: str, kind: str) -> Iterator[np.ndarray]:
         for table in self.tables:
-            n_values = 0
-            for piece in table.columns[name].pieces():
-                n_values += len(piece)
+            pieces = table.columns[name].pieces
+            for piece in _counted(pieces, table.rows.n_rows, f"{table.name}, column {name!r}"):
                 yield masked(np.ma.getdata(piece), np.ma.getmaskarray(piece), kind)
-            check_id_count(n_values, table.rows.n_rows, f"{table.name}, column {name!r}")
 
     def _all_ids(self) -> Iterator[np.ndarray]:
         for table in self.tables:
             if table.ids is not None:
-                n_ids = 0
-                for piece in table.ids():
-                    n_ids += len(piece)
-                    yield piece
-                check_id_count(n_ids, table.rows.n_rows, table.name)
+                yield from _counted(table.ids, table.rows.n_rows, table.name)
+
+
+def _counted(pieces: Pieces, n_rows: int, name: str) -> Iterator[np.ndarray]:
+    """Yield the pieces of ids or of a column; InputError in the end where they are not as many as the rows."""
+    n = 0
+    for piece in pieces():
+        n += len(piece)
+        yield piece
+    check_id_count(n, n_rows, name)
 
 
 def open_sources(

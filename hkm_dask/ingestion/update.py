@@ -19,7 +19,7 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.update import Joined, check_memory, write_updated
+from hkm_dask.hierarchy.update import check_memory, write_updated
 from hkm_dask.ingestion.ingest import ingest
 
 if TYPE_CHECKING:
@@ -105,8 +105,11 @@ def update(
                     n_added = grown.n_samples - n_before + sum(one.n_samples for one in added)
                     check_memory(opened, grown, n_added, runner)
                 _check(added, grown, opened)
-                joined = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
-                _tell(joined)
+                times_as_far = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
+                if times_as_far > _FAR:
+                    fact = f"the new samples lie {times_as_far:.2g} times as far from their centroids as the others"
+                    changed = "the clusters may no longer be theirs; `hkm cluster` makes new ones"
+                    emit("warning", message=f"{fact}: {changed}")
         remove(work.parent)
     return open_hierarchy(target)
 
@@ -114,8 +117,11 @@ def update(
 def _write(
     tree: xr.DataTree, pool: Pool, added: Sequence[Pool], n_before: int, work: Location, *, client: Client | None,
     memory_limit: int | str | None,
-) -> Joined:  # fmt: skip
-    """Write both stores, then put first the pool in place, then the tree: a pool knows the trees of what it was."""
+) -> float:  # fmt: skip
+    """Write both stores, then put first the pool in place, then the tree: a pool knows the trees of what it was.
+
+    Gives how many times as far as the others the new samples lie from their centroids.
+    """
     with store.staged(str(tree.encoding["source"]), overwrite=True, keep=False) as folder, ExitStack() as stack:
         grown = pool
         if added:
@@ -185,10 +191,3 @@ def _check_bare(new: Any, pool: Pool) -> None:
 
 def _name(new: Any) -> str:
     return os.fspath(new) if isinstance(new, str | os.PathLike) else "what is new"
-
-
-def _tell(joined: Joined) -> None:
-    far = joined.distance_added / joined.distance_before if joined.distance_before else 1.0
-    if far > _FAR:
-        what = f"the new samples lie {far:.2g} times as far from their centroids as the others"
-        emit("warning", message=f"{what}: the clusters may no longer be theirs; `hkm cluster` makes new ones")

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.base import BaseEstimator, ClassNamePrefixFeaturesOutMixin, ClusterMixin, TransformerMixin
 from sklearn.metrics.pairwise import euclidean_distances
-from sklearn.utils import check_random_state
-from sklearn.utils.validation import validate_data
+from sklearn.utils import Tags, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 _TRANSFORM_BYTES = 16 << 20
 
 
-class Clusterer(ClusterMixin, BaseEstimator):
-    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters among theirs."""
+class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
+    """Base of `KMeans` and `HierarchicalKMeans`, which have these parameters and attributes among theirs."""
 
     metric: str
     random_state: Any
@@ -42,6 +42,17 @@ class Clusterer(ClusterMixin, BaseEstimator):
     work_dir: str | Path | None
     n_features_in_: int
     feature_names_in_: NDArray[Any]
+    cluster_centers_: NDArray[np.float32]
+    n_iter_: int
+
+    def __sklearn_tags__(self) -> Tags:
+        tags = super().__sklearn_tags__()
+        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
+        return tags
+
+    @property
+    def _n_features_out(self) -> int:
+        return len(self.cluster_centers_)
 
     # -- copies --------------------------------------------------------------------------------------------------------
 
@@ -119,9 +130,26 @@ class Clusterer(ClusterMixin, BaseEstimator):
             return like_input(answer, X, None if table is None else "level", "labels")
         return answer
 
-    def _distances(self, X: Any, centroids: NDArray[np.float32]) -> Any:
-        """Euclidean distance of each row to each centroid, of the kind of `X`."""
-        spherical = self.metric == "cosine"
+    def transform(self, X: Any) -> Any:
+        """Distance of every row to every centroid, of a hierarchy those of the top level.
+
+        The nearest of these need not be that of the cluster which a hierarchy's `predict` tells: that one is found from
+        level 1 up.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `hkm_dask.KMeans`.
+
+        Returns
+        -------
+        array of shape (n_samples, n_clusters)
+            Euclidean distances, not squared, in float64 for rows in float64, else in float32; NaN for centroids that
+            are; of the same kind as `predict` gives. Made from matrix products: they round more than what `predict`
+            compares.
+        """
+        check_is_fitted(self)
+        centroids, spherical = self.cluster_centers_, self.metric == "cosine"
         with self._runner() as runner:
             x = self._validated(X, runner.memory_budget, reset=False)
             answer: Any

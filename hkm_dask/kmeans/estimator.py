@@ -8,9 +8,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.utils import Tags
 from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.compute.block_cache import forget
@@ -33,7 +31,7 @@ _INITS = ("coreset", "k-means++", "k-means||", "random")
 _METRICS = ("l2", "cosine")
 
 
-class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
+class KMeans(Clusterer):
     """K-means by Lloyd's iteration, exact, out of core, with scikit-learn's conventions.
 
     It takes what scikit-learn takes, and besides: CuPy arrays, Dask arrays, `xarray.DataArray` (the first dimension is
@@ -108,10 +106,8 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
     array([0, 0, 0, 1, 1, 1], dtype=int32)
     """
 
-    cluster_centers_: NDArray[np.float32]
     labels_: NDArray[np.int32]
     inertia_: float
-    n_iter_: int
 
     def __init__(
         self,
@@ -135,15 +131,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         self.client = client
         self.memory_limit = memory_limit
         self.work_dir = work_dir
-
-    def __sklearn_tags__(self) -> Tags:
-        tags = super().__sklearn_tags__()
-        tags.transformer_tags.preserves_dtype = ["float64", "float32"]
-        return tags
-
-    @property
-    def _n_features_out(self) -> int:
-        return len(self.cluster_centers_)
 
     # -- fit -----------------------------------------------------------------------------------------------------------
 
@@ -282,23 +269,6 @@ class KMeans(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Clusterer):
         """
         check_is_fitted(self)
         return self._labels(X, self.cluster_centers_)
-
-    def transform(self, X: Any) -> Any:
-        """Distance of every row to every centroid.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features), pool or path
-            See `KMeans`.
-
-        Returns
-        -------
-        array of shape (n_samples, n_clusters)
-            Euclidean distances, not squared, in float64 for rows in float64, else in float32; of the same kind as
-            `predict` gives. Made from matrix products: they round more than what `predict` compares.
-        """
-        check_is_fitted(self)
-        return self._distances(X, self.cluster_centers_)
 
     def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
         """Minus the inertia of `X` about the centroids.

@@ -9,8 +9,9 @@ what all parts put in files for it. No process holds all centroids or all sums; 
 from __future__ import annotations
 
 import itertools
+import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -26,17 +27,19 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
+from hkm_dask.kmeans.fit import Hooks, Progress, Settings
 from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
-from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, RowTile
+from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, tiles
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
 
 #: The index of a range that was made last, for the threads of this process that have come to the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)
 #: Sums that are copied at once.
 _COPIED_ROWS = 4096
-_NO_WEIGHTS, _NO_SUMS = np.empty(0, np.int64), np.empty(0, np.int64)
+_NO_SUMS = np.empty(0, np.int64)
 
 
 def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArrayStore, name: str) -> SharedPieces:
@@ -55,16 +58,6 @@ def put_ranges(centroids: NDArray[np.float32], n_ranges: int, store: SharedArray
 # -- one part of the rows ----------------------------------------------------------------------------------------------
 
 
-def _tiles(part: Part, engine: Engine, assignment: Assignment) -> Iterator[RowTile]:
-    """The rows of a part, tile by tile, with views into its assignment."""
-    no_weights = engine.put(_NO_WEIGHTS)
-    for first, rows in engine.blocks(part):
-        local = slice(first - part.start, first - part.start + len(rows))
-        yield RowTile(
-            first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], no_weights
-        )  # fmt: skip
-
-
 def nearest_by_ranges(
     part: Part, engine: Engine, centroids: SharedPieces, geometry: Geometry, phase: str
 ) -> Assignment:
@@ -73,7 +66,7 @@ def nearest_by_ranges(
     search = engine.search(part, geometry, phase, assignment)
     for number, first in enumerate(centroids.offsets[:-1]):
         piece, index = centroids.series[number], None
-        for tile in _tiles(part, engine, assignment):
+        for tile in tiles(part, engine, assignment):
             if index is None:
                 form = search.form(tile, piece)
                 make: Callable[[], CentroidIndex] = partial(_index, search.make_index, piece, geometry, form)
@@ -93,7 +86,7 @@ def _sums_of_range(
     units, xp = geometry.units, engine.xp
     sums = engine.zeros(stop - first, units.n_columns(part.rows.n_features))
     counts = engine.zeros(stop - first)
-    for tile in _tiles(part, engine, assignment):
+    for tile in tiles(part, engine, assignment):
         within = (tile.labels >= first) & (tile.labels < stop)
         labels = xp.where(within, tile.labels - np.int32(first), np.int32(-1))
         units.add_rows(engine, tile.rows, labels, tile.weights, sums, counts)
@@ -116,35 +109,28 @@ class RangeSums(Outcome):
         return RangeSums(totals, far, self.files + other.files)
 
 
-@dataclass(frozen=True)
-class AssignAndAddByRanges:
+def _assign_and_add(
+    centroids: SharedPieces, geometry: Geometry, store: SharedArrayStore, name: str, part: Part
+) -> RangeSums:
     """Task: label the rows of a part and add them up, range by range; sums go to the store under names with `name`."""
-
-    centroids: SharedPieces  # float32 (n_clusters, n_features)
-    geometry: Geometry
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, part: Part) -> RangeSums:
-        """Fold the part."""
-        engine = worker_engine()
-        assignment = nearest_by_ranges(part, engine, self.centroids, self.geometry, "lloyd")
-        inertia = self.geometry.distance_sum(part.stop - part.start)
-        inertia.add(assignment.distances, add_limbs=engine.add_limbs)
-        counts, files = [], []
-        for number, (first, stop) in enumerate(itertools.pairwise(self.centroids.offsets)):
-            # Nothing of a range is held while the next one is added up.
-            packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, self.geometry))
-            files.append((self.store.put(f"{self.name}-{part.start}-{number}", packed), len(packed)))
-            counts.append(of_range)
-            del packed
-        totals = PartialSums.of(
-            engine, _NO_SUMS, np.concatenate(counts), inertia.total(), inertia.near(), assignment.distances,
-            start=part.start,
-        )  # fmt: skip
-        labels = engine.host(assignment.labels[engine.put(totals.far_rows - part.start)])
-        far = dict(zip(totals.far_rows.tolist(), labels.tolist(), strict=True))
-        return RangeSums(totals, far, (tuple(files),))
+    engine = worker_engine()
+    assignment = nearest_by_ranges(part, engine, centroids, geometry, "lloyd")
+    inertia = geometry.distance_sum(part.stop - part.start)
+    inertia.add(assignment.distances, add_limbs=engine.add_limbs)
+    counts, files = [], []
+    for number, (first, stop) in enumerate(itertools.pairwise(centroids.offsets)):
+        # Nothing of a range is held while the next one is added up.
+        packed, of_range = _packed(*_sums_of_range(part, engine, assignment, first, stop, geometry))
+        files.append((store.put(f"{name}-{part.start}-{number}", packed), len(packed)))
+        counts.append(of_range)
+        del packed
+    totals = PartialSums.of(
+        engine, _NO_SUMS, np.concatenate(counts), inertia.total(), inertia.near(), assignment.distances,
+        start=part.start,
+    )  # fmt: skip
+    labels = engine.host(assignment.labels[engine.put(totals.far_rows - part.start)])
+    far = dict(zip(totals.far_rows.tolist(), labels.tolist(), strict=True))
+    return RangeSums(totals, far, (tuple(files),))
 
 
 def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -161,57 +147,49 @@ def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray
 # -- one range of the clusters -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class _Found:
+def _found(
+    rows: Rows, geometry: Geometry, store: SharedArrayStore, name: str, sums: RangeSums
+) -> tuple[RangeSums, Relocations, SharedArray]:
     """Task: choose the far rows that found clusters in place of empty ones, and put what they come to in the store.
 
     Neither counts nor values leave it.
     """
+    totals, relocations = sums.totals, NO_RELOCATIONS
+    if (totals.counts == 0).any():
+        far = totals.far_rows[totals.far_distances > geometry.resolution]
 
-    rows: Rows
-    geometry: Geometry
-    store: SharedArrayStore
-    name: str
+        def labels_of(_: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.int32]:
+            return np.array([sums.far_labels[number] for number in numbers.tolist()], np.int32)
 
-    def __call__(self, sums: RangeSums) -> tuple[RangeSums, Relocations, SharedArray]:
-        totals, relocations = sums.totals, NO_RELOCATIONS
-        if (totals.counts == 0).any():
-            far = totals.far_rows[totals.far_distances > self.geometry.resolution]
-
-            def labels_of(rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.int32]:
-                return np.array([sums.far_labels[number] for number in numbers.tolist()], np.int32)
-
-            relocations = relocate(far, totals.counts, self.rows, self.geometry, labels_of)
-        values = self.store.put(self.name, relocations.values)
-        kept = replace(sums, totals=replace(totals, counts=_NO_SUMS))
-        return kept, replace(relocations, values=NO_RELOCATIONS.values), values
+        relocations = relocate(far, totals.counts, rows, geometry, labels_of)
+    values = store.put(name, relocations.values)
+    kept = replace(sums, totals=replace(totals, counts=_NO_SUMS))
+    return kept, replace(relocations, values=NO_RELOCATIONS.values), values
 
 
-@dataclass(frozen=True)
-class _MoveRange:
+def _move_range(
+    centroids: SharedPieces,
+    geometry: Geometry,
+    relocations: Relocations,
+    values: SharedArray,
+    store: SharedArrayStore,
+    name: str,
+    item: tuple[int, tuple[tuple[SharedArray, int], ...]],
+) -> tuple[SharedArray, int, bool]:
     """Task: move the centroids of one range to the means of their rows; gives them, those unused, and if all rest."""
-
-    centroids: SharedPieces
-    geometry: Geometry
-    relocations: Relocations
-    values: SharedArray
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, item: tuple[int, tuple[tuple[SharedArray, int], ...]]) -> tuple[SharedArray, int, bool]:
-        number, files = item
-        first, stop = self.centroids.offsets[number : number + 2]
-        before = self.centroids.series[number].read(0, stop - first)
-        counts = np.zeros(stop - first, np.int64)
-        sums = np.zeros((stop - first, self.geometry.units.n_columns(before.shape[1])), np.int64)
-        for file, n_filled in files:
-            packed = file.read(0, n_filled)
-            sums[packed[:, 0]] += packed[:, 2:]
-            counts[packed[:, 0]] += packed[:, 1]
-        replace(self.relocations, values=self.values.get()).apply(sums, counts, first)
-        after = moved(before, sums, counts, self.geometry, exhausted=self.relocations.exhausted)
-        at_rest = bool(np.array_equal(after.view(np.int32), before.view(np.int32)))
-        return self.store.put(f"{self.name}-{number}", after), int(np.isnan(after[:, 0]).sum()), at_rest
+    number, files = item
+    first, stop = centroids.offsets[number : number + 2]
+    before = centroids.series[number].read(0, stop - first)
+    counts = np.zeros(stop - first, np.int64)
+    sums = np.zeros((stop - first, geometry.units.n_columns(before.shape[1])), np.int64)
+    for file, n_filled in files:
+        packed = file.read(0, n_filled)
+        sums[packed[:, 0]] += packed[:, 2:]
+        counts[packed[:, 0]] += packed[:, 1]
+    replace(relocations, values=values.get()).apply(sums, counts, first)
+    after = moved(before, sums, counts, geometry, exhausted=relocations.exhausted)
+    at_rest = bool(np.array_equal(after.view(np.int32), before.view(np.int32)))
+    return store.put(f"{name}-{number}", after), int(np.isnan(after[:, 0]).sum()), at_rest
 
 
 # -- the iteration -----------------------------------------------------------------------------------------------------
@@ -226,6 +204,36 @@ class FitByRanges:
     n_relocated: int
     n_unused: int
     seconds: float = 0.0
+
+
+def fit_by_ranges(
+    rows: Rows,
+    settings: Settings,
+    n_ranges: int,
+    *,
+    geometry: Geometry,
+    runner: Runner,
+    hooks: Hooks,
+    progress: Progress | None,
+) -> FitByRanges:
+    """Cluster rows, with clusters shared out in so many ranges: to the bits of `fit`, whose parameters these are."""
+    rows, begin, kept = runner.place(rows), time.perf_counter(), False
+    if progress is None:
+        start = seed_by_ranges(rows, settings.n_clusters, n_ranges, init=settings.init, key=settings.key, runner=runner)
+        progress = Progress(start, (), 0)
+    elif isinstance(progress.centroids, SharedPieces):
+        start, kept = progress.centroids, True
+    else:
+        store = runner.scratch_store(progress.centroids.nbytes)
+        start = put_ranges(progress.centroids, n_ranges, store, f"centroids-{uuid.uuid4().hex}")
+    lloyd = iterate_by_ranges(
+        rows, start, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
+        on_iteration=hooks.on_iteration, history=progress.inertia, relocated=progress.relocated,
+        near_inertia=progress.near_inertia,
+    )  # fmt: skip
+    if not kept and lloyd.centroids is not start:
+        start.delete()
+    return replace(lloyd, seconds=time.perf_counter() - begin)
 
 
 def iterate_by_ranges(
@@ -277,11 +285,11 @@ class _Passes:
             self.parts = runner.split(self.rows, centroids.n_rows, stage=self.stage)
             self.n_cuts = runner.n_cuts
         sums, relocations, values = runner.map_reduce(
-            AssignAndAddByRanges(centroids, self.geometry, self.store, f"sums-{name}"), self.parts,
-            combine=RangeSums.__add__, finish=_Found(self.rows, self.geometry, self.store, f"found-{name}"),
+            partial(_assign_and_add, centroids, self.geometry, self.store, f"sums-{name}"), self.parts,
+            combine=RangeSums.__add__, finish=partial(_found, self.rows, self.geometry, self.store, f"found-{name}"),
             stage=f"lloyd-iteration{iteration}",
         )  # fmt: skip
-        move = _MoveRange(centroids, self.geometry, relocations, values, self.store, f"centroids-{name}")
+        move = partial(_move_range, centroids, self.geometry, relocations, values, self.store, f"centroids-{name}")
         of_ranges = list(enumerate(zip(*sums.files, strict=True)))
         outcomes = runner.map(move, of_ranges, stage=f"update-iteration{iteration}", takes=self.update)
         files = [values, *(file for file, _ in itertools.chain.from_iterable(sums.files))]

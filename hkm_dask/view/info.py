@@ -22,7 +22,7 @@ from hkm_dask.hierarchy.level_arrays import read_whole
 from hkm_dask.untrusted import parse_json, reading
 
 _WIP = layout.wip_path("tree.zarr").suffix
-_TREE_ATTRIBUTES = ("seed", "metric", "pool", "pool_fingerprint", "software", "seconds")
+_ATTRIBUTES = ("metric", "pool", "pool_fingerprint", "software", "seconds")
 
 Facts = dict[str, Any]
 
@@ -128,8 +128,8 @@ def _tree_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:
         levels.append(_level_facts(root, len(levels) + 1, metadata.get("attributes") or {}))
     return {
         "config": parse_json(config) if isinstance(config, str) else config,
-        **{name: attributes.get(name) for name in _TREE_ATTRIBUTES},
-        **{name: attributes[name] for name in ("updates",) if name in attributes},
+        **{name: attributes.get(name) for name in ("seed", *_ATTRIBUTES)},
+        **({"updates": attributes["updates"]} if "updates" in attributes else {}),
         "levels": levels,
     }
 
@@ -139,9 +139,7 @@ def _assignment_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:
     return {
         "n_samples": max((shape[0] for shape in shapes.values()), default=0),
         "n_levels": len(shapes),
-        **{
-            name: attributes.get(name) for name in ("tree", "metric", "pool", "pool_fingerprint", "software", "seconds")
-        },
+        **{name: attributes.get(name) for name in ("tree", *_ATTRIBUTES)},
     }
 
 
@@ -222,8 +220,8 @@ def _tree_lines(facts: Facts) -> list[str]:
         lines += [
             "",
             "history of each k-means, the first of all rows: iterations, inertia, time",
+            *_history_lines(done),
         ]
-        lines += _history_lines(done)
     return lines
 
 

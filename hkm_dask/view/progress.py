@@ -128,9 +128,45 @@ class Status:
     def update(self, event: Event) -> list[str]:
         """Take in one event and give the lines to keep: a level done, a resumed run, a warning."""
         self.left.update(event)
-        handler = getattr(self, f"_on_{event.kind}", None)
-        lines = [] if handler is None else handler(event.fields, event.time)
-        return lines or []
+        fields = event.fields
+        match event.kind:
+            case "run_started":
+                self.levels = len(fields["levels"])
+            case "resumed":
+                return [f"resumed: {fields['what']}"]
+            case "compiling":
+                return ["compiling inner loops for this processor: once after each installation"]
+            case "note":
+                return [printable(str(fields["message"]))]
+            case "warning":
+                return [f"warning: {printable(str(fields['message']))}"]
+            case "level_started":
+                self.level, self.steps_done, self.inertia = fields, 0, None
+                self.step = self.seeding = self.iteration = self.splitting = self.stage = {}
+            case "step_started":
+                self.step, self.drop = fields, None
+                self.seeding = self.iteration = {}
+            case "seeding":
+                self.seeding = fields
+            case "iteration":
+                before = self.iteration.get("inertia")
+                self.drop = (before - fields["inertia"]) / before if before else None
+                self.iteration = fields
+            case "step_finished":
+                self.inertia, self.steps_done = fields["inertia"], self.steps_done + 1
+                self.step = self.seeding = self.iteration = {}
+            case "splitting":
+                self.splitting = fields
+            case "level_finished":
+                told = self._level_done(fields)
+                self.level = self.step = {}
+                return [told]
+            case "run_finished":
+                self.level = self.step = self.stage = {}
+                return [f"done in {stopwatch(fields['seconds'])}"]
+            case "progress":
+                self.stage = fields
+        return []
 
     def parts(self, now: float) -> tuple[str, str, float | None, str]:
         """Say where the run is: a headline, a detail, the share done of that detail, and the times.
@@ -175,59 +211,13 @@ class Status:
             return f"splitting, {done:,} of {total:,} clusters", done / total
         return ("assigning" if self.steps_done else "preparing"), None
 
-    def _on_run_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self.levels = len(fields["levels"])
-
-    def _on_resumed(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        return [f"resumed: {fields['what']}"]
-
-    def _on_compiling(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        return ["compiling inner loops for this processor: once after each installation"]
-
-    def _on_note(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        return [printable(str(fields["message"]))]
-
-    def _on_warning(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        return [f"warning: {printable(str(fields['message']))}"]
-
-    def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self.level, self.steps_done, self.inertia = fields, 0, None
-        self.step = self.seeding = self.iteration = self.splitting = self.stage = {}
-
-    def _on_step_started(self, fields: Mapping[str, Any], time: float) -> None:
-        self.step, self.drop = fields, None
-        self.seeding = self.iteration = {}
-
-    def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
-        self.seeding = fields
-
-    def _on_iteration(self, fields: Mapping[str, Any], time: float) -> None:
-        before = self.iteration.get("inertia")
-        self.drop = (before - fields["inertia"]) / before if before else None
-        self.iteration = fields
-
-    def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
-        self.inertia, self.steps_done = fields["inertia"], self.steps_done + 1
-        self.step = self.seeding = self.iteration = {}
-
-    def _on_splitting(self, fields: Mapping[str, Any], time: float) -> None:
-        self.splitting = fields
-
-    def _on_level_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
+    def _level_done(self, fields: Mapping[str, Any]) -> str:
         parts = [f"level {fields['level']} done in {stopwatch(fields['seconds'])}"]
         if self.level:
             parts.append(f"{self.level['n']:,} rows in {self.level['k']:,} clusters")
         if self.steps_done:
             parts.append(f"{self.steps_done} k-means, last inertia {self.inertia:.6g}")
-        self.level = self.step = {}
-        return [", ".join(parts)]
-
-    def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> list[str]:
-        self.level = self.step = self.stage = {}
-        return [f"done in {stopwatch(fields['seconds'])}"]
-
-    def _on_progress(self, fields: Mapping[str, Any], time: float) -> None:
-        self.stage = fields
+        return ", ".join(parts)
 
 
 class Display:

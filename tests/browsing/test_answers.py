@@ -9,7 +9,7 @@ import xarray as xr
 
 from hkm_dask.browsing import answers as module
 from hkm_dask.browsing.answers import Answers
-from hkm_dask.browsing.subset import Subset
+from hkm_dask.browsing.clusters import Subset
 from hkm_dask.errors import InputError
 from tests.browsing.conftest import CAPTIONS, LEFT_OUT, N_ROWS
 

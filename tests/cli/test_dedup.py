@@ -55,7 +55,7 @@ def dedup_until(number: int, folder: Path) -> None:
         os.kill(os.getpid(), number)
 
     if number:
-        curation._save_npy = half
+        curation.write_npy = half
     cli.main(["dedup", "pool.zarr", "--threshold", "0.999", *OUTPUTS], prog_name="hkm")
 
 

@@ -87,7 +87,7 @@ def test_coordinates_are_those_of_the_middle(scene: tuple[Path, NDArray], tmp_pa
 
 
 def test_columns_are_positions_and_coordinates(scene: tuple[Path, NDArray], tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("hkm_dask.embedding.raster_patches._PIECE_ROWS", 7)
+    monkeypatch.setattr("hkm_dask.embedding.raster_patches.ID_PIECE_ROWS", 7)
 
     def columns(windows: Windows) -> dict[str, NDArray]:
         return {name: np.concatenate(list(pieces())) for name, pieces in windows.columns.items()}

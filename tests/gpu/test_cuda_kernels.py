@@ -14,6 +14,7 @@ import pytest
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
 from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex
+from hkm_dask.kmeans.search.distance import squared_distance
 from hkm_dask.kmeans.search.fixed_point import RowUnits
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
@@ -220,7 +221,7 @@ def test_candidates_that_come_too_close_are_the_cpus(cuda: Any, n: int, d: int) 
     limits = np.where(rng.random(n) < 0.2, 0.0, rng.uniform(0.0, 2.0 * d, n))
     # The very distance, at which one is not accepted, where the order of a sum tells.
     for i in range(1, n, 4):
-        limits[i] = min(cpu_kernels.squared_distance(rows[j], rows[i]) for j in range(i))
+        limits[i] = min(squared_distance(rows[j], rows[i]) for j in range(i))
     expected = np.ones(n, np.bool_)
     cpu_kernels.accept_in_order(rows, limits, expected)
     actual = cuda_kernels.accept_in_order(cuda.asarray(rows), cuda.asarray(limits))

@@ -8,7 +8,7 @@ import pytest
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
-from hkm_dask.hierarchy.resample import ResampleSet
+from hkm_dask.hierarchy.candidates import pick
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
@@ -27,8 +27,8 @@ def labeled(n: int, k: int, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("r", [1, 4, 1000])
 def test_the_members_are_the_cpus(cuda: Any, r: int) -> None:
     keys, labels = labeled(400, 9)
-    expected = ResampleSet.pick(9, r, keys, labels, range(100, 500))
-    actual = ResampleSet.pick(9, r, cuda.asarray(keys), cuda.asarray(labels), range(100, 500))
+    (expected,) = pick(9, r, keys, labels, range(100, 500))
+    (actual,) = pick(9, r, cuda.asarray(keys), cuda.asarray(labels), range(100, 500))
     for name in ("keys", "labels", "rows"):
         values, wanted = getattr(actual, name), getattr(expected, name)
         assert type(values) is np.ndarray
@@ -40,7 +40,7 @@ def test_only_what_is_picked_comes_to_the_host(cuda: Any, emulator: Emulator) ->
     n, k, r = 50_000, 20, 3
     keys, labels = (cuda.asarray(values) for values in labeled(n, k))
     with costs.counted() as spent:
-        picked = ResampleSet.pick(k, r, keys, labels, range(n))
+        (picked,) = pick(k, r, keys, labels, range(n))
     assert spent.downloaded <= 20 * len(picked.rows) + 8 * (k + 1) + 64
 
 

@@ -1,5 +1,3 @@
-import tracemalloc
-
 import numpy as np
 import pytest
 from hypothesis import given
@@ -7,7 +5,7 @@ from hypothesis import strategies as st
 
 from hkm_dask.compute import memory
 from hkm_dask.config import Level
-from hkm_dask.hierarchy.resample import ResampleSet, enough_members, resample_size
+from hkm_dask.hierarchy.resample import enough_members, resample_size
 
 
 @pytest.mark.parametrize(
@@ -32,51 +30,6 @@ def test_raised_to_the_first_number_that_brings_enough_together(sizes: list[int]
     brings = [sum(min(size, n) for size in sizes) >= n_clusters for n in tried]
     expected = tried[brings.index(True)] if any(brings) else tried[-1]
     assert enough_members(np.array(sizes), r, n_clusters) == expected
-
-
-KEYED = st.lists(st.tuples(st.integers(-1, 3), st.sampled_from([0.0, 1.0, 2.0, np.inf])), max_size=30)
-
-
-@given(KEYED, st.integers(1, 4), st.integers(0, 30), st.integers(0, 30))
-def test_the_same_members_are_picked_however_rows_are_cut_into_parts(
-    rows: list[tuple[int, float]], r: int, a: int, b: int
-) -> None:
-    labels, keys = np.array([g for g, _ in rows], np.int32), np.array([key for _, key in rows], np.float64)
-    numbers = np.arange(len(rows))
-    a, b = sorted((min(a, len(rows)), min(b, len(rows))))
-    first, second, third = (
-        ResampleSet.pick(4, r, keys[part], labels[part], numbers[part])
-        for part in (slice(0, a), slice(a, b), slice(b, None))
-    )
-    expected = [i for c in range(4) for i in sorted(numbers[labels == c].tolist(), key=lambda i: (keys[i], i))[:r]]
-    for picked in ((first + second) + third, first + (second + third)):
-        assert picked.rows.tolist() == sorted(expected)
-        np.testing.assert_array_equal(picked.keys, keys[picked.rows])
-        np.testing.assert_array_equal(picked.labels, labels[picked.rows])
-
-
-def test_members_take_as_much_room_as_there_are_however_many_are_asked_for() -> None:
-    rng = np.random.default_rng(0)
-    n, k = 50_000, 2000
-    labels = rng.integers(0, k, n).astype(np.int32)
-    tracemalloc.start()
-    picked = ResampleSet.pick(k, 20_000, rng.random(n), labels, np.arange(n))
-    both = picked + picked
-    _, peak = tracemalloc.get_traced_memory()
-    tracemalloc.stop()
-    assert len(both.rows) == 2 * n
-    assert peak < 200 * n  # 16 * k * r would be 640 MB
-
-
-@pytest.mark.parametrize("step", [1, 7, 200])
-def test_what_is_picked_comes_in_parts(step: int) -> None:
-    rng = np.random.default_rng(0)
-    keys, labels = rng.integers(0, 9, 100) / 4, rng.integers(-1, 4, 100).astype(np.int32)
-    whole = ResampleSet.pick(4, 5, keys, labels, range(30, 130))
-    parts = list(ResampleSet.picks(4, 5, keys, labels, range(30, 130), step))
-    assert len(parts) == -(-100 // step)
-    for name in ("keys", "labels", "rows"):
-        assert np.concatenate([getattr(one, name) for one in parts]).tolist() == getattr(whole, name).tolist()
 
 
 def test_memory_of_picking_is_half_of_what_it_was() -> None:

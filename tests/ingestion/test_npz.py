@@ -20,7 +20,7 @@ from tests.ingestion.pools import ids_of, read_all, values
 @pytest.mark.parametrize("kind", ["i4", "u8", "U3"])
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 def test_ids_are_streamed(tmp_path: Path, kind: str, save: object, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "ID_PIECE_ROWS", 10)
+    monkeypatch.setattr("hkm_dask.data.ids.ID_PIECE_ROWS", 10)
     save(tmp_path / "a.npz", x=values(), n=np.arange(57).astype(kind))  # type: ignore[operator]
     pieces = list(member_ids(read_members(tmp_path / "a.npz")["n"])())
     assert [len(piece) for piece in pieces] == [10] * 5 + [7]
@@ -31,7 +31,8 @@ def test_ids_are_streamed(tmp_path: Path, kind: str, save: object, monkeypatch: 
 
 
 def test_pieces_of_wide_ids_have_few_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(npz, "ID_PIECE_BYTES", 100)
+    for module in ("data.ids", "ingestion.npz"):
+        monkeypatch.setattr(f"hkm_dask.{module}.ID_PIECE_BYTES", 100)
     np.savez_compressed(tmp_path / "a.npz", n=np.array(["ab" * 5, "c"] * 4), wide=np.array(["x" * 26]))
     members = read_members(tmp_path / "a.npz")
     assert [len(piece) for piece in member_ids(members["n"])()] == [2] * 4

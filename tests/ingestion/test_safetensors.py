@@ -8,7 +8,6 @@ import pytest
 
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.ingestion import safetensors
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors
 from tests.ingestion.pools import TINY, read_all, tidy, values
@@ -64,7 +63,7 @@ def test_what_the_library_wrote(tmp_path: Path) -> None:
 
 
 def test_tensors_of_one_value_per_row_are_ids_and_columns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(safetensors, "ID_PIECE_ROWS", 10)
+    monkeypatch.setattr("hkm_dask.data.ids.ID_PIECE_ROWS", 10)
     row = np.arange(57)
     columns = {
         "label": ("I64", row % 5), "score": ("F32", (row / 8).astype("f4")),

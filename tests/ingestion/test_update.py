@@ -151,7 +151,7 @@ def test_interrupted_it_goes_on(folder: Path) -> None:
     assert hkm.open_hierarchy(target).attrs["digest"] == before.attrs["digest"]
     # The labels are kept; between the two renames it is stopped again.
     with (
-        patch.object(assignment.WriteLabels, "__call__", side_effect=AssertionError),
+        patch.object(assignment, "_write_labels", side_effect=AssertionError),
         patch.object(store, "failpoint", stop_when_renamed),
         pytest.raises(KeyboardInterrupt),
     ):

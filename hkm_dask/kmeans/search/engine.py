@@ -337,14 +337,22 @@ def fold(
     """
     part_weights = None if weights is None else weights.get()[part.start : part.stop]
     total = geometry.distance_sum(part.stop - part.start if part_weights is None else int(part_weights.sum()))
-    no_weights = engine.put(_NO_WEIGHTS)
-    for first, rows in engine.blocks(part):
-        stop = first + len(rows)
-        local = slice(first - part.start, stop - part.start)
-        tile_weights = no_weights if part_weights is None else engine.put(part_weights[local])
-        tile = RowTile(first, stop, rows, assignment.labels[local], assignment.distances[local], tile_weights)
+    for tile in tiles(part, engine, assignment, part_weights):
         search(tile)
         total.add(tile.distances, tile.weights, engine.add_limbs)
         if consume is not None:
             consume(tile)
     return total
+
+
+def tiles(
+    part: Part, engine: Engine, assignment: Assignment, weights: NDArray[np.int64] | None = None
+) -> Iterator[RowTile]:
+    """The rows of a part, tile by tile, with views into its assignment; `weights` are those of its rows, if any."""
+    no_weights = engine.put(_NO_WEIGHTS)
+    for first, rows in engine.blocks(part):
+        local = slice(first - part.start, first - part.start + len(rows))
+        of_tile = no_weights if weights is None else engine.put(weights[local])
+        yield RowTile(
+            first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], of_tile
+        )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,27 +41,21 @@ class RowsBeyond:
         return f"{self.n_rows} rows ({', '.join(map(str, first.tolist()))}{more}) of {label}"
 
 
-@dataclass(frozen=True)
-class _FindBeyond:
+def _find_beyond(limit: float, origin: NDArray[np.float32] | None, part: Part) -> RowsBeyond:
     """Task: look for rows with a value as far from the origin as `limit`, or NaN."""
-
-    limit: float
-    origin: NDArray[np.float32] | None
-
-    def __call__(self, part: Part) -> RowsBeyond:
-        found = RowsBeyond(np.empty(0, np.int64), 0, 0.0)
-        for start, block in iter_blocks(part):
-            with np.errstate(over="ignore", invalid="ignore"):
-                values = np.asarray(block, dtype=np.float32)
-                values = np.abs(values if self.origin is None else values - self.origin).max(axis=1, initial=0.0)
-            beyond = np.flatnonzero(~(values < self.limit))
-            found += RowsBeyond(start + beyond[:_NAMED_ROWS], len(beyond), float(values.max(initial=0.0)))
-        return found
+    found = RowsBeyond(np.empty(0, np.int64), 0, 0.0)
+    for start, block in iter_blocks(part):
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = np.asarray(block, dtype=np.float32)
+            values = np.abs(values if origin is None else values - origin).max(axis=1, initial=0.0)
+        beyond = np.flatnonzero(~(values < limit))
+        found += RowsBeyond(start + beyond[:_NAMED_ROWS], len(beyond), float(values.max(initial=0.0)))
+    return found
 
 
 def rows_beyond(rows: Rows, runner: Runner, limit: float, *, origin: NDArray[np.float32] | None = None) -> RowsBeyond:
     """Find rows with a value as far from the origin as `limit`, in one pass."""
     found: RowsBeyond = runner.map_reduce(
-        _FindBeyond(limit, origin), runner.split(rows, 1), combine=RowsBeyond.__add__, stage="measure"
+        partial(_find_beyond, limit, origin), runner.split(rows, 1), combine=RowsBeyond.__add__, stage="measure"
     )
     return found

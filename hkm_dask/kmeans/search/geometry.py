@@ -24,7 +24,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.distance import nearest_others
 from hkm_dask.kmeans.search.far_rows import rows_beyond
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum, RowUnits
 
@@ -359,7 +359,7 @@ def _distance_between(sample: NDArray[np.float32]) -> float:
     """Distance to the nearest other row that few rows fall short of; infinity where all are copies."""
     some = np.ascontiguousarray(sample[:: -(-len(sample) // _NEIGHBOR_ROWS)])
     squared = np.empty(len(some))
-    cpu_kernels.nearest_others(some, squared)
+    nearest_others(some, squared)
     squared = np.sort(squared[squared < np.inf])
     return math.sqrt(squared[int(_CLOSE_SHARE * len(squared))]) if len(squared) else math.inf
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
@@ -21,22 +21,16 @@ from hkm_dask.kmeans.seeding.random_rows import random_rows
 INITS = ("random",)
 
 
-@dataclass(frozen=True)
-class _GatherRange:
+def _gather_range(
+    rows: Rows, numbers: SharedArray, n_numbers: int, store: SharedArrayStore, name: str,
+    item: tuple[int, tuple[int, int]],
+) -> SharedArray:  # fmt: skip
     """Task: gather the rows of one range of clusters; NaN where there are fewer rows than clusters."""
-
-    rows: Rows
-    numbers: SharedArray
-    n_numbers: int
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, item: tuple[int, tuple[int, int]]) -> SharedArray:
-        number, (first, stop) = item
-        centroids = np.full((stop - first, self.rows.n_features), np.nan, np.float32)
-        numbers = self.numbers.read(min(first, self.n_numbers), min(stop, self.n_numbers))
-        centroids[: len(numbers)] = take(self.rows, numbers)
-        return self.store.put(f"{self.name}-{number}", centroids)
+    number, (first, stop) = item
+    centroids = np.full((stop - first, rows.n_features), np.nan, np.float32)
+    some = numbers.read(min(first, n_numbers), min(stop, n_numbers))
+    centroids[: len(some)] = take(rows, some)
+    return store.put(f"{name}-{number}", centroids)
 
 
 def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key: int, runner: Runner) -> SharedPieces:
@@ -50,6 +44,6 @@ def seed_by_ranges(rows: Rows, n_clusters: int, n_ranges: int, *, init: str, key
     offsets = range_offsets(n_clusters, n_ranges)
     takes = StageBytes(0, gathering_bytes(rows_of_range(n_clusters, n_ranges), rows.n_features))
     with store.lent("numbers", numbers) as shared:
-        gather = _GatherRange(rows, shared, len(numbers), store, f"centroids-{name}")
+        gather = partial(_gather_range, rows, shared, len(numbers), store, f"centroids-{name}")
         arrays = runner.map(gather, list(enumerate(itertools.pairwise(offsets))), stage="gather", takes=takes)
     return SharedPieces(store.series(f"centroids-{name}", arrays), offsets)

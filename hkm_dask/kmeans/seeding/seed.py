@@ -45,18 +45,13 @@ class Seeds:
     run: str
 
 
-@dataclass(frozen=True)
-class _Cells:
+def _cells(
+    geometry: Geometry, array_store: SharedArrayStore, name: str, draws: Candidates
+) -> tuple[SharedArray, NDArray[np.int64]]:
     """Task: means and sizes of the cells."""
-
-    geometry: Geometry
-    array_store: SharedArrayStore
-    name: str
-
-    def __call__(self, draws: Candidates) -> tuple[SharedArray, NDArray[np.int64]]:
-        assert draws.sums is not None
-        assert draws.counts is not None
-        return self.array_store.put(self.name, means(draws.sums, draws.counts, self.geometry)), draws.counts
+    assert draws.sums is not None
+    assert draws.counts is not None
+    return array_store.put(name, means(draws.sums, draws.counts, geometry)), draws.counts
 
 
 @stepwise
@@ -118,7 +113,7 @@ def _seed(
         UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
         runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),
         Candidates.__add__,
-        _Cells(geometry, runner.array_store, f"cells-{run}"),
+        partial(_cells, geometry, runner.array_store, f"cells-{run}"),
         "draw-cells0",
     )
     while batches:

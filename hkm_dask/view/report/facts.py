@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,8 @@ from numpy.typing import NDArray
 from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.export import pool_of_tree
+from hkm_dask.hierarchy.eligible import count_rows
+from hkm_dask.hierarchy.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 from hkm_dask.metrics import gini
 
@@ -90,16 +90,13 @@ def find_pool(attributes: Mapping[Any, Any], path: str | os.PathLike[str] | None
 
     StoreError where `path` has none, or another.
     """
-    where = path if path is not None else attributes.get("pool")
-    if not where or (path is None and not Path(where).exists()):
-        return None
-    return pool_of_tree(attributes, path=path)
+    return None if path is None and pool_is_gone(attributes) else pool_of_tree(attributes, path=path)
 
 
 def gather(tree: xr.DataTree, path: str, pool: Pool | None, rows: NDArray[np.int64] | None) -> Facts:
     """Read what a report tells of a tree; `rows` are a draw."""
     arrays = TreeArrays(tree)
-    drawn = None if rows is None else _drawn(arrays, rows)
+    drawn = None if rows is None else count_rows(arrays, rows)
     levels = tuple(
         _level(tree, arrays, t, None if drawn is None else drawn[t - 1]) for t in range(1, arrays.n_levels + 1)
     )
@@ -137,12 +134,6 @@ def unevenness(counts: NDArray[np.int64], sizes: NDArray[np.int64]) -> float:
     """
     counted = counts[sizes > 0]
     return gini(counted) if counted.any() else 0.0
-
-
-def _drawn(arrays: TreeArrays, rows: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Drawn samples of every cluster, for each level."""
-    labels = arrays.take(1, "labels", rows)
-    return arrays.sums(np.bincount(labels[labels >= 0], minlength=arrays.n_clusters(1)).astype(np.int64))
 
 
 def _level(tree: xr.DataTree, arrays: TreeArrays, t: int, drawn: NDArray[np.int64] | None) -> LevelFacts:
