@@ -49,7 +49,7 @@ _OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
 #: Seconds in which a worker on this machine starts, or never will.
-_START_SECONDS = 120
+_START_SECONDS = 300
 #: Seconds after which it is told that one has not.
 _SLOW_START_SECONDS = 10
 #: Seconds in which a running scheduler answers.

@@ -87,8 +87,15 @@ class HeartbeatWatch:
         return f"{name} has not answered for {_LOOK_EVERY * _SILENT_LOOKS:.0f} s; {outlook}"
 
 
-def _give_way() -> None:
-    """Forget what this process can read and make again."""
+async def _give_way() -> None:
+    """Run on a worker: forget what its process can read and make again.
+
+    In a thread of its own, as a task may be making what is to be forgotten: the worker would send no heartbeats as long.
+    """
+    await asyncio.to_thread(_forget_all)
+
+
+def _forget_all() -> None:
     host_cache.shrink(None, 0)
     forget_recent()
     trim()

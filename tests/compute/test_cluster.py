@@ -193,7 +193,7 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
 
 def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cluster._LOCAL, "host", "192.0.2.1")  # of no machine
-    with pytest.raises(ComputeError, match=r"workers=1 should start within 120 s: .*assign requested address; look at"):
+    with pytest.raises(ComputeError, match=r"workers=1 should start within 300 s: .*assign requested address; look at"):
         open_place(workers=1, memory_limit="800MiB")
 
 

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from dask.utils import key_split
-from distributed import Client, LocalCluster, get_task_stream, wait
+from distributed import Client, LocalCluster, Status, get_task_stream, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
@@ -28,6 +28,7 @@ from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.shared_arrays import RecentCache
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows
@@ -372,6 +373,19 @@ def test_workers_that_all_die_again_and_again_are_told(
         map_while_all_die(workers, tmp_path / "all died")
 
 
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_results_that_died_with_all_workers_are_made_again(workers: ClusterRunner) -> None:
+    def kill(done: int, total: int) -> None:
+        if done == total:  # and nothing was fetched yet
+            pids = workers.client.run(os.getpid).values()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+    assert workers.map(abs, [-1, -2, -3], stage="test", report=kill) == [1, 2, 3]
+
+
 # -- workers that are paused ------------------------------------------------------------------------------------------
 
 
@@ -406,6 +420,56 @@ def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(seconds: float, m
         runner.map(partial(remember, seconds=seconds), [400 << 20], stage="test")
         until(lambda: any("holds more than Dask lets it" in message for message in said))
         assert runner.map(abs, [-1], stage="test") == [1]
+
+
+def set_status(name: str, dask_worker: Any) -> None:
+    """Run on a worker: pause it, or have it go on."""
+    dask_worker.status = Status[name]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+def test_tasks_of_a_worker_that_stays_paused_go_to_one_that_goes_on(
+    workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_runner, "_LOOK_AFTER_WORKERS", 0.2)
+    client, one = workers.client, next(iter(workers.client.run(os.getpid)))
+    client.run(set_status, "paused")
+    until(lambda: not client.run_on_scheduler(lambda dask_scheduler: bool(dask_scheduler.running)))
+
+    def go_on(done: int, total: int) -> None:
+        if not done:
+            client.run(set_status, "running", workers=[one])
+
+    try:
+        assert workers.map(abs, [-1, -2, -3, -4], stage="test", report=go_on) == [1, 2, 3, 4]
+    finally:
+        client.run(set_status, "running")
+
+
+def make_until(begun: Path, end: Path) -> None:
+    """Make something of a shared array for as long as there is no such file."""
+
+    def make() -> np.ndarray:
+        begun.touch()
+        until(end.exists)
+        return np.ones(1)
+
+    RecentCache().get("made", (), make)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_told_to_forget_what_it_is_making_still_answers(
+    workers: ClusterRunner, tmp_path: Path
+) -> None:
+    client, (one, *_) = workers.client, workers.client.run(os.getpid)
+    task = client.submit(make_until, tmp_path / "begun", tmp_path / "end", workers=[one], pure=False)
+    until((tmp_path / "begun").exists)
+    client.run(heartbeats._give_way, workers=[one], wait=False)
+    assert list(client.run(abs, -1, workers=[one]).values()) == [1]
+    (tmp_path / "end").touch()
+    task.result()
 
 
 def until(condition: Callable[[], bool]) -> None:
