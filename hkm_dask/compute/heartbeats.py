@@ -90,7 +90,7 @@ class HeartbeatWatch:
 async def _give_way() -> None:
     """Run on a worker: forget what its process can read and make again.
 
-    In a thread of its own, as a task may be making what is to be forgotten: the worker would send no heartbeats as long.
+    In a thread of its own, as a task may be making what is to be forgotten: meanwhile the worker answers.
     """
     await asyncio.to_thread(_forget_all)
 
