@@ -287,12 +287,15 @@ class ClusterRunner(Runner):
                 self._count(self._workers())
                 workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
                 futures = submit(workers)
-                results = self._results(futures, set(workers), report)
+                try:
+                    results = self._results(futures, set(workers), report)
+                finally:  # or an error that a wait had raised would keep them, and what they stand for, for a while
+                    for future in futures:
+                        future.release()
                 if results is not None:
                     if len(workers) > 1 and time.perf_counter() - begin > _LONG_PASS:
                         self._weigh(workers)
                     return results
-                self.client.cancel(futures)
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
 
     def _results(self, futures: list[Future[Any]], there: set[str], report: Report | None) -> list[Any] | None:

@@ -75,13 +75,35 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
         workers.map(eval, ["1", "1 / 0"], stage="test")
 
 
-def test_tasks_are_counted_as_they_are_done(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def take_one(folder: Path, item: object) -> None:
+    """Take until there is a file in a folder, and remove it."""
+
+    def removed() -> bool:
+        for path in folder.iterdir():
+            try:
+                path.unlink()
+            except FileNotFoundError:  # another task was faster
+                continue
+            return True
+        return False
+
+    until(removed)
+
+
+def test_tasks_are_counted_as_they_are_done(
+    workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster_runner, "_LOOK_AFTER_WORKERS", 0.02)
     told: list[tuple[int, int]] = []
-    workers.map(eval, ["__import__('time').sleep(0.1)"] * 6, stage="test", report=lambda *one: told.append(one))
-    assert told == sorted(told)
-    assert told[-1] == (6, 6)
-    assert len({done for done, _ in told}) >= 3
+
+    def report(done: int, total: int) -> None:
+        if (done, total) not in told:
+            (tmp_path / str(done)).touch()  # one more may end
+        told.append((done, total))
+
+    workers.map(partial(take_one, tmp_path), range(6), stage="test", report=report)
+    assert list(dict.fromkeys(told)) == [(done, 6) for done in range(7)]
+    until(lambda: not workers.client.futures)  # which Dask would make again where they are lost
 
 
 def test_the_page_of_task_groups_answers_while_a_pass_is_made(
@@ -340,28 +362,36 @@ def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner, monkeyp
     assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
 
 
-def map_while_all_die(workers: ClusterRunner, flag: Path) -> list[bool]:
+def begin(begun: Path) -> bool:
+    """Begin what takes for ever, unless it was begun before."""
+    if begun.exists():
+        return True
+    begun.touch()
+    time.sleep(600)
+    return False
+
+
+def map_while_all_die(workers: ClusterRunner, folder: Path) -> list[bool]:
     """Kill all workers at once while they work on tasks that would not end, but do when they are given out again."""
-    task = f"__import__('os').path.exists({str(flag)!r}) or __import__('time').sleep(600)"
-    pids = list(workers.client.run(os.getpid).values())
+    items, pids = [folder / "one", folder / "other"], list(workers.client.run(os.getpid).values())
 
     def kill() -> None:
-        flag.touch()
+        until(lambda: all(begun.exists() for begun in items))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
-    timer = threading.Timer(0.5, kill)
-    timer.start()
+    killing = threading.Thread(target=kill)
+    killing.start()
     try:
-        return workers.map(eval, [task] * 2, stage="test")
+        return workers.map(begin, items, stage="test")
     finally:
-        timer.join()
+        killing.join()
         workers.client.wait_for_workers(2, timeout=60)
 
 
 @pytest.mark.faults
 def test_when_every_worker_died_the_tasks_are_given_out_again(workers: ClusterRunner, tmp_path: Path) -> None:
-    assert map_while_all_die(workers, tmp_path / "all died") == [True, True]
+    assert map_while_all_die(workers, tmp_path) == [True, True]
 
 
 @pytest.mark.faults
@@ -370,7 +400,7 @@ def test_workers_that_all_die_again_and_again_are_told(
 ) -> None:
     monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
     with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
-        map_while_all_die(workers, tmp_path / "all died")
+        map_while_all_die(workers, tmp_path)
 
 
 @pytest.mark.faults
