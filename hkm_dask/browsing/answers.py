@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import shlex
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ class Answers:
         self.clusters, self.samples, self.marks, self.subset = clusters, samples, marks, subset
         self.tree_path, self.name = tree_path, tree_path.name
         self._drawn: Draw | None = None
+        self._changing = threading.Lock()  # what a draw will hold goes by the marks there are
 
     # -- the tree ------------------------------------------------------------------------------------------------------
 
@@ -79,14 +81,14 @@ class Answers:
         facts |= {"n_samples": n, "share": 1.0, "n_children": self.clusters.n_clusters[-1], "excluded": False}
         if self.subset is not None:
             facts |= {"n_subset": self.subset.n_samples, "subset_share": 1.0}
-        if self._drawn is not None:
-            facts["n_drawn"] = self._drawn.share(self.clusters.root)
+        if (drawn := self._drawn) is not None:
+            facts["n_drawn"] = drawn.share(self.clusters.root)
         return facts
 
     def _facts(self, level: int, numbers: NDArray[np.int64]) -> list[dict[str, Any]]:
         table = self.clusters.ask.clusters(level, numbers)
         in_subset = None if self.subset is None else self.subset.counts(level, numbers)
-        facts = []
+        facts, drawn = [], self._drawn  # which another question may change meanwhile
         for i, number in enumerate(numbers.tolist()):
             cluster, n = Cluster(level, number), int(table["n_samples"].iloc[i])
             fact = {
@@ -97,8 +99,8 @@ class Answers:
             if self.subset is not None and in_subset is not None:
                 share = int(in_subset[i]) / max(1, self.subset.n_samples)
                 fact |= {"n_subset": int(in_subset[i]), "subset_share": share}
-            if self._drawn is not None:
-                fact["n_drawn"] = round(self._drawn.share(cluster), 1)
+            if drawn is not None:
+                fact["n_drawn"] = round(drawn.share(cluster), 1)
             facts.append(fact)
         return facts
 
@@ -198,6 +200,7 @@ class Answers:
     # -- marks ---------------------------------------------------------------------------------------------------------
 
     def _marks(self) -> dict[str, Any]:
+        drawn = self._drawn
         by_level = sorted(self.marks.weights.items(), key=lambda mark: (-mark[0].level, mark[0].number))
         shown = by_level[: 4 * MAX_PAGE]
         return {
@@ -211,18 +214,20 @@ class Answers:
             "file": self.marks.path.name,
             "command": f"hkm sample {_shown(self.tree_path)} --size SIZE --weights {_shown(self.marks.path)} "
             "--out subset.npy",
-            "draw": None if self._drawn is None else {"size": self._drawn.size, "available": self._drawn.available},
+            "draw": None if drawn is None else {"size": drawn.size, "available": drawn.available},
         }
 
     def mark(self, cluster: str, weight: float) -> dict[str, Any]:
         """Mark a cluster with a weight: 0 leaves it out, 1 takes the mark away."""
-        self.marks.set(self.clusters.parse(cluster), weight)
-        return self._changed()
+        with self._changing:
+            self.marks.set(self.clusters.parse(cluster), weight)
+            return self._changed()
 
     def undo(self) -> dict[str, Any]:
         """Take the last mark back."""
-        self.marks.undo()
-        return self._changed()
+        with self._changing:
+            self.marks.undo()
+            return self._changed()
 
     def _changed(self) -> dict[str, Any]:
         if self._drawn is not None:
@@ -238,8 +243,9 @@ class Answers:
         """Have what a draw of `size` will hold shown with every cluster; 0 no more."""
         if not 0 <= size <= self.clusters.n_samples:
             raise InputError(f"size={size} should be from 0 to {self.clusters.n_samples}; give another")
-        self._drawn = Draw(self.clusters, self.marks.weights, size) if size else None
-        return self._marks()
+        with self._changing:
+            self._drawn = Draw(self.clusters, self.marks.weights, size) if size else None
+            return self._marks()
 
 
 def _shown(path: Path) -> str:

@@ -127,7 +127,7 @@ class _Handler(BaseHTTPRequestHandler):
             self._refuse(HTTPStatus.NOT_FOUND, f"{name[:80]!r} is not here")
         except (HkmError, ValueError, TypeError) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
-        except ConnectionError:
+        except (ConnectionError, TimeoutError):  # half an answer may be sent, or half a question read
             self.close_connection = True
         except Exception as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, f"{type(error).__name__}: {error}")

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
 #: Seconds in which a further signal is the same event: wrappers pass Ctrl-C on to a process that the terminal told too.
-_SAME_EVENT = 0.3
+_SAME_EVENT = 1.0
 #: What catches it; frames outside of that are no reason to wait.
 _OUTERMOST = "hkm_dask.cli.groups"
 _SHOW_CURSOR = b"\x1b[?25h"

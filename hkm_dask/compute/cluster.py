@@ -21,6 +21,7 @@ from hkm_dask.compute import memory
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
+from hkm_dask.compute.heartbeats import forgive_standstill
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.objects import location
 from hkm_dask.errors import ComputeError, InputError
@@ -49,7 +50,7 @@ _OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
 #: Seconds in which a worker on this machine starts, or never will.
-_START_SECONDS = 120
+_START_SECONDS = 300
 #: Seconds after which it is told that one has not.
 _SLOW_START_SECONDS = 10
 #: Seconds in which a running scheduler answers.
@@ -219,7 +220,9 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
             **_LOCAL | {"threads_per_worker": n_threads},
         )
     with cluster, Client(cluster, direct_to_workers=True) as client:
-        client.wait_for_workers(n_workers, timeout=60)
+        client.loop.add_callback(forgive_standstill, cluster.scheduler)
+        with suppress(TimeoutError):  # one has died since: it is started again, and others work meanwhile
+            client.wait_for_workers(n_workers, timeout=60)
         _let_workers_end_with(client)
         yield client
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures as concurrent
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial, reduce
 from itertools import count, groupby
@@ -38,8 +40,8 @@ if TYPE_CHECKING:
 
 #: Results that one task combines: more would wait for each other at one worker's network, fewer make more rounds.
 _FAN_IN = 4
-#: Seconds to wait for a first worker, or for one after all have died.
-_WORKERS_COME_WITHIN = 30
+#: Seconds to wait for a first worker, and for one after all have died, which then may only be starting.
+_WORKERS_COME_WITHIN, _OTHERS_COME_WITHIN = 30, 120
 #: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Seconds of a pass after which workers are asked how fast they are.
@@ -70,7 +72,7 @@ class ClusterRunner(Runner):
         self.client = client
         place = None if work_dir is None else location(work_dir)
         self._objects = place if isinstance(place, ObjectPath) else None
-        info = self._workers()
+        info = self._workers(_WORKERS_COME_WITHIN)
         device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
         self.n_workers = 0
@@ -98,10 +100,10 @@ class ClusterRunner(Runner):
         self._listener.close()
         super().close()
 
-    def _workers(self) -> dict[str, dict[str, Any]]:
+    def _workers(self, come_within: float = _OTHERS_COME_WITHIN) -> dict[str, dict[str, Any]]:
         """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
         client = self.client
-        for _ in range(2):
+        for seconds in (come_within, None):
             # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
             try:
                 workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
@@ -109,8 +111,9 @@ class ClusterRunner(Runner):
                 raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
             if workers:
                 return dict(workers)
-            with suppress(TimeoutError):
-                client.wait_for_workers(1, timeout=_WORKERS_COME_WITHIN)
+            if seconds is not None:
+                with suppress(OSError):  # TimeoutError among them
+                    client.wait_for_workers(1, timeout=seconds)
         raise ComputeError(
             "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
         )
@@ -278,31 +281,52 @@ class ClusterRunner(Runner):
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
         others are allowed to take them.
         """
-        from distributed import wait
-
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
                 self._count(self._workers())
                 workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
                 futures = submit(workers)
-                waiting = True
-                while waiting:
-                    try:
-                        wait(futures, timeout=_LOOK_AFTER_WORKERS)
-                    except TimeoutError:
-                        if report is not None:
-                            report(sum(future.status == "finished" for future in futures), len(futures))
-                        waiting = not set(workers).isdisjoint(self._workers())
-                    else:
-                        if report is not None:
-                            report(len(futures), len(futures))
-                        results = list(self.client.gather(futures))
-                        if len(workers) > 1 and time.perf_counter() - begin > _LONG_PASS:
-                            self._weigh(workers)
-                        return results
-                self.client.cancel(futures)
+                try:
+                    results = self._results(futures, set(workers), report)
+                finally:  # or an error that a wait had raised would keep them, and what they stand for, for a while
+                    for future in futures:
+                        future.release()
+                if results is not None:
+                    if len(workers) > 1 and time.perf_counter() - begin > _LONG_PASS:
+                        self._weigh(workers)
+                    return results
         raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
+
+    def _results(self, futures: list[Future[Any]], there: set[str], report: Report | None) -> list[Any] | None:
+        """Wait for what tasks give, and fetch it; None where all workers that were `there` died at the same time."""
+        from distributed import wait
+
+        while True:
+            try:
+                wait(futures, timeout=_LOOK_AFTER_WORKERS)
+                break
+            except TimeoutError:
+                if report is not None:
+                    report(sum(future.status == "finished" for future in futures), len(futures))
+                before, there = there, set(self._workers())
+                if before.isdisjoint(there):
+                    return None
+                self._give_out_again()
+        if report is not None:
+            report(len(futures), len(futures))
+        # What was lost with a worker meanwhile is made again, and may wait for a worker as well.
+        fetched = self.client.gather(futures, asynchronous=True)
+        fetching = asyncio.run_coroutine_threadsafe(fetched, self.client.loop.asyncio_loop)  # type: ignore[union-attr]
+        while concurrent.wait([fetching], timeout=_LOOK_AFTER_WORKERS).not_done:
+            self._workers()
+            self._give_out_again()
+        return list(fetching.result())
+
+    def _give_out_again(self) -> None:
+        """Have the scheduler give tasks that wait for workers of their own, which may be paused or dead, to others."""
+        with suppress(OSError):  # without a scheduler whoever waits fails
+            self.client.run_on_scheduler(_give_out)
 
     def _weigh(self, threads: dict[str, int]) -> None:
         """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
@@ -349,6 +373,16 @@ class ClusterRunner(Runner):
             return [self.client.submit(_finish, combine, finish, futures, key=key, pure=False)]
 
         return self._collect(submit_all, items, stage)[0]
+
+
+def _give_out(dask_scheduler: Any) -> None:
+    """Run on a scheduler: look again for workers for tasks that others than their own may take.
+
+    Dask does so as tasks come. Where no worker was at work then, each is kept for its own.
+    """
+    kept = [task.key for task in dask_scheduler.unrunnable if task.loose_restrictions]
+    if kept and dask_scheduler.running:
+        dask_scheduler.transitions(dict.fromkeys(kept, "processing"), stimulus_id="hkm-give-out")
 
 
 def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import threading
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 #: Name of the page, and of the topic among the events of the scheduler that it reads.
 PAGE = "hkm"
 #: Seconds between two messages to the scheduler, and what the last one may take.
-_SEND_EVERY, _SEND_LAST_WITHIN = 0.4, 2
+_SEND_EVERY, _SEND_LAST_WITHIN = 0.4, 10
 #: Kinds of which only the newest matters, but for the first one of a stage.
 _SUPERSEDED = ("seeding", "splitting", "progress")
 
@@ -67,7 +68,7 @@ class EventSender:
             return
         _sending_for.add(client)
         self._waiting: list[Event] = []
-        self._lock = threading.Lock()
+        self._lock, self._sending = threading.Lock(), asyncio.Lock()
         self._subscription = subscribe(self._hear)
         self._subscription.__enter__()
         self._timer = PeriodicCallback(self._send, 1000 * _SEND_EVERY)
@@ -93,13 +94,14 @@ class EventSender:
                 self._waiting.append(event)
 
     async def _send(self) -> None:
-        with self._lock:
-            events, self._waiting = self._waiting, []
-        if events:
-            message = [[event.kind, event.time, dict(event.fields)] for event in events]
-            plain = json.loads(json.dumps(message, default=str))
-            with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
-                await self._client.scheduler.log_event(topic=PAGE, msg=plain)  # type: ignore[union-attr]
+        async with self._sending:  # one message at a time, or a later one may come first
+            with self._lock:
+                events, self._waiting = self._waiting, []
+            if events:
+                message = [[event.kind, event.time, dict(event.fields)] for event in events]
+                plain = json.loads(json.dumps(message, default=str))
+                with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
+                    await self._client.scheduler.log_event(topic=PAGE, msg=plain)  # type: ignore[union-attr]
 
 
 def _supersedes(event: Event, before: Event) -> bool:

@@ -1,5 +1,7 @@
 """Workers that stand still: frozen ones, known by their heartbeats as they give neither answers nor errors; and paused.
 
+Where a whole machine stood still, as one that slept, none of them is to blame.
+
 Dask gives a worker whose memory is nearly full no tasks until some of it is free. What ours remember of rows would stay
 there for ever, as only tasks forget it.
 """
@@ -17,12 +19,14 @@ from hkm_dask.compute.shared_arrays import forget_recent
 from hkm_dask.events import emit
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, Scheduler
 
 #: Seconds between two looks, and looks without a heartbeat after which a worker is named.
 _LOOK_EVERY, _SILENT_LOOKS = 2.0, 5
 #: Looks after which a paused worker is told to give way, each time.
 _PAUSED_LOOKS = 3
+#: Seconds between two ticks of a scheduler, and after how many without one it has stood still.
+_TICK, _STOOD_STILL = 1.0, 4.0
 _PAUSED = (
     "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
     "workers more memory (--memory-limit)"
@@ -87,8 +91,44 @@ class HeartbeatWatch:
         return f"{name} has not answered for {_LOOK_EVERY * _SILENT_LOOKS:.0f} s; {outlook}"
 
 
-def _give_way() -> None:
-    """Forget what this process can read and make again."""
+def forgive_standstill(scheduler: Scheduler) -> None:
+    """Have a scheduler, by its own event loop, blame no worker for the time in which it stood still itself.
+
+    Else it would restart all that it has not heard of meanwhile, before they could say anything.
+    """
+    from distributed.metrics import time
+    from tornado.ioloop import PeriodicCallback
+
+    if "worker-ttl" not in scheduler.periodic_callbacks:
+        return
+    last = time()
+
+    def tick() -> None:
+        nonlocal last
+        now = time()
+        if now - last > _STOOD_STILL:
+            for worker in scheduler.workers.values():
+                worker.last_seen = now
+        last = now
+
+    async def look_after_workers() -> None:
+        tick()
+        await scheduler.check_worker_ttl()
+
+    scheduler.periodic_callbacks["worker-ttl"].callback = look_after_workers
+    scheduler.periodic_callbacks["standstill"] = ticking = PeriodicCallback(tick, 1000 * _TICK)
+    ticking.start()
+
+
+async def _give_way() -> None:
+    """Run on a worker: forget what its process can read and make again.
+
+    In a thread of its own, as a task may be making what is to be forgotten: meanwhile the worker answers.
+    """
+    await asyncio.to_thread(_forget_all)
+
+
+def _forget_all() -> None:
     host_cache.shrink(None, 0)
     forget_recent()
     trim()

@@ -122,6 +122,8 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
             e_tag, age, holder = _holder(place)
         except FileNotFoundError:
             continue
+        if holder == parse_json(content):
+            return e_tag  # the answer to the first try was lost, and the library tried again
         if not (_is_dead(holder) or age > LEASE_SECONDS):
             break
         with suppress(FileExistsError, FileNotFoundError):  # another was faster

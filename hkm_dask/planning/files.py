@@ -48,12 +48,15 @@ class Resident:
         Of the rows of a level in its first k-means, and while they are labeled; of those that are resampled.
     after_members : float
         Of the rows of a level that are still there when those that were resampled have taken what room they needed.
+    members_in_files : bool
+        Those that are resampled are copied to files.
     """
 
     fit: float = 1.0
     labels: float = 1.0
     members: float = 1.0
     after_members: float = 1.0
+    members_in_files: bool = False
 
 
 def level_files(
@@ -102,7 +105,7 @@ def level_files(
         picked = picked_members(n, k, shape["r"], n_parts, runner)
         n_members = min(n, k * shape["r"])
         members = n_members * (rows.row_bytes if number == 1 else 4 * d)
-        if not runner.fits_in_memory(members):
+        if stays.members_in_files:
             fit = passes_of_fit(members, stays.members, seeding_passes(n_members, k, shape["init"]), n_iter[1])
             picked = added(picked, fit, {"gather": FileBytes(0, members)})
         more += [picked] * m

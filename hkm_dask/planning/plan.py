@@ -11,8 +11,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
-from hkm_dask.compute.memory import StageBytes, limit_mib
+from hkm_dask.compute.memory import StageBytes, fit_stage, limit_mib
 from hkm_dask.compute.planned_runner import PlannedRunner
+from hkm_dask.compute.range_memory import lloyd_by_ranges
 from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
@@ -137,6 +138,7 @@ def make_plan(
             runner.peak(rows, stage) if name.endswith("of level 1") else runner.peak_above(stage)
             for name, stage in stages.items()
         )
+    shares = [_resident(t, shape, rows, stages, runner) for t, shape in enumerate(plans, 1)]
     iterations = all_iterations if calibration is None else calibration.iterations_of
     steps = _steps(config, rows, workers, iterations, sent=1.0 - stays, read=1.0 - resident)
     alone = _steps(config, rows, replace(workers, n_workers=1), iterations)
@@ -154,18 +156,17 @@ def make_plan(
     elif calibration is not None:
         table = Table(
             rows.n_rows, rows.n_features, rows.dtype.itemsize, workers.n_workers * workers.n_threads,
-            kept=keeps_rotated, read=1.0 - resident, runner=runner,
+            kept=keeps_rotated, runner=runner,
         )  # fmt: skip
-        times, of_ranges = _processor_seconds(config, table, workers, calibration, n_total, n_ranges)
+        times, of_ranges = _processor_seconds(config, table, workers, calibration, n_total, n_ranges, shares)
     levels = []
     for t, shape in enumerate(plans, 1):
         mine, level = [step for step in steps if step.level == t], config.levels[t - 1]
         n_iter = iterations(t, False, level), iterations(t, True, level)
-        files = level_files(
-            t, shape, rows, n_total if t == 1 else shape["n"], _resident(t, shape, rows, stages, runner), n_iter, runner
-        )  # fmt: skip
+        n_rows = n_total if t == 1 else shape["n"]
+        files = level_files(t, shape, rows, n_rows, shares[t - 1], n_iter, runner)
         work = sum((step.work for step in mine), Work())
-        more = range_files(t, shape, rows.row_bytes, resident, level, iterations, runner)
+        more = range_files(t, shape, rows.row_bytes, shares[t - 1], level, iterations, runner)
         files = added(files, more)
         levels.append(
             LevelPlan(
@@ -197,19 +198,24 @@ def _steps(
 def _resident(
     t: int, shape: dict[str, Any], rows: Rows, stages: Mapping[str, StageBytes], runner: PlannedRunner
 ) -> Resident:
-    """Shares of the rows of a level that stay in memory; those of an upper level do."""
+    """Shares of the rows of level t that stay in memory; those of an upper level do."""
 
     def share(some: Rows, stage: str) -> float:
         return runner.resident_shares(some, stages[f"{stage} of level {t}"])[1]
 
     n_members = min(shape["n"], shape["k"] * shape["r"])
     members = PlannedRows(n_members, shape["d"], rows.dtype.name if t == 1 else "float32", chunk_rows=1)
-    of_members = share(members, "Lloyd")
+    sizes = n_members, shape["k"], shape["d"]
+    is_whole = shape["n_ranges"] == 1
+    beside = fit_stage(*sizes, shape["init"]) if is_whole else lloyd_by_ranges(*sizes, shape["n_ranges"])
+    in_files = not runner.fits_in_memory(n_members * members.row_bytes, beside)
+    of_members = share(members, "Lloyd") if in_files else 1.0
     if t > 1:
-        return Resident(members=of_members)
+        return Resident(members=of_members, members_in_files=in_files)
     labels = share(rows, "resampling" if shape["m"] else "assigning")
     both = PlannedRows(rows.n_rows + n_members, rows.n_features, rows.dtype.name, chunk_rows=1)
-    return Resident(share(rows, "Lloyd"), labels, of_members, labels if share(both, "Lloyd") == 1.0 else 0.0)
+    after_members = labels if share(both, "Lloyd") == 1.0 else 0.0
+    return Resident(share(rows, "Lloyd"), labels, of_members, after_members, in_files)
 
 
 def _in_ranges(
@@ -233,7 +239,13 @@ def _add_up(pieces: Iterable[Step | Part], seconds: Callable[[Any], float]) -> T
 
 
 def _processor_seconds(
-    config: Config, table: Table, workers: Workers, calibration: Calibration, n_total: int, n_ranges: list[int]
+    config: Config,
+    table: Table,
+    workers: Workers,
+    calibration: Calibration,
+    n_total: int,
+    n_ranges: list[int],
+    shares: list[Resident],
 ) -> tuple[dict[str, Times], Times]:
     """Seconds by how far each k-means goes; and those of ranges, where it goes as far as expected."""
     courses = {
@@ -243,8 +255,8 @@ def _processor_seconds(
     seconds = partial(workers.seconds, calibration=calibration)
     times: dict[str, Times] = {}
     for bound, course in courses.items():
-        parts = run_parts(table, config.levels, course, n_total=n_total)
-        besides = _in_ranges(config, table, n_ranges, partial(range_parts, course=course))
+        parts = run_parts(table, config.levels, course, n_total=n_total, shares=shares)
+        besides = _in_ranges(config, table, n_ranges, partial(range_parts, course=course, shares=shares))
         times[bound] = _add_up([*parts, *besides], seconds)
     return times, _add_up(besides, seconds)
 

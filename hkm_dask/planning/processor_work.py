@@ -24,6 +24,7 @@ from hkm_dask.kmeans.search.cpu import SWEEP_FEATURES
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
+from hkm_dask.planning.files import Resident
 
 #: Operations of a pass that are worth a task.
 _TASK_FLOPS = 4e7
@@ -78,7 +79,7 @@ class Table:
     itemsize: int
     n_threads: int  # of all workers
     kept: bool = True  # rotated rows are kept from pass to pass
-    read: float = 0.0  # share of the rows that is read from the store in every pass
+    read: float = 0.0  # share of the rows that is read from files in every pass
     runner: Runner | None = None  # tells which k-means are one task
 
     def above(self, level: Level) -> Table:
@@ -229,11 +230,13 @@ def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) 
         yield Part(t, resampled, "Lloyd: later", together(rows.search(k, share=share), times=n_iter - 1))
 
 
-def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> Iterator[Part]:
-    """Parts of level t over some rows."""
+def _level(t: int, rows: Table, level: Level, course: Course, n_total: int, stays: Resident) -> Iterator[Part]:
+    """Parts of level t over some rows, of which what does not stay in memory is read in every pass."""
+    rows = replace(rows, read=1.0 - stays.fit)
     n, k, d, m = rows.n, level.n_clusters, rows.d, level.n_resamples
     alone = rows.assigns_in_one_task(level)
-    label = rows.search(k, unit="labeled")
+    label = replace(rows, read=1.0 - stays.labels).search(k, unit="labeled")
+    label_again = replace(rows, read=1.0 - stays.after_members).search(k, unit="labeled")
     hints = Table(k, d, 4, rows.n_threads).search(k, unit="labeled")
     yield Part(t, False, "start", {"level": 1.0})
     yield from _k_means(t, False, rows, level, course)
@@ -241,11 +244,11 @@ def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> I
     first = {"picked": float(n), "assignment": 1.0} if m else final
     yield Part(t, False, "assign", together(label, tried, first), alone)
     if m:
-        members = replace(rows, n=min(n, k * resample_size(level, n)), read=0.0)
+        members = replace(rows, n=min(n, k * resample_size(level, n)), read=1.0 - stays.members)
         picks = together({"picked": float(n), "assignment": 1.0}, times=m - 1)
-        yield Part(t, True, "assign", together(together(label, hints, times=m), tried, picks, final), alone)
+        yield Part(t, True, "assign", together(together(label_again, hints, times=m), tried, picks, final), alone)
         gathered = {"gathered": float(members.n * d * rows.itemsize), "gather": 1.0}
-        gathered["reread"] = rows.read * n * d * rows.itemsize
+        gathered["reread"] = (1.0 - stays.labels) * n * d * rows.itemsize
         yield Part(t, True, "gather", together(gathered, times=m), alone)
         for part in _k_means(t, True, members, level, course):
             yield replace(part, units=together(part.units, times=m))
@@ -262,10 +265,16 @@ def _level(t: int, rows: Table, level: Level, course: Course, n_total: int) -> I
     yield Part(t, False, "write", {"written": written, "level written": 1.0})
 
 
-def run_parts(table: Table, levels: Sequence[Level], course: Course, *, n_total: int | None = None) -> list[Part]:
-    """All parts of a build over a table, which has `n_total` rows with those that are left out."""
+def run_parts(
+    table: Table, levels: Sequence[Level], course: Course, *, n_total: int | None = None,
+    shares: Sequence[Resident] | None = None,
+) -> list[Part]:  # fmt: skip
+    """All parts of a build over a table, which has `n_total` rows with those that are left out.
+
+    `shares` are those of the rows of each level that stay in memory; all do by default.
+    """
     parts = [Part(0, False, "start", {"run": 1.0})]
-    for t, level in enumerate(levels, 1):
-        parts += _level(t, table, level, course, n_total or table.n)
+    for t, (level, stays) in enumerate(zip(levels, shares or [Resident()] * len(levels), strict=True), 1):
+        parts += _level(t, table, level, course, n_total or table.n, stays)
         table, n_total = table.above(level), None
     return parts

@@ -46,10 +46,12 @@ def fail_now_and_then(share: float, seed: int) -> None:
 
 def be_full_from_now_on(said: Path) -> None:
     """Wait for a file, and have no file of this process grow beyond so many bytes from then on."""
-    while not (said.exists() and said.read_text(encoding="utf-8")):
+    while not (said.exists() and (size := said.read_text(encoding="utf-8"))):
         time.sleep(0.02)
-    size = int(said.read_text(encoding="utf-8"))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    # Told for the second time, of a process that could write even less.
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    least = int(size) if most == resource.RLIM_INFINITY else min(int(size), most)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (least, least))
 
 
 if FULL in os.environ:

@@ -1,7 +1,9 @@
 """What the page is told, held against the accessor of the tree."""
 
 import json
+import threading
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,6 +106,33 @@ def test_marks_are_told_saved_and_undone(answers: Answers) -> None:
     assert Path(answers.marks.path).read_text() == "cluster,weight\n2:3,0\n"
     assert answers.undo()["unsaved"] is True
     assert not answers.cluster("2:3")["excluded"]
+
+
+def test_a_draw_may_be_hidden_while_another_question_is_answered(
+    answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers.draw(100)
+    excluded = answers.marks.excluded
+    monkeypatch.setattr(answers.marks, "excluded", lambda cluster: answers.draw(0) and excluded(cluster))
+    assert sum(child["n_drawn"] for child in answers.children("")["children"]) == pytest.approx(100, abs=0.2)
+
+
+def test_a_draw_goes_by_the_last_of_two_marks_made_at_once(answers: Answers, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers.draw(100)
+    other, began = threading.Thread(target=answers.mark, args=("2:4", 0)), module.Draw
+
+    def slow(*given: Any) -> Any:
+        drawn = began(*given)
+        if threading.current_thread() is not other and not other.is_alive():
+            other.start()
+            other.join(0.5)  # in which the other mark is made, unless it waits
+        return drawn
+
+    monkeypatch.setattr(module, "Draw", slow)
+    answers.mark("2:3", 0)
+    other.join()
+    left_out = sum(answers.cluster(name)["n_samples"] for name in ("2:3", "2:4"))
+    assert answers.tree()["marks"]["draw"]["available"] == 599 - left_out
 
 
 def test_the_next_draw_is_told_of_every_cluster(answers: Answers) -> None:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import shlex
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,56 @@ def test_walk_down_search_mark_save_and_draw(open_page: Any, browser: Any, tmp_p
     left_out = browser.answers.clusters.ask.members(*cluster_of(marked))
     assert len(left_out) > 0
     assert not np.isin(drawn, left_out).any()
+
+
+def test_a_late_answer_about_a_cluster_that_one_has_left_is_not_shown(
+    open_page: Any, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, answer, held = open_page(browser.url), browser.answers.cluster, threading.Event()
+    heading(page, "All clusters")
+    left, shown = (page.locator("main a.card").nth(i).get_attribute("data-cluster") for i in range(2))
+
+    def late(name: str = "") -> dict[str, Any]:
+        if name == left:
+            held.wait(15)
+        return answer(name)
+
+    monkeypatch.setattr(browser.answers, "cluster", late)
+    for name in (left, shown):
+        page.evaluate(f"location.hash = '{name}'")
+    heading(page, f"^Cluster {shown}$")
+    with page.expect_response(re.compile(rf"/cluster\?name={left.replace(':', '%3A')}")) as came:
+        held.set()
+    came.value.finished()
+    page.evaluate("new Promise(done => setTimeout(done, 50))")  # it was parsed, and might have been shown
+    assert page.locator("#path").inner_text().split() == ["All", shown]
+    assert page.locator("#status").inner_text().startswith(f"Cluster {shown}, ")
+
+
+def test_changes_are_made_in_the_order_they_were_asked_for(
+    open_page: Any, browser: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page, mark, second_came = open_page(browser.url), browser.answers.mark, threading.Event()
+    heading(page, "All clusters")
+    page.locator("main a.card").first.click()
+    heading(page, "^Cluster ")
+
+    def late(cluster: str, weight: float) -> dict[str, Any]:
+        if weight == 2:
+            second_came.wait(1)
+        changed = mark(cluster, weight)
+        if weight == 4:
+            second_came.set()
+        return changed
+
+    monkeypatch.setattr(browser.answers, "mark", late)
+    for weight in (2, 4):
+        page.locator(f".weights [data-weight='{weight}']").click()
+    page.locator(".weights [data-weight='4'][aria-pressed='true']").wait_for()
+    assert second_came.is_set()
+    assert browser.answers.tree()["marks"]["marks"][0]["weight"] == 4
+    for _ in range(2):
+        browser.answers.undo()
 
 
 def cluster_of(name: str) -> tuple[int, int]:

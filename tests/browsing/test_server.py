@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import numpy as np
 import pytest
 
+from hkm_dask.browsing import server
 from hkm_dask.browsing.browse import Browser
 from hkm_dask.errors import InputError
 from hkm_dask.events import Event, subscribe
@@ -101,6 +102,16 @@ def test_what_a_page_would_not_send_is_refused(browser: Browser, body: bytes) ->
 def test_too_much_is_refused_before_it_is_read(browser: Browser) -> None:
     length = {"Content_Length": str(2**40)}
     assert request(browser, "api/nearest", method="POST", Origin=origin(browser), **length)[0] == 413
+
+
+def test_a_question_that_stays_half_is_not_answered(browser: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the other half, which comes late, would be taken for the next question."""
+    monkeypatch.setattr(server._Handler, "timeout", 0.2)
+    url = urlsplit(browser.url)
+    head = f"POST {url.path}api/nearest HTTP/1.1\r\nHost: {url.netloc}\r\nOrigin: {origin(browser)}\r\n"
+    with socket.create_connection((url.hostname, url.port), timeout=20) as connection:
+        connection.sendall(f"{head}Content-Length: 99\r\n\r\n0.1, ".encode())
+        assert connection.recv(1000) == b""
 
 
 def test_a_vector_comes_as_numbers_or_as_a_file(browser: Browser, tree: Any, tmp_path: Any) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from hkm_dask.cli.interrupts import _SAME_EVENT
 from hkm_dask.config import Config, Level
 from hkm_dask.data.locks import lock
 from hkm_dask.hierarchy.build import build_hierarchy
@@ -218,7 +219,7 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(first: signal.Signal
         process.send_signal(first)
         assert process.stdout.readline() == "unwinding\n"
         process.send_signal(first)  # which a wrapper passed on
-        time.sleep(0.5)
+        time.sleep(_SAME_EVENT + 0.5)
         assert process.poll() is None
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=10)

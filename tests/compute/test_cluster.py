@@ -2,7 +2,9 @@
 
 import gc
 import json
+import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -193,7 +195,7 @@ def test_a_cluster_behind_tls_is_joined_by_the_settings_of_dask(certificate: tup
 
 def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(cluster._LOCAL, "host", "192.0.2.1")  # of no machine
-    with pytest.raises(ComputeError, match=r"workers=1 should start within 120 s: .*assign requested address; look at"):
+    with pytest.raises(ComputeError, match=r"workers=1 should start within 300 s: .*assign requested address; look at"):
         open_place(workers=1, memory_limit="800MiB")
 
 
@@ -224,6 +226,29 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
     freezing.join()
     assert told == ["workers have not started after 1 s; one that has not after 4 s is given up"]
     assert psutil.wait_procs(frozen, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+def test_workers_that_stood_still_with_their_scheduler_are_not_to_blame() -> None:
+    """A machine that slept for longer than a worker may be silent goes on with all of them."""
+    with dask.config.set({"distributed.scheduler.worker-ttl": "5 s"}), connect(workers=2) as place:
+        assert isinstance(place, ClusterRunner)
+        client, pids, ended = place.client, place.client.run(os.getpid), threading.Event()
+
+        def stand_still() -> None:
+            for pid in pids.values():
+                os.kill(pid, signal.SIGSTOP)
+            time.sleep(8)
+            for pid in pids.values():
+                os.kill(pid, signal.SIGCONT)
+            ended.set()
+
+        client.loop.add_callback(stand_still)  # type: ignore[union-attr]
+        ended.wait()
+        assert place.map(abs, [-1, -2], stage="test") == [1, 2]
+        assert client.run(os.getpid) == pids
+        (said,) = client.run_on_scheduler(lambda dask_scheduler: [dask_scheduler.get_events("scheduler")])
+        assert "worker-ttl-timed-out" not in str(said)
 
 
 FROZEN = """

@@ -18,7 +18,7 @@ import numpy as np
 import psutil
 import pytest
 from dask.utils import key_split
-from distributed import Client, LocalCluster, get_task_stream, wait
+from distributed import Client, LocalCluster, Status, get_task_stream, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
@@ -28,6 +28,7 @@ from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.compute.shared_arrays import RecentCache
 from hkm_dask.config import Config, Level
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, ZarrRows
@@ -74,13 +75,35 @@ def test_a_cluster_maps_and_reduces_as_threads_do(workers: ClusterRunner) -> Non
         workers.map(eval, ["1", "1 / 0"], stage="test")
 
 
-def test_tasks_are_counted_as_they_are_done(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+def take_one(folder: Path, item: object) -> None:
+    """Take until there is a file in a folder, and remove it."""
+
+    def removed() -> bool:
+        for path in folder.iterdir():
+            try:
+                path.unlink()
+            except FileNotFoundError:  # another task was faster
+                continue
+            return True
+        return False
+
+    until(removed)
+
+
+def test_tasks_are_counted_as_they_are_done(
+    workers: ClusterRunner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(cluster_runner, "_LOOK_AFTER_WORKERS", 0.02)
     told: list[tuple[int, int]] = []
-    workers.map(eval, ["__import__('time').sleep(0.1)"] * 6, stage="test", report=lambda *one: told.append(one))
-    assert told == sorted(told)
-    assert told[-1] == (6, 6)
-    assert len({done for done, _ in told}) >= 3
+
+    def report(done: int, total: int) -> None:
+        if (done, total) not in told:
+            (tmp_path / str(done)).touch()  # one more may end
+        told.append((done, total))
+
+    workers.map(partial(take_one, tmp_path), range(6), stage="test", report=report)
+    assert list(dict.fromkeys(told)) == [(done, 6) for done in range(7)]
+    until(lambda: not workers.client.futures)  # which Dask would make again where they are lost
 
 
 def test_the_page_of_task_groups_answers_while_a_pass_is_made(
@@ -339,28 +362,36 @@ def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner, monkeyp
     assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
 
 
-def map_while_all_die(workers: ClusterRunner, flag: Path) -> list[bool]:
+def begin(begun: Path) -> bool:
+    """Begin what takes for ever, unless it was begun before."""
+    if begun.exists():
+        return True
+    begun.touch()
+    time.sleep(600)
+    return False
+
+
+def map_while_all_die(workers: ClusterRunner, folder: Path) -> list[bool]:
     """Kill all workers at once while they work on tasks that would not end, but do when they are given out again."""
-    task = f"__import__('os').path.exists({str(flag)!r}) or __import__('time').sleep(600)"
-    pids = list(workers.client.run(os.getpid).values())
+    items, pids = [folder / "one", folder / "other"], list(workers.client.run(os.getpid).values())
 
     def kill() -> None:
-        flag.touch()
+        until(lambda: all(begun.exists() for begun in items))
         for pid in pids:
             os.kill(pid, signal.SIGKILL)
 
-    timer = threading.Timer(0.5, kill)
-    timer.start()
+    killing = threading.Thread(target=kill)
+    killing.start()
     try:
-        return workers.map(eval, [task] * 2, stage="test")
+        return workers.map(begin, items, stage="test")
     finally:
-        timer.join()
+        killing.join()
         workers.client.wait_for_workers(2, timeout=60)
 
 
 @pytest.mark.faults
 def test_when_every_worker_died_the_tasks_are_given_out_again(workers: ClusterRunner, tmp_path: Path) -> None:
-    assert map_while_all_die(workers, tmp_path / "all died") == [True, True]
+    assert map_while_all_die(workers, tmp_path) == [True, True]
 
 
 @pytest.mark.faults
@@ -369,7 +400,20 @@ def test_workers_that_all_die_again_and_again_are_told(
 ) -> None:
     monkeypatch.setattr(cluster_runner, "_ATTEMPTS", 1)
     with pytest.raises(ComputeError, match="test: all workers died 1 times; look at their logs"):
-        map_while_all_die(workers, tmp_path / "all died")
+        map_while_all_die(workers, tmp_path)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_results_that_died_with_all_workers_are_made_again(workers: ClusterRunner) -> None:
+    def kill(done: int, total: int) -> None:
+        if done == total:  # and nothing was fetched yet
+            pids = workers.client.run(os.getpid).values()
+            for pid in pids:
+                os.kill(pid, signal.SIGKILL)
+            until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+
+    assert workers.map(abs, [-1, -2, -3], stage="test", report=kill) == [1, 2, 3]
 
 
 # -- workers that are paused ------------------------------------------------------------------------------------------
@@ -406,6 +450,56 @@ def test_a_paused_worker_forgets_what_it_remembers_and_goes_on(seconds: float, m
         runner.map(partial(remember, seconds=seconds), [400 << 20], stage="test")
         until(lambda: any("holds more than Dask lets it" in message for message in said))
         assert runner.map(abs, [-1], stage="test") == [1]
+
+
+def set_status(name: str, dask_worker: Any) -> None:
+    """Run on a worker: pause it, or have it go on."""
+    dask_worker.status = Status[name]
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+def test_tasks_of_a_worker_that_stays_paused_go_to_one_that_goes_on(
+    workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster_runner, "_LOOK_AFTER_WORKERS", 0.2)
+    client, one = workers.client, next(iter(workers.client.run(os.getpid)))
+    client.run(set_status, "paused")
+    until(lambda: not client.run_on_scheduler(lambda dask_scheduler: bool(dask_scheduler.running)))
+
+    def go_on(done: int, total: int) -> None:
+        if not done:
+            client.run(set_status, "running", workers=[one])
+
+    try:
+        assert workers.map(abs, [-1, -2, -3, -4], stage="test", report=go_on) == [1, 2, 3, 4]
+    finally:
+        client.run(set_status, "running")
+
+
+def make_until(begun: Path, end: Path) -> None:
+    """Make something of a shared array for as long as there is no such file."""
+
+    def make() -> np.ndarray:
+        begun.touch()
+        until(end.exists)
+        return np.ones(1)
+
+    RecentCache().get("made", (), make)
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(60)
+def test_a_worker_that_is_told_to_forget_what_it_is_making_still_answers(
+    workers: ClusterRunner, tmp_path: Path
+) -> None:
+    client, (one, *_) = workers.client, workers.client.run(os.getpid)
+    task = client.submit(make_until, tmp_path / "begun", tmp_path / "end", workers=[one], pure=False)
+    until((tmp_path / "begun").exists)
+    client.run(heartbeats._give_way, workers=[one], wait=False)
+    assert list(client.run(abs, -1, workers=[one]).values()) == [1]
+    (tmp_path / "end").touch()
+    task.result()
 
 
 def until(condition: Callable[[], bool]) -> None:

@@ -1,6 +1,8 @@
 """Our page in the dashboard of a real scheduler: it answers, shows a run, and no run needs it."""
 
+import asyncio
 import sys
+import threading
 import time
 import urllib.request
 from collections.abc import Iterator
@@ -161,3 +163,22 @@ def test_few_messages_are_sent_and_the_last_event_is_among_them(client: Client) 
     assert kinds[0] == ("seeding", 0)
     assert kinds[-3:] == [("seeding", 499), ("iteration", None), ("closed", None)]
     assert len(kinds) < 20
+
+
+def test_events_keep_their_order_where_a_message_takes_long(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, n = client.cluster.scheduler, len(sent(client))
+    log_event, under_way = scheduler.handlers["log_event"], threading.Event()
+
+    async def late(**message: Any) -> None:
+        if not under_way.is_set():
+            under_way.set()
+            await asyncio.sleep(0.5)
+        log_event(**message)
+
+    monkeypatch.setitem(scheduler.handlers, "log_event", late)
+    with runner_for(client):
+        emit("note", message="first")
+        under_way.wait()
+    while len(sent(client)) < n + 2:
+        time.sleep(0.05)
+    assert [kind for kind, *_ in sent(client)[n:]] == ["note", "closed"]

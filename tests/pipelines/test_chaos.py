@@ -66,3 +66,17 @@ print(failed, os.fstat(fd).st_size)
     failed, size = map(int, done.stdout.split())
     assert failed + size == 200
     assert 60 < failed < 140
+
+
+def test_a_disk_that_is_full_stays_as_full(tmp_path: Path) -> None:
+    (tmp_path / "full").write_text("4000", encoding="utf-8")
+    script = f"""
+import resource
+from pathlib import Path
+from pipelines.chaos.driver import be_full_from_now_on
+resource.setrlimit(resource.RLIMIT_FSIZE, (500, 500))
+be_full_from_now_on(Path({str(tmp_path / "full")!r}))
+print(resource.getrlimit(resource.RLIMIT_FSIZE))
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.stdout, done.stderr) == ("(500, 500)\n", "")

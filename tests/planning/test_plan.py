@@ -1,5 +1,6 @@
 """A plan says what the build itself goes by, and what it then reads and writes."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from hkm_dask.hierarchy.level_plans import level_plans
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.planning import files
+from hkm_dask.planning.calibration import calibrate
 from hkm_dask.planning.files import FileBytes, sorted_members
 from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.phases import PhaseClock, spent_so_far
@@ -171,6 +173,25 @@ def test_rows_that_do_not_stay_are_read_in_every_pass() -> None:
     assert seeding == pytest.approx(stored + rows.chunk_rows * rows.row_bytes + 6 * again, rel=0.01)
     assert iterations == pytest.approx(50 * again, rel=0.01)
     assert streamed.peak <= 4 << 30
+
+
+def test_time_goes_by_the_rows_that_bytes_say_are_read_again() -> None:
+    n, d = 300_000, 128
+    config = Config.from_flags((200,), n_resamples=2, resample_size=n, init="k-means||", max_iter=2)
+    rows, rng = PlannedRows(n, d, "float16", chunk_rows=8192), np.random.default_rng(0)
+    rates = calibrate(config, n, lambda n: rng.normal(size=(n, d)).astype("f2"), seconds=0.2)
+    slower = replace(rates, read=rates.read / 2)
+    again, read, stays = list[float](), list[int](), list[float]()
+    for limit in (450, 2048):
+        plan, other = (make_plan(config, rows, Workers(1, 1, limit << 20), calibration=one) for one in (rates, slower))
+        again.append((other.total() - plan.total()) * rates.read)  # type: ignore[operator]
+        read.append(sum(plan.levels[0].files[phase].read for phase in ("seeding", "Lloyd", "assign", "gather")))
+        stays.append(plan.resident)
+    assert (again[1], stays[1]) == (0.0, 1.0)
+    stored = n * d * 2
+    # Of the rows, and of the members of each resampling, what stays is read once.
+    assert again[0] == pytest.approx(read[0] - 3 * stays[0] * stored - (read[1] - stored), rel=1e-3)
+    assert again[0] > 10 * stored
 
 
 def test_a_subset_is_read_by_the_chunks_of_its_pool(pool: Path) -> None:

@@ -9,8 +9,10 @@ import pytest
 from hkm_dask.config import Config, Level
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
+from hkm_dask.hierarchy.cost import seeding_passes
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.search.tally import counting
+from hkm_dask.planning.files import Resident, passes_of_fit
 from hkm_dask.planning.phases import PhaseClock, Place, Spent, spent_so_far
 from hkm_dask.planning.processor_work import Part, Table, run_parts, together
 
@@ -102,3 +104,27 @@ def test_work_grows_with_rows_clusters_and_features(init: str) -> None:
 def test_rows_that_are_not_kept_are_rotated_in_every_pass() -> None:
     kept, streamed = (Table(10**6, 128, 2, 2, kept=kept).search(1000)["projected"] for kept in (True, False))
     assert streamed > 10 * kept
+
+
+@pytest.mark.parametrize("init", ["coreset", "k-means||", "random"])
+def test_members_that_do_not_stay_in_memory_are_read_in_every_pass(init: str) -> None:
+    n, k, d, m, n_iter = 10**6, 1000, 64, 3, 10
+    level = Level(n_clusters=k, init=init, n_resamples=m, resample_size=200)  # type: ignore[arg-type]
+
+    def reread(**shares: float) -> dict[tuple[bool, str], float]:
+        parts = run_parts(Table(n, d, 2, 1), [level], lambda *_: (n_iter, 0.3), shares=[Resident(**shares)])
+        of_phases: dict[tuple[bool, str], float] = {}
+        for part in parts:
+            place = part.resampled, part.phase
+            of_phases[place] = of_phases.get(place, 0.0) + part.units.get("reread", 0.0)
+        return {place: n_bytes for place, n_bytes in of_phases.items() if n_bytes}
+
+    assert reread() == {}
+    members, rows, n_seeding = 200 * k * d * 2, n * d * 2, seeding_passes(200 * k, k, init)
+    passes = {"seeding": n_seeding, "Lloyd": n_iter}
+    expected = {(True, phase): m * 0.25 * members * times for phase, times in passes.items() if times}
+    assert reread(members=0.75) == pytest.approx(expected)
+    files = passes_of_fit(members, 0.75, n_seeding, n_iter)  # those of a resampling, with what is read once
+    assert sum(one.read for one in files.values()) == pytest.approx(sum(expected.values()) / m + 0.75 * members)
+    assert reread(after_members=0.0) == {(True, "assign"): m * rows}
+    assert reread(labels=0.5) == {(False, "assign"): 0.5 * rows, (True, "gather"): m * 0.5 * rows}

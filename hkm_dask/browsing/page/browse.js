@@ -84,13 +84,14 @@ function showPath(clusters, last) {
 
 // -- a cluster --------------------------------------------------------------------------------------------------------
 
-async function showCluster(given, name) {
+async function showCluster(given, name, current) {
   const order = given.order ?? "size", start = Number(given.start ?? 0), which = given.samples ?? "closest";
   const of = { name, n: 24 }, leaf = name.startsWith("1:");
   const asked = [ask("cluster", { name })];
   asked.push(leaf ? null : ask("children", { ...of, order, start }));
   asked.push(name ? ask("members", { ...of, order: which, start: leaf ? start : 0, n: leaf ? 24 : 12 }) : null);
   const [cluster, children, members] = await Promise.all(asked);
+  if (!current()) return null;
   facts = cluster;
   showPath(cluster.path);
   const again = (changes) => go(name, { ...given, ...changes });
@@ -199,7 +200,7 @@ async function showSearch({ what: kind = "caption", q = "" }, _name, current) {
 
 let vector = null;  // the bytes of a file, or numbers: what a page was given, and its address does not hold
 
-async function showNear({ row, level = "1" }) {
+async function showNear({ row, level = "1" }, _name, current) {
   facts = null;
   if (row === undefined && vector === null) throw new Error("Give the vector once more: the address of the page does not hold it.");
   const text = row === undefined ? "the vector" : `row ${count(Number(row))}`;
@@ -207,6 +208,7 @@ async function showNear({ row, level = "1" }) {
   const found = row === undefined
     ? await unpack(await fetch(`api/nearest?${new URLSearchParams({ level })}`, { method: "POST", body: vector }))
     : await ask("nearest_to_row", { row, level });
+  if (!current()) return null;
   const choose = h("select", { "aria-label": "Level", onchange: () => go("near", { row, level: choose.value }) },
     tree.n_clusters.map((n, i) => h("option", { value: i + 1, selected: String(i + 1) === level }, `level ${i + 1}: ${plural(n, "cluster")}`)));
   announce(`${plural(found.children.length, "cluster")} near ${text}`);
@@ -243,7 +245,10 @@ function setUpSearch() {
 
 // -- marks ------------------------------------------------------------------------------------------------------------
 
-async function take(changed, text) {
+let changed = Promise.resolve();  // the last change: the next one is asked for when it is made, or it might come first
+
+async function take(text, name, given) {
+  changed = changed.catch(() => null).then(() => change(name, given));
   try {
     marks = await changed;
     showMarks();
@@ -253,9 +258,9 @@ async function take(changed, text) {
   } catch (error) { fail(error); }
 }
 
-const mark = (cluster, weight) => take(change("mark", { cluster, weight }), `Cluster ${cluster} ${weight === 1 ? "has no mark" : weightText(weight)}`);
-const undo = () => take(change("undo"), "Undone");
-const save = () => take(change("save"), `Saved to ${marks.file}`);
+const mark = (cluster, weight) => take(`Cluster ${cluster} ${weight === 1 ? "has no mark" : weightText(weight)}`, "mark", { cluster, weight });
+const undo = () => take("Undone", "undo");
+const save = () => take(`Saved to ${marks.file}`, "save");
 
 function showMarks() {
   at("count").textContent = count(marks.n);
@@ -265,9 +270,9 @@ function showMarks() {
     h("span", { class: "muted number" }, plural(one.n_samples, "sample")),
     h("button", { type: "button", "aria-label": `Remove the mark of ${one.cluster}`, onclick: () => mark(one.cluster, 1) }, "✕"));
   const size = h("input", { type: "number", min: "1", max: tree.n_samples, value: drawSize() || tree.subset || Math.ceil(tree.n_samples / 10), "aria-label": "Size of the next draw" });
-  const draw = h("form", { onsubmit: (event) => { event.preventDefault(); take(change("draw", { size: Number(size.value) }), "Draw shown"); } },
+  const draw = h("form", { onsubmit: (event) => { event.preventDefault(); take("Draw shown", "draw", { size: Number(size.value) }); } },
     size, h("button", { type: "submit" }, "Show"),
-    drawSize() ? h("button", { type: "button", onclick: () => take(change("draw", { size: 0 }), "Draw hidden") }, "Hide") : null);
+    drawSize() ? h("button", { type: "button", onclick: () => take("Draw hidden", "draw", { size: 0 }) }, "Hide") : null);
   aside.replaceChildren(
     h("h2", {}, "Marks for the next draw"),
     marks.n ? h("ul", {}, marks.marks.map(item)) : h("p", { class: "muted" }, "None yet. Leave clusters out, or give them a weight: 2 doubles their share among their siblings."),
