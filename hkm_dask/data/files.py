@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.objects import Location, ObjectPath, each, is_url, location
+from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.errors import InputError, StoreError, disk_full
 from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
 
@@ -103,14 +103,13 @@ def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
     hkm_dask.errors.InputError: config='s3://bucket/config.yaml' should be a path on this machine, it is read or \
 written there only; copy it to a disk
     """
-    text = os.fspath(path)
-    if not is_url(text):
-        return Path(path)
-    if isinstance(place := location(path, name), Path):
-        return place
-    raise InputError(
-        f"{name}={text!r} should be a path on this machine, it is read or written there only; copy it to a disk"
-    )
+    place = location(path, name)
+    if isinstance(place, ObjectPath):
+        raise InputError(
+            f"{name}={os.fspath(path)!r} should be a path on this machine, it is read or written there only; "
+            "copy it to a disk"
+        )
+    return place
 
 
 def read_small(path: Location, max_bytes: int) -> bytes:

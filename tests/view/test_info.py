@@ -138,6 +138,9 @@ def test_a_tree_is_told_in_80_columns(tmp_path: Path) -> None:
     assert max(map(len, lines)) < 80
     text = "\n".join(lines)
     assert "non-empty" not in text
+    assert [line.count("1.23456e+08") for line in lines if "50:" in line] == [
+        line.count("50:") for line in lines if "50:" in line
+    ]
     assert ["level", "n_clusters", "max_iter"] in words(text)
     assert ["2", "100", "20"] in words(text)
     assert "  of all levels  init coreset, n_resamples 10, n_splits 1, " in text
