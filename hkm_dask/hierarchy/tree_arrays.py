@@ -96,7 +96,10 @@ class TreeArrays:
     def check_level(self, level: int) -> None:
         """Refuse, with an InputError, a level that there is not."""
         if not is_whole(level) or not 1 <= level <= self.n_levels:
-            raise InputError(f"level={level} should be between 1 and {self.n_levels}; choose one of the tree's levels")
+            asked = np.asarray(level).tolist()
+            raise InputError(
+                f"level={asked!r} should be between 1 and {self.n_levels}; choose one of the tree's levels"
+            )
 
     def n_rows(self, level: int) -> int:
         """Rows that a level clusters, those left out included: samples, or clusters of the level below."""
