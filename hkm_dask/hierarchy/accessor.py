@@ -144,7 +144,7 @@ class HkmAccessor:
             inside = rows.dtype.kind in "iu" and 0 <= rows[0] < n
             labels = self._arrays.take(1, "labels", rows) if inside else np.full(1, -1, np.int32)
             if labels[0] < 0:
-                fact = "was left out of the clustering" if inside else f"is none of the {n} row numbers"
+                fact = "was left out of the clustering" if inside else f"is not among {n} row numbers"
                 rule = f"should be a clustered row of the pool, it {fact}; choose another"
                 raise InputError(f"sample={rows.tolist()[0]!r} {rule}")
             return tuple(int(label[0]) for label in self._arrays.ancestors(labels))

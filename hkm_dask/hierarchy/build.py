@@ -127,8 +127,9 @@ def write_hierarchy(
     restart: bool = False,
 ) -> Location:
     """Do as `build_hierarchy`, and return where the tree lies without opening it."""
-    if not isinstance(config, Config):
-        kind = type(config).__name__
+    given: object = config  # whatever its type says
+    if not isinstance(given, Config):
+        kind = type(given).__name__
         raise InputError(f"config={kind} should be a Config; make one with Config.from_flags or Config.from_yaml")
     source = open_source(pool, config)
     config.check(source.rows.n_rows)

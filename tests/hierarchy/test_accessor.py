@@ -229,7 +229,7 @@ def test_a_question_reads_the_chunks_of_its_answer_once(tree: xr.DataTree) -> No
         (lambda hkm: hkm.path([0.5]), r"sample=0.5 should be row numbers"),
         (lambda hkm: hkm.path(0.5), r"sample=0.5 should be a clustered row"),
         (lambda hkm: hkm.ancestors(2, 12), r"cluster=12 should be between 0 and 11 at level 2"),
-        (lambda hkm: hkm.path("5"), r"sample='5' should be a clustered row of the pool, it is none of the 900 row num"),
+        (lambda hkm: hkm.path("5"), r"sample='5' should be a clustered row of the pool, it is not among 900 row num"),
         (lambda hkm: hkm.children(1, [4, 2]), r"cluster=\[4, 2\] should be one number; ask for one cluster at a time"),
         (lambda hkm: hkm.members(2, []), r"cluster=\[\] should be one number"),
         (lambda hkm: hkm.subtree(2, [4, 2]), r"cluster=\[4, 2\] should be one number"),
