@@ -171,29 +171,6 @@ class StoredArray:
         """All rows of one chunk; see `read`."""
         return self.read(*self.spec.chunk_range(index))
 
-    def pieces(self, index: int, buffer: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Rows of one chunk of a plain array on a disk, and the number of the first, as many at a time as `buffer` has.
-
-        Each lies in the place of those before. What they tell holds once the last was there: the checksum is of all of
-        them, and StoreError is raised only then, as `read` does.
-        """
-        spec, path, (start, stop) = self.spec, self.chunk_path(index), self.spec.chunk_range(index)
-        crc, checksum = np.empty(layout.CRC_BYTES, dtype=np.uint8), 0
-        try:
-            file = careful(lambda: open_regular(path), f"reading {path}")
-        except FileNotFoundError:
-            raise self._damage(index, "is missing") from None
-        with file:
-            fd = file.fileno()
-            self._check_length(index, os.fstat(fd).st_size)
-            for first in range(0, spec.chunk_rows, len(buffer)):
-                rows = buffer[: spec.chunk_rows - first]
-                careful(partial(read_into, fd, [rows], first * spec.row_bytes), f"reading {path}")
-                checksum = crc32c(as_buffer(rows), checksum)
-                yield start + first, rows[: max(0, stop - start - first)]
-            careful(partial(read_into, fd, [crc], spec.chunk_rows * spec.row_bytes), f"reading {path}")
-        self._check_sum(index, checksum, crc)
-
     def take(self, rows: np.ndarray) -> np.ndarray:
         """Gather rows by sorted numbers (int64), reading each chunk once; raises as `check_rows` and `read`."""
         spec = self.spec
@@ -326,11 +303,6 @@ class StoredArray:
         if self.fingerprint and checksum != listed_checksums(self)[index]:
             raise self._damage(index, "is another chunk than was written here")
 
-    def _check_sum(self, index: int, checksum: int, crc: np.ndarray) -> None:
-        if checksum != int.from_bytes(crc.tobytes(), "little"):
-            raise self._damage(index, "was altered on disk: its checksum does not match")
-        self._check_place(index, checksum)
-
     def _check_length(self, index: int, size: int) -> None:
         if self.spec.plain and size != self.spec.chunk_file_bytes:
             raise self._damage(index, f"has {size} bytes instead of {self.spec.chunk_file_bytes}")
@@ -357,7 +329,9 @@ class StoredArray:
         for part in (head, body, tail):
             if part.size:
                 checksum = crc32c(as_buffer(part), checksum)
-        self._check_sum(index, checksum, crc)
+        if checksum != int.from_bytes(crc.tobytes(), "little"):
+            raise self._damage(index, "was altered on disk: its checksum does not match")
+        self._check_place(index, checksum)
 
     def _read_zarr(self, start: int, stop: int) -> np.ndarray:
         spec = self.spec

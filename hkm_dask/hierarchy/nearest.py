@@ -104,8 +104,8 @@ def nearest_clusters(
     def search(_: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
         distances, clusters = np.full(shape, np.inf), np.full(shape, -1, np.int64)
         for bounds in todo:  # each thread the next
-            for first, rows in arrays.pieces(level, "centroids", bounds, scan):
-                keep_nearest(np.ascontiguousarray(rows, np.float32), first, vectors, distances, clusters)
+            block = np.ascontiguousarray(arrays.block(level, "centroids", bounds, scan), np.float32)
+            keep_nearest(block, bounds[0], vectors, distances, clusters)
         return distances, clusters
 
     with ThreadPoolExecutor(n_threads) as pool:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -29,8 +28,6 @@ _OBJECTS_AT_ONCE = 8
 #: Bytes of chunks on a disk that one question adds to those kept; of more, each is read into the memory of another
 #: before it, as fresh memory for all takes longer than reading them once more. Asked again and again, all are kept.
 _KEPT_AT_ONCE = 16 << 20
-#: Bytes that are read, checked and searched before the next ones, so that they stay in the processor's cache.
-_PIECE_BYTES = 1 << 20
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
 
@@ -96,10 +93,8 @@ class TreeArrays:
     def check_level(self, level: int) -> None:
         """Refuse, with an InputError, a level that there is not."""
         if not is_whole(level) or not 1 <= level <= self.n_levels:
-            asked = np.asarray(level).tolist()
-            raise InputError(
-                f"level={asked!r} should be between 1 and {self.n_levels}; choose one of the tree's levels"
-            )
+            rule = f"should be between 1 and {self.n_levels}; choose one of the tree's levels"
+            raise InputError(f"level={np.asarray(level).tolist()!r} {rule}")
 
     def n_rows(self, level: int) -> int:
         """Rows that a level clusters, those left out included: samples, or clusters of the level below."""
@@ -236,36 +231,19 @@ class TreeArrays:
         at_once = self._kept.most_bytes if isinstance(stored.place, ObjectPath) else _KEPT_AT_ONCE
         return Scan(stored.spec, max(1, at_once // stored.spec.chunk_file_bytes))
 
-    def block(self, level: int, name: str, bounds: tuple[int, int]) -> NDArray[Any]:
-        """Read one of `blocks`, not to be written to; it is kept where all of them can be."""
+    def block(self, level: int, name: str, bounds: tuple[int, int], scan: Scan | None = None) -> NDArray[Any]:
+        """Read one of `blocks`, not to be written to, nor used once the same thread reads another by the same `scan`.
+
+        Without one it is kept where all of them can be.
+        """
         stored = self._partly(level, name)
         if stored is None:
             return self.read(level, name)
         index = bounds[0] // stored.spec.chunk_rows
         # Of more than fits, the chunks used last are never the next.
-        if stored.shape[0] * stored.spec.row_bytes > self._kept.most_bytes // 2:
+        if scan is None and stored.shape[0] * stored.spec.row_bytes > self._kept.most_bytes // 2:
             return stored.read_chunk(index)
-        return self._chunk(stored, level, name, index)
-
-    def pieces(
-        self, level: int, name: str, bounds: tuple[int, int], scan: Scan | None
-    ) -> Iterator[tuple[int, NDArray[Any]]]:
-        """Rows of one of `blocks`, and the number of the first, some at a time, not to be written to.
-
-        None is to be used once the same thread has the next by the same `scan`. What they tell holds when all were
-        there: a StoreError may come last.
-        """
-        stored = self._partly(level, name)
-        if stored is None or scan is None:
-            yield 0, self.read(level, name)
-            return
-        index = bounds[0] // stored.spec.chunk_rows
-        chunk = self._kept.get((level, name, index))
-        is_streamed = chunk is None and stored.spec.plain and not isinstance(stored.place, ObjectPath)
-        if is_streamed and (buffer := scan.buffer()) is not None:
-            yield from stored.pieces(index, buffer[: max(1, _PIECE_BYTES // stored.spec.row_bytes)])
-            return
-        yield bounds[0], self._chunk(stored, level, name, index, None if is_streamed else scan)
+        return self._chunk(stored, level, name, index, scan)
 
     # -- the hierarchy -------------------------------------------------------------------------------------------------
 

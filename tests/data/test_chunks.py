@@ -103,22 +103,6 @@ def test_row_numbers_that_are_none_are_refused(tmp_path: Path, rows: list) -> No
         make(tmp_path, table(), 4).take(np.array(rows))
 
 
-@pytest.mark.parametrize("rows_at_once", [1, 3, 4, 9])
-def test_the_rows_of_a_chunk_come_in_pieces(tmp_path: Path, rows_at_once: int) -> None:
-    array, buffer = make(tmp_path, table(), 4), np.empty((rows_at_once, 3), np.float32)
-    for index in range(3):
-        pieces = [(first, rows.copy()) for first, rows in array.pieces(index, buffer)]
-        start, stop = 4 * index, min(10, 4 * index + 4)
-        np.testing.assert_array_equal(np.concatenate([rows for _, rows in pieces]), table()[start:stop])
-        assert all(np.array_equal(rows, table()[first : first + len(rows)]) for first, rows in pieces)
-    array.chunk_path(1).unlink()
-    with pytest.raises(StoreError, match=r"chunk 1 .* is missing; make it again"):
-        next(array.pieces(1, buffer))
-    array.chunk_path(1).write_bytes(bytes(20))
-    with pytest.raises(StoreError, match="has 20 bytes instead of 52"):
-        next(array.pieces(1, buffer))
-
-
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 
@@ -170,8 +154,6 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
             array.read(8, 10)
         with pytest.raises(StoreError, match="was altered on disk"):
             array.take(np.array([9]))
-        with pytest.raises(StoreError, match="was altered on disk"):
-            list(array.pieces(2, np.empty((3, 3), np.float32)))
     path.write_bytes(sound)
     np.testing.assert_array_equal(array.read(8, 10), table()[8:])
 
