@@ -6,6 +6,7 @@ import difflib
 import errno
 import glob
 import itertools
+import math
 import os
 import shutil
 import stat
@@ -33,6 +34,7 @@ _CONSOLIDATED = "consolidated_metadata"
 FAILPOINTS = ("chunk-partial", "chunk-written", "checked", "synced", "marked", "retired", "renamed")
 KILLED = 137
 
+_CACHE_LINE = 64
 _TRANSIENT = {errno.EIO, errno.EAGAIN, errno.ESTALE, errno.ETIMEDOUT}
 _RETRY_SECONDS = (0.05, 0.2, 0.8)
 
@@ -311,6 +313,22 @@ def as_buffer(array: np.ndarray) -> memoryview:
     """The bytes of a C-contiguous array, for reading into and writing from."""
     # NumPy's stubs do not say that an array is a buffer.
     return memoryview(array.reshape(-1).view(np.uint8))  # type: ignore[arg-type]
+
+
+def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Memory to read a file into, of any content, that begins at a cache line.
+
+    Large pieces of `malloc` begin 16 bytes behind a page. Processors may copy pages of a file there at a third of the
+    speed, as what is loaded next looks to them like what was just stored.
+
+    >>> rows = empty_to_read((1000, 3), np.dtype("f4"))
+    >>> rows.shape, rows.ctypes.data % 64
+    ((1000, 3), 0)
+    """
+    n_bytes = math.prod(shape) * dtype.itemsize
+    memory = np.empty(n_bytes + _CACHE_LINE, np.uint8)
+    start = -memory.ctypes.data % _CACHE_LINE
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def read_into(fd: int, buffers: list[np.ndarray], offset: int = 0) -> int:

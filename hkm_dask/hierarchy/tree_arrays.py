@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import empty_to_read
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
@@ -69,7 +70,7 @@ class Scan:
         if next(self._to_keep, None) is not None:
             return None
         if not hasattr(self._own, "buffer"):
-            self._own.buffer = np.empty((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
+            self._own.buffer = empty_to_read((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
         buffer: NDArray[Any] = self._own.buffer
         return buffer
 
