@@ -100,7 +100,7 @@ def _advised(n_rows: int, note: Callable[[str], None], **given: Any) -> Config:
     for name in ("--n-resamples", "--resample-size"):  # one value will do where all are the same
         words[name] = words[name] if len({*words[name]}) > 1 else words[name][:1]
     options = " ".join(f"{name} {','.join(map(str, values))}" for name, values in words.items())
-    note(f"For {n_rows:,} rows, as advised: {options}")
+    note(f"For {n_rows:,} {'row' if n_rows == 1 else 'rows'}, as advised: {options}")
     note(Config.reason_of_advice(n_rows))
     note("Options or a --config FILE change it; `hkm info` shows all settings.")
     return config

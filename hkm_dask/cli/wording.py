@@ -9,8 +9,8 @@ import click
 
 #: Remedies that only Python has.
 _PYTHON_ONLY = re.compile(r",? or (?:use |give )?overwrite=True|;? ?(?:use|give) overwrite=True")
-# Not inside a longer name, a path or quotes, nor where a setting of --config or --set is meant.
-_BEFORE = r"(?<![\w.\-/'\"])(?<!did you mean )"
+# Not inside a longer name, a path, quotes or code, nor where a setting of --config or --set is meant.
+_BEFORE = r"(?<![\w.\-/'\"`])(?<!did you mean )"
 
 
 def in_options(message: str, command: click.Command) -> str:
@@ -23,9 +23,12 @@ def in_options(message: str, command: click.Command) -> str:
     "--exclude-ids='a' should be b; raise --exclude-ids"
     >>> in_options("local_cuda=True with by=None should not be; see x/by=1, or overwrite=True", command)
     '--local-cuda without --by should not be; see x/by=1'
+    >>> in_options("give a column with by (--by), or levels each with `exclude_ids: a`", command)
+    'give a column with --by, or levels each with `exclude_ids: a`'
     """
     message = _PYTHON_ONLY.sub("", message)
     for name, option in _options(command.params):
+        message = re.sub(rf"{_BEFORE}{name} \({option}\)", option, message)  # both were named
         message = re.sub(rf"with {name}=None\b", f"without {option}", message)
         message = re.sub(rf"{_BEFORE}{name}=None\b", option, message)
         message = re.sub(rf"{_BEFORE}{name}=True\b", option, message)

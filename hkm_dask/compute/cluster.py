@@ -6,6 +6,7 @@ import ctypes
 import json
 import logging
 import os
+import re
 import signal
 import sys
 import threading
@@ -357,7 +358,8 @@ def _existing_cluster(
             remedy += ", and look at the settings distributed.comm.tls of Dask, which name the certificates"
         elif isinstance(error.__cause__ or error, ConnectionError | EOFError):
             remedy += ", which begins with tls:// where a scheduler asks for certificates"
-        raise ComputeError(f"scheduler={address} should answer; {remedy} ({reason(error)})") from error
+        why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # of Dask, which names its objects
+        raise ComputeError(f"scheduler={address} should answer; {remedy} ({why})") from error
     with client:
         yield client
 

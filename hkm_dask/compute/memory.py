@@ -363,8 +363,9 @@ def budget_within(memory_limit: int) -> int:
     """
     budget = int(memory_limit * 0.8) - PROCESS_BASE_BYTES
     if budget < _LEAST_BUDGET:
+        given = f"{memory_limit >> 20}MiB" if memory_limit >> 20 else f"{memory_limit}B"
         raise InputError(
-            f"memory_limit={memory_limit >> 20}MiB should be at least {int(limit_mib(_LEAST_BUDGET)) + 1}MiB; "
+            f"memory_limit={given} should be at least {int(limit_mib(_LEAST_BUDGET)) + 1}MiB; "
             f"an idle worker with its libraries holds {PROCESS_BASE_BYTES >> 20}MiB already"
         )
     return budget

@@ -78,10 +78,10 @@ class Deduplication:
         facts = self.facts()
         if not facts["n_groups"]:
             return f"all {self.n_rows:,} rows kept: no two have a cosine of {self.threshold:g} or more"
-        share = facts["n_removed"] / self.n_rows
+        share, groups = facts["n_removed"] / self.n_rows, "group" if facts["n_groups"] == 1 else "groups"
         return (
             f"{facts['n_kept']:,} of {self.n_rows:,} rows kept, {facts['n_removed']:,} ({share:.1%}) removed\n"
-            f"  {facts['n_groups']:,} groups of near-duplicates (cosine {self.threshold:g}), the largest of "
+            f"  {facts['n_groups']:,} {groups} of near-duplicates (cosine {self.threshold:g}), the largest of "
             f"{facts['largest_group']:,} rows"
         )
 

@@ -22,6 +22,7 @@ from hkm_dask.data.files import (
     PARTIAL_SUFFIX,
     as_buffer,
     careful,
+    empty_to_read,
     failpoint,
     read_into,
     read_json,
@@ -149,7 +150,7 @@ class StoredArray:
             out[...] = rows
             return out
         if out is None:
-            out = np.empty((stop - start, *spec.shape[1:]), dtype=spec.dtype)
+            out = empty_to_read((stop - start, *spec.shape[1:]), spec.dtype)
         data = out.reshape(-1).view(np.uint8)
 
         def read(index: int) -> None:

@@ -320,7 +320,7 @@ a path
     text = os.fspath(path)
     found = _URL.fullmatch(text)
     if found is None:
-        return Path(path)
+        return Path(path).expanduser() if text.startswith("~/") else Path(path)  # quoted, or behind a "="
     scheme, rest = found[1].lower(), found[2].rstrip("/")
     if scheme == "file":
         return Path(f"/{rest}")

@@ -72,7 +72,7 @@ class Rows(ABC):
         read_as = layout.float_dtype(dtype)
         if read_as is None:
             raise InputError(
-                f"{label}: dtype={dtype} should be float16, float32, float64 or an integer; convert it first"
+                f"{label}: embeddings.dtype={dtype} should be float16, float32, float64 or an integer; convert it first"
             )
         self.dtype = read_as
 

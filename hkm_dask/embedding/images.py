@@ -60,7 +60,7 @@ def _folder_files(root: Path) -> Files:
 
 def _zip_files(path: Path) -> Files:
     """Files in a ``.zip``; hidden ones do not count."""
-    with reading(f"folder={path} should be a .zip file, it cannot be read", "copy it again"):
+    with reading(f"folder={path} should be a folder or a .zip file, it cannot be read", "copy it again"):
         open_regular(path).close()
         archive = zipfile.ZipFile(path)
     states = []

@@ -9,7 +9,7 @@ import pandas as pd
 import xarray as xr
 from numpy.typing import ArrayLike, NDArray
 
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.nearest import checked_vectors, nearest_clusters
 from hkm_dask.hierarchy.tree_arrays import TreeArrays, ranges
 from hkm_dask.hierarchy.tree_summary import summarize
@@ -75,6 +75,13 @@ class HkmAccessor:
         n = self._arrays.n_clusters(level)
         return _checked_numbers(clusters, n, "cluster", f"between 0 and {n - 1} at level {level}; choose another")
 
+    def _checked_cluster(self, level: int, cluster: Any) -> NDArray[np.int64]:
+        """The number of one cluster, as `_checked_clusters`."""
+        clusters = self._checked_clusters(level, cluster)
+        if len(clusters) != 1:
+            raise InputError(f"cluster={clusters.tolist()} should be one number; ask for one cluster at a time")
+        return clusters
+
     def _name(self, level: int, numbers: NDArray[np.integer]) -> pd.Index:
         return pd.Index(numbers, name="sample" if level == 0 else "cluster")
 
@@ -137,8 +144,9 @@ class HkmAccessor:
             inside = rows.dtype.kind in "iu" and 0 <= rows[0] < n
             labels = self._arrays.take(1, "labels", rows) if inside else np.full(1, -1, np.int32)
             if labels[0] < 0:
-                where = "was left out of the clustering" if inside else f"is not among {n}"
-                raise InputError(f"sample={sample} should be a clustered row of the pool, it {where}; choose another")
+                fact = "was left out of the clustering" if inside else f"is not among {n} row numbers"
+                rule = f"should be a clustered row of the pool, it {fact}; choose another"
+                raise InputError(f"sample={rows.tolist()[0]!r} {rule}")
             return tuple(int(label[0]) for label in self._arrays.ancestors(labels))
         rows = _checked_numbers(sample, n, "sample", f"row numbers of the pool, below {n}; give others")
         columns = self._arrays.ancestors(self._arrays.take(1, "labels", rows))
@@ -230,7 +238,7 @@ class HkmAccessor:
         InputError
             There is no such level or cluster.
         """
-        return self._arrays.children_of(level, int(self._checked_clusters(level, cluster)[0]))
+        return self._arrays.children_of(level, int(self._checked_cluster(level, cluster)[0]))
 
     def subtree(self, level: int, cluster: int, *, lowest: int = 1) -> pd.DataFrame:
         """All clusters below a cluster, and itself.
@@ -254,7 +262,7 @@ class HkmAccessor:
         InputError
             There is no such level or cluster.
         """
-        clusters = self._checked_clusters(level, cluster)[:1]
+        clusters = self._checked_cluster(level, cluster)
         self._arrays.check_level(lowest)
         tables = []
         for t in range(level, min(level, lowest) - 1, -1):
@@ -310,10 +318,12 @@ class HkmAccessor:
         Raises
         ------
         InputError
-            There is no such level or cluster.
+            There is no such level or cluster, or `n` is no whole number.
         """
-        arrays, clusters = self._arrays, self._checked_clusters(level, cluster)[:1]
-        shares = np.minimum(arrays.take(level, "leaf_sizes", clusters), max(n, 0))
+        arrays, clusters = self._arrays, self._checked_cluster(level, cluster)
+        if not is_whole(n) or n < 0:
+            raise InputError(f"n={n!r} should be a whole number from 0 on; say how many samples")
+        shares = np.minimum(arrays.take(level, "leaf_sizes", clusters), n)
         if not shares.any():
             return np.empty(0, np.int64)
         for t in range(level, 1, -1):
@@ -403,7 +413,7 @@ def _checked_numbers(numbers: Any, n: int, name: str, rule: str) -> NDArray[np.i
         wrong = array[(array < 0) | (array >= n)]
     if wrong.size:
         more = f" and {wrong.size - 1} more" if wrong.size > 1 else ""
-        raise InputError(f"{name}={wrong[0]}{more} should be {rule}")
+        raise InputError(f"{name}={wrong.tolist()[0]!r}{more} should be {rule}")
     return array.astype(np.int64)
 
 

@@ -31,7 +31,7 @@ from hkm_dask.data.files import METADATA_FILE, check_digest, read_attributes, re
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.errors import ComputeError, StoreError
+from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
@@ -127,6 +127,10 @@ def write_hierarchy(
     restart: bool = False,
 ) -> Location:
     """Do as `build_hierarchy`, and return where the tree lies without opening it."""
+    given: object = config  # whatever its type says
+    if not isinstance(given, Config):
+        kind = type(given).__name__
+        raise InputError(f"config={kind} should be a Config; make one with Config.from_flags or Config.from_yaml")
     source = open_source(pool, config)
     config.check(source.rows.n_rows)
     target = location(tree, "tree").absolute()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import empty_to_read
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
@@ -69,7 +70,7 @@ class Scan:
         if next(self._to_keep, None) is not None:
             return None
         if not hasattr(self._own, "buffer"):
-            self._own.buffer = np.empty((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
+            self._own.buffer = empty_to_read((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
         buffer: NDArray[Any] = self._own.buffer
         return buffer
 
@@ -93,7 +94,8 @@ class TreeArrays:
     def check_level(self, level: int) -> None:
         """Refuse, with an InputError, a level that there is not."""
         if not is_whole(level) or not 1 <= level <= self.n_levels:
-            raise InputError(f"level={level} should be between 1 and {self.n_levels}; choose one of the tree's levels")
+            rule = f"should be between 1 and {self.n_levels}; choose one of the tree's levels"
+            raise InputError(f"level={np.asarray(level).tolist()!r} {rule}")
 
     def n_rows(self, level: int) -> int:
         """Rows that a level clusters, those left out included: samples, or clusters of the level below."""

@@ -67,7 +67,7 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
         if tables:
             return tables
     held = "*.npy, *.parquet, *.arrow or *.safetensors"
-    raise InputError(f"source={path} should hold {held}, or be a Zarr store, it is neither; check the path")
+    raise InputError(f"source={path} should hold {held}, or be a Zarr store, it holds none of them; check the path")
 
 
 def _folders_below(path: Path) -> list[Path]:

@@ -86,6 +86,8 @@ def choose_table(names: Sequence[str], column: str | None, path: Location, kind:
     """Choose which of several tables is meant; the only one needs no name."""
     if column is None and len(names) == 1:
         return names[0]
+    if not names:
+        raise InputError(f"{path} has none of the {kind} that embeddings may be; bring them into one")
     if column not in names or column is None:
         held = ", ".join(names) or "none"
         raise InputError(f"column={column!r} should be one of the {kind} of {path} ({held}); choose one")

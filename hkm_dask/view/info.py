@@ -298,7 +298,11 @@ def _history_lines(done: Sequence[Facts]) -> list[str]:
 
 
 def _wrapped(head: str, items: Sequence[str]) -> list[str]:
-    return wrapped(head, ", ".join(items))
+    """Items with commas between them, each on one line."""
+    no_break = "\N{NO-BREAK SPACE}"
+    return [
+        line.replace(no_break, " ") for line in wrapped(head, ", ".join(item.replace(" ", no_break) for item in items))
+    ]
 
 
 def _span(seconds: float) -> str:

@@ -27,7 +27,9 @@ OF_ITERATIONS, OF_SHARE = 0.4, 0.25
 #: Of the errors of the piece under way and of what follows it, the part that they have in common.
 COMMON = 0.65
 #: Share by which what comes is never quite like what was: other work on the machine, and what no phase counts.
-VARIES = 0.1
+VARIES = 0.16
+#: Of a small deviation that the errors of pieces amount to, the part that recorded runs had; of a large one, all.
+SEEN = 0.7
 #: Standard normal quantile of the bound.
 QUANTILE = 1.28
 #: Share of a draw's time before its last pass, and the power of the share drawn by which it goes there.
@@ -153,7 +155,7 @@ class TimeLeft:
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
     >>> told = left.at(15.0)
     >>> round(told.least), round(told.expected), round(told.bound)
-    (5, 6, 7)
+    (5, 6, 8)
     """
 
     _levels: list[Mapping[str, Any]] = field(default_factory=list)  # as planned
@@ -184,7 +186,9 @@ class TimeLeft:
             seconds += rest * math.sqrt((1 + math.sqrt(1 + 4 * (error / rest) ** 2)) / 2)
         variance += error**2 + 2 * COMMON * error * math.sqrt(variance)
         spread = math.log1p(variance / seconds**2) if seconds else 0.0
-        median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(math.sqrt(spread), VARIES))
+        deviation = math.sqrt(spread)
+        deviation *= min(1.0, math.hypot(SEEN, deviation))
+        median, margin = seconds * math.exp(-spread / 2), math.exp(QUANTILE * math.hypot(deviation, VARIES))
         # Between two events time runs down, though not to nothing.
         passed = min(now - self._now.told, 0.9 * rest) if self._now is not None else 0.0
         return Left(*(max(one - passed, 0.1 * one) for one in (median, median * margin, median / margin)))

@@ -33,6 +33,11 @@ def test_sizes_are_in_bytes(text: str, size: int) -> None:
     assert options.Size().convert(text, None, None) == size
 
 
+@pytest.mark.parametrize("kind", [options.PATH, options.STORE])
+def test_paths_may_begin_with_the_home_folder(kind: options.LocalPath) -> None:
+    assert kind.convert("~/draw.npy", None, None) == Path.home() / "draw.npy"  # as in --out=~/draw.npy
+
+
 def test_a_preset_needs_gpus_of_this_machine(hkm: Callable[..., Result]) -> None:
     code, _, err = hkm("cluster", "p", "t", "--n-clusters", "5", "--cuda-preset", "capacity")
     assert code == 2

@@ -16,6 +16,9 @@ WRONG = {
     "ingest a.npy pool.zarr": "pool.zarr should not exist yet; give another path",
     "ingest a.npy b.zarr --chunk-mb 0": "--chunk-mb=0",
     "ingest a.npy b.zarr --ids nowhere": "--ids='nowhere' names nothing in",
+    "ingest nan.npy b.zarr": "mend them, or leave them out with --drop-nonfinite\n",
+    "ingest complex.npy b.zarr": "embeddings.dtype=complex64 should be float16",
+    "cluster pool.zarr t.zarr --config empty.yaml": "each with `n_clusters: 2000`",
     "cluster pool.zarr t.zarr --n-clusters 20,5 --n-resamples 1,2,3": "--n-resamples=1,2,3 should be one value or 2",
     "cluster pool.zarr t.zarr --n-clusters 20,5 --seed -1": "--seed=-1 should be",
     "cluster pool.zarr t.zarr --n-clusters 20,5 --subset rows.npy": "--subset=rows.npy should be",
@@ -42,6 +45,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("wording")
     np.save(folder / "a.npy", embeddings())
     np.save(folder / "wide.npy", embeddings(5).repeat(2, axis=1))
+    np.save(folder / "nan.npy", np.where(embeddings() > 9, np.nan, embeddings()))
+    np.save(folder / "complex.npy", embeddings().astype("c8"))
+    (folder / "empty.yaml").write_text("seed: 0\n")
     np.save(folder / "rows.npy", [3, 3, 900])
     hkm.ingest(folder / "a.npy", folder / "pool.zarr")
     config = hkm.Config.from_flags((20, 5), n_resamples=0, overrides=["levels.1.max_iter=2"])

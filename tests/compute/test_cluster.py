@@ -47,7 +47,7 @@ def test_memory_limits_are_read(limit: str | int, bytes_: int) -> None:
 
 @pytest.mark.parametrize("limit", ["100MiB", 1])
 def test_less_than_an_idle_worker_holds_is_refused_with_the_number(limit: str | int) -> None:
-    with pytest.raises(InputError, match=r"memory_limit=\d+MiB should be at least 31\dMiB") as caught:
+    with pytest.raises(InputError, match=r"memory_limit=(100MiB|1B) should be at least 31\dMiB") as caught:
         open_place(memory_limit=limit)
     need = int(str(caught.value).split("at least ")[1].split("MiB")[0])
     with connect(memory_limit=need << 20) as runner:
@@ -71,7 +71,7 @@ def test_one_place_at_a_time(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("address", "told"),
     [
-        ("tcp://127.0.0.1:9", "start `dask scheduler` or mend the address"),
+        ("tcp://127.0.0.1:9", r"start `dask scheduler` or mend the address.* \(Connection refused\)"),
         ("tls://127.0.0.1:9", "settings distributed.comm.tls"),
         ("http://127.0.0.1:9", "unknown address scheme 'http'"),
         ("tcp://127.0.0.1:x", "mend the address"),

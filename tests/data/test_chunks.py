@@ -103,6 +103,16 @@ def test_row_numbers_that_are_none_are_refused(tmp_path: Path, rows: list) -> No
         make(tmp_path, table(), 4).take(np.array(rows))
 
 
+def test_what_is_read_begins_at_a_cache_line(tmp_path: Path) -> None:
+    array = make(
+        tmp_path, table(300_000), 150_000
+    )  # of 16 bytes behind a page, as malloc has it, files are read slowly
+    read = [array.read(0, 300_000), array.read(150_000, 299_999), array.read_chunk(1), array.read(5, 5)]
+    assert [rows.ctypes.data % 64 for rows in read if rows.size] == [0, 0, 0]
+    np.testing.assert_array_equal(read[0], table(300_000))
+    assert (read[3].shape, read[3].dtype) == ((0, 3), np.float32)
+
+
 # --- damage -----------------------------------------------------------------------------------------------------------
 
 

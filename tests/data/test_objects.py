@@ -19,6 +19,11 @@ from hkm_dask.errors import InputError, StoreError
 from tests.object_store import ObjectStore
 
 
+def test_a_path_may_begin_with_the_home_folder() -> None:
+    assert location("~/pool.zarr") == Path.home() / "pool.zarr"  # in quotes, and behind "=", no shell puts it there
+    assert [str(location(path)) for path in ("~pool.zarr", "a/~/b", "/~/b")] == ["~pool.zarr", "a/~/b", "/~/b"]
+
+
 @pytest.mark.parametrize(
     ("url", "place"),
     [

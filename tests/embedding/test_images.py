@@ -178,7 +178,7 @@ def test_what_holds_no_images_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("no image")
     with pytest.raises(InputError, match=r"has no images \(.jpg, .*\); check the path"):
         open_images(tmp_path)
-    with pytest.raises(InputError, match=r"notes.txt should be a .zip file, it cannot be read"):
+    with pytest.raises(InputError, match=r"notes.txt should be a folder or a .zip file, it cannot be read"):
         open_images(tmp_path / "notes.txt")
     (tmp_path / "bad.png").write_text("no image")
     with pytest.raises(InputError, match="n_readable=0 should be at least 1; none of 1 images can be read"):

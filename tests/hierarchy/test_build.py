@@ -188,6 +188,13 @@ def test_cosine_is_the_algorithm_on_the_sphere(tmp_path: Path, steps: list[Step]
             np.testing.assert_allclose(np.linalg.norm(values, axis=1), 1, rtol=1e-6)
 
 
+@pytest.mark.parametrize("config", [(20, 5), {"levels": []}, None])
+def test_what_is_no_config_is_refused(tmp_path: Path, config: Any) -> None:
+    with pytest.raises(InputError, match=rf"config={type(config).__name__} should be a Config; make one with Config"):
+        build_hierarchy(np.zeros((30, 2), np.float32), tmp_path / "tree.zarr", config)
+    assert not list(tmp_path.iterdir())
+
+
 def test_length_does_not_matter_to_cosine(tmp_path: Path) -> None:
     rows = blobs()
     config = Config(levels=tuple(levels(30, 8)), metric="cosine")

@@ -62,7 +62,7 @@ def test_mixed_sources(tmp_path: Path) -> None:
     [
         (lambda folder: [], "sources=\\[\\] should name at least one source"),
         (lambda folder: folder / "nothing.npy", "does not exist"),
-        (lambda folder: folder, "should hold \\*.npy, .* or be a Zarr store, it is neither"),
+        (lambda folder: folder, "should hold \\*.npy, .* or be a Zarr store, it holds none of them"),
         (lambda folder: np.zeros(3), r"shape=\(3,\) should be \(n_samples, n_features\)"),
         (lambda folder: np.zeros((0, 3)), "n_samples=0 should be at least 1"),
         (lambda folder: np.zeros((3, 0)), "n_features=0 should be at least 1"),

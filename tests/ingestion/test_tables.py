@@ -191,6 +191,12 @@ def test_columns_that_cannot_be_taken_are_named(tmp_path: Path, options: dict, m
     tidy(tmp_path, "a.parquet")
 
 
+def test_a_table_without_embeddings_says_so(tmp_path: Path) -> None:
+    write(pa.table({"id": [1, 2], "x": [0.5, 1.0]}), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a.parquet has none of the columns of lists that embeddings may be; bring"):
+        ingest(tmp_path / "a.parquet", tmp_path / "p.zarr")
+
+
 def test_lists_of_other_lengths_in_another_file_are_refused(tmp_path: Path) -> None:
     write(pa.table({"v": lists(values(4))}), tmp_path / "a.parquet")
     write(pa.table({"v": lists(values(4)[:, :3])}), tmp_path / "b.parquet")

@@ -132,12 +132,14 @@ def test_a_tree_is_told_in_80_columns(tmp_path: Path) -> None:
     facts["levels"][0] |= {
         "n_inputs": 10**6, "n_members": 10**6, "n_clusters": 10**4, "n_non_empty": 10**4, "size_mean": 100.0,
         "size_max": 9876, "n_steps": 11, "n_iter": [50] * 11, "seconds": 9876.5, "history": [[1.23456e8] * 50] * 11,
+        "step_seconds": [9.9] * 11,
     }  # fmt: skip
     facts["levels"][1]["n_non_empty"] = facts["levels"][1]["n_clusters"]
     lines = render(facts).splitlines()[1:]
     assert max(map(len, lines)) < 80
     text = "\n".join(lines)
     assert "non-empty" not in text
+    assert all(line.count("50:") == line.count("1.23456e+08 in 9.9 s") for line in lines)
     assert ["level", "n_clusters", "max_iter"] in words(text)
     assert ["2", "100", "20"] in words(text)
     assert "  of all levels  init coreset, n_resamples 10, n_splits 1, " in text

@@ -223,7 +223,7 @@ def test_stages_count_and_their_last_piece_is_always_told() -> None:
     assert lines[-1].endswith("ingest, 2,000 of 2,000")
     assert len(lines) <= 4
     (line,) = [line for line in lines if "1,000 of" in line or "1,001 of" in line]
-    assert line.endswith("about 10 s left, at most 11 s")
+    assert line.endswith("about 10 s left, at most 12 s")
 
 
 def test_a_stage_that_others_follow_tells_no_time() -> None:

@@ -41,7 +41,10 @@ def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Mar
     ranked = np.sort(sizes[sizes > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(len(ranked), 1), _POINTS).round().astype(int))
     points = [(x(rank), y(ranked[rank - 1])) for rank in ranks.tolist()] if len(ranked) else [(x(1), y(1))]
-    return path([*points, points[-1]] if len(points) == 1 else points, class_)
+    if len(points) == 1:  # a dash in its place
+        (at, height), half = points[0], 4.0
+        points = [(at - half, height), (at + half, height)]
+    return path(points, class_)
 
 
 def size_table(facts: Facts) -> Markup:

@@ -107,6 +107,9 @@ def _header(contents: Contents, sections: list[Section]) -> Markup:
 
 def _lede(facts: Facts) -> Markup:
     top = facts.top
+    if len(top.filled) == 1:
+        pool = element("span", "the pool", class_="of-pool")
+        return element("p", "All of ", pool, " lies in one cluster of the top level.", class_="lede")
     said: list[Content] = [
         "Half of ", element("span", "the pool", class_="of-pool"),
         f" lies in {count(half(top.sizes))} of the {things(len(top.filled), 'cluster')} of the top level",

@@ -54,6 +54,16 @@ def test_it_is_one_file_that_asks_for_nothing_and_holds_no_markup_of_others(page
     assert "&lt;/style&gt;&lt;/script&gt;&lt;img src=" in text
 
 
+def test_a_tree_of_one_cluster_says_so(tmp_path: Path) -> None:
+    config = hkm.Config.from_flags((1,), n_resamples=0)
+    tree = hkm.build_hierarchy(np.ones((3, 2), np.float32), tmp_path / "tree.zarr", config)
+    text = hkm.report(tree, tmp_path / "report.html").read_text(encoding="utf-8")
+    assert re.search(r"All of <span[^>]*>the pool</span> lies in one cluster of the top level", text)
+    (line,) = re.findall(r'd="M([\d.]+),([\d.]+) L([\d.]+),([\d.]+)" class="line pool"', text)
+    assert float(line[0]) < float(line[2])  # there is something to see
+    assert line[1] == line[3]
+
+
 def test_in_a_browser(page: Path, made: Made, open_page: Callable[..., Any]) -> None:
     colors = []
     for scheme in ("light", "dark"):
