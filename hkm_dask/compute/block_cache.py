@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.compute.partition import Part
+from hkm_dask.data.files import bytes_to_read, part_to_read
 from hkm_dask.data.rows import ArrayRows, Rows
 
 #: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
@@ -252,15 +253,14 @@ class _Buffers:
         self._rows, self._free = rows, deque[np.ndarray]()
 
     def read(self, start: int, stop: int) -> np.ndarray:
-        shape = (stop - start, self._rows.n_features)
-        n_values = shape[0] * shape[1]
+        shape, dtype = (stop - start, self._rows.n_features), self._rows.dtype
         try:
-            buffer = self._free.popleft()
+            memory = self._free.popleft()
         except IndexError:
-            buffer = np.empty(0, self._rows.dtype)
-        if len(buffer) < n_values:
-            buffer = np.empty(n_values, self._rows.dtype)
-        return self._rows.read(start, stop, buffer[:n_values].reshape(shape))
+            memory = np.empty(0, np.uint8)
+        if len(memory) < bytes_to_read(shape, dtype):
+            memory = np.empty(bytes_to_read(shape, dtype), np.uint8)
+        return self._rows.read(start, stop, part_to_read(memory, shape, dtype))
 
     def give_back(self, block: np.ndarray) -> None:
         if block.base is not None:

@@ -325,10 +325,19 @@ def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     >>> rows.shape, rows.ctypes.data % 64
     ((1000, 3), 0)
     """
-    n_bytes = math.prod(shape) * dtype.itemsize
-    memory = np.empty(n_bytes + _CACHE_LINE, np.uint8)
+    memory: np.ndarray = np.empty(bytes_to_read(shape, dtype), np.uint8)
+    return part_to_read(memory, shape, dtype)
+
+
+def bytes_to_read(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes of which a part begins at a cache line and holds such an array."""
+    return math.prod(shape) * dtype.itemsize + _CACHE_LINE
+
+
+def part_to_read(memory: np.ndarray, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """Part of some bytes as `empty_to_read` gives it."""
     start = -memory.ctypes.data % _CACHE_LINE
-    return memory[start : start + n_bytes].view(dtype).reshape(shape)
+    return memory[start : start + math.prod(shape) * dtype.itemsize].view(dtype).reshape(shape)
 
 
 def read_into(fd: int, buffers: list[np.ndarray], offset: int = 0) -> int:

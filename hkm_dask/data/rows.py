@@ -17,7 +17,7 @@ from zarr.storage import LocalStore
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import check_range, check_rows, open_array
-from hkm_dask.data.files import METADATA_FILE, careful, local_path, read_complete, read_into, read_json
+from hkm_dask.data.files import METADATA_FILE, careful, empty_to_read, local_path, read_complete, read_into, read_json
 from hkm_dask.data.foreign import METADATA_FILES, check_remote
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import Location, ObjectPath, location
@@ -152,7 +152,7 @@ class NpyRows(Rows):
         check_range(start, stop, self.n_rows, self.label)
         direct = out is not None and not self._fortran and out.dtype == self._stored and out.flags.c_contiguous
         shape = (self.n_features, stop - start) if self._fortran else (stop - start, self.n_features)
-        stored = out if direct and out is not None else np.empty(shape, dtype=self._stored)
+        stored = out if direct and out is not None else empty_to_read(shape, self._stored)
         careful(lambda: self._read_stored(stored, start), f"reading {self.label}")
         if stored is out:
             return out

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -12,7 +14,7 @@ from hkm_dask.kmeans.search import cuda_check, cuda_walk_check
 from pipelines.benchmark import device, gpu, whole
 
 #: Constants that a device is worth and an emulator is not.
-_SMALL = {
+_SMALL: dict[ModuleType, dict[str, Any]] = {
     cuda_check: {"_N_COPIES": 300},
     cuda_walk_check: {"_SIZES": (1, 7, 130)},
     device: {"_SIDE": 32, "_COPIED": 1 << 10, "_SENT": 1 << 9, "_BATCHES": 2},
