@@ -79,6 +79,7 @@ class Table:
     itemsize: int
     n_threads: int  # of all workers
     kept: bool = True  # rotated rows are kept from pass to pass
+    rotated: bool = False  # they are there from passes over the rows that these were gathered from
     read: float = 0.0  # share of the rows that is read from files in every pass
     runner: Runner | None = None  # tells which k-means are one task
 
@@ -122,7 +123,9 @@ class Table:
         kind = unit if self.is_pruned(k) else "swept" if self.d <= SWEEP_FEATURES else "plain"
         projected = 0.0
         if self.is_pruned(k):
-            projected = k * self.d * self.width + (self.n * self.d * self.d if rotates and self.kept else 0.0)
+            projected = k * self.d * self.width + (
+                self.n * self.d * self.d if rotates and self.kept and not self.rotated else 0.0
+            )
             projected += 0.0 if self.kept else share * self.n * self.d * self.width
         parallel = self.side_by_side(k)
         pairs = share * self.n * (k * self.d if kind != "swept" else max(1.0, k) ** 0.5)
@@ -219,7 +222,7 @@ def _phases(t: int, resampled: bool, rows: Table, level: Level, course: Course) 
         yield Part(t, resampled, "seeding: choose", together(*walks))
     refined = draws and init == "coreset"
     if refined:
-        points = replace(rows, n=m, itemsize=4, kept=True, read=0.0)
+        points = replace(rows, n=m, itemsize=4, kept=True, rotated=False, read=0.0)
         tried = {} if resampled else points.trials(k, 2)
         first = points.search(k, rotates=True)
         second = together(points.search(k, share=_SECOND_SHARE), times=CORESET_ITERATIONS - 1)
@@ -244,7 +247,10 @@ def _level(t: int, rows: Table, level: Level, course: Course, n_total: int, stay
     first = {"picked": float(n), "assignment": 1.0} if m else final
     yield Part(t, False, "assign", together(label, tried, first), alone)
     if m:
-        members = replace(rows, n=min(n, k * resample_size(level, n)), read=1.0 - stays.members)
+        in_place = stays.members == 1.0 and (alone or rows.runner is None or rows.runner.in_process)
+        members = replace(
+            rows, n=min(n, k * resample_size(level, n)), read=1.0 - stays.members, rotated=rows.kept and in_place
+        )
         picks = together({"picked": float(n), "assignment": 1.0}, times=m - 1)
         yield Part(t, True, "assign", together(together(label_again, hints, times=m), tried, picks, final), alone)
         gathered = {"gathered": float(members.n * d * rows.itemsize), "gather": 1.0}

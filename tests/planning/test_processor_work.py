@@ -128,3 +128,17 @@ def test_members_that_do_not_stay_in_memory_are_read_in_every_pass(init: str) ->
     assert sum(one.read for one in files.values()) == pytest.approx(sum(expected.values()) / m + 0.75 * members)
     assert reread(after_members=0.0) == {(True, "assign"): m * rows}
     assert reread(labels=0.5) == {(False, "assign"): 0.5 * rows, (True, "gather"): m * 0.5 * rows}
+
+
+def test_members_are_rotated_where_their_level_is_not_kept() -> None:
+    def projected(kept: bool) -> float:
+        parts = run_parts(
+            Table(10**5, 128, 2, 2, kept=kept), [Level(n_clusters=1000, n_resamples=1)], lambda *_: (1.0, 1.0)
+        )
+        return sum(
+            part.units.get("projected", 0.0) for part in parts if part.resampled and part.name == "seeding: draw"
+        )
+
+    centers = Table(10**5, 128, 2, 2, kept=True, rotated=True)
+    assert centers.search(1000, rotates=True)["projected"] == centers.search(1000)["projected"]
+    assert projected(kept=False) > 2 * projected(kept=True)
