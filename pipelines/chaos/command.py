@@ -154,6 +154,8 @@ class Chaos:
             kind = waiting.pop(0)
             if self._inflict(kind, process, rng):
                 faults.append(kind)
+            elif self.workers:  # none is there at the moment
+                waiting.append(kind)
         made.faults += faults
         code = process.wait()
         if "Traceback" in self._said():
