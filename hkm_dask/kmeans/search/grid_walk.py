@@ -55,8 +55,6 @@ def grid_walk(
 ) -> GridWalk | None:
     """The walk over points about their middle, the largest of which has this norm; None where squares leave float32.
 
-    It is the grid of `coreset._coarse_pairs`.
-
     Examples
     --------
     >>> points = np.outer([-2.0, 0.0, 2.0], np.ones(16))
@@ -66,13 +64,22 @@ def grid_walk(
     >>> walk.device_bytes
     208
     """
-    n, d = centered.shape
-    step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))
+    grid, norms, step = to_grid(centered, largest)
     if not _LEAST_SQUARE <= step * step <= _LARGEST_SQUARE:
         return None
+    square, n_features = np.float32(step * step), centered.shape[1]
+    return GridWalk(grid, norms.astype(np.float32), square, weights.astype(np.float64), draws, n_features)
+
+
+def to_grid(centered: NDArray[np.float64], largest: float) -> tuple[NDArray[np.int16], NDArray[np.float64], float]:
+    """Points about their middle as whole steps of 16 bits, filled up with zeros; their squared norms, and the step.
+
+    `largest` is the norm of the largest point.
+    """
+    n, d = centered.shape
+    step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
     steps = centered / step
     np.rint(steps, out=steps)
     grid = np.zeros((n, -(-d // _DEPTH) * _DEPTH), np.int16)
     grid[:, :d] = steps
-    norms = np.einsum("ij,ij->i", steps, steps).astype(np.float32)
-    return GridWalk(grid, norms, np.float32(step * step), weights.astype(np.float64), draws, d)
+    return grid, np.einsum("ij,ij->i", steps, steps), step  # of whole numbers: exact in any order

@@ -30,7 +30,7 @@ from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk, to_grid
 from hkm_dask.kmeans.search.grid_walk import Walked as _Walked
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import greedy
@@ -200,13 +200,7 @@ def _with_far(
 
 def _coarse_pairs(centered: NDArray[np.float64], largest: float, n_threads: int) -> NDArray[np.float32]:
     """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
-    n, d = centered.shape
-    step = largest / (int16_gemm.LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
-    steps = centered / step
-    np.rint(steps, out=steps)
-    norms = np.einsum("ij,ij->i", steps, steps)  # of whole numbers: exact in any order
-    grid = np.zeros((n, -(-d // 16) * 16), np.int16)
-    grid[:, :d] = steps
+    n, (grid, norms, step) = len(centered), to_grid(centered, largest)
     panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
     all_norms, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
     all_norms[:n] = norms
