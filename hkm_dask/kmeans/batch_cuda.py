@@ -24,9 +24,9 @@ from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Fit, GroupFits, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex
-from hkm_dask.kmeans.search.cuda_groups import Groups
-from hkm_dask.kmeans.search.cuda_operand import make_cuda_operand
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaIndex
+from hkm_dask.kmeans.search.cuda.groups import Groups
+from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, arrival_times, may_arrive, no_candidates
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search import cuda_hopper, tensor_map
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda import tensor_map
 from tests.emulated import kernels
 from tests.emulated.broken_hopper import BROKEN, switched_source, unit_of
 from tests.emulated.plugin import emulated_cuda

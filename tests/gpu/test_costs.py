@@ -16,9 +16,10 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
-from hkm_dask.kmeans.search import cuda as search_module
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
+from hkm_dask.kmeans.search.cuda import engine as search_module
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaIndex, CudaSearch
 from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.traffic import lloyd_traffic

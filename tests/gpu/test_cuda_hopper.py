@@ -14,10 +14,12 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search import cuda as search_module
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, tensor_map
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
-from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
+from hkm_dask.kmeans.search.cuda import engine as search_module
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda import tensor_map
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaIndex, CudaSearch
+from hkm_dask.kmeans.search.cuda.operand import FUSED, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.gpu import compiled
@@ -69,7 +71,7 @@ def test_the_device_finds_what_the_cpu_finds(
     centroids[9 : k : k // 3] = centroids[0]
     centroids[3] = np.nan
     geometry = geometry_of(rows)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._CENTROIDS_FOR_UNITS", {unit: 0})
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.engine._CENTROIDS_FOR_UNITS", {unit: 0})
     expected = search_on_cpu(rows, centroids, geometry)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"))
     np.testing.assert_array_equal(actual[0], expected[0])

@@ -23,7 +23,7 @@ from hkm_dask.kmeans.search import cpu_kernels
 
 #: The source, in the order of its parts.
 FILES = ("scores.cu", "distances.cu", "conflicts.cu", "walks.cu", "operands.cu", "sums.cu", "search.cu")
-#: That of the kernel for Hopper; see `cuda_hopper`.
+#: That of the kernel for Hopper; see `hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
@@ -47,7 +47,7 @@ def n_stages() -> int:
 
 def source(files: tuple[str, ...] = FILES) -> str:
     """The CUDA C++ of all kernels, or of other files; the compiler names the file and the line of what it refuses."""
-    folder = resources.files("hkm_dask.kmeans.search")
+    folder = resources.files("hkm_dask.kmeans.search.cuda")
     return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in files)
 
 

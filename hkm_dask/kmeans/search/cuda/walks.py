@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.staging import ran_out
-from hkm_dask.kmeans.search.cuda_kernels import launch
+from hkm_dask.kmeans.search.cuda.kernels import launch
 from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
 
 #: Sides of a tile of pairs, threads that walk a group, and trials that they compare at most: eight threads to each.

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from hkm_dask.kmeans.search import tensor_map
-from hkm_dask.kmeans.search.cuda_kernels import launch
+from hkm_dask.kmeans.search.cuda import tensor_map
+from hkm_dask.kmeans.search.cuda.kernels import launch
 
 #: Centroids of a tile: biases are infinite up to a multiple of it.
 TILE_COLUMNS = 256

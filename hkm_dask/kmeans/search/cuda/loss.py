@@ -1,7 +1,7 @@
 """A check in this process whose kernel takes the device with it: by a fault, or by never ending.
 
 After an illegal address all that a process asks of its device fails, and a kernel that never ends can be stopped with
-its process only: no other form can take over here. What happened is noted for whoever comes next (`cuda_verdicts`). A
+its process only: no other form can take over here. What happened is noted for whoever comes next (`verdicts`). A
 worker that its nanny starts again ends at once, and Dask gives its task to the next one; any other process is told.
 """
 
@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from hkm_dask.compute.worker_shares import has_nanny
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cuda_check_process, cuda_verdicts
-from hkm_dask.kmeans.search.cuda_verdicts import Check
+from hkm_dask.kmeans.search.cuda import check_process, verdicts
+from hkm_dask.kmeans.search.cuda.verdicts import Check
 
 logger = logging.getLogger(__name__)
 
@@ -26,13 +26,13 @@ def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str
 
     Raises ComputeError where it takes this one's.
     """
-    if (earlier := cuda_verdicts.noted_fault(check, device)) is not None:
+    if (earlier := verdicts.noted_fault(check, device)) is not None:
         return earlier
-    is_restarted, limit = has_nanny(), cuda_check_process.LIMIT_SECONDS
+    is_restarted, limit = has_nanny(), check_process.LIMIT_SECONDS
 
     def give_up(fault: str) -> str:
-        cuda_verdicts.note_fault(check, device, fault)
-        is_noted = cuda_verdicts.noted_fault(check, device) is not None
+        verdicts.note_fault(check, device, fault)
+        is_noted = verdicts.noted_fault(check, device) is not None
         message = f"{name} {fault}, which costs this process its GPU; restart it"
         message += (
             ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"

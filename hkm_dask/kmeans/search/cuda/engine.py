@@ -36,11 +36,11 @@ from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, cuda_walks
-from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
-from hkm_dask.kmeans.search.cuda_groups import FUSED_ROWS, Groups, tiles_of
-from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
-from hkm_dask.kmeans.search.cuda_operand import (
+from hkm_dask.kmeans.search.cuda import hopper, kernels
+from hkm_dask.kmeans.search.cuda.forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
+from hkm_dask.kmeans.search.cuda.groups import FUSED_ROWS, Groups, tiles_of
+from hkm_dask.kmeans.search.cuda.kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
+from hkm_dask.kmeans.search.cuda.operand import (
     FUSED,
     CudaOperand,
     Form,
@@ -49,6 +49,7 @@ from hkm_dask.kmeans.search.cuda_operand import (
     make_cuda_operand,
     multiply,
 )
+from hkm_dask.kmeans.search.cuda.walks import walk_groups
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked
@@ -75,12 +76,12 @@ class CudaEngine(Engine):
 
     cache = device_cache
     busy_rows = walked_rows = 1 << 13
-    label_distances = staticmethod(cuda_kernels.label_distances)
-    add_rows = staticmethod(cuda_kernels.add_rows)
-    move_rows = staticmethod(cuda_kernels.move_rows)
-    add_limbs = staticmethod(cuda_kernels.add_limbs)
-    accept_in_order = staticmethod(cuda_kernels.accept_in_order)
-    order = staticmethod(cuda_kernels.order)
+    label_distances = staticmethod(kernels.label_distances)
+    add_rows = staticmethod(kernels.add_rows)
+    move_rows = staticmethod(kernels.move_rows)
+    add_limbs = staticmethod(kernels.add_limbs)
+    accept_in_order = staticmethod(kernels.accept_in_order)
+    order = staticmethod(kernels.order)
 
     def __init__(self) -> None:
         super().__init__()
@@ -130,7 +131,7 @@ class CudaEngine(Engine):
         """See `Engine.walk_groups`."""
         if not walks or not walks_are_sound(walks[0].n_features, walks):
             return [None] * len(walks)
-        return cuda_walks.walk_groups(walks)
+        return walk_groups(walks)
 
 
 def _if_there_is_room(make: Callable[[], Any]) -> Any | None:
@@ -176,7 +177,7 @@ class CudaIndex:
         """The operand, biases and bounds of the centroids there are."""
         import cupy
 
-        n, tile = len(self.centroids), cuda_hopper.TILE_COLUMNS
+        n, tile = len(self.centroids), hopper.TILE_COLUMNS
         form = make_cuda_operand(self.centroids, self.geometry, kind_of(self.form), largest=self._largest)
         stored, centered = (cupy.empty(-(-n // tile) * tile, cupy.float32) for _ in range(2))
         largest = cupy.zeros(4)
@@ -328,13 +329,13 @@ class CudaIndex:
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = self.unit if tiles is None else 1  # none may reach into the next group
-        if self.form == "hopper" and tiles is None and cuda_hopper.is_available():
+        if self.form == "hopper" and tiles is None and hopper.is_available():
             if which is None:
                 gathered = operand.matrix
-            elif gathered is None and len(centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
+            elif gathered is None and len(centroids) >= hopper.LEAST_FOR_GATHERED:
                 gathered = _if_there_is_room(lambda: operand.matrix[which])
             if gathered is not None:
-                cuda_hopper.nearest_two(gathered, centroids, bias, alpha, np.int32(unit), *out)
+                hopper.nearest_two(gathered, centroids, bias, alpha, np.int32(unit), *out)
                 return unit
         nothing, has_which, has_tiles = unused(np.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
@@ -342,7 +343,7 @@ class CudaIndex:
             "nearest_two", rows, -(-n // FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
             nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
             np.int32(has_tiles), centroids, bias, alpha, np.int64(n), np.int32(len(centroids)),
-            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=cuda_kernels.n_stages() * STAGE_BYTES,
+            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=kernels.n_stages() * STAGE_BYTES,
         )  # fmt: skip
         return unit
 
@@ -390,13 +391,13 @@ class CudaSearch(TileSearch):
         engine, index, n_listed = self.engine, self.index(tile, centroids), self._counter(2)
         gathers, operand, operands = 0, None, None
         gathered: Any = None
-        if index.form == "hopper" and len(index.centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
+        if index.form == "hopper" and len(index.centroids) >= hopper.LEAST_FOR_GATHERED:
             operand = self.operand(tile, index)
             operands = operand.matrix
             gathered = _if_there_is_room(lambda: engine.xp.empty_like(operands))
             n_moved = np.count_nonzero(engine.moved(centroids, before))
-            gathers = 0 if gathered is None else 2 if n_moved >= cuda_hopper.LEAST_FOR_GATHERED else 1
-        tile.previous_labels, further, others = cuda_kernels.split_rows(
+            gathers = 0 if gathered is None else 2 if n_moved >= hopper.LEAST_FOR_GATHERED else 1
+        tile.previous_labels, further, others = kernels.split_rows(
             tile.rows, engine.array(centroids), engine.stayed(centroids, before), tile.labels, tile.distances, n_listed,
             gathers, operands, gathered,
         )  # fmt: skip
@@ -427,7 +428,7 @@ class CudaSearch(TileSearch):
         return taken
 
     def form(self, tile: RowTile, centroids: SharedArray) -> Form:
-        """The form of the scores that is fastest here; see `cuda_forms.choose_form`."""
+        """The form of the scores that is fastest here; see `forms.choose_form`."""
         return choose_form(self, tile, centroids.get())
 
     def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
