@@ -13,7 +13,7 @@ import numpy as np
 from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.kmeans.search.cuda import forms as cuda_forms
 from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
-from hkm_dask.kmeans.search.cuda.engine import CudaIndex
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.operand import FUSED, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.cuda.walks import launch_walks
 from hkm_dask.kmeans.search.geometry import Geometry

@@ -13,7 +13,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search.cuda.engine import CudaIndex
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from tests.gpu.inputs import Stored, groups, twice

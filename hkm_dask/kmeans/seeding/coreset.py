@@ -27,13 +27,12 @@ from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
-from hkm_dask.kmeans.search import int16_gemm
+from hkm_dask.kmeans.search import greedy, int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk, to_grid
 from hkm_dask.kmeans.search.grid_walk import Walked as _Walked
 from hkm_dask.kmeans.search.worker import worker_engine
-from hkm_dask.kmeans.seeding import greedy
 from hkm_dask.kmeans.seeding.group_walks import walk_groups
 
 #: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cuda.groups import Groups
+from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda.operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.untrusted import reason
@@ -147,8 +147,6 @@ def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, ND
     """Rows many times over have the scores and labels that each has once; the last of them leave a tile ragged."""
     import cupy
 
-    from hkm_dask.kmeans.search.cuda.engine import CudaIndex
-
     n, index = (
         min(_N_COPIES, _COPIES_BYTES // sample.rows[0].nbytes) | 1,
         CudaIndex(sample.centroids, sample.geometry, form),
@@ -168,8 +166,6 @@ def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, ND
 def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """What is compared, and where it is wrong, from operands to labels."""
     import cupy
-
-    from hkm_dask.kmeans.search.cuda.engine import CudaIndex  # which looks for forms that are right
 
     rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
     if np.isnan(centroids[:, 0]).all():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 from functools import cache
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hkm_dask.kmeans.search.cuda import tensor_map
+from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search.cuda.kernels import launch
 
 #: Centroids of a tile: biases are infinite up to a multiple of it.
@@ -21,6 +23,9 @@ SHARED_BYTES = (6 * _TILE_ROWS + 4 * TILE_COLUMNS) * 2 * _DEPTH + 2 * 6 * 8 + 10
 #: Centroids from which rows that do not lie in a run are gathered first, as copies of tiles cannot do that: it moves 4
 #: bytes a value, and saves a third of the products. A model; not measured.
 LEAST_FOR_GATHERED = 512
+# CUtensorMapDataType, -Swizzle, -L2promotion; the other enumerations are 0 for nothing of the kind.
+_FLOAT16, _SWIZZLE_128_BYTES, _L2_256_BYTES = 6, 3, 3
+_ALIGNMENT, _N_BYTES = 64, 128
 
 
 @cache
@@ -28,7 +33,7 @@ def is_available() -> bool:
     """Whether the device is a Hopper, with a driver that describes matrices to it."""
     import cupy
 
-    return int(cupy.cuda.Device().compute_capability) // 10 == 9 and tensor_map.encoder() is not None
+    return int(cupy.cuda.Device().compute_capability) // 10 == 9 and encoder() is not None
 
 
 def nearest_two(
@@ -48,7 +53,52 @@ def nearest_two(
     n_rows, width = rows.shape
     launch(
         "nearest_two_hopper", rows, _CLUSTER * -(-n_rows // (_TILE_ROWS * _CLUSTER)), _THREADS,
-        tensor_map.tensor_map(rows, (_TILE_ROWS, _DEPTH)), tensor_map.tensor_map(centroids, (_BOX_COLUMNS, _DEPTH)),
+        tensor_map(rows, (_TILE_ROWS, _DEPTH)), tensor_map(centroids, (_BOX_COLUMNS, _DEPTH)),
         bias, alpha, np.int64(n_rows), np.int32(len(centroids)), np.int32(width), unit, best, second, index,
         shared_bytes=SHARED_BYTES,
     )  # fmt: skip
+
+
+# -- matrices as copies of tiles (TMA) take them, described by the driver's own function -------------------------------
+
+
+@cache
+def encoder() -> Any | None:
+    """Return `cuTensorMapEncodeTiled` of the driver; None where there is no driver, or one from before CUDA 12."""
+    try:
+        return ctypes.CDLL("libcuda.so.1").cuTensorMapEncodeTiled
+    except (OSError, AttributeError):
+        return None
+
+
+def tensor_map(matrix: Any, box: tuple[int, int]) -> NDArray[np.void]:
+    """Describe a matrix that is fetched in boxes of 128-byte lines, swizzled.
+
+    Parameters
+    ----------
+    matrix : cupy.ndarray of float16, shape (n_lines, width)
+        C-contiguous, with a width that is a multiple of 8.
+    box : (int, int)
+        Lines and columns; 64 columns at most.
+
+    Returns
+    -------
+    ndarray of void, shape (1,)
+        A `CUtensorMap`, as CuPy passes it to a kernel by value.
+    """
+    encode = encoder()
+    if encode is None:
+        raise ComputeError("the driver has no cuTensorMapEncodeTiled; it should be of CUDA 12 or newer")
+    room = np.zeros(_N_BYTES + _ALIGNMENT, np.uint8)
+    start = -room.ctypes.data % _ALIGNMENT
+    out = room[start : start + _N_BYTES].view(f"V{_N_BYTES}")
+    n_lines, width = matrix.shape
+    # Fastest first; the strides are those of all others, in bytes.
+    status = encode(
+        ctypes.c_void_p(out.ctypes.data), _FLOAT16, ctypes.c_uint32(2), ctypes.c_void_p(matrix.data.ptr),
+        (ctypes.c_uint64 * 2)(width, n_lines), (ctypes.c_uint64 * 1)(matrix.strides[0]),
+        (ctypes.c_uint32 * 2)(box[1], box[0]), (ctypes.c_uint32 * 2)(1, 1), 0, _SWIZZLE_128_BYTES, _L2_256_BYTES, 0,
+    )  # fmt: skip
+    if status:
+        raise ComputeError(f"cuTensorMapEncodeTiled refused a matrix of shape {matrix.shape} (error {status})")
+    return out

@@ -1,9 +1,9 @@
 """What former processes found out: forms of scores that were right on made rows, on this device with this software.
 
 A form that was right is noted beside the kernels that CuPy keeps, by an empty file whose name is made of all that could
-change the verdict. A fault is noted only where it took a process with it (`loss`), and told to whoever comes next,
-who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that ends, however
-it does.
+change the verdict. A fault is noted only where it took a process with it (`forms.find_fault_here`), and told to whoever
+comes next, who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that
+ends, however it does.
 """
 
 from __future__ import annotations

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
-from hkm_dask.kmeans.seeding import coreset, greedy
+from hkm_dask.kmeans.search import greedy
+from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus
 
 
