@@ -32,14 +32,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.search import cpu_kernels, int16_gemm
-from hkm_dask.kmeans.search.cpu_operand import (
-    Operand,
-    concatenated,
-    gamma,
-    make_operand,
-    operand_bytes,
-    whole_columns,
-)
+from hkm_dask.kmeans.search.cpu_operand import Operand, concatenated, gamma, make_operand, operand_bytes, whole_columns
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.kmeans.search.simd import widen
