@@ -28,8 +28,8 @@ from hkm_dask.curation.pair_kernels import hash_rows, unite_near
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search import int16_gemm
-from hkm_dask.kmeans.search.cpu import TILE_ROWS, CpuEngine
-from hkm_dask.kmeans.search.cpu_operand import gamma, make_operand, whole_columns
+from hkm_dask.kmeans.search.cpu.engine import TILE_ROWS, CpuEngine
+from hkm_dask.kmeans.search.cpu.operand import gamma, make_operand, whole_columns
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Principal coordinates in the product.

@@ -22,8 +22,8 @@ from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, Shared
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, relocate
-from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex
+from hkm_dask.kmeans.search.cpu.kernels import divide
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
@@ -248,7 +248,7 @@ def means(sums: NDArray[np.int64], counts: NDArray[np.int64], geometry: Geometry
             norms = np.sqrt((centroids * centroids).sum(axis=1, keepdims=True))
             out[some] = centroids / np.where(norms > 0, norms, 1.0)
         return out
-    cpu_kernels.divide(sums, counts, units.scale, out)
+    divide(sums, counts, units.scale, out)
     return out
 
 

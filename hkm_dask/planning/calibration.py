@@ -24,7 +24,7 @@ from hkm_dask.data.pool import open_pool
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.kmeans.search.tally import counting
+from hkm_dask.kmeans.search.cpu.tally import counting
 from hkm_dask.planning.phases import PhaseClock, Spent, spent_so_far
 from hkm_dask.planning.processor_rates import Calibration, Seen
 from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together

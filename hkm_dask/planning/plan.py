@@ -18,7 +18,7 @@ from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
-from hkm_dask.kmeans.search.cpu_operand import operand_bytes
+from hkm_dask.kmeans.search.cpu.operand import operand_bytes
 from hkm_dask.planning.files import FileBytes, Resident, added, level_files
 from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part, Table, run_parts

@@ -20,7 +20,7 @@ from hkm_dask.hierarchy.assign import labels_in_one_task
 from hkm_dask.hierarchy.cost import sampling_rounds, seeding_passes
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
-from hkm_dask.kmeans.search.cpu import SWEEP_FEATURES
+from hkm_dask.kmeans.search.cpu.engine import SWEEP_FEATURES
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS

@@ -13,9 +13,9 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.external_sort import Records
 from hkm_dask.hierarchy.members import order_of
-from hkm_dask.kmeans.search import cpu_kernels
-from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cpu_operand import make_operand
+from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex
+from hkm_dask.kmeans.search.cpu.operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus, n_trials_for
 

@@ -286,7 +286,7 @@ def test_what_lies_in_this_process_is_put_where_workers_see_it(workers: ClusterR
 # Run on a worker: the first one to reach the middle of a pass kills itself, as the kernel does with one out of memory.
 DIE_ONCE = """
 import os, signal
-from hkm_dask.kmeans.search import cpu
+from hkm_dask.kmeans.search.cpu import engine as cpu
 
 def deadly(part, flag={flag!r}, iter_blocks=cpu.iter_blocks):
     for block in iter_blocks(part):

@@ -21,9 +21,9 @@ from hkm_dask.kmeans.search.cuda import index as cuda_index
 from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
 from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaSearch
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.traffic import lloyd_traffic
 from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
-from hkm_dask.kmeans.search.traffic import lloyd_traffic
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, geometry_of, groups, search_on_cpu

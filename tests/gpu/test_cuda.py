@@ -8,7 +8,7 @@ import pytest
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.kernels import RowList
 from hkm_dask.kmeans.search.cuda.operand import FORMS, Form

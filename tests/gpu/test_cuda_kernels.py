@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
 from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
 from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.search.cuda.index import CudaIndex

@@ -17,7 +17,7 @@ from hkm_dask.events import Event, subscribe
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.outliers import far_rows_warning
-from hkm_dask.kmeans.search.cpu import CpuIndex
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from tests.hierarchy.test_split import split_labels
 

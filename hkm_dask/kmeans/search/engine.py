@@ -87,7 +87,7 @@ class Engine(ABC):
     cache: BlockCache  # what the worker remembers of blocks and parts, in the memory it computes in
     busy_rows: int  # that a search should be given to keep a thread, or a device, busy
     walked_rows: int  # of which each is compared with all before it sooner than they are halved and searched
-    #: Those of `cpu_kernels`, for arrays of the engine.
+    #: Those of `cpu.kernels`, for arrays of the engine.
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]

@@ -146,7 +146,7 @@ class RowUnits:
         return 2 * n_features if self.is_split else n_features
 
     def add_rows(self, engine: Any, rows: Any, labels: Any, weights: Any, sums: Any, counts: Any) -> None:
-        """Add rows to the sums of their clusters, on an engine; see `cpu_kernels.add_rows`."""
+        """Add rows to the sums of their clusters, on an engine; see `cpu.kernels.add_rows`."""
         if not self.is_split:
             engine.add_rows(rows, labels, weights, self.scale, sums, counts)
         elif array_module(rows) is not np:
@@ -156,7 +156,7 @@ class RowUnits:
                 engine.add_rows(self._split(rows[some]), labels[some], weights[some], 1.0, sums, counts)
 
     def move_rows(self, engine: Any, rows: Any, before: Any, after: Any, weights: Any, sums: Any, counts: Any) -> None:
-        """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`."""
+        """Bring sums up to date for the rows whose label changed; see `cpu.kernels.move_rows`."""
         if not self.is_split:
             engine.move_rows(rows, before, after, weights, self.scale, sums, counts)
         elif array_module(rows) is not np:

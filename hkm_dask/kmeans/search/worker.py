@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from hkm_dask.compute.backend import on_host, worker_device
-from hkm_dask.kmeans.search.cpu import CpuEngine
+from hkm_dask.kmeans.search.cpu.engine import CpuEngine
 from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.search.engine import Engine
 

@@ -27,8 +27,9 @@ from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
-from hkm_dask.kmeans.search import greedy, int16_gemm
-from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
+from hkm_dask.kmeans.search import int16_gemm
+from hkm_dask.kmeans.search.cpu import greedy
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked, grid_walk, to_grid
 from hkm_dask.kmeans.search.worker import worker_engine

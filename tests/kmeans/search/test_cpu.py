@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.kmeans.search import cpu, cpu_kernels
-from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cpu_operand import make_operand
+from hkm_dask.kmeans.search.cpu import engine as cpu
+from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex
+from hkm_dask.kmeans.search.cpu.operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry
 from tests.kmeans.search.inputs import geometry_of, spectrum
 

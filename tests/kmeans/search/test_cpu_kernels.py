@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
 
 NO_WEIGHTS = np.empty(0, np.int64)
 

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from hkm_dask.kmeans.search import cpu_operand
+from hkm_dask.kmeans.search.cpu import operand as cpu_operand
 
 
 def test_centering_writes_rows_ones_and_norms() -> None:

@@ -12,10 +12,10 @@ from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.kmeans.search import cpu
+from hkm_dask.kmeans.search.cpu import engine as cpu
+from hkm_dask.kmeans.search.cpu.tally import counting
 from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.tally import counting
 from hkm_dask.kmeans.search.worker import worker_engine
 from tests.kmeans.search.inputs import geometry_of, rotation
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
-from hkm_dask.kmeans.search import greedy
+from hkm_dask.kmeans.search.cpu import greedy
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus, n_trials_for
 

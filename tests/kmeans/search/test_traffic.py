@@ -1,6 +1,6 @@
 """Bytes of an iteration, by hand."""
 
-from hkm_dask.kmeans.search.traffic import Shares, lloyd_traffic
+from hkm_dask.kmeans.search.cuda.traffic import Shares, lloyd_traffic
 
 
 def test_bytes_of_an_iteration_in_which_nothing_happens() -> None:

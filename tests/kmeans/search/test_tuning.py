@@ -8,8 +8,9 @@ import pytest
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search import cpu, int16_gemm, tuning
-from hkm_dask.kmeans.search.cpu import CpuIndex, choose_head
+from hkm_dask.kmeans.search import int16_gemm, tuning
+from hkm_dask.kmeans.search.cpu import engine as cpu
+from hkm_dask.kmeans.search.cpu.engine import CpuIndex, choose_head
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine

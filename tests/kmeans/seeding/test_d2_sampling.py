@@ -15,7 +15,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans.search.cpu import CpuEngine
+from hkm_dask.kmeans.search.cpu.engine import CpuEngine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import d2_sampling, thinning

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cpu import CpuEngine
+from hkm_dask.kmeans.search.cpu.engine import CpuEngine
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.kmeans.seeding.thinning import thin

@@ -1,4 +1,4 @@
-"""The inner loops of the GPU path: `cpu_kernels` for arrays on the device, with the same names, arguments and bits.
+"""The inner loops of the GPU path: `cpu.kernels` for arrays on the device, with the same names, arguments and bits.
 
 The kernels themselves are CUDA C++, in the files `FILES`; CuPy compiles them on first use and keeps them on disk.
 """
@@ -145,7 +145,7 @@ class RowList:
 
 
 def label_distances(rows: Any, centroids: Any, stayed: Any, labels: Any, distances: Any) -> None:
-    """Write each row's squared distance to the centroid it is labeled with; see `cpu_kernels.label_distances`."""
+    """Write each row's squared distance to the centroid it is labeled with; see `cpu.kernels.label_distances`."""
     nothing = unused(np.int32), unused(np.int64), unused(np.uint64)
     _label_distances(rows, centroids, stayed, labels, distances, False, *nothing, 0, None, None)
 
@@ -206,7 +206,7 @@ def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
 
 @kernel("void(u4[:,::1], b1[::1])")
 def _accept_by_conflicts(conflicts, accepted):  # type: ignore[no-untyped-def]
-    """Do as `cpu_kernels.accept_in_order`, by bits (n_rows, n_words) of which rows before each lie too close."""
+    """Do as `cpu.kernels.accept_in_order`, by bits (n_rows, n_words) of which rows before each lie too close."""
     words = np.zeros(conflicts.shape[1], np.uint32)
     for i in range(conflicts.shape[0]):
         own = i >> 5
@@ -238,7 +238,7 @@ def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int
 
 
 def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0) -> None:
-    """Add rows, in fixed point, to the sums of their clusters; see `cpu_kernels.add_rows`.
+    """Add rows, in fixed point, to the sums of their clusters; see `cpu.kernels.add_rows`.
 
     With `fine` units to a unit, sums have two columns a feature; see `fixed_point.RowUnits`.
     """
@@ -248,7 +248,7 @@ def add_rows(rows: Any, labels: Any, weights: Any, scale: float, sums: Any, coun
 def move_rows(
     rows: Any, before: Any, after: Any, weights: Any, scale: float, sums: Any, counts: Any, fine: float = 0.0
 ) -> None:
-    """Bring sums up to date for the rows whose label changed; see `cpu_kernels.move_rows`, and `add_rows`."""
+    """Bring sums up to date for the rows whose label changed; see `cpu.kernels.move_rows`, and `add_rows`."""
     _add_entries(rows, before, after, weights, (scale, fine), sums, counts)
 
 

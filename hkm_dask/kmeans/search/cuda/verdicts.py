@@ -142,7 +142,7 @@ def _software() -> str:
 @cache
 def _program() -> str:
     folder = resources.files("hkm_dask.kmeans.search")
-    files = sorted([*folder.iterdir(), *(folder / "cuda").iterdir()], key=str)
+    files = sorted([file for place in (folder, folder / "cpu", folder / "cuda") for file in place.iterdir()], key=str)
     parts = [file.read_bytes() for file in files if file.name.endswith(".py")]
     return hashlib.sha256(b"\0".join([*parts, source(FILES).encode(), source(HOPPER_FILES).encode()])).hexdigest()
 

@@ -31,12 +31,13 @@ from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search import cpu_kernels, int16_gemm
-from hkm_dask.kmeans.search.cpu_operand import Operand, concatenated, gamma, make_operand, operand_bytes, whole_columns
+from hkm_dask.kmeans.search import int16_gemm
+from hkm_dask.kmeans.search.cpu import kernels
+from hkm_dask.kmeans.search.cpu.operand import Operand, concatenated, gamma, make_operand, operand_bytes, whole_columns
+from hkm_dask.kmeans.search.cpu.tally import count
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
 from hkm_dask.kmeans.search.simd import widen
-from hkm_dask.kmeans.search.tally import count
 from hkm_dask.kmeans.search.tuning import best_head, chosen_once, search_seconds
 
 #: Rows converted to float32 at once, for a core's cache.
@@ -82,12 +83,12 @@ class CpuEngine(Engine):
     xp = np
     cache = host_cache
     busy_rows, walked_rows = 256, 128
-    label_distances, add_rows, move_rows = cpu_kernels.label_distances, cpu_kernels.add_rows, cpu_kernels.move_rows
+    label_distances, add_rows, move_rows = kernels.label_distances, kernels.add_rows, kernels.move_rows
 
     def accept_in_order(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
         """See `Engine.accept_in_order`."""
         accepted = np.ones(len(rows), np.bool_)
-        cpu_kernels.accept_in_order(rows, limits, accepted)
+        kernels.accept_in_order(rows, limits, accepted)
         return accepted
 
     def room(self, part: Part) -> int:
@@ -265,12 +266,12 @@ class CpuIndex:
             return 0
         numbers = self._numbers + np.int32(first)
         if self.is_measured:
-            cpu_kernels.measure_nearest(rows, which, self.centroids, numbers, labels, distances)
+            kernels.measure_nearest(rows, which, self.centroids, numbers, labels, distances)
             count(pairs=len(which) * len(self.centroids), measured=len(which) * len(self.centroids))
             return len(which) * len(self.centroids)
         if self.is_swept:
             return int(
-                cpu_kernels.sweep_nearest(
+                kernels.sweep_nearest(
                     rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
                 )
             )
@@ -300,7 +301,7 @@ class CpuIndex:
         n_blocks = min(_TILE_SCORES // width, len(some)) // int16_gemm.BLOCK_ROWS + 1
         # Lines a power of two apart would meet in the same few places of the cache.
         shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
-        measured: int = cpu_kernels.search_nearest(
+        measured: int = kernels.search_nearest(
             rows, some, places, form.matrix, form.residual_norms, form.norms, form.errors, self.centroids, numbers,
             self._matrix, self._residual_norms, self._panels, self._constants, self._slopes, self.n_head,
             self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
@@ -318,7 +319,7 @@ class CpuIndex:
             n_scores = min(TILE_CENTROIDS, n_clusters - left)
             scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
             np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
-            n_measured += cpu_kernels.finish_nearest(
+            n_measured += kernels.finish_nearest(
                 scores, n_scores, rows, some, places, self.centroids, numbers, left, _NO_COLUMNS, form.residual_norms,
                 _NO_COLUMNS, _NO_NORMS, 0, 0, self.geometry.step, form.norms, form.errors, self._error, self._gamma,
                 self._largest, labels, distances,

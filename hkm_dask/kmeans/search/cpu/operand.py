@@ -14,9 +14,9 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.kmeans.search.cpu.tally import count
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.int16_gemm import LARGEST
-from hkm_dask.kmeans.search.tally import count
 
 _UNIT = 2.0**-24
 _NO_NORMS = np.empty((0, 1), np.float32)

@@ -138,7 +138,7 @@ def finish_nearest(  # type: ignore[no-untyped-def]
     scores : ndarray of float32, shape (n_lines or more, n_scores or more)
     which, places : ndarray of int64, shape (n_lines,)
         The row of each line, and where that is in `matrix`, `residual_norms`, `norms` and `errors`: its
-        `cpu_operand.Operand`.
+        `operand.Operand`.
     matrix, centroid_matrix : ndarray of int16, shape (n, n_columns)
     residual_norms, centroid_residual_norms : ndarray of float32, shape (n, n_columns // 16 + 1)
         Of rows and centroids, as an `Operand` holds them.
