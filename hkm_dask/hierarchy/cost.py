@@ -24,7 +24,7 @@ from hkm_dask.config import Level
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.kmeans.search.cuda.traffic import Shares, lloyd_traffic
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
+from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
 

@@ -22,8 +22,8 @@ import hkm_dask as hkm
 from hkm_dask.kmeans.search.cuda.check import find_fault, made_sample
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault
+from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
 from pipelines.benchmark import gpu, gpu_peers
 from pipelines.benchmark.device import (
     Ceilings,

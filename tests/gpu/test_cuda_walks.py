@@ -18,7 +18,7 @@ from hkm_dask.kmeans.search.cuda import walks as cuda_walks
 from hkm_dask.kmeans.search.cuda.verdicts import Check
 from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
 from hkm_dask.kmeans.search.cuda.walks import MOST_TRIALS, walk_groups
-from hkm_dask.kmeans.search.grid_walk import GridWalk
+from hkm_dask.kmeans.search.engine import GridWalk
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import seed_from_points
 from tests.emulated import costs

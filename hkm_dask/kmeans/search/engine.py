@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import ModuleType
 from typing import Any, Protocol, Self
@@ -23,13 +23,16 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
 
 #: Share of the centroids moved beyond which it does not pay to leave the others out.
 _NEARLY_ALL = 0.9
 #: Bytes of what was made of centroids that are no longer in use.
 _MADE_BYTES = 16 << 20
 _NO_WEIGHTS = np.empty(0, np.int64)
+#: Features below which a walk makes a distance as fast as it is looked up in a table.
+LEAST_FEATURES = 16
+#: Points chosen by a greedy walk, in order, and the weighted sum of D² that each choice left.
+Walked = tuple[NDArray[np.int64], NDArray[np.float64]]
 
 
 @dataclass
@@ -58,6 +61,36 @@ class RowTile:
     distances: Any
     weights: Any  # int64 (stop - start,) or (0,): empty for weights of one
     previous_labels: Any = None  # int32: labels before `TileSearch.update`
+
+
+@dataclass(frozen=True)
+class GridWalk:
+    """What a greedy walk over a group of points needs, brought to a grid of 16 bits, as a device takes it."""
+
+    grid: NDArray[np.int16]  # (n_points, width): points in steps from their middle, and zeros
+    norms: NDArray[np.float32]  # (n_points,): their squared norms
+    square: np.float32  # of a step
+    weights: NDArray[np.float64]  # (n_points,)
+    draws: NDArray[np.float64]  # (n_steps, n_trials): uniform numbers
+    n_features: int
+
+    @property
+    def n_points(self) -> int:
+        """Points of the group."""
+        return len(self.grid)
+
+    @property
+    def device_bytes(self) -> int:
+        """Bytes of device memory it takes: squared distances between points, the points, what steps need and give."""
+        n = self.n_points
+        return 4 * n * n + 2 * self.grid.size + 12 * n + 8 * self.draws.size + 12 * len(self.draws)
+
+    def first(self, n_points: int, n_steps: int) -> GridWalk:
+        """The walk over the first points alone, so many steps."""
+        some = slice(n_points)
+        return replace(
+            self, grid=self.grid[some], norms=self.norms[some], weights=self.weights[some], draws=self.draws[:n_steps]
+        )
 
 
 class CentroidIndex(Protocol):

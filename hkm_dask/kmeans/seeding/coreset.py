@@ -30,8 +30,8 @@ from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import greedy
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex, scratch
+from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, Walked
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked, grid_walk, to_grid
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.group_walks import walk_groups
 
@@ -174,7 +174,7 @@ def _with_far(
 
 def _coarse_pairs(centered: NDArray[np.float64], largest: float, n_threads: int) -> NDArray[np.float32]:
     """Squared distances between all points on a grid of 16 bits; what is below its resolution is 0."""
-    n, (grid, norms, step) = len(centered), to_grid(centered, largest)
+    n, (grid, norms, step) = len(centered), greedy.to_grid(centered, largest)
     panels, width = int16_gemm.pack(grid, grid.shape[1], np.arange(n)), int16_gemm.padded(n)
     all_norms, ones = np.zeros(width, np.float32), np.ones(width, np.float32)
     all_norms[:n] = norms
@@ -242,7 +242,8 @@ class _Walk:
         largest, typical = math.sqrt(squared.max()), math.sqrt(squared.mean())
         if len(far) or not _is_narrow(largest, typical, centered.shape[1]):
             return None
-        return grid_walk(centered, largest, self.weights[index], _draws(self._key(number), n_steps, self.n_trials))
+        draws = _draws(self._key(number), n_steps, self.n_trials)
+        return greedy.grid_walk(centered, largest, self.weights[index], draws)
 
 
 def group_points(

@@ -1,13 +1,22 @@
-"""Inner loops of the greedy k-means++ walk over a few weighted points."""
+"""The greedy k-means++ walk over a few weighted points: its inner loops, and points brought to a grid of 16 bits."""
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numba import njit
+from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import first_above, kernel
-from hkm_dask.kmeans.search.int16_gemm import PACKED, PANEL, write_scores
+from hkm_dask.kmeans.search.engine import GridWalk
+from hkm_dask.kmeans.search.int16_gemm import LARGEST, PACKED, PANEL, write_scores
 from hkm_dask.kmeans.search.simd import weighted_least
+
+#: Squares of a step for which all squared distances but 0 are normal numbers of float32.
+_LEAST_SQUARE, _LARGEST_SQUARE = 2.0**-126, 2.0**94
+#: Coordinates of a point are filled up to a multiple of these.
+_DEPTH = 16
 
 
 @njit(inline="always")
@@ -151,3 +160,41 @@ def coarse_pairs(grid, norms, panels, all_norms, ones, step, low, high, scores, 
                 squared, row = scores[i], out[start + i, first : first + n_scores]
                 for j in range(n_scores):
                     row[j] = squared[j] * square if squared[j] > np.float32(512.0) else np.float32(0.0)
+
+
+# -- points on a grid of 16 bits ---------------------------------------------------------------------------------------
+
+
+def grid_walk(
+    centered: NDArray[np.float64], largest: float, weights: NDArray[np.int64], draws: NDArray[np.float64]
+) -> GridWalk | None:
+    """The walk over points about their middle, the largest of which has this norm; None where squares leave float32.
+
+    Examples
+    --------
+    >>> points = np.outer([-2.0, 0.0, 2.0], np.ones(16))
+    >>> walk = grid_walk(points, 8.0, np.ones(3, np.int64), np.full((2, 1), 0.5))
+    >>> walk.grid[:, 0].tolist(), np.rint(walk.norms * walk.square).tolist()
+    ([-8191, 0, 8191], [64.0, 0.0, 64.0])
+    >>> walk.device_bytes
+    208
+    """
+    grid, norms, step = to_grid(centered, largest)
+    if not _LEAST_SQUARE <= step * step <= _LARGEST_SQUARE:
+        return None
+    square, n_features = np.float32(step * step), centered.shape[1]
+    return GridWalk(grid, norms.astype(np.float32), square, weights.astype(np.float64), draws, n_features)
+
+
+def to_grid(centered: NDArray[np.float64], largest: float) -> tuple[NDArray[np.int16], NDArray[np.float64], float]:
+    """Points about their middle as whole steps of 16 bits, filled up with zeros; their squared norms, and the step.
+
+    `largest` is the norm of the largest point.
+    """
+    n, d = centered.shape
+    step = largest / (LARGEST - math.ceil(math.sqrt(d)))  # rounding may make a row longer
+    steps = centered / step
+    np.rint(steps, out=steps)
+    grid = np.zeros((n, -(-d // _DEPTH) * _DEPTH), np.int16)
+    grid[:, :d] = steps
+    return grid, np.einsum("ij,ij->i", steps, steps), step  # of whole numbers: exact in any order

@@ -19,9 +19,8 @@ from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.kernels import RowList
 from hkm_dask.kmeans.search.cuda.operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.cuda.walks import walk_groups
-from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
+from hkm_dask.kmeans.search.engine import LEAST_FEATURES, Assignment, Engine, GridWalk, RowTile, TileSearch, Walked
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked
 
 #: Counters that are cleared at once.
 _COUNTERS = 96

@@ -37,9 +37,8 @@ from hkm_dask.kmeans.search.cuda.check_process import CheckProcess, UntoldError,
 from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form, kind_of, make_cuda_operand
 from hkm_dask.kmeans.search.cuda.verdicts import Check, Checked
 from hkm_dask.kmeans.search.cuda.walk_check import find_walk_fault, sample_of
-from hkm_dask.kmeans.search.engine import RowTile, TileSearch
+from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk
 from hkm_dask.kmeans.search.tuning import chosen_once
 
 logger = logging.getLogger(__name__)

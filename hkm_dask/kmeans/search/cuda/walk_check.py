@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.kmeans.search.cpu import greedy
+from hkm_dask.kmeans.search.cpu.greedy import grid_walk
 from hkm_dask.kmeans.search.cuda.walks import Outcome, launch_walks
-from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked, grid_walk
+from hkm_dask.kmeans.search.engine import GridWalk, Walked
 from hkm_dask.untrusted import reason
 
 #: Points of made groups, the largest last, and steps of their walks at most.

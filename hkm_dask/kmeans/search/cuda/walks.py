@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.staging import ran_out
 from hkm_dask.kmeans.search.cuda.kernels import launch
-from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
+from hkm_dask.kmeans.search.engine import GridWalk, Walked
 
 #: Sides of a tile of pairs, threads that walk a group, and trials that they compare at most: eight threads to each.
 _PAIR_TILE, _WALK_THREADS = 128, 512
