@@ -68,7 +68,7 @@ __device__ __forceinline__ double widened(unsigned short bits) { return half_to_
 
 // -- distances and bounds --------------------------------------------------------------------------------------------
 
-// Squared distance in float64, in the order of cpu_kernels.squared_distance. Eight neighboring lanes work on one pair and
+// Squared distance in float64, in the order of distance.squared_distance. Eight neighboring lanes work on one pair and
 // all get the result; all lanes of the warp must call it, with pointers that can be read.
 __device__ __forceinline__ double squared_distance(const Row* x, const float* c, int n) {
     const int lane = threadIdx.x & 7;

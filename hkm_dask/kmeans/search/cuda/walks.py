@@ -1,4 +1,4 @@
-"""Greedy walks over many groups of points at once, each by a block of threads, to the bits of `search.greedy`.
+"""Greedy walks over many groups of points at once, each by a block of threads, to the bits of `cpu.greedy`.
 
 A first kernel makes the squared distances between all points of every group, a second one walks. Sums of weighted D²
 are added up in the order of the processors, one term after the other: of a step, that takes most of the time. Groups do
