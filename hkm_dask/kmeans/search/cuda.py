@@ -36,6 +36,7 @@ from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
+from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, cuda_walks
 from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
 from hkm_dask.kmeans.search.cuda_groups import FUSED_ROWS, Groups, tiles_of
@@ -102,7 +103,7 @@ class CudaEngine(Engine):
         """See `Engine.prepare`: kernels are checked."""
         begin_checks(precision, n_features, dtype)
 
-    def operand(self, rows: Any, geometry: Geometry) -> CudaOperand:
+    def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> CudaOperand:
         """See `Engine.operand`."""
         forms = sound_forms(forms_here(geometry.precision), rows.shape[1], rows.dtype)
         return make_cuda_operand(rows, geometry, kind_of(next(forms)))
