@@ -124,9 +124,9 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
 
     request.getfixturevalue("emulated_cuda")
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 0)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.MOST_TRIAL_ROWS", 64)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.LEAST_TRIAL_ROWS", 1)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_hopper.is_available", lambda: False)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.hopper.is_available", lambda: False)
     run_task = runner.run_task
     monkeypatch.setattr(
         runner.Runner, "map", lambda _, task, items, *, stage, takes=None: [run_task(task, i) for i in items]

@@ -140,7 +140,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 # Where a worker computes, and what kind of runner it has, is nobody's business but theirs.
-ENGINE_ROOMS = ("compute/", "kmeans/search/", "kmeans/batch_cuda.py")
+ENGINE_ROOMS = ("compute/", "kmeans/search/", "kmeans/fit_groups.py")
 DEVICE_NAMES = {"worker_device", "worker_module", "device_budget", "make_room", "ran_out", "cupy"}
 
 

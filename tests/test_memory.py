@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.hierarchy import level_arrays
@@ -270,7 +271,8 @@ def large_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             level_arrays.create_row_arrays(folder, t, rows, 1 << 20)
             labels = (np.arange(rows) % k).astype(np.int32)
             level_arrays.write_row_arrays(folder, labels, np.zeros(rows, np.float32))
-            level_arrays.write_cluster_arrays(folder, t, np.zeros((k, 2), np.float32), [np.ones(1)])
+            with Runner() as runner:
+                level_arrays.write_cluster_arrays(folder, t, np.zeros((k, 2), np.float32), [np.ones(1)], runner)
             store.mark_complete(folder, {"level": t, "seconds": 0.0})
         store.mark_complete(wip, {"seconds": 0.0})
     return path

@@ -268,9 +268,10 @@ class ClusterRunner(Runner):
     def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
         """See `Runner.call`; it is run on the host with the most threads."""
         with nullcontext(task) if hear is None else self._listener.to(task, hear) as one:
-            return self._collect(lambda _: self._submit(one, [item], stage, [self._largest_host()[1]]), [item], stage)[
-                0
-            ]
+            results = self._collect(
+                lambda _: self._submit(one, [item], stage, [self._largest_host()[1]]), [item], stage
+            )
+        return results[0]
 
     def _collect(
         self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,

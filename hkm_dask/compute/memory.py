@@ -283,7 +283,7 @@ def sort_stage(n_rows: int) -> StageBytes:
     return StageBytes(0, 64 * n_rows)
 
 
-def rotate_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
+def rotate_stage(n_rows: int, n_features: int) -> StageBytes:
     """Bytes of finding principal directions: a sample of rows, and a few matrices of all pairs of features."""
     return StageBytes(12 * min(n_rows, 8192) * n_features + 56 * n_features**2)
 
@@ -297,14 +297,13 @@ def project_level(
     n_resamples: int,
     r: int,
     n_splits: int = 1,
-    batch_bytes: int = BATCH_BYTES,
     n_workers: int = 1,
     n_threads: int = 1,
     with_driver: bool = True,
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for every stage of a level, above its idle size and its inputs.
 
-    Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `batch_bytes`
+    Resampling takes `r` members of each cluster in each of the `n_threads` tasks of a worker, splitting `BATCH_BYTES`
     of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds the centroids that
     are written, and a little of what tasks hand on to others.
 
@@ -315,7 +314,7 @@ def project_level(
     """
     n_own, shape = -(-n_rows // n_workers), (n_clusters, n_features)
     stages = {
-        "finding directions": rotate_stage(n_rows, *shape),
+        "finding directions": rotate_stage(n_rows, n_features),
         "seeding": seeding_stage(n_rows if init == "k-means++" else n_own, *shape, init),
         "Lloyd": lloyd_stage(n_own, *shape),
         "assigning": assign_stage(n_own, *shape),
@@ -324,7 +323,7 @@ def project_level(
         picked = min(n_own, n_clusters * r * n_threads)
         stages["resampling"] = resample_stage(n_own, *shape, picked)
     if n_splits > 1:
-        splitting = split_stage(n_rows, *shape, n_splits, batch_bytes)
+        splitting = split_stage(n_rows, *shape, n_splits, BATCH_BYTES)
         stages["splitting"] = splitting if with_driver else StageBytes(0, splitting.task)
     stages["writing"] = write_stage(n_clusters * n_splits, n_features if with_driver and n_splits == 1 else 0)
     return stages

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import itertools
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -30,55 +29,43 @@ _RANGE_BYTES = 16 << 20
 _NUMBERED_BYTES = 128
 
 
-@dataclass(frozen=True)
-class _Copy:
-    """Copies those rows that lie in a range of a table, and whose sorted numbers are asked for, some at a time."""
-
-    rows: Rows
-    numbers: SharedPieces
-
-    def __call__(self, source: tuple[int, int]) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield the rows, and the place of the first among all that are asked for."""
-        low, stop = map(self.numbers.position, source)
-        # Those of one storage chunk come together, or it would be read again.
-        step = max(1, max(_RANGE_BYTES, memory_of_blocks(self.rows)[0]) // self.rows.row_bytes)
-        for start in range(low, stop, step):
-            yield start, take(self.rows, self.numbers.read(start, min(start + step, stop)))
+#: A range of a table: the first row, and the one after the last.
+_Range = tuple[int, int]
+#: Rows, and the place of the first among all that are asked for.
+_Copies = Iterator[tuple[int, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class _Gather:
+def _copies(rows: Rows, numbers: SharedPieces, source: _Range) -> _Copies:
+    """Yield those rows that lie in a range of a table, and whose sorted numbers are asked for, some at a time."""
+    low, stop = map(numbers.position, source)
+    # Those of one storage chunk come together, or it would be read again.
+    step = max(1, max(_RANGE_BYTES, memory_of_blocks(rows)[0]) // rows.row_bytes)
+    for start in range(low, stop, step):
+        yield start, take(rows, numbers.read(start, min(start + step, stop)))
+
+
+def _gather(copies: Callable[[_Range], _Copies], path: str, offset: int, ranges: Sequence[_Range]) -> None:
     """Task: copy the rows asked for in some ranges of a table to their places in a file."""
 
-    copy: _Copy
-    path: str
-    offset: int
+    def write(source: _Range) -> None:
+        for start, some in copies(source):
+            write_npy_rows(path, offset, start, some)
 
-    def __call__(self, ranges: Sequence[tuple[int, int]]) -> None:
-        # Tasks for a device come one at a time and leave the processors free.
-        with ThreadPoolExecutor(1 if worker_device() == "cpu" else n_processors(), "hkm-read") as threads:
-            list(threads.map(self._write, ranges))
-
-    def _write(self, source: tuple[int, int]) -> None:
-        for start, some in self.copy(source):
-            write_npy_rows(self.path, self.offset, start, some)
+    # Tasks for a device come one at a time and leave the processors free.
+    with ThreadPoolExecutor(1 if worker_device() == "cpu" else n_processors(), "hkm-read") as threads:
+        list(threads.map(write, ranges))
 
 
-@dataclass(frozen=True)
-class _GatherPieces:
+def _gather_pieces(
+    copies: Callable[[_Range], _Copies], store: SharedArrayStore, name: str, ranges: Sequence[_Range]
+) -> list[int]:
     """Task: copy the rows asked for in some ranges of a table to arrays of a store; gives where each begins."""
-
-    copy: _Copy
-    store: SharedArrayStore
-    name: str
-
-    def __call__(self, ranges: Sequence[tuple[int, int]]) -> list[int]:
-        starts = []
-        for source in ranges:
-            for start, some in self.copy(source):
-                self.store.put(f"{self.name}-{start}", some)
-                starts.append(start)
-        return starts
+    starts = []
+    for source in ranges:
+        for start, some in copies(source):
+            store.put(f"{name}-{start}", some)
+            starts.append(start)
+    return starts
 
 
 def gather(
@@ -101,7 +88,7 @@ def gather(
         some = SubsetRows(rows, index.read())
         if runner.gathers_on_devices(some, beside):
             return runner.place(some)
-    n_bytes, copy = index.n_rows * rows.row_bytes, _Copy(rows, index)
+    n_bytes, copies = index.n_rows * rows.row_bytes, partial(_copies, rows, index)
     n_ranges = max(runner.n_threads, -(-n_bytes // min(_RANGE_BYTES, runner.batch_bytes)))
     # Ranges end where storage chunks do, so that each chunk is read once.
     sources = list(itertools.pairwise(rows.bounds(-(-rows.n_rows * rows.row_bytes // n_ranges), n_ranges).tolist()))
@@ -109,7 +96,7 @@ def gather(
         gathered = np.empty((index.n_rows, rows.n_features), rows.dtype)
 
         def keep(source: tuple[int, int]) -> None:
-            for start, some in copy(source):
+            for start, some in copies(source):
                 gathered[start : start + len(some)] = some
 
         with runner.on_processors() as processors:
@@ -125,13 +112,13 @@ def gather(
     if (store := runner.array_store).is_remote:
         name = f"rows-{uuid.uuid4().hex}"
         starts = np.array(sorted(itertools.chain.from_iterable(
-            runner.map(_GatherPieces(copy, store, name), ranges, stage="gather")
+            runner.map(partial(_gather_pieces, copies, store, name), ranges, stage="gather")
         )))  # fmt: skip
         return PieceRows(store, name, starts, shape, rows.dtype)
     path = runner.work_dir / f"rows-{uuid.uuid4().hex}.npy"
     try:
         offset = create_npy(path, shape, rows.dtype)
-        runner.map(_Gather(copy, str(path), offset), ranges, stage="gather")
+        runner.map(partial(_gather, copies, str(path), offset), ranges, stage="gather")
     except BaseException:
         path.unlink(missing_ok=True)
         raise

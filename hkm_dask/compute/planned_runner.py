@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from hkm_dask.compute.block_cache import REMEMBERED_BYTES
-from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes, TaskPlan, plan_tasks
+from hkm_dask.compute.memory import PROCESS_BASE_BYTES, StageBytes
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes
 from hkm_dask.data.rows import Rows
@@ -47,14 +47,6 @@ class PlannedRunner(Runner):
     def n_threads_alone(self) -> int:
         """See `Runner.n_threads_alone`."""
         return self._n_threads_alone
-
-    def plan(self, rows: Rows, stage: StageBytes) -> TaskPlan | None:
-        """How a stage over some rows is run, as `split` plans it; None where not one task fits."""
-        least_block, n_blocks, held = self.memory_of_blocks(rows)
-        return plan_tasks(
-            stage, self.memory_budget - held, self.threads_per_worker, least_block=least_block, n_blocks=n_blocks,
-            device_budget=self.device_budget, row_bytes=rows.row_bytes,
-        )  # fmt: skip
 
     def resident_shares(self, rows: Rows, stage: StageBytes) -> tuple[float, float]:
         """Shares of the rows that stay where they are computed with, and that are not read again, during a stage."""

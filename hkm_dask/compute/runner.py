@@ -31,13 +31,7 @@ from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.range_memory import ranges_on_device
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
-from hkm_dask.compute.staging import (
-    RESIDENT_SHARE,
-    device_row_bytes,
-    make_room,
-    ran_out,
-    staging_blocks,
-)
+from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes, make_room, ran_out, staging_blocks
 from hkm_dask.data.objects import Location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
@@ -309,11 +303,7 @@ class Runner:
         """
         if stage is None:
             stage = memory.lloyd_stage(self.n_own(rows), n_clusters, rows.n_features)
-        least_block, n_blocks, held = self.memory_of_blocks(rows)
-        plan = memory.plan_tasks(
-            stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
-            n_blocks=n_blocks, device_budget=self.device_budget, row_bytes=rows.row_bytes,
-        )  # fmt: skip
+        plan = self.plan(rows, stage)
         if plan is None:
             inputs = self.input_bytes(rows) + host_cache.held
             memory.check_fits({f"n_clusters={n_clusters}": stage}, self.memory_budget, inputs=inputs)
@@ -322,6 +312,14 @@ class Runner:
         return split_parts(
             rows, n_parts, block_bytes=plan.block_bytes, budget=plan.resident_bytes, cuts=cuts,
             ends=self._part_ends(n_parts), n_own=self.n_own(rows),
+        )  # fmt: skip
+
+    def plan(self, rows: Rows, stage: memory.StageBytes) -> memory.TaskPlan | None:
+        """How a stage over some rows is run; None where not one task fits."""
+        least_block, n_blocks, held = self.memory_of_blocks(rows)
+        return memory.plan_tasks(
+            stage, self.memory_budget - held - host_cache.held, self.threads_per_worker, least_block=least_block,
+            n_blocks=n_blocks, device_budget=self.device_budget, row_bytes=rows.row_bytes,
         )  # fmt: skip
 
     @property

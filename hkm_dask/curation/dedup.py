@@ -205,7 +205,7 @@ def dedup(
     _check(threshold, keep, by, seed, opened.pool)
     index = opened.clustered() if subset is None else opened.chosen(subset)
     with runner_for(client, memory_limit) as runner:
-        groups, order = _groups(opened, index, float(threshold), keep, seed, runner)
+        groups, order = _groups(opened, index, float(threshold), seed, runner)
     places = groups.chosen(*_keys(opened, groups.rows, index, order, keep, by, seed))
     is_kept = np.ones(opened.rows.n_rows if index is None else len(index), np.bool_)
     is_kept[groups.rows] = False
@@ -249,7 +249,7 @@ def _column_problems(pool: Pool | None, by: str) -> list[str]:
 
 
 def _groups(
-    opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, keep: str, seed: int, runner: Runner
+    opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, seed: int, runner: Runner
 ) -> tuple[Components, NDArray[np.float32]]:
     """Groups of near-duplicates by places in `index`, and minus the cosine of their rows to a centroid."""
     stored, unit = (runner.place(rows) for rows in opened.some(index))

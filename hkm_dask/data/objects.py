@@ -334,11 +334,6 @@ a path
     return ObjectPath(f"{scheme}://{rest}")
 
 
-def is_url(text: str) -> bool:
-    """Whether a path is a URL, though pathlib may have made one slash of two."""
-    return _URL.fullmatch(text) is not None
-
-
 def zarr_store(place: Location) -> Any:
     """What Zarr and xarray take as the store whose root is a place."""
     if not isinstance(place, ObjectPath):

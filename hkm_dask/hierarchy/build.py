@@ -46,7 +46,7 @@ from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.ranges import FitByRanges
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
-from hkm_dask.kmeans.seeding.by_ranges import INITS
+from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
@@ -225,7 +225,7 @@ class _Build:
         try:
             check_fits(stages, runner.memory_budget, inputs=inputs)
         except ComputeError as error:
-            could = [f"levels.{t}.init={INITS[0]}" for t in shareable(self._plans, budget, **self._where)]
+            could = [f"levels.{t}.init={INITS_BY_RANGES[0]}" for t in shareable(self._plans, budget, **self._where)]
             more = f", or {' and '.join(could)}, with which no worker holds all clusters" if could else ""
             raise ComputeError(f"{error}{more}") from None
         if 1 not in self._finished:

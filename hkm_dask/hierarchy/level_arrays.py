@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
@@ -117,13 +116,12 @@ def write_cluster_arrays(
     level: int,
     centroids: NDArray[np.float32] | SharedPieces | None,
     inertia: Sequence[NDArray[np.float64]],
-    runner: Runner | None = None,
+    runner: Runner,
 ) -> None:
     """Write what a level (from 1) knows of its clusters, from the labels and distances that are there.
 
     `folder` is beside that of the level below; `centroids` are None where they are there, too; `inertia` is that of
-    every iteration of each step. The tasks of the `runner`, by default threads of this process, read and write what
-    belongs to rows.
+    every iteration of each step. Tasks read and write what belongs to rows.
     """
     history = np.full((len(inertia), max(map(len, inertia))), np.nan)
     for step, values in enumerate(inertia):
@@ -131,19 +129,18 @@ def write_cluster_arrays(
     if isinstance(centroids, np.ndarray):
         open_array(create_centroids(folder, level, centroids.shape)).write(0, centroids)
     _write(folder, "inertia", history, ("step", "iteration"))
-    with nullcontext(runner) if runner is not None else Runner() as some:
-        if isinstance(centroids, SharedPieces):
-            copy_centroids(folder, level, centroids, (centroids.n_rows, centroids.read(0, 1).shape[1]), some)
-        n_clusters = open_array(folder / "centroids").spec.shape[0]
-        spec = open_array(folder / "labels").spec
-        runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, some)
-        below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))
-        indptr: NDArray[np.int64] = some.map_reduce(
-            partial(_count_members, n_clusters, below), grouped(runs, some), combine=_Sizes.__add__,
-            finish=partial(_write_sizes, str(folder), level), stage="members",
-        )  # fmt: skip
-        path = _create(folder, f"members_{level}", (int(indptr[-1]),), np.dtype(np.int64), (f"member_{level}",))
-        write_members(path, runs, indptr, spec.shape[0], some)
+    if isinstance(centroids, SharedPieces):
+        copy_centroids(folder, level, centroids, (centroids.n_rows, centroids.read(0, 1).shape[1]), runner)
+    n_clusters = open_array(folder / "centroids").spec.shape[0]
+    spec = open_array(folder / "labels").spec
+    runs = stored_runs(folder, spec.shape[0], spec.chunk_rows, runner)
+    below = None if level == 1 else str(folder.with_name(f"level_{level - 1}"))
+    indptr: NDArray[np.int64] = runner.map_reduce(
+        partial(_count_members, n_clusters, below), grouped(runs, runner), combine=_Sizes.__add__,
+        finish=partial(_write_sizes, str(folder), level), stage="members",
+    )  # fmt: skip
+    path = _create(folder, f"members_{level}", (int(indptr[-1]),), np.dtype(np.int64), (f"member_{level}",))
+    write_members(path, runs, indptr, spec.shape[0], runner)
 
 
 def _create(folder: Location, name: str, shape: tuple[int, ...], dtype: np.dtype, dims: tuple[str, ...]) -> Location:

@@ -10,7 +10,7 @@ from hkm_dask.compute.range_memory import label_stage, n_ranges_for, project_ran
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.hierarchy.resample import resample_size
-from hkm_dask.kmeans.seeding.by_ranges import INITS
+from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 
 
 def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, Any]]:
@@ -114,11 +114,14 @@ def with_ranges(
             least(plan["k"], plan["d"]), n_ranges_for(stages_of, plan["k"], budget=budget, n_threads=where["n_threads"])
         )
 
-    return [plan | {"n_ranges": ranges_of(t, plan) if plan["init"] in INITS else 1} for t, plan in enumerate(plans, 1)]
+    return [
+        plan | {"n_ranges": ranges_of(t, plan) if plan["init"] in INITS_BY_RANGES else 1}
+        for t, plan in enumerate(plans, 1)
+    ]
 
 
 def shareable(plans: list[dict[str, Any]], budget: int, **where: Any) -> list[int]:
-    """Levels that do not fit, and would if a seeding of `INITS` let their clusters be shared out; see `with_ranges`.
+    """Levels that do not fit, and would if their seeding let clusters be shared out; see `with_ranges`.
 
     Examples
     --------
@@ -126,7 +129,7 @@ def shareable(plans: list[dict[str, Any]], budget: int, **where: Any) -> list[in
     >>> shareable(plans, 1 << 30, n_workers=1, n_threads=2, with_driver=True)
     [1]
     """
-    shared = with_ranges([plan | {"init": INITS[0]} for plan in plans], budget, **where)
+    shared = with_ranges([plan | {"init": INITS_BY_RANGES[0]} for plan in plans], budget, **where)
 
     def fits(t: int, plan: dict[str, Any]) -> bool:
         stages = _stages_of(t, plan, budget, **where)

@@ -33,7 +33,7 @@ from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
 from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, tiles
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
-from hkm_dask.kmeans.seeding.by_ranges import seed_by_ranges
+from hkm_dask.kmeans.seeding.random_rows import seed_by_ranges
 
 #: The index of a range that was made last, for the threads of this process that have come to the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)

@@ -12,7 +12,7 @@ from hkm_dask.data.objects import Location
 from hkm_dask.errors import HkmError
 from hkm_dask.events import Event, emit, subscribe
 from hkm_dask.hierarchy.source import open_source
-from hkm_dask.kmeans.search.cuda_ahead import checked_ahead
+from hkm_dask.kmeans.search.cuda.ahead import checked_ahead
 from hkm_dask.planning.plan import Plan, make_plan
 from hkm_dask.planning.processor_rates import kept_calibration
 from hkm_dask.planning.tell import short

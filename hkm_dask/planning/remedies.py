@@ -15,7 +15,7 @@ from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.data.summary import size_text
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages, with_ranges
-from hkm_dask.kmeans.seeding.by_ranges import INITS
+from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 from hkm_dask.planning.workers import PlannedRows, Workers
 
 #: Workers that are thought of, at most.
@@ -110,7 +110,7 @@ def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
     level = check.config.levels[number - 1]
     n_rows = level_plans(check.config, check.rows.n_rows, check.rows.n_features)[number - 1]["n"]
     name = f"--set levels.{number}"
-    for init in INITS:
+    for init in INITS_BY_RANGES:
         if check.with_level(number, level.model_copy(update={"init": init})).fits(number):
             yield f"{name}.init={init}: with that, no worker needs to hold all clusters"
     for n_splits in (10, 100, 1000):

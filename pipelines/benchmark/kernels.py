@@ -17,7 +17,7 @@ from hkm_dask.kmeans.search import cpu_kernels
 from hkm_dask.kmeans.search.cpu import CpuIndex
 from hkm_dask.kmeans.search.cpu_operand import make_operand
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
-from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus
+from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus, n_trials_for
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture
@@ -101,7 +101,8 @@ def test_greedy_walk(benchmark: BenchmarkFixture, n_features: int) -> None:
     """Greedy k-means++ on a coreset of three points per cluster."""
     tile = RowTile(n_features)
     points, weights = tile.rows[: 3 * 512], np.ones(3 * 512, np.int64)
-    result = benchmark(greedy_kmeans_plusplus, points, weights, 512, key=stream_key(0))
+    options = {"key": stream_key(0), "n_trials": n_trials_for(512), "n_threads": 1}
+    result, _ = benchmark(greedy_kmeans_plusplus, points, weights, 512, **options)
     assert len(np.unique(result)) == 512
 
 

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import hkm_dask as hkm
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.hierarchy import level_arrays
 
@@ -47,7 +48,8 @@ def make_tree(path: Path, n_samples: int, n_clusters: tuple[int, ...], n_feature
         labels = np.concatenate([np.arange(k), rng.integers(0, k, n_rows - k)]).astype(np.int32)
         level_arrays.write_row_arrays(folder, labels, rng.random(n_rows, np.float32))
         centroids = rng.standard_normal((k, n_features), np.float32)
-        level_arrays.write_cluster_arrays(folder, t, centroids, [np.ones(1)])
+        with Runner() as runner:
+            level_arrays.write_cluster_arrays(folder, t, centroids, [np.ones(1)], runner)
         store.mark_complete(folder, {"level": t, "seconds": 0.0, "missing": -1})
         n_rows = k
     store.mark_complete(path)

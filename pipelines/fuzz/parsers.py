@@ -15,6 +15,7 @@ import numpy as np
 import zarr
 from PIL import Image
 
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import CHECKSUMS_FILE
@@ -94,7 +95,8 @@ def _write_tree(folder: Path) -> None:
         group, k = root / f"level_{level}", int(below.max()) + 1
         create_row_arrays(group, level, len(below), 8)
         write_row_arrays(group, below, np.ones(len(below), np.float32))
-        write_cluster_arrays(group, level, ROWS[:k], [np.array([3.0, 2.0])])
+        with Runner() as runner:
+            write_cluster_arrays(group, level, ROWS[:k], [np.array([3.0, 2.0])], runner)
         store.mark_complete(group, {"seconds": 0.5})
     store.mark_complete(root, {"seconds": 1.5})
 

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.compute.memory import WALK_POINTS
-from hkm_dask.kmeans.search import cuda_forms, cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_operand import FUSED, Form, kind_of, make_cuda_operand, multiply
-from hkm_dask.kmeans.search.cuda_walks import launch_walks
+from hkm_dask.kmeans.search.cuda import forms as cuda_forms
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.operand import FUSED, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda.walks import launch_walks
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import grid_walk
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings

@@ -19,9 +19,9 @@ import numpy as np
 import psutil
 
 import hkm_dask as hkm
-from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
-from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault
+from hkm_dask.kmeans.search.cuda.check import find_fault, made_sample
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
 from pipelines.benchmark import gpu, gpu_peers

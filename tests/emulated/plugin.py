@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import pytest
 
-from hkm_dask.kmeans.search import tensor_map
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
 from tests.emulated import arrays, kernels, memory, runtime, streams, tensor_maps
 
 
@@ -117,13 +117,13 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
         monkeypatch.delitem(sys.modules, name)
     for name, module in _MODULES.items():
         monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.setattr(tensor_map, "encoder", lambda: tensor_maps.encode_tiled)
+    monkeypatch.setattr(cuda_hopper, "encoder", lambda: tensor_maps.encode_tiled)
     monkeypatch.setattr(memory.pool, "_capacity", 1 << 30)
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
     # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms._fault", lambda *_: None)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.APART", False)  # other processes have no emulator
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms._fault", lambda *_: None)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.APART", False)  # other processes have no emulator
     monkeypatch.setattr(streams, "loses_context", False)
     monkeypatch.setattr(streams, "lost", None)
     forget()

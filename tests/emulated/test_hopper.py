@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search import cuda_hopper, tensor_map
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
 from tests.emulated import kernels
 from tests.emulated.broken_hopper import BROKEN, switched_source, unit_of
 from tests.emulated.plugin import emulated_cuda
@@ -27,7 +27,7 @@ def _two_best(unit: int, n_launches: int = 1) -> tuple[np.ndarray, ...]:
     out = cupy.empty(150, cupy.float32), cupy.empty(150, cupy.float32), cupy.empty(150, cupy.int32)
     operands = cupy.asarray(rows), cupy.asarray(centroids)
     for _ in range(n_launches):
-        maps = [tensor_map.tensor_map(matrix, (128, 64)) for matrix in operands]
+        maps = [cuda_hopper.tensor_map(matrix, (128, 64)) for matrix in operands]
         sizes = np.int64(150), np.int32(300), np.int32(392), np.int32(unit)
         arguments = (*maps, cupy.asarray(bias), np.float32(-2), *sizes, *out)
         kernel((2,), (384,), arguments, shared_mem=cuda_hopper.SHARED_BYTES)

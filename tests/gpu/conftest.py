@@ -23,7 +23,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """`cupy`, real or emulated; `HKM_DEVICE` asks for it."""
     if HAS_GPU:
         monkeypatch.setenv("HKM_DEVICE", "cuda")
-        monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.APART", False)  # a process for each shape takes its time
+        monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.APART", False)  # a process for each shape takes its time
     else:
         request.getfixturevalue("emulated_cuda")
     import cupy
@@ -48,11 +48,11 @@ def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow, most of all that of a Hopper."""
     monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
     if not HAS_GPU:
-        monkeypatch.setattr("hkm_dask.kmeans.search.cuda_hopper.is_available", lambda: False)
+        monkeypatch.setattr("hkm_dask.kmeans.search.cuda.hopper.is_available", lambda: False)
 
 
 @pytest.fixture
 def trials_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are compared on as few rows as tests have, where the first form would be taken."""
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.MOST_TRIAL_ROWS", 64)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_forms.LEAST_TRIAL_ROWS", 1)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.LEAST_TRIAL_ROWS", 1)

@@ -10,7 +10,7 @@ import pytest
 from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cuda import CudaIndex
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.geometry import Geometry
 
 

@@ -15,8 +15,8 @@ from hkm_dask.hierarchy.cost import (
     INDEX_SYNCHRONIZATIONS,
 )
 from hkm_dask.hierarchy.rates import Work
-from hkm_dask.kmeans.search import cuda_forms
-from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.cuda import forms as cuda_forms
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.seeding import thinning
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator

@@ -16,9 +16,11 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
-from hkm_dask.kmeans.search import cuda as search_module
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda import index as cuda_index
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaSearch
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.engine import Assignment, RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.traffic import lloyd_traffic
@@ -122,7 +124,7 @@ def test_a_pass_makes_of_a_row_what_is_planned_for_it(
     now = before + np.float32(np.arange(8) >= n_stayed)[:, None]
     geometry, table = geometry_of(rows), ArrayRows(rows)
     monkeypatch.setattr(CudaSearch, "form", lambda *_: "fused")
-    for module in (search_module, cuda_kernels):  # memory is taken before a kernel runs
+    for module in (cuda_index, cuda_kernels):  # memory is taken before a kernel runs
         monkeypatch.setattr(module, "launch", lambda *_, **__: None)
     engine = CudaEngine()
     assignment = Assignment(cuda.zeros(n, cuda.int32), cuda.zeros(n))

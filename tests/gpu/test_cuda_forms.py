@@ -20,10 +20,13 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search import cuda_check, cuda_check_process, cuda_forms, cuda_hopper, cuda_loss
-from hkm_dask.kmeans.search.cuda import CudaEngine
-from hkm_dask.kmeans.search.cuda_check_process import Check, CheckProcess, UntoldError
-from hkm_dask.kmeans.search.cuda_forms import forms_here, quickest, sound_forms
+from hkm_dask.kmeans.search.cuda import check as cuda_check
+from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
+from hkm_dask.kmeans.search.cuda import forms as cuda_forms
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda.check_process import Check, CheckProcess, UntoldError
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
+from hkm_dask.kmeans.search.cuda.forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
@@ -167,18 +170,18 @@ def test_a_kernel_that_never_ends_here_is_noted_and_told_while_it_is_waited_for(
 ) -> None:
     told = threading.Event()
     monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.1)
-    monkeypatch.setattr(cuda_loss.warnings, "warn", lambda message, *_, **__: (said.append(message), told.set()))
+    monkeypatch.setattr(cuda_forms.warnings, "warn", lambda message, *_, **__: (said.append(message), told.set()))
     said: list[str] = []
 
     def never_ends() -> str | None:
         assert told.wait(60)
         return None
 
-    cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     fault = "did not end within 0 s"
     (message,) = said
     assert message.startswith(f"the kernel {fault}, which costs this process its GPU; restart it: the next one leaves")
-    again = cuda_loss.find_fault_here("the kernel", ONE, 0, never_ends)
+    again = cuda_forms.find_fault_here("the kernel", ONE, 0, never_ends)
     assert again is not None
     assert again.startswith(f"{fault} in a process before (see {tmp_path}")
 
@@ -190,9 +193,9 @@ def test_a_worker_does_not_end_over_and_over_where_nothing_can_be_noted(
     (tmp_path / "file").touch()
     monkeypatch.setenv("CUPY_CACHE_DIR", str(tmp_path / "file"))
     for name in ("has_nanny", "_is_lost"):
-        monkeypatch.setattr(cuda_loss, name, lambda: True)
+        monkeypatch.setattr(cuda_forms, name, lambda: True)
     with pytest.raises(ComputeError, match=r"the kernel failed, .* restart it, with a CUPY_CACHE_DIR"):
-        cuda_loss.find_fault_here("the kernel", ONE, 0, lambda: "failed")
+        cuda_forms.find_fault_here("the kernel", ONE, 0, lambda: "failed")
 
 
 @pytest.mark.parametrize(
@@ -321,7 +324,7 @@ def test_what_was_right_is_not_checked_again_unless_something_changed(
     assert not cuda_forms._begun
     monkeypatch.setattr(cuda.cuda.runtime, "driverGetVersion", lambda: 13010)
     assert fault() is None
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda_verdicts._program", lambda: "another kernel")
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.verdicts._program", lambda: "another kernel")
     assert fault() is None
     assert asked == ["fused", "fused", "half", "fused", "fused"]
 

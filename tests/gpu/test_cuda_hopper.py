@@ -14,10 +14,11 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search import cuda as search_module
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, tensor_map
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex, CudaSearch
-from hkm_dask.kmeans.search.cuda_operand import FUSED, make_cuda_operand
+from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaSearch
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.operand import FUSED, make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.gpu import compiled
@@ -69,7 +70,7 @@ def test_the_device_finds_what_the_cpu_finds(
     centroids[9 : k : k // 3] = centroids[0]
     centroids[3] = np.nan
     geometry = geometry_of(rows)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda._CENTROIDS_FOR_UNITS", {unit: 0})
+    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.index._CENTROIDS_FOR_UNITS", {unit: 0})
     expected = search_on_cpu(rows, centroids, geometry)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"))
     np.testing.assert_array_equal(actual[0], expected[0])
@@ -97,7 +98,7 @@ def test_rows_in_no_run_are_gathered_where_it_pays_and_there_is_room(
     rows, centroids = rng.normal(size=(400, 24)).astype(np.float16), rng.normal(size=(90, 24)).astype(np.float32)
     geometry, which = geometry_of(rows), rng.choice(400, 192, replace=False)
     monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", least)
-    lines, plain, make = list[int](), cuda_hopper.nearest_two, search_module._if_there_is_room
+    lines, plain, make = list[int](), cuda_hopper.nearest_two, cuda_kernels.if_there_is_room
 
     def counted(*arguments: Any) -> None:
         lines.append(len(arguments[0]))
@@ -110,7 +111,7 @@ def test_rows_in_no_run_are_gathered_where_it_pays_and_there_is_room(
         return make(gather if has_room else out_of_memory)
 
     monkeypatch.setattr(cuda_hopper, "nearest_two", counted)
-    monkeypatch.setattr(search_module, "_if_there_is_room", with_little_room)
+    monkeypatch.setattr(cuda_kernels, "if_there_is_room", with_little_room)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"), which=cuda.asarray(which))
     assert lines == searched
     expected = search_on_cpu(rows, centroids, geometry)
@@ -131,7 +132,7 @@ def test_an_iteration_on_gathered_operands_is_the_cpus(
     monkeypatch.setattr(cuda_hopper, "LEAST_FOR_GATHERED", least)
     monkeypatch.setattr(CudaSearch, "form", lambda *_: "hopper")
     if not has_room:
-        monkeypatch.setattr(search_module, "_if_there_is_room", lambda _: None)
+        monkeypatch.setattr(cuda_kernels, "if_there_is_room", lambda _: None)
     engine, geometry = CudaEngine(), geometry_of(rows)
     assignment = engine.unknown(300)
     search = engine.search(Part(ArrayRows(rows), (0, 300), 1 << 20), geometry, "lloyd", assignment)
@@ -162,7 +163,7 @@ def test_where_there_is_no_hopper_the_plain_kernel_serves(
     if lacking == "device":
         monkeypatch.setattr(cuda.cuda.Device, "compute_capability", "80")
     else:
-        monkeypatch.setattr(tensor_map, "encoder", lambda: None)
+        monkeypatch.setattr(cuda_hopper, "encoder", lambda: None)
     cuda_hopper.is_available.cache_clear()
     assert not cuda_hopper.is_available()
     rng = np.random.default_rng(2)
@@ -172,14 +173,14 @@ def test_where_there_is_no_hopper_the_plain_kernel_serves(
     np.testing.assert_array_equal(labels, search_on_cpu(rows, centroids, geometry)[0])
     if lacking == "driver":
         with pytest.raises(ComputeError, match="CUDA 12 or newer"):
-            tensor_map.tensor_map(cuda.zeros((4, 8), cuda.float16), (4, 8))
+            cuda_hopper.tensor_map(cuda.zeros((4, 8), cuda.float16), (4, 8))
 
 
 def test_what_the_driver_refuses_is_an_error(cuda: Any) -> None:
     with pytest.raises(ComputeError, match=r"refused a matrix of shape \(4, 12\)"):
-        tensor_map.tensor_map(cuda.zeros((4, 12), cuda.float16), (4, 8))  # lines at no multiple of 16 bytes
+        cuda_hopper.tensor_map(cuda.zeros((4, 12), cuda.float16), (4, 8))  # lines at no multiple of 16 bytes
     with pytest.raises(ComputeError, match=r"refused a matrix of shape \(4, 8\)"):
-        tensor_map.tensor_map(cuda.zeros((4, 8), cuda.float16), (300, 8))
+        cuda_hopper.tensor_map(cuda.zeros((4, 8), cuda.float16), (300, 8))
 
 
 def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:

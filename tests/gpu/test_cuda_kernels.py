@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cpu_kernels, cuda_kernels
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex
+from hkm_dask.kmeans.search import cpu_kernels
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.distance import squared_distance
 from hkm_dask.kmeans.search.fixed_point import RowUnits
 from pipelines.gpu import compiled

@@ -11,10 +11,13 @@ from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.hierarchy.cost import WALK_LAUNCHES, WALK_SYNCHRONIZATIONS
-from hkm_dask.kmeans.search import cuda_check_process, cuda_forms, cuda_walk_check, cuda_walks
-from hkm_dask.kmeans.search.cuda_verdicts import Check
-from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault, find_walk_fault, made_walks
-from hkm_dask.kmeans.search.cuda_walks import MOST_TRIALS, walk_groups
+from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
+from hkm_dask.kmeans.search.cuda import forms as cuda_forms
+from hkm_dask.kmeans.search.cuda import walk_check as cuda_walk_check
+from hkm_dask.kmeans.search.cuda import walks as cuda_walks
+from hkm_dask.kmeans.search.cuda.verdicts import Check
+from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
+from hkm_dask.kmeans.search.cuda.walks import MOST_TRIALS, walk_groups
 from hkm_dask.kmeans.search.grid_walk import GridWalk
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import seed_from_points

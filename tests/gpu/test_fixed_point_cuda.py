@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda_kernels import add_limbs
+from hkm_dask.kmeans.search.cuda.kernels import add_limbs
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum
 
 

@@ -13,8 +13,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Progress, Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search.cuda import CudaIndex
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from tests.gpu.inputs import Stored, groups, twice
 

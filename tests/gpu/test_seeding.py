@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import CudaEngine, CudaIndex
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
+from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.kmeans.seeding.thinning import thin
 from tests.gpu.inputs import twice

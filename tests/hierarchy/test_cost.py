@@ -14,7 +14,7 @@ from hkm_dask.hierarchy import cost
 from hkm_dask.hierarchy.cost import Kernels, run_steps, sampling_rounds
 from hkm_dask.hierarchy.rates import H200, Work
 from hkm_dask.kmeans.search.cpu import CpuEngine, CpuIndex
-from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.seeding.d2_sampling import ThinCandidates
 
 N, D = 12_000, 32

@@ -22,8 +22,8 @@ from hkm_dask.hierarchy import external_sort, level_arrays, regroup
 from hkm_dask.hierarchy import split as split_module
 from hkm_dask.hierarchy.checkpoint import Checkpoints
 from hkm_dask.hierarchy.split import split_clusters
-from hkm_dask.kmeans.batch import fit_groups
 from hkm_dask.kmeans.fit import Settings
+from hkm_dask.kmeans.fit_groups import fit_groups
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 
 N, K, N_SPLITS = 4000, 12, 3

@@ -10,7 +10,7 @@ import hkm_dask as hkm
 from hkm_dask.cli.commands import main
 from hkm_dask.config import Config, Level
 from hkm_dask.data.objects import location
-from hkm_dask.kmeans.search import cuda_ahead
+from hkm_dask.kmeans.search.cuda import ahead as cuda_ahead
 from hkm_dask.planning.before_run import kernels_checked
 
 

@@ -297,19 +297,6 @@ def accept_in_order(rows, limits, accepted):  # type: ignore[no-untyped-def]
                     accepted[j] = False
 
 
-@kernel("void(u4[:,::1], b1[::1])")
-def accept_by_conflicts(conflicts, accepted):  # type: ignore[no-untyped-def]
-    """Do as `accept_in_order`, by bits (n_rows, n_words) that tell from which rows before it each lies too close."""
-    words = np.zeros(conflicts.shape[1], np.uint32)
-    for i in range(conflicts.shape[0]):
-        own = i >> 5
-        if (words[own] >> np.uint32(i & 31)) & np.uint32(1):
-            accepted[i] = False
-        else:
-            for w in range(own, conflicts.shape[1]):
-                words[w] |= conflicts[i, w]
-
-
 @kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")
 def divide(sums, counts, scale, out):  # type: ignore[no-untyped-def]
     """Means (n_clusters, n_features), in float32, from fixed-point sums; zeros where there is nothing to divide."""

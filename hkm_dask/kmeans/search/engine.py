@@ -223,7 +223,7 @@ class Engine(ABC):
         return [None] * len(walks)
 
     def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
-        """Whether the passes of many small k-means over rows of a type can be made together, see `batch`.
+        """Whether the passes of many small k-means over rows of a type can be made together, see `fit_groups`.
 
         On a CPU it would not pay.
         """

@@ -8,7 +8,7 @@ import numpy as np
 
 from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.kmeans.search.cpu import CpuEngine
-from hkm_dask.kmeans.search.cuda import CudaEngine
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.search.engine import Engine
 
 #: Operations of a pass that take a CPU no longer than a device takes to start its kernels.

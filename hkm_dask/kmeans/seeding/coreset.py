@@ -27,13 +27,11 @@ from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
-from hkm_dask.kmeans.search import int16_gemm
+from hkm_dask.kmeans.search import greedy, int16_gemm
 from hkm_dask.kmeans.search.cpu import CpuIndex, scratch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, grid_walk, to_grid
-from hkm_dask.kmeans.search.grid_walk import Walked as _Walked
+from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked, grid_walk, to_grid
 from hkm_dask.kmeans.search.worker import worker_engine
-from hkm_dask.kmeans.seeding import greedy
 from hkm_dask.kmeans.seeding.group_walks import walk_groups
 
 #: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
@@ -62,59 +60,34 @@ _FURTHER = 1.3
 SeedingReport = Callable[[str, int, int], None]
 
 
+def n_trials_for(n_clusters: int) -> int:
+    """Candidates for each center, as scikit-learn has it."""
+    return 2 + int(math.log(n_clusters))
+
+
 def greedy_kmeans_plusplus(
     points: NDArray[np.float32],
     weights: NDArray[np.int64],
     n_clusters: int,
     *,
     key: int,
-    n_trials: int | None = None,
-    n_threads: int = 1,
-) -> NDArray[np.int64]:
-    """Choose centers among weighted points by greedy k-means++: several trials for each, the best kept.
+    n_trials: int,
+    n_threads: int,
+    report: Callable[[int, int], None] | None = None,
+) -> Walked:
+    """Choose centers among weighted points by greedy k-means++: of several trials for each, the best is kept.
 
-    Parameters
-    ----------
-    points : ndarray of float32, shape (n_points, n_features)
-    weights : ndarray of int64, shape (n_points,)
-    n_clusters : int
-    key : int
-        From `stream_key`.
-    n_trials : int, optional
-        Candidates for each center; 2 + ln k by default.
-    n_threads : int, default 1
-        Of this process, to measure distances with.
+    Gives the indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points, and the weighted
+    sum of D² that each choice left; a long walk tells a `report` on its way.
 
-    Returns
-    -------
-    ndarray of int64
-        Indices of the points chosen, fewer than `n_clusters` if there are fewer distinct points.
-
-    Notes
-    -----
     Squared distances are computed with integer products, so they do not depend on BLAS or on its number of threads: on
     a grid of 16 bits, or, where that is too wide for some of the points, of 2^-20 of the data's width in float64. Few
     points far from all others take no part in the grid: their distances are measured directly.
     """
-    return _walk(
-        points, weights, n_clusters, key=key, n_trials=n_trials or n_trials_for(n_clusters), n_threads=n_threads
-    )[0]
-
-
-def n_trials_for(n_clusters: int) -> int:
-    """Candidates for each center, as scikit-learn has it."""
-    return 2 + int(math.log(n_clusters))
-
-
-def _walk(
-    points: NDArray[np.float32], weights: NDArray[np.int64], n_clusters: int, *, key: int, n_trials: int,
-    n_threads: int, report: Callable[[int, int], None] | None = None,
-) -> _Walked:  # fmt: skip
-    """The points chosen, and the weighted sum of D² that each choice left; a long walk tells a `report` on its way."""
     n_chosen = min(n_clusters, len(points))
     draws = _draws(key, n_chosen, n_trials)
 
-    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> _Walked:
+    def walk(between: NDArray[np.float32], columns: NDArray[np.float32]) -> Walked:
         chosen, left, closest = np.empty(n_chosen, np.int64), np.empty(n_chosen), np.empty(len(points), np.float32)
         sizes, n_done = weights.astype(np.float64), 0
         step = max(1, int(_PIECE_TERMS / (len(points) * n_trials * max(1, len(columns)))))
@@ -141,9 +114,9 @@ def _draws(key: int, n_centers: int, n_trials: int) -> NDArray[np.float64]:
 
 
 def _walk_about_middle(
-    walk: Callable[[NDArray[np.float32], NDArray[np.float32]], _Walked], points: NDArray[np.float32], n_chosen: int,
+    walk: Callable[[NDArray[np.float32], NDArray[np.float32]], Walked], points: NDArray[np.float32], n_chosen: int,
     n_threads: int,
-) -> _Walked:  # fmt: skip
+) -> Walked:  # fmt: skip
     centered, far = _centered(points)
     if points.shape[1] < _TABLE_FEATURES or len(points) > _MATRIX_POINTS:
         return walk(_NO_TABLE, np.ascontiguousarray(centered.T, dtype=np.float32))
@@ -249,10 +222,12 @@ class _Walk:
     n_trials: int
     n_threads: int  # of the worker
 
-    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> _Walked:
+    def __call__(self, item: tuple[int, NDArray[np.int64], int]) -> Walked:
         number, index, n_steps = item
         points, key, n_threads = np.ascontiguousarray(self.points.get()[index]), self._key(number), self.n_threads
-        chosen, left = _walk(points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, n_threads=n_threads)
+        chosen, left = greedy_kmeans_plusplus(
+            points, self.weights[index], n_steps, key=key, n_trials=self.n_trials, n_threads=n_threads
+        )
         return index[chosen], left
 
     def _key(self, number: int) -> int:
@@ -309,7 +284,7 @@ def _choose(
         ]
         report("choose", 0, len(groups))
         if len(groups) == 1 and processors.fits_in_memory(values.nbytes):
-            chosen, _ = _walk(
+            chosen, _ = greedy_kmeans_plusplus(
                 values[used], weights[used], n_clusters, key=key, n_trials=n_trials, n_threads=n_threads,
                 report=partial(report, "walk"),
             )  # fmt: skip
@@ -406,7 +381,7 @@ def seed_from_points(
         ).centroids  # fmt: skip
         # The labels of the last iteration will do for hints.
         parts = runner.split(rows, n_clusters)
-        hints[used] = np.concatenate(runner.map(_LastLabels(run), parts, stage="seed"))
+        hints[used] = np.concatenate(runner.map(partial(_labels_of_last_iteration, run), parts, stage="seed"))
         forget(rows.key)
         discard(rows)
     return centroids, hints
@@ -419,13 +394,8 @@ def _seed_in_task(
         return seed_from_points(**arguments, runner=runner, report=tell)
 
 
-@dataclass(frozen=True)
-class _LastLabels:
+def _labels_of_last_iteration(run: str, part: Part) -> NDArray[np.int32]:
     """Task: the labels a part remembers of the last iteration, -1 where it does not."""
-
-    run: str
-
-    def __call__(self, part: Part) -> NDArray[np.int32]:
-        engine = worker_engine()
-        labels = last_labels(engine, part, self.run)
-        return np.full(part.stop - part.start, -1, np.int32) if labels is None else engine.host(labels)
+    engine = worker_engine()
+    labels = last_labels(engine, part, run)
+    return np.full(part.stop - part.start, -1, np.int32) if labels is None else engine.host(labels)

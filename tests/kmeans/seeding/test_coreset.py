@@ -10,7 +10,18 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding import coreset
-from hkm_dask.kmeans.seeding.coreset import _take_turns, greedy_kmeans_plusplus, group_points, seed_from_points
+from hkm_dask.kmeans.seeding.coreset import (
+    _take_turns,
+    greedy_kmeans_plusplus,
+    group_points,
+    n_trials_for,
+    seed_from_points,
+)
+
+
+def chosen_points(points: np.ndarray, weights: np.ndarray, k: int, key: int) -> np.ndarray:
+    """Centers that the greedy walk chooses with as many trials as by default."""
+    return greedy_kmeans_plusplus(points, weights, k, key=key, n_trials=n_trials_for(k), n_threads=1)[0]
 
 
 def blobs(n: int, d: int, centers: int = 9, seed: int = 0) -> np.ndarray:
@@ -146,7 +157,7 @@ def test_points_without_weight_are_never_chosen(runner: Runner, monkeypatch: pyt
 def test_an_outlier_does_not_make_the_others_one(runner: Runner) -> None:
     points = np.random.default_rng(0).normal(size=(400, 32)).astype(np.float32)
     points[7] = 1e6
-    actual = greedy_kmeans_plusplus(points, np.ones(400, np.int64), 100, key=stream_key(0))
+    actual = chosen_points(points, np.ones(400, np.int64), 100, key=stream_key(0))
     assert len(set(actual.tolist())) == 100
     assert 7 in actual
 
@@ -156,10 +167,10 @@ def test_an_outlier_does_not_make_the_others_one(runner: Runner) -> None:
 @pytest.mark.parametrize("n_far", [1, 5])
 def test_far_points_leave_the_others_to_be_told_apart(n_far: int, value: float, d: int) -> None:
     points, weights = blobs(60, d, centers=12), np.ones(60, np.int64)
-    plain = inertia(points, points[greedy_kmeans_plusplus(points, weights, 12, key=stream_key(0))])
+    plain = inertia(points, points[chosen_points(points, weights, 12, key=stream_key(0))])
     far = (value * np.random.default_rng(1).normal(size=(n_far, d))).astype(np.float32)
     table = np.concatenate([points, far])
-    actual = greedy_kmeans_plusplus(table, np.ones(len(table), np.int64), 12 + n_far, key=stream_key(0))
+    actual = chosen_points(table, np.ones(len(table), np.int64), 12 + n_far, key=stream_key(0))
     assert set(range(60, 60 + n_far)) <= set(actual.tolist())
     assert inertia(points, points[actual[actual < 60]]) < 1.5 * plain
 
@@ -168,7 +179,7 @@ def test_what_the_coarse_grid_takes_for_one_is_told_apart() -> None:
     rng = np.random.default_rng(0)
     points = np.repeat(rng.normal(size=(30, 32)), 10, axis=0)
     points = (points + 1e-5 * rng.normal(size=points.shape)).astype(np.float32)
-    actual = greedy_kmeans_plusplus(points, np.ones(300, np.int64), 200, key=stream_key(0))
+    actual = chosen_points(points, np.ones(300, np.int64), 200, key=stream_key(0))
     assert len(np.unique(points[actual], axis=0)) == 200
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
+from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import level_arrays
@@ -146,7 +147,8 @@ def large_tree(folder: Path, n: int, ks: tuple[int, ...]) -> None:
         level_arrays.create_row_arrays(level, t, n_rows, 65_536)
         labels = (k * rng.random(n_rows, dtype="f4") ** 4).astype("i4").clip(0, k - 1)
         level_arrays.write_row_arrays(level, labels, rng.random(n_rows, dtype="f4"))
-        level_arrays.write_cluster_arrays(level, t, np.zeros((k, 2), "f4"), [np.array([2.0, 1.0])])
+        with Runner() as runner:
+            level_arrays.write_cluster_arrays(level, t, np.zeros((k, 2), "f4"), [np.array([2.0, 1.0])], runner)
         store.mark_complete(level, {"level": t, "seconds": 1.0, "missing": -1})
     store.mark_complete(folder, {"seconds": 3.0})
 

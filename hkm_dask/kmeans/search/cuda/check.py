@@ -7,7 +7,7 @@ is checked. Results are poison before every launch, so that lines which nobody w
 
 Rows are a sample of those to be searched, and made ones (`made_sample`) of a shape that leaves the last tile ragged in
 rows, centroids and features; of these, some that fill whole tiles and some that fill none, and then so many copies that
-a device works on them in several turns. See `cuda_forms` for what is made of it.
+a device works on them in several turns. See `forms` for what is made of it.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.kmeans.search.cpu import CpuIndex
-from hkm_dask.kmeans.search.cuda_groups import Groups
-from hkm_dask.kmeans.search.cuda_operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
+from hkm_dask.kmeans.search.cuda.operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.untrusted import reason
 
@@ -147,8 +147,6 @@ def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, ND
     """Rows many times over have the scores and labels that each has once; the last of them leave a tile ragged."""
     import cupy
 
-    from hkm_dask.kmeans.search.cuda import CudaIndex
-
     n, index = (
         min(_N_COPIES, _COPIES_BYTES // sample.rows[0].nbytes) | 1,
         CudaIndex(sample.centroids, sample.geometry, form),
@@ -168,8 +166,6 @@ def _comparisons_of_copies(form: Form, sample: Sample) -> Iterator[tuple[str, ND
 def _comparisons(form: Form, sample: Sample) -> Iterator[tuple[str, NDArray[np.bool_]]]:
     """What is compared, and where it is wrong, from operands to labels."""
     import cupy
-
-    from hkm_dask.kmeans.search.cuda import CudaIndex  # which looks for forms that are right
 
     rows, centroids, geometry = sample.rows, sample.centroids, sample.geometry
     if np.isnan(centroids[:, 0]).all():

@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_attribute
+from hkm_dask.compute.jit import kernel
 from hkm_dask.compute.staging import ran_out
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cpu_kernels
 
 #: The source, in the order of its parts.
 FILES = ("scores.cu", "distances.cu", "conflicts.cu", "walks.cu", "operands.cu", "sums.cu", "search.cu")
-#: That of the kernel for Hopper; see `cuda_hopper`.
+#: That of the kernel for Hopper; see `hopper`.
 HOPPER_FILES = ("scores.cu", "search_hopper.cu")
 #: Threads of a block, where any number would do.
 _THREADS = 256
@@ -47,7 +47,7 @@ def n_stages() -> int:
 
 def source(files: tuple[str, ...] = FILES) -> str:
     """The CUDA C++ of all kernels, or of other files; the compiler names the file and the line of what it refuses."""
-    folder = resources.files("hkm_dask.kmeans.search")
+    folder = resources.files("hkm_dask.kmeans.search.cuda")
     return "".join(f'#line 1 "{name}"\n{folder.joinpath(name).read_text(encoding="utf-8")}' for name in files)
 
 
@@ -120,6 +120,16 @@ def unused(dtype: Any) -> Any:
     return cupy.empty(1, dtype)
 
 
+def if_there_is_room(make: Callable[[], Any]) -> Any | None:
+    """What is made on the device; None where its memory runs out."""
+    try:
+        return make()
+    except MemoryError as error:
+        if not ran_out(error):
+            raise
+        return None
+
+
 class RowList:
     """Numbers of rows that kernels append to; `n_listed` is a counter (uint64) at 0, made unless it is given."""
 
@@ -190,8 +200,21 @@ def accept_in_order(rows: Any, limits: Any) -> NDArray[np.bool_]:
         "find_conflicts", rows, (n_words, n_words), 256, rows, limits, np.int32(n), np.int32(rows.shape[1]), conflicts
     )
     accepted = np.ones(n, np.bool_)
-    cpu_kernels.accept_by_conflicts(conflicts.get(), accepted)
+    _accept_by_conflicts(conflicts.get(), accepted)
     return accepted
+
+
+@kernel("void(u4[:,::1], b1[::1])")
+def _accept_by_conflicts(conflicts, accepted):  # type: ignore[no-untyped-def]
+    """Do as `cpu_kernels.accept_in_order`, by bits (n_rows, n_words) of which rows before each lie too close."""
+    words = np.zeros(conflicts.shape[1], np.uint32)
+    for i in range(conflicts.shape[0]):
+        own = i >> 5
+        if (words[own] >> np.uint32(i & 31)) & np.uint32(1):
+            accepted[i] = False
+        else:
+            for w in range(own, conflicts.shape[1]):
+                words[w] |= conflicts[i, w]
 
 
 def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int64] | None:

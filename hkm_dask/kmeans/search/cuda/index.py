@@ -1,4 +1,4 @@
-"""The engine of a GPU: exact nearest centroids, to the bits of `cpu`.
+"""Centroids on a GPU, ready to be searched: exact nearest ones, to the bits of `cpu`.
 
 Tensor cores propose in float16, or plain float32 where that settles too little; what they cannot exclude is measured
 directly in float64, in the order of the CPU kernel. With c' = c - m, m the mean of the rows, and any x,
@@ -24,24 +24,17 @@ columns. Hopper has a form of its own; rows in groups, and a few centroids for r
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, device_budget, to_host, worker_module
-from hkm_dask.compute.block_cache import device_cache
-from hkm_dask.compute.partition import Part
-from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.compute.staging import device_dtype, iter_device_blocks, ran_out, resident_budget
-from hkm_dask.data.rows import Origin
-from hkm_dask.kmeans.search import cuda_hopper, cuda_kernels, cuda_walks
-from hkm_dask.kmeans.search.cuda_forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
-from hkm_dask.kmeans.search.cuda_groups import FUSED_ROWS, Groups, tiles_of
-from hkm_dask.kmeans.search.cuda_kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
-from hkm_dask.kmeans.search.cuda_operand import (
+from hkm_dask.compute.backend import array_module, device_budget, to_host
+from hkm_dask.compute.staging import ran_out
+from hkm_dask.kmeans.search.cuda import hopper, kernels
+from hkm_dask.kmeans.search.cuda.kernels import STAGE_BYTES, RowList, launch, launch_by_row, unused
+from hkm_dask.kmeans.search.cuda.operand import (
     FUSED,
     CudaOperand,
     Form,
@@ -50,12 +43,10 @@ from hkm_dask.kmeans.search.cuda_operand import (
     make_cuda_operand,
     multiply,
 )
-from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk, Walked
 
-#: Counters that are cleared at once.
-_COUNTERS = 96
+#: Rows of a tile of the fused kernel.
+FUSED_ROWS = 128
 #: Threads of a block of the fused kernel, and of those that settle.
 _FUSED_THREADS, _SETTLE_THREADS = 256, 128
 #: Centroids per feature from which units of four and of two columns pay: they save two or three of five instructions a
@@ -71,77 +62,23 @@ _UNIT_OF_TENSOR_CORES = 2.0**-22
 _LOST_TO_TF32 = 2.0**-10
 
 
-class CudaEngine(Engine):
-    """Computes on the worker's GPU, a block of rows at a time."""
+@dataclass(frozen=True)
+class Groups:
+    """Rows and centroids in groups, for many small searches at once."""
 
-    cache = device_cache
-    busy_rows = walked_rows = 1 << 13
-    label_distances = staticmethod(cuda_kernels.label_distances)
-    add_rows = staticmethod(cuda_kernels.add_rows)
-    move_rows = staticmethod(cuda_kernels.move_rows)
-    add_limbs = staticmethod(cuda_kernels.add_limbs)
-    accept_in_order = staticmethod(cuda_kernels.accept_in_order)
-    order = staticmethod(cuda_kernels.order)
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.xp = worker_module()
-
-    def room(self, part: Part) -> int:
-        """See `Engine.room`."""
-        return resident_budget()
-
-    def blocks(self, part: Part) -> Iterator[tuple[int, Any]]:
-        """See `Engine.blocks`; rows come in float16 or float32, and not in their order."""
-        return iter_device_blocks(part)
-
-    def row_dtype(self, dtype: np.dtype) -> np.dtype:
-        """See `Engine.row_dtype`."""
-        return device_dtype(dtype)
-
-    def prepare(self, n_features: int, dtype: np.dtype, precision: str) -> None:
-        """See `Engine.prepare`: kernels are checked."""
-        begin_checks(precision, n_features, dtype)
-
-    def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> CudaOperand:
-        """See `Engine.operand`."""
-        forms = sound_forms(forms_here(geometry.precision), rows.shape[1], rows.dtype)
-        return make_cuda_operand(rows, geometry, kind_of(next(forms)))
-
-    def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
-        """See `Engine.index`."""
-        forms = sound_forms(forms_here(geometry.precision), centroids.shape[1], centroids.dtype)
-        return CudaIndex(centroids, geometry, next(forms))
-
-    def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CudaSearch:
-        """See `Engine.search`; what it needs is checked while its rows are read."""
-        self.prepare(part.rows.n_features, part.rows.dtype, geometry.precision)
-        return CudaSearch(self, part, geometry, phase, assignment)
-
-    def batches(self, geometry: Geometry, dtype: np.dtype) -> bool:
-        """See `Engine.batches`; scores must come from the fused kernel, which alone takes many searches at once."""
-        forms = forms_here(geometry.precision)
-        return "fused" in forms and "fused" in sound_forms(forms, len(geometry.origin), dtype)
-
-    def walks_groups(self, n_features: int) -> bool:
-        """See `Engine.walks_groups`."""
-        return n_features >= LEAST_FEATURES and walks_are_sound(n_features)
-
-    def walk_groups(self, walks: Sequence[GridWalk]) -> list[Walked | None]:
-        """See `Engine.walk_groups`."""
-        if not walks or not walks_are_sound(walks[0].n_features, walks):
-            return [None] * len(walks)
-        return cuda_walks.walk_groups(walks)
+    of_rows: Any  # int32 (n_rows,): the group of every row
+    lines: NDArray[np.int64]  # (n_groups + 1,): where the rows of each group begin, among those that are looked at
+    columns: NDArray[np.int64]  # (n_groups + 1,): where its centroids begin
+    numbers: NDArray[np.int32]  # (n_centroids,): what each centroid is called; they rise within a group
 
 
-def _if_there_is_room(make: Callable[[], Any]) -> Any | None:
-    """What is made on the device; None where its memory runs out."""
-    try:
-        return make()
-    except MemoryError as error:
-        if not ran_out(error):
-            raise
-        return None
+def tiles_of(lines: NDArray[np.int64], columns: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Lines and centroids of each block of the fused kernel; see `nearest_two`."""
+    n_tiles = -(-np.diff(lines) // FUSED_ROWS)
+    group = np.repeat(np.arange(len(n_tiles)), n_tiles)
+    within = np.arange(len(group)) - np.repeat(np.cumsum(n_tiles) - n_tiles, n_tiles)
+    first, end = lines[group] + FUSED_ROWS * within, lines[group + 1]
+    return np.stack([first, end, columns[group], np.diff(columns)[group]], axis=1)
 
 
 def _unit(n_centroids: int, n_features: int) -> int:
@@ -177,7 +114,7 @@ class CudaIndex:
         """The operand, biases and bounds of the centroids there are."""
         import cupy
 
-        n, tile = len(self.centroids), cuda_hopper.TILE_COLUMNS
+        n, tile = len(self.centroids), hopper.TILE_COLUMNS
         form = make_cuda_operand(self.centroids, self.geometry, kind_of(self.form), largest=self._largest)
         stored, centered = (cupy.empty(-(-n // tile) * tile, cupy.float32) for _ in range(2))
         largest = cupy.zeros(4)
@@ -329,13 +266,13 @@ class CudaIndex:
         """Write best and second best score of each line and the unit of the best; return the columns of a unit."""
         centroids, bias, alpha = self._operand.matrix, self._biases[operand.as_stored], self._alpha(operand)
         unit = self.unit if tiles is None else 1  # none may reach into the next group
-        if self.form == "hopper" and tiles is None and cuda_hopper.is_available():
+        if self.form == "hopper" and tiles is None and hopper.is_available():
             if which is None:
                 gathered = operand.matrix
-            elif gathered is None and len(centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
-                gathered = _if_there_is_room(lambda: operand.matrix[which])
+            elif gathered is None and len(centroids) >= hopper.LEAST_FOR_GATHERED:
+                gathered = kernels.if_there_is_room(lambda: operand.matrix[which])
             if gathered is not None:
-                cuda_hopper.nearest_two(gathered, centroids, bias, alpha, np.int32(unit), *out)
+                hopper.nearest_two(gathered, centroids, bias, alpha, np.int32(unit), *out)
                 return unit
         nothing, has_which, has_tiles = unused(np.int64), which is not None, tiles is not None
         n = len(rows) if which is None else len(which)
@@ -343,7 +280,7 @@ class CudaIndex:
             "nearest_two", rows, -(-n // FUSED_ROWS) if tiles is None else len(tiles), _FUSED_THREADS, operand.matrix,
             nothing if which is None else which, np.int32(has_which), nothing if tiles is None else tiles,
             np.int32(has_tiles), centroids, bias, alpha, np.int64(n), np.int32(len(centroids)),
-            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=cuda_kernels.n_stages() * STAGE_BYTES,
+            np.int32(operand.matrix.shape[1]), np.int32(unit), *out, shared_bytes=kernels.n_stages() * STAGE_BYTES,
         )  # fmt: skip
         return unit
 
@@ -371,74 +308,3 @@ class CudaIndex:
                     operand.errors, *self._bounds, np.int32(left), np.int32(n_columns), np.int32(rows.shape[1]),
                     labels, distances,
                 )  # fmt: skip
-
-
-class CudaSearch(TileSearch):
-    """Searches in the form of scores that proved fastest; see `TileSearch`."""
-
-    make_index = CudaIndex
-    _counters: Any = ()
-    _made: Any = (
-        None  # of the tile that is split: its operand, and that of the rows that are further, and of the others
-    )
-
-    def index_of_all(self, centroids: SharedArray, form: Form) -> CudaIndex:
-        """See `TileSearch.index_of_all`; centroids are sent once, to be searched and to be measured by."""
-        return CudaIndex(centroids.get(), self.geometry, form, self.engine.array(centroids))
-
-    def split(self, tile: RowTile, centroids: SharedArray, before: SharedArray) -> tuple[Any, Any]:
-        """See `TileSearch.split`; for Hopper, operands are gathered on the way."""
-        engine, index, n_listed = self.engine, self.index(tile, centroids), self._counter(2)
-        gathers, operand, operands = 0, None, None
-        gathered: Any = None
-        if index.form == "hopper" and len(index.centroids) >= cuda_hopper.LEAST_FOR_GATHERED:
-            operand = self.operand(tile, index)
-            operands = operand.matrix
-            gathered = _if_there_is_room(lambda: engine.xp.empty_like(operands))
-            n_moved = np.count_nonzero(engine.moved(centroids, before))
-            gathers = 0 if gathered is None else 2 if n_moved >= cuda_hopper.LEAST_FOR_GATHERED else 1
-        tile.previous_labels, further, others = cuda_kernels.split_rows(
-            tile.rows, engine.array(centroids), engine.stayed(centroids, before), tile.labels, tile.distances, n_listed,
-            gathers, operands, gathered,
-        )  # fmt: skip
-        n = len(further)
-        self._made = operand, gathered[:n] if gathers else None, gathered[n:] if gathers == 2 else None
-        return further, others
-
-    def nearest_of(self, tile: RowTile, index: CudaIndex, further: Any, moved: CudaIndex, others: Any) -> None:
-        """See `TileSearch.nearest_of`; what is left open is settled at once, among all centroids."""
-        if index.form not in FUSED:
-            super().nearest_of(tile, index, further, moved, others)
-            return
-        operand, of_further, of_others = self._made
-        of_rows = tile.rows, tile.labels, tile.distances, operand or self.operand(tile, index)
-        left = RowList(len(tile.rows), self._counter(1))
-        index.propose(*of_rows, left, which=further, gathered=of_further)
-        moved.propose(*of_rows, left, which=others, gathered=of_others)
-        operand = of_further = of_others = self._made = None
-        index.settle(*of_rows, which=left.get())
-
-    def _counter(self, n: int) -> Any:
-        """Counters (uint64) at 0; those of many tiles are cleared at once."""
-        import cupy
-
-        if len(self._counters) < n:
-            self._counters = cupy.zeros(_COUNTERS, cupy.uint64)
-        taken, self._counters = self._counters[:n], self._counters[n:]
-        return taken
-
-    def form(self, tile: RowTile, centroids: SharedArray) -> Form:
-        """The form of the scores that is fastest here; see `cuda_forms.choose_form`."""
-        return choose_form(self, tile, centroids.get())
-
-    def operand(self, tile: RowTile, index: CudaIndex) -> CudaOperand:
-        """See `TileSearch.operand`; operands stay on the device where they fit."""
-        kind, cache = kind_of(index.form), self.engine.cache
-        key = ("operand", self.geometry.name, tile.start, tile.stop, kind)
-        operand: CudaOperand | None = cache.get(self.part.rows.key, key)
-        if operand is None:
-            operand = make_cuda_operand(tile.rows, self.geometry, kind)
-            # To hold rows that are operands themselves would keep them on the device.
-            kept = replace(operand, matrix=None) if operand.as_stored else operand
-            cache.put(self.part.rows.key, key, kept, operand.n_bytes, self.engine.room(self.part))
-        return replace(operand, matrix=tile.rows) if operand.as_stored else operand

@@ -6,8 +6,8 @@ import pytest
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.batch import GroupFits, fit_groups
 from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.fit_groups import GroupFits, fit_groups
 from hkm_dask.kmeans.search.geometry import make_geometry
 
 K, BOUNDS = 3, np.array([0, 40, 52, 130])

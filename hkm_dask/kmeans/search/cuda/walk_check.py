@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import WALK_POINTS
-from hkm_dask.kmeans.search.cuda_walks import Outcome, launch_walks
+from hkm_dask.kmeans.search import greedy
+from hkm_dask.kmeans.search.cuda.walks import Outcome, launch_walks
 from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked, grid_walk
-from hkm_dask.kmeans.seeding import greedy
 from hkm_dask.untrusted import reason
 
 #: Points of made groups, the largest last, and steps of their walks at most.

@@ -1,9 +1,9 @@
 """What former processes found out: forms of scores that were right on made rows, on this device with this software.
 
 A form that was right is noted beside the kernels that CuPy keeps, by an empty file whose name is made of all that could
-change the verdict. A fault is noted only where it took a process with it (`cuda_loss`), and told to whoever comes next,
-who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that ends, however
-it does.
+change the verdict. A fault is noted only where it took a process with it (`forms.find_fault_here`), and told to whoever
+comes next, who finds any other anew. A locked file there says that a process is finding out; it is unlocked when that
+ends, however it does.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from importlib import resources
 from pathlib import Path
 from typing import Literal
 
-from hkm_dask.kmeans.search.cuda_kernels import FILES, HOPPER_FILES, source
-from hkm_dask.kmeans.search.cuda_operand import Form
+from hkm_dask.kmeans.search.cuda.kernels import FILES, HOPPER_FILES, source
+from hkm_dask.kmeans.search.cuda.operand import Form
 
-#: What is checked: forms of scores, and greedy walks over groups of points (`cuda_walks`).
+#: What is checked: forms of scores, and greedy walks over groups of points (`walks`).
 Checked = Form | Literal["walks"]
 #: Seconds between two looks at what another process has found out.
 _LOOK_SECONDS = 0.02
@@ -141,7 +141,8 @@ def _software() -> str:
 
 @cache
 def _program() -> str:
-    files = sorted(resources.files("hkm_dask.kmeans.search").iterdir(), key=lambda file: file.name)
+    folder = resources.files("hkm_dask.kmeans.search")
+    files = sorted([*folder.iterdir(), *(folder / "cuda").iterdir()], key=str)
     parts = [file.read_bytes() for file in files if file.name.endswith(".py")]
     return hashlib.sha256(b"\0".join([*parts, source(FILES).encode(), source(HOPPER_FILES).encode()])).hexdigest()
 

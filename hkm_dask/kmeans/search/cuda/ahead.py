@@ -1,6 +1,6 @@
 """Kernels compiled and checked on made rows by a process beside a command that starts workers, while these start.
 
-It leaves what it compiled where CuPy keeps kernels, and notes what was right (`cuda_verdicts`); whatever it does not
+It leaves what it compiled where CuPy keeps kernels, and notes what was right (`verdicts`); whatever it does not
 get to, a worker finds out itself. The command makes no context on a device, and knows none.
 """
 
@@ -15,11 +15,11 @@ from contextlib import contextmanager
 import numpy as np
 
 from hkm_dask.compute.backend import device_attribute
-from hkm_dask.kmeans.search import cuda_verdicts
-from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, compile_for, environment_of_child, fault_of
-from hkm_dask.kmeans.search.cuda_forms import checks_of
+from hkm_dask.kmeans.search.cuda import verdicts
+from hkm_dask.kmeans.search.cuda.check_process import LIMIT_SECONDS, compile_for, environment_of_child, fault_of
+from hkm_dask.kmeans.search.cuda.forms import checks_of
 
-_PROGRAM = "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_ahead import main; main(*sys.argv[1:])"
+_PROGRAM = "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda.ahead import main; main(*sys.argv[1:])"
 #: Bytes of memory of a device of which a tenth, which RMM's pool leaves, has room for two contexts.
 _LEAST_MEMORY = 20 << 30
 
@@ -50,12 +50,12 @@ def main(n_features: str, dtype: str, precision: str) -> None:
     is_shared = device_attribute("ComputeMode") == 0  # else one process alone may use the device: a worker
     if not is_shared or runtime.getDeviceProperties(device)["totalGlobalMem"] < _LEAST_MEMORY:
         return
-    with cuda_verdicts.under_way(device) as is_first:
+    with verdicts.under_way(device) as is_first:
         checks = checks_of(precision, int(n_features), np.dtype(dtype)) if is_first else []
-        new = [check for check in checks if not cuda_verdicts.is_noted(check, device)]
+        new = [check for check in checks if not verdicts.is_noted(check, device)]
         if new:
             compile_for(new, device)
         for check in new:
             if fault_of(check) is not None:
                 return
-            cuda_verdicts.note(check, device)
+            verdicts.note(check, device)

@@ -1,12 +1,12 @@
 """Which form of scores a search takes: the fastest for such rows, among those that are right on this device.
 
-No form is used before it was checked (`cuda_check`): on made rows of as many features, once per device and version
-(`cuda_verdicts`), then on a sample of the rows to be searched, once per process, and once more where centroids are many
-for the first time: a seeding begins with one. A form at fault is put aside with one
-warning, and the next takes over. Made rows are searched in a process of its own (`cuda_check_process`), which begins
-before the first rows are read and is waited for where a form is first needed. Where such a process cannot be had, as on
-a device that admits one process only, the check runs here: wrong answers are found all the same, and what takes the
-device from this process is left out by the next (`cuda_loss`), as where a sample does that.
+No form is used before it was checked (`check`): on made rows of as many features, once per device and version
+(`verdicts`), then on a sample of the rows to be searched, once per process, and once more where centroids are many for
+the first time: a seeding begins with one. A form at fault is put aside with one warning, and the next takes over. Made
+rows are searched in a process of its own (`check_process`), which begins before the first rows are read and is waited
+for where a form is first needed. Where such a process cannot be had, as on a device that admits one process only, the
+check runs here: wrong answers are found all the same, and what takes the device from this process is left out by the
+next, as where a sample does that.
 
 Results do not depend on the choice. Forms are compared on rows that fill the device; on fewer, differences of
 microseconds would choose for millions of rows, and the first form is taken. Those that are far behind on an eighth of
@@ -15,8 +15,11 @@ the rows are not timed on all.
 
 from __future__ import annotations
 
+import logging
+import os
 import statistics
 import threading
+import warnings
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache, partial
@@ -26,18 +29,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.staging import device_dtype
+from hkm_dask.compute.worker_shares import has_nanny
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search import cuda_hopper, cuda_verdicts
-from hkm_dask.kmeans.search.cuda_check import Sample, find_fault
-from hkm_dask.kmeans.search.cuda_check_process import LIMIT_SECONDS, CheckProcess, UntoldError, fault_of
-from hkm_dask.kmeans.search.cuda_loss import find_fault_here
-from hkm_dask.kmeans.search.cuda_operand import FORMS_OF, Form, kind_of, make_cuda_operand
-from hkm_dask.kmeans.search.cuda_verdicts import Check, Checked
-from hkm_dask.kmeans.search.cuda_walk_check import find_walk_fault, sample_of
+from hkm_dask.kmeans.search.cuda import check_process, hopper, verdicts
+from hkm_dask.kmeans.search.cuda.check import Sample, find_fault
+from hkm_dask.kmeans.search.cuda.check_process import CheckProcess, UntoldError, fault_of
+from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form, kind_of, make_cuda_operand
+from hkm_dask.kmeans.search.cuda.verdicts import Check, Checked
+from hkm_dask.kmeans.search.cuda.walk_check import find_walk_fault, sample_of
 from hkm_dask.kmeans.search.engine import RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES, GridWalk
 from hkm_dask.kmeans.search.tuning import chosen_once
+
+logger = logging.getLogger(__name__)
 
 #: Rows that forms are compared on, at most and at least: 50,000 are three tiles for each of 132 multiprocessors.
 MOST_TRIAL_ROWS, LEAST_TRIAL_ROWS = 1 << 17, 50_000
@@ -70,7 +75,7 @@ _begun: dict[tuple[Check, int], CheckProcess] = {}
 
 def forms_here(precision: str) -> tuple[Form, ...]:
     """The forms of a precision that there are on this device: the first on a Hopper alone."""
-    return tuple(form for form in FORMS_OF[precision] if form != "hopper" or cuda_hopper.is_available())
+    return tuple(form for form in FORMS_OF[precision] if form != "hopper" or hopper.is_available())
 
 
 def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32]) -> Form:
@@ -190,8 +195,8 @@ def begin_checks(precision: str, n_features: int, dtype: np.dtype) -> None:
     with _checking:
         checks = checks_of(precision, n_features, dtype)
         new = [one for one in checks if (one, device) not in _begun and (one, device) not in _faults]
-        new = [one for one in new if not cuda_verdicts.is_noted(one, device)]
-        if APART and new and not cuda_verdicts.is_under_way(device):
+        new = [one for one in new if not verdicts.is_noted(one, device)]
+        if APART and new and not verdicts.is_under_way(device):
             _begun.update(dict.fromkeys([(one, device) for one in new], CheckProcess(device, new)))
 
 
@@ -240,12 +245,12 @@ def _warn(message: str) -> None:
 
 def _fault_apart(check: Check, device: int) -> str | None:
     """The fault of a form on made rows, in a process of its own if one can be had; none where it was right before."""
-    cuda_verdicts.wait_for(check, device, LIMIT_SECONDS)
-    if cuda_verdicts.is_noted(check, device):
+    verdicts.wait_for(check, device, check_process.LIMIT_SECONDS)
+    if verdicts.is_noted(check, device):
         return None
     fault = _found_apart(check, device)
     if fault is None:
-        cuda_verdicts.note(check, device)
+        verdicts.note(check, device)
     return fault
 
 
@@ -257,6 +262,56 @@ def _found_apart(check: Check, device: int) -> str | None:
         except UntoldError:
             pass
     return find_fault_here(_NAMES[check.form], check, device, partial(fault_of, check))
+
+
+def find_fault_here(name: str, check: Check, device: int, find: Callable[[], str | None]) -> str | None:
+    """The fault of a form that `find` looks for on the device of this process, or that took another's with it.
+
+    After an illegal address all that a process asks of its device fails, and a kernel that never ends can be stopped
+    with its process only: no other form can take over here. That is noted for whoever comes next (`verdicts`). A worker
+    that its nanny starts again ends at once, and Dask gives its task to the next one; any other process is told, by a
+    ComputeError where it goes on.
+    """
+    if (earlier := verdicts.noted_fault(check, device)) is not None:
+        return earlier
+    is_restarted, limit = has_nanny(), check_process.LIMIT_SECONDS
+
+    def give_up(fault: str) -> str:
+        verdicts.note_fault(check, device, fault)
+        is_noted = verdicts.noted_fault(check, device) is not None
+        message = f"{name} {fault}, which costs this process its GPU; restart it"
+        message += (
+            ": the next one leaves that kernel out" if is_noted else ", with a CUPY_CACHE_DIR that can be written to"
+        )
+        if is_restarted and is_noted:
+            logger.error(message)
+            os._exit(1)
+        return message
+
+    def end() -> None:
+        warnings.warn(give_up(f"did not end within {limit:.0f} s"), RuntimeWarning, stacklevel=1)
+
+    timer = threading.Timer(limit, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        fault = find()
+    finally:
+        timer.cancel()
+    if fault is not None and _is_lost():
+        raise ComputeError(give_up(fault))
+    return fault
+
+
+def _is_lost() -> bool:
+    """Whether the device answers this process no more."""
+    from cupy.cuda import runtime
+
+    try:
+        runtime.deviceSynchronize()
+    except runtime.CUDARuntimeError:
+        return True
+    return False
 
 
 def _sample_of(rows: Any, centroids: NDArray[np.float32], geometry: Geometry) -> Sample:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from hkm_dask.kmeans.search.cuda_kernels import launch_by_row
+from hkm_dask.kmeans.search.cuda.kernels import launch_by_row
 from hkm_dask.kmeans.search.geometry import Geometry
 
 #: Ways to find scores: fused in float16, the first on Hopper; by cuBLAS in float16, bfloat16, TF32, float32, float64.

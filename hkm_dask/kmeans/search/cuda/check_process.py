@@ -19,10 +19,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
-from hkm_dask.kmeans.search.cuda_kernels import compile_kernels
-from hkm_dask.kmeans.search.cuda_verdicts import Check
-from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault
+from hkm_dask.kmeans.search.cuda.check import find_fault, made_sample
+from hkm_dask.kmeans.search.cuda.kernels import compile_kernels
+from hkm_dask.kmeans.search.cuda.verdicts import Check
+from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault
 from hkm_dask.untrusted import parse_json
 
 #: Seconds that a form may take, compilation included, and after which a process ends though nobody waits for it.
@@ -30,12 +30,12 @@ LIMIT_SECONDS, _END_SECONDS = 120.0, 300
 #: What a process prints once the device is at hand, and how it ends where it cannot tell.
 READY, CANNOT_TELL = "ready", 3
 _PROGRAM = (
-    "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda_check_process import main; main(sys.argv[1:])",
+    "-P", "-c", "import sys; from hkm_dask.kmeans.search.cuda.check_process import main; main(sys.argv[1:])",
 )  # fmt: skip
 
 
 def fault_of(check: Check) -> str | None:
-    """The fault of a form on made rows, looked for in this process; see `cuda_check.find_fault`."""
+    """The fault of a form on made rows, looked for in this process; see `check.find_fault`."""
     if check.form == "walks":
         return find_made_walk_fault(check.n_features)
     return find_fault(check.form, made_sample(check.n_features, np.dtype(check.dtype)), is_made=True)

@@ -1,4 +1,4 @@
-"""Greedy walks over many groups of points at once, each by a block of threads, to the bits of `seeding.greedy`.
+"""Greedy walks over many groups of points at once, each by a block of threads, to the bits of `search.greedy`.
 
 A first kernel makes the squared distances between all points of every group, a second one walks. Sums of weighted D²
 are added up in the order of the processors, one term after the other: of a step, that takes most of the time. Groups do
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.staging import ran_out
-from hkm_dask.kmeans.search.cuda_kernels import launch
+from hkm_dask.kmeans.search.cuda.kernels import launch
 from hkm_dask.kmeans.search.grid_walk import GridWalk, Walked
 
 #: Sides of a tile of pairs, threads that walk a group, and trials that they compare at most: eight threads to each.
