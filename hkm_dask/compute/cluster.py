@@ -227,7 +227,21 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
         client.loop.add_callback(forgive_standstill, cluster.scheduler)
         list_workers(client, n_workers, _COME_AGAIN_SECONDS)
         _let_workers_end_with(client)
-        yield client
+        try:
+            yield client
+        finally:
+            cluster.sync(_end_those_that_start, cluster)
+
+
+async def _end_those_that_start(cluster: Any) -> None:
+    """End workers that have not started yet, which Dask would let start before it closes them: one may be frozen."""
+    from distributed import Status
+
+    for nanny in cluster.workers.values():
+        process = nanny.process
+        if process is not None and process.status == Status.starting and process.pid is not None:
+            nanny.close_gracefully()  # or it would start another
+            os.kill(process.pid, signal.SIGKILL)
 
 
 @contextmanager
