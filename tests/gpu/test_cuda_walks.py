@@ -94,6 +94,14 @@ def test_many_groups_take_two_launches(cuda: Any, emulator: Emulator, monkeypatc
     assert dict(spent.by_name) == {"pair_squares": 2, "walk_groups": 2}
 
 
+def test_larger_groups_are_walked_after_smaller_ones(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = walks_of(1), walks_of(1, n=60)
+    expected = walk_groups(large), walk_groups(small)
+    monkeypatch.setattr(cuda_walks, "_POINT_BYTES", 1000)  # as much as of groups fifty times as large
+    for walks, right in zip((large, small, large), (*expected, expected[0]), strict=True):
+        assert_same(walk_groups(walks), right)
+
+
 @pytest.mark.parametrize("allocator", ["cupy", "rmm"])
 def test_where_memory_runs_out_fewer_groups_are_walked_together_or_none(
     cuda: Any, emulator: Emulator, allocator: Any

@@ -31,7 +31,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, device_budget, to_host, worker_module
+from hkm_dask.compute.backend import array_module, device_budget, reserve_to_sort, to_host, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -85,6 +85,12 @@ class CudaEngine(Engine):
     def __init__(self) -> None:
         super().__init__()
         self.xp = worker_module()
+
+    def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """See `Engine.furthest`."""
+        if len(distances) > n:
+            reserve_to_sort(distances)
+        return super().furthest(distances, n)
 
     def room(self, part: Part) -> int:
         """See `Engine.room`."""
