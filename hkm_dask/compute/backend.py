@@ -140,7 +140,7 @@ def reserve_to_sort(keys: Any) -> None:
     import cupy
 
     # Copies of keys and places, the same again to sort them by, and counts of digits.
-    cupy.empty((2 * keys.itemsize + 17) * len(keys) + (1 << 20), cupy.uint8)
+    cupy.empty((2 * keys.itemsize + 17) * len(keys) + (1 << 16), cupy.uint8)
 
 
 def device_argsort(keys: Any) -> Any:
