@@ -118,7 +118,8 @@ class Run:
         write_json(
             self.out / "gpu.json",
             {
-                "date": datetime.now(UTC).strftime("%Y-%m-%d"), "rehearsal": self.rehearsal,
+                "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+                "rehearsal": self.rehearsal,
                 "steps": {**self._earlier, **self.steps},
             },
         )
