@@ -7,8 +7,9 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import worker_module
+from hkm_dask.compute.backend import reserve_to_sort, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -43,6 +44,12 @@ class CudaEngine(Engine):
     def __init__(self) -> None:
         super().__init__()
         self.xp = worker_module()
+
+    def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """See `Engine.furthest`."""
+        if len(distances) > n:
+            reserve_to_sort(distances)
+        return super().furthest(distances, n)
 
     def room(self, part: Part) -> int:
         """See `Engine.room`."""
