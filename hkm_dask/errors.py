@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import numbers
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What NumPy says, without a number, where a file takes less than it was given.
@@ -48,6 +48,21 @@ class InputError(HkmError, ValueError):
         # Split again, so that the joined text that pickling carries between processes gives back the same problems.
         self.problems: tuple[str, ...] = tuple(printable(line) for text in lines for line in text.split("\n") if line)
         super().__init__("\n".join(self.problems))
+
+
+def check_all(*checks: Callable[[], object]) -> None:
+    """Make checks, and raise what they find wrong as one `InputError`.
+
+    >>> check_all(lambda: InputError("no call raises"))
+    """
+    problems: list[str] = []
+    for check in checks:
+        try:
+            check()
+        except InputError as error:
+            problems += error.problems
+    if problems:
+        raise InputError(problems)
 
 
 class StoreError(HkmError):

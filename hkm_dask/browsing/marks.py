@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.browsing.clusters import Clusters
+from hkm_dask.data.files import folder_problem
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.steering import Cluster, check_weight, read_weights, write_weights
 
@@ -25,8 +26,8 @@ class Marks:
 
     def __init__(self, clusters: Clusters, path: str | os.PathLike[str]) -> None:
         self.path, self._clusters = Path(path).absolute(), clusters
-        if not self.path.parent.is_dir():
-            raise InputError(f"out={path} should be in a folder that is there; make {str(self.path.parent)!r} first")
+        if problem := folder_problem(self.path.parent):
+            raise InputError(f"out={path} should {problem}")
         self._lock = threading.RLock()
         self._history: list[dict[Cluster, float]] = []
         self.weights = self._stored() or {}

@@ -22,7 +22,7 @@ from hkm_dask.cli.output import Output, output_option
 @click.option(
     "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
 )
-@click.option("--subset", type=PATH, metavar="IDX.npy", help="Look at these rows of the pool only.")
+@click.option("--subset", type=PATH, metavar="FILE", help="Look at these rows of the pool only.")
 @click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, as .npy or .parquet, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def text(
     from hkm_dask.embedding.models import model_folder
     from hkm_dask.embedding.texts import open_texts
 
-    model_folder(model)  # before a long pass over the texts
+    _check_before_long_passes(partial(model_folder, model), "input", [source], options["chunk_mb"])
     with _embedding_into(pool, output) as run_embed:
         texts = open_texts(source, **_taken(options, "column", "ids", "skip_empty"))
         encoder = text_encoder(model, batch_size=batch_size, device=device)
@@ -119,7 +120,7 @@ def image(
     from hkm_dask.embedding.encoders import image_encoder
     from hkm_dask.embedding.images import open_images
 
-    _check_image_model(model)
+    _check_before_long_passes(partial(_check_image_model, model), "folder", [folder], options["chunk_mb"])
     with _embedding_into(pool, output) as run_embed:
         images = open_images(folder, skip_unreadable=skip_unreadable)
         run_embed(images, pool, image_encoder(model, device=device), **options)
@@ -181,7 +182,7 @@ def raster(
     from hkm_dask.embedding.encoders import image_encoder
     from hkm_dask.embedding.raster_patches import open_windows
 
-    _check_image_model(model)
+    _check_before_long_passes(partial(_check_image_model, model), "raster", rasters, options["chunk_mb"])
     with _embedding_into(pool, output) as run_embed:
         chosen = _taken(options, "size", "step", "bands", "value_range", "bounds", "max_missing")
         windows = open_windows(rasters, **chosen)
@@ -193,8 +194,24 @@ def _taken(options: dict[str, Any], *names: str) -> dict[str, Any]:
     return {name: options.pop(name) for name in names}
 
 
+def _check_before_long_passes(
+    check_model: Callable[[], object], name: str, sources: Iterable[Path], chunk_mb: float | None
+) -> None:
+    """Refuse what is wrong at a glance, all of it, before every item is looked at."""
+    from hkm_dask.data.layout import chunk_rows
+    from hkm_dask.errors import InputError, check_all
+
+    def check_source(path: Path) -> None:
+        if not path.exists():
+            raise InputError(f"{name}={path} does not exist; check the path")
+
+    check_all(
+        *(partial(check_source, path) for path in sources), check_model, partial(chunk_rows, 1, 1, chunk_mb=chunk_mb)
+    )
+
+
 def _check_image_model(model: str) -> None:
-    """Refuse a model that is not there, before a long pass over what it would embed."""
+    """Refuse a model that is not there."""
     from hkm_dask.embedding.encoders import DESCRIPTORS
     from hkm_dask.embedding.models import model_folder
     from hkm_dask.errors import InputError

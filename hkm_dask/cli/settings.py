@@ -35,7 +35,7 @@ _OPTIONS = (
     ),
     click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]"),
     click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]"),
-    click.option("--subset", type=LocalPath(), metavar="IDX.npy", help="Cluster only these rows of the pool."),
+    click.option("--subset", type=LocalPath(), metavar="FILE", help="Cluster only these rows: .npy, .parquet or .csv."),
     click.option(
         "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
     ),

@@ -131,6 +131,29 @@ def _measured_budget() -> int:
     return int(0.8 * (free + cupy.get_default_memory_pool().total_bytes()))
 
 
+def reserve_to_sort(keys: Any) -> None:
+    """Have the device's pool of memory hold what a sort of keys takes, so many times as they and 64-bit places.
+
+    A MemoryError, as of any array, where it cannot. The sort itself would raise one that does not tell of the device
+    or, in CuPy before 14.2, return what is not sorted.
+    """
+    import cupy
+
+    # Copies of keys and places, the same again to sort them by, and counts of digits.
+    cupy.empty((2 * keys.itemsize + 17) * len(keys) + (1 << 16), cupy.uint8)
+
+
+def device_argsort(keys: Any) -> Any:
+    """Places of integers on a device, by how large these are; those of equal ones in their order.
+
+    Sorts are by radix, and stable. A MemoryError (`staging.ran_out`) where device memory runs out.
+    """
+    import cupy
+
+    reserve_to_sort(keys)
+    return cupy.argsort(keys)
+
+
 @cache
 def require_cuda() -> None:
     """Raise ComputeError where CuPy is not installed, cannot be imported, or finds no device."""

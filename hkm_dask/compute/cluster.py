@@ -12,13 +12,14 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from importlib.util import find_spec
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from hkm_dask.compute import memory
+from hkm_dask.compute.all_workers import list_workers, set_up_workers
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.device import tell_workers
@@ -52,6 +53,8 @@ _OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
 _WORKER_TTL = 30
 #: Seconds in which a worker on this machine starts, or never will.
 _START_SECONDS = 300
+#: Seconds to wait for one that has died since: it is started again, and others work meanwhile.
+_COME_AGAIN_SECONDS = 60
 #: Seconds after which it is told that one has not.
 _SLOW_START_SECONDS = 10
 #: Seconds in which a running scheduler answers.
@@ -222,10 +225,23 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
         )
     with cluster, Client(cluster, direct_to_workers=True) as client:
         client.loop.add_callback(forgive_standstill, cluster.scheduler)
-        with suppress(TimeoutError):  # one has died since: it is started again, and others work meanwhile
-            client.wait_for_workers(n_workers, timeout=60)
+        list_workers(client, n_workers, _COME_AGAIN_SECONDS)
         _let_workers_end_with(client)
-        yield client
+        try:
+            yield client
+        finally:
+            cluster.sync(_end_those_that_start, cluster)
+
+
+async def _end_those_that_start(cluster: Any) -> None:
+    """End workers that have not started yet, which Dask would let start before it closes them: one may be frozen."""
+    from distributed import Status
+
+    for nanny in cluster.workers.values():
+        process = nanny.process
+        if process is not None and process.status == Status.starting and process.pid is not None:
+            nanny.close_gracefully()  # or it would start another
+            os.kill(process.pid, signal.SIGKILL)
 
 
 @contextmanager
@@ -265,13 +281,13 @@ def _worker_ttl() -> Any:
 
 def _let_workers_end_with(client: Client) -> None:
     """Have workers end with this process, those that start later too, which Dask's do unless they are frozen."""
-    with suppress(OSError):  # one has died since, and the scheduler tells the next
-        client.register_worker_callbacks(_end_with_parent)
+    from distributed import WorkerPlugin
 
+    class EndWithParent(WorkerPlugin):
+        def setup(self, worker: Any) -> None:
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
-def _end_with_parent() -> None:
-    """Run on a worker: have the kernel end this process with the one that started it."""
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    set_up_workers(client, EndWithParent(), "hkm-end-with-parent")
 
 
 @contextmanager

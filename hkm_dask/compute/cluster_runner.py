@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.all_workers import ask_workers, list_workers
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.dashboard import EventSender, add_page
 from hkm_dask.compute.device import agree_on_device
@@ -40,8 +41,8 @@ if TYPE_CHECKING:
 
 #: Results that one task combines: more would wait for each other at one worker's network, fewer make more rounds.
 _FAN_IN = 4
-#: Seconds to wait for a first worker, and for one after all have died, which then may only be starting.
-_WORKERS_COME_WITHIN, _OTHERS_COME_WITHIN = 30, 120
+#: Seconds to wait for a first worker.
+_WORKERS_COME_WITHIN = 30
 #: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
 _LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
 #: Seconds of a pass after which workers are asked how fast they are.
@@ -72,13 +73,13 @@ class ClusterRunner(Runner):
         self.client = client
         place = None if work_dir is None else location(work_dir)
         self._objects = place if isinstance(place, ObjectPath) else None
-        info = self._workers(_WORKERS_COME_WITHIN)
+        info = list_workers(client, come_within=_WORKERS_COME_WITHIN)
         device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
         self.n_workers = 0
         self._count(info)
-        self.device_budget = min(client.run(device_budget).values()) if device == "cuda" else None
-        self.n_staged = max(client.run(staging_blocks).values()) if device == "cuda" else 0
+        self.device_budget = min(ask_workers(client, device_budget).values()) if device == "cuda" else None
+        self.n_staged = max(ask_workers(client, staging_blocks).values()) if device == "cuda" else 0
         limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
         if limits:
             self.memory_budget = budget_within(min(limits))
@@ -99,24 +100,6 @@ class ClusterRunner(Runner):
         self._watch.close()
         self._listener.close()
         super().close()
-
-    def _workers(self, come_within: float = _OTHERS_COME_WITHIN) -> dict[str, dict[str, Any]]:
-        """What the scheduler knows of every worker; where all have died, wait for those that come in their place."""
-        client = self.client
-        for seconds in (come_within, None):
-            # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds.
-            try:
-                workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
-            except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
-                raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
-            if workers:
-                return dict(workers)
-            if seconds is not None:
-                with suppress(OSError):  # TimeoutError among them
-                    client.wait_for_workers(1, timeout=seconds)
-        raise ComputeError(
-            "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
-        )
 
     def _count(self, workers: dict[str, dict[str, Any]]) -> None:
         """Take note of the workers there are, and of their threads; where some have died, others will come."""
@@ -151,8 +134,7 @@ class ClusterRunner(Runner):
 
     def _blind(self, folder: Path) -> list[str]:
         """Workers that do not see a folder of this process."""
-        answers = self.client.run(os.path.isdir, str(folder), on_error="return")  # an error where one has died
-        return [worker for worker, sees in answers.items() if sees is False]
+        return [worker for worker, sees in ask_workers(self.client, os.path.isdir, str(folder)).items() if not sees]
 
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:
         """See `Runner.scratch_store`."""
@@ -285,7 +267,7 @@ class ClusterRunner(Runner):
         with _explained(stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
-                self._count(self._workers())
+                self._count(list_workers(self.client))
                 workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
                 futures = submit(workers)
                 try:
@@ -310,7 +292,7 @@ class ClusterRunner(Runner):
             except TimeoutError:
                 if report is not None:
                     report(sum(future.status == "finished" for future in futures), len(futures))
-                before, there = there, set(self._workers())
+                before, there = there, set(list_workers(self.client))
                 if before.isdisjoint(there):
                     return None
                 self._give_out_again()
@@ -320,7 +302,7 @@ class ClusterRunner(Runner):
         fetched = self.client.gather(futures, asynchronous=True)
         fetching = asyncio.run_coroutine_threadsafe(fetched, self.client.loop.asyncio_loop)  # type: ignore[union-attr]
         while concurrent.wait([fetching], timeout=_LOOK_AFTER_WORKERS).not_done:
-            self._workers()
+            list_workers(self.client)
             self._give_out_again()
         return list(fetching.result())
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
+from hkm_dask.compute.all_workers import ask_workers, set_up_workers
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 
@@ -32,16 +33,7 @@ def agree_on_device(client: Client) -> str:
     Raises ComputeError where some workers are CUDA workers and some are not, a CUDA worker has no CuPy or no GPU, or a
     worker cannot import this package.
     """
-    devices = {}  # of each worker: what it was started for, and what it was assigned
-    for address, answer in client.run(_devices, on_error="return").items():
-        if isinstance(answer, OSError):  # it died since the scheduler heard of it
-            continue
-        if isinstance(answer, Exception):
-            raise ComputeError(
-                f"worker={address} should have hkm_dask; install the same packages on every worker "
-                f"({type(answer).__name__}: {answer})"
-            ) from answer
-        devices[address] = answer
+    devices = ask_workers(client, _devices)  # of each: what it was started for, and what it was assigned
     n_cuda = sum(device == "cuda" for device, _ in devices.values())
     if 0 < n_cuda < len(devices):
         raise ComputeError(
@@ -54,7 +46,7 @@ def agree_on_device(client: Client) -> str:
     if assigned <= {device} or (device == "cpu" and assigned == {None}):
         return device
     if device == "cuda":
-        for address, problem in client.run(_cuda_problem).items():
+        for address, problem in ask_workers(client, _cuda_problem).items():
             if problem is not None:
                 raise ComputeError(f"worker={address}: {problem}")
     tell_workers(client, {_DEVICE: device})
@@ -66,8 +58,6 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
     from distributed import WorkerPlugin
 
     class SetEnvironment(WorkerPlugin):
-        name = _PLUGIN
-
         def __init__(self) -> None:
             self.environment = environment
             self.previous: dict[str, str | None] = {}
@@ -86,7 +76,7 @@ def tell_workers(client: Client, environment: dict[str, str]) -> None:
                 else:
                     os.environ[name] = value
 
-    client.register_plugin(SetEnvironment())
+    set_up_workers(client, SetEnvironment(), _PLUGIN)
 
 
 def _devices(dask_worker: Any) -> tuple[str, str | None]:

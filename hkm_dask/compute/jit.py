@@ -94,14 +94,14 @@ def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any
     if Path(function.__code__.co_filename).is_file():
         dispatcher._cache = _Kept(function)
         if jit_child.is_wanted():
-            dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(_modules_with_kernels()))
+            dispatcher._cache = jit_child.Cache(dispatcher._cache, function.__module__, list(modules_with_kernels()))
     dispatcher.compile(signature)
     dispatcher.disable_compile()
     compiled: Callable[..., Any] = dispatcher
     return compiled
 
 
-def _modules_with_kernels() -> Iterator[str]:
+def modules_with_kernels() -> Iterator[str]:
     """Modules of ours that were imported and have kernels."""
     for name, module in sorted(sys.modules.items()):
         if name.startswith("hkm_dask.") and hasattr(module, "__dict__") and _kernels_of(module):

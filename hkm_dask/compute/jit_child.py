@@ -15,7 +15,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-_PROGRAM = "-P", "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
+#: Words of the interpreter that has modules, named after them, compile their kernels.
+PROGRAM = "-P", "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
 #: Seconds after which a child is given up.
 _LIMIT_SECONDS = 300
 #: Modules whose kernels were asked for.
@@ -56,7 +57,7 @@ class Cache:
                 found = self._cache.load_overload(signature, target_context)
                 if found is None:
                     nothing = subprocess.DEVNULL
-                    words = [sys.executable, *_PROGRAM, *self._modules]
+                    words = [sys.executable, *PROGRAM, *self._modules]
                     subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, timeout=_LIMIT_SECONDS)
                     found = self._cache.load_overload(signature, target_context)
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 
 class Outcome:
@@ -22,6 +23,10 @@ class Outcome:
     """
 
     def __sizeof__(self) -> int:
-        return object.__sizeof__(self) + sum(
-            int(value.nbytes) if hasattr(value, "nbytes") else sys.getsizeof(value) for value in vars(self).values()
-        )
+        return object.__sizeof__(self) + sum(map(_bytes_of, vars(self).values()))
+
+
+def _bytes_of(value: Any) -> int:
+    if isinstance(value, tuple):
+        return sys.getsizeof(value) + sum(map(_bytes_of, value))
+    return int(value.nbytes) if hasattr(value, "nbytes") else sys.getsizeof(value)

@@ -58,7 +58,7 @@ _RESAMPLE_SIZE = (
     "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
 )
 _SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter"
-_SUBSET = "the path of an .npy file of pool rows; leave it out to use every row"
+_SUBSET = "the path of an .npy, .parquet or .csv file of pool rows; leave it out to use every row"
 _FIT_SAMPLE = "a whole number >= 1; leave it out to fit on all rows"
 _LEVELS = (
     "a list of one or more levels, level 1 first; add a list of levels, level 1 first, each with `n_clusters: 2000`"
@@ -141,7 +141,8 @@ class Config(_Model):
         scores leave them open. "float32" takes 16 bits where these are measured to be faster, the others are what they
         say. On CPUs it changes nothing.
     subset : str or None, default=None
-        An ``.npy`` file of the pool rows to cluster; None clusters all of them.
+        A file of the pool rows to cluster: an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``, as
+        `sample` and `dedup` write them; None clusters all rows.
     fit_sample : int or None, default=None
         Fit on so many rows, taken uniformly at random by `seed`, and give all rows their nearest cluster of level 1
         afterwards; None fits on all of them.

@@ -26,7 +26,7 @@ from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data.files import write_whole
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
-from hkm_dask.errors import InputError, is_whole
+from hkm_dask.errors import InputError, check_all, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.columns import column_to_sort, sort_keys
 from hkm_dask.hierarchy.export import check_target, write_npy
@@ -128,18 +128,13 @@ def check_targets(
     hkm_dask.errors.InputError: out='kept.csv' should end in .npy; rename it
     """
     wanted = [("out", out, [".npy"]), ("removed", removed, [".npy", ".parquet"]), ("groups", groups, [".parquet"])]
-    problems = []
-    for name, path, suffixes in wanted:
-        try:
-            if path is not None:
-                check_target(path, suffixes, name)
-        except InputError as error:
-            problems.append(str(error))
-    given = [Path(path).absolute() for _, path, _ in wanted if path is not None]
-    if len(set(given)) < len(given):
-        problems.append("out, removed and groups should be different files; rename one")
-    if problems:
-        raise InputError(problems)
+    given = [(path, suffixes, name) for name, path, suffixes in wanted if path is not None]
+
+    def check_different() -> None:
+        if len({Path(path).absolute() for path, *_ in given}) < len(given):
+            raise InputError("out, removed and groups should be different files; rename one")
+
+    check_all(*(partial(check_target, *target) for target in given), check_different)
 
 
 def dedup(

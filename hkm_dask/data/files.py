@@ -165,9 +165,10 @@ def write_file(path: Location, data: bytes) -> None:
 def write_whole(target: Location, write: Callable[[Path], None]) -> None:
     """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
 
-    What a killed process of this machine left beside it is swept. What belongs in an object store is written to a
-    temporary folder, and sent there.
+    Its folder is made where it is missing. What a killed process of this machine left beside it is swept. What belongs
+    in an object store is written to a temporary folder, and sent there.
     """
+    make_folder(target.parent)
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as folder:
             file = Path(folder, target.name)
@@ -288,6 +289,20 @@ def make_folder(folder: Location) -> None:
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making the folder {folder}")
     for path in missing:
         sync(path.parent)
+
+
+def folder_problem(folder: Path) -> str | None:
+    """What a file to be written into a folder, made where it is missing, should do instead; None where it can be.
+
+    >>> folder_problem(Path("/dev/null/draws"))
+    "be in a folder, '/dev/null' is none; choose another name"
+    """
+    there = next(path for path in (folder, *folder.parents) if os.path.lexists(path))
+    if not there.is_dir():
+        return f"be in a folder, {str(there)!r} is none; choose another name"
+    if not os.access(there, os.W_OK | os.X_OK):
+        return f"be in a folder that can be written; change the rights of {str(there)!r}"
+    return None
 
 
 def sync(path: Location) -> None:

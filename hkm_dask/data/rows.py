@@ -23,6 +23,9 @@ from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.errors import InputError, StoreError
 
+#: Of rows that were gathered from others: the `Rows.key` of those, and their numbers there (int64).
+Origin = tuple[tuple[Hashable, ...], np.ndarray]
+
 #: Files that `hkm ingest` reads, and that no rows are read from by themselves.
 _FOR_INGEST = (".parquet", ".npz", ".arrow", ".safetensors")
 
@@ -97,8 +100,8 @@ class ArrayRows(Rows):
     array([0, 1, 2, 3])
     """
 
-    #: Key of the rows that these were gathered from, and their sorted numbers there (int64), where that is known.
-    origin: tuple[tuple[Hashable, ...], np.ndarray] | None = None
+    #: Which rows these were gathered from, with rising numbers, where that is known.
+    origin: Origin | None = None
 
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
         self.array = np.asarray(array)

@@ -262,9 +262,10 @@ def _walk(rows: RowShape, m: int, *, k: int, n_iter: int, size: int, on_devices:
             walks + _walks_on_device(-(-n_groups // n_walkers), size, further * k / n_groups, k, rows.d),
         )
     else:
+        n_bytes = 16.0 * further * min(k, m) * n_trials_for(k) * size
         yield "greedy walks", walks + Work(
-            shared_products=2.0 * m * size * rows.d / n_walkers,
-            shared_bytes=16.0 * further * min(k, m) * n_trials_for(k) * size / n_walkers,
+            shared_products=2.0 * m * size * rows.d / n_walkers, shared_bytes=n_bytes / n_walkers,
+            longest_bytes=n_bytes / n_groups,  # a group is walked by one thread
         )  # fmt: skip
     if n_iter:
         yield "iterations on the coreset", lloyd(points, k, n_iter) + means(k, rows.d, n_iter)

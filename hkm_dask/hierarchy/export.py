@@ -42,7 +42,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     Raises
     ------
     InputError
-        Where its suffix is not one of `suffixes`, it is there already, or its folder is not.
+        Where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
 
     Examples
     --------
@@ -52,17 +52,13 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
     hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
     target = location(path, name)
-    folder, problem = str(target.parent), None
+    problem = None
     if target.suffix not in suffixes:
         problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
     elif target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target):
         problem = "be a new file; remove it or choose another name"
-    elif isinstance(target, ObjectPath):
-        pass  # there are no folders
-    elif not target.parent.is_dir():
-        problem = f"be in a folder that is there; make {folder!r} first"
-    elif not os.access(folder, os.W_OK | os.X_OK):
-        problem = f"be in a folder that can be written; change the rights of {folder!r}"
+    elif not isinstance(target, ObjectPath):
+        problem = files.folder_problem(target.parent)
     if problem is not None:
         raise InputError(f"{name}={str(target)!r} should {problem}")
     return target

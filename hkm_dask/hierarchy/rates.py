@@ -37,6 +37,7 @@ class Work:
     shared_products: float = 0.0
     shared_bytes: float = 0.0
     shared_items: float = 0.0
+    longest_bytes: float = 0.0  # of shared ones, those of a single thread, which the others wait for
     seconds: float = 0.0  # what nothing shortens: processes, contexts, compilers
     pinned_bytes: float = 0.0  # host memory that is pinned, by one thread at a time, while the others of the step go on
     beside: float = 0.0  # seconds of another process, which the work of the step overlaps
@@ -86,8 +87,8 @@ class Rates:
         starting = work.launches * self.launch + work.synchronizations * self.synchronization
         thread = work.thread_products / self.thread_product + work.thread_bytes / self.thread_bytes
         thread += work.thread_items / self.thread_items + work.store_bytes / self.store
-        shared = work.shared_products / self.thread_product + work.shared_bytes / self.thread_bytes
-        shared += work.shared_items / self.thread_items
+        shared = work.shared_products / self.thread_product + work.shared_items / self.thread_items
+        shared += max(work.shared_bytes, self.n_processors * work.longest_bytes) / self.thread_bytes
         spent = max(device, work.link_bytes / self.link) + starting + work.rounds * self.round + thread
         spent += work.network_bytes / self.network
         return max(spent + shared / self.n_processors + work.seconds, work.pinned_bytes / self.pin, work.beside)

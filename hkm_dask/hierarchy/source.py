@@ -20,13 +20,12 @@ from hkm_dask.compute.runner import n_processors
 from hkm_dask.config import Config
 from hkm_dask.data import layout
 from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
-from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows, max_abs
 from hkm_dask.errors import InputError
-from hkm_dask.untrusted import open_regular, reading
+from hkm_dask.hierarchy.subset_files import read_rows
 
 #: Rows of labels in one file, at most.
 _LABEL_CHUNK_ROWS = 1 << 20
@@ -80,7 +79,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
     """
     opened = _opened_pool(pool)
     base = opened.rows() if opened is not None else as_rows(pool)
-    index = _read_subset(config.subset, base.n_rows)
+    index = None if config.subset is None else read_rows(config.subset, base.n_rows, repeats=False)
     fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
     rows = base if index is None else SubsetRows(base, index)
     if config.metric == "cosine":
@@ -110,8 +109,7 @@ def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sam
     """Count the rows of a pool, of a subset or of a sample to fit on, without a look at them."""
     opened = _opened_pool(pool)
     n_rows = opened.n_samples if opened is not None else as_rows(pool).n_rows
-    index = _read_subset(subset, n_rows)
-    n_rows = n_rows if index is None else len(index)
+    n_rows = n_rows if subset is None else len(read_rows(subset, n_rows, repeats=False))
     return n_rows if fit_sample is None or fit_sample < 1 else min(n_rows, fit_sample)
 
 
@@ -216,37 +214,3 @@ def _refuse_zero_rows(rows: Rows, pool: Pool | None) -> None:
 def _blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
     for low, high in itertools.pairwise(rows.bounds(_BLOCK_BYTES).tolist()):
         yield low, rows.read(low, high)
-
-
-def _read_subset(path: str | None, n_rows: int) -> NDArray[np.int64] | None:
-    if path is None:
-        return None
-    wanted = f"subset={path} should be an .npy file of row numbers"
-    with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
-        try:
-            header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
-        except InputError as error:
-            raise InputError(f"{wanted}; {error}") from error
-        shape, dtype = header.shape, header.dtype
-        if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
-            raise InputError(f"subset={path} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
-        if shape[0] > n_rows:
-            raise InputError(f"subset={path} should be at most {n_rows} row numbers, it has {shape[0]}; drop some")
-        file.seek(header.offset)
-        index, n_outside = np.empty(shape[0], np.int64), 0
-        for low in range(0, len(index), _SAMPLED_ROWS):
-            some = np.frombuffer(file.read(_SAMPLED_ROWS * dtype.itemsize), dtype)[: len(index) - low]
-            # Beyond int64 a number would wrap round to a row.
-            n_outside += int(((some < 0) | (some >= n_rows)).sum())
-            index[low : low + len(some)] = some.astype(np.int64)
-    if (index[1:] < index[:-1]).any():
-        index.sort()
-    problems = []
-    if n_outside:
-        problems.append(f"subset={path} should be row numbers below {n_rows}, {n_outside} are not; drop them")
-    n_repeated = int((index[1:] == index[:-1]).sum())
-    if n_repeated:
-        problems.append(f"subset={path} should be without repeats, it has {n_repeated}; drop them")
-    if problems:
-        raise InputError(problems)
-    return index

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from hkm_dask.data.files import write_file
+from hkm_dask.data.files import folder_problem, make_folder, write_file
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reading
 
@@ -163,9 +163,10 @@ def write_weights(
     target, checked = Path(path).absolute(), check_weights(weights)
     if os.path.lexists(target) and not overwrite:
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
-    if not target.parent.is_dir():
-        raise InputError(f"{target} should be in a folder that is there; make {str(target.parent)!r} first")
+    if problem := folder_problem(target.parent):
+        raise InputError(f"{target} should {problem}")
     lines = [f"{cluster},{_shortest(weight)}\n" for cluster, weight in checked.items()]
+    make_folder(target.parent)
     write_file(target, "".join(["cluster,weight\n", *lines]).encode())
     return target
 

@@ -1,52 +1,91 @@
-"""Subsets read again: the row numbers in a file that `hkm sample` wrote."""
+"""Subsets of a pool in files: the row numbers that `hkm sample` and `hkm dedup` write, or that somebody else saved."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data.npy import read_npy
+from hkm_dask.data.npy import NPY_MAGIC, read_npy_header
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, reading
 
+#: Row numbers that are read together.
+_PIECE_ROWS = 1 << 18
 
-def read_rows(path: str | os.PathLike[str], n_rows: int) -> NDArray[np.int64]:
-    """Read row numbers of a pool from a file that `hkm sample` wrote, sorted.
 
-    ``.npy``, or the column ``row`` of ``.parquet`` and ``.csv``. InputError where the file is something else, or has
-    other numbers.
+class _Stored(NamedTuple):
+    """What a file holds: an array of any shape and type, and its values piece by piece."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Iterator[NDArray[np.integer]]
+
+
+def read_rows(path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True) -> NDArray[np.int64]:
+    """Read row numbers of a pool of `n_rows` from an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``.
+
+    They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
+    else, or has other numbers, or, unless `repeats`, a number twice.
     """
-    suffix = Path(path).suffix
-    wanted = f"subset={path} should be an .npy, .parquet or .csv file of `hkm sample`"
-    with reading(f"{wanted}, it cannot be read", "write it again"):
-        if suffix == ".npy":
-            rows = _read_npy(path)
-        elif suffix in (".parquet", ".csv"):
-            import pyarrow.dataset as ds
-
-            open_regular(path).close()
-            table = ds.dataset(str(path), format=suffix[1:]).to_table(columns=["row"])
-            rows = table.column("row").to_numpy()
-        else:
-            raise InputError(f"{wanted}; write one of these")
-    if rows.dtype.kind not in "iu":
-        raise InputError(f"subset={path} should hold whole numbers, it holds {rows.dtype}; write row numbers")
-    outside = int(np.count_nonzero((rows < 0) | (rows >= n_rows)))
-    if outside:
-        raise InputError(f"subset={path} should be row numbers below {n_rows}, {outside} are not; is it of this pool?")
-    return np.sort(rows.astype(np.int64))
-
-
-def _read_npy(path: str | os.PathLike[str]) -> NDArray[Any]:
-    with open_regular(path) as file:
-        try:
-            rows = read_npy(file, "it", os.fstat(file.fileno()).st_size)
-        except InputError as error:
-            raise ValueError(str(error)) from None
-    if rows.ndim != 1:
-        raise ValueError(f"its shape is {rows.shape}")
+    given, n_outside, end = f"subset={path}", 0, 0
+    wanted = f"{given} should be an .npy, .parquet or .csv file of row numbers"
+    with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
+        opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
+        with opened as (shape, dtype, pieces):
+            if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
+                raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
+            if not repeats and shape[0] > n_rows:
+                raise InputError(f"{given} should be at most {n_rows} row numbers, it has {shape[0]}; drop some")
+            rows = np.empty(shape[0], np.int64)
+            for some in pieces:
+                # Beyond int64 a number would wrap round to a row.
+                n_outside += int(((some < 0) | (some >= n_rows)).sum())
+                rows[end : end + len(some)] = some.astype(np.int64)
+                end += len(some)
+    if (rows[1:] < rows[:-1]).any():
+        rows.sort()
+    problems = []
+    if n_outside:
+        rule = f"should be row numbers below {n_rows}, {n_outside} are not"
+        problems.append(f"{given} {rule}; is it of this pool?")
+    n_repeated = 0 if repeats else int((rows[1:] == rows[:-1]).sum())
+    if n_repeated:
+        problems.append(f"{given} should be without repeats, it has {n_repeated}; drop them")
+    if problems:
+        raise InputError(problems)
     return rows
+
+
+@contextmanager
+def _open_npy(file: IO[bytes], wanted: str) -> Iterator[_Stored]:
+    if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
+        raise InputError(f"{wanted}, it is none of these; save it with numpy.save")
+    file.seek(0)
+    try:
+        header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
+    except InputError as error:
+        raise InputError(f"{wanted}; {error}") from error
+
+    def pieces() -> Iterator[NDArray[np.integer]]:
+        file.seek(header.offset)
+        for low in range(0, header.shape[0], _PIECE_ROWS):
+            n = min(_PIECE_ROWS, header.shape[0] - low)
+            yield np.frombuffer(file.read(n * header.dtype.itemsize), header.dtype)
+
+    yield _Stored(header.shape, header.dtype, pieces())
+
+
+@contextmanager
+def _open_table(path: str | os.PathLike[str]) -> Iterator[_Stored]:
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(str(path), format=Path(path).suffix[1:])
+    batches = table.to_batches(columns=["row"], batch_size=_PIECE_ROWS)
+    dtype = np.dtype(table.schema.field("row").type.to_pandas_dtype())
+    yield _Stored((table.count_rows(),), dtype, (batch.column("row").to_numpy() for batch in batches))

@@ -383,7 +383,7 @@ def whole(options: DeviceOptions) -> Iterator[Case]:
             trees.setdefault(place, tree)
             measured.append(Measurement(f"{NAME}, {who}", (seconds,), note=note))
             options.tell(f"  {who}: {seconds:.1f} s; {note}")
-            if {"cuda", "cpu"} <= trees.keys():
+            if place == "cpu" and "cuda" in trees:
                 facts += compare_trees(trees["cuda"], trees["cpu"], len(options.levels))
             yield replace(case, base=measured[0].who, measurements=tuple(measured), facts=tuple(facts))
 

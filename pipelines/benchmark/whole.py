@@ -16,8 +16,9 @@ from hkm_dask.events import Event, subscribe
 from pipelines.benchmark.device import computing_on
 from pipelines.benchmark.measure import clock
 
-#: Where the whole command runs: in one process on its device, twice as the first run compiles; on workers; on threads.
-PLACES = {"GPU": "cuda", "GPU again": "cuda", "--local-cuda": "workers", "threads": "cpu"}
+#: Where the whole command runs: in one process on its device, twice as the first run compiles; on threads, which tells
+#: whether that was right; on workers.
+PLACES = {"GPU": "cuda", "GPU again": "cuda", "threads": "cpu", "--local-cuda": "workers"}
 
 
 def whole_config(levels: Sequence[int], *, n_resamples: int, max_iter: int) -> hkm.Config:

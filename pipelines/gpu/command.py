@@ -1,7 +1,7 @@
 """What the first thirty minutes on a GPU should answer, in steps that each end within their time.
 
     python pipelines/gpu/run.py --minutes 30                   # everything, in the order of its worth
-    python pipelines/gpu/run.py --minutes 5 --only kernels     # one step; or several, with commas between them
+    python pipelines/gpu/run.py --minutes 5 --only kernels     # one step, or several with commas; others are kept
     python pipelines/gpu/run.py --rehearse                     # on the emulator, tiny: that the steps run, no figures
     python pipelines/gpu/run.py --tables hkm-gpu/gpu.json      # writes the figures into docs/performance.md
     python pipelines/gpu/run.py --compiled                     # what nvcc makes of each kernel, into docs/gpu.md
@@ -16,15 +16,18 @@ import argparse
 import itertools
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from hkm_dask.compute import jit, jit_child
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from pipelines.gpu import compiled, prediction
@@ -44,15 +47,30 @@ class Run:
     out: Path
     seconds: float
     rehearsal: bool = False
+    continues: bool = False  # what another run found out in steps that are not of this one is kept
     steps: dict[str, dict[str, Any]] = field(default_factory=dict)
+    _earlier: dict[str, dict[str, Any]] = field(default_factory=dict)
     _compiled: tempfile.TemporaryDirectory[str] | None = None
 
     def go(self, steps: Sequence[Step]) -> None:
         """Run steps, each within what it needs and its share of the time beyond what those that still fit need."""
         self.out.mkdir(parents=True, exist_ok=True)
-        for name in ("gpu.log", "gpu.json"):
-            (self.out / name).unlink(missing_ok=True)
         end, waiting = time.monotonic() + self.seconds, list(steps)
+        if self.continues:
+            self._earlier = self._read_earlier()
+        else:
+            for name in ("gpu.log", "gpu.json"):
+                (self.out / name).unlink(missing_ok=True)
+        with kernels_compiled_beside():
+            self._go(waiting, end)
+
+    def _read_earlier(self) -> dict[str, dict[str, Any]]:
+        """The steps of the run that the folder is of."""
+        file = self.out / "gpu.json"
+        found = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        return found["steps"] if found.get("rehearsal") == self.rehearsal else {}
+
+    def _go(self, waiting: list[Step], end: float) -> None:
         while waiting:
             left = end - time.monotonic()
             limit = limit_of_first(waiting, left)
@@ -72,8 +90,13 @@ class Run:
         record.unlink(missing_ok=True)
         words = [sys.executable, "-m", "pipelines.gpu.child", name_of(step.work), str(record), f"{limit:.1f}"]
         words += ["--rehearse"] if self.rehearsal else []
-        with tempfile.TemporaryDirectory() as folder:  # where a step that is stopped leaves what it made
-            environment = {"TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1", **self._kernels()}
+        # Where a step that is stopped leaves what it made; one that the driver does not let go may go on writing there.
+        with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+            environment = {
+                "TMPDIR": folder, "PYTHONPATH": _python_path(), "PYTHONUNBUFFERED": "1",
+                "PYTHONDONTWRITEBYTECODE": "",  # else each process compiles all modules
+                **self._kernels(),
+            }  # fmt: skip
             ended = run_within(limit, words, self.out / "gpu.log", cwd=ROOT, environment=environment)
         found = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         figures = found.get("figures", {})
@@ -94,7 +117,11 @@ class Run:
         """Write everything that is known so far."""
         write_json(
             self.out / "gpu.json",
-            {"date": datetime.now(UTC).strftime("%Y-%m-%d"), "rehearsal": self.rehearsal, "steps": self.steps},
+            {
+                "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+                "rehearsal": self.rehearsal,
+                "steps": {**self._earlier, **self.steps},
+            },
         )
 
     def summary(self) -> str:
@@ -129,6 +156,20 @@ def limit_of_first(waiting: Sequence[Step], left: float) -> float | None:
     return waiting[0].least + beyond * waiting[0].minutes / sum(step.minutes for step in fitting)
 
 
+@contextmanager
+def kernels_compiled_beside() -> Iterator[None]:
+    """Have another process compile the processors' kernels meanwhile: the first step needs none of them."""
+    words = [sys.executable, *jit_child.PROGRAM, *jit.modules_with_kernels()]
+    nothing = subprocess.DEVNULL
+    with subprocess.Popen(
+        words, stdin=nothing, stdout=nothing, stderr=nothing, env={**os.environ, "PYTHONPATH": _python_path()}
+    ) as child:
+        try:
+            yield
+        finally:
+            child.kill()
+
+
 def _python_path() -> str:
     return os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
@@ -140,7 +181,9 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
     )
     names = [step.name for step in STEPS]
     parser.add_argument("--minutes", type=float, default=30.0, help="for all steps together; default: 30")
-    parser.add_argument("--only", metavar="STEP", help=f"of {','.join(names)}; default: all")
+    parser.add_argument(
+        "--only", metavar="STEP", help=f"of {','.join(names)}; what the folder has of others is kept; default: all"
+    )
     parser.add_argument("--out", type=Path, default=Path("hkm-gpu"), help="folder; default: hkm-gpu")
     parser.add_argument("--rehearse", action="store_true", help="on the emulator of tests/emulated, with tiny sizes")
     parser.add_argument("--predict", action="store_true", help="print what the model predicts, and run nothing")
@@ -152,6 +195,7 @@ def parse_arguments(words: Sequence[str]) -> argparse.Namespace:
         help="write the tables of docs/performance.md from a gpu.json, or without one; run nothing",
     )  # fmt: skip
     arguments = parser.parse_args(words)
+    arguments.continues = arguments.only is not None
     arguments.only = names if arguments.only is None else [name.strip() for name in arguments.only.split(",")]
     for name in arguments.only:
         if name not in names:
@@ -179,7 +223,7 @@ def main(words: Sequence[str] | None = None) -> None:
         except ComputeError as error:
             print(f"no GPU: {error}", file=sys.stderr)
             raise SystemExit(1) from None
-    run = Run(arguments.out, 60 * arguments.minutes, arguments.rehearse)
+    run = Run(arguments.out, 60 * arguments.minutes, arguments.rehearse, arguments.continues)
     run.go([step for step in STEPS if step.name in arguments.only])
     print(f"\n{run.summary()}")
     if any(found["status"] != "passed" for found in run.steps.values()):

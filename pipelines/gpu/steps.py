@@ -21,6 +21,7 @@ import psutil
 import hkm_dask as hkm
 from hkm_dask.kmeans.search.cuda.check import find_fault, made_sample
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
+from hkm_dask.kmeans.search.cuda.kernels import compile_kernels
 from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault
 from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -108,9 +109,11 @@ def check_forms(record: Record) -> None:
     # Wide and narrow, whole steps of 64 features and ragged ones, and some that are no multiple of 8.
     widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
     samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
-    for form in forms_here():
-        for d, dtype in samples:
-            fault = find_fault(form, made_sample(d, np.dtype(dtype)), is_made=True)
+    forms, made = forms_here(), {(d, dtype): made_sample(d, np.dtype(dtype)) for d, dtype in samples}
+    compile_kernels(0, (False, True), for_hopper="hopper" in forms)
+    for form in forms:
+        for (d, dtype), sample in made.items():  # each answered by the host once
+            fault = find_fault(form, sample, is_made=True)
             faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
             record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
     for d in {d for d, _ in samples if d >= LEAST_FEATURES}:
@@ -351,12 +354,12 @@ def time_devices(record: Record) -> None:
 
 
 STEPS = (
-    Step("machine", "versions, the device, its ceilings", 0.5, 30, describe),
-    Step("forms", "each form against its bounds and the CPU", 1.5, 60, check_forms),
-    Step("kernels", "each kernel by CUDA events", 4, 70, measure_kernels),
-    Step("passes", "a pass over resident rows, and the peers", 5, 110, time_passes),
+    Step("machine", "versions, the device, its ceilings", 0.5, 45, describe),
+    Step("forms", "each form against its bounds and the CPU", 1.5, 90, check_forms),
     Step("whole", "from a pool to a subset", 4, 110, time_whole),
-    Step("lloyd", "twenty iterations from host memory", 4, 50, time_lloyd),
+    Step("kernels", "each kernel by CUDA events", 4, 70, measure_kernels),
+    Step("passes", "a pass over resident rows, and the peers", 5, 90, time_passes),
+    Step("lloyd", "twenty iterations from host memory", 4, 45, time_lloyd),
     Step("tests", "tests/gpu", 4, 60, run_tests),
     Step("sanitizer", "bad accesses and races", 2, 40, sanitize),
     Step("streams", "rows that do not fit", 2, 40, time_streams),

@@ -167,7 +167,7 @@ def test_what_does_not_belong_to_the_tree_is_refused(stores: Path, tmp_path: Pat
         ({"images": tmp_path / "nowhere"}, "should be a folder or a .zip"),
         ({"subset": tmp_path / "rows.npy"}, "1 are not; is it of this pool"),
         ({"subset": tmp_path / "rows.txt"}, "should be an .npy, .parquet or .csv file"),
-        ({"out": tmp_path / "no" / "weights.csv"}, "in a folder that is there"),
+        ({"out": tmp_path / "short.txt" / "weights.csv"}, "in a folder, "),
     ]:
         with pytest.raises(InputError, match=re.escape(problem)):
             hkm.browse(tree, **{"out": out, **given})  # type: ignore[arg-type]

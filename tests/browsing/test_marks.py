@@ -56,8 +56,8 @@ def test_what_cannot_be_marked_is_refused(clusters: Clusters, tmp_path: Path) ->
         InputError, match=r"weights\.csv should be marks of this tree, cluster=9:1 .* another file with --out"
     ):
         Marks(clusters, tmp_path / "weights.csv")
-    with pytest.raises(InputError, match="in a folder that is there"):
-        Marks(clusters, tmp_path / "no" / "weights.csv")
+    with pytest.raises(InputError, match=r"in a folder, .* is none"):
+        Marks(clusters, tmp_path / "weights.csv" / "more.csv")
 
 
 def test_a_draw_without_marks_is_the_one_that_is_drawn(clusters: Clusters, stores: Path) -> None:

@@ -73,11 +73,11 @@ def test_the_command_embeds_rasters_with_their_places(tmp_path: Path, hkm: Calla
             ("image", "photos", "--model", "hogg"),
             "model=hogg should be a model folder, hog or cells; did you mean hog?",
         ),
-        (("raster", "earth.tif", "--size", "8", "--model", "nowhere"), "has no config.json"),
+        (("raster", "photos", "--size", "8", "--model", "nowhere"), "has no config.json"),
         (("raster", "earth.tif", "--size", "8", "--model", "cells"), "earth.tif does not exist"),
         (("image", "photos", "--model", "nowhere"), "has no config.json"),
         (("image", "nothing", "--model", "hog"), "nothing does not exist; check the path"),
-        (("text", "nothing.txt", "--model", "nowhere"), "has no config.json"),
+        (("text", "photos", "--model", "nowhere"), "has no config.json"),
         (("text", "nothing.txt", "--model", "model"), "nothing.txt does not exist; check the path"),
     ],
 )
@@ -98,6 +98,17 @@ def test_mistakes_are_one_line(
     assert err.count("\n") == 1
     assert message in err
     tidy(tmp_path, "photos", "model")
+
+
+@pytest.mark.parametrize("words", [("text",), ("image",), ("raster", "--size", "8")])
+def test_what_is_wrong_at_a_glance_is_told_together(
+    tmp_path: Path, hkm: Callable[..., Result], words: tuple[str, ...]
+) -> None:
+    given = (tmp_path / "nothing", tmp_path / "p.zarr", "--model", tmp_path / "nowhere", "--chunk-mb", "-1")
+    code, _, err = hkm("embed", *words, *given)
+    assert code == 1
+    wanted = ["nothing does not exist", "nowhere has no config.json", "--chunk-mb=-1.0 should be above 0"]
+    assert [told in line for told, line in zip(wanted, err.splitlines(), strict=True)] == [True] * 3
 
 
 def test_a_missing_package_is_named_with_what_brings_it(

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import dask
 import pytest
 
+from hkm_dask.compute.all_workers import list_workers
 from hkm_dask.compute.cluster import connect
 from hkm_dask.compute.cluster_runner import ClusterRunner
 
@@ -20,7 +21,7 @@ def two_processes() -> Iterator[ClusterRunner]:
 @pytest.fixture
 def workers(two_processes: ClusterRunner) -> ClusterRunner:
     """The cluster, with both processes alive."""
-    two_processes.client.wait_for_workers(2, timeout=60)
+    list_workers(two_processes.client, 2)
     return two_processes
 
 

@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -200,24 +200,32 @@ def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> 
         open_place(workers=1, memory_limit="800MiB")
 
 
+def freeze_next_worker(frozen: list[psutil.Process]) -> threading.Thread:
+    """Freeze the next worker that this process starts, while it starts."""
+    before = psutil.Process().children(recursive=True)
+
+    def freeze() -> None:
+        while not frozen:
+            for child in psutil.Process().children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    if child not in before and any("spawn_main" in word for word in child.cmdline()):
+                        child.suspend()
+                        frozen.append(child)
+                        return
+            time.sleep(0.01)
+
+    freezing = threading.Thread(target=freeze)
+    freezing.start()
+    return freezing
+
+
 @pytest.mark.faults
 def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Dask looks after workers it has heard of, and waits for ever for one that it has not."""
     monkeypatch.setattr(cluster, "_START_SECONDS", 4)
     monkeypatch.setattr(cluster, "_SLOW_START_SECONDS", 1)
-    before, frozen = psutil.Process().children(), list[psutil.Process]()
-
-    def freeze() -> None:
-        while not frozen:
-            for child in psutil.Process().children():
-                if child not in before and any("spawn_main" in word for word in child.cmdline()):
-                    child.suspend()
-                    frozen.append(child)
-                    return
-            time.sleep(0.01)
-
-    freezing = threading.Thread(target=freeze)
-    freezing.start()
+    frozen = list[psutil.Process]()
+    freezing = freeze_next_worker(frozen)
     told: list[str] = []
     with (
         subscribe(lambda event: told.append(event.fields["message"])),
@@ -226,6 +234,20 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
         open_place(workers=1, memory_limit="800MiB")
     freezing.join()
     assert told == ["workers have not started after 1 s; one that has not after 4 s is given up"]
+    assert psutil.wait_procs(frozen, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(90)
+def test_a_worker_that_is_frozen_while_it_starts_again_does_not_hold_up_the_end() -> None:
+    """Dask closes it once it has started, for which it has five minutes."""
+    frozen = list[psutil.Process]()
+    with connect(workers=2, memory_limit="800MiB") as place:
+        assert isinstance(place, ClusterRunner)
+        freezing = freeze_next_worker(frozen)
+        os.kill(min(place.client.run(os.getpid).values()), signal.SIGKILL)
+        freezing.join()
+        assert place.map(abs, [-1, -2], stage="test") == [1, 2]
     assert psutil.wait_procs(frozen, timeout=10)[1] == []
 
 

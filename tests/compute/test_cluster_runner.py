@@ -22,6 +22,7 @@ from distributed import Client, LocalCluster, Status, get_task_stream, wait
 
 from hkm_dask.compute import cluster_runner, heartbeats
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.all_workers import list_workers
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
@@ -322,7 +323,7 @@ def test_a_worker_killed_in_the_middle_of_an_iteration_changes_nothing(
     assert flag.exists()
     assert result.centroids.tobytes() == expected.centroids.tobytes()
     assert result.inertia.tobytes() == expected.inertia.tobytes()
-    workers.client.wait_for_workers(2, timeout=60)
+    list_workers(workers.client, 2)
     assert len(set(workers.client.run(os.getpid).values()) - pids) == 1
 
 
@@ -358,7 +359,7 @@ def test_a_task_that_kills_every_worker_is_named(workers: ClusterRunner, monkeyp
     task = r"assign: workers died each time they ran task hkm-assign-\S+ \(rows 2:5 of array\); look at"
     with pytest.raises(ComputeError, match=task):
         workers.map_reduce(die, [part], combine=max, stage="assign")
-    workers.client.wait_for_workers(2, timeout=60)
+    list_workers(workers.client, 2)
     assert workers.map(abs, [-1, -2], stage="test") == [1, 2]
 
 
@@ -386,7 +387,7 @@ def map_while_all_die(workers: ClusterRunner, folder: Path) -> list[bool]:
         return workers.map(begin, items, stage="test")
     finally:
         killing.join()
-        workers.client.wait_for_workers(2, timeout=60)
+        list_workers(workers.client, 2)
 
 
 @pytest.mark.faults

@@ -46,7 +46,7 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def compiled(module: Any, monkeypatch: pytest.MonkeyPatch, *modules: str) -> Any:
-    monkeypatch.setattr(jit, "_modules_with_kernels", lambda: modules or [module.__name__])
+    monkeypatch.setattr(jit, "modules_with_kernels", lambda: modules or [module.__name__])
     made: Any = jit._compiled(module.total._function, SIGNATURE)
     assert made(np.arange(4.0)) == 6.0
     return made

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.all_workers import list_workers
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
@@ -147,13 +148,13 @@ def test_who_comes_for_a_worker_that_died_has_its_rows_though_others_had_them_me
     before = workers.map(owner, range(8), stage="test")
     pids = workers.client.run(os.getpid)
     os.kill(pids[before[0]], signal.SIGKILL)
-    while before[0] in workers._workers():
+    while before[0] in list_workers(workers.client):
         time.sleep(0.02)
-    assert set(workers.map(owner, range(8), stage="test")) <= set(workers._workers())
-    workers.client.wait_for_workers(2, timeout=60)
+    assert set(workers.map(owner, range(8), stage="test")) <= set(list_workers(workers.client))
+    list_workers(workers.client, 2)
     after = workers.map(owner, range(8), stage="test")
     assert [a for a, b in zip(after, before, strict=True) if b == before[-1]] == [before[-1]] * 4
-    assert set(after[:4]) == set(workers._workers()) - {before[-1]}
+    assert set(after[:4]) == set(list_workers(workers.client)) - {before[-1]}
 
 
 def test_a_worker_that_joins_a_kmeans_has_a_share_of_its_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

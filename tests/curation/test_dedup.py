@@ -276,9 +276,9 @@ def test_files_are_whole_and_new(x: NDArray, tmp_path: Path) -> None:
     assert (table.groupby("group")["kept"].sum() == 1).all()
     assert (table.groupby("group")["row"].min() == table.groupby("group")["group"].first()).all()
     with pytest.raises(InputError) as error:
-        check_targets(tmp_path / "kept.npy", tmp_path / "a.txt", tmp_path / "none/g.parquet")
+        check_targets(tmp_path / "kept.npy", tmp_path / "a.txt", tmp_path / "kept.npy/g.parquet")
     assert [line.split(" should ")[1].split(";")[0] for line in error.value.problems] == [
-        "be a new file", "end in one of .npy, .parquet", "be in a folder that is there",
+        "be a new file", "end in one of .npy, .parquet", f"be in a folder, '{tmp_path / 'kept.npy'}' is none",
     ]  # fmt: skip
 
 

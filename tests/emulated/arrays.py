@@ -211,19 +211,24 @@ class ndarray:
     def dot(self, b: Any, out: Any = None) -> ndarray:
         return _apply(np.dot, self, b, out=out)
 
+    # What sorts of Thrust take besides: `argsort` copies the keys, and takes as much again as they and the places.
     def argsort(self, axis: int = -1) -> ndarray:
-        return _apply(np.argsort, self, axis=axis, kind="stable")
+        places = _apply(np.argsort, self, axis=axis, kind="stable")
+        with memory.workspace(2 * self.nbytes + places.nbytes):
+            return places
 
     def argpartition(self, kth: int, axis: int = -1) -> ndarray:
         return _apply(np.argpartition, self, kth, axis=axis)
 
     def sort(self, axis: int = -1) -> None:
         costs.launched("sort")
-        self._writes().sort(axis=axis)
+        with memory.workspace(self.nbytes):
+            self._writes().sort(axis=axis)
 
     def partition(self, kth: int, axis: int = -1) -> None:
         costs.launched("partition")
-        self._writes().partition(kth, axis=axis)
+        with memory.workspace(self.nbytes):
+            self._writes().partition(kth, axis=axis)
 
     def take(self, indices: Any, axis: Any = None, out: Any = None) -> ndarray:
         return _apply(np.take, self, indices, axis=axis, out=out)
@@ -533,7 +538,9 @@ def argsort(a: ndarray, axis: int = -1, kind: None = None) -> ndarray:
 
 
 def partition(a: ndarray, kth: int, axis: int = -1) -> ndarray:
-    return _apply(np.partition, _on_device(a), kth, axis=axis)
+    array = _on_device(a)
+    with memory.workspace(2 * array.nbytes):
+        return _apply(np.partition, array, kth, axis=axis)
 
 
 def argpartition(a: ndarray, kth: int, axis: int = -1) -> ndarray:

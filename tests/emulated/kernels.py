@@ -165,6 +165,7 @@ class RawModule:
             raise CompileException(why)
         self.code, self.options, self.backend = code, options, backend
         self._library: Any = None
+        self._dynamic: dict[str, int] = {}  # of kernels: all that come from a module under a name are one function
 
     def compile(self, log_stream: object = None) -> None:
         with _lock:
@@ -202,14 +203,13 @@ class RawKernel:
         self.num_regs = 32
         self.local_size_bytes = self.const_size_bytes = 0
         self.shared_size_bytes = module._static_shared(name)
-        self._dynamic = SHARED_BY_DEFAULT
         self._cluster = module._clusters.get(name, 1)
         if self._cluster > 1 and self.shared_size_bytes:
             raise NotImplementedError(f"{name}: blocks of a cluster should have dynamic shared memory alone")
 
     @property
     def max_dynamic_shared_size_bytes(self) -> int:
-        return self._dynamic
+        return self._module._dynamic.get(self.name, SHARED_BY_DEFAULT)
 
     @max_dynamic_shared_size_bytes.setter
     def max_dynamic_shared_size_bytes(self, n_bytes: int) -> None:
@@ -218,7 +218,7 @@ class RawKernel:
                 f"CUDA_ERROR_INVALID_VALUE: max_dynamic_shared_size_bytes={n_bytes} should be <= "
                 f"{MOST_SHARED - self.shared_size_bytes}"
             )
-        self._dynamic = int(n_bytes)
+        self._module._dynamic[self.name] = int(n_bytes)
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, shared_mem: int = 0, stream: Any = None
@@ -238,9 +238,9 @@ class RawKernel:
             )
         if threads * self._cluster > MOST_THREADS or (self._cluster > 1 and threads % 32):
             raise NotImplementedError(f"{self.name}: a cluster should have at most {MOST_THREADS} threads, in warps")
-        if shared_mem > self._dynamic:
+        if shared_mem > (most := self.max_dynamic_shared_size_bytes):
             raise CUDADriverError(
-                f"CUDA_ERROR_INVALID_VALUE: shared_mem={shared_mem} should be <= {self._dynamic}; "
+                f"CUDA_ERROR_INVALID_VALUE: shared_mem={shared_mem} should be <= {most}; "
                 "set max_dynamic_shared_size_bytes"
             )
         values = self._arguments(args)

@@ -10,6 +10,8 @@ import ctypes
 import gc
 import threading
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,21 @@ class Pool:
 
 
 pool = Pool(1 << 30)
+
+
+@contextmanager
+def workspace(n_bytes: int) -> Iterator[None]:
+    """Memory that a library takes from the pool by itself: where there is none, CuPy raises what it is told in C++."""
+    try:
+        pool._take(n_bytes)
+    except MemoryError:
+        raise MemoryError("std::bad_alloc") from None
+    try:
+        yield
+    finally:
+        pool._give_back(n_bytes)
+
+
 _live: weakref.WeakValueDictionary[int, Memory] = weakref.WeakValueDictionary()
 _live_lock = threading.RLock()
 

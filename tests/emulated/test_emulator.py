@@ -389,6 +389,10 @@ def test_launches_are_within_the_limits_of_the_device(module: Any) -> None:
     with pytest.raises(kernels.CUDADriverError, match="<= 232448"):
         kernel.max_dynamic_shared_size_bytes = 228 << 10
     assert module.get_function("block_sums").shared_size_bytes == 32
+    again = module.get_function("scale")  # the same function of the driver's
+    again.max_dynamic_shared_size_bytes = 60 << 10
+    with pytest.raises(kernels.CUDADriverError, match="max_dynamic_shared_size_bytes"):
+        kernel((1,), (32,), (x, np.float32(2)), shared_mem=100 << 10)
 
 
 # -- streams ---------------------------------------------------------------------------------------------------------

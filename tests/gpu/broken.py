@@ -93,7 +93,7 @@ MUTANTS = (
         "shared_second[at] = kept[r].second; if (n_lines == 120) for (volatile unsigned i = 0;; ++i) best[0] = i;",
     ),
 )
-#: Those of walks over groups of points.
+#: Those of walks over groups of points; without the barrier where nothing takes the place of a text.
 WALK_MUTANTS = tuple(
     Mutant(name, "walks.cu", old, new, ())
     for name, old, new in (
@@ -126,6 +126,42 @@ WALK_MUTANTS = tuple(
             "for (int i = from + thread; i < n; i += WALK_THREADS) "
             "reach[i] = __dmul_rn(weight[i], widened(closest[i]));",
         ),
+        ("tiles of pairs are copied over too soon", "__syncthreads();\n    }\n    const float square", ""),
+        (
+            "tiles of pairs are read too soon",
+            "__syncthreads();\n#pragma unroll\n        for (int f = 0; f < PAIR_DEPTH; ++f) {\n            int a[8]",
+            "",
+        ),
+        ("sums are read too soon", "__syncthreads();\n        const double total = reach[n - 1];", ""),
+        (
+            "sums begin too soon",
+            "__syncthreads();\n        if (thread == 0) {\n            add_up(reach, from, n);",
+            "",
+        ),
+        ("trials are read too soon", "__syncthreads();\n        if ((thread & ~31) / 8 < trials) {", ""),
+        ("choices are compared too soon", "__syncthreads();\n        int best = 0;", ""),
+        (
+            "tiles beyond the diagonal are left out",
+            "i0 >= n || j0 >= n",
+            "i0 >= n || j0 >= n || blockIdx.x > blockIdx.y",
+        ),
+        ("the last point of a tile is the one before", "min(j0 + line, n - 1)", "min(j0 + line, n - 2)"),
+        ("the step is another group's", "squares[blockIdx.z]", "squares[0]"),
+        ("a distance is NaN", "__fmul_rn(squared, square)", "j == 5 ? 0.0f / 0.0f : __fmul_rn(squared, square)"),
+        ("weights are another group's", "weights[start + i]", "weights[i]"),
+        (
+            "numbers are another group's",
+            "draws[(first_step + step) * n_trials + thread]",
+            "draws[step * n_trials + thread]",
+        ),
+        ("the first choice is made among several", "step ? n_trials : 1", "n_trials"),
+        (
+            "the last choice is left out",
+            "(int)(steps[blockIdx.x + 1] - first_step)",
+            "(int)(steps[blockIdx.x + 1] - first_step) - 1",
+        ),
+        ("sums go on from a wrong one", "values[from - 1]", "values[from - 1] + 1.0"),
+        ("what another step left is compared", "potentials[trial] = potential;", "potentials[trial] += potential;"),
         ("a choice too many is told", "n_chosen[blockIdx.x] = step;", "n_chosen[blockIdx.x] = step + 1;"),
         (
             "a line beside the choices is written",
@@ -145,7 +181,9 @@ ON_MADE_ROWS = [mutant.name for mutant in MUTANTS if "120" not in mutant.name an
 def _with_switches(source: str) -> str:
     """The source in which `hkm_mutant` says what is broken: n for the n-th mutant, 0 for nothing."""
     for n, mutant in enumerate((*MUTANTS, *WALK_MUTANTS), 1):
-        if mutant.old.endswith(";"):
+        if not mutant.new:
+            both = mutant.old.replace("__syncthreads();", f"if (hkm_mutant != {n}) __syncthreads();")
+        elif mutant.old.endswith(";"):
             both = f"if (hkm_mutant == {n}) {{ {mutant.new} }} else {{ {mutant.old} }}"
         else:
             both = f"(hkm_mutant == {n} ? ({mutant.new}) : ({mutant.old}))"

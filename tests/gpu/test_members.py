@@ -43,11 +43,14 @@ def test_few_rows_are_sorted_by_a_processor(cuda: Any) -> None:
 
 
 @pytest.mark.parametrize("allocator", ["cupy", "rmm"])
+@pytest.mark.parametrize(
+    "n_bytes", [30_000, 100_000]
+)  # for no keys; for these and places, and not for what a sort takes
 def test_where_device_memory_runs_out_a_processor_sorts(
-    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, allocator: Any
+    cuda: Any, emulator: Emulator, monkeypatch: pytest.MonkeyPatch, allocator: Any, n_bytes: int
 ) -> None:
     monkeypatch.setattr(members, "_SORTED_FLOPS", 1e6)
     expected = order_of(records_of(3000, 9, 9))
     emulator.allocate_with(allocator)
-    emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 30_000)
+    emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + n_bytes)
     np.testing.assert_array_equal(order_of(records_of(3000, 9, 9)), expected)

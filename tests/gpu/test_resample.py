@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.staging import ran_out
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.candidates import pick
 from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.kmeans.search.worker import worker_engine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import groups, twice
@@ -42,6 +44,16 @@ def test_only_what_is_picked_comes_to_the_host(cuda: Any, emulator: Emulator) ->
     with costs.counted() as spent:
         (picked,) = pick(k, r, keys, labels, range(n))
     assert spent.downloaded <= 20 * len(picked.rows) + 8 * (k + 1) + 64
+
+
+def test_a_sort_without_memory_tells_that_the_device_ran_out(cuda: Any, emulator: Emulator) -> None:
+    n = 5000
+    keys, labels = (cuda.asarray(values) for values in labeled(n, 9))
+    emulator.limit_memory(cuda.get_default_memory_pool().used_bytes() + 24 * n)
+    for work in (lambda: list(pick(9, 4, keys, labels, range(n))), lambda: worker_engine().furthest(keys, 3)):
+        with pytest.raises(MemoryError) as error:
+            work()
+        assert ran_out(error.value)
 
 
 @pytest.mark.usefixtures("little_work_on_the_device")

@@ -1,6 +1,7 @@
 """The model of a run counts what a run does, and predicts what its structure costs."""
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,18 @@ def test_groups_are_walked_side_by_side_on_devices_and_few_points_on_processors(
     assert walks(300_000, "known").seconds == pytest.approx(2 * on_device.seconds, rel=0.05)
     assert walks(1300, "known") == walks(1300, "none")
     assert walks(20_000, "known", n_features=8) == walks(20_000, "none", n_features=8)
+
+
+def test_a_group_is_walked_by_one_processor_however_many_there_are() -> None:
+    def seconds(k: int, n_processors: int) -> float:
+        """Of the walks alone, without what makes the groups and the distances between their points."""
+        steps = run_steps(10**7, 384, "float16", (Level(n_clusters=k, n_resamples=0),), kernels="none")
+        work = next(step.work for step in steps if step.name == "greedy walks")
+        work = replace(work, thread_products=0.0, shared_products=0.0, rounds=0.0)
+        return replace(H200, n_processors=n_processors).seconds(work, 384)
+
+    assert 0.0 < seconds(1300, 1) == pytest.approx(seconds(1300, 16))
+    assert seconds(20_000, 1) == pytest.approx(15 * seconds(20_000, 15)) == pytest.approx(15 * seconds(20_000, 16))
 
 
 def test_resamplings_share_the_forms_that_were_chosen_and_few_rows_choose_none() -> None:

@@ -20,7 +20,7 @@ from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy import export
-from hkm_dask.hierarchy.export import check_target, write_subset
+from hkm_dask.hierarchy.export import SUFFIXES, check_target, write_subset
 from hkm_dask.ingestion.ingest import ingest
 from tests.data.stores import Disk
 
@@ -209,9 +209,9 @@ def test_targets_that_cannot_be_written_are_refused(tmp_path: Path) -> None:
         check_target(tmp_path / "out.xlsx")
     with pytest.raises(InputError, match="should end in one of"):
         check_target(tmp_path / "out")
-    with pytest.raises(InputError, match="should be in a folder that is there; "):
-        check_target(tmp_path / "absent" / "out.npy")
     (tmp_path / "out.npy").touch()
+    with pytest.raises(InputError, match=r"should be in a folder, '.*/out\.npy' is none; "):
+        check_target(tmp_path / "out.npy" / "absent" / "out.npy")
     with pytest.raises(InputError, match="should be a new file; "):
         check_target(tmp_path / "out.npy")
 
@@ -232,8 +232,14 @@ def nobody() -> Iterator[None]:
 def test_a_read_only_folder_is_refused() -> None:
     with tempfile.TemporaryDirectory() as folder:  # pytest's own folders may not be entered by everybody
         Path(folder).chmod(0o555)
-        with nobody(), pytest.raises(InputError, match="should be in a folder that can be written; "):
-            check_target(Path(folder, "out.npy"))
+        for name in ("out.npy", "absent/out.npy"):
+            with nobody(), pytest.raises(InputError, match="should be in a folder that can be written; "):
+                check_target(Path(folder, name))
+
+
+def test_a_folder_that_is_missing_is_made(tree: Path, tmp_path: Path) -> None:
+    for suffix in SUFFIXES:
+        assert write_subset(tmp_path / suffix[1:] / "deep" / f"out{suffix}", ROWS, tree).is_file()
 
 
 def test_spaces_in_names_do_no_harm(tree: Path, tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import source as source_module
+from hkm_dask.hierarchy import subset_files
 from hkm_dask.hierarchy.source import label_chunk_rows, open_source
 from hkm_dask.ingestion.ingest import ingest
 
@@ -119,9 +120,9 @@ def test_a_subset_may_be_in_any_order_and_type(tmp_path: Path, dtype: str) -> No
     ("index", "lines"),
     [
         ([1, 2, 2, 2], ["should be without repeats, it has 2; drop them"]),
-        ([-1, 2], ["should be row numbers below 300, 1 are not; drop them"]),
-        ([5, 300, 301], ["should be row numbers below 300, 2 are not; drop them"]),
-        (np.array([5, 2**63 + 5], "u8"), ["should be row numbers below 300, 1 are not; drop them"]),
+        ([-1, 2], ["should be row numbers below 300, 1 are not; is it of this pool?"]),
+        ([5, 300, 301], ["should be row numbers below 300, 2 are not; is it of this pool?"]),
+        (np.array([5, 2**63 + 5], "u8"), ["should be row numbers below 300, 1 are not; is it of this pool?"]),
         ([7, 7, 300], ["should be row numbers below 300, 1 are not", "should be without repeats, it has 1"]),
         ([], ["should be a 1-D array of whole numbers, it is float64 (0,)"]),
         (np.zeros(0, "i8"), ["should be a 1-D array of whole numbers, it is int64 (0,)"]),
@@ -149,7 +150,9 @@ def test_a_subset_file_that_is_none_is_one_line(tmp_path: Path, content: str) ->
         path = tmp_path / "idx.npz"
     elif content != "absent":
         path.write_text("" if content == "empty" else "1\n2\n")
-    with pytest.raises(InputError, match=r"subset=.* should be an \.npy file of row numbers") as error:
+    with pytest.raises(
+        InputError, match=r"subset=.* should be an \.npy, \.parquet or \.csv file of row numbers"
+    ) as error:
         open_source(ROWS, config(subset=str(path)))
     assert len(error.value.problems) == 1
 
@@ -189,6 +192,7 @@ def test_row_numbers_take_eight_bytes_each_while_they_are_read(
 ) -> None:
     """They took 24 on the way, and those of a sample 80; sorted or not, and of any type."""
     monkeypatch.setattr(source_module, "_SAMPLED_ROWS", 2000)
+    monkeypatch.setattr(subset_files, "_PIECE_ROWS", 2000)
     monkeypatch.setattr(source_module, "_FIRST_BITS", 8, raising=False)
     n, numbers = 60_000, np.random.default_rng(0).permutation(60_000)[:50_000].astype(dtype)
     np.save(tmp_path / "subset.npy", np.sort(numbers) if dtype == "i8" else numbers)

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 
 import hkm_dask as hkm
@@ -18,6 +19,21 @@ def test_rows_are_read_as_they_were_written(tmp_path: Path, suffix: str) -> None
     rows = hkm.sample(tree, 50)
     write_subset(tmp_path / f"subset{suffix}", rows, tree)
     assert read_rows(tmp_path / f"subset{suffix}", 600).tolist() == rows.tolist()
+    again = hkm.Config.from_flags((5,), n_resamples=0, subset=tmp_path / f"subset{suffix}")
+    data = np.random.default_rng(0).normal(size=(600, 2))
+    assert (hkm.build_hierarchy(data, tmp_path / "again.zarr", again)["level_1"]["labels"].values >= 0).sum() == 50
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("numbers", [[5, 5, 3], [3, 700], [0.5], []])
+def test_tables_are_held_to_what_arrays_are(tmp_path: Path, suffix: str, numbers: list[float]) -> None:
+    path = tmp_path / f"rows{suffix}"
+    table, save = pd.DataFrame({"row": numbers}), {".parquet": pd.DataFrame.to_parquet, ".csv": pd.DataFrame.to_csv}
+    save[suffix](table, path)
+    if numbers == [5, 5, 3]:
+        assert read_rows(path, 600).tolist() == [3, 5, 5]
+    with pytest.raises(InputError, match=r"without repeats|whole numbers|below 600|cannot be read"):
+        read_rows(path, 600, repeats=False)
 
 
 @pytest.mark.parametrize("rows", [np.array([600]), np.array([-1]), np.array([0.5]), np.zeros((2, 2), int)])
@@ -32,5 +48,5 @@ def test_other_files_are_refused(tmp_path: Path, name: str) -> None:
     with pytest.raises(InputError, match="it cannot be read"):
         read_rows(tmp_path / name, 600)
     (tmp_path / name).write_bytes(b"a,b\n1,2\n")
-    with pytest.raises(InputError, match="it cannot be read"):
+    with pytest.raises(InputError, match="it is none of these" if name == "rows.npy" else "it cannot be read"):
         read_rows(tmp_path / name, 600)

@@ -53,6 +53,18 @@ def test_a_step_that_hangs_is_stopped_and_the_rest_goes_on(tmp_path: Path) -> No
     assert {path.name for path in (tmp_path / "out").iterdir()} == {"gpu.json", "gpu.log"}
 
 
+def test_a_second_run_of_other_steps_keeps_what_the_first_found(tmp_path: Path) -> None:
+    Run(tmp_path, seconds=60).go([step(fail), step(succeed)])
+    second = Run(tmp_path, seconds=60, continues=True)
+    second.go([step(fail)])
+    kept = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["steps"]
+    assert {name: found["status"] for name, found in kept.items()} == {"fail": "failed", "succeed": "passed"}
+    assert (tmp_path / "gpu.log").read_text(encoding="utf-8").count("ValueError: this") == 2
+    assert "    second" not in second.summary().splitlines()
+    Run(tmp_path, seconds=60, rehearsal=True, continues=True).go([])  # of a run on a device nothing is kept
+    assert not command.Run(tmp_path, 60, rehearsal=True)._read_earlier()
+
+
 def test_time_that_a_step_leaves_goes_to_those_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     clock, limits = [0.0], []
     monkeypatch.setattr(command.time, "monotonic", lambda: clock[0])

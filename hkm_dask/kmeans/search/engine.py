@@ -21,6 +21,7 @@ from hkm_dask.compute.backend import to_host, to_module
 from hkm_dask.compute.block_cache import BlockCache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
+from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search.fixed_point import FixedPointSum, add_limbs
 from hkm_dask.kmeans.search.geometry import Geometry
 
@@ -228,8 +229,11 @@ class Engine(ABC):
         """Type in which the engine computes with rows of a type."""
 
     @abstractmethod
-    def operand(self, rows: Any, geometry: Geometry) -> Any:
-        """The form of rows, an array of the engine, that indexes of this geometry search; None if they make it."""
+    def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> Any:
+        """The form of rows, an array of the engine, that indexes of this geometry search; None if they make it.
+
+        It is taken from what is kept of the rows that these are copies of, where `origin` tells which, and all is kept.
+        """
 
     @abstractmethod
     def index(self, centroids: Any, geometry: Geometry) -> CentroidIndex:

@@ -8,7 +8,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import array_module, to_host
+from hkm_dask.compute.backend import array_module, device_argsort, to_host
 from hkm_dask.compute.jit import kernel
 
 
@@ -108,9 +108,8 @@ def are_smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
     if xp is np:
         mark_smallest(np.ascontiguousarray(keys), np.ascontiguousarray(labels), indptr, r, chosen)
         return chosen
-    # Floats that are not negative are in the order of their bits, and integers are sorted by radix; sorts are stable.
-    by_key = xp.argsort(keys.view(xp.int64))
-    order = by_key[xp.argsort(labels[by_key])][len(keys) - int(indptr[-1]) :]
+    by_key = device_argsort(keys.view(xp.int64))  # floats that are not negative are in the order of their bits
+    order = by_key[device_argsort(labels[by_key])][len(keys) - int(indptr[-1]) :]
     rank = xp.arange(len(order)) - xp.asarray(indptr)[labels[order]]
     chosen[order[rank < r]] = True
     return chosen

@@ -10,6 +10,7 @@ et al., arXiv:1203.6402).
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -45,7 +46,7 @@ class Candidates(Outcome):
     times: NDArray[np.float64]
     rows: NDArray[np.int64]
     squared: NDArray[np.float64]
-    vectors: NDArray[np.float32]  # (n_candidates, n_features)
+    vectors: tuple[NDArray[np.float32], ...]  # (n_candidates, n_features) together, a piece of each part
     #: Fixed-point sums and sizes of the cells, on the last pass.
     sums: NDArray[np.int64] | None = None
     counts: NDArray[np.int64] | None = None
@@ -57,7 +58,7 @@ class Candidates(Outcome):
             np.concatenate([self.times, other.times]),
             np.concatenate([self.rows, other.rows]),
             np.concatenate([self.squared, other.squared]),
-            np.concatenate([self.vectors, other.vectors]),
+            self.vectors + other.vectors,  # put together once, in the order in which they came
             self.sums + other.sums if has_sums else None,  # type: ignore[operator]
             self.counts + other.counts if has_sums else None,  # type: ignore[operator]
         )
@@ -117,7 +118,7 @@ class UpdateAndSample:
             engine.keep(part, "seeding", self.run, (len(self.batches), assignment), assignment.n_bytes)
         times, rows, squared, vectors = (np.concatenate(column) for column in zip(*drawn, strict=True))
         sums, counts = (None, None) if cells is None else map(engine.host, cells)
-        return Candidates(potential, times, rows, squared, vectors, sums, counts)
+        return Candidates(potential, times, rows, squared, (vectors,), sums, counts)
 
     def _arrivals(self, tile: RowTile, engine: Engine) -> tuple[NDArray[Any], ...]:
         """Times, rows, D² and vectors of the tile's candidates; on the host."""
@@ -174,7 +175,7 @@ class ThinCandidates:
     """Task: thin the candidates to at most `wanted` exact draws, or take each once where `wanted` is None.
 
     The random numbers are those of `key`, from `stream_key`; what is taken is stored under `name`. It may take
-    `n_threads` of the worker.
+    `n_threads` of the worker. `rows_key` is that of the rows which candidates are drawn from.
     """
 
     geometry: Geometry
@@ -182,12 +183,13 @@ class ThinCandidates:
     wanted: int | None
     array_store: SharedArrayStore
     name: str
+    rows_key: tuple[Hashable, ...]
     n_threads: int = 1
 
     def __call__(self, draws: Candidates) -> tuple[int, SharedArray | None, int]:
         """Return the potential, the accepted vectors and their number."""
         if self.wanted is None:
-            taken = draws.vectors[np.unique(draws.rows, return_index=True)[1]]
+            taken = np.concatenate(draws.vectors)[np.unique(draws.rows, return_index=True)[1]]
         else:
             taken = self._thinned(draws, self.wanted)
         batch = self.array_store.put(self.name, taken) if len(taken) else None
@@ -197,8 +199,24 @@ class ThinCandidates:
         order = np.lexsort((draws.rows, draws.times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
         # One whose D² has come down to this share of what it was is not accepted.
-        vectors, limits = draws.vectors[order], chances * draws.squared[order]
-        return vectors[thin(vectors, limits, wanted, geometry=self.geometry, n_threads=self.n_threads)]
+        vectors, limits = _in_order(draws.vectors, order), chances * draws.squared[order]
+        origin = self.rows_key, draws.rows[order]
+        taken = thin(vectors, limits, wanted, geometry=self.geometry, n_threads=self.n_threads, origin=origin)
+        return vectors[taken]
+
+
+def _in_order(pieces: Sequence[NDArray[np.float32]], order: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Rows of all pieces in an order of their numbers, each copied once.
+
+    >>> _in_order([np.float32([[3], [1]]), np.float32([[2]])], np.array([1, 2, 0])).ravel().tolist()
+    [1.0, 2.0, 3.0]
+    """
+    out = np.empty((len(order), pieces[0].shape[1]), np.float32)
+    places, end = np.argsort(order), 0
+    for piece in pieces:
+        out[places[end : end + len(piece)]] = piece
+        end += len(piece)
+    return out
 
 
 class _Sampling:
@@ -211,6 +229,7 @@ class _Sampling:
         self.n, self.geometry, self.key, self.run, self.runner = n, geometry, key, run, runner
         self._report, self.weights, self.parts = report, weights, runner.split(rows, n, stage=stage)
         first = take(rows, random_rows(rows, 1, key=stream_key(key, "first"), runner=runner, weights=weights))
+        self.rows_key = rows.key
         self.batches = [runner.array_store.put(f"seeds-{run}-0", np.ascontiguousarray(first, np.float32))]
         self.n_drawn = 1
 
@@ -226,7 +245,7 @@ class _Sampling:
             UpdateAndSample(tuple(self.batches), self.geometry, self.run, key, horizon, weights=self.weights),
             self.parts,
             Candidates.__add__,
-            ThinCandidates(self.geometry, key, wanted, store, name, self.runner.threads_per_worker),
+            ThinCandidates(self.geometry, key, wanted, store, name, self.rows_key, self.runner.threads_per_worker),
             f"draw-round{len(self.batches)}",
         )
         if potential and batch is not None:

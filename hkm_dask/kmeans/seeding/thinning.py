@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import engine_for, worker_engine
@@ -25,8 +26,9 @@ _THREAD_ROWS = 64
 
 
 def thin(
-    vectors: NDArray[np.float32], limits: NDArray[np.float64], wanted: int, *, geometry: Geometry, n_threads: int = 1
-) -> NDArray[np.int64]:
+    vectors: NDArray[np.float32], limits: NDArray[np.float64], wanted: int, *, geometry: Geometry, n_threads: int = 1,
+    origin: Origin | None = None,
+) -> NDArray[np.int64]:  # fmt: skip
     """Accept the first `wanted` candidates of which each keeps clear of all accepted before it.
 
     Parameters
@@ -40,6 +42,8 @@ def thin(
         Of rows among which the candidates are.
     n_threads : int, default 1
         Of this process, to search with where it computes on processors.
+    origin : (key, ndarray of int64), optional
+        Of which rows the candidates are copies; what is kept of these is not made again.
 
     Returns
     -------
@@ -56,7 +60,7 @@ def thin(
     batches: list[_Batch] = []
     n_taken = 0
     with ThreadPoolExecutor(n_threads, "hkm-thin") as threads:
-        candidates = _Candidates(vectors, limits, geometry, threads, n_threads)
+        candidates = _Candidates(vectors, limits, geometry, threads, n_threads, origin)
         for low in range(0, len(limits), step):
             some = np.arange(low, min(low + step, len(limits)))
             for batch in batches:
@@ -84,10 +88,10 @@ class _Candidates:
 
     def __init__(
         self, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry,
-        threads: ThreadPoolExecutor, n_threads: int,
+        threads: ThreadPoolExecutor, n_threads: int, origin: Origin | None,
     ) -> None:  # fmt: skip
         self._vectors, self._geometry, self._threads, self._n_threads = vectors, geometry, threads, n_threads
-        self._limits = limits
+        self._limits, self._origin = limits, origin
         self._sites: dict[Engine, _Site] = {}
 
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -123,7 +127,7 @@ class _Candidates:
         """The engine that compares so many pairs, with all candidates where it keeps its rows."""
         engine = engine_for(2.0 * n_pairs * self._vectors.shape[1])
         if engine not in self._sites:
-            self._sites[engine] = _Site(engine, self._vectors, self._limits, self._geometry)
+            self._sites[engine] = _Site(engine, self._vectors, self._limits, self._geometry, self._origin)
         return engine
 
 
@@ -131,10 +135,11 @@ class _Site:
     """All candidates where an engine keeps its rows; those that were found too close to another have its label."""
 
     def __init__(
-        self, engine: Engine, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry
-    ) -> None:
+        self, engine: Engine, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry,
+        origin: Origin | None,
+    ) -> None:  # fmt: skip
         self._engine, self._geometry, self.rows = engine, geometry, engine.put(vectors)
-        self.operand = engine.operand(self.rows, geometry)
+        self.operand = engine.operand(self.rows, geometry, origin)
         # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
         self.labels, self.distances = engine.xp.full(len(limits), _NONE, engine.xp.int32), engine.put(limits.copy())
 

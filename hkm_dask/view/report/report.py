@@ -9,7 +9,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask.data.files import write_file
+from hkm_dask.data.files import make_folder, write_file
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.export import check_target
 from hkm_dask.hierarchy.subset_files import read_rows
@@ -113,6 +113,7 @@ def report(
     )  # fmt: skip
     labeled = None if classes is None else classes.name
     contents = Contents(facts, samples, cells, bands, near, largest, compared, labeled, of_levels)
+    make_folder(target.parent)
     write_file(target, page(contents).encode())
     return Path(target)
 

@@ -3,8 +3,13 @@
 import numpy as np
 import pytest
 
+from hkm_dask.compute.block_cache import host_cache
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rows import ArrayRows
+from hkm_dask.kmeans.search.cpu import engine as cpu
 from hkm_dask.kmeans.search.cpu.engine import CpuEngine
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.kmeans.search.cpu.operand import Operand, make_operand
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.kmeans.seeding.thinning import thin
 
@@ -41,3 +46,33 @@ def test_candidates_are_accepted_as_one_by_one(
     for wanted in {n, len(all_of_them), len(all_of_them) // 2, 1}:
         actual = thin(vectors, limits, wanted, geometry=geometry, n_threads=n_threads)
         assert actual.tolist() == all_of_them[:wanted]
+
+
+def test_what_is_kept_of_the_rows_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rotated rows of a pass serve the candidates that it drew, and those accepted are the same."""
+    rng = np.random.default_rng(3)
+    rows = ArrayRows((rng.normal(size=(5000, 64)) + 3 * rng.integers(0, 2, (5000, 1))).astype(np.float32))
+    with Runner(n_threads=1) as runner:
+        geometry = with_basis(make_geometry(rows, runner, n_clusters=2000), rows, runner)
+    numbers = rng.permutation(5000)[:2000]
+    vectors, limits = rows.array[numbers], rng.uniform(40, 90, 2000)
+    made: list[int] = []
+
+    def noting(some: np.ndarray, geometry: Geometry, width: int) -> Operand:
+        made.append(len(some))
+        return make_operand(some, geometry, width)
+
+    monkeypatch.setattr(cpu, "make_operand", noting)
+    host_cache.put(geometry.name, "last head", 32, 0, 1 << 20)
+    try:
+        plain = thin(vectors, limits, 500, geometry=geometry, origin=(rows.key, numbers))
+        n_made = sum(made)
+        for low in range(0, 5000, 1000):
+            operand = make_operand(rows.array[low : low + 1000], geometry, 64)
+            host_cache.put(rows.key, ("operand", geometry.name, low, low + 1000), operand, 0, 1 << 20)
+        kept = thin(vectors, limits, 500, geometry=geometry, origin=(rows.key, numbers))
+    finally:
+        host_cache.clear()
+    assert plain.tolist() == kept.tolist() == walk(vectors, limits, 500)
+    assert len(kept) == 500
+    assert (n_made, sum(made)) == (2000, 2000)

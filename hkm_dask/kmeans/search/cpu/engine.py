@@ -30,10 +30,18 @@ from hkm_dask.compute.block_cache import host_cache, iter_blocks
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.data.rows import ArrayRows
+from hkm_dask.data.rows import ArrayRows, Origin
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import kernels
-from hkm_dask.kmeans.search.cpu.operand import Operand, concatenated, gamma, make_operand, operand_bytes, whole_columns
+from hkm_dask.kmeans.search.cpu.operand import (
+    Operand,
+    concatenated,
+    gamma,
+    gathered,
+    make_operand,
+    operand_bytes,
+    whole_columns,
+)
 from hkm_dask.kmeans.search.cpu.tally import count
 from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, TileSearch
 from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, Geometry
@@ -105,11 +113,15 @@ class CpuEngine(Engine):
         """See `Engine.row_dtype`."""
         return np.dtype(np.float32)
 
-    def operand(self, rows: NDArray[np.float32], geometry: Geometry) -> Operand | None:
+    def operand(self, rows: NDArray[np.float32], geometry: Geometry, origin: Origin | None = None) -> Operand | None:
         """See `Engine.operand`; for the head that proved fastest in this geometry, where there is room for all rows."""
         n_head = host_cache.get(geometry.name, _LAST_HEAD) if _PRUNED_FROM <= len(rows) <= KEPT_CANDIDATES else None
         if not n_head:
             return None
+        if origin is not None:
+            kept = gathered(self.cache.spans(origin[0], *_kind_of_operands(geometry)), origin[1])
+            if kept is not None:
+                return kept
         tiles = range(0, len(rows), TILE_ROWS)
         return concatenated([make_operand(rows[low : low + TILE_ROWS], geometry, n_head + _REFINE) for low in tiles])
 
@@ -327,6 +339,11 @@ class CpuIndex:
         return n_measured
 
 
+def _kind_of_operands(geometry: Geometry) -> tuple[str, Any]:
+    """What rotated rows that are kept are known by, besides which rows they are."""
+    return "operand", geometry.name
+
+
 def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
     """Make an operand with as many threads as there are tasks at work here: they wait for it."""
     n_threads = max(1, min(single_threaded_blas.n_tasks, len(centroids) // _THREAD_CENTROIDS))
@@ -378,7 +395,7 @@ class CpuSearch(TileSearch):
         if not index.n_head or not self._keeps_operands:
             return None
         # Rows rotated in another geometry would give bounds that do not hold.
-        key, group = ("operand", self.geometry.name, tile.start, tile.stop), self.part.rows.key
+        key, group = (*_kind_of_operands(self.geometry), tile.start, tile.stop), self.part.rows.key
         operand: Operand | None = self.engine.cache.get(group, key)
         if operand is None:
             operand = self._gathered(tile) or make_operand(tile.rows, self.geometry, tile.rows.shape[1])
@@ -390,14 +407,10 @@ class CpuSearch(TileSearch):
         rows = self.part.rows
         if not isinstance(rows, ArrayRows) or rows.origin is None:
             return None
-        key, numbers = rows.origin[0], rows.origin[1][tile.start : tile.stop]
-        pieces, n_found = [], 0
-        for (start, stop), operand in self.engine.cache.spans(key, "operand", self.geometry.name):
-            first, last = np.searchsorted(numbers, (start, stop))
-            if first <= n_found < last:
-                pieces.append(operand[numbers[n_found:last] - start])
-                n_found = last
-        return concatenated(pieces) if n_found == len(numbers) else None
+        key, numbers = rows.origin
+        return gathered(
+            self.engine.cache.spans(key, *_kind_of_operands(self.geometry)), numbers[tile.start : tile.stop]
+        )
 
     @property
     def _keeps_operands(self) -> bool:

@@ -6,6 +6,7 @@ norms of what is left after every 16 of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -166,6 +167,21 @@ def concatenated(operands: list[Operand]) -> Operand:
     """The rows of all of them."""
     parts = [(some.matrix, some.norms, some.errors, some.residual_norms) for some in operands]
     return Operand(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+
+
+def gathered(spans: Iterable[tuple[tuple[int, int], Operand]], numbers: NDArray[np.int64]) -> Operand | None:
+    """The rows of these numbers, out of operands of rows from a first to the one before a last; None if any lack."""
+    order = None if (numbers[1:] >= numbers[:-1]).all() else np.argsort(numbers, kind="stable")
+    rising = numbers if order is None else numbers[order]
+    pieces, n_found = [], 0
+    for (start, stop), operand in spans:
+        first, last = np.searchsorted(rising, (start, stop))
+        if first <= n_found < last:
+            pieces.append(operand[rising[n_found:last] - start])
+            n_found = last
+    if n_found < len(numbers) or not pieces:
+        return None
+    return concatenated(pieces) if order is None else concatenated(pieces)[np.argsort(order)]
 
 
 def whole_columns(n: int) -> int:

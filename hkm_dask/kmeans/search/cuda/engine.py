@@ -7,12 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import worker_module
+from hkm_dask.compute.backend import reserve_to_sort, worker_module
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.staging import device_dtype, iter_device_blocks, resident_budget
+from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search.cuda import hopper, kernels
 from hkm_dask.kmeans.search.cuda.forms import begin_checks, choose_form, forms_here, sound_forms, walks_are_sound
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
@@ -42,6 +44,12 @@ class CudaEngine(Engine):
         super().__init__()
         self.xp = worker_module()
 
+    def furthest(self, distances: Any, n: int) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+        """See `Engine.furthest`."""
+        if len(distances) > n:
+            reserve_to_sort(distances)
+        return super().furthest(distances, n)
+
     def room(self, part: Part) -> int:
         """See `Engine.room`."""
         return resident_budget()
@@ -58,7 +66,7 @@ class CudaEngine(Engine):
         """See `Engine.prepare`: kernels are checked."""
         begin_checks(precision, n_features, dtype)
 
-    def operand(self, rows: Any, geometry: Geometry) -> CudaOperand:
+    def operand(self, rows: Any, geometry: Geometry, origin: Origin | None = None) -> CudaOperand:
         """See `Engine.operand`."""
         forms = sound_forms(forms_here(geometry.precision), rows.shape[1], rows.dtype)
         return make_cuda_operand(rows, geometry, kind_of(next(forms)))

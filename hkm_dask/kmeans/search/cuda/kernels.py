@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import device_attribute
+from hkm_dask.compute.backend import device_argsort, device_attribute
 from hkm_dask.compute.jit import kernel
 from hkm_dask.compute.staging import ran_out
 from hkm_dask.errors import ComputeError
@@ -33,6 +33,8 @@ _COUNT_THREADS, _RUN, _ADD_THREADS, _ADD_BLOCKS = 1024, 64, 256, 4096
 _LIMB_BLOCKS = 1024
 #: Bytes of a stage of the fused search, and stages beyond which more would not help.
 STAGE_BYTES, _MOST_STAGES = (128 + 256) * 128, 4
+#: Bytes of dynamic shared memory that a block has without asking for them.
+_SHARED_UNASKED = 48 << 10
 #: Rows and columns of a tile of `find_conflicts`: a word of bits.
 _CONFLICT_TILE = 32
 #: Asynchronous copies and products of 16 × 8 × 16 came with compute capability 8.0 (Ampere), "80" to CuPy.
@@ -88,10 +90,11 @@ def compile_kernels(device: int, halves: Iterable[bool], *, for_hopper: bool) ->
 
 
 @cache
-def _function(name: str, half: bool, shared_bytes: int) -> Any:
+def _function(name: str, half: bool, takes_much_shared: bool) -> Any:
     kernel = (_compiled_for_hopper() if name.endswith("_hopper") else _compiled(half)).get_function(name)
-    if shared_bytes > 48 << 10:  # more than that has to be asked for
-        kernel.max_dynamic_shared_size_bytes = shared_bytes
+    if takes_much_shared:  # asked for once, all there is: a limit is the kernel's, whoever got it from its module
+        most = device_attribute("MaxSharedMemoryPerBlockOptin")
+        kernel.max_dynamic_shared_size_bytes = most - kernel.shared_size_bytes
     return kernel
 
 
@@ -105,7 +108,8 @@ def launch(
     """
     grid = (n_blocks,) if isinstance(n_blocks, int) else n_blocks
     half = rows.dtype == np.float16
-    _function(name, half, shared_bytes)(grid, (n_threads,), arguments, shared_mem=shared_bytes)
+    kernel = _function(name, half, shared_bytes > _SHARED_UNASKED)
+    kernel(grid, (n_threads,), arguments, shared_mem=shared_bytes)
 
 
 def launch_by_row(name: str, rows: Any, lanes: int, *arguments: Any, n: int | None = None) -> None:
@@ -225,11 +229,10 @@ def order(labels: NDArray[np.int32], keys: NDArray[np.uint64]) -> NDArray[np.int
     import cupy
 
     try:
-        # Integers are sorted by radix, and sorts are stable.
         both = cupy.asarray(labels).astype(cupy.int64)
         both *= 1 << 32
         both += cupy.asarray(keys.view(np.int64))
-        places: NDArray[np.int64] = cupy.argsort(both).get()
+        places: NDArray[np.int64] = device_argsort(both).get()
         return places
     except MemoryError as error:
         if not ran_out(error):

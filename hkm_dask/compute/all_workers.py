@@ -1,0 +1,83 @@
+"""What concerns all workers of a Dask cluster at once, of which any may die meanwhile."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from hkm_dask.errors import ComputeError
+
+if TYPE_CHECKING:
+    from distributed import Client, WorkerPlugin
+
+#: Seconds to wait for a worker after all have died, which then may only be starting, and between two looks.
+_OTHERS_COME_WITHIN, _LOOK_EVERY = 120, 0.1
+#: How often all workers may die as they are asked something.
+_ATTEMPTS = 4
+
+
+def list_workers(client: Client, n_workers: int = 1, come_within: float = _OTHERS_COME_WITHIN) -> dict[str, Any]:
+    """What the scheduler knows of every worker; where there are fewer, as all have died, wait for those to come.
+
+    Those that there are after so many seconds will do. Raises ComputeError where there is none then, or the scheduler
+    does not answer.
+    """
+    deadline = time.monotonic() + come_within
+    while True:
+        # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds. Nor
+        # `wait_for_workers`: where a worker dies, it loses a LocalCluster's count of them, which fails as it is closed.
+        try:
+            workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
+        except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
+            raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
+        if len(workers) >= n_workers or time.monotonic() > deadline:
+            break
+        time.sleep(_LOOK_EVERY)
+    if workers:
+        return dict(workers)
+    raise ComputeError(
+        "workers=0 should be at least 1; start `dask worker ADDRESS` and run again, finished stages are kept"
+    )
+
+
+def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dict[str, Any]:
+    """Run a function on every worker; answers of those that live by address, of at least one.
+
+    Raises ComputeError where a worker cannot import the function, or whatever it raises is not one.
+    """
+    for _ in range(_ATTEMPTS):
+        answers = {}
+        for address, answer in client.run(question, *args, on_error="return").items():
+            if isinstance(answer, OSError):  # it died since the scheduler heard of it
+                continue
+            if isinstance(answer, ComputeError):
+                raise answer
+            if isinstance(answer, Exception):
+                raise ComputeError(
+                    f"worker={address} should have hkm_dask; install the same packages on every worker "
+                    f"({type(answer).__name__}: {answer})"
+                ) from answer
+            answers[address] = answer
+        if answers:
+            return answers
+        list_workers(client)
+    raise ComputeError(f"all workers died {_ATTEMPTS} times as they were asked; look at their logs, and run again")
+
+
+def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:
+    """Have every worker set up a plugin, and those that join later.
+
+    `Client.register_plugin` raises where a worker dies meanwhile, and logs a traceback where two do.
+    """
+    from distributed.protocol.pickle import dumps
+
+    # Sent by value, as a function within another one is, since the scheduler may not know this module.
+    async def add(name: str, plugin: bytes, dask_scheduler: Any) -> dict[str, str]:
+        dask_scheduler.worker_plugins[name] = plugin
+        message = {"op": "plugin-add", "plugin": plugin, "name": name}
+        answers = await dask_scheduler.broadcast(msg=message, on_error="ignore")
+        return {address: answer["exception_text"] for address, answer in answers.items() if answer["status"] == "error"}
+
+    for address, problem in client.run_on_scheduler(add, name, dumps(plugin)).items():
+        raise ComputeError(f"worker={address} should set up {name}: {problem}; look at its log")
