@@ -141,9 +141,7 @@ class NpyRows(Rows):
         self._place(header.shape, header.dtype, offset + header.offset, state, label)
         self._fortran, self._watched = header.fortran_order, not scratch
 
-    def _place(
-        self, shape: tuple[int, ...], stored: np.dtype, offset: int, state: os.stat_result, label: str
-    ) -> None:  # fmt: skip
+    def _place(self, shape: tuple[int, ...], stored: np.dtype, offset: int, state: os.stat_result, label: str) -> None:
         """Set where the rows lie in the file, one after the other, and what tells the file from another."""
         self._describe(shape, stored, label)
         self._stored, self._fortran, self._data = stored, False, offset

@@ -269,9 +269,7 @@ class _Build:
     def _plans(self) -> list[dict[str, Any]]:
         runner, rows = self.runner, self.source.rows
         plans, budget = level_plans(self.config, rows.n_rows, rows.n_features), runner.memory_budget
-        return with_ranges(
-            plans, budget - runner.input_bytes(rows), least=runner.least_ranges, **self._where
-        )  # fmt: skip
+        return with_ranges(plans, budget - runner.input_bytes(rows), least=runner.least_ranges, **self._where)
 
     @property
     def _where(self) -> dict[str, Any]:
@@ -389,9 +387,7 @@ class _Build:
             started=lambda n_rows: tell("step_started", n=n_rows, k=k, max_iter=max_iter),
         )
 
-    def _finish_step(
-        self, t: int, number: int, level: Level, done: Fit | FitByRanges, steps: StepHistory
-    ) -> None:  # fmt: skip
+    def _finish_step(self, t: int, number: int, level: Level, done: Fit | FitByRanges, steps: StepHistory) -> None:
         """Keep the outcome of a step, and note it."""
         centroids = self.checkpoints.finish(t, number, done)
         if isinstance(done.centroids, SharedPieces):

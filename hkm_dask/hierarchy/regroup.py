@@ -96,9 +96,7 @@ def _sort_runs(runs: PartitionedRuns, store: SharedArrayStore, name: str, item: 
     ]
 
 
-def _merge_share(
-    of_runs: SharedSeries, places: SharedSeries, store: SharedArrayStore, name: str, share: Share
-) -> None:  # fmt: skip
+def _merge_share(of_runs: SharedSeries, places: SharedSeries, store: SharedArrayStore, name: str, share: Share) -> None:
     """Task: write the rows of a share, which all runs have some of, to an array, at their places."""
     own_places = places[share.number].read(0, share.stop - share.start)
     merged, low = None, 0
@@ -112,9 +110,7 @@ def _merge_share(
     store.put(f"{name}-{share.start}", merged)
 
 
-def _put_back(
-    found: Readable, places: SharedSeries, store: SharedArrayStore, name: str, share: Share
-) -> SharedArray:  # fmt: skip
+def _put_back(found: Readable, places: SharedSeries, store: SharedArrayStore, name: str, share: Share) -> SharedArray:
     """Task: what a file has of the rows of a share, put in the order in which the share is read."""
     own_places = places[share.number].read(0, share.stop - share.start)
     values = found.read(share.start, share.stop)[own_places - share.start]
@@ -250,9 +246,7 @@ def _in_pieces(
         regrouped_rows.delete()
 
 
-def _parts_of_runs(
-    rows: Rows, positions: NDArray[np.int64], stage: StageBytes, runner: Runner
-) -> list[_RunsOfPart]:  # fmt: skip
+def _parts_of_runs(rows: Rows, positions: NDArray[np.int64], stage: StageBytes, runner: Runner) -> list[_RunsOfPart]:
     """Parts of whole runs, which begin and end at these positions: with the number of the first run, and its own."""
     items = []
     for part in runner.split(rows, 1, cuts=np.unique(positions), stage=stage):

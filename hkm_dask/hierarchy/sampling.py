@@ -244,9 +244,7 @@ class _Draw:
         sizes, key = leaf_sizes(arrays, mask), stream_key(part.seed, "within")
         if self.strategy == "flat":
             none, weights = np.empty(0, np.int64), self.weights[-1:]
-            targets = hierarchical_targets(
-                [none], [none], sizes[-1:], part.size, self.multiplier, part.seed, weights
-            )  # fmt: skip
+            targets = hierarchical_targets([none], [none], sizes[-1:], part.size, self.multiplier, part.seed, weights)
             return draw_flat(arrays, targets, sizes[-1], within=self.within, key=key, best=self.best, mask=mask)
         bounds, members = arrays.read(1, "indptr"), _StoredMembers(arrays)
         above = [(arrays.read(t, "indptr"), arrays.read(t, "members")) for t in range(2, n_levels + 1)]

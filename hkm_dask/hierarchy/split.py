@@ -249,9 +249,7 @@ def _bytes_taken(
 ) -> StageBytes:
     """What splitting takes: scratch where it is in this process, and of the largest batch in every task."""
     largest = int(np.diff(bounds).max())
-    stage = split_stage(
-        rows.n_rows, n_clusters, rows.n_features, settings.n_clusters, largest * 4 * rows.n_features
-    )  # fmt: skip
+    stage = split_stage(rows.n_rows, n_clusters, rows.n_features, settings.n_clusters, largest * 4 * rows.n_features)
     return stage if runner.in_process else StageBytes(0, stage.task)
 
 

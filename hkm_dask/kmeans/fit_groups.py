@@ -67,9 +67,12 @@ def fit_groups(
     if not (batched and engine.batches(geometry, values.dtype)):
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     if values.nbytes <= 2 * batch_bytes:
-        fits = fit_batch(values, bounds, settings, geometry=geometry, memory_budget=memory_budget)
-        if fits is not None:
-            return fits
+        try:
+            return fit_batch(values, bounds, settings, geometry, memory_budget)
+        except Exception as error:
+            if not ran_out(error):
+                raise
+        make_room()
     if len(settings) == 1:  # a large one can be streamed
         return _one_by_one(values, bounds, settings, geometry, memory_budget)
     half = len(settings) // 2
@@ -121,30 +124,10 @@ def _label(
 
 
 def fit_batch(
-    values: NDArray[np.floating],
-    bounds: NDArray[np.int64],
-    settings: Sequence[Settings],
-    *,
-    geometry: Geometry,
-    memory_budget: int,
-) -> GroupFits | None:
-    """Do as `fit_groups`, on this worker's device, for float16 or float32 values.
-
-    None where the device does not hold all of them at once; it has given up then what was resident.
-    """
-    try:
-        return _fit_batch(values, bounds, settings, geometry, memory_budget)
-    except Exception as error:
-        if not ran_out(error):
-            raise
-    make_room()
-    return None
-
-
-def _fit_batch(
     values: NDArray[np.floating], bounds: NDArray[np.int64], settings: Sequence[Settings], geometry: Geometry,
     memory_budget: int,
 ) -> GroupFits:  # fmt: skip
+    """Do as `fit_groups`, on this worker's device, for float16 or float32 values, all of which it has to hold."""
     passes = _Batch(values, bounds, settings[0].n_clusters, geometry)
     tables = [ArrayRows(values[low:high]) for low, high in itertools.pairwise(bounds)]
     with on_host():

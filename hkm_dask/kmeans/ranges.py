@@ -296,6 +296,4 @@ class _Passes:
         each(SharedArray.delete, files, location(self.store.folder or "."))
         arrays, unused, at_rest = zip(*outcomes, strict=True)
         pieces = SharedPieces(self.store.series(f"centroids-{name}", arrays), centroids.offsets)
-        return LloydStep.after(
-            sums.totals, self.geometry, pieces, len(relocations.slots), sum(unused), all(at_rest)
-        )  # fmt: skip
+        return LloydStep.after(sums.totals, self.geometry, pieces, len(relocations.slots), sum(unused), all(at_rest))

@@ -390,6 +390,4 @@ def tiles(
     for first, rows in engine.blocks(part):
         local = slice(first - part.start, first - part.start + len(rows))
         of_tile = no_weights if weights is None else engine.put(weights[local])
-        yield RowTile(
-            first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], of_tile
-        )  # fmt: skip
+        yield RowTile(first, first + len(rows), rows, assignment.labels[local], assignment.distances[local], of_tile)

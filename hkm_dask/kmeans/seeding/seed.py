@@ -74,46 +74,40 @@ def seed(
     weights : ndarray of int64, shape (n_rows,), optional
         Positive.
     """
+    run = uuid.uuid4().hex
     with runner.array_store.lent("seed-weights", weights) as shared:
-        return (yield from _seed(rows, n_clusters, init, geometry, key, runner, report, uuid.uuid4().hex, shared))
-
-
-def _seed(
-    rows: Rows, n_clusters: int, init: str, geometry: Geometry, key: int, runner: Runner, report: SeedingReport | None,
-    run: str, weights: SharedArray | None,
-) -> Steps[Seeds]:  # fmt: skip
-    stage = seeding_stage(rows.n_rows if init == "k-means++" else runner.n_own(rows), n_clusters, rows.n_features, init)
-    runner.make_room_for(stage)
-    if init == "random":
-        vectors = take_rows(rows, random_rows(rows, n_clusters, key=key, runner=runner, weights=weights), runner)
-        centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
-        centroids[: len(vectors)] = vectors
-        return Seeds(centroids, None, run)
-    walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner, report=report)
-    # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
-    if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
-        vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
-        sizes = np.ones(rows.n_rows, np.int64) if weights is None else weights.get()
-        with runner.array_store.lent("points", vectors) as points:
-            centroids, _ = walk(points, sizes, key=key, n_iterations=0, whole=init == "k-means++")
-        return Seeds(centroids, None, run)
-    sample, n = (
-        (sample_in_rounds, 2 * n_clusters) if init == "k-means||" else (sample_by_distance, CORESET_FACTOR * n_clusters)
-    )
-    batches = yield from sample.steps(
-        rows, n, geometry=geometry, key=key, run=run, runner=runner, weights=weights, stage=stage,
-        report=None if report is None else partial(report, "draw"),
-    )  # fmt: skip
-    points, sizes = yield MapReduce(
-        UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=weights),
-        runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),
-        Candidates.__add__,
-        partial(_cells, geometry, runner.array_store, f"cells-{run}"),
-        "draw-cells0",
-    )
-    while batches:
-        batches.pop().delete()
-    n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
-    centroids, hints = walk(points, sizes, key=stream_key(key, "greedy"), n_iterations=n_iterations)
-    points.delete()
-    return Seeds(centroids, hints, run)
+        n_rows = rows.n_rows if init == "k-means++" else runner.n_own(rows)
+        stage = seeding_stage(n_rows, n_clusters, rows.n_features, init)
+        runner.make_room_for(stage)
+        if init == "random":
+            vectors = take_rows(rows, random_rows(rows, n_clusters, key=key, runner=runner, weights=shared), runner)
+            centroids = np.full((n_clusters, rows.n_features), np.nan, np.float32)
+            centroids[: len(vectors)] = vectors
+            return Seeds(centroids, None, run)
+        walk = partial(seed_from_points, n_clusters=n_clusters, geometry=geometry, runner=runner, report=report)
+        # k-means++ keeps to the rows themselves; on a few times k of them the coreset has nothing to condense.
+        if init == "k-means++" or rows.n_rows <= CORESET_FACTOR * n_clusters:
+            vectors = np.ascontiguousarray(rows.read(0, rows.n_rows), np.float32)
+            sizes = np.ones(rows.n_rows, np.int64) if shared is None else shared.get()
+            with runner.array_store.lent("points", vectors) as points:
+                centroids, _ = walk(points, sizes, key=key, n_iterations=0, whole=init == "k-means++")
+            return Seeds(centroids, None, run)
+        in_rounds = init == "k-means||"
+        sample = sample_in_rounds if in_rounds else sample_by_distance
+        batches = yield from sample.steps(
+            rows, (2 if in_rounds else CORESET_FACTOR) * n_clusters, geometry=geometry, key=key, run=run, runner=runner,
+            weights=shared, stage=stage, report=None if report is None else partial(report, "draw"),
+        )  # fmt: skip
+        points, sizes = yield MapReduce(
+            UpdateAndSample(tuple(batches), geometry, run, key, 0.0, with_sums=True, weights=shared),
+            runner.split(rows, sum(len(batch.get()) for batch in batches), stage=stage),
+            Candidates.__add__,
+            partial(_cells, geometry, runner.array_store, f"cells-{run}"),
+            "draw-cells0",
+        )
+        while batches:
+            batches.pop().delete()
+        n_iterations = CORESET_ITERATIONS if init == "coreset" else 0
+        centroids, hints = walk(points, sizes, key=stream_key(key, "greedy"), n_iterations=n_iterations)
+        points.delete()
+        return Seeds(centroids, hints, run)

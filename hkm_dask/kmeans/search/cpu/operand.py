@@ -210,7 +210,5 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
     out_norms, errors = np.empty(n_rows), np.empty(n_rows)
     # A coordinate errs by γ_d ‖x‖, the basis by what it misses orthonormality.
     relative = geometry.basis_error + gamma(n_features) * float(np.sqrt(width)) * (1.0 + geometry.basis_error)
-    _quantize(
-        projected, norms, relative, geometry.step, width == n_features, matrix, residual_norms, out_norms, errors
-    )  # fmt: skip
+    _quantize(projected, norms, relative, geometry.step, width == n_features, matrix, residual_norms, out_norms, errors)
     return Operand(matrix, out_norms, errors, residual_norms)
