@@ -177,7 +177,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         Wrong(
             "cluster pool.zarr t.zarr --n-clusters 5 --subset idx.npy",
             1,
-            ("1 are not; drop them", "it has 1; drop them"),
+            ("1 are not; is it of this pool?", "it has 1; drop them"),
         ),
         Wrong(
             "cluster pool.zarr t.zarr --config bad.yaml",

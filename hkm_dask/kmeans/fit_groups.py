@@ -274,10 +274,11 @@ class _Batch:
         candidates = self._candidates({group: task for group, task in tasks.items() if task.horizon > 0})
         sums = self._add_cells({group: task for group, task in tasks.items() if task.with_sums})
         none = no_candidates(self.rows.shape[1])
-        return {
-            group: Candidates(potentials[group], *candidates.get(group, none), *sums.get(group, (None, None)))
-            for group in groups
-        }
+        found = {}
+        for group in groups:
+            *facts, vectors = candidates.get(group, none)
+            found[group] = Candidates(potentials[group], *facts, (vectors,), *sums.get(group, (None, None)))
+        return found
 
     def _apply(self, tasks: Mapping[int, UpdateAndSample]) -> None:
         """Measure rows against the centers drawn since the last pass of their group."""
