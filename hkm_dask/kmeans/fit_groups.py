@@ -273,12 +273,12 @@ class _Batch:
         potentials = self._totals(groups, self.squared)
         candidates = self._candidates({group: task for group, task in tasks.items() if task.horizon > 0})
         sums = self._add_cells({group: task for group, task in tasks.items() if task.with_sums})
-        none = no_candidates(self.rows.shape[1])
-        found = {}
-        for group in groups:
-            *facts, vectors = candidates.get(group, none)
-            found[group] = Candidates(potentials[group], *facts, (vectors,), *sums.get(group, (None, None)))
-        return found
+        *facts, vectors = no_candidates(self.rows.shape[1])
+        none = *facts, (vectors,)
+        return {
+            group: Candidates(potentials[group], *candidates.get(group, none), *sums.get(group, (None, None)))
+            for group in groups
+        }
 
     def _apply(self, tasks: Mapping[int, UpdateAndSample]) -> None:
         """Measure rows against the centers drawn since the last pass of their group."""
@@ -316,7 +316,7 @@ class _Batch:
             own = slice(cuts[group], cuts[group + 1])
             numbers = rows[own] - self.bounds[group]
             times, places = arrival_times(tasks[group].key, numbers, squared[own], tasks[group].horizon)
-            candidates[group] = times, numbers[places], squared[own][places], values[own][places]
+            candidates[group] = times, numbers[places], squared[own][places], (values[own][places],)
         return candidates
 
     def _add_cells(
