@@ -22,7 +22,7 @@ import hkm_dask as hkm
 from hkm_dask.kmeans.search.cuda import CudaIndex
 from hkm_dask.kmeans.search.cuda_check import find_fault, made_sample
 from hkm_dask.kmeans.search.cuda_kernels import compile_kernels
-from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault
+from hkm_dask.kmeans.search.cuda_walk_check import find_made_walk_fault, find_walk_fault, made_walks
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.grid_walk import LEAST_FEATURES
 from pipelines.benchmark import gpu, gpu_peers
@@ -110,7 +110,8 @@ def check_forms(record: Record) -> None:
     widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
     samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
     forms, made = forms_here(), {(d, dtype): made_sample(d, np.dtype(dtype)) for d, dtype in samples}
-    compile_kernels(0, (False, True), for_hopper="hopper" in forms)
+    compiling, _ = clock(lambda: compile_kernels(0, (False, True), for_hopper="hopper" in forms))
+    record.add(f"kernels compiled in {compiling:.1f} s", compiling=compiling)
     for form in forms:
         for (d, dtype), sample in made.items():  # each answered by the host once
             fault = find_fault(form, sample, is_made=True)
@@ -161,6 +162,15 @@ def search_once(record: Record) -> None:
             raise ValueError(f"{check.n_wrong} of {n} labels of the form {form} should be others")
 
 
+def search_and_walk_once(record: Record) -> None:
+    """Do as `search_once`, and walk over a few small groups."""
+    search_once(record)
+    fault = find_walk_fault(made_walks(LEAST_FEATURES)[:3])
+    record.add(f"walks: {fault or 'right'}")
+    if fault:
+        raise ValueError(f"walks {fault}")
+
+
 def run_tests(record: Record) -> None:
     """Run the tests of the GPU path but for those that start workers, are about these steps, or need no device."""
     chosen = ["tests/gpu", "tests/compute/test_device.py", "-k", "not compile"]
@@ -209,13 +219,15 @@ def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
     return process.returncode
 
 
-def _under(record: Record, tool: str, options: Sequence[str], wanted: str) -> None:
-    """Run one small search under a tool of NVIDIA's, and keep the lines that say what it found."""
+def _under(
+    record: Record, tool: str, options: Sequence[str], wanted: str, work: Callable[[Record], None] = search_once
+) -> None:
+    """Run one small search, or other work, under a tool of NVIDIA's, and keep the lines that say what it found."""
     if record.rehearsal or shutil.which(tool) is None:
         record.add(f"{tool}: {'no device to look at' if record.rehearsal else 'not installed'}")
         return
     found = str(record.path.with_suffix(".search"))
-    child = [sys.executable, "-m", "pipelines.gpu.child", name_of(search_once), found, str(record.left)]
+    child = [sys.executable, "-m", "pipelines.gpu.child", name_of(work), found, str(record.left)]
     kept: list[str] = []
 
     def take(line: str) -> None:
@@ -228,9 +240,9 @@ def _under(record: Record, tool: str, options: Sequence[str], wanted: str) -> No
 
 
 def sanitize(record: Record) -> None:
-    """Look for bad accesses and races in one small search."""
+    """Look for bad accesses and races in one small search, and in walks over small groups."""
     for tool in ("memcheck", "racecheck"):
-        _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard")
+        _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard", search_and_walk_once)
     if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
         raise AssertionError("compute-sanitizer found something; see the log")
 
