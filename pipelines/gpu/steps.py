@@ -187,14 +187,18 @@ def _pytest(record: Record, chosen: Sequence[str]) -> None:
     """Run tests and take results in as they come; the checkout's settings may ask for plugins that are not there."""
     options = "-o addopts= --import-mode=importlib -W default -p no:cacheprovider -v --tb=line".split()
     results: dict[str, int] = {}
-    failed: list[str] = []
+    at_fault, failed = list[str](), list[str]()
 
     def take(line: str) -> None:
-        if found := re.match(r"\S+::.+? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
-            results[found[1]] = results.get(found[1], 0) + 1
-            record.lines[:] = [", ".join(f"{n} {word.lower()}" for word, n in results.items())]
+        if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
+            results[found[2]] = results.get(found[2], 0) + 1
+            if found[2] in ("FAILED", "ERROR"):  # the reason is told in the end only, which may not be reached
+                at_fault.append(f"{found[2]} {found[1]}")
+            counts = ", ".join(f"{n} {word.lower()}" for word, n in results.items())
+            record.lines[:] = [counts, *at_fault[:20]]
             record.add(tests=results)
         elif re.match(r"(FAILED|ERROR) \S", line):  # in the summary at the end, with the reason
+            record.lines[1:] = []
             failed.append(line.strip())
 
     code = _run([sys.executable, "-m", "pytest", *options, *chosen], take)
