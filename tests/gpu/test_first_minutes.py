@@ -14,7 +14,7 @@ from pipelines.gpu.rehearsal import shrink
 from pipelines.gpu.steps import STEPS, search_and_walk_once
 
 STARTS_OTHERS = {"tests", "cluster", "sanitizer", "profile", "devices"}
-TAKE_LONG = {"forms", "passes", "streams"}  # several seconds on an emulator
+TAKE_LONG = {"forms", "hopper", "passes", "streams"}  # several seconds on an emulator
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from functools import cache
 from typing import Any
 
@@ -25,7 +26,9 @@ LEAST_FOR_GATHERED = 512
 
 @cache
 def is_available() -> bool:
-    """Whether the device is a Hopper, with a driver that describes matrices to it."""
+    """Whether the device is a Hopper, with a driver that describes matrices to it; ``HKM_HOPPER=0`` says no."""
+    if os.environ.get("HKM_HOPPER") == "0":
+        return False
     import cupy
 
     return int(cupy.cuda.Device().compute_capability) // 10 == 9 and tensor_map.encoder() is not None
