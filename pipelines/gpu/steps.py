@@ -51,6 +51,8 @@ _PASSES = (
 )  # fmt: skip
 #: Gigabytes of rows of a run of Lloyd's iteration: 30M × 1024 are 61.
 _LLOYD_GIGABYTES = (8.0, 61.0)
+#: Where a toolkit has its tools.
+_TOOLKIT = "/usr/local/cuda/bin"
 #: Suites that others take part in; to import them takes seconds.
 _SUITES_WITH_PEERS = ("resident", "streamed", "lloyd")
 #: Rows, features and clusters of the search that tools look at, and rows of a rehearsal.
@@ -256,7 +258,8 @@ def _under(
     record: Record, tool: str, options: Sequence[str], wanted: str, work: Callable[[Record], None] = search_once
 ) -> None:
     """Run one small search, or other work, under a tool of NVIDIA's, and keep the lines that say what it found."""
-    if record.rehearsal or shutil.which(tool) is None:
+    place = shutil.which(tool) or shutil.which(tool, path=_TOOLKIT)
+    if record.rehearsal or place is None:
         record.add(f"{tool}: {'no device to look at' if record.rehearsal else 'not installed'}")
         return
     found = str(record.path.with_suffix(".search"))
@@ -267,7 +270,7 @@ def _under(
         if re.search(wanted, line):
             kept.append(line.strip(" =\n"))
 
-    code = _run([tool, *options, *child], take)
+    code = _run([place, *options, *child], take)
     for line in kept[:12] or [f"said nothing, status {code}"]:
         record.add(f"{' '.join([tool, *options[:2]])}: {line}", tools=[line])
 
