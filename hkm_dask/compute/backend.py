@@ -135,7 +135,7 @@ def reserve_to_sort(keys: Any) -> None:
     """Have the device's pool of memory hold what a sort of keys takes, so many times as they and 64-bit places.
 
     A MemoryError, as of any array, where it cannot. The sort itself would raise one that does not tell of the device
-    or, in CuPy before 14.2, return what is not sorted.
+    or, as CuPy did before it looked, go on with no memory.
     """
     import cupy
 

@@ -118,6 +118,7 @@ def measure_kernels(record: Record) -> None:
     record.add(ceilings=asdict(ceilings))
     grid = [(16, 12)] if record.rehearsal else _GRID
     with timed_launches() as take:
+        _measure_walks(record, take)
         for d, k in grid:
             if record.left < 0.1 * record.seconds:
                 return record.add(f"no time was left for d = {d}, k = {k} and what follows")
@@ -128,7 +129,6 @@ def measure_kernels(record: Record) -> None:
             _measure_sums(record, made, take, ceilings)
             del made
             free_memory()
-        _measure_walks(record, take)
     return None
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
@@ -19,10 +19,11 @@ import numpy as np
 import psutil
 
 import hkm_dask as hkm
-from hkm_dask.kmeans.search.cuda.check import find_fault, made_sample
+from hkm_dask.kmeans.search.cuda.check import Sample, find_fault, made_sample
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.kernels import compile_kernels
-from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault
+from hkm_dask.kmeans.search.cuda.operand import Form
+from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
 from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.search.geometry import Geometry
 from pipelines.benchmark import gpu, gpu_peers
@@ -50,6 +51,8 @@ _PASSES = (
 )  # fmt: skip
 #: Gigabytes of rows of a run of Lloyd's iteration: 30M × 1024 are 61.
 _LLOYD_GIGABYTES = (8.0, 61.0)
+#: Where a toolkit has its tools.
+_TOOLKIT = "/usr/local/cuda/bin"
 #: Suites that others take part in; to import them takes seconds.
 _SUITES_WITH_PEERS = ("resident", "streamed", "lloyd")
 #: Rows, features and clusters of the search that tools look at, and rows of a rehearsal.
@@ -104,26 +107,55 @@ def describe(record: Record) -> None:
 
 
 def check_forms(record: Record) -> None:
-    """Hold each form's scores against their bounds, and its labels against the CPU's, as a worker does at first."""
-    faults = []
-    # Wide and narrow, whole steps of 64 features and ragged ones, and some that are no multiple of 8.
-    widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
-    samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
-    forms, made = forms_here(), {(d, dtype): made_sample(d, np.dtype(dtype)) for d, dtype in samples}
-    compile_kernels(0, (False, True), for_hopper="hopper" in forms)
-    for form in forms:
-        for (d, dtype), sample in made.items():  # each answered by the host once
-            fault = find_fault(form, sample, is_made=True)
-            faults += [f"{form} d = {d}, {dtype} {fault}"] if fault else []
-            record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
+    """Hold each form's scores against their bounds, and its labels against the CPU's, as a worker does at first; walks.
+
+    That of Hopper is a step of its own: it may never end.
+    """
+    forms, samples = forms_here(), _samples(record)
+    compiling, _ = clock(lambda: compile_kernels(0, (False, True), for_hopper="hopper" in forms))
+    record.add(f"kernels compiled in {compiling:.1f} s", compiling=compiling)
+    others = [form for form in forms if form != "hopper"]
+    faults = [fault for form in others for fault in _faults_of(record, form, samples)]
     for d in {d for d, _ in samples if d >= LEAST_FEATURES}:
         fault = find_made_walk_fault(d)
         faults += [f"walks d = {d} {fault}"] if fault else []
         record.add(f"walks d = {d}: {fault or 'right'}", checks=[{"form": "walks", "d": d, "fault": fault}])
-    search_once(record)
+    search_once(record, others)
+    if faults:
+        raise ValueError("; ".join(faults))
+
+
+def check_hopper(record: Record) -> None:
+    """Do as `check_forms` for the form of Hopper, and have a k-means check all forms itself.
+
+    Until the figure "hopper" says that it is right, the steps that follow are to leave it out.
+    """
+    faults: list[str] = []
+    if "hopper" in forms_here():
+        record.add(hopper="not told")
+        faults += _faults_of(record, "hopper", _samples(record))
+        search_once(record, ["hopper"])
+        record.add(hopper="; ".join(faults) or "right")
+    else:
+        record.add("no Hopper", hopper="right")
     faults += fit_once(record)
     if faults:
         raise ValueError("; ".join(faults))
+
+
+def _samples(record: Record) -> dict[tuple[int, str], Sample]:
+    """Made rows by width and type: whole steps of 64 features and ragged ones, and some that are no multiple of 8."""
+    widths = (16,) if record.rehearsal else (128, 384, 1024, 100, 520, 13)
+    samples = [(d, dtype) for d in widths for dtype in ("float16", "float32")][: 1 if record.rehearsal else None]
+    return {(d, dtype): made_sample(d, np.dtype(dtype)) for d, dtype in samples}
+
+
+def _faults_of(record: Record, form: Form, samples: Mapping[tuple[int, str], Sample]) -> Iterator[str]:
+    for (d, dtype), sample in samples.items():  # each answered by the host once, for all forms
+        fault = find_fault(form, sample, is_made=True)
+        record.add(f"{form} d = {d}, {dtype}: {fault or 'right'}", checks=[{"form": form, "d": d, "fault": fault}])
+        if fault:
+            yield f"{form} d = {d}, {dtype} {fault}"
 
 
 def fit_once(record: Record) -> list[str]:
@@ -141,14 +173,14 @@ def fit_once(record: Record) -> list[str]:
     return messages
 
 
-def search_once(record: Record) -> None:
-    """Label a few rows in each form, twice, against all distances in float64: the first time compiles."""
+def search_once(record: Record, forms: Sequence[Form] | None = None) -> None:
+    """Label a few rows in each form, or in some, twice, against all distances in float64: the first time compiles."""
     import cupy
 
     n, d, k = (_REHEARSED_ROWS, 16, 20) if record.rehearsal else _SMALL
     maker, rows = RowMaker(cupy, d), cupy.empty((n, d), cupy.float16)
     geometry, centroids = Geometry(*maker.fill(rows), n), maker.centroids(k)
-    for form in forms_here():
+    for form in forms_here() if forms is None else forms:
         labels, distances = cupy.full(n, -1, cupy.int32), cupy.full(n, cupy.inf)
         index, search = CudaIndex(centroids, geometry, form), (rows, labels, distances)
         first, again = (clock(lambda i=index, s=search: i.nearest(*s), synchronize)[0] for _ in range(2))  # type: ignore[misc]
@@ -159,6 +191,15 @@ def search_once(record: Record) -> None:
         )
         if check.n_wrong:
             raise ValueError(f"{check.n_wrong} of {n} labels of the form {form} should be others")
+
+
+def search_and_walk_once(record: Record) -> None:
+    """Do as `search_once`, and walk over a few small groups."""
+    search_once(record)
+    fault = find_walk_fault(made_walks(LEAST_FEATURES)[:3])
+    record.add(f"walks: {fault or 'right'}")
+    if fault:
+        raise ValueError(f"walks {fault}")
 
 
 def run_tests(record: Record) -> None:
@@ -177,14 +218,18 @@ def _pytest(record: Record, chosen: Sequence[str]) -> None:
     """Run tests and take results in as they come; the checkout's settings may ask for plugins that are not there."""
     options = "-o addopts= --import-mode=importlib -W default -p no:cacheprovider -v --tb=line".split()
     results: dict[str, int] = {}
-    failed: list[str] = []
+    at_fault, failed = list[str](), list[str]()
 
     def take(line: str) -> None:
-        if found := re.match(r"\S+::.+? (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
-            results[found[1]] = results.get(found[1], 0) + 1
-            record.lines[:] = [", ".join(f"{n} {word.lower()}" for word, n in results.items())]
+        if found := re.match(r"(\S+::.+?) (PASSED|FAILED|ERROR|SKIPPED|XFAIL)\b", line):
+            results[found[2]] = results.get(found[2], 0) + 1
+            if found[2] in ("FAILED", "ERROR"):  # the reason is told in the end only, which may not be reached
+                at_fault.append(f"{found[2]} {found[1]}")
+            counts = ", ".join(f"{n} {word.lower()}" for word, n in results.items())
+            record.lines[:] = [counts, *at_fault[:20]]
             record.add(tests=results)
         elif re.match(r"(FAILED|ERROR) \S", line):  # in the summary at the end, with the reason
+            record.lines[1:] = []
             failed.append(line.strip())
 
     code = _run([sys.executable, "-m", "pytest", *options, *chosen], take)
@@ -209,28 +254,31 @@ def _run(command: Sequence[str], take: Callable[[str], None]) -> int:
     return process.returncode
 
 
-def _under(record: Record, tool: str, options: Sequence[str], wanted: str) -> None:
-    """Run one small search under a tool of NVIDIA's, and keep the lines that say what it found."""
-    if record.rehearsal or shutil.which(tool) is None:
+def _under(
+    record: Record, tool: str, options: Sequence[str], wanted: str, work: Callable[[Record], None] = search_once
+) -> None:
+    """Run one small search, or other work, under a tool of NVIDIA's, and keep the lines that say what it found."""
+    place = shutil.which(tool) or shutil.which(tool, path=_TOOLKIT)
+    if record.rehearsal or place is None:
         record.add(f"{tool}: {'no device to look at' if record.rehearsal else 'not installed'}")
         return
     found = str(record.path.with_suffix(".search"))
-    child = [sys.executable, "-m", "pipelines.gpu.child", name_of(search_once), found, str(record.left)]
+    child = [sys.executable, "-m", "pipelines.gpu.child", name_of(work), found, str(record.left)]
     kept: list[str] = []
 
     def take(line: str) -> None:
         if re.search(wanted, line):
             kept.append(line.strip(" =\n"))
 
-    code = _run([tool, *options, *child], take)
+    code = _run([place, *options, *child], take)
     for line in kept[:12] or [f"said nothing, status {code}"]:
         record.add(f"{' '.join([tool, *options[:2]])}: {line}", tools=[line])
 
 
 def sanitize(record: Record) -> None:
-    """Look for bad accesses and races in one small search."""
+    """Look for bad accesses and races in one small search, and in walks over small groups."""
     for tool in ("memcheck", "racecheck"):
-        _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard")
+        _under(record, "compute-sanitizer", ["--tool", tool], "SUMMARY|Error|hazard", search_and_walk_once)
     if any(re.search(r"SUMMARY: [1-9]", line) for line in record.figures.get("tools", [])):
         raise AssertionError("compute-sanitizer found something; see the log")
 
@@ -355,11 +403,12 @@ def time_devices(record: Record) -> None:
 
 STEPS = (
     Step("machine", "versions, the device, its ceilings", 0.5, 45, describe),
-    Step("forms", "each form against its bounds and the CPU", 1.5, 90, check_forms),
+    Step("forms", "each form against its bounds and the CPU", 1, 60, check_forms),
+    Step("hopper", "the form of Hopper, and a k-means that checks", 1, 40, check_hopper),
     Step("whole", "from a pool to a subset", 4, 110, time_whole),
     Step("kernels", "each kernel by CUDA events", 4, 70, measure_kernels),
-    Step("passes", "a pass over resident rows, and the peers", 5, 90, time_passes),
-    Step("lloyd", "twenty iterations from host memory", 4, 45, time_lloyd),
+    Step("passes", "a pass over resident rows, and the peers", 5, 85, time_passes),
+    Step("lloyd", "twenty iterations from host memory", 4, 40, time_lloyd),
     Step("tests", "tests/gpu", 4, 60, run_tests),
     Step("sanitizer", "bad accesses and races", 2, 40, sanitize),
     Step("streams", "rows that do not fit", 2, 40, time_streams),

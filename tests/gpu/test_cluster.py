@@ -18,6 +18,7 @@ from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding import coreset
 from tests.emulated import kernels
 from tests.emulated.plugin import build_once
+from tests.gpu.conftest import HAS_GPU
 
 #: Clusters and features of iterations whose bytes are counted.
 K, D = 60, 32
@@ -42,7 +43,7 @@ def config() -> hkm.Config:
     return hkm.Config(levels=levels, seed=1)
 
 
-@pytest.mark.skipif(kernels.missing() is not None, reason=str(kernels.missing()))
+@pytest.mark.skipif(HAS_GPU or kernels.missing() is not None, reason=str(kernels.missing() or "time there is dear"))
 @pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_with_gpus_build_the_tree_that_processors_build(
     n_workers: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch

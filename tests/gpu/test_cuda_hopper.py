@@ -156,12 +156,14 @@ def test_an_iteration_on_gathered_operands_is_the_cpus(
     assert [is_gathered for _, is_gathered in given] == [has_room, has_room and least == 6]
 
 
-@pytest.mark.parametrize("lacking", ["device", "driver"])
+@pytest.mark.parametrize("lacking", ["device", "driver", "wish"])
 def test_where_there_is_no_hopper_the_plain_kernel_serves(
     cuda: Any, emulator: Emulator, lacking: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if lacking == "device":
         monkeypatch.setattr(cuda.cuda.Device, "compute_capability", "80")
+    elif lacking == "wish":
+        monkeypatch.setenv("HKM_HOPPER", "0")
     else:
         monkeypatch.setattr(cuda_hopper, "encoder", lambda: None)
     cuda_hopper.is_available.cache_clear()

@@ -11,10 +11,10 @@ from pipelines.benchmark import command
 from pipelines.gpu import tables
 from pipelines.gpu.record import Record
 from pipelines.gpu.rehearsal import shrink
-from pipelines.gpu.steps import STEPS
+from pipelines.gpu.steps import STEPS, search_and_walk_once
 
 STARTS_OTHERS = {"tests", "cluster", "sanitizer", "profile", "devices"}
-TAKE_LONG = {"forms", "passes", "streams"}  # several seconds on an emulator
+TAKE_LONG = {"forms", "hopper", "passes", "streams"}  # several seconds on an emulator
 
 
 @pytest.fixture
@@ -68,6 +68,12 @@ def test_a_step_finds_what_it_should(small: None, tmp_path: Path, name: str) -> 
             f"hkm_dask, {who}" for who in ("GPU", "GPU again", "threads")
         ]
         assert "level 1: labels the same bits, centroids the same bits; 0 of 300 labels differ" in case["facts"]
+
+
+def test_what_tools_look_at_is_right(small: None, tmp_path: Path) -> None:
+    record = Record(tmp_path / "found.json", 1e4, rehearsal=True)
+    search_and_walk_once(record)
+    assert record.lines[-1] == "walks: right"
 
 
 def test_a_suite_runs_from_its_command_line(small: None, tmp_path: Path) -> None:

@@ -28,3 +28,7 @@ def die(record: Record) -> None:
 def succeed(record: Record) -> None:
     record.add("first", some=[1], rate=float("inf"))
     record.add("second", some=[2])
+
+
+def tell_environment(record: Record) -> None:
+    record.add(f"HKM_HOPPER={os.environ.get('HKM_HOPPER')}")

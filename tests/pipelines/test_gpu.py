@@ -13,8 +13,9 @@ from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from pipelines.gpu import command, prediction, tables
 from pipelines.gpu.command import Run, limit_of_first
-from pipelines.gpu.steps import STEPS, Step
-from tests.pipelines.gpu_steps import die, fail, hang, succeed
+from pipelines.gpu.record import Record
+from pipelines.gpu.steps import STEPS, Step, _pytest
+from tests.pipelines.gpu_steps import die, fail, hang, succeed, tell_environment
 
 ROOT = Path(__file__).parents[2]
 
@@ -63,6 +64,26 @@ def test_a_second_run_of_other_steps_keeps_what_the_first_found(tmp_path: Path) 
     assert "    second" not in second.summary().splitlines()
     Run(tmp_path, seconds=60, rehearsal=True, continues=True).go([])  # of a run on a device nothing is kept
     assert not command.Run(tmp_path, 60, rehearsal=True)._read_earlier()
+
+
+@pytest.mark.parametrize(("found", "left_out"), [("right", "None"), ("gave wrong scores", "0"), ("not told", "0")])
+def test_steps_leave_the_kernel_for_hopper_out_unless_it_is_right(tmp_path: Path, found: str, left_out: str) -> None:
+    run = Run(tmp_path, seconds=60)
+    run.steps = {"hopper": {"figures": {"hopper": found}}}
+    run.go([step(tell_environment)])
+    kept = json.loads((tmp_path / "gpu.json").read_text(encoding="utf-8"))["steps"]
+    assert kept["tell_environment"]["lines"] == [f"HKM_HOPPER={left_out}"]
+
+
+def test_tests_that_failed_are_named_though_the_last_of_all_takes_the_process_with_it(tmp_path: Path) -> None:
+    file = tmp_path / "test_some.py"
+    file.write_text("import os\ndef test_fails(): assert 1 == 2\ndef test_dies(): os._exit(3)\n", encoding="utf-8")
+    record = Record(tmp_path / "found.json", 60)
+    with pytest.raises(AssertionError, match="pytest ended with status 3"):
+        _pytest(record, [str(file)])
+    assert record.lines[0] == "1 failed"
+    assert record.lines[1].startswith("FAILED ")
+    assert record.lines[1].endswith("test_some.py::test_fails")
 
 
 def test_time_that_a_step_leaves_goes_to_those_that_follow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 from functools import cache
 from typing import Any
 
@@ -30,7 +31,9 @@ _ALIGNMENT, _N_BYTES = 64, 128
 
 @cache
 def is_available() -> bool:
-    """Whether the device is a Hopper, with a driver that describes matrices to it."""
+    """Whether the device is a Hopper, with a driver that describes matrices to it; ``HKM_HOPPER=0`` says no."""
+    if os.environ.get("HKM_HOPPER") == "0":
+        return False
     import cupy
 
     return int(cupy.cuda.Device().compute_capability) // 10 == 9 and encoder() is not None
