@@ -368,7 +368,7 @@ class Config(_Model):
         """
         asked = self._by_name()
         return [
-            f"{name}: {value} in the tree, {asked[name]} asked for"
+            f"{name}: {_shown(value)} in the tree, {_shown(asked[name])} asked for"
             for name, value in stored._by_name().items()
             if asked.get(name, value) != value
         ]
@@ -379,6 +379,10 @@ class Config(_Model):
         for number, level in enumerate(self.levels, start=1):
             settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
         return settings | {"levels": len(self.levels)}
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _clusters_of(number: int, level: Level) -> str:

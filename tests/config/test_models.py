@@ -321,9 +321,10 @@ def test_json_that_is_no_configuration_is_refused(text: str) -> None:
 
 def test_difference_names_what_is_otherwise() -> None:
     stored = Config(levels=(Level(n_clusters=2000), Level(n_clusters=400)))
-    asked = Config(seed=1, levels=(Level(n_clusters=3000), Level(n_clusters=400, resample_size=5)))
+    asked = Config(seed=1, fit_sample=5000, levels=(Level(n_clusters=3000), Level(n_clusters=400, resample_size=5)))
     assert asked.difference(stored) == [
         "seed: 0 in the tree, 1 asked for",
+        "fit_sample: none in the tree, 5000 asked for",
         "levels.1.n_clusters: 2000 in the tree, 3000 asked for",
         "levels.2.resample_size: auto in the tree, 5 asked for",
     ]
