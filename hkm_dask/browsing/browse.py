@@ -147,7 +147,7 @@ def browse(
         clusters.n_rows, found, None if captions is None else str(captions), None if images is None else str(images)
     )
     marks = Marks(clusters, out)
-    beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows), clusters)
+    beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows, pool=found), clusters)
     tree_path = Path(opened.encoding.get("source") or "tree.zarr").absolute()
     return Browser(Answers(clusters, samples, marks, tree_path=tree_path, subset=beside), host, port)
 

@@ -13,7 +13,7 @@ from hkm_dask.cli.options import PATH
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
 @click.option("--captions", metavar="FILE|COLUMN", help="A line of text for each row, or a column of the pool.")
 @click.option("--images", type=PATH, metavar="FOLDER|ZIP", help="Where the images are that the pool's ids name.")
-@click.option("--subset", type=PATH, metavar="FILE", help="A draw to see beside the pool: .npy, .parquet or .csv.")
+@click.option("--subset", type=PATH, metavar="FILE", help="A draw to see beside the pool, a file of `hkm sample`.")
 @click.option(
     "--out", type=PATH, metavar="FILE", default=Path("weights.csv"), help="Where marks are saved, and read again."
 )

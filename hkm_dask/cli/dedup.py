@@ -12,7 +12,13 @@ from hkm_dask.cli.output import Output, output_option
 
 @click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
 @click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
-@click.option("--out", type=PATH, required=True, metavar="KEPT.npy", help="Where to write the rows that are kept.")
+@click.option(
+    "--out",
+    type=PATH,
+    required=True,
+    metavar="FILE",
+    help="Where the rows kept go: .npy, .parquet, .csv or .txt.",
+)
 @click.option(
     "--keep",
     type=click.Choice(["closest", "random", "best"]),
@@ -23,7 +29,7 @@ from hkm_dask.cli.output import Output, output_option
     "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
 )
 @click.option("--subset", type=PATH, metavar="FILE", help="Look at these rows of the pool only.")
-@click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, as .npy or .parquet, too.")
+@click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, in such a file, too.")
 @click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
 @output_option
@@ -34,9 +40,9 @@ def dedup(
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 
-    All pairs of rows with a cosine from the threshold on are found; what they connect is a group. KEPT.npy has the
-    numbers of the rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at.
-    --removed is for hkm sample --exclude-ids.
+    All pairs of rows with a cosine from the threshold on are found; what they connect is a group. --out has the
+    rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at. --removed is for
+    hkm sample --exclude-ids.
     """
     with output.progress():
         from hkm_dask.curation import dedup as curation

@@ -13,7 +13,7 @@ from hkm_dask.cli.output import Output, output_option
 
 @click.argument("tree", type=PATH, metavar="TREE.zarr")
 @click.option("--out", type=PATH, required=True, metavar="FILE.html", help="Where to write the report.")
-@click.option("--subset", type=PATH, metavar="FILE", help="The draw: an .npy, .parquet or .csv of `hkm sample`.")
+@click.option("--subset", type=PATH, metavar="FILE", help="The draw, a file of `hkm sample`.")
 @click.option("--pool", type=PATH, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
 @click.option("--labels", metavar="FILE|COLUMN", help="A class of each sample: an .npy of numbers, or a column.")
 @click.option("--label-names", type=PATH, metavar="FILE.json", help="Names of the classes.")

@@ -35,7 +35,12 @@ _OPTIONS = (
     ),
     click.option("--seed", type=int, metavar="N", help="Keys every random number.  [default: 0]"),
     click.option("--metric", type=click.Choice(["l2", "cosine"]), help="The distance.  [default: l2]"),
-    click.option("--subset", type=LocalPath(), metavar="FILE", help="Cluster only these rows: .npy, .parquet or .csv."),
+    click.option(
+        "--subset",
+        type=LocalPath(),
+        metavar="FILE",
+        help="Cluster only these rows: a file of `hkm dedup` or `hkm sample`.",
+    ),
     click.option(
         "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
     ),

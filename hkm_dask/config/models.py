@@ -58,7 +58,7 @@ _RESAMPLE_SIZE = (
     "auto or a whole number >= 1; use auto for half the mean cluster size, or n_resamples: 0 for no resampling"
 )
 _SHARE = "a number >= 0 and < 1; use 1.0e-4, or 0 to run all of max_iter"
-_SUBSET = "the path of an .npy, .parquet or .csv file of pool rows; leave it out to use every row"
+_SUBSET = "the path of a file of pool rows or ids (.npy, .parquet, .csv or .txt); leave it out to use every row"
 _FIT_SAMPLE = "a whole number >= 1; leave it out to fit on all rows"
 _LEVELS = (
     "a list of one or more levels, level 1 first; add a list of levels, level 1 first, each with `n_clusters: 2000`"
@@ -368,7 +368,7 @@ class Config(_Model):
         """
         asked = self._by_name()
         return [
-            f"{name}: {value} in the tree, {asked[name]} asked for"
+            f"{name}: {_shown(value)} in the tree, {_shown(asked[name])} asked for"
             for name, value in stored._by_name().items()
             if asked.get(name, value) != value
         ]
@@ -379,6 +379,10 @@ class Config(_Model):
         for number, level in enumerate(self.levels, start=1):
             settings |= {f"levels.{number}.{name}": value for name, value in level.model_dump().items()}
         return settings | {"levels": len(self.levels)}
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else str(value)
 
 
 def _clusters_of(number: int, level: Level) -> str:

@@ -29,7 +29,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, check_all, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.columns import column_to_sort, sort_keys
-from hkm_dask.hierarchy.export import check_target, write_npy
+from hkm_dask.hierarchy.export import SUFFIXES, check_target, write_pool_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -44,7 +44,7 @@ class Deduplication:
     Attributes
     ----------
     rows : ndarray of int64
-        Numbers of the rows that are kept, sorted: what `Config.subset` and ``hkm cluster --subset`` take as ``.npy``.
+        Numbers of the rows that are kept, sorted: what `Config.subset` and ``hkm cluster --subset`` take as a file.
     removed : ndarray of int64
         Numbers of the others, sorted.
     groups : Components
@@ -99,19 +99,18 @@ class Deduplication:
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
         groups: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        """Write `rows` to an ``.npy``, and if wanted the `removed` ones and the `table`.
+        """Write `rows`, and if wanted the `removed` ones and the `table`.
 
-        `removed` is an ``.npy`` of row numbers or a ``.parquet`` with ids, too; `groups` a ``.parquet``. Each file
-        appears whole or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        `out` and `removed` are ``.npy`` of row numbers, ``.txt`` of ids, or ``.parquet`` or ``.csv`` of both and of
+        the pool's further columns, as `write_subset` writes them; `groups` is a ``.parquet``. Each file appears whole
+        or not at all. Raises InputError where one cannot be new; see `check_targets`.
         """
         check_targets(out, removed, groups)
         if self.pool is not None:
             self.pool.check_unchanged()
-        write_whole(location(out), lambda partial: write_npy(partial, self.rows))
-        if removed is not None and Path(removed).suffix == ".npy":
-            write_whole(location(removed), lambda partial: write_npy(partial, self.removed))
-        elif removed is not None:
-            write_whole(location(removed), lambda partial: self._frame(self.removed).to_parquet(partial, index=False))
+        write_pool_rows(out, self.rows, self.pool)
+        if removed is not None:
+            write_pool_rows(removed, self.removed, self.pool)
         if groups is not None:
             write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False))
 
@@ -123,11 +122,11 @@ def check_targets(
 ) -> None:
     """Refuse, with an InputError, files that could not be written, before any work is done for them.
 
-    >>> check_targets("kept.csv")
+    >>> check_targets("kept.xlsx")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: out='kept.csv' should end in .npy; rename it
+    hkm_dask.errors.InputError: out='kept.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
     """
-    wanted = [("out", out, [".npy"]), ("removed", removed, [".npy", ".parquet"]), ("groups", groups, [".parquet"])]
+    wanted = [("out", out, SUFFIXES), ("removed", removed, SUFFIXES), ("groups", groups, (".parquet",))]
     given = [(path, suffixes, name) for name, path, suffixes in wanted if path is not None]
 
     def check_different() -> None:
@@ -225,8 +224,10 @@ def _check(threshold: object, keep: object, by: str | None, seed: object, pool: 
     problems = check_threshold(threshold)
     if keep not in KEEP:
         problems.append(f"keep={keep!r} should be one of {', '.join(KEEP)}; choose one")
-    elif (keep == "best") != (by is not None):
-        problems.append(f"by={by!r} should be a column of the pool for keep='best', and nothing else; give both")
+    elif keep == "best" and by is None:
+        problems.append("by=None should be a column of the pool for keep='best'; name one")
+    elif keep != "best" and by is not None:
+        problems.append(f"keep={keep!r} should be best with by={by!r}; give both, or neither")
     elif by is not None:
         problems += _column_problems(pool, by)
     if not is_whole(seed) or not 0 <= seed:  # type: ignore[operator]

@@ -382,6 +382,14 @@ def _open(url: str, environment: tuple[tuple[str, str], ...]) -> Any:
         raise InputError(f"{url} cannot be opened: {_first_line(error)}; check the URL and the environment") from error
 
 
+#: Variables of the environment with the credentials of each kind of store.
+_CREDENTIALS = {
+    "s3": "AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+    "gs": "GOOGLE_APPLICATION_CREDENTIALS",
+    "az": "AZURE_STORAGE_ACCOUNT_NAME and AZURE_STORAGE_ACCOUNT_KEY",
+}
+
+
 def _sentence(error: Exception, bucket: str) -> str:
     """What is wrong, and the remedy, by an error of the library."""
     from obstore import exceptions
@@ -390,7 +398,8 @@ def _sentence(error: Exception, bucket: str) -> str:
     if "NoSuchBucket" in text:
         return f"there is no bucket {bucket}; make it, or check its name, the endpoint and the region"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
-        return "there are no credentials; set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or what your store asks for"
+        named = _CREDENTIALS[bucket.partition(":")[0]]
+        return f"there are no credentials; set {named}, or what your store asks for"
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or re.search(r"status code: 40[13]", text):
         code = re.search(r"<Code>(\w+)</Code>", text)

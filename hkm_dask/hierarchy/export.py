@@ -108,12 +108,19 @@ def write_subset(
     return target
 
 
+def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
+    """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
+    target = check_target(path)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)))
+    return target
+
+
 @dataclass(frozen=True)
 class _Subset:
     """Sampled rows, and where their columns come from."""
 
     rows: np.ndarray
-    tree: TreeArrays
+    tree: TreeArrays | None
     pool: Pool | None
 
     @classmethod

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from hkm_dask.data.npy import read_npy
 from hkm_dask.data.pool import Pool
@@ -35,28 +36,38 @@ class IdList:
     are_rows: bool
 
     def rows(self, pool: Pool | None, n_rows: int) -> Mask:
-        """Tell of every row whether it is in the list; the pool's ids are read in blocks.
+        """Tell of every row whether it is in the list.
 
         Ids that the pool does not have are counted in a warning; InputError where it has none of them.
         """
         mask = np.zeros(n_rows, np.bool_)
+        mask[self.values if self.are_rows else self.numbers(pool, n_rows)] = True
+        return mask
+
+    def numbers(self, pool: Pool | None, n_rows: int, *, strict: bool = False) -> NDArray[np.int64]:
+        """Numbers of the rows, sorted, each as often as it is listed; the pool's ids are read in blocks.
+
+        Ids that the pool does not have are counted in a warning; InputError where it has none of them, or if `strict`.
+        """
         if self.are_rows or pool is None:
-            mask[self.values] = True
-            return mask
-        wanted = pd.Index(pd.unique(self.values))
-        met = np.zeros(len(wanted), np.bool_)
+            return np.sort(self.values)
+        counts = pd.Series(self.values).value_counts(sort=False)
+        wanted, n_times = pd.Index(counts.index), counts.to_numpy()
+        met, found = np.zeros(len(wanted), np.bool_), [np.empty(0, np.int64)]
         for rows in row_blocks(n_rows):
             places = wanted.get_indexer(pd.Index(pool.ids(np.arange(rows.start, rows.stop)), dtype=wanted.dtype))
-            mask[rows] = places >= 0
-            met[places[places >= 0]] = True
+            is_wanted = places >= 0
+            places = places[is_wanted]
+            met[places] = True
+            found.append(np.repeat(np.flatnonzero(is_wanted) + rows.start, n_times[places]))
         if not met.all():
             unknown = wanted[~met]
             some = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
             fact = f"{self.name}: {len(unknown):,} of {len(wanted):,} ids are not in the pool ({some})"
-            if not met.any():
+            if strict or not met.any():
                 raise InputError(f"{fact}; give ids like {pool.ids(np.array([0]))[0]}")  # type: ignore[index]
             emit("warning", message=fact)
-        return mask
+        return np.concatenate(found)
 
 
 def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdList:

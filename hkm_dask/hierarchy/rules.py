@@ -99,7 +99,9 @@ def read_rules(
         getattr(rules, option).extend(clusters)
     with _collected(rules.problems):
         _read_weights(rules, weights or {}, arrays, strategy)
-    if (by is not None) != (within == "best"):
+    if by is None and within == "best":
+        rules.problems.append("by=None should be a column of the pool for within='best'; name one")
+    elif by is not None and within != "best":
         rules.problems.append(f"within={within!r} should be best with by={by!r}; give both, or neither")
     with _collected(rules.problems):
         rules.max_per = _read_cap(max_per, multiplier)

@@ -79,7 +79,7 @@ def open_source(pool: Any, config: Config) -> ClusterInput:
     """
     opened = _opened_pool(pool)
     base = opened.rows() if opened is not None else as_rows(pool)
-    index = None if config.subset is None else read_rows(config.subset, base.n_rows, repeats=False)
+    index = None if config.subset is None else read_rows(config.subset, base.n_rows, repeats=False, pool=opened)
     fingerprint = opened.fingerprint if opened is not None else _fingerprint(base)
     rows = base if index is None else SubsetRows(base, index)
     if config.metric == "cosine":
@@ -109,7 +109,7 @@ def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sam
     """Count the rows of a pool, of a subset or of a sample to fit on, without a look at them."""
     opened = _opened_pool(pool)
     n_rows = opened.n_samples if opened is not None else as_rows(pool).n_rows
-    n_rows = n_rows if subset is None else len(read_rows(subset, n_rows, repeats=False))
+    n_rows = n_rows if subset is None else len(read_rows(subset, n_rows, repeats=False, pool=opened))
     return n_rows if fit_sample is None or fit_sample < 1 else min(n_rows, fit_sample)
 
 

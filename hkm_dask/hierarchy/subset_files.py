@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +14,9 @@ from numpy.typing import NDArray
 from hkm_dask.data.npy import NPY_MAGIC, read_npy_header
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, reading
+
+if TYPE_CHECKING:
+    from hkm_dask.data.pool import Pool
 
 #: Row numbers that are read together.
 _PIECE_ROWS = 1 << 18
@@ -27,14 +30,28 @@ class _Stored(NamedTuple):
     pieces: Iterator[NDArray[np.integer]]
 
 
-def read_rows(path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True) -> NDArray[np.int64]:
+def read_rows(
+    path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True, pool: Pool | None = None
+) -> NDArray[np.int64]:
     """Read row numbers of a pool of `n_rows` from an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``.
+
+    Where these have a column ``id`` instead, and of a ``.txt``, ids of the `pool` are read, or row numbers if it has
+    none.
 
     They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
     else, or has other numbers, or, unless `repeats`, a number twice.
     """
     given, n_outside, end = f"subset={path}", 0, 0
-    wanted = f"{given} should be an .npy, .parquet or .csv file of row numbers"
+    wanted = f"{given} should be a file of row numbers or ids: .npy, .txt, .csv, .parquet"
+    if _has_ids_only(path, wanted):
+        from hkm_dask.hierarchy.id_lists import read_id_list  # with pandas
+
+        rows = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True)
+        if not len(rows):
+            raise InputError(f"{given} should hold at least one row, it holds none; draw again")
+        if not repeats and (n_repeated := int((rows[1:] == rows[:-1]).sum())):
+            raise InputError(f"{given} should be without repeats, it has {n_repeated}; drop them")
+        return rows
     with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
         opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
         with opened as (shape, dtype, pieces):
@@ -60,6 +77,17 @@ def read_rows(path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True
     if problems:
         raise InputError(problems)
     return rows
+
+
+def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:
+    """Whether a file is a text, or a table without row numbers, as somebody may have written one."""
+    suffix = Path(path).suffix
+    if suffix not in (".parquet", ".csv"):
+        return suffix == ".txt"
+    import pyarrow.dataset as ds
+
+    with reading(f"{wanted}, it cannot be read", "save it again"):
+        return "row" not in ds.dataset(str(path), format=suffix[1:]).schema.names
 
 
 @contextmanager

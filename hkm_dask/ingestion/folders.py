@@ -18,7 +18,7 @@ from hkm_dask.ingestion.table_files import ParquetTable
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
 #: Files of a folder that are tables of embeddings, first those that are taken where there are several kinds.
-_SHARD_SUFFIXES = (".npy", ".parquet", ".arrow", ".safetensors")
+_SHARD_SUFFIXES = (".npy", ".parquet", ".arrow", ".safetensors", ".npz")
 
 
 def natural_key(path: Path) -> list[tuple[bool, int, str]]:
@@ -45,8 +45,11 @@ def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
     return shards
 
 
-def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
-    """Open a folder of shards; InputError where it holds none, or where they do not go together."""
+def open_folder(path: Path, wanted: Wanted, scratch: Path | None = None) -> list[EmbeddingTable]:
+    """Open a folder of shards; InputError where it holds none, or where they do not go together.
+
+    Compressed members of `.npz` files are unpacked into `scratch`.
+    """
     for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
         if (path / name).is_file() and key in (state := read_json(path / name) or {}):
             return _open_saved(path, wanted, state)
@@ -63,10 +66,10 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
             tables = [EmbeddingTable(NpyRows(shard), str(shard)) for shard in shards]
         else:
             shards = shards or _shards(path, suffix, "**/")
-            tables = [open_file(shard, wanted) for shard in shards]
+            tables = [open_file(shard, wanted, scratch) for shard in shards]
         if tables:
             return tables
-    held = "*.npy, *.parquet, *.arrow or *.safetensors"
+    held = "*.npy, *.parquet, *.arrow, *.safetensors or *.npz"
     raise InputError(f"source={path} should hold {held}, or be a Zarr store, it holds none of them; check the path")
 
 

@@ -40,10 +40,11 @@ class IdFile:
             names = self.table.schema.names
             if column is None and len(names) > 1:
                 raise InputError(f"ids_file={self.path} has the columns {', '.join(names)}; choose one (ids)")
+        elif not (self._is_npy or is_text):
+            remedy = "save it as .parquet, or its ids as .txt" if self.path.suffix == ".csv" else "convert it"
+            raise InputError(f"ids_file={self.path} should be .npy, .txt, .parquet or .arrow; {remedy}")
         elif column is not None:
             raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
-        elif not (self._is_npy or is_text):
-            raise InputError(f"ids_file={self.path} should be .npy, .txt, .parquet or .arrow; convert it")
 
     def ids(self, n_rows: int) -> Pieces:
         """The ids; InputError where they cannot be read, or are not `n_rows`."""

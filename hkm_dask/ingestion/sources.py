@@ -195,5 +195,5 @@ def _open_path(path: Path, wanted: Wanted, scratch: Path | None) -> list[Embeddi
     if not path.exists():
         raise InputError(f"source={path} does not exist; check the path")
     if path.is_dir():
-        return [open_zarr(path, wanted)] if is_zarr(path) else open_folder(path, wanted)
+        return [open_zarr(path, wanted)] if is_zarr(path) else open_folder(path, wanted, scratch)
     return [open_file(path, wanted, scratch)]

@@ -10,9 +10,11 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from urllib.parse import unquote
 
 import numpy as np
 
+from hkm_dask.config.problems import nearest
 from hkm_dask.data.layout import MIB
 from hkm_dask.data.rows import file_state
 from hkm_dask.errors import InputError, StoreError
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
 # How an Arrow stream begins: by the mark of a message, as writers since 2019 do.
 STREAM_MAGIC = b"\xff\xff\xff\xff"
+# How a folder is named whose rows have no value.
+_HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
 
 
 class TableFile(ABC):
@@ -51,11 +55,19 @@ class TableFile(ABC):
     def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
         """Read a column of the groups `first` to `last`, in arrays of any length, `max_rows` where it can be chosen."""
 
+    @property
+    def partition(self) -> dict[str, str | None]:
+        """What its folders tell of all rows, as Hive, Spark and Dask name them (``year=2020``); None is missing."""
+        parts = (part.partition("=") for part in self.path.parts[:-1])
+        return {name: None if value == _HIVE_MISSING else unquote(value) for name, equals, value in parts if equals}
+
     def field(self, option: str, column: str) -> pa.Field:
         """A column by its name; InputError where there is none, or several."""
         names = self.schema.names
         if names.count(column) != 1:
-            raise InputError(f"{option}={column!r} should be a column of {self.path} ({', '.join(names)}); choose one")
+            known = [*names, *self.partition]
+            remedy = nearest(column, known) or "choose one"
+            raise InputError(f"{option}={column!r} should be a column of {self.path} ({', '.join(known)}); {remedy}")
         return self.schema.field(column)
 
     def read(self, column: str, start: int, stop: int, max_rows: int) -> Iterator[pa.Array]:

@@ -141,9 +141,15 @@ def _id_pieces(file: TableFile, name: str) -> Iterator[np.ndarray]:
 
 
 def kept_column(file: TableFile, name: str) -> Column:
-    """A column to be carried along: numbers, text, true or false; missing values stay missing."""
+    """A column to be carried along: numbers, text, true or false; missing values stay missing.
+
+    What only the folders of the file tell (``year=2020``) is text.
+    """
     import pyarrow as pa
 
+    if name not in file.schema.names and name in file.partition:
+        value = file.partition[name]
+        return Column("" if value is None else "O", partial(_constant_pieces, file.n_rows, value))
     kind = _plain_type(file.field("keep", name).type)
     tests = {"b": pa.types.is_boolean, "i": pa.types.is_integer, "f": pa.types.is_floating, "O": _is_text}
     code = next((code for code, test in tests.items() if test(kind)), None)
@@ -161,6 +167,12 @@ def _kept_pieces(file: TableFile, name: str, code: str) -> Iterator[np.ndarray]:
         values = _decoded(values)
         missing = values.is_null().to_numpy(zero_copy_only=False)
         yield masked(np.empty(len(values)) if missing.all() else _filled(values, code, file, name), missing, code)
+
+
+def _constant_pieces(n_rows: int, value: str | None) -> Iterator[np.ndarray]:
+    for start in range(0, n_rows, ID_PIECE_ROWS):
+        values = np.full(min(ID_PIECE_ROWS, n_rows - start), value, object)
+        yield masked(values, np.full(len(values), value is None), "" if value is None else "O")
 
 
 def array_column(dtype: np.dtype, pieces: Pieces, name: str) -> Column:

@@ -96,6 +96,45 @@ def test_walk_down_search_mark_save_and_draw(open_page: Any, browser: Any, tmp_p
     assert not np.isin(drawn, left_out).any()
 
 
+def test_what_is_not_found_is_said_on_a_page_that_is_whole(open_page: Any, browser: Any) -> None:
+    page = open_page(browser.url)
+    heading(page, "All clusters")
+
+    def search(kind: str, text: str) -> None:
+        page.locator("#what").select_option(kind)
+        page.locator("#query").fill(text)
+        page.keyboard.press("Enter")
+
+    search("row", "Row 5,99")  # rows are written so on the page: row 1,234
+    heading(page, "^Row “599”$")
+    page.locator(".facts", has_text="1 sample found").wait_for()
+    search("row", "1,234")
+    page.locator("#problem", has_text="row='1234' should be a whole number below 600").wait_for()
+    assert not page.get_by_role("button", name="Stop").is_visible()
+    before = page.locator("#path").inner_text(), page.locator("main").inner_text()
+    search("near", "1,234")
+    page.locator("#problem", has_text="row=1234 should be from 0 to 599").wait_for()
+    assert (page.locator("#path").inner_text(), page.locator("main").inner_text()) == before
+    search("near", "5,99")
+    heading(page, "^Clusters near row 599$")
+    assert page.locator("#path").inner_text().split("\n")[-1] == "Near row 599"
+    for width in (1300, 1000, 700, 390):
+        page.set_viewport_size({"width": width, "height": 700})
+        page.locator("#what").select_option("vector")
+        boxes = [page.locator(name).bounding_box() for name in ("#brand", "#what", "#query", "#file", "#toggle")]
+        overlap = [
+            (i, j)
+            for i, a in enumerate(boxes) for j, b in enumerate(boxes[:i])
+            if min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"]) > 1.5
+            and min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"]) > 1.5
+        ]  # fmt: skip
+        assert overlap == [], width
+        assert page.evaluate("document.documentElement.scrollWidth") <= width
+    browser_problems = [text for text in open_page.problems if "status of 4" not in text]
+    assert browser_problems == []
+    open_page.problems.clear()
+
+
 def test_a_late_answer_about_a_cluster_that_one_has_left_is_not_shown(
     open_page: Any, browser: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -166,7 +205,7 @@ def test_what_does_not_belong_to_the_tree_is_refused(stores: Path, tmp_path: Pat
         ({"captions": "nothing.txt"}, "captions=nothing.txt should be a file with one text per sample, or a column"),
         ({"images": tmp_path / "nowhere"}, "should be a folder or a .zip"),
         ({"subset": tmp_path / "rows.npy"}, "1 are not; is it of this pool"),
-        ({"subset": tmp_path / "rows.txt"}, "should be an .npy, .parquet or .csv file"),
+        ({"subset": tmp_path / "rows.txt"}, "should be a file of ids, it cannot be read"),
         ({"out": tmp_path / "short.txt" / "weights.csv"}, "in a folder, "),
     ]:
         with pytest.raises(InputError, match=re.escape(problem)):

@@ -12,7 +12,7 @@ import pytest
 
 import hkm_dask
 from hkm_dask import cli
-from hkm_dask.curation import dedup as curation
+from hkm_dask.hierarchy import export
 from tests.cli.results import Result
 from tests.forked import run_forked
 
@@ -55,7 +55,7 @@ def dedup_until(number: int, folder: Path) -> None:
         os.kill(os.getpid(), number)
 
     if number:
-        curation.write_npy = half
+        export.write_npy = half
     cli.main(["dedup", "pool.zarr", "--threshold", "0.999", *OUTPUTS], prog_name="hkm")
 
 

@@ -29,7 +29,7 @@ WRONG = {
     "cluster pool.zarr tree.zarr --n-clusters 30,5": "use --restart to replace it",
     "sample tree.zarr --size 999 --out o.npy": "--size=999 should be a whole number from 1 to the 200 available",
     "sample tree.zarr --size 9 --out a.npy": "--out='a.npy' should be a new file",
-    "sample tree.zarr --size 9 --out o.npy --within best": "--within='best' should be best without --by",
+    "sample tree.zarr --size 9 --out o.npy --within best": "--by should be a column of the pool for --within='best'",
     "sample tree.zarr --size 9 --out o.npy --exclude-ids no.txt": "--exclude-ids='no.txt' should be a file of ids",
     "sample tree.zarr --size 9 --out o.npy --max-per a=1 --max-per b=1": "--max-per should be for one column",
     "sample tree.zarr --size 9 --out o.npy --quota a=no.csv": "--quota='no.csv' should be a CSV file",

@@ -118,8 +118,8 @@ def test_settings_of_a_level_are_checked(name: str, value: object, rule: str) ->
         ({"seed": True}, "seed=True should be a whole number >= 0; "),
         ({"metric": "cosin"}, "metric='cosin' should be one of l2, cosine; did you mean cosine?"),
         ({"dtype": "double"}, "dtype='double' should be one of float32, float64, float16, bfloat16, tf32; "),
-        ({"subset": 3}, "subset=3 should be the path of an .npy, .parquet or .csv file of pool rows; "),
-        ({"subset": ""}, "subset='' should be the path of an .npy, .parquet or .csv file of pool rows; "),
+        ({"subset": 3}, "subset=3 should be the path of a file of pool rows or ids (.npy, .parquet, .csv or .txt); "),
+        ({"subset": ""}, "subset='' should be the path of a file of pool rows or ids (.npy, .parquet, .csv or .txt); "),
         ({"metrik": "l2"}, "metrik='l2' should be a known setting; did you mean metric?"),
         ({"max_iter": 5}, "max_iter=5 should be a known setting; it belongs to a level: levels.1.max_iter"),
         ({"color": "red"}, "color='red' should be a known setting; known are seed, metric, dtype, subset, fit_sample"),
@@ -321,9 +321,10 @@ def test_json_that_is_no_configuration_is_refused(text: str) -> None:
 
 def test_difference_names_what_is_otherwise() -> None:
     stored = Config(levels=(Level(n_clusters=2000), Level(n_clusters=400)))
-    asked = Config(seed=1, levels=(Level(n_clusters=3000), Level(n_clusters=400, resample_size=5)))
+    asked = Config(seed=1, fit_sample=5000, levels=(Level(n_clusters=3000), Level(n_clusters=400, resample_size=5)))
     assert asked.difference(stored) == [
         "seed: 0 in the tree, 1 asked for",
+        "fit_sample: none in the tree, 5000 asked for",
         "levels.1.n_clusters: 2000 in the tree, 3000 asked for",
         "levels.2.resample_size: auto in the tree, 5 asked for",
     ]

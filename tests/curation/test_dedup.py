@@ -249,6 +249,13 @@ def test_the_best_row_by_a_column_is_kept(x: NDArray, tmp_path: Path) -> None:
     removed = pd.read_parquet(tmp_path / "removed.parquet")
     assert removed["id"].tolist() == [f"id-{row}" for row in removed["row"]]
     assert removed["row"].tolist() == found.removed.tolist()
+    for suffix, read in ((".parquet", pd.read_parquet), (".csv", pd.read_csv)):
+        found.save(tmp_path / f"kept{suffix}", removed=tmp_path / f"removed{suffix}.txt")
+        kept = read(tmp_path / f"kept{suffix}")
+        assert kept.columns.tolist() == ["row", "id", "score", "count", "kind"]
+        assert kept["row"].tolist() == found.rows.tolist()
+        np.testing.assert_array_equal(kept["score"], score[found.rows])
+        assert (tmp_path / f"removed{suffix}.txt").read_text().split() == removed["id"].tolist()
     with pytest.raises(InputError, match=r"^by='kind' should be a column of numbers, its values are texts"):
         hkm.dedup(pool, 0.97, keep="best", by="kind")
     with pytest.raises(InputError, match=r"^by='score' should be a column of a pool, an array has none"):
@@ -276,9 +283,10 @@ def test_files_are_whole_and_new(x: NDArray, tmp_path: Path) -> None:
     assert (table.groupby("group")["kept"].sum() == 1).all()
     assert (table.groupby("group")["row"].min() == table.groupby("group")["group"].first()).all()
     with pytest.raises(InputError) as error:
-        check_targets(tmp_path / "kept.npy", tmp_path / "a.txt", tmp_path / "kept.npy/g.parquet")
+        check_targets(tmp_path / "kept.npy", tmp_path / "a.json", tmp_path / "kept.npy/g.parquet")
     assert [line.split(" should ")[1].split(";")[0] for line in error.value.problems] == [
-        "be a new file", "end in one of .npy, .parquet", f"be in a folder, '{tmp_path / 'kept.npy'}' is none",
+        "be a new file", "end in one of .npy, .parquet, .csv, .txt",
+        f"be in a folder, '{tmp_path / 'kept.npy'}' is none",
     ]  # fmt: skip
 
 

@@ -306,7 +306,7 @@ def test_all_problems_are_told_at_once(tree: xr.DataTree) -> None:
     ("rules", "message"),
     [
         ({"by": "score"}, "within='random' should be best with by='score'; "),
-        ({"within": "best"}, "within='best' should be best with by=None; "),
+        ({"within": "best"}, "by=None should be a column of the pool for within='best'; "),
         ({"within": "best", "by": "source"}, "by='source' should be a column of numbers"),
         ({"max_per": {"a": 1, "b": 2}}, "max_per should be for one column, not for a, b; "),
         ({"max_per": {"domain": 5}, "multiplier": 2}, "multiplier=2 should be 1 with max_per; "),

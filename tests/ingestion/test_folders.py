@@ -26,6 +26,17 @@ def test_shards_come_in_natural_order(tmp_path: Path) -> None:
     assert [Path(source).name for source in pool.sources] == ["emb_1.npy", "emb_2.npy", "emb_10.npy"]
 
 
+def test_shards_may_be_npz_compressed_or_not_with_ids(tmp_path: Path) -> None:
+    for number, save in ((10, np.savez_compressed), (2, np.savez)):
+        (tmp_path / f"shards/{number}").mkdir(parents=True)
+        ids = np.array([f"{number}-{row}" for row in range(3)])
+        save(tmp_path / f"shards/{number}/emb.npz", rows=np.full((3, D), number, np.float32), ids=ids)
+    pool = ingest(tmp_path / "shards", tmp_path / "p.zarr", ids="ids")
+    assert read_all(pool)[:, 0].tolist() == [2, 2, 2, 10, 10, 10]
+    assert ids_of(pool) == ["2-0", "2-1", "2-2", "10-0", "10-1", "10-2"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["p.zarr", "shards"]
+
+
 def clip_folder(root: Path, **columns: object) -> Path:
     for part, (start, stop) in {"0": (0, 30), "1": (30, 57)}.items():
         for kind, sign in (("img_emb", 1), ("text_emb", -1)):

@@ -237,3 +237,16 @@ def test_a_group_of_rows_is_never_whole_in_memory(tmp_path: Path) -> None:
         n, most = n + len(piece), max(most, pa.total_allocated_bytes() - before)
     assert n == len(x)
     assert most < x.nbytes / 4  # what arrives in it is 4 MB, whatever the size of the group
+
+
+def test_what_folders_tell_is_a_column(tmp_path: Path) -> None:
+    x = values()
+    table = pa.table({"v": lists(x), "source": ["web", "a book/ä"] * 28 + [None], "n": range(57)})
+    pq.write_to_dataset(table, tmp_path / "t", partition_cols=["source"])
+    pool = ingest(tmp_path / "t", tmp_path / "p.zarr", keep=["source", "n"])
+    n, source = pool.column("n"), pool.column("source")
+    assert sorted(n) == [*range(57)]
+    np.testing.assert_array_equal(pool.rows().read(0, 57), x[n])
+    assert source.tolist() == [table["source"][int(i)].as_py() for i in n]
+    with pytest.raises(InputError, match=r"keep='sourse' should be .* \(v, n, source\); did you mean source\?"):
+        ingest(tmp_path / "t", tmp_path / "q.zarr", keep=["sourse"])

@@ -179,15 +179,16 @@ async function showSearch({ what: kind = "caption", q = "" }, _name, current) {
     more.hidden = true;
     stop.hidden = false;
     let searched = 0;
-    while (next !== null && samples.length < goal && !stop.hidden) {
-      const found = await ask("search", { what: kind, query: q, start: next, n: goal - samples.length });
-      if (!current()) return;
-      samples.push(...found.samples);
-      ({ next, searched } = found);
-      progress.textContent = `${plural(samples.length, "sample")} found${next === null ? "" : `, ${percent(searched)} searched`}`;
-      if (found.samples.length) results.replaceChildren(sampleGrid(samples, true));
-    }
-    stop.hidden = true;
+    try {
+      while (next !== null && samples.length < goal && !stop.hidden) {
+        const found = await ask("search", { what: kind, query: q, start: next, n: goal - samples.length });
+        if (!current()) return;
+        samples.push(...found.samples);
+        ({ next, searched } = found);
+        progress.textContent = `${plural(samples.length, "sample")} found${next === null ? "" : `, ${percent(searched)} searched`}`;
+        if (found.samples.length) results.replaceChildren(sampleGrid(samples, true));
+      }
+    } finally { stop.hidden = true; }
     more.hidden = next === null;
     announce(progress.textContent);
   };
@@ -201,14 +202,14 @@ async function showSearch({ what: kind = "caption", q = "" }, _name, current) {
 let vector = null;  // the bytes of a file, or numbers: what a page was given, and its address does not hold
 
 async function showNear({ row, level = "1" }, _name, current) {
-  facts = null;
   if (row === undefined && vector === null) throw new Error("Give the vector once more: the address of the page does not hold it.");
   const text = row === undefined ? "the vector" : `row ${count(Number(row))}`;
-  showPath([], `Near ${text}`);
   const found = row === undefined
     ? await unpack(await fetch(`api/nearest?${new URLSearchParams({ level })}`, { method: "POST", body: vector }))
     : await ask("nearest_to_row", { row, level });
   if (!current()) return null;
+  facts = null;
+  showPath([], `Near ${text}`);
   const choose = h("select", { "aria-label": "Level", onchange: () => go("near", { row, level: choose.value }) },
     tree.n_clusters.map((n, i) => h("option", { value: i + 1, selected: String(i + 1) === level }, `level ${i + 1}: ${plural(n, "cluster")}`)));
   announce(`${plural(found.children.length, "cluster")} near ${text}`);
@@ -217,6 +218,8 @@ async function showNear({ row, level = "1" }, _name, current) {
     h("div", { class: "section" }, h("h2", {}, "Nearest first"), h("div", { class: "tools" }, choose)),
     grid(tree.images ? "images" : "", found.children.map((child) => clusterCard(child, most, drawSize(), mark)))];
 }
+
+const rowNumber = (text) => text.replace(/^row\b|[\s,]/gi, "");  // as cards write it: "row 12,345"
 
 function setUpSearch() {
   const kinds = [["caption", "Captions", tree.captions], ["id", "Ids", tree.ids], ["row", "Row number", true],
@@ -237,9 +240,9 @@ function setUpSearch() {
     const text = query.value.trim();
     if (!text) return;
     query.blur();
-    if (what.value === "near") go("near", { row: text });
+    if (what.value === "near") go("near", { row: rowNumber(text) });
     else if (what.value === "vector") { vector = text; go("near", {}); }
-    else go("search", { what: what.value, q: text });
+    else go("search", { what: what.value, q: what.value === "row" ? rowNumber(text) : text });
   });
 }
 

@@ -10,6 +10,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.data.files import make_folder, write_file
+from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.export import check_target
 from hkm_dask.hierarchy.subset_files import read_rows
@@ -89,7 +90,7 @@ def report(
     where = str(opened.encoding.get("source") or "a tree in memory")
     of_tree = find_pool(opened.attrs, pool)
     n_samples = opened.hkm.n_samples
-    rows = None if subset is None else _rows(subset, n_samples)
+    rows = None if subset is None else _rows(subset, n_samples, of_tree)
     samples = open_samples(of_tree, n_samples, captions=captions, images=images)
     classes = None if labels is None else open_labels(labels, label_names, of_tree, n_samples)
     facts = gather(opened, where, of_tree, rows)
@@ -118,9 +119,9 @@ def report(
     return Path(target)
 
 
-def _rows(subset: _Path | NDArray[np.integer], n_samples: int) -> NDArray[np.int64]:
+def _rows(subset: _Path | NDArray[np.integer], n_samples: int, pool: Pool | None) -> NDArray[np.int64]:
     if isinstance(subset, str | os.PathLike):
-        return read_rows(subset, n_samples)
+        return read_rows(subset, n_samples, pool=pool)
     rows = np.asarray(subset)
     if rows.ndim != 1 or rows.dtype.kind not in "iu" or not len(rows) or rows.min() < 0 or rows.max() >= n_samples:
         rule = f"row numbers of the pool, from 0 to {n_samples - 1}; give what `sample` returned"
