@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     "--ids-file",
     type=PATH,
     metavar="FILE",
-    help="The ids in a file: .npy, .txt, or a table whose columns --ids and --keep name.",
+    help="The ids in a file: .npy, .txt, or a .csv, .tsv, .parquet or .arrow whose columns --ids and --keep name.",
 )
 @click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 @click.option(

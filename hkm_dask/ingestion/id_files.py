@@ -1,4 +1,4 @@
-"""Ids from a file of their own: `.npy`, `.txt` or an Arrow table, which may have further columns; read in pieces."""
+"""Ids from a file of their own: `.npy`, `.txt`, CSV or an Arrow table, which may have further columns; in pieces."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from hkm_dask.data.files import careful, local_path
 from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_count, plain_ids, stream_values
 from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.errors import InputError
-from hkm_dask.ingestion.table_files import open_table_file
+from hkm_dask.ingestion.csv_table import DELIMITERS, CsvTable
+from hkm_dask.ingestion.table_files import TableFile, open_table_file
 from hkm_dask.ingestion.tables import column_ids, kept_column
 from hkm_dask.untrusted import open_regular, reading
 
@@ -35,14 +36,16 @@ class IdFile:
         with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
             magic = file.read(len(NPY_MAGIC))
         self._is_npy, is_text = magic == NPY_MAGIC, self.path.suffix == ".txt"
-        self.table = None if self._is_npy or is_text else open_table_file(self.path, magic)
+        if self.path.suffix in DELIMITERS:
+            self.table: TableFile | None = CsvTable(self.path)
+        else:
+            self.table = None if self._is_npy or is_text else open_table_file(self.path, magic)
         if self.table is not None:
             names = self.table.schema.names
             if column is None and len(names) > 1:
                 raise InputError(f"ids_file={self.path} has the columns {', '.join(names)}; choose one (ids)")
         elif not (self._is_npy or is_text):
-            remedy = "save it as .parquet, or its ids as .txt" if self.path.suffix == ".csv" else "convert it"
-            raise InputError(f"ids_file={self.path} should be .npy, .txt, .parquet or .arrow; {remedy}")
+            raise InputError(f"ids_file={self.path} should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it")
         elif column is not None:
             raise InputError(f"ids={column!r} names nothing in {self.path}, which has no columns; leave it out")
 

@@ -98,8 +98,9 @@ def ingest(
         to the pool and to every subset: numbers, text, true or false. Missing values stay missing. A pool's own columns
         come along unasked where every source has them.
     ids_file : path-like, optional
-        The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or parquet or Arrow,
-        whose column is `ids`, and whose further columns `keep` names.
+        The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or a table (CSV or
+        TSV with a header, parquet, Arrow), whose column is `ids`, and whose further columns `keep` names. A column of a
+        CSV is numbers, or true and false, where all its values are; ``007`` is text.
     drop_nonfinite : bool, default False
         Leave out rows with NaN, Inf or missing values. Where no ids are given, the ids then tell the rows' numbers in
         the sources.

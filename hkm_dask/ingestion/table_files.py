@@ -190,7 +190,7 @@ def open_table_file(path: Path, magic: bytes) -> TableFile | None:
 
 def reading_table(path: Path) -> AbstractContextManager[None]:
     """Turn what Arrow raises on a damaged file into one line."""
-    kind = "a parquet" if path.suffix == ".parquet" else "an Arrow"
+    kind = {".parquet": "a parquet", ".csv": "a CSV", ".tsv": "a TSV"}.get(path.suffix, "an Arrow")
     return reading(f"{path} should be {kind} file, it cannot be read", "copy it again")
 
 

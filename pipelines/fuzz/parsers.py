@@ -195,6 +195,15 @@ def _write_table(name: str) -> Callable[[Path], None]:
     return write
 
 
+def _write_csv_ids(folder: Path) -> None:
+    cells = [f'{row},"kind, {row}",{row / 2},{row % 2 > 0}' for row in range(len(ROWS))]
+    (folder / "a.csv").write_text("\n".join(["id,kind,score,odd", *cells, ""]), encoding="utf-8")
+
+
+def _ingest_with_csv(folder: Path, out: Path) -> None:
+    ingest(ROWS, out / "b.zarr", ids_file=folder / "a.csv", ids="id", keep=["kind", "score", "odd"])
+
+
 def _write_safetensors(folder: Path) -> None:
     header = {"x": {"dtype": "F32", "shape": list(ROWS.shape), "data_offsets": [0, ROWS.nbytes]}}
     text = json.dumps(header).encode()
@@ -319,6 +328,7 @@ PARSERS = {
         Parser("npz-packed", _write_packed_npz, _ingest("a.npz", column="x", ids="name")),
         Parser("parquet-ids", _write_parquet_ids, _ingest("a", ids="path")),
         Parser("parquet-lists", _write_table("a.parquet"), _ingest("a.parquet", ids="name", keep=["n"])),
+        Parser("csv-ids", _write_csv_ids, _ingest_with_csv),
         Parser("arrow", _write_table("a.arrow"), _ingest("a.arrow", ids="name", keep=["n"])),
         Parser("safetensors", _write_safetensors, _ingest("a.safetensors")),
         Parser("subset", lambda folder: np.save(folder / "rows.npy", np.array([1, 5, 9, 22])), _read_subset),

@@ -61,8 +61,7 @@ def test_a_table_of_ids_may_have_further_columns(tmp_path: Path, source: Path) -
         ("two.parquet", None, r"two.parquet has the columns a, b; choose one \(ids\)"),
         ("two.parquet", "c", r"ids='c' should be a column of .*two.parquet \(a, b\); choose one"),
         ("few.npy", "c", "ids='c' names nothing in .*few.npy, which has no columns; leave it out"),
-        ("ids.csv", None, "ids.csv should be .npy, .txt, .parquet or .arrow; save it as .parquet, or its ids as .txt"),
-        ("ids.csv", "x", "ids.csv should be .npy, .txt, .parquet or .arrow; save it as .parquet, or its ids as .txt"),
+        ("ids.json", "x", "ids.json should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it"),
         ("latin.txt", None, "latin.txt should be UTF-8 text, it cannot be read"),
         ("few.npy", NAMES, "ids_file and ids should not both hold the ids; leave one out"),
     ],
@@ -76,7 +75,7 @@ def test_what_are_no_ids_is_refused(tmp_path: Path, source: Path, file: str, ids
     (folder / "few.txt").write_text("x\n" * 9)
     (folder / "many.txt").write_text("x\n" * 58)
     (folder / "latin.txt").write_bytes("ä\n".encode("latin-1") * 57)
-    (folder / "ids.csv").write_text("x\n" * 57)
+    (folder / "ids.json").write_text("x\n" * 57)
     pq.write_table(pa.table({"a": range(9)}), folder / "few.parquet")
     pq.write_table(pa.table({"a": range(57), "b": range(57)}), folder / "two.parquet")
     with pytest.raises(InputError, match=message):
