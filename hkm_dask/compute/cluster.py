@@ -31,7 +31,7 @@ from hkm_dask.events import emit
 from hkm_dask.untrusted import reason
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 CUDA_PRESETS = ("performance", "capacity")
 #: Share of the memory of a device that an RMM pool takes.
@@ -60,7 +60,14 @@ _SLOW_START_SECONDS = 10
 #: Seconds in which a running scheduler answers.
 _ANSWER_SECONDS = 10.0
 
+#: How often workers on this machine are started where one dies as it does, and what Dask says of it.
+_STARTS, _DIED_AS_IT_STARTED = 3, "failed to start worker process"
+
 logger = logging.getLogger(__name__)
+
+
+class _DiedAsItStarted(ComputeError):
+    """A worker ended before it was there."""
 
 
 def runner_for(
@@ -210,19 +217,11 @@ def _settings_of_local_clusters() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> Iterator[Client]:
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if n_workers < 1:
         raise InputError(f"workers={n_workers} should be >= 1; leave it out to run on threads")
-    with _starting(n_workers):
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
-            scheduler_kwargs={"worker_ttl": _worker_ttl()},
-            death_timeout=_START_SECONDS,
-            config=_OF_WORKERS | _OF_SERVERS,
-            **_LOCAL | {"threads_per_worker": n_threads},
-        )
+    cluster = _start(n_workers, n_threads, memory_limit)
     with cluster, Client(cluster, direct_to_workers=True) as client:
         client.loop.add_callback(forgive_standstill, cluster.scheduler)
         list_workers(client, n_workers, _COME_AGAIN_SECONDS)
@@ -231,6 +230,28 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
             yield client
         finally:
             cluster.sync(_end_those_that_start, cluster)
+
+
+def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalCluster:
+    """Start a cluster on this machine; again where a worker dies as it starts, of which Dask gives up all."""
+    from distributed import LocalCluster
+
+    for is_last in [*[False] * (_STARTS - 1), True]:
+        try:
+            with _starting(n_workers):
+                return LocalCluster(
+                    n_workers=n_workers,
+                    memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
+                    scheduler_kwargs={"worker_ttl": _worker_ttl()},
+                    death_timeout=_START_SECONDS,
+                    config=_OF_WORKERS | _OF_SERVERS,
+                    **_LOCAL | {"threads_per_worker": n_threads},
+                )
+        except _DiedAsItStarted:
+            if is_last:
+                raise
+            emit("warning", message="a worker died as it started; all are started again")
+    raise AssertionError("the last start returns or raises")
 
 
 async def _end_those_that_start(cluster: Any) -> None:
@@ -263,9 +284,12 @@ def _starting(n_workers: int) -> Iterator[None]:
         first: BaseException = error  # what Dask says last is no more than that it failed
         while first.__cause__ is not None:
             first = first.__cause__
-        late = time.monotonic() - begin >= _START_SECONDS
+        late, died = time.monotonic() - begin >= _START_SECONDS, _DIED_AS_IT_STARTED in str(first)
         fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
-        raise ComputeError(f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}") from error
+        if died:
+            fact, remedy = "one died", "look for what ended it, as the kernel does where memory is short, and run again"
+        message = f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}"
+        raise (_DiedAsItStarted if died and not late else ComputeError)(message) from error
     finally:
         told.cancel()
 
