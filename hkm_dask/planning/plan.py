@@ -220,27 +220,24 @@ def _resident(
 
 
 def _kept_beside_members(
-    rows: Rows,
-    members: PlannedRows,
-    shape: dict[str, Any],
-    iteration: StageBytes,
-    runner: PlannedRunner,
-    in_files: bool,
+    rows: Rows, members: Rows, shape: dict[str, Any], iteration: StageBytes, runner: PlannedRunner, in_files: bool
 ) -> float:
     """Share of what stays of the rows of level 1 that is still there when members of its clusters were clustered.
 
     A worker that cannot remember both forgets its rows; where one task clusters all members, only its worker does.
     """
     n, k, d = members.n_rows, shape["k"], members.n_features
-    gathered = 0 if in_files else n * members.row_bytes  # in memory, and in no block
-    plan = runner.plan(members, StageBytes(iteration.process + gathered, iteration.task))
+    in_one_task = runner.fits_one_task(2.0 * n * k * d, n * members.row_bytes, fit_stage(n, k, d, shape["init"]))
+    held = 0 if in_files or in_one_task else n * members.row_bytes
+    plan = runner.plan(members, StageBytes(iteration.process + held, iteration.task))
     if plan is None:
         return 0.0
-    in_one_task = runner.fits_one_task(2.0 * n * k * d, n * members.row_bytes, fit_stage(n, k, d, shape["init"]))
-    n_own = n if in_one_task else runner.n_own(members)
-    of_members = n_own * _remembered_bytes(members, k, n_own, plan.resident_bytes) - gathered
-    remembered = runner.n_own(rows) * _remembered_bytes(rows, k, runner.n_own(rows), plan.resident_bytes) + of_members
-    if runner.device_budget is not None or remembered <= plan.resident_bytes:
+    n_own, budget = n if in_one_task else runner.n_own(members), plan.resident_bytes
+    in_no_block = members.row_bytes if in_one_task or not in_files else 0
+    remembered = n_own * (_remembered_bytes(members, k, n_own, budget) - in_no_block)
+    remembered += runner.n_own(rows) * _remembered_bytes(rows, k, runner.n_own(rows), budget)
+    both = PlannedRows(rows.n_rows + n, d, rows.dtype.name, chunk_rows=1)
+    if runner.keeps_both(both, iteration, remembered, budget):
         return 1.0
     return 1.0 - 1.0 / runner.n_workers if in_one_task else 0.0
 

@@ -109,7 +109,7 @@ class Table:
 
     def is_pruned(self, k: float) -> bool:
         """Whether a search of k centroids goes by rotated rows."""
-        return has_directions(self.d, k)
+        return has_directions(self.d, int(k))
 
     @property
     def width(self) -> float:
