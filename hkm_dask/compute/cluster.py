@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
 
 from hkm_dask.compute import memory
 from hkm_dask.compute.all_workers import list_workers, set_up_workers
@@ -51,12 +53,9 @@ _OF_WORKERS = {"distributed.worker.memory.pause": False, "distributed.worker.pro
 _OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
-#: Seconds in which a worker on this machine starts, or never will.
-_START_SECONDS = 300
-#: Seconds to wait for one that has died since: it is started again, and others work meanwhile.
-_COME_AGAIN_SECONDS = 60
-#: Seconds after which it is told that one has not.
-_SLOW_START_SECONDS = 10
+#: Seconds in which a worker on this machine starts, or never will; after which it is told that one has not; and to wait
+#: for one that has died since: it is started again, and others work meanwhile.
+_START_SECONDS, _SLOW_START_SECONDS, _COME_AGAIN_SECONDS = 300, 10, 60
 #: Seconds in which a running scheduler answers.
 _ANSWER_SECONDS = 10.0
 
@@ -274,7 +273,8 @@ def _starting(n_workers: int) -> Iterator[None]:
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()
-    before, begin = active_children(), time.monotonic()
+    before, begin, started = active_children(), time.monotonic(), threading.Event()
+    threading.Thread(target=_end_frozen, args=({process.pid for process in before}, started), daemon=True).start()
     try:
         yield
     except Exception as error:  # Dask has several for it, an AssertionError among them
@@ -292,6 +292,21 @@ def _starting(n_workers: int) -> Iterator[None]:
         raise (_DiedAsItStarted if died and not late else ComputeError)(message) from error
     finally:
         told.cancel()
+        started.set()
+
+
+def _end_frozen(before: set[int | None], started: threading.Event) -> None:
+    """End children that stand still as they start, as long as workers may be silent later on."""
+    from dask.utils import parse_timedelta
+
+    ttl, looks = parse_timedelta(_worker_ttl()), dict[int, int]()
+    while ttl is not None and not started.wait(1.0):
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                frozen = child.pid not in before and child.status() == psutil.STATUS_STOPPED
+                looks[child.pid] = looks.get(child.pid, 0) + 1 if frozen else 0
+                if looks[child.pid] > ttl:
+                    child.kill()
 
 
 def _worker_ttl() -> Any:

@@ -254,6 +254,18 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
 
 @pytest.mark.faults
 @pytest.mark.timeout(90)
+def test_a_worker_that_is_frozen_while_it_starts_is_ended_as_one_that_is_silent_later() -> None:
+    frozen = list[psutil.Process]()
+    with dask.config.set({"distributed.scheduler.worker-ttl": "2 s"}):
+        freezing = stop_next_workers(signal.SIGSTOP, frozen)
+        with connect(workers=1) as place:
+            freezing.join()
+            assert place.map(abs, [-1, -2], stage="test") == [1, 2]
+    assert psutil.wait_procs(frozen, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(90)
 def test_a_worker_that_is_frozen_while_it_starts_again_does_not_hold_up_the_end() -> None:
     """Dask closes it once it has started, for which it has five minutes."""
     frozen = list[psutil.Process]()
