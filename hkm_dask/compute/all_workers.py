@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from hkm_dask.errors import ComputeError
+from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client, WorkerPlugin
@@ -63,6 +64,23 @@ def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dic
             return answers
         list_workers(client)
     raise ComputeError(f"all workers died {_ATTEMPTS} times as they were asked; look at their logs, and run again")
+
+
+def require_same_version(client: Client) -> None:
+    """Raise ComputeError where a worker has another version of this package: its results may be others."""
+
+    # Sent by value, as a function within another one is, since another version may not have it.
+    def version() -> str:
+        from importlib import import_module
+
+        return str(import_module("hkm_dask").__version__)
+
+    for address, found in ask_workers(client, version).items():
+        if found != __version__:
+            raise ComputeError(
+                f"worker={address} should have hkm_dask {__version__}, and has {found}; install the same packages on "
+                "every worker"
+            )
 
 
 def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:

@@ -16,6 +16,7 @@ import threading
 from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from typing import Any
 
@@ -212,38 +213,69 @@ def forget(group: Any) -> None:
 def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
 
-    Blocks that fit the budget stay resident for later passes. A block has the dtype of the rows; it is not to be
-    written to, and valid until the next one is asked for.
+    Blocks that fit the budget stay resident for later passes, which may cut parts and blocks in other places. A block
+    has the dtype of the rows; it is not to be written to, and valid until the next one is asked for.
     """
-    rows, pairs = part.rows, list(itertools.pairwise(part.bounds))
+    rows = part.rows
     host_cache.shrink(rows.key, part.budget)
     if isinstance(rows, ArrayRows):
-        for start, stop in pairs:
+        for start, stop in itertools.pairwise(part.bounds):
             yield start, rows.read(start, stop)
         return
     # What passes remember about the rows saves more than the rows themselves: it keeps its room.
     budget = part.budget_beside(REMEMBERED_BYTES)
-    missing = iter([pair for pair in pairs if host_cache.get(rows.key, pair) is None])
+    pieces = deque(_pieces(part, [span for span, _ in host_cache.spans(rows.key)]))
     buffers, reads = _Buffers(rows), dict[tuple[int, int], Future[np.ndarray]]()
     with ThreadPoolExecutor(1, thread_name_prefix="hkm-read") as reader:
 
         def read_next() -> None:
-            for pair in itertools.islice(missing, 1):
+            pair = next((pair for pair, span in pieces if span is None), None)
+            if pair is not None:
                 reads[pair] = reader.submit(buffers.read, *pair)
 
         read_next()
-        for pair in pairs:
-            block, kept = host_cache.get(rows.key, pair), True
-            if block is None:
-                if pair in reads:
-                    block = reads.pop(pair).result()
-                    read_next()
-                else:  # dropped by another thread since we looked
-                    block = buffers.read(*pair)
-                kept = host_cache.put(rows.key, pair, block, block.nbytes, budget)
-            yield pair[0], block
+        while pieces:
+            (start, stop), span = pieces.popleft()
+            if span is not None:
+                block = host_cache.get(rows.key, span)
+                if block is None:  # dropped by another thread since we looked
+                    pieces.extendleft(reversed(list(_pieces(replace(part, bounds=_within(part, start, stop)), []))))
+                else:
+                    yield start, block[start - span[0] : stop - span[0]]
+                continue
+            if (start, stop) in reads:
+                block = reads.pop((start, stop)).result()
+                read_next()
+            else:
+                block = buffers.read(start, stop)
+            kept = host_cache.put(rows.key, (start, stop), block, block.nbytes, budget)
+            yield start, block
             if not kept:
                 buffers.give_back(block)
+
+
+def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int] | None]]:
+    """Cut a part into what lies in blocks that are resident, with the block's `spans`, and what is to be read.
+
+    Examples
+    --------
+    >>> part = Part(ArrayRows(np.zeros((9, 1))), (1, 4, 8, 9), budget=0)
+    >>> list(_pieces(part, [(0, 2), (5, 7)]))
+    [((1, 2), (0, 2)), ((2, 4), None), ((4, 5), None), ((5, 7), (5, 7)), ((7, 8), None), ((8, 9), None)]
+    """
+    done = part.start
+    for span in [*spans, (part.stop, part.stop)]:
+        first, last = max(span[0], done), min(span[1], part.stop)
+        for pair in itertools.pairwise(_within(part, done, min(first, part.stop))):
+            yield pair, None
+        if first < last:
+            yield (first, last), span
+        done = max(done, last)
+
+
+def _within(part: Part, start: int, stop: int) -> tuple[int, ...]:
+    """Where blocks of a part begin and end from one row to another."""
+    return (start, *(bound for bound in part.bounds if start < bound < stop), stop) if start < stop else ()
 
 
 class _Buffers:

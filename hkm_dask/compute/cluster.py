@@ -12,11 +12,13 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import active_children
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
+
+import psutil
 
 from hkm_dask.compute import memory
 from hkm_dask.compute.all_workers import list_workers, set_up_workers
@@ -31,7 +33,7 @@ from hkm_dask.events import emit
 from hkm_dask.untrusted import reason
 
 if TYPE_CHECKING:
-    from distributed import Client
+    from distributed import Client, LocalCluster
 
 CUDA_PRESETS = ("performance", "capacity")
 #: Share of the memory of a device that an RMM pool takes.
@@ -51,16 +53,20 @@ _OF_WORKERS = {"distributed.worker.memory.pause": False, "distributed.worker.pro
 _OF_SERVERS = {"distributed.admin.tick.interval": "500ms"}
 #: Seconds without a heartbeat after which a process on this machine is ended and started again; Dask allows 300.
 _WORKER_TTL = 30
-#: Seconds in which a worker on this machine starts, or never will.
-_START_SECONDS = 300
-#: Seconds to wait for one that has died since: it is started again, and others work meanwhile.
-_COME_AGAIN_SECONDS = 60
-#: Seconds after which it is told that one has not.
-_SLOW_START_SECONDS = 10
+#: Seconds in which a worker on this machine starts, or never will; after which it is told that one has not; and to wait
+#: for one that has died since: it is started again, and others work meanwhile.
+_START_SECONDS, _SLOW_START_SECONDS, _COME_AGAIN_SECONDS = 300, 10, 60
 #: Seconds in which a running scheduler answers.
 _ANSWER_SECONDS = 10.0
 
+#: How often workers on this machine are started where one dies as it does, and what Dask says of it.
+_STARTS, _DIED_AS_IT_STARTED = 3, "failed to start worker process"
+
 logger = logging.getLogger(__name__)
+
+
+class _DiedAsItStarted(ComputeError):
+    """A worker ended before it was there."""
 
 
 def runner_for(
@@ -210,19 +216,11 @@ def _settings_of_local_clusters() -> AbstractContextManager[Any]:
 
 @contextmanager
 def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> Iterator[Client]:
-    from distributed import Client, LocalCluster
+    from distributed import Client
 
     if n_workers < 1:
         raise InputError(f"workers={n_workers} should be >= 1; leave it out to run on threads")
-    with _starting(n_workers):
-        cluster = LocalCluster(
-            n_workers=n_workers,
-            memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
-            scheduler_kwargs={"worker_ttl": _worker_ttl()},
-            death_timeout=_START_SECONDS,
-            config=_OF_WORKERS | _OF_SERVERS,
-            **_LOCAL | {"threads_per_worker": n_threads},
-        )
+    cluster = _start(n_workers, n_threads, memory_limit)
     with cluster, Client(cluster, direct_to_workers=True) as client:
         client.loop.add_callback(forgive_standstill, cluster.scheduler)
         list_workers(client, n_workers, _COME_AGAIN_SECONDS)
@@ -231,6 +229,28 @@ def _local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> 
             yield client
         finally:
             cluster.sync(_end_those_that_start, cluster)
+
+
+def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalCluster:
+    """Start a cluster on this machine; again where a worker dies as it starts, of which Dask gives up all."""
+    from distributed import LocalCluster
+
+    for is_last in [*[False] * (_STARTS - 1), True]:
+        try:
+            with _starting(n_workers):
+                return LocalCluster(
+                    n_workers=n_workers,
+                    memory_limit=memory_limit or int(memory.machine_memory() * 0.8) // n_workers,
+                    scheduler_kwargs={"worker_ttl": _worker_ttl()},
+                    death_timeout=_START_SECONDS,
+                    config=_OF_WORKERS | _OF_SERVERS,
+                    **_LOCAL | {"threads_per_worker": n_threads},
+                )
+        except _DiedAsItStarted:
+            if is_last:
+                raise
+            emit("warning", message="a worker died as it started; all are started again")
+    raise AssertionError("the last start returns or raises")
 
 
 async def _end_those_that_start(cluster: Any) -> None:
@@ -253,7 +273,8 @@ def _starting(n_workers: int) -> Iterator[None]:
     told = threading.Timer(_SLOW_START_SECONDS, emit, ("warning",), {"message": slow})
     told.daemon = True
     told.start()
-    before, begin = active_children(), time.monotonic()
+    before, begin, started = active_children(), time.monotonic(), threading.Event()
+    threading.Thread(target=_end_frozen, args=({process.pid for process in before}, started), daemon=True).start()
     try:
         yield
     except Exception as error:  # Dask has several for it, an AssertionError among them
@@ -263,11 +284,29 @@ def _starting(n_workers: int) -> Iterator[None]:
         first: BaseException = error  # what Dask says last is no more than that it failed
         while first.__cause__ is not None:
             first = first.__cause__
-        late = time.monotonic() - begin >= _START_SECONDS
+        late, died = time.monotonic() - begin >= _START_SECONDS, _DIED_AS_IT_STARTED in str(first)
         fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
-        raise ComputeError(f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}") from error
+        if died:
+            fact, remedy = "one died", "look for what ended it, as the kernel does where memory is short, and run again"
+        message = f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}"
+        raise (_DiedAsItStarted if died and not late else ComputeError)(message) from error
     finally:
         told.cancel()
+        started.set()
+
+
+def _end_frozen(before: set[int | None], started: threading.Event) -> None:
+    """End children that stand still as they start, as long as workers may be silent later on."""
+    from dask.utils import parse_timedelta
+
+    ttl, looks = parse_timedelta(_worker_ttl()), dict[int, int]()
+    while ttl is not None and not started.wait(1.0):
+        for child in psutil.Process().children():
+            with suppress(psutil.Error):
+                frozen = child.pid not in before and child.status() == psutil.STATUS_STOPPED
+                looks[child.pid] = looks.get(child.pid, 0) + 1 if frozen else 0
+                if looks[child.pid] > ttl:
+                    child.kill()
 
 
 def _worker_ttl() -> Any:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.all_workers import ask_workers, list_workers
+from hkm_dask.compute.all_workers import ask_workers, list_workers, require_same_version
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.dashboard import EventSender, add_page
 from hkm_dask.compute.device import agree_on_device
@@ -63,7 +63,8 @@ class ClusterRunner(Runner):
     Raises
     ------
     ComputeError
-        No worker came within half a minute, one cannot see the folder, or some compute on GPUs and some do not.
+        No worker came within half a minute, one has another version of this package or cannot see the folder, or some
+        compute on GPUs and some do not.
     """
 
     client: Client
@@ -74,9 +75,10 @@ class ClusterRunner(Runner):
         place = None if work_dir is None else location(work_dir)
         self._objects = place if isinstance(place, ObjectPath) else None
         info = list_workers(client, come_within=_WORKERS_COME_WITHIN)
+        require_same_version(client)
         device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
-        self.n_workers = 0
+        self.n_workers, self._there = 0, info
         self._count(info)
         self.device_budget = min(ask_workers(client, device_budget).values()) if device == "cuda" else None
         self.n_staged = max(ask_workers(client, staging_blocks).values()) if device == "cuda" else 0
@@ -103,6 +105,8 @@ class ClusterRunner(Runner):
 
     def _count(self, workers: dict[str, dict[str, Any]]) -> None:
         """Take note of the workers there are, and of their threads; where some have died, others will come."""
+        if not workers.keys() <= self._there.keys():
+            require_same_version(self.client)
         self._there = workers
         if len(workers) > self.n_workers:
             self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())

@@ -62,6 +62,10 @@ class PlannedRunner(Runner):
         on_device = RESIDENT_SHARE * self.device_budget / (own * device_row_bytes(rows))
         return min(1.0, on_device), min(1.0, on_device + on_host)
 
+    def keeps_both(self, both: Rows, stage: StageBytes, n_bytes: int, budget: int) -> bool:
+        """Whether two tables stay, of which a worker would remember so many bytes; on a device as one, `both`, does."""
+        return n_bytes <= budget if self.device_budget is None else self.resident_shares(both, stage)[1] == 1.0
+
     def peak(self, rows: Rows, stage: StageBytes) -> int:
         """Bytes a worker holds in a stage over some rows, with as many tasks as fit, and rows that stay."""
         planned = self.plan(rows, stage)

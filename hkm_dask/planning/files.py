@@ -12,7 +12,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import seeding_passes
 from hkm_dask.hierarchy.external_sort import n_at_once, rows_at_once
 from hkm_dask.hierarchy.source import label_chunk_rows
-from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
+from hkm_dask.kmeans.search.geometry import has_directions
 
 #: Places at which rows are sampled, and rows of the samples: to find the middle of all, and their directions.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)
@@ -187,8 +187,7 @@ def _sampled(rows: Rows, n_clusters: int) -> int:
 
     Principal directions, which many features and clusters are searched by, take a sample of their own.
     """
-    has_directions = rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS
-    samples = _SAMPLED_ROWS if has_directions else _SAMPLED_ROWS[:1]
+    samples = _SAMPLED_ROWS if has_directions(rows.n_features, n_clusters) else _SAMPLED_ROWS[:1]
     chunk = min(rows.chunk_rows, rows.n_rows)
     beyond = sum(samples) / _SAMPLE_PLACES / chunk if chunk < rows.n_rows else 0.0  # chunks that a place reaches into
     return round(_SAMPLE_PLACES * (len(samples) + beyond) * _chunk_bytes(rows))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from hkm_dask.compute.block_cache import REMEMBERED_BYTES
 from hkm_dask.compute.memory import StageBytes, fit_stage, limit_mib
 from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.range_memory import lloyd_by_ranges
@@ -19,6 +20,7 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu.operand import operand_bytes
+from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.planning.files import FileBytes, Resident, added, level_files
 from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part, Table, run_parts
@@ -213,9 +215,38 @@ def _resident(
     if t > 1:
         return Resident(members=of_members, members_in_files=in_files)
     labels = share(rows, "resampling" if shape["m"] else "assigning")
-    both = PlannedRows(rows.n_rows + n_members, rows.n_features, rows.dtype.name, chunk_rows=1)
-    after_members = labels if share(both, "Lloyd") == 1.0 else 0.0
-    return Resident(share(rows, "Lloyd"), labels, of_members, after_members, in_files)
+    kept = labels * _kept_beside_members(rows, members, shape, stages["Lloyd of level 1"], runner, in_files)
+    return Resident(share(rows, "Lloyd"), labels, of_members, kept, in_files)
+
+
+def _kept_beside_members(
+    rows: Rows, members: Rows, shape: dict[str, Any], iteration: StageBytes, runner: PlannedRunner, in_files: bool
+) -> float:
+    """Share of what stays of the rows of level 1 that is still there when members of its clusters were clustered.
+
+    A worker that cannot remember both forgets its rows; where one task clusters all members, only its worker does.
+    """
+    n, k, d = members.n_rows, shape["k"], members.n_features
+    in_one_task = runner.fits_one_task(2.0 * n * k * d, n * members.row_bytes, fit_stage(n, k, d, shape["init"]))
+    held = 0 if in_files or in_one_task else n * members.row_bytes
+    plan = runner.plan(members, StageBytes(iteration.process + held, iteration.task))
+    if plan is None:
+        return 0.0
+    n_own, budget = n if in_one_task else runner.n_own(members), plan.resident_bytes
+    in_no_block = members.row_bytes if in_one_task or not in_files else 0
+    remembered = n_own * (_remembered_bytes(members, k, n_own, budget) - in_no_block)
+    remembered += runner.n_own(rows) * _remembered_bytes(rows, k, runner.n_own(rows), budget)
+    both = PlannedRows(rows.n_rows + n, d, rows.dtype.name, chunk_rows=1)
+    if runner.keeps_both(both, iteration, remembered, budget):
+        return 1.0
+    return 1.0 - 1.0 / runner.n_workers if in_one_task else 0.0
+
+
+def _remembered_bytes(rows: Rows, n_clusters: int, n_own: int, budget: int) -> int:
+    """Bytes of a row that stay in the memory of a worker: its values, rotated ones where there is room, its label."""
+    rotated = operand_bytes(rows.n_features) if has_directions(rows.n_features, n_clusters) else 0
+    fits = n_own * (rows.row_bytes + rotated) < budget
+    return rows.row_bytes + REMEMBERED_BYTES + (rotated if fits else 0)
 
 
 def _in_ranges(

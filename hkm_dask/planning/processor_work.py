@@ -21,7 +21,7 @@ from hkm_dask.hierarchy.cost import sampling_rounds, seeding_passes
 from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
 from hkm_dask.kmeans.search.cpu.engine import SWEEP_FEATURES
-from hkm_dask.kmeans.search.geometry import MIN_CLUSTERS, MIN_FEATURES
+from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
 from hkm_dask.planning.files import Resident
@@ -109,7 +109,7 @@ class Table:
 
     def is_pruned(self, k: float) -> bool:
         """Whether a search of k centroids goes by rotated rows."""
-        return self.d >= MIN_FEATURES and k >= MIN_CLUSTERS
+        return has_directions(self.d, int(k))
 
     @property
     def width(self) -> float:

@@ -230,3 +230,49 @@ def test_an_error_while_reading_ahead_reaches_the_reader(tmp_path: Path) -> None
     with pytest.raises(OSError, match="the disk is gone"):
         seen.extend(first for first, _ in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 0)))
     assert seen == [0, 10]
+
+
+def test_a_pass_that_cuts_elsewhere_reads_only_what_is_not_there() -> None:
+    rows = watched(40, 4)
+    list(iter_blocks(Part(rows, (0, 12, 24), 1 << 20)))
+    assert rows.reads == {(0, 12): 1, (12, 24): 1}
+    for _ in range(2):
+        blocks = list(iter_blocks(Part(rows, (6, 20, 30, 40), 1 << 20)))
+        np.testing.assert_array_equal(np.concatenate([block for _, block in blocks]), rows.array[6:])
+        assert [first for first, _ in blocks] == [6, 12, 24, 30]
+    assert rows.reads == {(0, 12): 1, (12, 24): 1, (24, 30): 1, (30, 40): 1}
+    assert host_cache.used == rows.array.nbytes  # nothing is kept twice
+    host_cache.drop(rows.key)
+
+
+def test_a_large_block_that_was_lost_meanwhile_is_read_in_the_blocks_of_this_pass() -> None:
+    rows = watched(40, 4)
+    list(iter_blocks(Part(rows, (0, 10, 40), 1 << 20)))
+    blocks = []
+    for _, block in iter_blocks(Part(rows, (0, 10, 20, 30, 40), 1 << 20)):
+        host_cache.drop(rows.key)  # another thread needed the room
+        blocks.append(block)
+    np.testing.assert_array_equal(np.concatenate(blocks), rows.array)
+    assert rows.reads == {(0, 10): 1, (10, 40): 1, (10, 20): 1, (20, 30): 1, (30, 40): 1}
+    host_cache.drop(rows.key)
+
+
+@given(
+    st.sets(st.integers(1, 39)),
+    st.sets(st.integers(1, 39)),
+    st.integers(0, 39),
+    st.integers(1, 40),
+    st.integers(0, 900),
+)
+def test_blocks_of_any_passes_are_the_rows(before: set[int], then: set[int], start: int, n: int, budget: int) -> None:
+    rows, stop = watched(40, 4), min(40, start + n)
+    list(iter_blocks(Part(rows, (0, *sorted(before), 40), budget)))
+    part = Part(rows, (start, *sorted(b for b in then if start < b < stop), stop), budget)
+    for _ in range(2):
+        done = start
+        for first, block in iter_blocks(part):
+            assert first == done
+            np.testing.assert_array_equal(block, rows.array[first : first + len(block)])
+            done += len(block)
+        assert done == stop
+    host_cache.drop(rows.key)

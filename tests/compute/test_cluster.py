@@ -200,23 +200,38 @@ def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> 
         open_place(workers=1, memory_limit="800MiB")
 
 
-def freeze_next_worker(frozen: list[psutil.Process]) -> threading.Thread:
-    """Freeze the next worker that this process starts, while it starts."""
+def stop_next_workers(number: int, stopped: list[psutil.Process], n: int = 1) -> threading.Thread:
+    """Send a signal to each of the next workers that this process starts, while it starts."""
     before = psutil.Process().children(recursive=True)
 
-    def freeze() -> None:
-        while not frozen:
+    def stop() -> None:
+        while len(stopped) < n:
             for child in psutil.Process().children(recursive=True):
                 with suppress(psutil.NoSuchProcess):
-                    if child not in before and any("spawn_main" in word for word in child.cmdline()):
-                        child.suspend()
-                        frozen.append(child)
-                        return
+                    if child not in [*before, *stopped] and any("spawn_main" in word for word in child.cmdline()):
+                        child.send_signal(number)
+                        stopped.append(child)
             time.sleep(0.01)
 
-    freezing = threading.Thread(target=freeze)
-    freezing.start()
-    return freezing
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    return stopping
+
+
+@pytest.mark.faults
+def test_a_worker_that_dies_as_it_starts_is_started_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Dask gives all up."""
+    told: list[str] = []
+    killing = stop_next_workers(signal.SIGKILL, [])
+    with subscribe(lambda event: told.append(event.fields["message"])), connect(workers=1) as place:
+        killing.join()
+        assert place.map(abs, [-1, -2], stage="test") == [1, 2]
+    assert "a worker died as it started; all are started again" in told
+    monkeypatch.setattr(cluster, "_STARTS", 1)
+    killing = stop_next_workers(signal.SIGKILL, [])
+    with pytest.raises(ComputeError, match="workers=1 should start within 300 s: one died; look for what ended it"):
+        open_place(workers=1)
+    killing.join()
 
 
 @pytest.mark.faults
@@ -225,7 +240,7 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
     monkeypatch.setattr(cluster, "_START_SECONDS", 4)
     monkeypatch.setattr(cluster, "_SLOW_START_SECONDS", 1)
     frozen = list[psutil.Process]()
-    freezing = freeze_next_worker(frozen)
+    freezing = stop_next_workers(signal.SIGSTOP, frozen)
     told: list[str] = []
     with (
         subscribe(lambda event: told.append(event.fields["message"])),
@@ -239,12 +254,24 @@ def test_a_worker_that_is_frozen_while_it_starts_is_told_and_given_up(monkeypatc
 
 @pytest.mark.faults
 @pytest.mark.timeout(90)
+def test_a_worker_that_is_frozen_while_it_starts_is_ended_as_one_that_is_silent_later() -> None:
+    frozen = list[psutil.Process]()
+    with dask.config.set({"distributed.scheduler.worker-ttl": "2 s"}):
+        freezing = stop_next_workers(signal.SIGSTOP, frozen)
+        with connect(workers=1) as place:
+            freezing.join()
+            assert place.map(abs, [-1, -2], stage="test") == [1, 2]
+    assert psutil.wait_procs(frozen, timeout=10)[1] == []
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(90)
 def test_a_worker_that_is_frozen_while_it_starts_again_does_not_hold_up_the_end() -> None:
     """Dask closes it once it has started, for which it has five minutes."""
     frozen = list[psutil.Process]()
     with connect(workers=2, memory_limit="800MiB") as place:
         assert isinstance(place, ClusterRunner)
-        freezing = freeze_next_worker(frozen)
+        freezing = stop_next_workers(signal.SIGSTOP, frozen)
         os.kill(min(place.client.run(os.getpid).values()), signal.SIGKILL)
         freezing.join()
         assert place.map(abs, [-1, -2], stage="test") == [1, 2]

@@ -8,6 +8,7 @@ them before a worker computes; no result depends on them.
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from hkm_dask.compute import cluster as cluster_module
 from hkm_dask.compute.cluster import connect, runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.version import __version__
 from tests.forked import start_forked
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -272,6 +274,19 @@ def test_a_worker_that_cannot_import_the_package_is_named(site: Site) -> None:
     (site.stand_ins / "hkm_dask.py").write_text("raise ImportError('not here')")
     site.start(cuda=True)
     with pytest.raises(ComputeError, match=r"worker=tcp://127.0.0.1:\d+ should have hkm_dask; install the same"):
+        open_place(scheduler_file=site.file)
+
+
+def test_a_worker_with_another_version_is_named_whenever_it_comes(site: Site) -> None:
+    told = rf"worker=tcp://127.0.0.1:\d+ should have hkm_dask {re.escape(__version__)}, and has 0.0.1; install the same"
+    site.start(cuda=False)
+    with connect(scheduler_file=site.file) as runner:
+        assert runner.map(abs, [-1], stage="test") == [1]
+        (site.stand_ins / "hkm_dask.py").write_text("__version__ = '0.0.1'")
+        site.start(cuda=False)
+        with pytest.raises(ComputeError, match=told):
+            runner.map(abs, [-1], stage="test")
+    with pytest.raises(ComputeError, match=told):
         open_place(scheduler_file=site.file)
 
 

@@ -11,6 +11,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config
 from hkm_dask.data import store
 from hkm_dask.data.row_views import SubsetRows
+from hkm_dask.data.rows import ZarrRows
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import assign, build, candidates, external_sort, level_arrays
 from hkm_dask.hierarchy.build import write_hierarchy
@@ -173,6 +174,42 @@ def test_rows_that_do_not_stay_are_read_in_every_pass() -> None:
     assert seeding == pytest.approx(stored + rows.chunk_rows * rows.row_bytes + 6 * again, rel=0.01)
     assert iterations == pytest.approx(50 * again, rel=0.01)
     assert streamed.peak <= 4 << 30
+
+
+def test_rows_that_give_way_to_members_are_read_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    n, d, k, m, limit = 48_000, 64, 100, 2, 318 << 20
+    rng = np.random.default_rng(0)
+    rows = rng.normal(size=(k, d))[rng.integers(k, size=n)] + rng.normal(size=(n, d))
+    ingest(rows.astype("f2"), tmp_path / "pool.zarr")
+    config = Config.from_flags((k,), n_resamples=m, init="k-means||", max_iter=2)
+    small, large = (plan_of(tmp_path / "pool.zarr", config, Workers(1, 1, one)) for one in (limit, 1 << 30))
+    came, counted, read_rows = [0], list[int](), ZarrRows.read
+
+    def read(self: ZarrRows, start: int, stop: int, out: Any = None) -> Any:
+        came[0] += (stop - start) * self.row_bytes
+        return read_rows(self, start, stop, out)
+
+    def count(event: Event) -> None:
+        if event.kind == "step_finished":
+            came[0] = 0
+        elif event.kind == "assigned":
+            counted.append(came[0])
+
+    monkeypatch.setattr(ZarrRows, "read", read)
+    monkeypatch.setenv("HKM_PROCESSORS", "1")
+    with subscribe(count):
+        write_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config, memory_limit=limit)
+    stored = 2 * n * d
+    assert counted == [0, stored, stored]
+    assert small.resident == 1.0
+    assert small.levels[0].files["assign"].read - large.levels[0].files["assign"].read == m * stored
+
+
+def test_one_worker_alone_forgets_its_rows_where_it_clusters_all_members() -> None:
+    rows, config = PlannedRows(600_000, 128, "float16", chunk_rows=9375), Config.from_flags((200,), n_resamples=2)
+    small, large = (make_plan(config, rows, Workers.processes(2, 1, limit)) for limit in (900 << 20, 2 << 30))
+    again = small.levels[0].files["assign"].read - large.levels[0].files["assign"].read
+    assert again == 2 * rows.n_rows // 2 * rows.row_bytes  # after each of two resamplings
 
 
 def test_time_goes_by_the_rows_that_bytes_say_are_read_again() -> None:

@@ -57,6 +57,17 @@ _FAR_NORM = 16.0
 _LEAST_RADIUS = 2.0**-40
 
 
+def has_directions(n_features: int, n_clusters: int) -> bool:
+    """Tell whether principal directions are worth finding: rows of so many features, compared with so many centroids.
+
+    Examples
+    --------
+    >>> has_directions(64, 1000), has_directions(64, 10)
+    (True, False)
+    """
+    return n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS
+
+
 @dataclass(frozen=True)
 class Geometry:
     """How rows are looked at."""
@@ -290,7 +301,7 @@ def make_geometry(
         geometry = replace(geometry, max_abs=max(_check_values(rows, runner, limit), start_max))
         if start_max >= limit:
             raise InputError(f"max_abs={start_max:g} in init should be < {limit:.3g}; start from other centroids")
-    if rows.n_features >= MIN_FEATURES and n_clusters >= MIN_CLUSTERS and rows.n_rows >= 4 * rows.n_features:
+    if has_directions(rows.n_features, n_clusters) and rows.n_rows >= 4 * rows.n_features:
         return with_basis(geometry, rows, runner)
     return geometry
 
