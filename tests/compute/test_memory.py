@@ -99,7 +99,7 @@ def number_needed(message: str) -> int:
         ((10**9, 1000, 64), {}, "resampling"),
         ((10**7, 10**6, 1024), {"n_resamples": 0, "init": "random"}, "Lloyd"),
         ((10**6, 1000, 64), {"init": "k-means++"}, "seeding"),
-        ((10**5, 10, 64), {"n_resamples": 0, "n_splits": 100, "batch_bytes": 256 * MIB}, "splitting"),
+        ((10**6, 2, 64), {"n_resamples": 0, "n_splits": 10**5}, "splitting"),
         ((10**6, 1000, 4096), {"n_resamples": 0, "init": "random"}, "finding directions"),
     ],
 )
