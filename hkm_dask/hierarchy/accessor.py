@@ -394,10 +394,9 @@ class HkmAccessor:
         InputError
             Rows of another width, with NaN or with values too large for float32 squares.
         """
-        from hkm_dask.hierarchy.estimator import HierarchicalKMeans
+        from hkm_dask.hierarchy.tree_predictor import TreePredictor
 
-        estimator = HierarchicalKMeans.from_tree(self._tree, client=client, memory_limit=memory_limit)
-        paths = estimator.predict_path(x)
+        paths = TreePredictor(self._tree, client=client, memory_limit=memory_limit).predict_path(x)
         if not isinstance(paths, xr.DataArray):
             paths = xr.DataArray(paths, dims=("sample", "level"), name="labels")
         return paths.assign_coords(level=range(1, self.n_levels + 1))

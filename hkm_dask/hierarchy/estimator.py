@@ -16,11 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.sampling import sample
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
-from hkm_dask.kmeans.base import Clusterer
+from hkm_dask.hierarchy.tree_predictor import TreePredictor
 from hkm_dask.kmeans.inputs import rows_of
 
 if TYPE_CHECKING:
@@ -33,7 +32,7 @@ _PER_LEVEL = (
 )  # fmt: skip
 
 
-class HierarchicalKMeans(Clusterer):
+class HierarchicalKMeans(TreePredictor):
     """Hierarchical k-means with resampling, with scikit-learn's conventions.
 
     Level 1 clusters the samples, level t the centroids of level t - 1. Inputs are those of `hkm_dask.KMeans`. For runs
@@ -268,30 +267,6 @@ class HierarchicalKMeans(Clusterer):
             Rows of another width, with NaN or with values too large for float32 squares.
         """
         return self.predict_path(X)[:, -1]
-
-    def predict_path(self, X: Any) -> Any:
-        """Clusters of every row at every level.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features), pool or path
-            See `hkm_dask.KMeans`.
-
-        Returns
-        -------
-        array of int32, shape (n_samples, n_levels)
-            Level 1 first: the nearest of all its centroids, then the clusters that one lies in. A Dask array or a
-            DataArray for one of these, else NumPy's. With `n_splits` a sample of the fit may have been given a centroid
-            that is nearest only within its part of the level.
-
-        Raises
-        ------
-        InputError
-            As for `predict`.
-        """
-        check_is_fitted(self)
-        arrays = TreeArrays(self.tree_)
-        return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
 
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0
