@@ -129,7 +129,7 @@ SLOW_SHAPES = {
     ),
     "many clusters": Shape(2_000_000, 16, 512, "20000", ONCE),
     "many clusters, rows of 128": Shape(300_000, 128, 900, "10000", ONCE),
-    "wide rows": Shape(60_000, 1024, 900, "2000", ONCE, ("--n-resamples", "1")),
+    "wide rows": Shape(60_000, 1024, 960, "2000", ONCE, ("--n-resamples", "1")),
     "splits of many rows": Shape(3_000_000, 8, 700, "300", {**ONCE, "1.n_splits": 100}),
     "ten million rows": Shape(10_000_000, 4, 1024, "100", {**ONCE, "1.init": "random"}, ("--n-resamples", "1")),
     "most rows of many": Shape(4_000_000, 16, 700, "100", {**ONCE, "1.init": "random"}, subset=True, dtype="float16"),

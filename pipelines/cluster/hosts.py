@@ -58,6 +58,14 @@ class Hosts:
         self.tag, self.n = f"h{os.getpid() % 10_000}", n
 
     def __enter__(self) -> Hosts:
+        try:
+            self._set_up()
+        except BaseException:
+            self.__exit__()
+            raise
+        return self
+
+    def _set_up(self) -> None:
         _ip("link", "add", f"{self.tag}b", "type", "bridge")
         _ip("link", "set", f"{self.tag}b", "up")
         for i in range(self.n):
@@ -68,7 +76,6 @@ class Hosts:
             for command in (["addr", "add", f"{self.address(i)}/24", "dev", "eth0"], ["link", "set", "eth0", "up"],
                             ["link", "set", "lo", "up"]):  # fmt: skip
                 _ip("-n", host, *command)
-        return self
 
     def __exit__(self, *exc: object) -> None:
         for i in range(self.n):

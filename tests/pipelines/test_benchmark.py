@@ -369,7 +369,7 @@ def test_assigning_is_timed_beside_predicting(tmp_path: Path, capsys: pytest.Cap
 def test_level_2_is_built_from_the_store(capsys: pytest.CaptureFixture[str]) -> None:
     upper_level.main(["--n", "5000", "--k", "40"])
     said = capsys.readouterr().out
-    assert "level 2: 5,000 x 32, k=40, 2 iterations" in said
+    assert "level 2: 5,000 x 32, k=40, coreset, 2 iterations" in said
     assert all(process in said for process in ("driver and scheduler", "worker 0", "worker 1"))
 
 
