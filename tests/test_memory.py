@@ -185,7 +185,7 @@ def held_within(run: Run, limit: int) -> None:
 @pytest.mark.parametrize(
     ("name", "shape"),
     [
-        pytest.param(*item, marks=[pytest.mark.slow] * (item[0] not in QUICK))
+        pytest.param(*item, marks=[pytest.mark.slow, pytest.mark.timeout(660)] * (item[0] not in QUICK))
         for item in (*SHAPES.items(), *SLOW_SHAPES.items())
     ],
 )

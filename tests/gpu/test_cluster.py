@@ -68,10 +68,10 @@ def test_workers_with_gpus_build_the_tree_that_processors_build(
             sent = bytes_of_iterations(runner)
             monkeypatch.setattr(coreset, "GROUP_POINTS", 500)  # whose tables take more memory than all before
             before = client.run(_peak)
-            centers = centers_of(runner)
+            centers = centers_of(runner, 750 * n_workers)
             assert sum(peak > before[worker] + 200_000 for worker, peak in client.run(_peak).items()) >= 2
     with Runner() as processors:
-        np.testing.assert_array_equal(centers, centers_of(processors))
+        np.testing.assert_array_equal(centers, centers_of(processors, 750 * n_workers))
     assert len(sent) == 3
     # What workers send each other, and the centroids that each of them reads.
     assert all(8 * (n_workers - 1) * K * D <= n <= (12 - 4) * n_workers * K * D for n in sent)
@@ -92,12 +92,12 @@ def bytes_of_iterations(runner: ClusterRunner) -> list[int]:
     return np.diff(received).tolist()
 
 
-def centers_of(runner: Runner) -> np.ndarray:
-    """A seeding of which every worker walks some groups."""
-    values = np.random.default_rng(2).normal(size=(1500, D)).astype(np.float32)
+def centers_of(runner: Runner, n_points: int) -> np.ndarray:
+    """A seeding of which workers walk some groups each."""
+    values = np.random.default_rng(2).normal(size=(n_points, D)).astype(np.float32)
     with runner.array_store.lent("points", values) as points:
         geometry = Geometry(values.mean(axis=0), float(np.abs(values).max()), len(values))
-        weights = np.arange(1, 1501)
+        weights = np.arange(1, n_points + 1)
         return coreset.seed_from_points(points, weights, K, geometry=geometry, key=7, runner=runner, n_iterations=0)[0]
 
 
