@@ -396,7 +396,7 @@ class HkmAccessor:
         """
         from hkm_dask.hierarchy.tree_predictor import TreePredictor
 
-        paths = TreePredictor(self._tree, client=client, memory_limit=memory_limit).predict_path(x)
+        paths = TreePredictor.of(self._tree, client=client, memory_limit=memory_limit).paths_of(x)
         if not isinstance(paths, xr.DataArray):
             paths = xr.DataArray(paths, dims=("sample", "level"), name="labels")
         return paths.assign_coords(level=range(1, self.n_levels + 1))

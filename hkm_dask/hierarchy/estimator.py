@@ -268,6 +268,29 @@ class HierarchicalKMeans(TreePredictor):
         """
         return self.predict_path(X)[:, -1]
 
+    def predict_path(self, X: Any) -> Any:
+        """Clusters of every row at every level.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `hkm_dask.KMeans`.
+
+        Returns
+        -------
+        array of int32, shape (n_samples, n_levels)
+            Level 1 first: the nearest of all its centroids, then the clusters that one lies in. A Dask array or a
+            DataArray for one of these, else NumPy's. With `n_splits` a sample of the fit may have been given a centroid
+            that is nearest only within its part of the level.
+
+        Raises
+        ------
+        InputError
+            Rows of another width, with NaN or with values too large for float32 squares.
+        """
+        check_is_fitted(self)
+        return self.paths_of(X)
+
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0
     ) -> NDArray[np.int64]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import xarray as xr
-from sklearn.utils.validation import check_is_fitted
 
 from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
@@ -20,33 +19,18 @@ class TreePredictor(Clusterer):
 
     tree_: xr.DataTree
 
-    def __init__(
-        self, tree: xr.DataTree, *, client: Client | None = None, memory_limit: int | str | None = None
-    ) -> None:
-        self.tree_, self.n_features_in_ = tree, TreeArrays(tree).n_features(1)
-        self.metric, self.random_state = tree.attrs["metric"], None
-        self.client, self.memory_limit, self.work_dir = client, memory_limit, None
+    @classmethod
+    def of(
+        cls, tree: xr.DataTree, *, client: Client | None = None, memory_limit: int | str | None = None
+    ) -> TreePredictor:
+        """A predictor by a tree; it has no parameters."""
+        predictor = TreePredictor()
+        predictor.tree_, predictor.n_features_in_ = tree, TreeArrays(tree).n_features(1)
+        predictor.metric, predictor.client, predictor.memory_limit = tree.attrs["metric"], client, memory_limit
+        predictor.work_dir = None
+        return predictor
 
-    def predict_path(self, X: Any) -> Any:
-        """Clusters of every row at every level.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features), pool or path
-            See `hkm_dask.KMeans`.
-
-        Returns
-        -------
-        array of int32, shape (n_samples, n_levels)
-            Level 1 first: the nearest of all its centroids, then the clusters that one lies in. A Dask array or a
-            DataArray for one of these, else NumPy's. With `n_splits` a sample of the fit may have been given a centroid
-            that is nearest only within its part of the level.
-
-        Raises
-        ------
-        InputError
-            Rows of another width, with NaN or with values too large for float32 squares.
-        """
-        check_is_fitted(self)
+    def paths_of(self, X: Any) -> Any:
+        """Clusters of every row at every level; see `HierarchicalKMeans.predict_path`."""
         arrays = TreeArrays(self.tree_)
         return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
