@@ -53,7 +53,13 @@ class InputError(HkmError, ValueError):
 def check_all(*checks: Callable[[], object]) -> None:
     """Make checks, and raise what they find wrong as one `InputError`.
 
-    >>> check_all(lambda: InputError("no call raises"))
+    >>> check_all(lambda: int("3"))
+    >>> def refuse(problem):
+    ...     raise InputError(problem)
+    >>> check_all(lambda: refuse("k=0 should be >= 1; use 1"), lambda: refuse("m=-1 should be >= 0; use 0"))
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: k=0 should be >= 1; use 1
+    m=-1 should be >= 0; use 0
     """
     problems: list[str] = []
     for check in checks:

@@ -394,9 +394,9 @@ class HkmAccessor:
         InputError
             Rows of another width, with NaN or with values too large for float32 squares.
         """
-        from hkm_dask.hierarchy.tree_predictor import TreePredictor
+        from hkm_dask.hierarchy.tree_predictor import predict_paths
 
-        paths = TreePredictor.of(self._tree, client=client, memory_limit=memory_limit).paths_of(x)
+        paths = predict_paths(self._tree, x, client=client, memory_limit=memory_limit)
         if not isinstance(paths, xr.DataArray):
             paths = xr.DataArray(paths, dims=("sample", "level"), name="labels")
         return paths.assign_coords(level=range(1, self.n_levels + 1))

@@ -289,7 +289,7 @@ class HierarchicalKMeans(TreePredictor):
             Rows of another width, with NaN or with values too large for float32 squares.
         """
         check_is_fitted(self)
-        return self.paths_of(X)
+        return self._paths(X)
 
     def sample(
         self, size: int, *, strategy: str = "hierarchical", within: str = "random", multiplier: int = 1, seed: int = 0

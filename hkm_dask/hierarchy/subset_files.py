@@ -41,24 +41,39 @@ def read_rows(
     They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
     else, or has other numbers, or, unless `repeats`, a number twice.
     """
-    given, n_outside, end = f"subset={path}", 0, 0
+    given = f"subset={path}"
     wanted = f"{given} should be a file of row numbers or ids: .npy, .txt, .csv, .parquet"
     if _has_ids_only(path, wanted):
         from hkm_dask.hierarchy.id_lists import read_id_list  # with pandas
 
-        rows = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True)
+        rows, n_outside = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True), 0
         if not len(rows):
             raise InputError(f"{given} should hold at least one row, it holds none; draw again")
-        if not repeats and (n_repeated := int((rows[1:] == rows[:-1]).sum())):
-            raise InputError(f"{given} should be without repeats, it has {n_repeated}; drop them")
-        return rows
+    else:
+        rows, n_outside = _read_numbers(path, n_rows, wanted, most=None if repeats else n_rows)
+    problems = []
+    if n_outside:
+        problems.append(f"{given} should be row numbers below {n_rows}, {n_outside} are not; is it of this pool?")
+    n_repeated = 0 if repeats else int((rows[1:] == rows[:-1]).sum())
+    if n_repeated:
+        problems.append(f"{given} should be without repeats, it has {n_repeated}; drop them")
+    if problems:
+        raise InputError(problems)
+    return rows
+
+
+def _read_numbers(
+    path: str | os.PathLike[str], n_rows: int, wanted: str, most: int | None
+) -> tuple[NDArray[np.int64], int]:
+    """Row numbers in an ``.npy`` or a table, sorted, and how many of them are none of the `n_rows`."""
+    given, n_outside, end = f"subset={path}", 0, 0
     with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
         opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
         with opened as (shape, dtype, pieces):
             if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
                 raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
-            if not repeats and shape[0] > n_rows:
-                raise InputError(f"{given} should be at most {n_rows} row numbers, it has {shape[0]}; drop some")
+            if most is not None and shape[0] > most:
+                raise InputError(f"{given} should be at most {most} row numbers, it has {shape[0]}; drop some")
             rows = np.empty(shape[0], np.int64)
             for some in pieces:
                 # Beyond int64 a number would wrap round to a row.
@@ -67,16 +82,7 @@ def read_rows(
                 end += len(some)
     if (rows[1:] < rows[:-1]).any():
         rows.sort()
-    problems = []
-    if n_outside:
-        rule = f"should be row numbers below {n_rows}, {n_outside} are not"
-        problems.append(f"{given} {rule}; is it of this pool?")
-    n_repeated = 0 if repeats else int((rows[1:] == rows[:-1]).sum())
-    if n_repeated:
-        problems.append(f"{given} should be without repeats, it has {n_repeated}; drop them")
-    if problems:
-        raise InputError(problems)
-    return rows
+    return rows, n_outside
 
 
 def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:

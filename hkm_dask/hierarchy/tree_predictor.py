@@ -15,22 +15,20 @@ if TYPE_CHECKING:
 
 
 class TreePredictor(Clusterer):
-    """Gives rows of every kind the clusters of a tree; see `HierarchicalKMeans` for `client` and `memory_limit`."""
+    """Base of what gives rows the clusters of a tree."""
 
     tree_: xr.DataTree
 
-    @classmethod
-    def of(
-        cls, tree: xr.DataTree, *, client: Client | None = None, memory_limit: int | str | None = None
-    ) -> TreePredictor:
-        """A predictor by a tree; it has no parameters."""
-        predictor = TreePredictor()
-        predictor.tree_, predictor.n_features_in_ = tree, TreeArrays(tree).n_features(1)
-        predictor.metric, predictor.client, predictor.memory_limit = tree.attrs["metric"], client, memory_limit
-        predictor.work_dir = None
-        return predictor
-
-    def paths_of(self, X: Any) -> Any:
+    def _paths(self, X: Any) -> Any:
         """Clusters of every row at every level; see `HierarchicalKMeans.predict_path`."""
         arrays = TreeArrays(self.tree_)
         return self._labels(X, arrays.read(1, "centroids"), paths_of_centroids(arrays))
+
+
+def predict_paths(tree: xr.DataTree, x: Any, *, client: Client | None, memory_limit: int | str | None) -> Any:
+    """Clusters of rows of every kind at every level of a tree, which nobody fitted here."""
+    predictor = TreePredictor()
+    predictor.tree_, predictor.n_features_in_ = tree, TreeArrays(tree).n_features(1)
+    predictor.metric, predictor.work_dir = tree.attrs["metric"], None
+    predictor.client, predictor.memory_limit = client, memory_limit
+    return predictor._paths(x)

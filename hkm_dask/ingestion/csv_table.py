@@ -73,9 +73,10 @@ def _are_whole(values: Any) -> bool:
     import pyarrow as pa
 
     try:
-        return _match(values, _WHOLE) and values.cast(pa.int64()) is not None
-    except pa.ArrowInvalid:  # beyond 64 bits
+        values.cast(pa.int64())
+    except pa.ArrowInvalid:  # text, or beyond 64 bits
         return False
+    return _match(values, _WHOLE)
 
 
 def _match(values: Any, pattern: str) -> bool:
