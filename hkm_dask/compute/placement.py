@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import uuid
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
@@ -18,6 +17,7 @@ from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner, n_processors
+from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows
@@ -52,8 +52,7 @@ def _gather(copies: Callable[[_Range], _Copies], path: str, offset: int, ranges:
             write_npy_rows(path, offset, start, some)
 
     # Tasks for a device come one at a time and leave the processors free.
-    with ThreadPoolExecutor(1 if worker_device() == "cpu" else n_processors(), "hkm-read") as threads:
-        list(threads.map(write, ranges))
+    share_out(write, ranges, 1 if worker_device() == "cpu" else n_processors())
 
 
 def _gather_pieces(

@@ -32,7 +32,7 @@ from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
-from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, arrival_times, may_arrive, no_candidates
+from hkm_dask.kmeans.seeding.d2_sampling import Candidates, Drawn, UpdateAndSample, arrival_times, may_arrive
 
 
 def fit_groups(
@@ -271,12 +271,10 @@ class _Batch:
         groups = sorted(tasks)
         self._apply(tasks)
         potentials = self._totals(groups, self.squared)
-        candidates = self._candidates({group: task for group, task in tasks.items() if task.horizon > 0})
+        drawn = self._draw({group: task for group, task in tasks.items() if task.horizon > 0})
         sums = self._add_cells({group: task for group, task in tasks.items() if task.with_sums})
-        *facts, vectors = no_candidates(self.rows.shape[1])
-        none = *facts, (vectors,)
         return {
-            group: Candidates(potentials[group], *candidates.get(group, none), *sums.get(group, (None, None)))
+            group: Candidates(potentials[group], drawn.get(group, ()), *sums.get(group, (None, None)))
             for group in groups
         }
 
@@ -295,8 +293,8 @@ class _Batch:
         if centers:
             self._search(centers, np.concatenate(numbers), self.cells, self.squared)
 
-    def _candidates(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, tuple[Any, ...]]:
-        """Times, rows, D² and vectors of the candidates of each group."""
+    def _draw(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, tuple[Drawn, ...]]:
+        """The candidates of each group."""
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)
@@ -311,13 +309,13 @@ class _Batch:
         rows, squared = chosen.get(), self.squared[chosen].get()
         values = self.rows[chosen].get().astype(np.float32)
         cuts = np.searchsorted(rows, self.bounds)
-        candidates = {}
+        drawn = {}
         for group in groups:
             own = slice(cuts[group], cuts[group + 1])
             numbers = rows[own] - self.bounds[group]
             times, places = arrival_times(tasks[group].key, numbers, squared[own], tasks[group].horizon)
-            candidates[group] = times, numbers[places], squared[own][places], (values[own][places],)
-        return candidates
+            drawn[group] = (Drawn(times, numbers[places], squared[own][places], values[own][places]),)
+        return drawn
 
     def _add_cells(
         self, tasks: Mapping[int, UpdateAndSample]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,16 +37,21 @@ from hkm_dask.kmeans.seeding.thinning import thin
 PARALLEL_ROUNDS = 5
 
 
-@dataclass(frozen=True)
-class Candidates(Outcome):
-    """Candidates of one pass, and what it measured."""
+class Drawn(NamedTuple):
+    """Candidates: when each arrived, its row number and its D² then, and the row itself; each of n_candidates."""
 
-    potential: int  # fixed-point sum of D²
-    #: (n_candidates,): when each candidate arrived, its row number and its D² then.
     times: NDArray[np.float64]
     rows: NDArray[np.int64]
     squared: NDArray[np.float64]
-    vectors: tuple[NDArray[np.float32], ...]  # (n_candidates, n_features) together, a piece of each part
+    vectors: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Candidates(Outcome):
+    """What one pass measured, and the candidates of each part that has any: they are put together once, in the end."""
+
+    potential: int  # fixed-point sum of D²
+    drawn: tuple[Drawn, ...] = ()
     #: Fixed-point sums and sizes of the cells, on the last pass.
     sums: NDArray[np.int64] | None = None
     counts: NDArray[np.int64] | None = None
@@ -55,18 +60,10 @@ class Candidates(Outcome):
         has_sums = self.sums is not None and other.sums is not None
         return Candidates(
             self.potential + other.potential,
-            np.concatenate([self.times, other.times]),
-            np.concatenate([self.rows, other.rows]),
-            np.concatenate([self.squared, other.squared]),
-            self.vectors + other.vectors,  # put together once, in the order in which they came
+            self.drawn + other.drawn,
             self.sums + other.sums if has_sums else None,  # type: ignore[operator]
             self.counts + other.counts if has_sums else None,  # type: ignore[operator]
         )
-
-
-def no_candidates(n_features: int) -> tuple[NDArray[Any], ...]:
-    """Times, rows, D² and vectors of no candidate."""
-    return np.empty(0), np.empty(0, np.int64), np.empty(0), np.empty((0, n_features), np.float32)
 
 
 @dataclass(frozen=True)
@@ -99,7 +96,7 @@ class UpdateAndSample:
             (engine.zeros(n_centers, units.n_columns(n_features)), engine.zeros(n_centers)) if self.with_sums else None
         )
         search = engine.search(part, self.geometry, "seed", assignment)
-        drawn: list[tuple[NDArray[Any], ...]] = [no_candidates(n_features)]
+        drawn: list[Drawn] = []
 
         def label(tile: RowTile) -> None:
             for batch, first in zip(self.batches[n_searched:], firsts[n_searched:-1], strict=True):
@@ -116,17 +113,17 @@ class UpdateAndSample:
             engine.keep(part, "cells", self.run, assignment, assignment.n_bytes)
         else:
             engine.keep(part, "seeding", self.run, (len(self.batches), assignment), assignment.n_bytes)
-        times, rows, squared, vectors = (np.concatenate(column) for column in zip(*drawn, strict=True))
+        of_part = (Drawn(*map(np.concatenate, zip(*drawn, strict=True))),) if drawn else ()
         sums, counts = (None, None) if cells is None else map(engine.host, cells)
-        return Candidates(potential, times, rows, squared, (vectors,), sums, counts)
+        return Candidates(potential, of_part, sums, counts)
 
-    def _arrivals(self, tile: RowTile, engine: Engine) -> tuple[NDArray[Any], ...]:
-        """Times, rows, D² and vectors of the tile's candidates; on the host."""
+    def _arrivals(self, tile: RowTile, engine: Engine) -> Drawn:
+        """The tile's candidates, on the host."""
         rates = tile.distances * tile.weights if len(tile.weights) else tile.distances
         times, places = arrivals(self.key, tile.start, rates, self.horizon, engine)
         chosen = engine.put(places)
         vectors = engine.host(tile.rows[chosen]).astype(np.float32)
-        return times, tile.start + places, engine.host(tile.distances[chosen]), vectors
+        return Drawn(times, tile.start + places, engine.host(tile.distances[chosen]), vectors)
 
 
 def arrivals(
@@ -186,21 +183,27 @@ class ThinCandidates:
     rows_key: tuple[Hashable, ...]
     n_threads: int = 1
 
-    def __call__(self, draws: Candidates) -> tuple[int, SharedArray | None, int]:
+    def __call__(self, candidates: Candidates) -> tuple[int, SharedArray | None, int]:
         """Return the potential, the accepted vectors and their number."""
+        if not candidates.drawn:
+            return candidates.potential, None, 0
+        times, rows, squared, pieces = zip(*candidates.drawn, strict=True)
         if self.wanted is None:
-            taken = np.concatenate(draws.vectors)[np.unique(draws.rows, return_index=True)[1]]
+            taken = np.concatenate(pieces)[np.unique(np.concatenate(rows), return_index=True)[1]]
         else:
-            taken = self._thinned(draws, self.wanted)
+            taken = self._thinned(*map(np.concatenate, (times, rows, squared)), pieces, self.wanted)
         batch = self.array_store.put(self.name, taken) if len(taken) else None
-        return draws.potential, batch, len(taken)
+        return candidates.potential, batch, len(taken)
 
-    def _thinned(self, draws: Candidates, wanted: int) -> NDArray[np.float32]:
-        order = np.lexsort((draws.rows, draws.times))
+    def _thinned(
+        self, times: NDArray[np.float64], rows: NDArray[np.int64], squared: NDArray[np.float64],
+        pieces: Sequence[NDArray[np.float32]], wanted: int,
+    ) -> NDArray[np.float32]:  # fmt: skip
+        order = np.lexsort((rows, times))
         chances = random_uniform(stream_key(self.key, "thinning"), np.arange(len(order)))
         # One whose D² has come down to this share of what it was is not accepted.
-        vectors, limits = _in_order(draws.vectors, order), chances * draws.squared[order]
-        origin = self.rows_key, draws.rows[order]
+        vectors, limits = _in_order(pieces, order), chances * squared[order]
+        origin = self.rows_key, rows[order]
         taken = thin(vectors, limits, wanted, geometry=self.geometry, n_threads=self.n_threads, origin=origin)
         return vectors[taken]
 

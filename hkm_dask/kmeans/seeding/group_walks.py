@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import WALK_POINTS, StageBytes, grid_bytes
 from hkm_dask.compute.runner import Report, Runner, n_processors
+from hkm_dask.compute.share_out import share_out
 from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, Walked
 from hkm_dask.kmeans.search.worker import engine_for
 
@@ -93,13 +93,13 @@ class _WalkTogether:
         if not engine.walks_groups(d):
             return outcomes
         n_at_once = max(1, _GRID_BYTES // (2 * d * max(sizes)))
-        with ThreadPoolExecutor(min(self.n_threads, n_processors()), "hkm-grid") as threads:
-            for low in range(0, len(groups), n_at_once):
-                made = enumerate(threads.map(self.walk.on_grid, groups[low : low + n_at_once]), low)
-                walks = {place: one for place, one in made if one is not None}
-                walked = engine.walk_groups(list(walks.values()))
-                for (place, one), outcome in zip(walks.items(), walked, strict=True):
-                    # One that ends early may have lost points on the grid.
-                    if outcome is not None and len(outcome[0]) == len(one.draws):
-                        outcomes[place] = groups[place][1][outcome[0]], outcome[1]
+        n_threads = min(self.n_threads, n_processors())
+        for low in range(0, len(groups), n_at_once):
+            made = enumerate(share_out(self.walk.on_grid, groups[low : low + n_at_once], n_threads), low)
+            walks = {place: one for place, one in made if one is not None}
+            walked = engine.walk_groups(list(walks.values()))
+            for (place, one), outcome in zip(walks.items(), walked, strict=True):
+                # One that ends early may have lost points on the grid.
+                if outcome is not None and len(outcome[0]) == len(one.draws):
+                    outcomes[place] = groups[place][1][outcome[0]], outcome[1]
         return outcomes

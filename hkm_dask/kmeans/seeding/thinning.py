@@ -7,11 +7,10 @@ among those accepted of the first, until a run is short enough to compare all it
 
 from __future__ import annotations
 
-from concurrent.futures import ThreadPoolExecutor
-
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.share_out import share_out
 from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -59,19 +58,18 @@ def thin(
     step = worker_engine().busy_rows * n_threads
     batches: list[_Batch] = []
     n_taken = 0
-    with ThreadPoolExecutor(n_threads, "hkm-thin") as threads:
-        candidates = _Candidates(vectors, limits, geometry, threads, n_threads, origin)
-        for low in range(0, len(limits), step):
-            some = np.arange(low, min(low + step, len(limits)))
-            for batch in batches:
-                some = candidates.clear_of(batch, some)
-            new = candidates.accepted(some)[: wanted - n_taken]
-            n_taken += len(new)
-            if n_taken == wanted:
-                return np.concatenate([*(batch.numbers for batch in batches), new])
-            if batches and len(batches[-1].numbers) < _INDEXED:
-                new = np.concatenate([batches.pop().numbers, new])
-            batches.append(_Batch(new))
+    candidates = _Candidates(vectors, limits, geometry, n_threads, origin)
+    for low in range(0, len(limits), step):
+        some = np.arange(low, min(low + step, len(limits)))
+        for batch in batches:
+            some = candidates.clear_of(batch, some)
+        new = candidates.accepted(some)[: wanted - n_taken]
+        n_taken += len(new)
+        if n_taken == wanted:
+            return np.concatenate([*(batch.numbers for batch in batches), new])
+        if batches and len(batches[-1].numbers) < _INDEXED:
+            new = np.concatenate([batches.pop().numbers, new])
+        batches.append(_Batch(new))
     return np.concatenate([np.empty(0, np.int64), *(batch.numbers for batch in batches)])
 
 
@@ -87,10 +85,10 @@ class _Candidates:
     """All candidates, where the engines that search for them keep them."""
 
     def __init__(
-        self, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry,
-        threads: ThreadPoolExecutor, n_threads: int, origin: Origin | None,
+        self, vectors: NDArray[np.float32], limits: NDArray[np.float64], geometry: Geometry, n_threads: int,
+        origin: Origin | None,
     ) -> None:  # fmt: skip
-        self._vectors, self._geometry, self._threads, self._n_threads = vectors, geometry, threads, n_threads
+        self._vectors, self._geometry, self._n_threads = vectors, geometry, n_threads
         self._limits, self._origin = limits, origin
         self._sites: dict[Engine, _Site] = {}
 
@@ -119,8 +117,7 @@ class _Candidates:
 
         n_pieces = max(1, min(self._n_threads, len(some) // _THREAD_ROWS))
         cuts = (len(some) * np.arange(n_pieces + 1) // n_pieces).tolist()
-        pieces = map(slice, cuts[:-1], cuts[1:])
-        list(map(search, pieces) if n_pieces == 1 else self._threads.map(search, pieces))
+        share_out(search, list(map(slice, cuts[:-1], cuts[1:])), n_pieces)
         return some[engine.host(site.labels[engine.put(some)]) == _NONE]
 
     def _engine_for(self, n_pairs: float) -> Engine:

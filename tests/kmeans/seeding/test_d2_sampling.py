@@ -20,7 +20,13 @@ from hkm_dask.kmeans.search.cpu.engine import CpuEngine
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import d2_sampling, thinning
-from hkm_dask.kmeans.seeding.d2_sampling import Candidates, ThinCandidates, UpdateAndSample, sample_by_distance
+from hkm_dask.kmeans.seeding.d2_sampling import (
+    Candidates,
+    Drawn,
+    ThinCandidates,
+    UpdateAndSample,
+    sample_by_distance,
+)
 
 Cut = Callable[[int], Runner]
 
@@ -28,6 +34,11 @@ Cut = Callable[[int], Runner]
 def blobs(n: int, d: int, seed: int = 0, centers: int = 9) -> np.ndarray:
     rng = np.random.default_rng(seed)
     return (rng.normal(size=(n, d)) + 4 * rng.normal(size=(centers, d))[rng.integers(0, centers, n)]).astype("f4")
+
+
+def columns(candidates: Candidates) -> list[np.ndarray]:
+    """Times, rows, D² and vectors of all candidates."""
+    return [np.concatenate(column) for column in zip(*candidates.drawn, strict=True)]
 
 
 def draw(array: np.ndarray | Rows, n: int, key: int, runner: Runner, geometry: Geometry | None = None) -> np.ndarray:
@@ -174,9 +185,8 @@ def test_a_round_that_is_repeated_after_the_next_draws_the_same(in_parts: Cut) -
     first, second, repeated, once_more = (rounds[n](part) for n in (0, 1, 0, 1))
     for actual, expected in ((repeated, first), (once_more, second)):
         assert actual.potential == expected.potential
-        for name in ("times", "rows", "squared"):
-            np.testing.assert_array_equal(getattr(actual, name), getattr(expected, name))
-        np.testing.assert_array_equal(np.concatenate(actual.vectors), np.concatenate(expected.vectors))
+        for found, wanted in zip(columns(actual), columns(expected), strict=True):
+            np.testing.assert_array_equal(found, wanted)
     host_cache.clear()
 
 
@@ -204,17 +214,16 @@ def test_draws_add_up_in_any_grouping() -> None:
     rng = np.random.default_rng(0)
 
     def some(n: int) -> Candidates:
-        return Candidates(
-            n, rng.uniform(size=n), np.arange(n), rng.uniform(size=n), (rng.normal(size=(n, 2)).astype("f4"),),
-            rng.integers(-5, 5, (3, 2)), rng.integers(0, 5, 3),
-        )  # fmt: skip
+        drawn = Drawn(rng.uniform(size=n), np.arange(n), rng.uniform(size=n), rng.normal(size=(n, 2)).astype("f4"))
+        return Candidates(n, (drawn,), rng.integers(-5, 5, (3, 2)), rng.integers(0, 5, 3))
 
     a, b, c = some(3), some(0), some(5)
     left, right = (a + b) + c, a + (b + c)
-    for name in ("potential", "times", "rows", "squared", "sums", "counts"):
+    for name in ("potential", "sums", "counts"):
         np.testing.assert_array_equal(getattr(left, name), getattr(right, name))
-    np.testing.assert_array_equal(np.concatenate(left.vectors), np.concatenate(right.vectors))
-    assert sys.getsizeof(left) > sum(piece.nbytes for piece in left.vectors)  # so that Dask moves less
+    for found, wanted in zip(columns(left), columns(right), strict=True):
+        np.testing.assert_array_equal(found, wanted)
+    assert sys.getsizeof(left) > sum(piece.vectors.nbytes for piece in left.drawn)  # so that Dask moves less
     assert left.potential == 8
     np.testing.assert_array_equal(left.sums, a.sums + b.sums + c.sums)
 
@@ -225,10 +234,10 @@ def test_thinning_does_not_depend_on_the_order_candidates_came_in() -> None:
     rng = np.random.default_rng(1)
     times, squared = rng.uniform(size=200), rng.uniform(1, 40, 200)
     accept = ThinCandidates(geometry, 5, 60, SharedArrayStore(), "batch", ("rows",))
-    first = accept(Candidates(9, times, np.arange(200), squared, (rows,)))
+    first = accept(Candidates(9, (Drawn(times, np.arange(200), squared, rows),)))
     order = rng.permutation(200)
     second = accept(
-        Candidates(9, times[order], np.arange(200)[order], squared[order], (rows[order[:70]], rows[order[70:]]))
+        Candidates(9, tuple(Drawn(times[some], some, squared[some], rows[some]) for some in (order[:70], order[70:])))
     )
     assert first[0] == second[0] == 9
     assert first[2] == second[2] <= 60
@@ -246,7 +255,7 @@ def test_a_candidate_near_to_centers_of_the_same_number_in_two_batches_is_reject
     # The third comes nearer than it was drawn to the first, and within its limit of 200 to the second.
     rows, key = np.float32([[0] * 4, [9] * 4, [8] * 4]), 5
     chances = random_uniform(stream_key(key, "thinning"), np.arange(3))
-    draws = Candidates(9, np.arange(3.0), np.arange(3), np.array([1, 300, 200]) / chances, (rows,))
+    draws = Candidates(9, (Drawn(np.arange(3.0), np.arange(3), np.array([1, 300, 200]) / chances, rows),))
     taken = ThinCandidates(Geometry(rows.mean(0), 9.0, 3), key, 3, SharedArrayStore(), "batch", ("rows",))(draws)[1]
     assert taken is not None
     assert taken.get()[:, 0].tolist() == [0, 9]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import copy
 import threading
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, Self
 
@@ -29,6 +28,7 @@ from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache, iter_blocks
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
+from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Origin
 from hkm_dask.kmeans.search import int16_gemm
@@ -350,8 +350,7 @@ def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, widt
     make = partial(make_operand, geometry=geometry, width=width)
     if n_threads == 1:
         return make(centroids)
-    with ThreadPoolExecutor(n_threads, "hkm-operand") as threads:
-        return concatenated(list(threads.map(make, np.array_split(centroids, n_threads))))
+    return concatenated(share_out(make, np.array_split(centroids, n_threads), n_threads))
 
 
 def _leave_far_ones_out(centroids: Operand) -> None:
