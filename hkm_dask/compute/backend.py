@@ -19,8 +19,6 @@ from hkm_dask.errors import ComputeError
 def array_module(array: Any) -> ModuleType:
     """Return the library an array belongs to: ``cupy`` for a CuPy array, else ``numpy``.
 
-    Examples
-    --------
     >>> array_module(np.zeros(3)).__name__
     'numpy'
     """
@@ -48,8 +46,6 @@ _thread = threading.local()
 def on_host() -> Iterator[None]:
     """Compute on the CPU within this context and thread, whatever the worker computes on: for what is too little work.
 
-    Examples
-    --------
     >>> with on_host():
     ...     worker_device()
     'cpu'

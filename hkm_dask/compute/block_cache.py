@@ -51,8 +51,6 @@ class BlockCache:
     Entries belong to a group (the rows they are about). When room is short the groups used longest ago go first; within
     the group in use nothing is replaced, and what finds no room beside it drives no other group out.
 
-    Examples
-    --------
     >>> kept = BlockCache()
     >>> kept.put("rows", 0, "block", n_bytes=60, budget=100), kept.put("rows", 1, "next", n_bytes=60, budget=100)
     (True, False)
@@ -80,8 +78,6 @@ class BlockCache:
     def spans(self, group: Any, *kind: Any) -> list[tuple[tuple[int, int], Any]]:
         """The entries of a group that are of a kind, put by that, a first row and the one after the last, in order.
 
-        Examples
-        --------
         >>> kept = BlockCache()
         >>> for key in [("labels", 4, 8), "last", ("labels", 0, 4), (0, 4)]:
         ...     _ = kept.put("rows", key, key, n_bytes=0, budget=0)
@@ -141,8 +137,6 @@ class BlockCache:
     def shrink(self, group: Any, budget: int) -> None:
         """Forget until all entries take `budget` bytes or less: other groups than this one first, then large entries.
 
-        Examples
-        --------
         >>> kept = BlockCache()
         >>> for key in range(3):
         ...     _ = kept.put("rows", key, key, n_bytes=10 + key, budget=100)
@@ -257,8 +251,6 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int] | None]]:
     """Cut a part into what lies in blocks that are resident, with the block's `spans`, and what is to be read.
 
-    Examples
-    --------
     >>> part = Part(ArrayRows(np.zeros((9, 1))), (1, 4, 8, 9), budget=0)
     >>> list(_pieces(part, [(0, 2), (5, 7)]))
     [((1, 2), (0, 2)), ((2, 4), None), ((4, 5), None), ((5, 7), (5, 7)), ((7, 8), None), ((8, 9), None)]

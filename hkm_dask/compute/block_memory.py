@@ -13,8 +13,6 @@ def memory_of_blocks(rows: Rows) -> tuple[int, int, int]:
     Those are row numbers, unless they are read from a file. Rows of other rows are read, and then made or chosen,
     before they are put where a block is kept.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> rows = ArrayRows(np.zeros((9, 2)))
     >>> memory_of_blocks(rows), memory_of_blocks(SubsetRows(rows, np.arange(4)))
@@ -37,8 +35,6 @@ def memory_of_staging(rows: Rows, n_staged: int) -> tuple[int, int, int]:
 
     All but one of those are read at once; what is read as it is lies nowhere else.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> memory_of_staging(SubsetRows(ArrayRows(np.zeros((9, 2))), np.arange(4)), 4)
     (16, 7, 32)

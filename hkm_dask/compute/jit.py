@@ -124,8 +124,6 @@ def kernel(signature: str) -> Callable[[Callable[..., Any]], Kernel]:
 
     Loops are spelled out rather than left to NumPy's sorting and filling, which numba takes seconds to compile.
 
-    Examples
-    --------
     >>> @kernel("f8(f8[::1])")
     ... def total(values):
     ...     result = 0.0

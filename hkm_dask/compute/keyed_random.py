@@ -28,8 +28,6 @@ def _mix(z: int) -> int:
 def stream_key(*parts: int | str) -> int:
     """Fold a seed and the names of a purpose, in their order, into one key in [0, 2**64).
 
-    Examples
-    --------
     >>> stream_key(0, 1, "seeding") == stream_key(0, 1, "seeding") != stream_key(1, 1, "seeding")
     True
     """
@@ -48,8 +46,6 @@ def random_bits(key: int, rows: Any) -> Any:
 def random_bits_by_group(keys: Sequence[int], groups: Any, rows: Any) -> Any:
     """Draw as `random_bits` does, row i by ``keys[groups[i]]``.
 
-    Examples
-    --------
     >>> both = random_bits_by_group([7, 8], np.array([1, 0]), np.array([3, 5]))
     >>> bool(both[0] == random_bits(8, np.array(3)) and both[1] == random_bits(7, np.array(5)))
     True
@@ -72,8 +68,6 @@ def _bits(low: Any, high: Any, rows: Any) -> Any:
 def random_uniform(key: int, rows: Any) -> Any:
     """Draw a uniform number (float64) in the open interval (0, 1) for each row number; see `random_bits`.
 
-    Examples
-    --------
     >>> u = random_uniform(stream_key(0), np.arange(4))
     >>> bool(((u > 0) & (u < 1)).all()), float(random_uniform(stream_key(0), np.array([3]))[0]) == float(u[3])
     (True, True)
@@ -84,8 +78,6 @@ def random_uniform(key: int, rows: Any) -> Any:
 def uniform(bits: Any) -> Any:
     """Turn 64 random bits each (uint64) into uniform numbers (float64) in the open interval (0, 1).
 
-    Examples
-    --------
     >>> bool(0 < uniform(np.uint64(0)) < uniform(np.uint64(2**64 - 1)) < 1)
     True
     """

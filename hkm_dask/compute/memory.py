@@ -71,8 +71,6 @@ KEPT_CANDIDATES = 1 << 15
 class StageBytes:
     """Bytes of one stage: in the process as a whole, and for every task that is at work.
 
-    Examples
-    --------
     >>> StageBytes(process=100, task=20).total(n_tasks=3)
     160
     """
@@ -104,8 +102,6 @@ def machine_memory() -> int:
 def tile_rows(n_clusters: int) -> int:
     """Rows scored at once by one thread: few enough for a tile to stay in cache, many enough for a matrix product.
 
-    Examples
-    --------
     >>> tile_rows(4096), tile_rows(1000), tile_rows(10)
     (256, 1048, 2048)
     """
@@ -115,8 +111,6 @@ def tile_rows(n_clusters: int) -> int:
 def tile_bytes(n_clusters: int, n_features: int) -> int:
     """Bytes one thread works in: rows in float32, a tile of them as the product takes it, and its scores.
 
-    Examples
-    --------
     >>> tile_bytes(2000, 384) >> 20  # MiB
     12
     """
@@ -140,8 +134,6 @@ def lloyd_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
     Centroids are those of the seeding, before, now and next. Sums are combined, and copied where a cluster is empty,
     when no index is made any more.
 
-    Examples
-    --------
     >>> lloyd_stage(10**6, 1000, 64).process - lloyd_stage(0, 1000, 64).process
     24000000
     """
@@ -154,8 +146,6 @@ def lloyd_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
 def assign_stage(n_rows: int, n_clusters: int, n_features: int) -> StageBytes:
     """Bytes of labeling rows: labels of now and before, distances, three sets of centroids and an index of them.
 
-    Examples
-    --------
     >>> assign_stage(10**6, 1000, 64).process - assign_stage(0, 1000, 64).process
     18000000
     """
@@ -171,8 +161,6 @@ def resample_stage(n_rows: int, n_clusters: int, n_features: int, n_picked: int)
     files where they are many. A task holds few when it chooses from what all parts picked. Rows, and members that are
     picked, are those of this worker.
 
-    Examples
-    --------
     >>> label = assign_stage(10**6, 1000, 64).process
     >>> resample_stage(10**6, 1000, 64, 10**6).process - label
     37000000
@@ -190,8 +178,6 @@ def seeding_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> S
     Points are drawn as candidates, twice as many as there are points, and put together; then the rows of every point's
     cell are added up, and the means are clustered.
 
-    Examples
-    --------
     >>> seeding_stage(10**6, 500, 64, "random")
     StageBytes(process=16404000, task=3145728)
     >>> seeding_stage(10**6, 500, 64, "k-means++").process > 36 * 10**6 * 64
@@ -225,8 +211,6 @@ def fit_stage(n_rows: int, n_clusters: int, n_features: int, init: str) -> Stage
 def walk_bytes(n_points: int, n_features: int) -> int:
     """Bytes of the greedy walk over a group of points: the points in float64, and all distances between them.
 
-    Examples
-    --------
     >>> walk_bytes(10**6, 384) >> 20  # MiB
     116
     """
@@ -239,8 +223,6 @@ def grid_bytes(n_points: int, n_features: int) -> int:
 
     Of the grids, those of all groups at once take half as much as their points.
 
-    Examples
-    --------
     >>> grid_bytes(10**6, 384) >> 20  # MiB
     48
     """
@@ -250,8 +232,6 @@ def grid_bytes(n_points: int, n_features: int) -> int:
 def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, batch_bytes: int) -> StageBytes:
     """Bytes of splitting every cluster: what tasks hand on where it is little; for every task its batch, or a sort.
 
-    Examples
-    --------
     >>> split_stage(1000, 10, 4, 5, batch_bytes=1 << 20).process
     36080
     """
@@ -264,8 +244,6 @@ def split_stage(n_rows: int, n_clusters: int, n_features: int, n_splits: int, ba
 def write_stage(n_clusters: int, n_features: int) -> StageBytes:
     """Bytes of writing what a level knows of its clusters: centroids and counts; in a task counts, and rows to sort.
 
-    Examples
-    --------
     >>> write_stage(10, 4)
     StageBytes(process=560, task=4194464)
     """
@@ -275,8 +253,6 @@ def write_stage(n_clusters: int, n_features: int) -> StageBytes:
 def sort_stage(n_rows: int) -> StageBytes:
     """Bytes of sorting rows of a level: for every task number, key, label and place of each, as read and in order.
 
-    Examples
-    --------
     >>> sort_stage(10)
     StageBytes(process=0, task=640)
     """
@@ -307,8 +283,6 @@ def project_level(
     of rows in a task. The process that drives the tasks, a worker itself only `with_driver`, holds the centroids that
     are written, and a little of what tasks hand on to others.
 
-    Examples
-    --------
     >>> project_level(10**6, 1000, 64, init="coreset", n_resamples=0, r=0).keys()
     dict_keys(['finding directions', 'seeding', 'Lloyd', 'assigning', 'writing'])
     """
@@ -334,8 +308,6 @@ def check_fits(stages: Mapping[str, StageBytes], budget: int, *, inputs: int = 0
 
     `inputs` are the bytes that are held beside a stage: gathered rows, numbers of a subset, the blocks of one task.
 
-    Examples
-    --------
     >>> check_fits({"Lloyd of level 1": StageBytes(400 << 20, 200 << 20)}, 512 << 20)
     Traceback (most recent call last):
     hkm_dask.errors.ComputeError: memory_limit=915MiB should be at least 1025MiB, Lloyd of level 1 takes 600MiB ...
@@ -355,8 +327,6 @@ def budget_within(memory_limit: int) -> int:
 
     Raises InputError where the limit leaves less than 32 MiB beside the libraries of an idle worker.
 
-    Examples
-    --------
     >>> budget_within(1 << 30) >> 20  # MiB of 1024
     599
     """
@@ -373,8 +343,6 @@ def budget_within(memory_limit: int) -> int:
 def limit_mib(budget: int) -> float:
     """The memory limit, in MiB, of which so many bytes are the budget; see `budget_within`.
 
-    Examples
-    --------
     >>> limit_mib(600 << 20)
     1025.0
     """
@@ -387,8 +355,6 @@ def block_bytes(budget: int, n_threads: int, device_budget: int | None = None, r
     Between 1 and 64 MiB, or 1 GiB for a GPU: there, a block and what a pass makes of its rows, of `row_bytes` each,
     take a sixteenth of the `device_budget`.
 
-    Examples
-    --------
     >>> block_bytes(1 << 30, 2) >> 20
     64
     >>> block_bytes(64 << 20, 2) >> 20
@@ -429,8 +395,6 @@ def plan_tasks(
     A task has `n_blocks` blocks under way, each of `least_block` bytes or more: a storage chunk. For the others see
     `block_bytes`.
 
-    Examples
-    --------
     >>> plan_tasks(StageBytes(100 << 20, 50 << 20), 320 << 20, 8, least_block=4 << 20)
     TaskPlan(n_tasks=3, block_bytes=6116693, resident_bytes=36700162)
     >>> plan_tasks(StageBytes(100 << 20, 50 << 20), 120 << 20, 8)

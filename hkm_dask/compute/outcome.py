@@ -11,8 +11,6 @@ class Outcome:
 
     Dask combines results where the heaviest of them lie, and counts what workers hold, by their size in bytes.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> from dataclasses import dataclass
     >>> @dataclass(frozen=True)

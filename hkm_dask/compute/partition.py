@@ -50,8 +50,6 @@ def split_parts(
     meet, the blocks are the same, so that what a pass left in memory serves the next one. Parts of other sizes end
     about where `ends` says, in shares of the rows.
 
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> parts = split_parts(ArrayRows(np.zeros((10, 2), np.float32)), 3, block_bytes=1 << 20, budget=0)
     >>> [(part.start, part.stop) for part in parts]
@@ -77,8 +75,6 @@ def in_rounds(parts: Sequence[Part], cuts: np.ndarray, n_rounds: float) -> Itera
 
     The first pieces of all parts come first, then the second ones, and so on.
 
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> rows, cuts = ArrayRows(np.zeros((10, 2), np.float32)), np.arange(11)
     >>> parts = split_parts(rows, 2, block_bytes=1 << 20, budget=0, cuts=cuts)

@@ -41,8 +41,6 @@ class Pieces:
 class PieceRows(Rows):
     """Rows of `Pieces`, which begin at those of the numbers `starts`: sorted ones, the first 0.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     store = SharedArrayStore(folder)

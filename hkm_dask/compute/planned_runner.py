@@ -18,8 +18,6 @@ class PlannedRunner(Runner):
     What processes of a cluster (`is_cluster`) hand to each other, they hand on in files; `n_threads_alone` are the
     threads of those on one host.
 
-    Examples
-    --------
     >>> with PlannedRunner(4, 2, 1 << 30) as runner:
     ...     runner.n_workers, runner.threads_per_worker, runner.memory_budget >> 20
     (4, 2, 599)

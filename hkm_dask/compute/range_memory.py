@@ -57,8 +57,6 @@ def by_ranges(rows: StageBytes, n_clusters: int, n_features: int, n_ranges: int)
     The process has the centroids that its tasks read last, the index made last and the one being made; each task an
     index, or sums and what it writes of them.
 
-    Examples
-    --------
     >>> whole, few = (by_ranges(StageBytes(0), 10**6, 64, n).total(2) >> 20 for n in (1, 10))
     >>> whole, few
     (4110, 512)
@@ -96,8 +94,6 @@ def label_stage(
 ) -> StageBytes:
     """Bytes of labeling rows, and of picking members if `n_picked`; see `memory.assign_stage`, `memory.resample_stage`.
 
-    Examples
-    --------
     >>> label_stage(10**6, 1000, 64) == assign_stage(10**6, 1000, 64)
     True
     """
@@ -166,8 +162,6 @@ def n_ranges_for(
 
     `stages_of` gives the stages by the number of ranges; `budget` is what they may take.
 
-    Examples
-    --------
     >>> def stages(n_ranges):
     ...     return {"Lloyd": StageBytes(1000, 4000 // n_ranges)}
     >>> [n_ranges_for(stages, 4096, budget=budget, n_threads=2) for budget in (6000, 4000, 2000)]

@@ -20,8 +20,6 @@ _Piece = tuple[slice, int, Any]
 def take(rows: Rows, numbers: NDArray[np.int64]) -> np.ndarray:
     """Gather rows by sorted numbers, in host memory; see `Rows.take`, which reads those that are in no block.
 
-    Examples
-    --------
     >>> take(ArrayRows(np.arange(8.0).reshape(4, 2)), np.array([1, 3]))
     array([[2., 3.],
            [6., 7.]])

@@ -434,8 +434,6 @@ def _counted(task: Callable[[Any], Any], report: Report, n_tasks: int) -> Callab
 def runner_in_task(memory_budget: int, n_threads: int = 1) -> Runner:
     """Runner for a task that does a whole computation within the budget of its worker, on so many of its threads.
 
-    Examples
-    --------
     >>> with runner_in_task(64 << 20) as runner:
     ...     runner.n_threads, runner.memory_budget >> 20
     (1, 64)

@@ -39,8 +39,6 @@ class RecentCache:
     Those used longest ago go when all together take more than `limit` bytes, or `most_bytes` where that is less; the
     `n_least` used last stay in any case, since a pass over many tiles asks for them again and again.
 
-    Examples
-    --------
     >>> cache, shared = RecentCache(), SharedArray(array=np.ones(3))
     >>> cache.get("twice", (shared,), lambda: 2 * shared.get()) is cache.get("twice", (shared,), lambda: 1 / 0)
     True
@@ -145,8 +143,6 @@ class SharedArray:
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` up to `stop`, without reading the others.
 
-        Examples
-        --------
         >>> SharedArray(array=np.array([7, 8, 9])).read(1, 3)
         array([8, 9])
         """
@@ -170,8 +166,6 @@ class SharedArrayStore:
     def put(self, name: str, array: np.ndarray) -> SharedArray:
         """Share an array under the name of its file, without suffix; a name is only ever given the same contents.
 
-        Examples
-        --------
         >>> SharedArrayStore().put("zeros", np.zeros(2)).get()
         array([0., 0.])
         """
@@ -201,8 +195,6 @@ class SharedArrayStore:
 
         After a failure it stays, for what removes the whole store to remove.
 
-        Examples
-        --------
         >>> with SharedArrayStore().lent("zeros", np.zeros(2)) as shared:
         ...     shared.get()
         array([0., 0.])
@@ -250,8 +242,6 @@ class SharedSeries:
 class SharedPieces:
     """Rows of shared arrays, one array after the other; `offsets` are where each begins, and the number of all rows.
 
-    Examples
-    --------
     >>> store = SharedArrayStore()
     >>> arrays = [store.put(f"a-{i}", np.arange(3 * i, 3 * i + 3)) for i in range(2)]
     >>> pieces = SharedPieces(store.series("a", arrays), (0, 3, 6))

@@ -46,8 +46,6 @@ def ran_out(error: BaseException) -> bool:
     CuPy's pool raises an error of its own. RMM's raises a plain MemoryError, with the text of the C++ exception that a
     host allocation raises, too, but that RMM adds to.
 
-    Examples
-    --------
     >>> ran_out(MemoryError("std::bad_alloc: out_of_memory: RMM failure: Maximum pool size exceeded"))
     True
     >>> ran_out(MemoryError())

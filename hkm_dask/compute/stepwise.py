@@ -37,8 +37,6 @@ class stepwise(Generic[P, T]):
 
     The generator has a keyword argument ``runner``, yields passes, is sent the result of each, and returns the outcome.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> from hkm_dask.compute.partition import split_parts
     >>> from hkm_dask.compute.runner import Runner

@@ -37,8 +37,6 @@ class WorkerShares:
     after a few passes it is given up. Workers that come beside these get theirs in the middle, where the fewest rows
     change hands.
 
-    Examples
-    --------
     >>> shares = WorkerShares({"a": 1, "b": 3})
     >>> places = np.array([0.1, 0.3, 0.6, 0.9])
     >>> shares.owners(places, {"a": 1, "b": 3}), shares.ends(4).tolist()

@@ -164,7 +164,7 @@ def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.i
     """Row numbers of a subset; None for all rows."""
     if stored_format(Path(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
         return open_store(path).clustered()
-    return opened.chosen(path, option="")
+    return opened.chosen(path)
 
 
 def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: int) -> Facts:

@@ -56,8 +56,6 @@ class Components:
 class UnionFind:
     """Components of rows whose edges come piece by piece; 8 bytes a row.
 
-    Examples
-    --------
     >>> union = UnionFind(10)
     >>> union.unite(np.array([5, 9, 1]), np.array([7, 5, 3]))
     >>> found = union.components()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +20,8 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.export import pool_of_tree
-from hkm_dask.hierarchy.id_lists import read_id_list
 from hkm_dask.hierarchy.source import open_source
+from hkm_dask.hierarchy.subset_files import read_rows
 from hkm_dask.hierarchy.tree import open_hierarchy
 from hkm_dask.hierarchy.tree_arrays import TreeArrays
 
@@ -42,15 +41,10 @@ class CuratedStore:
         left = np.flatnonzero(self.arrays.read(1, "labels") >= 0)
         return None if len(left) == self.rows.n_rows else left
 
-    def chosen(self, subset: Any, option: str = "subset") -> NDArray[np.int64]:
-        """Row numbers of a subset, sorted, each once: in memory, or a file that `hkm sample` or `hkm dedup` wrote.
-
-        `option` is where the subset was given, empty for none.
-        """
+    def chosen(self, subset: Any) -> NDArray[np.int64]:
+        """Row numbers of a subset, sorted, each once: in memory, or in a file as `read_rows` takes it."""
         if isinstance(subset, str | os.PathLike):
-            pool = None if Path(subset).suffix == ".npy" else self.pool  # an .npy has row numbers, whatever ids are
-            listed = read_id_list(subset, pool, self.rows.n_rows, option)
-            return np.flatnonzero(listed.rows(pool, self.rows.n_rows))
+            return np.unique(read_rows(subset, self.rows.n_rows, pool=self.pool))
         return check_rows(np.asarray(subset), self.rows.n_rows)
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:

@@ -81,8 +81,6 @@ class StoredArray:
     Plain arrays of ours (see `layout.ArraySpec`) are read with one ``preadv``, or one request, per chunk straight into
     the result; everything else goes through Zarr. Cheap to pickle.
 
-    Examples
-    --------
     >>> import tempfile, numpy as np
     >>> from hkm_dask.data.store import create_array
     >>> with tempfile.TemporaryDirectory() as folder:

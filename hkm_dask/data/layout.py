@@ -68,8 +68,6 @@ _REMEDIES = {
 class ArraySpec:
     """How one array lies on disk, as far as reading its chunks directly needs it.
 
-    Examples
-    --------
     >>> spec = ArraySpec((10, 3), np.dtype("f4"), chunk_rows=4, checked=True, plain=True)
     >>> spec.n_chunks, spec.row_bytes, spec.chunk_file_bytes, spec.chunk_range(2)
     (3, 12, 52, (8, 10))

@@ -51,8 +51,6 @@ class ObjectPath(os.PathLike[str]):
     the store does not answer, does not know the bucket or permits no access; credentials, endpoint and region come from
     the environment, as those of other tools do.
 
-    Examples
-    --------
     >>> place = ObjectPath("s3://bucket/runs/tree.zarr")
     >>> str(place / "level_1"), place.name, place.with_name("a.zarr").key
     ('s3://bucket/runs/tree.zarr/level_1', 'tree.zarr', 'runs/a.zarr')
@@ -306,8 +304,6 @@ Location: TypeAlias = Path | ObjectPath
 def location(path: str | os.PathLike[str], name: str = "path") -> Location:
     """Where something lies: a path on this machine, or a place in an object store where it is given by a URL.
 
-    Examples
-    --------
     >>> location("file:///data/pool.zarr"), str(location("s3://bucket/pool.zarr/"))
     (PosixPath('/data/pool.zarr'), 's3://bucket/pool.zarr')
     >>> location("ftp://host/pool.zarr", "pool")

@@ -22,8 +22,6 @@ _NUMBERS_AT_ONCE = 1 << 16
 class StoredNumbers:
     """Sorted numbers in an `.npy` file, a path or a URL, of which those that are asked for are read.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     np.save(f"{folder}/numbers.npy", np.array([2, 3, 5, 7, 11]))
@@ -62,8 +60,6 @@ class SubsetRows(Rows):
     Blocks end where storage chunks of the base end, so that one pass over all blocks reads each chunk once. InputError
     where the row numbers are empty, unsorted, repeated or out of range.
 
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> rows = SubsetRows(ArrayRows(np.arange(8.0).reshape(4, 2)), np.array([1, 3]))
     >>> rows.read(1, 2)

@@ -62,8 +62,6 @@ Cell = str | Histogram
 class Summary:
     """A title, facts in pairs, and a table whose first row has the names of its columns.
 
-    Examples
-    --------
     >>> summary = Summary("Pool of 3 samples", [("ids", "yes")], [["level", "clusters"], ["1", "20"]])
     >>> print(summary)
     Pool of 3 samples

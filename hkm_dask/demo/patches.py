@@ -27,8 +27,6 @@ The photographs are distributed with scikit-learn under the license CC BY 2.0 (h
 def load_photographs() -> dict[str, NDArray[np.uint8]]:
     """Load the two photographs that ship inside scikit-learn: a pagoda under a pale sky, a dahlia before dark leaves.
 
-    Examples
-    --------
     >>> [(name, pixels.shape) for name, pixels in load_photographs().items()]
     [('china.jpg', (427, 640, 3)), ('flower.jpg', (427, 640, 3))]
     """
@@ -42,8 +40,6 @@ def patch_corners(height: int, width: int, *, step: int) -> NDArray[np.int32]:
 
     Gives top and left of every patch that fits, shape (n_patches, 2), in reading order.
 
-    Examples
-    --------
     >>> patch_corners(17, 19, step=1).tolist()
     [[0, 0], [0, 2], [1, 1], [1, 3]]
     """
@@ -100,8 +96,6 @@ def cut_patches(photographs: Mapping[str, NDArray[np.uint8]], shards: Path, *, s
     and the patch's width, height, left and top in pixels. The patches are in the order of their rows, as dense as
     `step` says, see `patch_corners`.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     patches = cut_patches(load_photographs(), Path(folder), step=40)

@@ -54,8 +54,6 @@ def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
 
     Tells which patch lies where, shape (n // columns, columns); those that do not fill the last row are left out.
 
-    Examples
-    --------
     >>> gray = np.array([9, 1, 5, 3], np.uint8)[:, None, None, None] * np.ones((1, 2, 2, 3), np.uint8)
     >>> sorted(arrange(gray, columns=2)[:, 0].tolist()), sorted(arrange(gray, columns=2)[:, 1].tolist())
     ([1, 3], [0, 2])
@@ -73,8 +71,6 @@ def contact_sheet(patches: NDArray[np.uint8], *, columns: int, scale: int = 2, g
 
     Each is drawn `scale` times as large, with `gap` white pixels between two.
 
-    Examples
-    --------
     >>> contact_sheet(np.zeros((6, 16, 16, 3), np.uint8), columns=3).shape
     (66, 100, 3)
     """

@@ -55,8 +55,6 @@ class Hog(Encoder):
     Takes uint8 arrays of shape (height, width, 3) of any size. Work is done image by image in `prepare`, so that all
     threads share it.
 
-    Examples
-    --------
     >>> images = [np.zeros((20, 30, 3), np.uint8), np.full((64, 64, 3), 255, np.uint8)]
     >>> Hog()(images).shape
     (2, 372)
@@ -79,8 +77,6 @@ class Hog(Encoder):
 def squeeze(image: np.ndarray) -> np.ndarray:
     """Scale an image, uint8 of shape (height, width, 3), to (HOG_SIDE, HOG_SIDE, 3), whatever its proportions.
 
-    Examples
-    --------
     >>> squeeze(np.full((3, 200, 3), 7, np.uint8)).shape
     (64, 64, 3)
     """
@@ -100,8 +96,6 @@ def describe_edges(images: np.ndarray) -> np.ndarray:
     After Dalal and Triggs, "Histograms of Oriented Gradients for Human Detection", CVPR 2005: square root of the
     intensities, the channel with the largest gradient, L2-Hys; but theirs are all of one length, however faint.
 
-    Examples
-    --------
     >>> gray = describe_edges(np.full((1, HOG_SIDE, HOG_SIDE, 3), 255, np.uint8))
     >>> float(gray[0, :N_GRADIENTS].max()), float(gray[0, -1])
     (0.0, 0.125)
@@ -163,8 +157,6 @@ class Cells(Encoder):
 
     Takes uint8 arrays of shape (height, width, 3) of any size.
 
-    Examples
-    --------
     >>> Cells()([np.zeros((16, 16, 3), np.uint8), np.full((20, 30, 3), 255, np.uint8)]).mean(axis=1).tolist()
     [0.0, 1.0]
     """
@@ -188,8 +180,6 @@ def average_cells(image: np.ndarray) -> NDArray[np.float64]:
 
     Pixels on a border count in part to both sides.
 
-    Examples
-    --------
     >>> average_cells(np.arange(12, dtype=np.uint8).reshape(1, 12, 1).repeat(3, axis=2))[:3, 0].round(2).tolist()
     [0.33, 1.67, 3.33]
     """

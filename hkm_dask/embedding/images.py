@@ -160,8 +160,6 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
     `ValueError` where its values have no range that is known, or its header tells of more than `MAX_PIXELS`; where it
     is no image or cut short, whatever Pillow raises.
 
-    Examples
-    --------
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 3), "red").save(file, "PNG")
     >>> decode(file.getvalue()).shape

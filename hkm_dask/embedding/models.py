@@ -18,8 +18,6 @@ from hkm_dask.errors import ComputeError, InputError
 def require(module: str, extra: str) -> Any:
     """Import an optional package; an `InputError` names the extra of this package to install where that fails.
 
-    Examples
-    --------
     >>> require("no_such_module", "text")
     Traceback (most recent call last):
     hkm_dask.errors.InputError: no_such_module is not installed; pip install 'hkm-dask[text]'
@@ -36,8 +34,6 @@ def require(module: str, extra: str) -> Any:
 def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
     """Give the absolute path of a model folder and what its ``config.json`` holds; `InputError` where it has none.
 
-    Examples
-    --------
     >>> model_folder("nowhere")
     Traceback (most recent call last):
     hkm_dask.errors.InputError: model=...nowhere has no config.json; give the folder that `save_pretrained` wrote ...
@@ -56,8 +52,6 @@ def folder_fingerprint(folder: Path, use: str = "") -> str:
 
     Hidden files, caches of bytecode and texts for people do not count.
 
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "config.json").write_text("{}")

@@ -198,8 +198,6 @@ def color_table(data: Any, band: int) -> NDArray[np.uint8] | None:
 def is_progressive(path: Path) -> bool:
     """Tell whether a JPEG comes in several scans, so that no line is complete before the file's end.
 
-    Examples
-    --------
     >>> import tempfile
     >>> from PIL import Image
     >>> with tempfile.NamedTemporaryFile(suffix=".jpg") as file:

@@ -423,8 +423,6 @@ def _looked_up(labels: NDArray[np.int32], *, table: NDArray[np.int32]) -> NDArra
 def share_evenly(sizes: NDArray[np.int64], n: int) -> NDArray[np.int64]:
     """Share `n` out as evenly as `sizes` allow; what is left over goes to the first.
 
-    Examples
-    --------
     >>> share_evenly(np.array([1, 9, 9]), 8), share_evenly(np.array([3, 3, 3]), 2)
     (array([1, 4, 3]), array([1, 1, 0]))
     """

@@ -33,8 +33,6 @@ _DIGEST_BYTES = 32
 class StepHistory:
     """The steps of a level so far: seconds and the inertia of every iteration of all, the centroids of the last two.
 
-    Examples
-    --------
     >>> steps = StepHistory()
     >>> for step in range(3):
     ...     steps.add(np.full((1, 1), step, np.float32), np.array([0.5]), 1.5)

@@ -176,8 +176,6 @@ def means(k: int, d: int, times: int = 1) -> Work:
 def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
     """Rounds of a draw by D²: centers before each, candidates that arrive, and those of them that are taken.
 
-    Examples
-    --------
     >>> list(sampling_rounds(300))
     [(1, 42, 25), (26, 136, 81), (107, 557, 193)]
     """
@@ -193,8 +191,6 @@ def sampling_rounds(n_centers: int) -> Iterator[tuple[int, int, int]]:
 def seeding_passes(n: int, k: int, init: str) -> int:
     """Passes over n rows that draw the points of a seeding, measure them, and add up their cells.
 
-    Examples
-    --------
     >>> [seeding_passes(10**6, 100, init) for init in ("coreset", "k-means||", "k-means++", "random")]
     [5, 11, 1, 0]
     """

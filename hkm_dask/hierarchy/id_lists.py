@@ -71,15 +71,15 @@ class IdList:
 
 
 def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdList:
-    """Read ids, which are row numbers where the pool has none; `option` is where they were given, empty for none.
+    """Read ids, which are row numbers where the pool has none; `option` is where they were given.
 
     `ids` are an array, or a file as `hkm sample` writes it: ids in ``.txt``, ids or row numbers in ``.parquet`` and
     ``.csv``, row numbers in ``.npy``. InputError where the file cannot be read, or what it has is something else.
     """
     kind = None if pool is None or not pool.has_ids else pool.ids(np.empty(0, np.int64)).dtype.kind  # type: ignore[union-attr]
-    name = option or "ids"
+    name = option
     if isinstance(ids, str | os.PathLike):
-        name = f"{option}={str(ids)!r}" if option else str(ids)
+        name = f"{option}={str(ids)!r}"
         values, are_rows = _read_file(ids, kind, name)
     else:
         values, are_rows = np.asarray(ids), False

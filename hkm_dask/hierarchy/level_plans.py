@@ -16,8 +16,6 @@ from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
 def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, Any]]:
     """Shapes and settings of every level over so many rows, as the event ``run_started`` has them; see `with_ranges`.
 
-    Examples
-    --------
     >>> config = Config.from_flags((200, 10), n_resamples=1)
     >>> [(plan["n"], plan["k"], plan["r"]) for plan in level_plans(config, 5000, 8)]
     [(5000, 200, 12), (200, 10, 10)]
@@ -98,8 +96,6 @@ def with_ranges(
     `range_memory.n_ranges_for`. `least` gives the ranges for a device, see `Runner.least_ranges`. Only some seedings
     go by ranges.
 
-    Examples
-    --------
     >>> plans = level_plans(Config.from_flags((100_000, 10), init="random"), 10**6, 256)
     >>> where = {"n_workers": 1, "n_threads": 2, "with_driver": True}
     >>> [plan["n_ranges"] for plan in with_ranges(plans, 1 << 30, **where)]
@@ -123,8 +119,6 @@ def with_ranges(
 def shareable(plans: list[dict[str, Any]], budget: int, **where: Any) -> list[int]:
     """Levels that do not fit, and would if their seeding let clusters be shared out; see `with_ranges`.
 
-    Examples
-    --------
     >>> plans = level_plans(Config.from_flags((100_000, 10)), 10**6, 256)
     >>> shareable(plans, 1 << 30, n_workers=1, n_threads=2, with_driver=True)
     [1]

@@ -11,8 +11,6 @@ import numpy as np
 class Work:
     """What a step keeps busy; works add, and come so many times.
 
-    Examples
-    --------
     >>> (Work(products=2.0) + 3 * Work(products=1.0, launches=1)).launches
     3.0
     """
@@ -76,8 +74,6 @@ class Rates:
     def seconds(self, work: Work, n_features: int) -> float:
         """Seconds of some work; only the link works beside the device.
 
-        Examples
-        --------
         >>> H200.seconds(Work(seconds=2.0, rounds=200), n_features=384)
         3.0
         """

@@ -13,8 +13,6 @@ from hkm_dask.config import Level
 def resample_size(level: Level, n_rows: int) -> int:
     """Members to take per cluster: a number, or for "auto" half the mean cluster size, at least 2.
 
-    Examples
-    --------
     >>> resample_size(Level(n_clusters=100), 5000), resample_size(Level(n_clusters=100, resample_size=7), 5000)
     (25, 7)
     """
@@ -29,8 +27,6 @@ def enough_members(sizes: NDArray[np.int64], r: int, n_clusters: int) -> int:
 
     Gives the smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the largest cluster's size.
 
-    Examples
-    --------
     >>> enough_members(np.array([5, 0, 0]), 1, 3)
     3
     """

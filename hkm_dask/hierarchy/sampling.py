@@ -286,8 +286,6 @@ def draw_members(
     More than the members a cluster has means repeats. `key` is from `stream_key`, `best` from `best_first`; where there
     is a `mask`, only members it has are taken.
 
-    Examples
-    --------
     >>> draw_members(np.array([0, 3, 5]), np.array([4, 0, 2, 1, 3]), np.array([2, 3]), within="closest")
     array([0, 1, 1, 3, 4])
     """

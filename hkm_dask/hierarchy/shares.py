@@ -27,8 +27,6 @@ def share_out(capacities: Ints, indptr: Ints, totals: Ints, *, key: int, weights
 
     Weights below 2**30 are taken exactly, however large capacities and totals are.
 
-    Examples
-    --------
     >>> share_out(np.array([50, 50, 3]), np.array([0, 3]), np.array([33]), key=0, weights=np.array([1, 2, 2]))
     array([10, 20,  3])
     """
@@ -51,8 +49,6 @@ def hierarchical_targets(
     `indptr` and `members` are the children of the clusters of each level, level 1 first, whose own members are not
     looked at, `leaf_sizes` the samples below, and `weights`, as in `share_out`, those of the clusters of each level.
 
-    Examples
-    --------
     A big and a small top cluster; the big one's children hold 90 and 10 samples.
 
     >>> indptr = [np.array([0, 90, 100, 105]), np.array([0, 2, 3])]
@@ -83,8 +79,6 @@ def fill_targets(
     Children of node i are ``indptr[i]:indptr[i + 1]``; no node's total is more than its children hold. `key`, from
     `stream_key`, decides who gives one of what is left over.
 
-    Examples
-    --------
     >>> fill_targets(np.array([1, 5, 9]), np.array([0, 3]), np.array([9]), key=0)
     array([1, 4, 4])
     """

@@ -116,8 +116,6 @@ def n_clustered(pool: str | os.PathLike[str], subset: str | None = None, fit_sam
 def label_chunk_rows(base: Rows) -> int:
     """Rows of labels in one file: whole chunks of the embeddings, few files, yet work for every core.
 
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> label_chunk_rows(ArrayRows(np.zeros((10**6, 1), np.float16)))
     12288

@@ -27,8 +27,6 @@ _NAME = re.compile(r"([1-9][0-9]{0,2}):(0|[1-9][0-9]{0,17})")
 class Cluster(NamedTuple):
     """A cluster, written ``LEVEL:NUMBER``.
 
-    Examples
-    --------
     >>> str(Cluster(2, 19)), Cluster.parse("2:19") == (2, 19)
     ('2:19', True)
     """

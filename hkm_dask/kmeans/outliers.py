@@ -17,8 +17,6 @@ def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner:
     distance alone is more than all rows of a cluster have together, about ``n_rows / n_clusters`` times the squared
     spread. Rows are passed over only where `Geometry.max_abs` says that there may be one.
 
-    Examples
-    --------
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
     >>> from hkm_dask.kmeans.search.geometry import make_geometry

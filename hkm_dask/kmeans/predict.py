@@ -130,8 +130,6 @@ def nearest_labels(
 ) -> NDArray[np.int32]:
     """Label rows no k-means has seen, of unit length where `spherical`; errors are those of `label_rows`.
 
-    Examples
-    --------
     >>> with Runner(n_threads=1) as runner:
     ...     nearest_labels(ArrayRows(np.float32([[0], [9]])), np.float32([[8], [1], [1]]), runner=runner)
     array([1, 0], dtype=int32)

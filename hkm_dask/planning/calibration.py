@@ -67,8 +67,6 @@ _SHARE = 0.3
 def made_rows(n_rows: int, n_features: int) -> NDArray[np.float16]:
     """Rows like embeddings: groups of very unequal size, in few directions that matter and many that hardly do.
 
-    Examples
-    --------
     >>> made_rows(5, 3).shape
     (5, 3)
     """
@@ -143,8 +141,6 @@ def calibrate(
 def scaled_config(config: Config, n_rows: int, n: int) -> Config:
     """The settings of a run over `n_rows` for `n` of them: fewer clusters, and no more resamplings than tell.
 
-    Examples
-    --------
     >>> scaled = scaled_config(Config.from_flags((2000, 400, 100)), 40_000, 4000)
     >>> [(level.n_clusters, level.n_resamples) for level in scaled.levels]
     [(200, 2), (40, 2), (10, 2)]

@@ -114,8 +114,6 @@ def _started() -> float:
 def sample_rows(rows: Rows, n: int) -> NDArray[Any]:
     """About `n` rows, in runs of neighbors all over the table.
 
-    Examples
-    --------
     >>> from hkm_dask.data.rows import ArrayRows
     >>> len(sample_rows(ArrayRows(np.zeros((1000, 2), np.float32)), 100))
     100

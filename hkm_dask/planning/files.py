@@ -25,8 +25,6 @@ _KEY_BYTES = 4
 class FileBytes:
     """Bytes read and written.
 
-    Examples
-    --------
     >>> FileBytes(1, 2) + FileBytes(10)
     FileBytes(read=11, written=2)
     """

@@ -52,8 +52,6 @@ GPUS = {
 def find_gpu(text: str) -> tuple[Gpu, int]:
     """Read a name and a number of GPUs.
 
-    Examples
-    --------
     >>> gpu, n = find_gpu("h200:8")
     >>> gpu.name, n, find_gpu("A100")[1]
     ('h200', 8, 1)

@@ -50,8 +50,6 @@ Place = tuple[int, bool, str]
 class PhaseClock:
     """Subscriber that adds up what a build spends, by level and part.
 
-    Examples
-    --------
     >>> now = [Spent(), Spent(seconds=2.0), Spent(seconds=5.0)]
     >>> clock = PhaseClock(iter(now).__next__)
     >>> clock(Event("step_started", {"level": 1, "step": 0}, 0.0))

@@ -152,8 +152,6 @@ def split_course(level: Level) -> tuple[float, float]:
 def together(*works: Mapping[str, float], times: float = 1.0) -> dict[str, float]:
     """Add up units of work, and take them so many times.
 
-    Examples
-    --------
     >>> together({"pass": 1.0}, {"pass": 2.0, "searched": 1.0}, times=2)
     {'pass': 6.0, 'searched': 2.0}
     """

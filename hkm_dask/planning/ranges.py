@@ -26,8 +26,6 @@ def range_parts(
 
     `shares` are those of the rows of each level that stay in memory.
 
-    Examples
-    --------
     >>> table, level = Table(10**6, 32, 4, n_threads=2), Level(n_clusters=10**5, n_resamples=0, max_iter=3)
     >>> list(range_parts(1, table, level, 1, lambda t, resampled, level: (3.0, 0.5), [Resident()]))
     []

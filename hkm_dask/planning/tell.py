@@ -84,8 +84,6 @@ def render(plan: Plan, name: str) -> str:
 def short(plan: Plan) -> str:
     """What to know before a run begins, in a line.
 
-    Examples
-    --------
     >>> from hkm_dask.config import Config
     >>> from hkm_dask.planning.plan import make_plan
     >>> from hkm_dask.planning.workers import PlannedRows, Workers

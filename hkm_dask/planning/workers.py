@@ -89,8 +89,6 @@ class PlannedRows(Rows):
 
     In the latter any rows can be read alone: `chunk_rows` is 1.
 
-    Examples
-    --------
     >>> rows = PlannedRows(10**9, 1024, "float16")
     >>> rows.chunk_rows, rows.row_bytes
     (32768, 2048)

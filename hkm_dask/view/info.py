@@ -74,8 +74,6 @@ def describe(path: str | os.PathLike[str]) -> Facts:
 def render(facts: Facts) -> str:
     """Write the facts of `describe` as lines of text in aligned columns.
 
-    Examples
-    --------
     >>> print(render({"store": "a.zarr.wip", "kind": "pool", "complete": False}))
     a.zarr.wip: a pool, not complete
       to finish it, run the same `hkm ingest` again

@@ -53,8 +53,6 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     The entry has ``n`` rows, ``k`` centroids, ``d`` coordinates, ``m`` resampling steps of ``r`` members per cluster,
     and ``max_iter``.
 
-    Examples
-    --------
     >>> first, second = steps_of({"n": 1000, "k": 10, "d": 2, "m": 1, "r": 5, "max_iter": 50})
     >>> first.iteration_units, second.iteration_units, second.assign_units
     (20000.0, 1000.0, 20000.0)
@@ -75,8 +73,6 @@ def _resampled(level: Mapping[str, Any]) -> float:
 def splitting_of(level: Mapping[str, Any]) -> Step | None:
     """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
 
-    Examples
-    --------
     >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
     Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0, tol=0.0001)
     """
@@ -88,8 +84,6 @@ def splitting_of(level: Mapping[str, Any]) -> Step | None:
 def k_means_pieces(level: Mapping[str, Any], number: int, step: int, n: float) -> list[Piece]:
     """Phases of a k-means over n rows, of a level with that number.
 
-    Examples
-    --------
     >>> level = {"n": 1000, "k": 10, "d": 2, "m": 0, "max_iter": 50, "init": "coreset"}
     >>> [(piece.kind.phase, piece.units) for piece in k_means_pieces(level, 1, 0, 1000)]
     [('draw', 20000.0), ('choose', 150600.0), ('refine', 600.0), ('iterate', 20000.0)]

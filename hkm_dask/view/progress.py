@@ -39,8 +39,6 @@ _SEEDING = {
 def duration(seconds: float) -> str:
     """Write a time span for people, to about two digits.
 
-    Examples
-    --------
     >>> [duration(seconds) for seconds in (0.4, 42, 200, 5000, 200_000)]
     ['a few seconds', '42 s', '3 min', '1 h 23 min', '2 d 8 h']
     """
@@ -60,8 +58,6 @@ def duration(seconds: float) -> str:
 def stopwatch(seconds: float) -> str:
     """Write elapsed time as h:mm:ss.
 
-    Examples
-    --------
     >>> stopwatch(3725.9)
     '1:02:05'
     """
@@ -73,8 +69,6 @@ def stopwatch(seconds: float) -> str:
 def about(seconds: float) -> str:
     """Say a guess of the time left as the guess it is.
 
-    Examples
-    --------
     >>> about(2), about(200)
     ('a few seconds left', 'about 3 min left')
     """
@@ -85,8 +79,6 @@ def about(seconds: float) -> str:
 def time_left(left: Left | None) -> str:
     """Say what is known about the time left, and no more than that: a range where it is wide.
 
-    Examples
-    --------
     >>> time_left(Left(expected=200, bound=270))
     'about 3 min left, at most 4 min'
     >>> time_left(Left(expected=200, bound=400, least=100))
@@ -297,8 +289,6 @@ class JsonLines:
 
     After `interval` seconds without an event, `tick` writes a line ``heartbeat``.
 
-    Examples
-    --------
     >>> import sys
     >>> JsonLines(sys.stdout)(Event("assigned", {"level": 1, "step": 0}, 7.5))
     {"event": "assigned", "time": 7.5, "level": 1, "step": 0}
@@ -361,8 +351,6 @@ def show_progress(
     what runs is shown until there is more to tell, and times count from `started`. With `as_json` every event is a
     line, and silence has heartbeats.
 
-    Examples
-    --------
     >>> import sys
     >>> from hkm_dask.events import emit
     >>> with show_progress(Console(file=sys.stdout)):

@@ -128,8 +128,6 @@ class RowUnits:
     from all others, what rounding leaves is kept too, in units ``2**n_bits`` times as fine: `is_split`. Sums then have
     two columns for each feature, all coarse ones first.
 
-    Examples
-    --------
     >>> units = RowUnits(scale=0.25, n_bits=10, is_split=True)
     >>> units.whole(np.float32([[9.5, 1024.0]]))
     array([[ 2, 256, 384,   0]])

@@ -60,8 +60,6 @@ _LEAST_RADIUS = 2.0**-40
 def has_directions(n_features: int, n_clusters: int) -> bool:
     """Tell whether principal directions are worth finding: rows of so many features, compared with so many centroids.
 
-    Examples
-    --------
     >>> has_directions(64, 1000), has_directions(64, 10)
     (True, False)
     """
@@ -93,8 +91,6 @@ class Geometry:
     def scale(self) -> float:
         """Fixed-point units per unit of a row's value: a power of two, such that no sum of rows leaves int64.
 
-        Examples
-        --------
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=1 << 20).scale == 2.0**41
         True
         """
@@ -106,8 +102,6 @@ class Geometry:
     def units(self) -> RowUnits:
         """How rows are summed: in units of `scale`, and in finer ones besides where few values are far too large.
 
-        Examples
-        --------
         >>> [Geometry(np.zeros(2, np.float32), m, n_rows=1 << 20, spread=1.0).units.is_split for m in (9.0, 1e9)]
         [False, True]
         """
@@ -118,8 +112,6 @@ class Geometry:
     def far_distance(self) -> float:
         """Squared distance beyond which a row is far from its centroid; infinity where no row can be.
 
-        Examples
-        --------
         >>> [Geometry(np.zeros(2, np.float32), m, n_rows=9, spread=1.0).far_distance for m in (9.0, 1e9)]
         [inf, 4096.0]
         """
@@ -134,8 +126,6 @@ class Geometry:
         Distances are small beside the squared spread and large beside it, where rows are far: `distance_bits` of them
         are summed, see `distance_sum`.
 
-        Examples
-        --------
         >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_scale == 2.0**60
         True
         """
@@ -146,8 +136,6 @@ class Geometry:
     def distance_bits(self) -> int:
         """Bits of the largest squared distance in those units: about 75 for rows about alike, below 180 for any.
 
-        Examples
-        --------
         >>> Geometry(np.zeros(2, np.float32), max_abs=2.0**40, n_rows=1 << 20, spread=1.0).distance_bits
         144
         """
@@ -159,8 +147,6 @@ class Geometry:
 
         Rows that are not far from their centroid, see `far_distance`, are summed by themselves besides.
 
-        Examples
-        --------
         >>> inertia = Geometry(np.zeros(2, np.float32), max_abs=9.0, n_rows=10, spread=1.0).distance_sum(10)
         >>> inertia.add(np.array([0.25, 3.0]))
         >>> inertia.total() == 3.25 * 2**60
@@ -172,8 +158,6 @@ class Geometry:
     def step(self) -> float:
         """Width of the grid on which principal coordinates have 16 bits: a power of two.
 
-        Examples
-        --------
         >>> Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, radius=32767.0).step
         1.0
         """

@@ -243,8 +243,6 @@ def pack(rows: NDArray[np.int16], n_columns: int, chosen: NDArray[np.int64]) -> 
 def padded(n_centroids: int) -> int:
     """Round a number of centroids up to whole panels.
 
-    Examples
-    --------
     >>> padded(1000) % PANEL, 1000 <= padded(1000) < 1000 + PANEL
     (0, True)
     """

@@ -153,8 +153,6 @@ def widen(values: NDArray[np.float16], out: NDArray[np.float32]) -> None:
 
     Both are C-contiguous and of the same shape.
 
-    Examples
-    --------
     >>> out = np.empty(20, np.float32)
     >>> widen(np.arange(20, dtype=np.float16), out)
     >>> out[-1]

@@ -80,8 +80,6 @@ def bounds_of_labels(labels: Any, n_clusters: int) -> NDArray[np.int64]:
 
     Labels (int32) may be on a device; the bounds are on the host.
 
-    Examples
-    --------
     >>> bounds_of_labels(np.int32([1, 0, -1, 1]), 3).tolist()
     [0, 1, 3, 3]
     """
@@ -98,8 +96,6 @@ def are_smallest(n_clusters: int, r: int, keys: Any, labels: Any) -> Any:
 
     `keys` (float64, none negative) and `labels` (int32) may be on a device; rows labeled -1 are left out.
 
-    Examples
-    --------
     >>> are_smallest(2, 1, np.array([3.0, 1.0, 1.0, 5.0]), np.int32([0, 0, 0, 1])).tolist()
     [False, True, False, True]
     """

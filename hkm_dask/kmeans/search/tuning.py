@@ -49,8 +49,6 @@ def best_head(n_features: int, seconds: Callable[[int], float], columns: int = 1
     `seconds` times a search with so many coordinates in its head, once for each number that is tried: a multiple of
     `columns`, or all.
 
-    Examples
-    --------
     >>> best_head(96, lambda n_head: 1.0 + abs(n_head - 48) if n_head else 99.0)
     48
     """

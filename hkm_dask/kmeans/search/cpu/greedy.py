@@ -170,8 +170,6 @@ def grid_walk(
 ) -> GridWalk | None:
     """The walk over points about their middle, the largest of which has this norm; None where squares leave float32.
 
-    Examples
-    --------
     >>> points = np.outer([-2.0, 0.0, 2.0], np.ones(16))
     >>> walk = grid_walk(points, 8.0, np.ones(3, np.int64), np.full((2, 1), 0.5))
     >>> walk.grid[:, 0].tolist(), np.rint(walk.norms * walk.square).tolist()

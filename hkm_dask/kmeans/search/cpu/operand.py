@@ -154,8 +154,6 @@ class Operand:
 def operand_bytes(n_features: int) -> int:
     """Bytes of a row in the pruned form, with all coordinates.
 
-    Examples
-    --------
     >>> operand_bytes(384)
     884
     """

@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 class Tally:
     """Pairs of a row and a centroid that got a score, distances measured directly, and multiplications that rotated.
 
-    Examples
-    --------
     >>> with counting() as tally:
     ...     count(pairs=6)
     ...     count(projected=2)

@@ -116,8 +116,6 @@ def choose_form(search: TileSearch, tile: RowTile, centroids: NDArray[np.float32
 def quickest(times: Mapping[Form, Sequence[float]]) -> Form:
     """The form with the lowest median of its times; the first of those that differ by chance only.
 
-    Examples
-    --------
     >>> quickest({"fused": [1.02, 9.0, 1.03], "half": [1.0, 1.0, 1.0], "single": [3.0]})
     'fused'
     """

@@ -62,8 +62,6 @@ _STORED = {"half": np.float16, "bfloat": np.uint16, "single": np.float32, "doubl
 def kind_of(form: Form) -> str:
     """The kind of operand a form takes: half, bfloat, single or double.
 
-    Examples
-    --------
     >>> kind_of("fused"), kind_of("tf32")
     ('half', 'single')
     """

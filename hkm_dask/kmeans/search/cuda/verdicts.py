@@ -33,8 +33,6 @@ _LOOK_SECONDS = 0.02
 class Check:
     """A form, or greedy walks, and the width and type of the rows that it is checked on.
 
-    Examples
-    --------
     >>> Check.of(str(Check("fused", 384, "float16")))
     Check(form='fused', n_features=384, dtype='float16')
     """
