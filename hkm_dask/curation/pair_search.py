@@ -162,16 +162,10 @@ class _ConnectRows:
 def connect_near(
     rows: Rows, directions: Directions, threshold: float, runner: Runner, report: Callable[[float], None]
 ) -> Components:
-    """Connect all pairs of rows whose cosine is at least `threshold`.
+    """Connect all pairs of rows, as stored where workers can read them, whose cosine is at least `threshold`.
 
-    Copies of a row are found first, and only the first of them is compared.
-
-    Parameters
-    ----------
-    rows : Rows
-        As stored, where workers can read them; those labeled -1 by `directions` are in no pair.
-    report : callable
-        Gets the share that is done.
+    Copies of a row are found first, and only the first of them is compared. Rows labeled -1 by `directions` are in no
+    pair. `report` gets the share that is done.
     """
     labels, union = directions.labels.copy(), UnionFind(rows.n_rows)
     sizes = np.bincount(labels + 1, minlength=len(directions.centroids) + 1)[1:]

@@ -62,12 +62,8 @@ class CuratedStore:
 def open_store(store: Any) -> CuratedStore:
     """Open a pool, a tree with its pool, or rows that `as_rows` takes.
 
-    Raises
-    ------
-    InputError
-        Rows with NaN or Inf, or a tree that was built from an array.
-    StoreError
-        The store or the pool of a tree is missing, damaged or another one.
+    InputError for rows with NaN or Inf, or a tree that was built from an array; StoreError where the store or the pool
+    of a tree is missing, damaged or another one.
     """
     if isinstance(store, str | os.PathLike) and stored_format(location(store)) == layout.TREE_FORMAT:
         store = open_hierarchy(store)

@@ -54,27 +54,11 @@ def failpoint(name: str) -> None:
 
 
 def careful(action: Callable[[], T], description: str) -> T:
-    """Run one file operation: retry what may pass, say clearly what will not.
+    """Run one file operation, several times if need be: retry what may pass, say clearly what will not.
 
-    Parameters
-    ----------
-    action : callable
-        Takes nothing; may run several times.
-    description : str
-        What it does, for the message, e.g. ``"writing pool.zarr/embeddings/c/0/0"``.
-
-    Returns
-    -------
-    object
-        What `action` returned.
-
-    Raises
-    ------
-    StoreError
-        When the disk is full, permission is lacking, or an I/O error outlives three retries.
-    FileNotFoundError, NotADirectoryError
-        As they came: what a missing file means is the caller's to say.
-
+    `description` is what it does, for the message, e.g. ``"writing pool.zarr/embeddings/c/0/0"``. StoreError when the
+    disk is full, permission is lacking, or an I/O error outlives three retries. FileNotFoundError and
+    NotADirectoryError come as they are: what a missing file means is the caller's to say.
     """
     for wait in (*_RETRY_SECONDS, None):
         try:

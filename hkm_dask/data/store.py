@@ -163,30 +163,15 @@ def resumable(
         neither exists             begin
         otherwise                  InputError with the obstacles
 
-    Parameters
-    ----------
-    obstacles : callable
-        Given a folder that exists, ``NAME.wip`` or the complete store, says why it is not what is asked for: one line
-        each, none where it is.
-    work : Path, optional
-        Folder of the run's checkpoints and scratch files, see `layout.work_path`: cleared of what dead runs left at
-        the beginning, of scratch files on an error, and removed in the end.
+    Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete
+    store is the one asked for. `obstacles`, given a folder that exists, ``NAME.wip`` or the complete store, says why it
+    is not what is asked for: one line each, none where it is. `work` has the run's checkpoints and scratch files, see
+    `layout.work_path`: it is cleared of what dead runs left at the beginning, of scratch files on an error, and removed
+    in the end.
 
-    Yields
-    ------
-    Path, ObjectPath or None
-        ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete store
-        is the one asked for.
+    InputError also when a restart would replace what is no store of ours; StoreError when another process is building
+    the store, or the disk is full or fails.
 
-    Raises
-    ------
-    InputError
-        With the obstacles; or when a restart would replace what is no store of ours.
-    StoreError
-        When another process is building the store, or the disk is full or fails.
-
-    Examples
-    --------
     >>> import tempfile
     >>> def build(path, seed):
     ...     def obstacles(folder):
@@ -299,25 +284,12 @@ def create_array(
 ) -> zarr.Array:
     """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
 
-    Chunks of full width (all but the first axis) can be read without Zarr.
+    Chunks of full width (all but the first axis) can be read without Zarr. The group is made where it is missing. The
+    dtype is ``str`` for strings of variable length; these are always compressed by Zstandard, others where they are
+    small and compress well (`compressed`). Gives the array opened so that every chunk is written; its fill value cannot
+    pass for data, see `layout.absent_value`.
 
-    Parameters
-    ----------
-    group_path : path-like
-        Folder of the group; made where it is missing.
-    name : str
-        Letters, digits, ``_``, ``-`` and ``.``, so that it cannot leave the group; InputError otherwise.
-    dtype : dtype-like
-        ``str`` for strings of variable length.
-    dims : sequence of str
-        One dimension name per axis.
-    compressed : bool, default False
-        Zstandard, for what is small and compresses well; strings always are.
-
-    Returns
-    -------
-    zarr.Array
-        Opened so that every chunk is written; its fill value cannot pass for data, see `layout.absent_value`.
+    InputError where the name is not of letters, digits, ``_``, ``-`` and ``.``: it could leave the group.
     """
     if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")

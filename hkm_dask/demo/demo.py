@@ -65,29 +65,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class DemoSummary:
-    """What a demo made; printed, it is a few lines for people.
-
-    Attributes
-    ----------
-    n_patches, n_features, n_drawn : int
-        Shape of the pool, and size of the subset.
-    n_clusters : tuple of int
-        Of each level, level 1 first.
-    spreads : dict of str to Spread
-        Of the pool, and of a random and the curated draw of the same size.
-    seconds : dict of str to float
-        Time of each stage.
-    files : tuple of Path
-        What was written.
-    """
+    """What a demo made; printed, it is a few lines for people."""
 
     n_patches: int
     n_features: int
-    n_clusters: tuple[int, ...]
+    n_clusters: tuple[int, ...]  # of each level, level 1 first
     n_drawn: int
-    spreads: dict[str, Spread]
-    seconds: dict[str, float]
-    files: tuple[Path, ...]
+    spreads: dict[str, Spread]  # of the pool, and of a random and the curated draw of the same size
+    seconds: dict[str, float]  # of each stage
+    files: tuple[Path, ...]  # that were written
 
     def __str__(self) -> str:
         levels = " → ".join(f"{k:,}" for k in self.n_clusters)

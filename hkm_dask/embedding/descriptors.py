@@ -201,19 +201,10 @@ def describe_cells(cells: NDArray[np.float64]) -> tuple[NDArray[np.float16], NDA
 
     Without the logarithm the strongest edges alone would span the space, and foliage and tiles would lie together.
 
-    Takes the cells of each patch, shape (n_patches, CELLS * CELLS, 3), in gray levels.
+    Takes the cells of each patch, shape (n_patches, CELLS * CELLS, 3), in gray levels. Gives embeddings (n_patches,
+    192), still a little picture: the mean color, 0 to 1, plus the deviations from it, compressed; the mean color
+    (n_patches, 3); and the contrast (n_patches,), the root mean square of the deviations, both in gray levels.
 
-    Returns
-    -------
-    embeddings : ndarray of float16, shape (n_patches, 192)
-        Still a little picture: the mean color, 0 to 1, plus the deviations from it, compressed.
-    color : ndarray of float64, shape (n_patches, 3)
-        The mean color, in gray levels.
-    contrast : ndarray of float64, shape (n_patches,)
-        The root mean square of the deviations, in gray levels.
-
-    Examples
-    --------
     >>> embeddings, color, contrast = describe_cells(np.full((1, CELLS * CELLS, 3), 255.0))
     >>> embeddings.shape, float(embeddings.max()), color.tolist(), contrast.tolist()
     ((1, 192), 1.0, [[255.0, 255.0, 255.0]], [0.0])

@@ -32,28 +32,13 @@ SORTED_BATCHES = 16
 
 
 def image_encoder(model: str | os.PathLike[str], *, device: str | None = None) -> Encoder:
-    """Open an encoder of images.
+    """Open an encoder of images, uint8 arrays of shape (height, width, 3).
 
-    Parameters
-    ----------
-    model : "hog", "cells" or path-like
-        A descriptor that needs no weights (of edges and colors, or of colors alone; see
-        `hkm_dask.embedding.descriptors`), or the folder of a model of transformers or timm.
-    device : str, optional
-        Where a model runs, e.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
+    `model` is "hog" or "cells", a descriptor that needs no weights (of edges and colors, or of colors alone; see
+    `hkm_dask.embedding.descriptors`), or the folder of a model of transformers or timm, which runs on `device`, e.g.
+    ``"cuda:1"``; by default on CUDA where torch sees a GPU, else on the CPU. InputError when there is no such folder,
+    or what runs it is not installed.
 
-    Returns
-    -------
-    Encoder
-        Of uint8 arrays of shape (height, width, 3).
-
-    Raises
-    ------
-    InputError
-        When there is no such folder, or what runs it is not installed.
-
-    Examples
-    --------
     >>> image_encoder("hog").n_features, image_encoder("cells").n_features
     (372, 192)
     """
@@ -74,20 +59,12 @@ def text_encoder(
 
 
 class TextEncoder(Encoder):
-    """A sentence-transformers model from its folder.
+    """A sentence-transformers model from its folder, with ``modules.json``.
 
-    Texts longer than the model's ``max_seq_length`` tokens are cut there by the model.
-
-    Parameters
-    ----------
-    model : path-like
-        The folder, with ``modules.json``; a folder of transformers without it gets mean pooling, and a warning.
-        `InputError` where it is none, or sentence-transformers is missing.
-    batch_size : int, default 32
-        Texts that go through the model at once. Give `embed` some times as many: they are sorted by length, so that
-        little is padded.
-    device : str, optional
-        E.g. ``"cuda:1"``; by default CUDA where torch sees a GPU, else the CPU.
+    A folder of transformers without that gets mean pooling, and a warning. Texts longer than the model's
+    ``max_seq_length`` tokens are cut there by the model, and `batch_size` of them go through it at once. Give `embed`
+    some times as many: they are sorted by length, so that little is padded. It runs on `device` as an `image_encoder`.
+    InputError where the folder is none, or sentence-transformers is missing.
     """
 
     def __init__(

@@ -192,31 +192,13 @@ def _formats() -> list[str]:
 
 
 def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, threads: int | None = None) -> Images:
-    """Open images to be embedded.
+    """Open images to be embedded, sorted by path.
 
-    Parameters
-    ----------
-    path : path-like
-        A folder with images in it or in its subfolders, or a ``.zip`` of them: ``.jpg``, ``.png``, ``.webp``, ``.bmp``,
-        ``.gif``, ``.tif``, ``.ppm``. Other files are left out, and counted in a warning.
-    skip_unreadable : bool, default False
-        Leave out images that cannot be read, instead of refusing them when they are met. Every image is then decoded
-        once beforehand.
-    threads : int, optional
-        Threads that do so; by default one per core.
+    They lie in a folder or its subfolders, or in a ``.zip``: ``.jpg``, ``.png``, ``.webp``, ``.bmp``, ``.gif``,
+    ``.tif``, ``.ppm``. Other files are left out, and counted in a warning. With `skip_unreadable` images that cannot be
+    read are left out, instead of being refused when they are met: every image is then decoded once beforehand, by one
+    thread per core or `threads`. InputError when there are no images.
 
-    Returns
-    -------
-    Images
-        Sorted by path.
-
-    Raises
-    ------
-    InputError
-        When there are no images.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     Path(folder, "b").mkdir()

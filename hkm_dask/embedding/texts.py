@@ -55,26 +55,13 @@ def open_texts(
     One pass over each file finds how many texts it has, where they are and what identifies them; afterwards a few are
     in memory at a time (of parquet, one row group).
 
-    Parameters
-    ----------
-    path : path-like
-        A ``.txt`` file with a text on each line, a ``.jsonl`` file with an object on each line, a ``.parquet`` file, or
-        a folder of files of one of these kinds, which are read in natural order. UTF-8.
-    column : str, optional
-        The key or column that has the texts; by default ``"text"``.
-    ids : str, optional
-        The key or column that has the ids: integers or strings. Without it, rows of one file are known by their
-        numbers, or by their lines where some were skipped, and those of a folder by ``"file:line"``.
-    skip_empty : bool, default False
-        Leave out empty texts instead of refusing them.
+    `path` is a ``.txt`` file with a text on each line, a ``.jsonl`` file with an object on each line, a ``.parquet``
+    file, or a folder of files of one of these kinds, which are read in natural order; UTF-8. `column` is the key or
+    column that has the texts, ``"text"`` by default, and `ids` the one that has the ids: integers or strings. Without
+    it, rows of one file are known by their numbers, or by their lines where some were skipped, and those of a folder by
+    ``"file:line"``. With `skip_empty` empty texts are left out. InputError when there is nothing to read, it cannot be
+    read, or there are empty texts.
 
-    Raises
-    ------
-    InputError
-        When there is nothing to read, it cannot be read, or there are empty texts.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = Path(folder, "a.txt").write_text("one text\\nanother\\n")

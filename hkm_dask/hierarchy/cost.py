@@ -353,24 +353,10 @@ def run_steps(
 ) -> list[Step]:
     """Work of every step of a run, from the start of the command to a sample of the tree.
 
-    Parameters
-    ----------
-    n_rows, n_features : int
-    dtype : dtype
-        As the pool is stored: float16 and float32 are what the device keeps.
-    levels : sequence of Level
-    kernels : {"none", "known", "new"}
-    start_seconds : float
-        Of processes, contexts and compilers.
-    n_workers : int
-        Of which each has a share of the rows, and a device.
-    sent, read : float
-        Shares of the rows of level 1 that are sent to devices, and read from the store, in every pass.
-    iterations : callable
-        Gets a level, from 1, whether it is resampled, and its settings: how many iterations a k-means there makes.
+    Rows are stored in `dtype`: float16 and float32 are what the device keeps. Each of `n_workers` has a share of them,
+    and a device; shares of the rows of level 1 are `sent` to devices, and `read` from the store, in every pass.
+    `start_seconds` are those of processes, contexts and compilers.
 
-    Examples
-    --------
     >>> levels = [Level(n_clusters=100, n_resamples=1, max_iter=10), Level(n_clusters=10, n_resamples=0)]
     >>> steps = run_steps(10_000, 32, "float16", levels)
     >>> sum(step.work.products for step in steps if step.phase == "Lloyd" and step.level == 1)

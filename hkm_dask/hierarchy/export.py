@@ -39,13 +39,8 @@ Columns = dict[str, np.ndarray]
 def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
     """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
 
-    Raises
-    ------
-    InputError
-        Where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
+    InputError where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
 
-    Examples
-    --------
     >>> check_target("subset.xlsx")
     Traceback (most recent call last):
     ...

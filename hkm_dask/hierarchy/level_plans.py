@@ -42,17 +42,9 @@ def level_stages(
 ) -> dict[str, StageBytes]:
     """Bytes a worker needs for each stage of every level, above its idle size and its inputs; see `project_level`.
 
-    Parameters
-    ----------
-    plans : list of dict
-        From `level_plans`.
-    n_labeled : int
-        Rows that get a label of level 1: more than it is fit on with a `fit_sample`.
-    budget : int, optional
-        Bytes of a worker, which decide whether one process holds the centroids that an upper level clusters.
+    `plans` are from `level_plans`, and `n_labeled` the rows that get a label of level 1: more than it is fit on with a
+    `fit_sample`. The `budget` of a worker decides whether one process holds the centroids that an upper level clusters.
 
-    Examples
-    --------
     >>> plans = level_plans(Config.from_flags((200, 10), n_resamples=0), 5000, 8)
     >>> stages = level_stages(plans, n_labeled=5000, n_workers=1, n_threads=2, with_driver=True)
     >>> [name for name in stages if "level 2" in name][:2]

@@ -64,15 +64,9 @@ class ClusterInput:
 def open_source(pool: Any, config: Config) -> ClusterInput:
     """Find out what is to be clustered: a pool, or whatever `as_rows` takes, which is read once for its fingerprint.
 
-    Raises
-    ------
-    InputError
-        Rows with NaN or Inf, rows of zeros for cosine, or a subset that is none.
-    StoreError
-        The pool is missing or damaged.
+    InputError for rows with NaN or Inf, rows of zeros for cosine, or a subset that is none; StoreError where the pool
+    is missing or damaged.
 
-    Examples
-    --------
     >>> source = open_source(np.float32([[0, 1], [2, 3]]), Config(levels=[{"n_clusters": 1}]))
     >>> source.n_total, source.path, source.fingerprint[:8]
     (2, '', '0599af8f')

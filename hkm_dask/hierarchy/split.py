@@ -167,23 +167,13 @@ def split_clusters(
 ) -> None:
     """Split every cluster of a level by a k-means over its members, into as many parts as `settings` has clusters.
 
-    Parameters
-    ----------
-    rows : Rows
-        Those that have a label, in order.
-    folder : path
-        Of the level, whose ``labels`` and ``distances`` tell the cluster of each row, and then its part; ``centroids``
-        is made: those of cluster c are rows ``c * n_splits`` and following, NaN where it has fewer distinct rows.
-    sizes : ndarray of int64, shape (n_clusters,)
-        Rows of each cluster.
-    level : int
-        From 1.
-    report : callable, optional
-        Gets the number of clusters split so far, and of all.
-    checkpoints : Checkpoints, optional
-        Where what is done is noted: after a failure those clusters are not split again.
-    batched : bool, default True
-        Where a device makes the passes of many k-means at once; else one after the other, to the same bits.
+    `rows` are those that have a label, in order, `sizes` int64 (n_clusters,). The ``labels`` and ``distances`` in
+    `folder` tell the cluster of each row, and then its part; ``centroids`` is made: those of cluster c are rows ``c *
+    n_splits`` and following, NaN where it has fewer distinct rows.
+
+    `report` gets the number of clusters split so far, and of all. What is done is noted in `checkpoints`: after a
+    failure those clusters are not split again. `batched`, a device makes the passes of many k-means at once; else one
+    after the other, to the same bits.
     """
     indptr, n_parts = np.append(0, np.cumsum(sizes)), len(sizes) * settings.n_clusters
     report = report or (lambda done, total: None)

@@ -145,13 +145,10 @@ class _Table:
 
 
 def principal_axes(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
-    """The first two principal axes of the rows of a pool, by one pass that sums products of features.
+    """The mean (n_features,) of the rows of a pool and their first two principal axes (n_features, 2), in one pass.
 
-    Returns
-    -------
-    mean : np.ndarray of float32, shape (n_features,)
-    axes : np.ndarray of float32, shape (n_features, 2)
-        Of length 1, the largest coordinate of each positive; zeros for the second where there is one feature.
+    Both are float32. Axes have length 1, the largest coordinate of each is positive; the second is zeros where there is
+    one feature.
     """
     rows, n_features = pool.rows(), pool.n_features
     products, total = np.zeros((n_features, n_features)), np.zeros(n_features)

@@ -30,20 +30,10 @@ def check_distances(
     level: LevelCheck, take: Callable[[NDArray[np.int64]], NDArray[np.floating]], sample: int, seed: int,
     *, spherical: bool,
 ) -> int:  # fmt: skip
-    """Measure some rows of a level again, in float64; gives how many.
+    """Measure `sample` rows of a level, drawn by `seed`, again in float64; gives how many there were.
 
-    Parameters
-    ----------
-    level : LevelCheck
-        Checked already, and its labels and distances were read.
-    take : callable
-        Gathers rows of the level by sorted numbers.
-    sample : int
-        How many.
-    seed : int
-        Draws them.
-    spherical : bool
-        Whether level 1 clusters rows that were brought to unit length.
+    The level is checked already, and its labels and distances were read. `take` gathers rows of it by sorted numbers;
+    `spherical`, level 1 clusters rows that were brought to unit length.
     """
     numbers = _sampled_rows(level, sample, seed)
     labels = level.array("labels").take(numbers).astype(np.int64)

@@ -203,25 +203,12 @@ def checked_weights(sample_weight: ArrayLike | None, n_samples: int) -> NDArray[
 
 
 def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], float]:
-    """Write weights as whole numbers of a unit.
+    """Write weights (n_samples,), finite, not negative and not all zero, as whole numbers of a unit: these, and that.
 
     Whole numbers stay what they are, up to a sum of 2^40, so that a weight of 3 is the same as three rows. Others
     become multiples of a power of two near 2^-14 of their mean (coarser beyond four million rows, where the sum stays
     at 2^36).
 
-    Parameters
-    ----------
-    weights : ndarray of float64, shape (n_samples,)
-        Finite, not negative, not all zero.
-
-    Returns
-    -------
-    whole : ndarray of int64, shape (n_samples,)
-    unit : float
-        Weight of 1.
-
-    Examples
-    --------
     >>> whole_weights(np.array([3.0, 1.0, 0.0]))
     (array([3, 1, 0]), 1.0)
     >>> whole_weights(np.array([0.75, 0.25]))

@@ -125,14 +125,8 @@ def fit(
 ) -> Steps[Fit]:
     """Cluster rows.
 
-    Parameters
-    ----------
-    geometry : Geometry
-        From `make_geometry`, for these rows or for rows they were taken from.
-    progress : Progress, optional
-        Where an interrupted run had come to; without a history, where to start.
-    weights : ndarray of int64, shape (n_rows,), optional
-        Positive; the geometry is one for their sum.
+    The `geometry` is one for these rows or for rows they were taken from, and for the sum of the `weights`, int64
+    (n_rows,) and positive. `progress` is where an interrupted run had come to; without a history, where to start.
     """
     rows = runner.place(rows)
     hooks = hooks or Hooks()

@@ -40,16 +40,7 @@ def is_stored(x: Any) -> bool:
 def simplified(x: Any, memory_budget: int) -> Any:
     """Give a DataArray's own array, and copy what lies on a GPU to the host.
 
-    Parameters
-    ----------
-    x : object
-    memory_budget : int
-        A DataArray that is not in memory yet and would take more than a quarter of this becomes a Dask array.
-
-    Returns
-    -------
-    object
-        A Dask array, or anything but a DataArray or a CuPy array.
+    A DataArray that is not in memory yet and would take more than a quarter of `memory_budget` becomes a Dask array.
     """
     if isinstance(x, xr.DataArray):
         # What xarray has opened without chunks it reads whole at the first touch.
@@ -64,17 +55,9 @@ def simplified(x: Any, memory_budget: int) -> Any:
 def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
     """Make rows of a checked input, for as long as the context lasts.
 
-    Parameters
-    ----------
-    x : ndarray, Dask array, or what `is_stored` accepts
-        Of shape (n_samples, n_features). A Dask array is computed once: into memory if it takes no more than a quarter
-        of the runner's budget, else block by block into a file in its work folder.
-    runner : Runner
-
-    Raises
-    ------
-    InputError
-        A Dask array is not 2-D, has unknown sizes or holds no numbers.
+    It is an array in memory or of Dask, or what `is_stored` accepts. A Dask array is computed once: into memory if it
+    takes no more than a quarter of the runner's budget, else block by block into a file in its work folder. InputError
+    where it is not 2-D, has unknown sizes or holds no numbers.
     """
     if not is_dask_array(x):
         yield as_rows(x)
@@ -133,21 +116,8 @@ def over_blocks(
 ) -> da.Array:
     """Apply a function to the blocks of rows of a Dask array, when they are asked for.
 
-    Parameters
-    ----------
-    function : callable
-        Of a block of rows and of `arguments`, each array of which travels once per worker and not with every block.
-    x : dask.array.Array, shape (n_samples, n_features)
-    arguments : dict
-    dtype : np.dtype
-        Of what it returns.
-    n_columns : int, optional
-        Columns of what it returns; None for one number per row.
-
-    Returns
-    -------
-    dask.array.Array
-        Shape (n_samples,) or (n_samples, n_columns).
+    It gets a block of rows and `arguments`, each array of which travels once per worker and not with every block, and
+    gives `n_columns` numbers of `dtype` per row; None is for one that is no column.
     """
     from dask.delayed import delayed
 
@@ -163,17 +133,8 @@ def over_blocks(
 def like_input(answer: Any, x: xr.DataArray, column: str | None, name: str) -> xr.DataArray:
     """Give an answer for the samples of a DataArray their dimension and coordinates.
 
-    Parameters
-    ----------
-    answer : array, shape (n_samples,) or (n_samples, n_columns)
-    x : xarray.DataArray, shape (n_samples, n_features)
-    column : str or None
-        What to call the second dimension, if there is one.
-    name : str
-        Of the answer.
+    `column` is what to call the second dimension, if there is one, and `name` the answer's.
 
-    Examples
-    --------
     >>> x = xr.DataArray(np.zeros((2, 3)), dims=("word", "feature"), coords={"word": ["a", "b"]})
     >>> like_input(np.array([1, 0]), x, None, "labels").sel(word="b").item()
     0

@@ -280,24 +280,13 @@ def iterate(
 ) -> Steps[LloydResult]:
     """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
-    Parameters
-    ----------
-    tol : float
-        Stop when an iteration lowers the inertia by no more than this share of it, and changes that of the rows that
-        are not far from their centroids by no more either: few far rows in one cluster can make up nearly all of it.
-    weights : ndarray of int64, shape (n_rows,), optional
-    hints : ndarray of int32, optional
-        For each seeding cell of the same `run`, the centroid to try first.
-    run : str, optional
-        Name under which the seeding remembered its cells.
-    on_iteration : callable, optional
-        Gets the iteration, counted from 1, and its outcome.
-    history : tuple of float
-        Inertia of iterations done before an interruption; `centroids` are then those they led to.
-    relocated : int
-        Clusters relocated in the last of those.
-    near_inertia : float, optional
-        That of the last of those, as `LloydStep` has it.
+    It stops when an iteration lowers the inertia by no more than `tol` of it, and changes that of the rows that are not
+    far from their centroids by no more either: few far rows in one cluster can make up nearly all of it. `weights` are
+    int64 (n_rows,). `run` is the name under which the seeding remembered its cells, `hints`, int32, the centroid to try
+    first for each of them. `on_iteration` gets the iteration, counted from 1, and its outcome.
+
+    Of iterations done before an interruption, which led to `centroids`, `history` has the inertia; of the last of them,
+    `relocated` are the clusters relocated, and `near_inertia` is as `LloydStep` has it.
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex

@@ -96,25 +96,14 @@ def label_rows(
     run: str = "",
     weights: NDArray[np.int64] | None = None,
 ) -> Labels:
-    """Label rows by their nearest centroids; the lowest number wins where several are equally near.
+    """Label rows, which workers can read, by their nearest centroids; of equally near ones the lowest number wins.
 
-    Parameters
-    ----------
-    rows : Rows
-        Where workers can read them, see `Runner.place`.
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there is none.
-    geometry : Geometry
-        Its `max_abs` covers rows and centroids, if the inertia is wanted.
-    run : str, optional
-        Of the k-means over these rows that led to the centroids.
-    weights : ndarray of int64, shape (n_rows,), optional
-        Their sum is that of the geometry.
+    Centroids are float32 (n_clusters, n_features), NaN where there is none. The geometry's `max_abs` covers rows and
+    centroids, if the inertia is wanted; its weight is the sum of the `weights`, int64 (n_rows,). `run` is that of the
+    k-means over these rows that led to the centroids.
 
-    Raises
-    ------
-    InputError
-        A row has NaN, Inf or values too large for float32 squares, or is zero where the geometry is spherical.
+    InputError where a row has NaN, Inf or values too large for float32 squares, or is zero where the geometry is
+    spherical.
     """
     # Kernels are compiled for arrays that may be written to; what a memory-mapped estimator holds may not.
     centroids = np.require(centroids, np.float32, ["C_CONTIGUOUS", "WRITEABLE"])

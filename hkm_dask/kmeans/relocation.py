@@ -45,15 +45,8 @@ def relocate(
 ) -> Relocations:
     """Give empty clusters the rows furthest from their centroids, never a cluster's last row.
 
-    Parameters
-    ----------
-    far : ndarray of int64
-        Numbers of rows that are away from their centroids, the furthest first.
-    counts : ndarray of int64, shape (n_clusters,)
-    rows : Rows
-    geometry : Geometry
-    nearest : callable
-        Gets far rows, float32, and their numbers; gives their clusters.
+    `far` are numbers of rows that are away from their centroids, the furthest first, `counts` int64 (n_clusters,).
+    `nearest` gets far rows, float32, and their numbers; gives their clusters.
     """
     if not len(far):
         return replace(NO_RELOCATIONS, exhausted=True)

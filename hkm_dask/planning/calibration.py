@@ -88,22 +88,11 @@ def calibrate(
     started: float = 0.0,
     clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
-    """Build small trees for some seconds, and find the costs that explain what they took.
+    """Build small trees for about so many seconds, and find the costs that explain what they took.
 
-    Parameters
-    ----------
-    config : Config
-        Of the run that is planned: small trees have as many rows to a cluster, as far as that is worth it.
-    n_rows : int
-        Of the run.
-    rows : callable
-        Gives so many rows, at most, to build over.
-    seconds : float
-        To spend, about.
-    started : float
-        Seconds that a command takes until it begins.
-    clock : {"seconds", "cpu_seconds"}
-        What is measured: time, or that of processors, all together.
+    Of the run that is planned, of `n_rows`, small trees have as many rows to a cluster, as far as that is worth it;
+    `rows` gives so many rows, at most, to build over. A command takes `started` seconds until it begins. The `clock`
+    measures time, or that of processors, all together.
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))

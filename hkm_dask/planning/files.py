@@ -38,47 +38,24 @@ class FileBytes:
 
 @dataclass(frozen=True)
 class Resident:
-    """Shares of rows that stay in memory from pass to pass.
+    """Shares of rows that stay in memory from pass to pass."""
 
-    Attributes
-    ----------
-    fit, labels, members : float
-        Of the rows of a level in its first k-means, and while they are labeled; of those that are resampled.
-    after_members : float
-        Of the rows of a level that are still there when those that were resampled have taken what room they needed.
-    members_in_files : bool
-        Those that are resampled are copied to files.
-    """
-
-    fit: float = 1.0
-    labels: float = 1.0
-    members: float = 1.0
-    after_members: float = 1.0
-    members_in_files: bool = False
+    fit: float = 1.0  # of the rows of a level in its first k-means
+    labels: float = 1.0  # while they are labeled
+    members: float = 1.0  # of those that are resampled
+    after_members: float = 1.0  # of the rows of a level, when those have taken what room they needed
+    members_in_files: bool = False  # those that are resampled are copied to files
 
 
 def level_files(
     number: int, shape: dict[str, Any], rows: Rows, n_total: int, stays: Resident, n_iter: tuple[int, int],
     runner: Runner,
 ) -> dict[str, FileBytes]:  # fmt: skip
-    """Bytes of a level, by phase.
+    """Bytes of a level by phase; rows of an upper level are the centroids of the one below, and stay in memory.
 
-    Parameters
-    ----------
-    number : int
-        From 1. Rows of an upper level are the centroids of the one below, and stay in memory.
-    shape : dict
-        As the event ``run_started`` has it.
-    rows : Rows
-        What level 1 clusters.
-    n_total : int
-        Rows that the level has labels for.
-    stays : Resident
-        What is read once; the rest is read in every pass.
-    n_iter : tuple of int
-        Iterations of the first k-means, and of each that follows.
-    runner : Runner
-        Whose memory decides what goes through files.
+    `shape` is as the event ``run_started`` has it, `rows` what level 1 clusters, and `n_total` the rows that the level
+    has labels for. What `stays` is read once, the rest in every pass. `n_iter` are iterations of the first k-means, and
+    of each that follows; the memory of the `runner` decides what goes through files.
     """
     n, k, d, m = (shape[name] for name in "nkdm")
     centroids, ends = 4 * k * d, 4 * k * d * shape["n_splits"]

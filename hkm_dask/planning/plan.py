@@ -105,21 +105,11 @@ def make_plan(
     n_labeled: int | None = None,
     calibration: Calibration | None = None,
 ) -> Plan:
-    """Plan a run.
+    """Plan a run; of the `rows` that level 1 is fit on, only the shape and the chunks are looked at.
 
-    Parameters
-    ----------
-    config : Config
-    rows : Rows
-        What level 1 is fit on; only its shape and its chunks are looked at.
-    workers : Workers
-    n_total, n_labeled : int, optional
-        Rows of the pool, and of those that get a label; as many as `rows` by default.
-    calibration : Calibration, optional
-        Rates of processors like those of the workers, and the iterations that were seen.
+    `n_total` and `n_labeled` are rows of the pool, and those that get a label; as many as `rows` by default. A
+    `calibration` has rates of processors like those of the workers, and the iterations that were seen.
 
-    Examples
-    --------
     >>> from hkm_dask.planning.workers import PlannedRows
     >>> plan = make_plan(Config.from_flags((2000, 400)), PlannedRows(40_000, 384, "float16"), Workers.here())
     >>> plan.levels[1].shape["n"], plan.levels[1].units, plan.total() is None

@@ -116,15 +116,9 @@ def _told(log: RunLog, now: float) -> str:
 def rows_per_second(tasks: Iterable[Mapping[str, Any]], rows: Mapping[tuple[int, int | None], int]) -> dict[str, float]:
     """Rows per second of each worker, over its last passes that assign rows.
 
-    Parameters
-    ----------
-    tasks : iterable of mapping
-        As ``TaskStreamPlugin.buffer`` of distributed has them: ``key``, ``worker`` and ``startstops``.
-    rows : mapping
-        See `RunLog`. A pass is made in parts of about as many rows each.
+    Tasks are as ``TaskStreamPlugin.buffer`` of distributed has them: ``key``, ``worker`` and ``startstops``; `rows` as
+    in `RunLog`. A pass is made in parts of about as many rows each.
 
-    Examples
-    --------
     >>> def task(i, worker, start, stop):
     ...     spent = [{"action": "compute", "start": start, "stop": stop}]
     ...     return {"key": ("hkm-lloyd-iteration1-level1-step0-7-ab", i), "worker": worker, "startstops": spent}

@@ -31,13 +31,9 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     """Describe a pool, a tree or an assignment, finished or not; the unfinished ``PATH.wip`` where only that is there.
 
     Facts are ready for JSON: ``store``, ``kind`` ("pool", "tree" or "assignment"), ``complete``, ``format_version``,
-    and for a pool its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level
-    in ``levels``, with the inertia of every iteration of every k-means in ``history``.
-
-    Raises
-    ------
-    StoreError
-        Where nothing is there, it is no store of this package, of another version, or damaged.
+    and for a pool its shape, dtype, chunks, sources and fingerprint; for a tree its settings and one entry per level in
+    ``levels``, with the inertia of every iteration of every k-means in ``history``. StoreError where nothing is there,
+    it is no store of this package, of another version, or damaged.
     """
     root = _find(location(path, "store"))
     metadata = files.read_json(root / files.METADATA_FILE)

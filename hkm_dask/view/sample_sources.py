@@ -19,25 +19,12 @@ PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
 
 
 class SampleSources:
-    """What is known of samples, by their row numbers.
+    """What is known of samples, by their row numbers below `n_rows`; ids, columns and embeddings are in a `pool`.
 
-    Parameters
-    ----------
-    n_rows : int
-        Rows of the pool.
-    pool : Pool, optional
-        Where ids, columns and embeddings are.
-    captions : path-like, optional
-        A file with a text for each row, or the name of a column.
-    images : path-like, optional
-        A folder or a ``.zip`` that holds the image files, whose names are the ids, or stand in a column.
-    wait : bool, default False
-        Read through a large file of captions at once, and not meanwhile.
-
-    Raises
-    ------
-    InputError
-        Captions or images that there are not, or of another number of rows.
+    `captions` are a file with a text for each row, or the name of a column, and `images` a folder or a ``.zip`` that
+    holds the image files, whose names are the ids, or stand in a column. With `wait` a large file of captions is read
+    through at once, and not meanwhile. InputError for captions or images that there are not, or of another number of
+    rows.
     """
 
     def __init__(

@@ -355,22 +355,11 @@ def fold(
 ) -> FixedPointSum:
     """Pass over the rows of a part: label every tile, add up its distances, and have it consumed.
 
-    Parameters
-    ----------
-    assignment : Assignment
-        Of the part; brought up to date.
-    search : callable
-        Labels a tile, as `TileSearch.update` does.
-    consume : callable, optional
-        Uses a labeled tile.
-    weights : SharedArray, optional
-        int64 (n_rows,), of all rows.
+    `search` labels a tile, as `TileSearch.update` does, and brings the part's `assignment` up to date; `consume` uses
+    the labeled tile. `weights` are int64 (n_rows,), of all rows.
 
-    Returns
-    -------
-    FixedPointSum
-        Weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order and
-        any cut of the rows; see `Geometry.distance_sum`.
+    Gives the weighted sum of the squared distances, in units of the geometry's `distance_scale`: the same for any order
+    and any cut of the rows; see `Geometry.distance_sum`.
     """
     part_weights = None if weights is None else weights.get()[part.start : part.stop]
     total = geometry.distance_sum(part.stop - part.start if part_weights is None else int(part_weights.sum()))

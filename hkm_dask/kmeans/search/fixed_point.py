@@ -39,26 +39,10 @@ class FixedPointSum:
     """Sum of ``trunc(value * scale) * weight`` over values from 0 to below ``2**n_bits / scale``, as a Python integer.
 
     Values are split into limbs by powers of two, which is exact in float64, and each limb is summed in int64. What is
-    added on a device stays there until `total` asks for it.
+    added on a device stays there until `total` asks for it. `scale` is a power of two; `total_weight` the largest sum
+    of the weights, or number of the values; values up to `limit` are also summed by themselves, see `near`. InputError
+    where weights leave no bits to the limbs.
 
-    Parameters
-    ----------
-    scale : float
-        Units per one: a power of two.
-    n_bits : int
-        Bits of the largest ``value * scale``.
-    total_weight : int
-        Largest sum of the weights, or number of the values.
-    limit : float, optional
-        Values up to this one are also summed by themselves; see `near`.
-
-    Raises
-    ------
-    InputError
-        Weights leave no bits to the limbs.
-
-    Examples
-    --------
     >>> total = FixedPointSum(scale=4.0, n_bits=100, total_weight=1000)
     >>> total.add(np.array([0.25, 2.0**90]))
     >>> total.add(np.array([0.5]), np.array([3]))

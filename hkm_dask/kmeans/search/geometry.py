@@ -242,29 +242,16 @@ def make_geometry(
     start: NDArray[np.float32] | None = None,
     sums: bool = True,
 ) -> Geometry:
-    """Choose the geometry for a k-means over `rows`.
+    """Choose the geometry for a k-means over `rows`: `n_clusters` decides whether principal directions are worth it.
 
-    Parameters
-    ----------
-    n_clusters : int
-        Decides whether principal directions are worth having.
-    mean, max_abs : optional
-        Where they are known already, as a pool knows them for all its rows or some, a pass is spared.
-    total_weight : int, optional
-        Sum of the weights, if rows are weighted.
-    spherical : bool
-        Rows have unit length.
-    precision : str
-        Of the scores that propose labels on a GPU; see `Geometry`.
-    start : ndarray of float32, shape (n_clusters, n_features), optional
-        Initial centroids where they are given: scales hold them as well.
-    sums : bool, default True
-        Whether rows will be summed, not only searched.
+    Where `mean` and `max_abs` are known already, as a pool knows them for all its rows or some, a pass is spared.
+    `total_weight` is the sum of the weights, if rows are weighted; `spherical`, rows have unit length; `precision` is
+    that of the scores that propose labels on a GPU, see `Geometry`. Initial centroids, where they are given, are
+    `start`, float32 (n_clusters, n_features): scales hold them as well. `sums` tells whether rows will be summed, not
+    only searched.
 
-    Raises
-    ------
-    InputError
-        Values are too large for float32 squares, or so far from all others that sums of rows would lose the others.
+    InputError where values are too large for float32 squares, or so far from all others that sums of rows would lose
+    the others.
     """
     if mean is None or max_abs is None:
         statistics = measure_rows(rows, runner)

@@ -340,25 +340,13 @@ def seed_from_points(
     whole: bool = False,
     report: SeedingReport | None = None,
 ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
-    """Greedy k-means++ and a few Lloyd iterations on weighted points.
+    """Greedy k-means++ and a few Lloyd iterations on weighted points, float32 (n_points, n_features).
 
-    Parameters
-    ----------
-    points : SharedArray
-        float32 (n_points, n_features).
-    weights : ndarray of int64, shape (n_points,)
-        Points without weight are left out.
-    whole : bool, default False
-        Walk all points as one group, however many they are.
-    report : callable, optional
-        Gets the phase, how much of it is done, and of how much.
+    Points without weight are left out. `whole`, all points are walked as one group, however many they are. `report`
+    gets the phase, how much of it is done, and of how much.
 
-    Returns
-    -------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        NaN where there are fewer distinct points.
-    hints : ndarray of int32, shape (n_points,)
-        A centroid near each point, -1 where none is known.
+    Gives the centroids, float32 (n_clusters, n_features), NaN where there are fewer distinct points; and hints, int32
+    (n_points,): a centroid near each point, -1 where none is known.
     """
     values, used = points.get(), np.flatnonzero(weights > 0)
     tell = report or (lambda phase, done, total: None)

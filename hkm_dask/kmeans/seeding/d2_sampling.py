@@ -262,25 +262,10 @@ def sample_by_distance(
     rows: Rows, n: int, *, geometry: Geometry, key: int, run: str, runner: Runner, report: Report | None = None,
     weights: SharedArray | None = None, stage: StageBytes | None = None,
 ) -> Steps[list[SharedArray]]:  # fmt: skip
-    """Draw `n` centers as k-means++ does, in batches.
+    """Draw `n` centers as k-means++ does, in batches; fewer where there are fewer distinct rows.
 
-    Parameters
-    ----------
-    key : int
-        From `stream_key`.
-    run : str
-        Name under which each part remembers D² and the nearest center.
-    report : callable, optional
-        Gets the number of centers so far, and `n`.
-    weights : SharedArray, optional
-        int64 (n_rows,), positive.
-    stage : StageBytes, optional
-        What the passes take.
-
-    Returns
-    -------
-    list of SharedArray
-        Batches of float32 centers, `n` rows in all; fewer where there are fewer distinct rows.
+    `key` is from `stream_key`; `run` the name under which each part remembers D² and the nearest center. `report` gets
+    the number of centers so far, and `n`. `weights` are int64 (n_rows,), positive; the passes take what `stage` says.
     """
     sampling = _Sampling(rows, n, geometry, key, run, runner, report, weights, stage)
     potential, n_dry = None, 0

@@ -37,12 +37,8 @@ def walk_groups(
 ) -> list[Walked]:
     """Walk over groups of points, on devices where workers have any; what these leave, on processors.
 
-    Parameters
-    ----------
-    takes : StageBytes
-        What a worker holds for all groups, and for a walk on a processor.
-    report : callable
-        Gets the number of groups walked, and of all.
+    A worker `takes` memory for all groups, and for a walk on a processor. `report` gets the number of groups walked,
+    and of all.
     """
     outcomes: list[Walked | None] = [None] * len(groups)
     with runner.on_processors() as processors:

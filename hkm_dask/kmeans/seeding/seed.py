@@ -61,18 +61,10 @@ def seed(
     report: SeedingReport | None = None,
     weights: NDArray[np.int64] | None = None,
 ) -> Steps[Seeds]:
-    """Choose where k-means starts.
+    """Choose where k-means starts, by "coreset", "k-means++", "k-means||" or "random", and a `key` from `stream_key`.
 
-    Parameters
-    ----------
-    init : {"coreset", "k-means++", "k-means||", "random"}
-    key : int
-        From `stream_key`.
-    report : callable, optional
-        Gets the phase, how much of it is done, and of how much: ``draw`` counts centers, ``choose`` groups of them,
-        ``refine`` iterations.
-    weights : ndarray of int64, shape (n_rows,), optional
-        Positive.
+    `report` gets the phase, how much of it is done, and of how much: ``draw`` counts centers, ``choose`` groups of
+    them, ``refine`` iterations. `weights` are int64 (n_rows,), positive.
     """
     run = uuid.uuid4().hex
     with runner.array_store.lent("seed-weights", weights) as shared:

@@ -28,29 +28,13 @@ def thin(
     vectors: NDArray[np.float32], limits: NDArray[np.float64], wanted: int, *, geometry: Geometry, n_threads: int = 1,
     origin: Origin | None = None,
 ) -> NDArray[np.int64]:  # fmt: skip
-    """Accept the first `wanted` candidates of which each keeps clear of all accepted before it.
+    """Accept the first `wanted` candidates of which each keeps clear of all accepted before it; gives their positions.
 
-    Parameters
-    ----------
-    vectors : ndarray of float32, shape (n_candidates, n_features)
-        In the order in which they are accepted.
-    limits : ndarray of float64, shape (n_candidates,)
-        Squared distance to an accepted one, from 0, that a candidate has to exceed.
-    wanted : int
-    geometry : Geometry
-        Of rows among which the candidates are.
-    n_threads : int, default 1
-        Of this process, to search with where it computes on processors.
-    origin : (key, ndarray of int64), optional
-        Of which rows the candidates are copies; what is kept of these is not made again.
+    `vectors`, float32 (n_candidates, n_features), are in the order in which they are accepted; `limits`, float64
+    (n_candidates,), are the squared distances to an accepted one, from 0, that each has to exceed. The geometry is that
+    of rows among which the candidates are, and `origin` tells of which rows they are copies: what is kept of these is
+    not made again. Where this process computes on processors, it searches with `n_threads`.
 
-    Returns
-    -------
-    ndarray of int64
-        Positions of those accepted, rising.
-
-    Examples
-    --------
     >>> points = np.float32([[0.0], [1.0], [3.0], [2.5]])
     >>> thin(points, np.full(4, 2.0), 3, geometry=Geometry(points.mean(0), 3.0, 4)).tolist()
     [0, 2]

@@ -158,18 +158,11 @@ def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 class CpuIndex:
-    """A set of centroids made ready to be searched.
+    """A set of centroids made ready to be searched, float32 (n_clusters, n_features); rows of NaN are never found.
 
-    Parameters
-    ----------
-    centroids : ndarray of float32, shape (n_clusters, n_features)
-        Rows of NaN are slots without a centroid and are never found.
-    geometry : Geometry
-    n_head : int, default 0
-        Principal coordinates in the product, a multiple of 16 or all; 0 for the plain form.
-    operand : Operand, optional
-        `make_operand` of the centroids where it is known, which limits how many coordinates are looked at; then none
-        may be NaN.
+    `n_head` principal coordinates are in the product, a multiple of 16 or all; 0 for the plain form. The `operand`,
+    that `make_operand` made of the centroids where it is known, limits how many coordinates are looked at; then none
+    may be NaN.
     """
 
     def __init__(
@@ -255,23 +248,11 @@ class CpuIndex:
         self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64],
         operand: Operand | None = None, first: int = 0, which: NDArray[np.int64] | None = None,
     ) -> int:  # fmt: skip
-        """Bring `labels` and `distances` up to date with these centroids.
+        """Bring `labels` and `distances` (n_rows,) up to date; gives how many distances had to be measured directly.
 
-        Parameters
-        ----------
-        labels : ndarray of int32, shape (n_rows,)
-            Best centroid so far, in the numbering of the caller: ``first + j`` for centroid j of the index.
-        distances : ndarray of float64, shape (n_rows,)
-            Squared L2 distance to it; infinity where there is none yet. A lower one is an upper bound on the answer.
-        operand : Operand, optional
-            `make_operand` of these rows, if it was kept: `n_refine` coordinates wide or wider.
-        which : ndarray of int64, optional
-            The rows to look at, if not all.
-
-        Returns
-        -------
-        int
-            Distances that had to be measured directly.
+        Labels are those of the caller: ``first + j`` for centroid j of the index. Distances are squared; infinity where
+        there is none yet. A lower one is an upper bound on the answer. The `operand` is `make_operand` of these rows,
+        if it was kept: `n_refine` coordinates wide or wider. `which` are the rows to look at, if not all.
         """
         which = np.arange(len(rows)) if which is None else which
         if not len(self.centroids) or not len(which):

@@ -121,23 +121,15 @@ def gamma(n: int) -> float:
 
 @dataclass(frozen=True)
 class Operand:
-    """Rows as the matrix product takes them.
+    """Rows as the matrix product takes them."""
 
-    Attributes
-    ----------
-    matrix : ndarray of float32 or int16, shape (n_rows, n_columns)
-        Centered rows and a column of ones; or, pruned, the first principal coordinates in steps of `Geometry.step`.
-    norms : ndarray of float64, shape (n_rows,)
-        Squared norms of the rows as written.
-    errors : ndarray of float64, shape (n_rows,)
-        Bound on the distance between a row as written and the exact one; infinite where 16 bits do not hold it.
-    residual_norms : ndarray of float32, shape (n_rows, n_columns // 16 + 1)
-        Norms of the rows less their first 0, 16, 32, … coordinates; without rows in the plain form.
-    """
-
+    #: (n_rows, n_columns), float32 or int16: centered rows and a column of ones; or, pruned, the first principal
+    #: coordinates in steps of `Geometry.step`.
     matrix: NDArray[Any]
-    norms: NDArray[np.float64]
+    norms: NDArray[np.float64]  # (n_rows,): squared, of the rows as written
+    #: (n_rows,): bound on the distance of a row as written to the exact one; infinite where 16 bits do not hold it.
     errors: NDArray[np.float64]
+    #: (n_rows, n_columns // 16 + 1): of the rows less their first 0, 16, 32, … coordinates; no rows in the plain form.
     residual_norms: NDArray[np.float32]
 
     def __getitem__(self, some: NDArray[np.int64]) -> Operand:

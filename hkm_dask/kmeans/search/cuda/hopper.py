@@ -44,14 +44,9 @@ def nearest_two(
 ) -> None:
     """Write the two best scores of every row, and the best unit of `unit` columns; see search_hopper.cu.
 
-    Parameters
-    ----------
-    rows, centroids : cupy.ndarray of float16, shape (n_rows, width), (n_centroids, width)
-        C-contiguous, with a width that is a multiple of 8.
-    bias : cupy.ndarray of float32
-        Of every centroid, and infinite up to a multiple of `TILE_COLUMNS`.
-    best, second, index : cupy.ndarray of float32, float32, int32, shape (n_rows,)
-        Written to.
+    Rows and centroids are float16, C-contiguous, with a width that is a multiple of 8; the `bias` of every centroid is
+    float32, and infinite up to a multiple of `TILE_COLUMNS`. What is written is of shape (n_rows,): float32, float32,
+    int32.
     """
     n_rows, width = rows.shape
     launch(
@@ -75,19 +70,10 @@ def encoder() -> Any | None:
 
 
 def tensor_map(matrix: Any, box: tuple[int, int]) -> NDArray[np.void]:
-    """Describe a matrix that is fetched in boxes of 128-byte lines, swizzled.
+    """Describe a matrix that is fetched in boxes of 128-byte lines, swizzled; gives a `CUtensorMap` to pass by value.
 
-    Parameters
-    ----------
-    matrix : cupy.ndarray of float16, shape (n_lines, width)
-        C-contiguous, with a width that is a multiple of 8.
-    box : (int, int)
-        Lines and columns; 64 columns at most.
-
-    Returns
-    -------
-    ndarray of void, shape (1,)
-        A `CUtensorMap`, as CuPy passes it to a kernel by value.
+    It is float16 (n_lines, width), C-contiguous, with a width that is a multiple of 8. A box has lines, and 64 columns
+    at most.
     """
     encode = encoder()
     if encode is None:

@@ -161,12 +161,8 @@ def split_rows(
     """Do as `label_distances`, and tell the rows that are further from their centroid than they were from the others.
 
     `n_listed` are two counters (uint64), at 0. Operands (float16) of the first are copied to `gathered` if `gathers` is
-    1, and those of the others after them if it is 2.
-
-    Returns
-    -------
-    previous, further, others : cupy.ndarray
-        Labels (int32), and the numbers of the rows (int64), in any order.
+    1, and those of the others after them if it is 2. Gives the labels of before (int32), and the numbers of the rows
+    that are further and of the others (int64), in any order.
     """
     import cupy
 

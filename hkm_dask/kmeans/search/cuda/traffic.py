@@ -42,13 +42,8 @@ def lloyd_traffic(
 ) -> Traffic:
     """Bytes of one iteration on one device, in steady state: what rows were nearest to is known from the last one.
 
-    Parameters
-    ----------
-    itemsize : int, default 2
-        Bytes of a value on the device: 2 or 4. Rows of 4 are searched by a copy in 16 bits.
+    A value has `itemsize` bytes on the device: 2 or 4. Rows of 4 are searched by a copy in 16 bits.
 
-    Examples
-    --------
     >>> traffic = lloyd_traffic(10**6, 1000, 128)
     >>> traffic.on_device // 10**6, traffic.uploaded, traffic.downloaded  # bytes a row; the centroids; their sums
     (701, 512000, 1032000)
