@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
-from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.hierarchy.level_plans import resample_size
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import worker_device
 from hkm_dask.compute.block_cache import host_cache
-from hkm_dask.compute.block_memory import memory_of_blocks
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.piece_rows import PieceRows
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Runner, n_processors
-from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.compute.staging import memory_of_blocks
+from hkm_dask.compute.threads import share_out
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows

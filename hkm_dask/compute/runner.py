@@ -25,13 +25,19 @@ import numpy as np
 from hkm_dask.compute import memory
 from hkm_dask.compute.allocator import reuse_freed_memory
 from hkm_dask.compute.backend import device_budget, on_host, worker_device
-from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache
-from hkm_dask.compute.block_memory import memory_of_staging
 from hkm_dask.compute.partition import Part, split_parts
 from hkm_dask.compute.range_memory import ranges_on_device
 from hkm_dask.compute.shared_arrays import SharedArrayStore, limit_recent
-from hkm_dask.compute.staging import RESIDENT_SHARE, device_row_bytes, make_room, ran_out, staging_blocks
+from hkm_dask.compute.staging import (
+    RESIDENT_SHARE,
+    device_row_bytes,
+    make_room,
+    memory_of_staging,
+    ran_out,
+    staging_blocks,
+)
+from hkm_dask.compute.threads import single_threaded_blas
 from hkm_dask.data.objects import Location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows

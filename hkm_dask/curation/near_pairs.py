@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.threads import single_threaded_blas
 from hkm_dask.curation.cosines import measure_cosines
 from hkm_dask.data.chunks import check_rows
 from hkm_dask.data.pool import Pool

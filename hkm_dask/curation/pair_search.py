@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget, host_cache
 from hkm_dask.compute.memory import StageBytes, check_fits, tile_bytes
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.curation.components import Components, UnionFind
 from hkm_dask.curation.cosines import squared_norms
 from hkm_dask.curation.directions import Directions

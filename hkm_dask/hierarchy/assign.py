@@ -15,11 +15,11 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.memory import DRAWN_ROWS, MEMBER_BYTES
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.range_memory import label_stage
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.row_views import SubsetRows

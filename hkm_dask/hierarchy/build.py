@@ -36,8 +36,7 @@ from hkm_dask.events import emit
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
-from hkm_dask.hierarchy.level_plans import level_plans, level_stages, shareable, with_ranges
-from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.hierarchy.level_plans import level_plans, level_stages, resample_size, shareable, with_ranges
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_source
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks

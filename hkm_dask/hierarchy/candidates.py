@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.backend import array_module, to_host
 from hkm_dask.compute.memory import PICKED_ROWS, sort_stage
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.hierarchy.external_sort import (
     Records,
     Run,

@@ -2,7 +2,7 @@
 
 One file per finished step, one for the iteration in progress, each renamed into place when it is whole. They lie beside
 the tree, in ``TREE.work``, and belong to the run whose settings the unfinished tree carries. Centroids that no worker
-holds lie beside them in files of their own, see `kept_ranges`.
+holds lie beside them, in a file with a checksum for each range of clusters: tasks copy and check them.
 """
 
 from __future__ import annotations
@@ -11,23 +11,28 @@ import hashlib
 import time
 from collections import deque
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
+from crc32c import crc32c
 from numpy.typing import NDArray
 
+from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.runner import Runner
-from hkm_dask.compute.shared_arrays import SharedArray, SharedPieces
+from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces, SharedSeries
 from hkm_dask.data import layout
-from hkm_dask.data.files import careful, failpoint, make_folder, write_whole
+from hkm_dask.data.files import as_buffer, careful, failpoint, make_folder, write_whole
 from hkm_dask.data.objects import Location
-from hkm_dask.hierarchy.kept_ranges import keep_ranges, kept_ranges
+from hkm_dask.errors import StoreError
 from hkm_dask.kmeans.fit import Fit, Progress
 from hkm_dask.kmeans.lloyd import LloydStep
 from hkm_dask.kmeans.ranges import FitByRanges
 
 _DIGEST_BYTES = 32
+#: Folder of centroids in pieces, in that of the checkpoints.
+_RANGES = "ranges"
 
 
 class StepHistory:
@@ -148,7 +153,7 @@ class Checkpoints:
             self._write(path, centroids=centroids, **others)
             return centroids
         assert self.runner is not None
-        pieces, known = keep_ranges(centroids, self.folder, _name_of(path, others), self.runner)
+        pieces, known = _keep_ranges(centroids, self.folder, _name_of(path, others), self.runner)
         self._write(path, **known, **others)
         before, self._pieces[path] = self._pieces.get(path, pieces), pieces
         if before != pieces:
@@ -162,7 +167,7 @@ class Checkpoints:
         if kept is None or "centroids" in kept:
             return None if kept is None else (kept["centroids"], kept)
         assert self.runner is not None
-        pieces = kept_ranges(kept, self.folder, _name_of(path, kept), self.runner)
+        pieces = _kept_ranges(kept, self.folder, _name_of(path, kept), self.runner)
         if pieces is None:
             return None
         self._pieces[path] = pieces
@@ -220,3 +225,58 @@ class Checkpoints:
 def _name_of(path: Location, kept: Mapping[str, np.ndarray]) -> str:
     """What centroids in pieces are called that belong to a checkpoint: no two iterations of a k-means share them."""
     return f"{path.name.partition('.')[0]}-{len(kept['inertia'])}"
+
+
+# -- centroids in pieces -----------------------------------------------------------------------------------------------
+
+
+def _keep_range(centroids: SharedPieces, store: SharedArrayStore, name: str, number: int) -> int:
+    """Task: copy the centroids of a range into a store, and give their checksum."""
+    values = _read_range(centroids, number)
+    store.put(f"{name}-{number}", values)
+    return _checksum(values)
+
+
+def _check_range(centroids: SharedPieces, number: int) -> int:
+    """Task: give the checksum of the centroids of a range; -1 where they cannot be read."""
+    try:
+        return _checksum(_read_range(centroids, number))
+    except (OSError, ValueError, StoreError):
+        return -1
+
+
+def _read_range(centroids: SharedPieces, number: int) -> np.ndarray:
+    first, stop = centroids.offsets[number : number + 2]
+    return centroids.series[number].read(0, stop - first)
+
+
+def _checksum(values: np.ndarray) -> int:
+    return crc32c(as_buffer(values))
+
+
+def _bytes_of_range(offsets: NDArray[np.int64], n_features: int) -> StageBytes:
+    return StageBytes(0, 8 * int(np.diff(offsets).max()) * n_features)
+
+
+def _keep_ranges(
+    centroids: SharedPieces, folder: Location, name: str, runner: Runner
+) -> tuple[SharedPieces, dict[str, NDArray[np.int64]]]:
+    """Keep centroids under a name; gives them as they are kept, and what `_kept_ranges` knows them by."""
+    make_folder(folder / _RANGES)
+    offsets, n_features = np.array(centroids.offsets), centroids.series[0].read(0, 1).shape[1]
+    task = partial(_keep_range, centroids, SharedArrayStore(str(folder / _RANGES)), name)
+    checksums = runner.map(task, range(len(offsets) - 1), stage="keep", takes=_bytes_of_range(offsets, n_features))
+    known = {"offsets": offsets, "checksums": np.array(checksums), "n_features": np.array(n_features)}
+    return _pieces_of(known, folder, name), known
+
+
+def _kept_ranges(kept: Mapping[str, np.ndarray], folder: Location, name: str, runner: Runner) -> SharedPieces | None:
+    """Centroids that were kept under a name; None where they are not as they were."""
+    pieces, takes = _pieces_of(kept, folder, name), _bytes_of_range(kept["offsets"], int(kept["n_features"]))
+    found = runner.map(partial(_check_range, pieces), range(len(kept["checksums"])), stage="keep", takes=takes)
+    return pieces if found == kept["checksums"].tolist() else None
+
+
+def _pieces_of(kept: Mapping[str, np.ndarray], folder: Location, name: str) -> SharedPieces:
+    offsets, prefix = tuple(kept["offsets"].tolist()), folder / _RANGES / name
+    return SharedPieces(SharedSeries((), str(prefix), len(offsets) - 1), offsets)

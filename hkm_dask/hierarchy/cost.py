@@ -21,8 +21,8 @@ import numpy as np
 
 from hkm_dask.compute.memory import MEMBER_BYTES, POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.config import Level
+from hkm_dask.hierarchy.level_plans import resample_size
 from hkm_dask.hierarchy.rates import Work
-from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.kmeans.search.cuda.traffic import Shares, lloyd_traffic
 from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for

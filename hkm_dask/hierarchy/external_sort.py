@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import LEAST_SORTED_ROWS, sort_stage
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedSeries
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.hierarchy import selection

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedPieces
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location

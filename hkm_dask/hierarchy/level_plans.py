@@ -7,10 +7,21 @@ from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, project_level
 from hkm_dask.compute.range_memory import label_stage, n_ranges_for, project_ranges
-from hkm_dask.config import Config
+from hkm_dask.config import Config, Level
 from hkm_dask.data import layout
-from hkm_dask.hierarchy.resample import resample_size
 from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
+
+
+def resample_size(level: Level, n_rows: int) -> int:
+    """Members to take per cluster (arXiv:2405.15613 §3.3): a number, or for "auto" half the mean size, at least 2.
+
+    >>> resample_size(Level(n_clusters=100), 5000), resample_size(Level(n_clusters=100, resample_size=7), 5000)
+    (25, 7)
+    """
+    if level.resample_size == "auto":
+        # Resampling comes before clusters are split: those of the k-means count, not their parts.
+        return max(2, n_rows // (2 * level.n_clusters))
+    return int(level.resample_size)
 
 
 def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, Any]]:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.memory import StageBytes, fit_stage, resample_stage
@@ -15,7 +19,6 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.assign import Centroids, LevelRows, assign, loaded, shared_centroids
-from hkm_dask.hierarchy.resample import enough_members
 from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
 from hkm_dask.kmeans.ranges import FitByRanges, fit_by_ranges
 
@@ -119,3 +122,15 @@ def _run_in_task(step: Any, n_threads: int, memory_budget: int, tell: Callable[.
     hooks = StepHooks(**{name: partial(tell, name) for name in ("seeding", "iteration", "assigned", "started")})
     with runner_in_task(memory_budget, n_threads) as runner:
         return replace(step, centroids=loaded(step.centroids), before=loaded(step.before)).run(runner, hooks)
+
+
+def enough_members(sizes: NDArray[np.int64], r: int, n_clusters: int) -> int:
+    """Raise r, where clusters are so unequal that fewer than `n_clusters` members would come together.
+
+    Gives the smallest number >= r with ``sum(min(r, sizes)) >= n_clusters``, or the largest cluster's size.
+
+    >>> enough_members(np.array([5, 0, 0]), 1, 3)
+    3
+    """
+    candidates = range(r, int(sizes.max(initial=r)))
+    return r + bisect_left(candidates, n_clusters, key=lambda n: int(np.minimum(sizes, n).sum()))

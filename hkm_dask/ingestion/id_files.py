@@ -14,8 +14,7 @@ from hkm_dask.data.files import careful, local_path
 from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_count, plain_ids, stream_values
 from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.errors import InputError
-from hkm_dask.ingestion.csv_table import DELIMITERS, CsvTable
-from hkm_dask.ingestion.table_files import TableFile, open_table_file
+from hkm_dask.ingestion.table_files import DELIMITERS, CsvTable, TableFile, open_table_file
 from hkm_dask.ingestion.tables import column_ids, kept_column
 from hkm_dask.untrusted import open_regular, reading
 

@@ -1,4 +1,4 @@
-"""Tables of Arrow on disk: parquet, Arrow streams and Arrow files, read column by column, group by group.
+"""Tables on disk: parquet, Arrow streams, Arrow files and CSV, read column by column, group by group.
 
 Not by `pyarrow.dataset`: its readahead has no bound in bytes, and it cannot begin in the middle of a file.
 """
@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 import numpy as np
@@ -28,6 +28,14 @@ PARQUET_MAGIC, ARROW_MAGIC = b"PAR1", b"ARROW1"
 STREAM_MAGIC = b"\xff\xff\xff\xff"
 # How a folder is named whose rows have no value.
 _HIVE_MISSING = "__HIVE_DEFAULT_PARTITION__"
+#: What files with a header are called, and what is between their values.
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
+#: Bytes that are parsed together, which no line may exceed.
+_BLOCK_BYTES = 4 * MIB
+_TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
+#: How numbers are written. One that begins with zeros, like 007, is a name.
+_WHOLE = r"^(0|-?[1-9][0-9]{0,18})$"
+_DECIMAL = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^([nN]a[nN]|-?inf)$"
 
 
 class TableFile(ABC):
@@ -175,6 +183,76 @@ class ArrowFile(TableFile):
             with open_regular(self.path), pa.memory_map(str(self.path)) as file:
                 batch = pa.ipc.open_file(file, options=options).get_batch(number)
             yield batch.column(0)
+
+
+class CsvTable(TableFile):
+    """A CSV or TSV file with a header, in UTF-8; all of it is one group.
+
+    A column is whole numbers, numbers, or true and false where all its values are, and text otherwise. An empty cell is
+    a missing value.
+    """
+
+    def _describe(self) -> tuple[pa.Schema, np.ndarray]:
+        import pyarrow as pa
+
+        with self._opened() as reader:
+            names = reader.schema.names
+        possible = [list(_KINDS) for _ in names]
+        some, n_rows = [False] * len(names), 0
+        with self._opened(dict.fromkeys(names, pa.string())) as reader:
+            for batch in reader:
+                n_rows += len(batch)
+                for number, column in enumerate(batch.columns):
+                    values = column.drop_null()
+                    some[number] |= len(values) > 0
+                    possible[number] = [kind for kind in possible[number] if _KINDS[kind](values)]
+        types = [getattr(pa, kinds[0] if there else "null")() for kinds, there in zip(possible, some, strict=True)]
+        return pa.schema(list(zip(names, types, strict=True))), np.array([0, n_rows])
+
+    def batches(self, column: str, first: int, last: int, max_rows: int) -> Iterator[pa.Array]:
+        """See `TableFile.batches`."""
+        with open_regular(self.path), self._opened({column: self.schema.field(column).type}, [column]) as reader:
+            for batch in reader:
+                yield batch.column(0)
+
+    def _opened(self, types: dict[str, Any] | None = None, columns: list[str] | None = None) -> Any:
+        """A reader of the file, with columns as these types."""
+        from pyarrow import csv
+
+        return csv.open_csv(
+            str(self.path),
+            csv.ReadOptions(block_size=_BLOCK_BYTES, use_threads=False),
+            csv.ParseOptions(delimiter=DELIMITERS[self.path.suffix], newlines_in_values=True),
+            csv.ConvertOptions(
+                column_types=types, include_columns=columns, null_values=[""], strings_can_be_null=True,
+                true_values=_TRUE, false_values=_FALSE,
+            ),
+        )  # fmt: skip
+
+
+def _are_whole(values: Any) -> bool:
+    import pyarrow as pa
+
+    try:
+        values.cast(pa.int64())
+    except pa.ArrowInvalid:  # text, or beyond 64 bits
+        return False
+    return _match(values, _WHOLE)
+
+
+def _match(values: Any, pattern: str) -> bool:
+    import pyarrow.compute as pc
+
+    return pc.all(pc.match_substring_regex(values, pattern), min_count=0).as_py() is True
+
+
+#: Tests of values, by the type that they may have, the narrowest first.
+_KINDS = {
+    "int64": _are_whole,
+    "float64": lambda values: _match(values, _DECIMAL),
+    "bool_": lambda values: all(value in (*_TRUE, *_FALSE) for value in values.unique().to_pylist()),
+    "string": lambda values: True,
+}
 
 
 def open_table_file(path: Path, magic: bytes) -> TableFile | None:

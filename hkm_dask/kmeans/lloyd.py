@@ -15,11 +15,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
-from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
+from hkm_dask.compute.stepwise import MapReduce, Outcome, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, relocate
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex

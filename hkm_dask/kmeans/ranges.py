@@ -20,11 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import StageBytes
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.range_memory import lloyd_by_ranges, range_offsets, rows_of_range, update_of_range
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore, SharedPieces
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.fit import Hooks, Progress, Settings

@@ -18,7 +18,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.assign import labels_in_one_task
 from hkm_dask.hierarchy.cost import sampling_rounds, seeding_passes
-from hkm_dask.hierarchy.resample import resample_size
+from hkm_dask.hierarchy.level_plans import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
 from hkm_dask.kmeans.search.cpu.engine import SWEEP_FEATURES
 from hkm_dask.kmeans.search.geometry import has_directions

@@ -152,3 +152,9 @@ def test_the_limit_of_a_control_group_counts(
     monkeypatch.setattr(memory, "Path", lambda path: tmp_path / Path(path).name)
     whole = memory.psutil.virtual_memory().total
     assert memory.machine_memory() == (whole if expected is None else expected)
+
+
+def test_memory_of_picking_is_half_of_what_it_was() -> None:
+    """What was picked was held twice, as a whole: 75 bytes a row of a worker, labels and distances included."""
+    n = 100_000_000
+    assert memory.resample_stage(n, 1000, 8, n).total() < 37 * n

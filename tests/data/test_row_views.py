@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from hkm_dask.compute.block_memory import memory_of_blocks
+from hkm_dask.compute.staging import memory_of_blocks
 from hkm_dask.data import row_views, rows
 from hkm_dask.errors import InputError
 from tests.data.tables import CHUNK, KINDS, N, each_kind, values, zarr_rows

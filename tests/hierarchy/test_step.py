@@ -4,6 +4,8 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import get_task_stream
+from hypothesis import given
+from hypothesis import strategies as st
 
 import hkm_dask as hkm
 from hkm_dask.compute.cluster import connect
@@ -11,6 +13,7 @@ from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
+from hkm_dask.hierarchy.step import enough_members
 from hkm_dask.hierarchy.tree import open_hierarchy
 
 LEVELS = [hkm.Level(n_clusters=30, n_resamples=2), hkm.Level(n_clusters=6, n_resamples=1, resample_strategy="random")]
@@ -54,3 +57,11 @@ def test_on_workers_a_resampling_step_is_one_task_where_passes_are_little(
         np.testing.assert_array_equal(others[name], values)
     assert {"gather", "lloyd"}.isdisjoint(phases(few))
     assert {"gather", "lloyd"} <= phases(many)
+
+
+@given(st.lists(st.integers(0, 9), min_size=1, max_size=12), st.integers(1, 10), st.integers(1, 40))
+def test_raised_to_the_first_number_that_brings_enough_together(sizes: list[int], r: int, n_clusters: int) -> None:
+    tried = range(r, max([*sizes, r]) + 1)
+    brings = [sum(min(size, n) for size in sizes) >= n_clusters for n in tried]
+    expected = tried[brings.index(True)] if any(brings) else tried[-1]
+    assert enough_members(np.array(sizes), r, n_clusters) == expected

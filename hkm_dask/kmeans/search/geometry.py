@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
 from hkm_dask.compute.memory import block_bytes
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.search.distance import nearest_others

@@ -23,8 +23,8 @@ from hkm_dask.compute.memory import WALK_POINTS, StageBytes, fit_stage, walk_byt
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
 from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.threads import share_out
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
 from hkm_dask.kmeans.search import int16_gemm

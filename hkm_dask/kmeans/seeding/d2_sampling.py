@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from hkm_dask.compute.backend import array_module
 from hkm_dask.compute.keyed_random import random_uniform, stream_key
 from hkm_dask.compute.memory import StageBytes
-from hkm_dask.compute.outcome import Outcome
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.resident import take
 from hkm_dask.compute.runner import Report, Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
-from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
+from hkm_dask.compute.stepwise import MapReduce, Outcome, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search.engine import Engine, RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry

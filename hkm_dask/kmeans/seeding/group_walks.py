@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.memory import WALK_POINTS, StageBytes, grid_bytes
 from hkm_dask.compute.runner import Report, Runner, n_processors
-from hkm_dask.compute.share_out import share_out
+from hkm_dask.compute.threads import share_out
 from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, Walked
 from hkm_dask.kmeans.search.worker import engine_for
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.share_out import share_out
+from hkm_dask.compute.threads import share_out
 from hkm_dask.data.rows import Origin
 from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
 from hkm_dask.kmeans.search.geometry import Geometry

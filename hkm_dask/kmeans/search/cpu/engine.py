@@ -24,12 +24,11 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.blas import single_threaded_blas
 from hkm_dask.compute.block_cache import host_cache, iter_blocks
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
-from hkm_dask.compute.share_out import share_out
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.threads import share_out, single_threaded_blas
 from hkm_dask.data.rows import ArrayRows, Origin
 from hkm_dask.kmeans.search import int16_gemm
 from hkm_dask.kmeans.search.cpu import kernels

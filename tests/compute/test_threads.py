@@ -1,4 +1,4 @@
-"""Work that is shared out is done once, by as many threads as there are, and what fails is told."""
+"""BLAS runs on one thread while tasks run, and on as many as before afterwards; shared work is done by all threads."""
 
 import threading
 from collections import Counter
@@ -7,8 +7,28 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_info
 
-from hkm_dask.compute.share_out import share_out
+from hkm_dask.compute.runner import Runner
+from hkm_dask.compute.threads import share_out
+
+
+def blas_threads(_: object = None) -> list[int]:
+    # NumPy's alone: SciPy brings another one, which a test may load at any time and the package does not use.
+    pools = [pool for pool in threadpool_info() if pool["user_api"] == "blas"]
+    return [pool["num_threads"] for pool in pools if "numpy" in pool["filepath"] or len(pools) == 1]
+
+
+def test_blas_has_one_thread_while_tasks_run(two_blas_threads: None) -> None:
+    n_usual = blas_threads()
+    assert n_usual == [2]
+    for _ in range(5):  # the thread that limits and the one that lifts the limit are others every time
+        with Runner(2) as runner:
+            assert {n for counts in runner.map(blas_threads, range(4), stage="test") for n in counts} == {1}
+            assert set(runner.call(blas_threads, None, stage="test")) == {1}
+            with pytest.raises(ZeroDivisionError):
+                runner.map(lambda _: 1 / 0, range(3), stage="test")
+        assert blas_threads() == n_usual
 
 
 @given(st.integers(0, 40), st.integers(1, 4), st.integers(1, 3))
@@ -58,3 +78,18 @@ def test_what_fails_is_told(n_threads: int) -> None:
     with pytest.raises(ValueError, match="seven"):
         share_out(work, range(100), n_threads)
     share_out(work, range(7), n_threads)
+
+
+@pytest.mark.timeout(60)
+def test_results_come_in_the_order_of_the_items() -> None:
+    second_is_done = threading.Event()
+
+    def work(item: int) -> int:
+        if item == 0:
+            second_is_done.wait()
+        if item == 1:
+            second_is_done.set()
+        return item * item
+
+    assert share_out(work, range(5), n_threads=2) == [0, 1, 4, 9, 16]
+    assert share_out(work, [], n_threads=2) == []

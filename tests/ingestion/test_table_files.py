@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.errors import InputError
-from hkm_dask.ingestion import csv_table
-from hkm_dask.ingestion.csv_table import CsvTable
+from hkm_dask.ingestion import table_files
 from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.ingestion.table_files import CsvTable
 from hkm_dask.ingestion.tables import kept_column
 from tests.ingestion.pools import ids_of, values
 
@@ -45,10 +45,10 @@ def kind_of(cells: list[str]) -> str:
 def test_a_column_has_the_type_of_all_its_values(tmp_path: Path, cells: list[str], suffix: str) -> None:
     path = tmp_path / f"t{suffix}"
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.writer(file, delimiter=csv_table.DELIMITERS[suffix])
+        writer = csv.writer(file, delimiter=table_files.DELIMITERS[suffix])
         writer.writerows([("n", "cell"), *enumerate(cells)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(csv_table, "_BLOCK_BYTES", 300)  # several blocks
+        patch.setattr(table_files, "_BLOCK_BYTES", 300)  # several blocks
         column = kept_column(CsvTable(path), "cell")
         found: list[Any] = [value for piece in column.pieces() for value in piece.tolist()]
     assert column.kind == kind_of(cells)
