@@ -53,18 +53,11 @@ _WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or f
 class ClusterRunner(Runner):
     """Runs tasks on the workers of a Dask cluster, whose client stays open when the runner is closed.
 
-    Parameters
-    ----------
-    client : distributed.Client
-    work_dir : path or URL, optional
-        A folder every worker sees. Without it a temporary one is made, which suits workers on this machine; where they
-        are on others, a place in an object store takes what passes between them.
+    `work_dir` is a folder every worker sees, or a URL. Without it a temporary one is made, which suits workers on this
+    machine; where they are on others, a place in an object store takes what passes between them.
 
-    Raises
-    ------
-    ComputeError
-        No worker came within half a minute, one has another version of this package or cannot see the folder, or some
-        compute on GPUs and some do not.
+    ComputeError where no worker came within half a minute, one has another version of this package or cannot see the
+    folder, or some compute on GPUs and some do not.
     """
 
     client: Client

@@ -145,14 +145,8 @@ class InTurn:
 class Runner:
     """Runs tasks in this process, on Dask's threaded scheduler.
 
-    Parameters
-    ----------
-    n_threads : int, optional
-        Defaults to the cores this process may use.
-    memory_limit : int, optional
-        Bytes the process may hold, 60 % of the machine's memory by default.
-    work_dir : path, optional
-        Folder for what must not be held in memory; a temporary one is made when needed.
+    It has `n_threads`, by default the cores this process may use, which may hold `memory_limit` bytes, by default 60 %
+    of the machine's memory. What must not be held in memory is put in `work_dir`; a temporary one is made when needed.
     """
 
     client: Client | None = None

@@ -107,25 +107,12 @@ def run_demo(
 ) -> DemoSummary:
     """Cut two photographs into patches, cluster these, draw a subset, and picture it beside a random draw.
 
-    The photographs ship inside scikit-learn. Most of their area is pale sky, still water and dark blur, so most
-    patches look alike; the subset should show the rest as well.
+    The photographs ship inside scikit-learn. Most of their area is pale sky, still water and dark blur, so most patches
+    look alike; the subset should show the rest as well. `quick`, fewer patches and clusters are taken.
 
-    Parameters
-    ----------
-    out : path-like
-        A new or empty folder, or that of an earlier demo, which is replaced. It gets ``patches/`` (shards of
-        embeddings, in the clip-retrieval layout), ``pool.zarr``, ``tree.zarr``, ``subset.parquet`` and four ``.png``.
-    quick : bool, default=False
-        Take fewer patches and clusters.
-    client : distributed.Client, optional
-        Where work runs: this, else the current client, else threads of this process.
-    memory_limit : int, optional
-        Bytes that one worker may hold.
-
-    Raises
-    ------
-    InputError
-        When `out` holds something else.
+    `out` is a new or empty folder, or that of an earlier demo, which is replaced; InputError when it holds something
+    else. It gets ``patches/`` (shards of embeddings, in the clip-retrieval layout), ``pool.zarr``, ``tree.zarr``,
+    ``subset.parquet`` and four ``.png``. Work runs on `client`, else the current client, else threads of this process.
     """
     out = Path(out).absolute()
     size = QUICK if quick else FULL

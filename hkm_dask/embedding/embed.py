@@ -71,14 +71,8 @@ class ItemSource(Protocol):
 class Encoder(ABC):
     """Turns items into embeddings; the same items in the same batch give the same embeddings.
 
-    Attributes
-    ----------
-    name : str
-        What to call it, e.g. the model's folder.
-    fingerprint : str
-        Changes when its embeddings may: a run resumes only on the same fingerprint.
-    n_features : int
-        Length of an embedding.
+    Its `fingerprint` changes when its embeddings may: a run resumes only on the same one. Its `name` is e.g. the
+    model's folder.
     """
 
     name: str
@@ -116,44 +110,17 @@ def embed(
     crash. The same call goes on after it and ends in the same bits, for batches never reach across chunks; it refuses
     to go on with another source, encoder or setting, and says what differs. On a finished pool it computes nothing.
 
-    Parameters
-    ----------
-    source : ItemSource
-        The items, e.g. `hkm_dask.embedding.texts.open_texts`, `hkm_dask.embedding.images.open_images` or
-        `hkm_dask.embedding.raster_patches.open_windows`.
-    path : path-like
-        The pool to make.
-    encoder : Encoder
-        E.g. `hkm_dask.embedding.encoders.text_encoder` or `hkm_dask.embedding.encoders.image_encoder`.
-    dtype : {"float16", "float32"}, default "float16"
-        Type to store.
-    normalize : bool, default False
-        Scale every row to length 1; rows of zeros stay zero.
-    batch_size : int, default 256
-        Items given to the encoder at once.
-    chunk_mb : float, optional
-        Size of a storage chunk in MiB, at most 64; by default a 64th of the pool, at least 1. What a crash costs is the
-        chunk in progress.
-    threads : int, optional
-        Threads that read and prepare; by default one per core, at most 8. They do not change the bits.
-    restart : bool, default False
-        Begin again, whatever exists of the pool. A complete pool stays until the new one is.
+    `source` is e.g. of `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`, `encoder` of
+    `encoders.text_encoder` or `encoders.image_encoder`; it is given `batch_size` items at once. Rows are stored as
+    `dtype`, float16 or float32, and with `normalize` scaled to length 1; rows of zeros stay zero. A storage chunk has
+    `chunk_mb` MiB, at most 64, by default a 64th of the pool, at least 1: what a crash costs is the one in progress.
+    `threads` read and prepare, by default one per core, at most 8; they do not change the bits. With `restart` it
+    begins again, whatever exists of the pool; a complete one stays until the new one is.
 
-    Returns
-    -------
-    Pool
-        The complete pool.
+    InputError when the source is empty or an item cannot be read, a setting is out of range, the pool was made
+    otherwise, or the encoder gives NaN, Inf or what overflows `dtype`, naming the item; StoreError when another process
+    is writing the pool, or the disk is full or fails.
 
-    Raises
-    ------
-    InputError
-        When the source is empty or an item cannot be read, a setting is out of range, the pool was made otherwise,
-        or the encoder gives NaN, Inf or what overflows `dtype`, naming the item.
-    StoreError
-        When another process is writing the pool, or the disk is full or fails.
-
-    Examples
-    --------
     >>> import tempfile
     >>> from hkm_dask.embedding.descriptors import Hog
     >>> class Gray:

@@ -218,32 +218,16 @@ def open_windows(
     windows: GDAL decodes their lines in order, which reading in order needs once, and holds few of them. Only a
     progressive JPEG must be held whole, as coefficients of 2 bytes a value; a warning then tells how much that is.
 
-    Parameters
-    ----------
-    rasters : path-like or sequence of path-like
-        GeoTIFF, JPEG or PNG (or what else GDAL reads), or folders of these, in natural order.
-    size : int
-        Pixels along a side of a patch.
-    step : int, optional
-        Pixels from one patch to the next, along both sides; by default `size`, so that none overlap.
-    bands : sequence of int, optional
-        Three that become red, green and blue, or one that becomes gray, from 1; by default the first three, or the
-        first.
-    value_range : (float, float), optional
-        Values that become black and white, what lies beyond them too; needed where a raster is not of 8 bits.
-    bounds : (float, float, float, float), optional
-        West, south, east and north, in degrees, of a raster that has no coordinates of its own.
-    max_missing : float, default=1.0
-        Share of its pixels that a patch may lack (by a nodata value, a mask or an alpha band); by default patches are
-        kept even if nothing is there. Below 1 costs a pass over the masks.
+    Rasters are GeoTIFF, JPEG or PNG (or what else GDAL reads), or folders of these, in natural order. A patch has
+    `size` pixels along a side, and the next one is `step` away along both; by default `size`, so that none overlap.
+    Three `bands` become red, green and blue, or one becomes gray, from 1; by default the first three, or the first.
+    `value_range` are the values that become black and white, what lies beyond them too; needed where a raster is not of
+    8 bits. `bounds` are west, south, east and north, in degrees, of a raster that has no coordinates of its own.
+    `max_missing` is the share of its pixels that a patch may lack (by a nodata value, a mask or an alpha band); by
+    default patches are kept even if nothing is there. Below 1 costs a pass over the masks.
 
-    Raises
-    ------
-    InputError
-        With every problem: what cannot be opened, is smaller than a patch, or needs a setting.
+    InputError with every problem: what cannot be opened, is smaller than a patch, or needs a setting.
 
-    Examples
-    --------
     >>> import tempfile
     >>> from PIL import Image
     >>> with tempfile.TemporaryDirectory() as folder:

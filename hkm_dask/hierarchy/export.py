@@ -62,7 +62,7 @@ def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFI
 def write_subset(
     path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
 ) -> Location:
-    """Write a subset of a pool, in the form that the file's suffix asks for.
+    """Write a subset of a pool, in the form that the file's suffix asks for; the file appears whole or not at all.
 
     ============  ====================================================================================================
     ``.npy``      int64 row numbers of the pool, shape (n,)
@@ -74,28 +74,9 @@ def write_subset(
     ``.txt``      one id per line, or one row number where the pool has no ids
     ============  ====================================================================================================
 
-    The file appears whole or not at all.
-
-    Parameters
-    ----------
-    path : path-like
-        The file to write; must not be there yet.
-    rows : np.ndarray of int, shape (n,)
-        Row numbers of the pool, sorted; a row may be there more than once.
-    tree : xarray.DataTree or path-like
-        The hierarchy the rows were drawn from.
-
-    Returns
-    -------
-    Path
-        The file written.
-
-    Raises
-    ------
-    InputError
-        Where the file or the rows should be otherwise.
-    StoreError
-        Where the tree or its pool cannot be read, or the disk is full.
+    `rows` are sorted row numbers of the pool, one maybe more than once, and `tree` the hierarchy they were drawn from.
+    InputError where the file is there already, or the rows should be otherwise; StoreError where the tree or its pool
+    cannot be read, or the disk is full.
     """
     target = check_target(path)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")

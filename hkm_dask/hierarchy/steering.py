@@ -58,25 +58,12 @@ def parse_clusters(names: Iterable[str | tuple[int, int]], option: str, problems
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
-    """Read a file of weights, as `write_weights` and `hkm browse` write it.
+    """Read a file of weights, as `write_weights` and `hkm browse` write it, in its order.
 
-    Parameters
-    ----------
-    path : path-like
-        CSV with the header ``cluster,weight`` and a line such as ``2:19,0.5`` for every cluster whose weight is not 1.
+    It is CSV with the header ``cluster,weight`` and a line such as ``2:19,0.5`` for every cluster whose weight is not
+    1; a `Cluster` is the tuple ``(level, number)``. InputError where it cannot be read, or lines of it should be
+    otherwise, all of them.
 
-    Returns
-    -------
-    dict of Cluster to float
-        In the order of the file; a `Cluster` is the tuple ``(level, number)``.
-
-    Raises
-    ------
-    InputError
-        The file cannot be read, or lines of it should be otherwise, all of them.
-
-    Examples
-    --------
     >>> import tempfile
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     _ = write_weights(f"{folder}/weights.csv", {"2:19": 0, (1, 7): 0.5})
@@ -144,19 +131,9 @@ def write_weights(
 ) -> Path:
     """Write a file of weights, whole or not at all.
 
-    Parameters
-    ----------
-    path : path-like
-    weights : mapping
-        Of clusters, ``"2:19"`` or ``(2, 19)``, to numbers: 0 leaves a cluster out, 0.5 halves its share among its
-        siblings, 1 is what every cluster has that is not named; see `hkm_dask.sample`.
-    overwrite : bool
-        Replace a file that is there.
-
-    Raises
-    ------
-    InputError
-        Something is there already, or names or weights should be otherwise, all of them.
+    Clusters are ``"2:19"`` or ``(2, 19)``; 0 leaves one out, 0.5 halves its share among its siblings, 1 is what every
+    cluster has that is not named; see `hkm_dask.sample`. InputError where something is there already, unless
+    `overwrite`, or names or weights should be otherwise, all of them.
     """
     target, checked = Path(path).absolute(), check_weights(weights)
     if os.path.lexists(target) and not overwrite:
