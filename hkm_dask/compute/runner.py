@@ -348,14 +348,12 @@ class Runner:
     def n_parts(self, flops: float, n_at_once: int | None = None) -> int:
         """Count the tasks that a pass of so many `flops` is worth, `n_at_once` on each worker at most."""
         n_tasks = self._n_tasks(n_at_once or self.threads_per_worker)
-        return int(max(1, min(n_tasks, flops / self._task_flops())))
+        task_flops = _HAND_OVER_FLOPS if self.in_process else _ROUND_TRIP_FLOPS
+        return int(max(1, min(n_tasks, flops / task_flops)))
 
     def _n_tasks(self, most: int) -> int:
         """Count the tasks that all workers do at once, `most` of them on each."""
         return self.n_workers * min(self.threads_per_worker, most)
-
-    def _task_flops(self) -> float:
-        return _HAND_OVER_FLOPS if self.in_process else _ROUND_TRIP_FLOPS
 
     def map(
         self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,

@@ -89,11 +89,9 @@ class Deduplication:
         """Rows of groups: `row`, `id` where the pool has ids, `group` (the lowest row of it) and `kept`."""
         order = np.lexsort((self.groups.rows, self.groups.first))
         rows, first = self.groups.rows[order], self.groups.first[order]
-        return self._frame(rows, group=first, kept=~np.isin(rows, self.removed, assume_unique=True))
-
-    def _frame(self, rows: NDArray[np.int64], **columns: NDArray[Any]) -> pd.DataFrame:
         ids = None if self.pool is None else self.pool.ids(rows)
-        return pd.DataFrame({"row": rows, **({} if ids is None else {"id": ids}), **columns})
+        kept = ~np.isin(rows, self.removed, assume_unique=True)
+        return pd.DataFrame({"row": rows, **({} if ids is None else {"id": ids}), "group": first, "kept": kept})
 
     def save(
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,

@@ -209,7 +209,11 @@ def finish(
     spec = embeddings.spec
     n_samples = spec.shape[0]
     check_overflow(stats, spec.dtype)
-    _write_mean(group, stats.total / n_samples)
+    mean = (stats.total / n_samples).astype(np.float32)
+    store.create_array(
+        group, layout.MEAN, shape=mean.shape, dtype=np.float32, chunks=mean.shape, dims=(layout.FEATURE,)
+    )
+    open_array(group / layout.MEAN).write(0, mean)
     if n_dropped:
         emit("warning", message=f"{n_dropped} rows with NaN or Inf were left out")
     if stats.n_zero_rows and normalize:
@@ -228,9 +232,3 @@ def finish(
         "sources": list(sources),
     }
     store.mark_complete(group, {**facts, **(attributes or {})})
-
-
-def _write_mean(group: Location, mean: np.ndarray) -> None:
-    shape = mean.shape
-    store.create_array(group, layout.MEAN, shape=shape, dtype=np.float32, chunks=shape, dims=(layout.FEATURE,))
-    open_array(group / layout.MEAN).write(0, mean.astype(np.float32))

@@ -5,13 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 import time
-from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import xarray as xr
-from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.memory import assign_stage
@@ -125,7 +123,8 @@ def store_labels(
                     _create(folder, source, arrays.n_levels, identity, chunk_rows)
                 _write(folder, source, arrays, runner, squared)
             if source.pool is not None and source.pool.has_ids:
-                pool_writer.write_column(folder, ID, _pieces_of_ids(source), source.n_total)
+                ids = open_array(location(source.pool.path) / layout.IDS)
+                pool_writer.write_column(folder, ID, map(ids.read_chunk, range(ids.spec.n_chunks)), source.n_total)
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(time.perf_counter() - begin, 3)})
 
@@ -195,12 +194,6 @@ def _create(folder: Location, source: ClusterInput, n_levels: int, identity: dic
             chunks=(chunk_rows,),
         )  # fmt: skip
     store.create_group(folder, identity)
-
-
-def _pieces_of_ids(source: ClusterInput) -> Iterator[NDArray[Any]]:
-    assert source.pool is not None
-    ids = open_array(location(source.pool.path) / layout.IDS)
-    yield from (ids.read_chunk(index) for index in range(ids.spec.n_chunks))
 
 
 # -- the pass ----------------------------------------------------------------------------------------------------------

@@ -26,8 +26,8 @@ from hkm_dask.data import layout
 from hkm_dask.data.files import as_buffer, careful, failpoint, make_folder, write_whole
 from hkm_dask.data.objects import Location
 from hkm_dask.errors import StoreError
-from hkm_dask.kmeans.fit import Fit, Progress
-from hkm_dask.kmeans.lloyd import LloydStep
+from hkm_dask.kmeans.fit import Fit
+from hkm_dask.kmeans.lloyd import LloydStep, Progress
 from hkm_dask.kmeans.ranges import FitByRanges
 
 _DIGEST_BYTES = 32

@@ -19,7 +19,8 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.assign import Centroids, LevelRows, assign, loaded, shared_centroids
-from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
+from hkm_dask.kmeans.lloyd import Progress
 from hkm_dask.kmeans.ranges import FitByRanges, fit_by_ranges
 
 

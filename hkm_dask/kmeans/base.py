@@ -20,7 +20,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data.row_views import UnitRows, unit_rows
-from hkm_dask.data.rows import ArrayRows, Rows
+from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import nearest_labels
@@ -87,7 +87,7 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         return validate_data(self, x, reset=reset, dtype=[np.float32, np.float64, np.float16])
 
     def _check_width(self, x: Any, *, reset: bool) -> None:
-        shape = x.shape if is_dask_array(x) else _shape_of(x)
+        shape = x.shape if is_dask_array(x) else as_rows(x).shape
         if len(shape) != 2:
             raise InputError(f"X.shape={tuple(shape)} should be (n_samples, n_features); reshape it")
         if reset:
@@ -162,12 +162,6 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                     for low, high in itertools.pairwise(rows.bounds(_TRANSFORM_BYTES).tolist()):
                         answer[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
         return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
-
-
-def _shape_of(x: Any) -> tuple[int, ...]:
-    from hkm_dask.data.rows import as_rows
-
-    return as_rows(x).shape
 
 
 def _label_block(

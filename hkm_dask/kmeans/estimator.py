@@ -18,8 +18,9 @@ from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
-from hkm_dask.kmeans.fit import Progress, Settings, fit
+from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.inputs import simplified
+from hkm_dask.kmeans.lloyd import Progress
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.predict import label_rows
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
@@ -181,7 +182,7 @@ class KMeans(Clusterer):
             warnings.warn(far, stacklevel=3)
         init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
         settings = Settings(self.n_clusters, init, self.max_iter, self.tol, key)
-        progress = None if start is None else Progress(start, (), 0)
+        progress = None if start is None else Progress(start)
         done = fit(counted, settings, geometry=geometry, runner=runner, progress=progress, weights=shares)
         # Unused slots get copies of the first centroids.
         used = done.centroids[~np.isnan(done.centroids[:, 0])]

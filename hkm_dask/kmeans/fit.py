@@ -17,10 +17,9 @@ from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import fit_stage, lloyd_stage
 from hkm_dask.compute.runner import Runner, runner_in_task
-from hkm_dask.compute.shared_arrays import SharedPieces
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import is_too_little
 from hkm_dask.kmeans.seeding.coreset import SeedingReport
@@ -73,24 +72,6 @@ class GroupFits:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """State of an interrupted Lloyd iteration; `relocated` are the clusters moved to far rows in the last iteration.
-
-    `near_inertia` is that of the last iteration, see `LloydStep`. Centroids no worker held are in pieces.
-    """
-
-    centroids: NDArray[np.float32] | SharedPieces
-    inertia: tuple[float, ...]
-    relocated: int
-    near_inertia: float | None = None
-
-    @property
-    def whole(self) -> NDArray[np.float32]:
-        """The centroids in one array."""
-        return self.centroids.read() if isinstance(self.centroids, SharedPieces) else self.centroids
-
-
-@dataclass(frozen=True)
 class Hooks:
     """What a fit tells while it runs; nothing by default."""
 
@@ -126,7 +107,7 @@ def fit(
     """Cluster rows.
 
     The `geometry` is one for these rows or for rows they were taken from, and for the sum of the `weights`, int64
-    (n_rows,) and positive. `progress` is where an interrupted run had come to; without a history, where to start.
+    (n_rows,) and positive. `progress` is where an interrupted run had come to, or where to start.
     """
     rows = runner.place(rows)
     hooks = hooks or Hooks()
@@ -148,11 +129,10 @@ def fit(
             rows, settings.n_clusters, init=settings.init, geometry=geometry, key=settings.key, runner=runner,
             report=hooks.seeding, weights=weights,
         )  # fmt: skip
-        progress, run, hints = Progress(start.centroids, (), 0), start.run, start.hints
+        progress, run, hints = Progress(start.centroids), start.run, start.hints
     lloyd = yield from iterate.steps(
         rows, progress.whole, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
-        hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, history=progress.inertia,
-        relocated=progress.relocated, near_inertia=progress.near_inertia,
+        hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, progress=progress,
     )  # fmt: skip
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 

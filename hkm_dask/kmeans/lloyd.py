@@ -260,6 +260,25 @@ class LloydResult:
     n_relocated: int
 
 
+@dataclass(frozen=True)
+class Progress:
+    """State of an interrupted Lloyd iteration; without a history, where to start.
+
+    `relocated` are the clusters moved to far rows in the last iteration, and `near_inertia` is that of it, see
+    `LloydStep`. Centroids no worker held are in pieces.
+    """
+
+    centroids: NDArray[np.float32] | SharedPieces
+    inertia: tuple[float, ...] = ()
+    relocated: int = 0
+    near_inertia: float | None = None
+
+    @property
+    def whole(self) -> NDArray[np.float32]:
+        """The centroids in one array."""
+        return self.centroids.read() if isinstance(self.centroids, SharedPieces) else self.centroids
+
+
 @stepwise
 def iterate(
     rows: Rows,
@@ -273,19 +292,15 @@ def iterate(
     hints: NDArray[np.int32] | None = None,
     run: str | None = None,
     on_iteration: Callable[[int, LloydStep], None] | None = None,
-    history: tuple[float, ...] = (),
-    relocated: int = 0,
-    near_inertia: float | None = None,
+    progress: Progress | None = None,
 ) -> Steps[LloydResult]:
     """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
     It stops when an iteration lowers the inertia by no more than `tol` of it, and changes that of the rows that are not
     far from their centroids by no more either: few far rows in one cluster can make up nearly all of it. `weights` are
     int64 (n_rows,). `run` is the name under which the seeding remembered its cells, `hints`, int32, the centroid to try
-    first for each of them. `on_iteration` gets the iteration, counted from 1, and its outcome.
-
-    Of iterations done before an interruption, which led to `centroids`, `history` has the inertia; of the last of them,
-    `relocated` are the clusters relocated, and `near_inertia` is as `LloydStep` has it.
+    first for each of them. `on_iteration` gets the iteration, counted from 1, and its outcome. `progress` tells of
+    iterations done before an interruption, which led to `centroids`.
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
@@ -295,8 +310,8 @@ def iterate(
     shared_hints = None if hints is None else array_store.put(f"hints-{run}", hints)
     current = array_store.put(f"centroids-{run}-0", centroids)
     previous: SharedArray | None = None
-    course = Course(list(history), relocated, near_inertia, tol, max_iter)
-    for iteration in range(len(history) + 1, max_iter + 1):
+    course = Course(progress or Progress(centroids), tol, max_iter)
+    for iteration in range(len(course.inertia) + 1, max_iter + 1):
         if runner.n_cuts != n_cuts:
             parts, n_cuts = runner.split(rows, n_clusters), runner.n_cuts
         step: LloydStep = yield MapReduce(
@@ -320,16 +335,12 @@ def iterate(
 
 
 class Course:
-    """How far an iteration has come: the inertia before every update, the clusters relocated, and when it ends.
+    """How far an iteration has come: the inertia before every update, the clusters relocated, and when it ends."""
 
-    `relocated` and `near_inertia` are those of the last of the iterations that were done before.
-    """
-
-    def __init__(
-        self, inertia: list[float], relocated: int, near_inertia: float | None, tol: float, max_iter: int
-    ) -> None:
-        self.inertia, self.n_relocated = inertia, relocated
-        self._relocated, self._near, self._tol, self._max_iter = relocated, near_inertia, tol, max_iter
+    def __init__(self, before: Progress, tol: float, max_iter: int) -> None:
+        self.inertia, self.n_relocated = list(before.inertia), before.relocated
+        self._relocated, self._near = before.relocated, before.near_inertia
+        self._tol, self._max_iter = tol, max_iter
 
     def ends_with(self, step: LloydStep, on_iteration: Callable[[int, LloydStep], None] | None) -> bool:
         """Add an outcome, tell it, and say whether it is the last."""

@@ -27,8 +27,8 @@ from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArray
 from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data.objects import each, location
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.fit import Hooks, Progress, Settings
-from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, moved
+from hkm_dask.kmeans.fit import Hooks, Settings
+from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, Progress, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
 from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, tiles
 from hkm_dask.kmeans.search.geometry import Geometry
@@ -220,7 +220,7 @@ def fit_by_ranges(
     rows, begin, kept = runner.place(rows), time.perf_counter(), False
     if progress is None:
         start = seed_by_ranges(rows, settings.n_clusters, n_ranges, init=settings.init, key=settings.key, runner=runner)
-        progress = Progress(start, (), 0)
+        progress = Progress(start)
     elif isinstance(progress.centroids, SharedPieces):
         start, kept = progress.centroids, True
     else:
@@ -228,8 +228,7 @@ def fit_by_ranges(
         start = put_ranges(progress.centroids, n_ranges, store, f"centroids-{uuid.uuid4().hex}")
     lloyd = iterate_by_ranges(
         rows, start, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
-        on_iteration=hooks.on_iteration, history=progress.inertia, relocated=progress.relocated,
-        near_inertia=progress.near_inertia,
+        on_iteration=hooks.on_iteration, progress=progress,
     )  # fmt: skip
     if not kept and lloyd.centroids is not start:
         start.delete()
@@ -245,17 +244,15 @@ def iterate_by_ranges(
     max_iter: int,
     tol: float,
     on_iteration: Callable[[int, LloydStep], None] | None = None,
-    history: tuple[float, ...] = (),
-    relocated: int = 0,
-    near_inertia: float | None = None,
+    progress: Progress | None = None,
 ) -> FitByRanges:
     """Run Lloyd's iteration from given centroids, to the bits of `lloyd.iterate`, some of whose parameters these are.
 
     The pieces of the outcome are for the caller to delete, as are those it begins with.
     """
     passes = _Passes(rows, centroids, geometry, runner)
-    course, current, n_unused = Course(list(history), relocated, near_inertia, tol, max_iter), centroids, 0
-    for iteration in range(len(history) + 1, max_iter + 1):
+    course, current, n_unused = Course(progress or Progress(centroids), tol, max_iter), centroids, 0
+    for iteration in range(len(course.inertia) + 1, max_iter + 1):
         step = passes.step(current, iteration)
         assert isinstance(step.centroids, SharedPieces)
         if current is not centroids:

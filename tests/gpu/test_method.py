@@ -11,7 +11,8 @@ import hkm_dask.kmeans.lloyd
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.fit import Progress, Settings, fit
+from hkm_dask.kmeans.fit import Settings, fit
+from hkm_dask.kmeans.lloyd import Progress
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form

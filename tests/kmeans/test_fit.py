@@ -17,8 +17,8 @@ from hkm_dask.data import store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows
-from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
-from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
+from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.seeding.seed import seed
 

@@ -17,7 +17,7 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
-from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydResult, LloydStep, PartialSums, iterate, means
+from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydResult, LloydStep, PartialSums, Progress, iterate, means
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.search.worker import worker_engine
@@ -234,8 +234,8 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
         assert [moved.last for _, _, moved in states] == [False] * (len(states) - 1) + [True]
         for i, (centroids, _, moved) in enumerate(states[:-1]):
             resumed = run(
-                rows, centroids, runner, tol=tol, history=tuple(inertia for _, inertia, _ in states[: i + 1]),
-                relocated=moved.n_relocated,
+                rows, centroids, runner, tol=tol,
+                progress=Progress(centroids, tuple(inertia for _, inertia, _ in states[: i + 1]), moved.n_relocated),
             )  # fmt: skip
             assert resumed.centroids.tobytes() == whole.centroids.tobytes()
             assert resumed.inertia.tobytes() == whole.inertia.tobytes()

@@ -14,8 +14,8 @@ from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
 from hkm_dask.events import Event, subscribe
-from hkm_dask.kmeans.fit import Fit, Hooks, Progress, Settings, fit
-from hkm_dask.kmeans.lloyd import LloydStep
+from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
+from hkm_dask.kmeans.lloyd import LloydStep, Progress
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry

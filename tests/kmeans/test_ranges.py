@@ -16,7 +16,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
-from hkm_dask.kmeans.lloyd import LloydStep, iterate
+from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
 from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, nearest_by_ranges, put_ranges
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.geometry import make_geometry
@@ -150,8 +150,8 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
     for i, (centroids, step) in enumerate(kept[:-1], 1):
         ranges = put_ranges(centroids, 5, runner.array_store, f"b{i}")  # as many ranges as there are now
         again = iterate_by_ranges(
-            rows, ranges, **how, history=tuple(whole.inertia[:i]), relocated=step.n_relocated,  # type: ignore[arg-type]
-            near_inertia=step.near_inertia,
+            rows, ranges, **how,  # type: ignore[arg-type]
+            progress=Progress(ranges, tuple(whole.inertia[:i]), step.n_relocated, step.near_inertia),
         )  # fmt: skip
         assert again.centroids.read().tobytes() == whole.centroids.read().tobytes()
         assert again.inertia.tobytes() == whole.inertia.tobytes()

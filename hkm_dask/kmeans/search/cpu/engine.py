@@ -273,15 +273,13 @@ class CpuIndex:
         find, n_measured = self._pruned if self.n_head else self._plain, 0
         for low in range(0, len(which), height):
             some = which[low : low + height]
-            form, places = (operand, some) if operand is not None else self._form(rows, some)
+            form, places = operand, some
+            if form is None:
+                form = make_operand(np.ascontiguousarray(rows[_as_slice(some)]), self.geometry, self.n_refine)
+                places = np.arange(len(some))
             n_measured += find(rows, some, form, places, numbers, labels, distances)
         count(pairs=len(which) * len(self.centroids), measured=n_measured)
         return n_measured
-
-    def _form(self, rows: NDArray[np.float32], some: NDArray[np.int64]) -> tuple[Operand, NDArray[np.int64]]:
-        """Some rows as the product takes them, and their places in that."""
-        chosen = np.ascontiguousarray(rows[_as_slice(some)])
-        return make_operand(chosen, self.geometry, self.n_refine), np.arange(len(some))
 
     def _pruned(
         self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
