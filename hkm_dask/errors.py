@@ -6,10 +6,16 @@ import errno
 import numbers
 import re
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # What NumPy says, without a number, where a file takes less than it was given.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
+#: How many of many things a message names.
+N_NAMED = 5
 
 
 class HkmError(Exception):
@@ -90,6 +96,18 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
+def first_few(things: Sequence[object] | NDArray[Any], n: int | None = None) -> str:
+    """Name things in a message: of many the first few, with a sign that there are more.
+
+    `things` may be but the first ones of `n`.
+
+    >>> first_few([3, 4]), first_few(range(9))
+    ('3, 4', '0, 1, 2, 3, 4, …')
+    """
+    named = ", ".join(map(str, things[:N_NAMED]))
+    return f"{named}, …" if (len(things) if n is None else n) > N_NAMED else named
+
+
 def disk_full(error: BaseException) -> bool:
     """Tell whether an error, or what led to it, means that a disk, a quota or a limit on file sizes is exhausted.
 
@@ -109,8 +127,6 @@ def disk_full(error: BaseException) -> bool:
 def is_whole(value: object) -> bool:
     """Tell whether a value is a whole number, of Python or NumPy; True and False are none.
 
-    Examples
-    --------
     >>> is_whole(3), is_whole(3.0), is_whole(True)
     (True, False, False)
     """

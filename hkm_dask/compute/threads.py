@@ -9,7 +9,8 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any, TypeVar
 
-_Item, _Result = TypeVar("_Item"), TypeVar("_Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 _lock = threading.Lock()
 _n_at_work = 0  # threads that do some work which is shared out
 

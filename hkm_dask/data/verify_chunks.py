@@ -20,10 +20,9 @@ from numpy.typing import NDArray
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.verify import Verification
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import N_NAMED, StoreError, first_few
 from hkm_dask.events import emit
 
-_NAMED_ROWS = 5
 #: Of less than this, progress is not told.
 _TOLD_BYTES = 64 * layout.MIB
 
@@ -153,10 +152,9 @@ def named_rows(rows: NDArray[Any] | Sequence[int], what: str = "row") -> str:
     >>> named_rows([3, 4]), named_rows([7], what="cluster"), named_rows(range(9))
     ('rows 3, 4', 'cluster 7', '9 rows, 0, 1, 2, 3, 4, …')
     """
-    numbers = ", ".join(str(int(row)) for row in rows[:_NAMED_ROWS])
-    if len(rows) > _NAMED_ROWS:
-        return f"{len(rows):,} {what}s, {numbers}, …"
-    return f"{what}{'s' * (len(rows) > 1)} {numbers}"
+    if len(rows) > N_NAMED:
+        return f"{len(rows):,} {what}s, {first_few(rows)}"
+    return f"{what}{'s' * (len(rows) > 1)} {first_few(rows)}"
 
 
 def broken_rule(array: StoredArray, rule: str, rows: NDArray[Any], what: str = "row") -> str:

@@ -18,13 +18,12 @@ from PIL import Image, ImageOps
 
 from hkm_dask.data.ids import ID_PIECE_ROWS, NO_COLUMNS, check_unicode
 from hkm_dask.data.layout import MIB
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
 from hkm_dask.events import emit
 from hkm_dask.untrusted import open_regular, read_regular, reading
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm")
 STAGE = "check"
-_NAMED = 5
 #: Pixels of an image, told by its header before any is decoded: from here on Pillow warns of an attack.
 MAX_PIXELS = 89_478_485
 #: Scans of a progressive JPEG of so many pixels; in each all of them may be visited. Most have ten.
@@ -220,7 +219,7 @@ def open_images(path: str | os.PathLike[str], *, skip_unreadable: bool = False, 
     if not names:
         raise InputError(f"folder={root} has no images ({', '.join(SUFFIXES)}); check the path")
     if left_out:
-        kinds = _some([kind for kind, _ in left_out.most_common()])
+        kinds = first_few([kind for kind, _ in left_out.most_common()])
         emit("warning", message=f"{left_out.total():,} files that are no images by their name ({kinds}) were left out")
     check_unicode(names, f"folder={root}")  # before they are ids
     images = Images(files, sorted(names), str(root))
@@ -249,9 +248,5 @@ def _readable(images: Images, files: Files, threads: int | None) -> Images:
         raise InputError(f"{images.name}: n_readable=0 should be at least 1; none of {lost} images can be read")
     if lost:
         unreadable = sorted(set(images.names) - set(kept))
-        emit("warning", message=f"{lost} images that cannot be read were left out: {_some(unreadable)}")
+        emit("warning", message=f"{lost} images that cannot be read were left out: {first_few(unreadable)}")
     return Images(files, kept, images.name)
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:_NAMED]) + (", …" if len(names) > _NAMED else "")

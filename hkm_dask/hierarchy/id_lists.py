@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.data.npy import read_npy
 from hkm_dask.data.pool import Pool
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.eligible import Mask, row_blocks
 from hkm_dask.hierarchy.export import FORMULA
@@ -62,8 +62,7 @@ class IdList:
             found.append(np.repeat(np.flatnonzero(is_wanted) + rows.start, n_times[places]))
         if not met.all():
             unknown = wanted[~met]
-            some = ", ".join(map(str, unknown[:3])) + (", ..." if len(unknown) > 3 else "")
-            fact = f"{self.name}: {len(unknown):,} of {len(wanted):,} ids are not in the pool ({some})"
+            fact = f"{self.name}: {len(unknown):,} of {len(wanted):,} ids are not in the pool ({first_few(unknown)})"
             if strict or not met.any():
                 raise InputError(f"{fact}; give ids like {pool.ids(np.array([0]))[0]}")  # type: ignore[index]
             emit("warning", message=fact)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.config.problems import nearest
 from hkm_dask.data.pool import Pool
-from hkm_dask.errors import InputError, is_whole
+from hkm_dask.errors import InputError, first_few, is_whole
 from hkm_dask.hierarchy.columns import DrawColumns, column_to_sort
 from hkm_dask.hierarchy.eligible import Mask, rows_below, unknown_clusters
 from hkm_dask.hierarchy.export import pool_of_tree
@@ -138,10 +138,9 @@ def _read_weights(rules: Rules, weights: Weights, arrays: TreeArrays, strategy: 
     problems = unknown_clusters(arrays, read, "weights")
     below = [str(cluster) for cluster in rules.weights if cluster.level < arrays.n_levels]
     if strategy == "flat" and below:
-        few = ", ".join(below[:5]) + (", ..." if len(below) > 5 else "")
         problems.append(
-            f"weights of {few} should be 0 or 1 with strategy='flat', which shares out among clusters of the top level "
-            "only; use hierarchical"
+            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which shares out among clusters of "
+            "the top level only; use hierarchical"
         )
     if problems:
         raise InputError(problems)

@@ -24,7 +24,7 @@ from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows, max_abs
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
 from hkm_dask.hierarchy.subset_files import read_rows
 
 #: Rows of labels in one file, at most.
@@ -33,8 +33,6 @@ _LABEL_CHUNK_ROWS = 1 << 20
 _BLOCK_BYTES, _CHECKED_BYTES = 16 << 20, 4 << 20
 #: Row numbers that are read, or given random numbers, together; and bits by which those numbers are counted.
 _SAMPLED_ROWS, _FIRST_BITS = 1 << 18, 16
-#: Rows a message names.
-_NAMED_ROWS = 5
 
 
 @dataclass(frozen=True)
@@ -185,7 +183,7 @@ def _fingerprint(rows: Rows) -> str:
     checksums, bad = zip(*(found[low] for low in sorted(found)), strict=True)
     numbers = np.concatenate(bad)
     if len(numbers):
-        named = ", ".join(map(str, numbers[:_NAMED_ROWS].tolist())) + (", …" if len(numbers) > _NAMED_ROWS else "")
+        named = first_few(numbers)
         raise InputError(f"n_nonfinite_rows={len(numbers)} should be 0, NaN or Inf is in rows {named}; leave them out")
     digest = hashlib.sha256(f"{rows.n_rows},{rows.n_features},{rows.dtype.name}:".encode())
     digest.update(np.concatenate(checksums).astype("<u4").tobytes())

@@ -21,7 +21,7 @@ from hkm_dask.data.locks import lock
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.pool_writer import Stats
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
 from hkm_dask.events import counted, emit
 from hkm_dask.ingestion.sources import Segment, Sources, open_sources
 
@@ -33,7 +33,6 @@ STAGE = "ingest"
 PIECE_BYTES = 4 * layout.MIB
 # Chunks handed out at once, per thread: progress is told and sums are folded after each round.
 CHUNKS_PER_ROUND = 8
-_NAMED_ROWS = 5
 _ID_REMEDY = (
     "give every row an id of its own, or leave the ids out and carry what they are as a column with keep (--keep)"
 )
@@ -282,9 +281,8 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
     if len(rows) == table.n_rows:
         raise InputError(f"n_nonfinite_rows={len(rows)} should be fewer than all rows; every row holds NaN or Inf")
     if not drop_nonfinite:
-        named = ", ".join(map(str, rows[:_NAMED_ROWS].tolist())) + (", …" if len(rows) > _NAMED_ROWS else "")
         raise InputError(
-            f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {named} "
+            f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {first_few(rows)} "
             f"(the first: {table.locate(int(rows[0]))}); mend them, or leave them out with drop_nonfinite "
             "(--drop-nonfinite)"
         )

@@ -47,20 +47,10 @@ def fit_groups(
 ) -> GroupFits:
     """Cluster groups of rows, each by a k-means of its own.
 
-    Parameters
-    ----------
-    values : ndarray of float16, float32 or float64, shape (n_rows, n_features)
-        One group after the other.
-    bounds : ndarray of int64, shape (n_groups + 1,)
-        Where each begins, from 0 on; none is empty.
-    settings : sequence of Settings
-        Of each, with the same number of clusters.
-    memory_budget : int
-        Bytes of host memory.
-    batch_bytes : int
-        Bytes of rows that a device takes at once; groups are halved where it turns out to be too small for them.
-    batched : bool, default True
-        Whether an engine that can makes each pass for all groups at once; the results are the same.
+    `values` (n_rows, n_features) hold one group after the other, `bounds` (n_groups + 1,) where each begins, from 0 on;
+    none is empty. `settings` are those of each, with the same number of clusters. `memory_budget` counts bytes of the
+    host, `batch_bytes` those of rows that a device takes at once; groups are halved where it turns out to be too small
+    for them. Where `batched`, an engine that can makes each pass for all groups at once; the results are the same.
     """
     engine = worker_engine()
     values = np.ascontiguousarray(values, engine.row_dtype(values.dtype))
@@ -309,7 +299,7 @@ class _Batch:
         rows, squared = chosen.get(), self.squared[chosen].get()
         values = self.rows[chosen].get().astype(np.float32)
         cuts = np.searchsorted(rows, self.bounds)
-        drawn = {}
+        drawn: dict[int, tuple[Drawn, ...]] = {}
         for group in groups:
             own = slice(cuts[group], cuts[group + 1])
             numbers = rows[own] - self.bounds[group]

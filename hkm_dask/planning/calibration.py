@@ -140,7 +140,12 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
         r = level.resample_size if level.resample_size == "auto" else min(level.resample_size, _MOST_PER_CLUSTER)
         changed = {"n_clusters": small, "n_splits": 1, "resample_size": r}
         levels.append(level.model_copy(update={**changed, "n_resamples": min(level.n_resamples, _MOST_RESAMPLES)}))
-    return config.model_copy(update={"levels": tuple(levels), "subset": None, "fit_sample": None})
+    return _of_levels(config, *levels)
+
+
+def _of_levels(config: Config, *levels: Level) -> Config:
+    """Settings with other levels, of all rows that there are."""
+    return config.model_copy(update={"levels": levels, "subset": None, "fit_sample": None})
 
 
 def _shapes(config: Config, n_rows: int) -> Iterator[tuple[Level, float]]:
@@ -154,7 +159,7 @@ def _wide_config(config: Config, n: int) -> Config:
     """One level of many clusters, which shows what each of them costs, whatever else a small tree takes time for."""
     few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 1, "max_iter": 4}
     level = config.levels[0].model_copy(update=few)
-    return config.model_copy(update={"levels": (level,), "subset": None, "fit_sample": None})
+    return _of_levels(config, level)
 
 
 def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
@@ -164,7 +169,7 @@ def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float)
         n = min(n_rows, max(_DENSE_ROWS, round((seconds * _DENSE_FLOPS * per_cluster / 2 / n_features) ** 0.5)))
         few = {"n_clusters": max(1, round(n / per_cluster)), "n_splits": 1}
         level = config.levels[0].model_copy(update={**few, "n_resamples": min(config.levels[0].n_resamples, 1)})
-        yield n, config.model_copy(update={"levels": (level,), "subset": None, "fit_sample": None})
+        yield n, _of_levels(config, level)
 
 
 def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
@@ -176,7 +181,7 @@ def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float)
             few = level.model_copy(
                 update={"n_clusters": max(1, min(n_clusters, n // level.n_splits)), "n_resamples": 0}
             )
-            yield n, config.model_copy(update={"levels": (few,), "subset": None, "fit_sample": None})
+            yield n, _of_levels(config, few)
 
 
 @dataclass

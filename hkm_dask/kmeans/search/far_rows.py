@@ -13,9 +13,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
-
-#: Rows a message names.
-_NAMED_ROWS = 5
+from hkm_dask.errors import N_NAMED, first_few
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class RowsBeyond:
     largest: float
 
     def __add__(self, other: RowsBeyond) -> RowsBeyond:
-        first = np.sort(np.concatenate([self.first, other.first]))[:_NAMED_ROWS]
+        first = np.sort(np.concatenate([self.first, other.first]))[:N_NAMED]
         return RowsBeyond(first, self.n_rows + other.n_rows, max(self.largest, other.largest))
 
     def names(self, rows: Rows) -> str:
@@ -37,8 +35,7 @@ class RowsBeyond:
             first, label = rows.index[first], rows.base.label
         if self.n_rows == 1:
             return f"row {first[0]} of {label}"
-        more = ", …" if self.n_rows > len(first) else ""
-        return f"{self.n_rows} rows ({', '.join(map(str, first.tolist()))}{more}) of {label}"
+        return f"{self.n_rows} rows ({first_few(first, self.n_rows)}) of {label}"
 
 
 def _find_beyond(limit: float, origin: NDArray[np.float32] | None, part: Part) -> RowsBeyond:
@@ -49,7 +46,7 @@ def _find_beyond(limit: float, origin: NDArray[np.float32] | None, part: Part) -
             values = np.asarray(block, dtype=np.float32)
             values = np.abs(values if origin is None else values - origin).max(axis=1, initial=0.0)
         beyond = np.flatnonzero(~(values < limit))
-        found += RowsBeyond(start + beyond[:_NAMED_ROWS], len(beyond), float(values.max(initial=0.0)))
+        found += RowsBeyond(start + beyond[:N_NAMED], len(beyond), float(values.max(initial=0.0)))
     return found
 
 

@@ -199,19 +199,10 @@ def score(  # type: ignore[no-untyped-def]
 ):
     """Write ``constants + scale * (rows · centroids) + residual_norms * slopes`` for rows and panels of centroids.
 
-    Parameters
-    ----------
-    rows : ndarray of int16, shape (n_rows, n_columns or more)
-    n_columns : int
-        How many are taken, a multiple of 16, and with them column ``n_columns // 16`` of `residual_norms`.
-    places : ndarray of int64, shape (n_lines,)
-        The rows to score.
-    panels : ndarray of int16 or uint8
-        From `pack`.
-    constants, slopes : ndarray of float32, shape (n_centroids,)
-        A multiple of `PANEL`.
-    scores : ndarray of float32, shape (n, n_panels * PANEL or more)
-        Written to; n is `n_lines` or more, and a multiple of `BLOCK_ROWS`.
+    Of each row that `places` names, `n_columns` are taken, a multiple of 16, and with them column ``n_columns // 16``
+    of `residual_norms`. The panels are from `pack`; `constants` and `slopes` have a multiple of `PANEL` centroids.
+    `scores` (n, n_panels * PANEL or more) are written to: n is the number of `places` or more, and a multiple of
+    `BLOCK_ROWS`.
     """
     write_scores(
         rows, n_columns, places, residual_norms, panels, constants, slopes, scale, first_panel, n_panels, scores

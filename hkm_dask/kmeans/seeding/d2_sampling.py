@@ -186,11 +186,12 @@ class ThinCandidates:
         """Return the potential, the accepted vectors and their number."""
         if not candidates.drawn:
             return candidates.potential, None, 0
-        times, rows, squared, pieces = zip(*candidates.drawn, strict=True)
+        *facts, pieces = zip(*candidates.drawn, strict=True)
+        times, rows, squared = map(np.concatenate, facts)
         if self.wanted is None:
-            taken = np.concatenate(pieces)[np.unique(np.concatenate(rows), return_index=True)[1]]
+            taken = np.concatenate(pieces)[np.unique(rows, return_index=True)[1]]
         else:
-            taken = self._thinned(*map(np.concatenate, (times, rows, squared)), pieces, self.wanted)
+            taken = self._thinned(times, rows, squared, pieces, self.wanted)
         batch = self.array_store.put(self.name, taken) if len(taken) else None
         return candidates.potential, batch, len(taken)
 

@@ -79,21 +79,14 @@ def greedy_walk(between, columns, weights, draws, chosen, left, closest, first):
 def take_turns(left, walked, draws, taken):  # type: ignore[no-untyped-def]
     """Share centers out to groups one by one: each goes to a group drawn by the D² that its centers so far leave.
 
-    Of several groups drawn for a center, the one whose next center takes away the most gets it, as one greedy walk over
-    all groups would have it. Returns how many centers were shared out: fewer than there are rows of `draws` where
-    nothing is left in any group.
+    Of several groups drawn for a center, by a row of `draws` in (0, 1), the one whose next center takes away the most
+    gets it, as one greedy walk over all groups would have it. `left` (n_groups, n_steps) is what the walk of each group
+    leaves after its first center, its second, …; it was walked for `walked` centers, at least one, and what follows
+    means nothing.
 
-    Parameters
-    ----------
-    left : ndarray of float64, shape (n_groups, n_steps)
-        What the walk of each group leaves after its first center, its second, …
-    walked : ndarray of int64, shape (n_groups,)
-        Centers each group was walked for, at least one; what follows in `left` means nothing.
-    draws : ndarray of float64, shape (n_clusters, n_trials)
-        In (0, 1).
-    taken : ndarray of int64, shape (n_groups,)
-        Written to: the centers of each group, one in each to begin with. Where that is more than `walked`, all are
-        estimates, as if every further center of the group took away as much as its last.
+    The centers of each group, one in each to begin with, are added to `taken`. Where that is more than `walked`, all
+    are estimates, as if every further center of the group took away as much as its last. Returns how many centers were
+    shared out: fewer than there are rows of `draws` where nothing is left in any group.
     """
     n_groups = left.shape[0]
     rest, gain, reach = np.empty(n_groups), np.empty(n_groups), np.empty(n_groups)

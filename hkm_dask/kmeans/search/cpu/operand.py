@@ -71,23 +71,12 @@ def _squared_steps(values, first):  # type: ignore[no-untyped-def]
 def _quantize(  # type: ignore[no-untyped-def]
     projected, norms, relative_error, step, is_whole, matrix, residual_norms, out_norms, errors
 ):
-    """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them.
+    """Write principal coordinates in 16 bits and the norms of what is left after every 16 of them into an `Operand`.
 
     A row as written, its coordinates and the norm of what is left after the last of them, lies within `errors` of the
-    exact one. `relative_error` bounds the error of a projection as a share of the norm of its row. Where 16 bits do not
-    hold a row its error is infinite.
-
-    Parameters
-    ----------
-    projected : ndarray of float32, shape (n_rows, n_projected)
-    norms : ndarray of float64, shape (n_rows,)
-        Squared norms of the whole rows.
-    step : float
-        Width of the grid of 16 bits, a power of two.
-    is_whole : bool
-        Nothing is left after the projected coordinates.
-    matrix, residual_norms, out_norms, errors
-        Those of an `Operand`, written to.
+    exact one. `norms` are squared norms of the whole rows; `relative_error` bounds the error of a projection as a share
+    of the norm of its row. `step` is the width of the grid of 16 bits, a power of two; a row that it does not hold has
+    an infinite error. Where `is_whole`, nothing is left after the projected coordinates.
     """
     n_columns = matrix.shape[1]
     inverse = np.float32(1.0 / step)
