@@ -141,6 +141,20 @@ def test_a_module_says_what_it_is_for_and_shadows_nothing() -> None:
     assert not {path.stem for path in MODULES} & sys.stdlib_module_names - {"__init__", "__main__"}
 
 
+def test_products_of_arrays_set_off_no_false_alarms() -> None:
+    """`matmul` sees to that; ``a @ b`` and ``np.dot`` warn on some processors."""
+    sparse = {"hkm_dask.view.report.labels"}  # of SciPy, without BLAS
+    found = [
+        f"{dotted(path)}:{node.lineno}"
+        for path in MODULES
+        if dotted(path) not in sparse | {"hkm_dask.compute.matmul"}
+        for node in nodes_of(path)
+        if (isinstance(node, ast.BinOp | ast.AugAssign) and isinstance(node.op, ast.MatMult))
+        or (isinstance(node, ast.Attribute) and ast.unparse(node) in {"np.dot", "np.matmul"})
+    ]
+    assert not found
+
+
 def test_importing_the_package_is_light() -> None:
     heavy = sorted(OPTIONAL | {"bokeh", "matplotlib"})
     code = f"import sys, hkm_dask; print(*sorted(set({heavy!r}) & set(sys.modules)))"

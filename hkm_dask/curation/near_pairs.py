@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.threads import single_threaded_blas
 from hkm_dask.curation.cosines import measure_cosines
@@ -141,7 +142,7 @@ class _Block:
         return cls(low, np.ascontiguousarray(block, np.float32), unit_rows(block))
 
     def pairs(self, other: _Block, threshold: float) -> Pairs:
-        scores = self.unit @ other.unit.T
+        scores = matmul(self.unit, other.unit.T)
         # Rows of length 1 in float32, and a sum of as many products in any order.
         slack = (self.unit.shape[1] + 8) * 2.0**-23
         i, j = map(np.ascontiguousarray, np.nonzero(scores >= threshold - slack))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget, host_cache
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.memory import StageBytes, check_fits, tile_bytes
 from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner, n_processors, runner_in_task
@@ -149,7 +150,7 @@ class _ConnectRows:
         # Cosines in float64 may be off by as many roundings; rows of length 1 by that of float32.
         distance = np.sqrt(max(0.0, 2.0 - 2.0 * self.threshold) + (n_features + 16) * 2.0**-51) + _UNIT_ROUNDING
         n_measured: int = unite_near(
-            unit @ group.centroids.get().T, own, own_cosines, numbers, rows, norms,
+            matmul(unit, group.centroids.get().T), own, own_cosines, numbers, rows, norms,
             operand.matrix, operand.residual_norms, operand.norms, operand.errors,
             slots.rows, slots.norms, group.numbers.get(), group.cosines.get(), group.begins, group.ends,
             slots.panels, slots.constants, slots.slopes,

@@ -15,6 +15,8 @@ from matplotlib.patheffects import Normal, Stroke
 from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
+from hkm_dask.compute.matmul import matmul
+
 DPI = 100  # figures are laid out in pixels, so that patches and photographs keep theirs
 MARGIN, _HEAD = 32, 96  # around a figure, and above what a heading names
 INK, QUIET, PAPER = "#1f2328", "#656d76", "#ffffff"
@@ -60,7 +62,7 @@ def arrange(patches: NDArray[np.uint8], *, columns: int) -> NDArray[np.int64]:
     """
     rows = len(patches) // columns
     color = patches[: rows * columns].mean(axis=(1, 2))
-    by_lightness = np.argsort(color @ LIGHTNESS, kind="stable").reshape(columns, rows)
+    by_lightness = np.argsort(matmul(color, LIGHTNESS), kind="stable").reshape(columns, rows)
     warmth = color[:, 0] - color[:, 2]
     within = np.argsort(warmth[by_lightness], axis=1, kind="stable")
     return np.take_along_axis(by_lightness, within, axis=1).T
@@ -183,7 +185,7 @@ def _place(
     """Draw one darkened photograph, `width` pixels wide, with a dot at each place."""
     height = width * photo.shape[0] / photo.shape[1]
     axes = _axes(figure, left, top, width, height)
-    gray = (photo @ LIGHTNESS)[:, :, None]
+    gray = matmul(photo, LIGHTNESS)[:, :, None]
     axes.imshow(((0.45 * photo + 0.55 * gray) * 0.42).astype(np.uint8), interpolation="lanczos")
     size = 5.5 * (width / photo.shape[1]) ** 1.5
     axes.scatter(at[:, 0], at[:, 1], s=size, color=DOT, linewidth=0)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import xarray as xr
 
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
@@ -137,7 +138,7 @@ class _Table:
                 rows = self.vectors().rows().read(start, stop).astype(np.float32, copy=False)
                 if self.projection is not None:
                     mean, axes = self.projection
-                    columns["x"], columns["y"] = ((rows - mean) @ axes).T
+                    columns["x"], columns["y"] = matmul(rows - mean, axes).T
                 if self.embeddings:
                     columns["vector"] = rows
             yield columns
@@ -155,7 +156,7 @@ def principal_axes(pool: Pool) -> tuple[np.ndarray, np.ndarray]:
     bounds = rows.bounds(_BLOCK_BYTES)
     for start, stop in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         centered = rows.read(start, stop).astype(np.float32) - pool.mean
-        products += centered.T @ centered
+        products += matmul(centered.T, centered)
         total += centered.sum(axis=0, dtype=np.float64)
         emit("progress", stage="principal axes", done=stop, total=rows.n_rows, then="writing")
     covariance = products / rows.n_rows - np.outer(total, total) / rows.n_rows**2

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.data import layout
 from hkm_dask.hierarchy.verify_level import LevelCheck
 from hkm_dask.kmeans.search.distance import squared_distance
@@ -112,4 +113,4 @@ def _may_be_nearer(
     x_norms, c_norms = np.square(x).sum(axis=1), np.square(c).sum(axis=1)
     with np.errstate(invalid="ignore"):
         slack = 2.0**-48 * (rows.shape[1] + 16) * np.square(np.sqrt(x_norms)[:, None] + np.sqrt(c_norms))
-        return x_norms[:, None] + c_norms - 2.0 * (x @ c.T) <= own[:, None] + slack
+        return x_norms[:, None] + c_norms - 2.0 * matmul(x, c.T) <= own[:, None] + slack

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import iter_blocks
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.memory import block_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
@@ -306,7 +307,7 @@ def with_basis(geometry: Geometry, rows: Rows, runner: Runner) -> Geometry:
         return replace(geometry, radius=radius)
     if not _LEAST_RADIUS < radius < 1.0 / _LEAST_RADIUS:
         return geometry
-    gram = basis.T.astype(np.float64) @ basis.astype(np.float64)
+    gram = matmul(basis.T.astype(np.float64), basis.astype(np.float64))
     # The root of the sum of all squares is no less than the largest singular value, and needs no decomposition.
     error = float(np.linalg.norm(gram - np.eye(len(gram))))
     return replace(
@@ -357,5 +358,5 @@ def _principal_directions(
     if norm_only:
         return None, radius
     centered = centered[norms <= _FAR_NORM * radius]
-    covariance = (centered.T @ centered).astype(np.float64)
+    covariance = matmul(centered.T, centered).astype(np.float64)
     return np.ascontiguousarray(np.linalg.eigh(covariance)[1][:, ::-1], dtype=np.float32), radius

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.keyed_random import random_bits, random_uniform, stream_key
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.memory import WALK_POINTS, StageBytes, fit_stage, walk_bytes
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.placement import discard
@@ -203,7 +204,7 @@ def _all_pairs(centered: NDArray[np.float64], n_threads: int) -> NDArray[np.floa
 
     def fill(low: int) -> None:
         high = min(low + _PAIR_ROWS, n)
-        products = grid[low:high] @ grid[low:].T
+        products = matmul(grid[low:high], grid[low:].T)
         square = scratch("pairs", products.size).reshape(products.shape)
         greedy.pair_distances(products, norms[low:high], norms[low:], step, square)
         out[low:high, low:] = square

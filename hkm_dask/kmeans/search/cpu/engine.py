@@ -25,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import host_cache, iter_blocks
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.shared_arrays import SharedArray
@@ -308,7 +309,7 @@ class CpuIndex:
         for left in range(0, n_clusters, TILE_CENTROIDS):
             n_scores = min(TILE_CENTROIDS, n_clusters - left)
             scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
-            np.dot(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
+            matmul(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
             n_measured += kernels.finish_nearest(
                 scores, n_scores, rows, some, places, self.centroids, numbers, left, _NO_COLUMNS, form.residual_norms,
                 _NO_COLUMNS, _NO_NORMS, 0, 0, self.geometry.step, form.norms, form.errors, self._error, self._gamma,

@@ -15,6 +15,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from hkm_dask.compute.jit import kernel
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.kmeans.search.cpu.tally import count
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.int16_gemm import LARGEST
@@ -182,7 +183,7 @@ def make_operand(rows: NDArray[np.float32], geometry: Geometry, width: int) -> O
     assert geometry.basis is not None
     width = min(width, n_features)
     count(projected=n_rows * n_features * width)
-    projected = np.ascontiguousarray(centered[:, :n_features] @ geometry.basis.get()[:, :width])
+    projected = np.ascontiguousarray(matmul(centered[:, :n_features], geometry.basis.get()[:, :width]))
     n_columns = whole_columns(width)
     matrix = np.empty((n_rows, n_columns), np.int16)
     residual_norms = np.empty((n_rows, n_columns // 16 + 1), np.float32)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
 from hkm_dask.kmeans.search.cuda.operand import FUSED, CudaOperand, Form, kind_of, make_cuda_operand, multiply
@@ -76,7 +77,7 @@ class Sample:
         kept = self.centroids[~np.isnan(self.centroids[:, 0])].astype(np.float64) - origin
         centered = self.rows.astype(np.float64) - origin
         norms, squares = (centered**2).sum(axis=1), (kept**2).sum(axis=1)
-        return squares - 2.0 * (centered @ kept.T), 2.0**-40 * (norms + squares.max())
+        return squares - 2.0 * matmul(centered, kept.T), 2.0**-40 * (norms + squares.max())
 
     @cached_property
     def expected(self) -> dict[str, _Answer]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.memory import WALK_POINTS
 from hkm_dask.kmeans.search.cpu import greedy
 from hkm_dask.kmeans.search.cpu.greedy import grid_walk
@@ -96,7 +97,9 @@ def _walked_on_host(walk: GridWalk) -> Walked:
     wide, between = walk.grid.astype(np.float64), np.empty((walk.n_points, walk.n_points), np.float32)
     for low in range(0, walk.n_points, _ROWS):
         some = slice(low, low + _ROWS)
-        squared = walk.norms[some, None] + (walk.norms - np.float32(2.0) * (wide[some] @ wide.T).astype(np.float32))
+        squared = walk.norms[some, None] + (
+            walk.norms - np.float32(2.0) * matmul(wide[some], wide.T).astype(np.float32)
+        )
         between[some] = np.where(squared > 512.0, squared * walk.square, np.float32(0.0))
     n = len(walk.draws)
     chosen, left, closest = np.empty(n, np.int64), np.empty(n), np.empty(walk.n_points, np.float32)

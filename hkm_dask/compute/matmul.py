@@ -1,0 +1,19 @@
+"""Products of arrays on processors, without the false alarms of some."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+
+def matmul(a: NDArray[Any], b: NDArray[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
+    """``np.dot(a, b)`` without warnings: on some ARM processors products of zeros and ones warn, too (numpy#29820).
+
+    >>> matmul(np.eye(2), np.array([3.0, 4.0]))
+    array([3., 4.])
+    """
+    with np.errstate(divide="ignore", over="ignore", invalid="ignore"):
+        product: NDArray[Any] = np.dot(a, b, out=out)
+    return product
