@@ -17,6 +17,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.matmul import matmul
+
 #: Of each phase: seconds per unit on some machine, seconds that a piece takes beside its units, the standard deviation
 #: of the logarithm of its speed from run to run, and how much that of resamplings is above first k-means'. Learned from
 #: recorded runs, as `pipelines.benchmark.timeleft` makes them; what is told of others is in docs/see-the-run.md.
@@ -121,8 +123,8 @@ class Durations:
         logs = speeds + np.array([_prior_log(*piece) for piece in pieces])
         number = np.array(list(pieces.values()), dtype=float)
         means = number * np.exp(logs + (np.diag(together) + alone) / 2)
-        variance = means @ np.expm1(together) @ means + np.sum(means**2 / number * np.expm1(alone))
-        return float(means.sum() + number @ [self._overhead(kind) for kind in kinds]), float(variance)
+        variance = matmul(matmul(means, np.expm1(together)), means) + np.sum(means**2 / number * np.expm1(alone))
+        return float(means.sum() + matmul(number, np.array([self._overhead(kind) for kind in kinds]))), float(variance)
 
     def _overhead(self, kind: Kind) -> float:
         return PHASES[kind.phase][1] * (ON_WORKERS if self.on_workers else 1)
@@ -143,7 +145,7 @@ class Durations:
         noise += [guess.variance + PIECE for guess in under_way.values()]
         between = _covariances(kinds, seen)
         gain = np.linalg.solve(_covariances(seen, seen) + np.diag(noise), between.T).T
-        return gain @ np.array(means), _covariances(kinds, kinds) - gain @ between.T
+        return matmul(gain, np.array(means)), _covariances(kinds, kinds) - matmul(gain, between.T)
 
     def _spread(self, kind: Kind) -> float:
         """Variance of the logarithm of the seconds of a single piece of a kind."""
