@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -98,10 +99,11 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
 
 
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype.kind in "iu":
+    if np.can_cast(values.dtype, np.int64):
         return values.astype(np.int64)
-    try:
-        return np.array([int(value) for value in values.tolist()], np.int64)
+    try:  # int alone would cut 1.5 to 1
+        whole = [int(value) if isinstance(value, str) else operator.index(value) for value in values.tolist()]
+        return np.array(whole, np.int64)
     except (ValueError, TypeError, OverflowError):
         raise InputError(f"{name} should be whole numbers, as the pool has them; leave out what is none") from None
 

@@ -81,4 +81,7 @@ def test_what_could_be_taken_for_something_else_is_refused(tmp_path: Path) -> No
     for ids in ([[1]], [1.5], object()):
         with pytest.raises(InputError, match="should be a list of ids"):
             read_id_list(ids, TEXTS, N, "exclude_ids")
+    for number in (1.5, 2**64 - 10):
+        with pytest.raises(InputError, match="should be whole numbers, as the pool has them"):
+            read_id_list(np.array([number], object if number == 1.5 else None), NUMBERS, N, "exclude_ids")
     assert rows_of([], TEXTS) == []

@@ -244,6 +244,22 @@ def test_arrays_of_all_kinds_give_the_same_bits(x: np.ndarray, fitted: hkm.KMean
     assert km.score(given) == fitted.score(x)
 
 
+@pytest.mark.parametrize("kind", [">f8", ">f4", ">f2", "i8", "u1", "list"])
+def test_rows_of_any_type_have_the_bits_of_a_dask_array(kind: str) -> None:
+    # Whole numbers that float32 cannot hold: their directions would be others if they were rounded to it first.
+    x = np.random.default_rng(3).integers(1, 2**40 if kind in (">f8", "i8", "list") else 200, (60, 5))
+    array = x.astype("f8" if kind == "list" else kind)
+    given: Any = array.tolist() if kind == "list" else array
+    km, reference = (
+        hkm.KMeans(4, metric="cosine", random_state=0).fit(one) for one in (given, da.from_array(array, chunks=(7, 2)))
+    )
+    np.testing.assert_array_equal(km.cluster_centers_, reference.cluster_centers_)
+    assert km.inertia_ == reference.inertia_
+    distances, lazy = km.transform(given), km.transform(da.from_array(array))
+    assert distances.dtype == lazy.dtype == ("f8" if array.dtype.itemsize == 8 else "f4")
+    np.testing.assert_allclose(distances, lazy.compute(), rtol=1e-6)
+
+
 def test_dask_arrays_are_answered_lazily(x: np.ndarray, fitted: hkm.KMeans) -> None:
     given = da.from_array(x, chunks=(250, 3))
     labels, distances = fitted.predict(given), fitted.transform(given)
