@@ -15,6 +15,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hkm_dask.data.ids import as_array
 from hkm_dask.data.npy import read_npy
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
@@ -83,7 +84,7 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
         name = f"{option}={str(ids)!r}" if option else str(ids)
         values, are_rows = _read_file(ids, kind, name)
     else:
-        values, are_rows = np.asarray(ids), False
+        values, are_rows = as_array(ids), False
     if not values.size:
         return IdList(name, np.empty(0, np.int64), True)
     if values.ndim != 1 or values.dtype.kind not in "iuUOT":

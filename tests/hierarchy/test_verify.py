@@ -104,6 +104,14 @@ def test_a_tree_with_unused_clusters_is_sound(tmp_path: Path) -> None:
     assert found.notes == ["it was made from an array, not a pool: no samples were measured again"]
 
 
+def test_a_tree_of_distances_that_float32_does_not_hold_is_sound(tmp_path: Path) -> None:
+    hkm.ingest(rows() * 1e-24, tmp_path / "pool.zarr")
+    hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", hkm.Config(levels=LEVELS))
+    assert (hkm.open_hierarchy(tmp_path / "tree.zarr")["level_1/distances"] < 1e-44).all()
+    found = hkm.verify(tmp_path / "tree.zarr")
+    assert found.sound, str(found)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("ids", [None, np.arange(N), np.array([f"é {i}" for i in range(N)])], ids=["-", "int", "str"])
 def test_what_is_ingested_is_sound(tmp_path: Path, dtype: str, ids: np.ndarray | None) -> None:

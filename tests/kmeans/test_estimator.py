@@ -260,6 +260,28 @@ def test_rows_of_any_type_have_the_bits_of_a_dask_array(kind: str) -> None:
     np.testing.assert_allclose(distances, lazy.compute(), rtol=1e-6)
 
 
+def read(x: Any, memory_budget: int) -> None:
+    """Read rows as `fit` does with so much memory."""
+    with Runner(n_threads=1) as runner:
+        runner.memory_budget = memory_budget
+        with rows_of(x, runner):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["array", "dask"])
+def test_values_below_a_mask_are_no_data(x: np.ndarray, kind: str) -> None:
+    masked = np.ma.masked_greater(x, 5.0)
+    given = masked if kind == "array" else da.from_array(masked, chunks=(250, 6), asarray=False)
+    message = r"n_masked=\d+ should be 0, masked values are missing; fill them, or leave such rows out"
+    with pytest.raises(InputError, match=message):
+        hkm.KMeans(K).fit(given)
+    with pytest.raises(InputError, match=message):
+        read(given, x.nbytes)  # a Dask array goes through a file
+    unmasked = hkm.KMeans(K, random_state=0, max_iter=2).fit(np.ma.masked_array(x))
+    with pytest.raises(InputError, match="n_masked"):
+        np.asarray(unmasked.predict(given))
+
+
 def test_dask_arrays_are_answered_lazily(x: np.ndarray, fitted: hkm.KMeans) -> None:
     given = da.from_array(x, chunks=(250, 3))
     labels, distances = fitted.predict(given), fitted.transform(given)
