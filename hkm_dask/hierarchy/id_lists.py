@@ -21,7 +21,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.eligible import Mask, row_blocks
-from hkm_dask.hierarchy.export import FORMULA
+from hkm_dask.hierarchy.export import is_like_formula
 from hkm_dask.untrusted import open_regular, read_regular, reading
 
 #: What ids may be in, and bytes of a text file of them.
@@ -139,7 +139,7 @@ def _read_csv(text: str, has_ids: bool, wanted: str) -> tuple[np.ndarray, bool]:
     place = header.index(column)
     cells = [row[place] for row in rows if row]
     # `hkm sample` puts a ' before what a spreadsheet would compute.
-    ids = [cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell for cell in cells]
+    ids = [cell[1:] if cell.startswith("'") and is_like_formula(cell) else cell for cell in cells]
     return np.array(ids, dtype=object), column == "row"
 
 

@@ -104,10 +104,12 @@ def test_a_tree_with_unused_clusters_is_sound(tmp_path: Path) -> None:
     assert found.notes == ["it was made from an array, not a pool: no samples were measured again"]
 
 
-def test_a_tree_of_distances_that_float32_does_not_hold_is_sound(tmp_path: Path) -> None:
-    hkm.ingest(rows() * 1e-24, tmp_path / "pool.zarr")
-    hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", hkm.Config(levels=LEVELS))
-    assert (hkm.open_hierarchy(tmp_path / "tree.zarr")["level_1/distances"] < 1e-44).all()
+@pytest.mark.parametrize("scale", [1e-22, 1e-24])
+def test_a_tree_of_distances_that_float32_does_not_hold_is_sound(tmp_path: Path, scale: float) -> None:
+    hkm.ingest(rows() * scale, tmp_path / "pool.zarr")
+    config = hkm.Config.from_flags(K, n_resamples=0)
+    hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config)
+    assert (hkm.open_hierarchy(tmp_path / "tree.zarr")["level_1/distances"] < 1e-41).all()
     found = hkm.verify(tmp_path / "tree.zarr")
     assert found.sound, str(found)
 
