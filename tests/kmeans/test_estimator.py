@@ -113,6 +113,13 @@ def test_every_seeding_serves(x: np.ndarray, init: str) -> None:
     assert min(km.inertia_ for km in actual) < 1.6 * best
 
 
+@pytest.mark.parametrize("kind", ["u1", "i2", "i8"])
+def test_numbers_of_numpy_are_taken(x: np.ndarray, fitted: hkm.KMeans, kind: str) -> None:
+    of_kind = np.dtype(kind).type
+    km = hkm.KMeans(of_kind(K), max_iter=of_kind(100), random_state=of_kind(0)).fit(x)
+    np.testing.assert_array_equal(km.cluster_centers_, fitted.cluster_centers_)
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -193,6 +200,16 @@ def test_weights_keep_their_proportions(scale: float) -> None:
     whole, unit = whole_weights(weights)
     np.testing.assert_allclose(whole * unit, weights, atol=weights.mean() * 2.0**-13)
     assert whole.sum() < 2**37
+
+
+def test_weights_that_are_lost_beside_the_largest_are_told(x: np.ndarray) -> None:
+    weights = np.r_[1e9 + 0.5, np.ones(len(x) - 1)]
+    with (
+        pytest.warns(UserWarning, match="the weights of 899 of 900 samples count as 0, they are below 2"),
+        pytest.raises(InputError, match="n_samples=1 should be >= n_clusters=12"),
+    ):
+        hkm.KMeans(K).fit(x, sample_weight=weights)
+    hkm.KMeans(K, max_iter=1).fit(x, sample_weight=np.round(weights))  # whole numbers are exact
 
 
 @pytest.mark.parametrize("bad", [np.ones(3), np.ones((4, 1)), [1, -1, 1, 1], [1, np.nan, 1, 1], [0, 0, 0, 0]])
@@ -392,6 +409,9 @@ def test_rows_without_direction_are_refused(x: np.ndarray) -> None:
         ({"init": "greedy"}, "init='greedy' should be one of coreset"),
         ({"init": np.zeros((3, 2))}, r"init.shape=\(3, 2\) should be \(8, 6\)"),
         ({"init": np.full((8, 6), np.nan)}, "init=NaN"),
+        ({"init": len}, "init=builtin_function_or_method should be one of coreset, .*, or an array of numbers; use"),
+        ({"init": np.full((8, 6), 1j)}, "init=ndarray should be one of"),
+        ({"init": None}, "init=NoneType should be one of"),
         ({"random_state": -1}, "random_state=-1 should be >= 0"),
         ({"n_clusters": 901}, "n_samples=900 should be >= n_clusters=901"),
     ],
