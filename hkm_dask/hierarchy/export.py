@@ -75,7 +75,7 @@ def write_subset(
                   ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
                   Euclidean, to the centroid of its level-1 cluster
     ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) get a ``'``
-                  before them, as a spreadsheet would compute them
+                  before them, as a spreadsheet would compute them, and those that begin so behind a ``'`` one more
     ``.txt``      one id per line, or one row number where the pool has no ids
     ============  ====================================================================================================
 
