@@ -69,9 +69,14 @@ def column_to_sort(by: str, columns: Collection[str]) -> tuple[str, bool]:
 
 
 def sort_keys(values: np.ndarray, *, rising: bool) -> NDArray[np.uint64]:
-    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last."""
+    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last.
+
+    >>> sort_keys(np.ma.masked_equal([0, -(2**63), 7], 0), rising=False).argsort(kind="stable")
+    array([2, 1, 0])
+    """
     ordered = _in_order(np.ma.getdata(values))
-    ordered = ordered if rising else ~ordered
+    # The last key is kept for missing ones: of whole numbers the last two share one.
+    ordered = np.minimum(ordered if rising else ~ordered, _LAST - np.uint64(1))
     ordered[missing(values)] = _LAST
     return ordered
 
