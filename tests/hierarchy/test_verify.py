@@ -642,6 +642,20 @@ def test_damage_to_any_file_is_found(stores: Path, damage: str, data: st.DataObj
         path.write_bytes(before)
 
 
+@pytest.mark.parametrize("folder", ["pool.zarr", "tree.zarr", "tree.zarr/level_1"])
+@pytest.mark.parametrize("change", [{"kind": "other"}, {"must_understand": True}, {"jind": "inline"}])
+def test_copies_of_metadata_that_others_cannot_read_are_found(stores: Path, folder: str, change: dict) -> None:
+    path = stores / folder / "zarr.json"
+    before = path.read_bytes()
+    metadata = json.loads(before)
+    metadata["consolidated_metadata"] |= change
+    try:
+        path.write_text(json.dumps(metadata))
+        assert not hkm.verify(stores / Path(folder).parts[0], sample=0).sound
+    finally:
+        path.write_bytes(before)
+
+
 @pytest.mark.parametrize("name", ["pool.zarr", "tree.zarr"])
 def test_any_file_that_is_missing_or_in_the_place_of_another_is_found(stores: Path, name: str) -> None:
     files = sorted(path for path in (stores / name).rglob("*") if path.is_file())
