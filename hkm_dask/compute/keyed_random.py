@@ -33,7 +33,8 @@ def stream_key(*parts: int | str) -> int:
     """
     key = _mix(len(parts) + 1)  # so that a leading 0 is not nothing
     for part in parts:
-        value = zlib.crc32(part.encode()) + (1 << 32) if isinstance(part, str) else part & _MASK
+        # As Python's integer: NumPy's would overflow.
+        value = zlib.crc32(part.encode()) + (1 << 32) if isinstance(part, str) else int(part) & _MASK
         key = _mix((key ^ _mix((value + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
     return key
 

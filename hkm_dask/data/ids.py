@@ -35,7 +35,7 @@ def check_id_count(n_ids: int, n_rows: int, name: str) -> None:
 
 def id_pieces(ids: Any, name: str) -> Pieces:
     """Ids in memory, an array-like of integers or strings, as pieces of int64 or of objects (str); InputError else."""
-    array = np.asarray(ids)
+    array = as_array(ids)
     if array.ndim != 1:
         raise InputError(f"{name}: shape={array.shape} should have one dimension; give one id per row")
     if array.dtype.kind == "O" and not all(isinstance(value, str) for value in array.tolist()):
@@ -43,6 +43,16 @@ def id_pieces(ids: Any, name: str) -> Pieces:
     if array.dtype.kind not in "iuUTO":
         raise InputError(f"{name}: dtype={array.dtype} should be integers or strings; convert them to strings")
     return partial(_slices, array, name)
+
+
+def as_array(ids: Any) -> np.ndarray:
+    """Ids in memory as an array; texts of a list as objects: of a fixed width, each would take the room of the longest.
+
+    >>> as_array(["a", "bc"]), as_array([1, 2])
+    (array(['a', 'bc'], dtype=object), array([1, 2]))
+    """
+    are_texts = isinstance(ids, list | tuple) and bool(ids) and all(isinstance(value, str) for value in ids)
+    return np.array(ids, object) if are_texts else np.asarray(ids)
 
 
 def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:

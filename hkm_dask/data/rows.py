@@ -104,6 +104,7 @@ class ArrayRows(Rows):
     origin: Origin | None = None
 
     def __init__(self, array: np.ndarray, label: str = "array") -> None:
+        check_unmasked(array, label)
         self.array = np.asarray(array)
         self._describe(self.array.shape, self.array.dtype, label)
         # The address of an array is used again after it is gone, a random number is not; it travels with the pickle.
@@ -117,6 +118,18 @@ class ArrayRows(Rows):
     def take(self, rows: np.ndarray) -> np.ndarray:
         """See `Rows.take`."""
         return self._deliver(self.array[check_rows(rows, self.n_rows)], None)
+
+
+def check_unmasked(array: Any, label: str) -> None:
+    """Refuse a masked array of which values are missing: what lies below the mask is no data.
+
+    >>> check_unmasked(np.ma.masked_equal([[1, 2], [3, 4]], 2), "X")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: X: n_masked=1 should be 0, masked values are missing; fill them, or leave such rows out
+    """
+    if n_masked := int(np.ma.count_masked(array)) if isinstance(array, np.ma.MaskedArray) else 0:
+        rule = "should be 0, masked values are missing; fill them, or leave such rows out"
+        raise InputError(f"{label}: n_masked={n_masked} {rule}")
 
 
 class NpyRows(Rows):

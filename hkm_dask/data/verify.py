@@ -204,10 +204,16 @@ def _nodes(root: Location) -> list[str]:
 def _metadata(folder: Location, name: str, found: Verification) -> dict[str, Any] | None:
     """The metadata of a group or an array; None where they are damaged, which is told."""
     try:
-        return read_json(folder / METADATA_FILE)
+        metadata = read_json(folder / METADATA_FILE)
     except StoreError:
         found.add(name, "metadata", f"its {METADATA_FILE} is damaged")
         return None
+    copies = (metadata or {}).get(_CONSOLIDATED)
+    # What other readers go by, and no digest is of.
+    expected = {"kind": "inline", "must_understand": False, "metadata": _copies(metadata or {})}
+    if copies is not None and copies != expected:
+        found.add(name, "metadata", f"the copies in its {METADATA_FILE} should be inline and need not be understood")
+    return metadata
 
 
 def _copies(metadata: Mapping[str, Any]) -> dict[str, Any]:

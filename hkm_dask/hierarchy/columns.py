@@ -69,9 +69,14 @@ def column_to_sort(by: str, columns: Collection[str]) -> tuple[str, bool]:
 
 
 def sort_keys(values: np.ndarray, *, rising: bool) -> NDArray[np.uint64]:
-    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last."""
+    """Keys whose order is that of the values, the largest first unless `rising`, missing ones last.
+
+    >>> sort_keys(np.ma.masked_equal([0, -(2**63), 7], 0), rising=False).argsort(kind="stable")
+    array([2, 1, 0])
+    """
     ordered = _in_order(np.ma.getdata(values))
-    ordered = ordered if rising else ~ordered
+    # The last key is kept for missing ones: of whole numbers the last two share one.
+    ordered = np.minimum(ordered if rising else ~ordered, _LAST - np.uint64(1))
     ordered[missing(values)] = _LAST
     return ordered
 
@@ -176,7 +181,7 @@ def quota_sizes(quotas: Mapping[Any, int | Fraction], size: int) -> list[int]:
 def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[np.integer]:
     """Tell of every row which of the values it has: 0 is the first, and their number stands for any other.
 
-    A name may be text that a number is written as. InputError where no row has one of them.
+    A name may be text that a number is written as. InputError where no row has one of them, or two are the same value.
     """
     codes = np.empty(columns.n_samples, np.min_scalar_type(len(names)))
     found, some = np.zeros(len(names) + 1, np.int64), np.empty(0, object)
@@ -185,6 +190,10 @@ def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[
         plain = np.ma.getdata(block)
         if wanted is None:
             wanted, some = pd.Index([_like(plain, name) for name in names], dtype=object), pd.unique(plain)
+            again = [name for name, known in zip(names, wanted.duplicated(), strict=True) if known]
+            if again:
+                rule = f"another value of column {column} than those before it; name each once"
+                raise InputError([f"quotas={name!r} should be {rule}" for name in again])
         places = wanted.get_indexer(pd.Index(plain, dtype=object))
         places[(places < 0) | missing(block)] = len(names)
         codes[rows] = places
@@ -198,9 +207,18 @@ def quota_codes(columns: DrawColumns, column: str, names: list[Any]) -> NDArray[
 
 
 def _like(values: np.ndarray, name: Any) -> Any:
-    """A name as a value of the kind that a column has, where it can be one."""
-    kinds: dict[str, Callable[[Any], Any]] = {"i": int, "f": float, "b": lambda name: str(name).lower() == "true"}
+    """A name as a value of the kind that a column has, or as it is where it can be none.
+
+    >>> [_like(np.array([True, False]), name) for name in ("True", "yes")], _like(np.array([1]), "01")
+    ([True, 'yes'], 1)
+    """
+    kind, is_text = values.dtype.kind, isinstance(name, str)
+    if kind not in "ifb":
+        return str(name)
+    if kind == "b":
+        return {"true": True, "false": False}.get(name.lower(), name) if is_text else name
     try:
-        return kinds.get(values.dtype.kind, str)(name)
-    except ValueError:
+        value = int(name) if kind == "i" else float(name)
+    except (TypeError, ValueError, OverflowError):
         return name
+    return value if is_text or value == name else name

@@ -246,6 +246,7 @@ class HierarchicalKMeans(TreePredictor):
         n_clusters = self.n_clusters
         of_levels = [int(n_clusters)] if isinstance(n_clusters, int | np.integer) else list(n_clusters)
         others = {name: getattr(self, name) for name in _PER_LEVEL if name != "n_clusters"}
+        others = {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in others.items()}
         return Config.from_flags(of_levels, seed=self._seed(), metric=self.metric, **others)
 
     def predict(self, X: Any) -> Any:

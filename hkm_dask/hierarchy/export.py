@@ -70,7 +70,7 @@ def write_subset(
                   ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
                   Euclidean, to the centroid of its level-1 cluster
     ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) get a ``'``
-                  before them, as a spreadsheet would compute them
+                  before them, as a spreadsheet would compute them, and those that begin so behind a ``'`` one more
     ``.txt``      one id per line, or one row number where the pool has no ids
     ============  ====================================================================================================
 
@@ -186,8 +186,9 @@ def _write_txt(path: Path, subset: _Subset) -> None:
             ids = subset.ids(rows)
             lines = [str(value) for value in _plain(rows if ids is None else ids)]
             for line in lines:
-                if "\n" in line or "\r" in line:
-                    raise InputError(f"id={line!r} should be without line breaks for .txt; write .csv or .parquet")
+                if not line or "\n" in line or "\r" in line or line.startswith("\ufeff"):  # which readers take away
+                    rule = "without line breaks, not empty, and begin with no byte order mark for .txt"
+                    raise InputError(f"id={line!r} should be {rule}; write .csv or .parquet")
             file.writelines(f"{line}\n" for line in lines)
 
 
@@ -218,9 +219,21 @@ class _Records:
         return self._file.write(record.removesuffix("\r\n") + "\n")
 
 
+def is_like_formula(text: str) -> bool:
+    """Tell whether a text begins like a formula, as it is or behind any number of ``'``.
+
+    >>> is_like_formula("=1"), is_like_formula("'=1"), is_like_formula("it's = 1")
+    (True, True, False)
+    """
+    return text.lstrip("'").startswith(FORMULA)
+
+
 def _quote_formulas(column: list[str]) -> int:
-    """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many."""
-    places = [i for i, text in enumerate(column) if text.startswith(FORMULA)]
+    """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many.
+
+    Texts that begin so behind a ``'`` get one more, so that those who take one away have what it was.
+    """
+    places = [i for i, text in enumerate(column) if is_like_formula(text)]
     for i in places:
         column[i] = f"'{column[i]}"
     return len(places)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import operator
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,12 +15,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from hkm_dask.data.ids import as_array
 from hkm_dask.data.npy import read_npy
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, first_few
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.eligible import Mask, row_blocks
-from hkm_dask.hierarchy.export import FORMULA
+from hkm_dask.hierarchy.export import is_like_formula
 from hkm_dask.untrusted import open_regular, read_regular, reading
 
 #: What ids may be in, and bytes of a text file of them.
@@ -81,7 +83,7 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
         name = f"{option}={str(ids)!r}"
         values, are_rows = _read_file(ids, kind, name)
     else:
-        values, are_rows = np.asarray(ids), False
+        values, are_rows = as_array(ids), False
     if not values.size:
         return IdList(name, np.empty(0, np.int64), True)
     if values.ndim != 1 or values.dtype.kind not in "iuUOT":
@@ -97,10 +99,11 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
 
 
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
-    if values.dtype.kind in "iu":
+    if np.can_cast(values.dtype, np.int64):
         return values.astype(np.int64)
-    try:
-        return np.array([int(value) for value in values.tolist()], np.int64)
+    try:  # int alone would cut 1.5 to 1
+        whole = [int(value) if isinstance(value, str) else operator.index(value) for value in values.tolist()]
+        return np.array(whole, np.int64)
     except (ValueError, TypeError, OverflowError):
         raise InputError(f"{name} should be whole numbers, as the pool has them; leave out what is none") from None
 
@@ -135,7 +138,7 @@ def _read_csv(text: str, has_ids: bool, wanted: str) -> tuple[np.ndarray, bool]:
     place = header.index(column)
     cells = [row[place] for row in rows if row]
     # `hkm sample` puts a ' before what a spreadsheet would compute.
-    ids = [cell[1:] if cell.startswith("'") and cell[1:].startswith(FORMULA) else cell for cell in cells]
+    ids = [cell[1:] if cell.startswith("'") and is_like_formula(cell) else cell for cell in cells]
     return np.array(ids, dtype=object), column == "row"
 
 

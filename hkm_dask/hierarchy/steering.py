@@ -120,7 +120,10 @@ def check_weights(weights: Mapping[str | tuple[int, int], float]) -> dict[Cluste
         except (TypeError, ValueError):
             plain = math.nan
         problems += check_weight(plain, f"weight={weight!r} of {name}")
-        checked |= dict.fromkeys(parse_clusters([name], "weights", problems), plain)
+        for cluster in parse_clusters([name], "weights", problems):
+            if cluster in checked:
+                problems.append(f"weights of {cluster} should be given once; leave one of them out")
+            checked[cluster] = plain
     if problems:
         raise InputError(problems)
     return dict(sorted(checked.items()))

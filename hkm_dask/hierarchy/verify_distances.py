@@ -47,9 +47,10 @@ def check_distances(
     centroids = np.ascontiguousarray(level.array("centroids").take(used))
     measure_pairs(rows, centroids, np.arange(len(rows)), slots, own)
     error = _UNIT_ROUNDING if spherical and level.t == 1 else 0.0
-    # Stored in float32; where rows were rounded, a distance may differ by twice what a row moved, times the distance.
+    # Stored in float32, which has nothing below 2^-149; where rows were rounded, a distance may differ by twice what a
+    # row moved, times the distance.
     with np.errstate(invalid="ignore"):
-        wrong = ~(np.abs(stored - own) <= 2.0**-22 * own + 2 * error * np.sqrt(own) + error * error)
+        wrong = ~(np.abs(stored - own) <= 2.0**-22 * own + 2 * error * np.sqrt(own) + error * error + 2.0**-149)
     for i in np.flatnonzero(wrong):
         what = f"row {numbers[i]}: {stored[i]:.9g} should be {own[i]:.9g}, the squared distance to centroid {labels[i]}"
         level.add("distances", "measured", what)

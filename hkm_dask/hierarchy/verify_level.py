@@ -200,8 +200,9 @@ class LevelCheck:
             what = f"{history.shape[1]} iterations should be at most max_iter={self.settings.max_iter}"
             self.add("inertia", "length", what)
         n_rows, (_, width) = self.n_rows, self.array("centroids").spec.shape
-        # Centroids are rounded to float32, so that the inertia may rise by what that moves them.
-        slack = n_rows * width * (2.0**-20 * self._largest) ** 2
+        # Centroids are rounded to float32, so that the inertia may rise by what that moves them; and so are distances,
+        # of which float32 has none below 2^-149.
+        slack = n_rows * (width * (2.0**-20 * self._largest) ** 2 + 2.0**-149)
         for step, values in enumerate(history):
             n = int(np.isfinite(values).sum())
             if n == 0 or not np.isnan(values[n:]).all() or (values[:n] < 0).any():

@@ -19,6 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from hkm_dask.compute.cluster import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
+from hkm_dask.data import layout
 from hkm_dask.data.row_views import UnitRows, unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError, is_whole
@@ -84,7 +85,9 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         if is_dask_array(x) or is_stored(x):
             self._check_width(x, reset=reset)
             return x
-        return validate_data(self, x, reset=reset, dtype=[np.float32, np.float64, np.float16])
+        # As rows of other kinds are read: scikit-learn rounds what is not listed, as other byte orders, to the first.
+        read_as = layout.float_dtype(x.dtype) if isinstance(x, np.ndarray) else None
+        return validate_data(self, x, reset=reset, dtype=read_as or [np.float64, np.float32, np.float16])
 
     def _check_width(self, x: Any, *, reset: bool) -> None:
         shape = x.shape if is_dask_array(x) else as_rows(x).shape
@@ -219,7 +222,7 @@ def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], floa
 
 
 def _distance_dtype(dtype: np.dtype) -> np.dtype:
-    return np.dtype(np.float64 if dtype == np.float64 else np.float32)
+    return np.dtype(np.float64 if layout.float_dtype(dtype) == np.float64 else np.float32)
 
 
 def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:

@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 _INITS = ("coreset", "k-means++", "k-means||", "random")
 _METRICS = ("l2", "cosine")
+#: Share of the samples whose weights may be rounded to 0 in silence.
+_LOST_SHARE = 0.01
 
 
 class KMeans(Clusterer):
@@ -89,7 +91,7 @@ class KMeans(Clusterer):
     values from 2^62 over the root of `n_features` on are refused.
 
     Weights that are whole numbers stand for so many copies of a row, exactly. Others are rounded to multiples of about
-    2^-14 of their mean.
+    2^-14 of their mean; where more than a hundredth of them become 0, a warning says so.
 
     Examples
     --------
@@ -171,17 +173,17 @@ class KMeans(Clusterer):
         if left_out and weights is not None:
             index = np.flatnonzero(weights)
             counted, shares = runner.place(SubsetRows(rows, index)), weights[index]
-        start = self._start(rows.n_features)
-        if counted.n_rows < self.n_clusters:
+        n_clusters, start = int(self.n_clusters), self._start(rows.n_features)  # NumPy's small integers overflow
+        if counted.n_rows < n_clusters:
             raise InputError(
-                f"n_samples={counted.n_rows} should be >= n_clusters={self.n_clusters}; lower n_clusters or add samples"
+                f"n_samples={counted.n_rows} should be >= n_clusters={n_clusters}; lower n_clusters or add samples"
             )
         geometry = self._geometry(rows, runner, start, weights)
-        far = far_rows_warning(counted, geometry, n_clusters=self.n_clusters, runner=runner)
+        far = far_rows_warning(counted, geometry, n_clusters=n_clusters, runner=runner)
         if far is not None:
             warnings.warn(far, stacklevel=3)
         init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
-        settings = Settings(self.n_clusters, init, self.max_iter, self.tol, key)
+        settings = Settings(n_clusters, init, int(self.max_iter), self.tol, key)
         progress = None if start is None else Progress(start)
         done = fit(counted, settings, geometry=geometry, runner=runner, progress=progress, weights=shares)
         # Unused slots get copies of the first centroids.
@@ -197,7 +199,7 @@ class KMeans(Clusterer):
         self.n_iter_ = len(done.inertia)
         if done.n_unused:
             warnings.warn(
-                f"n_distinct_samples={len(used)} should be >= n_clusters={self.n_clusters}; "
+                f"n_distinct_samples={len(used)} should be >= n_clusters={n_clusters}; "
                 "the last centroids are copies of the first",
                 ConvergenceWarning,
                 stacklevel=3,
@@ -222,7 +224,11 @@ class KMeans(Clusterer):
         """The centroids to start from, where they were given."""
         if isinstance(self.init, str):
             return None
-        start = np.array(simplified(self.init, 0), dtype=np.float32, order="C")
+        given = np.asarray(simplified(self.init, 0))
+        if given.dtype.kind not in "iufb":
+            kinds = f"one of {', '.join(_INITS)}, or an array of numbers"
+            raise InputError(f"init={type(self.init).__name__} should be {kinds}; use coreset")
+        start = np.array(given, dtype=np.float32, order="C")
         if start.shape != (self.n_clusters, n_features):
             raise InputError(f"init.shape={start.shape} should be ({self.n_clusters}, {n_features}); reshape it")
         if not np.isfinite(start).all():
@@ -242,7 +248,7 @@ class KMeans(Clusterer):
                 "leave them out"
             )
         return make_geometry(
-            rows, runner, n_clusters=self.n_clusters, mean=statistics.mean, max_abs=statistics.max_abs,
+            rows, runner, n_clusters=int(self.n_clusters), mean=statistics.mean, max_abs=statistics.max_abs,
             start=centroids, total_weight=None if weights is None else int(weights.sum()),
             spherical=self.metric == "cosine",
         )  # fmt: skip
@@ -299,7 +305,17 @@ class KMeans(Clusterer):
 def _weights(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[np.int64] | None, float]:
     """Weights as whole numbers, and the weight of 1."""
     weights = checked_weights(sample_weight, n_samples)
-    return (None, 1.0) if weights is None else whole_weights(weights)
+    if weights is None:
+        return None, 1.0
+    whole, unit = whole_weights(weights)
+    n_lost = np.count_nonzero((whole == 0) & (weights > 0))
+    if n_lost > _LOST_SHARE * n_samples:
+        warnings.warn(
+            f"the weights of {n_lost:,} of {n_samples:,} samples count as 0, they are below 2^-14 of the mean; "
+            "raise them, or lower the largest",
+            stacklevel=3,
+        )
+    return whole, unit
 
 
 def _is_share(value: object) -> bool:

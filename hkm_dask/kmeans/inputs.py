@@ -15,12 +15,12 @@ import xarray as xr
 import zarr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.backend import off_device, to_host
+from hkm_dask.compute.backend import off_device
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import Pool
-from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, as_rows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, as_rows, check_unmasked
 from hkm_dask.errors import InputError
 
 if TYPE_CHECKING:
@@ -48,6 +48,7 @@ def simplified(x: Any, memory_budget: int) -> Any:
         if x.chunks is None and waits and x.nbytes > memory_budget // 4:
             x = x.chunk("auto")
         x = x.data
+    check_unmasked(x, "X")
     return off_device(x)
 
 
@@ -64,7 +65,7 @@ def rows_of(x: Any, runner: Runner) -> Iterator[Rows]:
         return
     x = _checked(x)
     if runner.fits_in_memory(x.nbytes):
-        yield ArrayRows(to_host(x.compute(**runner.scheduler)), "Dask array")
+        yield ArrayRows(off_device(x.compute(**runner.scheduler)), "Dask array")
         return
     path = runner.work_dir / f"input-{uuid.uuid4().hex}.npy"
     try:
@@ -94,7 +95,7 @@ class _Target:
     dtype: np.dtype
 
     def __setitem__(self, index: tuple[slice, slice], block: Any) -> None:
-        write_npy_rows(self.path, self.offset, index[0].start or 0, to_host(block))
+        write_npy_rows(self.path, self.offset, index[0].start or 0, np.asarray(simplified(block, 0)))
 
 
 def _spool(x: da.Array, path: Path, runner: Runner) -> None:

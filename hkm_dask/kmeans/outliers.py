@@ -1,4 +1,4 @@
-"""Rows so far from all others that they will have clusters of their own: told before the work."""
+"""Rows that lie too far from all others, or all of them too close together: told before the work."""
 
 from __future__ import annotations
 
@@ -8,6 +8,26 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search.far_rows import rows_beyond
 from hkm_dask.kmeans.search.geometry import FAR, Geometry
+
+#: Spread below which squared distances, of 2^-8 of it and less, are no numbers that float32 holds in full.
+_NARROW = 2.0**-55
+
+
+def narrow_rows_warning(geometry: Geometry) -> str | None:
+    """Tell that the squared distances of a level, in float32, would be 0 or nearly so; None where they are not.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> narrow_rows_warning(Geometry(np.zeros(2, np.float32), max_abs=1.0, n_rows=9, spread=1e-25))
+    'most rows are 1e-25 from the middle: float32 cannot hold squared distances of so little, and does not tell which members are closest; scale the embeddings up'
+    """  # noqa: E501 (the message)
+    if not 0.0 < geometry.spread < _NARROW:
+        return None
+    return (
+        f"most rows are {geometry.spread:.3g} from the middle: float32 cannot hold squared distances of so little, and "
+        "does not tell which members are closest; scale the embeddings up"
+    )
 
 
 def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner: Runner) -> str | None:

@@ -216,13 +216,18 @@ def test_a_second_ctrl_c_ends_at_once_and_leaves_no_process(first: signal.Signal
     ) as process:
         assert process.stdout is not None
         child = psutil.Process(int(process.stdout.readline()))
-        process.send_signal(first)
-        assert process.stdout.readline() == "unwinding\n"
-        process.send_signal(first)  # which a wrapper passed on
-        time.sleep(_SAME_EVENT + 0.5)
-        assert process.poll() is None
-        process.send_signal(signal.SIGINT)
-        out, err = process.communicate(timeout=10)
+        try:
+            process.send_signal(first)
+            assert process.stdout.readline() == "unwinding\n"
+            process.send_signal(first)  # which a wrapper passed on
+            time.sleep(_SAME_EVENT + 0.5)
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=10)
+        except BaseException:  # what still runs is not waited for
+            for one in (child, process):
+                one.kill()
+            raise
     assert (process.returncode, out, err) == (130, "", "")
     assert psutil.wait_procs([child], timeout=10)[1] == []
 

@@ -46,6 +46,11 @@ def test_a_key_is_64_bits_and_a_function_of_its_parts(parts: list[int | str]) ->
     assert stream_key(*parts) == stream_key(*parts)
 
 
+@pytest.mark.parametrize("kind", ["i1", "u1", "i4", "i8", "u8"])
+def test_numbers_of_numpy_are_seeds_like_others(kind: str) -> None:
+    assert stream_key(np.dtype(kind).type(100), "draw") == stream_key(100, "draw")
+
+
 def test_parts_their_order_and_their_kind_make_the_key() -> None:
     different = [(), (0,), (1,), (0, 0), (0, 1), (1, 0), ("0",), ("",), ("a", 0), (0, "a"), (-1,), (2**63,)]
     made = {stream_key(*parts) for parts in different}

@@ -29,6 +29,12 @@ def test_other_values_are_refused(given: object, message: str) -> None:
         ids.id_pieces(given, "ids")
 
 
+def test_texts_are_taken_as_they_are_however_long() -> None:
+    given = ["x" * 10**6, "a", "a\0"] + [str(i) for i in range(10**4)]  # 40 GB where all were as wide as the longest
+    pieces = list(ids.id_pieces(given, "ids")())
+    assert np.concatenate(pieces).tolist() == given
+
+
 def test_an_integer_of_64_bits_is_refused() -> None:
     with pytest.raises(InputError, match=r"id=18446744073709551615 should be below 2\*\*63; give the ids as strings"):
         ids.plain_ids(np.array([2**64 - 1], dtype="u8"), "ids")

@@ -60,6 +60,7 @@ def test_members_take_as_much_room_as_there_are_however_many_are_asked_for() -> 
 
 
 @example([(0, 0.0)] * 4, 4, 1, 3)  # no task may hold the one cluster, of which all are chosen
+@example([(0, 0.0)] * 6, 2, 4, 3)  # or not all
 @given(MEMBERS, st.integers(1, 30), st.integers(1, 4), st.sampled_from([3, 10, 1000]))
 def test_the_smallest_of_each_cluster_are_chosen(
     members: list[tuple[int, float]], r: int, n_parts: int, at_once: int

@@ -110,6 +110,14 @@ def test_a_fit_is_taken_from_a_tree(x: np.ndarray, fitted: hkm.HierarchicalKMean
         taken.predict(np.zeros((2, 5)))
 
 
+def test_settings_of_levels_may_be_arrays(x: np.ndarray) -> None:
+    plain, arrays = (
+        hkm.HierarchicalKMeans(kind([20, 5]), n_splits=kind([2, 1]), n_resamples=kind([0, 1]), random_state=0).fit(x)
+        for kind in (list, np.array)
+    )
+    np.testing.assert_array_equal(arrays.labels_, plain.labels_)
+
+
 def test_distances_to_the_top(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> None:
     expected = np.linalg.norm(x[:50, None].astype(np.float64) - fitted.cluster_centers_, axis=2)
     np.testing.assert_allclose(fitted.transform(x[:50]), expected, rtol=1e-5)

@@ -1,6 +1,7 @@
 import csv
 import errno
 import os
+import re
 import resource
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -15,12 +16,13 @@ import pytest
 
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
-from hkm_dask.data.pool import Pool
+from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy import export
 from hkm_dask.hierarchy.export import SUFFIXES, check_target, write_subset
+from hkm_dask.hierarchy.id_lists import read_id_list
 from hkm_dask.ingestion.ingest import ingest
 from tests.data.stores import Disk
 
@@ -267,27 +269,31 @@ def test_what_is_no_tree_is_refused(tree: Path, tmp_path: Path) -> None:
         write_subset(tmp_path / "out.npy", ROWS, tmp_path / "absent.zarr")
 
 
-def test_ids_with_line_breaks_are_not_written_as_lines(tmp_path: Path) -> None:
-    ids = ["two\nlines" if row == 3 else str(row) for row in range(N)]
-    tree = make_tree(tmp_path, make_pool(tmp_path, ids=ids))
-    with pytest.raises(InputError, match=r"id='two\\nlines' should be without line breaks"):
+@pytest.mark.parametrize("text", ["two\nlines", "\r", "", "\ufeffa"])
+def test_ids_that_no_line_holds_are_not_written_as_lines(tmp_path: Path, text: str) -> None:
+    tree = make_tree(tmp_path, make_pool(tmp_path, ids=[text if row == 3 else str(row) for row in range(N)]))
+    with pytest.raises(InputError, match=f"{re.escape(f'id={text!r}')} should be without line breaks, not empty, and"):
         write_subset(tmp_path / "out.txt", ROWS, tree)
     assert not list(tmp_path.glob("*out.txt*"))
     with write_subset(tmp_path / "out.csv", ROWS, tree).open(newline="", encoding="utf-8") as file:
-        assert [row["id"] for row in csv.DictReader(file)] == ["0", "two\nlines", "two\nlines", "7", "19"]
+        assert [row["id"].lstrip("'") for row in csv.DictReader(file)] == ["0", text, text, "7", "19"]
 
 
 @pytest.mark.faults
 def test_no_text_of_a_csv_begins_like_a_formula(tmp_path: Path) -> None:
-    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "a=1", "'x", "", " =x", *map(str, range(10, N))]
+    texts = ["=1+1", "+1", "-1", "@x", "\tx", "\rx", "'=1+1", "''-1", "a=1", "'x", "", " =x", *map(str, range(12, N))]
     tree = make_tree(tmp_path, make_pool(tmp_path, ids=texts))
     told: list[str] = []
     with subscribe(lambda event: told.append(event.fields.get("message", ""))):
         out = write_subset(tmp_path / "out.csv", np.arange(N), tree)
     with out.open(newline="", encoding="utf-8") as file:
         written = [row["id"] for row in csv.DictReader(file)]
-    assert written == ["'" + text for text in texts[:6]] + texts[6:]
-    assert told == ["6 texts begin like a formula: they have a ' before them, which .parquet does without"]
+    assert written == ["'" + text for text in texts[:8]] + texts[8:]
+    assert told == ["8 texts begin like a formula: they have a ' before them, which .parquet does without"]
+    pool = open_pool(tmp_path / "pool.zarr")
+    for some in (np.arange(N), np.arange(6), np.array([6, 7])):  # read back, ids are what they were
+        listed = read_id_list(write_subset(tmp_path / f"{len(some)}.csv", some, tree), pool, N, "exclude_ids")
+        assert listed.numbers(pool, N).tolist() == some.tolist()
     assert pq.read_table(write_subset(tmp_path / "out.parquet", np.arange(N), tree))["id"].to_pylist() == texts
 
 

@@ -1,5 +1,6 @@
 """Lists of ids, whatever they come in."""
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -8,8 +9,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from hkm_dask.errors import InputError
+from hkm_dask.hierarchy.export import write_pool_rows
 from hkm_dask.hierarchy.id_lists import read_id_list
 
 N = 50
@@ -43,6 +47,27 @@ def test_texts_are_found_in_files_that_people_have(tmp_path: Path) -> None:
     for path in tmp_path.iterdir():
         assert rows_of(path, TEXTS) == [3, 4], path.name
     assert rows_of(tmp_path / "a.parquet", None) == [9]  # without ids in the pool rows are all there is
+
+
+ODD_TEXT = st.text("'=-a", max_size=3) | st.text("'=\t\r\n ,\"7\ufeff\0é", max_size=4) | st.text(max_size=5)
+
+
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ODD_TEXT, unique=True, min_size=1, max_size=8), st.data())
+def test_ids_come_back_from_files_of_ours_as_they_were(tmp_path: Path, texts: list[str], data: st.DataObject) -> None:
+    ids = np.array(texts, dtype=object)
+    rows = np.array(sorted(data.draw(st.sets(st.integers(0, len(ids) - 1), min_size=1))))
+    pool = SimpleNamespace(has_ids=True, columns=(), ids=lambda rows: ids[rows])
+    for suffix in (".csv", ".parquet", ".txt"):
+        path = tmp_path / f"ids{suffix}"
+        path.unlink(missing_ok=True)
+        if suffix == ".txt" and not all(re.fullmatch(r"[^\r\n\ufeff][^\r\n]*", text) for text in ids[rows]):
+            with pytest.raises(InputError, match="should be without line breaks, not empty, and begin with no byte"):
+                write_pool_rows(path, rows, pool)  # type: ignore[arg-type]
+            continue
+        write_pool_rows(path, rows, pool)  # type: ignore[arg-type]
+        listed = read_id_list(path, pool, len(ids), "exclude_ids")  # type: ignore[arg-type]
+        assert listed.numbers(pool, len(ids)).tolist() == rows.tolist(), suffix  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -81,4 +106,7 @@ def test_what_could_be_taken_for_something_else_is_refused(tmp_path: Path) -> No
     for ids in ([[1]], [1.5], object()):
         with pytest.raises(InputError, match="should be a list of ids"):
             read_id_list(ids, TEXTS, N, "exclude_ids")
+    for number in (1.5, 2**64 - 10):
+        with pytest.raises(InputError, match="should be whole numbers, as the pool has them"):
+            read_id_list(np.array([number], object if number == 1.5 else None), NUMBERS, N, "exclude_ids")
     assert rows_of([], TEXTS) == []

@@ -110,6 +110,7 @@ def columns() -> dict[str, np.ndarray]:
         "source": SOURCES[rng.choice(4, N, p=[0.6, 0.25, 0.13, 0.02])].astype(object),
         "domain": rng.zipf(1.6, N).clip(max=60),
         "score": score,
+        "is_long": rng.random(N) < 0.5,
     }
 
 
@@ -245,6 +246,24 @@ def test_a_quota_is_a_draw_of_every_value(tree: xr.DataTree, columns: dict[str, 
     assert hkm.sample(tree, 101, quotas={"source": path}, seed=5).tolist() == rows.tolist()
     ones = hkm.sample(tree, 20, quotas={"domain": {"1": 1.0}})  # whole numbers may be written as text
     assert set(columns["domain"][ones].tolist()) == {1}
+
+
+def test_values_of_quotas_are_those_of_the_column_and_each_comes_once(
+    tree: xr.DataTree, columns: dict[str, np.ndarray], tmp_path: Path
+) -> None:
+    for names in ([True, "FALSE"], [1, 0], [np.True_, "false"]):  # 1 is True in Python
+        rows = hkm.sample(tree, 30, quotas={"is_long": dict(zip(names, (10, 20), strict=True))})
+        assert columns["is_long"][rows].sum() == 10
+    numbers = [1.5, None, float("inf"), "1.5"]
+    for column, names in (("is_long", ["yes", "1", 2]), ("domain", numbers), ("level_2", numbers)):
+        for name in names:
+            with pytest.raises(InputError, match=f"quotas={name!r} should be a value of column {column}"):
+                hkm.sample(tree, 40, quotas={column: {name: 3}})
+    path = tmp_path / "quotas.csv"
+    path.write_text("value,quota\n1,3\n01,3\n")
+    for quotas in (path, {1: 3, "01": 3}):
+        with pytest.raises(InputError, match="quotas='01' should be another value of column domain than those before"):
+            hkm.sample(tree, 40, quotas={"domain": quotas})
 
 
 def test_a_cap_holds_over_all_quotas(tree: xr.DataTree, columns: dict[str, np.ndarray]) -> None:

@@ -73,7 +73,11 @@ def test_what_cannot_be_read_or_written_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="should be in a folder, "):
         write_weights(path / "no" / "w.csv", {"1:2": 0})
     with pytest.raises(InputError) as error:
-        write_weights(tmp_path / "v.csv", {"2-3": 1, "1:2": -1, (0, 1): 1, "1:3": "x"})  # type: ignore[dict-item]
-    assert len(error.value.problems) == 4
+        write_weights(
+            tmp_path / "v.csv",
+            {"2-3": 1, "1:2": -1, (0, 1): 1, "1:3": "x", "1:4": 1, (1, 4): 2},  # type: ignore[dict-item]
+        )
+    assert len(error.value.problems) == 5
+    assert "weights of 1:4 should be given once; leave one of them out" in error.value.problems
     assert [file.name for file in tmp_path.iterdir()] == ["w.csv"]
     assert write_weights(tmp_path / "a" / "b" / "w.csv", {"1:2": 0}).is_file()

@@ -104,6 +104,16 @@ def test_a_tree_with_unused_clusters_is_sound(tmp_path: Path) -> None:
     assert found.notes == ["it was made from an array, not a pool: no samples were measured again"]
 
 
+@pytest.mark.parametrize("scale", [1e-22, 1e-24])
+def test_a_tree_of_distances_that_float32_does_not_hold_is_sound(tmp_path: Path, scale: float) -> None:
+    hkm.ingest(rows() * scale, tmp_path / "pool.zarr")
+    config = hkm.Config.from_flags(K, n_resamples=0)
+    hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config)
+    assert (hkm.open_hierarchy(tmp_path / "tree.zarr")["level_1/distances"] < 1e-41).all()
+    found = hkm.verify(tmp_path / "tree.zarr")
+    assert found.sound, str(found)
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize("ids", [None, np.arange(N), np.array([f"é {i}" for i in range(N)])], ids=["-", "int", "str"])
 def test_what_is_ingested_is_sound(tmp_path: Path, dtype: str, ids: np.ndarray | None) -> None:
@@ -628,6 +638,20 @@ def test_damage_to_any_file_is_found(stores: Path, damage: str, data: st.DataObj
         path.write_bytes(DAMAGE[damage](data.draw, before))
         with contextlib.suppress(StoreError):
             assert alike(path, before) or not hkm.verify(root).sound
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("folder", ["pool.zarr", "tree.zarr", "tree.zarr/level_1"])
+@pytest.mark.parametrize("change", [{"kind": "other"}, {"must_understand": True}, {"jind": "inline"}])
+def test_copies_of_metadata_that_others_cannot_read_are_found(stores: Path, folder: str, change: dict) -> None:
+    path = stores / folder / "zarr.json"
+    before = path.read_bytes()
+    metadata = json.loads(before)
+    metadata["consolidated_metadata"] |= change
+    try:
+        path.write_text(json.dumps(metadata))
+        assert not hkm.verify(stores / Path(folder).parts[0], sample=0).sound
     finally:
         path.write_bytes(before)
 

@@ -113,6 +113,13 @@ def test_every_seeding_serves(x: np.ndarray, init: str) -> None:
     assert min(km.inertia_ for km in actual) < 1.6 * best
 
 
+@pytest.mark.parametrize("kind", ["u1", "i2", "i8"])
+def test_numbers_of_numpy_are_taken(x: np.ndarray, fitted: hkm.KMeans, kind: str) -> None:
+    of_kind = np.dtype(kind).type
+    km = hkm.KMeans(of_kind(K), max_iter=of_kind(100), random_state=of_kind(0)).fit(x)
+    np.testing.assert_array_equal(km.cluster_centers_, fitted.cluster_centers_)
+
+
 # -- weights -----------------------------------------------------------------------------------------------------------
 
 
@@ -195,6 +202,16 @@ def test_weights_keep_their_proportions(scale: float) -> None:
     assert whole.sum() < 2**37
 
 
+def test_weights_that_are_lost_beside_the_largest_are_told(x: np.ndarray) -> None:
+    weights = np.r_[1e9 + 0.5, np.ones(len(x) - 1)]
+    with (
+        pytest.warns(UserWarning, match="the weights of 899 of 900 samples count as 0, they are below 2"),
+        pytest.raises(InputError, match="n_samples=1 should be >= n_clusters=12"),
+    ):
+        hkm.KMeans(K).fit(x, sample_weight=weights)
+    hkm.KMeans(K, max_iter=1).fit(x, sample_weight=np.round(weights))  # whole numbers are exact
+
+
 @pytest.mark.parametrize("bad", [np.ones(3), np.ones((4, 1)), [1, -1, 1, 1], [1, np.nan, 1, 1], [0, 0, 0, 0]])
 def test_weights_that_are_none_are_refused(bad: Any) -> None:
     with pytest.raises(InputError, match="sample_weight"):
@@ -242,6 +259,44 @@ def test_arrays_of_all_kinds_give_the_same_bits(x: np.ndarray, fitted: hkm.KMean
     np.testing.assert_array_equal(np.asarray(km.predict(given)), fitted.labels_)
     np.testing.assert_allclose(np.asarray(km.transform(given)), fitted.transform(x), rtol=1e-4, atol=1e-4)
     assert km.score(given) == fitted.score(x)
+
+
+@pytest.mark.parametrize("kind", [">f8", ">f4", ">f2", "i8", "u1", "list"])
+def test_rows_of_any_type_have_the_bits_of_a_dask_array(kind: str) -> None:
+    # Whole numbers that float32 cannot hold: their directions would be others if they were rounded to it first.
+    x = np.random.default_rng(3).integers(1, 2**40 if kind in (">f8", "i8", "list") else 200, (60, 5))
+    array = x.astype("f8" if kind == "list" else kind)
+    given: Any = array.tolist() if kind == "list" else array
+    km, reference = (
+        hkm.KMeans(4, metric="cosine", random_state=0).fit(one) for one in (given, da.from_array(array, chunks=(7, 2)))
+    )
+    np.testing.assert_array_equal(km.cluster_centers_, reference.cluster_centers_)
+    assert km.inertia_ == reference.inertia_
+    distances, lazy = km.transform(given), km.transform(da.from_array(array))
+    assert distances.dtype == lazy.dtype == ("f8" if array.dtype.itemsize == 8 else "f4")
+    np.testing.assert_allclose(distances, lazy.compute(), rtol=1e-6)
+
+
+def read(x: Any, memory_budget: int) -> None:
+    """Read rows as `fit` does with so much memory."""
+    with Runner(n_threads=1) as runner:
+        runner.memory_budget = memory_budget
+        with rows_of(x, runner):
+            pass
+
+
+@pytest.mark.parametrize("kind", ["array", "dask"])
+def test_values_below_a_mask_are_no_data(x: np.ndarray, kind: str) -> None:
+    masked = np.ma.masked_greater(x, 5.0)
+    given = masked if kind == "array" else da.from_array(masked, chunks=(250, 6), asarray=False)
+    message = r"n_masked=\d+ should be 0, masked values are missing; fill them, or leave such rows out"
+    with pytest.raises(InputError, match=message):
+        hkm.KMeans(K).fit(given)
+    with pytest.raises(InputError, match=message):
+        read(given, x.nbytes)  # a Dask array goes through a file
+    unmasked = hkm.KMeans(K, random_state=0, max_iter=2).fit(np.ma.masked_array(x))
+    with pytest.raises(InputError, match="n_masked"):
+        np.asarray(unmasked.predict(given))
 
 
 def test_dask_arrays_are_answered_lazily(x: np.ndarray, fitted: hkm.KMeans) -> None:
@@ -354,6 +409,9 @@ def test_rows_without_direction_are_refused(x: np.ndarray) -> None:
         ({"init": "greedy"}, "init='greedy' should be one of coreset"),
         ({"init": np.zeros((3, 2))}, r"init.shape=\(3, 2\) should be \(8, 6\)"),
         ({"init": np.full((8, 6), np.nan)}, "init=NaN"),
+        ({"init": len}, "init=builtin_function_or_method should be one of coreset, .*, or an array of numbers; use"),
+        ({"init": np.full((8, 6), 1j)}, "init=ndarray should be one of"),
+        ({"init": None}, "init=NoneType should be one of"),
         ({"random_state": -1}, "random_state=-1 should be >= 0"),
         ({"n_clusters": 901}, "n_samples=900 should be >= n_clusters=901"),
     ],

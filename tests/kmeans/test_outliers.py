@@ -399,6 +399,17 @@ def test_far_rows_are_warned_of_once(tmp_path: Path) -> None:
     assert [event.kind for event in told].index("warning") < [event.kind for event in told].index("seeding")
 
 
+@pytest.mark.parametrize(("scale", "n_told"), [(1.0, 0), (1e-15, 0), (1e-24, 1)])
+def test_rows_too_close_together_for_float32_are_told(scale: float, n_told: int, tmp_path: Path) -> None:
+    rows = (np.random.default_rng(0).normal(size=(100, 4)) * scale).astype(np.float32)
+    told: list[Event] = []
+    with subscribe(told.append):
+        hkm.build_hierarchy(rows, tmp_path / "tree.zarr", hkm.Config.from_flags((10,), n_resamples=0))
+    messages = [event.fields["message"] for event in told if event.kind == "warning"]
+    assert len(messages) == n_told
+    assert all("float32 cannot hold squared distances of so little" in message for message in messages)
+
+
 def test_ordinary_rows_are_not_passed_over_again(runner: Runner) -> None:
     class Counted(ArrayRows):
         n_read = 0
