@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import signal
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from multiprocessing import active_children
 from typing import TYPE_CHECKING, Any
@@ -17,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from hkm_dask.compute import memory
-from hkm_dask.compute.all_workers import list_workers, set_up_workers
+from hkm_dask.compute.all_workers import list_workers
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.device import tell_workers
+from hkm_dask.compute.end_with_parent import spawned_end_with_parent
 from hkm_dask.compute.heartbeats import forgive_standstill
 from hkm_dask.errors import ComputeError, InputError
 from hkm_dask.events import emit
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 CUDA_PRESETS = ("performance", "capacity")
 #: Share of the memory of a device that an RMM pool takes.
 _POOL_SHARE = 0.9
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
 #: What a cluster on this machine is started with, whatever its workers compute on.
 _LOCAL: dict[str, Any] = {
     "threads_per_worker": 1,
@@ -76,23 +75,26 @@ def local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> I
     ):
         client.loop.add_callback(forgive_standstill, cluster.scheduler)
         list_workers(client, n_workers, _COME_AGAIN_SECONDS)
-        _let_workers_end_with(client)
         try:
             yield client
         finally:
             cluster.sync(_end_those_that_start, cluster)
 
 
-def _settings() -> AbstractContextManager[Any]:
+@contextmanager
+def _settings() -> Iterator[None]:
     """Have clusters on this machine start a worker again as often as it dies, and wake up less often than Dask has it.
 
     Else Dask gives up a worker that is away by chance so many seconds after it died once, though it only starts again.
+    Workers end with this process.
     """
     import dask
     import distributed  # noqa: F401  else its other settings would go with this one in the end
 
     one_arena = {"distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1}  # see `allocator`
-    return dask.config.set({"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena)
+    settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena
+    with dask.config.set(settings), spawned_end_with_parent():
+        yield
 
 
 def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalCluster:
@@ -182,17 +184,6 @@ def _worker_ttl() -> Any:
     return _WORKER_TTL if ttl == defaults["distributed"]["scheduler"]["worker-ttl"] else ttl
 
 
-def _let_workers_end_with(client: Client) -> None:
-    """Have workers end with this process, those that start later too, which Dask's do unless they are frozen."""
-    from distributed import WorkerPlugin
-
-    class EndWithParent(WorkerPlugin):
-        def setup(self, worker: Any) -> None:
-            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    set_up_workers(client, EndWithParent(), "hkm-end-with-parent")
-
-
 @contextmanager
 def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client]:
     """Start a worker on each GPU, and close them again; `preset` is one of CUDA_PRESETS.
@@ -214,7 +205,6 @@ def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client
                 f"({type(error).__name__}: {error})"
             ) from error
         with cluster, Client(cluster) as client:
-            _let_workers_end_with(client)
             tell_workers(client, _cuda_environment(preset))
             yield client
 

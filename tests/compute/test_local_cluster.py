@@ -172,3 +172,44 @@ def test_a_frozen_worker_does_not_outlive_a_killed_driver() -> None:
     done = subprocess.run([sys.executable, "-c", FROZEN], cwd=ROOT, capture_output=True, text=True, timeout=60)
     worker = int(done.stdout)
     assert psutil.wait_procs([psutil.Process(worker)] if psutil.pid_exists(worker) else [], timeout=10)[1] == []
+
+
+FROZEN_AS_IT_STARTS = """
+import os, signal, threading, time
+import psutil
+from hkm_dask.compute.cluster import connect
+
+def freeze():
+    while True:
+        for child in psutil.Process().children():
+            if any("psutil" in region.path for region in child.memory_maps()):  # which Dask imports
+                child.suspend()
+                print(child.pid, flush=True)
+                os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(0.01)
+
+if __name__ == "__main__":
+    threading.Thread(target=freeze).start()
+    with connect(workers=1, memory_limit="800MiB"):
+        time.sleep(600)
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+@pytest.mark.parametrize("by", ["-c", "a file"])
+def test_a_worker_that_is_frozen_while_it_starts_does_not_outlive_a_killed_driver(by: str, tmp_path: Path) -> None:
+    """Dask's workers look after their driver once they have imported all of it."""
+    words = ["-c", FROZEN_AS_IT_STARTS]
+    if by != "-c":  # which workers import
+        (tmp_path / "script.py").write_text(FROZEN_AS_IT_STARTS)
+        words = [str(tmp_path / "script.py")]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    with subprocess.Popen([sys.executable, *words], cwd=ROOT, env=environment, stdout=subprocess.PIPE) as driver:
+        assert driver.stdout is not None
+        worker = int(driver.stdout.readline())
+    frozen = [psutil.Process(worker)] if psutil.pid_exists(worker) else []
+    alive = psutil.wait_procs(frozen, timeout=10)[1]
+    for process in alive:
+        process.kill()
+    assert alive == []
