@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import sys
@@ -162,6 +163,7 @@ def _existing_cluster(
     scheduler: str | None, scheduler_file: str | Path | None, seconds: float = _ANSWER_SECONDS
 ) -> Iterator[Client]:
     from distributed import Client
+    from distributed.utils import silence_logging_cmgr
 
     address = scheduler if scheduler is not None else _address_in(Path(str(scheduler_file)))
     try:
@@ -175,7 +177,8 @@ def _existing_cluster(
             remedy += ", which begins with tls:// where a scheduler asks for certificates"
         why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # of Dask, which names its objects
         raise ComputeError(f"scheduler={address} should answer; {remedy} ({why})") from error
-    with client:
+    # Of a scheduler that is lost Dask tells with tracebacks, and we in a line.
+    with silence_logging_cmgr(logging.CRITICAL), client:
         yield client
 
 
