@@ -152,6 +152,8 @@ def _starting(n_workers: int) -> Iterator[None]:
             first = first.__cause__
         late, died = time.monotonic() - begin >= _START_SECONDS, _DIED_AS_IT_STARTED in str(first)
         fact, remedy = ("one did not", "run the same command again") if late else (reason(first), "look at that first")
+        if isinstance(first, OSError) and first.filename and not late:  # as where the disk of its scratch is full
+            fact, remedy = f"{fact} ({first.filename})", "mend that, or set DASK_TEMPORARY_DIRECTORY to another folder"
         if died:
             fact, remedy = "one died", "look for what ended it, as the kernel does where memory is short, and run again"
         message = f"workers={n_workers} should start within {_START_SECONDS} s: {fact}; {remedy}"

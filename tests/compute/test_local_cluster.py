@@ -54,6 +54,18 @@ def test_workers_that_cannot_start_tell_why(monkeypatch: pytest.MonkeyPatch) -> 
         open_place(workers=1, memory_limit="800MiB")
 
 
+def test_a_folder_of_workers_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "full").touch()  # a folder in a file cannot be made, nor on a full disk
+    remedy = "mend that, or set DASK_TEMPORARY_DIRECTORY to another folder"
+    with (
+        dask.config.set({"temporary-directory": str(tmp_path / "full")}),
+        pytest.raises(
+            ComputeError, match=rf"should start within 300 s: Not a directory \({tmp_path}/full.*\); {remedy}"
+        ),
+    ):
+        open_place(workers=1, memory_limit="800MiB")
+
+
 def stop_next_workers(number: int, stopped: list[psutil.Process], n: int = 1) -> threading.Thread:
     """Send a signal to each of the next workers that this process starts, while it starts."""
     before = psutil.Process().children(recursive=True)

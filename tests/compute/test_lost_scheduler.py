@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import redirect_stderr
@@ -14,10 +15,14 @@ import numpy as np
 import pytest
 import zarr
 from dask.__main__ import main as run_dask
+from distributed import Client, get_task_stream
 
+from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.config import Config
 from hkm_dask.errors import ComputeError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from tests.forked import start_forked
@@ -79,13 +84,16 @@ def arrays(path: Path) -> dict[str, bytes]:
     return {name: np.asarray(array[...]).tobytes() for name, array in members if isinstance(array, zarr.Array)}
 
 
+def blobs() -> np.ndarray:
+    rng = np.random.default_rng(0)
+    return (rng.integers(0, 6, (3000, 1)) * 3 + rng.normal(size=(3000, 8))).astype("f4")
+
+
 @pytest.mark.parametrize("comes_back", [False, True])
 def test_a_run_that_loses_its_scheduler_says_so_in_a_line_and_is_resumed(
     site: Site, tmp_path: Path, comes_back: bool
 ) -> None:
-    rng = np.random.default_rng(0)
-    values = (rng.integers(0, 6, (3000, 1)) * 3 + rng.normal(size=(3000, 8))).astype("f4")
-    pool, tree = ingest(values, tmp_path / "pool.zarr"), tmp_path / "trees" / "tree.zarr"
+    pool, tree = ingest(blobs(), tmp_path / "pool.zarr"), tmp_path / "trees" / "tree.zarr"
     tree.parent.mkdir()
     build_hierarchy(pool, tmp_path / "quiet.zarr", Config.from_flags((60, 5), n_resamples=40))
     words = [sys.executable, "-m", "hkm_dask", "cluster", pool.path, str(tree), "--n-clusters", "60,5"]
@@ -141,3 +149,47 @@ def test_a_scheduler_that_is_gone_for_good_is_told_between_two_passes_too(site: 
             with pytest.raises(ComputeError, match=LOST):
                 runner.map(abs, [-1], stage="test")
             until(lambda: runner.client.status == "closed")
+
+
+# -- workers that come and go -----------------------------------------------------------------------------------------
+
+
+def test_a_worker_that_joins_takes_its_share_and_one_that_retires_leaves_it_to_others(
+    site: Site, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of a pass: tasks of the one that retires are under way."""
+    monkeypatch.setattr(ClusterRunner, "fits_one_task", lambda *_: False)
+    monkeypatch.setattr(runner_module, "_ROUND_TRIP_FLOPS", 1.0)
+    config = Config.from_flags((60, 5), n_resamples=6)
+    pool = ingest(blobs(), tmp_path / "pool.zarr")
+    build_hierarchy(pool, tmp_path / "quiet.zarr", config)
+    site.start_scheduler()
+    first = site.start_worker()
+    with Client(site.address) as client, get_task_stream(client=client) as stream:
+        client.wait_for_workers(1)
+        (address,) = client.scheduler_info()["workers"]
+        others = list[threading.Thread]()
+
+        def come_and_go(event: Event) -> None:
+            if event.kind == "step_started" and event.fields["step"] == 2 and len(others) == 0:
+                site.start_worker()
+                client.wait_for_workers(2)
+                others.append(threading.Thread(target=retire))
+            if event.kind == "step_started" and event.fields["step"] == 4 and others[0].ident is None:
+                others[0].start()
+
+        def retire() -> None:
+            until(lambda: bool(client.processing()[address]))
+            client.retire_workers([address])
+
+        with subscribe(come_and_go):
+            build_hierarchy(pool, tmp_path / "tree.zarr", config, client=client)
+        others[0].join()
+    workers = [task["worker"] for task in stream.data if "hkm-lloyd" in str(task["key"])]
+    first.join(60)
+    assert first.exitcode is not None
+    joined = next(i for i, worker in enumerate(workers) if worker != address)
+    retired = len(workers) - workers[::-1].index(address)
+    assert 10 < joined < retired < len(workers) - 10
+    assert 0.4 < workers[joined:retired].count(address) / (retired - joined) < 0.6
+    assert arrays(tmp_path / "tree.zarr") == arrays(tmp_path / "quiet.zarr")
