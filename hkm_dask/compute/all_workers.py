@@ -27,7 +27,7 @@ def explained(client: Client, stage: str = "") -> Iterator[None]:
     """
     from distributed import CancelledError, TimeoutError
     from distributed.client import ClosedClientError
-    from distributed.comm import CommClosedError
+    from distributed.comm.core import CommClosedError
 
     try:
         yield

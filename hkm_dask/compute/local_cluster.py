@@ -70,6 +70,7 @@ def local_cluster(n_workers: int, n_threads: int, memory_limit: int | None) -> I
         raise InputError(f"workers={n_workers} should be >= 1; leave it out to run on threads")
     with (
         _settings(),
+        _interruptible(),
         _start(n_workers, n_threads, memory_limit) as cluster,
         Client(cluster, direct_to_workers=True) as client,
     ):
@@ -95,6 +96,23 @@ def _settings() -> Iterator[None]:
     settings = {"distributed.deploy.lost-worker-timeout": "365 days"} | _OF_SERVERS | one_arena
     with dask.config.set(settings), spawned_end_with_parent():
         yield
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """End the workers of a cluster whose start or end is interrupted: Dask would wait for them as Python ends."""
+    from distributed import SpecCluster
+
+    before, clusters_before = active_children(), set(SpecCluster._instances)
+    try:
+        yield
+    except KeyboardInterrupt:
+        for cluster in set(SpecCluster._instances) - clusters_before:
+            cluster.shutdown_on_close = False
+        for process in active_children():
+            if process not in before:
+                process.kill()
+        raise
 
 
 def _start(n_workers: int, n_threads: int, memory_limit: int | None) -> LocalCluster:
@@ -197,7 +215,7 @@ def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client
     from dask_cuda import LocalCUDACluster
     from distributed import Client
 
-    with _settings():
+    with _settings(), _interruptible():
         try:
             cluster = LocalCUDACluster(**options)
         except (OSError, RuntimeError, ValueError) as error:
