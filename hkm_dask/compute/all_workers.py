@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from hkm_dask.errors import ComputeError
@@ -18,20 +19,47 @@ _OTHERS_COME_WITHIN, _LOOK_EVERY = 120, 0.1
 _ATTEMPTS = 4
 
 
-def list_workers(client: Client, n_workers: int = 1, come_within: float = _OTHERS_COME_WITHIN) -> dict[str, Any]:
+@contextmanager
+def explained(client: Client, stage: str = "") -> Iterator[None]:
+    """Turn what Dask raises where the scheduler of a client is lost into a ComputeError that names the remedy.
+
+    An OSError of the tasks of a stage is their own.
+    """
+    from distributed import CancelledError, TimeoutError
+    from distributed.client import ClosedClientError
+    from distributed.comm.core import CommClosedError
+
+    try:
+        yield
+    except ComputeError:
+        raise
+    except Exception as error:
+        lost = CancelledError | TimeoutError | CommClosedError | ClosedClientError
+        # Once a client is closed there is no scheduler to ask, which is an AttributeError.
+        if not isinstance(error, lost if stage else lost | OSError) and client.status != "closed":
+            raise
+        fact = f"{stage}: " if stage else ""
+        fact += "the connection to the Dask scheduler was lost"
+        raise ComputeError(f"{fact}; restart it and its workers, and run again to resume") from error
+
+
+def list_workers(
+    client: Client, n_workers: int = 1, come_within: float = _OTHERS_COME_WITHIN, scheduler: str | None = None
+) -> dict[str, Any]:
     """What the scheduler knows of every worker; where there are fewer, as all have died, wait for those to come.
 
     Those that there are after so many seconds will do. Raises ComputeError where there is none then, or the scheduler
-    does not answer.
+    does not answer, or is not the one with the name in `scheduler` but one that was started in its place.
     """
     deadline = time.monotonic() + come_within
     while True:
         # Not `Client.scheduler_info`: its answer is shared with a timer that asks for no workers every two seconds. Nor
         # `wait_for_workers`: where a worker dies, it loses a LocalCluster's count of them, which fails as it is closed.
-        try:
-            workers = client.sync(client.scheduler.identity)["workers"]  # type: ignore[union-attr]
-        except (OSError, AttributeError) as error:  # there is no scheduler once the client is closed
-            raise ComputeError("the Dask scheduler does not answer; restart it and run again to resume") from error
+        with explained(client):
+            identity = client.sync(client.scheduler.identity)  # type: ignore[union-attr]
+        if scheduler not in (None, identity["id"]):  # who has none of the tasks, nor what workers were told
+            raise ComputeError("the Dask scheduler was started again in the middle of a run; run again to resume")
+        workers = identity["workers"]
         if len(workers) >= n_workers or time.monotonic() > deadline:
             break
         time.sleep(_LOOK_EVERY)
@@ -49,7 +77,9 @@ def ask_workers(client: Client, question: Callable[..., Any], *args: Any) -> dic
     """
     for _ in range(_ATTEMPTS):
         answers = {}
-        for address, answer in client.run(question, *args, on_error="return").items():
+        with explained(client):
+            given = client.run(question, *args, on_error="return")
+        for address, answer in given.items():
             if isinstance(answer, OSError):  # it died since the scheduler heard of it
                 continue
             if isinstance(answer, ComputeError):
@@ -97,5 +127,7 @@ def set_up_workers(client: Client, plugin: WorkerPlugin, name: str) -> None:
         answers = await dask_scheduler.broadcast(msg=message, on_error="ignore")
         return {address: answer["exception_text"] for address, answer in answers.items() if answer["status"] == "error"}
 
-    for address, problem in client.run_on_scheduler(add, name, dumps(plugin)).items():
+    with explained(client):
+        problems = client.run_on_scheduler(add, name, dumps(plugin))
+    for address, problem in problems.items():
         raise ComputeError(f"worker={address} should set up {name}: {problem}; look at its log")

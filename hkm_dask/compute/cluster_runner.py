@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.all_workers import ask_workers, list_workers, require_same_version
+from hkm_dask.compute.all_workers import ask_workers, explained, list_workers, require_same_version
 from hkm_dask.compute.backend import device_budget
 from hkm_dask.compute.dashboard import EventSender, add_page
 from hkm_dask.compute.device import agree_on_device
@@ -68,6 +68,7 @@ class ClusterRunner(Runner):
         place = None if work_dir is None else location(work_dir)
         self._objects = place if isinstance(place, ObjectPath) else None
         info = list_workers(client, come_within=_WORKERS_COME_WITHIN)
+        self._scheduler = str(client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.id))
         require_same_version(client)
         device = agree_on_device(client)
         super().__init__(work_dir=place if isinstance(place, Path) else None)
@@ -95,6 +96,10 @@ class ClusterRunner(Runner):
         self._watch.close()
         self._listener.close()
         super().close()
+
+    def _list_workers(self) -> dict[str, Any]:
+        """See `list_workers`; of the scheduler that there was at the beginning, or none."""
+        return list_workers(self.client, scheduler=self._scheduler)
 
     def _count(self, workers: dict[str, dict[str, Any]]) -> None:
         """Take note of the workers there are, and of their threads; where some have died, others will come."""
@@ -261,10 +266,10 @@ class ClusterRunner(Runner):
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
         others are allowed to take them.
         """
-        with _explained(stage, items), self.client.as_current(), self._annotated(stage):
+        with _explained(self.client, stage, items), self.client.as_current(), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
-                self._count(list_workers(self.client))
+                self._count(self._list_workers())
                 workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
                 futures = submit(workers)
                 try:
@@ -289,7 +294,7 @@ class ClusterRunner(Runner):
             except TimeoutError:
                 if report is not None:
                     report(sum(future.status == "finished" for future in futures), len(futures))
-                before, there = there, set(list_workers(self.client))
+                before, there = there, set(self._list_workers())
                 if before.isdisjoint(there):
                     return None
                 self._give_out_again()
@@ -299,7 +304,7 @@ class ClusterRunner(Runner):
         fetched = self.client.gather(futures, asynchronous=True)
         fetching = asyncio.run_coroutine_threadsafe(fetched, self.client.loop.asyncio_loop)  # type: ignore[union-attr]
         while concurrent.wait([fetching], timeout=_LOOK_AFTER_WORKERS).not_done:
-            list_workers(self.client)
+            self._list_workers()
             self._give_out_again()
         return list(fetching.result())
 
@@ -310,7 +315,9 @@ class ClusterRunner(Runner):
 
     def _weigh(self, threads: dict[str, int]) -> None:
         """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
-        speeds = self.client.run(take_speed, on_error="ignore")
+        speeds: dict[str, Any] = {}
+        with suppress(OSError):  # without a scheduler the next pass fails
+            speeds = self.client.run(take_speed, on_error="ignore")
         self._shares.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
 
     def _combined(
@@ -379,19 +386,16 @@ def _renamed(stage: str, phase: str) -> str:
 
 
 @contextmanager
-def _explained(stage: str, items: Sequence[Any]) -> Iterator[None]:
+def _explained(client: Client, stage: str, items: Sequence[Any]) -> Iterator[None]:
     """Turn Dask's own failures into errors that name the stage, the rows and the remedy."""
-    from distributed import CancelledError, KilledWorker, TimeoutError
+    from distributed import KilledWorker
 
     try:
-        yield
+        with explained(client, stage):
+            yield
     except KilledWorker as error:
         what = f"task {_text(error.task)}{_rows_of(error.task, items, stage)}"
         raise ComputeError(f"{stage}: workers died each time they ran {what}; {_WORKERS_DIED}") from error
-    except (CancelledError, TimeoutError) as error:
-        raise ComputeError(
-            f"{stage}: the connection to the Dask scheduler was lost; restart it and run again to resume"
-        ) from error
 
 
 def _text(key: Any) -> str:

@@ -15,8 +15,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-#: Words of the interpreter that has modules, named after them, compile their kernels.
-PROGRAM = "-P", "-c", "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
+from hkm_dask.compute.end_with_parent import ending_with_parent
+
+_PROGRAM = "import sys; from hkm_dask.compute.jit import compile_modules; compile_modules(sys.argv[1:])"
 #: Seconds after which a child is given up.
 _LIMIT_SECONDS = 300
 #: Modules whose kernels were asked for.
@@ -33,6 +34,15 @@ def compile_in_children() -> None:
 def is_wanted() -> bool:
     """Whether a child is to compile."""
     return _is_wanted
+
+
+def command_line(modules: Sequence[str]) -> list[str]:
+    """Words that compile the kernels of modules in a process that ends with this one.
+
+    >>> command_line(["kernels"])[-1]
+    'kernels'
+    """
+    return [sys.executable, "-P", "-c", ending_with_parent(_PROGRAM), *modules]
 
 
 class Cache:
@@ -57,7 +67,7 @@ class Cache:
                 found = self._cache.load_overload(signature, target_context)
                 if found is None:
                     nothing = subprocess.DEVNULL
-                    words = [sys.executable, *PROGRAM, *self._modules]
+                    words = command_line(self._modules)
                     subprocess.run(words, stdin=nothing, stdout=nothing, stderr=nothing, timeout=_LIMIT_SECONDS)
                     found = self._cache.load_overload(signature, target_context)
         return found

@@ -166,7 +166,7 @@ def _is_at_fault(figures: Mapping[str, Any]) -> bool:
 @contextmanager
 def kernels_compiled_beside() -> Iterator[None]:
     """Have another process compile the processors' kernels meanwhile: the first step needs none of them."""
-    words = [sys.executable, *jit_child.PROGRAM, *jit.modules_with_kernels()]
+    words = jit_child.command_line(jit.modules_with_kernels())
     nothing = subprocess.DEVNULL
     with subprocess.Popen(
         words, stdin=nothing, stdout=nothing, stderr=nothing, env={**os.environ, "PYTHONPATH": _python_path()}

@@ -153,6 +153,29 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
 
 
 @pytest.mark.faults
+@pytest.mark.usefixtures("heeds_hangup")
+@pytest.mark.parametrize(("number", "code"), SIGNALS[:2])
+def test_an_interrupt_while_workers_start_ends_them(pool: Path, number: signal.Signals, code: int) -> None:
+    """By SIGTERM at once, where Dask would wait for them as Python ends, and fail; by Ctrl-C once all have started."""
+    with subprocess.Popen(
+        [sys.executable, "-m", "hkm_dask", *WORDS, "--workers", "2"],
+        cwd=pool.parent,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        stderr=subprocess.PIPE,
+        text=True,
+    ) as process:
+        driver = psutil.Process(process.pid)
+        while not (starting := [one for one in driver.children() if "spawn_main" in " ".join(one.cmdline())]):
+            time.sleep(0.01)
+        process.send_signal(number)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert "Traceback" not in err
+    assert "what is finished is kept" in err
+    assert psutil.wait_procs(starting, timeout=10)[1] == []
+
+
+@pytest.mark.faults
 @pytest.mark.usefixtures("heeds_hangup", "compiled")
 def test_a_closed_terminal_ends_the_run_and_its_workers(pool: Path) -> None:
     """What is printed on the way out has nowhere to go, which must not keep workers from being closed."""

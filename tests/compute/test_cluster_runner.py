@@ -155,7 +155,7 @@ def test_a_cluster_without_workers_is_told(workers: ClusterRunner, monkeypatch: 
     def give_up(n: int, timeout: float) -> None:
         raise TimeoutError
 
-    monkeypatch.setattr(workers.client, "sync", lambda *args, **options: {"workers": {}})
+    monkeypatch.setattr(workers.client, "sync", lambda *args, **options: {"id": workers._scheduler, "workers": {}})
     monkeypatch.setattr(workers.client, "wait_for_workers", give_up)
     advice = r"workers=0 should be at least 1; start `dask worker ADDRESS` and run again"
     with pytest.raises(ComputeError, match=advice):

@@ -24,7 +24,7 @@ from dask.cli import run_cli
 from distributed import Client, LocalCluster
 
 from hkm_dask import cli
-from hkm_dask.compute import cluster as cluster_module
+from hkm_dask.compute import local_cluster
 from hkm_dask.compute.cluster import connect, runner_for
 from hkm_dask.compute.cluster_runner import ClusterRunner
 from hkm_dask.errors import ComputeError, InputError
@@ -107,7 +107,7 @@ def imported_stand_ins(stand_ins: Path, monkeypatch: pytest.MonkeyPatch, spawned
     names = ("cupy", "dask_cuda", "dask_cuda.utils")
     modules = {name: sys.modules.pop(name) for name in names if name in sys.modules}
     monkeypatch.syspath_prepend(stand_ins)
-    monkeypatch.setattr(cluster_module, "require_cuda", lambda: None)
+    monkeypatch.setattr(local_cluster, "require_cuda", lambda: None)
     monkeypatch.delenv("HKM_DEVICE", raising=False)
     monkeypatch.delenv("HKM_STAGING_BLOCKS", raising=False)
     yield
@@ -313,7 +313,7 @@ def test_performance_takes_a_pool_where_there_is_one(
     stand_ins: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     installed = {"rmm": False, "distributed_ucxx": False}
-    monkeypatch.setattr(cluster_module, "find_spec", lambda name: installed[name] or None)
+    monkeypatch.setattr(local_cluster, "find_spec", lambda name: installed[name] or None)
     caplog.set_level("INFO", logger="hkm_dask")
     with connect(local_cuda=True) as runner:
         assert runner.client is not None
@@ -323,7 +323,7 @@ def test_performance_takes_a_pool_where_there_is_one(
     assert [r.message for r in caplog.records if "RMM is not installed" in r.message]
 
     installed = {"rmm": True, "distributed_ucxx": True}
-    options = cluster_module._cuda_options("performance", None)
+    options = local_cluster._cuda_options("performance", None)
     assert options.pop("protocol") == "ucx"
     assert (options["rmm_allocator_external_lib_list"], options["threads_per_worker"]) == ("cupy", 1)
     assert (options["rmm_managed_memory"], options["device_memory_limit"]) == (False, 0)

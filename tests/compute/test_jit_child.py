@@ -1,5 +1,6 @@
 """Kernels compiled by a child: read where it left them, compiled here where it could not."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from distributed import Worker
 
@@ -18,6 +20,7 @@ from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.planning.plan import make_plan
 from hkm_dask.planning.workers import Workers
 
+ROOT = Path(__file__).resolve().parents[2]
 SIGNATURE = "f8(f8[::1])"
 _MODULE = """
 from hkm_dask.compute.jit import kernel
@@ -74,6 +77,20 @@ def test_what_a_child_does_not_get_to_is_compiled_here(
         monkeypatch.setattr(sys, "executable", "/nowhere/python")
     made = compiled(module, monkeypatch, module.__name__ if refused else "no.such.module", module.__name__)
     assert sum(made.stats.cache_misses.values()) == 1
+
+
+@pytest.mark.faults
+def test_a_child_that_compiles_ends_with_its_parent(tmp_path: Path) -> None:
+    (tmp_path / "slow.py").write_text("import os, time\nprint(os.getpid(), flush=True)\ntime.sleep(600)\n")
+    script = (
+        "import subprocess; from hkm_dask.compute import jit_child; subprocess.run(jit_child.command_line(['slow']))"
+    )
+    environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{tmp_path}"}
+    with subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        parent.kill()
+    assert psutil.wait_procs([child], timeout=10)[1] == []
 
 
 def _peak(dask_worker: Worker) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from distributed import LocalCluster
 
-from hkm_dask.compute import cluster, device
+from hkm_dask.compute import device, local_cluster
 from tests.emulated import kernels, names_used, real_cupy, wheel_names
 from tests.emulated.names_used import Use, problem, uses_in, uses_of
 
@@ -77,8 +77,8 @@ def test_what_is_asked_of_the_other_packages_is_there() -> None:
 @needs_wheels
 @pytest.mark.parametrize("preset", ["performance", "capacity"])
 def test_a_cluster_is_started_with_options_that_dask_cuda_takes(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cluster, "find_spec", lambda name: name)
-    options = set(cluster._cuda_options(preset, None))
+    monkeypatch.setattr(local_cluster, "find_spec", lambda name: name)
+    options = set(local_cluster._cuda_options(preset, None))
     fact = wheel_names.describe("dask_cuda.LocalCUDACluster")
     assert fact is not None
     assert fact["any_keyword"]
