@@ -10,7 +10,7 @@ from __future__ import annotations
 import fcntl
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def is_wanted() -> bool:
     return _is_wanted
 
 
-def command_line(modules: Sequence[str]) -> list[str]:
+def command_line(modules: Iterable[str]) -> list[str]:
     """Words that compile the kernels of modules in a process that ends with this one.
 
     >>> command_line(["kernels"])[-1]
