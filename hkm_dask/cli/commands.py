@@ -139,7 +139,11 @@ def info(store: Location, as_json: bool) -> None:
 
 command_of(main, "hkm export tree.zarr rows.parquet", "hkm export pool.zarr rows.parquet --xy --embeddings")(export)
 command_of(main, "hkm assign tree.zarr new.zarr assigned.zarr", "hkm assign tree.zarr new.npy assigned.zarr")(assign)
-command_of(main, "hkm update tree.zarr pool.zarr new.npy", "hkm update tree.zarr pool.zarr new.zarr")(update)
+command_of(
+    main,
+    "hkm update tree.zarr pool.zarr new.npy",
+    "hkm update tree.zarr pool.zarr new.npy --ids-file new.csv --ids id",
+)(update)
 command_of(main, "hkm verify pool.zarr", "hkm verify tree.zarr --pool moved/pool.zarr")(verify)
 command_of(
     main,

@@ -6,7 +6,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import DTYPE, PATH, STORE, Names, Place, place_options
+from hkm_dask.cli.options import (
+    DTYPE,
+    STORE,
+    Names,
+    Place,
+    column_option,
+    ids_file_option,
+    ids_option,
+    place_options,
+)
 from hkm_dask.cli.output import Output, output_option
 
 if TYPE_CHECKING:
@@ -17,14 +26,9 @@ if TYPE_CHECKING:
 @click.argument("pool", type=STORE, metavar="POOL.zarr")
 @click.option("--dtype", type=DTYPE, help="Store as this; the sources' own by default.")
 @click.option("--normalize", is_flag=True, help="Scale every row to unit length.")
-@click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
-@click.option(
-    "--ids-file",
-    type=PATH,
-    metavar="FILE",
-    help="The ids in a file: .npy, .txt, or a .csv, .tsv, .parquet or .arrow whose columns --ids and --keep name.",
-)
-@click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+@ids_option
+@ids_file_option
+@column_option
 @click.option(
     "--keep",
     type=Names(),

@@ -53,6 +53,15 @@ PATH = LocalPath(path_type=Path)
 STORE = StorePath(path_type=Path)
 DTYPE = click.Choice(["float16", "float32"])
 
+ids_option = click.option("--ids", metavar="COLUMN", help="The column that has the ids.")
+ids_file_option = click.option(
+    "--ids-file",
+    type=PATH,
+    metavar="FILE",
+    help="The ids in a file: .npy, .txt, or a .csv, .tsv, .parquet or .arrow, of whose columns they are --ids.",
+)
+column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
+
 
 class PerLevel(click.ParamType):
     """One value for all levels, or several with commas between them, one per level."""

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import STORE, Place, place_options
+from hkm_dask.cli.options import STORE, Place, column_option, ids_file_option, ids_option, place_options
 from hkm_dask.cli.output import Output, output_option
 
 if TYPE_CHECKING:
@@ -16,22 +16,30 @@ if TYPE_CHECKING:
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.argument("pool", type=STORE, metavar="POOL.zarr")
 @click.argument("new", type=STORE, nargs=-1, metavar="NEW...")
+@ids_option
+@ids_file_option
+@column_option
 @output_option
 @place_options
-def update(tree: Location, pool: Location, new: tuple[Location, ...], place: Place, output: Output) -> None:
+def update(
+    tree: Location, pool: Location, new: tuple[Location, ...], place: Place, output: Output, **options: Any
+) -> None:
     """Let new samples join a tree and its pool.
 
     Nothing is clustered anew. NEW are pools, or what hkm ingest takes. Their rows lie below those of the pool, so that
     row numbers and subsets stay valid; each goes to the nearest of all level-1 centroids, which stay where they are.
     TREE.zarr and POOL.zarr are replaced when both are complete. Then renew the draw with hkm sample. Without NEW a tree
     follows its pool that has grown with another tree. Interrupted, the same command resumes.
+
+    --ids, --ids-file and --column tell of those NEW that are no pools. The columns that the pool has are taken from
+    them, or from the table of --ids-file.
     """
     with output.run(place) as runner:
         from hkm_dask.data.pool import open_pool
         from hkm_dask.hierarchy.tree import open_hierarchy
         from hkm_dask.ingestion.update import update as run_update
 
-        run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit)
+        run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit, **options)
     updates = open_hierarchy(tree).attrs.get("updates") or [{"n_samples": open_pool(pool).n_samples}]
     n_samples = open_pool(pool).n_samples
     n_joined = n_samples - int(updates[-1]["n_samples"])

@@ -198,7 +198,7 @@ class TreeArrays:
                 values[first:last] = self._chunk(stored, level, name, index, scan)[offsets]
 
         at_once = _OBJECTS_AT_ONCE if isinstance(stored.place, ObjectPath) else n_processors()
-        n_threads = min(len(spans), at_once)
+        n_threads = min(sum(self._kept.get((level, name, int(chunks[first]))) is None for first, _ in spans), at_once)
         if n_threads < 2:
             take_of_chunks()
         else:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +34,9 @@ def update(
     tree: str | os.PathLike[str],
     pool: str | os.PathLike[str],
     *new: Any,
+    ids: Any = None,
+    ids_file: str | os.PathLike[str] | None = None,
+    column: str | None = None,
     client: Client | None = None,
     memory_limit: int | str | None = None,
 ) -> xr.DataTree:
@@ -48,8 +52,11 @@ def update(
     tree, pool : path
         A tree and the pool it was made of.
     *new : path, Pool or array
-        New samples, in this order: pools, or what `ingest` takes. None where the pool has grown already, by the update
-        of another tree.
+        New samples, in this order: pools, or what `ingest` takes, whose columns are taken where the pool has such. None
+        where the pool has grown already, by the update of another tree.
+    ids, ids_file, column : optional
+        Of those that are no pools, as `ingest` takes them: the name of their ids, or the ids themselves; a file of ids,
+        whose further columns are taken; the name of their embeddings.
     client : distributed.Client, optional
         Where to run; by default distributed's current client, else threads of this process.
     memory_limit : int or str, optional
@@ -82,6 +89,7 @@ def update(
     (8, True)
     """
     target, home = location(tree, "tree").absolute(), location(pool, "pool").absolute()
+    options = {"ids": ids, "ids_file": ids_file, "column": column}
     work = layout.work_path(target) / "update"
     with lock(target), lock(home):
         for path in (target, home):
@@ -92,7 +100,7 @@ def update(
         if n_before is None or n_before != opened.hkm.n_samples:
             made = opened.attrs.get("pool") or "an array"
             raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
-        with _pools(new, home, grown, may_join=n_before == grown.n_samples) as added:
+        with _pools(new, home, grown, options, may_join=n_before == grown.n_samples) as added:
             if _has_joined(added, grown):
                 added = []
                 emit("resumed", what="these samples are in the pool already")
@@ -152,42 +160,62 @@ def _check_unfinished(target: Location) -> None:
 
 
 @contextmanager
-def _pools(new: Sequence[Any], home: Location, pool: Pool, *, may_join: bool) -> Iterator[list[Pool]]:
-    """The new samples as pools: what is none becomes one, beside the pool, until the context closes."""
+def _pools(
+    new: Sequence[Any], home: Location, pool: Pool, options: Mapping[str, Any], *, may_join: bool
+) -> Iterator[list[Pool]]:
+    """The new samples as pools: those in a row that are none become one, beside the pool, until the context closes."""
     folder = layout.work_path(home)
     remove(folder)
+    given = [name for name, value in options.items() if value is not None]
+    if given and all(map(_is_pool, new)):
+        raise InputError(
+            f"{' and '.join(given)} should be of new samples that are no pools, and there are none; leave it out"
+        )
     try:
-        opened = []
-        for number, one in enumerate(new):
-            if isinstance(one, Pool):
-                opened.append(one)
-            elif isinstance(one, str | os.PathLike) and stored_format(location(one)) == layout.POOL_FORMAT:
-                opened.append(open_pool(one))
-            else:
-                if may_join:
-                    _check_bare(one, pool)
-                opened.append(_made(one, folder / f"new-{number}.zarr", home, pool))
+        opened = list[Pool]()
+        for is_pool, group in itertools.groupby(new, _is_pool):
+            some = list(group)
+            if is_pool:
+                opened += [one if isinstance(one, Pool) else open_pool(one) for one in some]
+                continue
+            if may_join:
+                _check_ids(some, pool, options)
+            keep = pool.columns if may_join else ()
+            opened.append(_made(some, folder / f"new-{len(opened)}.zarr", home, pool, {**options, "keep": keep}))
         yield opened
     finally:
         remove(folder)
 
 
-def _made(new: Any, target: Location, home: Location, pool: Pool) -> Pool:
-    """Make a pool of rows that are in none; InputError where they need options of ``hkm ingest``."""
+def _is_pool(new: Any) -> bool:
+    if isinstance(new, str | os.PathLike):
+        return stored_format(location(new)) == layout.POOL_FORMAT
+    return isinstance(new, Pool)
+
+
+def _made(new: list[Any], target: Location, home: Location, pool: Pool, options: Mapping[str, Any]) -> Pool:
+    """Make a pool of rows that are in none; InputError where they lack columns that the pool has."""
+    normalize = bool(read_attributes(home).get("normalized"))
     try:
-        return ingest(new, target, dtype=pool.dtype, normalize=bool(read_attributes(home).get("normalized")))
+        return ingest(new, target, dtype=pool.dtype, normalize=normalize, **options)
     except InputError as error:
-        if not any(problem.startswith("column=") for problem in error.problems):
+        if not any(problem.startswith("keep=") for problem in error.problems):
             raise
-        raise InputError(f"{_name(new)} has several tables of embeddings; {MAKE_A_POOL}") from error
+        fact = f"{_names(new)} should have the columns {', '.join(pool.columns)}, as {pool.path} has"
+        remedy = f"give them in the table of ids_file (--ids-file), or {MAKE_A_POOL}"
+        raise InputError(f"{fact}; {remedy}") from error
 
 
-def _check_bare(new: Any, pool: Pool) -> None:
-    """Refuse rows without ids and columns where the pool has some, before they are read."""
-    lacks = [*(["ids"] if pool.has_ids else []), *([f"the columns {', '.join(pool.columns)}"] if pool.columns else [])]
-    if lacks and not (isinstance(new, str | os.PathLike) and not location(new).exists()):
-        raise InputError(f"{_name(new)} should have {' and '.join(lacks)}, as {pool.path} has; {MAKE_A_POOL}")
+def _check_ids(new: list[Any], pool: Pool, options: Mapping[str, Any]) -> None:
+    """Refuse rows without ids where the pool has some, before they are read."""
+    if pool.has_ids and options["ids"] is None and options["ids_file"] is None and all(map(_is_there, new)):
+        remedy = "name their column with ids (--ids), or a file that has them with ids_file (--ids-file)"
+        raise InputError(f"{_names(new)} should have ids, as {pool.path} has; {remedy}")
 
 
-def _name(new: Any) -> str:
-    return os.fspath(new) if isinstance(new, str | os.PathLike) else "what is new"
+def _is_there(new: Any) -> bool:
+    return not isinstance(new, str | os.PathLike) or location(new).exists()
+
+
+def _names(new: Sequence[Any]) -> str:
+    return ", ".join(os.fspath(one) if isinstance(one, str | os.PathLike) else "what is new" for one in new)

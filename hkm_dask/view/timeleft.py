@@ -260,6 +260,9 @@ class TimeLeft:
         phase, share = fields["phase"], fields["done"] / max(1, fields["total"])
         phase = "choose" if phase == "walk" else phase
         if self._now.phase != phase:
+            if self._now.phase == "draw" and not self._now.n_reports:  # there are no more rows than it would draw
+                self._skipped += self._now.pieces
+                self._now.is_whole = False
             self._begin(*self._place, phase, time)
         if phase == "draw":  # passes over the rows draw more and more
             share = _DRAWN * share**_DRAW_POWER if share >= _LEAST_DRAWN else 0.0

@@ -30,9 +30,10 @@ JUDGED_FROM, LEAST_LEFT, N_MOMENTS = 0.2, 2.0, 400
 
 @dataclass(frozen=True)
 class Estimate:
-    """An estimate made at a share of the run, over what then came."""
+    """An estimate made at a share of the run, after so many resamplings, over what then came."""
 
     at: float
+    n_resampled: int
     expected: float
     bound: float
 
@@ -62,16 +63,29 @@ def read_trace(path: Path, clock: str = "processor") -> list[Event]:
 def estimates(events: list[Event]) -> list[Estimate]:
     """Estimates at moments spread evenly over the run, over the time that was really left then."""
     left, begin, end = TimeLeft(), events[0].time, events[-1].time
-    found, coming = [], iter(events)
+    found, coming, n_resampled = [], iter(events), 0
     event = next(coming)
     for now in np.linspace(begin, end, N_MOMENTS, endpoint=False):
         while event.time <= now:
             left.update(event)
+            n_resampled += event.kind == "assigned" and event.fields["step"] > 0
             event = next(coming)
         estimate, really = left.at(now), end - now
         if estimate is not None and really >= LEAST_LEFT:
-            found.append(Estimate((now - begin) / (end - begin), estimate.expected / really, estimate.bound / really))
+            at = (now - begin) / (end - begin)
+            found.append(Estimate(at, n_resampled, estimate.expected / really, estimate.bound / really))
     return found
+
+
+def described(judged: list[Estimate]) -> str:
+    """Quantiles 10, 50 and 90 % of estimates over what came, and how often the bound was kept, and was near."""
+    cells = []
+    for name in ("expected", "bound"):
+        values = np.quantile([getattr(one, name) for one in judged], [0.1, 0.5, 0.9])
+        cells.append(f"{name} / came " + " ".join(f"{value:.2f}" for value in values))
+    bounds = np.array([one.bound for one in judged])
+    cells.append(f"above the bound {np.mean(bounds < 1):.0%}, within 1.5 times {np.mean(bounds <= 1.5):.0%}")
+    return "; ".join(cells)
 
 
 @click.group()
@@ -111,7 +125,11 @@ def record(
 @click.argument("traces", type=click.Path(path_type=Path, exists=True), nargs=-1, required=True)
 @click.option("--clock", type=click.Choice(["processor", "wall"]), default="processor")
 def replay(traces: tuple[Path, ...], clock: str) -> None:
-    """Print how the estimates of each trace compare with what came, after a fifth of it: quantiles 10, 50 and 90 %."""
+    """Print how the estimates compare with what came, after a fifth of each trace: quantiles 10, 50 and 90 %.
+
+    Of each trace, and of all together by how many resamplings had been timed.
+    """
+    of_all: list[Estimate] = []
     for trace in traces:
         events = read_trace(trace, clock)
         found = estimates(events)
@@ -120,13 +138,12 @@ def replay(traces: tuple[Path, ...], clock: str) -> None:
         if not judged:
             click.echo(f"{trace.stem}: {seconds:.0f} s, too short to be judged")
             continue
-        cells = []
-        for name in ("expected", "bound"):
-            values = np.quantile([getattr(one, name) for one in judged], [0.1, 0.5, 0.9])
-            cells.append(f"{name} / came " + " ".join(f"{value:.2f}" for value in values))
-        bounds = np.array([one.bound for one in judged])
-        cells.append(f"above the bound {np.mean(bounds < 1):.0%}, within 1.5 times {np.mean(bounds <= 1.5):.0%}")
-        click.echo(f"{trace.stem}: {seconds:.0f} s, told from {found[0].at:.2f} of it on; " + "; ".join(cells))
+        of_all += judged
+        click.echo(f"{trace.stem}: {seconds:.0f} s, told from {found[0].at:.2f} of it on; {described(judged)}")
+    for numbers, name in ((range(1), "none"), (range(1, 2), "one"), (range(2, 1 << 30), "more")):
+        some = [one for one in of_all if one.n_resampled in numbers]
+        if some:
+            click.echo(f"resamplings before, {name}: {len(some) / len(of_all):.0%} of all moments; {described(some)}")
 
 
 if __name__ == "__main__":

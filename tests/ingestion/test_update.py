@@ -1,6 +1,8 @@
 """New samples join a tree, against a tree made by hand from float64."""
 
+import contextlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -9,6 +11,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
 from click.testing import CliRunner
@@ -202,7 +205,7 @@ def test_the_command_and_two_updates(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("new", "message"),
     [
-        (lambda folder: rows(3, 9), r"^what is new should have ids and the columns score, as .* has; make it a pool"),
+        (lambda folder: rows(3, 9), r"^what is new should have ids, as .*pool\.zarr has; name their column with ids "),
         (lambda folder: folder / "no.npy", "no.npy does not exist"),
         (lambda folder: folder / "pool.zarr", "should have other rows than"),
         (
@@ -237,17 +240,72 @@ def test_more_than_memory_has_room_for_is_refused_before_anything_is_written(
     assert open_pool(folder / "pool.zarr").fingerprint == pool.fingerprint
 
 
-def test_rows_that_need_options_of_ingest_are_refused_by_their_own_name(folder: Path) -> None:
+def test_rows_of_files_get_their_ids_and_columns_from_a_table(folder: Path) -> None:
+    target, pool, table = folder / "l2.zarr", folder / "pool.zarr", folder / "rows.csv"
+    x = rows(3, 30)
+    np.save(folder / "a.npy", x[:10])
+    np.save(folder / "b.npy", x[10:])
+    table.write_text("name,score,other\n" + "".join(f"c{i},{x[i, 0]:.9g},z\n" for i in range(30)))
+    words = ["update", *map(str, (target, pool, folder / "new.zarr", folder / "a.npy", folder / "b.npy"))]
+    words += ["--ids-file", str(table), "--ids", "name"]
+    before = hkm.open_hierarchy(target).load()
+    for _ in range(2):  # once more is nothing more
+        said = CliRunner().invoke(main, words)
+        assert said.exit_code == 0, said.output
+        assert f"{target}: 801 samples, of which 201 joined in the last update" in said.output
+    everything = np.concatenate([rows(0), rows(1, ADDED), x])
+    check_by_hand(before, hkm.open_hierarchy(target), everything, N)
+    grown = open_pool(pool)
+    assert grown.ids().tolist() == [*names("a", N), *names("b", ADDED), *names("c", 30)]
+    np.testing.assert_array_equal(grown.column("score").astype("f4"), everything[:, 0])
+    assert grown.columns == ("score",)
+    assert hkm.verify(pool).sound
+
+
+def test_rows_of_tables_and_arrays_name_their_ids(folder: Path) -> None:
+    target, pool, x = folder / "l2.zarr", folder / "pool.zarr", rows(3, 9)
+    columns = {"key": names("c", 9), "score": x[:, 0].astype("f8"), "text": list(x), "image": list(-x)}
+    pd.DataFrame(columns).to_parquet(folder / "new.parquet")
+    hkm.update(target, pool, folder / "new.parquet", ids="key", column="image")
+    hkm.ingest(rows(0), folder / "plain.zarr", ids=np.arange(N))
+    hkm.build_hierarchy(folder / "plain.zarr", folder / "tree.zarr", hkm.Config.from_flags((4,), n_resamples=0))
+    hkm.update(folder / "tree.zarr", folder / "plain.zarr", x[:4], x[4:], ids=np.arange(N, N + 9))
+    for path, new, ids in ((pool, -x, names("c", 9)), (folder / "plain.zarr", x, np.arange(N, N + 9))):
+        grown = open_pool(path)
+        np.testing.assert_array_equal(grown.rows().read(N, N + 9), new)
+        assert grown.ids()[N:].tolist() == ids.tolist()
+    np.testing.assert_array_equal(open_pool(pool).column("score")[N:], x[:, 0].astype("f8"))
+
+
+@pytest.mark.parametrize(
+    ("new", "options", "said"),
+    [
+        (
+            "bare.npy",
+            [],
+            r"bare\.npy should have ids, as .*pool\.zarr has; name their column with --ids, or ",
+        ),
+        (
+            "bare.npy",
+            ["--ids-file", "ids.txt"],
+            r"bare\.npy should have the columns score, as .*pool\.zarr has; give them in the table of --ids-file,",
+        ),
+        ("bare.npy", ["--ids-file", "few.csv", "--ids", "id"], r"few\.csv: n_ids=2 should be 9, one per row"),
+        ("two.npz", ["--ids", "c"], r"--column should be one of the arrays of .*two\.npz \(a, b\); choose one"),
+        ("new.zarr", ["--ids-file", "ids.txt"], "--ids-file should be of new samples that are no pools"),
+    ],
+)
+def test_options_of_rows_that_are_in_no_pool(folder: Path, new: str, options: list[str], said: str) -> None:
     np.save(folder / "bare.npy", rows(3, 9))
-    with pytest.raises(InputError, match=r"bare\.npy should have ids and the columns score, as .*; make it a pool"):
-        hkm.update(folder / "l2.zarr", folder / "pool.zarr", folder / "bare.npy")
-    hkm.ingest(rows(1, 50), folder / "bare.zarr")
-    hkm.build_hierarchy(folder / "bare.zarr", folder / "tree.zarr", hkm.Config.from_flags((4,), n_resamples=0))
-    np.savez(folder / "two.npz", a=rows(3, 9), b=rows(3, 8))
-    with pytest.raises(
-        InputError, match=r"two\.npz has several tables of embeddings; make it a pool with `hkm ingest`"
-    ):
-        hkm.update(folder / "tree.zarr", folder / "bare.zarr", folder / "two.npz")
+    (folder / "ids.txt").write_text("".join(f"c{i}\n" for i in range(9)))
+    (folder / "few.csv").write_text("id,score\nc,1.5\nd,2.5\n")
+    np.savez(folder / "two.npz", a=rows(3, 9), b=rows(3, 9), c=names("c", 9).astype(str), score=np.ones(9))
+    known = open_pool(folder / "pool.zarr").fingerprint
+    with contextlib.chdir(folder):
+        result = CliRunner().invoke(main, ["update", "l2.zarr", "pool.zarr", new, *options])
+    assert result.exit_code == 1
+    assert re.search(said, result.output), result.output
+    assert open_pool(folder / "pool.zarr").fingerprint == known
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:

@@ -355,6 +355,7 @@ def test_the_time_left_of_a_recorded_build_is_judged(tmp_path: Path) -> None:
     said = CliRunner().invoke(timeleft.main, ["replay", "--clock", "wall", str(trace)], catch_exceptions=False)
     assert said.output.startswith("trace: 50 s, told from ")
     assert re.search(r"expected / came [\d.]+ [\d.]+ [\d.]+; bound / came [\d.]+ [\d.]+ [\d.]+; above", said.output)
+    assert re.search(r"^resamplings before, none: \d+% of all moments; expected / came", said.output, re.MULTILINE)
 
 
 def test_assigning_is_timed_beside_predicting(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -170,6 +170,21 @@ def test_a_kmeans_without_a_plan_has_a_time_left_of_its_own() -> None:
     assert 5 < told.expected < told.bound < 17
 
 
+def test_a_draw_that_falls_away_does_not_pass_for_one_of_no_time() -> None:
+    # From the second resampling on there are no more rows than it would draw, as small clusters give fewer.
+    left, margins = TimeLeft(), []
+    for event in run(0.4, levels=[{**LEVELS[0], "m": 6}]):
+        step, later = event.fields.get("step", 0), event.fields.get("step", 0) > 1
+        fields = {**event.fields, "phase": "choose"} if later and event.kind == "seeding" else event.fields
+        left.update(Event(event.kind, fields, event.time))
+        if later and event.kind == "step_started":
+            left.update(Event("seeding", {**fields, "phase": "choose", "done": 0, "total": 3}, event.time + 0.01))
+        if later and event.kind == "assigned" and step < 6 and (told := left.at(event.time)) is not None:
+            margins.append(told.bound / told.expected)
+    assert len(margins) == 4
+    assert max(margins) < 1.4
+
+
 @pytest.mark.parametrize("power", [1.5, 2.0, 3.0])
 def test_iterations_are_foreseen_by_the_fall_of_the_inertia(power: float) -> None:
     drops = [0.02 * i**-power for i in range(1, 51)]

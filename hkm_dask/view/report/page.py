@@ -25,6 +25,9 @@ from hkm_dask.view.report.near_duplicates import MAX_ROWS, NearDuplicates, draw_
 from hkm_dask.view.report.ribbons import Ribbon, draw_ribbons
 from hkm_dask.view.report.samples import Samples
 
+#: Their names, in the colors that figures have them in.
+_POOL, _DRAW = element("span", "the pool", class_="of-pool"), element("span", "the draw", class_="of-draw")
+
 
 @dataclass(frozen=True)
 class Contents:
@@ -105,17 +108,19 @@ def _header(contents: Contents, sections: list[Section]) -> Markup:
     )  # fmt: skip
 
 
+def _in_both(facts: Facts) -> list[Content]:
+    """Where something is counted, in the colors of the figures."""
+    return ["in ", _POOL, [" and in ", _DRAW] if facts.n_drawn else None]
+
+
 def _lede(facts: Facts) -> Markup:
     top = facts.top
     if len(top.filled) == 1:
-        pool = element("span", "the pool", class_="of-pool")
-        return element("p", "All of ", pool, " lies in one cluster of the top level.", class_="lede")
-    said: list[Content] = [
-        "Half of ", element("span", "the pool", class_="of-pool"),
-        f" lies in {count(half(top.sizes))} of the {things(len(top.filled), 'cluster')} of the top level",
-    ]  # fmt: skip
+        return element("p", "All of ", _POOL, " lies in one cluster of the top level.", class_="lede")
+    where = f" lies in {count(half(top.sizes))} of the {things(len(top.filled), 'cluster')} of the top level"
+    said: list[Content] = ["Half of ", _POOL, where]
     if top.drawn is not None and facts.n_drawn:
-        said += [", half of ", element("span", "the draw", class_="of-draw"), f" in {count(half(top.drawn))}"]
+        said += [", half of ", _DRAW, f" in {count(half(top.drawn))}"]
     return element("p", *said, ".", class_="lede")
 
 
@@ -147,12 +152,12 @@ def _sections(contents: Contents) -> Iterator[Section]:
     yield Section("hierarchy", "The hierarchy", _hierarchy(contents))
     yield Section("clusters", "The largest clusters", cluster_table(facts, contents.largest, samples))
     intro = _p(
-        "Clusters ranked by their samples, both axes logarithmic. The flatter a line, the more even; "
-        "a Gini coefficient of 0 is even."
-    )
+        "Clusters ranked by their samples ", _in_both(facts), "; both axes are logarithmic. The flatter a line, the "
+        "more even; a Gini coefficient of 0 is even."
+    )  # fmt: skip
     yield Section("sizes", "Sizes of the clusters", [intro, levels.size_panels(facts), levels.size_table(facts)])
     if contents.columns:
-        yield Section("columns", "Columns", _columns(contents.columns))
+        yield Section("columns", "Columns", _columns(facts, contents.columns))
     if contents.classes:
         intro = _p(
             "Each dot is a class: its samples against the clusters that are mostly of it, and against their mean size. "
@@ -183,11 +188,12 @@ def _hierarchy(contents: Contents) -> list[Content]:
     return [_p(said), colors, element("figure", draw_icicle(contents.cells, facts, contents.samples))]
 
 
-def _columns(columns: dict[str, Values | Numbers | None]) -> list[Content]:
+def _columns(facts: Facts, columns: dict[str, Values | Numbers | None]) -> list[Content]:
+    intro = _p("Shares of the values of each column ", _in_both(facts), ".")
     left_out = [line(name, 60) for name, one in columns.items() if one is None]
     said = f"Not compared, as they hold too many different values: {', '.join(left_out)}."
     drawn = [draw_column(one) for one in columns.values() if one is not None]
-    return [drawn, _p(said, class_="note") if left_out else None]
+    return [intro, drawn, _p(said, class_="note") if left_out else None]
 
 
 def _near(contents: Contents) -> Content:

@@ -81,6 +81,10 @@ def test_in_a_browser(page: Path, made: Made, open_page: Callable[..., Any]) -> 
     thumbs = shown.locator("svg.thumb")
     assert thumbs.count() > 20
     assert thumbs.first.evaluate("(svg) => svg.getBoundingClientRect().width > 20")
+    # Colors that tell pool and draw apart are named where they are.
+    for key in ("sizes", "columns"):
+        intro = shown.locator(f"section[aria-labelledby={key}] p").first
+        assert intro.locator("span").all_inner_texts() == ["the pool", "the draw"]
     # What is marked becomes a command.
     names = [button.inner_text() for button in shown.locator("table button.name").all()[:2]]
     for name in names:
