@@ -70,7 +70,7 @@ def _python_reference() -> str:
     errors = [name for name in names if name.endswith("Error")]
     classes = [name for name in names if name not in functions and name not in errors]
     blocks = [f"::: hkm_dask.{name}" for name in (*functions, *classes, *errors)]
-    blocks.append("::: hkm_dask.hierarchy.accessor.HkmAccessor")
+    blocks.append("::: hkm_dask.hierarchy.tree.accessor.HkmAccessor")
     return "# Python\n\n`import hkm_dask as hkm`; a tree has the accessor `hkm`.\n\n" + "\n\n".join(blocks) + "\n"
 
 

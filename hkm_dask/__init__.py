@@ -17,10 +17,10 @@ if TYPE_CHECKING:
     from hkm_dask.hierarchy.assignment import assign
     from hkm_dask.hierarchy.build import build_hierarchy
     from hkm_dask.hierarchy.estimator import HierarchicalKMeans
-    from hkm_dask.hierarchy.sampling import sample
+    from hkm_dask.hierarchy.sampling.sample import sample
     from hkm_dask.hierarchy.table import export
-    from hkm_dask.hierarchy.tree import open_hierarchy
-    from hkm_dask.hierarchy.verify import verify
+    from hkm_dask.hierarchy.tree.tree import open_hierarchy
+    from hkm_dask.hierarchy.verify.verify import verify
     from hkm_dask.ingestion.ingest import ingest
     from hkm_dask.ingestion.update import update
     from hkm_dask.kmeans.estimator import KMeans
@@ -43,12 +43,12 @@ _HOMES = {
     "dedup": "curation.dedup",
     "export": "hierarchy.table",
     "ingest": "ingestion.ingest",
-    "open_hierarchy": "hierarchy.tree",
+    "open_hierarchy": "hierarchy.tree.tree",
     "open_pool": "data.pool",
     "report": "view.report.report",
-    "sample": "hierarchy.sampling",
+    "sample": "hierarchy.sampling.sample",
     "update": "ingestion.update",
-    "verify": "hierarchy.verify",
+    "verify": "hierarchy.verify.verify",
 }
 
 __all__ = [

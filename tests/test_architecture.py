@@ -14,6 +14,8 @@ ROOMS = (
     "version", "errors", "untrusted", "events", "metrics", "config", "data", "compute", "kmeans", "hierarchy",
     "curation", "ingestion", "embedding", "view", "planning", "browsing", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
+# Of these, rooms within them, from the ground up; "" has the modules that are in none.
+INNER_ROOMS = {"hierarchy": ("sorting", "tree", "sampling", "", "verify"), "compute": ("", "cluster")}
 OPTIONAL = {"cupy", "dask_cuda", "rmm", "sentence_transformers", "timm", "torch", "transformers"}
 
 MODULES = sorted(PACKAGE.rglob("*.py"))
@@ -90,6 +92,22 @@ def test_imports_point_down() -> None:
             target = room(name) if room(name) in ROOMS else "__init__"
             if name.split(".")[0] == "hkm_dask" and ROOMS.index(target) > ROOMS.index(room(dotted(path))):
                 upward.append(f"{dotted(path)} imports {name}, which lies above it")
+    assert not upward
+
+
+def test_imports_point_down_within_rooms() -> None:
+    def inner_room(module: str) -> str:
+        parts = module.split(".")
+        return parts[2] if len(parts) > 2 and parts[2] in INNER_ROOMS[parts[1]] else ""
+
+    upward = []
+    for path in MODULES:
+        if room(dotted(path)) in INNER_ROOMS:
+            order = INNER_ROOMS[room(dotted(path))]
+            for name in imported(nodes_of(path)):
+                if name.startswith(f"hkm_dask.{room(dotted(path))}."):
+                    if order.index(inner_room(name)) > order.index(inner_room(dotted(path))):
+                        upward.append(f"{dotted(path)} imports {name}, which lies above it")
     assert not upward
 
 

@@ -21,7 +21,7 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import build, level_arrays
 from hkm_dask.hierarchy.checkpoint import Checkpoints
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from tests.power_loss import Recording, recorded
 

@@ -21,8 +21,8 @@ from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
 from hkm_dask import cli
-from hkm_dask.compute import cluster_runner
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.cluster import cluster_runner
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import checkpoint
 

@@ -18,8 +18,8 @@ import pytest
 import zarr
 
 from hkm_dask import cli
-from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.shared_arrays import SharedArrayStore
 from hkm_dask.config import Config, Level
 from hkm_dask.data.files import FAILPOINTS
@@ -29,7 +29,7 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 
 pytestmark = pytest.mark.faults

@@ -16,7 +16,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.objects import Location, ObjectPath, zarr_store

@@ -19,7 +19,7 @@ from hkm_dask.data.ids import id_pieces
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.hierarchy.verify import verify
+from hkm_dask.hierarchy.verify.verify import verify
 
 N_ROWS, N_FEATURES, CHUNK_ROWS = 23, 3, 4
 VERSIONS = st.integers(0, 2)

@@ -25,7 +25,7 @@ from hkm_dask.errors import StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.checkpoint import Checkpoints
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.estimator import KMeans
 from hkm_dask.kmeans.fit import Fit

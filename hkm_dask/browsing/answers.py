@@ -16,7 +16,7 @@ from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Draw, Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.steering import Cluster
+from hkm_dask.hierarchy.sampling.steering import Cluster
 
 #: Clusters, or samples, of one page, and samples that stand for one cluster in a list.
 MAX_PAGE, PREVIEWED = 96, 6

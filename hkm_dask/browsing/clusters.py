@@ -12,10 +12,10 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.accessor import share_evenly
-from hkm_dask.hierarchy.eligible import count_rows
-from hkm_dask.hierarchy.steering import Cluster
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.sampling.eligible import count_rows
+from hkm_dask.hierarchy.sampling.steering import Cluster
+from hkm_dask.hierarchy.tree.accessor import share_evenly
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
 
 #: Orders of children that are kept; of a tree of one level, each has 8 bytes a cluster.
 _KEPT_ORDERS = 8

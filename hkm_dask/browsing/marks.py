@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from hkm_dask.browsing.clusters import Clusters
 from hkm_dask.data.files import folder_problem
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.steering import Cluster, check_weight, read_weights, write_weights
+from hkm_dask.hierarchy.sampling.steering import Cluster, check_weight, read_weights, write_weights
 
 _MAX_UNDO = 1000
 

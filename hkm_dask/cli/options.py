@@ -139,7 +139,7 @@ class Place:
 
     def check(self) -> None:
         """Refuse options that contradict each other."""
-        from hkm_dask.compute.cluster import places_asked_for
+        from hkm_dask.compute.cluster.connect import places_asked_for
         from hkm_dask.errors import InputError
 
         try:
@@ -154,7 +154,7 @@ class Place:
     @contextmanager
     def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
         """Start or find the workers, for as long as the context lasts; say where the dashboard is unless `quiet`."""
-        from hkm_dask.compute import cluster
+        from hkm_dask.compute.cluster import connect as cluster
         from hkm_dask.events import emit
 
         starts_workers = self.workers is not None or self.local_cuda

@@ -79,9 +79,9 @@ def sample(tree: Location, size: int, out: Location, output: Output, **options: 
     for name in ("max_per", "quotas"):
         options[name] = {column: value for given in options[name] for column, value in given.items()}
     with output.progress():
-        from hkm_dask.hierarchy import export
-        from hkm_dask.hierarchy.sampling import sample as draw
-        from hkm_dask.hierarchy.tree import open_hierarchy
+        from hkm_dask.hierarchy.sampling import export
+        from hkm_dask.hierarchy.sampling.sample import sample as draw
+        from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
         export.check_target(out)
         opened = open_hierarchy(tree)

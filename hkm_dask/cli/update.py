@@ -36,7 +36,7 @@ def update(
     """
     with output.run(place) as runner:
         from hkm_dask.data.pool import open_pool
-        from hkm_dask.hierarchy.tree import open_hierarchy
+        from hkm_dask.hierarchy.tree.tree import open_hierarchy
         from hkm_dask.ingestion.update import update as run_update
 
         run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit, **options)

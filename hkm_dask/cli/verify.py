@@ -32,7 +32,7 @@ def verify(
     after a problem; the exit code is 1 where it found any.
     """
     with output.progress():
-        from hkm_dask.hierarchy.verify import verify as run_verify
+        from hkm_dask.hierarchy.verify.verify import verify as run_verify
 
         found = run_verify(store, pool=pool, tree=tree, sample=sample, seed=seed)
     head, *lines = str(found).splitlines()

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.curation.column_summary import TOLD_VALUES, summarize_columns
@@ -25,8 +25,8 @@ from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.data.summary import Summary
 from hkm_dask.errors import InputError, StoreError, is_whole
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.eligible import count_rows, leaf_sizes
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.kmeans.predict import nearest_labels
 from hkm_dask.metrics import size_balance
 

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config.problems import nearest
@@ -28,8 +28,8 @@ from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, check_all, is_whole
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.columns import column_to_sort, sort_keys
-from hkm_dask.hierarchy.export import SUFFIXES, check_target, write_pool_rows
+from hkm_dask.hierarchy.sampling.columns import column_to_sort, sort_keys
+from hkm_dask.hierarchy.sampling.export import SUFFIXES, check_target, write_pool_rows
 
 if TYPE_CHECKING:
     from distributed import Client

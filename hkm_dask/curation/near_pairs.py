@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.matmul import matmul
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.threads import single_threaded_blas

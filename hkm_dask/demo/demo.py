@@ -21,8 +21,8 @@ from hkm_dask.embedding.descriptors import Cells
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.export import write_subset
-from hkm_dask.hierarchy.sampling import sample
+from hkm_dask.hierarchy.sampling.export import write_subset
+from hkm_dask.hierarchy.sampling.sample import sample
 from hkm_dask.ingestion.ingest import ingest
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from hkm_dask.data.objects import Location, location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together, pick
-from hkm_dask.hierarchy.external_sort import rows_at_once
+from hkm_dask.hierarchy.sorting.external_sort import rows_at_once
 from hkm_dask.kmeans.ranges import nearest_by_ranges
 from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
 from hkm_dask.kmeans.search.geometry import Geometry

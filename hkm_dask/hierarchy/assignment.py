@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import xarray as xr
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.memory import assign_stage
 from hkm_dask.compute.partition import Part, in_rounds
 from hkm_dask.compute.runner import Runner
@@ -23,10 +23,10 @@ from hkm_dask.data.files import METADATA_FILE, read_attributes, read_complete
 from hkm_dask.data.objects import Location, location, zarr_store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.source import ClusterInput, open_source
-from hkm_dask.hierarchy.tree import checked_arrays, open_hierarchy
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.nearest import paths_of_centroids
+from hkm_dask.hierarchy.tree.tree import checked_arrays, open_hierarchy
 from hkm_dask.kmeans.predict import LabelRows, geometry_of
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.version import __version__

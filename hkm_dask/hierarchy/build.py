@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.compute.block_cache import device_cache, forget, host_cache
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.memory import check_fits
 from hkm_dask.compute.runner import Runner
@@ -111,7 +111,7 @@ def build_hierarchy(
     """
     path = write_hierarchy(pool, tree, config, client=client, memory_limit=memory_limit, restart=restart)
     # Importing xarray takes longer than opening, and who only writes a tree need not.
-    from hkm_dask.hierarchy.tree import open_hierarchy
+    from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
     return open_hierarchy(path)
 

@@ -21,7 +21,7 @@ from hkm_dask.compute.memory import PICKED_ROWS, sort_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, SharedPieces
 from hkm_dask.compute.stepwise import Outcome
-from hkm_dask.hierarchy.external_sort import (
+from hkm_dask.hierarchy.sorting.external_sort import (
     Records,
     Run,
     ScratchRun,
@@ -33,7 +33,7 @@ from hkm_dask.hierarchy.external_sort import (
     splitters_before,
     whole_clusters,
 )
-from hkm_dask.hierarchy.members import starts
+from hkm_dask.hierarchy.sorting.members import starts
 from hkm_dask.kmeans.search.smallest import are_smallest, bounds_of_labels, mark_smallest
 
 

@@ -16,10 +16,10 @@ from sklearn.utils.validation import check_is_fitted
 from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
-from hkm_dask.hierarchy.tree_predictor import TreePredictor
+from hkm_dask.hierarchy.sampling.sample import sample
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.predictor import TreePredictor
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.inputs import rows_of
 
 if TYPE_CHECKING:

@@ -17,8 +17,8 @@ from hkm_dask.compute.stepwise import Outcome
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
-from hkm_dask.hierarchy.external_sort import Run, grouped, stored_runs
-from hkm_dask.hierarchy.members import starts, write_members
+from hkm_dask.hierarchy.sorting.external_sort import Run, grouped, stored_runs
+from hkm_dask.hierarchy.sorting.members import starts, write_members
 from hkm_dask.kmeans.search.smallest import count_labels
 
 #: Bytes of centroids that one task copies, at most, unless a chunk has more.

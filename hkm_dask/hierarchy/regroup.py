@@ -30,7 +30,8 @@ from hkm_dask.data.files import careful
 from hkm_dask.data.npy import create_npy, write_at
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.rows import NpyRows, Rows
-from hkm_dask.hierarchy.external_sort import (
+from hkm_dask.hierarchy.level_arrays import Readable
+from hkm_dask.hierarchy.sorting.external_sort import (
     PartitionedRuns,
     Share,
     StoredRun,
@@ -38,8 +39,7 @@ from hkm_dask.hierarchy.external_sort import (
     rows_at_once,
     whole_clusters,
 )
-from hkm_dask.hierarchy.level_arrays import Readable
-from hkm_dask.hierarchy.members import chunk_cuts, order_of
+from hkm_dask.hierarchy.sorting.members import chunk_cuts, order_of
 
 #: Fewer rows are regrouped by one task.
 _LEAST_RUN = 1 << 14

@@ -25,7 +25,7 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows, as_rows, max_abs
 from hkm_dask.errors import InputError, first_few
-from hkm_dask.hierarchy.subset_files import read_rows
+from hkm_dask.hierarchy.sampling.subset_files import read_rows
 
 #: Rows of labels in one file, at most.
 _LABEL_CHUNK_ROWS = 1 << 20

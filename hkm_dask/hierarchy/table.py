@@ -16,7 +16,7 @@ from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.assignment import DISTANCE, open_assignment
-from hkm_dask.hierarchy.export import (
+from hkm_dask.hierarchy.sampling.export import (
     BLOCK_ROWS,
     Columns,
     check_target,
@@ -25,8 +25,8 @@ from hkm_dask.hierarchy.export import (
     stored_array,
     write_table,
 )
-from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 STAGE = "export"
 # Bytes of embeddings that are read at once, for a projection or as a column.

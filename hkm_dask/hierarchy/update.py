@@ -10,7 +10,7 @@ import numpy as np
 import xarray as xr
 from numpy.typing import NDArray
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.memory import LEAST_BLOCK, StageBytes, assign_stage, check_fits, write_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
@@ -21,9 +21,9 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.assignment import DISTANCE, store_labels
-from hkm_dask.hierarchy.nearest import nearest_clusters
 from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.nearest import nearest_clusters
 
 if TYPE_CHECKING:
     from distributed import Client

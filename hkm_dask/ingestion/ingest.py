@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import StoredArray

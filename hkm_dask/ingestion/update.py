@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import xarray as xr
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.data import layout, store
 from hkm_dask.data.files import read_attributes, remove, stored_format
 from hkm_dask.data.grow_pool import MAKE_A_POOL, check_fits, grow
@@ -19,7 +19,7 @@ from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.hierarchy.update import check_memory, write_updated
 from hkm_dask.ingestion.ingest import ingest
 

@@ -17,7 +17,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from hkm_dask.compute.cluster import runner_for
+from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data import layout
 from hkm_dask.data.row_views import UnitRows, unit_rows

@@ -9,10 +9,10 @@ from typing import Any
 from hkm_dask.compute.memory import MEMBER_BYTES, REGROUPED_ROW_BYTES
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.cost import seeding_passes
-from hkm_dask.hierarchy.external_sort import n_at_once, rows_at_once
+from hkm_dask.hierarchy.sorting.external_sort import n_at_once, rows_at_once
 from hkm_dask.hierarchy.source import label_chunk_rows
 from hkm_dask.kmeans.search.geometry import has_directions
+from hkm_dask.planning.cost import seeding_passes
 
 #: Places at which rows are sampled, and rows of the samples: to find the middle of all, and their directions.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)

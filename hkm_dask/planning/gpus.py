@@ -6,7 +6,7 @@ import difflib
 from dataclasses import dataclass, replace
 
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.rates import H200, Rates
+from hkm_dask.planning.rates import H200, Rates
 
 #: Share of a maker's peak that a large matrix product reaches: 790 of 989 TFLOP/s, measured on an H200.
 _PRODUCT_SHARE = 0.8

@@ -11,7 +11,7 @@ import psutil
 from hkm_dask.events import Event
 from hkm_dask.kmeans.search.cpu.tally import Tally
 
-#: The phase that ends with an event; see `hierarchy.cost.Step`.
+#: The phase that ends with an event; see `planning.cost.Step`.
 _ENDS = {
     "seeding": "seeding", "iteration": "Lloyd", "step_finished": "Lloyd: kept", "assigned": "assign",
     "splitting": "split", "level_finished": "write", "run_started": "start", "level_started": "start",

@@ -1,7 +1,7 @@
 """What a run will take, level by level: work, time, memory, bytes read and written; and what would make it fit.
 
 Nothing is modeled here that the build does not go by itself: memory is what `_Build.check` asks for, shapes are those
-of the event ``run_started``, work is that of `hierarchy.cost`, and units those by which the time left is told.
+of the event ``run_started``, work is that of `planning.cost`, and units those by which the time left is told.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.range_memory import lloyd_by_ranges
 from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.cost import Iterations, RowShape, Step, all_iterations, run_steps
-from hkm_dask.hierarchy.rates import Work
 from hkm_dask.kmeans.search.cpu.operand import operand_bytes
 from hkm_dask.kmeans.search.geometry import has_directions
+from hkm_dask.planning.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.planning.files import FileBytes, Resident, added, level_files
 from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part, Table, run_parts
 from hkm_dask.planning.ranges import range_files, range_parts, range_steps
+from hkm_dask.planning.rates import Work
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import PlannedRows, Workers
 from hkm_dask.view.pieces import splitting_of, steps_of

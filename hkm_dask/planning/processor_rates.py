@@ -79,7 +79,7 @@ class Calibration:
         return goes
 
     def iterations_of(self, number: int, resampled: bool, level: Level) -> int:
-        """Iterations that a k-means of a level makes; see `hierarchy.cost.Iterations`."""
+        """Iterations that a k-means of a level makes; see `planning.cost.Iterations`."""
         return round(self.course()(number, resampled, level)[0])
 
     def capped(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:

@@ -1,6 +1,6 @@
 """What a build does on processors, counted part by part, as pure functions of shapes.
 
-`hierarchy.cost` bounds the work of any device. On processors the parts of a phase differ more: a draw rotates all rows
+`planning.cost` bounds the work of any device. On processors the parts of a phase differ more: a draw rotates all rows
 once and tries forms of its search; later iterations of Lloyd's compare a share of the pairs only, since most centroids
 have come to rest; a walk looks at points, not at coordinates. What a unit of each takes, `calibration` measures.
 
@@ -17,13 +17,13 @@ from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS, fit_stage
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.assign import labels_in_one_task
-from hkm_dask.hierarchy.cost import sampling_rounds, seeding_passes
 from hkm_dask.hierarchy.level_plans import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
 from hkm_dask.kmeans.search.cpu.engine import SWEEP_FEATURES
 from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
+from hkm_dask.planning.cost import sampling_rounds, seeding_passes
 from hkm_dask.planning.files import Resident
 
 #: Operations of a pass that are worth a task.
@@ -66,7 +66,7 @@ class Part:
 
     @property
     def phase(self) -> str:
-        """As `hierarchy.cost.Step` has it."""
+        """As `planning.cost.Step` has it."""
         return self.name.partition(":")[0]
 
 

@@ -12,11 +12,11 @@ from typing import Any
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Level
-from hkm_dask.hierarchy.cost import Iterations, RowShape, Step
 from hkm_dask.hierarchy.level_plans import resample_size
-from hkm_dask.hierarchy.rates import Work
+from hkm_dask.planning.cost import Iterations, RowShape, Step
 from hkm_dask.planning.files import FileBytes, Resident
 from hkm_dask.planning.processor_work import Course, Part, Table, together
+from hkm_dask.planning.rates import Work
 
 
 def range_parts(

@@ -11,10 +11,10 @@ from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.rows import Rows
-from hkm_dask.hierarchy.rates import Rates
 from hkm_dask.planning.gpus import Gpu
 from hkm_dask.planning.processor_rates import Calibration
 from hkm_dask.planning.processor_work import Part
+from hkm_dask.planning.rates import Rates
 
 #: Bytes of host memory beside each GPU, where nothing else is said.
 GPU_HOST_MEMORY = 128 << 30

@@ -1,6 +1,6 @@
 """Our page in the Dask dashboard: how a build goes, its time left, stages and inertia, and the speed of each worker.
 
-The scheduler makes it, of the events that the driver sends (`hkm_dask.compute.dashboard`) and of its own tasks.
+The scheduler makes it, of the events that the driver sends (`hkm_dask.compute.cluster.dashboard`) and of its own tasks.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from html import escape
 from itertools import islice, takewhile
 from typing import Any
 
-from hkm_dask.compute.dashboard import PAGE
+from hkm_dask.compute.cluster.dashboard import PAGE
 from hkm_dask.events import Event
 from hkm_dask.view.progress import Status
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.hierarchy.external_sort import Records
-from hkm_dask.hierarchy.members import order_of
+from hkm_dask.hierarchy.sorting.external_sort import Records
+from hkm_dask.hierarchy.sorting.members import order_of
 from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
 from hkm_dask.kmeans.search.cpu.engine import CpuIndex
 from hkm_dask.kmeans.search.cpu.operand import make_operand

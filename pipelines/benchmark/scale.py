@@ -40,8 +40,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.npy import create_npy, write_npy_rows
 from hkm_dask.data.pool import open_pool
 from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
-from hkm_dask.hierarchy.sampling import draw_members
-from hkm_dask.hierarchy.shares import hierarchical_targets
+from hkm_dask.hierarchy.sampling.sample import draw_members
+from hkm_dask.hierarchy.sampling.shares import hierarchical_targets
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update
 from hkm_dask.kmeans.search.geometry import make_geometry
 from pipelines.benchmark.checks import checks

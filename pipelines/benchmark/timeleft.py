@@ -20,7 +20,7 @@ import numpy as np
 import psutil
 
 from hkm_dask import Config, build_hierarchy, ingest
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.events import Event, subscribe
 from hkm_dask.view.timeleft import TimeLeft
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array

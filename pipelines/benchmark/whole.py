@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.data.pool import open_pool
 from hkm_dask.events import Event, subscribe
 from pipelines.benchmark.device import computing_on

@@ -22,7 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from pipelines.benchmark.inputs import load_rows, make_rows, pick_rows

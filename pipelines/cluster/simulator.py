@@ -15,8 +15,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from hkm_dask.config import Config
-from hkm_dask.hierarchy.cost import Step, run_steps
-from hkm_dask.hierarchy.rates import Rates, Work
+from hkm_dask.planning.cost import Step, run_steps
+from hkm_dask.planning.rates import Rates, Work
 from hkm_dask.planning.workers import Workers
 
 #: What every worker does of its own rows; the rest is done by one for all.

@@ -27,8 +27,8 @@ from hkm_dask.embedding.raster_patches import open_windows
 from hkm_dask.embedding.texts import open_texts
 from hkm_dask.hierarchy.level_arrays import create_row_arrays, write_cluster_arrays, write_row_arrays
 from hkm_dask.hierarchy.source import open_source
-from hkm_dask.hierarchy.tree import open_hierarchy
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view.info import describe, render
 

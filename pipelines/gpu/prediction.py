@@ -1,11 +1,11 @@
-"""What the model of `hkm_dask.hierarchy.cost` predicts for an H200, ± 25 %."""
+"""What the model of `hkm_dask.planning.cost` predicts for an H200, ± 25 %."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from hkm_dask.hierarchy.cost import Kernels, RowShape, lloyd, means, run_steps
-from hkm_dask.hierarchy.rates import H200, Rates, Work
+from hkm_dask.planning.cost import Kernels, RowShape, lloyd, means, run_steps
+from hkm_dask.planning.rates import H200, Rates, Work
 from pipelines.benchmark.whole import whole_config
 
 #: Rows and features, clusters of each level, resamplings and iterations of the run that is aimed at, and of the one

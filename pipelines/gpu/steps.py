@@ -204,7 +204,7 @@ def search_and_walk_once(record: Record) -> None:
 
 def run_tests(record: Record) -> None:
     """Run the tests of the GPU path but for those that start workers, are about these steps, or need no device."""
-    chosen = ["tests/gpu", "tests/compute/test_device.py", "-k", "not compile"]
+    chosen = ["tests/gpu", "tests/compute/cluster/test_device.py", "-k", "not compile"]
     chosen += [f"--ignore=tests/gpu/test_{name}.py" for name in ("cluster", "first_minutes")]
     _pytest(record, ["tests/gpu/test_keyed_random.py"] if record.rehearsal else chosen)
 

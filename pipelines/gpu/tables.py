@@ -74,7 +74,7 @@ def _describe(found: Mapping[str, Any], steps: Steps) -> str:
     figures = steps.get("machine", {}).get("figures", {})
     if "device" not in figures:
         return (
-            "Nothing has been measured on a GPU yet. Predictions are those of a model (`hkm_dask/hierarchy/cost.py`) "
+            "Nothing has been measured on a GPU yet. Predictions are those of a model (`hkm_dask/planning/cost.py`) "
             "at the rates of an H200 beside 16 processors, ± 25 %."
         )
     device, versions = figures["device"], figures["machine"]["versions"]
@@ -82,7 +82,7 @@ def _describe(found: Mapping[str, Any], steps: Steps) -> str:
     return (
         f"{found['date']}, {device['name']}, {device['memory_gib']} GiB, driver {device['driver']}, CUDA "
         f"{device['cuda']}, {figures['machine']['cores']} processors; {told}. Predictions are those of a model "
-        "(`hkm_dask/hierarchy/cost.py`) at the rates of an H200 beside 16 processors, ± 25 %."
+        "(`hkm_dask/planning/cost.py`) at the rates of an H200 beside 16 processors, ± 25 %."
     )
 
 

@@ -24,7 +24,7 @@ from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.embedding.encoders import image_encoder
 from hkm_dask.embedding.images import Images, open_images
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.hierarchy.sampling.export import write_subset
 from hkm_dask.view.progress import show_progress
 from pipelines import records
 from pipelines.images.thumbnails import Row, draw_rows, thumbnails

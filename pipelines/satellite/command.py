@@ -25,7 +25,7 @@ from hkm_dask.embedding.embed import Encoder, embed
 from hkm_dask.embedding.encoders import image_encoder
 from hkm_dask.embedding.raster_patches import Windows, open_windows
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.hierarchy.sampling.export import write_subset
 from hkm_dask.view.progress import show_progress
 from pipelines import records
 from pipelines.satellite import maps

@@ -26,7 +26,7 @@ from hkm_dask.embedding.embed import embed
 from hkm_dask.embedding.encoders import SORTED_BATCHES, TEXT_BATCH, text_encoder
 from hkm_dask.embedding.texts import Texts, open_texts
 from hkm_dask.errors import HkmError, InputError
-from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.hierarchy.sampling.export import write_subset
 from hkm_dask.metrics import size_balance
 from hkm_dask.view.progress import show_progress
 from pipelines import records

@@ -14,7 +14,7 @@ import hkm_dask as hkm
 from hkm_dask import cli
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
-from hkm_dask.hierarchy.steering import read_weights
+from hkm_dask.hierarchy.sampling.steering import read_weights
 from tests.browsing.conftest import CAPTIONS, N_ROWS
 from tests.pages import run_page
 

@@ -6,7 +6,7 @@ import xarray as xr
 
 from hkm_dask.browsing.clusters import Clusters
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.steering import Cluster
+from hkm_dask.hierarchy.sampling.steering import Cluster
 
 
 def test_children_paths_and_sizes_are_those_of_the_tree(tree: xr.DataTree, clusters: Clusters) -> None:

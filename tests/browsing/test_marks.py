@@ -11,7 +11,7 @@ import hkm_dask as hkm
 from hkm_dask.browsing.clusters import Clusters
 from hkm_dask.browsing.marks import Draw, Marks, fill
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.steering import Cluster, read_weights
+from hkm_dask.hierarchy.sampling.steering import Cluster, read_weights
 
 
 def test_marks_go_on_from_their_file(clusters: Clusters, tmp_path: Path) -> None:

@@ -127,8 +127,8 @@ def choices(command: str, option: str) -> tuple[str, ...]:
 
 def test_choices_are_those_of_the_library() -> None:
     # Listed by hand in the command, since `hkm --help` imports nothing heavy.
-    from hkm_dask.compute.local_cluster import CUDA_PRESETS
-    from hkm_dask.hierarchy.sampling import STRATEGIES, WITHIN
+    from hkm_dask.compute.cluster.local import CUDA_PRESETS
+    from hkm_dask.hierarchy.sampling.sample import STRATEGIES, WITHIN
 
     assert choices("sample", "strategy") == STRATEGIES
     assert choices("sample", "within") == WITHIN

@@ -12,7 +12,7 @@ import pytest
 
 import hkm_dask
 from hkm_dask import cli
-from hkm_dask.hierarchy import export
+from hkm_dask.hierarchy.sampling import export
 from tests.cli.results import Result
 from tests.forked import run_forked
 

@@ -79,6 +79,6 @@ def test_every_problem_of_an_input_is_an_event(hkm: Callable[..., Result], monke
     def fail(*words: object, **options: object) -> None:
         raise InputError("one\ntwo")
 
-    monkeypatch.setattr("hkm_dask.hierarchy.verify.verify", fail)
+    monkeypatch.setattr("hkm_dask.hierarchy.verify.verify.verify", fail)
     _, _, err = hkm("verify", "x", "--json")
     assert [event["message"] for event in told(err)] == ["one", "two"]

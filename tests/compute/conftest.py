@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import dask
 import pytest
 
-from hkm_dask.compute.all_workers import list_workers
-from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.all_workers import list_workers
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.connect import connect
 
 
 @pytest.fixture(scope="module")

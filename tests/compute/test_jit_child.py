@@ -13,7 +13,7 @@ import pytest
 from distributed import Worker
 
 from hkm_dask.compute import jit, jit_child
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.config import Config
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.ingestion.ingest import ingest

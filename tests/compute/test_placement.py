@@ -10,7 +10,7 @@ import pytest
 
 from hkm_dask.compute import placement
 from hkm_dask.compute.block_cache import forget, host_cache
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.compute.memory import StageBytes
 from hkm_dask.compute.placement import discard, gather
 from hkm_dask.compute.runner import Runner

@@ -10,7 +10,7 @@ from hkm_dask.curation import column_summary
 from hkm_dask.curation.compare import Comparison
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.errors import InputError, StoreError
-from hkm_dask.hierarchy.export import write_subset
+from hkm_dask.hierarchy.sampling.export import write_subset
 from tests.curation.pools import pool_with_columns
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from distributed import LocalCluster
 
-from hkm_dask.compute import device, local_cluster
+from hkm_dask.compute.cluster import device
+from hkm_dask.compute.cluster import local as local_cluster
 from tests.emulated import kernels, names_used, real_cupy, wheel_names
 from tests.emulated.names_used import Use, problem, uses_in, uses_of
 

@@ -10,7 +10,7 @@ import pytest
 from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate

@@ -7,17 +7,17 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
-from hkm_dask.hierarchy import cost
-from hkm_dask.hierarchy.cost import (
+from hkm_dask.kmeans.search.cuda import forms as cuda_forms
+from hkm_dask.kmeans.search.cuda.engine import CudaEngine
+from hkm_dask.kmeans.seeding import thinning
+from hkm_dask.planning import cost
+from hkm_dask.planning.cost import (
     CHUNK_LAUNCHES,
     CHUNK_SYNCHRONIZATIONS,
     INDEX_LAUNCHES,
     INDEX_SYNCHRONIZATIONS,
 )
-from hkm_dask.hierarchy.rates import Work
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-from hkm_dask.kmeans.seeding import thinning
+from hkm_dask.planning.rates import Work
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, groups

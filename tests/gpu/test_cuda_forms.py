@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from distributed import Client, LocalCluster
 
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray

@@ -10,7 +10,6 @@ from hypothesis import strategies as st
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.hierarchy.cost import WALK_LAUNCHES, WALK_SYNCHRONIZATIONS
 from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
 from hkm_dask.kmeans.search.cuda import forms as cuda_forms
 from hkm_dask.kmeans.search.cuda import walk_check as cuda_walk_check
@@ -21,6 +20,7 @@ from hkm_dask.kmeans.search.cuda.walks import MOST_TRIALS, walk_groups
 from hkm_dask.kmeans.search.engine import GridWalk
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import seed_from_points
+from hkm_dask.planning.cost import WALK_LAUNCHES, WALK_SYNCHRONIZATIONS
 from pipelines.gpu.kernels import timed_launches
 from pipelines.mutants.cases import Mutant
 from tests.emulated import costs

@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.hierarchy import members
-from hkm_dask.hierarchy.external_sort import Records
-from hkm_dask.hierarchy.members import order_of
+from hkm_dask.hierarchy.sorting import members
+from hkm_dask.hierarchy.sorting.external_sort import Records
+from hkm_dask.hierarchy.sorting.members import order_of
 from hkm_dask.kmeans.search.worker import worker_engine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator

@@ -21,9 +21,9 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy import assignment
-from hkm_dask.hierarchy.nearest import paths_of_centroids
 from hkm_dask.hierarchy.source import ClusterInput
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.nearest import paths_of_centroids
 
 LEVELS = (40, 8, 3)
 

@@ -10,7 +10,7 @@ import xarray as xr
 import zarr
 
 from hkm_dask.compute import runner as runner_module
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import store
@@ -19,8 +19,8 @@ from hkm_dask.errors import ComputeError, InputError, StoreError
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import step as step_module
 from hkm_dask.hierarchy.build import build_hierarchy
-from hkm_dask.hierarchy.sampling import sample
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.sampling.sample import sample
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.fit import Fit, Settings
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from distributed.comm.tcp import TCP
 
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import ComputeError

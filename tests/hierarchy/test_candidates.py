@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArrayStore
-from hkm_dask.hierarchy import candidates, external_sort
+from hkm_dask.hierarchy import candidates
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together, pick
+from hkm_dask.hierarchy.sorting import external_sort
 
 MEMBERS = st.lists(
     st.tuples(st.sampled_from([-1, 0, 1, 1, 1, 1, 2, 4]), st.sampled_from([0.0, 0.1, 0.1, 7.0, 1e-300])),

@@ -8,13 +8,14 @@ import pytest
 from distributed.comm.tcp import TCP
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster_runner import ClusterRunner
-from hkm_dask.hierarchy import candidates, external_sort, level_arrays, members
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
+from hkm_dask.hierarchy import candidates, level_arrays
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.candidates import choose
+from hkm_dask.hierarchy.sorting import external_sort, members
 from tests.compute.conftest import two_processes, workers
+from tests.hierarchy.sorting.test_external_sort import sorted_on, written_level
 from tests.hierarchy.test_candidates import by_sorting, picked
-from tests.hierarchy.test_external_sort import sorted_on, written_level
 
 __all__ = ["two_processes", "workers"]
 

@@ -16,7 +16,7 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import source as source_module
-from hkm_dask.hierarchy import subset_files
+from hkm_dask.hierarchy.sampling import subset_files
 from hkm_dask.hierarchy.source import label_chunk_rows, open_source
 from hkm_dask.ingestion.ingest import ingest
 

@@ -11,16 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.data.store import sweep_scratch
 from hkm_dask.errors import StoreError
-from hkm_dask.hierarchy import external_sort, level_arrays, regroup
+from hkm_dask.hierarchy import level_arrays, regroup
 from hkm_dask.hierarchy import split as split_module
 from hkm_dask.hierarchy.checkpoint import Checkpoints
+from hkm_dask.hierarchy.sorting import external_sort
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.fit_groups import fit_groups

@@ -8,13 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import hkm_dask as hkm
-from hkm_dask.compute.cluster import connect
-from hkm_dask.compute.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.step import enough_members
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
 LEVELS = [hkm.Level(n_clusters=30, n_resamples=2), hkm.Level(n_clusters=6, n_resamples=1, resample_strategy="random")]
 TOLD = ("step_started", "iteration", "step_finished", "assigned", "level_finished")

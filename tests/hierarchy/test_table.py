@@ -12,8 +12,8 @@ import hkm_dask as hkm
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.hierarchy import table
-from hkm_dask.hierarchy.tree import open_hierarchy
-from tests.hierarchy.test_export import LABELS_1, LABELS_2, SQUARED, make_tree
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
+from tests.hierarchy.sampling.test_export import LABELS_1, LABELS_2, SQUARED, make_tree
 
 N = 20
 X = np.random.default_rng(0).normal(size=(N, 6)).astype("f4") * np.array([5, 1, 3, 1, 1, 1], "f4") + 100

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from hkm_dask.compute.cluster import connect
+from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data import chunks, files, layout
 from hkm_dask.data import ids as id_module

@@ -13,9 +13,10 @@ from hkm_dask.data import store
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import assign, build, candidates, external_sort, level_arrays
+from hkm_dask.hierarchy import assign, build, candidates, level_arrays
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.level_plans import level_plans
+from hkm_dask.hierarchy.sorting import external_sort
 from hkm_dask.hierarchy.source import open_source
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.planning import files

@@ -162,4 +162,5 @@ def widen(values: NDArray[np.float16], out: NDArray[np.float32]) -> None:
     whole = len(flat) // 16 * 16 if _CAN_WIDEN else 0
     if whole:
         _widen(flat[:whole].view(np.uint16), flat_out[:whole])
-    flat_out[whole:] = flat[whole:]
+    with np.errstate(invalid="ignore"):  # of signaling NaN, on ARM
+        flat_out[whole:] = flat[whole:]

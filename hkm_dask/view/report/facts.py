@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from hkm_dask.config import Config
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.eligible import count_rows
-from hkm_dask.hierarchy.export import pool_is_gone, pool_of_tree
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.sampling.eligible import count_rows
+from hkm_dask.hierarchy.sampling.export import pool_is_gone, pool_of_tree
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.metrics import gini
 
 #: At least this share of the pool is nearer to its centroids than what is called far.

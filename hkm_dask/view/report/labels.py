@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from hkm_dask.data.npy import read_npy_header
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.metrics import ClassClusters, clusters_per_class
 from hkm_dask.untrusted import open_regular, parse_json, read_regular, reading
 from hkm_dask.view.report.axes import PANEL, Scale, panel, panels, path, x_axis, y_axis

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from hkm_dask.curation.near_pairs import Pairs, near_pairs
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import ComputeError
-from hkm_dask.hierarchy.tree_arrays import TreeArrays
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.view.report.markup import Content, Markup, count, element, share, table
 from hkm_dask.view.report.samples import Samples
 

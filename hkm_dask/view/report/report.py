@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from hkm_dask.data.files import make_folder, write_file
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.export import check_target
-from hkm_dask.hierarchy.subset_files import read_rows
-from hkm_dask.hierarchy.tree import open_hierarchy
+from hkm_dask.hierarchy.sampling.export import check_target
+from hkm_dask.hierarchy.sampling.subset_files import read_rows
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.view.report import columns, icicle, near_duplicates, ribbons
 from hkm_dask.view.report.clusters import nearest
 from hkm_dask.view.report.facts import find_pool, gather

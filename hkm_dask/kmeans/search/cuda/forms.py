@@ -28,8 +28,8 @@ from typing import Any, Literal, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.compute.cluster.worker_shares import has_nanny
 from hkm_dask.compute.staging import device_dtype
-from hkm_dask.compute.worker_shares import has_nanny
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.search.cuda import check_process, hopper, verdicts
 from hkm_dask.kmeans.search.cuda.check import Sample, find_fault

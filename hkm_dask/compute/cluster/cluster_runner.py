@@ -1,0 +1,410 @@
+"""Runs the tasks of a computation on the workers of a Dask cluster."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+import uuid
+from collections.abc import Callable, Iterator, Sequence
+from concurrent import futures as concurrent
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from functools import partial, reduce
+from itertools import count, groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.backend import device_budget
+from hkm_dask.compute.cluster.all_workers import ask_workers, explained, list_workers, require_same_version
+from hkm_dask.compute.cluster.dashboard import EventSender, add_page
+from hkm_dask.compute.cluster.device import agree_on_device
+from hkm_dask.compute.cluster.heartbeats import HeartbeatWatch
+from hkm_dask.compute.cluster.telling import Listener
+from hkm_dask.compute.cluster.worker_shares import WorkerShares, places_of, run_timed, take_speed
+from hkm_dask.compute.memory import StageBytes, budget_within
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.piece_rows import PieceRows
+from hkm_dask.compute.runner import InTurn, Report, Runner, identity, run_task
+from hkm_dask.compute.shared_arrays import SharedArrayStore
+from hkm_dask.compute.staging import staging_blocks
+from hkm_dask.data.objects import ObjectPath, location
+from hkm_dask.data.row_views import SubsetRows, UnitRows
+from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
+from hkm_dask.errors import ComputeError
+
+if TYPE_CHECKING:
+    from distributed import Client, Future
+
+#: Results that one task combines: more would wait for each other at one worker's network, fewer make more rounds.
+_FAN_IN = 4
+#: Seconds to wait for a first worker.
+_WORKERS_COME_WITHIN = 30
+#: Seconds after which the workers that tasks were given to are looked after, and how often all of them may die.
+_LOOK_AFTER_WORKERS, _ATTEMPTS = 2, 4
+#: Seconds of a pass after which workers are asked how fast they are.
+_LONG_PASS = 2.0
+_WORKERS_DIED = "look at their logs, give them more memory (--memory-limit) or fewer threads, and run again to resume"
+
+
+class ClusterRunner(Runner):
+    """Runs tasks on the workers of a Dask cluster, whose client stays open when the runner is closed.
+
+    `work_dir` is a folder every worker sees, or a URL. Without it a temporary one is made, which suits workers on this
+    machine; where they are on others, a place in an object store takes what passes between them.
+
+    ComputeError where no worker came within half a minute, one has another version of this package or cannot see the
+    folder, or some compute on GPUs and some do not.
+    """
+
+    client: Client
+    in_process = False
+
+    def __init__(self, client: Client, work_dir: str | os.PathLike[str] | None = None) -> None:
+        self.client = client
+        place = None if work_dir is None else location(work_dir)
+        self._objects = place if isinstance(place, ObjectPath) else None
+        info = list_workers(client, come_within=_WORKERS_COME_WITHIN)
+        self._scheduler = str(client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.id))
+        require_same_version(client)
+        device = agree_on_device(client)
+        super().__init__(work_dir=place if isinstance(place, Path) else None)
+        self.n_workers, self._there = 0, info
+        self._count(info)
+        self.device_budget = min(ask_workers(client, device_budget).values()) if device == "cuda" else None
+        self.n_staged = max(ask_workers(client, staging_blocks).values()) if device == "cuda" else 0
+        limits = [w["memory_limit"] for w in info.values() if w.get("memory_limit")]
+        if limits:
+            self.memory_budget = budget_within(min(limits))
+        self.dashboard = client.dashboard_link or None
+        self._shares = WorkerShares({worker: about["nthreads"] for worker, about in info.items()})
+        self._array_store: SharedArrayStore | None = None
+        self._watch = HeartbeatWatch(client)
+        self._listener = Listener(client)
+        self.page = add_page(client)
+        self._sender = EventSender(client) if self.page else None
+        self._spans: list[str] = []  # open ones, the outermost first
+        self._phase: tuple[Any, Any] | None = None  # stage and outer span of the last tasks, and their own span
+
+    def close(self) -> None:
+        """See `Runner.close`."""
+        if self._sender is not None:
+            self._sender.close()
+        self._watch.close()
+        self._listener.close()
+        super().close()
+
+    def _list_workers(self) -> dict[str, Any]:
+        """See `list_workers`; of the scheduler that there was at the beginning, or none."""
+        return list_workers(self.client, scheduler=self._scheduler)
+
+    def _count(self, workers: dict[str, dict[str, Any]]) -> None:
+        """Take note of the workers there are, and of their threads; where some have died, others will come."""
+        if not workers.keys() <= self._there.keys():
+            require_same_version(self.client)
+        self._there = workers
+        if len(workers) > self.n_workers:
+            self.n_workers, self.n_threads = len(workers), sum(about["nthreads"] for about in workers.values())
+
+    def _largest_host(self) -> tuple[int, str]:
+        """Threads of the workers on the host that has the most of them, and the first of those workers."""
+        hosts: dict[str, tuple[int, str]] = {}
+        for worker, about in sorted(self._there.items()):
+            n_threads, first = hosts.get(about["host"], (0, worker))
+            hosts[about["host"]] = n_threads + about["nthreads"], first
+        return max(hosts.values(), key=itemgetter(0))
+
+    @property
+    def array_store(self) -> SharedArrayStore:
+        """Where arrays for many tasks are put."""
+        if self._array_store is None:
+            folder = self.work_dir.resolve() / f"shared-{self._token}"
+            folder.mkdir(parents=True, exist_ok=True)
+            blind = self._blind(folder)
+            if blind and self._objects is None:
+                raise ComputeError(
+                    f"work_dir={folder} should be seen by every worker, {blind[0]} does not; put the output on a file "
+                    "system all workers share, or set DASK_TEMPORARY_DIRECTORY to a folder there"
+                )
+            place = self._objects / folder.name if blind and self._objects is not None else folder
+            self._owned += [folder, place]
+            self._array_store = SharedArrayStore(str(place))
+        return self._array_store
+
+    def _blind(self, folder: Path) -> list[str]:
+        """Workers that do not see a folder of this process."""
+        return [worker for worker, sees in ask_workers(self.client, os.path.isdir, str(folder)).items() if not sees]
+
+    def scratch_store(self, n_bytes: int) -> SharedArrayStore:
+        """See `Runner.scratch_store`."""
+        return self.array_store
+
+    def place(self, rows: Rows) -> Rows:
+        """See `Runner.place`; arrays and row numbers go to files of the work folder."""
+        if isinstance(rows, ArrayRows):
+            name = f"rows-{rows.key[-1]}"
+            if self.array_store.is_remote:
+                self.array_store.put(f"{name}-0", rows.array)
+                return PieceRows(self.array_store, name, np.array([0]), rows.shape, rows.array.dtype, rows.label)
+            shared = self.array_store.put(name, rows.array)
+            return NpyRows(str(shared.path), label=rows.label, scratch=True)
+        if isinstance(rows, UnitRows):
+            return UnitRows(self.place(rows.base))
+        if isinstance(rows, SubsetRows) and rows.index_path is None:
+            placed = SubsetRows(self.place(rows.base), rows.index)
+            shared = self.array_store.put(f"subset-{uuid.uuid4().hex}", rows.index)
+            placed.travel_by(str(shared.path))
+            return placed
+        return rows
+
+    def prepare(self, begin: Callable[[], None]) -> None:
+        """See `Runner.prepare`."""
+        if self.device_budget is not None:
+            self.client.run(begin, wait=False, on_error="ignore")
+
+    def make_room_for(self, stage: StageBytes) -> None:
+        """See `Runner.make_room_for`; this process remembers nothing about rows."""
+
+    @contextmanager
+    def span(self, name: str) -> Iterator[None]:
+        """See `Runner.span`; the keys of its tasks have the name, too."""
+        from distributed import span
+
+        self._spans.append(name)
+        try:
+            with span(name):
+                yield
+        finally:
+            self._spans.pop()
+
+    def _annotated(self, stage: str) -> AbstractContextManager[None]:
+        """Annotate tasks with the span of their stage: the same one until another stage begins."""
+        from dask.base import annotate, get_annotations
+        from distributed import span
+
+        phase = stage.partition("-")[0], get_annotations().get("span")
+        if self._phase is None or self._phase[0] != phase:
+            with span(phase[0]):
+                self._phase = phase, get_annotations()["span"]
+        return annotate(span=self._phase[1])
+
+    def _name(self, stage: str, depth: int = 0) -> str:
+        """Name a group of tasks: `depth` counts the groups that it depends on, one on the other.
+
+        The dashboard's page of groups looks at them by falling name and fails where one comes before what it depends
+        on; the underscores see to that, and the name of the stage that Dask derives does not have them.
+        """
+        return "_" * depth + super()._name("-".join([stage, *(name.replace(" ", "") for name in self._spans)]))
+
+    @property
+    def n_cuts(self) -> int:
+        """See `Runner.n_cuts`."""
+        return self._shares.n_cuts
+
+    @property
+    def threads_per_worker(self) -> int:
+        """See `Runner.threads_per_worker`."""
+        return max(self._shares.threads)
+
+    @property
+    def n_threads_alone(self) -> int:
+        """See `Runner.n_threads_alone`: those of all workers on its host, who have nothing to do meanwhile."""
+        return self._largest_host()[0] if self.device_budget is None else self.threads_per_worker
+
+    def _n_tasks(self, most: int) -> int:
+        return sum(min(n_threads, most) for n_threads in self._shares.threads)
+
+    def _part_ends(self, n_parts: int) -> NDArray[np.float64] | None:
+        for most in range(self.threads_per_worker, 0, -1):
+            if self._n_tasks(most) == n_parts:
+                return self._shares.ends(most)
+        return None  # a pass that is not worth all threads
+
+    def _submit(
+        self, task: Callable[[Any], Any], items: Sequence[Any], stage: str, owners: list[str]
+    ) -> list[Future[Any]]:
+        name = self._name(stage)
+        submit = partial(self.client.submit, run_timed, task, pure=False, allow_other_workers=True)
+        return [
+            submit(item, self.memory_budget, key=(name, i), workers=[owner])
+            for i, (item, owner) in enumerate(zip(items, owners, strict=True))
+        ]
+
+    def map(
+        self, task: Callable[[Any], Any], items: Sequence[Any], *, stage: str,
+        takes: StageBytes | None = None, report: Report | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """See `Runner.map`.
+
+        Raises ComputeError where workers died each time they ran a task, or the scheduler is lost; it names the stage.
+        """
+        if takes is not None:
+            task = InTurn(task, takes, self.memory_budget)
+
+        def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
+            return self._submit(task, items, stage, self._shares.owners(places_of(items), threads))
+
+        return self._collect(submit_all, items, stage, report)
+
+    def call(self, task: Callable[..., Any], item: Any, *, stage: str, hear: Callable[..., None] | None = None) -> Any:
+        """See `Runner.call`; it is run on the host with the most threads."""
+        with nullcontext(task) if hear is None else self._listener.to(task, hear) as one:
+            results = self._collect(
+                lambda _: self._submit(one, [item], stage, [self._largest_host()[1]]), [item], stage
+            )
+        return results[0]
+
+    def _collect(
+        self, submit: Callable[[dict[str, int]], list[Future[Any]]], items: Sequence[Any], stage: str,
+        report: Report | None = None,
+    ) -> list[Any]:  # fmt: skip
+        """Wait for what `submit` gives for the workers there are and their threads; where all died, submit again.
+
+        After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
+        others are allowed to take them.
+        """
+        with _explained(self.client, stage, items), self.client.as_current(), self._annotated(stage):
+            for _ in range(_ATTEMPTS):
+                begin = time.perf_counter()
+                self._count(self._list_workers())
+                workers = {worker: about["nthreads"] for worker, about in sorted(self._there.items())}
+                futures = submit(workers)
+                try:
+                    results = self._results(futures, set(workers), report)
+                finally:  # or an error that a wait had raised would keep them, and what they stand for, for a while
+                    for future in futures:
+                        future.release()
+                if results is not None:
+                    if len(workers) > 1 and time.perf_counter() - begin > _LONG_PASS:
+                        self._weigh(workers)
+                    return results
+        raise ComputeError(f"{stage}: all workers died {_ATTEMPTS} times; {_WORKERS_DIED}")
+
+    def _results(self, futures: list[Future[Any]], there: set[str], report: Report | None) -> list[Any] | None:
+        """Wait for what tasks give, and fetch it; None where all workers that were `there` died at the same time."""
+        from distributed import wait
+
+        while True:
+            try:
+                wait(futures, timeout=_LOOK_AFTER_WORKERS)
+                break
+            except TimeoutError:
+                if report is not None:
+                    report(sum(future.status == "finished" for future in futures), len(futures))
+                before, there = there, set(self._list_workers())
+                if before.isdisjoint(there):
+                    return None
+                self._give_out_again()
+        if report is not None:
+            report(len(futures), len(futures))
+        # What was lost with a worker meanwhile is made again, and may wait for a worker as well.
+        fetched = self.client.gather(futures, asynchronous=True)
+        fetching = asyncio.run_coroutine_threadsafe(fetched, self.client.loop.asyncio_loop)  # type: ignore[union-attr]
+        while concurrent.wait([fetching], timeout=_LOOK_AFTER_WORKERS).not_done:
+            self._list_workers()
+            self._give_out_again()
+        return list(fetching.result())
+
+    def _give_out_again(self) -> None:
+        """Have the scheduler give tasks that wait for workers of their own, which may be paused or dead, to others."""
+        with suppress(OSError):  # without a scheduler whoever waits fails
+            self.client.run_on_scheduler(_give_out)
+
+    def _weigh(self, threads: dict[str, int]) -> None:
+        """Cut the shares of the next pass by what the workers did a second in those since the last long one."""
+        speeds: dict[str, Any] = {}
+        with suppress(OSError):  # without a scheduler the next pass fails
+            speeds = self.client.run(take_speed, on_error="ignore")
+        self._shares.weigh({worker: speed * threads.get(worker, 1) for worker, speed in speeds.items() if speed})
+
+    def _combined(
+        self, combine: Callable[[Any, Any], Any], groups: list[tuple[list[Future[Any]], str | None]], name: str
+    ) -> list[Future[Any]]:
+        """Combine the results of each group in order, at a worker if one is named; a single one stays what it is."""
+        futures = []
+        for i, (group, owner) in enumerate(groups):
+            where = {} if owner is None else {"workers": [owner], "allow_other_workers": True}
+            submit = partial(self.client.submit, reduce, combine, group, key=(name, i), pure=False)
+            futures.append(group[0] if len(group) == 1 else submit(**where))
+        return futures
+
+    def map_reduce(
+        self,
+        task: Callable[[Any], Any],
+        items: Sequence[Any],
+        *,
+        combine: Callable[[Any, Any], Any],
+        finish: Callable[[Any], Any] = identity,
+        stage: str,
+    ) -> Any:
+        """See `Runner.map_reduce`; all of it runs on the workers, and fails as `map` does.
+
+        Each worker first combines what its own parts gave: one result leaves it, however many parts it has.
+        """
+
+        def submit_all(threads: dict[str, int]) -> list[Future[Any]]:
+            owners = self._shares.owners(places_of(items), threads)
+            futures = self._submit(task, items, stage, owners)
+            owned = groupby(zip(owners, futures, strict=True), itemgetter(0))
+            groups: list[tuple[list[Future[Any]], str | None]]
+            groups = [([future for _, future in run], owner) for owner, run in owned]
+            for depth in count(1):
+                futures = self._combined(combine, groups, self._name(_renamed(stage, "reduce"), depth))
+                if len(futures) <= _FAN_IN:
+                    break
+                groups = [(futures[i : i + _FAN_IN], None) for i in range(0, len(futures), _FAN_IN)]
+            key = self._name(_renamed(stage, "update"), depth + 1), 0
+            return [self.client.submit(_finish, combine, finish, futures, key=key, pure=False)]
+
+        return self._collect(submit_all, items, stage)[0]
+
+
+def _give_out(dask_scheduler: Any) -> None:
+    """Run on a scheduler: look again for workers for tasks that others than their own may take.
+
+    Dask does so as tasks come. Where no worker was at work then, each is kept for its own.
+    """
+    kept = [task.key for task in dask_scheduler.unrunnable if task.loose_restrictions]
+    if kept and dask_scheduler.running:
+        dask_scheduler.transitions(dict.fromkeys(kept, "processing"), stimulus_id="hkm-give-out")
+
+
+def _finish(combine: Callable[[Any, Any], Any], finish: Callable[[Any], Any], results: list[Any]) -> Any:
+    return run_task(finish, reduce(combine, results))
+
+
+def _renamed(stage: str, phase: str) -> str:
+    """A phase of a pass: its name in place of the stage's, and the number of the pass.
+
+    >>> _renamed("lloyd-iteration7", "reduce"), _renamed("gather", "reduce")
+    ('reduce-iteration7', 'reduce')
+    """
+    return phase + "".join(stage.partition("-")[1:])
+
+
+@contextmanager
+def _explained(client: Client, stage: str, items: Sequence[Any]) -> Iterator[None]:
+    """Turn Dask's own failures into errors that name the stage, the rows and the remedy."""
+    from distributed import KilledWorker
+
+    try:
+        with explained(client, stage):
+            yield
+    except KilledWorker as error:
+        what = f"task {_text(error.task)}{_rows_of(error.task, items, stage)}"
+        raise ComputeError(f"{stage}: workers died each time they ran {what}; {_WORKERS_DIED}") from error
+
+
+def _text(key: Any) -> str:
+    return "-".join(map(str, key)) if isinstance(key, tuple) else str(key)
+
+
+def _rows_of(key: Any, items: Sequence[Any], stage: str) -> str:
+    """Name the rows that a task was for, where its item is a part of some."""
+    if not isinstance(key, tuple) or not key[0].startswith(f"hkm-{stage}-"):
+        return ""
+    item = items[key[1]]
+    return f" (rows {item.start}:{item.stop} of {item.rows.label})" if isinstance(item, Part) else ""

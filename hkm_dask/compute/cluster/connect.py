@@ -1,0 +1,213 @@
+"""Opening and closing the place where work runs: this process, a Dask cluster started for the run, or a running one."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from hkm_dask.compute import memory
+from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
+from hkm_dask.compute.cluster.local import CUDA_PRESETS, local_cluster, local_cuda_cluster
+from hkm_dask.compute.runner import Runner
+from hkm_dask.data.objects import location
+from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.untrusted import reason
+
+if TYPE_CHECKING:
+    from distributed import Client
+
+#: Seconds in which a running scheduler answers.
+_ANSWER_SECONDS = 10.0
+
+
+def runner_for(
+    client: Client | None = None, memory_limit: int | str | None = None, work_dir: str | os.PathLike[str] | None = None
+) -> Runner:
+    """Choose where to run: on `client` if given, else on distributed's current client, else on threads.
+
+    `memory_limit` is in bytes, or as ``"4GiB"``, and for this process: workers of a cluster have their own. All workers
+    see `work_dir`; a place in an object store is for those on other machines. Leaving the runner's context removes
+    temporary files and leaves the client open.
+
+    Examples
+    --------
+    >>> with runner_for() as runner:
+    ...     runner.map(abs, [-1, 2, -3], stage="demo")
+    [1, 2, 3]
+    """
+    if client is None:
+        client = _current_client()
+    if client is None:
+        folder = None if work_dir is None else location(work_dir)
+        return Runner(memory_limit=_parse_limit(memory_limit), work_dir=folder if isinstance(folder, Path) else None)
+    return ClusterRunner(client, work_dir=work_dir)
+
+
+def _current_client() -> Client | None:
+    """Distributed's current client; None where there is none, as where nobody has imported distributed."""
+    if "distributed" not in sys.modules:
+        return None
+    from distributed import get_client
+
+    try:
+        return get_client()
+    except ValueError:
+        return None
+
+
+def _parse_limit(memory_limit: int | str | None) -> int | None:
+    if memory_limit is None:
+        return None
+    from dask.utils import parse_bytes
+
+    try:
+        return int(parse_bytes(memory_limit))
+    except ValueError as error:
+        raise InputError(f"memory_limit={memory_limit!r} should be a number of bytes; write it as 4GiB") from error
+
+
+@contextmanager
+def connect(
+    *,
+    workers: int | None = None,
+    threads_per_worker: int | None = None,
+    local_cuda: bool = False,
+    cuda_preset: Literal["performance", "capacity"] = "performance",
+    scheduler: str | None = None,
+    scheduler_file: str | Path | None = None,
+    memory_limit: int | str | None = None,
+) -> Iterator[Runner]:
+    """Open the place where work runs, and close it again.
+
+    Parameters
+    ----------
+    workers : int, optional
+        Start a LocalCluster of this many processes.
+    threads_per_worker : int, optional
+        Threads of each of them, one by default; what needs one worker only uses all of them.
+    local_cuda : bool
+        Start a LocalCUDACluster, one worker per GPU.
+    cuda_preset : {"performance", "capacity"}
+        How its workers use memory. ``"performance"`` takes device memory from an RMM pool and talks UCX, each where it
+        is installed. ``"capacity"`` leaves all device memory to the rows and stages more blocks in host memory. Results
+        are the same.
+    scheduler : str, optional
+        Address of a running scheduler; ``DASK_SCHEDULER_ADDRESS`` is honored.
+    scheduler_file : path, optional
+        File a running scheduler wrote.
+    memory_limit : int or str, optional
+        What one worker may hold, in bytes or as ``"4GiB"``.
+
+    Raises
+    ------
+    InputError
+        More than one place was asked for, there is no such preset, or the memory limit is too small.
+    ComputeError
+        The cluster cannot be reached or started.
+    """
+    places = places_asked_for(workers, local_cuda, scheduler, scheduler_file)
+    if threads_per_worker is not None and (workers is None or threads_per_worker < 1):
+        rule = "be >= 1" if workers is not None else "go with workers, which have as many"
+        raise InputError(f"threads_per_worker={threads_per_worker} should {rule}; leave it out")
+    if cuda_preset not in CUDA_PRESETS:
+        raise InputError(f"cuda_preset={cuda_preset!r} should be one of {', '.join(CUDA_PRESETS)}; name one of them")
+    limit = _parse_limit(memory_limit)
+    if limit is not None:
+        memory.budget_within(limit)
+    with ExitStack() as stack:
+        if scheduler is None and not places:
+            scheduler = os.environ.get("DASK_SCHEDULER_ADDRESS")
+        if workers is not None:
+            client = stack.enter_context(local_cluster(workers, threads_per_worker or 1, limit))
+        elif local_cuda:
+            client = stack.enter_context(local_cuda_cluster(cuda_preset, limit))
+        elif scheduler is not None or scheduler_file is not None:
+            client = stack.enter_context(_existing_cluster(scheduler, scheduler_file))
+        else:
+            yield stack.enter_context(Runner(memory_limit=limit))
+            return
+        yield stack.enter_context(ClusterRunner(client))
+
+
+def places_asked_for(
+    workers: int | None, local_cuda: bool, scheduler: str | None, scheduler_file: str | Path | None
+) -> list[str]:
+    """Name the place to run that `connect` is asked for, if any; refuse several.
+
+    Examples
+    --------
+    >>> places_asked_for(2, False, None, None)
+    ['workers=2']
+    """
+    options = {
+        "workers": workers,
+        "local_cuda": local_cuda or None,
+        "scheduler": scheduler,
+        "scheduler_file": scheduler_file,
+    }
+    places = [f"{name}={value}" for name, value in options.items() if value is not None]
+    if len(places) > 1:
+        raise InputError(f"{' and '.join(places)} should be one place to run; keep one of them")
+    return places
+
+
+@contextmanager
+def _existing_cluster(
+    scheduler: str | None, scheduler_file: str | Path | None, seconds: float = _ANSWER_SECONDS
+) -> Iterator[Client]:
+    from distributed import Client
+    from distributed.utils import silence_logging_cmgr
+
+    address = scheduler if scheduler is not None else _address_in(Path(str(scheduler_file)))
+    try:
+        _knock(address, seconds)
+        client = Client(address, timeout=seconds)
+    except (OSError, ValueError, TypeError, RuntimeError) as error:
+        remedy = "start `dask scheduler` or mend the address"
+        if address.startswith("tls"):
+            remedy += ", and look at the settings distributed.comm.tls of Dask, which name the certificates"
+        elif isinstance(error.__cause__ or error, ConnectionError | EOFError):
+            remedy += ", which begins with tls:// where a scheduler asks for certificates"
+        why = re.sub(r"^in <[^>]*>: (\w+: )?(\[Errno \d+\] )?", "", reason(error))  # of Dask, which names its objects
+        raise ComputeError(f"scheduler={address} should answer; {remedy} ({why})") from error
+    # Of a scheduler that is lost Dask tells with tracebacks, and we in a line.
+    with silence_logging_cmgr(logging.CRITICAL), client:
+        yield client
+
+
+def _knock(address: str, seconds: float) -> None:
+    """Open a connection and close it: a Client that gets none stays what Dask computes with, and hangs at its end."""
+    from distributed.comm.core import connect as open_comm
+    from distributed.security import Security
+    from distributed.utils import LoopRunner
+
+    async def greet() -> None:
+        comm = await open_comm(address, timeout=seconds, **Security().get_connection_args("client"))
+        await comm.close()
+
+    loop = LoopRunner()
+    loop.start()
+    try:
+        loop.run_sync(greet)
+    finally:
+        loop.stop()
+
+
+def _address_in(path: Path) -> str:
+    """Read the address from a file that a scheduler wrote."""
+    if not path.exists():
+        raise InputError(f"scheduler_file={path} should exist; start `dask scheduler --scheduler-file {path}` first")
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8"))["address"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        rule = "be what a scheduler wrote, with its address"
+        raise InputError(
+            f"scheduler_file={path} should {rule}; start `dask scheduler --scheduler-file {path}`"
+        ) from error

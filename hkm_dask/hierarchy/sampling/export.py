@@ -1,0 +1,280 @@
+"""Subsets out: row numbers, ids, columns, labels and distances of sampled rows as .npy, .parquet, .csv or .txt."""
+
+from __future__ import annotations
+
+import csv
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+import xarray as xr
+
+from hkm_dask.data import chunks, files
+from hkm_dask.data.layout import MIB
+from hkm_dask.data.npy import npy_pieces
+from hkm_dask.data.objects import Location, ObjectPath, location
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.errors import InputError, StoreError
+from hkm_dask.events import counted, emit
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
+
+# Rows turned into columns at a time: a few tens of MB, however large the subset is.
+BLOCK_ROWS = 2**18
+
+#: What a subset can be written as.
+SUFFIXES = (".npy", ".parquet", ".csv", ".txt")
+
+#: What a spreadsheet takes for the beginning of a formula (OWASP, "CSV injection").
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+
+_NO_POOL = ", or write row numbers to .npy, which need no pool"
+
+Columns = dict[str, np.ndarray]
+
+
+def check_target(path: str | os.PathLike[str], suffixes: Collection[str] = SUFFIXES, name: str = "out") -> Location:
+    """Refuse a file, by the name of its argument, that could not be written, before any work is done for it.
+
+    InputError where its suffix is not one of `suffixes`, it is there already, or nothing can be written there.
+
+    >>> check_target("subset.xlsx")
+    Traceback (most recent call last):
+    ...
+    hkm_dask.errors.InputError: out='subset.xlsx' should end in one of .npy, .parquet, .csv, .txt; rename it
+    """
+    target = location(path, name)
+    problem = None
+    if target.suffix not in suffixes:
+        problem = f"end in {'one of ' * (len(suffixes) > 1)}{', '.join(suffixes)}; rename it"
+    elif target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target):
+        problem = "be a new file; remove it or choose another name"
+    elif not isinstance(target, ObjectPath):
+        problem = files.folder_problem(target.parent)
+    if problem is not None:
+        raise InputError(f"{name}={str(target)!r} should {problem}")
+    return target
+
+
+def write_subset(
+    path: str | os.PathLike[str], rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str]
+) -> Location:
+    """Write a subset of a pool, in the form that the file's suffix asks for; the file appears whole or not at all.
+
+    ============  ====================================================================================================
+    ``.npy``      int64 row numbers of the pool, shape (n,)
+    ``.parquet``  columns ``row``; ``id`` where the pool has ids; the pool's further columns, like ``longitude``;
+                  ``level_1``, ``level_2``, ...: the row's cluster at every level, -1 for none; ``distance``:
+                  Euclidean, to the centroid of its level-1 cluster
+    ``.csv``      the same columns; texts that begin like a formula (``= + - @``, tab, carriage return) get a ``'``
+                  before them, as a spreadsheet would compute them, and those that begin so behind a ``'`` one more
+    ``.txt``      one id per line, or one row number where the pool has no ids
+    ============  ====================================================================================================
+
+    `rows` are sorted row numbers of the pool, one maybe more than once, and `tree` the hierarchy they were drawn from.
+    InputError where the file is there already, or the rows should be otherwise; StoreError where the tree or its pool
+    cannot be read, or the disk is full.
+    """
+    target = check_target(path)
+    subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset))
+    return target
+
+
+def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
+    """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
+    target = check_target(path)
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)))
+    return target
+
+
+@dataclass(frozen=True)
+class _Subset:
+    """Sampled rows, and where their columns come from."""
+
+    rows: np.ndarray
+    tree: TreeArrays | None
+    pool: Pool | None
+
+    @classmethod
+    def open(cls, rows: np.ndarray, tree: xr.DataTree | str | os.PathLike[str], *, with_pool: bool) -> _Subset:
+        opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
+        arrays = TreeArrays(opened)
+        rows = chunks.check_rows(rows, stored_array(arrays, "labels").spec.shape[0])
+        return cls(rows, arrays, pool_of_tree(opened.attrs, _NO_POOL) if with_pool else None)
+
+    def blocks(self) -> Iterator[np.ndarray]:
+        # One block even of no rows, so that an empty subset has its columns too.
+        starts = range(0, max(len(self.rows), 1), BLOCK_ROWS)
+        return counted((self.rows[start : start + BLOCK_ROWS] for start in starts), "write", len(self.rows))
+
+    def ids(self, rows: np.ndarray) -> np.ndarray | None:
+        return None if self.pool is None else self.pool.ids(rows)
+
+    def columns(self, rows: np.ndarray) -> Columns:
+        return row_columns(rows, self.pool, self.tree)
+
+
+def stored_array(tree: TreeArrays, name: str) -> chunks.StoredArray:
+    """An array of level 1 on disk; InputError where the tree lies in memory."""
+    if (array := tree.stored(1, name)) is None:
+        raise InputError("tree=(in memory) should be a tree that lies on disk; open it with open_hierarchy")
+    return array
+
+
+def row_columns(rows: np.ndarray, pool: Pool | None, tree: TreeArrays | None) -> Columns:
+    """What a pool and a tree know of rows, by their sorted numbers: the columns of `write_subset`."""
+    columns: Columns = {"row": rows}
+    if pool is not None:
+        if (ids := pool.ids(rows)) is not None:
+            columns["id"] = ids
+        columns |= {name: pool.column(name, rows) for name in pool.columns}
+    if tree is not None:
+        for level, labels in enumerate(tree.ancestors(stored_array(tree, "labels").take(rows)), start=1):
+            columns[f"level_{level}"] = labels
+        columns["distance"] = np.sqrt(stored_array(tree, "distances").take(rows))
+    return columns
+
+
+def write_npy(path: Path, rows: np.ndarray) -> None:
+    """Write an `.npy`; not by `numpy.save`, which hides what the system says of a full disk."""
+    with path.open("wb") as file:
+        file.writelines(npy_pieces(rows, MIB))
+
+
+def _write_parquet(path: Path, subset: _Subset) -> None:
+    write_table(path, map(subset.columns, subset.blocks()))
+
+
+def write_table(path: Path, tables: Iterable[Columns]) -> None:
+    """Write tables of the same columns, one after the other, as parquet; an array of two dimensions is a vector."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    writer = None
+    for columns in tables:
+        table = pa.table({name: _arrow(values) for name, values in columns.items()})
+        writer = writer or pq.ParquetWriter(path, table.schema, compression="zstd")
+        writer.write_table(table)
+    if writer is not None:
+        writer.close()
+
+
+def _write_csv(path: Path, subset: _Subset) -> None:
+    n_quoted = 0
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.writer(_Records(file))
+        writer.writerow(subset.columns(subset.rows[:0]))
+        for rows in subset.blocks():
+            columns = subset.columns(rows).values()
+            cells = [_plain(values) for values in columns]
+            n_quoted += sum(_quote_formulas(c) for c, v in zip(cells, columns, strict=True) if v.dtype.kind in "OTU")
+            writer.writerows(zip(*cells, strict=True))
+    if n_quoted:
+        emit(
+            "warning",
+            message=f"{n_quoted:,} texts begin like a formula: they have a ' before them, which .parquet does without",
+        )
+
+
+def _write_txt(path: Path, subset: _Subset) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        for rows in subset.blocks():
+            ids = subset.ids(rows)
+            lines = [str(value) for value in _plain(rows if ids is None else ids)]
+            for line in lines:
+                if not line or "\n" in line or "\r" in line or line.startswith("\ufeff"):  # which readers take away
+                    rule = "without line breaks, not empty, and begin with no byte order mark for .txt"
+                    raise InputError(f"id={line!r} should be {rule}; write .csv or .parquet")
+            file.writelines(f"{line}\n" for line in lines)
+
+
+_WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
+    ".npy": lambda path, subset: write_npy(path, subset.rows),
+    ".parquet": _write_parquet,
+    ".csv": _write_csv,
+    ".txt": _write_txt,
+}
+
+
+def _plain(values: np.ndarray) -> list[Any]:
+    """Python values, a float in the fewest digits that give its own type back."""
+    data = np.ma.getdata(values)
+    cells = [str(value) for value in data] if data.dtype.kind == "f" else data.tolist()
+    for place in np.flatnonzero(np.ma.getmaskarray(values)) if np.ma.isMaskedArray(values) else ():
+        cells[place] = ""
+    return cells
+
+
+class _Records:
+    """Ends records by a line feed; the writer still quotes a lone carriage return, as it ends them by both itself."""
+
+    def __init__(self, file: IO[str]) -> None:
+        self._file = file
+
+    def write(self, record: str) -> int:
+        return self._file.write(record.removesuffix("\r\n") + "\n")
+
+
+def is_like_formula(text: str) -> bool:
+    """Tell whether a text begins like a formula, as it is or behind any number of ``'``.
+
+    >>> is_like_formula("=1"), is_like_formula("'=1"), is_like_formula("it's = 1")
+    (True, True, False)
+    """
+    return text.lstrip("'").startswith(FORMULA)
+
+
+def _quote_formulas(column: list[str]) -> int:
+    """Put a ``'`` before texts that begin like a formula, which a spreadsheet would compute; tell how many.
+
+    Texts that begin so behind a ``'`` get one more, so that those who take one away have what it was.
+    """
+    places = [i for i, text in enumerate(column) if is_like_formula(text)]
+    for i in places:
+        column[i] = f"'{column[i]}"
+    return len(places)
+
+
+def _arrow(values: np.ndarray) -> Any:
+    """A column for Arrow, of text even where there are no values; what is masked is missing."""
+    import pyarrow as pa
+
+    if values.ndim == 2:
+        return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])
+    data, mask = np.ma.getdata(values), np.ma.getmaskarray(values) if np.ma.isMaskedArray(values) else None
+    is_text = data.dtype.kind in "OTU"
+    return pa.array(data.tolist() if is_text else data, pa.string() if is_text else None, mask=mask)
+
+
+def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
+    """Whether the pool the tree was built from is no longer where it was."""
+    return bool(attributes.get("pool")) and not Path(attributes["pool"]).exists()
+
+
+def pool_of_tree(
+    attributes: Mapping[Any, Any], otherwise: str = "", path: str | os.PathLike[str] | None = None
+) -> Pool | None:
+    """Open the pool the tree was built from, where it was or at `path`; None where that was an array.
+
+    Of a pool that has grown since, the rows that the tree knows; a warning tells of the others. StoreError where it is
+    another, which would lie.
+    """
+    where = path or attributes.get("pool")
+    if not where:
+        return None
+    pool = open_pool(where)
+    wanted = attributes.get("pool_fingerprint")
+    n_known = pool.n_known_as(str(wanted)) if wanted else pool.n_samples
+    if n_known is None:
+        raise StoreError(
+            f"pool={str(where)!r} should be the one the tree was built from, but its content is another; "
+            f"{'give that one' if path else 'put that pool back'}{otherwise}"
+        )
+    if n_known < pool.n_samples:
+        fact = f"the tree knows {n_known:,} of the {pool.n_samples:,} rows of {where}"
+        emit("warning", message=f"{fact}; `hkm update TREE {where}` lets the others join")
+    return pool.head(n_known)

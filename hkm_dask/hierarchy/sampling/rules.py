@@ -1,0 +1,238 @@
+"""The rules of a draw, in the words of `hkm_dask.sample`, checked against the tree and its pool."""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.config.problems import nearest
+from hkm_dask.data.pool import Pool
+from hkm_dask.errors import InputError, first_few, is_whole
+from hkm_dask.hierarchy.sampling.columns import DrawColumns, column_to_sort
+from hkm_dask.hierarchy.sampling.eligible import Mask, rows_below, unknown_clusters
+from hkm_dask.hierarchy.sampling.export import pool_of_tree
+from hkm_dask.hierarchy.sampling.id_lists import IdList, read_id_list
+from hkm_dask.hierarchy.sampling.steering import WEIGHT_DECIMALS, Cluster, check_weights, parse_clusters, read_weights
+from hkm_dask.hierarchy.tree.arrays import TreeArrays
+from hkm_dask.untrusted import read_regular, reading
+
+ClusterName = str | tuple[int, int]
+Weights = Mapping[ClusterName, float] | str | os.PathLike[str]
+Quotas = Mapping[Any, float] | str | os.PathLike[str]
+
+_MAX_BYTES = 2**24
+
+
+@dataclass
+class Rules:
+    """What a draw has to keep to; `problems` has a line for everything that cannot be."""
+
+    exclude: list[Cluster] = field(default_factory=list)
+    only: list[Cluster] = field(default_factory=list)
+    weights: dict[Cluster, float] = field(default_factory=dict)
+    ids: list[IdList] = field(default_factory=list)
+    by: str | None = None
+    max_per: tuple[str, int] | None = None
+    quotas: tuple[str, dict[Any, int | Fraction]] | None = None
+    pool: Pool | None = None
+    columns: DrawColumns | None = None
+    problems: list[str] = field(default_factory=list)
+
+    @property
+    def leave_out(self) -> bool:
+        """Whether there may be rows that cannot be drawn."""
+        return bool(self.exclude or self.only or self.ids or self.max_per or self.quotas)
+
+    def mask(self, arrays: TreeArrays) -> Mask | None:
+        """Tell of every row whether it may be drawn, caps and quotas aside; None where all in the tree may."""
+        if not self.leave_out:
+            return None
+        mask = rows_below(arrays, self.exclude, self.only)
+        for ids in self.ids:
+            mask &= ~ids.rows(self.pool, len(mask))
+        return mask
+
+    def level_weights(self, arrays: TreeArrays) -> list[NDArray[np.int64] | None]:
+        """Whole-numbered weights of the clusters of every level, level 1 first; None where all are the same."""
+        unit, levels = 10**WEIGHT_DECIMALS, list[NDArray[np.int64] | None]()
+        for t in range(1, arrays.n_levels + 1):
+            own = {cluster.number: weight for cluster, weight in self.weights.items() if cluster.level == t}
+            weights = np.full(arrays.n_clusters(t), unit, np.int64) if own else None
+            if weights is not None:
+                weights[list(own)] = [round(weight * unit) for weight in own.values()]
+            levels.append(weights)
+        return levels
+
+
+def read_rules(
+    tree: xr.DataTree,
+    arrays: TreeArrays,
+    size: Any,
+    *,
+    strategy: str,
+    within: str,
+    multiplier: int,
+    exclude: Iterable[ClusterName],
+    only: Iterable[ClusterName],
+    exclude_ids: Any,
+    weights: Weights | None,
+    by: str | None,
+    max_per: Mapping[str, int] | None,
+    quotas: Mapping[str, Quotas] | None,
+) -> Rules:
+    """Read files and check all that can be told without looking at the ids and columns of the pool."""
+    rules = Rules(by=by)
+    for option, names in (("exclude", exclude), ("only", only)):
+        clusters = parse_clusters([names] if isinstance(names, str) else names, option, rules.problems)
+        rules.problems += unknown_clusters(arrays, clusters, option)
+        getattr(rules, option).extend(clusters)
+    with _collected(rules.problems):
+        _read_weights(rules, weights or {}, arrays, strategy)
+    if by is None and within == "best":
+        rules.problems.append("by=None should be a column of the pool for within='best'; name one")
+    elif by is not None and within != "best":
+        rules.problems.append(f"within={within!r} should be best with by={by!r}; give both, or neither")
+    with _collected(rules.problems):
+        rules.max_per = _read_cap(max_per, multiplier)
+    with _collected(rules.problems):
+        rules.quotas = _read_quotas(quotas, size)
+    lists = _lists(exclude_ids)
+    _open_pool(rules, tree, arrays, asks_ids=bool(lists))
+    for ids in lists:
+        with _collected(rules.problems):
+            rules.ids.append(read_id_list(ids, rules.pool, arrays.n_rows(1), "exclude_ids"))
+    return rules
+
+
+def _lists(exclude_ids: Any) -> list[Any]:
+    """Lists of ids: a file, several of them, or ids themselves."""
+    if exclude_ids is None:
+        return []
+    several = isinstance(exclude_ids, list | tuple) and all(isinstance(ids, os.PathLike) for ids in exclude_ids)
+    return list(exclude_ids) if several else [exclude_ids]
+
+
+@contextmanager
+def _collected(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except InputError as error:
+        problems += error.problems
+
+
+def _read_weights(rules: Rules, weights: Weights, arrays: TreeArrays, strategy: str) -> None:
+    read = read_weights(weights) if isinstance(weights, str | os.PathLike) else check_weights(weights)
+    rules.exclude += [cluster for cluster, weight in read.items() if weight == 0]
+    rules.weights = {cluster: weight for cluster, weight in read.items() if weight not in (0, 1)}
+    problems = unknown_clusters(arrays, read, "weights")
+    below = [str(cluster) for cluster in rules.weights if cluster.level < arrays.n_levels]
+    if strategy == "flat" and below:
+        problems.append(
+            f"weights of {first_few(below)} should be 0 or 1 with strategy='flat', which shares out among clusters of "
+            "the top level only; use hierarchical"
+        )
+    if problems:
+        raise InputError(problems)
+
+
+def _read_cap(max_per: Mapping[str, int] | None, multiplier: int) -> tuple[str, int] | None:
+    if not max_per:
+        return None
+    if len(max_per) != 1:
+        raise InputError(f"max_per should be for one column, not for {', '.join(max_per)}; leave the others out")
+    ((column, most),) = max_per.items()
+    if not is_whole(most) or most < 1:
+        raise InputError(f"max_per={most!r} of {column} should be a whole number >= 1; raise it")
+    if is_whole(multiplier) and multiplier > 1:
+        raise InputError(f"multiplier={multiplier} should be 1 with max_per; leave out one of them")
+    return column, int(most)
+
+
+def _read_quotas(quotas: Mapping[str, Quotas] | None, size: Any) -> tuple[str, dict[Any, int | Fraction]] | None:
+    if not quotas:
+        return None
+    if len(quotas) != 1:
+        raise InputError(f"quotas should be of one column, not of {', '.join(quotas)}; leave the others out")
+    ((column, given),) = quotas.items()
+    read = _read_quota_file(given) if isinstance(given, str | os.PathLike) else given
+    problems, parsed = list[str](), dict[Any, int | Fraction]()
+    for value, amount in read.items():
+        exact = _rows_or_share(amount)
+        if exact is None:
+            rule = "a number of rows like 500, or a share from 0 to 1 like 0.5"
+            problems.append(f"quotas={amount!r} of {value!r} should be {rule}; write it so")
+        else:
+            parsed[value] = exact
+    if is_whole(size) and not problems:
+        total = sum(amount if isinstance(amount, int) else amount * size for amount in parsed.values())
+        if total > size:
+            fact = f"quotas of {column} add up to {float(total):g} rows"
+            problems.append(f"{fact}, they should to at most size={size}; lower some of them")
+    if problems:
+        raise InputError(problems)
+    return column, parsed
+
+
+def _rows_or_share(amount: Any) -> int | Fraction | None:
+    """Whole numbers are rows, others shares, as in scikit-learn's `train_test_split`; None for anything else.
+
+    >>> _rows_or_share("500"), _rows_or_share(0.1), _rows_or_share("1.0"), _rows_or_share(1.5)
+    (500, Fraction(1, 10), Fraction(1, 1), None)
+    """
+    text = str(amount).strip()
+    if text.isdecimal():
+        return int(text)
+    try:
+        share = Fraction(str(float(text)))  # 0.1 as it is written
+    except (ValueError, OverflowError):
+        return None
+    return share if 0 <= share <= 1 else None
+
+
+def _read_quota_file(path: str | os.PathLike[str]) -> dict[str, str]:
+    with reading(f"quotas={str(path)!r} should be a CSV file of quotas, it cannot be read", "check the path"):
+        text = read_regular(path, _MAX_BYTES).decode("utf-8-sig")
+        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
+    name = Path(path).name
+    if not rows or [cell.strip() for cell in rows[0]] != ["value", "quota"]:
+        raise InputError(f"{name}: its first line should be value,quota; then one line per value, like web,0.5")
+    problems = [f"{name}: {','.join(row)[:60]!r} should be a value and its quota" for row in rows if len(row) != 2]
+    names = [row[0] for row in rows]
+    problems += [f"{name}: value={value!r} should be named once" for value in {*names} if names.count(value) > 1]
+    if problems:
+        raise InputError([f"{problem}; write it like web,0.5" for problem in problems[:10]])
+    return dict(rows[1:])
+
+
+def _open_pool(rules: Rules, tree: xr.DataTree, arrays: TreeArrays, *, asks_ids: bool) -> None:
+    """Open the pool where ids or columns are asked for, and look for the columns."""
+    asked = {"by": rules.by, "max_per": rules.max_per and rules.max_per[0], "quotas": rules.quotas and rules.quotas[0]}
+    columns = {option: column for option, column in asked.items() if column}
+    if not columns and not asks_ids:
+        return
+    rules.columns = DrawColumns(None, arrays)
+    if not asks_ids and all(column in rules.columns.levels for column in columns.values()):
+        return
+    rules.pool = pool_of_tree(tree.attrs)
+    rules.columns = DrawColumns(rules.pool, arrays)
+    known = rules.pool.columns if rules.pool is not None else ()
+    for option, column in columns.items():
+        name = column_to_sort(column, known)[0] if option == "by" else column
+        levels = () if option == "by" else rules.columns.levels
+        if name not in (*known, *levels):
+            choice = "choose one of them" if known else "ingest them with the embeddings"
+            choice += f", or give a level of the tree: {', '.join(levels)}" if levels else ""
+            remedy = nearest(name, (*known, *levels)) or choice
+            names = ", ".join(known) or "none"
+            rules.problems.append(f"{option}={name!r} should be a column of the pool, which has {names}; {remedy}")

@@ -1,0 +1,125 @@
+"""Subsets of a pool in files: the row numbers that `hkm sample` and `hkm dedup` write, or that somebody else saved."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.data.npy import NPY_MAGIC, read_npy_header
+from hkm_dask.errors import InputError
+from hkm_dask.untrusted import open_regular, reading
+
+if TYPE_CHECKING:
+    from hkm_dask.data.pool import Pool
+
+#: Row numbers that are read together.
+_PIECE_ROWS = 1 << 18
+
+
+class _Stored(NamedTuple):
+    """What a file holds: an array of any shape and type, and its values piece by piece."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    pieces: Iterator[NDArray[np.integer]]
+
+
+def read_rows(
+    path: str | os.PathLike[str], n_rows: int, *, repeats: bool = True, pool: Pool | None = None
+) -> NDArray[np.int64]:
+    """Read row numbers of a pool of `n_rows` from an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``.
+
+    Where these have a column ``id`` instead, and of a ``.txt``, ids of the `pool` are read, or row numbers if it has
+    none.
+
+    They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
+    else, or has other numbers, or, unless `repeats`, a number twice.
+    """
+    given = f"subset={path}"
+    wanted = f"{given} should be a file of row numbers or ids: .npy, .txt, .csv, .parquet"
+    if _has_ids_only(path, wanted):
+        from hkm_dask.hierarchy.sampling.id_lists import read_id_list  # with pandas
+
+        rows, n_outside = read_id_list(path, pool, n_rows, "subset").numbers(pool, n_rows, strict=True), 0
+        if not len(rows):
+            raise InputError(f"{given} should hold at least one row, it holds none; draw again")
+    else:
+        rows, n_outside = _read_numbers(path, n_rows, wanted, most=None if repeats else n_rows)
+    problems = []
+    if n_outside:
+        problems.append(f"{given} should be row numbers below {n_rows}, {n_outside} are not; is it of this pool?")
+    n_repeated = 0 if repeats else int((rows[1:] == rows[:-1]).sum())
+    if n_repeated:
+        problems.append(f"{given} should be without repeats, it has {n_repeated}; drop them")
+    if problems:
+        raise InputError(problems)
+    return rows
+
+
+def _read_numbers(
+    path: str | os.PathLike[str], n_rows: int, wanted: str, most: int | None
+) -> tuple[NDArray[np.int64], int]:
+    """Row numbers in an ``.npy`` or a table, sorted, and how many of them are none of the `n_rows`."""
+    given, n_outside, end = f"subset={path}", 0, 0
+    with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
+        opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
+        with opened as (shape, dtype, pieces):
+            if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
+                raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
+            if most is not None and shape[0] > most:
+                raise InputError(f"{given} should be at most {most} row numbers, it has {shape[0]}; drop some")
+            rows = np.empty(shape[0], np.int64)
+            for some in pieces:
+                # Beyond int64 a number would wrap round to a row.
+                n_outside += int(((some < 0) | (some >= n_rows)).sum())
+                rows[end : end + len(some)] = some.astype(np.int64)
+                end += len(some)
+    if (rows[1:] < rows[:-1]).any():
+        rows.sort()
+    return rows, n_outside
+
+
+def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:
+    """Whether a file is a text, or a table without row numbers, as somebody may have written one."""
+    suffix = Path(path).suffix
+    if suffix not in (".parquet", ".csv"):
+        return suffix == ".txt"
+    import pyarrow.dataset as ds
+
+    with reading(f"{wanted}, it cannot be read", "save it again"):
+        return "row" not in ds.dataset(str(path), format=suffix[1:]).schema.names
+
+
+@contextmanager
+def _open_npy(file: IO[bytes], wanted: str) -> Iterator[_Stored]:
+    if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
+        raise InputError(f"{wanted}, it is none of these; save it with numpy.save")
+    file.seek(0)
+    try:
+        header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
+    except InputError as error:
+        raise InputError(f"{wanted}; {error}") from error
+
+    def pieces() -> Iterator[NDArray[np.integer]]:
+        file.seek(header.offset)
+        for low in range(0, header.shape[0], _PIECE_ROWS):
+            n = min(_PIECE_ROWS, header.shape[0] - low)
+            yield np.frombuffer(file.read(n * header.dtype.itemsize), header.dtype)
+
+    yield _Stored(header.shape, header.dtype, pieces())
+
+
+@contextmanager
+def _open_table(path: str | os.PathLike[str]) -> Iterator[_Stored]:
+    import pyarrow.dataset as ds
+
+    table = ds.dataset(str(path), format=Path(path).suffix[1:])
+    batches = table.to_batches(columns=["row"], batch_size=_PIECE_ROWS)
+    dtype = np.dtype(table.schema.field("row").type.to_pandas_dtype())
+    yield _Stored((table.count_rows(),), dtype, (batch.column("row").to_numpy() for batch in batches))

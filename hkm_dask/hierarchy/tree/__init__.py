@@ -1,0 +1,1 @@
+"""A finished tree: opened, read within a limit, and asked."""

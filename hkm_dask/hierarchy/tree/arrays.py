@@ -1,0 +1,283 @@
+"""The arrays of a tree, read whole or in part, every chunk of them checked; what was read is kept within a limit."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from numpy.typing import NDArray
+
+from hkm_dask.compute.runner import n_processors
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import empty_to_read
+from hkm_dask.data.layout import ArraySpec
+from hkm_dask.data.objects import ObjectPath, location
+from hkm_dask.errors import InputError, is_whole
+from hkm_dask.hierarchy.sorting.members import starts
+
+#: Bytes of chunks that are kept of a tree: the centroids of a million clusters with 64 features, and as much again.
+KEPT_BYTES = 512 << 20
+#: Chunks of an object store that are read at once where values of many are asked for.
+_OBJECTS_AT_ONCE = 8
+#: Bytes of chunks on a disk that one question adds to those kept; of more, each is read into the memory of another
+#: before it, as fresh memory for all takes longer than reading them once more. Asked again and again, all are kept.
+_KEPT_AT_ONCE = 16 << 20
+#: Share of all the values of an array beyond which it is read whole to gather them.
+_WHOLE_SHARE = 1 / 8
+
+
+class _KeptChunks:
+    """The chunks that were used last, within a number of bytes."""
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._chunks: OrderedDict[tuple[int, str, int], NDArray[Any]] = OrderedDict()
+        self._n_bytes, self._lock = 0, threading.Lock()
+
+    def __reduce__(self) -> tuple[type[_KeptChunks], tuple[int]]:
+        return _KeptChunks, (self.most_bytes,)  # what is kept can be read again
+
+    def get(self, key: tuple[int, str, int]) -> NDArray[Any] | None:
+        with self._lock:
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+            return self._chunks.get(key)
+
+    def put(self, key: tuple[int, str, int], chunk: NDArray[Any]) -> None:
+        with self._lock:
+            if key not in self._chunks and chunk.nbytes <= self.most_bytes:
+                self._chunks[key] = chunk
+                self._n_bytes += chunk.nbytes
+            while self._n_bytes > self.most_bytes:
+                self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
+
+
+class Scan:
+    """What one question may add to the chunks that are kept; the memory its threads read the others into."""
+
+    def __init__(self, spec: ArraySpec, n_kept: int) -> None:
+        self._spec, self._to_keep, self._own = spec, iter(range(n_kept)), threading.local()
+
+    def buffer(self) -> NDArray[Any] | None:
+        """Room for the next chunk of this thread, in place of the last one; None where the chunk may be kept."""
+        if next(self._to_keep, None) is not None:
+            return None
+        if not hasattr(self._own, "buffer"):
+            self._own.buffer = empty_to_read((self._spec.chunk_rows, *self._spec.shape[1:]), self._spec.dtype)
+        buffer: NDArray[Any] = self._own.buffer
+        return buffer
+
+
+class TreeArrays:
+    """The arrays of a tree: a question reads the chunks it needs, `read` the whole of an array, once.
+
+    They are named as they are stored, but for "members" and "indptr", whose level goes without saying. Some chunks, of
+    so many bytes, are kept for the next question.
+    """
+
+    def __init__(self, tree: xr.DataTree, kept_bytes: int = KEPT_BYTES) -> None:
+        self._tree = tree
+        self._read: dict[tuple[int, str], NDArray[Any]] = {}
+        self._stored: dict[tuple[int, str], StoredArray | None] = {}
+        self._kept = _KeptChunks(kept_bytes)
+        self.n_levels = sum(name.startswith("level_") for name in tree.children)
+
+    # -- names and shapes ----------------------------------------------------------------------------------------------
+
+    def check_level(self, level: int) -> None:
+        """Refuse, with an InputError, a level that there is not."""
+        if not is_whole(level) or not 1 <= level <= self.n_levels:
+            rule = f"should be between 1 and {self.n_levels}; choose one of the tree's levels"
+            raise InputError(f"level={np.asarray(level).tolist()!r} {rule}")
+
+    def n_rows(self, level: int) -> int:
+        """Rows that a level clusters, those left out included: samples, or clusters of the level below."""
+        return self._size(level, layout.SAMPLE if level == 1 else f"cluster_{level - 1}")
+
+    def n_clusters(self, level: int) -> int:
+        """Clusters of a level."""
+        return self._size(level, f"cluster_{level}")
+
+    def n_features(self, level: int) -> int:
+        """Coordinates of a centroid of a level."""
+        return self._size(level, layout.FEATURE)
+
+    def _size(self, level: int, dimension: str) -> int:
+        self.check_level(level)
+        return int(self._tree.children[f"level_{level}"].sizes[dimension])
+
+    def _variable(self, level: int, name: str) -> xr.DataArray:
+        self.check_level(level)
+        suffix = f"_{level}" if name in ("members", "indptr") else ""
+        return self._tree.children[f"level_{level}"].data_vars[name + suffix]
+
+    def stored(self, level: int, name: str) -> StoredArray | None:
+        """The array where it lies on a disk or at a URL, bound to what it was when the tree was opened; else None."""
+        if (level, name) not in self._stored:
+            self._stored[level, name] = self._find(self._variable(level, name), level)
+        return self._stored[level, name]
+
+    def _find(self, array: xr.DataArray, level: int) -> StoredArray | None:
+        source = self._tree.encoding.get("source")
+        if source is None or array.chunks is None:
+            return None
+        stored = open_array(location(source) / f"level_{level}/{array.name}")
+        fingerprint = array.attrs.get(layout.FINGERPRINT, "")
+        return replace(stored, fingerprint=fingerprint) if stored.shape == array.shape else None
+
+    # -- reading -------------------------------------------------------------------------------------------------------
+
+    def read(self, level: int, name: str) -> NDArray[Any]:
+        """Read an array of a level (from 1), such as "labels" or "members"; it is not to be written to.
+
+        Raises
+        ------
+        InputError
+            There is no such level.
+        StoreError
+            A chunk is missing, cut or altered.
+        """
+        if (level, name) not in self._read:
+            stored = self.stored(level, name)
+            # Faster from the disk than through dask.
+            whole = self._variable(level, name).to_numpy() if stored is None else stored.read(0, stored.shape[0])
+            self._read[level, name] = whole
+        return self._read[level, name]
+
+    def _partly(self, level: int, name: str) -> StoredArray | None:
+        """The array, where its chunks are to be read one by one."""
+        return None if (level, name) in self._read else self.stored(level, name)
+
+    def _chunk(self, stored: StoredArray, level: int, name: str, index: int, scan: Scan | None = None) -> NDArray[Any]:
+        """A chunk that was kept, or else is read: to be kept, unless it is one too many of a `scan`."""
+        chunk = self._kept.get((level, name, index))
+        if chunk is None and scan is not None and (buffer := scan.buffer()) is not None:
+            low, high = stored.spec.chunk_range(index)
+            return stored.read(low, high, buffer[: high - low])
+        if chunk is None:
+            chunk = stored.read_chunk(index)
+            self._kept.put((level, name, index), chunk)
+        return chunk
+
+    def part(self, level: int, name: str, start: int, stop: int) -> NDArray[Any]:
+        """Copy the values `start` to `stop` of an array; raises as `read` does."""
+        stored = self._partly(level, name)
+        if stored is None:
+            return self.read(level, name)[start:stop].copy()
+        out = np.empty((stop - start, *stored.shape[1:]), stored.dtype)
+        for index in stored.spec.chunks(start, stop):
+            low, high = stored.spec.chunk_range(index)
+            first, last = max(low, start), min(high, stop)
+            out[first - start : last - start] = self._chunk(stored, level, name, index)[first - low : last - low]
+        return out
+
+    def take(self, level: int, name: str, rows: NDArray[np.integer]) -> NDArray[Any]:
+        """Gather values of an array by their numbers, in any order; raises as `read` does."""
+        stored = self._partly(level, name)
+        if stored is None:
+            return self.read(level, name)[rows]
+        unique, places = rows, None
+        if not (rows.ndim == 1 and (rows[1:] > rows[:-1]).all()):
+            unique, places = np.unique(rows, return_inverse=True)
+        values = np.empty((len(unique), *stored.shape[1:]), stored.dtype)
+        chunks = unique // stored.spec.chunk_rows
+        spans = list(itertools.pairwise(np.flatnonzero(np.diff(chunks, prepend=-1, append=-1)).tolist()))
+        todo, scan = iter(spans), self.scan(level, name)
+
+        def take_of_chunks(_: int = 0) -> None:
+            for first, last in todo:
+                index = int(chunks[first])
+                offsets = unique[first:last] - stored.spec.chunk_range(index)[0]
+                values[first:last] = self._chunk(stored, level, name, index, scan)[offsets]
+
+        at_once = _OBJECTS_AT_ONCE if isinstance(stored.place, ObjectPath) else n_processors()
+        n_threads = min(sum(self._kept.get((level, name, int(chunks[first]))) is None for first, _ in spans), at_once)
+        if n_threads < 2:
+            take_of_chunks()
+        else:
+            with ThreadPoolExecutor(n_threads, "hkm-read") as threads:
+                list(threads.map(take_of_chunks, range(n_threads)))
+        return values if places is None else values[places.reshape(np.shape(rows))]
+
+    def sums(self, counts: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+        """Sums of what the clusters of level 1 count, over those below each cluster, for every level."""
+        levels = [counts]
+        for t in range(2, self.n_levels + 1):
+            parents = self.read(t, "labels")
+            used = parents >= 0
+            # Sums below 2**53 are exact in float64.
+            sums = np.bincount(parents[used], levels[-1][used], minlength=self.n_clusters(t))
+            levels.append(sums.astype(np.int64))
+        return levels
+
+    def blocks(self, level: int, name: str) -> list[tuple[int, int]]:
+        """Ranges of an array that `block` gives one at a time."""
+        stored = self._partly(level, name)
+        if stored is None:
+            return [(0, len(self.read(level, name)))]
+        return [stored.spec.chunk_range(index) for index in range(stored.spec.n_chunks)]
+
+    def scan(self, level: int, name: str) -> Scan | None:
+        """For a question that may read much of an array; None where it is in memory."""
+        stored = self._partly(level, name)
+        if stored is None:
+            return None
+        at_once = self._kept.most_bytes if isinstance(stored.place, ObjectPath) else _KEPT_AT_ONCE
+        return Scan(stored.spec, max(1, at_once // stored.spec.chunk_file_bytes))
+
+    def block(self, level: int, name: str, bounds: tuple[int, int], scan: Scan | None = None) -> NDArray[Any]:
+        """Read one of `blocks`, not to be written to, nor used once the same thread reads another by the same `scan`.
+
+        Without one it is kept where all of them can be.
+        """
+        stored = self._partly(level, name)
+        if stored is None:
+            return self.read(level, name)
+        index = bounds[0] // stored.spec.chunk_rows
+        # Of more than fits, the chunks used last are never the next.
+        if scan is None and stored.shape[0] * stored.spec.row_bytes > self._kept.most_bytes // 2:
+            return stored.read_chunk(index)
+        return self._chunk(stored, level, name, index, scan)
+
+    # -- the hierarchy -------------------------------------------------------------------------------------------------
+
+    def ancestors(
+        self, labels: NDArray[np.int32], level: int | None = None, *, first: int = 1
+    ) -> list[NDArray[np.int32]]:
+        """Clusters of level `first` and those above them, for every level up to `level` or the top; -1 stays -1."""
+        path = [labels]
+        for t in range(first + 1, (level or self.n_levels) + 1):
+            used = path[-1] >= 0
+            above = np.full(used.shape, -1, np.int32)
+            if np.count_nonzero(used) > _WHOLE_SHARE * self.n_rows(t):
+                self.read(t, "labels")
+            above[used] = self.take(t, "labels", path[-1][used])
+            path.append(above)
+        return path
+
+    def children(self, level: int, clusters: NDArray[np.integer]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Children of clusters of a level, one after the other, those of each closest first; and where each begin."""
+        bounds = self.take(level, "indptr", np.stack([clusters, clusters + 1]))
+        return self.take(level, "members", ranges(bounds[0], np.diff(bounds, axis=0)[0])), starts(bounds[1] - bounds[0])
+
+    def children_of(self, level: int, cluster: int) -> NDArray[np.int64]:
+        """Children of one cluster, closest first."""
+        start, stop = self.part(level, "indptr", cluster, cluster + 2).tolist()
+        return self.part(level, "members", start, stop)
+
+
+def ranges(first: NDArray[np.int64], sizes: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Numbers that rise from each of `first` on, so many each.
+
+    >>> ranges(np.array([7, 0, 3]), np.array([2, 0, 3]))
+    array([7, 8, 3, 4, 5])
+    """
+    bounds = starts(sizes)
+    return np.arange(bounds[-1]) + np.repeat(first - bounds[:-1], sizes)

@@ -1,0 +1,74 @@
+"""The tree on disk: opening it, and the `hkm` accessor that people query it with."""
+
+from __future__ import annotations
+
+import os
+
+import dask.array as da
+import xarray as xr
+
+from hkm_dask.data import layout
+from hkm_dask.data.chunks import open_array
+from hkm_dask.data.files import read_complete, similar_store
+from hkm_dask.data.objects import Location, each, location, zarr_store
+from hkm_dask.errors import StoreError
+from hkm_dask.hierarchy.tree.accessor import HkmAccessor
+from hkm_dask.untrusted import reading
+
+__all__ = ["HkmAccessor", "open_hierarchy"]
+
+
+def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
+    """Open a complete tree; arrays are read when they are asked for.
+
+    Parameters
+    ----------
+    path : path-like
+        Path or URL, as `build_hierarchy` or ``hkm cluster`` made it.
+
+    Returns
+    -------
+    xarray.DataTree
+        One node per level, ``level_1`` first; the `hkm` accessor asks it questions. Chunks are checked when they are
+        read: one that is missing, altered, or of a tree that has replaced this one by then is a StoreError.
+
+    Raises
+    ------
+    StoreError
+        It is missing, no tree, not complete, of another format version, or its metadata was altered.
+
+    Examples
+    --------
+    >>> open_hierarchy("nowhere.zarr")
+    Traceback (most recent call last):
+    hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm cluster`
+    """
+    folder = location(path, "tree").absolute()
+    if not folder.exists():
+        wip = layout.wip_path(folder)
+        unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"
+        other = similar_store(folder, layout.TREE_FORMAT)
+        remedy = unfinished if wip.exists() else f"{other}make it with `hkm cluster`"
+        raise StoreError(f"{folder} is missing; {remedy}")
+    read_complete(folder, layout.TREE_FORMAT)
+    with reading(f"{folder} is damaged", layout.remedy(layout.TREE_FORMAT), StoreError):
+        tree = xr.open_datatree(zarr_store(folder), engine="zarr", zarr_format=3)
+        tree.encoding["source"] = str(folder)
+        for level, node in tree.children.items():
+            node.dataset = checked_arrays(node.to_dataset(), folder / level)
+    return tree
+
+
+def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
+    """A group that xarray opened, with Dask arrays whose every chunk is checked when it is read.
+
+    Those of a tree that took its place fail.
+    """
+    names = list(map(str, group.data_vars))
+    stored = each(open_array, [folder / name for name in names], folder)
+    variables = [group.variables[name] for name in names]
+    arrays = [
+        da.from_array(one, chunks=old.encoding["chunks"], name=f"{name}-{one.fingerprint}", fancy=False)
+        for name, one, old in zip(names, stored, variables, strict=True)
+    ]
+    return group.assign({name: old.copy(data=new) for name, old, new in zip(names, variables, arrays, strict=True)})

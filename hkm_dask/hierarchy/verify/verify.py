@@ -1,0 +1,251 @@
+"""Verifying a store: every chunk, every checksum, and whether what is stored belongs together."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.config import Config
+from hkm_dask.data import layout
+from hkm_dask.data.files import METADATA_FILE, read_json
+from hkm_dask.data.objects import Location, location
+from hkm_dask.data.pool import Pool, open_pool
+from hkm_dask.data.row_views import UnitRows
+from hkm_dask.data.verify import Verification, check_metadata, leftovers
+from hkm_dask.data.verify_chunks import ChunkReader, chunk_reader
+from hkm_dask.data.verify_pool import check_pool
+from hkm_dask.errors import InputError, StoreError, is_whole
+from hkm_dask.hierarchy.verify.assignment import check_assignment, check_ids
+from hkm_dask.hierarchy.verify.distances import check_distances
+from hkm_dask.hierarchy.verify.level import LevelCheck
+from hkm_dask.hierarchy.verify.members import check_members
+
+#: Gathers rows by sorted numbers.
+_Take = Callable[[NDArray[np.int64]], NDArray[np.floating]]
+
+
+def verify(
+    path: str | os.PathLike[str],
+    *,
+    pool: str | os.PathLike[str] | None = None,
+    tree: str | os.PathLike[str] | None = None,
+    sample: int = 1000,
+    seed: int = 0,
+) -> Verification:
+    """Check a pool, a tree or an assignment from end to end: what an eye cannot see, and no command may believe.
+
+    Every chunk is read and its checksum compared, all metadata are held against each other, and what is stored twice
+    must agree: of a pool its values with their statistics, fingerprint and ids; of a tree labels, distances, members,
+    sizes and inertia of every level; of an assignment clusters, with those that the tree puts them in, and ids. Some
+    rows of each level are measured again in float64, against all centroids. It goes on after a problem. Memory is
+    bounded: about 64 MiB a thread, 1 GiB for labels and distances, and what is known of each cluster.
+
+    Parameters
+    ----------
+    path : path-like
+        A complete pool, tree or assignment.
+    pool, tree : path-like, optional
+        Where the pool of a tree, or the pool and the tree of an assignment lie now; by default where they were then.
+    sample : int, default 1000
+        Rows of each level to measure again, 0 for none.
+    seed : int, default 0
+        Draws them.
+
+    Returns
+    -------
+    Verification
+        Its `sound` tells whether nothing is wrong, `problems` what is; printed, it is a report.
+
+    Raises
+    ------
+    InputError
+        `sample` or `seed` is no whole number from 0 on.
+    StoreError
+        Nothing is there, or it is something else; or no pool or tree is at the path given.
+
+    Examples
+    --------
+    >>> import tempfile, hkm_dask as hkm
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     pool = hkm.ingest(np.arange(40.0).reshape(20, 2), f"{folder}/pool.zarr")
+    ...     before = hkm.verify(pool.path).sound
+    ...     with open(f"{pool.path}/embeddings/c/0/0", "r+b") as chunk:
+    ...         _ = chunk.write(b"!")
+    ...     after = hkm.verify(pool.path)
+    >>> before, after.problems[0].where, after.problems[0].what
+    (True, 'embeddings', 'chunk 0 (rows 0:20) was altered on disk: its checksum does not match')
+    """
+    for name, value in (("sample", sample), ("seed", seed)):
+        if not is_whole(value) or value < 0:
+            raise InputError(f"{name}={value!r} should be a whole number from 0 on; leave it out")
+    begin, root = time.perf_counter(), location(path).absolute()
+    attributes = _attributes(root)
+    found = Verification(str(root), attributes["format"].removeprefix("hkm_dask."))
+    try:
+        layout.check_marker(attributes, attributes["format"], root)
+    except StoreError as error:
+        what, _, remedy = str(error).removeprefix(str(root)).strip(": ").rpartition("; ")
+        found.add("", "marker", what, remedy=remedy)
+    else:
+        places = {name: location(place, name) for name, place in (("pool", pool), ("tree", tree)) if place is not None}
+        _check_content(root, attributes, found, places, sample, seed)
+    found.notes += leftovers(root)
+    found.close(time.perf_counter() - begin)
+    return found
+
+
+def _attributes(root: Location) -> dict[str, Any]:
+    """Attributes of a store of ours; StoreError where it is none."""
+    if not root.exists():
+        unfinished = layout.wip_path(root)
+        remedy = f"{unfinished.name} is unfinished, run its command again" if unfinished.exists() else "check the path"
+        raise StoreError(f"{root} is missing; {remedy}")
+    metadata = read_json(root / METADATA_FILE)
+    attributes = metadata.get("attributes") if metadata else None
+    kind = attributes.get("format") if isinstance(attributes, dict) else None
+    if not isinstance(attributes, dict) or kind not in layout.FORMATS:
+        fact = "there is no zarr.json" if metadata is None else f"its format is {kind!r}"
+        raise StoreError(
+            f"{root} should be a pool, tree or assignment of hkm, but {fact}; give the path of one, or make it again"
+        )
+    return attributes
+
+
+def _check_content(
+    root: Location,
+    attributes: Mapping[str, Any],
+    found: Verification,
+    places: Mapping[str, Location],
+    sample: int,
+    seed: int,
+) -> None:
+    arrays = check_metadata(root, found)
+    # What is compared with members is read twice.
+    again = [array for name, array in arrays.items() if name.endswith(("/labels", "/distances"))]
+    with chunk_reader(arrays, found, sum(array.spec.shape[0] * array.spec.row_bytes for array in again)) as reader:
+        found.checks["chunks"] = ""  # told last, shown in its place
+        if found.kind == "pool":
+            check_pool(attributes, reader, found)
+        else:
+            levels: Sequence[LevelCheck]
+            if found.kind == "tree":
+                levels = _check_levels(root, attributes, reader, found)
+            else:
+                levels = check_assignment(attributes, reader, found, places.get("tree"))
+            opened = _pool_of(levels[0], attributes, found, places.get("pool")) if levels and sample else None
+            if levels and sample:
+                _measure(levels, opened, found, sample, seed, spherical=attributes.get("metric") == "cosine")
+            if opened is not None and found.kind == "assignment":
+                check_ids(opened, reader, found)
+        reader.rest()
+        found.checks["chunks"] = reader.summary()
+
+
+def _check_levels(
+    root: Location, attributes: Mapping[str, Any], reader: ChunkReader, found: Verification
+) -> list[LevelCheck]:
+    """Check every level by itself and by the one below; gives those whose arrays have the right shapes."""
+    try:
+        config = Config.from_json(str(attributes.get("config")))
+    except InputError as error:
+        found.add("", "config", f"config cannot be read: {error.problems[0]}; its levels were not checked")
+        return []
+    for name in ("seed", "metric"):
+        if attributes.get(name) != getattr(config, name):
+            found.add("", name, f"{name}={attributes.get(name)} should be {getattr(config, name)}, as in its config")
+    wanted = [f"level_{t}" for t in range(1, len(config.levels) + 1)]
+    for name in sorted({name.partition("/")[0] for name in reader.arrays} - set(wanted)):
+        found.add(name, "level", f"should not be there: its config has {len(wanted)} levels")
+    levels, grown = list[LevelCheck](), bool(attributes.get("updates")) or config.fit_sample is not None
+    for t, settings in enumerate(config.levels, 1):
+        below, n_problems = levels[-1] if levels else None, found.n_problems
+        level = LevelCheck(t, settings, below, str(attributes.get("subset_fingerprint") or ""), reader, found, grown)
+        _check_level_marker(root / wanted[t - 1], t, found)
+        if not level.check_shapes():
+            if t < len(wanted):
+                found.notes.append(f"the levels above level {t} were not checked")
+            break
+        level.check_clusters()
+        level.check_rows()
+        check_members(level)
+        level.check_inertia()
+        levels.append(level)
+        if found.n_problems == n_problems:
+            found.checks[f"level {t}"] = _about(level)
+    return levels
+
+
+def _check_level_marker(folder: Location, t: int, found: Verification) -> None:
+    try:
+        attributes = (read_json(folder / METADATA_FILE) or {}).get("attributes")
+    except StoreError:
+        return  # told already
+    stored = attributes if isinstance(attributes, dict) else {}
+    if stored.get(layout.COMPLETE) is not True or stored.get("level") != t:
+        found.add(folder.name, "marker", f"should be marked as complete, and as level {t}")
+
+
+def _about(level: LevelCheck) -> str:
+    n, below = level.n_rows, "samples" if level.t == 1 else f"clusters of level {level.t - 1}"
+    rows = f"{n:,}" if level.n_labeled == n else f"{level.n_labeled:,} of {n:,}"
+    return f"{rows} {below} in {level.n_clusters:,} clusters: labels, distances, members, sizes and inertia agree"
+
+
+# -- rows measured again -----------------------------------------------------------------------------------------------
+
+
+def _measure(
+    levels: Sequence[LevelCheck], opened: Pool | None, found: Verification, sample: int, seed: int, *, spherical: bool
+) -> None:
+    """Measure some rows of every level again: of level 1 from the pool, of the others from the centroids below."""
+    n_problems, measured = found.n_problems, []
+    for level in levels:
+        if level.t > 1:
+            take: _Take = levels[level.t - 2].array("centroids").take
+        elif opened is not None:
+            take = UnitRows(opened.rows()).take if spherical else opened.rows().take
+        else:
+            continue
+        needed = {level.name("centroids"), *([levels[level.t - 2].name("centroids")] if level.t > 1 else [])}
+        if not level.rows_are_whole or needed & level.reader.damaged:
+            found.notes.append(f"no rows of level {level.t} were measured again, for what is damaged")
+            continue
+        try:
+            n = check_distances(level, take, sample, seed, spherical=spherical)
+        except StoreError as error:
+            found.cannot_read("pool", error)
+        else:
+            measured.append(f"{n:,} of level {level.t}")
+    if measured and found.n_problems == n_problems:
+        found.checks["measured"] = f"{', '.join(measured)} again in float64: distances and nearest centroids are right"
+
+
+def _pool_of(
+    level: LevelCheck, attributes: Mapping[str, Any], found: Verification, pool: Location | None
+) -> Pool | None:
+    """Open the pool of a tree or an assignment; None where it has none, or it cannot be had, which is told."""
+    stored = str(attributes.get("pool") or "")
+    where = pool if pool is not None else location(stored)
+    if pool is None and not stored:
+        found.notes.append("it was made from an array, not a pool: no samples were measured again")
+        return None
+    if pool is None and not where.exists():
+        found.notes.append(f"its pool {where} is not there: no samples were measured again; --pool says where it is")
+        return None
+    try:
+        opened = open_pool(where)
+    except StoreError as error:
+        if pool is not None:
+            raise
+        found.cannot_read("pool", error)
+        return None
+    if opened.n_known_as(str(attributes.get("pool_fingerprint"))) == level.n_rows:
+        return opened
+    what = f"{where} should be the pool it was made from, its content is another; no samples were measured again"
+    found.add("pool", "pool", what, remedy=f"give the path of its pool with --pool, or make the {found.kind} again")
+    return None
