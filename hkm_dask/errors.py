@@ -131,3 +131,15 @@ def is_whole(value: object) -> bool:
     (True, False, False)
     """
     return isinstance(value, numbers.Integral) and not isinstance(value, bool)
+
+
+def check_whole(least: int = 0, **values: Any) -> list[str]:
+    """What is wrong with numbers, called by their names: they should be whole, and of 64 bits as random keys are.
+
+    >>> check_whole(seed=2**64, sample=3)
+    ['seed=18446744073709551616 should be a whole number from 0 to 2**63 - 1; leave it out']
+    """
+    rule = f"should be a whole number from {least} to 2**63 - 1; leave it out"
+    return [
+        f"{name}={value!r} {rule}" for name, value in values.items() if not (is_whole(value) and least <= value < 2**63)
+    ]

@@ -23,7 +23,7 @@ from hkm_dask.data.files import stored_format
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.data.summary import Summary
-from hkm_dask.errors import InputError, StoreError, is_whole
+from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
@@ -103,11 +103,7 @@ def compare(
     StoreError
         A store is missing or damaged.
     """
-    problems = check_threshold(threshold)
-    problems += [
-        f"{name}={value!r} should be a whole number from 0 on; leave it out"
-        for name, value in (("sample", sample), ("seed", seed)) if not is_whole(value) or value < 0
-    ]  # fmt: skip
+    problems = check_threshold(threshold) + check_whole(sample=sample, seed=seed)
     if problems:
         raise InputError(problems)
     opened = _open(a, b, tree, pool)

@@ -26,7 +26,7 @@ from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data.files import write_whole
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
-from hkm_dask.errors import InputError, check_all, is_whole
+from hkm_dask.errors import InputError, check_all, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.columns import column_to_sort, sort_keys
 from hkm_dask.hierarchy.sampling.export import SUFFIXES, check_target, write_pool_rows
@@ -228,8 +228,7 @@ def _check(threshold: object, keep: object, by: str | None, seed: object, pool: 
         problems.append(f"keep={keep!r} should be best with by={by!r}; give both, or neither")
     elif by is not None:
         problems += _column_problems(pool, by)
-    if not is_whole(seed) or not 0 <= seed:  # type: ignore[operator]
-        problems.append(f"seed={seed!r} should be a whole number from 0 on; leave it out")
+    problems += check_whole(seed=seed)
     if problems:
         raise InputError(problems)
 

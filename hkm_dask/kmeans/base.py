@@ -22,7 +22,7 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data import layout
 from hkm_dask.data.row_views import UnitRows, unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
-from hkm_dask.errors import InputError, is_whole
+from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import nearest_labels
 
@@ -71,8 +71,8 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
 
     def _seed(self) -> int:
         if is_whole(self.random_state):
-            if self.random_state < 0:
-                raise InputError(f"random_state={self.random_state} should be >= 0; use 0")
+            if problems := check_whole(random_state=self.random_state):
+                raise InputError(problems)
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(np.iinfo(np.int32).max))
 

@@ -412,7 +412,8 @@ def test_rows_without_direction_are_refused(x: np.ndarray) -> None:
         ({"init": len}, "init=builtin_function_or_method should be one of coreset, .*, or an array of numbers; use"),
         ({"init": np.full((8, 6), 1j)}, "init=ndarray should be one of"),
         ({"init": None}, "init=NoneType should be one of"),
-        ({"random_state": -1}, "random_state=-1 should be >= 0"),
+        ({"random_state": -1}, "random_state=-1 should be a whole number from 0 to"),
+        ({"random_state": 2**64}, "random_state=18446744073709551616 should be a whole number from 0 to"),
         ({"n_clusters": 901}, "n_samples=900 should be >= n_clusters=901"),
     ],
 )

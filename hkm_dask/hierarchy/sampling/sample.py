@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.memory import DRAWN_ROWS
-from hkm_dask.errors import InputError, is_whole
+from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.sampling.eligible import Mask, leaf_sizes
@@ -144,11 +144,7 @@ def sample(
 def _check(
     n_samples: int, size: int, strategy: str, within: str, multiplier: int, seed: int, others: list[str]
 ) -> None:
-    problems = [
-        f"{name}={value!r} should be a whole number >= {least}; give another {name}"
-        for name, value, least in [("multiplier", multiplier, 1), ("seed", seed, 0)]
-        if not is_whole(value) or value < least
-    ]
+    problems = check_whole(1, multiplier=multiplier) + check_whole(seed=seed)
     available = n_samples * (1 if problems else multiplier)
     for name, choice, known in [("strategy", strategy, STRATEGIES), ("within", within, WITHIN)]:
         if choice not in known:

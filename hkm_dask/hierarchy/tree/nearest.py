@@ -11,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from hkm_dask.compute.jit import kernel
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.data.row_views import unit_rows
+from hkm_dask.data.rows import check_unmasked
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.kmeans.search.distance import squared_distance
@@ -72,6 +73,7 @@ def checked_vectors(vector: ArrayLike, n_features: int, *, spherical: bool) -> N
     >>> checked_vectors([3, 4], 2, spherical=True)
     array([[0.6, 0.8]], dtype=float32)
     """
+    check_unmasked(vector, "vector")
     vectors = np.atleast_2d(np.asarray(vector))
     if vectors.ndim != 2 or vectors.shape[1] != n_features or vectors.dtype.kind not in "fiub":
         rule = f"should be numbers of shape ({n_features},) or (n, {n_features})"

@@ -19,7 +19,7 @@ from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.verify import Verification, check_metadata, leftovers
 from hkm_dask.data.verify_chunks import ChunkReader, chunk_reader
 from hkm_dask.data.verify_pool import check_pool
-from hkm_dask.errors import InputError, StoreError, is_whole
+from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.hierarchy.verify.assignment import check_assignment, check_ids
 from hkm_dask.hierarchy.verify.distances import check_distances
 from hkm_dask.hierarchy.verify.level import LevelCheck
@@ -64,7 +64,7 @@ def verify(
     Raises
     ------
     InputError
-        `sample` or `seed` is no whole number from 0 on.
+        `sample` or `seed` is no whole number from 0 to 2**63 - 1.
     StoreError
         Nothing is there, or it is something else; or no pool or tree is at the path given.
 
@@ -80,9 +80,8 @@ def verify(
     >>> before, after.problems[0].where, after.problems[0].what
     (True, 'embeddings', 'chunk 0 (rows 0:20) was altered on disk: its checksum does not match')
     """
-    for name, value in (("sample", sample), ("seed", seed)):
-        if not is_whole(value) or value < 0:
-            raise InputError(f"{name}={value!r} should be a whole number from 0 on; leave it out")
+    if problems := check_whole(sample=sample, seed=seed):
+        raise InputError(problems)
     begin, root = time.perf_counter(), location(path).absolute()
     attributes = _attributes(root)
     found = Verification(str(root), attributes["format"].removeprefix("hkm_dask."))

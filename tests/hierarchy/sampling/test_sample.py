@@ -259,6 +259,8 @@ def test_all_wrong_choices_are_told_at_once(make_tree: MakeTree) -> None:
     assert [line.split(" should")[0] for line in error.value.problems] == [
         *("multiplier=0", "seed=-1", "strategy='deep'", "within='near'", "size=0"),
     ]
+    with pytest.raises(InputError, match="should be a whole number from 0 to"):
+        sample(tree, 1, seed=2**63)  # random keys have 64 bits: 2**64 was the same as 0
 
 
 def test_numpy_numbers_are_numbers(make_tree: MakeTree) -> None:

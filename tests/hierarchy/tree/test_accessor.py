@@ -240,6 +240,7 @@ def test_a_question_reads_the_chunks_of_its_answer_once(tree: xr.DataTree) -> No
         (lambda hkm: hkm.clusters(4), r"level=4 should be between 1 and 3"),
         (lambda hkm: hkm.nearest([1, 2], 1), r"vector=int64\(2,\) should be numbers of shape \(5,\) or \(n, 5\)"),
         (lambda hkm: hkm.nearest([np.nan] * 5, 1), r"vector=NaN or Inf should be finite"),
+        (lambda hkm: hkm.nearest(np.ma.masked_equal([0, 1, 2, 3, 4], 2), 1), "vector: n_masked=1 should be 0"),
         (lambda hkm: hkm.nearest([1e39] * 5, 1), r"vector=1e\+39 should be at most 3.40282e\+38, the largest float32"),
         (lambda hkm: hkm.nearest([1] * 5, 1, k=0), r"k=0 should be a whole number from 1 on"),
         (lambda hkm: hkm.nearest([1] * 5, 0), r"level=0 should be between 1 and 3"),
