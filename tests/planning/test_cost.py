@@ -55,7 +55,7 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         before = counts["pairs"]
         outcome = thin(self, draws)
         counts["thinned"] += counts["pairs"] - before
-        counts["candidates"] += len(draws.rows)
+        counts["candidates"] += sum(len(drawn.rows) for drawn in draws.drawn)
         return outcome
 
     monkeypatch.setattr(CpuIndex, "nearest", count_nearest)
