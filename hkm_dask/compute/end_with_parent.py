@@ -37,8 +37,9 @@ def spawned_end_with_parent() -> Iterator[None]:
     plain = spawn.get_command_line
 
     def command_line(**words: int) -> list[str]:
-        *before, program, last = plain(**words)
-        return [*before, ending_with_parent(program), last]
+        command = plain(**words)
+        at = command.index("-c") + 1 if "-c" in command else None  # a frozen executable has no program there
+        return command if at is None else [*command[:at], ending_with_parent(command[at]), *command[at + 1 :]]
 
     spawn.get_command_line = command_line  # no hook is nearer to the start of a process
     try:
