@@ -53,4 +53,5 @@ def test_every_float16_is_widened_exactly() -> None:
         some = np.ascontiguousarray(values[cut, : 128 if cut.stop is None else 7])
         out = np.empty(some.shape, np.float32)
         widen(some, out)
-        np.testing.assert_array_equal(out, some.astype(np.float32))
+        with np.errstate(invalid="ignore"):  # of signaling NaN, on ARM
+            np.testing.assert_array_equal(out, some.astype(np.float32))
