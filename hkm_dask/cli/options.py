@@ -58,7 +58,7 @@ ids_file_option = click.option(
     "--ids-file",
     type=PATH,
     metavar="FILE",
-    help="The ids in a file: .npy, .txt, or a .csv, .tsv, .parquet or .arrow, of whose columns they are --ids.",
+    help="The ids in a file: .npy, .txt, or the column --ids of a .csv, .tsv, .parquet or .arrow.",
 )
 column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 
@@ -154,11 +154,11 @@ class Place:
     @contextmanager
     def connect(self, *, quiet: bool = False) -> Iterator[Runner]:
         """Start or find the workers, for as long as the context lasts; say where the dashboard is unless `quiet`."""
-        from hkm_dask.compute.cluster import connect as cluster
+        from hkm_dask.compute.cluster.connect import connect
         from hkm_dask.events import emit
 
         starts_workers = self.workers is not None or self.local_cuda
-        connection = cluster.connect(**{**asdict(self), "cuda_preset": self.cuda_preset or "performance"})
+        connection = connect(**{**asdict(self), "cuda_preset": self.cuda_preset or "performance"})
         with ExitStack() as stack:
             with children_deaf_to_ctrl_c() if starts_workers else nullcontext():
                 runner = stack.enter_context(connection)
