@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hkm_dask.config import Config, Level
+from hkm_dask.data.files import write_whole
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import Event, subscribe
-from hkm_dask.hierarchy import build, level_arrays
+from hkm_dask.hierarchy import build, checkpoint, level_arrays
 from hkm_dask.hierarchy.checkpoint import Checkpoints
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
@@ -92,6 +93,17 @@ def make_tree(path: Path, config: Config, *, restart: bool = False) -> None:
     build.build_hierarchy(rows(0), path, config, restart=restart)
 
 
+def make_tree_of_fast_steps(path: Path) -> None:
+    """Make a tree whose checkpoints all come so soon after another that none of them is synced."""
+
+    def never_synced(target: Path, write: Callable[[Path], None], *, synced: bool) -> None:
+        write_whole(target, write, synced=False)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(checkpoint, "write_whole", never_synced)
+        make_tree(path, CONFIG)
+
+
 def resume_tree(path: Path) -> None:
     """Run again as it was run; where an older run came to light, discard that."""
     try:
@@ -150,10 +162,11 @@ def scenarios(tmp_path_factory: pytest.TempPathFactory, patch: pytest.MonkeyPatc
         before=lambda path: interrupted(path, OTHER, "iteration"),
         first=lambda path: make_tree(path, CONFIG, restart=True),
     )  # fmt: skip
+    record("tree of fast steps", "tree.zarr", open_arrays, resume_tree, first=make_tree_of_fast_steps)
     return made
 
 
-NAMES = ["pool", "pool over another", "tree", "tree over an unfinished one"]
+NAMES = ["pool", "pool over another", "tree", "tree over an unfinished one", "tree of fast steps"]
 
 
 @pytest.mark.parametrize("name", NAMES)

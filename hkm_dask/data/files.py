@@ -146,11 +146,12 @@ def write_file(path: Location, data: bytes) -> None:
     careful(write, f"writing {path}")
 
 
-def write_whole(target: Location, write: Callable[[Path], None]) -> None:
+def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True) -> None:
     """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
 
-    Its folder is made where it is missing. What a killed process of this machine left beside it is swept. What belongs
-    in an object store is written to a temporary folder, and sent there.
+    Where it need not be `synced`, a failure of the machine may leave a part. Its folder is made where it is missing.
+    What a killed process of this machine left beside it is swept. What belongs in an object store is written to a
+    temporary folder, and sent there.
     """
     make_folder(target.parent)
     if isinstance(target, ObjectPath):
@@ -168,9 +169,11 @@ def write_whole(target: Location, write: Callable[[Path], None]) -> None:
     partial = target.with_name(f".{target.name}.{os.getpid()}{PARTIAL_SUFFIX}")
     try:
         careful(lambda: write(partial), f"writing {target}")
-        sync(partial)
+        if synced:
+            sync(partial)
         careful(lambda: partial.replace(target), f"writing {target}")
-        sync(target.parent)
+        if synced:
+            sync(target.parent)
     finally:
         partial.unlink(missing_ok=True)
 

@@ -74,12 +74,14 @@ class Checkpoints:
     """Checkpoints of a run, in `folder`; within a k-means one in `every` so many seconds.
 
     A file begins with a SHA-256 over `run`, which identifies the run, and all that follows. One of another run, or one
-    that was altered, is no checkpoint: its step is done again. Centroids in pieces are copied by tasks of the `runner`.
+    that was altered, is no checkpoint: its step is done again. So is one that was torn as the machine failed: where
+    they come fast, one in `every` so many seconds is synced to the disk. Centroids in pieces are copied by tasks of the
+    `runner`.
     """
 
     def __init__(self, folder: Location, run: str = "", every: float = 20.0, runner: Runner | None = None) -> None:
         self.folder, self.run, self.every, self.runner = folder, run, every, runner
-        self._last = time.monotonic()
+        self._last = self._synced = time.monotonic()
         self._inertia: list[float] = []
         self._pieces: dict[Location, SharedPieces] = {}  # of the checkpoints whose centroids are in pieces
 
@@ -211,7 +213,11 @@ class Checkpoints:
                 file.write(digest)
 
         make_folder(self.folder)
-        write_whole(path, write)
+        now = time.monotonic()
+        synced = now - self._synced >= self.every
+        write_whole(path, write, synced=synced)
+        if synced:
+            self._synced = now
 
     def _digest(self, file: BinaryIO, path: Location) -> bytes:
         """Digest the arrays in a checkpoint's file, with the run and the step that they are of."""

@@ -25,7 +25,7 @@ def test_candidates_are_accepted_as_on_the_cpu(cuda: Any, d: int, monkeypatch: p
 
     monkeypatch.setattr(CudaIndex, "nearest", noted)
     monkeypatch.setattr(CudaEngine, "busy_rows", 200)
-    monkeypatch.setattr(CudaEngine, "walked_rows", 60)
+    monkeypatch.setattr(CudaEngine, "walked_rows", lambda *_: 60)
     monkeypatch.setattr(thinning, "_INDEXED", 60)
     vectors, limits, geometry = candidates(500, d, seed=1)
     on_cpu, on_device = twice(cuda, monkeypatch, lambda: thin(vectors, limits, 90, geometry=geometry))

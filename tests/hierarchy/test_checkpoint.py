@@ -7,7 +7,9 @@ import numpy as np
 import pytest
 
 from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.data import files
 from hkm_dask.errors import StoreError
+from hkm_dask.hierarchy import checkpoint
 from hkm_dask.hierarchy.checkpoint import Checkpoints, StepHistory
 from hkm_dask.kmeans.fit import Fit
 from hkm_dask.kmeans.lloyd import LloydStep
@@ -145,5 +147,18 @@ def test_a_step_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatc
         replace(partial, path)
 
     monkeypatch.setattr(os, "replace", renaming)
-    Checkpoints(tmp_path).finish(1, 0, fit(0))
+    Checkpoints(tmp_path, every=0).finish(1, 0, fit(0))
     assert lost == [[]]
+
+
+@pytest.mark.faults
+def test_of_steps_that_come_fast_one_is_synced_now_and_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    synced, now = [], [100.0]
+    monkeypatch.setattr(checkpoint.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(files, "sync", lambda path: synced.append(now[0]) if path.suffix else None)
+    checkpoints = Checkpoints(tmp_path, every=20.0)
+    for step in range(50):
+        now[0] += 3.0
+        checkpoints.finish(1, step, fit(step))
+    assert synced == [121.0, 142.0, 163.0, 184.0, 205.0, 226.0, 247.0]
+    assert len(Checkpoints(tmp_path).finished(1)) == 50

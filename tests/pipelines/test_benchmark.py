@@ -31,6 +31,7 @@ from pipelines.benchmark import (
     measure,
     report,
     scale,
+    scheduler,
     timeleft,
     upper_level,
     whole,
@@ -372,6 +373,12 @@ def test_level_2_is_built_from_the_store(capsys: pytest.CaptureFixture[str]) -> 
     said = capsys.readouterr().out
     assert "level 2: 5,000 x 32, k=40, coreset, 2 iterations" in said
     assert all(process in said for process in ("driver and scheduler", "worker 0", "worker 1"))
+
+
+@pytest.mark.slow
+def test_what_a_scheduler_has_to_do(capsys: pytest.CaptureFixture[str]) -> None:
+    scheduler.main(["--blocks", "20", "--workers", "1", "--iterations", "3"])
+    assert re.search(r"^20 blocks, 1 workers: .* \d\.\d+ s of .*\n.*\(median of 2\)", capsys.readouterr().out)
 
 
 @pytest.mark.slow

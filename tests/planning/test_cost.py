@@ -39,9 +39,9 @@ def counted(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
         counts["rows"] += len(rows)
         distances(rows, *arguments)
 
-    def count_accepted(self: Any, rows: Any, limits: Any) -> Any:
-        counts["thinned"] += len(rows) * (len(rows) - 1) // 2
-        return accept(self, rows, limits)
+    def count_accepted(self: Any, rows: Any, some: Any, *arguments: Any) -> Any:
+        counts["thinned"] += len(some) * (len(some) - 1) // 2
+        return accept(self, rows, some, *arguments)
 
     def count_read(self: Any, start: int, stop: int, out: Any = None) -> Any:
         counts["bytes"] += (stop - start) * self.row_bytes

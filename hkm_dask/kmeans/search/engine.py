@@ -120,15 +120,12 @@ class Engine(ABC):
     xp: ModuleType  # NumPy or CuPy
     cache: BlockCache  # what the worker remembers of blocks and parts, in the memory it computes in
     busy_rows: int  # that a search should be given to keep a thread, or a device, busy
-    walked_rows: int  # of which each is compared with all before it sooner than they are halved and searched
     #: Those of `cpu.kernels`, for arrays of the engine.
     label_distances: Callable[..., None]
     add_rows: Callable[..., None]
     move_rows: Callable[..., int | None]
     #: Adds distances to their exact sum; see `FixedPointSum.add`.
     add_limbs: Callable[..., None] = staticmethod(add_limbs)
-    #: Tells which rows lie beyond their limits, squared distances, from all before them that it accepts; on the host.
-    accept_in_order: Callable[[Any, Any], NDArray[np.bool_]]
     #: Places of rows, on the host, in the order of label (int32), then of key (uint64), then of place; None where
     #: processors sort them as soon.
     order: Callable[[NDArray[np.int32], NDArray[np.uint64]], NDArray[np.int64] | None] = staticmethod(lambda *_: None)
@@ -233,6 +230,19 @@ class Engine(ABC):
         """The form of rows, an array of the engine, that indexes of this geometry search; None if they make it.
 
         It is taken from what is kept of the rows that these are copies of, where `origin` tells which, and all is kept.
+        """
+
+    @abstractmethod
+    def walked_rows(self, operand: Any) -> int:
+        """How many rows, of such an operand, are each compared with all before it sooner than halved and searched."""
+
+    @abstractmethod
+    def accept_in_order(
+        self, rows: Any, some: Any, limits: Any, operand: Any, geometry: Geometry
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """Tell which of some rows lie beyond their limits from all before them that it accepts; on the host.
+
+        `some` are their numbers, in order, and `limits` squared distances, of all rows, as the `operand` is.
         """
 
     @abstractmethod

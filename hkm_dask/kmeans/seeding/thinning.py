@@ -79,9 +79,9 @@ class _Candidates:
     def accepted(self, some: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of some candidates are accepted, if those accepted before them leave them all."""
         engine = self._engine_for(len(some) ** 2 / 2)
-        if len(some) <= engine.walked_rows:
-            rows, limits = self._sites[engine].rows[engine.put(some)], engine.put(self._limits[some])
-            return some[engine.accept_in_order(rows, limits)]
+        site = self._sites[engine]
+        if len(some) <= engine.walked_rows(site.operand):
+            return some[site.accepted(some)]
         first = self.accepted(some[: len(some) // 2])
         second = self.accepted(self.clear_of(_Batch(first), some[len(some) // 2 :]))
         return np.concatenate([first, second])
@@ -123,6 +123,13 @@ class _Site:
         self.operand = engine.operand(self.rows, geometry, origin)
         # As if one of a higher number lay at the limit: ties go to the lowest, and a limit is to be exceeded.
         self.labels, self.distances = engine.xp.full(len(limits), _NONE, engine.xp.int32), engine.put(limits.copy())
+
+    def accepted(self, some: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Which of some candidates are accepted, if those accepted before them leave them all."""
+        # Those that an accepted one came too close to have another distance than their limit, and are none of them.
+        return self._engine.accept_in_order(
+            self.rows, self._engine.put(some), self.distances, self.operand, self._geometry
+        )
 
     def index(self, numbers: NDArray[np.int64]) -> CentroidIndex:
         """An index of some candidates."""

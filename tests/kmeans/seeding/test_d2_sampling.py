@@ -114,7 +114,7 @@ def test_batches_are_exact_draws_of_kmeans_plusplus(in_parts: Cut, monkeypatch: 
 
     drawn = [places(i) for i in range(1200)]
     check_law(Counter(drawn), by_place(exact_law(POINTS, 3)))
-    monkeypatch.setattr(CpuEngine, "walked_rows", 2)
+    monkeypatch.setattr(CpuEngine, "walked_rows", lambda *_: 2)
     monkeypatch.setattr(thinning, "_INDEXED", 2)
     monkeypatch.setattr(CpuEngine, "busy_rows", 3)
     assert [places(i) for i in range(150)] == drawn[:150]
@@ -249,7 +249,7 @@ def test_thinning_does_not_depend_on_the_order_candidates_came_in() -> None:
 def test_a_candidate_near_to_centers_of_the_same_number_in_two_batches_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(CpuEngine, "walked_rows", 1)
+    monkeypatch.setattr(CpuEngine, "walked_rows", lambda *_: 1)
     monkeypatch.setattr(thinning, "_INDEXED", 1)
     monkeypatch.setattr(CpuEngine, "busy_rows", 1)
     # The third comes nearer than it was drawn to the first, and within its limit of 200 to the second.

@@ -37,7 +37,7 @@ def candidates(n: int, d: int, seed: int) -> tuple[np.ndarray, np.ndarray, Geome
 def test_candidates_are_accepted_as_one_by_one(
     n: int, d: int, walked: int, indexed: int, busy: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(CpuEngine, "walked_rows", walked)
+    monkeypatch.setattr(CpuEngine, "walked_rows", lambda *_: walked)
     monkeypatch.setattr(thinning, "_INDEXED", indexed)
     monkeypatch.setattr(thinning, "_THREAD_ROWS", 5)
     monkeypatch.setattr(CpuEngine, "busy_rows", busy)
@@ -46,6 +46,39 @@ def test_candidates_are_accepted_as_one_by_one(
     for wanted in {n, len(all_of_them), len(all_of_them) // 2, 1}:
         actual = thin(vectors, limits, wanted, geometry=geometry, n_threads=n_threads)
         assert actual.tolist() == all_of_them[:wanted]
+
+
+@pytest.mark.parametrize("walked", [1024, 100])
+@pytest.mark.parametrize("n_head", [16, 48, 64])
+@pytest.mark.parametrize("far", [0.0, 1e4])
+def test_candidates_are_accepted_by_products_as_one_by_one(
+    walked: int, n_head: int, far: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some arrive twice, some lie at their very limit, and some so far that 16 bits do not hold them."""
+    rng = np.random.default_rng(n_head)
+    vectors = (rng.integers(-3, 4, (1500, 64)) + 5 * rng.integers(0, 2, (1500, 1))).astype(np.float32)
+    vectors[700:760] = vectors[:60]
+    vectors[[5, 6]] += np.float32(far)
+    limits = rng.integers(0, 700, 1500).astype(np.float64)
+    limits[::7] = ((vectors[::7].astype(np.float64) - vectors[0]) ** 2).sum(axis=1)
+    measured: list[int] = []
+    by_scores = cpu.kernels.accept_by_scores
+    monkeypatch.setattr(
+        cpu.kernels, "accept_by_scores", lambda rows, *rest: (measured.append(len(rows)), by_scores(rows, *rest))
+    )
+    monkeypatch.setattr(CpuEngine, "walked_rows", lambda *_: walked)
+    rows = ArrayRows(vectors[:700])
+    with Runner(n_threads=1) as runner:
+        geometry = with_basis(make_geometry(rows, runner, n_clusters=2000), rows, runner)
+    vectors[900] += np.float32(100.0 * far)  # beyond the grid
+    host_cache.put(geometry.name, "last head", n_head, 0, 1 << 20)
+    try:
+        actual = thin(vectors, limits, 1500, geometry=geometry, n_threads=2)
+    finally:
+        host_cache.clear()
+    assert actual.tolist() == walk(vectors, limits, 1500)
+    assert 100 < len(actual) < 1400
+    assert max(measured) > 60
 
 
 def test_what_is_kept_of_the_rows_is_not_made_again(monkeypatch: pytest.MonkeyPatch) -> None:

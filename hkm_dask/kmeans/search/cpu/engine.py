@@ -90,13 +90,23 @@ class CpuEngine(Engine):
 
     xp = np
     cache = host_cache
-    busy_rows, walked_rows = 256, 128
+    busy_rows = 512
     label_distances, add_rows, move_rows = kernels.label_distances, kernels.add_rows, kernels.move_rows
 
-    def accept_in_order(self, rows: NDArray[np.float32], limits: NDArray[np.float64]) -> NDArray[np.bool_]:
+    def walked_rows(self, operand: Operand | None) -> int:
+        """See `Engine.walked_rows`."""
+        return 128 if operand is None else 1024
+
+    def accept_in_order(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], limits: NDArray[np.float64], operand: Operand | None,
+        geometry: Geometry,
+    ) -> NDArray[np.bool_]:  # fmt: skip
         """See `Engine.accept_in_order`."""
-        accepted = np.ones(len(rows), np.bool_)
-        kernels.accept_in_order(rows, limits, accepted)
+        accepted = np.ones(len(some), np.bool_)
+        if operand is None or len(some) <= _FEW_CENTROIDS:
+            kernels.accept_in_order(rows[some], limits[some], accepted)
+        else:
+            self.index_of_some(rows, some, operand, geometry).accept_in_order(limits[some], accepted)
         return accepted
 
     def room(self, part: Part) -> int:
@@ -282,6 +292,15 @@ class CpuIndex:
         count(pairs=len(which) * len(self.centroids), measured=n_measured)
         return n_measured
 
+    def accept_in_order(self, limits: NDArray[np.float64], accepted: NDArray[np.bool_]) -> None:
+        """Do as `kernels.accept_in_order` with the centroids themselves, which are in the pruned form."""
+        form = self._operand
+        kernels.accept_by_scores(
+            self.centroids, limits, form.matrix, form.residual_norms, form.norms, form.errors, self._panels,
+            self._constants, self._slopes, self.n_head, self.n_refine, self.geometry.step, self._error, self._gamma,
+            self._largest, _score_tile(len(limits), len(self._constants)), accepted,
+        )  # fmt: skip
+
     def _pruned(
         self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
         numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
@@ -289,14 +308,11 @@ class CpuIndex:
         """Search by products of the head in 16 bits, a tile of scores at a time; the distances measured."""
         at_once = _TILE_BYTES * len(self._constants) // self._panels.nbytes // int16_gemm.PANEL * int16_gemm.PANEL
         width = min(len(self._constants), max(at_once, int16_gemm.PANEL))
-        n_blocks = min(_TILE_SCORES // width, len(some)) // int16_gemm.BLOCK_ROWS + 1
-        # Lines a power of two apart would meet in the same few places of the cache.
-        shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
         measured: int = kernels.search_nearest(
             rows, some, places, form.matrix, form.residual_norms, form.norms, form.errors, self.centroids, numbers,
             self._matrix, self._residual_norms, self._panels, self._constants, self._slopes, self.n_head,
             self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
-            scratch("scores", shape[0] * shape[1]).reshape(shape), labels, distances,
+            _score_tile(len(some), width), labels, distances,
         )[1]  # fmt: skip
         return measured
 
@@ -316,6 +332,14 @@ class CpuIndex:
                 self._largest, labels, distances,
             )[1]  # fmt: skip
         return n_measured
+
+
+def _score_tile(n_rows: int, width: int) -> NDArray[np.float32]:
+    """Room for the scores of so many rows, or of a part of them, with so many centroids: whole blocks and panels."""
+    n_blocks = min(_TILE_SCORES // width, n_rows) // int16_gemm.BLOCK_ROWS + 1
+    # Lines a power of two apart would meet in the same few places of the cache.
+    shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
+    return scratch("scores", shape[0] * shape[1]).reshape(shape)
 
 
 def _kind_of_operands(geometry: Geometry) -> tuple[str, Any]:

@@ -62,6 +62,18 @@ def score_limit(distance: float, norm: float, error: float, gamma: float, larges
     return np.float32(radius * radius - norm + slack + _UNDERFLOW)
 
 
+@njit(inline="always")
+def _refined(  # type: ignore[no-untyped-def]
+    score, matrix, residual_norms, i, centroid_matrix, centroid_residual_norms, j, n_head, n_refine, step
+):
+    """The score of a pair of rows in which products of further coordinates take the place of some residual norms."""
+    at, to = n_head // 16, n_refine // 16
+    before = np.float64(residual_norms[i, at]) * np.float64(centroid_residual_norms[j, at])
+    after = np.float64(residual_norms[i, to]) * np.float64(centroid_residual_norms[j, to])
+    product = -2.0 * step * step * np.float64(inner_product(matrix, i, centroid_matrix, j, n_head, n_refine))
+    return np.float64(score) + 2.0 * (before - after) + product
+
+
 @njit
 def _settle(  # type: ignore[no-untyped-def]
     scores, n_scores, rows, which, places, centroids, numbers, first, matrix, residual_norms, centroid_matrix,
@@ -70,7 +82,6 @@ def _settle(  # type: ignore[no-untyped-def]
     """See `finish_nearest`."""
     n_passed = 0
     n_measured = 0
-    square = -2.0 * step * step
     for i in range(which.shape[0]):
         row = rows[which[i]]
         place = places[i]
@@ -96,14 +107,11 @@ def _settle(  # type: ignore[no-untyped-def]
                 if numbers[c] == label or score[j] > limit:  # which has come down since the mask was made
                     continue
                 n_passed += 1
-                if n_refine > n_head:
-                    # Products of further coordinates take the place of some of the residual norms.
-                    at, to = n_head // 16, n_refine // 16
-                    before = np.float64(residual_norms[place, at]) * np.float64(centroid_residual_norms[c, at])
-                    after = np.float64(residual_norms[place, to]) * np.float64(centroid_residual_norms[c, to])
-                    product = square * np.float64(inner_product(matrix, place, centroid_matrix, c, n_head, n_refine))
-                    if np.float64(score[j]) + 2.0 * (before - after) + product > limit:
-                        continue
+                if n_refine > n_head and limit < _refined(
+                    score[j], matrix, residual_norms, place, centroid_matrix, centroid_residual_norms, c, n_head,
+                    n_refine, step,
+                ):  # fmt: skip
+                    continue
                 distance = squared_distance(row, centroids[c])
                 n_measured += 1
                 if distance < best or (distance == best and numbers[c] < label):
@@ -295,6 +303,46 @@ def accept_in_order(rows, limits, accepted):  # type: ignore[no-untyped-def]
             for j in range(i + 1, rows.shape[0]):
                 if accepted[j] and squared_distance(rows[i], rows[j]) <= limits[j]:
                     accepted[j] = False
+
+
+@kernel(
+    f"void(f4[:,::1], f8[::1], i2[:,::1], f4[:,::1], f8[::1], f8[::1], {PACKED}, f4[::1], f4[::1], i8, i8, f8, f8, f8,"
+    " f8, f4[:,::1], b1[::1])"
+)
+def accept_by_scores(  # type: ignore[no-untyped-def]
+    rows, limits, matrix, residual_norms, norms, errors, panels, constants, slopes, n_head, n_refine, step, error,
+    gamma, largest, scores, accepted,
+):  # fmt: skip
+    """Do as `accept_in_order` for rows that all are accepted at first, measuring only what scores do not exclude.
+
+    The rows are the centroids of an index, and `matrix` to `errors` its `operand.Operand`; the rest is as for
+    `search_nearest`.
+    """
+    everywhere = np.arange(rows.shape[0])
+    scale = np.float32(-2.0 * step * step)
+    for low in range(0, rows.shape[0], scores.shape[0]):
+        lines = everywhere[low : low + scores.shape[0]]
+        n_panels = (lines[-1] + PANEL) // PANEL
+        write_scores(
+            matrix, n_head, lines, residual_norms, panels, constants, slopes, scale, 0, n_panels, scores
+        )  # fmt: skip
+        for i in lines:
+            score = scores[i - low, :i]
+            limit = score_limit(limits[i], norms[i], errors[i] + error, gamma, largest)
+            start = 0
+            while accepted[i] and start < i:
+                mask = _mask(score, start, limit)
+                while accepted[i] and mask != 0:
+                    j = start + lowest_bit(mask)
+                    mask &= mask - np.uint64(1)
+                    if not accepted[j]:
+                        continue
+                    if n_refine > n_head and limit < _refined(
+                        score[j], matrix, residual_norms, i, matrix, residual_norms, j, n_head, n_refine, step
+                    ):  # fmt: skip
+                        continue
+                    accepted[i] = squared_distance(rows[i], rows[j]) > limits[i]
+                start += LANES
 
 
 @kernel("void(i8[:,::1], i8[::1], f8, f4[:,::1])")

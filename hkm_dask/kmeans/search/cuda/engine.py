@@ -32,12 +32,11 @@ class CudaEngine(Engine):
     """Computes on the worker's GPU, a block of rows at a time."""
 
     cache = device_cache
-    busy_rows = walked_rows = 1 << 13
+    busy_rows = 1 << 13
     label_distances = staticmethod(kernels.label_distances)
     add_rows = staticmethod(kernels.add_rows)
     move_rows = staticmethod(kernels.move_rows)
     add_limbs = staticmethod(kernels.add_limbs)
-    accept_in_order = staticmethod(kernels.accept_in_order)
     order = staticmethod(kernels.order)
 
     def __init__(self) -> None:
@@ -70,6 +69,16 @@ class CudaEngine(Engine):
         """See `Engine.operand`."""
         forms = sound_forms(forms_here(geometry.precision), rows.shape[1], rows.dtype)
         return make_cuda_operand(rows, geometry, kind_of(next(forms)))
+
+    def walked_rows(self, operand: Any) -> int:
+        """See `Engine.walked_rows`."""
+        return self.busy_rows
+
+    def accept_in_order(
+        self, rows: Any, some: Any, limits: Any, operand: Any, geometry: Geometry
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """See `Engine.accept_in_order`."""
+        return kernels.accept_in_order(rows[some], limits[some])
 
     def index(self, centroids: Any, geometry: Geometry) -> CudaIndex:
         """See `Engine.index`."""
