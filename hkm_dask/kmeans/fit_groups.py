@@ -26,9 +26,6 @@ from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Fit, GroupFits, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
-from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
 from hkm_dask.kmeans.search.engine import RowTile, fold
 from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.search.worker import worker_engine
@@ -160,6 +157,9 @@ class _Batch:
     def __init__(self, values: NDArray[np.floating], bounds: NDArray[np.int64], k: int, geometry: Geometry) -> None:
         import cupy
 
+        from hkm_dask.kmeans.search.cuda.engine import CudaEngine
+        from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
+
         self.bounds, self.k, self.geometry, self.xp = bounds, k, geometry, cupy
         self.engine = CudaEngine()
         self.n_groups, n = len(bounds) - 1, len(values)
@@ -199,6 +199,8 @@ class _Batch:
         self, centroids: Mapping[int, NDArray[np.float32]], numbers: NDArray[np.integer], labels: Any, distances: Any
     ) -> None:
         """Bring labels and distances up to date with new centroids of some groups, called by these numbers."""
+        from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
+
         which, lines = self._lines(list(centroids))
         n_columns = np.zeros(self.n_groups, np.int64)
         n_columns[list(centroids)] = [len(values) for values in centroids.values()]

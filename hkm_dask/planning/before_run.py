@@ -12,7 +12,6 @@ from hkm_dask.data.objects import Location
 from hkm_dask.errors import HkmError
 from hkm_dask.events import Event, emit, subscribe
 from hkm_dask.hierarchy.source import open_source
-from hkm_dask.kmeans.search.cuda.ahead import checked_ahead
 from hkm_dask.planning.plan import Plan, make_plan
 from hkm_dask.planning.processor_rates import kept_calibration
 from hkm_dask.planning.tell import short
@@ -21,6 +20,8 @@ from hkm_dask.planning.workers import Workers
 
 def kernels_checked(pool: Location, config: Config) -> AbstractContextManager[None]:
     """Have a first GPU of this machine checked for a run on workers that are about to start on it."""
+    from hkm_dask.kmeans.search.cuda.ahead import checked_ahead
+
     try:
         rows = open_source(pool, config).rows
     except HkmError:  # for the run to say

@@ -76,10 +76,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=12)
     given = parser.parse_args(arguments)
     spent = scheduler_seconds(given.blocks, given.workers, given.iterations)
-    print(
-        f"{given.blocks} blocks, {given.workers} workers: the scheduler takes {statistics.median(spent):.3f} s of processor"
-    )
-    print(f"time an iteration (median of {len(spent)}), {max(spent):.3f} s at most")
+    print(f"{given.blocks} blocks, {given.workers} workers: the scheduler takes {statistics.median(spent):.3f} s of")
+    print(f"processor time an iteration (median of {len(spent)}), {max(spent):.3f} s at most")
 
 
 if __name__ == "__main__":

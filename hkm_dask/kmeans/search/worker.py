@@ -8,7 +8,6 @@ import numpy as np
 
 from hkm_dask.compute.backend import on_host, worker_device
 from hkm_dask.kmeans.search.cpu.engine import CpuEngine
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.search.engine import Engine
 
 #: Operations of a pass that take a CPU no longer than a device takes to start its kernels.
@@ -17,7 +16,11 @@ _TINY_FLOPS = 1e7
 
 @cache
 def _engine(device: str) -> Engine:
-    return CpuEngine() if device == "cpu" else CudaEngine()
+    if device == "cpu":
+        return CpuEngine()
+    from hkm_dask.kmeans.search.cuda.engine import CudaEngine  # not to be read where nothing computes on a GPU
+
+    return CudaEngine()
 
 
 def worker_engine() -> Engine:
