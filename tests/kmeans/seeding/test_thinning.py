@@ -58,6 +58,7 @@ def test_candidates_are_accepted_by_products_as_one_by_one(
     rng = np.random.default_rng(n_head)
     vectors = (rng.integers(-3, 4, (1500, 64)) + 5 * rng.integers(0, 2, (1500, 1))).astype(np.float32)
     vectors[700:760] = vectors[:60]
+    vectors[1::3] = vectors[::3]
     vectors[[5, 6]] += np.float32(far)
     limits = rng.integers(0, 700, 1500).astype(np.float64)
     limits[::7] = ((vectors[::7].astype(np.float64) - vectors[0]) ** 2).sum(axis=1)
