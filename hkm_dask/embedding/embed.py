@@ -269,10 +269,12 @@ class _Job:
             if not path.exists():
                 continue
             try:
-                finished[index] = self._measured(index, self.array.read_chunk(index))
+                rows = self.array.read_chunk(index)
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
+            # Of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
+            finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
             emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were finished before")
@@ -317,11 +319,7 @@ class _Job:
             rows[first - start : last - start] = self._embed_batch(next(batches), first, last)
             self._n_done += last - first
             emit("progress", stage=STAGE, done=self._n_done, total=self.array.spec.shape[0])
-        with self.array.writer(index) as chunk:
-            chunk.append(rows)
-        stats = self._measured(index, rows)
-        stats.checksums.append(chunk.crc)
-        return stats
+        return pool_writer.write_chunk(self.array, index, [(rows, np.arange(start, stop))], normalize=False)
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
         """Embed one batch, and refuse what no pool may hold."""
@@ -347,7 +345,3 @@ class _Job:
             return name
         ids = itertools.chain.from_iterable(piece.tolist() for piece in self.source.ids())
         return f"{name} ({next(itertools.islice(ids, item, None))})"
-
-    def _measured(self, index: int, rows: np.ndarray) -> pool_writer.Stats:
-        # Always of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
-        return pool_writer.measure(rows, rows, np.arange(*self.array.spec.chunk_range(index)))

@@ -41,11 +41,15 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall be taken from a source: the names of its ids, its embeddings, and its columns to be kept."""
+    """What shall be taken from a source: the names of its ids, its embeddings, and its columns to be kept.
+
+    Compressed members of `.npz` files are unpacked into the folder `scratch`.
+    """
 
     ids: str | None
     column: str | None
     keep: tuple[str, ...]
+    scratch: Path | None = None
 
     def refuse(self, name: str, *options: str) -> None:
         """Refuse options that name nothing in a source of this kind."""
@@ -63,12 +67,12 @@ class Wanted:
             raise InputError(problems)
 
 
-def open_file(path: Path, wanted: Wanted, scratch: Path | None = None) -> EmbeddingTable:
-    """Open a file of any format, known by its first bytes; members of a `.npz` are unpacked into `scratch`."""
+def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
+    """Open a file of any format, known by its first bytes."""
     with careful(lambda: open_regular(path), f"reading {path}") as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
-        return _open_npz(path, wanted, scratch)
+        return _open_npz(path, wanted)
     if magic == NPY_MAGIC or path.suffix == ".npy":
         wanted.refuse(str(path), "ids", "column", "keep")
         return EmbeddingTable(NpyRows(path), str(path))
@@ -167,7 +171,7 @@ def is_inside(path: Location, root: Location) -> bool:
 # --- .npz -------------------------------------------------------------------------------------------------------------
 
 
-def _open_npz(path: Path, wanted: Wanted, scratch: Path | None) -> EmbeddingTable:
+def _open_npz(path: Path, wanted: Wanted) -> EmbeddingTable:
     ids, members = wanted.ids, read_members(path)
     wanted.check_names(members, path, "arrays")
     tables = [name for name, member in members.items() if len(member.header.shape) == 2 and name != ids]
@@ -175,7 +179,7 @@ def _open_npz(path: Path, wanted: Wanted, scratch: Path | None) -> EmbeddingTabl
     chosen = choose_table(tables or list(members), wanted.column, path, "arrays")
     pieces = None if ids is None else member_ids(members[ids])
     columns = {name: member_column(members[name]) for name in wanted.keep}
-    rows = member_rows(members[chosen], f"{path}[{chosen}]", scratch)
+    rows = member_rows(members[chosen], f"{path}[{chosen}]", wanted.scratch)
     if ids is not None:
         check_id_count(members[ids].header.shape[0], rows.n_rows, f"{path}[{ids}]")
     return EmbeddingTable(rows, rows.label, pieces, columns)
