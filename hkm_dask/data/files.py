@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.errors import InputError, StoreError, disk_full
-from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
+from hkm_dask.untrusted import MAX_JSON_BYTES, open_regular, parse_json, read_regular, reason
 
 METADATA_FILE = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
@@ -79,6 +79,11 @@ def careful(action: Callable[[], T], description: str) -> T:
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open a file that others made, see `open_regular`; raises as `careful` does."""
+    return careful(lambda: open_regular(path), f"reading {path}")
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout, pool_writer
+from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes, write_file
 from hkm_dask.data.ids import id_keys, repeated, with_keys
@@ -105,21 +105,12 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
     offsets = np.cumsum([0, *(rows.n_rows for rows, _ in tables)])
     n_threads, stats = len(os.sched_getaffinity(0)), Stats(np.zeros(array.spec.shape[1]))
     write = partial(_write_chunk, array, tables, offsets, n_linked)
-    waiting: deque[Any] = deque()
+    chunks = range(array.spec.n_chunks)
     with ThreadPoolExecutor(n_threads) as threads:
-        for index in range(array.spec.n_chunks):
-            waiting.append(threads.submit(write, index))
-            if len(waiting) > 2 * n_threads:
-                stats.add(waiting.popleft().result())
-                _tell(index + 1 - len(waiting), array.spec.n_chunks)
-        while waiting:
-            stats.add(waiting.popleft().result())
-    _tell(array.spec.n_chunks, array.spec.n_chunks)
+        for done, part in enumerate(in_order(threads, write, chunks, 2 * n_threads), 1):
+            stats.add(part)
+            emit("progress", stage="growing", done=done, total=len(chunks), then="assigning")
     return stats
-
-
-def _tell(done: int, total: int) -> None:
-    emit("progress", stage="growing", done=done, total=total, then="assigning")
 
 
 def _write_chunk(

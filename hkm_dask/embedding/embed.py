@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -18,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from hkm_dask.data import layout, pool_writer, store
+from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import METADATA_FILE, read_attributes
 from hkm_dask.data.ids import Pieces
@@ -290,10 +290,7 @@ class _Job:
         spans = (span for index in chunks for span in self._batches(index))
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
         try:
-            waiting = deque(executor.submit(self._prepare, *span) for span in itertools.islice(spans, self.threads + 1))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(executor.submit(self._prepare, *span) for span in itertools.islice(spans, 1))
+            yield from in_order(executor, lambda span: self._prepare(*span), spans, self.threads)
         finally:
             self._stopped.set()
             executor.shutdown(cancel_futures=True)

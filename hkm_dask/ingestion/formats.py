@@ -12,7 +12,7 @@ import zarr
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import open_input
 from hkm_dask.data.foreign import check_metadata
 from hkm_dask.data.ids import Pieces, check_id_count, plain_ids
 from hkm_dask.data.npy import NPY_MAGIC
@@ -24,7 +24,7 @@ from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
 from hkm_dask.ingestion.tables import Column, TableRows, column_ids, kept_column, list_columns
-from hkm_dask.untrusted import open_regular, reading
+from hkm_dask.untrusted import reading
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -69,7 +69,7 @@ class Wanted:
 
 def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
     """Open a file of any format, known by its first bytes."""
-    with careful(lambda: open_regular(path), f"reading {path}") as file:
+    with open_input(path) as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
         return _open_npz(path, wanted)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import careful, open_input
 from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.layout import MIB
 from hkm_dask.embedding.texts import open_texts
@@ -66,7 +66,7 @@ class Lines:
         self.problem: str | None = None
         self.n_indexed = 0  # lines whose place is known
         self._offsets = np.zeros(n_rows // STRIDE + 1, np.int64)  # of every STRIDE-th line
-        careful(lambda: open_regular(self.path).close(), f"reading {self.path}")
+        open_input(self.path).close()
         self.n_bytes = self.path.stat().st_size
         if wait or self.n_bytes <= COUNTED_AT_ONCE:
             self._index()
@@ -95,7 +95,7 @@ class Lines:
             self.problem += "; give the texts of exactly these rows"
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
-        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
+        with open_input(self.path) as file:
             return careful(lambda: os.pread(file.fileno(), n_bytes, offset), f"reading {self.path}")
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
