@@ -180,9 +180,14 @@ def write_whole(target: Location, write: Callable[[Path], None]) -> None:
         partial.unlink(missing_ok=True)
 
 
-def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Attributes of a group or array, never of a consolidated copy; StoreError where it is missing or damaged."""
+def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -> dict[str, Any]:
+    """Attributes of a group or array, never of a consolidated copy.
+
+    StoreError where it is damaged, or missing; none of one that is missing with `missing_ok`.
+    """
     metadata = read_json(location(path) / METADATA_FILE)
+    if metadata is None and missing_ok:
+        return {}
     if metadata is None or "node_type" not in metadata:
         raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
     return dict(metadata.get("attributes") or {})

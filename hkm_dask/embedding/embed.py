@@ -19,7 +19,7 @@ import numpy as np
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.files import METADATA_FILE, read_attributes
+from hkm_dask.data.files import read_attributes
 from hkm_dask.data.ids import Pieces
 from hkm_dask.data.objects import Location
 from hkm_dask.data.pool import Pool, open_pool
@@ -193,7 +193,7 @@ def _plan(
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Say why a pool, complete or not, is not the one that is asked for."""
-    attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+    attributes = read_attributes(folder, missing_ok=True)
     if not attributes and folder.suffix == layout.wip_path("").suffix:
         return []  # a run was stopped before it began
     kind = "is another store" if attributes else "is no pool"

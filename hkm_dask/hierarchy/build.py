@@ -147,7 +147,7 @@ def write_hierarchy(
                 store.create_group(folder, _identity(config, source))
                 build.run()
             levels: list[Location] = list(folder.glob("level_*"))
-            seconds = sum(attributes["seconds"] for attributes in each(_attributes, levels, folder))
+            seconds = sum(attributes["seconds"] for attributes in each(read_attributes, levels, folder))
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
@@ -172,13 +172,9 @@ def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
     }
 
 
-def _attributes(folder: Location) -> dict[str, Any]:
-    return read_attributes(folder) if (folder / METADATA_FILE).is_file() else {}
-
-
 def _obstacles(folder: Location, target: Location, config: Config, source: ClusterInput) -> list[str]:
     """Say why a tree, finished or not, is not the one that is asked for."""
-    attributes = _attributes(folder)
+    attributes = read_attributes(folder, missing_ok=True)
     finished = folder == target and not (isinstance(folder, ObjectPath) and not attributes.get(layout.COMPLETE))
     if finished:
         read_complete(folder, layout.TREE_FORMAT)
@@ -255,7 +251,7 @@ class _Build:
         for t in range(1, len(self.config.levels) + 1):
             folder = self.folder / f"level_{t}"
             try:
-                if _attributes(folder).get(layout.COMPLETE):
+                if read_attributes(folder, missing_ok=True).get(layout.COMPLETE):
                     check_digest(folder)
                     files: list[Location] = list(folder.glob(f"*/{METADATA_FILE}"))
                     each(lambda file: open_array(file.parent).check(), files, folder)

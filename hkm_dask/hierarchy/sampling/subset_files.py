@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,7 +11,6 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data.ids import stream_values
 from hkm_dask.data.npy import NPY_MAGIC, read_npy_header
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, reading
@@ -107,8 +105,14 @@ def _open_npy(file: IO[bytes], wanted: str) -> Iterator[_Stored]:
         header = read_npy_header(file, "it", os.fstat(file.fileno()).st_size)
     except InputError as error:
         raise InputError(f"{wanted}; {error}") from error
-    file.seek(header.offset)
-    yield _Stored(header.shape, header.dtype, stream_values(file, header.dtype, math.prod(header.shape), "it"))
+
+    def pieces() -> Iterator[NDArray[np.integer]]:
+        file.seek(header.offset)
+        for low in range(0, header.shape[0], _PIECE_ROWS):
+            n = min(_PIECE_ROWS, header.shape[0] - low)
+            yield np.frombuffer(file.read(n * header.dtype.itemsize), header.dtype)
+
+    yield _Stored(header.shape, header.dtype, pieces())
 
 
 @contextmanager
