@@ -36,6 +36,9 @@ class Answers:
         self.tree_path, self.name = tree_path, tree_path.name
         self._drawn: Draw | None = None
         self._changing = threading.Lock()  # what a draw will hold goes by the marks there are
+        if subset is not None:
+            clusters.keys["pool"] = lambda level, numbers: self._share_in_subset(subset, level, numbers)
+            clusters.keys["subset"] = lambda level, numbers: -self._share_in_subset(subset, level, numbers)
 
     # -- the tree ------------------------------------------------------------------------------------------------------
 
@@ -111,9 +114,9 @@ class Answers:
         cluster = self.clusters.parse(name)
         if cluster.level < 2:
             raise InputError(f"cluster={name} should be above level 1; ask for its samples")
-        if order not in _ORDERS or (self.subset is None and order in ("subset", "pool")):
+        if order not in ("closest", "furthest", *self.clusters.keys):
             raise InputError(f"order={order[:40]!r} should be one of {', '.join(_ORDERS)}; choose one")
-        ordered = self.clusters.ordered(cluster, order, self._subset_key(order))
+        ordered = self.clusters.ordered(cluster, order)
         page = ordered[_page(start, n)]
         facts = self._facts(cluster.level - 1, page)
         previews = [self.clusters.typical(Cluster(cluster.level - 1, int(number)), PREVIEWED) for number in page]
@@ -122,16 +125,8 @@ class Answers:
             fact["samples"], samples = samples[: len(rows)], samples[len(rows) :]
         return {"n": len(ordered), "start": max(0, start), "children": facts}
 
-    def _subset_key(self, order: str) -> Any:
-        subset = self.subset
-        if subset is None or order not in ("subset", "pool"):
-            return None
-        sign = -1 if order == "subset" else 1
-
-        def share_in_subset(level: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
-            return sign * subset.counts(level, numbers) / np.maximum(1, self.clusters.n_samples_of(level, numbers))
-
-        return share_in_subset
+    def _share_in_subset(self, subset: Subset, level: int, numbers: NDArray[np.int64]) -> NDArray[np.float64]:
+        return subset.counts(level, numbers) / np.maximum(1, self.clusters.n_samples_of(level, numbers))
 
     def members(self, name: str = "", order: str = "closest", start: int = 0, n: int = 24) -> dict[str, Any]:
         """Samples of a cluster: all of one of level 1, a page at a time; of others those that stand for it."""

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -33,8 +32,11 @@ class Clusters:
         self.n_clusters: tuple[int, ...] = self.ask.n_clusters
         self.root = Cluster(self.n_levels + 1, 0)
         self.n_samples = int(self.n_samples_of(self.n_levels, np.arange(self.n_clusters[-1])).sum())
-        self._orders: OrderedDict[tuple[Cluster, str], NDArray[np.int64]] = OrderedDict()
-        self._lock = threading.Lock()
+        #: What children of some level can be ordered by, the least first, beside their distance.
+        self.keys: dict[str, Callable[[int, NDArray[np.int64]], NDArray[Any]]] = {
+            "size": lambda level, numbers: -self.n_samples_of(level, numbers)
+        }
+        self._sorted = lru_cache(maxsize=_KEPT_ORDERS)(self._sort)
 
     def parse(self, name: str) -> Cluster:
         """Find a cluster by its name; `root` where it is empty, InputError where there is none such."""
@@ -88,24 +90,15 @@ class Clusters:
             return np.arange(self.n_clusters[-1])
         return self.ask.children(*cluster)
 
-    def ordered(
-        self, cluster: Cluster, order: str, key: Callable[[int, NDArray[np.int64]], NDArray[Any]] | None = None
-    ) -> NDArray[np.int64]:
-        """Children in some order: "closest", "furthest", or by `key` of (level, children), which is kept as `order`."""
+    def ordered(self, cluster: Cluster, order: str) -> NDArray[np.int64]:
+        """Children in some order: "closest", "furthest", or by one of the `keys`."""
         if order in ("closest", "furthest"):
             return self.children(cluster)[:: 1 if order == "closest" else -1]
-        with self._lock:
-            if (cluster, order) in self._orders:
-                self._orders.move_to_end((cluster, order))
-                return self._orders[cluster, order]
+        return self._sorted(cluster, order)
+
+    def _sort(self, cluster: Cluster, order: str) -> NDArray[np.int64]:
         children = self.children(cluster)
-        keys = (key or (lambda level, numbers: -self.n_samples_of(level, numbers)))(cluster.level - 1, children)
-        ordered = children[np.argsort(keys, kind="stable")]
-        with self._lock:
-            self._orders[cluster, order] = ordered
-            while len(self._orders) > _KEPT_ORDERS:
-                self._orders.popitem(last=False)
-        return ordered
+        return children[np.argsort(self.keys[order](cluster.level - 1, children), kind="stable")]
 
     def typical(self, cluster: Cluster, n: int, *, far: bool = False) -> NDArray[np.int64]:
         """Samples that stand for a cluster: the closest to its centroid, or with `far` those at its border.

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from hkm_dask.cli.groups import OrderedGroup, command_of, debug_option
-from hkm_dask.cli.options import DTYPE, PATH, PerLevel
+from hkm_dask.cli.options import DTYPE, PATH, PerLevel, with_options
 from hkm_dask.cli.output import Output, output_option
 
 
@@ -34,7 +34,7 @@ def embed() -> None:
 
 def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of every embedding."""
-    options = [
+    return with_options(
         click.option("--dtype", type=DTYPE, default="float16", help="Store as this."),
         click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
         click.option(
@@ -49,15 +49,8 @@ def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Calla
             "--chunk-mb", type=float, metavar="N", help="Size of a storage chunk in MiB, the step of resuming."
         ),
         click.option("--restart", is_flag=True, help="Begin again, whatever is there of the pool."),
-    ]
-
-    def give(command: Callable[..., None]) -> Callable[..., None]:
-        command = output_option(command)
-        for option in reversed(options):
-            command = option(command)
-        return command
-
-    return give
+        output_option,
+    )
 
 
 _image_model_option = click.option(

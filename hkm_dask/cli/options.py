@@ -63,6 +63,11 @@ ids_file_option = click.option(
 column_option = click.option("--column", metavar="NAME", help="The column or array that has the embeddings.")
 
 
+def with_options(*options: Callable[..., Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command several options, listed in this order."""
+    return lambda command: functools.reduce(lambda given, option: option(given), reversed(options), command)
+
+
 class PerLevel(click.ParamType):
     """One value for all levels, or several with commas between them, one per level."""
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -63,17 +65,23 @@ def plan(
     seconds on this machine, by small trees over rows of the pool, or rows made up where there is none; for GPUs it is
     predicted by their data sheets.
     """
-    if (pool is None) == (n_samples is None) or (n_samples is None) != (n_features is None):
-        raise click.UsageError("Give POOL.zarr, or --n-samples N and --n-features D in its place.")
-    if gpu is not None and workers is not None:
-        raise click.UsageError("Give --gpu NAME:N or --workers W, not both.")
+    from hkm_dask.hierarchy.source import n_clustered
     from hkm_dask.planning.command import plan_run
     from hkm_dask.planning.tell import render, to_dict
 
+    of: Location | tuple[int, int, str]
+    count: Callable[[str | None, int | None], int]
+    if pool is not None and n_samples is None and n_features is None:
+        of, count = pool, partial(n_clustered, pool)
+    elif pool is None and n_samples is not None and n_features is not None:
+        of, count = (n_samples, n_features, dtype), lambda _, fit_sample: min(n_samples, fit_sample or n_samples)
+    else:
+        raise click.UsageError("Give POOL.zarr, or --n-samples N and --n-features D in its place.")
+    if gpu is not None and workers is not None:
+        raise click.UsageError("Give --gpu NAME:N or --workers W, not both.")
     made = plan_run(
-        pool, (n_samples, n_features, dtype), lambda count, note: read_settings(count, note, **settings),
-        note=output.note, workers=workers, n_threads=threads_per_worker, gpu=gpu,
-        memory=memory, rates=rates, seconds=seconds,
+        of, read_settings(count, output.note, **settings), note=output.note, workers=workers,
+        n_threads=threads_per_worker, gpu=gpu, memory=memory, rates=rates, seconds=seconds,
     )  # fmt: skip
     name = str(pool) if pool is not None else f"{n_samples:,} rows"
     output.answer(to_dict(made), render(made, name))

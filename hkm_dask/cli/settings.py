@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, LocalPath, PerLevel
+from hkm_dask.cli.options import PATH, LocalPath, PerLevel, with_options
 
 if TYPE_CHECKING:
     from hkm_dask.config import Config
 
-_OPTIONS = (
+#: Gives a command the options that `read_settings` takes.
+settings_options = with_options(
     click.option("--config", type=PATH, metavar="FILE", help="The settings, as YAML."),
     click.option(
         "--n-clusters",
@@ -45,13 +46,6 @@ _OPTIONS = (
         "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
     ),
 )
-
-
-def settings_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options that `read_settings` takes."""
-    for option in reversed(_OPTIONS):
-        command = option(command)
-    return command
 
 
 def read_settings(

@@ -22,7 +22,7 @@ from hkm_dask.data import layout
 from hkm_dask.data.files import stored_format
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.data.summary import Summary
+from hkm_dask.data.summary import Summary, aligned
 from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.eligible import count_rows, leaf_sizes
@@ -256,8 +256,5 @@ def _column_lines(name: str, columns: list[Facts], n_rows: list[int]) -> list[li
 
 
 def _table(lines: list[list[str]]) -> list[str]:
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    return [
-        "  ".join([line[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(line[1:], widths[1:], strict=True))])
-        for line in lines
-    ]
+    width = max(len(line[0]) for line in lines)
+    return [line[2:] for line in aligned([[line[0].ljust(width), *line[1:]] for line in lines])]

@@ -17,14 +17,14 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, BinaryIO, TypeVar
 
 import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.objects import Location, ObjectPath, each, location
 from hkm_dask.errors import InputError, StoreError, disk_full
-from hkm_dask.untrusted import MAX_JSON_BYTES, parse_json, read_regular, reason
+from hkm_dask.untrusted import MAX_JSON_BYTES, open_regular, parse_json, read_regular, reason
 
 METADATA_FILE = "zarr.json"
 PARTIAL_SUFFIX = ".partial"
@@ -79,6 +79,11 @@ def careful(action: Callable[[], T], description: str) -> T:
                 ) from error
             time.sleep(wait)
     raise AssertionError("unreachable")
+
+
+def open_input(path: Path) -> BinaryIO:
+    """Open a file that others made, see `open_regular`; raises as `careful` does."""
+    return careful(lambda: open_regular(path), f"reading {path}")
 
 
 def local_path(path: str | os.PathLike[str], name: str = "path") -> Path:
@@ -178,9 +183,14 @@ def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool
         partial.unlink(missing_ok=True)
 
 
-def read_attributes(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Attributes of a group or array, never of a consolidated copy; StoreError where it is missing or damaged."""
+def read_attributes(path: str | os.PathLike[str], *, missing_ok: bool = False) -> dict[str, Any]:
+    """Attributes of a group or array, never of a consolidated copy.
+
+    StoreError where it is damaged, or missing; none of one that is missing with `missing_ok`.
+    """
     metadata = read_json(location(path) / METADATA_FILE)
+    if metadata is None and missing_ok:
+        return {}
     if metadata is None or "node_type" not in metadata:
         raise StoreError(f"{path} is no Zarr group or array (format 3), there is no {METADATA_FILE}; check the path")
     return dict(metadata.get("attributes") or {})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout, pool_writer
+from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.files import careful, read_attributes, write_file
 from hkm_dask.data.ids import id_keys, repeated, with_keys
 from hkm_dask.data.objects import Location, ObjectPath, location
 from hkm_dask.data.pool import Pool
 from hkm_dask.data.pool_writer import Stats
+from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.store import create_group
 from hkm_dask.errors import InputError
@@ -104,21 +105,12 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
     offsets = np.cumsum([0, *(rows.n_rows for rows, _ in tables)])
     n_threads, stats = len(os.sched_getaffinity(0)), Stats(np.zeros(array.spec.shape[1]))
     write = partial(_write_chunk, array, tables, offsets, n_linked)
-    waiting: deque[Any] = deque()
+    chunks = range(array.spec.n_chunks)
     with ThreadPoolExecutor(n_threads) as threads:
-        for index in range(array.spec.n_chunks):
-            waiting.append(threads.submit(write, index))
-            if len(waiting) > 2 * n_threads:
-                stats.add(waiting.popleft().result())
-                _tell(index + 1 - len(waiting), array.spec.n_chunks)
-        while waiting:
-            stats.add(waiting.popleft().result())
-    _tell(array.spec.n_chunks, array.spec.n_chunks)
+        for done, part in enumerate(in_order(threads, write, chunks, 2 * n_threads), 1):
+            stats.add(part)
+            emit("progress", stage="growing", done=done, total=len(chunks), then="assigning")
     return stats
-
-
-def _tell(done: int, total: int) -> None:
-    emit("progress", stage="growing", done=done, total=total, then="assigning")
 
 
 def _write_chunk(
@@ -126,26 +118,23 @@ def _write_chunk(
 ) -> Stats:
     """Link a chunk whose rows are all of the first `n_linked`, or write it."""
     start, stop = array.spec.chunk_range(index)
-    stats = Stats(np.zeros(array.spec.shape[1]))
     if stop <= n_linked:
         old = tables[0][0].array
         rows = old.read(start, stop)  # what is damaged is not to be carried on
-        stats.add(pool_writer.measure(rows, rows, np.arange(start, stop)))
+        stats = pool_writer.measure(rows, rows, np.arange(start, stop))
         _link(old.chunk_path(index), array.chunk_path(index))
         stats.checksums.append(array.checksum(index))
         return stats
     step = max(1, _PIECE_BYTES // array.spec.row_bytes)
-    with array.writer(index) as chunk:
+
+    def pieces() -> Iterator[tuple[NDArray[Any], NDArray[np.int64]]]:
         for part, first, last in layout.spans(offsets, start, stop):
-            rows_of, normalize = tables[part]
+            rows, normalize = tables[part]
             for low in range(first, last, step):
-                piece = rows_of.read(low, min(low + step, last))
-                stored = pool_writer.convert(piece, array.spec.dtype, normalize)
-                numbers = np.arange(low, low + len(piece)) + offsets[part]
-                stats.add(pool_writer.measure(piece, stored, numbers))
-                chunk.append(stored)
-    stats.checksums.append(chunk.crc)
-    return stats
+                piece = rows.read(low, min(low + step, last))
+                yield unit_rows(piece) if normalize else piece, np.arange(low, low + len(piece)) + offsets[part]
+
+    return pool_writer.write_chunk(array, index, pieces(), normalize=False)
 
 
 def _link(old: Location, new: Location) -> None:

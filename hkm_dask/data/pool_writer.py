@@ -112,6 +112,20 @@ def measure(piece: np.ndarray, stored: np.ndarray, numbers: np.ndarray) -> Stats
     return stats
 
 
+def write_chunk(
+    array: StoredArray, index: int, pieces: Iterable[tuple[np.ndarray, np.ndarray]], normalize: bool
+) -> Stats:
+    """Write a chunk of the embeddings of a pool; tells what was learned of its rows, which come with their numbers."""
+    stats = Stats(np.zeros(array.spec.shape[1]))
+    with array.writer(index) as chunk:
+        for piece, numbers in pieces:
+            stored = convert(piece, array.spec.dtype, normalize)
+            stats.add(measure(piece, stored, numbers))
+            chunk.append(stored)
+    stats.checksums.append(chunk.crc)
+    return stats
+
+
 def check_overflow(stats: Stats, dtype: np.dtype) -> None:
     """Refuse, with an InputError, rows with finite values that the stored type cannot hold."""
     if stats.n_overflows:

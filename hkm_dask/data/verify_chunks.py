@@ -10,7 +10,7 @@ import re
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data import layout
+from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray
 from hkm_dask.data.verify import Verification
 from hkm_dask.errors import N_NAMED, StoreError, first_few
@@ -50,15 +51,18 @@ class ChunkReader:
         where rows of an array cannot be read, and so is its chunk. `rows` asks for the chunks that hold these.
         """
         spec = self.arrays[names[0]].spec
-        waiting: deque[tuple[int, int, Future]] = deque()
         self._read.update(names)
-        for index in spec.chunks(*(rows or (0, spec.shape[0]))):
-            start, stop = spec.chunk_range(index)
-            waiting.append((start, stop, self._threads.submit(self._visit, names, start, stop, visit)))
-            if len(waiting) > 2 * self._n_threads:
-                yield from self._next(names, waiting)
-        while waiting:
-            yield from self._next(names, waiting)
+        spans = [spec.chunk_range(index) for index in spec.chunks(*(rows or (0, spec.shape[0])))]
+        visited = in_order(self._threads, lambda span: self._visit(names, *span, visit), spans, 2 * self._n_threads)
+        for (start, stop), (errors, made) in zip(spans, visited, strict=True):
+            for name, error in errors:
+                self.damaged.add(name)
+                if (name, error) not in self._seen:
+                    self._seen.add((name, error))
+                    self._found.add(name, "chunk", error)
+            self._tell(sum((stop - start) * self.arrays[name].spec.row_bytes for name in names))
+            if not errors:
+                yield start, made
 
     def whole(self, name: str) -> NDArray[Any] | None:
         """An array, or None where a chunk of it could not be read."""
@@ -87,18 +91,6 @@ class ChunkReader:
     def close(self) -> None:
         """End the threads."""
         self._threads.shutdown(cancel_futures=True)
-
-    def _next(self, names: Sequence[str], waiting: deque[tuple[int, int, Future]]) -> Iterator[tuple[int, Any]]:
-        start, stop, future = waiting.popleft()
-        errors, made = future.result()
-        for name, error in errors:
-            self.damaged.add(name)
-            if (name, error) not in self._seen:
-                self._seen.add((name, error))
-                self._found.add(name, "chunk", error)
-        self._tell(sum((stop - start) * self.arrays[name].spec.row_bytes for name in names))
-        if not errors:
-            yield start, made
 
     def _tell(self, n_bytes: int) -> None:
         self._done = min(self._done + n_bytes, self._total)

@@ -6,7 +6,6 @@ import itertools
 import os
 import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
@@ -18,8 +17,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from hkm_dask.data import layout, pool_writer, store
+from hkm_dask.data.ahead import in_order
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.files import METADATA_FILE, read_attributes
+from hkm_dask.data.files import read_attributes
 from hkm_dask.data.ids import Pieces
 from hkm_dask.data.objects import Location
 from hkm_dask.data.pool import Pool, open_pool
@@ -193,7 +193,7 @@ def _plan(
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
     """Say why a pool, complete or not, is not the one that is asked for."""
-    attributes = read_attributes(folder) if (folder / METADATA_FILE).exists() else {}
+    attributes = read_attributes(folder, missing_ok=True)
     if not attributes and folder.suffix == layout.wip_path("").suffix:
         return []  # a run was stopped before it began
     kind = "is another store" if attributes else "is no pool"
@@ -269,10 +269,12 @@ class _Job:
             if not path.exists():
                 continue
             try:
-                finished[index] = self._measured(index, self.array.read_chunk(index))
+                rows = self.array.read_chunk(index)
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
+            # Of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
+            finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
             emit("resumed", what=f"{len(finished):,} of {spec.n_chunks:,} chunks were finished before")
@@ -288,10 +290,7 @@ class _Job:
         spans = (span for index in chunks for span in self._batches(index))
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
         try:
-            waiting = deque(executor.submit(self._prepare, *span) for span in itertools.islice(spans, self.threads + 1))
-            while waiting:
-                yield waiting.popleft().result()
-                waiting.extend(executor.submit(self._prepare, *span) for span in itertools.islice(spans, 1))
+            yield from in_order(executor, lambda span: self._prepare(*span), spans, self.threads)
         finally:
             self._stopped.set()
             executor.shutdown(cancel_futures=True)
@@ -317,11 +316,7 @@ class _Job:
             rows[first - start : last - start] = self._embed_batch(next(batches), first, last)
             self._n_done += last - first
             emit("progress", stage=STAGE, done=self._n_done, total=self.array.spec.shape[0])
-        with self.array.writer(index) as chunk:
-            chunk.append(rows)
-        stats = self._measured(index, rows)
-        stats.checksums.append(chunk.crc)
-        return stats
+        return pool_writer.write_chunk(self.array, index, [(rows, np.arange(start, stop))], normalize=False)
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
         """Embed one batch, and refuse what no pool may hold."""
@@ -347,7 +342,3 @@ class _Job:
             return name
         ids = itertools.chain.from_iterable(piece.tolist() for piece in self.source.ids())
         return f"{name} ({next(itertools.islice(ids, item, None))})"
-
-    def _measured(self, index: int, rows: np.ndarray) -> pool_writer.Stats:
-        # Always of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
-        return pool_writer.measure(rows, rows, np.arange(*self.array.spec.chunk_range(index)))

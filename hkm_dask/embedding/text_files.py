@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import careful, open_input
 from hkm_dask.data.ids import check_unicode, plain_ids
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, parse_json, reading, reason
@@ -85,7 +85,7 @@ class LineFile(TextFile):
     def _scan(self, digest: Any) -> Iterator[tuple[int, bytes]]:
         """Yield every line and where it begins, in one pass that also feeds the digest."""
         offset, rest = 0, b""
-        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
+        with open_input(self.path) as file:
             while block := careful(lambda: file.read(4 * layout.MIB), f"reading {self.path}"):
                 digest.update(block)
                 if offset == 0 and not rest and block.startswith(_BOM):

@@ -164,7 +164,7 @@ def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
 
 def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
     """Say why an assignment, finished or not, is not the one that is asked for."""
-    stored = read_attributes(folder) if (folder / METADATA_FILE).is_file() else {}
+    stored = read_attributes(folder, missing_ok=True)
     if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
         return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
     lines = []

@@ -147,7 +147,7 @@ def write_hierarchy(
                 store.create_group(folder, _identity(config, source))
                 build.run()
             levels: list[Location] = list(folder.glob("level_*"))
-            seconds = sum(attributes["seconds"] for attributes in each(_attributes, levels, folder))
+            seconds = sum(attributes["seconds"] for attributes in each(read_attributes, levels, folder))
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
             host_cache.clear()
@@ -172,13 +172,9 @@ def _identity(config: Config, source: ClusterInput) -> dict[str, Any]:
     }
 
 
-def _attributes(folder: Location) -> dict[str, Any]:
-    return read_attributes(folder) if (folder / METADATA_FILE).is_file() else {}
-
-
 def _obstacles(folder: Location, target: Location, config: Config, source: ClusterInput) -> list[str]:
     """Say why a tree, finished or not, is not the one that is asked for."""
-    attributes = _attributes(folder)
+    attributes = read_attributes(folder, missing_ok=True)
     finished = folder == target and not (isinstance(folder, ObjectPath) and not attributes.get(layout.COMPLETE))
     if finished:
         read_complete(folder, layout.TREE_FORMAT)
@@ -218,13 +214,13 @@ class _Build:
         runner, inputs = self.runner, self.runner.input_bytes(self.source.rows)
         n_fit, n_labeled = self.source.rows.n_rows, self.source.labeled.n_rows
         budget = runner.memory_budget - inputs
-        stages = level_stages(self._plans, n_labeled=n_labeled, budget=budget, **self._where)
+        stages = level_stages(self._plans, runner, budget, n_labeled=n_labeled)
         if n_fit < n_labeled and 1 not in self._finished:
             emit("note", message=f"the levels are fit on {n_fit:,} of {n_labeled:,} rows, taken at random")
         try:
             check_fits(stages, runner.memory_budget, inputs=inputs)
         except ComputeError as error:
-            could = [f"levels.{t}.init={INITS_BY_RANGES[0]}" for t in shareable(self._plans, budget, **self._where)]
+            could = [f"levels.{t}.init={INITS_BY_RANGES[0]}" for t in shareable(self._plans, runner, budget)]
             more = f", or {' and '.join(could)}, with which no worker holds all clusters" if could else ""
             raise ComputeError(f"{error}{more}") from None
         if 1 not in self._finished:
@@ -255,7 +251,7 @@ class _Build:
         for t in range(1, len(self.config.levels) + 1):
             folder = self.folder / f"level_{t}"
             try:
-                if _attributes(folder).get(layout.COMPLETE):
+                if read_attributes(folder, missing_ok=True).get(layout.COMPLETE):
                     check_digest(folder)
                     files: list[Location] = list(folder.glob(f"*/{METADATA_FILE}"))
                     each(lambda file: open_array(file.parent).check(), files, folder)
@@ -267,16 +263,8 @@ class _Build:
     @cached_property
     def _plans(self) -> list[dict[str, Any]]:
         runner, rows = self.runner, self.source.rows
-        plans, budget = level_plans(self.config, rows.n_rows, rows.n_features), runner.memory_budget
-        return with_ranges(plans, budget - runner.input_bytes(rows), least=runner.least_ranges, **self._where)
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        """Where the levels are built, as `level_plans` takes it."""
-        runner = self.runner
-        return {
-            "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker, "with_driver": runner.in_process
-        }  # fmt: skip
+        plans = level_plans(self.config, rows.n_rows, rows.n_features)
+        return with_ranges(plans, runner, runner.memory_budget - runner.input_bytes(rows))
 
     def _build_level(self, t: int, level: Level) -> None:
         begin, run, folder = time.perf_counter(), uuid.uuid4().hex, self.folder / f"level_{t}"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 from hkm_dask.compute.memory import StageBytes, project_level
 from hkm_dask.compute.range_memory import label_stage, n_ranges_for, project_ranges
+from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data import layout
 from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
@@ -42,76 +42,66 @@ def level_plans(config: Config, n_rows: int, n_features: int) -> list[dict[str, 
     return plans
 
 
-def level_stages(
-    plans: list[dict[str, Any]],
-    *,
-    n_labeled: int,
-    n_workers: int,
-    n_threads: int,
-    with_driver: bool,
-    budget: int | None = None,
-) -> dict[str, StageBytes]:
+def level_stages(plans: list[dict[str, Any]], runner: Runner, budget: int, *, n_labeled: int) -> dict[str, StageBytes]:
     """Bytes a worker needs for each stage of every level, above its idle size and its inputs; see `project_level`.
 
     `plans` are from `level_plans`, and `n_labeled` the rows that get a label of level 1: more than it is fit on with a
-    `fit_sample`. The `budget` of a worker decides whether one process holds the centroids that an upper level clusters.
+    `fit_sample`. The `budget` of a worker of the `runner`, for a stage, decides whether one process holds the centroids
+    that an upper level clusters.
 
+    >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((200, 10), n_resamples=0), 5000, 8)
-    >>> stages = level_stages(plans, n_labeled=5000, n_workers=1, n_threads=2, with_driver=True)
+    >>> with PlannedRunner(1, 2, 1 << 30) as runner:
+    ...     stages = level_stages(plans, runner, 1 << 30, n_labeled=5000)
     >>> [name for name in stages if "level 2" in name][:2]
     ['finding directions of level 2', 'seeding of level 2']
     """
     stages = dict[str, StageBytes]()
     for t, plan in enumerate(plans, 1):
-        stages |= _stages_of(t, plan, budget, n_workers, n_threads, with_driver)
+        stages |= _stages_of(t, plan, runner, budget)
     if plans[0]["n"] < n_labeled:
         k, n_ranges = plans[0]["k"] * plans[0]["n_splits"], plans[0]["n_ranges"] if plans[0]["n_splits"] == 1 else 1
-        stages["assigning all rows"] = label_stage(-(-n_labeled // n_workers), k, plans[0]["d"], n_ranges)
+        stages["assigning all rows"] = label_stage(-(-n_labeled // runner.n_workers), k, plans[0]["d"], n_ranges)
     return stages
 
 
-def _stages_of(
-    t: int, plan: dict[str, Any], budget: int | None, n_workers: int, n_threads: int, with_driver: bool
-) -> dict[str, StageBytes]:
+def _stages_of(t: int, plan: dict[str, Any], runner: Runner, budget: int) -> dict[str, StageBytes]:
     """Bytes of each stage of one level, by name."""
+    shape = plan["n"], plan["k"], plan["d"]
+    members: dict[str, int] = {
+        "n_resamples": plan["m"], "r": plan["r"], "n_workers": runner.n_workers, "n_threads": runner.threads_per_worker
+    }  # fmt: skip
     projected = project_level(
-        plan["n"], plan["k"], plan["d"], init=plan["init"], n_resamples=plan["m"], r=plan["r"],
-        n_splits=plan["n_splits"], n_workers=n_workers, n_threads=n_threads, with_driver=with_driver,
-    )  # fmt: skip
+        *shape, init=plan["init"], n_splits=plan["n_splits"], with_driver=runner.in_process, **members
+    )
     if plan["n_ranges"] > 1:
-        projected |= project_ranges(
-            plan["n"], plan["k"], plan["d"], plan["n_ranges"], n_resamples=plan["m"], r=plan["r"], n_workers=n_workers,
-            n_threads=n_threads,
-        )  # fmt: skip
+        projected |= project_ranges(*shape, plan["n_ranges"], **members)
     held = 0
     if t > 1:
-        in_memory = with_driver and (budget is None or 4 * plan["n"] * plan["d"] <= budget // 4)
+        in_memory = runner.in_process and 4 * plan["n"] * plan["d"] <= budget // 4
         held = _bytes_of_centroids_below(plan["n"], plan["d"], in_memory)
     return {f"{name} of level {t}": stage + StageBytes(held) for name, stage in projected.items()}
 
 
-def with_ranges(
-    plans: list[dict[str, Any]], budget: int, *, least: Callable[[int, int], int] = lambda k, d: 1, **where: Any
-) -> list[dict[str, Any]]:
+def with_ranges(plans: list[dict[str, Any]], runner: Runner, budget: int) -> list[dict[str, Any]]:
     """The same plans, with the clusters of a level shared out in ranges where not all fit in a worker's `budget`.
 
-    The budget is what a stage may take of it, `where` those arguments of `level_stages` that tell of workers; see
-    `range_memory.n_ranges_for`. `least` gives the ranges for a device, see `Runner.least_ranges`. Only some seedings
-    go by ranges.
+    The budget is what a stage may take of it; see `range_memory.n_ranges_for` and, for devices, `Runner.least_ranges`.
+    Only some seedings go by ranges.
 
+    >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((100_000, 10), init="random"), 10**6, 256)
-    >>> where = {"n_workers": 1, "n_threads": 2, "with_driver": True}
-    >>> [plan["n_ranges"] for plan in with_ranges(plans, 1 << 30, **where)]
+    >>> with PlannedRunner(1, 2, 2 << 30) as runner:
+    ...     [plan["n_ranges"] for plan in with_ranges(plans, runner, 1 << 30)]
     [5, 1]
     """
 
     def ranges_of(t: int, plan: dict[str, Any]) -> int:
         def stages_of(n_ranges: int) -> dict[str, StageBytes]:
-            return _stages_of(t, plan | {"n_ranges": n_ranges}, budget, **where)
+            return _stages_of(t, plan | {"n_ranges": n_ranges}, runner, budget)
 
-        return max(
-            least(plan["k"], plan["d"]), n_ranges_for(stages_of, plan["k"], budget=budget, n_threads=where["n_threads"])
-        )
+        n_ranges = n_ranges_for(stages_of, plan["k"], budget=budget, n_threads=runner.threads_per_worker)
+        return max(runner.least_ranges(plan["k"], plan["d"]), n_ranges)
 
     return [
         plan | {"n_ranges": ranges_of(t, plan) if plan["init"] in INITS_BY_RANGES else 1}
@@ -119,18 +109,19 @@ def with_ranges(
     ]
 
 
-def shareable(plans: list[dict[str, Any]], budget: int, **where: Any) -> list[int]:
+def shareable(plans: list[dict[str, Any]], runner: Runner, budget: int) -> list[int]:
     """Levels that do not fit, and would if their seeding let clusters be shared out; see `with_ranges`.
 
+    >>> from hkm_dask.compute.planned_runner import PlannedRunner
     >>> plans = level_plans(Config.from_flags((100_000, 10)), 10**6, 256)
-    >>> shareable(plans, 1 << 30, n_workers=1, n_threads=2, with_driver=True)
+    >>> with PlannedRunner(1, 2, 2 << 30) as runner:
+    ...     shareable(plans, runner, 1 << 30)
     [1]
     """
-    shared = with_ranges([plan | {"init": INITS_BY_RANGES[0]} for plan in plans], budget, **where)
+    shared = with_ranges([plan | {"init": INITS_BY_RANGES[0]} for plan in plans], runner, budget)
 
     def fits(t: int, plan: dict[str, Any]) -> bool:
-        stages = _stages_of(t, plan, budget, **where)
-        return max(stage.total() for stage in stages.values()) <= budget
+        return max(stage.total() for stage in _stages_of(t, plan, runner, budget).values()) <= budget
 
     levels = enumerate(zip(plans, shared, strict=True), 1)
     return [t for t, (plan, other) in levels if not fits(t, plan) and other["n_ranges"] > 1 and fits(t, other)]

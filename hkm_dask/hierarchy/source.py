@@ -19,7 +19,7 @@ from hkm_dask.compute.keyed_random import random_bits, stream_key
 from hkm_dask.compute.runner import n_processors
 from hkm_dask.config import Config
 from hkm_dask.data import layout
-from hkm_dask.data.files import METADATA_FILE, as_buffer, read_attributes
+from hkm_dask.data.files import as_buffer, read_attributes
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
@@ -156,7 +156,7 @@ def _opened_pool(pool: Any) -> Pool | None:
     if not isinstance(pool, str | os.PathLike):
         return None
     path = location(pool, "pool")
-    root = read_attributes(path) if (path / METADATA_FILE).exists() else {}
+    root = read_attributes(path, missing_ok=True)
     # What is missing is missed as a pool: that is what people make.
     return open_pool(path) if not path.exists() or root.get("format") == layout.POOL_FORMAT else None
 

@@ -45,11 +45,8 @@ def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
     return shards
 
 
-def open_folder(path: Path, wanted: Wanted, scratch: Path | None = None) -> list[EmbeddingTable]:
-    """Open a folder of shards; InputError where it holds none, or where they do not go together.
-
-    Compressed members of `.npz` files are unpacked into `scratch`.
-    """
+def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
+    """Open a folder of shards; InputError where it holds none, or where they do not go together."""
     for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
         if (path / name).is_file() and key in (state := read_json(path / name) or {}):
             return _open_saved(path, wanted, state)
@@ -66,7 +63,7 @@ def open_folder(path: Path, wanted: Wanted, scratch: Path | None = None) -> list
             tables = [EmbeddingTable(NpyRows(shard), str(shard)) for shard in shards]
         else:
             shards = shards or _shards(path, suffix, "**/")
-            tables = [open_file(shard, wanted, scratch) for shard in shards]
+            tables = [open_file(shard, wanted) for shard in shards]
         if tables:
             return tables
     held = "*.npy, *.parquet, *.arrow, *.safetensors or *.npz"

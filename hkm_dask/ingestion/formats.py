@@ -12,7 +12,7 @@ import zarr
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import open_input
 from hkm_dask.data.foreign import check_metadata
 from hkm_dask.data.ids import Pieces, check_id_count, plain_ids
 from hkm_dask.data.npy import NPY_MAGIC
@@ -24,7 +24,7 @@ from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
 from hkm_dask.ingestion.tables import Column, TableRows, column_ids, kept_column, list_columns
-from hkm_dask.untrusted import open_regular, reading
+from hkm_dask.untrusted import reading
 
 _ZIP_MAGIC = b"PK\x03\x04"
 
@@ -41,11 +41,15 @@ class EmbeddingTable:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What shall be taken from a source: the names of its ids, its embeddings, and its columns to be kept."""
+    """What shall be taken from a source: the names of its ids, its embeddings, and its columns to be kept.
+
+    Compressed members of `.npz` files are unpacked into the folder `scratch`.
+    """
 
     ids: str | None
     column: str | None
     keep: tuple[str, ...]
+    scratch: Path | None = None
 
     def refuse(self, name: str, *options: str) -> None:
         """Refuse options that name nothing in a source of this kind."""
@@ -63,12 +67,12 @@ class Wanted:
             raise InputError(problems)
 
 
-def open_file(path: Path, wanted: Wanted, scratch: Path | None = None) -> EmbeddingTable:
-    """Open a file of any format, known by its first bytes; members of a `.npz` are unpacked into `scratch`."""
-    with careful(lambda: open_regular(path), f"reading {path}") as file:
+def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
+    """Open a file of any format, known by its first bytes."""
+    with open_input(path) as file:
         magic = file.read(len(NPY_MAGIC))
     if magic.startswith(_ZIP_MAGIC):
-        return _open_npz(path, wanted, scratch)
+        return _open_npz(path, wanted)
     if magic == NPY_MAGIC or path.suffix == ".npy":
         wanted.refuse(str(path), "ids", "column", "keep")
         return EmbeddingTable(NpyRows(path), str(path))
@@ -167,7 +171,7 @@ def is_inside(path: Location, root: Location) -> bool:
 # --- .npz -------------------------------------------------------------------------------------------------------------
 
 
-def _open_npz(path: Path, wanted: Wanted, scratch: Path | None) -> EmbeddingTable:
+def _open_npz(path: Path, wanted: Wanted) -> EmbeddingTable:
     ids, members = wanted.ids, read_members(path)
     wanted.check_names(members, path, "arrays")
     tables = [name for name, member in members.items() if len(member.header.shape) == 2 and name != ids]
@@ -175,7 +179,7 @@ def _open_npz(path: Path, wanted: Wanted, scratch: Path | None) -> EmbeddingTabl
     chosen = choose_table(tables or list(members), wanted.column, path, "arrays")
     pieces = None if ids is None else member_ids(members[ids])
     columns = {name: member_column(members[name]) for name in wanted.keep}
-    rows = member_rows(members[chosen], f"{path}[{chosen}]", scratch)
+    rows = member_rows(members[chosen], f"{path}[{chosen}]", wanted.scratch)
     if ids is not None:
         check_id_count(members[ids].header.shape[0], rows.n_rows, f"{path}[{ids}]")
     return EmbeddingTable(rows, rows.label, pieces, columns)

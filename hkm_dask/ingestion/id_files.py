@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hkm_dask.data.files import careful, local_path
+from hkm_dask.data.files import local_path, open_input
 from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_count, plain_ids, stream_values
 from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.errors import InputError
@@ -32,7 +32,7 @@ class IdFile:
         self.path, self._column = local_path(path, "ids_file").absolute(), column
         if not self.path.exists():
             raise InputError(f"ids_file={self.path} does not exist; check the path")
-        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
+        with open_input(self.path) as file:
             magic = file.read(len(NPY_MAGIC))
         self._is_npy, is_text = magic == NPY_MAGIC, self.path.suffix == ".txt"
         if self.path.suffix in DELIMITERS:
@@ -65,7 +65,7 @@ class IdFile:
 
 
 def _read_header(path: Path) -> NpyHeader:
-    with careful(lambda: open_regular(path), f"reading {path}") as file:
+    with open_input(path) as file:
         header = read_npy_header(file, str(path), os.fstat(file.fileno()).st_size)
     if len(header.shape) != 1:
         raise InputError(f"{path}: shape={header.shape} should have one dimension; give one id per row")

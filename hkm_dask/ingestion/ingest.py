@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -243,28 +245,17 @@ def _job(array: StoredArray, run: tuple[int, int], table: Sources, dropped: np.n
 
 def write_chunks(job: ChunkJob) -> Stats:
     """Write the chunks of a job, and tell what was learned of their rows, with a checksum of each."""
-    total, pieces = Stats(np.zeros(job.array.spec.shape[1])), _kept_rows(job)
-    rest: tuple[np.ndarray, np.ndarray] | None = None
-    for index in range(job.index, job.stop):
-        first, last = job.array.spec.chunk_range(index)
-        stats, n_left = Stats(np.zeros(job.array.spec.shape[1])), last - first
-        with job.array.writer(index) as chunk:
-            while n_left:
-                piece, numbers = rest if rest is not None else next(pieces)
-                rest = (piece[n_left:], numbers[n_left:]) if len(piece) > n_left else None
-                piece, numbers = piece[:n_left], numbers[:n_left]
-                n_left -= len(piece)
-                stored = pool_writer.convert(piece, job.array.spec.dtype, job.normalize)
-                stats.add(pool_writer.measure(piece, stored, numbers))
-                chunk.append(stored)
-        stats.checksums.append(chunk.crc)
-        total.add(stats)
+    total = Stats(np.zeros(job.array.spec.shape[1]))
+    for index, pieces in groupby(_kept_rows(job), itemgetter(0)):
+        rows = ((piece, numbers) for _, piece, numbers in pieces)
+        total.add(pool_writer.write_chunk(job.array, index, rows, job.normalize))
     return total
 
 
-def _kept_rows(job: ChunkJob) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Read the source rows of a job piece by piece, with their numbers, without those to be dropped."""
-    row = job.first
+def _kept_rows(job: ChunkJob) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Read the source rows of a job, without those to be dropped, in pieces: a chunk's number, rows, their numbers."""
+    spec, row = job.array.spec, job.first
+    written = spec.chunk_range(job.index)[0]
     for segment in job.segments:
         for piece in segment.stream(PIECE_BYTES):
             numbers = np.arange(row, row + len(piece))
@@ -272,8 +263,11 @@ def _kept_rows(job: ChunkJob) -> Iterator[tuple[np.ndarray, np.ndarray]]:
             if len(job.dropped):
                 keep = ~np.isin(numbers, job.dropped, assume_unique=True)
                 piece, numbers = piece[keep], numbers[keep]
-            if len(piece):
-                yield piece, numbers
+            while len(piece):
+                index = written // spec.chunk_rows
+                n = min(len(piece), spec.chunk_range(index)[1] - written)
+                yield index, piece[:n], numbers[:n]
+                piece, numbers, written = piece[n:], numbers[n:], written + n
 
 
 def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndarray:

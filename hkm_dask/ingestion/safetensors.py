@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import open_input
 from hkm_dask.data.ids import Pieces, plain_ids, stream_values
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError
@@ -42,7 +42,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     """Read the header of a file; InputError where it is damaged, or promises what the file does not hold."""
     with (
         reading(f"{path} should be a .safetensors file, it cannot be read", "copy or save it again"),
-        careful(lambda: open_regular(path), f"reading {path}") as file,
+        open_input(path) as file,
     ):
         size = os.fstat(file.fileno()).st_size
         length = int.from_bytes(file.read(8), "little")

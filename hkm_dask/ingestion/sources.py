@@ -154,8 +154,8 @@ def open_sources(
         raise InputError("ids_file and ids should not both hold the ids; leave one out")
     file = None if ids_file is None else IdFile(ids_file, name)
     of_file = file is not None and file.table is not None
-    wanted = Wanted(name if file is None else None, column, () if of_file else keep)
-    total = Sources([table for source in given for table in _open(source, wanted, scratch)])
+    wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
+    total = Sources([table for source in given for table in _open(source, wanted)])
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -177,7 +177,7 @@ def _check_keep(keep: Sequence[str]) -> None:
         raise InputError(problems)
 
 
-def _open(source: Any, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTable]:
+def _open(source: Any, wanted: Wanted) -> list[EmbeddingTable]:
     if isinstance(source, str | os.PathLike):
         place = location(source, "source").absolute()
         if isinstance(place, ObjectPath):
@@ -185,15 +185,15 @@ def _open(source: Any, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTa
                 fact = "a pool or another Zarr store is read by its URL"
                 raise InputError(f"source={place} should be one that is there: {fact}; copy other files to a disk")
             return [open_zarr(place, wanted)]
-        return _open_path(place, wanted, scratch)
+        return _open_path(place, wanted)
     rows = as_rows(source)
     wanted.refuse(rows.label, "ids", "column", "keep")
     return [EmbeddingTable(rows, f"{rows.label} in memory" if isinstance(rows, ArrayRows) else rows.label)]
 
 
-def _open_path(path: Path, wanted: Wanted, scratch: Path | None) -> list[EmbeddingTable]:
+def _open_path(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
     if not path.exists():
         raise InputError(f"source={path} does not exist; check the path")
     if path.is_dir():
-        return [open_zarr(path, wanted)] if is_zarr(path) else open_folder(path, wanted, scratch)
-    return [open_file(path, wanted, scratch)]
+        return [open_zarr(path, wanted)] if is_zarr(path) else open_folder(path, wanted)
+    return [open_file(path, wanted)]

@@ -15,7 +15,7 @@ from hkm_dask.config import Config
 from hkm_dask.data.objects import Location
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
-from hkm_dask.hierarchy.source import ClusterInput, n_clustered, open_source
+from hkm_dask.hierarchy.source import ClusterInput, open_source
 from hkm_dask.planning.calibration import calibrate, made_rows
 from hkm_dask.planning.gpus import find_gpu
 from hkm_dask.planning.plan import Plan, make_plan
@@ -31,9 +31,8 @@ Note = Callable[[str], None]
 
 
 def plan_run(
-    pool: Location | None,
-    shape: tuple[int | None, int | None, str],
-    settings: Callable[[Callable[[str | None, int | None], int], Note], Config],
+    of: Location | tuple[int, int, str],
+    config: Config,
     *,
     note: Note,
     workers: int | None = None,
@@ -45,29 +44,18 @@ def plan_run(
 ) -> Plan:
     """Plan a run over a pool, or over rows of a shape (rows, features, dtype); see `hkm plan --help`.
 
-    `settings` gives the configuration, from a function that counts the rows clustered and one that says something.
+    `note` gets what is to be said aloud.
     """
-    n, d, dtype = shape
-
-    def count(subset: str | None, fit_sample: int | None) -> int:
-        if pool is not None:
-            return n_clustered(pool, subset, fit_sample)
-        return min(n or 0, fit_sample or n or 0)
-
     place = _workers(workers, n_threads, gpu, memory)
-    config = settings(count, note)
     source: ClusterInput | None = None
-    if pool is not None:
-        source = open_source(pool, config)
-        rows = source.rows
-        n_total, n_labeled = source.n_total, source.labeled.n_rows
+    if not isinstance(of, tuple):
+        source = open_source(of, config)
+        rows, n_total, n_labeled = source.rows, source.n_total, source.labeled.n_rows
+    elif config.subset is not None:
+        raise InputError("subset goes with a pool; give POOL.zarr, or as many --n-samples as the subset has")
     else:
-        assert n is not None
-        assert d is not None
-        if config.subset is not None:
-            raise InputError("subset goes with a pool; give POOL.zarr, or as many --n-samples as the subset has")
-        n_total = n_labeled = n
-        rows = PlannedRows(count(None, config.fit_sample), d, dtype)
+        n_total, n_features, dtype = of
+        rows, n_labeled = PlannedRows(min(n_total, config.fit_sample or n_total), n_features, dtype), n_total
     config.check(rows.n_rows)
     calibration = _calibration(config, rows, source, place, rates, seconds, note)
     return make_plan(config, rows, place, n_total=n_total, n_labeled=n_labeled, calibration=calibration)

@@ -284,9 +284,8 @@ def _processor_seconds(
 
 def _units(shape: dict[str, Any]) -> float:
     """Units of a level, every k-means taken to its cap, as `view.timeleft` counts them."""
-    whole = sum(step.iteration_units * step.max_iter + step.assign_units for step in steps_of(shape))
     split = splitting_of(shape)
-    return whole + (split.iteration_units * split.max_iter + split.assign_units if split else 0.0)
+    return sum(step.units for step in steps_of(shape)) + (split.units if split else 0.0)
 
 
 def _flops(work: Work) -> float:

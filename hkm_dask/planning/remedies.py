@@ -42,25 +42,13 @@ class Check:
         """Shapes and settings of every level, and into how many ranges its clusters are shared out."""
         plans = level_plans(self.config, self.rows.n_rows, self.rows.n_features)
         with self.workers.runner() as runner:
-            least = runner.least_ranges
-        return with_ranges(plans, self._budget, least=least, **self._where)
+            return with_ranges(plans, runner, runner.memory_budget - runner.input_bytes(self.rows))
 
     def stages(self) -> dict[str, StageBytes]:
         """Bytes that each stage needs, by name; beside `inputs`."""
-        return level_stages(self.plans(), n_labeled=self.n_labeled, budget=self._budget, **self._where)
-
-    @property
-    def _where(self) -> dict[str, Any]:
-        workers = self.workers
-        return {
-            "n_workers": workers.n_workers, "n_threads": workers.n_threads, "with_driver": not workers.is_cluster
-        }  # fmt: skip
-
-    @property
-    def _budget(self) -> int:
-        """Bytes that stages may take of a worker."""
         with self.workers.runner() as runner:
-            return runner.memory_budget - runner.input_bytes(self.rows)
+            budget = runner.memory_budget - runner.input_bytes(self.rows)
+            return level_stages(self.plans(), runner, budget, n_labeled=self.n_labeled)
 
     def need(self, level: int | None = None) -> int:
         """Bytes of memory limit for all stages, or for those of a level."""

@@ -6,7 +6,6 @@ import itertools
 import math
 from collections import Counter, deque
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
@@ -19,14 +18,17 @@ _ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "w
 LATER, FIRST_ASSIGNMENT = 0.87, 1.25
 
 
-@dataclass(frozen=True)
-class Step:
-    """One k-means: what an iteration of it costs, its cap, what labeling the level costs afterwards, and its `tol`."""
+class Step(NamedTuple):
+    """One k-means: what an iteration of it costs, its cap, and what labeling the level costs afterwards."""
 
     iteration_units: float
     max_iter: int
     assign_units: float
-    tol: float = 1e-4
+
+    @property
+    def units(self) -> float:
+        """What it costs where it goes to its cap."""
+        return self.iteration_units * self.max_iter + self.assign_units
 
 
 def place_of(phase: str) -> int:
@@ -57,11 +59,9 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     >>> first.iteration_units, second.iteration_units, second.assign_units
     (20000.0, 1000.0, 20000.0)
     """
-    n, k, d = (float(level[name]) for name in ("n", "k", "d"))
-    max_iter, tol = int(level["max_iter"]), float(level.get("tol", 1e-4))
-    first = Step(n * k * d, max_iter, n * k * d, tol)
-    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d, tol)
-    return [first] + [resampling] * int(level["m"])
+    n, k, d, max_iter = float(level["n"]), float(level["k"]), float(level["d"]), int(level["max_iter"])
+    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d)
+    return [Step(n * k * d, max_iter, n * k * d)] + [resampling] * int(level["m"])
 
 
 def _resampled(level: Mapping[str, Any]) -> float:
@@ -74,7 +74,7 @@ def splitting_of(level: Mapping[str, Any]) -> Step | None:
     """Plan the splitting of a level's clusters, as one k-means in which every row meets ``n_splits`` centroids.
 
     >>> splitting_of({"n": 1000, "k": 10, "d": 2, "m": 0, "r": 5, "max_iter": 50, "n_splits": 4})
-    Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0, tol=0.0001)
+    Step(iteration_units=8000.0, max_iter=50, assign_units=8000.0)
     """
     n_splits = int(level.get("n_splits", 1))
     units = float(level["n"]) * n_splits * float(level["d"])

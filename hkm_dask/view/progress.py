@@ -235,11 +235,7 @@ class Display:
         with self._lock:
             lines = self._status.update(event)
             if not self.live:
-                if not lines and self._is_due(event) and (line := self._plain(event.time)):
-                    lines = [line]
-                if lines:
-                    self._last_line = event.time
-                lines = [f"[{stopwatch(event.time - self._status.started)}] {line}" for line in lines]
+                lines = self._timed(lines or (self._plain(event.time) if self._is_due(event) else []), event.time)
         for line in lines:
             style = "yellow" if line.startswith("warning") else "green" if " done in " in line else ""
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
@@ -249,11 +245,8 @@ class Display:
         with self._lock:
             now = clock.time()
             silent = now - max(self._last_line, self._status.started)
-            line = self._plain(now) if silent >= self.interval else ""
-            if line:
-                self._last_line = now
-                line = f"[{stopwatch(now - self._status.started)}] {line}"
-        if line:
+            lines = self._timed(self._plain(now) if silent >= self.interval else [], now)
+        for line in lines:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
 
     def _is_due(self, event: Event) -> bool:
@@ -261,10 +254,15 @@ class Display:
             return True
         return event.time - self._last_line >= self.interval
 
-    def _plain(self, now: float) -> str:
+    def _plain(self, now: float) -> list[str]:
         headline, detail, _, times = self._status.parts(now)
-        left = times.partition(", ")[2]
-        return ", ".join(part for part in (headline, detail, left) if part)
+        told = [part for part in (headline, detail, times.partition(", ")[2]) if part]
+        return [", ".join(told)] if told else []
+
+    def _timed(self, lines: list[str], now: float) -> list[str]:
+        if lines:
+            self._last_line = now
+        return [f"[{stopwatch(now - self._status.started)}] {line}" for line in lines]
 
     def __rich__(self) -> RenderableType:
         """Draw the live lines."""

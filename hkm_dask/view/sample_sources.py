@@ -8,14 +8,17 @@ from pathlib import Path
 
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.pool import Pool
 from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
-from hkm_dask.view.texts import ChunkCache, Column, Lines, Records, Texts
+from hkm_dask.view.texts import Column, Lines, Records, Texts
 
 #: Columns that are taken for captions where none is named, and for paths of images where ids are not.
 CAPTION_COLUMNS = ("caption", "captions", "text", "title", "TEXT")
 PATH_COLUMNS = ("image_path", "file_name", "filename", "path", "image")
+#: Bytes of ids and columns that are kept.
+_KEPT_BYTES = 256 << 20
 
 
 class SampleSources:
@@ -35,7 +38,7 @@ class SampleSources:
         self.ids: Column | None = None
         self.columns: dict[str, Column] = {}  # those that are not the captions
         if pool is not None:
-            cache = ChunkCache()
+            cache = KeptChunks(_KEPT_BYTES)
             for name in pool.columns:
                 read = partial(pool.column_piece, name)  # with what is missing
                 self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read, n_rows)

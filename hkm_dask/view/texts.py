@@ -6,7 +6,6 @@ import os
 import re
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -15,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data.chunks import StoredArray
-from hkm_dask.data.files import careful
+from hkm_dask.data.files import careful, open_input
+from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.layout import MIB
 from hkm_dask.embedding.texts import open_texts
 from hkm_dask.errors import InputError
@@ -28,8 +28,6 @@ BLOCK_BYTES = 4 * MIB
 MAX_LINE_BYTES = 64 * 2**10
 #: Bytes of a file whose lines are counted when it is opened; those of a larger one are counted meanwhile.
 COUNTED_AT_ONCE = 256 * MIB
-#: Bytes of the texts of columns that are kept.
-KEPT_BYTES = 256 * MIB
 #: Records of a file that are looked at together.
 RECORDS_AT_ONCE = 4096
 
@@ -68,7 +66,7 @@ class Lines:
         self.problem: str | None = None
         self.n_indexed = 0  # lines whose place is known
         self._offsets = np.zeros(n_rows // STRIDE + 1, np.int64)  # of every STRIDE-th line
-        careful(lambda: open_regular(self.path).close(), f"reading {self.path}")
+        open_input(self.path).close()
         self.n_bytes = self.path.stat().st_size
         if wait or self.n_bytes <= COUNTED_AT_ONCE:
             self._index()
@@ -97,7 +95,7 @@ class Lines:
             self.problem += "; give the texts of exactly these rows"
 
     def _read(self, offset: int, n_bytes: int) -> bytes:
-        with careful(lambda: open_regular(self.path), f"reading {self.path}") as file:
+        with open_input(self.path) as file:
             return careful(lambda: os.pread(file.fileno(), n_bytes, offset), f"reading {self.path}")
 
     def take(self, rows: NDArray[np.int64]) -> list[str | None]:
@@ -201,30 +199,6 @@ class Records:
         return _in_steps(search, row, self.n_rows, limit=limit, until=until)
 
 
-class ChunkCache:
-    """Chunks of columns as texts of Arrow, the last ones used kept up to `max_bytes`."""
-
-    def __init__(self, max_bytes: int = KEPT_BYTES) -> None:
-        self.max_bytes = max_bytes
-        self._kept: OrderedDict[tuple[str, int], Any] = OrderedDict()
-        self._n_bytes, self._lock = 0, threading.Lock()
-
-    def get(self, key: tuple[str, int], read: Callable[[], np.ndarray]) -> Any:
-        """Give a chunk as an array of Arrow, missing values as null; it is read where it is not kept."""
-        with self._lock:
-            if key in self._kept:
-                self._kept.move_to_end(key)
-                return self._kept[key]
-        kept = _to_arrow(read())
-        with self._lock:
-            if key not in self._kept:
-                self._kept[key] = kept
-                self._n_bytes += kept.nbytes
-            while self._n_bytes > self.max_bytes and len(self._kept) > 1:
-                self._n_bytes -= self._kept.popitem(last=False)[1].nbytes
-        return kept
-
-
 def _to_arrow(values: np.ndarray) -> Any:
     import pyarrow as pa
 
@@ -237,18 +211,22 @@ class Column:
     """Values of a column or the ids of a pool: strings, numbers or truth values, some of which may be missing.
 
     They are the first `n_rows` of the array, or all; `read` gives them from a row to another, masked where they are
-    missing, in place of the array's own.
+    missing, in place of the array's own. A `cache` keeps chunks of them, as Arrow has them.
     """
 
     def __init__(
-        self, array: StoredArray, cache: ChunkCache, read: Callable[[int, int], np.ndarray] | None = None,
+        self, array: StoredArray, cache: KeptChunks, read: Callable[[int, int], np.ndarray] | None = None,
         n_rows: int | None = None,
     ) -> None:  # fmt: skip
         self.array, self._cache, self._read = array, cache, read or array.read
         self.n_rows = array.shape[0] if n_rows is None else n_rows
 
     def _chunk(self, index: int) -> Any:
-        return self._cache.get((self.array.path, index), lambda: self._read(*self.array.spec.chunk_range(index)))
+        key = self.array.path, index
+        if (chunk := self._cache.get(key)) is None:
+            chunk = _to_arrow(self._read(*self.array.spec.chunk_range(index)))
+            self._cache.put(key, chunk)
+        return chunk
 
     def values(self, rows: NDArray[np.int64]) -> list[Any]:
         """Read the values of rows, as Python has them; None where one is missing."""

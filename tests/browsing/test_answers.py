@@ -81,7 +81,8 @@ def test_neighbors_are_those_of_the_accessor(answers: Answers, tree: xr.DataTree
 
 def test_a_subset_is_counted_in_every_cluster(answers: Answers, tree: xr.DataTree) -> None:
     rows = np.sort(np.append(np.arange(0, N_ROWS, 3), [3, 3]))
-    answers.subset = Subset(rows, answers.clusters)
+    subset = Subset(rows, answers.clusters)
+    answers = Answers(answers.clusters, answers.samples, answers.marks, tree_path=answers.tree_path, subset=subset)
     assert answers.cluster()["n_subset"] == len(rows)
     page = answers.children("", order="subset")
     rates = []

@@ -50,8 +50,9 @@ def test_a_children_order_of_ones_own_is_kept(clusters: Clusters) -> None:
         asked.append(level)
         return -numbers
 
+    clusters.keys["own"] = by_number
     for _ in range(2):
-        assert clusters.ordered(clusters.root, "own", by_number).tolist() == [2, 1, 0]
+        assert clusters.ordered(clusters.root, "own").tolist() == [2, 1, 0]
     assert asked == [3]
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from hkm_dask.compute.memory import StageBytes
+from hkm_dask.compute.planned_runner import PlannedRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.hierarchy.level_plans import level_plans, level_stages, resample_size
 
@@ -11,9 +12,8 @@ def stages(n: int, d: int, *, with_driver: bool) -> dict[str, StageBytes]:
     """Stages of level 2 over `n` centroids that level 1 has by splitting clusters."""
     config = Config(levels=[Level(n_clusters=n // 100, n_splits=100, n_resamples=0), Level(n_clusters=50)])
     plans = level_plans(config, n, d)
-    of_all = level_stages(
-        plans, n_labeled=n, n_workers=8, n_threads=1, with_driver=with_driver
-    )  # fmt: skip
+    with PlannedRunner(8, 1, 1 << 40, is_cluster=not with_driver) as runner:
+        of_all = level_stages(plans, runner, runner.memory_budget, n_labeled=n)
     return {name: stage for name, stage in of_all.items() if name.endswith("level 2")}
 
 

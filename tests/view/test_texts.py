@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.pool_writer import write_column
 from hkm_dask.errors import InputError
 from hkm_dask.view import texts
-from hkm_dask.view.texts import ChunkCache, Column, Found, Lines, Texts
+from hkm_dask.view.texts import Column, Found, Lines, Texts
 
 WORDS = st.lists(
     st.text(st.sampled_from("aBé ß\r"), max_size=6).filter(lambda t: not t.endswith("\r")), min_size=1, max_size=200
@@ -61,7 +62,7 @@ def test_lines_are_read_and_searched_like_a_list(
 def test_a_column_is_read_and_searched_like_a_list(tmp_path: Path) -> None:
     words = [f"Wolf {i}" if i % 7 == 0 else f"é{i}" for i in range(300)]
     write_column(tmp_path, "ids", [np.array(words, dtype=object)], 300)
-    column = Column(open_array(tmp_path / "ids"), ChunkCache())
+    column = Column(open_array(tmp_path / "ids"), KeptChunks(1 << 20))
     assert column.take(np.array([299, 0, 299])) == [words[299], words[0], words[299]]
     assert search(column, "wOLF", 10) == list(range(0, 300, 7))
     assert search(column, "É12", 10) == [i for i, word in enumerate(words) if "é12" in word]
@@ -109,14 +110,13 @@ def test_a_large_file_is_counted_meanwhile(tmp_path: Path, monkeypatch: pytest.M
 
 def test_a_number_is_found_by_all_of_its_digits(tmp_path: Path) -> None:
     write_column(tmp_path, "ids", [np.array([7, 77, 7, 170])], 4)
-    column = Column(open_array(tmp_path / "ids"), ChunkCache())
+    column = Column(open_array(tmp_path / "ids"), KeptChunks(1 << 20))
     assert (column.values(np.array([3, 0])), column.take(np.array([3, 0]))) == ([170, 7], ["170", "7"])
     assert search(column, "7", 10) == [0, 2]
 
 
-def test_kept_chunks_stay_within_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_column_is_read_where_its_chunks_are_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("hkm_dask.data.layout.MAX_ID_CHUNK_ROWS", 64)
     write_column(tmp_path, "ids", [np.arange(300)], 300)
-    cache = ChunkCache(max_bytes=1)
-    assert Column(open_array(tmp_path / "ids"), cache).values(np.array([299, 0, 70])) == [299, 0, 70]
-    assert len(cache._kept) == 1
+    column = Column(open_array(tmp_path / "ids"), KeptChunks(most_bytes=1))
+    assert column.values(np.array([299, 0, 70, 299])) == [299, 0, 70, 299]

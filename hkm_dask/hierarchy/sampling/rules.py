@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -23,9 +21,15 @@ from hkm_dask.hierarchy.sampling.columns import DrawColumns, column_to_sort
 from hkm_dask.hierarchy.sampling.eligible import Mask, rows_below, unknown_clusters
 from hkm_dask.hierarchy.sampling.export import pool_of_tree
 from hkm_dask.hierarchy.sampling.id_lists import IdList, read_id_list
-from hkm_dask.hierarchy.sampling.steering import WEIGHT_DECIMALS, Cluster, check_weights, parse_clusters, read_weights
+from hkm_dask.hierarchy.sampling.steering import (
+    WEIGHT_DECIMALS,
+    Cluster,
+    check_weights,
+    parse_clusters,
+    read_pairs,
+    read_weights,
+)
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
-from hkm_dask.untrusted import read_regular, reading
 
 ClusterName = str | tuple[int, int]
 Weights = Mapping[ClusterName, float] | str | os.PathLike[str]
@@ -201,18 +205,14 @@ def _rows_or_share(amount: Any) -> int | Fraction | None:
 
 
 def _read_quota_file(path: str | os.PathLike[str]) -> dict[str, str]:
-    with reading(f"quotas={str(path)!r} should be a CSV file of quotas, it cannot be read", "check the path"):
-        text = read_regular(path, _MAX_BYTES).decode("utf-8-sig")
-        rows = [row for row in csv.reader(io.StringIO(text, newline=""), strict=True) if row]
     name = Path(path).name
-    if not rows or [cell.strip() for cell in rows[0]] != ["value", "quota"]:
-        raise InputError(f"{name}: its first line should be value,quota; then one line per value, like web,0.5")
+    rows = [row for _, row in read_pairs(path, "quotas", ["value", "quota"], "web,0.5", _MAX_BYTES)]
     problems = [f"{name}: {','.join(row)[:60]!r} should be a value and its quota" for row in rows if len(row) != 2]
     names = [row[0] for row in rows]
     problems += [f"{name}: value={value!r} should be named once" for value in {*names} if names.count(value) > 1]
     if problems:
         raise InputError([f"{problem}; write it like web,0.5" for problem in problems[:10]])
-    return dict(rows[1:])
+    return dict(rows)
 
 
 def _open_pool(rules: Rules, tree: xr.DataTree, arrays: TreeArrays, *, asks_ids: bool) -> None:

@@ -57,6 +57,20 @@ def parse_clusters(names: Iterable[str | tuple[int, int]], option: str, problems
     return clusters
 
 
+def read_pairs(
+    path: str | os.PathLike[str], option: str, header: list[str], example: str, max_bytes: int
+) -> list[tuple[int, list[str]]]:
+    """Read the lines of a CSV file that has a header of two names, with their numbers; InputError where it has not."""
+    with reading(f"{option}={str(path)!r} should be a CSV file of {option}, it cannot be read", "check the path"):
+        text = read_regular(path, max_bytes).decode("utf-8-sig")
+        lines = csv.reader(io.StringIO(text, newline=""), strict=True)
+        rows = [(lines.line_num, row) for row in lines if row]
+    if not rows or [cell.strip() for cell in rows[0][1]] != header:
+        what = f"{','.join(header)}; then one line per {header[0]}, like {example}"
+        raise InputError(f"{Path(path).name}: its first line should be {what}")
+    return rows[1:]
+
+
 def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
     """Read a file of weights, as `write_weights` and `hkm browse` write it, in its order.
 
@@ -70,14 +84,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[Cluster, float]:
     ...     read_weights(f"{folder}/weights.csv")
     {Cluster(level=1, number=7): 0.5, Cluster(level=2, number=19): 0.0}
     """
-    with reading(f"weights={str(path)!r} should be a CSV file of weights, it cannot be read", "check the path"):
-        lines = csv.reader(io.StringIO(read_regular(path, _MAX_BYTES).decode("utf-8-sig")), strict=True)
-        rows = [(lines.line_num, row) for row in lines if row]
-    name = Path(path).name
-    if not rows or [cell.strip() for cell in rows[0][1]] != ["cluster", "weight"]:
-        raise InputError(f"{name}: its first line should be cluster,weight; then one line per cluster, like 2:19,0.5")
+    name, rows = Path(path).name, read_pairs(path, "weights", ["cluster", "weight"], "2:19,0.5", _MAX_BYTES)
     weights: dict[Cluster, float] = {}
-    problems = [problem for line, row in rows[1:] for problem in _read_line(f"{name}, line {line}", row, weights)]
+    problems = [problem for line, row in rows for problem in _read_line(f"{name}, line {line}", row, weights)]
     if len(problems) > _NAMED:
         problems = [*problems[:_NAMED], f"{name}: {len(problems) - _NAMED} more lines should be otherwise"]
     if problems:

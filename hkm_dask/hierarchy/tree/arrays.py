@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
@@ -17,6 +16,7 @@ from hkm_dask.compute.runner import n_processors
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import empty_to_read
+from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.layout import ArraySpec
 from hkm_dask.data.objects import ObjectPath, location
 from hkm_dask.errors import InputError, is_whole
@@ -31,32 +31,6 @@ _OBJECTS_AT_ONCE = 8
 _KEPT_AT_ONCE = 16 << 20
 #: Share of all the values of an array beyond which it is read whole to gather them.
 _WHOLE_SHARE = 1 / 8
-
-
-class _KeptChunks:
-    """The chunks that were used last, within a number of bytes."""
-
-    def __init__(self, most_bytes: int) -> None:
-        self.most_bytes = most_bytes
-        self._chunks: OrderedDict[tuple[int, str, int], NDArray[Any]] = OrderedDict()
-        self._n_bytes, self._lock = 0, threading.Lock()
-
-    def __reduce__(self) -> tuple[type[_KeptChunks], tuple[int]]:
-        return _KeptChunks, (self.most_bytes,)  # what is kept can be read again
-
-    def get(self, key: tuple[int, str, int]) -> NDArray[Any] | None:
-        with self._lock:
-            if key in self._chunks:
-                self._chunks.move_to_end(key)
-            return self._chunks.get(key)
-
-    def put(self, key: tuple[int, str, int], chunk: NDArray[Any]) -> None:
-        with self._lock:
-            if key not in self._chunks and chunk.nbytes <= self.most_bytes:
-                self._chunks[key] = chunk
-                self._n_bytes += chunk.nbytes
-            while self._n_bytes > self.most_bytes:
-                self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
 
 
 class Scan:
@@ -86,7 +60,7 @@ class TreeArrays:
         self._tree = tree
         self._read: dict[tuple[int, str], NDArray[Any]] = {}
         self._stored: dict[tuple[int, str], StoredArray | None] = {}
-        self._kept = _KeptChunks(kept_bytes)
+        self._kept = KeptChunks(kept_bytes)
         self.n_levels = sum(name.startswith("level_") for name in tree.children)
 
     # -- names and shapes ----------------------------------------------------------------------------------------------

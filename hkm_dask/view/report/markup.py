@@ -7,17 +7,13 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from markupsafe import Markup as Markup
+
 from hkm_dask.errors import printable
 
 Content = Any  # Markup, str, a number, None, or an iterable of these
 
 _VOID = {"br", "col", "hr", "img", "input", "link", "meta"}
-
-
-class Markup(str):
-    """Text that is markup already, and goes into other markup as it is."""
-
-    __slots__ = ()
 
 
 def element(name: str, *content: Content, **attributes: Any) -> Markup:
@@ -26,7 +22,7 @@ def element(name: str, *content: Content, **attributes: Any) -> Markup:
     Attributes of None and False are left out; of names the last underscore is dropped, and others become hyphens.
 
     >>> element("a", "x < y", element("b", 3), href='"><script>', class_="q", data_cluster="2:19", hidden=True)
-    '<a href="&quot;&gt;&lt;script&gt;" class="q" data-cluster="2:19" hidden>x &lt; y<b>3</b></a>'
+    Markup('<a href="&quot;&gt;&lt;script&gt;" class="q" data-cluster="2:19" hidden>x &lt; y<b>3</b></a>')
     """
     kept = {key: value for key, value in attributes.items() if value is not None and value is not False}
     given = "".join(_attribute(key, value) for key, value in kept.items())
@@ -44,7 +40,7 @@ def join(*content: Content) -> Markup:
     """Put content one after the other.
 
     >>> join("a & b", [Markup("<br>"), None, 0.5])
-    'a &amp; b<br>0.5'
+    Markup('a &amp; b<br>0.5')
     """
     parts: list[str] = []
     for part in content:
@@ -134,7 +130,7 @@ def name(level: int, cluster: int) -> Markup:
     """The name of a cluster, as it can be excluded by.
 
     >>> name(2, 19)
-    '<span class="name" data-cluster="2:19">2:19</span>'
+    Markup('<span class="name" data-cluster="2:19">2:19</span>')
     """
     return element("span", f"{level}:{cluster}", class_="name", data_cluster=f"{level}:{cluster}")
 
@@ -143,7 +139,7 @@ def legend(colors: Iterable[tuple[str, str]], label: str | None = None) -> Marku
     """What colors mean: the class of each, and what it stands for.
 
     >>> legend([("more", "larger")])
-    '<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>'
+    Markup('<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>')
     """
     swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), said) for kind, said in colors)
     return element("ul", [element("li", *one) for one in swatches], class_="legend", aria_label=label)

@@ -264,6 +264,9 @@ def test_values_of_quotas_are_those_of_the_column_and_each_comes_once(
     for quotas in (path, {1: 3, "01": 3}):
         with pytest.raises(InputError, match="quotas='01' should be another value of column domain than those before"):
             hkm.sample(tree, 40, quotas={"domain": quotas})
+    path.write_text("value,quota\nvalue,3\n")  # a value named like its header
+    with pytest.raises(InputError, match="quotas='value' should be a value of column source"):
+        hkm.sample(tree, 40, quotas={"source": path})
 
 
 def test_a_cap_holds_over_all_quotas(tree: xr.DataTree, columns: dict[str, np.ndarray]) -> None:

@@ -1,0 +1,44 @@
+"""Chunks that are asked for again and again, kept as long as there is room."""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Hashable
+from typing import Any
+
+
+class KeptChunks:
+    """The chunks that were used last, within a number of bytes, or the last one: whatever has ``nbytes``, by any key.
+
+    >>> import numpy as np
+    >>> kept = KeptChunks(most_bytes=16)
+    >>> for number in range(3):
+    ...     kept.put(number, np.full(1, number))
+    >>> [kept.get(number) for number in range(3)]
+    [None, array([1]), array([2])]
+    """
+
+    def __init__(self, most_bytes: int) -> None:
+        self.most_bytes = most_bytes
+        self._chunks: OrderedDict[Hashable, Any] = OrderedDict()
+        self._n_bytes, self._lock = 0, threading.Lock()
+
+    def __reduce__(self) -> tuple[type[KeptChunks], tuple[int]]:
+        return KeptChunks, (self.most_bytes,)  # what is kept can be read again
+
+    def get(self, key: Hashable) -> Any | None:
+        """Give a chunk that is kept, or None."""
+        with self._lock:
+            if key in self._chunks:
+                self._chunks.move_to_end(key)
+            return self._chunks.get(key)
+
+    def put(self, key: Hashable, chunk: Any) -> None:
+        """Keep a chunk, in place of those that were used longest ago where there is no room for all."""
+        with self._lock:
+            if key not in self._chunks:
+                self._chunks[key] = chunk
+                self._n_bytes += chunk.nbytes
+            while self._n_bytes > self.most_bytes and len(self._chunks) > 1:
+                self._n_bytes -= self._chunks.popitem(last=False)[1].nbytes
