@@ -119,4 +119,6 @@ def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Ite
     except Exception as error:
         if disk_full(error):
             raise
+        if isinstance(error, UnicodeDecodeError):
+            raise kind(f"{problem} (it is not UTF-8); save it as UTF-8") from error
         raise kind(f"{problem} ({reason(error)}); {remedy}") from error
