@@ -18,7 +18,7 @@ from hkm_dask.data.objects import ObjectPath, location, whole_path
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.folders import open_folder
-from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_file, open_zarr
+from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_each, open_file, open_zarr
 from hkm_dask.ingestion.id_files import IdFile
 from hkm_dask.ingestion.tables import TableRows, masked
 
@@ -155,7 +155,7 @@ def open_sources(
     file = None if ids_file is None else IdFile(ids_file, name)
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep)
-    total = Sources([table for source in given for table in _open(source, wanted, scratch)])
+    total = Sources(open_each(partial(_open, wanted=wanted, scratch=scratch), given))
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
