@@ -250,5 +250,7 @@ def test_what_folders_tell_is_a_column(tmp_path: Path) -> None:
     assert source.tolist() == [table["source"][int(i)].as_py() for i in n]
     with pytest.raises(InputError, match=r"keep='sourse' should be .* \(v, n, source\); did you mean source\?"):
         ingest(tmp_path / "t", tmp_path / "q.zarr", keep=["sourse"])
-    with pytest.raises(InputError, match="ids='source' should be a column in .*, it is in the names of its folders; c"):
+    with pytest.raises(
+        InputError, match=r"ids='source' should be a column in .*, it is in the names of its folders; c"
+    ):
         ingest(tmp_path / "t", tmp_path / "q.zarr", ids="source")
