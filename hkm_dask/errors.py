@@ -56,6 +56,10 @@ class InputError(HkmError, ValueError):
         super().__init__("\n".join(self.problems))
 
 
+class NoRowsError(InputError):
+    """Input that is sound but has no rows, as one of several shards may."""
+
+
 def check_all(*checks: Callable[[], object]) -> None:
     """Make checks, and raise what they find wrong as one `InputError`.
 

@@ -34,13 +34,19 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name has a zero byte", os.fspath(path))
     _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may already do something)
-    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe may have taken its place
+    # The file closes itself wherever an interrupt comes: by hand, too, its number would be closed twice, which another
+    # thread may have got meanwhile.
+    file = open(path, "rb", opener=_open_at_once)
     try:
-        _check_regular(os.fstat(fd), path)
-        return os.fdopen(fd, "rb")
+        _check_regular(os.fstat(file.fileno()), path)
     except BaseException:
-        os.close(fd)
+        file.close()
         raise
+    return file
+
+
+def _open_at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)  # a pipe may have taken its place
 
 
 def _check_regular(state: os.stat_result, path: str | os.PathLike[str]) -> None:
@@ -119,4 +125,6 @@ def reading(problem: str, remedy: str, kind: type[HkmError] = InputError) -> Ite
     except Exception as error:
         if disk_full(error):
             raise
+        if isinstance(error, UnicodeDecodeError):
+            raise kind(f"{problem} (it is not UTF-8); save it as UTF-8") from error
         raise kind(f"{problem} ({reason(error)}); {remedy}") from error

@@ -1,5 +1,6 @@
 """From and to a real S3 server: what comes of it is what comes of a disk, also where runs were killed."""
 
+import io
 import os
 import shutil
 import subprocess
@@ -16,6 +17,7 @@ import zarr
 from distributed import Client, LocalCluster
 
 import hkm_dask as hkm
+from hkm_dask import cli
 from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.files import KILLED
@@ -242,6 +244,41 @@ def test_workers_with_folders_of_their_own_meet_in_the_store(
 def test_a_tree_on_a_disk_of_a_pool_in_a_store(pool: ObjectPath, tmp_path: Path, on_disk: Path) -> None:
     build(str(pool), str(tmp_path / "tree.zarr"))
     assert same(tmp_path / "tree.zarr", on_disk / "tree.zarr")
+
+
+def test_whatever_takes_a_store_takes_its_url(pool: ObjectPath, bucket: ObjectPath, tmp_path: Path) -> None:
+    def run(*words: str) -> None:
+        with pytest.raises(SystemExit) as ended:
+            cli.main(list(words), prog_name="hkm")
+        assert not ended.value.code
+
+    tree, subset = f"{bucket}/tree.zarr", str(tmp_path / "subset.npy")
+    build(str(pool), tree)
+    run("sample", tree, "--size", "20", "--out", subset)
+    kept, removed, groups = (bucket / name for name in ("kept.npy", "removed.txt", "groups.parquet"))
+    run(
+        "dedup",
+        str(pool),
+        "--threshold",
+        "0.99",
+        "--out",
+        str(kept),
+        "--removed",
+        str(removed),
+        "--groups",
+        str(groups),
+    )
+    found = hkm.dedup(samples(), 0.99)
+    assert np.array_equal(np.load(io.BytesIO(kept.read_bytes())), found.rows)
+    assert removed.read_bytes().decode().split() == [f"id-{row}" for row in found.removed]
+    assert groups.exists()
+    run("compare", str(pool), subset, "--tree", tree)
+    run("compare", tree, str(pool))
+    run("report", tree, "--pool", str(pool), "--subset", subset, "--out", str(tmp_path / "report.html"))
+    assert "id-1" in (tmp_path / "report.html").read_text()  # ids of the pool, which is not taken for gone
+    with hkm.browse(tree, out=tmp_path / "weights.csv") as browser:
+        assert browser.answers.tree()["ids"]
+        assert f"hkm sample {tree} --size" in browser.answers.save()["command"]
 
 
 @pytest.mark.slow

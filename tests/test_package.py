@@ -130,3 +130,26 @@ def test_links_inside_the_project_lead_somewhere(page: Path) -> None:
 
 def test_the_picture_is_small() -> None:
     assert (ROOT / "docs" / "images" / "demo.png").stat().st_size < 400_000
+
+
+def options_of(command: click.Command) -> set[str]:
+    inner = getattr(command, "commands", {}).values()
+    own = {name for parameter in command.params if isinstance(parameter, click.Option) for name in parameter.opts}
+    return own.union(*map(options_of, inner))
+
+
+# Those left out tell of programs of others, or of our pipelines.
+OF_OTHERS = ("cluster.md", "gpu.md", "performance.md")
+OURS = [page for page in PAGES if "pipelines" not in page.parts and page.name not in OF_OTHERS]
+
+
+@pytest.mark.parametrize("page", OURS, ids=lambda page: page.name)
+def test_options_named_in_pages_are_there(page: Path) -> None:
+    prose = re.sub(r"```.*?```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL)
+    spans = [span for span in re.findall(r"`([^`\n]+)`", prose) if re.match("(hkm |-)", span)]
+    named = {option for span in spans for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*", span)}
+    assert not named - options_of(main) - {"--help"}
+
+
+def test_completion_of_names_offers_what_is_public() -> None:
+    assert {name for name in dir(hkm_dask) if not name.startswith("__")} == {*hkm_dask.__all__} - {"__version__"}

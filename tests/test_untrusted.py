@@ -1,9 +1,11 @@
 """Bytes from outside: opened without waiting, parsed within limits, damage told in one line."""
 
 import errno
+import itertools
 import os
 import socket
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -149,3 +151,27 @@ def test_errors_of_ours_and_full_disks_pass() -> None:
 def test_reasons_are_short() -> None:
     assert reason(ValueError("x" * 10_000)) == "x" * untrusted._MAX_REASON + "…"
     assert reason(OSError(errno.EACCES, "Permission denied", "/x")) == "Permission denied"
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_while_a_file_is_opened_is_one_and_closes_nothing_twice(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    n_open = len([*Path("/proc/self/fd").iterdir()])
+    for n_events in itertools.count(1):
+        left = iter(range(n_events))
+
+        def interrupt(*_: object, left: Iterator[int] = left) -> None:
+            if next(left, None) is None:
+                sys.setprofile(None)
+                raise KeyboardInterrupt
+
+        sys.setprofile(interrupt)
+        try:
+            file = open_regular(tmp_path / "a")
+            sys.setprofile(None)
+            break
+        except KeyboardInterrupt:
+            continue
+    with file:
+        assert (n_events > 10, file.read()) == (True, b"abc")
+    assert len([*Path("/proc/self/fd").iterdir()]) <= n_open + 2  # one may be lost on its way out of the system's call

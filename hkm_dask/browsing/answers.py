@@ -15,6 +15,7 @@ from numpy.typing import ArrayLike, NDArray
 from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Draw, Marks
 from hkm_dask.browsing.samples import Samples
+from hkm_dask.data.objects import Location
 from hkm_dask.errors import InputError
 from hkm_dask.hierarchy.sampling.steering import Cluster
 
@@ -30,7 +31,7 @@ class Answers:
     """All that the page asks; every method gives what JSON can have, and raises an InputError for what is not there."""
 
     def __init__(
-        self, clusters: Clusters, samples: Samples, marks: Marks, *, tree_path: Path, subset: Subset | None = None
+        self, clusters: Clusters, samples: Samples, marks: Marks, *, tree_path: Location, subset: Subset | None = None
     ) -> None:
         self.clusters, self.samples, self.marks, self.subset = clusters, samples, marks, subset
         self.tree_path, self.name = tree_path, tree_path.name
@@ -243,10 +244,12 @@ class Answers:
             return self._marks()
 
 
-def _shown(path: Path) -> str:
+def _shown(path: Location) -> str:
     """Write a path for a command in the folder of this process, short where it lies below."""
     folder = Path.cwd()
-    return shlex.quote(str(path.relative_to(folder) if path.is_relative_to(folder) else path))
+    if isinstance(path, Path) and path.is_relative_to(folder):
+        path = path.relative_to(folder)
+    return shlex.quote(str(path))
 
 
 def _page(start: int, n: int) -> slice:

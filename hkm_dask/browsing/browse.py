@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import html
 import os
-from pathlib import Path
 from types import TracebackType
 
 import xarray as xr
@@ -15,6 +14,7 @@ from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
 from hkm_dask.browsing.server import LOOPBACK, Server
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
@@ -148,7 +148,7 @@ def browse(
     )
     marks = Marks(clusters, out)
     beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows, pool=found), clusters)
-    tree_path = Path(opened.encoding.get("source") or "tree.zarr").absolute()
+    tree_path = location(opened.encoding.get("source") or "tree.zarr").absolute()
     return Browser(Answers(clusters, samples, marks, tree_path=tree_path, subset=beside), host, port)
 
 

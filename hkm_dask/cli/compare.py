@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH, Size
+from hkm_dask.cli.options import STORE, Size
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("a", type=PATH, metavar="A")
-@click.argument("b", type=PATH, metavar="B")
-@click.option("--tree", type=PATH, metavar="TREE.zarr", help="The tree whose clusters are counted.")
-@click.option("--pool", type=PATH, metavar="POOL.zarr", help="The pool, where there is no tree.")
+
+@click.argument("a", type=STORE, metavar="A")
+@click.argument("b", type=STORE, metavar="B")
+@click.option("--tree", type=STORE, metavar="TREE.zarr", help="The tree whose clusters are counted.")
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="The pool, where there is no tree.")
 @click.option("--threshold", type=float, default=0.95, metavar="COS", help="Cosine from which rows are duplicates.")
 @click.option(
     "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Rows of the pool to measure distances of."
@@ -22,7 +25,7 @@ from hkm_dask.cli.output import Output, output_option
 @click.option("--memory-limit", type=Size(), metavar="SIZE", help="What this process may hold, like 4GiB.")
 @output_option
 def compare(
-    a: Path, b: Path, tree: Path | None, pool: Path | None, threshold: float, sample: int, seed: int,
+    a: Location, b: Location, tree: Location | None, pool: Location | None, threshold: float, sample: int, seed: int,
     memory_limit: int | None, output: Output,
 ) -> None:  # fmt: skip
     """Compare two subsets of a pool.

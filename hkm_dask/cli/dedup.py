@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
-from hkm_dask.cli.options import PATH, Place, place_options
+from hkm_dask.cli.options import PATH, STORE, Place, place_options
 from hkm_dask.cli.output import Output, output_option
 
+if TYPE_CHECKING:
+    from hkm_dask.data.objects import Location
 
-@click.argument("store", type=PATH, metavar="POOL.zarr|TREE.zarr")
+
+@click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr")
 @click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
 @click.option(
     "--out",
-    type=PATH,
+    type=STORE,
     required=True,
     metavar="FILE",
     help="Where the rows kept go: .npy, .parquet, .csv or .txt.",
@@ -29,14 +33,14 @@ from hkm_dask.cli.output import Output, output_option
     "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
 )
 @click.option("--subset", type=PATH, metavar="FILE", help="Look at these rows of the pool only.")
-@click.option("--removed", type=PATH, metavar="FILE", help="Write the rows removed, in such a file, too.")
-@click.option("--groups", type=PATH, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
+@click.option("--removed", type=STORE, metavar="FILE", help="Write the rows removed, in such a file, too.")
+@click.option("--groups", type=STORE, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
 @output_option
 @place_options
 def dedup(
-    store: Path, threshold: float, out: Path, keep: str, by: str | None, subset: Path | None,
-    removed: Path | None, groups: Path | None, seed: int, output: Output, place: Place,
+    store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
+    removed: Location | None, groups: Location | None, seed: int, output: Output, place: Place,
 ) -> None:  # fmt: skip
     """Keep one row of each group of near-duplicates.
 

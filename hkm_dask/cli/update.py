@@ -40,9 +40,11 @@ def update(
         from hkm_dask.ingestion.update import update as run_update
 
         run_update(tree, pool, *new, client=runner.client, memory_limit=place.memory_limit, **options)
-    updates = open_hierarchy(tree).attrs.get("updates") or [{"n_samples": open_pool(pool).n_samples}]
-    n_samples = open_pool(pool).n_samples
+    grown, n_samples = open_hierarchy(tree), open_pool(pool).n_samples
+    n_clustered = grown["level_1"].sizes["member_1"]
+    updates = grown.attrs.get("updates") or [{"n_samples": n_samples}]
     n_joined = n_samples - int(updates[-1]["n_samples"])
-    text = f"{tree}: {n_samples:,} samples, of which {n_joined:,} joined in the last update"
-    facts = {"tree": str(tree), "n_samples": n_samples, "n_joined": n_joined}
+    held = f"{n_samples:,}" if n_clustered == n_samples else f"{n_clustered:,} of the pool's {n_samples:,}"
+    text = f"{tree}: {held} samples, of which {n_joined:,} joined in the last update"
+    facts = {"tree": str(tree), "n_samples": n_samples, "n_clustered": n_clustered, "n_joined": n_joined}
     output.answer(facts, f"{text}\n  to renew the draw: hkm sample {tree} --size N --out FILE")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from hkm_dask.curation.near_pairs import check_threshold
 from hkm_dask.curation.stores import CuratedStore, open_store
 from hkm_dask.data import layout
 from hkm_dask.data.files import stored_format
+from hkm_dask.data.objects import location
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.data.summary import Summary, aligned
@@ -108,7 +108,7 @@ def compare(
         raise InputError(problems)
     opened = _open(a, b, tree, pool)
     subsets = {"pool": None, "a": _rows_of(a, opened), "b": _rows_of(b, opened)}
-    names = {"pool": "pool", "a": Path(a).name, "b": Path(b).name}
+    names = {"pool": "pool", "a": location(a).name, "b": location(b).name}
     facts: Facts = {"settings": {"threshold": threshold, "sample": min(sample, opened.rows.n_rows), "seed": seed}}
     with runner_for(None, memory_limit) as runner:
         for done, (key, index) in enumerate(subsets.items()):
@@ -138,9 +138,9 @@ def _open(
 ) -> CuratedStore:  # fmt: skip
     """The tree and the pool that both subsets are of."""
     for path in (a, b):
-        if not Path(path).exists():
+        if not location(path).exists():
             raise StoreError(f"{path} is missing; give a file of row numbers, a pool or a tree")
-    kinds = {path: stored_format(Path(path)) for path in (a, b)}
+    kinds = {path: stored_format(location(path)) for path in (a, b)}
     trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
     pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
     if not trees and not pools:
@@ -158,7 +158,7 @@ def _open(
 
 def _rows_of(path: str | os.PathLike[str], opened: CuratedStore) -> NDArray[np.int64] | None:
     """Row numbers of a subset; None for all rows."""
-    if stored_format(Path(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
+    if stored_format(location(path)) in (layout.TREE_FORMAT, layout.POOL_FORMAT):
         return open_store(path).clustered()
     return opened.chosen(path)
 

@@ -7,7 +7,6 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -128,7 +127,7 @@ def check_targets(
     given = [(path, suffixes, name) for name, path, suffixes in wanted if path is not None]
 
     def check_different() -> None:
-        if len({Path(path).absolute() for path, *_ in given}) < len(given):
+        if len({location(path).absolute() for path, *_ in given}) < len(given):
             raise InputError("out, removed and groups should be different files; rename one")
 
     check_all(*(partial(check_target, *target) for target in given), check_different)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.data.objects import Location, location
-from hkm_dask.errors import InputError, StoreError
+from hkm_dask.errors import InputError, NoRowsError, StoreError
 
 POOL_FORMAT = "hkm_dask.pool"
 TREE_FORMAT = "hkm_dask.tree"
@@ -249,8 +249,8 @@ def check_shape(shape: tuple[int, ...], label: str) -> tuple[int, int]:
         remedy = "reshape it, (-1, 1) for one feature" if len(shape) == 1 else "reshape it to two dimensions"
         raise InputError(f"{label}: shape={shape} should be (n_samples, n_features); {remedy}")
     if 0 in shape:
-        fact = "n_samples=0" if shape[0] == 0 else "n_features=0"
-        raise InputError(f"{label}: {fact} should be at least 1; give embeddings that are not empty")
+        fact, kind = ("n_samples=0", NoRowsError) if shape[0] == 0 else ("n_features=0", InputError)
+        raise kind(f"{label}: {fact} should be at least 1; give embeddings that are not empty")
     return shape
 
 

@@ -66,7 +66,7 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
     if not sound:
         raise InputError(f"{label}: the .npy header is damaged or truncated; copy or save the file again")
     if dtype.hasobject:
-        raise InputError(f"{label} holds pickled objects, which are never loaded; save plain numbers")
+        raise InputError(f"{label} holds pickled objects, which are never loaded; save plain numbers, or texts as str")
     header = NpyHeader(shape, dtype, fortran_order, start.tell())
     promised = header.offset + header.data_bytes
     if n_bytes not in (None, promised):

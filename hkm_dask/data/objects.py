@@ -330,6 +330,23 @@ a path
     return ObjectPath(f"{scheme}://{rest}")
 
 
+def whole_path(place: Location) -> Location:
+    """The absolute path of a place to be written down: without ``..``, as the folder it goes up from may be removed.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     Path(folder, "run").mkdir()
+    ...     whole_path(Path(folder, "run", "..", "pool.zarr")) == Path(folder).resolve() / "pool.zarr"
+    True
+    """
+    place = place.absolute()
+    if isinstance(place, ObjectPath) or ".." not in place.parts:
+        return place
+    # What follows the last of them may be a link, which may be led elsewhere one day.
+    last = len(place.parts) - place.parts[::-1].index("..")
+    return Path(*place.parts[:last]).resolve().joinpath(*place.parts[last:])
+
+
 def zarr_store(place: Location) -> Any:
     """What Zarr and xarray take as the store whose root is a place."""
     if not isinstance(place, ObjectPath):

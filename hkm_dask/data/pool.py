@@ -13,7 +13,7 @@ from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete, similar_store
 from hkm_dask.data.layout import wip_path
-from hkm_dask.data.objects import each, location, zarr_store
+from hkm_dask.data.objects import each, location, whole_path, zarr_store
 from hkm_dask.data.rows import ZarrRows
 from hkm_dask.data.summary import Summary, size_text
 from hkm_dask.errors import InputError, StoreError
@@ -167,7 +167,7 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm ingest`
     """
-    folder = location(path, "pool").absolute()
+    folder = whole_path(location(path, "pool"))
     if not folder.exists():
         unfinished = f", an unfinished {wip_path(folder).name} lies beside it" if wip_path(folder).exists() else ""
         other = similar_store(folder, layout.POOL_FORMAT)

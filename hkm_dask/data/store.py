@@ -152,6 +152,7 @@ def resumable(
     *,
     restart: bool = False,
     work: Location | None = None,
+    is_empty: Callable[[Location], bool] | None = None,
 ) -> Iterator[Location | None]:
     """Build a store under its lock, continuing what an interrupted run left; where it is complete, build nothing.
 
@@ -161,6 +162,7 @@ def resumable(
         NAME.wip fits              continue it, beside a complete NAME too: it can only be an interrupted restart
         NAME fits, no such wip     yield None
         neither exists             begin
+        NAME.wip `is_empty`        begin again: nothing would be lost
         otherwise                  InputError with the obstacles
 
     Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete
@@ -207,6 +209,9 @@ def resumable(
             clear = sweep_scratch if wip.exists() else remove
             clear(work)
         problems = obstacles(wip) if wip.exists() else []
+        if problems and is_empty is not None and is_empty(wip):
+            remove(wip)
+            problems = []
         resumes = wip.exists() and not problems
         if wip != target and target.exists() and not (restart or resumes):
             if problems := obstacles(target):

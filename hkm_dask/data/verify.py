@@ -127,9 +127,10 @@ class Verification:
     def __str__(self) -> str:
         """Lines of text: what was found right, or what is wrong and what to do about it; then what there is to note."""
         n = self.n_problems
-        head = f"{self.store}: a sound {self.kind}" if self.sound else f"{self.store}: a {self.kind} with "
-        if n:
-            head += f"{n:,} problem" + "s" * (n > 1)
+        head = f"{self.store}: a sound {self.kind}"
+        if not self.sound:
+            article = "an" if self.kind.startswith(tuple("aeiou")) else "a"
+            head = f"{self.store}: {article} {self.kind} with {n:,} problem" + "s" * (n > 1)
         width = max(map(len, [*self.checks, "took"]))
         pairs = [*self.checks.items(), ("took", f"{self.seconds:.1f} s")]
         lines = [line for name, text in pairs for line in wrapped(f"  {name:<{width}}  ", text)]

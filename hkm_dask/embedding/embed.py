@@ -136,7 +136,8 @@ def embed(
     """
     threads = min(MAX_THREADS, os.cpu_count() or 1) if threads is None else threads
     plan = _plan(source, encoder, dtype, normalize, batch_size, chunk_mb, threads)
-    with store.resumable(path, partial(_obstacles, plan=plan), restart=restart) as wip:
+    obstacles = partial(_obstacles, plan=plan)
+    with store.resumable(path, obstacles, restart=restart, is_empty=_is_empty) as wip:
         if wip is not None:
             job = _Job(source, encoder, _begin(wip, plan, source), normalize, batch_size, threads)
             pool_writer.finish(
@@ -207,6 +208,18 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
             f"{folder} should have been made from the same items with the same settings; use --restart to replace it"
         )
     return lines
+
+
+def _is_empty(wip: Location) -> bool:
+    """Whether an unfinished pool, begun by `_begin`, has no embeddings yet: its first items could not be read, say."""
+    attributes = read_attributes(wip)
+    if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
+        return False
+    try:
+        array = open_array(wip / layout.EMBEDDINGS)
+    except StoreError:  # not made yet
+        return True
+    return not any(array.chunk_path(index).exists() for index in range(array.spec.n_chunks))
 
 
 def _short(value: Any) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 from typing import NamedTuple, overload
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hkm_dask.data.ids import ID_PIECE_ROWS, NO_COLUMNS, check_unicode
 from hkm_dask.data.layout import MIB
@@ -156,15 +156,19 @@ def decode(data: bytes, at_least: int | None = None) -> np.ndarray:
     """Decode an image file into red, green and blue, uint8 of shape (height, width, 3).
 
     A JPEG that is to be scaled down to `at_least` pixels a side may be decoded to fewer than it has, which is faster.
-    `ValueError` where its values have no range that is known, or its header tells of more than `MAX_PIXELS`; where it
-    is no image or cut short, whatever Pillow raises.
+    `ValueError` where it is no image, its values have no range that is known, or its header tells of more than
+    `MAX_PIXELS`; where it is cut short, whatever Pillow raises.
 
     >>> file = io.BytesIO()
     >>> Image.new("RGB", (4, 3), "red").save(file, "PNG")
     >>> decode(file.getvalue()).shape
     (3, 4, 3)
     """
-    with Image.open(io.BytesIO(data), formats=_formats()) as image:
+    try:
+        opened = Image.open(io.BytesIO(data), formats=_formats())
+    except UnidentifiedImageError:
+        raise ValueError("it is no image of a known kind") from None  # Pillow names the memory it lies in
+    with opened as image:
         width, height = image.size
         if width * height > MAX_PIXELS:
             raise ValueError(f"it has {width} × {height} pixels, more than {MAX_PIXELS:,}; scale it down")

@@ -11,7 +11,7 @@ from hkm_dask.data.files import read_json
 from hkm_dask.data.ids import check_id_count
 from hkm_dask.data.rows import NpyRows
 from hkm_dask.errors import InputError
-from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, choose_table, is_inside, known_of, open_file
+from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, choose_table, is_inside, known_of, open_each, open_file
 from hkm_dask.ingestion.table_files import ParquetTable
 
 # Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
@@ -60,10 +60,10 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
             kinds = {kind for kind in map(_clip_kind, shards) if kind}
             if shards and (wanted.column or wanted.ids or wanted.keep or len(kinds) > 1):
                 return _open_clip(path, wanted)
-            tables = [EmbeddingTable(NpyRows(shard), str(shard)) for shard in shards]
+            tables = open_each(lambda shard: [EmbeddingTable(NpyRows(shard), str(shard))], shards)
         else:
             shards = shards or _shards(path, suffix, "**/")
-            tables = [open_file(shard, wanted) for shard in shards]
+            tables = open_each(lambda shard: [open_file(shard, wanted)], shards)
         if tables:
             return tables
     held = "*.npy, *.parquet, *.arrow, *.safetensors or *.npz"
@@ -140,7 +140,7 @@ def _open_saved(path: Path, wanted: Wanted, state: Mapping[str, Any]) -> list[Em
     names = [name for entry in entries if isinstance(name := entry.get("filename"), str)]
     if not names or len(names) < len(entries):
         raise InputError(f"source={path} should name its files in state.json; save it again")
-    return [open_file(_within(path, name), wanted) for name in names]
+    return open_each(lambda name: [open_file(_within(path, name), wanted)], names)
 
 
 def _within(folder: Path, name: str) -> Path:

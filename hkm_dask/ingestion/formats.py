@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import zarr
@@ -19,13 +20,14 @@ from hkm_dask.data.npy import NPY_MAGIC
 from hkm_dask.data.objects import Location, ObjectPath, location, zarr_store
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.rows import NpyRows, Rows, ZarrRows
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, NoRowsError
 from hkm_dask.ingestion.npz import member_column, member_ids, member_rows, read_members
 from hkm_dask.ingestion.safetensors import SafetensorsRows, read_tensors, tensor_column, tensor_ids
 from hkm_dask.ingestion.table_files import TableFile, open_table_file
 from hkm_dask.ingestion.tables import Column, TableRows, column_ids, kept_column, list_columns
 from hkm_dask.untrusted import reading
 
+T = TypeVar("T")
 _ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -84,6 +86,19 @@ def open_file(path: Path, wanted: Wanted) -> EmbeddingTable:
         f"source={path} should be .npy, .npz, .parquet, .arrow, .safetensors, Zarr, or a folder of such; "
         "convert it with numpy.save"
     )
+
+
+def open_each(open_one: Callable[[T], list[EmbeddingTable]], sources: Iterable[T]) -> list[EmbeddingTable]:
+    """Open sources one after the other; those without rows, as Spark writes, are left out, unless all are."""
+    tables, empty = list[EmbeddingTable](), None
+    for source in sources:
+        try:
+            tables += open_one(source)
+        except NoRowsError as error:
+            empty = empty or error
+    if empty is not None and not tables:
+        raise empty
+    return tables
 
 
 def choose_table(names: Sequence[str], column: str | None, path: Location, kind: str) -> str:
@@ -189,6 +204,7 @@ def _open_npz(path: Path, wanted: Wanted) -> EmbeddingTable:
 
 
 def _open_table(table: TableFile, wanted: Wanted) -> EmbeddingTable:
+    layout.check_shape((table.n_rows, 1), str(table.path))  # before its columns, which have no types then
     names = list_columns(table)
     if wanted.column is not None and wanted.column not in names:
         table.field("column", wanted.column)  # it is there, so it is its type that is wrong

@@ -42,7 +42,8 @@ class IdFile:
         if self.table is not None:
             names = self.table.schema.names
             if column is None and len(names) > 1:
-                raise InputError(f"ids_file={self.path} has the columns {', '.join(names)}; choose one (ids)")
+                held = ", ".join(names)
+                raise InputError(f"ids=None should be one of the columns of {self.path} ({held}); choose one")
         elif not (self._is_npy or is_text):
             raise InputError(f"ids_file={self.path} should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it")
         elif column is not None:

@@ -14,11 +14,11 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.ids import Pieces, check_id_count, id_pieces
-from hkm_dask.data.objects import ObjectPath, location
+from hkm_dask.data.objects import ObjectPath, location, whole_path
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError
 from hkm_dask.ingestion.folders import open_folder
-from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_file, open_zarr
+from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_each, open_file, open_zarr
 from hkm_dask.ingestion.id_files import IdFile
 from hkm_dask.ingestion.tables import TableRows, masked
 
@@ -155,7 +155,7 @@ def open_sources(
     file = None if ids_file is None else IdFile(ids_file, name)
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
-    total = Sources([table for source in given for table in _open(source, wanted)])
+    total = Sources(open_each(partial(_open, wanted=wanted), given))
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -172,14 +172,14 @@ def _check_keep(keep: Sequence[str]) -> None:
         if name in layout.OWN_COLUMNS or name.startswith("level_") or name.endswith(layout.MISSING_SUFFIX):
             problems.append(f"keep={name!r} should not be a name that subsets have of their own; rename the column")
         elif not layout.COLUMN_NAME.fullmatch(name):
-            problems.append(f"keep={name!r} should be letters, digits, '_', '-' or '.'; rename the column")
+            problems.append(f"keep={name!r} should be of a-z, A-Z, 0-9, '_', '-' and '.'; rename the column")
     if problems:
         raise InputError(problems)
 
 
 def _open(source: Any, wanted: Wanted) -> list[EmbeddingTable]:
     if isinstance(source, str | os.PathLike):
-        place = location(source, "source").absolute()
+        place = whole_path(location(source, "source"))
         if isinstance(place, ObjectPath):
             if not is_zarr(place):
                 fact = "a pool or another Zarr store is read by its URL"

@@ -72,6 +72,10 @@ class TableFile(ABC):
     def field(self, option: str, column: str) -> pa.Field:
         """A column by its name; InputError where there is none, or several."""
         names = self.schema.names
+        if column in self.partition and column not in names:
+            where = f"in {self.path}, it is in the names of its folders"
+            remedy = "carry it along with keep, or choose another"
+            raise InputError(f"{option}={column!r} should be a column {where}; {remedy}")
         if names.count(column) != 1:
             known = [*names, *self.partition]
             remedy = nearest(column, known) or "choose one"
@@ -196,7 +200,10 @@ class CsvTable(TableFile):
         import pyarrow as pa
 
         with self._opened() as reader:
-            names = reader.schema.names
+            names, between = reader.schema.names, DELIMITERS[self.path.suffix]
+        if len(names) == 1 and any(other in names[0] for other in {";", *DELIMITERS.values()}):
+            shown = f"{names[0][:60]!r} is one name by {between!r}"
+            raise InputError(f"{self.path} should have {between!r} between its columns, {shown}; save it so")
         possible = [list(_KINDS) for _ in names]
         some, n_rows = [False] * len(names), 0
         with self._opened(dict.fromkeys(names, pa.string())) as reader:

@@ -9,6 +9,7 @@ from pathlib import Path
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.kept_chunks import KeptChunks
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.embedding.image_files import ImageFiles
 from hkm_dask.errors import InputError
@@ -41,9 +42,9 @@ class SampleSources:
             cache = KeptChunks(_KEPT_BYTES)
             for name in pool.columns:
                 read = partial(pool.column_piece, name)  # with what is missing
-                self.columns[name] = Column(open_array(Path(pool.path, name)), cache, read, n_rows)
+                self.columns[name] = Column(open_array(location(pool.path) / name), cache, read, n_rows)
             if pool.has_ids:
-                self.ids = Column(open_array(Path(pool.path, layout.IDS)), cache, n_rows=n_rows)
+                self.ids = Column(open_array(location(pool.path) / layout.IDS), cache, n_rows=n_rows)
         by_column = (self.columns[name] for name in PATH_COLUMNS if name in self.columns)
         self.image_names = next(by_column, self.ids)
         self.captions: Texts | None = None

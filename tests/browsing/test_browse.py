@@ -205,7 +205,7 @@ def test_what_does_not_belong_to_the_tree_is_refused(stores: Path, tmp_path: Pat
         ({"captions": "nothing.txt"}, "captions=nothing.txt should be a file with one text per sample, or a column"),
         ({"images": tmp_path / "nowhere"}, "should be a folder or a .zip"),
         ({"subset": tmp_path / "rows.npy"}, "1 are not; is it of this pool"),
-        ({"subset": tmp_path / "rows.txt"}, "should be a file of ids, it cannot be read"),
+        ({"subset": tmp_path / "rows.txt"}, "should be a file of row numbers or ids, there is none; check"),
         ({"out": tmp_path / "short.txt" / "weights.csv"}, "in a folder, "),
     ]:
         with pytest.raises(InputError, match=re.escape(problem)):

@@ -89,11 +89,8 @@ def commands(group: click.Group = cli.main, *names: str) -> Iterator[tuple[tuple
 def test_only_stores_and_what_is_drawn_from_them_may_be_urls(command: click.Command) -> None:
     for parameter in command.params:
         if isinstance(parameter.type, options.StorePath):
-            assert str(parameter.metavar).strip("[]").split(".")[-1] in ("zarr", "parquet") or parameter.metavar in (
-                "STORE",
-                "NEW...",
-                "FILE",
-            )
+            named = str(parameter.metavar).strip("[]")
+            assert named.split(".")[-1] in ("zarr", "parquet") or named in ("STORE", "NEW...", "FILE", "A", "B")
             assert str(parameter.type.convert("s3://a/b.zarr", parameter, None)) == "s3://a/b.zarr"
         elif isinstance(parameter.type, click.Path):
             with pytest.raises(InputError, match=f"{parameter.name}='s3://a/b.zarr' should be a path on this machine"):
@@ -115,7 +112,8 @@ def test_a_url_of_what_is_no_store_is_refused_and_nothing_is_written(
             f"--subset='s3:/a/r.npy' {local}",
         ),
         (("cluster", "p.zarr", "t.zarr", "--config", "s3://a/c.yaml"), f"--config='s3://a/c.yaml' {local}"),
-        (("browse", "s3://a/t.zarr"), f"tree='s3://a/t.zarr' {local}"),
+        (("browse", "hdfs://a/t.zarr"), f"tree='hdfs://a/t.zarr' {schemes}"),
+        (("report", "t.zarr", "--out", "s3://a/r.html"), f"--out='s3://a/r.html' {local}"),
         (
             ("sample", "t.zarr", "--size", "2", "--out", "s3://key:word@a/r.npy"),
             "--out='s3://…@a/r.npy' should be s3://BUCKET",

@@ -44,6 +44,13 @@ def test_problems_are_told_one_by_one_with_a_remedy(hkm: HKM, pool: Path, tree: 
     assert "to mend it\n  make it again from its pool with `hkm cluster --restart`\n" in out
 
 
+def test_an_assignment_with_a_problem_is_called_one(hkm: HKM, pool: Path, tree: Path) -> None:
+    assigned = pool.parent / "assigned.zarr"
+    assert hkm("assign", tree, pool, assigned).code == 0
+    cut(assigned / "level_1/c/0")
+    assert hkm("verify", assigned).out.startswith(f"{assigned}: an assignment with 1 problem\n")
+
+
 def test_machines_get_one_json_object(hkm: HKM, pool: Path) -> None:
     code, out, _ = hkm("verify", pool, "--json")
     facts = json.loads(out)

@@ -381,6 +381,16 @@ def test_other_settings_are_refused_with_what_differs(tmp_path: Path, finished: 
     run(tmp_path / "p.zarr", Same())
 
 
+@pytest.mark.faults
+def test_a_pool_without_embeddings_yet_does_not_stand_in_the_way_of_other_settings(tmp_path: Path) -> None:
+    with pytest.raises(Killed):
+        run(tmp_path / "p.zarr", Fragile(0))
+    assert (tmp_path / "p.zarr.wip" / "left").exists()
+    made = embed(Rows(values(56)), tmp_path / "p.zarr", Other(), dtype="float32")
+    assert (made.n_samples, made.columns, made.dtype) == (56, (), np.float32)
+    tidy(tmp_path, "p.zarr")
+
+
 def test_on_a_finished_pool_nothing_is_computed(tmp_path: Path) -> None:
     made = run(tmp_path / "p.zarr", InCompany())
     before, told = contents(tmp_path / "p.zarr"), []

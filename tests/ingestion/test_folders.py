@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -24,6 +25,23 @@ def test_shards_come_in_natural_order(tmp_path: Path) -> None:
     pool = ingest(folder, tmp_path / "p.zarr")
     assert read_all(pool)[:, 0].tolist() == [1, 1, 2, 2, 10, 10]
     assert [Path(source).name for source in pool.sources] == ["emb_1.npy", "emb_2.npy", "emb_10.npy"]
+
+
+def test_shards_without_rows_are_left_out_unless_all_are(tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    (shards / "more").mkdir(parents=True)
+    frame = pd.DataFrame({"name": ["a", "b", "c"], "v": list(values(3))})
+    for number, part in enumerate((frame[:0], frame[:2], frame[:0], frame[2:])):
+        part.to_parquet(shards / f"part-{number}.parquet")  # of the empty ones no column has a type
+    pool = ingest(shards, tmp_path / "p.zarr", ids="name")
+    assert ids_of(pool) == ["a", "b", "c"]
+    files = sorted(shards.glob("*.parquet"))
+    assert ids_of(ingest(files, tmp_path / "q.zarr", ids="name", column="v")) == ["a", "b", "c"]
+    for number, rows in enumerate((values(3)[:0], values(3))):
+        np.save(shards / "more" / f"{number}.npy", rows)
+    assert ingest(shards / "more", tmp_path / "r.zarr").n_samples == 3
+    with pytest.raises(InputError, match=r"part-0.parquet: n_samples=0 should be at least 1; give embeddings that are"):
+        ingest([files[0], files[2]], tmp_path / "s.zarr")
 
 
 def test_shards_may_be_npz_compressed_or_not_with_ids(tmp_path: Path) -> None:

@@ -58,7 +58,8 @@ def test_a_table_of_ids_may_have_further_columns(tmp_path: Path, source: Path) -
         ("few.parquet", None, "few.parquet: n_ids=9 should be 57, one per row"),
         ("wide.npy", None, r"wide.npy: shape=\(57, 2\) should have one dimension; give one id per row"),
         ("floats.npy", None, "floats.npy: dtype=float64 should be integers or strings; convert them to strings"),
-        ("two.parquet", None, r"two.parquet has the columns a, b; choose one \(ids\)"),
+        ("two.parquet", None, r"ids=None should be one of the columns of .*two.parquet \(a, b\); choose one"),
+        ("semicolons.csv", "id", r"semicolons.csv should have ',' between its columns, 'id;url' is one name by ','; s"),
         ("two.parquet", "c", r"ids='c' should be a column of .*two.parquet \(a, b\); choose one"),
         ("few.npy", "c", "ids='c' names nothing in .*few.npy, which has no columns; leave it out"),
         ("ids.json", "x", "ids.json should be .npy, .txt, .csv, .tsv, .parquet or .arrow; convert it"),
@@ -76,6 +77,7 @@ def test_what_are_no_ids_is_refused(tmp_path: Path, source: Path, file: str, ids
     (folder / "many.txt").write_text("x\n" * 58)
     (folder / "latin.txt").write_bytes("ä\n".encode("latin-1") * 57)
     (folder / "ids.json").write_text("x\n" * 57)
+    (folder / "semicolons.csv").write_text("id;url\n" + "x;y\n" * 57)
     pq.write_table(pa.table({"a": range(9)}), folder / "few.parquet")
     pq.write_table(pa.table({"a": range(57), "b": range(57)}), folder / "two.parquet")
     with pytest.raises(InputError, match=message):

@@ -83,7 +83,7 @@ def test_a_table_beside_embeddings(tmp_path: Path) -> None:
         (b"id\n\xff\xfe\n", "id", "should be a CSV file, it cannot be read"),
         (b"id,id\n" + b"1,2\n" * 57, "id", "should be a column of"),
         (b"id,n\n" + b"1,2\n" * 57, "ids", r"should be a column of .*t\.csv \(id, n\)"),
-        (b"id,n\n" + b"1,2\n" * 57, None, r"has the columns id, n; choose one \(ids\)"),
+        (b"id,n\n" + b"1,2\n" * 57, None, r"should be one of the columns of .* \(id, n\); choose one"),
         (b"id,n\n" + b",2\n" * 57, "id", "ids='id' of .*: type=null should be integers or strings"),
         (b"id,n\n" + b"1.5,2\n" * 57, "id", "type=double should be integers or strings"),
         (b"id,n\n" + b"a,2\n" * 56, "id", "57"),

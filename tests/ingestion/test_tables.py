@@ -181,7 +181,7 @@ TABLE = {
         ({"column": "v", "keep": ["big"]}, r"keep='big' of .*a.parquet should be below 2\*\*63; convert the column"),
         ({"column": "v", "keep": ["row"]}, "keep='row' should not be a name that subsets have of their own; rename"),
         ({"column": "v", "keep": ["text", "text"]}, "keep='text' should come once; leave it out"),
-        ({"column": "v", "keep": ["../text", "level_1"]}, r"keep='../text' should be letters, .*\n.*keep='level_1'"),
+        ({"column": "v", "keep": ["../text", "level_1"]}, r"keep='../text' should be of a-z, .*\n.*keep='level_1'"),
     ],
 )
 def test_columns_that_cannot_be_taken_are_named(tmp_path: Path, options: dict, message: str) -> None:
@@ -250,3 +250,7 @@ def test_what_folders_tell_is_a_column(tmp_path: Path) -> None:
     assert source.tolist() == [table["source"][int(i)].as_py() for i in n]
     with pytest.raises(InputError, match=r"keep='sourse' should be .* \(v, n, source\); did you mean source\?"):
         ingest(tmp_path / "t", tmp_path / "q.zarr", keep=["sourse"])
+    with pytest.raises(
+        InputError, match=r"ids='source' should be a column in .*, it is in the names of its folders; c"
+    ):
+        ingest(tmp_path / "t", tmp_path / "q.zarr", ids="source")

@@ -185,6 +185,15 @@ def test_killed_at_any_step_it_goes_on(folder: Path, point: str) -> None:
     assert not [path for path in folder.iterdir() if ".wip" in path.name or ".work" in path.name]
 
 
+def test_the_command_says_how_many_of_the_pool_a_tree_has(folder: Path) -> None:
+    tree = hkm.open_hierarchy(folder / "cosine.zarr")
+    n = tree["level_1"].sizes["member_1"]
+    words = ["update", *(str(folder / name) for name in ("cosine.zarr", "pool.zarr", "new.zarr"))]
+    said = CliRunner().invoke(main, words)
+    assert n < N
+    assert f"cosine.zarr: {n + ADDED} of the pool's {N + ADDED} samples, of which {ADDED} joined in the" in said.output
+
+
 def test_the_command_and_two_updates(folder: Path) -> None:
     target, pool = folder / "l2.zarr", folder / "pool.zarr"
     said = CliRunner().invoke(main, ["update", str(target), str(pool), str(folder / "new.zarr")])

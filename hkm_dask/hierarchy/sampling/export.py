@@ -252,7 +252,7 @@ def _arrow(values: np.ndarray) -> Any:
 
 def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
     """Whether the pool the tree was built from is no longer where it was."""
-    return bool(attributes.get("pool")) and not Path(attributes["pool"]).exists()
+    return bool(attributes.get("pool")) and not location(attributes["pool"]).exists()
 
 
 def pool_of_tree(

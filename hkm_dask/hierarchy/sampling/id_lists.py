@@ -66,7 +66,10 @@ class IdList:
             unknown = wanted[~met]
             fact = f"{self.name}: {len(unknown):,} of {len(wanted):,} ids are not in the pool ({first_few(unknown)})"
             if strict or not met.any():
-                raise InputError(f"{fact}; give ids like {pool.ids(np.array([0]))[0]}")  # type: ignore[index]
+                remedy = f"give ids like {pool.ids(np.array([0]))[0]}"  # type: ignore[index]
+                if all(str(some).isdecimal() for some in unknown):
+                    remedy += "; of row numbers pool.ids(rows), or an .npy file"
+                raise InputError(f"{fact}; {remedy}")
             emit("warning", message=fact)
         return np.concatenate(found)
 

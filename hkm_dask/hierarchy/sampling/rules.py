@@ -102,7 +102,7 @@ def read_rules(
         rules.problems += unknown_clusters(arrays, clusters, option)
         getattr(rules, option).extend(clusters)
     with _collected(rules.problems):
-        _read_weights(rules, weights or {}, arrays, strategy)
+        _read_weights(rules, {} if weights is None else weights, arrays, strategy)
     if by is None and within == "best":
         rules.problems.append("by=None should be a column of the pool for within='best'; name one")
     elif by is not None and within != "best":
@@ -150,12 +150,22 @@ def _read_weights(rules: Rules, weights: Weights, arrays: TreeArrays, strategy: 
         raise InputError(problems)
 
 
-def _read_cap(max_per: Mapping[str, int] | None, multiplier: int) -> tuple[str, int] | None:
-    if not max_per:
+def _of_one_column(given: Any, option: str, example: str) -> tuple[str, Any] | None:
+    """The column that a rule is for, and what it says of it; None where there is no rule."""
+    if given is None:
         return None
-    if len(max_per) != 1:
-        raise InputError(f"max_per should be for one column, not for {', '.join(max_per)}; leave the others out")
-    ((column, most),) = max_per.items()
+    if not isinstance(given, Mapping):
+        raise InputError(f"{option}={given!r:.80} should be a mapping of a column; write it like {example}")
+    if len(given) > 1:
+        raise InputError(f"{option} should be for one column, not for {', '.join(given)}; leave the others out")
+    return next(iter(given.items()), None)
+
+
+def _read_cap(max_per: Mapping[str, int] | None, multiplier: int) -> tuple[str, int] | None:
+    said = _of_one_column(max_per, "max_per", "{'domain': 100}")
+    if said is None:
+        return None
+    column, most = said
     if not is_whole(most) or most < 1:
         raise InputError(f"max_per={most!r} of {column} should be a whole number >= 1; raise it")
     if is_whole(multiplier) and multiplier > 1:
@@ -164,11 +174,10 @@ def _read_cap(max_per: Mapping[str, int] | None, multiplier: int) -> tuple[str, 
 
 
 def _read_quotas(quotas: Mapping[str, Quotas] | None, size: Any) -> tuple[str, dict[Any, int | Fraction]] | None:
-    if not quotas:
+    said = _of_one_column(quotas, "quotas", "{'source': {'web': 0.5}}")
+    if said is None:
         return None
-    if len(quotas) != 1:
-        raise InputError(f"quotas should be of one column, not of {', '.join(quotas)}; leave the others out")
-    ((column, given),) = quotas.items()
+    column, given = said
     read = _read_quota_file(given) if isinstance(given, str | os.PathLike) else given
     problems, parsed = list[str](), dict[Any, int | Fraction]()
     for value, amount in read.items():

@@ -121,6 +121,8 @@ def check_weight(weight: float, what: str) -> list[str]:
 
 def check_weights(weights: Mapping[str | tuple[int, int], float]) -> dict[Cluster, float]:
     """Weights under proper names, in order of level and number; InputError with all that are none."""
+    if not hasattr(weights, "items"):
+        raise InputError(f"weights={weights!r:.80} should be a mapping of clusters; write it like {{'2:19': 0.5}}")
     problems: list[str] = []
     checked: dict[Cluster, float] = {}
     for name, weight in weights.items():

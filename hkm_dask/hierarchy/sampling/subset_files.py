@@ -11,6 +11,7 @@ from typing import IO, TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from hkm_dask.data.files import local_path
 from hkm_dask.data.npy import NPY_MAGIC, read_npy_header
 from hkm_dask.errors import InputError
 from hkm_dask.untrusted import open_regular, reading
@@ -43,6 +44,8 @@ def read_rows(
     """
     given = f"subset={path}"
     wanted = f"{given} should be a file of row numbers or ids: .npy, .txt, .csv, .parquet"
+    if not (path := local_path(path, "subset")).exists():
+        raise InputError(f"{given} should be a file of row numbers or ids, there is none; check the path")
     if _has_ids_only(path, wanted):
         from hkm_dask.hierarchy.sampling.id_lists import read_id_list  # with pandas
 

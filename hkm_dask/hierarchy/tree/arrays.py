@@ -67,6 +67,8 @@ class TreeArrays:
 
     def check_level(self, level: int) -> None:
         """Refuse, with an InputError, a level that there is not."""
+        if not self.n_levels:
+            raise InputError("n_levels=0 should be at least 1; ask the whole tree, not a level of it")
         if not is_whole(level) or not 1 <= level <= self.n_levels:
             rule = f"should be between 1 and {self.n_levels}; choose one of the tree's levels"
             raise InputError(f"level={np.asarray(level).tolist()!r} {rule}")
@@ -104,7 +106,11 @@ class TreeArrays:
             return None
         stored = open_array(location(source) / f"level_{level}/{array.name}")
         fingerprint = array.attrs.get(layout.FINGERPRINT, "")
-        return replace(stored, fingerprint=fingerprint) if stored.shape == array.shape else None
+        if stored.shape != array.shape and stored.fingerprint == fingerprint:
+            where = f"level_{level}/{array.name}"
+            rule = f"{stored.shape}, as it is stored; ask the whole tree, and select from its answer"
+            raise InputError(f"shape={array.shape} of {where} should be {rule}")
+        return replace(stored, fingerprint=fingerprint)
 
     # -- reading -------------------------------------------------------------------------------------------------------
 

@@ -10,7 +10,7 @@ import xarray as xr
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete, similar_store
-from hkm_dask.data.objects import Location, each, location, zarr_store
+from hkm_dask.data.objects import Location, each, location, whole_path, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.tree.accessor import HkmAccessor
 from hkm_dask.untrusted import reading
@@ -43,7 +43,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
     Traceback (most recent call last):
     hkm_dask.errors.StoreError: ...nowhere.zarr is missing; make it with `hkm cluster`
     """
-    folder = location(path, "tree").absolute()
+    folder = whole_path(location(path, "tree"))
     if not folder.exists():
         wip = layout.wip_path(folder)
         unfinished = f"{wip.name} is unfinished, run the same `hkm cluster` again"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,7 +28,7 @@ from hkm_dask.hierarchy.verify.level import LevelCheck
 class AssignedCheck(LevelCheck):
     """Labels and distances of an assignment, beside the level-1 centroids of its tree."""
 
-    tree: Path | None = None
+    tree: Location | None = None
     distance_power: ClassVar[int] = 2
 
     def name(self, array: str) -> str:
@@ -68,7 +67,7 @@ def check_assignment(
         return []
     stored = arrays.stored(1, "centroids")
     assert stored is not None  # it was opened from a disk
-    settings, folder = Level(n_clusters=arrays.n_clusters(1)), Path(stored.path).parent
+    settings, folder = Level(n_clusters=arrays.n_clusters(1)), location(stored.path).parent
     return [AssignedCheck(1, settings, None, "", reader, found, n_labeled=n_rows, tree=folder)]
 
 
@@ -148,7 +147,7 @@ def check_ids(pool: Pool, reader: ChunkReader, found: Verification) -> None:
         found.add(ID, "ids", f"should {'' if pool.has_ids else 'not '}be there, as in its pool")
     if ID not in reader.arrays or not pool.has_ids:
         return
-    of_pool, n_problems = open_array(Path(pool.path, layout.IDS)), found.n_problems
+    of_pool, n_problems = open_array(location(pool.path) / layout.IDS), found.n_problems
 
     def differ(start: int, ids: NDArray[Any]) -> NDArray[np.int64]:
         return np.flatnonzero(ids != of_pool.read(start, start + len(ids))) + start

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from hkm_dask.data.chunks import open_array
+from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, step_line, text, x_axis
 from hkm_dask.view.report.markup import Markup, count, element, line, share, things
@@ -64,7 +64,7 @@ class Numbers:
 
 def pool_columns(pool: Pool) -> list[Column]:
     """All columns of a pool."""
-    arrays = {name: open_array(Path(pool.path, name)) for name in pool.columns}
+    arrays = {name: open_array(location(pool.path) / name) for name in pool.columns}
     return [Column(name, pool.n_samples, array.read, array.take, {}) for name, array in arrays.items()]
 
 

@@ -76,7 +76,7 @@ def test_ids_come_back_from_files_of_ours_as_they_were(tmp_path: Path, texts: li
         ("a.txt", b"30\nten\n", NUMBERS, r"exclude_ids=.* should be whole numbers, as the pool has them"),
         ("a.txt", b"30\n1e400\n", None, r"exclude_ids=.* should be whole numbers"),
         ("a.txt", b"7\n50\n-1\n", None, "should be row numbers from 0 to 49, 2 are not, like 50"),
-        ("a.txt", b"\xff\xfe", TEXTS, "it cannot be read"),
+        ("a.txt", b"\xff\xfe", TEXTS, r"it cannot be read \(it is not UTF-8\); save it as UTF-8"),
         ("a.csv", b"url,row\nx,3\n", NUMBERS, None),
         ("a.csv", b"url,rows\nx,3\n", TEXTS, "with a column id or row; it has url, rows"),
         ("a.csv", b"id\nx\n", None, "with a column row; it has id"),

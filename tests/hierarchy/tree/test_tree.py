@@ -13,9 +13,13 @@ from hkm_dask.data import layout, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import InputError, StoreError
+from hkm_dask.hierarchy.assignment import assign
 from hkm_dask.hierarchy.build import build_hierarchy
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
+from hkm_dask.hierarchy.verify.verify import verify
+from hkm_dask.ingestion.ingest import ingest
+from hkm_dask.ingestion.update import update
 
 RandomTree = Callable[[int], xr.DataTree]
 KS = (12, 5, 3)
@@ -124,6 +128,44 @@ def test_nearest_samples_are_shared_out_over_the_children(random_tree: RandomTre
             # Nobody who could give more gives less than another by two, nor by one than one who is further away.
             for i, (share, able) in enumerate(zip(shares, room, strict=True)):
                 assert not able or share >= max([*(s - 1 for s in shares[:i]), *shares[i:], 0])
+
+
+def test_a_part_of_a_tree_is_not_asked_for_the_whole(built: Path) -> None:
+    tree = open_hierarchy(built)
+    part = tree.isel(sample=slice(20, 40))
+    with pytest.raises(InputError, match=r"shape=\(20,\) of level_1/labels should be \(160,\), as it is stored"):
+        part.hkm.path(0)  # row 0 of the pool was left out, the first of these was not
+    assert part.hkm.labels(2).values.tolist() == tree.hkm.labels(2)[20:40].values.tolist()
+    with pytest.raises(InputError, match="n_levels=0 should be at least 1; ask the whole tree, not a level of it"):
+        tree["level_1"].hkm.labels(1)
+
+
+def test_a_tree_that_grew_since_it_was_opened_is_told(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
+    ingest(rows, tmp_path / "pool.zarr")
+    build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", Config.from_flags((6, 2), n_resamples=0))
+    opened = open_hierarchy(tmp_path / "tree.zarr")
+    update(tmp_path / "tree.zarr", tmp_path / "pool.zarr", rows[:5] + 1)
+    with pytest.raises(StoreError, match="replaced"):
+        opened.hkm.path(3)
+
+
+def test_a_pool_is_found_though_the_folder_it_was_named_from_was_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "run").mkdir()
+    monkeypatch.chdir(tmp_path / "run")
+    rows = np.random.default_rng(0).normal(size=(60, 3)).astype("f4")
+    np.save("../rows.npy", rows)
+    pool = ingest("../rows.npy", "../pool.zarr")
+    build_hierarchy("../pool.zarr", "../tree.zarr", Config.from_flags((6, 2), n_resamples=0))
+    assign("../tree.zarr", "../pool.zarr", "../assigned.zarr")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run").rmdir()
+    tree = open_hierarchy("tree.zarr")
+    assert open_pool(tree.attrs["pool"]).n_samples == 60
+    assert pool.sources == (str(tmp_path / "rows.npy"),)
+    assert verify("assigned.zarr").sound
 
 
 def test_no_such_level_or_cluster(random_tree: RandomTree) -> None:

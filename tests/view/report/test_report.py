@@ -120,7 +120,7 @@ def test_what_does_not_fit_is_refused_before_anything_is_written(made: Made, tmp
     for error, wanted, options in [
         (InputError, "should end in one of .html", {"out": tmp_path / "report.pdf"}),
         (InputError, "row numbers of the pool", {"subset": np.array([N])}),
-        (InputError, "it cannot be read", {"subset": tmp_path / "none.npy"}),
+        (InputError, "there is none; check the path", {"subset": tmp_path / "none.npy"}),
         (
             InputError,
             r"two.txt should have 400 lines, one per row of the pool, not 2",
