@@ -12,13 +12,13 @@ from hypothesis import settings
 import tests.disk  # it takes the place of os.fsync
 import tests.threads  # noqa: F401 before NumPy is
 from tests.browser import chromium, open_page
-from tests.emulated.plugin import emulated_cuda
+from tests.emulated.plugin import built_kernels, emulated_cuda
 from tests.forked import fork_workers
 from tests.kernels import compile_share
 from tests.object_store import bucket, object_store
 from tests.threads import two_blas_threads
 
-__all__ = ["bucket", "chromium", "emulated_cuda", "object_store", "open_page", "two_blas_threads"]
+__all__ = ["bucket", "built_kernels", "chromium", "emulated_cuda", "object_store", "open_page", "two_blas_threads"]
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("slow", deadline=None, print_blob=True)

@@ -61,7 +61,8 @@ def arrays(tree: Location) -> dict[str, np.ndarray]:
 
 
 def same(a: Location, b: Location) -> bool:
-    return all(np.array_equal(x, arrays(b)[name], equal_nan=x.dtype.kind == "f") for name, x in arrays(a).items())
+    expected = arrays(b)
+    return all(np.array_equal(x, expected[name], equal_nan=x.dtype.kind == "f") for name, x in arrays(a).items())
 
 
 @pytest.fixture(scope="module")

@@ -166,7 +166,7 @@ def test_an_interrupt_while_workers_start_ends_them(pool: Path, number: signal.S
     ) as process:
         driver = psutil.Process(process.pid)
         while not (starting := [one for one in driver.children() if "spawn_main" in " ".join(one.cmdline())]):
-            time.sleep(0.01)
+            time.sleep(0.05)  # to look through all processes takes its time, too
         process.send_signal(number)
         _, err = process.communicate(timeout=60)
     assert process.returncode == code

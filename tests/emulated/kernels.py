@@ -62,7 +62,7 @@ _build_folder: Path | None = None
 
 
 def build_in(folder: Path) -> None:
-    """Keep compiled kernels in a folder, such as one that lives as long as a test session."""
+    """Keep compiled kernels in a folder, which processes may share."""
     global _build_folder
     _build_folder = folder
 
@@ -79,6 +79,11 @@ def _run(arguments: list[str], source: str | None = None) -> str:
     if done.returncode:
         raise CompileException(done.stderr)
     return done.stdout
+
+
+@cache
+def _compiler_version() -> str:
+    return _run(["-dumpfullversion"])
 
 
 def _defines(options: tuple[str, ...]) -> list[str]:
@@ -116,7 +121,7 @@ def _compile(code: str, options: tuple[str, ...], folder: Path) -> tuple[Path, d
     text = text.replace("static HKM_SHARED", "HKM_SHARED")
     text = text.replace("HKM_SHARED", 'static __attribute__((used, section("hkm_shared")))')
     text += "\n" + "\n".join(_exported(name, clusters.get(name, 1)) for name in bounds)
-    key = hashlib.sha256("\0".join([text, *_FLAGS]).encode()).hexdigest()[:24]
+    key = hashlib.sha256("\0".join([text, *_FLAGS, _compiler_version()]).encode()).hexdigest()[:24]
     library = folder / f"kernels-{key}.so"
     with library.with_suffix(".lock").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)  # of processes that want the same, one builds it

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.machinery
-import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,21 +142,26 @@ def forget() -> None:
                 module._module = None
 
 
-def build_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Keep compiled kernels for the test session, for all of its processes, and return where."""
-    base = tmp_path_factory.getbasetemp()
-    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
-    folder.mkdir(exist_ok=True)
+@pytest.fixture(scope="session")
+def built_kernels(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where compiled kernels are kept by their content: for all processes of all sessions, where pytest keeps anything.
+
+    `pytest --cache-clear` removes them.
+    """
+    if hasattr(pytestconfig, "cache"):
+        folder = pytestconfig.cache.mkdir("emulated-kernels")
+    else:
+        folder = tmp_path_factory.mktemp("kernels")
     kernels.build_in(folder)
     return folder
 
 
 @pytest.fixture
-def emulated_cuda(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Emulator]:
+def emulated_cuda(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Emulator]:
     """Compute on an emulated GPU: `import cupy` works and HKM_DEVICE is cuda."""
     if why := kernels.missing():
         pytest.skip(why)
-    build_once(tmp_path_factory)
+    request.getfixturevalue("built_kernels")
     yield install(monkeypatch)
     streams.lost = None
     streams.synchronize_device()

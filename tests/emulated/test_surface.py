@@ -7,6 +7,7 @@ import inspect
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -72,9 +73,8 @@ def offered() -> Iterator[tuple[str, Any]]:
 
 
 @pytest.fixture(scope="module")
-def real(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+def real(built_kernels: Path) -> dict[str, Any]:
     """What the real CuPy says of the names that the emulator offers."""
-    plugin.build_once(tmp_path_factory)
     return real_cupy.ask(name for name, _ in offered())
 
 

@@ -1,6 +1,10 @@
 """Every test here runs on the GPU where there is one, and on the emulator of `tests/emulated` where there is none."""
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,6 +13,8 @@ from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
+from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
 
 try:
@@ -56,3 +62,29 @@ def trials_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are compared on as few rows as tests have, where the first form would be taken."""
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.MOST_TRIAL_ROWS", 64)
     monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
+
+
+@pytest.fixture
+def compile_once(pytestconfig: pytest.Config, tmp_path: Path) -> Callable[..., tuple[list[compiled.Compiled], str]]:
+    """Compile kernels by nvcc, and give what it says of them and their PTX; what it said of the same source is kept."""
+
+    def compile_for(architecture: str, half: bool = True) -> tuple[list[compiled.Compiled], str]:
+        sources = [cuda_kernels.source(files) for files in (cuda_kernels.FILES, cuda_kernels.HOPPER_FILES)]
+        tools = [
+            Path(compiled.__file__).read_text(encoding="utf-8"),
+            compiled.compiler_version(),
+            compiled.disassembler(),
+        ]
+        key = f"nvcc/{sha256(repr([*sources, *tools, architecture, half]).encode()).hexdigest()}"
+        made = pytestconfig.cache.get(key, None) if hasattr(pytestconfig, "cache") else None
+        if made is None:
+            kernels = compiled.compile_for(architecture, half=half, folder=tmp_path)
+            made = {"kernels": [asdict(one) for one in kernels], "ptx": (tmp_path / "kernels.ptx").read_text()}
+            if hasattr(pytestconfig, "cache"):
+                pytestconfig.cache.set(key, made)
+        kernels = [
+            compiled.Compiled(**{**one, "instructions": Counter(one["instructions"])}) for one in made["kernels"]
+        ]
+        return kernels, made["ptx"]
+
+    return compile_for

@@ -17,7 +17,6 @@ from hkm_dask.kmeans.lloyd import iterate
 from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding import coreset
 from tests.emulated import kernels
-from tests.emulated.plugin import build_once
 from tests.gpu.conftest import HAS_GPU
 
 #: Clusters and features of iterations whose bytes are counted.
@@ -46,11 +45,11 @@ def config() -> hkm.Config:
 @pytest.mark.skipif(HAS_GPU or kernels.missing() is not None, reason=str(kernels.missing() or "time there is dear"))
 @pytest.mark.parametrize("n_workers", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_workers_with_gpus_build_the_tree_that_processors_build(
-    n_workers: int, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+    n_workers: int, tmp_path: Path, built_kernels: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows = embeddings(120)
     expected = arrays_of(hkm.build_hierarchy(rows, tmp_path / "cpu.zarr", config()))
-    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(build_once(tmp_path_factory)))
+    monkeypatch.setenv("HKM_EMULATED_KERNELS", str(built_kernels))
     monkeypatch.setattr("hkm_dask.compute.runner._ROUND_TRIP_FLOPS", 1.5e4)  # several tasks for little work
     with (
         LocalCluster(

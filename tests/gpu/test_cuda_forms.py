@@ -30,7 +30,7 @@ from hkm_dask.kmeans.search.cuda.forms import forms_here, quickest, sound_forms
 from hkm_dask.kmeans.search.engine import RowTile
 from hkm_dask.kmeans.search.geometry import make_geometry
 from tests.emulated import kernels
-from tests.emulated.plugin import Emulator, build_once
+from tests.emulated.plugin import Emulator
 from tests.gpu.broken import break_hopper, break_kernels
 from tests.gpu.conftest import HAS_GPU
 from tests.gpu.inputs import geometry_of, groups, twice
@@ -203,13 +203,13 @@ def test_a_worker_does_not_end_over_and_over_where_nothing_can_be_noted(
 )
 @pytest.mark.skipif(HAS_GPU or kernels.missing() is not None, reason=str(kernels.missing() or "time there is dear"))
 def test_a_worker_whose_device_is_lost_is_started_again_and_goes_on_with_the_next_form(
-    name: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    name: str, tmp_path: Path, built_kernels: Path
 ) -> None:
     rows, centroids = groups(120, 24, np.float16), groups(50, 24, seed=1)
     with Runner(n_threads=1) as runner:
         expected = nearest_labels(ArrayRows(rows), centroids, runner=runner)
     environment = {
-        "HKM_DEVICE": "cuda", "HKM_EMULATED_KERNELS": str(build_once(tmp_path_factory)), "HKM_MUTANT": name,
+        "HKM_DEVICE": "cuda", "HKM_EMULATED_KERNELS": str(built_kernels), "HKM_MUTANT": name,
         "CUPY_CACHE_DIR": str(tmp_path / "cupy"), "OMP_NUM_THREADS": "1",
     }  # fmt: skip
     preload = str(Path(__file__).with_name("on_broken_worker.py"))
@@ -246,7 +246,16 @@ def test_what_a_process_of_its_own_tells(monkeypatch: pytest.MonkeyPatch, case: 
     code, expected = PROGRAMS[case]
     program(monkeypatch, "-c", code)
     monkeypatch.setattr(cuda_check_process, "find_fault", lambda *_, **__: "here")
-    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.4 if "sleep" in code else 60.0)
+    monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.4 if case == "is slow to begin" else 60.0)
+    if case == "hangs":  # once it has begun, which takes a busy machine its time
+        is_ready = cuda_check_process._Child.is_ready
+
+        def is_ready_for_little_time(child: Any) -> bool:
+            begun = is_ready(child)
+            monkeypatch.setattr(cuda_check_process, "LIMIT_SECONDS", 0.1)
+            return begun
+
+        monkeypatch.setattr(cuda_check_process._Child, "is_ready", is_ready_for_little_time)
     assert cuda_forms._fault_apart(ONE, 0) == expected
 
 

@@ -4,6 +4,7 @@ import ctypes
 import re
 import shutil
 import sys
+from collections.abc import Callable
 from ctypes.util import find_library
 from pathlib import Path
 from typing import Any
@@ -40,18 +41,19 @@ needs_nvcc = pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs the 
 @pytest.mark.parametrize("half", [False, True], ids=["float32", "float16"])
 @pytest.mark.parametrize("architecture", compiled.TARGETS)
 def test_the_kernels_compile_and_spill_nothing(
-    architecture: str, half: bool, tmp_path: Path, request: pytest.FixtureRequest
+    architecture: str, half: bool, compile_once: Callable[..., Any], request: pytest.FixtureRequest
 ) -> None:
     if (architecture, half) not in {("sm_80", False), ("sm_90", True)} and not request.config.getoption("--slow"):
         pytest.skip("takes minutes; run `pytest --slow`")
-    kernels = {one.kernel: one for one in compiled.compile_for(architecture, half=half, folder=tmp_path)}
+    made, ptx = compile_once(architecture, half)
+    kernels = {one.kernel: one for one in made}
     assert len(kernels) == 15 + 3 * (not half)
     assert not [one for one in kernels.values() if one.spilled or one.stack]
     assert kernels["nearest_two"].registers * 256 <= 65536  # one block of 256 threads on a multiprocessor
     if kernels["nearest_two"].instructions:
         assert kernels["nearest_two"].instructions["HMMA.16816.F32"] == 128
         assert not [name for one in kernels.values() for name in one.instructions if name.startswith(("LDL", "STL"))]
-    assert_nothing_is_flushed((tmp_path / "kernels.ptx").read_text())
+    assert_nothing_is_flushed(ptx)
 
 
 @needs_nvcc

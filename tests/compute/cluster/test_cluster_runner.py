@@ -152,11 +152,10 @@ def test_a_folder_a_worker_does_not_see_is_refused(
 
 
 def test_a_cluster_without_workers_is_told(workers: ClusterRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    def give_up(n: int, timeout: float) -> None:
-        raise TimeoutError
-
+    # Of the minutes that are waited for one to come there are none.
+    monkeypatch.setattr(list_workers, "__defaults__", (1, 0.2, None))
+    monkeypatch.setattr(cluster_runner, "_WORKERS_COME_WITHIN", 0.2)
     monkeypatch.setattr(workers.client, "sync", lambda *args, **options: {"id": workers._scheduler, "workers": {}})
-    monkeypatch.setattr(workers.client, "wait_for_workers", give_up)
     advice = r"workers=0 should be at least 1; start `dask worker ADDRESS` and run again"
     with pytest.raises(ComputeError, match=advice):
         workers.map(abs, [1], stage="assign")

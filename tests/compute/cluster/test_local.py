@@ -77,7 +77,7 @@ def stop_next_workers(number: int, stopped: list[psutil.Process], n: int = 1) ->
                     if child not in [*before, *stopped] and any("spawn_main" in word for word in child.cmdline()):
                         child.send_signal(number)
                         stopped.append(child)
-            time.sleep(0.01)
+            time.sleep(0.05)  # to look through all processes takes its time, too
 
     stopping = threading.Thread(target=stop)
     stopping.start()
