@@ -440,6 +440,16 @@ def test_workers_remember_no_rows_of_a_file_that_was_written_to_since(
     assert_same(tmp_path / "processes.zarr", tmp_path / "threads.zarr")
 
 
+@pytest.mark.usefixtures("many_tasks")
+def test_near_duplicates_of_one_pool_are_not_told_of_the_next(tmp_path: Path, client: Client) -> None:
+    for i in range(4):
+        rows = np.random.default_rng(i).permutation(blobs(100 + 50 * i))[:, : 3 + i]
+        pool = hkm.ingest(rows, tmp_path / f"{i}.zarr", chunk_mb=0.001)
+        found, expected = hkm.dedup(pool, 0.99, client=client), hkm.dedup(pool, 0.99)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.groups.first, expected.groups.first)
+
+
 @pytest.mark.faults
 def test_damage_seen_by_a_worker_is_told_here(tmp_path: Path, client: Client) -> None:
     hkm.ingest(blobs(), tmp_path / "pool.zarr", chunk_mb=0.001)
