@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -406,6 +407,47 @@ def test_begun_here_and_finished_there(
     hkm.build_hierarchy(pool, tmp_path / "tree.zarr", CONFIG, client=client if second else None)
     assert_same(tmp_path / "tree.zarr", pool.with_name("quiet.zarr"))
     assert [path.name for path in tmp_path.iterdir()] == ["tree.zarr"]
+
+
+@pytest.mark.usefixtures("many_tasks")
+@pytest.mark.parametrize("kind", ["npy", "memory map", "foreign"])
+def test_workers_remember_no_rows_of_a_file_that_was_written_to_since(
+    tmp_path: Path, client: Client, kind: str
+) -> None:
+    first, then = blobs(), blobs()[::-1].copy()
+    table: Any = None
+    if kind == "foreign":
+        table = zarr.create_array(tmp_path / "x", shape=first.shape, chunks=(100, 6), dtype="f4")
+    elif kind == "memory map":  # its time of change stays while its pages are dirty
+        table = np.lib.format.open_memmap(tmp_path / "x", "w+", first.dtype, first.shape)
+
+    def save(rows: np.ndarray) -> None:
+        if table is not None:
+            table[:] = rows
+            return
+        np.save(tmp_path / "new.npy", rows)
+        os.utime(tmp_path / "new.npy", (1e9, 1e9))  # as archives that are made to repeat have it
+        shutil.copy2(tmp_path / "new.npy", tmp_path / "x")
+
+    save(first)
+    km = hkm.KMeans(40, random_state=0, client=client).fit(tmp_path / "x")
+    labels = km.predict(tmp_path / "x")
+    save(then)
+    np.testing.assert_array_equal(km.predict(tmp_path / "x"), labels[::-1])
+    config = CONFIG.model_copy(update={"levels": CONFIG.levels[:1]})
+    hkm.build_hierarchy(tmp_path / "x", tmp_path / "processes.zarr", config, client=client)
+    hkm.build_hierarchy(then, tmp_path / "threads.zarr", config)
+    assert_same(tmp_path / "processes.zarr", tmp_path / "threads.zarr")
+
+
+@pytest.mark.usefixtures("many_tasks")
+def test_near_duplicates_of_one_pool_are_not_told_of_the_next(tmp_path: Path, client: Client) -> None:
+    for i in range(4):
+        rows = np.random.default_rng(i).permutation(blobs(100 + 50 * i))[:, : 3 + i]
+        pool = hkm.ingest(rows, tmp_path / f"{i}.zarr", chunk_mb=0.001)
+        found, expected = hkm.dedup(pool, 0.99, client=client), hkm.dedup(pool, 0.99)
+        np.testing.assert_array_equal(found.rows, expected.rows)
+        np.testing.assert_array_equal(found.groups.first, expected.groups.first)
 
 
 @pytest.mark.faults

@@ -23,7 +23,7 @@ import numpy as np
 
 from hkm_dask.data import layout
 from hkm_dask.data.files import careful
-from hkm_dask.data.npy import npy_pieces, read_npy_rows
+from hkm_dask.data.npy import npy_pieces, read_npy, read_npy_rows
 from hkm_dask.data.objects import ObjectPath, each, location
 from hkm_dask.errors import StoreError
 
@@ -133,12 +133,11 @@ class SharedArray:
     def _load(self) -> np.ndarray:
         try:
             with location(str(self.path)).open("rb") as file:
-                array: np.ndarray = np.load(file, allow_pickle=False)
+                return read_npy(file, f"work file {self.path}")
         except OSError as error:
             raise StoreError(
                 f"work file {self.path} should be readable by every worker; put the output on a shared file system"
             ) from error
-        return array
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """Rows `start` up to `stop`, without reading the others.

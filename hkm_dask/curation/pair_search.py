@@ -120,7 +120,7 @@ class _ConnectRows:
 
     def __call__(self, part: Part) -> _Edges:
         group = self.group
-        slots: _Operands = _operands.get(group.first, (group.rows,), lambda: _Operands(group, self.geometry))
+        slots: _Operands = _operands.get(group.rows.name, (group.rows,), lambda: _Operands(group, self.geometry))
         labels, cosines = (array.read(part.start, part.stop) for array in (self.labels, self.cosines))
         stop, n_slots, numbers = group.first + len(group.begins), len(slots.norms), group.numbers.get()
         parent = np.arange(n_slots + TILE_ROWS)

@@ -6,6 +6,7 @@ import ast
 import io
 import math
 import os
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,6 +27,8 @@ MAX_NPY_HEADER = 10_000
 _VERSIONS = ((1, 0), (2, 0), (3, 0))
 #: Bytes that the header of an array of ours has at most.
 _HEADER_BYTES = 1024
+#: Before 3.11.8 and 3.12.2, Python fails by chance where two threads parse at the same time (gh-106905).
+_parsing = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -78,21 +81,31 @@ def read_npy_header(file: IO[bytes], label: str, n_bytes: int | None = None) -> 
 
 def _read_header(start: io.BytesIO, version: tuple[int, int]) -> tuple[tuple[int, ...], bool, np.dtype]:
     """Have NumPy parse a header, after the magic bytes; what it raises is not foreseen."""
-    if version == (1, 0):
-        return npy_format.read_array_header_1_0(start, max_header_size=MAX_NPY_HEADER)
-    if version == (3, 0):
-        # NumPy has no reader of version 3 for others. It is version 2 in UTF-8, without the slips of Python 2.
-        length = int.from_bytes(start.read(4), "little")
-        ast.literal_eval(start.read(length).decode("utf-8"))
-        start.seek(npy_format.MAGIC_LEN)
-    return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
+    with _parsing:
+        if version == (1, 0):
+            return npy_format.read_array_header_1_0(start, max_header_size=MAX_NPY_HEADER)
+        if version == (3, 0):
+            # NumPy has no reader of version 3 for others. It is version 2 in UTF-8, without the slips of Python 2.
+            length = int.from_bytes(start.read(4), "little")
+            ast.literal_eval(start.read(length).decode("utf-8"))
+            start.seek(npy_format.MAGIC_LEN)
+        return npy_format.read_array_header_2_0(start, max_header_size=MAX_NPY_HEADER)
 
 
-def read_npy(file: IO[bytes], label: str, n_bytes: int) -> np.ndarray:
-    """Read a whole `.npy` stream of so many bytes, in C order; InputError as `read_npy_header`."""
+def read_npy(file: IO[bytes], label: str, n_bytes: int | None = None) -> np.ndarray:
+    """Read a whole `.npy` stream, of so many bytes where that is known; InputError as `read_npy_header`.
+
+    >>> stream = io.BytesIO(b"".join(npy_pieces(np.arange(4.0).reshape(2, 2), 16)))
+    >>> read_npy(stream, "x.npy")
+    array([[0., 1.],
+           [2., 3.]])
+    """
     header = read_npy_header(file, label, n_bytes)
     file.seek(header.offset)
-    return np.frombuffer(file.read(header.data_bytes), header.dtype).reshape(header.shape)
+    values = np.empty(math.prod(header.shape), header.dtype)
+    if file.readinto(as_buffer(values)) != header.data_bytes:  # type: ignore[attr-defined]
+        raise InputError(f"{label}: the .npy is truncated; copy or save the file again")
+    return values.reshape(header.shape, order="F" if header.fortran_order else "C")
 
 
 def read_npy_rows(place: Location, start: int, stop: int) -> np.ndarray:

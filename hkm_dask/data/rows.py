@@ -20,7 +20,7 @@ from hkm_dask.data.chunks import check_range, check_rows, open_array
 from hkm_dask.data.files import METADATA_FILE, careful, empty_to_read, local_path, read_complete, read_into, read_json
 from hkm_dask.data.foreign import METADATA_FILES, check_remote
 from hkm_dask.data.npy import read_npy_header
-from hkm_dask.data.objects import Location, ObjectPath, location
+from hkm_dask.data.objects import Location, location
 from hkm_dask.errors import InputError, StoreError
 
 #: Of rows that were gathered from others: the `Rows.key` of those, and their numbers there (int64).
@@ -36,7 +36,9 @@ class Rows(ABC):
     n_rows: int
     n_features: int
     dtype: np.dtype  # float16, float32 or float64: the type in which rows are read
-    key: tuple[Hashable, ...]  # identifies the content, for caches of one process
+    #: Identifies the content, for caches of processes that outlive a run: by its fingerprint, or else by a name that is
+    #: made when rows are opened, as nothing that is known of a file without one tells that it was not written to since.
+    key: tuple[Hashable, ...]
     label: str  # what to call it in messages
     chunk_rows: int = 1  # rows of a storage chunk, which is read whole; 1 where any rows can be read alone
 
@@ -159,7 +161,7 @@ class NpyRows(Rows):
         self._describe(shape, stored, label)
         self._stored, self._fortran, self._data = stored, False, offset
         self._state, self._watched = file_state(state), True
-        self.key = ("npy", self.path, offset, *self._state)
+        self.key = ("npy", uuid.uuid4().hex)
 
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """See `Rows.read`."""
@@ -222,10 +224,7 @@ class ZarrRows(Rows):
         self.chunk_rows = spec.chunk_rows
         if fingerprint and self.array.fingerprint != fingerprint:
             raise StoreError(f"{folder} was replaced by another array meanwhile; run the command again on the new one")
-        version: Hashable = self.array.fingerprint
-        if not self.array.fingerprint:
-            version = tuple(_version(folder / name) for name in (METADATA_FILE, ".zarray"))
-        self.key = ("zarr", self.label, version)
+        self.key = ("zarr", self.label, self.array.fingerprint or uuid.uuid4().hex)
 
     def head(self, n_rows: int) -> ZarrRows:
         """The first rows of them."""
@@ -261,14 +260,6 @@ def max_abs(rows: np.ndarray) -> float:
     most_negative = int(rows.view(f"u{n_bytes}").max())
     bits = max(largest, most_negative - sign if most_negative >= sign else 0)
     return float(np.array(bits, dtype=f"u{n_bytes}").view(rows.dtype))
-
-
-def _version(file: Location) -> Hashable:
-    """What tells the metadata of an array from others at their place; None where there are none."""
-    try:
-        return file.state()["e_tag"] if isinstance(file, ObjectPath) else file_state(file.stat())
-    except FileNotFoundError:
-        return None
 
 
 class RemoteZarrRows(Rows):

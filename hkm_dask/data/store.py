@@ -41,6 +41,11 @@ PathLike = str | os.PathLike[str]
 #: In an object store, as long as what has it is not complete: tells that it is ours, to be continued or removed.
 _BEGUN_FILE = ".unfinished"
 _OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
+#: Names that a file is expected under, and no folder.
+_OF_FILES = (
+    ".arrow", ".csv", ".feather", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv",
+    ".txt", ".yaml", ".yml",
+)  # fmt: skip
 
 #: Files that are waited for together.
 _SYNCS_AT_ONCE = 16
@@ -52,9 +57,23 @@ def _retired_path(target: Location) -> Location:
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
-    """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours."""
+    """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours.
+
+    Where nothing is yet, a name that only a file would have is refused: whoever gives it wants another command.
+
+    >>> check_destination("clusters.parquet")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: ...clusters.parquet should not end in .parquet, as a Zarr store is a folder; name it
+    clusters.zarr, of which `hkm export` makes a table (.parquet), and `hkm sample` lists of rows (.npy, .csv, .txt)
+    """
     target = location(path).absolute()
     if not (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
+        if target.suffix.lower() in _OF_FILES:
+            name = f"{target.name.removesuffix(target.suffix)}.zarr"
+            raise InputError(
+                f"{target} should not end in {target.suffix}, as a Zarr store is a folder; name it {name}, of which "
+                "`hkm export` makes a table (.parquet), and `hkm sample` lists of rows (.npy, .csv, .txt)"
+            )
         return
     if not overwrite:
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")

@@ -24,7 +24,7 @@ from hkm_dask.data.row_views import UnitRows, unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
-from hkm_dask.kmeans.predict import nearest_labels
+from hkm_dask.kmeans.predict import nearest_labels, refuse_zero_rows
 
 if TYPE_CHECKING:
     from distributed import Client
@@ -150,6 +150,11 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             Euclidean distances, not squared, in float64 for rows in float64, else in float32; NaN for centroids that
             are; of the same kind as `predict` gives. Made from matrix products: they round more than what `predict`
             compares.
+
+        Raises
+        ------
+        InputError
+            Rows of another width, or rows of zeros where the metric is cosine.
         """
         check_is_fitted(self)
         centroids, spherical = self.cluster_centers_, self.metric == "cosine"
@@ -158,12 +163,15 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
             answer: Any
             if is_dask_array(x):
                 arguments = {"centroids": centroids, "spherical": spherical}
-                answer = over_blocks(_distances, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids))
+                answer = over_blocks(
+                    _distance_block, x, arguments, dtype=_distance_dtype(x.dtype), n_columns=len(centroids)
+                )
             else:
                 with rows_of(x, runner) as rows:
                     answer = np.empty((rows.n_rows, len(centroids)), _distance_dtype(rows.dtype))
                     for low, high in itertools.pairwise(rows.bounds(_TRANSFORM_BYTES).tolist()):
-                        answer[low:high] = _distances(rows.read(low, high), centroids=centroids, spherical=spherical)
+                        where = f"rows {low}:{high} of {rows.label}"
+                        answer[low:high] = _distances(rows.read(low, high), where, centroids, spherical=spherical)
         return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
 
 
@@ -225,15 +233,21 @@ def _distance_dtype(dtype: np.dtype) -> np.dtype:
     return np.dtype(np.float64 if layout.float_dtype(dtype) == np.float64 else np.float32)
 
 
-def _distances(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
+def _distance_block(block: Any, *, centroids: NDArray[np.float32], spherical: bool) -> NDArray[Any]:
     host = simplified(block, 0)
-    dtype = _distance_dtype(host.dtype)
-    if not len(host):
+    return _distances(host, f"rows 0:{len(host)} of array", centroids, spherical=spherical)
+
+
+def _distances(rows: NDArray[Any], where: str, centroids: NDArray[np.float32], *, spherical: bool) -> NDArray[Any]:
+    dtype = _distance_dtype(rows.dtype)
+    if not len(rows):
         return np.empty((0, len(centroids)), dtype)
+    if spherical:
+        rows = unit_rows(rows)
+        refuse_zero_rows(rows, where)
     used = ~np.isnan(centroids[:, 0])
-    answer = np.full((len(host), len(centroids)), np.nan, dtype)
+    answer = np.full((len(rows), len(centroids)), np.nan, dtype)
     # About their middle, little of the squares cancels.
     middle = centroids[used].mean(axis=0, dtype=np.float64)
-    rows = (unit_rows(host) if spherical else host) - middle
-    answer[:, used] = euclidean_distances(rows, centroids[used] - middle)
+    answer[:, used] = euclidean_distances(rows - middle, centroids[used] - middle)
     return answer

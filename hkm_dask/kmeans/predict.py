@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,12 +80,22 @@ class LabelRows:
             raise InputError(
                 f"max_abs={largest:g} in {where} should be < {limit:.3g}, without NaN or Inf; leave such rows out"
             )
-        n_zero = len(tile.rows) - int(tile.rows.any(axis=1).sum()) if self.geometry.spherical else 0
-        if n_zero:
-            raise InputError(
-                f"n_zero_rows={n_zero} in {where} should be 0 for metric='cosine', they have no direction; "
-                "leave them out"
-            )
+        if self.geometry.spherical:
+            refuse_zero_rows(tile.rows, where)
+
+
+def refuse_zero_rows(rows: Any, where: str) -> None:
+    """Refuse rows of zeros, which have no direction and may be on a device, naming where they are from.
+
+    >>> refuse_zero_rows(np.zeros((1, 2)), "X")
+    Traceback (most recent call last):
+    hkm_dask.errors.InputError: n_zero_rows=1 in X should be 0 for metric='cosine', they have no direction; leave
+    them out
+    """
+    if n_zero := len(rows) - int(rows.any(axis=1).sum()):
+        raise InputError(
+            f"n_zero_rows={n_zero} in {where} should be 0 for metric='cosine', they have no direction; leave them out"
+        )
 
 
 def label_rows(

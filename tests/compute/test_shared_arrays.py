@@ -13,7 +13,7 @@ import pytest
 from hkm_dask.compute import shared_arrays
 from hkm_dask.compute.shared_arrays import RecentCache, SharedArray, SharedArrayStore
 from hkm_dask.data.objects import ObjectPath
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import InputError, StoreError
 from tests.forked import run_forked
 from tests.object_store import ObjectStore
 
@@ -150,5 +150,5 @@ def test_a_deleted_file_is_gone_and_may_be_deleted_again(tmp_path: Path) -> None
 def test_pickled_objects_are_not_loaded(tmp_path: Path) -> None:
     path = tmp_path / "objects.npy"
     np.save(path, np.array([{"a": 1}], dtype=object), allow_pickle=True)
-    with pytest.raises(ValueError, match="allow_pickle"):
+    with pytest.raises(InputError, match="holds pickled objects, which are never loaded"):
         SharedArray(path=str(path)).get()

@@ -2,9 +2,12 @@
 
 import contextlib
 import errno
+import gc
 import io
 import os
 import struct
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -150,3 +153,37 @@ def test_a_full_disk_is_named_while_a_piece_is_written(tmp_path: Path, monkeypat
     monkeypatch.setattr(os, "pwrite", Flaky(os.pwrite, 1, errno.ENOSPC))
     with pytest.raises(StoreError, match=r"writing .*a.npy: the disk is full"):
         npy.write_npy_rows(tmp_path / "a.npy", offset, 0, values())
+
+
+def test_threads_read_headers_at_the_same_time() -> None:
+    """Python before 3.11.8 fails where the garbage collector lets another thread parse between (gh-106905)."""
+    stream, errors, end = io.BytesIO(), list[BaseException](), time.monotonic() + 10
+    np.save(stream, np.zeros((3, 2)))
+
+    def read(depth: int) -> None:
+        if depth:  # what is compared is how deep each thread was
+            return read(depth - 1)
+        for _ in range(700):
+            try:
+                assert npy.read_npy_header(io.BytesIO(stream.getvalue()), "x.npy").shape == (3, 2)
+            except BaseException as error:
+                errors.append(error)
+            if errors or time.monotonic() > end:
+                return
+
+    def let_others(*_: object) -> None:
+        time.sleep(0)
+
+    threshold = gc.get_threshold()
+    gc.callbacks.append(let_others)
+    gc.set_threshold(3)
+    try:
+        threads = [threading.Thread(target=read, args=(7 * i,)) for i in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(let_others)
+    assert errors == []

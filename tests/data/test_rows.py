@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import zarr
 
+import hkm_dask as hkm
 from hkm_dask.data import chunks, layout, row_views, rows, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.pool import open_pool
@@ -82,6 +83,15 @@ def test_keys_tell_contents_apart_and_travel(tmp_path: Path, kind: str) -> None:
     (tmp_path / "other").mkdir()
     assert KINDS[kind](tmp_path / "other", values()).key != found.key
     assert row_views.UnitRows(found).key != found.key
+
+
+def test_what_has_no_fingerprint_is_another_whenever_it_is_opened(tmp_path: Path) -> None:
+    # What workers remember by the key outlives a run, and the file may be written to in between.
+    np.save(tmp_path / "x.npy", values())
+    zarr.create_array(tmp_path / "foreign", data=values(), chunks=(5, values().shape[1]))
+    pool = hkm.ingest(values(), tmp_path / "pool.zarr")
+    for path, is_known in ((tmp_path / "x.npy", False), (tmp_path / "foreign", False), (pool.path, True)):
+        assert (rows.as_rows(path).key == rows.as_rows(path).key) is is_known
 
 
 @pytest.mark.parametrize("kind", ["npy", "zarr", "foreign"])
@@ -221,7 +231,7 @@ def test_rows_of_whatever_holds_some(tmp_path: Path) -> None:
     for one in held:
         np.testing.assert_array_equal(rows.as_rows(one).read(0, N), array)
     assert rows.as_rows(on_disk) is on_disk
-    assert rows.as_rows(held[-1]).key == rows.as_rows(tmp_path / "a").key == on_disk.key
+    assert rows.as_rows(held[-1]).label == rows.as_rows(tmp_path / "a").label == on_disk.label
 
 
 def test_a_pool_gives_its_embeddings(tmp_path: Path) -> None:

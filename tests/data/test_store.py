@@ -2,7 +2,9 @@
 
 import os
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import pytest
 import xarray as xr
 import zarr
 
+import hkm_dask as hkm
 from hkm_dask.data import files, layout, store
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import read_attributes
@@ -235,6 +238,33 @@ def test_what_is_not_ours_is_never_replaced(tmp_path: Path) -> None:
             store.check_destination(tmp_path / name, overwrite=True)
     (tmp_path / "empty").mkdir()
     store.check_destination(tmp_path / "empty", overwrite=True)
+
+
+@pytest.mark.parametrize("name", ["a.parquet", "a.NPY", "a.csv", "a.txt", "a.json"])
+def test_no_store_begins_under_the_name_of_a_file(tmp_path: Path, name: str) -> None:
+    config = hkm.Config(levels=[{"n_clusters": 2}])
+    tree = hkm.build_hierarchy(np.eye(3), tmp_path / "tree.zarr", config)
+    makers: list[Callable[[Path], Any]] = [
+        partial(hkm.ingest, np.eye(3)),
+        lambda path: hkm.build_hierarchy(np.eye(3), path, config),
+        partial(hkm.assign, tree, np.eye(3)),
+    ]
+    for make_store in makers:
+        with pytest.raises(InputError, match=r"/a\.\w+ should not end in \.\w+, .*; name it a\.zarr, .*`hkm export`"):
+            make_store(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["tree.zarr"]
+
+
+def test_nor_in_an_object_store(bucket: ObjectPath) -> None:
+    with pytest.raises(InputError, match=r"/a\.npy should not end in \.npy, "):
+        hkm.ingest(np.eye(3), str(bucket / "a.npy"))
+    assert not list(bucket.rglob("*"))
+
+
+def test_a_store_that_has_the_name_of_a_file_stays_one(tmp_path: Path) -> None:
+    pool = hkm.ingest(np.eye(3), tmp_path / "pool.zarr")
+    Path(pool.path).rename(tmp_path / "pool.npy")  # as releases before made them
+    assert hkm.ingest(np.eye(2), tmp_path / "pool.npy", overwrite=True).n_samples == 2
 
 
 @pytest.mark.parametrize("bound", [False, True])

@@ -391,8 +391,10 @@ def test_rows_without_direction_are_refused(x: np.ndarray) -> None:
     with pytest.raises(InputError, match="n_zero_rows=2"):
         hkm.KMeans(K, metric="cosine").fit(zero)
     km = hkm.KMeans(K, metric="cosine", random_state=0).fit(x)
-    with pytest.raises(InputError, match="n_zero_rows=2"):
-        km.predict(zero)
+    for given in (zero, da.from_array(zero, chunks=(len(zero), 6))):
+        for answer in (km.predict, km.transform):
+            with pytest.raises(InputError, match=rf"n_zero_rows=2 in rows 0:{len(zero)} of .*array"):
+                np.asarray(answer(given))
 
 
 # -- what is refused ---------------------------------------------------------------------------------------------------

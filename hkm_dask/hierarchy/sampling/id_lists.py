@@ -6,7 +6,7 @@ import csv
 import io
 import operator
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,13 +78,16 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
     """Read ids, which are row numbers where the pool has none; `option` is where they were given.
 
     `ids` are an array, or a file as `hkm sample` writes it: ids in ``.txt``, ids or row numbers in ``.parquet`` and
-    ``.csv``, row numbers in ``.npy``. InputError where the file cannot be read, or what it has is something else.
+    ``.csv``, row numbers in ``.npy``. In a ``.csv`` without a column ``row``, as others write it, a ``'`` before what
+    is like a formula stays where the pool has such an id. InputError where the file cannot be read, or what it has is
+    something else.
     """
     kind = None if pool is None or not pool.has_ids else pool.ids(np.empty(0, np.int64)).dtype.kind  # type: ignore[union-attr]
     name = option
     if isinstance(ids, str | os.PathLike):
         name = f"{option}={str(ids)!r}"
-        values, are_rows = _read_file(ids, kind, name)
+        is_text = kind is not None and kind not in "iu"
+        values, are_rows = _read_file(ids, kind, name, lambda some: _found(some, pool, n_rows) if is_text else set())
     else:
         values, are_rows = as_array(ids), False
     if not values.size:
@@ -101,6 +104,15 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
     return IdList(name, values, are_rows)
 
 
+def _found(some: set[str], pool: Pool | None, n_rows: int) -> set[str]:
+    """Those of some ids that the pool has."""
+    found: set[str] = set()
+    if some and pool is not None:
+        for rows in row_blocks(n_rows):
+            found.update(some.intersection(pool.ids(np.arange(rows.start, rows.stop)).tolist()))  # type: ignore[union-attr]
+    return found
+
+
 def _whole(values: np.ndarray, name: str) -> np.ndarray:
     if np.can_cast(values.dtype, np.int64):
         return values.astype(np.int64)
@@ -111,8 +123,10 @@ def _whole(values: np.ndarray, name: str) -> np.ndarray:
         raise InputError(f"{name} should be whole numbers, as the pool has them; leave out what is none") from None
 
 
-def _read_file(path: str | os.PathLike[str], kind: str | None, name: str) -> tuple[np.ndarray, bool]:
-    """Ids, or numbers of rows and True; `kind` is that of the pool's ids, if it has any."""
+def _read_file(
+    path: str | os.PathLike[str], kind: str | None, name: str, found: Callable[[set[str]], set[str]]
+) -> tuple[np.ndarray, bool]:
+    """Ids, or numbers of rows and True; `kind` is that of the pool's ids, if any, and `found` tells which it has."""
     suffix, wanted = Path(path).suffix, f"{name} should be a file of ids"
     if suffix not in SUFFIXES:
         raise InputError(f"{wanted}: {', '.join(SUFFIXES)}, as `hkm sample` writes it; convert it")
@@ -130,18 +144,23 @@ def _read_file(path: str | os.PathLike[str], kind: str | None, name: str) -> tup
             ids = [line.removesuffix("\r") for line in lines]
             return np.array([line for line in ids if line], dtype=object), False
         if suffix == ".csv":
-            return _read_csv(read_regular(path, _MAX_TEXT_BYTES).decode("utf-8-sig"), kind is not None, wanted)
+            text = read_regular(path, _MAX_TEXT_BYTES).decode("utf-8-sig")
+            return _read_csv(text, kind is not None, wanted, found)
         return _read_parquet(path, kind is not None, wanted)
 
 
-def _read_csv(text: str, has_ids: bool, wanted: str) -> tuple[np.ndarray, bool]:
+def _read_csv(text: str, has_ids: bool, wanted: str, found: Callable[[set[str]], set[str]]) -> tuple[np.ndarray, bool]:
     rows = csv.reader(io.StringIO(text, newline=""), strict=True)
     header = next(rows, [])
     column = _id_column(header, has_ids, wanted)
     place = header.index(column)
     cells = [row[place] for row in rows if row]
-    # `hkm sample` puts a ' before what a spreadsheet would compute.
-    ids = [cell[1:] if cell.startswith("'") and is_like_formula(cell) else cell for cell in cells]
+    # `hkm sample` puts a ' before what a spreadsheet would compute, in files with a column `row`. Others may have been
+    # cut from such a file, or have ids as they are: what the pool has so is one.
+    quoted = {cell for cell in cells if cell.startswith("'") and is_like_formula(cell)}
+    if "row" not in header:
+        quoted -= found(quoted)
+    ids = [cell[1:] if cell in quoted else cell for cell in cells]
     return np.array(ids, dtype=object), column == "row"
 
 

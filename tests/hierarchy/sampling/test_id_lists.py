@@ -49,6 +49,23 @@ def test_texts_are_found_in_files_that_people_have(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.parquet", None) == [9]  # without ids in the pool rows are all there is
 
 
+def test_a_quote_mark_that_an_id_has_of_its_own_stays(tmp_path: Path) -> None:
+    # `hkm sample` writes a column `row`, and one more ' before each of these; a file without it may be another's.
+    ids = np.array(["=1", "'=1", "''=2", "'=3", "=4"], dtype=object)
+    pool: Any = SimpleNamespace(has_ids=True, columns=(), ids=lambda rows: ids[rows])
+    for text, expected in [
+        ("id\n=1\n", [0]),
+        ("id\n'=1\n", [1]),
+        ("row,id\n0,'=1\n", [0]),
+        ("row,id\n1,''=1\n", [1]),
+        ("id\n''=2\n'=3\n", [2, 3]),
+        ("id\n'''=2\n'=4\n", [2, 4]),  # cut from a file of ours: the pool has none that reads so
+    ]:
+        (tmp_path / "ids.csv").write_text(text)
+        found = read_id_list(tmp_path / "ids.csv", pool, len(ids), "exclude_ids").rows(pool, len(ids))
+        assert np.flatnonzero(found).tolist() == expected, text
+
+
 ODD_TEXT = st.text("'=-a", max_size=3) | st.text("'=\t\r\n ,\"7\ufeff\0é", max_size=4) | st.text(max_size=5)
 
 
