@@ -155,7 +155,8 @@ class Checkpoints:
             self._write(path, centroids=centroids, **others)
             return centroids
         assert self.runner is not None
-        pieces, known = _keep_ranges(centroids, self.folder, _name_of(path, others), self.runner)
+        name = self._name_of(path, others, centroids.series.n_arrays)
+        pieces, known = _keep_ranges(centroids, self.folder, name, self.runner)
         self._write(path, **known, **others)
         before, self._pieces[path] = self._pieces.get(path, pieces), pieces
         if before != pieces:
@@ -169,11 +170,20 @@ class Checkpoints:
         if kept is None or "centroids" in kept:
             return None if kept is None else (kept["centroids"], kept)
         assert self.runner is not None
-        pieces = _kept_ranges(kept, self.folder, _name_of(path, kept), self.runner)
+        name = self._name_of(path, kept, len(kept["checksums"]))
+        pieces = _kept_ranges(kept, self.folder, name, self.runner)
         if pieces is None:
             return None
         self._pieces[path] = pieces
         return pieces, kept
+
+    def _name_of(self, path: Location, kept: Mapping[str, np.ndarray], n_ranges: int) -> str:
+        """What centroids in pieces are called that belong to a checkpoint.
+
+        Processes that outlive a run know them by it: no iteration, run or cut into ranges shares it with another.
+        """
+        run = hashlib.sha256(self.run.encode()).hexdigest()[:16]
+        return f"{path.name.partition('.')[0]}-{run}-{len(kept['inertia'])}-{n_ranges}"
 
     def _forget(self, path: Location) -> None:
         path.unlink(missing_ok=True)
@@ -226,11 +236,6 @@ class Checkpoints:
         while piece := file.read(layout.MIB):
             digest.update(piece)
         return digest.digest()
-
-
-def _name_of(path: Location, kept: Mapping[str, np.ndarray]) -> str:
-    """What centroids in pieces are called that belong to a checkpoint: no two iterations of a k-means share them."""
-    return f"{path.name.partition('.')[0]}-{len(kept['inertia'])}"
 
 
 # -- centroids in pieces -----------------------------------------------------------------------------------------------

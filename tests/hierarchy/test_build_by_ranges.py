@@ -53,6 +53,17 @@ def test_it_has_the_bits_of_a_tree_of_whole_clusters(
     assert sorted(path.name for path in tmp_path.iterdir()) == ["ranges.zarr", "whole.zarr"]
 
 
+def test_centroids_of_an_earlier_tree_at_its_place_are_not_taken(tmp_path: Path, shared_out: Any) -> None:
+    """They were kept under the same names, which a process knows its arrays by: trees came out of two pools' rows."""
+    config = Config(levels=levels(60, n_resamples=1, tol=0.0))
+    write_hierarchy(blobs(900, 6) + 9, tmp_path / "whole.zarr", config)
+    shared_out(3)
+    for rows in (blobs(900, 6, seed=5), blobs(900, 6) + 9):
+        write_hierarchy(rows, tmp_path / "tree.zarr", config)
+        tree = (tmp_path / "tree.zarr").rename(tmp_path / f"{rows[0, 0]}.zarr")
+    assert_same(tmp_path / "whole.zarr", tree)
+
+
 def test_fewer_distinct_rows_than_clusters(tmp_path: Path, shared_out: Any) -> None:
     rows, config = np.repeat(blobs(35, 4), 10, axis=0), Config(levels=levels(60, n_resamples=0))
     write_hierarchy(rows, tmp_path / "whole.zarr", config)
