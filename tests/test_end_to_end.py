@@ -324,7 +324,7 @@ def test_threads_and_processes_give_the_same_bits(
 @pytest.mark.parametrize(
     "settings",
     [
-        {"metric": "cosine", "subset": "idx.npy"},
+        pytest.param({"metric": "cosine", "subset": "idx.npy"}, marks=pytest.mark.slow),  # like a poor subset, below
         {
             "levels": (
                 hkm.Level(n_clusters=8, n_splits=3, n_resamples=1, max_iter=2),
@@ -356,7 +356,7 @@ def test_an_array_in_memory_reaches_the_workers(tmp_path: Path, client: Client, 
 
 
 @pytest.mark.usefixtures("many_tasks")
-@pytest.mark.parametrize(("metric", "n_splits"), [("l2", 2), ("cosine", 1)])
+@pytest.mark.parametrize(("metric", "n_splits"), [pytest.param("l2", 2, marks=pytest.mark.slow), ("cosine", 1)])
 def test_a_poor_subset_of_an_array_reaches_them_too(tmp_path: Path, client: Client, metric: str, n_splits: int) -> None:
     # Nine rows many times over, so that clusters stay empty and the next level has fewer rows than clusters below.
     rows = np.repeat(blobs()[:9], 40, axis=0)

@@ -146,6 +146,7 @@ def test_workers_that_share_no_folder_meet_in_the_store(
     assert not list(tmp_path.rglob("hkm-*"))
 
 
+@pytest.mark.slow
 def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
     pool: ObjectPath, bucket: ObjectPath, on_disk: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -154,7 +154,7 @@ def test_an_interrupted_run_leaves_no_process_and_tells_how_to_resume(
 
 @pytest.mark.faults
 @pytest.mark.usefixtures("heeds_hangup")
-@pytest.mark.parametrize(("number", "code"), SIGNALS[:2])
+@pytest.mark.parametrize(("number", "code"), [pytest.param(*SIGNALS[0], marks=pytest.mark.slow), SIGNALS[1]])
 def test_an_interrupt_while_workers_start_ends_them(pool: Path, number: signal.Signals, code: int) -> None:
     """By SIGTERM at once, where Dask would wait for them as Python ends, and fail; by Ctrl-C once all have started."""
     with subprocess.Popen(

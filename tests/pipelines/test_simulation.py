@@ -178,6 +178,7 @@ def test_figure_3_small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert "DBSCAN" in figure3.summarize(numbers)
 
 
+@pytest.mark.slow
 def test_rings_small(tmp_path: Path) -> None:
     numbers, pictures = rings.run(tmp_path, 1)
     entropy = {name: one["entropy"]["mean"] for name, one in numbers["draws"].items()}
