@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -128,6 +130,25 @@ class Size(click.ParamType):
         if size <= 0:
             self.fail(f"{value!r} should be a size above 0; write it like 4GiB", param, ctx)
         return size
+
+
+class Count(click.ParamType):
+    """A whole number, which may end in k, M or G; one below `least` is refused here, if that is given."""
+
+    name = "N"
+
+    def __init__(self, least: int | None = None) -> None:
+        self._least = least
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        """Read it."""
+        found = re.fullmatch(r"([+-]?[\d_,]{0,30}\.?\d{1,30})([kMG]?)", str(value), re.ASCII)
+        scale = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
+        number = Fraction(re.sub("[_,]", "", found[1])) * scale[found[2]] if found else None
+        if number is None or number.denominator > 1 or (self._least is not None and number < self._least):
+            rule = "a whole number" if self._least is None else f"a whole number >= {self._least}"
+            self.fail(f"{value!r} should be {rule}; write it like 743M", param, ctx)
+        return int(number)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import DTYPE, PATH, STORE, Size
+from hkm_dask.cli.options import DTYPE, PATH, STORE, Count, Size
 from hkm_dask.cli.output import Output, output_option
 from hkm_dask.cli.settings import read_settings, settings_options
 
@@ -18,25 +17,9 @@ if TYPE_CHECKING:
     from hkm_dask.data.objects import Location
 
 
-class Count(click.ParamType):
-    """A whole number, which may end in k, M or G."""
-
-    name = "N"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        """Read it."""
-        found = re.fullmatch(r"([\d_,]*\.?\d+)([kMG]?)", str(value))
-        number = (
-            float(re.sub("[_,]", "", found[1])) * {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}[found[2]] if found else 0
-        )
-        if number < 1 or number != int(number):
-            self.fail(f"{value!r} should be a whole number >= 1; write it like 743M", param, ctx)
-        return int(number)
-
-
 @click.argument("pool", type=STORE, metavar="[POOL.zarr]", required=False)
-@click.option("--n-samples", type=Count(), metavar="N", help="In place of a pool: its rows, like 743M.")
-@click.option("--n-features", type=Count(), metavar="D", help="In place of a pool: values of a row.")
+@click.option("--n-samples", type=Count(1), metavar="N", help="In place of a pool: its rows, like 743M.")
+@click.option("--n-features", type=Count(1), metavar="D", help="In place of a pool: values of a row.")
 @click.option("--dtype", type=DTYPE, default="float16", help="In place of a pool: how it is stored.")
 @settings_options
 @click.option("--workers", type=click.IntRange(min=1), metavar="W", help="Plan for W processes.")

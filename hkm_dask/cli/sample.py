@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, STORE, Clusters, OfColumn
+from hkm_dask.cli.options import PATH, STORE, Clusters, Count, OfColumn
 from hkm_dask.cli.output import Output, output_option
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
-@click.option("--size", type=int, required=True, metavar="N", help="How many rows.")
+@click.option("--size", type=Count(), required=True, metavar="N", help="How many rows, like 100000 or 100k.")
 @click.option("--out", type=STORE, required=True, metavar="FILE", help="An .npy, .parquet, .csv or .txt file to write.")
 @click.option(
     "--strategy",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import PATH, LocalPath, PerLevel, with_options
+from hkm_dask.cli.options import PATH, Count, LocalPath, PerLevel, with_options
 
 if TYPE_CHECKING:
     from hkm_dask.config import Config
@@ -43,7 +43,10 @@ settings_options = with_options(
         help="Cluster only these rows: a file of `hkm dedup` or `hkm sample`.",
     ),
     click.option(
-        "--fit-sample", type=int, metavar="N", help="Fit on N rows, taken at random; then give all rows their clusters."
+        "--fit-sample",
+        type=Count(),
+        metavar="N",
+        help="Fit on N rows, taken at random; then give all rows their clusters.",
     ),
 )
 

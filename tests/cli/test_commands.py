@@ -258,6 +258,20 @@ def test_sample_names_how_many_there_are(
     assert not (tmp_path / "out.npy").exists()
 
 
+def test_sizes_are_written_as_people_write_them(
+    hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]
+) -> None:
+    assert hkm("cluster", pool, tmp_path / "tree.zarr", *small).code == 0
+    for written, rows in (("0.05k", 50), ("1_00", 100), ("+5", 5), ("0.0501k", None), ("1e2", None), ("٥", None)):
+        drawn = tmp_path / f"{rows}.npy"
+        code, out, err = hkm("sample", tmp_path / "tree.zarr", "--size", written, "--out", drawn)
+        if rows is None:
+            assert code == 2
+            assert f"{written!r} should be a whole number; write it like 743M" in err
+        else:
+            assert (code, out) == (0, f"{drawn}: {rows} rows\n")
+
+
 def test_sample_may_repeat_rows_where_asked(
     hkm: Callable[..., Result], pool: Path, tmp_path: Path, small: list[str]
 ) -> None:
