@@ -173,12 +173,38 @@ def test_clusters_are_split_through_the_store_and_an_interrupted_run_goes_on(
         left = {place.name for place in (bucket / "tree.zarr.work").rglob("*")}
         assert {"level_1-split.npz", "found-0.npy"} < left
         assert not any(name.startswith(("regrouped", "run", "places", "shares")) for name in left)
-        (bucket / "tree.zarr.work" / "level_1-split" / "found-0.npy").unlink()  # that batch is split again
+        (found,) = (bucket / "tree.zarr.work").rglob("found-0.npy")
+        found.unlink()  # that batch is split again
         with subscribe(events.append):
             hkm.build_hierarchy(pool, bucket / "tree.zarr", split, client=client)
     assert any("clusters were split before" in event.fields.get("what", "") for event in events)
     assert same(bucket / "tree.zarr", tmp_path / "tree.zarr")
     assert [place.name for place in bucket.iterdir()] == ["pool.zarr", "tree.zarr"]
+
+
+def test_splits_of_other_rows_at_the_same_place_are_read_as_they_are(
+    bucket: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Workers remember headers by the names of arrays, and those of another tree had the same: its width was taken."""
+    config = Config(levels=[Level(n_clusters=6, n_splits=3, n_resamples=0, max_iter=3), LAST])
+    tables = samples(), samples()[:, :3]
+    for rows in tables:
+        hkm.build_hierarchy(rows, tmp_path / f"{rows.shape[1]}.zarr", config)
+    with strangers(tmp_path, monkeypatch) as client:
+        for rows in tables:
+            hkm.build_hierarchy(rows, bucket / "tree.zarr", config, client=client, restart=True)
+            assert same(bucket / "tree.zarr", tmp_path / f"{rows.shape[1]}.zarr")
+
+
+def test_what_a_cluster_keeps_of_a_pool_is_not_told_of_the_next(
+    bucket: ObjectPath, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with strangers(tmp_path, monkeypatch):
+        kept = []
+        for rows in (samples(), -samples()):
+            pool = hkm.ingest(rows, bucket / "pool.zarr", overwrite=True)
+            kept.append(pool.to_xarray()["embeddings"].persist())
+            np.testing.assert_array_equal(kept[-1], rows)
 
 
 def test_clusters_are_shared_out_through_the_store_and_an_interrupted_run_goes_on(

@@ -10,11 +10,14 @@ from typing import Any
 
 import google_crc32c
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 
 from hkm_dask import cli
 from hkm_dask.config import Config, Level
+from hkm_dask.curation.dedup import dedup
 from hkm_dask.data import layout
 from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import remove
@@ -29,6 +32,7 @@ from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans.estimator import KMeans
 from hkm_dask.kmeans.fit import Fit
+from hkm_dask.view.sample_sources import SampleSources
 
 pytestmark = pytest.mark.faults
 
@@ -202,6 +206,41 @@ def test_a_file_of_rows_replaced_during_a_run_fails(tmp_path: Path) -> None:
         build_hierarchy(tmp_path / "rows.npy", tmp_path / "new.zarr", CONFIG)
 
 
+def test_a_pool_replaced_while_open_mixes_nothing(copies: Path) -> None:
+    pool, rows = open_pool(copies / "pool.zarr"), np.array([1, 700])
+    data = pool.to_xarray()
+    np.testing.assert_array_equal(data["embeddings"], ROWS)
+    replace(copies, "pool.zarr", "other.zarr")
+    for ask in (
+        lambda: pool.ids(rows),
+        lambda: pool.ids(),
+        lambda: pool.to_xarray(),
+        lambda: data["ids"][:3].to_numpy(),
+        lambda: data["embeddings"].to_numpy(),
+    ):
+        with pytest.raises(StoreError, match=r"was replaced by another pool|is another chunk|may have been replaced"):
+            ask()
+
+
+def test_columns_of_a_replaced_pool_are_not_shown_for_its_own(tmp_path: Path) -> None:
+    for name, rows in (("pool", ROWS[:50]), ("other", ROWS[50:100])):
+        table = {"embedding": rows.tolist(), "id": list(range(50)), "caption": [f"{name} {row}" for row in range(50)]}
+        pq.write_table(pa.table(table), tmp_path / "rows.parquet")
+        ingest(tmp_path / "rows.parquet", tmp_path / f"{name}.zarr", ids="id", keep=["caption"], chunk_mb=0.0001)
+    pool = open_pool(tmp_path / "pool.zarr")
+    untouched, found = SampleSources(50, pool), dedup(pool, 0.999)
+    assert untouched.captions is not None
+    replace(tmp_path, "pool.zarr", "other.zarr")
+    for ask in (
+        lambda: pool.column("caption"),
+        lambda: pool.column_piece("caption", 0, 3),
+        lambda: untouched.captions.take(np.array([3])),
+        found.table,
+    ):
+        with pytest.raises(StoreError, match="was replaced by another pool"):
+            ask()
+
+
 def test_a_tree_replaced_while_open_mixes_nothing(copies: Path) -> None:
     tree, fresh = open_hierarchy(copies / "tree.zarr"), open_hierarchy(copies / "tree.zarr")
     lazy, path = tree.hkm.labels(2), tree.hkm.path(0)
@@ -272,22 +311,24 @@ def test_altered_metadata_of_a_tree(copies: Path, damage: str) -> None:
         open_hierarchy(copies / "tree.zarr")
 
 
-def test_a_finished_level_that_was_altered_is_built_again(copies: Path) -> None:
+@pytest.mark.parametrize("name", ["c/0", "checksums"])
+def test_a_finished_level_that_was_altered_is_built_again(copies: Path, name: str) -> None:
     class Stop(BaseException):
         pass
 
     def stop(event: Event) -> None:
-        if event.kind == "level_finished":
+        if event.kind == "level_started" and event.fields["level"] == 2:  # which has read the level below
             raise Stop
 
     with subscribe(stop), pytest.raises(Stop):
         build_hierarchy(copies / "pool.zarr", copies / "new.zarr", CONFIG)
-    shutil.copy(copies / "other tree.zarr/level_1/labels/c/0", copies / "new.zarr.wip/level_1/labels/c/0")
+    altered = "level_1/centroids/c/0/0" if name == "c/0" else "level_1/centroids/checksums"
+    shutil.copy(copies / "other tree.zarr" / altered, copies / "new.zarr.wip" / altered)
     told: list[str] = []
     with subscribe(lambda event: told.append(event.fields["message"]) if event.kind == "warning" else None):
         tree = build_hierarchy(copies / "pool.zarr", copies / "new.zarr", CONFIG)
     assert len(told) == 1
-    assert "level_1/labels: chunk 0" in told[0]
+    assert ("level_1/centroids: chunk 0" if name == "c/0" else altered) in told[0]
     assert told[0].endswith("level 1 is built again")
     for level, node in open_hierarchy(copies / "tree.zarr").children.items():
         assert node.dataset.equals(tree[level].dataset)

@@ -8,9 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data import layout
-from hkm_dask.data.chunks import open_array
-from hkm_dask.data.objects import location
 from hkm_dask.errors import InputError
 from hkm_dask.view.sample_sources import SampleSources
 
@@ -43,8 +40,7 @@ class Samples(SampleSources):
             raise InputError("pool=None should be there to look for neighbors of a row; give --pool")
         if not 0 <= row < self.n_rows:
             raise InputError(f"row={row} should be from 0 to {self.n_rows - 1}; choose another")
-        self.pool.check_unchanged()
-        return open_array(location(self.pool.path) / layout.EMBEDDINGS).read(row, row + 1)[0].astype(np.float32)
+        return self.pool.rows().read(row, row + 1)[0].astype(np.float32)
 
     def image(self, row: int, size: int) -> bytes:
         """Read an image as JPEG of at most `size` pixels a side; InputError where there is none."""

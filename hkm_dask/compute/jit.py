@@ -8,8 +8,9 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from numbers import Number
 from pathlib import Path
-from types import ModuleType
+from types import FunctionType, ModuleType
 from typing import Any
 
 from numba import config as numba_config
@@ -79,12 +80,36 @@ class Kernel:
 
 
 class _Kept(FunctionCache):
-    """numba's cache of a function, read without what only a compiler needs, which takes half a second of a process."""
+    """numba's cache of a function, read without what only a compiler needs, which takes half a second of a process.
+
+    It is out of date where any source was changed that goes into the function; numba looks at that of its own file.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        super().__init__(function)
+        self._cache_file._source_stamp = _stamp(function)
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """What is compiled for these types, or None."""
         rtsys.initialize(target_context)  # compiled code asks it for memory
         return self._load_overload(signature, target_context)
+
+
+def _stamp(function: Callable[..., Any]) -> tuple[Any, ...]:
+    """What changes with the source of a function, of those it calls, and with the numbers it takes from their files."""
+    pending, seen, numbers = list[Any]([function]), set[Any](), set[tuple[str, str]]()
+    while pending:
+        seen.add(one := pending.pop())
+        for name in one.__code__.co_names:
+            value = one.__globals__.get(name)
+            called = getattr(value, "py_func", getattr(value, "_defn", None))  # of a compiled function, an intrinsic
+            if isinstance(called, FunctionType) and called not in seen:
+                pending.append(called)
+            elif isinstance(value, Number | tuple):
+                numbers.add((name, repr(value)))
+    files = filter(Path.is_file, {Path(one.__code__.co_filename) for one in seen})
+    states = [(file.name, state.st_mtime, state.st_size) for file in files for state in [file.stat()]]
+    return sorted(states), sorted(numbers)
 
 
 def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:

@@ -264,6 +264,7 @@ class StoredArray:
         Whether its content has this checksum is checked on reading.
         """
         if self.spec.checked:
+            listed_checksums.cache_clear()  # the list is read again, whatever this process has seen of it
             for index, checksum in enumerate(self._stored_checksums()):
                 self._check_place(index, checksum)
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import open_array
-from hkm_dask.data.files import read_complete, similar_store
+from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.files import read_attributes, read_complete, similar_store
 from hkm_dask.data.layout import wip_path
 from hkm_dask.data.objects import each, location, whole_path, zarr_store
 from hkm_dask.data.rows import ZarrRows
@@ -103,14 +103,17 @@ class Pool:
 
     def check_unchanged(self) -> None:
         """Refuse, with a StoreError, to go on where another pool lies at its path by now."""
-        if open_pool(self.path).fingerprint != self.fingerprint:
+        self._check_is(open_pool(self.path).fingerprint)
+
+    def _check_is(self, fingerprint: object) -> None:
+        if fingerprint != self.fingerprint:
             raise StoreError(
                 f"{self.path} was replaced by another pool meanwhile; run the command again on the new one"
             )
 
     def ids(self, rows: np.ndarray | None = None) -> np.ndarray | None:
         """Ids (int64 or str) of all rows, or of row numbers in any order; None where the pool has no ids."""
-        return self._of_rows(layout.IDS, rows) if self.has_ids else None
+        return self._of_rows(self._arrays(layout.IDS)[0], rows) if self.has_ids else None
 
     def column(self, name: str, rows: np.ndarray | None = None) -> np.ndarray:
         """Values (int64, float64, bool or str) of one of the `columns`, for all rows or for row numbers in any order.
@@ -120,23 +123,31 @@ class Pool:
         if name not in self.columns:
             names = ", ".join(self.columns) or "none"
             raise InputError(f"column={name} should be one of the pool's columns, which are {names}; choose among them")
-        return self._with_mask(name, self._of_rows(name, rows), lambda mask: self._of_rows(mask, rows))
+        return self._with_mask(name, lambda array: self._of_rows(array, rows))
 
     def column_piece(self, name: str, start: int, stop: int) -> np.ndarray:
         """Values of a column for the rows `start` to `stop`; see `column`."""
-        values = open_array(location(self.path) / name).read(start, stop)
-        return self._with_mask(name, values, lambda mask: open_array(location(self.path) / mask).read(start, stop))
+        return self._with_mask(name, lambda array: array.read(start, stop))
 
     def to_xarray(self) -> xr.Dataset:
         """The pool as a lazy `xarray.Dataset` over ``sample`` and ``feature``: ``embeddings``, ``ids`` and the columns.
 
-        Missing numbers are NaN, which makes whole numbers floats; missing texts and truth values are None.
+        Missing numbers are NaN, which makes whole numbers floats; missing texts and truth values are None. Chunks are
+        checked when they are read: one that is missing, altered, or of a pool that has replaced this one by then is a
+        StoreError.
         """
         import xarray as xr
 
-        stored = xr.open_zarr(zarr_store(location(self.path))).isel({layout.SAMPLE: slice(self.n_samples)})
+        from hkm_dask.data.lazy_arrays import checked_arrays
+
+        folder = location(self.path)
+        opened = xr.open_zarr(zarr_store(folder), chunks=None)
+        stored = checked_arrays(opened, folder).isel({layout.SAMPLE: slice(self.n_samples)})
+        self._check_is(read_attributes(folder).get("fingerprint"))
         names = [layout.EMBEDDINGS, *([layout.IDS] if self.has_ids else []), *self.columns]
         variables = {name: stored[name] for name in names}
+        texts = [name for name in names if opened[name].dtype != stored[name].dtype]
+        variables |= {name: stored[name].astype(opened[name].dtype) for name in texts}
         for name in self.columns:
             if (mask := f"{name}{layout.MISSING_SUFFIX}") in stored:
                 values = variables[name]
@@ -144,13 +155,21 @@ class Pool:
                 variables[name] = wide.where(~stored[mask], np.nan if wide.dtype.kind == "f" else None)
         return xr.Dataset(variables, attrs={"pool": self.path, "fingerprint": self.fingerprint})
 
-    def _with_mask(self, name: str, values: np.ndarray, read: Callable[[str], np.ndarray]) -> np.ndarray:
+    def _with_mask(self, name: str, read: Callable[[StoredArray], np.ndarray]) -> np.ndarray:
         # That the mask was not lost is what opening the pool has checked: its digest is of all that lies in it.
         mask = f"{name}{layout.MISSING_SUFFIX}"
-        return np.ma.MaskedArray(values, read(mask)) if (location(self.path) / mask).is_dir() else values
+        if not (location(self.path) / mask).is_dir():
+            return read(*self._arrays(name))
+        values, missing = map(read, self._arrays(name, mask))
+        return np.ma.MaskedArray(values, missing)
 
-    def _of_rows(self, name: str, rows: np.ndarray | None) -> np.ndarray:
-        array = open_array(location(self.path) / name)
+    def _arrays(self, *names: str) -> list[StoredArray]:
+        """Arrays of the pool, which fail when it is replaced; StoreError where another pool is there already."""
+        arrays = each(open_array, [location(self.path) / name for name in names], location(self.path))
+        self._check_is(read_attributes(self.path).get("fingerprint"))
+        return arrays
+
+    def _of_rows(self, array: StoredArray, rows: np.ndarray | None) -> np.ndarray:
         if rows is None:
             return array.read(0, self.n_samples)
         rows = np.asarray(rows)

@@ -20,13 +20,14 @@ from hkm_dask.config import Config
 from hkm_dask.data import layout, pool_writer, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import METADATA_FILE, read_attributes, read_complete
+from hkm_dask.data.lazy_arrays import checked_arrays
 from hkm_dask.data.objects import Location, location, zarr_store
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.source import ClusterInput, open_source
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.nearest import paths_of_centroids
-from hkm_dask.hierarchy.tree.tree import checked_arrays, open_hierarchy
+from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.predict import LabelRows, geometry_of
 from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.version import __version__

@@ -143,15 +143,17 @@ def write_hierarchy(
                 run = hashlib.sha256(f"{settings}{source.fingerprint}{source.subset}".encode()).hexdigest()
                 build = _Build(config, source, folder, runner, Checkpoints(work, run, runner=runner))
                 runner.prepare(partial(prepare, source.rows.n_features, source.rows.dtype, config.dtype))
-                build.check()
-                store.create_group(folder, _identity(config, source))
-                build.run()
+                try:
+                    build.check()
+                    store.create_group(folder, _identity(config, source))
+                    build.run()
+                finally:  # or what a run that fails holds would count against the next one of this process
+                    host_cache.clear()
+                    device_cache.clear()
             levels: list[Location] = list(folder.glob("level_*"))
             seconds = sum(attributes["seconds"] for attributes in each(read_attributes, levels, folder))
             source.check_unchanged()
             store.mark_complete(folder, {"seconds": round(seconds, 3)})
-            host_cache.clear()
-            device_cache.clear()
     return target
 
 

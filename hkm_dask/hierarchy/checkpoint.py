@@ -85,6 +85,11 @@ class Checkpoints:
         self._inertia: list[float] = []
         self._pieces: dict[Location, SharedPieces] = {}  # of the checkpoints whose centroids are in pieces
 
+    @property
+    def run_name(self) -> str:
+        """The run, in the names of arrays that outlive a process: one that outlives the run knows them by these."""
+        return hashlib.sha256(self.run.encode()).hexdigest()[:16]
+
     def finished(self, level: int) -> StepHistory:
         """Steps of a level (from 1) that are done, from step 0 on."""
         steps = StepHistory()
@@ -182,8 +187,7 @@ class Checkpoints:
 
         Processes that outlive a run know them by it: no iteration, run or cut into ranges shares it with another.
         """
-        run = hashlib.sha256(self.run.encode()).hexdigest()[:16]
-        return f"{path.name.partition('.')[0]}-{run}-{len(kept['inertia'])}-{n_ranges}"
+        return f"{path.name.partition('.')[0]}-{self.run_name}-{len(kept['inertia'])}-{n_ranges}"
 
     def _forget(self, path: Location) -> None:
         path.unlink(missing_ok=True)

@@ -226,8 +226,10 @@ def _tables(
         for what, (shape, dtype, starts) in shapes.items():
             table: _Table
             if runner.array_store.is_remote:
-                place = location(str(runner.array_store.folder)) if checkpoints is None else checkpoints.folder
-                table = Pieces(SharedArrayStore(str(place / name)), what, np.append(starts, shape[0]))
+                place = location(str(runner.array_store.folder)) / name
+                if checkpoints is not None:
+                    place = checkpoints.folder / f"{name}-{checkpoints.run_name}"
+                table = Pieces(SharedArrayStore(str(place)), what, np.append(starts, shape[0]))
             else:
                 table = _File.make(Path(runner.work_dir) / f"{name}.{what}", shape, dtype, kept=kept)
             tables.append(stack.enter_context(_lent(table, kept=kept)))

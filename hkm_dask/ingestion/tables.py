@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -50,7 +51,7 @@ class TableRows(Rows):
             raise InputError(f"{label}: type={found} should be a list of numbers; choose another column")
         n_features = getattr(kind, "list_size", None) or self._probe(label)
         self._describe((file.n_rows, n_features), dtype, label)
-        self.key = ("table", label, file.path.stat().st_mtime_ns)
+        self.key = ("table", uuid.uuid4().hex)
 
     def group_of(self, row: int) -> int:
         """Number of the group a row is in, where reading begins."""

@@ -133,3 +133,38 @@ def test_what_was_compiled_is_read_without_a_compiler(tmp_path: Path, monkeypatc
         assert subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip() == is_ready
         for kept in (tmp_path / "kernels").rglob("typed.twice*"):
             kept.unlink()
+
+
+_USER = """
+from hkm_dask.compute.jit import kernel
+from used import N, scaled
+
+
+@kernel("f8(f8)")
+def total(value):
+    return scaled(value) + N
+"""
+_USED = """
+from numba import njit
+
+N = {n}
+
+
+@njit
+def scaled(value):
+    return {scale}.0 * value
+"""
+
+
+def test_what_was_compiled_with_code_of_another_file_is_compiled_again_as_that_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """numba looks at the file of a function alone: after an update its old code would go on with that of before."""
+    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
+    (tmp_path / "user.py").write_text(_USER)
+    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import user; print(user.total(2.0))"
+    for n, scale in [(1, 2), (1, 3), (7, 3)]:
+        (tmp_path / "used.py").write_text(_USED.format(n=n, scale=scale))
+        words = [sys.executable, "-B", "-P", "-c", program]
+        found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
+        assert float(found) == 2.0 * scale + n

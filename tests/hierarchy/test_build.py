@@ -10,6 +10,7 @@ import xarray as xr
 import zarr
 
 from hkm_dask.compute import runner as runner_module
+from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.cluster.connect import connect
 from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
@@ -156,6 +157,16 @@ def test_levels_are_those_of_the_algorithm(tmp_path: Path, steps: list[Step], se
     rows, config = blobs(), Config(levels=tuple(settings), seed=3)
     build_hierarchy(rows, tmp_path / "tree.zarr", config)
     check_against_plain_numpy(tmp_path / "tree.zarr", rows, config, steps)
+
+
+def test_what_a_run_that_failed_held_does_not_count_against_the_next(tmp_path: Path) -> None:
+    def stop(event: Event) -> None:
+        if event.kind == "level_started" and event.fields["level"] == 2:
+            raise KeyboardInterrupt
+
+    with subscribe(stop), pytest.raises(KeyboardInterrupt):
+        build_hierarchy(blobs(), tmp_path / "tree.zarr", Config(levels=tuple(levels(40, 12))))
+    assert host_cache.held == 0
 
 
 @pytest.mark.parametrize("chunk_mb", [None, 0.0005])

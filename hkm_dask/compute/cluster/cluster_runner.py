@@ -266,7 +266,7 @@ class ClusterRunner(Runner):
         After a moment without any worker Dask keeps the tasks that were meant for a dead one back for ever, although
         others are allowed to take them.
         """
-        with _explained(self.client, stage, items), self.client.as_current(), self._annotated(stage):
+        with _explained(self.client, stage, items), _current(self.client), self._annotated(stage):
             for _ in range(_ATTEMPTS):
                 begin = time.perf_counter()
                 self._count(self._list_workers())
@@ -383,6 +383,22 @@ def _renamed(stage: str, phase: str) -> str:
     ('reduce-iteration7', 'reduce')
     """
     return phase + "".join(stage.partition("-")[1:])
+
+
+@contextmanager
+def _current(client: Client) -> Iterator[None]:
+    """Have Dask's functions wait by a client, in this thread.
+
+    `Client.as_current` sets Dask's configuration besides, which is one for all threads: of two runs at once, the last
+    to end would leave it as the other had made it.
+    """
+    from distributed.client import _current_client
+
+    token = _current_client.set(client)
+    try:
+        yield
+    finally:
+        _current_client.reset(token)
 
 
 @contextmanager

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import os
 
-import dask.array as da
 import xarray as xr
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_complete, similar_store
-from hkm_dask.data.objects import Location, each, location, whole_path, zarr_store
+from hkm_dask.data.lazy_arrays import checked_arrays
+from hkm_dask.data.objects import location, whole_path, zarr_store
 from hkm_dask.errors import StoreError
 from hkm_dask.hierarchy.tree.accessor import HkmAccessor
 from hkm_dask.untrusted import reading
@@ -57,18 +56,3 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
         for level, node in tree.children.items():
             node.dataset = checked_arrays(node.to_dataset(), folder / level)
     return tree
-
-
-def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
-    """A group that xarray opened, with Dask arrays whose every chunk is checked when it is read.
-
-    Those of a tree that took its place fail.
-    """
-    names = list(map(str, group.data_vars))
-    stored = each(open_array, [folder / name for name in names], folder)
-    variables = [group.variables[name] for name in names]
-    arrays = [
-        da.from_array(one, chunks=old.encoding["chunks"], name=f"{name}-{one.fingerprint}", fancy=False)
-        for name, one, old in zip(names, stored, variables, strict=True)
-    ]
-    return group.assign({name: old.copy(data=new) for name, old, new in zip(names, variables, arrays, strict=True)})

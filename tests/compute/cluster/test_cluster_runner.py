@@ -13,6 +13,7 @@ from operator import methodcaller
 from pathlib import Path
 from typing import Any
 
+import dask
 import distributed
 import numpy as np
 import psutil
@@ -201,6 +202,14 @@ def test_a_small_kmeans_is_one_task_and_leaves_nothing_behind(workers: ClusterRu
     assert workers.client.run(eval, held) == n_bytes
     assert same_bits(fit(rows, settings, geometry=geometry, runner=workers), expected)
     assert not same_bits(other, expected)
+
+
+def test_a_run_leaves_the_configuration_of_dask_alone(workers: ClusterRunner) -> None:
+    """It is one for all threads: of two runs at once, the last to end left it as the other had made it."""
+    heard: list[object] = []
+    with dask.config.set(scheduler="threads"), pytest.raises(ZeroDivisionError):
+        workers.call(_tell_and_fail, 3, stage="test", hear=lambda _: heard.append(dask.config.get("scheduler")))
+    assert heard == ["threads"]
 
 
 def test_one_task_tells_what_happens_in_it_and_has_the_threads_of_its_host(workers: ClusterRunner) -> None:
