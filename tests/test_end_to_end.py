@@ -199,7 +199,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Path:
         ),
         Wrong("sample tree.zarr --size 101 --out o.npy", 1, ("size=101 should be a whole number from 1 to the 100",)),
         Wrong("sample tree.zarr --size 201 --multiplier 2 --out o.npy", 1, ("size=201 should be",)),
-        Wrong("sample tree.zarr --size many --out o.npy", 2, ("'many' is not a valid integer",)),
+        Wrong("sample tree.zarr --size many --out o.npy", 2, ("'many' should be a whole number; write it like 743M",)),
         Wrong("info absent.zarr", 1, ("absent.zarr",)),
     ],
     ids=lambda wrong: wrong.words,
