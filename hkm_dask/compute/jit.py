@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from numbers import Number
 from pathlib import Path
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from numba import config as numba_config
@@ -97,19 +97,33 @@ class _Kept(FunctionCache):
 
 def _stamp(function: Callable[..., Any]) -> tuple[Any, ...]:
     """What changes with the source of a function, of those it calls, and with the numbers it takes from their files."""
-    pending, seen, numbers = list[Any]([function]), set[Any](), set[tuple[str, str]]()
+    pending, seen, numbers, files = list[Any]([function]), set[Any](), set[tuple[str, str]](), set[Path]()
     while pending:
         seen.add(one := pending.pop())
-        for name in one.__code__.co_names:
+        files.add(Path(one.__code__.co_filename))
+        for name in _names(one.__code__):
             value = one.__globals__.get(name)
-            called = getattr(value, "py_func", getattr(value, "_defn", None))  # of a compiled function, an intrinsic
-            if isinstance(called, FunctionType) and called not in seen:
+            # Of a compiled function, of an intrinsic, and what an intrinsic calls.
+            called = getattr(value, "py_func", getattr(value, "_defn", value))
+            if isinstance(called, FunctionType) and called not in seen and _is_ours(called.__module__):
                 pending.append(called)
+            elif isinstance(value, ModuleType) and _is_ours(value.__name__):
+                files.add(Path(value.__file__ or ""))
             elif isinstance(value, Number | tuple):
                 numbers.add((name, repr(value)))
-    files = filter(Path.is_file, {Path(one.__code__.co_filename) for one in seen})
-    states = [(file.name, state.st_mtime, state.st_size) for file in files for state in [file.stat()]]
+    states = [(file.name, state.st_mtime, state.st_size) for file in files if file.is_file() for state in [file.stat()]]
     return sorted(states), sorted(numbers)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function looks up, and the functions within it do."""
+    inner = (_names(const) for const in code.co_consts if isinstance(const, CodeType))
+    return set(code.co_names).union(*inner)
+
+
+def _is_ours(module: str) -> bool:
+    """Whether a module may change under what was compiled: none of numba's, nor of what that compiles with."""
+    return not module.startswith(("numba", "llvmlite", "numpy"))
 
 
 def _compiled(function: Callable[..., Any], signature: str) -> Callable[..., Any]:

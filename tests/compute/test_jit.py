@@ -145,6 +145,7 @@ def total(value):
     return scaled(value) + N
 """
 _USED = """
+import deep
 from numba import njit
 
 N = {n}
@@ -152,7 +153,15 @@ N = {n}
 
 @njit
 def scaled(value):
-    return {scale}.0 * value
+    return {scale}.0 * value + deep.more()
+"""
+_DEEP = """
+from numba import njit
+
+
+@njit
+def more():
+    return {more}
 """
 
 
@@ -163,8 +172,10 @@ def test_what_was_compiled_with_code_of_another_file_is_compiled_again_as_that_c
     monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     (tmp_path / "user.py").write_text(_USER)
     program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import user; print(user.total(2.0))"
-    for n, scale in [(1, 2), (1, 3), (7, 3)]:
-        (tmp_path / "used.py").write_text(_USED.format(n=n, scale=scale))
+    for n, scale, more in [(1, 2, 0), (1, 3, 0), (7, 3, 0), (7, 3, 50)]:
+        for name, source in (("used.py", _USED.format(n=n, scale=scale)), ("deep.py", _DEEP.format(more=more))):
+            if not (tmp_path / name).exists() or (tmp_path / name).read_text() != source:
+                (tmp_path / name).write_text(source)
         words = [sys.executable, "-B", "-P", "-c", program]
         found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        assert float(found) == 2.0 * scale + n
+        assert float(found) == 2.0 * scale + n + more
