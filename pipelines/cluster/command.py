@@ -1,7 +1,9 @@
-"""Builds a tree on four hosts of one machine, or on nodes of SLURM; projects the hours of runs too large to be tried.
+"""Builds a tree on hosts of one machine, by the recipes of clusters; projects the hours of runs too large to be tried.
 
 python pipelines/cluster/run.py hosts EMBEDDINGS.npy
 python pipelines/cluster/run.py slurm EMBEDDINGS.npy
+python pipelines/cluster/run.py ssh EMBEDDINGS.npy
+python pipelines/cluster/run.py pods EMBEDDINGS.npy
 python pipelines/cluster/run.py project --record
 """
 
@@ -14,8 +16,10 @@ import click
 
 from pipelines import records
 from pipelines.cluster.hosts import main as hosts
+from pipelines.cluster.pods import main as pods
 from pipelines.cluster.projection import FAILURES, MEMORY, N_GPUS, UNEVENNESS, project_all
 from pipelines.cluster.slurm import main as slurm
+from pipelines.cluster.ssh import main as ssh
 
 
 @click.group()
@@ -25,6 +29,8 @@ def main() -> None:
 
 main.add_command(hosts, "hosts")
 main.add_command(slurm, "slurm")
+main.add_command(ssh, "ssh")
+main.add_command(pods, "pods")
 
 
 @main.command()

@@ -15,9 +15,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import click
@@ -99,6 +100,19 @@ class Hosts:
         """Take the cable out: the host goes on, and nobody hears of it."""
         _ip("link", "set", f"{self.tag}o{i}", "down")
 
+    def command(
+        self, i: int, *words: str, name: str, known: Path, mounts: Mapping[str, Path] = MappingProxyType({})
+    ) -> list[str]:
+        """How a program runs on a host of some name, which knows the names in a file, as /etc/hosts has them.
+
+        `mounts` are folders that it sees elsewhere.
+        """
+        binds = "".join(
+            f"mount --bind {source} {target}; " for target, source in {"/etc/hosts": known, **mounts}.items()
+        )
+        inside = ["nsenter", f"--net=/run/netns/{self.host(i)}", "unshare", "--uts", "--mount"]
+        return [*inside, "sh", "-ec", f'hostname {name}; {binds}exec "$@"', "sh", *words]
+
     @contextmanager
     def running(self, i: int, *words: str, log: Path) -> Iterator[subprocess.Popen[bytes]]:
         """A program of this environment on a host, ended with the context."""
@@ -149,6 +163,11 @@ def differences(one: Path, other: Path) -> list[str]:
     files = [path.relative_to(one) for path in one.rglob("c/*") if path.is_file() and "inertia" not in path.parts]
     files += [path.relative_to(one) for path in one.rglob("c/*/*") if path.is_file()]
     return [str(file) for file in files if (one / file).read_bytes() != (other / file).read_bytes()]
+
+
+def where_workers_started(log: str) -> list[str]:
+    """The addresses that workers of Dask tell in a log."""
+    return sorted({line.split()[-1] for line in log.splitlines() if "Start worker at:" in line})
 
 
 def first_rows(embeddings: Path, n_rows: int | None, folder: Path) -> Path:

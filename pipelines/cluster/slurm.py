@@ -23,7 +23,7 @@ from typing import Any
 
 import click
 
-from pipelines.cluster.hosts import Hosts, differences, ended, first_rows
+from pipelines.cluster.hosts import Hosts, differences, ended, first_rows, where_workers_started
 
 RECIPE = Path(__file__).with_name("recipes") / "slurm.sh"
 #: Programs that it takes.
@@ -92,10 +92,8 @@ class Slurm:
 
     def _on(self, i: int, words: tuple[str, ...]) -> dict[str, Any]:
         """How a program runs on a host: with its name, and the names of all."""
-        begin = f'hostname {self.names[i]}; mount --bind {self.folder}/hosts /etc/hosts; exec "$@"'
-        inside = ["nsenter", f"--net=/run/netns/{self.hosts.host(i)}", "unshare", "--uts", "--mount"]
-        environment = os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}
-        return {"args": [*inside, "sh", "-c", begin, "sh", *words], "env": environment}
+        command = self.hosts.command(i, *words, name=self.names[i], known=self.folder / "hosts")
+        return {"args": command, "env": os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}}
 
     def _start(self, i: int, *words: str) -> None:
         log = self._stack.enter_context((self.folder / f"{words[0]}-{i}.log").open("ab"))
@@ -143,8 +141,10 @@ def run(embeddings: Path, words: list[str], folder: Path, n_nodes: int) -> dict[
     log = (folder / "job.log").read_text()
     if not (folder / "job.zarr").exists():
         raise click.ClickException(f"the job failed\n{log[-2000:]}")
-    workers = {line.split()[-1] for line in log.splitlines() if "Start worker at:" in line}
-    return {"workers": sorted(workers), "differences": differences(folder / "one.zarr", folder / "job.zarr")}
+    return {
+        "workers": where_workers_started(log),
+        "differences": differences(folder / "one.zarr", folder / "job.zarr"),
+    }
 
 
 @click.command()

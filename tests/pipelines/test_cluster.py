@@ -3,7 +3,9 @@
 import json
 import os
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -16,7 +18,7 @@ from hkm_dask.config import Config
 from hkm_dask.planning.gpus import GPUS
 from hkm_dask.planning.plan import make_plan
 from hkm_dask.planning.workers import PlannedRows, Workers
-from pipelines.cluster import slurm
+from pipelines.cluster import pods, slurm, ssh
 from pipelines.cluster.command import main
 from pipelines.cluster.simulator import Cluster, Pass, _Run, passes_of, simulate
 
@@ -95,15 +97,62 @@ def test_hosts_give_the_bits_of_one_process(tmp_path: Path) -> None:
     assert told["hosts"] == told["lost"] == []
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
-    os.geteuid() != 0 or any(shutil.which(name) is None for name in slurm.PROGRAMS), reason="needs root, and SLURM"
-)
-def test_nodes_of_slurm_give_the_bits_of_one_process(tmp_path: Path) -> None:
-    """The recipe, by `sbatch`, on three nodes with names and addresses of their own; a worker on each."""
+def takes(programs: Iterable[str]) -> pytest.MarkDecorator:
+    """Skip a test where this user, or this machine, has not what it takes."""
+    missing = os.geteuid() != 0 or any(shutil.which(name) is None for name in programs)
+    return pytest.mark.skipif(missing, reason=f"needs root, and {', '.join(programs)}")
+
+
+@pytest.fixture
+def embeddings(tmp_path: Path) -> Path:
     rng = np.random.default_rng(0)
-    rows = rng.normal(size=(60, 64))[rng.integers(60, size=6_000)] + rng.normal(size=(6_000, 64))
+    rows = rng.normal(size=(60, 64))[rng.integers(60, size=12_000)] + rng.normal(size=(12_000, 64))
     np.save(tmp_path / "rows.npy", rows.astype(np.float16))
-    told = slurm.run(tmp_path / "rows.npy", ["--n-clusters", "200,20", "--n-resamples", "1"], tmp_path, 3)
+    return tmp_path / "rows.npy"
+
+
+@pytest.mark.slow
+@takes(slurm.PROGRAMS)
+def test_nodes_of_slurm_give_the_bits_of_one_process(embeddings: Path, tmp_path: Path) -> None:
+    """The recipe, by `sbatch`, on three nodes with names and addresses of their own; a worker on each."""
+    told = slurm.run(embeddings, ["--n-clusters", "200,20", "--n-resamples", "1"], tmp_path, 3)
     assert told["differences"] == []
     assert len({urlsplit(worker).hostname for worker in told["workers"]}) == len(told["workers"]) == 3
+
+
+@pytest.mark.slow
+@takes(ssh.PROGRAMS)
+def test_hosts_reached_by_ssh_give_the_bits_of_one_process(embeddings: Path, tmp_path: Path) -> None:
+    """The recipe, run on a host that has no worker; two have one each."""
+    pytest.importorskip("asyncssh")
+    told = ssh.run(embeddings, "200,20", tmp_path, 2)
+    assert told["differences"] == []
+    assert len({urlsplit(worker).hostname for worker in told["workers"]}) == len(told["workers"]) == 2
+
+
+@pytest.fixture(params=["recipe", "operator"])
+def objects(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    """The objects of Kubernetes of both recipes."""
+    if request.param == "operator":
+        pytest.importorskip("dask_kubernetes")
+    return pods.objects_of_operator() if request.param == "operator" else pods.objects_of_recipe()
+
+
+@pytest.mark.slow
+def test_objects_pass_the_schemas_of_kubernetes(objects: list[dict[str, Any]]) -> None:
+    validator = pytest.importorskip("kubernetes_validate")
+    for one in objects:
+        validator.validate(one, "1.37", strict=True)
+    objects[0]["spec"]["replica"] = 1
+    with pytest.raises(validator.ValidationError):
+        validator.validate(objects[0], "1.37", strict=True)
+
+
+@pytest.mark.slow
+@takes(pods.PROGRAMS)
+def test_pods_that_are_killed_give_the_bits_of_one_process(
+    objects: list[dict[str, Any]], embeddings: Path, tmp_path: Path
+) -> None:
+    """A worker and the run are killed: as many pods follow."""
+    told = pods.run(embeddings, objects, tmp_path)
+    assert told == {"pods": 8, "differences": []}
