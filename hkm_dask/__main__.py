@@ -1,8 +1,18 @@
-"""Run the command line as ``python -m hkm_dask``."""
+"""The `hkm` command, and ``python -m hkm_dask``."""
 
 from __future__ import annotations
 
-from hkm_dask.cli import main
+import signal
+
+
+def main(prog_name: str | None = None) -> None:
+    """Run the command line; Ctrl-C before it has begun ends the process as it would a shell command, without a word."""
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from hkm_dask.cli import main as command
+
+    signal.signal(signal.SIGINT, before)
+    command(prog_name=prog_name)
+
 
 if __name__ == "__main__":
-    main(prog_name="python -m hkm_dask")
+    main("python -m hkm_dask")

@@ -74,7 +74,7 @@ def test_every_public_name_exists_and_is_documented() -> None:
 
 
 def test_the_entry_point_is_the_command() -> None:
-    assert PROJECT["scripts"] == {"hkm": "hkm_dask.cli:main"}
+    assert PROJECT["scripts"] == {"hkm": "hkm_dask.__main__:main"}
     assert isinstance(main, click.Group)
 
 

@@ -69,6 +69,23 @@ def test_an_interrupt_unwinds_and_tells_how_to_go_on(
     assert "Traceback" not in done.stderr
 
 
+def test_an_interrupt_of_imports_ends_the_command_without_a_word() -> None:
+    """The import of click sends Ctrl-C to its own process."""
+    script = f"""
+import os, runpy, sys
+
+class Finder:
+    def find_spec(self, name, *rest):
+        if name == "click":
+            os.kill(os.getpid(), {int(signal.SIGINT)})
+
+sys.meta_path.insert(0, Finder())
+runpy.run_module("hkm_dask", run_name="__main__")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, "", "")
+
+
 def test_under_nohup_a_hangup_is_not_heeded(signaled: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     done = signaled(signal.SIGHUP, 0, "SIG_IGN")
     assert (done.returncode, done.stdout, done.stderr) == (0, "left\nwent on\n", "")
