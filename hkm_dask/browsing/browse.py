@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import html
 import os
-from types import TracebackType
 
 import xarray as xr
 
@@ -70,9 +69,7 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __repr__(self) -> str:

@@ -101,7 +101,7 @@ def update(
             made = opened.attrs.get("pool") or "an array"
             raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
         with _pools(new, home, grown, options, may_join=n_before == grown.n_samples) as added:
-            if _has_joined(added, grown):
+            if added and grown.history and grown.history[-1][2] == tuple(one.fingerprint for one in added):
                 added = []
                 emit("resumed", what="these samples are in the pool already")
             elif added and n_before < grown.n_samples:
@@ -146,10 +146,6 @@ def _check(added: Sequence[Pool], pool: Pool, tree: xr.DataTree) -> None:
     n_zero = sum(one.n_zero_rows for one in added)
     if tree.attrs["metric"] == "cosine" and n_zero:
         raise InputError(f"n_zero_rows={n_zero} of the new samples should be 0 for metric='cosine'; leave them out")
-
-
-def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
-    return bool(added and pool.history) and pool.history[-1][2] == tuple(one.fingerprint for one in added)
 
 
 def _check_unfinished(target: Location) -> None:
@@ -207,14 +203,11 @@ def _made(new: list[Any], target: Location, home: Location, pool: Pool, options:
 
 
 def _check_ids(new: list[Any], pool: Pool, options: Mapping[str, Any]) -> None:
-    """Refuse rows without ids where the pool has some, before they are read."""
-    if pool.has_ids and options["ids"] is None and options["ids_file"] is None and all(map(_is_there, new)):
+    """Refuse rows without ids where the pool has some, before they are read; what is not there is refused by then."""
+    there = all(not isinstance(one, str | os.PathLike) or location(one).exists() for one in new)
+    if pool.has_ids and options["ids"] is None and options["ids_file"] is None and there:
         remedy = "name their column with ids (--ids), or a file that has them with ids_file (--ids-file)"
         raise InputError(f"{_names(new)} should have ids, as {pool.path} has; {remedy}")
-
-
-def _is_there(new: Any) -> bool:
-    return not isinstance(new, str | os.PathLike) or location(new).exists()
 
 
 def _names(new: Sequence[Any]) -> str:

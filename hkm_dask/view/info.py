@@ -185,21 +185,17 @@ def _pool_lines(facts: Facts) -> list[str]:
     )
 
 
-def _fit_sample(n_rows: object) -> str | None:
-    return f"{n_rows:,} rows at random; all were assigned afterwards" if isinstance(n_rows, int) else None
-
-
 def _tree_lines(facts: Facts) -> list[str]:
     config = facts["config"] or {}
     done = [level for level in facts["levels"] if level["complete"]]
-    planned = config.get("levels") or []
+    planned, n_fit = config.get("levels") or [], config.get("fit_sample")
     rows = [
         ("pool", facts["pool"] or "an array that was given"),
         ("samples", _samples(done)),
         ("joined", _joined(facts)),
         ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
         *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
-        ("fit on", _fit_sample(config.get("fit_sample"))),
+        ("fit on", f"{n_fit:,} rows at random; all were assigned afterwards" if isinstance(n_fit, int) else None),
         ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
