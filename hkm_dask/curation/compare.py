@@ -138,7 +138,6 @@ def _open(
     a: str | os.PathLike[str], b: str | os.PathLike[str], tree: str | os.PathLike[str] | None,
     pool: str | os.PathLike[str] | None,
 ) -> CuratedStore:  # fmt: skip
-    """The tree and the pool that both subsets are of."""
     for path in (a, b):
         if not location(path).exists():
             raise StoreError(f"{path} is missing; give a file of row numbers, a pool or a tree")

@@ -281,7 +281,6 @@ class _Batch:
             self._search(centers, np.concatenate(numbers), self.cells, self.squared)
 
     def _draw(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, tuple[Drawn, ...]]:
-        """The candidates of each group."""
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)

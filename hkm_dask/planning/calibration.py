@@ -209,7 +209,6 @@ class _Sample:
         return float(np.mean(made)), min(1.0, share)
 
     def parts(self, n_threads: int) -> list[Part]:
-        """What was done, counted."""
         table = Table(self.n_rows, self.n_features, self.itemsize, n_threads)
         return run_parts(table, self.config.levels, self.course)
 
