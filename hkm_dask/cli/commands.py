@@ -250,9 +250,7 @@ def assign(tree: Location, pool: Location, out: Location, restart: bool, place: 
 
 
 @command_of(
-    main,
-    "hkm update tree.zarr pool.zarr new.npy",
-    "hkm update tree.zarr pool.zarr new.npy --ids-file new.csv --ids id",
+    main, "hkm update tree.zarr pool.zarr new.npy", "hkm update tree.zarr pool.zarr new.npy --ids-file new.csv --ids id"
 )
 @click.argument("tree", type=STORE, metavar="TREE.zarr")
 @click.argument("pool", type=STORE, metavar="POOL.zarr")

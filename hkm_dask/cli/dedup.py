@@ -17,11 +17,7 @@ if TYPE_CHECKING:
 @click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr")
 @click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
 @click.option(
-    "--out",
-    type=STORE,
-    required=True,
-    metavar="FILE",
-    help="Where the rows kept go: .npy, .parquet, .csv or .txt.",
+    "--out", type=STORE, required=True, metavar="FILE", help="Where the rows kept go: .npy, .parquet, .csv or .txt."
 )
 @click.option(
     "--keep",
