@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.browse import browse
-from hkm_dask.cli.dedup import dedup
 from hkm_dask.cli.embed import embed
 from hkm_dask.cli.groups import Commands, command_of, debug_option
 from hkm_dask.cli.options import (
@@ -105,11 +103,54 @@ def ingest(sources: tuple[str, ...], pool: Location, place: Place, output: Outpu
 
 
 main.add_command(embed)
-command_of(
+
+
+@command_of(
     main,
     "hkm dedup pool.zarr --threshold 0.95 --out kept.npy",
     "hkm dedup tree.zarr --threshold 0.95 --out kept.npy --keep best --by score",
-)(dedup)
+)
+@click.argument("store", type=STORE, metavar="POOL.zarr|TREE.zarr")
+@click.option("--threshold", type=float, required=True, metavar="COS", help="Cosine from which rows are duplicates.")
+@click.option(
+    "--out", type=STORE, required=True, metavar="FILE", help="Where the rows kept go: .npy, .parquet, .csv or .txt."
+)
+@click.option(
+    "--keep",
+    type=click.Choice(["closest", "random", "best"]),
+    default="closest",
+    help="Of each group: the row closest to its centroid, one at random, or the best by a column.",
+)
+@click.option(
+    "--by", metavar="COLUMN", help="With --keep best: the largest value is the best; with - before it, the smallest."
+)
+@click.option("--subset", type=PATH, metavar="FILE", help="Look at these rows of the pool only.")
+@click.option("--removed", type=STORE, metavar="FILE", help="Write the rows removed, in such a file, too.")
+@click.option("--groups", type=STORE, metavar="FILE.parquet", help="Write the groups of near-duplicates, too.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Keys every random number.")
+@output_option
+@place_options
+def dedup(
+    store: Location, threshold: float, out: Location, keep: str, by: str | None, subset: Path | None,
+    removed: Location | None, groups: Location | None, seed: int, output: Output, place: Place,
+) -> None:  # fmt: skip
+    """Keep one row of each group of near-duplicates.
+
+    All pairs of rows with a cosine from the threshold on are found; what they connect is a group. --out has the
+    rows that are kept, for hkm cluster --subset; of a tree, only rows that it clusters are looked at. --removed is for
+    hkm sample --exclude-ids.
+    """
+    with output.progress():
+        from hkm_dask.curation import dedup as curation
+
+        curation.check_targets(out, removed, groups)
+    with output.run(place) as runner:
+        found = curation.dedup(
+            store, threshold, keep=keep, by=by, subset=subset, seed=seed, client=runner.client,
+            memory_limit=place.memory_limit,
+        )  # fmt: skip
+        found.save(out, removed=removed, groups=groups)
+    output.answer(found.facts(), f"{out}: {found}")
 
 
 @command_of(
@@ -347,4 +388,40 @@ def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
     output.answer({"out": str(target), "n_bytes": size}, f"{target}: {size / 2**20:.1f} MiB")
 
 
-command_of(main, "hkm browse tree.zarr", "hkm browse tree.zarr --images photos/ --subset subset.npy")(browse)
+@command_of(main, "hkm browse tree.zarr", "hkm browse tree.zarr --images photos/ --subset subset.npy")
+@click.argument("tree", type=STORE, metavar="TREE.zarr")
+@click.option("--captions", metavar="FILE|COLUMN", help="A line of text for each row, or a column of the pool.")
+@click.option("--images", type=PATH, metavar="FOLDER|ZIP", help="Where the images are that the pool's ids name.")
+@click.option("--subset", type=PATH, metavar="FILE", help="A draw to see beside the pool, a file of `hkm sample`.")
+@click.option(
+    "--out", type=PATH, metavar="FILE", default=Path("weights.csv"), help="Where marks are saved, and read again."
+)
+@click.option("--pool", type=STORE, metavar="POOL.zarr", help="Where the pool of the tree lies now.")
+@click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 takes one that is free.")
+@click.option(
+    "--host", default="127.0.0.1", metavar="ADDRESS", help="Let other machines in: not on a network you share."
+)
+@click.option("--open", "opens", is_flag=True, help="Open the page in the web browser.")
+def browse(tree: Location, opens: bool, **options: Any) -> None:
+    """Walk a tree in the web browser.
+
+    From the top down: sizes, samples in the middle and at the border of each cluster, search by caption, id or
+    embedding. Clusters can be marked to be left out or reweighed; `hkm sample --weights` takes the file that is saved.
+    The page is for this machine only, at the address that is printed, until Ctrl-C.
+    """
+    from hkm_dask.browsing.browse import browse as run_browse
+    from hkm_dask.view.progress import show_progress
+
+    with show_progress():
+        browser = run_browse(tree, **options)
+    with browser:
+        try:
+            click.echo(browser.url)
+            click.echo("Ctrl-C ends it. On another machine, forward the port: ssh -L PORT:127.0.0.1:PORT", err=True)
+            if opens:
+                click.launch(browser.url)
+            browser.wait()
+        except KeyboardInterrupt:
+            if n := browser.n_unsaved:
+                what = "1 mark was" if n == 1 else f"{n} marks were"
+                click.echo(f"\n{what} not saved to {options['out']}", err=True)
