@@ -101,7 +101,7 @@ def update(
             made = opened.attrs.get("pool") or "an array"
             raise InputError(f"{target} should be a tree of {home}, it was made of {made}; give the pool it is of")
         with _pools(new, home, grown, options, may_join=n_before == grown.n_samples) as added:
-            if added and grown.history and grown.history[-1][2] == tuple(one.fingerprint for one in added):
+            if _has_joined(added, grown):
                 added = []
                 emit("resumed", what="these samples are in the pool already")
             elif added and n_before < grown.n_samples:
@@ -146,6 +146,10 @@ def _check(added: Sequence[Pool], pool: Pool, tree: xr.DataTree) -> None:
     n_zero = sum(one.n_zero_rows for one in added)
     if tree.attrs["metric"] == "cosine" and n_zero:
         raise InputError(f"n_zero_rows={n_zero} of the new samples should be 0 for metric='cosine'; leave them out")
+
+
+def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
+    return bool(added and pool.history) and pool.history[-1][2] == tuple(one.fingerprint for one in added)
 
 
 def _check_unfinished(target: Location) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
@@ -70,18 +71,18 @@ def _read_numbers(
     """Row numbers in an ``.npy`` or a table, sorted, and how many of them are none of the `n_rows`."""
     given, n_outside, end = f"subset={path}", 0, 0
     with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
-        is_table = Path(path).suffix in (".parquet", ".csv")
-        shape, dtype, pieces = _open_table(path) if is_table else _open_npy(file, wanted)
-        if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
-            raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
-        if most is not None and shape[0] > most:
-            raise InputError(f"{given} should be at most {most} row numbers, it has {shape[0]}; drop some")
-        rows = np.empty(shape[0], np.int64)
-        for some in pieces:
-            # Beyond int64 a number would wrap round to a row.
-            n_outside += int(((some < 0) | (some >= n_rows)).sum())
-            rows[end : end + len(some)] = some.astype(np.int64)
-            end += len(some)
+        opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
+        with opened as (shape, dtype, pieces):
+            if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
+                raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
+            if most is not None and shape[0] > most:
+                raise InputError(f"{given} should be at most {most} row numbers, it has {shape[0]}; drop some")
+            rows = np.empty(shape[0], np.int64)
+            for some in pieces:
+                # Beyond int64 a number would wrap round to a row.
+                n_outside += int(((some < 0) | (some >= n_rows)).sum())
+                rows[end : end + len(some)] = some.astype(np.int64)
+                end += len(some)
     if (rows[1:] < rows[:-1]).any():
         rows.sort()
     return rows, n_outside
@@ -98,7 +99,8 @@ def _has_ids_only(path: str | os.PathLike[str], wanted: str) -> bool:
         return "row" not in ds.dataset(str(path), format=suffix[1:]).schema.names
 
 
-def _open_npy(file: IO[bytes], wanted: str) -> _Stored:
+@contextmanager
+def _open_npy(file: IO[bytes], wanted: str) -> Iterator[_Stored]:
     if file.read(len(NPY_MAGIC)) != NPY_MAGIC:
         raise InputError(f"{wanted}, it is none of these; save it with numpy.save")
     file.seek(0)
@@ -113,13 +115,14 @@ def _open_npy(file: IO[bytes], wanted: str) -> _Stored:
             n = min(_PIECE_ROWS, header.shape[0] - low)
             yield np.frombuffer(file.read(n * header.dtype.itemsize), header.dtype)
 
-    return _Stored(header.shape, header.dtype, pieces())
+    yield _Stored(header.shape, header.dtype, pieces())
 
 
-def _open_table(path: str | os.PathLike[str]) -> _Stored:
+@contextmanager
+def _open_table(path: str | os.PathLike[str]) -> Iterator[_Stored]:
     import pyarrow.dataset as ds
 
     table = ds.dataset(str(path), format=Path(path).suffix[1:])
     batches = table.to_batches(columns=["row"], batch_size=_PIECE_ROWS)
     dtype = np.dtype(table.schema.field("row").type.to_pandas_dtype())
-    return _Stored((table.count_rows(),), dtype, (batch.column("row").to_numpy() for batch in batches))
+    yield _Stored((table.count_rows(),), dtype, (batch.column("row").to_numpy() for batch in batches))
