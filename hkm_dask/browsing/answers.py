@@ -70,14 +70,11 @@ class Answers:
             place = np.flatnonzero(siblings == cluster.number)
             at = int(place[0]) if len(place) else 0
             facts["siblings"] = {
-                "parent": self._name(parent), "position": at, "n": len(siblings),
+                "parent": str(parent) if len(path) > 1 else "", "position": at, "n": len(siblings),
                 "previous": str(Cluster(cluster.level, int(siblings[at - 1]))) if at else None,
                 "next": str(Cluster(cluster.level, int(siblings[at + 1]))) if at + 1 < len(siblings) else None,
             }  # fmt: skip
         return {**facts, "path": [str(above) for above in path]}
-
-    def _name(self, cluster: Cluster) -> str:
-        return "" if cluster == self.clusters.root else str(cluster)
 
     def _root_facts(self) -> dict[str, Any]:
         facts: dict[str, Any] = {"cluster": "", "level": self.clusters.root.level, "siblings": None, "weight": 1}

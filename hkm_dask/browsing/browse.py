@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 import html
 import os
-from types import TracebackType
 
 import xarray as xr
 
@@ -70,9 +69,7 @@ class Browser:
     def __enter__(self) -> Browser:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -142,7 +139,12 @@ def browse(
     """
     opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
     clusters = Clusters(opened)
-    found = _pool_of(opened, pool)
+    found: Pool | None = None
+    if pool is None and pool_is_gone(opened.attrs):
+        what = f"{opened.attrs['pool']} is no longer there; only row numbers are shown, or give --pool"
+        emit("warning", message=what)
+    else:
+        found = pool_of_tree(opened.attrs, "" if pool else ", or give --pool", pool)
     samples = Samples(
         clusters.n_rows, found, None if captions is None else str(captions), None if images is None else str(images)
     )
@@ -150,11 +152,3 @@ def browse(
     beside = None if subset is None else Subset(read_rows(subset, clusters.n_rows, pool=found), clusters)
     tree_path = location(opened.encoding.get("source") or "tree.zarr").absolute()
     return Browser(Answers(clusters, samples, marks, tree_path=tree_path, subset=beside), host, port)
-
-
-def _pool_of(tree: xr.DataTree, given: Path_ | None) -> Pool | None:
-    """Open the pool of a tree; where it is no longer where it was, the tree is browsed without it, with a warning."""
-    if given is None and pool_is_gone(tree.attrs):
-        emit("warning", message=f"{tree.attrs['pool']} is no longer there; only row numbers are shown, or give --pool")
-        return None
-    return pool_of_tree(tree.attrs, "" if given else ", or give --pool", given)

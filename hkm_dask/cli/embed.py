@@ -33,7 +33,6 @@ def embed() -> None:
 
 
 def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of every embedding."""
     return with_options(
         click.option("--dtype", type=DTYPE, default="float16", help="Store as this."),
         click.option("--normalize", is_flag=True, help="Scale every embedding to unit length."),
@@ -204,7 +203,6 @@ def _check_before_long_passes(
 
 
 def _check_image_model(model: str) -> None:
-    """Refuse a model that is not there."""
     from hkm_dask.embedding.encoders import DESCRIPTORS
     from hkm_dask.embedding.models import model_folder
     from hkm_dask.errors import InputError

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from hkm_dask.cli.options import DTYPE, PATH, STORE, Count, Size
+from hkm_dask.cli.options import DTYPE, PATH, STORE, Count, Size, read_settings, settings_options
 from hkm_dask.cli.output import Output, output_option
-from hkm_dask.cli.settings import read_settings, settings_options
 
 if TYPE_CHECKING:
     from hkm_dask.data.objects import Location

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,14 +78,11 @@ def summarize_columns(pool: Pool, index: NDArray[np.int64] | None) -> dict[str, 
 
 def _summary(pool: Pool, name: str, index: NDArray[np.int64] | None) -> dict[str, Any]:
     summary: NumberSummary | TextSummary | None = None
-    for rows in _blocks(pool.n_samples, index):
+    n_rows = pool.n_samples if index is None else len(index)
+    for low in range(0, n_rows, _BLOCK_ROWS):
+        rows = np.arange(low, min(low + _BLOCK_ROWS, n_rows)) if index is None else index[low : low + _BLOCK_ROWS]
         values = pool.column(name, rows)
         if summary is None:
             summary = NumberSummary() if values.dtype.kind in "iuf" else TextSummary()
         summary.add(np.ma.compressed(values))  # without what is missing
     return {} if summary is None else summary.facts()
-
-
-def _blocks(n_rows: int, index: NDArray[np.int64] | None) -> Iterator[NDArray[np.int64]]:
-    for low in range(0, n_rows if index is None else len(index), _BLOCK_ROWS):
-        yield np.arange(low, min(low + _BLOCK_ROWS, n_rows)) if index is None else index[low : low + _BLOCK_ROWS]

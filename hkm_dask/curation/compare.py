@@ -53,7 +53,9 @@ class Comparison:
     facts: Facts
 
     def __repr__(self) -> str:
-        return "\n".join(_table(_lines(self.facts)))
+        lines = _lines(self.facts)
+        width = max(len(line[0]) for line in lines)
+        return "\n".join(line[2:] for line in aligned([[line[0].ljust(width), *line[1:]] for line in lines]))
 
     def _repr_html_(self) -> str:
         a, b = (self.facts[key]["name"] for key in ("a", "b"))
@@ -136,7 +138,6 @@ def _open(
     a: str | os.PathLike[str], b: str | os.PathLike[str], tree: str | os.PathLike[str] | None,
     pool: str | os.PathLike[str] | None,
 ) -> CuratedStore:  # fmt: skip
-    """The tree and the pool that both subsets are of."""
     for path in (a, b):
         if not location(path).exists():
             raise StoreError(f"{path} is missing; give a file of row numbers, a pool or a tree")
@@ -171,19 +172,17 @@ def _overlap(a: NDArray[np.int64] | None, b: NDArray[np.int64] | None, n_rows: i
 
 def _coverage(arrays: TreeArrays, index: NDArray[np.int64] | None) -> list[Facts]:
     """Of every level: clusters with a row among these, and how evenly the rows lie in all that have rows at all."""
-    counts = leaf_sizes(arrays, None) if index is None else count_rows(arrays, index)
+    counts, levels = leaf_sizes(arrays, None) if index is None else count_rows(arrays, index), list[Facts]()
     n_left_out = (arrays.n_rows(1) if index is None else len(index)) - int(counts[0].sum())
-    return [_balance(t, own, arrays.read(t, "leaf_sizes") > 0, n_left_out) for t, own in enumerate(counts, 1)]
-
-
-def _balance(level: int, counts: NDArray[np.int64], is_used: NDArray[np.bool_], n_left_out: int) -> Facts:
-    used = counts[is_used]
-    facts: Facts = {"level": level, "n_clusters": len(used), "n_covered": int((used > 0).sum())}
-    facts["n_not_clustered"] = n_left_out
-    if used.sum() and len(used) > 1:
-        balance = size_balance(used)
-        facts |= {"entropy": balance.entropy, "gini": balance.gini}
-    return facts
+    for t, own in enumerate(counts, 1):
+        used = own[arrays.read(t, "leaf_sizes") > 0]
+        facts: Facts = {"level": t, "n_clusters": len(used), "n_covered": int((used > 0).sum())}
+        facts["n_not_clustered"] = n_left_out
+        if used.sum() and len(used) > 1:
+            balance = size_balance(used)
+            facts |= {"entropy": balance.entropy, "gini": balance.gini}
+        levels.append(facts)
+    return levels
 
 
 def _distances(rows: Rows, index: NDArray[np.int64] | None, sample: int, seed: int, runner: Runner) -> Facts:
@@ -253,8 +252,3 @@ def _column_lines(name: str, columns: list[Facts], n_rows: list[int]) -> list[li
     told = [v for v in told if any(c["shares"].get(v, 0) >= share for c, share in zip(columns, least, strict=True))]
     shares = [[f"  {value}"[:40], *(f"{column['shares'].get(value, 0):.1%}" for column in columns)] for value in told]
     return [[f"{name}: values", *n_values], *shares]
-
-
-def _table(lines: list[list[str]]) -> list[str]:
-    width = max(len(line[0]) for line in lines)
-    return [line[2:] for line in aligned([[line[0].ljust(width), *line[1:]] for line in lines])]

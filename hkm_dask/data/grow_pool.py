@@ -84,11 +84,7 @@ def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
         pool_writer.write_column(folder, layout.IDS, _pieces((pool, *new), layout.IDS), n_samples)
     for name in pool.columns:
         pool_writer.write_column(folder, name, _pieces((pool, *new), name), n_samples)
-    before = {
-        "n_samples": pool.n_samples,
-        "fingerprint": pool.fingerprint,
-        "added": [one.fingerprint for one in new],
-    }
+    before = {"n_samples": pool.n_samples, "fingerprint": pool.fingerprint, "added": [one.fingerprint for one in new]}
     pool_writer.finish(
         folder, stats, has_ids=pool.has_ids, normalize=normalize, columns=pool.columns,
         sources=[source for one in (pool, *new) for source in one.sources],

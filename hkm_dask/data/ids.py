@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
 from types import MappingProxyType
 from typing import IO, Any
 
@@ -42,7 +41,8 @@ def id_pieces(ids: Any, name: str) -> Pieces:
         raise InputError(f"{name}: some ids are neither integers nor strings; convert all to strings")
     if array.dtype.kind not in "iuUTO":
         raise InputError(f"{name}: dtype={array.dtype} should be integers or strings; convert them to strings")
-    return partial(_slices, array, name)
+    starts = range(0, len(array), ID_PIECE_ROWS)
+    return lambda: (plain_ids(array[start : start + ID_PIECE_ROWS], name) for start in starts)
 
 
 def as_array(ids: Any) -> np.ndarray:
@@ -53,11 +53,6 @@ def as_array(ids: Any) -> np.ndarray:
     """
     are_texts = isinstance(ids, list | tuple) and bool(ids) and all(isinstance(value, str) for value in ids)
     return np.array(ids, object) if are_texts else np.asarray(ids)
-
-
-def _slices(array: np.ndarray, name: str) -> Iterator[np.ndarray]:
-    for start in range(0, len(array), ID_PIECE_ROWS):
-        yield plain_ids(array[start : start + ID_PIECE_ROWS], name)
 
 
 def stream_values(file: IO[bytes], dtype: np.dtype, n_values: int, label: str) -> Iterator[np.ndarray]:

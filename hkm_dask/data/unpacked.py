@@ -34,7 +34,8 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
     What a header announces is looked at; what has none is unpacked once, without keeping it, if it could be too much.
     """
     compressors = () if array.shards else array.compressors
-    kind = _kind(compressors[-1]) if compressors else ""
+    named = [getattr(one, "codec_id", None) or type(one).__name__.removesuffix("Codec") for one in compressors]
+    kind = str(named[-1]).lower() if named else ""
     if kind not in (*_ANNOUNCED, *_STREAMS):
         return
     chunks = array.chunks
@@ -44,11 +45,6 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
         path = folder / array.metadata.encode_chunk_key(place)
         if _is_too_large(path, kind, limit, *_state(path)):
             raise StoreError(f"{path}: n_bytes should be at most {limit} when it is unpacked; copy it again")
-
-
-def _kind(compressor: Any) -> str:
-    name = getattr(compressor, "codec_id", None) or type(compressor).__name__.removesuffix("Codec")
-    return str(name).lower()
 
 
 def _state(path: Location) -> tuple[int, object]:

@@ -11,7 +11,6 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -120,16 +119,6 @@ class ChunkReader:
             kept = np.empty(n_bytes, np.uint8)
             setattr(self._buffers, f"slot_{slot}", kept)
         return array.read(start, stop, kept[:n_bytes].view(spec.dtype).reshape(-1, *spec.shape[1:]))
-
-
-@contextmanager
-def chunk_reader(arrays: Mapping[str, StoredArray], found: Verification, more_bytes: int = 0) -> Iterator[ChunkReader]:
-    """A `ChunkReader` whose threads end with the context; `more_bytes` will be read again."""
-    reader = ChunkReader(arrays, found, more_bytes)
-    try:
-        yield reader
-    finally:
-        reader.close()
 
 
 def fact(error: StoreError, array: StoredArray) -> str:

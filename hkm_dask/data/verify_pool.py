@@ -76,7 +76,6 @@ def _check_embeddings(attributes: Mapping[str, Any], reader: ChunkReader, found:
 
 
 def _compare(attributes: Mapping[str, Any], total: Stats, reader: ChunkReader, found: Verification) -> None:
-    """Compare what was measured with what is stored."""
     spec = reader.arrays[layout.EMBEDDINGS].spec
     shape = (spec.shape[0], spec.shape[1])
     measured = {

@@ -294,7 +294,6 @@ class _Job:
         return finished
 
     def _batches(self, index: int) -> Iterator[tuple[int, int]]:
-        """Cut the items of a chunk into batches."""
         start, stop = self.array.spec.chunk_range(index)
         yield from itertools.pairwise([*range(start, stop, self.batch_size), stop])
 

@@ -48,7 +48,6 @@ class _TorchEncoder(Encoder):
         self.n_features = self.encode(probes[:1]).shape[1]
 
     def encode(self, prepared: Sequence[np.ndarray]) -> np.ndarray:
-        """Run the model on one batch."""
         with enough_memory(self._torch, self.device), self._torch.inference_mode():
             pixels = self._torch.from_numpy(np.stack(prepared)).to(self.device, self._model.dtype)
             embedded: np.ndarray = self._embed(pixels).flatten(1).float().cpu().numpy()

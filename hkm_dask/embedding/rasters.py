@@ -121,7 +121,11 @@ def describe_raster(
         if transform is not None and not np.isfinite(transform).all():
             raise ValueError(f"its transform is {transform}")
     chosen = tuple(bands) if bands is not None else (1, 2, 3) if n_bands >= 3 else (1,)
-    problems = _band_problems(path, chosen, dtypes)
+    problems = []
+    if max(chosen) > n_bands:
+        problems = [f"bands={chosen} should be among the {n_bands} of {path}; choose from 1 to {n_bands}"]
+    elif any(dtypes[band - 1].startswith("complex") for band in chosen):
+        problems = [f"{path}: dtype={dtypes[0]} should be real; write its magnitude as a raster of its own"]
     if block_bytes > MAX_BLOCK_BYTES:
         problems.append(
             f"raster={path}: n_block_bytes={block_bytes} should be at most {MAX_BLOCK_BYTES}, decoded at once; "
@@ -155,14 +159,6 @@ def describe_raster(
         has_gaps=any(MaskFlags.all_valid not in flags[band - 1] for band in chosen),
         stamp=(state.st_size, state.st_mtime_ns),
     )
-
-
-def _band_problems(path: Path, bands: Sequence[int], dtypes: Sequence[str]) -> list[str]:
-    if max(bands) > len(dtypes):
-        return [f"bands={bands} should be among the {len(dtypes)} of {path}; choose from 1 to {len(dtypes)}"]
-    if any(dtypes[band - 1].startswith("complex") for band in bands):
-        return [f"{path}: dtype={dtypes[0]} should be real; write its magnitude as a raster of its own"]
-    return []
 
 
 def open_raster(path: Path) -> Any:

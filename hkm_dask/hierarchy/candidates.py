@@ -115,26 +115,24 @@ def _leave_out(
 
 def choose(candidates: Candidates, r: int, n_rows: int, runner: Runner) -> SharedPieces:
     """Choose up to `r` candidates of each cluster, by many tasks; row numbers are below `n_rows`, and rise."""
-    name, takes = f"numbers-{uuid.uuid4().hex}", sort_stage(rows_at_once(runner))
-    pieces = [piece for run in candidates.runs for piece in _pieces(run, rows_at_once(runner))]
+    name, at_once = f"numbers-{uuid.uuid4().hex}", rows_at_once(runner)
+    pieces = [
+        ScratchRun(run.records, low, min(low + at_once, run.stop))
+        for run in candidates.runs
+        for low in range(run.start, run.stop, at_once)
+    ]
     limits = _limits(candidates.counts, pieces, r, n_rows, runner)
     store = runner.scratch_store(8 * candidates.n_rows)
     words = limits.clusters, limits.keys, limits.rows
     shared = [store.put(f"limits-{uuid.uuid4().hex}", values) for values in words]
     try:
         task = partial(_leave_out, shared, store, name)
-        outcomes = runner.map(task, list(enumerate(pieces)), stage="resample", takes=takes)
+        outcomes = runner.map(task, list(enumerate(pieces)), stage="resample", takes=sort_stage(at_once))
     finally:
         for handle in shared:
             handle.delete()
     offsets = starts(np.array([n for _, n in outcomes])).tolist()
     return SharedPieces(store.series(name, [numbers for numbers, _ in outcomes]), tuple(offsets))
-
-
-def _pieces(run: ScratchRun, at_once: int) -> Sequence[ScratchRun]:
-    """A run in parts of so many rows at most."""
-    lows = range(run.start, run.stop, at_once)
-    return [ScratchRun(run.records, low, min(low + at_once, run.stop)) for low in lows]
 
 
 def _limits(counts: NDArray[np.int64], runs: Sequence[Run], r: int, n_rows: int, runner: Runner) -> Splitters:

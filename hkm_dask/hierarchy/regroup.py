@@ -179,7 +179,9 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
     Those with a label there are `rows`, in their order. What is put in files is removed in the end.
     """
     store, name = runner.scratch_store(REGROUPED_ROW_BYTES * rows.n_rows), f"places-{uuid.uuid4().hex}"
-    spec, at_once = open_array(folder / "labels").spec, _rows_at_once(rows, store, runner)
+    spec, at_once = open_array(folder / "labels").spec, rows_at_once(runner)
+    if store.is_remote:  # a task holds their rows, too
+        at_once = min(at_once, max(1, runner.memory_budget // (8 * runner.threads_per_worker * rows.row_bytes)))
     size = min(at_once, max(_LEAST_RUN, -(-spec.shape[0] // runner.n_threads)))
     tasks = chunk_cuts(spec.shape[0], spec.chunk_rows, size)
     runs = [StoredRun(str(folder), low, high) for task in tasks for low, high in itertools.pairwise(task.tolist())]
@@ -201,14 +203,6 @@ def regrouped(rows: Rows, folder: Location, indptr: NDArray[np.int64], runner: R
                 yield Regrouped(regrouped_rows, folder, shares, of_runs, places, tasks, store, takes)
         finally:
             places.delete()
-
-
-def _rows_at_once(rows: Rows, store: SharedArrayStore, runner: Runner) -> int:
-    """Rows of a run or a share: what `external_sort` takes, and no more than a task can hold where it has to."""
-    n = rows_at_once(runner)
-    if store.is_remote:
-        n = min(n, max(1, runner.memory_budget // (8 * runner.threads_per_worker * rows.row_bytes)))
-    return n
 
 
 @contextmanager

@@ -193,14 +193,10 @@ def _fingerprint(rows: Rows) -> str:
 def _refuse_zero_rows(rows: Rows, pool: Pool | None) -> None:
     if pool is not None and not pool.n_zero_rows:
         return
-    n_zero = sum(int((~block.any(axis=1)).sum()) for _, block in _blocks(rows))
+    blocks = itertools.pairwise(rows.bounds(_BLOCK_BYTES).tolist())
+    n_zero = sum(int((~rows.read(low, high).any(axis=1)).sum()) for low, high in blocks)
     if n_zero:
         raise InputError(
             f"n_zero_rows={n_zero} should be 0 for metric='cosine', they have no direction; use metric l2, "
             "or a subset without them"
         )
-
-
-def _blocks(rows: Rows) -> Iterator[tuple[int, np.ndarray]]:
-    for low, high in itertools.pairwise(rows.bounds(_BLOCK_BYTES).tolist()):
-        yield low, rows.read(low, high)

@@ -73,15 +73,12 @@ class _File:
         return cls(path, offset)
 
     def write(self, start: int, rows: NDArray[np.generic]) -> None:
-        """Write rows from number `start` on."""
         write_npy_rows(self.path, self.offset, start, rows)
 
     def read(self, start: int, stop: int) -> NDArray[np.generic]:
-        """Read rows."""
         return SharedArray(str(self.path)).read(start, stop)
 
     def delete(self) -> None:
-        """Remove it."""
         self.path.unlink(missing_ok=True)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -12,7 +11,7 @@ import numpy as np
 import zarr
 
 from hkm_dask.data import layout
-from hkm_dask.data.chunks import StoredArray, open_array
+from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import open_input
 from hkm_dask.data.foreign import check_metadata
 from hkm_dask.data.ids import Pieces, check_id_count, plain_ids
@@ -155,12 +154,7 @@ def _zarr_ids(path: Location, name: str) -> Pieces:
     array = open_array(path / name)
     if len(array.spec.shape) != 1:
         raise InputError(f"ids={name!r} of {path}: shape={array.spec.shape} should have one dimension; name another")
-    return partial(_stored_ids, array, f"{path}/{name}")
-
-
-def _stored_ids(array: StoredArray, name: str) -> Iterator[np.ndarray]:
-    for index in range(array.spec.n_chunks):
-        yield plain_ids(array.read_chunk(index), name)
+    return lambda: (plain_ids(array.read_chunk(index), f"{path}/{name}") for index in range(array.spec.n_chunks))
 
 
 def _pool_column(pool: Pool, name: str) -> Column:

@@ -287,21 +287,14 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
 
 
 def _write_ids(group: Location, table: Sources, dropped: np.ndarray) -> bool:
-    """Write the ids of the kept rows; tells if there are any."""
-    ids = _ids(table, dropped)
-    if ids is not None:
-        n_kept = table.n_rows - len(dropped)
-        pool_writer.write_ids(group, counted(ids, "ids", n_kept), n_kept, _ID_REMEDY)
-    return ids is not None
-
-
-def _ids(table: Sources, dropped: np.ndarray) -> Iterator[np.ndarray] | None:
-    """Give the ids of the kept rows; where none were given but rows were dropped, their numbers in the sources."""
+    """Write the ids of the kept rows, or their numbers in the sources where some were dropped; tells if there are."""
     if table.ids is None and len(dropped) == 0:
-        return None
-    n_rows, step = table.n_rows, layout.MAX_ID_CHUNK_ROWS
+        return False
+    n_rows, step, n_kept = table.n_rows, layout.MAX_ID_CHUNK_ROWS, table.n_rows - len(dropped)
     numbers = (np.arange(row, min(row + step, n_rows), dtype=np.int64) for row in range(0, n_rows, step))
-    return _kept(numbers if table.ids is None else table.ids(), dropped)
+    ids = _kept(numbers if table.ids is None else table.ids(), dropped)
+    pool_writer.write_ids(group, counted(ids, "ids", n_kept), n_kept, _ID_REMEDY)
+    return True
 
 
 def _kept(pieces: Iterator[np.ndarray], dropped: np.ndarray) -> Iterator[np.ndarray]:

@@ -207,14 +207,11 @@ def _made(new: list[Any], target: Location, home: Location, pool: Pool, options:
 
 
 def _check_ids(new: list[Any], pool: Pool, options: Mapping[str, Any]) -> None:
-    """Refuse rows without ids where the pool has some, before they are read."""
-    if pool.has_ids and options["ids"] is None and options["ids_file"] is None and all(map(_is_there, new)):
+    """Refuse rows without ids where the pool has some, before they are read; what is not there is refused by then."""
+    there = all(not isinstance(one, str | os.PathLike) or location(one).exists() for one in new)
+    if pool.has_ids and options["ids"] is None and options["ids_file"] is None and there:
         remedy = "name their column with ids (--ids), or a file that has them with ids_file (--ids-file)"
         raise InputError(f"{_names(new)} should have ids, as {pool.path} has; {remedy}")
-
-
-def _is_there(new: Any) -> bool:
-    return not isinstance(new, str | os.PathLike) or location(new).exists()
 
 
 def _names(new: Sequence[Any]) -> str:

@@ -190,11 +190,6 @@ class _Batch:
             return None, lines
         return self.xp.flatnonzero(self.xp.asarray(sizes > 0)[self.group]), lines
 
-    def _rows_of(self, groups: Sequence[int]) -> Any:
-        """The rows of some groups, by their numbers."""
-        which, _ = self._lines(groups)
-        return self.xp.arange(len(self.rows)) if which is None else which
-
     def _search(
         self, centroids: Mapping[int, NDArray[np.float32]], numbers: NDArray[np.integer], labels: Any, distances: Any
     ) -> None:
@@ -286,11 +281,11 @@ class _Batch:
             self._search(centers, np.concatenate(numbers), self.cells, self.squared)
 
     def _draw(self, tasks: Mapping[int, UpdateAndSample]) -> dict[int, tuple[Drawn, ...]]:
-        """The candidates of each group."""
         if not tasks:
             return {}
         xp, groups = self.xp, sorted(tasks)
-        which = self._rows_of(groups)
+        which, _ = self._lines(groups)
+        which = xp.arange(len(self.rows)) if which is None else which
         which = which[self.squared[which] > 0]
         group_of, squared = self.group[which], self.squared[which]
         keys, horizons = [0] * self.n_groups, np.zeros(self.n_groups)

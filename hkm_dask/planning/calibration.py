@@ -10,6 +10,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -208,7 +209,6 @@ class _Sample:
         return float(np.mean(made)), min(1.0, share)
 
     def parts(self, n_threads: int) -> list[Part]:
-        """What was done, counted."""
         table = Table(self.n_rows, self.n_features, self.itemsize, n_threads)
         return run_parts(table, self.config.levels, self.course)
 
@@ -296,12 +296,8 @@ def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Seque
 
 def _machine() -> str:
     """The processor, as Linux names it."""
-    names = [line.partition(":")[2].strip() for line in _cpuinfo() if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
-def _cpuinfo() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return []
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()

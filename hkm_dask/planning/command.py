@@ -46,7 +46,10 @@ def plan_run(
 
     `note` gets what is to be said aloud.
     """
-    place = _workers(workers, n_threads, gpu, memory)
+    if gpu is not None:
+        place = Workers.of_gpus(*find_gpu(gpu), memory)
+    else:
+        place = Workers.here(memory) if workers is None else Workers.processes(workers, n_threads, memory)
     source: ClusterInput | None = None
     if not isinstance(of, tuple):
         source = open_source(of, config)
@@ -59,12 +62,6 @@ def plan_run(
     config.check(rows.n_rows)
     calibration = _calibration(config, rows, source, place, rates, seconds, note)
     return make_plan(config, rows, place, n_total=n_total, n_labeled=n_labeled, calibration=calibration)
-
-
-def _workers(workers: int | None, n_threads: int, gpu: str | None, memory: int | None) -> Workers:
-    if gpu is not None:
-        return Workers.of_gpus(*find_gpu(gpu), memory)
-    return Workers.here(memory) if workers is None else Workers.processes(workers, n_threads, memory)
 
 
 def _calibration(

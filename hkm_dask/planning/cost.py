@@ -203,7 +203,6 @@ def seeding_passes(n: int, k: int, init: str) -> int:
 
 
 def _seeding(rows: RowShape, k: int, init: str, *, on_devices: bool) -> Iterator[tuple[str, Work]]:
-    """Parts of a seeding."""
     walk = partial(_walk, rows, k=k, on_devices=on_devices)
     if init == "random":
         yield "draw", Work(thread_items=float(rows.own), rounds=1)
@@ -293,7 +292,6 @@ def _trials(rows: RowShape, level: Level) -> Work:
 
 
 def _level(t: int, rows: RowShape, level: Level, iterations: Iterations, kernels: Kernels) -> Iterator[Step]:
-    """Steps of level t over some rows."""
     n, d, k = rows.n, rows.d, level.n_clusters
     members = replace(rows, n=min(n, k * resample_size(level, n)), sent=0.0, read=0.0)
     label = rows.search(k) + rows.remeasure() + rows.started + Work(link_bytes=12.0 * rows.own)

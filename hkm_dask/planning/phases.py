@@ -83,7 +83,9 @@ class PhaseClock:
         # Members are gathered between an assignment and the step over them.
         part = _ENDS.get(name) or ("gather" if self._resamples else "start")
         if name == "seeding":
-            part = f"seeding: {self._seeded(values['phase'], int(values['done']))}"
+            # Where a phase begins, the one before it ends.
+            before = {} if values["done"] else {"choose": "draw", "refine": "choose"}
+            part = f"seeding: {before.get(values['phase'], values['phase'])}"
         if name == "iteration":
             part = "Lloyd: first" if values["iteration"] == 1 else "Lloyd: later"
         place = self._level, self._resamples, part
@@ -93,13 +95,6 @@ class PhaseClock:
             self.ended(place)
         if name == "step_finished":
             self.iterations.setdefault((self._level, self._resamples), []).append(int(values["n_iter"]))
-
-    @staticmethod
-    def _seeded(phase: str, done: int) -> str:
-        """The part of a seeding that ends where a phase has come so far: the one before it, if that begins."""
-        if done == 0:
-            return {"choose": "draw", "refine": "choose"}.get(phase, phase)
-        return phase
 
     def phases(self) -> dict[str, Spent]:
         """By phase, all levels together."""

@@ -201,7 +201,6 @@ def _walks(m: int, k: int, d: int, n_threads: int, *, whole: bool) -> Iterator[d
 
 
 def _k_means(t: int, resampled: bool, rows: Table, level: Level, course: Course) -> Iterator[Part]:
-    """A k-means of level t: its seeding, and its iterations."""
     in_one_task = rows.fits_one_task(level.n_clusters, level.init)
     for part in _phases(t, resampled, rows, level, course):
         yield replace(part, in_one_task=in_one_task)

@@ -79,7 +79,9 @@ def remedies_for(check: Check) -> Iterator[str]:
     limit, need = check.workers.memory_limit, check.need()
     if replace(check, workers=replace(check.workers, memory_limit=need)).fits():
         yield f"--memory {math.ceil(need / 2**20)}MiB for each worker, in place of {limit >> 20}MiB"
-    for n in _doubled(check.workers.n_workers):
+    n = check.workers.n_workers
+    while n < _MOST_WORKERS:
+        n *= 2
         if replace(check, workers=replace(check.workers, n_workers=n, is_cluster=True)).fits():
             yield f"{n} workers like these"
             break
@@ -113,16 +115,5 @@ def _fewer_clusters(check: Check, number: int) -> Iterator[str]:
 
     most = bisect_left(range(1, level.n_clusters), True, key=is_too_much)
     if most > 1:
-        yield f"{name}.n_clusters={_rounded_down(most)}: about as many as fit"
-
-
-def _rounded_down(n: int) -> int:
-    """Two digits, and zeros."""
-    unit = 10 ** max(0, len(str(n)) - 2)
-    return n // unit * unit
-
-
-def _doubled(n: int) -> Iterator[int]:
-    while n < _MOST_WORKERS:
-        n *= 2
-        yield n
+        unit = 10 ** max(0, len(str(most)) - 2)  # two digits, and zeros
+        yield f"{name}.n_clusters={most // unit * unit}: about as many as fit"

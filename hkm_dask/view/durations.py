@@ -64,7 +64,6 @@ def _shared(a: Kind, b: Kind) -> float:
 
 
 def _covariances(a: Sequence[Kind], b: Sequence[Kind]) -> NDArray[np.float64]:
-    """Covariances of the logarithms of the speeds of kinds."""
     return np.array([[_shared(one, other) for other in b] for one in a]).reshape(len(a), len(b))
 
 

@@ -185,21 +185,19 @@ def _pool_lines(facts: Facts) -> list[str]:
     )
 
 
-def _fit_sample(n_rows: object) -> str | None:
-    return f"{n_rows:,} rows at random; all were assigned afterwards" if isinstance(n_rows, int) else None
-
-
 def _tree_lines(facts: Facts) -> list[str]:
     config = facts["config"] or {}
     done = [level for level in facts["levels"] if level["complete"]]
-    planned = config.get("levels") or []
+    planned, n_fit = config.get("levels") or [], config.get("fit_sample")
+    n_inputs, n_members = (done[0]["n_inputs"], done[0]["n_members"]) if done else (0, 0)
+    of_pool = f" of the pool's {n_inputs:,}" if n_members < n_inputs else ""
     rows = [
         ("pool", facts["pool"] or "an array that was given"),
-        ("samples", _samples(done)),
+        ("samples", f"{n_members:,}{of_pool}" if done else None),
         ("joined", _joined(facts)),
         ("levels", str(len(done)) if facts["complete"] else f"{len(done)} of {len(planned)} finished"),
         *((name, config[name]) for name in ("metric", "dtype", "seed", "subset") if config.get(name) is not None),
-        ("fit on", _fit_sample(config.get("fit_sample"))),
+        ("fit on", f"{n_fit:,} rows at random; all were assigned afterwards" if isinstance(n_fit, int) else None),
         ("software", facts["software"]),
         ("took", None if facts["seconds"] is None else _span(facts["seconds"])),
     ]
@@ -244,13 +242,6 @@ def _joined(facts: Facts) -> str | None:
         return None
     n = facts["levels"][0]["n_inputs"] - updates[0]["n_samples"]
     return f"{n:,} samples since it was made, in {len(updates)} update{'s' * (len(updates) > 1)}"
-
-
-def _samples(done: Sequence[Facts]) -> str | None:
-    if not done:
-        return None
-    rows, members = done[0]["n_inputs"], done[0]["n_members"]
-    return f"{rows:,}" if rows == members else f"{members:,} of the pool's {rows:,}"
 
 
 def _level_table(done: Sequence[Facts]) -> list[str]:

@@ -65,7 +65,6 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
 
 
 def _resampled(level: Mapping[str, Any]) -> float:
-    """Rows of a resampling step."""
     n, k, r = float(level["n"]), float(level["k"]), level.get("r")
     return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
 

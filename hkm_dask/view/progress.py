@@ -235,7 +235,9 @@ class Display:
         with self._lock:
             lines = self._status.update(event)
             if not self.live:
-                lines = self._timed(lines or (self._plain(event.time) if self._is_due(event) else []), event.time)
+                is_due = event.time - self._last_line >= self.interval
+                is_due |= event.kind == "progress" and event.fields["done"] == event.fields["total"]
+                lines = self._timed(lines or (self._plain(event.time) if is_due else []), event.time)
         for line in lines:
             style = "yellow" if line.startswith("warning") else "green" if " done in " in line else ""
             self.console.print(line, style=style, markup=False, highlight=False, soft_wrap=not self.live)
@@ -248,11 +250,6 @@ class Display:
             lines = self._timed(self._plain(now) if silent >= self.interval else [], now)
         for line in lines:
             self.console.print(line, markup=False, highlight=False, soft_wrap=True)
-
-    def _is_due(self, event: Event) -> bool:
-        if event.kind == "progress" and event.fields["done"] == event.fields["total"]:
-            return True
-        return event.time - self._last_line >= self.interval
 
     def _plain(self, now: float) -> list[str]:
         headline, detail, _, times = self._status.parts(now)

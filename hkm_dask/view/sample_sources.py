@@ -11,7 +11,7 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.kept_chunks import KeptChunks
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
-from hkm_dask.embedding.image_files import ImageFiles
+from hkm_dask.embedding.images import ImageFiles
 from hkm_dask.errors import InputError
 from hkm_dask.view.texts import Column, Lines, Records, Texts
 

@@ -81,7 +81,6 @@ class _Iterations:
     seconds: list[float] = field(default_factory=list)  # of each iteration
 
     def take(self, fields: Mapping[str, Any], seconds: float) -> None:
-        """Take in one iteration."""
         inertia = fields.get("inertia")
         self.seconds.append(seconds)
         if self.inertia and inertia is not None:
@@ -90,17 +89,14 @@ class _Iterations:
 
     def rest(self) -> float:
         """Seconds that those to come take."""
-        n_iter = max(self._n_iter(), self.iteration + 0.5)
+        n_iter = max(_SHARE * self.max_iter, self.iteration + 1.0)
+        if self.drops and self.drops[-1] > 0:
+            n_iter = max(iterations_of(self.drops, self.tol, self.max_iter), self.iteration + 0.5)
         # The first iteration may have the end of the seeding in it.
         first, last = self.seconds[min(1, len(self.seconds) - 1)], self.seconds[-1]
         fall = _LAST_WEIGHT * math.log(_LAST) / n_iter + math.log(max(last, 1e-6) / max(first, 1e-6))
         shorter = math.exp(min(fall / (_LAST_WEIGHT + max(len(self.seconds) - 2, 0)), -1e-3))
         return last * shorter * (1 - shorter ** (n_iter - self.iteration)) / (1 - shorter)
-
-    def _n_iter(self) -> float:
-        if self.drops and self.drops[-1] > 0:
-            return iterations_of(self.drops, self.tol, self.max_iter)
-        return max(_SHARE * self.max_iter, self.iteration + 1.0)
 
 
 @dataclass
@@ -122,11 +118,9 @@ class _UnderWay:
 
     @property
     def phase(self) -> str:
-        """The phase of the last piece."""
         return self.pieces[-1].kind.phase if self.pieces else ""
 
     def report(self, share: float, time: float) -> None:
-        """Take in the share done."""
         self.share, self.told, self.n_reports = share, time, self.n_reports + 1
 
     def rest(self) -> tuple[float, float] | None:
@@ -286,7 +280,9 @@ class TimeLeft:
             self._merge()
         now = self._now
         if now.iterations is None:
-            now.iterations, now.is_whole = _Iterations(int(fields["max_iter"]), self._tol(self._place[0])), number == 1
+            planned = self._levels[self._place[0] - 1] if self._place[0] <= len(self._levels) else {}
+            tol = float(planned.get("tol", 1e-4))
+            now.iterations, now.is_whole = _Iterations(int(fields["max_iter"]), tol), number == 1
         now.iterations.take(fields, time - self._time)
         now.told = time
 
@@ -295,9 +291,6 @@ class TimeLeft:
         if self._now is not None:
             self._now.pieces += self._of_k_means()
             self._coming.take((*self._place, place_of("iterate")))
-
-    def _tol(self, level: int) -> float:
-        return float(self._levels[level - 1].get("tol", 1e-4)) if level <= len(self._levels) else 1e-4
 
     def _on_step_finished(self, fields: Mapping[str, Any], time: float) -> None:
         if self._now is not None and self._now.iterations is None:  # it tells only its end

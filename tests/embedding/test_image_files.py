@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from hkm_dask.embedding.image_files import ImageFiles
+from hkm_dask.embedding.images import ImageFiles
 from hkm_dask.errors import InputError
 
 

@@ -135,7 +135,6 @@ class ClusterRunner(Runner):
         return self._array_store
 
     def _blind(self, folder: Path) -> list[str]:
-        """Workers that do not see a folder of this process."""
         return [worker for worker, sees in ask_workers(self.client, os.path.isdir, str(folder)).items() if not sees]
 
     def scratch_store(self, n_bytes: int) -> SharedArrayStore:

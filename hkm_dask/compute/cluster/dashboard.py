@@ -88,10 +88,10 @@ class EventSender:
 
     def _hear(self, event: Event) -> None:
         with self._lock:
-            if self._waiting and _supersedes(event, self._waiting[-1]):
-                self._waiting[-1] = event
-            else:
-                self._waiting.append(event)
+            before = self._waiting[-1] if self._waiting else None
+            if before and event.kind == before.kind and event.kind in _SUPERSEDED and before.fields["done"] != 0:
+                self._waiting.pop()
+            self._waiting.append(event)
 
     async def _send(self) -> None:
         async with self._sending:  # one message at a time, or a later one may come first
@@ -102,7 +102,3 @@ class EventSender:
                 plain = json.loads(json.dumps(message, default=str))
                 with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
                     await self._client.scheduler.log_event(topic=PAGE, msg=plain)  # type: ignore[union-attr]
-
-
-def _supersedes(event: Event, before: Event) -> bool:
-    return event.kind == before.kind and event.kind in _SUPERSEDED and before.fields["done"] != 0

@@ -225,7 +225,10 @@ def local_cuda_cluster(preset: str, memory_limit: int | None) -> Iterator[Client
                 f"({type(error).__name__}: {error})"
             ) from error
         with cluster, Client(cluster) as client:
-            tell_workers(client, _cuda_environment(preset))
+            environment = {"HKM_DEVICE": "cuda"}
+            if preset == "capacity":
+                environment["HKM_STAGING_BLOCKS"] = os.environ.get("HKM_STAGING_BLOCKS", "8")
+            tell_workers(client, environment)
             yield client
 
 
@@ -266,11 +269,3 @@ def _cuda_options(preset: str, memory_limit: int | None) -> dict[str, Any]:
     if find_spec("distributed_ucxx") is not None:
         options["protocol"] = "ucx"
     return options
-
-
-def _cuda_environment(preset: str) -> dict[str, str]:
-    """What the workers of a LocalCUDACluster find in their environment."""
-    environment = {"HKM_DEVICE": "cuda"}
-    if preset == "capacity":
-        environment["HKM_STAGING_BLOCKS"] = os.environ.get("HKM_STAGING_BLOCKS", "8")
-    return environment

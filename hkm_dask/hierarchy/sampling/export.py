@@ -145,10 +145,6 @@ def write_npy(path: Path, rows: np.ndarray) -> None:
         file.writelines(npy_pieces(rows, MIB))
 
 
-def _write_parquet(path: Path, subset: _Subset) -> None:
-    write_table(path, map(subset.columns, subset.blocks()))
-
-
 def write_table(path: Path, tables: Iterable[Columns]) -> None:
     """Write tables of the same columns, one after the other, as parquet; an array of two dimensions is a vector."""
     import pyarrow as pa
@@ -194,7 +190,7 @@ def _write_txt(path: Path, subset: _Subset) -> None:
 
 _WRITERS: dict[str, Callable[[Path, _Subset], None]] = {
     ".npy": lambda path, subset: write_npy(path, subset.rows),
-    ".parquet": _write_parquet,
+    ".parquet": lambda path, subset: write_table(path, map(subset.columns, subset.blocks())),
     ".csv": _write_csv,
     ".txt": _write_txt,
 }

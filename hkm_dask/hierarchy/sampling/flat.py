@@ -79,7 +79,6 @@ class _TopRun:
         return found + self.bounds[0], top[found]
 
     def read(self) -> Records:
-        """Read them, with their keys, and words for their numbers."""
         rows, top = self.members()
         keys, words = self.order.of_rows(rows)
         return Records(words, keys, top)

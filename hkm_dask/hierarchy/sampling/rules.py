@@ -111,20 +111,14 @@ def read_rules(
         rules.max_per = _read_cap(max_per, multiplier)
     with _collected(rules.problems):
         rules.quotas = _read_quotas(quotas, size)
-    lists = _lists(exclude_ids)
+    # A file, several of them, or ids themselves.
+    several = isinstance(exclude_ids, list | tuple) and all(isinstance(ids, os.PathLike) for ids in exclude_ids)
+    lists = list(exclude_ids) if several else [exclude_ids] if exclude_ids is not None else []
     _open_pool(rules, tree, arrays, asks_ids=bool(lists))
     for ids in lists:
         with _collected(rules.problems):
             rules.ids.append(read_id_list(ids, rules.pool, arrays.n_rows(1), "exclude_ids"))
     return rules
-
-
-def _lists(exclude_ids: Any) -> list[Any]:
-    """Lists of ids: a file, several of them, or ids themselves."""
-    if exclude_ids is None:
-        return []
-    several = isinstance(exclude_ids, list | tuple) and all(isinstance(ids, os.PathLike) for ids in exclude_ids)
-    return list(exclude_ids) if several else [exclude_ids]
 
 
 @contextmanager

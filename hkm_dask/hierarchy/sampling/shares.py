@@ -71,9 +71,7 @@ def hierarchical_targets(
     return targets
 
 
-def fill_targets(
-    capacities: NDArray[np.int64], indptr: NDArray[np.int64], totals: NDArray[np.int64], *, key: int
-) -> NDArray[np.int64]:
+def fill_targets(capacities: Ints, indptr: Ints, totals: Ints, *, key: int) -> Ints:
     """Share out each node's total among its children as evenly as their capacities allow.
 
     Children of node i are ``indptr[i]:indptr[i + 1]``; no node's total is more than its children hold. `key`, from
@@ -103,9 +101,7 @@ def fill_targets(
     return targets + _give_one(capacities > targets, indptr, node, left, key)
 
 
-def _give_one(
-    able: NDArray[np.bool_], indptr: NDArray[np.int64], node: NDArray[np.int64], left: NDArray[np.int64], key: int
-) -> NDArray[np.int64]:
+def _give_one(able: NDArray[np.bool_], indptr: Ints, node: Ints, left: Ints, key: int) -> Ints:
     """One to each of `left` random able children per node."""
     keys = random_bits(key, np.arange(len(able)))
     order = np.lexsort((keys, ~able, node))

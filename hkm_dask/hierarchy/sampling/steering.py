@@ -154,12 +154,9 @@ def write_weights(
         raise InputError(f"{target} should not exist yet; give another path, or overwrite=True")
     if problem := folder_problem(target.parent):
         raise InputError(f"{target} should {problem}")
-    lines = [f"{cluster},{_shortest(weight)}\n" for cluster, weight in checked.items()]
+    # With all decimals that count, without an exponent.
+    decimals = {cluster: f"{weight:.{WEIGHT_DECIMALS}f}".rstrip("0").rstrip(".") for cluster, weight in checked.items()}
+    lines = [f"{cluster},{weight}\n" for cluster, weight in decimals.items()]
     make_folder(target.parent)
     write_file(target, "".join(["cluster,weight\n", *lines]).encode())
     return target
-
-
-def _shortest(weight: float) -> str:
-    """The weight with all its decimals that count, without an exponent."""
-    return f"{weight:.{WEIGHT_DECIMALS}f}".rstrip("0").rstrip(".")

@@ -105,13 +105,6 @@ class Share:
     bounds: SharedArray | None = None
     number: int = 0
 
-    def _pieces(self) -> Iterator[Run]:
-        if self.written is None:
-            yield from self.runs
-            return
-        for i, low, high in self.spans():
-            yield ScratchRun(self.written[i], low, high)
-
     def spans(self) -> list[tuple[int, int, int]]:
         """The numbers of the arrays written that have rows of it, and where those begin and end in each."""
         assert self.bounds is not None
@@ -120,9 +113,12 @@ class Share:
 
     def read(self) -> Records:
         """Read them, in order of row number."""
+        pieces: Sequence[Run] = self.runs
+        if self.written is not None:
+            pieces = [ScratchRun(self.written[i], first, last) for i, first, last in self.spans()]
         n_rows, low = self.stop - self.start, 0
         out = Records(np.empty(n_rows, np.int64), np.empty(n_rows, np.uint64), np.empty(n_rows, np.int32))
-        for piece in self._pieces():
+        for piece in pieces:
             records = piece.read()
             some = slice(low, low := low + len(records.rows))
             out.rows[some], out.keys[some], out.labels[some] = records.rows, records.keys, records.labels

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import xarray as xr
 
@@ -21,12 +19,12 @@ def summarize(tree: xr.DataTree, arrays: TreeArrays) -> Summary:
     n_levels, n_samples = arrays.n_levels, arrays.n_rows(1)
     n_clustered = int(arrays.read(1, "sizes").sum())
     title = f"Tree of {n_clustered:,} samples, {n_levels} level{'s' * (n_levels > 1)}"
-    attributes = tree.attrs
+    attributes, updates = tree.attrs, tree.attrs.get("updates")
     facts = [
         ("path", str(tree.encoding.get("source") or "in memory")),
         ("pool", str(attributes.get("pool") or "")),
         ("left out", f"{n_samples - n_clustered:,} samples of the pool" if n_samples > n_clustered else ""),
-        ("joined", _joined(attributes.get("updates"), n_samples)),
+        ("joined", f"{n_samples - int(updates[0]['n_samples']):,} samples since it was made" if updates else ""),
         ("metric", str(attributes.get("metric", ""))),
         ("seed", str(attributes.get("seed", ""))),
     ]
@@ -35,11 +33,6 @@ def summarize(tree: xr.DataTree, arrays: TreeArrays) -> Summary:
     dull = [i for i in range(len(_COLUMNS)) if all(row[i] in ("", "0") for row in table[1:])]
     table = [[cell for i, cell in enumerate(row) if i not in dull] for row in table]
     return Summary(title, [(name, value) for name, value in facts if value], table)
-
-
-def _joined(updates: Any, n_samples: int) -> str:
-    """How many samples joined since the clustering; empty where none did."""
-    return f"{n_samples - int(updates[0]['n_samples']):,} samples since it was made" if updates else ""
 
 
 def _row(t: int, arrays: TreeArrays, settings: str) -> list[Cell]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.verify import Verification, check_metadata, leftovers
-from hkm_dask.data.verify_chunks import ChunkReader, chunk_reader
+from hkm_dask.data.verify_chunks import ChunkReader
 from hkm_dask.data.verify_pool import check_pool
 from hkm_dask.errors import InputError, StoreError, check_whole
 from hkm_dask.hierarchy.verify.assignment import check_assignment, check_ids
@@ -126,7 +127,8 @@ def _check_content(
     arrays = check_metadata(root, found)
     # What is compared with members is read twice.
     again = [array for name, array in arrays.items() if name.endswith(("/labels", "/distances"))]
-    with chunk_reader(arrays, found, sum(array.spec.shape[0] * array.spec.row_bytes for array in again)) as reader:
+    more_bytes = sum(array.spec.shape[0] * array.spec.row_bytes for array in again)
+    with closing(ChunkReader(arrays, found, more_bytes)) as reader:
         found.checks["chunks"] = ""  # told last, shown in its place
         if found.kind == "pool":
             check_pool(attributes, reader, found)

@@ -5,6 +5,8 @@ Each looks at what a tree and a draw tell by themselves, without labels, which i
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hkm_dask.metrics import gini
 from hkm_dask.view.report.columns import Values
 from hkm_dask.view.report.facts import NEAR_SHARE, Facts
@@ -27,101 +29,74 @@ LARGE_DRAW = 0.5
 
 def concerns(facts: Facts, near: NearDuplicates | None, classes: Values | None = None) -> list[Markup]:
     """What someone should look at before the draw is used."""
-    found = [_even(facts), _most(facts), _stopped(facts)]
-    if facts.n_drawn:
-        found += [_no_better(facts), _far(facts), _large(facts)]
-    if classes is not None:
-        found.append(_classes(classes))
+    found = [*_of_the_tree(facts), *(_of_the_draw(facts) if facts.n_drawn else [])]
+    if classes is not None and classes.draw is not None and classes.draw.any():
+        head, over = "The classes are no more even in the draw than in the pool.", f"{len(classes.names)} classes"
+        found += _no_more_even(head, over, gini(classes.pool), gini(classes.draw))
     if near is not None:
-        found.append(_near(near))
-    return [one for one in found if one is not None]
+        found += _near(near)
+    return found
 
 
 def _said(head: str, *body: object) -> Markup:
     return join(element("b", head), " ", *body)
 
 
-def _even(facts: Facts) -> Markup | None:
-    gini = facts.top.gini
-    if gini >= EVEN_GINI or len(facts.top.filled) < 2:
-        return None
-    body = (
-        f"Its top-level clusters are about equally large (Gini {gini:.2f}; 0 is equal, {EVEN_GINI} the limit "
-        "of this warning): a uniform draw is nearly as even as a curated one, and keeps the proportions of the pool."
-    )
-    return _said("The pool is even already.", body)
-
-
-def _most(facts: Facts) -> Markup | None:
+def _of_the_tree(facts: Facts) -> Iterator[Markup]:
     top = facts.top
+    if top.gini < EVEN_GINI and len(top.filled) > 1:
+        yield _said(
+            "The pool is even already.",
+            f"Its top-level clusters are about equally large (Gini {top.gini:.2f}; 0 is equal, {EVEN_GINI} the limit "
+            "of this warning): a uniform draw is nearly as even as a curated one, and keeps the proportions of the "
+            "pool.",
+        )
     largest = int(top.sizes.argmax())
     part = float(top.sizes[largest] / facts.n_clustered)
-    if part <= MOST or len(top.filled) < 2:
-        return None
-    body = (
-        f" holds {share(part)} of the pool. A balanced draw gives it about as much as any other cluster: if it is what "
-        "the pool is about, and no noise, raise its weight, or cluster it by itself."
-    )
-    return _said("One cluster holds most.", "Cluster ", name(top.number, largest), body)
-
-
-def _stopped(facts: Facts) -> Markup | None:
+    if part > MOST and len(top.filled) > 1:
+        yield _said(
+            "One cluster holds most.", "Cluster ", name(top.number, largest),
+            f" holds {share(part)} of the pool. A balanced draw gives it about as much as any other cluster: if it is "
+            "what the pool is about, and no noise, raise its weight, or cluster it by itself.",
+        )  # fmt: skip
     asked = zip(facts.levels, facts.config.levels, strict=True)
     stopped = [level.number for level, of in asked if any(len(run) >= of.max_iter for run in level.runs)]
-    if not stopped:
-        return None
-    levels = ", ".join(map(str, stopped))
-    return _said(
-        "Not all k-means converged.", f"At level {levels} some stopped at max_iter while the inertia still fell."
-    )
+    if stopped:
+        levels = ", ".join(map(str, stopped))
+        yield _said(
+            "Not all k-means converged.", f"At level {levels} some stopped at max_iter while the inertia still fell."
+        )
 
 
-def _no_better(facts: Facts) -> Markup | None:
+def _of_the_draw(facts: Facts) -> Iterator[Markup]:
     head, over = "The draw is no more even than the pool.", "top-level clusters"
-    return _no_more_even(head, over, facts.top.gini, facts.top.drawn_gini)
-
-
-def _no_more_even(head: str, over: str, pool: float, draw: float) -> Markup | None:
-    if draw < pool:
-        return None
-    body = f"Over the {over} its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even."
-    return _said(head, body)
-
-
-def _classes(classes: Values) -> Markup | None:
-    if classes.draw is None or not classes.draw.any():
-        return None
-    head, over = "The classes are no more even in the draw than in the pool.", f"{len(classes.names)} classes"
-    return _no_more_even(head, over, gini(classes.pool), gini(classes.draw))
-
-
-def _far(facts: Facts) -> Markup | None:
-    if facts.far is None or facts.far[1] < OUTLIERS:
-        return None
-    pool, draw = facts.far
-    body = (
-        f"{share(draw)} of the draw lie farther from their centroids than {100 * NEAR_SHARE:.0f} % of the pool "
-        f"({share(pool)} of the pool do). These may be rare things, or rubbish: look at some of them."
-    )
-    return _said("Outliers are drawn.", body)
-
-
-def _large(facts: Facts) -> Markup | None:
+    yield from _no_more_even(head, over, facts.top.gini, facts.top.drawn_gini)
+    if facts.far is not None and facts.far[1] >= OUTLIERS:
+        pool, draw = facts.far
+        yield _said(
+            "Outliers are drawn.",
+            f"{share(draw)} of the draw lie farther from their centroids than {100 * NEAR_SHARE:.0f} % of the pool "
+            f"({share(pool)} of the pool do). These may be rare things, or rubbish: look at some of them.",
+        )
     part = facts.n_drawn / facts.n_clustered
-    if part <= LARGE_DRAW:
-        return None
-    body = f"It takes {share(part)} of the pool, so that large clusters fill what small ones cannot give."
-    return _said("The draw is too large to be even.", body)
+    if part > LARGE_DRAW:
+        body = f"It takes {share(part)} of the pool, so that large clusters fill what small ones cannot give."
+        yield _said("The draw is too large to be even.", body)
 
 
-def _near(near: NearDuplicates) -> Markup | None:
+def _no_more_even(head: str, over: str, pool: float, draw: float) -> Iterator[Markup]:
+    if draw >= pool:
+        yield _said(head, f"Over the {over} its Gini is {draw:.2f}, that of the pool {pool:.2f}; 0 is even.")
+
+
+def _near(near: NearDuplicates) -> Iterator[Markup]:
     for threshold, drawn in near.drawn.items():
         part = drawn / near.n_rows
         if part >= DUPLICATES and drawn >= TIMES * near.uniform[threshold]:
-            body = (
+            yield _said(
+                "Near-duplicates are drawn.",
                 f"{share(part)} of the draw have another sample in it at a cosine of {threshold} or more; of a uniform "
                 f"draw of that size, {share(near.uniform[threshold] / near.n_rows)}. Leave them out of the pool with ",
                 element("code", f"hkm dedup --threshold {threshold}"), ", then cluster what is left.",
             )  # fmt: skip
-            return _said("Near-duplicates are drawn.", *body)
-    return None
+            return

@@ -113,8 +113,5 @@ def open_samples(
         return Samples(known.captions.take, known.captions_of, names, read)
     if known.ids is not None:
         return Samples(known.ids.take, "ids", names, read)
-    return Samples(_numbers if names is None else names.take, "rows", names, read)
-
-
-def _numbers(rows: NDArray[np.int64]) -> list[str]:
-    return [f"row {row:,}" for row in rows]
+    texts: Texts = names.take if names is not None else lambda rows: [f"row {row:,}" for row in rows]
+    return Samples(texts, "rows", names, read)
