@@ -8,15 +8,17 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from numbers import Number
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from llvmlite.binding import add_symbol
 from numba import config as numba_config
 from numba import njit
 from numba.core.caching import FunctionCache
-from numba.core.runtime.nrt import rtsys
+from numba.core.runtime._nrt_python import c_helpers
 
 from hkm_dask.compute import jit_child
 from hkm_dask.events import emit
@@ -91,8 +93,15 @@ class _Kept(FunctionCache):
 
     def load_overload(self, signature: Any, target_context: Any) -> Any:
         """What is compiled for these types, or None."""
-        rtsys.initialize(target_context)  # compiled code asks it for memory
+        _link_runtime()
         return self._load_overload(signature, target_context)
+
+
+@cache
+def _link_runtime() -> None:
+    """Tell the linker of numba's runtime, as numba does; what it compiles for that besides, kept code has within."""
+    for name, address in c_helpers.items():
+        add_symbol(name if name.startswith("_") else f"NRT_{name}", address)
 
 
 def _stamp(function: Callable[..., Any]) -> tuple[Any, ...]:

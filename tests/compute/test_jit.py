@@ -95,6 +95,7 @@ from pathlib import Path
 
 import numpy as np
 from numba.core.registry import cpu_target
+from numba.core.runtime.nrt import rtsys
 
 from hkm_dask.compute import jit
 
@@ -103,7 +104,7 @@ sys.path.insert(0, str(folder))
 import typed
 
 assert typed.total(np.arange(4.0)) == 6.0
-is_ready = bool(cpu_target.target_context._registries)
+is_ready = bool(cpu_target.target_context._registries) or rtsys._init
 assert jit.kernel("f8[::1](f8[::1])")(typed.twice)(np.arange(4.0)).tolist() == [0.0, 2.0, 4.0, 6.0]
 print(is_ready)
 """
