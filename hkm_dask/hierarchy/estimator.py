@@ -91,8 +91,8 @@ class HierarchicalKMeans(TreePredictor):
     (np.True_, np.False_)
     >>> hk.predict(x).shape, hk.predict_path(x).shape, hk.transform(x).shape
     ((6,), (6, 2), (6, 2))
-    >>> len(hk.sample(4))
-    4
+    >>> len(hk.sample(4)), hk.score(x)
+    (4, -146.5)
     """
 
     tree_: xr.DataTree

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,6 +18,7 @@ from sklearn.metrics.pairwise import euclidean_distances
 from sklearn.utils import Tags, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
+from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.cluster.connect import runner_for
 from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.data import layout
@@ -24,13 +26,16 @@ from hkm_dask.data.row_views import UnitRows, unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
-from hkm_dask.kmeans.predict import nearest_labels, refuse_zero_rows
+from hkm_dask.kmeans.predict import label_rows, nearest_labels, refuse_zero_rows
+from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
 
 if TYPE_CHECKING:
     from distributed import Client
 
 #: Bytes of rows whose distances to all centroids are made at once.
 _TRANSFORM_BYTES = 16 << 20
+#: Share of the samples whose weights may be rounded to 0 in silence.
+_LOST_SHARE = 0.01
 
 
 class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin, BaseEstimator):
@@ -109,6 +114,29 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
         with rows_of(self._validated(X, runner.memory_budget, reset=reset), runner) as rows:
             yield UnitRows(rows) if self.metric == "cosine" else rows
 
+    def _geometry(
+        self,
+        rows: Rows,
+        runner: Runner,
+        n_clusters: int,
+        centroids: NDArray[np.float32] | None,
+        weights: NDArray[np.int64] | None,
+    ) -> Geometry:
+        """The geometry for rows and centroids, both of which its scales must hold."""
+        statistics = measure_rows(rows, runner)
+        if not np.isfinite(statistics.max_abs):
+            raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
+        if self.metric == "cosine" and statistics.n_zero:
+            raise InputError(
+                f"n_zero_rows={statistics.n_zero} should be 0 for metric='cosine', they have no direction; "
+                "leave them out"
+            )
+        return make_geometry(
+            rows, runner, n_clusters=n_clusters, mean=statistics.mean, max_abs=statistics.max_abs,
+            start=centroids, total_weight=None if weights is None else int(weights.sum()),
+            spherical=self.metric == "cosine",
+        )  # fmt: skip
+
     # -- what is answered ----------------------------------------------------------------------------------------------
 
     def _labels(self, X: Any, centroids: NDArray[np.float32], table: NDArray[np.int32] | None = None) -> Any:
@@ -174,6 +202,39 @@ class Clusterer(ClassNamePrefixFeaturesOutMixin, TransformerMixin, ClusterMixin,
                         answer[low:high] = _distances(rows.read(low, high), where, centroids, spherical=spherical)
         return like_input(answer, X, "cluster", "distances") if isinstance(X, xr.DataArray) else answer
 
+    def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
+        """Minus the inertia of `X` about the centroids, of a hierarchy those of the top level.
+
+        Each row counts with the centroid nearest to it, which need not be that of the cluster that a hierarchy's
+        `predict` tells.
+
+        Parameters
+        ----------
+        X : array of shape (n_samples, n_features), pool or path
+            See `hkm_dask.KMeans`.
+        y : ignored
+        sample_weight : array-like of shape (n_samples,) or float, optional
+
+        Returns
+        -------
+        float
+
+        Raises
+        ------
+        InputError
+            Rows of another width, with NaN, or weights that are none.
+        """
+        check_is_fitted(self)
+        centroids = self.cluster_centers_[~np.isnan(self.cluster_centers_[:, 0])]
+        with self._runner() as runner, self._rows(X, runner, reset=False) as given:
+            rows = runner.place(given)
+            weights, unit = weights_of(sample_weight, rows.n_rows)
+            geometry = self._geometry(rows, runner, len(centroids), centroids, weights)
+            nearest = label_rows(rows, centroids, geometry=geometry, runner=runner, weights=weights)
+            forget(rows.key)
+            forget(geometry.name)
+        return -nearest.inertia / geometry.distance_scale * unit
+
 
 def _label_block(
     block: Any, *, centroids: NDArray[np.float32], spherical: bool, table: NDArray[np.int32] | None, memory_budget: int
@@ -227,6 +288,22 @@ def whole_weights(weights: NDArray[np.float64]) -> tuple[NDArray[np.int64], floa
     whole = np.rint(np.ldexp(near_one, bits)).astype(np.int64)
     divisor = int(np.gcd.reduce(whole))
     return whole // divisor, float(np.ldexp(float(divisor), exponent - bits))
+
+
+def weights_of(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[np.int64] | None, float]:
+    """Weights as whole numbers, and the weight of 1."""
+    weights = checked_weights(sample_weight, n_samples)
+    if weights is None:
+        return None, 1.0
+    whole, unit = whole_weights(weights)
+    n_lost = np.count_nonzero((whole == 0) & (weights > 0))
+    if n_lost > _LOST_SHARE * n_samples:
+        warnings.warn(
+            f"the weights of {n_lost:,} of {n_samples:,} samples count as 0, they are below 2^-14 of the mean; "
+            "raise them, or lower the largest",
+            stacklevel=3,
+        )
+    return whole, unit
 
 
 def _distance_dtype(dtype: np.dtype) -> np.dtype:

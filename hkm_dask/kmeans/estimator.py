@@ -17,21 +17,18 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows, unit_rows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError, is_whole
-from hkm_dask.kmeans.base import Clusterer, checked_weights, whole_weights
+from hkm_dask.kmeans.base import Clusterer, weights_of
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.inputs import simplified
 from hkm_dask.kmeans.lloyd import Progress
 from hkm_dask.kmeans.outliers import far_rows_warning
 from hkm_dask.kmeans.predict import label_rows
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
 
 if TYPE_CHECKING:
     from distributed import Client
 
 _INITS = ("coreset", "k-means++", "k-means||", "random")
 _METRICS = ("l2", "cosine")
-#: Share of the samples whose weights may be rounded to 0 in silence.
-_LOST_SHARE = 0.01
 
 
 class KMeans(Clusterer):
@@ -161,7 +158,7 @@ class KMeans(Clusterer):
         with self._runner() as runner, self._rows(X, runner, reset=True) as given:
             rows = runner.place(given)
             try:
-                self._fit(rows, *_weights(sample_weight, rows.n_rows), runner)
+                self._fit(rows, *weights_of(sample_weight, rows.n_rows), runner)
             finally:
                 forget(rows.key)
         return self
@@ -178,7 +175,7 @@ class KMeans(Clusterer):
             raise InputError(
                 f"n_samples={counted.n_rows} should be >= n_clusters={n_clusters}; lower n_clusters or add samples"
             )
-        geometry = self._geometry(rows, runner, start, weights)
+        geometry = self._geometry(rows, runner, n_clusters, start, weights)
         far = far_rows_warning(counted, geometry, n_clusters=n_clusters, runner=runner)
         if far is not None:
             warnings.warn(far, stacklevel=3)
@@ -235,24 +232,6 @@ class KMeans(Clusterer):
             raise InputError("init=NaN or Inf should be finite; mend such centroids")
         return unit_rows(start) if self.metric == "cosine" else start
 
-    def _geometry(
-        self, rows: Rows, runner: Runner, centroids: NDArray[np.float32] | None, weights: NDArray[np.int64] | None
-    ) -> Geometry:
-        """The geometry for rows and centroids, both of which its scales must hold."""
-        statistics = measure_rows(rows, runner)
-        if not np.isfinite(statistics.max_abs):
-            raise InputError(f"{rows.label} should be finite in float32, it has NaN or Inf; leave such rows out")
-        if self.metric == "cosine" and statistics.n_zero:
-            raise InputError(
-                f"n_zero_rows={statistics.n_zero} should be 0 for metric='cosine', they have no direction; "
-                "leave them out"
-            )
-        return make_geometry(
-            rows, runner, n_clusters=int(self.n_clusters), mean=statistics.mean, max_abs=statistics.max_abs,
-            start=centroids, total_weight=None if weights is None else int(weights.sum()),
-            spherical=self.metric == "cosine",
-        )  # fmt: skip
-
     # -- what follows from a fit ---------------------------------------------------------------------------------------
 
     def predict(self, X: Any) -> Any:
@@ -276,46 +255,6 @@ class KMeans(Clusterer):
         """
         check_is_fitted(self)
         return self._labels(X, self.cluster_centers_)
-
-    def score(self, X: Any, y: None = None, sample_weight: ArrayLike | None = None) -> float:
-        """Minus the inertia of `X` about the centroids.
-
-        Parameters
-        ----------
-        X : array of shape (n_samples, n_features), pool or path
-            See `KMeans`.
-        y : ignored
-        sample_weight : array-like of shape (n_samples,) or float, optional
-
-        Returns
-        -------
-        float
-        """
-        check_is_fitted(self)
-        with self._runner() as runner, self._rows(X, runner, reset=False) as given:
-            rows = runner.place(given)
-            weights, unit = _weights(sample_weight, rows.n_rows)
-            geometry = self._geometry(rows, runner, self.cluster_centers_, weights)
-            nearest = label_rows(rows, self.cluster_centers_, geometry=geometry, runner=runner, weights=weights)
-            forget(rows.key)
-            forget(geometry.name)
-        return -nearest.inertia / geometry.distance_scale * unit
-
-
-def _weights(sample_weight: ArrayLike | None, n_samples: int) -> tuple[NDArray[np.int64] | None, float]:
-    """Weights as whole numbers, and the weight of 1."""
-    weights = checked_weights(sample_weight, n_samples)
-    if weights is None:
-        return None, 1.0
-    whole, unit = whole_weights(weights)
-    n_lost = np.count_nonzero((whole == 0) & (weights > 0))
-    if n_lost > _LOST_SHARE * n_samples:
-        warnings.warn(
-            f"the weights of {n_lost:,} of {n_samples:,} samples count as 0, they are below 2^-14 of the mean; "
-            "raise them, or lower the largest",
-            stacklevel=3,
-        )
-    return whole, unit
 
 
 def _is_share(value: object) -> bool:

@@ -7,8 +7,12 @@ from typing import Any
 
 import dask.array as da
 import numpy as np
+import pandas as pd
 import pytest
 import xarray as xr
+from sklearn.model_selection import GridSearchCV
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 import hkm_dask as hkm
@@ -125,6 +129,32 @@ def test_distances_to_the_top(x: np.ndarray, fitted: hkm.HierarchicalKMeans) -> 
     copies = np.repeat(x[:2], 30, axis=0)
     few = hkm.HierarchicalKMeans(5, n_resamples=0, random_state=0).fit(copies)
     assert np.isnan(few.transform(x[:3])).sum() == 3 * 3
+    assert few.score(copies) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("metric", ["l2", "cosine"])
+def test_a_score_is_minus_the_squared_distances_to_the_top(x: np.ndarray, metric: str) -> None:
+    hk = hkm.HierarchicalKMeans(LEVELS, n_resamples=0, metric=metric, random_state=0).fit(x)
+    new = np.random.default_rng(1).normal(10, 9, (200, 4)).astype(np.float32)
+    rows = new / np.linalg.norm(new, axis=1, keepdims=True) if metric == "cosine" else new
+    centers = hk.cluster_centers_.astype(np.float64)
+    squared = ((rows[:, None].astype(np.float64) - centers) ** 2).sum(axis=2).min(axis=1)
+    assert hk.score(new) == pytest.approx(-squared.sum(), rel=1e-6)
+    weights = np.arange(200) % 3
+    assert hk.score(da.from_array(new, chunks=(70, 4)), sample_weight=weights) == pytest.approx(
+        -weights @ squared, rel=1e-6
+    )
+
+
+def test_it_takes_part_in_a_search_and_in_a_pipeline(x: np.ndarray) -> None:
+    search = GridSearchCV(
+        hkm.HierarchicalKMeans(n_resamples=0, random_state=0), {"n_clusters": [(20, 2), (20, 8)]}, cv=2
+    ).fit(x)
+    assert search.best_params_ == {"n_clusters": (20, 8)}  # more centers are nearer
+    steps = make_pipeline(StandardScaler(), hkm.HierarchicalKMeans((20, 3), n_resamples=0, random_state=0))
+    table = steps.set_output(transform="pandas").fit_transform(pd.DataFrame(x, columns=list("abcd")))
+    assert list(table) == [f"hierarchicalkmeans{c}" for c in range(3)]
+    np.testing.assert_array_equal(steps.fit_predict(x), steps[-1].labels_)
 
 
 @pytest.mark.parametrize(
