@@ -239,7 +239,7 @@ def compare(
 @click.argument("store", type=STORE, metavar="STORE")
 @click.option("--json", "as_json", is_flag=True, help="For machines: one JSON object.")
 def info(store: Location, as_json: bool) -> None:
-    """Describe a pool or a tree.
+    """Describe a pool, a tree or an assignment.
 
     Sizes, levels, settings, history, and whether it is complete.
     """

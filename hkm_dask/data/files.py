@@ -232,14 +232,14 @@ def stored_format(folder: Location) -> str:
     return kind if isinstance(kind, str) else ""
 
 
-def similar_store(folder: Location, format_: str) -> str:
-    """A question whether another store of that format is meant, whose name is much like that of a missing one."""
+def similar_store(folder: Location, *formats: str) -> str:
+    """A question whether another store of such a format is meant, whose name is much like that of a missing one."""
     if isinstance(folder, ObjectPath) or not folder.parent.is_dir():
         return ""
     with suppress(OSError):
         names = [path.name for path in itertools.islice(folder.parent.iterdir(), 1000)]
         for name in difflib.get_close_matches(folder.name, names, cutoff=0.85):
-            if stored_format(folder.with_name(name)) == format_:
+            if stored_format(folder.with_name(name)) in formats:
                 return f"did you mean {name}? If not, "
     return ""
 

@@ -36,14 +36,13 @@ def model_folder(model: str | os.PathLike[str]) -> tuple[Path, dict[str, Any]]:
 
     >>> model_folder("nowhere")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: model=...nowhere has no config.json; give the folder that `save_pretrained` wrote ...
+    hkm_dask.errors.InputError: model=...nowhere is no folder; give the folder that `save_pretrained` wrote ...
     """
     folder = Path(model).absolute()
     config = read_json(folder / "config.json")
     if config is None:
-        raise InputError(
-            f"model={folder} has no config.json; give the folder that `save_pretrained` wrote or `hf download` made"
-        )
+        fact = "has no config.json" if folder.is_dir() else "is no folder"
+        raise InputError(f"model={folder} {fact}; give the folder that `save_pretrained` wrote or `hf download` made")
     return folder, config
 
 

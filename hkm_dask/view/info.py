@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import itertools
 import json
 import math
@@ -89,10 +88,8 @@ def _find(path: Location) -> Location:
     unfinished = layout.wip_path(path)
     if unfinished.exists():
         return unfinished
-    siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    near = difflib.get_close_matches(path.name, siblings, n=1)
-    remedy = f"did you mean {str(path.parent / near[0])!r}?" if near else "check the path"
-    raise StoreError(f"store={str(path)!r} should be a pool or a tree, but nothing is there; {remedy}")
+    other = files.similar_store(path, *layout.FORMATS)
+    raise StoreError(f"{path} is missing; {other}check the path")
 
 
 def _pool_facts(root: Location, attributes: Mapping[str, Any]) -> Facts:

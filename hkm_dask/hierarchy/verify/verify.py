@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.config import Config
 from hkm_dask.data import layout
-from hkm_dask.data.files import METADATA_FILE, read_json
+from hkm_dask.data.files import METADATA_FILE, read_json, similar_store
 from hkm_dask.data.objects import Location, location
 from hkm_dask.data.pool import Pool, open_pool
 from hkm_dask.data.row_views import UnitRows
@@ -103,8 +103,9 @@ def _attributes(root: Location) -> dict[str, Any]:
     """Attributes of a store of ours; StoreError where it is none."""
     if not root.exists():
         unfinished = layout.wip_path(root)
+        other = similar_store(root, *layout.FORMATS)
         remedy = f"{unfinished.name} is unfinished, run its command again" if unfinished.exists() else "check the path"
-        raise StoreError(f"{root} is missing; {remedy}")
+        raise StoreError(f"{root} is missing; {other}{remedy}")
     metadata = read_json(root / METADATA_FILE)
     attributes = metadata.get("attributes") if metadata else None
     kind = attributes.get("format") if isinstance(attributes, dict) else None

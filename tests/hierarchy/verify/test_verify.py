@@ -695,6 +695,9 @@ def test_what_is_no_store_is_refused(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere\.zarr is missing; check the path"):
         hkm.verify(tmp_path / "nowhere.zarr")
     (tmp_path / "begun.zarr.wip").mkdir()
+    hkm.ingest(np.ones((4, 3), np.float32), tmp_path / "pool.zarr")
+    with pytest.raises(StoreError, match=r"pol\.zarr is missing; did you mean pool\.zarr\? If not, check the path"):
+        hkm.verify(tmp_path / "pol.zarr")
     with pytest.raises(StoreError, match=r"begun\.zarr\.wip is unfinished, run its command again"):
         hkm.verify(tmp_path / "begun.zarr")
     with pytest.raises(StoreError, match=r"should be a pool, tree or assignment of hkm, but there is no zarr\.json"):
