@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from hkm_dask.compute.memory import POINTS_PER_CLUSTER, WALK_POINTS
@@ -145,6 +145,12 @@ class Agenda:
             if not self.counts[piece.kind, piece.units]:
                 del self.counts[piece.kind, piece.units]
         return taken
+
+    def renewed(self, pieces: Sequence[Piece]) -> Agenda:
+        """The same with these phases of k-means in place of all that were planned of their steps."""
+        steps, last = {piece.place[:2] for piece in pieces}, place_of("iterate")
+        kept = (piece for piece in self._pieces if piece.place[:2] not in steps or piece.place[2] > last)
+        return Agenda(sorted([*kept, *pieces], key=lambda piece: piece.place))
 
     def of_step(self, level: int, step: int) -> list[Piece]:
         """Pieces of a step of a level."""

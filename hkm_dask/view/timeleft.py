@@ -144,7 +144,8 @@ class TimeLeft:
     >>> level = {"n": 1000, "k": 10, "d": 2, "m": 2, "r": 50, "max_iter": 10}
     >>> left.update(Event("run_started", {"levels": [level]}, 0.0))
     >>> for step, start in enumerate([0.0, 10.0]):
-    ...     left.update(Event("step_started", {"level": 1, "step": step, "n": 1000, "k": 10, "max_iter": 10}, start))
+    ...     n = 500 if step else 1000
+    ...     left.update(Event("step_started", {"level": 1, "step": step, "n": n, "k": 10, "max_iter": 10}, start))
     ...     left.update(Event("step_finished", {"level": 1, "step": step, "n_iter": 3}, start + 8.0 / (step + 1)))
     ...     left.update(Event("assigned", {"level": 1, "step": step}, start + 8.0 / (step + 1) + 1.0))
     >>> told = left.at(15.0)
@@ -244,6 +245,10 @@ class TimeLeft:
         level, step = self._place = int(fields["level"]), int(fields["step"])
         if not self._levels:
             self._coming = Agenda(k_means_pieces({"d": 1, **fields}, level, step, float(fields["n"])))
+        elif step:  # small clusters give fewer members than was planned, in later steps, too
+            planned, n = self._levels[level - 1], float(fields["n"])
+            steps = range(step, int(planned["m"]) + 1)
+            self._coming = self._coming.renewed([p for s in steps for p in k_means_pieces(planned, level, s, n)])
         phases = [piece.kind.phase for piece in self._coming.of_step(level, step)]
         self._begin(*self._place, phases[0] if phases else "iterate", time)
         self._skipped = []

@@ -20,7 +20,8 @@ LEVELS = [
 
 def one_step(level: int = 1, step: int = 0, n_iter: int = 3) -> list[tuple[str, dict[str, Any]]]:
     of_step = {"level": level, "step": step}
-    n, k = LEVELS[level - 1]["n"], LEVELS[level - 1]["k"]
+    k = LEVELS[level - 1]["k"]
+    n = k * LEVELS[level - 1]["r"] if step else LEVELS[level - 1]["n"]
     iterations = [{**of_step, "iteration": i, "inertia": 100.0 / i, "max_iter": 50} for i in range(1, n_iter + 1)]
     return [
         ("step_started", {**of_step, "n": n, "k": k, "max_iter": 50}),

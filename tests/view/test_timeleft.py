@@ -34,7 +34,8 @@ def run(share: float, seeding: float = 3.0, levels: list[dict[str, Any]] = LEVEL
         for step, cost in enumerate(steps_of(level)):
             pace, of_step = cost.iteration_units * SECONDS_PER_UNIT, {"level": number, "step": step}
             shorter = 0.87 if step > 1 else 1.0
-            yield Event("step_started", {**fields, "step": step, "max_iter": level["max_iter"]}, now)
+            n_rows = cost.iteration_units / level["k"] / level["d"]
+            yield Event("step_started", {**fields, "step": step, "n": n_rows, "max_iter": level["max_iter"]}, now)
             for share_seeded in (1, 2, 3):
                 now += pace * seeding / 3
                 yield Event("seeding", {**of_step, "phase": "draw", "done": share_seeded, "total": 3}, now)
@@ -157,6 +158,28 @@ def test_a_kmeans_that_tells_only_its_end_is_timed_too() -> None:
     assert len(guesses) == 5
     for really, guess in guesses:
         assert guess == pytest.approx(really, rel=0.1, abs=0.5)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_members_that_a_resampling_lacks_are_lacking_in_those_to_come(share: float) -> None:
+    events = [event for event in run(0.4) if event.fields.get("level") != 2]
+    step = next(i for i, one in enumerate(events) if one.kind == "step_started" and one.fields["step"] == 1)
+    left = [TimeLeft(), TimeLeft()]
+    for both, given in zip(left, (1.0, share), strict=True):
+        for event in events[:step]:
+            both.update(event)
+        both.update(
+            Event("step_started", {**events[step].fields, "n": given * events[step].fields["n"]}, events[step].time)
+        )
+    whole, fewer = (one.at(events[step].time) for one in left)
+    assert whole is not None
+    assert fewer is not None
+    # What is assigned remains: n k d each time, where a k-means costs that r k / n times its iterations.
+    assert (
+        fewer.expected == pytest.approx(whole.expected, rel=1e-9)
+        if share == 1
+        else fewer.expected < 0.7 * whole.expected
+    )
 
 
 def test_a_kmeans_without_a_plan_has_a_time_left_of_its_own() -> None:
