@@ -22,6 +22,9 @@ from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_eac
 from hkm_dask.ingestion.id_files import IdFile
 from hkm_dask.ingestion.tables import TableRows, masked
 
+#: Whole numbers up to which all are exact as float64.
+_MOST_EXACT = 2**53
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -113,12 +116,22 @@ class Sources:
         for table in self.tables:
             pieces = table.columns[name].pieces
             for piece in _counted(pieces, table.rows.n_rows, f"{table.name}, column {name!r}"):
-                yield masked(np.ma.getdata(piece), np.ma.getmaskarray(piece), kind)
+                values, missing = np.ma.getdata(piece), np.ma.getmaskarray(piece)
+                if kind == "f" and values.dtype.kind == "i":
+                    _check_exact(values[~missing], f"keep={name!r} of {table.name}")
+                yield masked(values, missing, kind)
 
     def _all_ids(self) -> Iterator[np.ndarray]:
         for table in self.tables:
             if table.ids is not None:
                 yield from _counted(table.ids, table.rows.n_rows, table.name)
+
+
+def _check_exact(values: np.ndarray, label: str) -> None:
+    """Refuse whole numbers that would be others as floats, in a column that has floats elsewhere."""
+    if values.size and (largest := max(int(values.max()), -int(values.min()))) > _MOST_EXACT:
+        rule = f"at most 2**53, as other sources have decimals, which would round {largest}"
+        raise InputError(f"{label} should be {rule}; convert the column to text in all of them")
 
 
 def _counted(pieces: Pieces, n_rows: int, name: str) -> Iterator[np.ndarray]:
