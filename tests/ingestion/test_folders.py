@@ -1,6 +1,7 @@
 """Folders of shards, of clip-retrieval and of Hugging Face are read in order, with what is known of their rows."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,8 +34,8 @@ def left_out(source: Path, pool: Path, **options: object) -> list[str]:
     told: list[Event] = []
     with subscribe(told.append):
         ingest(source, pool, **options)
-    (message,) = [event.fields["message"] for event in told if event.kind == "warning"] or [""]
-    return sorted(Path(name.strip("(),;")).name for name in message.split() if "." in name)
+    messages = [event.fields["message"] for event in told if event.kind == "warning"]
+    return [Path(name).name for said in messages for name in re.findall(r"as well \((.*)\);", said)[0].split(", ")]
 
 
 def test_embeddings_of_a_folder_that_are_left_out_are_told(tmp_path: Path) -> None:
@@ -48,7 +49,7 @@ def test_embeddings_of_a_folder_that_are_left_out_are_told(tmp_path: Path) -> No
     pd.DataFrame({"v": list(values(3))}).to_parquet(folder / "b.parquet")
     np.save(folder / "more" / "c.npy", values(3))
     (folder / "more" / "c.npy").rename(folder / "more" / "C.NPY")
-    assert left_out(folder, tmp_path / "q.zarr") == ["C.NPY", "b.parquet"]
+    assert left_out(folder, tmp_path / "q.zarr") == ["b.parquet", "C.NPY"]
 
 
 def test_shards_without_rows_are_left_out_unless_all_are(tmp_path: Path) -> None:

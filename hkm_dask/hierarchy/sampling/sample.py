@@ -133,7 +133,8 @@ def sample(
     )  # fmt: skip
     n_samples = int(arrays.read(1, "leaf_sizes").sum())
     _check(n_samples, size, strategy, within, multiplier, seed, rules.problems)
-    draw = _Draw(arrays, rules, strategy, within, int(multiplier), n_samples)
+    # A sample that may be taken more often than the draw is large may be taken as often as it is: no product overflows.
+    draw = _Draw(arrays, rules, strategy, within, min(int(multiplier), int(size)), n_samples)
     parts = draw.parts(int(size), seed)
     emit("progress", stage="sample", done=0, total=size)
     rows = np.sort(np.concatenate([draw.part(part) for part in parts]))
