@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +17,8 @@ from hkm_dask.data import layout
 from hkm_dask.data.ids import Pieces, check_id_count, id_pieces
 from hkm_dask.data.objects import ObjectPath, location, whole_path
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
+from hkm_dask.events import emit
 from hkm_dask.ingestion.folders import open_folder
 from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_each, open_file, open_zarr
 from hkm_dask.ingestion.id_files import IdFile
@@ -169,6 +171,7 @@ def open_sources(
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
+    _tell_repeated(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -176,6 +179,13 @@ def open_sources(
         total.ids = id_pieces(ids, "ids")
         check_id_count(len(ids), total.n_rows, "ids")
     return total
+
+
+def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
+    """Warn of files that are given twice, as by a pattern and a name: ids, where there are any, are refused for it."""
+    counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
+    if twice := [name for name, n in counts.items() if n > 1]:
+        emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
 
 
 def _check_keep(keep: Sequence[str]) -> None:

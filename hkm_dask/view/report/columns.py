@@ -19,6 +19,8 @@ from hkm_dask.view.report.markup import Markup, count, element, line, share, thi
 #: as they are where there are fewer than four samples of each.
 N_VALUES, MAX_WORDS, MAX_WHOLE, LEAST_OF_EACH = 12, 1000, 50, 4
 _BLOCK = 2**16
+#: What rows without a value are called.
+MISSING = "(missing)"
 #: Values that the range of a histogram is told from, spread evenly over the column; all values are counted in it.
 _MOST_RANGED = 2**20
 
@@ -87,7 +89,7 @@ def _categories(column: Column, rows: Rows) -> Values | None:
         return None
     values = sorted(counts, key=lambda value: (-counts[value], str(value)))
     named = [line(column.names.get(str(value), str(value)), 40) or "(empty)" for value in values]
-    named = ["(missing)" if value is None else name for value, name in zip(values, named, strict=True)]
+    named = [MISSING if value is None else name for value, name in zip(values, named, strict=True)]
     pool = np.array([counts[value] for value in values]) / column.n
     if rows is None:
         return Values(column.name, named, pool, None)

@@ -5,8 +5,10 @@ Each looks at what a tree and a draw tell by themselves, without labels, which i
 
 from __future__ import annotations
 
+import numpy as np
+
 from hkm_dask.metrics import gini
-from hkm_dask.view.report.columns import Values
+from hkm_dask.view.report.columns import MISSING, Values
 from hkm_dask.view.report.facts import NEAR_SHARE, Facts
 from hkm_dask.view.report.markup import Markup, element, join, name, share
 from hkm_dask.view.report.near_duplicates import NearDuplicates
@@ -89,10 +91,14 @@ def _no_more_even(head: str, over: str, pool: float, draw: float) -> Markup | No
 
 
 def _classes(classes: Values) -> Markup | None:
-    if classes.draw is None or not classes.draw.any():
+    if classes.draw is None:
         return None
-    head, over = "The classes are no more even in the draw than in the pool.", f"{len(classes.names)} classes"
-    return _no_more_even(head, over, gini(classes.pool), gini(classes.draw))
+    known = np.array([name != MISSING for name in classes.names])
+    pool, draw = classes.pool[known], classes.draw[known]
+    if not draw.any():
+        return None
+    head, over = "The classes are no more even in the draw than in the pool.", f"{len(pool)} classes"
+    return _no_more_even(head, over, gini(pool), gini(draw))
 
 
 def _far(facts: Facts) -> Markup | None:
