@@ -81,14 +81,14 @@ def write_subset(
     """
     target = check_target(path)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset))
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=True)
     return target
 
 
 def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
     """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
     target = check_target(path)
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)))
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)), new=True)
     return target
 
 
