@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import click
 
 from hkm_dask.cli.interrupts import signals_unwind
+from hkm_dask.cli.options import Names, PerLevel
 from hkm_dask.cli.output import tell_error
 from hkm_dask.cli.wording import in_options
 
@@ -18,8 +19,24 @@ _ARGUMENTS = "hkm_dask.arguments"
 _DEBUG = "hkm_dask.debug"
 
 
+class Command(click.Command):
+    """A command that refuses an option of several values given twice, of which click would take the last in silence."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """See `click.Command.parse_args`."""
+        _, _, given = self.make_parser(ctx).parse_args(args=list(args))
+        for option in dict.fromkeys(given):
+            has_several = isinstance(option.type, Names | PerLevel) and not option.multiple
+            if has_several and (n := given.count(option)) > 1:
+                fact = f"{option.opts[-1]} is given {n} times, it should be given once"
+                raise click.UsageError(f"{fact}; put commas between its values.", ctx)
+        return super().parse_args(ctx, args)
+
+
 class OrderedGroup(click.Group):
     """A group that lists its commands in the order in which people use them."""
+
+    command_class = Command
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         """See `click.Group.list_commands`."""

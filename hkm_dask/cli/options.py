@@ -143,7 +143,9 @@ class Count(click.ParamType):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it."""
-        found = re.fullmatch(r"([+-]?[\d_,]{0,30}\.?\d{1,30})([kMG]?)", str(value), re.ASCII)
+        # A comma stands before three digits only: 1,5k is 1.5k to many, and not 15k.
+        whole, decimals = r"(?:\d{1,3}(?:,\d{3}){1,9}|[\d_]{0,30}\d)", r"\.\d{1,30}"
+        found = re.fullmatch(rf"([+-]?(?:{whole}(?:{decimals})?|{decimals}))([kMG]?)", str(value), re.ASCII)
         scale = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9}
         number = Fraction(re.sub("[_,]", "", found[1])) * scale[found[2]] if found else None
         if number is None or number.denominator > 1 or (self._least is not None and number < self._least):

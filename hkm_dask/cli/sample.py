@@ -77,7 +77,10 @@ def sample(tree: Location, size: int, out: Location, output: Output, **options: 
     for name in ("exclude", "only"):
         options[name] = [cluster for clusters in options[name] for cluster in clusters]
     for name in ("max_per", "quotas"):
-        options[name] = {column: value for given in options[name] for column, value in given.items()}
+        given = [item for one in options[name] for item in one.items()]
+        options[name] = dict(given)
+        if len(options[name]) < len(given):
+            raise click.UsageError(f"--{name.replace('_', '-').removesuffix('s')} is given twice for one column.")
     with output.progress():
         from hkm_dask.hierarchy.sampling import export
         from hkm_dask.hierarchy.sampling.sample import sample as draw

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ MAX_BYTES = 2**18
 MAX_VALUES, MAX_DEPTH = 20_000, 20
 #: Characters of one value: paths are the longest.
 MAX_VALUE_LENGTH = 4096
+#: What YAML 1.1 takes for other numbers than people do: 0100 for 64, 1:30 for 90.
+_NUMBERS, _OTHERWISE = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float"), re.compile(r"[-+]?0[0-9_]+$|[^:]+:")
 
 
 class _Loader(yaml.SafeLoader):
@@ -108,6 +111,11 @@ def _check(node: yaml.Node) -> None:
                 raise ValueError(
                     f"the value in line {here.start_mark.line + 1} has {len(here.value):,} characters, more than "
                     f"{MAX_VALUE_LENGTH:,}"
+                )
+            if here.tag in _NUMBERS and _OTHERWISE.match(here.value):
+                raise ValueError(
+                    f"{here.value} in line {here.start_mark.line + 1} is base 8 or 60 to YAML; write it without a zero "
+                    "before it, or in quotes"
                 )
         elif isinstance(here, yaml.MappingNode):
             waiting += [(part, depth + 1) for pair in here.value for part in pair]

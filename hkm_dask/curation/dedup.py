@@ -109,7 +109,7 @@ class Deduplication:
         if removed is not None:
             write_pool_rows(removed, self.removed, self.pool)
         if groups is not None:
-            write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False))
+            write_whole(location(groups), lambda partial: self.table().to_parquet(partial, index=False), new=True)
 
 
 def check_targets(

@@ -19,6 +19,7 @@ from hkm_dask.data.pool import Pool
 from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import Rows
 from hkm_dask.errors import InputError
+from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.export import pool_of_tree
 from hkm_dask.hierarchy.sampling.subset_files import read_rows
 from hkm_dask.hierarchy.source import open_source
@@ -44,7 +45,12 @@ class CuratedStore:
     def chosen(self, subset: Any) -> NDArray[np.int64]:
         """Row numbers of a subset, sorted, each once: in memory, or in a file as `read_rows` takes it."""
         if isinstance(subset, str | os.PathLike):
-            return np.unique(read_rows(subset, self.rows.n_rows, pool=self.pool))
+            rows = read_rows(subset, self.rows.n_rows, pool=self.pool)
+            once = np.unique(rows)
+            if len(once) < len(rows):
+                repeats = f"{len(rows) - len(once):,} of the {len(rows):,} rows of {subset} are there before"
+                emit("warning", message=f"{repeats}: each is looked at once")
+            return once
         return check_rows(np.asarray(subset), self.rows.n_rows)
 
     def some(self, index: NDArray[np.int64] | None) -> tuple[Rows, Rows]:

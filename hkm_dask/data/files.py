@@ -151,18 +151,24 @@ def write_file(path: Location, data: bytes) -> None:
     careful(write, f"writing {path}")
 
 
-def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True) -> None:
+def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True, new: bool = False) -> None:
     """Have `write` write beside a file, and give what it wrote the file's name once all of it is on the disk.
 
     Where it need not be `synced`, a failure of the machine may leave a part. Its folder is made where it is missing.
     What a killed process of this machine left beside it is swept. What belongs in an object store is written to a
-    temporary folder, and sent there.
+    temporary folder, and sent there. InputError where it is to be `new` and another process made one meanwhile.
     """
+
+    def check_new() -> None:
+        if new and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
+            raise InputError(f"{target} should be a new file, it was made meanwhile; choose another name")
+
     make_folder(target.parent)
     if isinstance(target, ObjectPath):
         with tempfile.TemporaryDirectory(prefix="hkm-") as folder:
             file = Path(folder, target.name)
             careful(lambda: write(file), f"writing {file}")
+            check_new()
             target.upload(file)
         return
     import psutil
@@ -176,6 +182,7 @@ def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool
         careful(lambda: write(partial), f"writing {target}")
         if synced:
             sync(partial)
+        check_new()
         careful(lambda: partial.replace(target), f"writing {target}")
         if synced:
             sync(target.parent)

@@ -67,6 +67,8 @@ class Pool:
     has_ids: bool
     columns: tuple[str, ...]
     history: tuple[tuple[int, str, tuple[str, ...]], ...] = ()
+    #: Of all that lies in it: also ids and columns, which the fingerprint is not of.
+    _digest: str = field(default="", compare=False)
 
     def n_known_as(self, fingerprint: str) -> int | None:
         """How many rows it had, the same as now, when it had this fingerprint; None where it never had."""
@@ -166,7 +168,10 @@ class Pool:
     def _arrays(self, *names: str) -> list[StoredArray]:
         """Arrays of the pool, which fail when it is replaced; StoreError where another pool is there already."""
         arrays = each(open_array, [location(self.path) / name for name in names], location(self.path))
-        self._check_is(read_attributes(self.path).get("fingerprint"))
+        attributes = read_attributes(self.path)
+        # Of the same rows under other ids, some would be of the one pool, some of the other.
+        same = attributes.get(layout.DIGEST, "") == self._digest
+        self._check_is(attributes.get("fingerprint") if same else None)
         return arrays
 
     def _of_rows(self, array: StoredArray, rows: np.ndarray | None) -> np.ndarray:
@@ -216,6 +221,7 @@ def open_pool(path: str | os.PathLike[str]) -> Pool:
                 (int(step["n_samples"]), str(step["fingerprint"]), tuple(map(str, step["added"])))
                 for step in attributes.get("history", ())
             ),
+            _digest=str(attributes.get(layout.DIGEST, "")),
         )
     except (KeyError, ValueError, TypeError) as error:
         raise StoreError(f"{folder} is damaged: {error}; {layout.remedy(layout.POOL_FORMAT)}") from error

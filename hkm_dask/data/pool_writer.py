@@ -16,6 +16,7 @@ from hkm_dask.data.chunks import StoredArray, open_array
 from hkm_dask.data.files import remove
 from hkm_dask.data.ids import name_repeated, repeated, with_keys
 from hkm_dask.data.objects import Location, ObjectPath
+from hkm_dask.data.rounding import Rounding
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
@@ -35,6 +36,7 @@ class Stats:
     n_overflows: int = 0  # finite values that the stored type cannot hold
     n_overflow_rows: int = 0  # rows they stand in
     checksums: list[int] = field(default_factory=list)  # CRC-32C of every chunk
+    rounding: Rounding | None = None  # where they are stored in fewer bits than they came in
 
     def add(self, other: Stats) -> None:
         """Fold in what was learned of the rows that follow."""
@@ -47,6 +49,10 @@ class Stats:
         self.n_overflows += other.n_overflows
         self.n_overflow_rows += other.n_overflow_rows
         self.checksums += other.checksums
+        if self.rounding is not None and other.rounding is not None:
+            self.rounding.add(other.rounding)
+        else:
+            self.rounding = self.rounding or other.rounding
 
 
 def pool_dtype(dtype: Any) -> np.dtype:
@@ -120,7 +126,10 @@ def write_chunk(
     with array.writer(index) as chunk:
         for piece, numbers in pieces:
             stored = convert(piece, array.spec.dtype, normalize)
-            stats.add(measure(piece, stored, numbers))
+            measured = measure(piece, stored, numbers)
+            if piece.dtype.itemsize > stored.dtype.itemsize and not normalize:
+                measured.rounding = Rounding.of(piece, stored)
+            stats.add(measured)
             chunk.append(stored)
     stats.checksums.append(chunk.crc)
     return stats
@@ -223,6 +232,8 @@ def finish(
     spec = embeddings.spec
     n_samples = spec.shape[0]
     check_overflow(stats, spec.dtype)
+    if stats.rounding is not None and (lost := stats.rounding.warning(spec.dtype)):
+        emit("warning", message=lost)
     mean = (stats.total / n_samples).astype(np.float32)
     store.create_array(
         group, layout.MEAN, shape=mean.shape, dtype=np.float32, chunks=mean.shape, dims=(layout.FEATURE,)

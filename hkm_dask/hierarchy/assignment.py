@@ -151,6 +151,9 @@ def new_samples(tree: xr.DataTree, arrays: TreeArrays, pool: Any) -> ClusterInpu
 
 
 def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
+    ids = ""
+    if source.pool is not None and source.pool.has_ids:
+        ids = open_array(location(source.pool.path) / layout.IDS).fingerprint
     return {
         "format": layout.ASSIGNMENT_FORMAT,
         "format_version": layout.FORMAT_VERSION,
@@ -159,6 +162,7 @@ def _identity(tree: xr.DataTree, source: ClusterInput) -> dict[str, Any]:
         "metric": tree.attrs["metric"],
         "pool": source.path,
         "pool_fingerprint": source.fingerprint,
+        "ids_fingerprint": ids,
         "software": f"hkm_dask {__version__}, numpy {np.__version__}",
     }
 
@@ -168,8 +172,10 @@ def _obstacles(folder: Location, identity: dict[str, Any]) -> list[str]:
     stored = read_attributes(folder, missing_ok=True)
     if stored.get("format", layout.ASSIGNMENT_FORMAT) != layout.ASSIGNMENT_FORMAT:
         return [f"{folder} should be an assignment of hkm_dask, it is something else; give another path"]
-    lines = []
-    for name, what in (("tree_digest", "tree"), ("pool_fingerprint", "pool"), ("format_version", "format_version")):
+    lines, facts = [], {"tree_digest": "tree", "pool_fingerprint": "pool", "format_version": "format_version"}
+    if "ids_fingerprint" in stored:  # an earlier version did not write it
+        facts["ids_fingerprint"] = "ids of the pool"
+    for name, what in facts.items():
         made, asked = (str(attributes.get(name, ""))[:12] for attributes in (stored, identity))
         if made != asked:
             lines.append(f"{what}: contents {made or 'none'} in {folder.name}, {asked or 'none'} asked for")

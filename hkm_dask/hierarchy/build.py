@@ -41,7 +41,7 @@ from hkm_dask.hierarchy.source import ClusterInput, label_chunk_rows, open_sourc
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
 from hkm_dask.kmeans.fit import Fit, Settings
-from hkm_dask.kmeans.outliers import far_rows_warning, narrow_rows_warning
+from hkm_dask.kmeans.outliers import far_rows_warning, narrow_rows_warning, rounded_rows_warning
 from hkm_dask.kmeans.ranges import FitByRanges
 from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.search.worker import prepare
@@ -228,7 +228,8 @@ class _Build:
         if 1 not in self._finished:
             samples, k = self._samples, self.config.levels[0].n_clusters  # a geometry refuses rows that are too large
             far = far_rows_warning(samples.rows, samples.geometry, n_clusters=k, runner=self.runner)
-            for warning in filter(None, (far, narrow_rows_warning(samples.geometry))):
+            rounded = rounded_rows_warning(samples.rows, samples.geometry)
+            for warning in filter(None, (far, rounded, narrow_rows_warning(samples.geometry))):
                 emit("warning", message=warning)
 
     def run(self) -> None:

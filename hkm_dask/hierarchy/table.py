@@ -87,7 +87,7 @@ def export(
             raise InputError(f"the pool has columns {taken} of its own; rename them, or export without vectors")
     if xy:
         table = replace(table, projection=principal_axes(table.vectors()))
-    files.write_whole(target, lambda partial: write_table(partial, table.blocks()))
+    files.write_whole(target, lambda partial: write_table(partial, table.blocks()), new=True)
     return target
 
 

@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from hkm_dask.data.files import read_json
+from hkm_dask.data.files import open_input, read_json
 from hkm_dask.data.ids import check_id_count
+from hkm_dask.data.npy import NPY_MAGIC
 from hkm_dask.data.rows import NpyRows
-from hkm_dask.errors import InputError
+from hkm_dask.errors import N_NAMED, HkmError, InputError, first_few
+from hkm_dask.events import emit
 from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, choose_table, is_inside, known_of, open_each, open_file
-from hkm_dask.ingestion.table_files import ParquetTable
+from hkm_dask.ingestion.table_files import ParquetTable, open_table_file
+from hkm_dask.ingestion.tables import list_columns
 
 # Subfolders of the clip-retrieval layout: shards of two kinds, and what is known of each row.
 CLIP_FOLDERS = ("img_emb", "text_emb")
 CLIP_METADATA = "metadata"
 #: Files of a folder that are tables of embeddings, first those that are taken where there are several kinds.
 _SHARD_SUFFIXES = (".npy", ".parquet", ".arrow", ".safetensors", ".npz")
+#: Files that are left out of which the headers are looked at, at most.
+_MOST_PROBED = 1000
 
 
 def natural_key(path: Path) -> list[tuple[bool, int, str]]:
@@ -46,28 +52,73 @@ def _shards(folder: Path, suffix: str, below: str = "") -> list[Path]:
 
 
 def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
-    """Open a folder of shards; InputError where it holds none, or where they do not go together."""
+    """Open a folder of shards; InputError where it holds none, or where they do not go together.
+
+    A warning tells of files in it, or below it, that may hold embeddings as well and are left out.
+    """
+    known = set[Path]()
+    tables = _open_shards(path, wanted, known)
+    _tell_left_out(path, known)
+    return tables
+
+
+def _open_shards(path: Path, wanted: Wanted, known: set[Path]) -> list[EmbeddingTable]:
+    """Open the shards of a folder; to `known` is added what is read, or stands beside it for a reason."""
     for name, key in (("dataset_dict.json", "splits"), ("state.json", "_data_files")):
         if (path / name).is_file() and key in (state := read_json(path / name) or {}):
+            known.update(_candidates(path))
             return _open_saved(path, wanted, state)
     for suffix in _SHARD_SUFFIXES:
         shards = _shards(path, suffix)
         if suffix == ".npy":
             if not shards and any(_shards(path / name, suffix) for name in CLIP_FOLDERS):
-                return _open_clip(path, wanted)
+                return _open_clip(path, wanted, known)
             if not shards and (below := _folders_below(path)):
-                return [table for folder in below for table in open_folder(folder, wanted)]
+                return [table for folder in below for table in _open_shards(folder, wanted, known)]
             kinds = {kind for kind in map(_clip_kind, shards) if kind}
             if shards and (wanted.column or wanted.ids or wanted.keep or len(kinds) > 1):
-                return _open_clip(path, wanted)
+                return _open_clip(path, wanted, known)
             tables = open_each(lambda shard: [EmbeddingTable(NpyRows(shard), str(shard))], shards)
         else:
             shards = shards or _shards(path, suffix, "**/")
             tables = open_each(lambda shard: [open_file(shard, wanted)], shards)
+        known.update(shards)
         if tables:
             return tables
     held = "*.npy, *.parquet, *.arrow, *.safetensors or *.npz"
     raise InputError(f"source={path} should hold {held}, or be a Zarr store, it holds none of them; check the path")
+
+
+def _candidates(folder: Path) -> list[Path]:
+    """Files in a folder and below it that may hold embeddings, by their names in any case; not the hidden ones."""
+    return [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in (*_SHARD_SUFFIXES, ".feather")
+        and not any(part.startswith((".", "_")) for part in path.relative_to(folder).parts)
+        and path.is_file()
+    ]
+
+
+def _tell_left_out(folder: Path, known: set[Path]) -> None:
+    """Warn of what nobody asked to leave out, as ``.parquet`` beside ``.npy``, or shards below others."""
+    left = (path for path in _candidates(folder) if path not in known)
+    found = [path.relative_to(folder) for path in islice(filter(_may_hold, islice(left, _MOST_PROBED)), N_NAMED + 1)]
+    if found:
+        fact = f"{folder} holds files that are left out, and may be embeddings as well ({first_few(found)})"
+        emit("warning", message=f"{fact}; give them as sources of their own to have them too")
+
+
+def _may_hold(path: Path) -> bool:
+    """Tell by its header whether a file may be embeddings, and not ids or what else is known of rows."""
+    try:
+        if path.suffix.lower() == ".npy":
+            return NpyRows(path).n_rows > 0
+        with open_input(path) as file:
+            table = open_table_file(path, file.read(len(NPY_MAGIC)))
+        return table is None or bool(list_columns(table))
+    except HkmError:
+        return False
 
 
 def _folders_below(path: Path) -> list[Path]:
@@ -84,9 +135,11 @@ def _clip_kind(shard: Path) -> str:
     return next((kind for kind in CLIP_FOLDERS if shard.name.startswith(kind)), "")
 
 
-def _open_clip(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
+def _open_clip(path: Path, wanted: Wanted, known: set[Path]) -> list[EmbeddingTable]:
     """Open a folder as clip-retrieval makes it: ``img_emb_0.npy``, ``metadata_0.parquet``, also in subfolders."""
-    flat = _shards(path, ".npy")
+    flat, names = _shards(path, ".npy"), (*CLIP_FOLDERS, CLIP_METADATA)
+    known.update(flat, (file for file in _shards(path, ".parquet") if file.name.startswith(names)))
+    known.update(file for name in names for suffix in (".npy", ".parquet") for file in _shards(path / name, suffix))
     if flat:
         groups = {kind: [shard for shard in flat if _clip_kind(shard) == kind] for kind in map(_clip_kind, flat)}
         if set(groups) == {""}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -19,7 +20,8 @@ from hkm_dask.data.ids import ID_PIECE_BYTES, ID_PIECE_ROWS, Pieces, check_id_co
 from hkm_dask.data.npy import NPY_MAGIC, NpyHeader, read_npy_header
 from hkm_dask.data.objects import ObjectPath, location, whole_path
 from hkm_dask.data.rows import ArrayRows, Rows, as_rows
-from hkm_dask.errors import InputError
+from hkm_dask.errors import InputError, first_few
+from hkm_dask.events import emit
 from hkm_dask.ingestion.folders import open_folder
 from hkm_dask.ingestion.formats import EmbeddingTable, Wanted, is_zarr, open_each, open_file, open_zarr
 from hkm_dask.ingestion.table_files import DELIMITERS, CsvTable, TableFile, open_table_file
@@ -28,6 +30,9 @@ from hkm_dask.untrusted import open_regular, reading
 
 #: Characters of one line of a `.txt`.
 MAX_ID_CHARACTERS = 2**16
+
+#: Whole numbers up to which all are exact as float64.
+_MOST_EXACT = 2**53
 
 
 @dataclass(frozen=True)
@@ -120,12 +125,22 @@ class Sources:
         for table in self.tables:
             pieces = table.columns[name].pieces
             for piece in _counted(pieces, table.rows.n_rows, f"{table.name}, column {name!r}"):
-                yield masked(np.ma.getdata(piece), np.ma.getmaskarray(piece), kind)
+                values, missing = np.ma.getdata(piece), np.ma.getmaskarray(piece)
+                if kind == "f" and values.dtype.kind == "i":
+                    _check_exact(values[~missing], f"keep={name!r} of {table.name}")
+                yield masked(values, missing, kind)
 
     def _all_ids(self) -> Iterator[np.ndarray]:
         for table in self.tables:
             if table.ids is not None:
                 yield from _counted(table.ids, table.rows.n_rows, table.name)
+
+
+def _check_exact(values: np.ndarray, label: str) -> None:
+    """Refuse whole numbers that would be others as floats, in a column that has floats elsewhere."""
+    if values.size and (largest := max(int(values.max()), -int(values.min()))) > _MOST_EXACT:
+        rule = f"at most 2**53, as other sources have decimals, which would round {largest}"
+        raise InputError(f"{label} should be {rule}; convert the column to text in all of them")
 
 
 def _counted(pieces: Pieces, n_rows: int, name: str) -> Iterator[np.ndarray]:
@@ -163,6 +178,7 @@ def open_sources(
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
+    _tell_repeated(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -170,6 +186,13 @@ def open_sources(
         total.ids = id_pieces(ids, "ids")
         check_id_count(len(ids), total.n_rows, "ids")
     return total
+
+
+def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
+    """Warn of files that are given twice, as by a pattern and a name: ids, where there are any, are refused for it."""
+    counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
+    if twice := [name for name, n in counts.items() if n > 1]:
+        emit("warning", message=f"rows are there as often as their source is given: {first_few(twice)} more than once")
 
 
 def _check_keep(keep: Sequence[str]) -> None:

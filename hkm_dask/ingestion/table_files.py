@@ -35,6 +35,7 @@ _BLOCK_BYTES = 4 * MIB
 _TRUE, _FALSE = ["true", "True", "TRUE"], ["false", "False", "FALSE"]
 #: How numbers are written. One that begins with zeros, like 007, is a name.
 _WHOLE = r"^(0|-?[1-9][0-9]{0,18})$"
+_LONG_WHOLE = r"^-?[1-9][0-9]{15,}$"
 _DECIMAL = r"^-?((0|[1-9][0-9]*)(\.[0-9]*)?|\.[0-9]+)([eE][-+]?[0-9]+)?$|^([nN]a[nN]|-?inf)$"
 
 
@@ -192,8 +193,8 @@ class ArrowFile(TableFile):
 class CsvTable(TableFile):
     """A CSV or TSV file with a header, in UTF-8; all of it is one group.
 
-    A column is whole numbers, numbers, or true and false where all its values are, and text otherwise. An empty cell is
-    a missing value.
+    A column is whole numbers, numbers, or true and false where all its values are, and text otherwise; so are numbers
+    where a whole one is too long for a float. An empty cell is a missing value.
     """
 
     def _describe(self) -> tuple[pa.Schema, np.ndarray]:
@@ -253,10 +254,18 @@ def _match(values: Any, pattern: str) -> bool:
     return pc.all(pc.match_substring_regex(values, pattern), min_count=0).as_py() is True
 
 
+def _are_exact(values: Any) -> bool:
+    """Whether no whole number among them, as a hash of 64 bits, would be another as a float."""
+    import pyarrow.compute as pc
+
+    long = values.filter(pc.match_substring_regex(values, _LONG_WHOLE)).to_pylist()
+    return all(len(text) < 310 and int(text) == float(text) for text in long)
+
+
 #: Tests of values, by the type that they may have, the narrowest first.
 _KINDS = {
     "int64": _are_whole,
-    "float64": lambda values: _match(values, _DECIMAL),
+    "float64": lambda values: _match(values, _DECIMAL) and _are_exact(values),
     "bool_": lambda values: all(value in (*_TRUE, *_FALSE) for value in values.unique().to_pylist()),
     "string": lambda values: True,
 }

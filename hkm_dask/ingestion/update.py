@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import xarray as xr
 
 from hkm_dask.compute.cluster.connect import runner_for
@@ -113,6 +114,8 @@ def update(
                     n_added = grown.n_samples - n_before + sum(one.n_samples for one in added)
                     check_memory(opened, grown, n_added, runner)
                 _check(added, grown, opened)
+                if added and any(_fingerprints(added) == before for *_, before in grown.history):
+                    emit("warning", message="samples of the same embeddings have joined before: they are there twice")
                 times_as_far = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
                 if times_as_far > _FAR:
                     fact = f"the new samples lie {times_as_far:.2g} times as far from their centroids as the others"
@@ -149,7 +152,24 @@ def _check(added: Sequence[Pool], pool: Pool, tree: xr.DataTree) -> None:
 
 
 def _has_joined(added: Sequence[Pool], pool: Pool) -> bool:
-    return bool(added and pool.history) and pool.history[-1][2] == tuple(one.fingerprint for one in added)
+    """Tell whether these samples are what joined last: the same rows and, where the pool has ids, under the same."""
+    if not (added and pool.history) or pool.history[-1][2] != _fingerprints(added):
+        return False
+    if not pool.has_ids or not all(one.has_ids for one in added):
+        return True
+    first = pool.n_samples - sum(one.n_samples for one in added)
+    for one in added:
+        for low in range(0, one.n_samples, layout.MAX_ID_CHUNK_ROWS):
+            high = min(low + layout.MAX_ID_CHUNK_ROWS, one.n_samples)
+            there = pool.column_piece(layout.IDS, first + low, first + high)
+            if not np.array_equal(one.column_piece(layout.IDS, low, high), there):
+                return False
+        first += one.n_samples
+    return True
+
+
+def _fingerprints(pools: Sequence[Pool]) -> tuple[str, ...]:
+    return tuple(one.fingerprint for one in pools)
 
 
 def _check_unfinished(target: Location) -> None:

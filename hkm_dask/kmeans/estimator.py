@@ -21,7 +21,7 @@ from hkm_dask.kmeans.base import Clusterer, weights_of
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.inputs import simplified
 from hkm_dask.kmeans.lloyd import Progress
-from hkm_dask.kmeans.outliers import far_rows_warning
+from hkm_dask.kmeans.outliers import far_rows_warning, rounded_rows_warning
 from hkm_dask.kmeans.predict import label_rows
 
 if TYPE_CHECKING:
@@ -177,8 +177,8 @@ class KMeans(Clusterer):
             )
         geometry = self._geometry(rows, runner, n_clusters, start, weights)
         far = far_rows_warning(counted, geometry, n_clusters=n_clusters, runner=runner)
-        if far is not None:
-            warnings.warn(far, stacklevel=3)
+        for said in filter(None, (far, rounded_rows_warning(counted, geometry))):
+            warnings.warn(said, stacklevel=3)
         init, key = self.init if isinstance(self.init, str) else "", stream_key(self._seed(), "kmeans")
         settings = Settings(n_clusters, init, int(self.max_iter), self.tol, key)
         progress = None if start is None else Progress(start)

@@ -1,10 +1,13 @@
-"""Rows that lie too far from all others, or all of them too close together: told before the work."""
+"""Rows too far from all others, all of them too close together, or much rounded: told before the work."""
 
 from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from hkm_dask.compute.runner import Runner
+from hkm_dask.data.rounding import lost_to_rounding
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.search.far_rows import rows_beyond
 from hkm_dask.kmeans.search.geometry import FAR, Geometry
@@ -28,6 +31,21 @@ def narrow_rows_warning(geometry: Geometry) -> str | None:
         f"most rows are {geometry.spread:.3g} from the middle: float32 cannot hold squared distances of so little, and "
         "does not tell which members are closest; scale the embeddings up"
     )
+
+
+def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
+    """Tell that rows of float64 lose much of what parts them, as they are looked at in float32; None where they do not.
+
+    >>> import numpy as np
+    >>> from hkm_dask.data.rows import ArrayRows
+    >>> geometry = Geometry(np.full(1, 1e8, np.float32), max_abs=1e8, n_rows=9, spread=3.0)
+    >>> rounded_rows_warning(ArrayRows(np.full((9, 1), 1e8)), geometry)
+    'rows are rounded to float32, which moves them by 2.98, where most are 3 from the middle; subtract the mean first'
+    """
+    if rows.dtype.itemsize <= np.dtype(np.float32).itemsize or geometry.spherical or not geometry.spread:
+        return None
+    lost = float(np.linalg.norm(geometry.origin.astype(np.float64))) * 2.0**-25
+    return lost_to_rounding(lost, geometry.spread, np.dtype(np.float32), "subtract the mean first")
 
 
 def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner: Runner) -> str | None:

@@ -24,6 +24,17 @@ def test_debug_shows_the_traceback_wherever_it_stands(hkm: Callable[..., Result]
         assert err.splitlines()[-1].startswith("Error: store='")
 
 
+def test_an_option_given_twice_is_refused_where_one_would_be_lost(hkm: Callable[..., Result], tmp_path: Path) -> None:
+    words = ["ingest", tmp_path / "a.npy", tmp_path / "p.zarr", "--keep", "url", "--keep", "license"]
+    code, _, err = hkm(*words)
+    assert code == 2
+    assert "--keep is given 2 times, it should be given once; put commas between its values" in err
+    for several in (["--exclude", "1:0", "--exclude", "1:1"], ["--json", "--json"], ["--seed", "1", "--seed", "2"]):
+        code, _, err = hkm("sample", tmp_path / "t.zarr", "--size", 1, "--out", tmp_path / "a.npy", *several)
+        assert code == 1
+        assert "t.zarr is missing" in err
+
+
 def test_all_problems_of_a_configuration_come_at_once(hkm: Callable[..., Result], tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("metrik: l2\nlevels:\n  - n_clusters: 0\n  - n_clusters: 5\n    tol: -1\n")
     code, out, err = hkm(

@@ -91,3 +91,12 @@ def test_another_pool_is_refused(folder: Path) -> None:
     tree.attrs["pool"] = ""
     with pytest.raises(InputError, match="from an array, not from a pool"):
         open_store(tree)
+
+
+def test_rows_that_are_there_twice_are_told_of(folder: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "twice.npy", np.array([3, 5, 3, 7, 3]))
+    told = list[str]()
+    with subscribe(lambda event: told.append(str(event.fields.get("message")))):
+        assert open_store(folder / "before.zarr").chosen(tmp_path / "twice.npy").tolist() == [3, 5, 7]
+        assert open_store(folder / "before.zarr").chosen(folder / "a.npy").tolist() == list(range(200))
+    assert told == [f"2 of the 5 rows of {tmp_path}/twice.npy are there before: each is looked at once"]

@@ -14,7 +14,7 @@ from hkm_dask.data import files, store
 from hkm_dask.data.chunks import open_array
 from hkm_dask.data.files import read_attributes, write_file
 from hkm_dask.data.pool import open_pool
-from hkm_dask.errors import StoreError
+from hkm_dask.errors import InputError, StoreError
 from tests.data.stores import Flaky, make, table
 
 
@@ -31,6 +31,21 @@ def test_damaged_metadata_is_an_error(tmp_path: Path, text: str) -> None:
     for action in (open_array, read_attributes, open_pool):
         with pytest.raises(StoreError, match="is damaged"):
             action(tmp_path)
+
+
+def test_what_another_made_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    target = tmp_path / "a.npy"
+
+    def write(partial: Path) -> None:
+        partial.write_bytes(b"mine")
+        target.write_bytes(b"theirs")
+
+    with pytest.raises(InputError, match=r"a\.npy should be a new file, it was made meanwhile; choose another name"):
+        files.write_whole(target, write, new=True)
+    assert target.read_bytes() == b"theirs"
+    assert list(tmp_path.iterdir()) == [target]
+    files.write_whole(target, write)
+    assert target.read_bytes() == b"mine"
 
 
 # --- disks that fail --------------------------------------------------------------------------------------------------

@@ -122,3 +122,15 @@ def test_a_pool_as_xarray_has_its_columns_and_their_gaps(tmp_path: Path) -> None
     for name in ("caption", "nsfw", "score"):
         assert data[name].values.tolist() == columns[name]
     assert data["caption"][[2, 1]].values.tolist() == ["", None]
+
+
+def test_ids_of_the_same_rows_in_another_pool_are_not_its_own(tmp_path: Path) -> None:
+    pool = ingest(table(), tmp_path / "p.zarr", ids=[f"a{row}" for row in range(10)])
+    assert pickle.loads(pickle.dumps(pool)).head(3).ids().tolist() == ["a0", "a1", "a2"]
+    ingest(table(), tmp_path / "p.zarr", ids=[f"b{row}" for row in range(10)], overwrite=True)
+    for ask in (pool.ids, lambda: pool.head(3).ids(np.array([2])), lambda: pool.column_piece("ids", 0, 2)):
+        with pytest.raises(StoreError, match="was replaced by another pool meanwhile"):
+            ask()
+    assert pool.rows().read(0, 10).tolist() == table().tolist()
+    pool.check_unchanged()  # a build goes by the rows
+    assert open_pool(pool.path).ids(np.array([1])).tolist() == ["b1"]  # type: ignore[union-attr]

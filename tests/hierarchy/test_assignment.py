@@ -189,3 +189,15 @@ def test_what_does_not_fit_is_told(tree: xr.DataTree, tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"nowhere.zarr is missing"):
         hkm.assign(tree, tmp_path / "nowhere.zarr", tmp_path / "out.zarr")
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_samples_under_other_ids_are_other_samples(tree: xr.DataTree, new: np.ndarray, tmp_path: Path) -> None:
+    pool, out = tmp_path / "pool.zarr", tmp_path / "out.zarr"
+    hkm.ingest(new, pool, ids=[f"a{i}" for i in range(len(new))])
+    hkm.assign(tree, pool, out)
+    hkm.assign(tree, pool, out)  # nothing to do
+    hkm.ingest(new, pool, ids=[f"b{i}" for i in range(len(new))], overwrite=True)
+    with pytest.raises(InputError, match=r"ids of the pool: contents [0-9a-f]{12} in out.zarr, [0-9a-f]{12} asked for"):
+        hkm.assign(tree, pool, out)
+    again = hkm.assign(tree, pool, out, restart=True)
+    assert again["id"].values[:2].tolist() == ["b0", "b1"]

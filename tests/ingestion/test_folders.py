@@ -1,6 +1,7 @@
 """Folders of shards, of clip-retrieval and of Hugging Face are read in order, with what is known of their rows."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from hkm_dask.errors import InputError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.ingestion.ingest import ingest
 from tests.ingestion.pools import TINY, D, ids_of, read_all, tidy, values
 
@@ -25,6 +27,29 @@ def test_shards_come_in_natural_order(tmp_path: Path) -> None:
     pool = ingest(folder, tmp_path / "p.zarr")
     assert read_all(pool)[:, 0].tolist() == [1, 1, 2, 2, 10, 10]
     assert [Path(source).name for source in pool.sources] == ["emb_1.npy", "emb_2.npy", "emb_10.npy"]
+
+
+def left_out(source: Path, pool: Path, **options: object) -> list[str]:
+    """Names of the files that a warning tells were left out of a pool, as it is made."""
+    told: list[Event] = []
+    with subscribe(told.append):
+        ingest(source, pool, **options)
+    messages = [event.fields["message"] for event in told if event.kind == "warning"]
+    return [Path(name).name for said in messages for name in re.findall(r"as well \((.*)\);", said)[0].split(", ")]
+
+
+def test_embeddings_of_a_folder_that_are_left_out_are_told(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "more").mkdir(parents=True)
+    np.save(folder / "a.npy", values(3))
+    pd.DataFrame({"id": ["a", "b", "c"], "url": list("xyz")}).to_parquet(folder / "ids.parquet")
+    np.save(folder / "more" / "ids.npy", np.arange(3))
+    np.save(folder / "more" / ".hidden.npy", values(3))
+    assert left_out(folder, tmp_path / "p.zarr", ids="id", ids_file=folder / "ids.parquet") == []
+    pd.DataFrame({"v": list(values(3))}).to_parquet(folder / "b.parquet")
+    np.save(folder / "more" / "c.npy", values(3))
+    (folder / "more" / "c.npy").rename(folder / "more" / "C.NPY")
+    assert left_out(folder, tmp_path / "q.zarr") == ["b.parquet", "C.NPY"]
 
 
 def test_shards_without_rows_are_left_out_unless_all_are(tmp_path: Path) -> None:

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError
+from hkm_dask.events import subscribe
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.ingestion.sources import Segment
+from hkm_dask.ingestion.sources import Segment, open_sources
 from tests.ingestion.pools import TINY, ids_of, read_all, tidy, values
 
 
@@ -78,3 +79,14 @@ def test_what_is_no_source_is_refused(tmp_path: Path, make: Callable[[Path], obj
     with pytest.raises(InputError, match=message):
         ingest(make(tmp_path / "in"), tmp_path / "out" / "p.zarr")
     tidy(tmp_path / "out")
+
+
+def test_sources_given_twice_are_told(tmp_path: Path) -> None:
+    (tmp_path / "shards").mkdir()
+    for name in "ab":
+        np.save(tmp_path / "shards" / f"{name}.npy", values(3))
+    told = list[str]()
+    with subscribe(lambda event: told.append(str(event.fields.get("message")))):
+        assert open_sources([tmp_path / "shards", tmp_path / "shards" / "b.npy", values(3), values(3)]).n_rows == 15
+        open_sources(tmp_path / "shards")
+    assert told == [f"rows are there as often as their source is given: {tmp_path / 'shards' / 'b.npy'} more than once"]

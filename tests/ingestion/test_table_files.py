@@ -36,6 +36,8 @@ def kind_of(cells: list[str]) -> str:
         return "b"
     if all(re.fullmatch(r"0|-?[1-9][0-9]*", cell) and -(2**63) <= int(cell) < 2**63 for cell in there):
         return "i"
+    if any(re.fullmatch(r"-?[1-9][0-9]*", cell) and int(float(cell)) != int(cell) for cell in there):
+        return "O"  # as a float it would be another
     leading_zeros, plain = re.compile(r"-?0[0-9]"), re.compile(r"-?([0-9.]+([eE][-+]?[0-9]+)?|inf)|nan|NaN|Nan|naN")
     return "f" if all(plain.fullmatch(cell) and not leading_zeros.match(cell) for cell in there) else "O"
 
@@ -60,6 +62,17 @@ def test_a_column_has_the_type_of_all_its_values(tmp_path: Path, cells: list[str
             assert value is None or math.isnan(value)
         else:
             assert value == read(cell)
+
+
+def test_whole_numbers_that_no_float_holds_stay_as_they_are_written(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", values(3))
+    hashes, floats = [2**64 - 1, 2**64 - 3, 7], [10**20, 0.5, 2**60]
+    lines = [f"{i},{long},{short}\n" for i, (long, short) in enumerate(zip(hashes, floats, strict=True))]
+    (tmp_path / "t.csv").write_text("".join(["id,hash,n\n", *lines]))
+    options = {"ids_file": tmp_path / "t.csv", "ids": "id", "keep": ["hash", "n"]}
+    pool = ingest(tmp_path / "a.npy", tmp_path / "p.zarr", **options)
+    assert pool.column("hash").tolist() == list(map(str, hashes))
+    assert pool.column("n").tolist() == floats
 
 
 def test_a_table_beside_embeddings(tmp_path: Path) -> None:

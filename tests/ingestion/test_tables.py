@@ -143,6 +143,9 @@ def test_whole_numbers_and_floats_of_several_files_are_floats(tmp_path: Path) ->
         write(pa.table({"v": lists(values(2)), "n": numbers}), tmp_path / f"{name}.parquet")
     pool = ingest([tmp_path / f"{name}.parquet" for name in "abc"], tmp_path / "p.zarr", keep=["n"])
     assert pool.column("n").tolist() == [1.0, 2.0, None, None, 0.5, 4.0]
+    write(pa.table({"v": lists(values(2)), "n": pa.array([2**53 + 1, None])}), tmp_path / "e.parquet")
+    with pytest.raises(InputError, match=r"e.parquet\[v\] should be at most 2\*\*53, .* would round 9007199254740993"):
+        ingest([tmp_path / "e.parquet", tmp_path / "c.parquet"], tmp_path / "q.zarr", keep=["n"])
     write(pa.table({"v": lists(values(2)), "n": ["x", "y"]}), tmp_path / "d.parquet")
     with pytest.raises(InputError, match="keep='n' should be of one type in all sources; convert it to text"):
         ingest([tmp_path / "a.parquet", tmp_path / "d.parquet"], tmp_path / "q.zarr", keep=["n"])

@@ -24,6 +24,7 @@ from hkm_dask.data import grow_pool, pool_writer, store
 from hkm_dask.data.files import KILLED
 from hkm_dask.data.pool import open_pool
 from hkm_dask.errors import ComputeError, InputError
+from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy import assignment
 from hkm_dask.hierarchy import update as tree_update
 from tests.hierarchy.altered import set_attributes
@@ -315,6 +316,21 @@ def test_options_of_rows_that_are_in_no_pool(folder: Path, new: str, options: li
     assert result.exit_code == 1
     assert re.search(said, result.output), result.output
     assert open_pool(folder / "pool.zarr").fingerprint == known
+
+
+def test_the_same_embeddings_under_other_ids_are_other_samples(folder: Path) -> None:
+    tree, pool = folder / "l2.zarr", folder / "pool.zarr"
+    told: list[Event] = []
+    with subscribe(told.append):
+        for prefix, n in (("b", N + 3), ("c", N + 6), ("c", N + 6)):
+            new = make_pool(folder / f"{prefix}{len(told)}.zarr", rows(1, 3), prefix)
+            assert hkm.update(tree, pool, new).hkm.n_samples == n
+    assert open_pool(pool).ids(np.arange(N, N + 6)).tolist() == ["b0", "b1", "b2", "c0", "c1", "c2"]  # type: ignore[union-attr]
+    assert [event.fields["what"] for event in told if event.kind == "resumed"] == [
+        "these samples are in the pool already"
+    ]
+    warned = [event.fields["message"] for event in told if event.kind == "warning"]
+    assert warned == ["samples of the same embeddings have joined before: they are there twice"]
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:

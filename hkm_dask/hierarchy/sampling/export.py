@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -80,14 +81,14 @@ def write_subset(
     """
     target = check_target(path)
     subset = _Subset.open(rows, tree, with_pool=target.suffix != ".npy")
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset))
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, subset), new=True)
     return target
 
 
 def write_pool_rows(path: str | os.PathLike[str], rows: np.ndarray, pool: Pool | None) -> Location:
     """Write rows of a pool as `write_subset` does, without what only a tree knows of them; None is for an array."""
     target = check_target(path)
-    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)))
+    files.write_whole(target, lambda partial: _WRITERS[target.suffix](partial, _Subset(rows, None, pool)), new=True)
     return target
 
 
@@ -104,7 +105,11 @@ class _Subset:
         opened = tree if isinstance(tree, xr.DataTree) else open_hierarchy(tree)
         arrays = TreeArrays(opened)
         rows = chunks.check_rows(rows, stored_array(arrays, "labels").spec.shape[0])
-        return cls(rows, arrays, pool_of_tree(opened.attrs, _NO_POOL) if with_pool else None)
+        if not with_pool:  # which may be gone
+            with suppress(StoreError):
+                pool_of_tree(opened.attrs)  # that it has grown is told
+            return cls(rows, arrays, None)
+        return cls(rows, arrays, pool_of_tree(opened.attrs, _NO_POOL))
 
     def blocks(self) -> Iterator[np.ndarray]:
         # One block even of no rows, so that an empty subset has its columns too.
@@ -249,6 +254,15 @@ def _arrow(values: np.ndarray) -> Any:
 def pool_is_gone(attributes: Mapping[Any, Any]) -> bool:
     """Whether the pool the tree was built from is no longer where it was."""
     return bool(attributes.get("pool")) and not location(attributes["pool"]).exists()
+
+
+def tell_of_another_pool(attributes: Mapping[Any, Any]) -> None:
+    """Warn where another pool lies in the place of the one that a tree was built from: row numbers are not of that."""
+    where, wanted = attributes.get("pool"), str(attributes.get("pool_fingerprint", ""))
+    with suppress(StoreError):  # it may be gone
+        if where and wanted and open_pool(where).n_known_as(wanted) is None:
+            fact = f"pool={str(where)!r} is not the one the tree was built from, its content is another"
+            emit("warning", message=f"{fact}; rows that are drawn are numbers of that one, put it back")
 
 
 def pool_of_tree(

@@ -78,9 +78,9 @@ def read_id_list(ids: Any, pool: Pool | None, n_rows: int, option: str) -> IdLis
     """Read ids, which are row numbers where the pool has none; `option` is where they were given.
 
     `ids` are an array, or a file as `hkm sample` writes it: ids in ``.txt``, ids or row numbers in ``.parquet`` and
-    ``.csv``, row numbers in ``.npy``. In a ``.csv`` without a column ``row``, as others write it, a ``'`` before what
-    is like a formula stays where the pool has such an id. InputError where the file cannot be read, or what it has is
-    something else.
+    ``.csv``, row numbers in ``.npy``, or ids where it has texts. In a ``.csv`` without a column ``row``, as others
+    write it, a ``'`` before what is like a formula stays where the pool has such an id. InputError where the file
+    cannot be read, or what it has is something else.
     """
     kind = None if pool is None or not pool.has_ids else pool.ids(np.empty(0, np.int64)).dtype.kind  # type: ignore[union-attr]
     name = option
@@ -132,13 +132,16 @@ def _read_file(
         raise InputError(f"{wanted}: {', '.join(SUFFIXES)}, as `hkm sample` writes it; convert it")
     with reading(f"{wanted}, it cannot be read", "check the path, or save it again"):
         if suffix == ".npy":
+            with open_regular(path) as file:
+                values = read_npy(file, str(path), os.fstat(file.fileno()).st_size)
+            if values.dtype.kind == "U":  # texts are ids, if they look like row numbers or not
+                return values, False
             if kind is not None and kind in "iu":
                 raise InputError(
                     f"{name} may hold row numbers or ids, which are whole numbers both; give ids in "
                     ".txt, or either in the column `id` or `row` of a .csv or .parquet"
                 )
-            with open_regular(path) as file:
-                return read_npy(file, str(path), os.fstat(file.fileno()).st_size), True
+            return values, True
         if suffix == ".txt":
             lines = read_regular(path, _MAX_TEXT_BYTES).decode("utf-8-sig").split("\n")
             ids = [line.removesuffix("\r") for line in lines]

@@ -24,6 +24,7 @@ from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.columns import Cap, SortKeys, best_first, quota_codes, quota_sizes
 from hkm_dask.hierarchy.sampling.eligible import Mask, leaf_sizes
+from hkm_dask.hierarchy.sampling.export import tell_of_another_pool
 from hkm_dask.hierarchy.sampling.flat import draw_flat
 from hkm_dask.hierarchy.sampling.rules import ClusterName, Quotas, Rules, Weights, read_rules
 from hkm_dask.hierarchy.sampling.shares import hierarchical_targets
@@ -133,7 +134,10 @@ def sample(
     )  # fmt: skip
     n_samples = int(arrays.read(1, "leaf_sizes").sum())
     _check(n_samples, size, strategy, within, multiplier, seed, rules.problems)
-    draw = _Draw(arrays, rules, strategy, within, int(multiplier), n_samples)
+    if rules.pool is None:
+        tell_of_another_pool(opened.attrs)
+    # A sample that may be taken more often than the draw is large may be taken as often as it is: no product overflows.
+    draw = _Draw(arrays, rules, strategy, within, min(int(multiplier), int(size)), n_samples)
     parts = draw.parts(int(size), seed)
     emit("progress", stage="sample", done=0, total=size)
     rows = np.sort(np.concatenate([draw.part(part) for part in parts]))

@@ -37,7 +37,7 @@ def read_rows(
     """Read row numbers of a pool of `n_rows` from an ``.npy``, or the column ``row`` of a ``.parquet`` or ``.csv``.
 
     Where these have a column ``id`` instead, and of a ``.txt``, ids of the `pool` are read, or row numbers if it has
-    none.
+    none. Where they have both, each row has to have its id in the pool: of another pool they would be other samples.
 
     They are sorted, and take 8 bytes each on the way, whatever type the file has. InputError where it is something
     else, or has other numbers, or, unless `repeats`, a number twice.
@@ -53,7 +53,7 @@ def read_rows(
         if not len(rows):
             raise InputError(f"{given} should hold at least one row, it holds none; draw again")
     else:
-        rows, n_outside = _read_numbers(path, n_rows, wanted, most=None if repeats else n_rows)
+        rows, n_outside = _read_numbers(path, n_rows, wanted, most=None if repeats else n_rows, pool=pool)
     problems = []
     if n_outside:
         problems.append(f"{given} should be row numbers below {n_rows}, {n_outside} are not; is it of this pool?")
@@ -66,12 +66,12 @@ def read_rows(
 
 
 def _read_numbers(
-    path: str | os.PathLike[str], n_rows: int, wanted: str, most: int | None
+    path: str | os.PathLike[str], n_rows: int, wanted: str, most: int | None, pool: Pool | None
 ) -> tuple[NDArray[np.int64], int]:
     """Row numbers in an ``.npy`` or a table, sorted, and how many of them are none of the `n_rows`."""
     given, n_outside, end = f"subset={path}", 0, 0
     with reading(f"{wanted}, it cannot be read", "save it again"), open_regular(path) as file:
-        opened = _open_table(path) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
+        opened = _open_table(path, pool) if Path(path).suffix in (".parquet", ".csv") else _open_npy(file, wanted)
         with opened as (shape, dtype, pieces):
             if len(shape) != 1 or dtype.kind not in "iu" or not shape[0]:
                 raise InputError(f"{given} should be a 1-D array of whole numbers, it is {dtype} {shape}; save it so")
@@ -119,10 +119,45 @@ def _open_npy(file: IO[bytes], wanted: str) -> Iterator[_Stored]:
 
 
 @contextmanager
-def _open_table(path: str | os.PathLike[str]) -> Iterator[_Stored]:
+def _open_table(path: str | os.PathLike[str], pool: Pool | None) -> Iterator[_Stored]:
+    import pyarrow as pa
     import pyarrow.dataset as ds
+    from pyarrow import csv
 
-    table = ds.dataset(str(path), format=Path(path).suffix[1:])
-    batches = table.to_batches(columns=["row"], batch_size=_PIECE_ROWS)
+    is_csv = Path(path).suffix == ".csv"
+    as_text = csv.ConvertOptions(column_types={"id": pa.string()})  # 007 is no number
+    lines = ds.CsvFileFormat(csv.ParseOptions(newlines_in_values=True), convert_options=as_text)
+    table = ds.dataset(str(path), format=lines if is_csv else "parquet")
+    with_ids = pool is not None and pool.has_ids and "id" in table.schema.names
+    batches = table.to_batches(columns=["row", *(["id"] if with_ids else [])], batch_size=_PIECE_ROWS)
     dtype = np.dtype(table.schema.field("row").type.to_pandas_dtype())
-    yield _Stored((table.count_rows(),), dtype, (batch.column("row").to_numpy() for batch in batches))
+
+    def pieces() -> Iterator[NDArray[np.integer]]:
+        for batch in batches:
+            rows = batch.column("row").to_numpy()
+            if with_ids and pool is not None:
+                texts = batch.column("id").cast(pa.string()).to_pylist()
+                _check_ids(path, rows, _unquoted(texts) if is_csv else texts, pool)
+            yield rows
+
+    yield _Stored((table.count_rows(),), dtype, pieces())
+
+
+def _unquoted(texts: list[str | None]) -> list[str | None]:
+    """Ids as they were before `write_subset` put a ``'`` before what is like a formula."""
+    from hkm_dask.hierarchy.sampling.export import is_like_formula
+
+    return [text[1:] if text and text.startswith("'") and is_like_formula(text) else text for text in texts]
+
+
+def _check_ids(path: str | os.PathLike[str], rows: NDArray[np.integer], texts: list[str | None], pool: Pool) -> None:
+    """Refuse rows beside ids that the pool has for others; what are no rows of it is told elsewhere."""
+    inside = np.flatnonzero((rows >= 0) & (rows < pool.n_samples))
+    ids = pool.ids(rows[inside].astype(np.int64))
+    assert ids is not None
+    for place, own in zip(inside.tolist(), ids.tolist(), strict=True):
+        if texts[place] != str(own):
+            raise InputError(
+                f"subset={path}: id={texts[place]!r:.80} of row {rows[place]} should be {str(own)!r:.80}, as in "
+                f"{pool.path}; give one of this pool, or leave out its column row to have it read by ids"
+            )

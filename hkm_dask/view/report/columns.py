@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from hkm_dask.data.chunks import open_array
-from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.view.report.axes import WIDTH, Scale, chart, path, rule, step_line, text, x_axis
 from hkm_dask.view.report.markup import Markup, count, element, line, share, things
@@ -20,6 +19,8 @@ from hkm_dask.view.report.markup import Markup, count, element, line, share, thi
 #: as they are where there are fewer than four samples of each.
 N_VALUES, MAX_WORDS, MAX_WHOLE, LEAST_OF_EACH = 12, 1000, 50, 4
 _BLOCK = 2**16
+#: What rows without a value are called.
+MISSING = "(missing)"
 #: Values that the range of a histogram is told from, spread evenly over the column; all values are counted in it.
 _MOST_RANGED = 2**20
 
@@ -63,9 +64,11 @@ class Numbers:
 
 
 def pool_columns(pool: Pool) -> list[Column]:
-    """All columns of a pool."""
-    arrays = {name: open_array(location(pool.path) / name) for name in pool.columns}
-    return [Column(name, pool.n_samples, array.read, array.take, {}) for name, array in arrays.items()]
+    """All columns of a pool, masked where values are missing."""
+    return [
+        Column(name, pool.n_samples, partial(pool.column_piece, name), partial(pool.column, name), {})
+        for name in pool.columns
+    ]
 
 
 def compare(column: Column, rows: Rows) -> Values | Numbers | None:
@@ -86,6 +89,7 @@ def _categories(column: Column, rows: Rows) -> Values | None:
         return None
     values = sorted(counts, key=lambda value: (-counts[value], str(value)))
     named = [line(column.names.get(str(value), str(value)), 40) or "(empty)" for value in values]
+    named = [MISSING if value is None else name for value, name in zip(values, named, strict=True)]
     pool = np.array([counts[value] for value in values]) / column.n
     if rows is None:
         return Values(column.name, named, pool, None)
@@ -100,7 +104,7 @@ def _numbers(column: Column, rows: Rows) -> Numbers | None:
     for start, block in zip(range(0, column.n, _BLOCK), column.blocks(), strict=True):
         if block.dtype.kind not in "iuf":
             return None
-        some.append(block[-start % step :: step].astype(np.float64))
+        some.append(np.ma.compressed(block[-start % step :: step]).astype(np.float64))
     ranged = np.concatenate(some)
     ranged = ranged[np.isfinite(ranged)]
     if not len(ranged):
@@ -114,6 +118,7 @@ def _numbers(column: Column, rows: Rows) -> Numbers | None:
 
 
 def _count(values: NDArray[Any], edges: NDArray[np.float64]) -> Any:
+    values = np.ma.compressed(values)
     finite = values[np.isfinite(values)]
     return np.histogram(np.clip(finite, edges[0], edges[-1]), edges)[0]
 

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import numpy as np
+
 from hkm_dask.metrics import gini
-from hkm_dask.view.report.columns import Values
+from hkm_dask.view.report.columns import MISSING, Values
 from hkm_dask.view.report.facts import NEAR_SHARE, Facts
 from hkm_dask.view.report.markup import Markup, element, join, name, share
 from hkm_dask.view.report.near_duplicates import NearDuplicates
@@ -30,9 +32,8 @@ LARGE_DRAW = 0.5
 def concerns(facts: Facts, near: NearDuplicates | None, classes: Values | None = None) -> list[Markup]:
     """What someone should look at before the draw is used."""
     found = [*_of_the_tree(facts), *(_of_the_draw(facts) if facts.n_drawn else [])]
-    if classes is not None and classes.draw is not None and classes.draw.any():
-        head, over = "The classes are no more even in the draw than in the pool.", f"{len(classes.names)} classes"
-        found += _no_more_even(head, over, gini(classes.pool), gini(classes.draw))
+    if classes is not None:
+        found += _of_classes(classes)
     if near is not None:
         found += _near(near)
     return found
@@ -82,6 +83,13 @@ def _of_the_draw(facts: Facts) -> Iterator[Markup]:
     if part > LARGE_DRAW:
         body = f"It takes {share(part)} of the pool, so that large clusters fill what small ones cannot give."
         yield _said("The draw is too large to be even.", body)
+
+
+def _of_classes(classes: Values) -> Iterator[Markup]:
+    known = np.array([name != MISSING for name in classes.names])
+    if classes.draw is not None and classes.draw[known].any():
+        head, over = "The classes are no more even in the draw than in the pool.", f"{known.sum()} classes"
+        yield from _no_more_even(head, over, gini(classes.pool[known]), gini(classes.draw[known]))
 
 
 def _no_more_even(head: str, over: str, pool: float, draw: float) -> Iterator[Markup]:

@@ -81,8 +81,9 @@ def classes_of_clusters(tree: xr.DataTree, column: Column) -> list[LevelClasses]
     counts = sparse.csr_array((arrays.n_clusters(1), len(kinds)), dtype=np.int64)
     start = 0
     for block in column.blocks():
-        clusters, classes = arrays.part(1, "labels", start, start + len(block)), np.searchsorted(kinds, block)
-        used, start = clusters >= 0, start + len(block)
+        clusters, missing = arrays.part(1, "labels", start, start + len(block)), np.ma.getmaskarray(block)
+        classes = np.searchsorted(kinds, np.ma.getdata(block))
+        used, start = (clusters >= 0) & ~missing, start + len(block)
         pairs = (np.ones(int(used.sum()), np.int64), (clusters[used], classes[used]))
         counts = counts + sparse.coo_array(pairs, shape=counts.shape).tocsr()
     sizes, found = np.asarray(counts.sum(axis=0)).ravel(), []
@@ -101,7 +102,7 @@ def classes_of_clusters(tree: xr.DataTree, column: Column) -> list[LevelClasses]
 def _kinds(column: Column) -> NDArray[Any]:
     kinds: set[Any] = set()
     for block in column.blocks():
-        kinds.update(block.tolist())
+        kinds.update(np.ma.compressed(block).tolist())
         if len(kinds) > MAX_CLASSES:
             raise InputError(f"labels={column.name!r} should have {MAX_CLASSES:,} classes at most; choose other labels")
     return np.array(sorted(kinds), dtype=object if any(isinstance(kind, str) for kind in kinds) else None)

@@ -49,6 +49,14 @@ def test_texts_are_found_in_files_that_people_have(tmp_path: Path) -> None:
     assert rows_of(tmp_path / "a.parquet", None) == [9]  # without ids in the pool rows are all there is
 
 
+def test_texts_in_an_array_are_ids_though_they_look_like_row_numbers(tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.array(["30", "470"]))
+    assert rows_of(tmp_path / "ids.npy", NUMBERS) == [3, 47]
+    assert rows_of(tmp_path / "ids.npy", pool_of(np.array([str(i * 10) for i in range(N)], dtype=object))) == [3, 47]
+    np.save(tmp_path / "rows.npy", np.array(["3", "47"]))
+    assert rows_of(tmp_path / "rows.npy", None) == [3, 47]
+
+
 def test_a_quote_mark_that_an_id_has_of_its_own_stays(tmp_path: Path) -> None:
     # `hkm sample` writes a column `row`, and one more ' before each of these; a file without it may be another's.
     ids = np.array(["=1", "'=1", "''=2", "'=3", "=4"], dtype=object)

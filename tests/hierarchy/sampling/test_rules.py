@@ -1,5 +1,6 @@
 """Draws by rules: clusters and ids left out, weights, the best by a column, caps and quotas."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -361,3 +362,19 @@ def test_a_tree_of_an_array_has_row_numbers_for_ids_and_no_columns(random_tree: 
         hkm.sample(tree, 1, max_per={"source": 3})
     with pytest.raises(InputError, match="exclude_ids should be row numbers from 0 to 59, 1 are not, like 60; "):
         hkm.sample(tree, 1, exclude_ids=[60])
+
+
+def test_a_draw_tells_that_another_pool_lies_in_the_place_of_its_own(tmp_path: Path) -> None:
+    x, path = np.random.default_rng(0).normal(size=(60, 2)), tmp_path / "pool.zarr"
+    pool = hkm.ingest(x, path)
+    tree = hkm.build_hierarchy(pool, tmp_path / "tree.zarr", hkm.Config.from_flags((9, 3), n_resamples=0))
+    told = list[str]()
+    with subscribe(lambda event: told.append(str(event.fields["message"])) if event.kind == "warning" else None):
+        rows = hkm.sample(tree, 20).tolist()
+        assert told == []
+        hkm.ingest(x[::-1].copy(), path, overwrite=True)
+        assert hkm.sample(tree, 20).tolist() == rows
+        path.rename(tmp_path / "moved.zarr")
+        assert hkm.sample(tree, 20).tolist() == rows  # a pool that is gone is missed by whoever needs it
+    (warned,) = told
+    assert re.search(r"pool.zarr' is not the one the tree was built from, .* drawn are numbers of that one", warned)

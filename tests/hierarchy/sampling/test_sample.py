@@ -237,6 +237,13 @@ def test_a_seed_is_a_draw(random_tree: RandomTree) -> None:
 # --- refusals ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("strategy", ["hierarchical", "flat"])
+def test_a_row_may_be_taken_any_number_of_times(random_tree: RandomTree, strategy: str) -> None:
+    tree = random_tree(3)
+    rows = sample(tree, 1000, strategy=strategy, multiplier=2**62)
+    assert rows.tolist() == sample(tree, 1000, strategy=strategy, multiplier=1000).tolist()
+
+
 @pytest.mark.parametrize("size", [0, -3, 5, 10**12, 2.0, True, None, "4"])
 def test_a_size_that_cannot_be_is_refused_naming_how_many_there_are(make_tree: MakeTree, size: object) -> None:
     tree = make_tree([[0, 0, 1, 1, -1], [0, 0]], 1)

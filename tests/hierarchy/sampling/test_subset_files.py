@@ -1,5 +1,6 @@
 """Subsets as `hkm sample` writes them."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +54,21 @@ def test_ids_are_read_as_the_rows_they_are_of(tmp_path: Path, name: str, kind: t
     save(pd.DataFrame({"id": []}))
     with pytest.raises(InputError, match="at least one row"):
         read_rows(path, 600, pool=pool)
+
+
+@pytest.mark.parametrize("suffix", [".parquet", ".csv"])
+@pytest.mark.parametrize("ids", [["007", "=1", "'+a", "two\nlines", "", "b"], [7, -5, 2**62 + 1, 0, 1, 2]])
+def test_rows_whose_ids_the_pool_has_for_others_are_refused(tmp_path: Path, suffix: str, ids: list) -> None:
+    data, path = np.random.default_rng(0).normal(size=(6, 2)), tmp_path / f"subset{suffix}"
+    config = hkm.Config.from_flags((2,), n_resamples=0)
+    pool = hkm.ingest(data, tmp_path / "pool.zarr", ids=ids)
+    tree = hkm.build_hierarchy(pool.path, tmp_path / "tree.zarr", config)
+    write_subset(path, np.array([0, 1, 2, 3, 4]), tree)
+    assert read_rows(path, 6, pool=pool).tolist() == [0, 1, 2, 3, 4]
+    other = hkm.ingest(data[::-1].copy(), tmp_path / "other.zarr", ids=ids[:3] + ids[:2:-1])
+    subset = hkm.Config.from_flags((2,), n_resamples=0, subset=path)
+    with pytest.raises(InputError, match=rf"of row 3 should be {re.escape(repr(str(ids[5])))}, as in .*other.zarr"):
+        hkm.build_hierarchy(other.path, tmp_path / "again.zarr", subset)
 
 
 @pytest.mark.parametrize("suffix", [".parquet", ".csv"])

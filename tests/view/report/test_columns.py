@@ -1,10 +1,14 @@
 """Columns compared, against counts by hand."""
 
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.view.report import columns
 from hkm_dask.view.report.columns import Column, Numbers, Values, compare, pool_columns
 from tests.view.report.conftest import Made, N
@@ -23,6 +27,33 @@ def test_kinds_are_counted_in_the_pool_and_in_the_draw(made: Made) -> None:
     drawn = Counter(made.pool.column("kind", made.rows).tolist())
     assert kinds.draw is not None
     assert kinds.draw.tolist() == [n / len(made.rows) for n in (drawn["many"], drawn["few"], 2)]
+
+
+def test_what_is_missing_is_no_value(tmp_path: Path) -> None:
+    n, rng = 400, np.random.default_rng(0)
+    missing, kinds, years = rng.random(n) < 0.3, rng.integers(0, 3, n), rng.integers(1900, 2000, n)
+    table = {"v": pa.FixedSizeListArray.from_arrays(pa.array(rng.normal(size=n)), 1)}
+    table |= {"kind": pa.array(kinds, mask=missing), "year": pa.array(years, mask=missing)}
+    table |= {"name": pa.array(kinds.astype(str), mask=missing), "odd": pa.array(kinds == 1, mask=missing)}
+    pq.write_table(pa.table(table), tmp_path / "t.parquet")
+    pool = ingest(tmp_path / "t.parquet", tmp_path / "p.zarr", keep=["kind", "year", "name", "odd"])
+    drawn = np.arange(0, n, 3)
+    found = {one.name: compare(one, drawn) for one in pool_columns(pool)}
+    for name, values in (("kind", kinds), ("name", kinds.astype(str)), ("odd", kinds == 1)):
+        counts, of_draw = (
+            Counter(np.where(gone, "(missing)", of.astype(str)).tolist())
+            for of, gone in ((values, missing), (values[drawn], missing[drawn]))
+        )
+        shown = found[name]
+        assert isinstance(shown, Values)
+        assert dict(zip(shown.names, shown.pool, strict=True)) == {value: m / n for value, m in counts.items()}
+        assert shown.draw is not None
+        assert shown.draw.tolist() == [of_draw[value] / len(drawn) for value in shown.names]
+    year = found["year"]
+    assert isinstance(year, Numbers)
+    assert year.edges[[0, -1]].tolist() == np.quantile(years[~missing], [0.01, 0.99]).tolist()
+    clipped = years[~missing].clip(year.edges[0], year.edges[-1])
+    assert year.pool.tolist() == (np.histogram(clipped, year.edges)[0] / (~missing).sum()).tolist()
 
 
 def test_measures_are_counted_in_bins_whatever_the_blocks(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -31,6 +31,14 @@ def test_clusters_are_of_the_class_that_most_of_their_samples_are_of(
         assert one.clusters.mean_size == pytest.approx(means, nan_ok=True)
 
 
+def test_samples_without_a_label_are_of_no_class(made: Made) -> None:
+    labels = np.ma.MaskedArray(np.arange(N) % 3, np.arange(N) % 5 == 0)
+    labels.data[labels.mask] = np.iinfo(np.int64).min
+    column = columns.Column("x", N, lambda a, b: labels[a:b], lambda rows: labels[rows], {}, True)
+    for one in classes_of_clusters(made.tree, column):
+        assert one.sizes.tolist() == np.bincount(labels.compressed()).tolist()
+
+
 def test_labels_and_their_names_reach_the_page(made: Made, tmp_path: Path) -> None:
     np.save(tmp_path / "labels.npy", np.arange(N) % 3)
     (tmp_path / "names.json").write_text(json.dumps(["one", "<b>two", "three"]))

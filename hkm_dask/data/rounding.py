@@ -1,0 +1,69 @@
+"""What is lost where rows are stored, or looked at, in fewer bits than they came in: told where it is much."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+#: Rows of a piece that are looked at, and the share of the rows' spread that may be lost before it is told.
+_MOST_ROWS, _MOST_LOST = 256, 0.01
+
+
+@dataclass
+class Rounding:
+    """Some rows beside what rounding left of them: sums of squared distances, from their mean and from each other.
+
+    >>> rows = 1000 + np.array([[0.1], [0.2], [0.3]])
+    >>> rounding = Rounding.of(rows[:2], rows[:2].astype(np.float16))
+    >>> rounding.add(Rounding.of(rows[2:], rows[2:].astype(np.float16)))
+    >>> rounding.n, round(rounding.spread, 3), round(rounding.lost, 3)
+    (3, 0.02, 0.09)
+    """
+
+    n: int
+    mean: NDArray[np.float64]  # (n_features,)
+    spread: float
+    lost: float
+
+    @classmethod
+    def of(cls, rows: NDArray[Any], rounded: NDArray[Any]) -> Rounding:
+        """Look at a few of the rows; those that are not finite, or are not any more, are told elsewhere."""
+        step = max(1, -(-len(rows) // _MOST_ROWS))
+        exact, stored = (values[::step].astype(np.float64) for values in (rows, rounded))
+        finite = np.isfinite(stored).all(axis=1)
+        exact, stored = exact[finite], stored[finite]
+        mean = exact.mean(axis=0) if len(exact) else np.zeros(rows.shape[1])
+        return cls(len(exact), mean, float(np.square(exact - mean).sum()), float(np.square(exact - stored).sum()))
+
+    def add(self, other: Rounding) -> None:
+        """Fold in what is known of other rows."""
+        n = self.n + other.n
+        if n:
+            off = other.mean - self.mean
+            self.spread += other.spread + float(np.square(off).sum()) * self.n * other.n / n
+            self.mean = self.mean + off * (other.n / n)
+        self.n, self.lost = n, self.lost + other.lost
+
+    def warning(self, dtype: np.dtype) -> str | None:
+        """Say that much is lost; None where it is not."""
+        if not self.spread:
+            return None
+        lost, spread = (math.sqrt(total / self.n) for total in (self.lost, self.spread))
+        remedy = "store float32, or subtract the mean first" if dtype == np.float16 else "subtract the mean first"
+        return lost_to_rounding(lost, spread, dtype, remedy)
+
+
+def lost_to_rounding(lost: float, spread: float, dtype: np.dtype, remedy: str) -> str | None:
+    """Say that rounding moves rows by much of what parts them; None where it does not.
+
+    >>> lost_to_rounding(0.5, 35.0, np.dtype("f4"), "subtract the mean first")
+    'rows are rounded to float32, which moves them by 0.5, where most are 35 from the middle; subtract the mean first'
+    """
+    if not lost > _MOST_LOST * spread:
+        return None
+    fact = f"rows are rounded to {dtype}, which moves them by {lost:.3g}, where most are {spread:.3g} from the middle"
+    return f"{fact}; {remedy}"
