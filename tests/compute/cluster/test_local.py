@@ -209,7 +209,7 @@ if __name__ == "__main__":
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("by", ["-c", "a file"])
+@pytest.mark.parametrize("by", ["-c", pytest.param("a file", marks=pytest.mark.slow)])
 def test_a_worker_that_is_frozen_while_it_starts_does_not_outlive_a_killed_driver(by: str, tmp_path: Path) -> None:
     """Dask's workers look after their driver once they have imported all of it."""
     words = ["-c", FROZEN_AS_IT_STARTS]
