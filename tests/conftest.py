@@ -16,6 +16,7 @@ from tests.emulated.plugin import built_kernels, emulated_cuda
 from tests.forked import fork_workers
 from tests.kernels import compile_share
 from tests.object_store import bucket, object_store
+from tests.order import longest_first
 from tests.threads import two_blas_threads
 
 __all__ = ["bucket", "built_kernels", "chromium", "emulated_cuda", "object_store", "open_page", "two_blas_threads"]
@@ -31,6 +32,8 @@ def pytest_configure(config: pytest.Config) -> None:
     settings.load_profile("slow" if config.getoption("--slow") else "quick")
     if hasattr(config, "workerinput") or not config.getoption("numprocesses", None):  # else others run the tests
         fork_workers()
+    else:
+        config.option.loadscopereorder = False  # they are in order
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -45,6 +48,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     idle = [item for item in items if "array_api" in item.nodeid and not os.environ.get("SCIPY_ARRAY_API")]
     items[:] = [item for item in items if item not in idle]
     config.hook.pytest_deselected(items=idle)
+    if hasattr(config, "workerinput"):
+        longest_first(items)
     if not config.getoption("--slow"):
         skip = pytest.mark.skip(reason="takes minutes; run `pytest --slow`")
         for item in items:
@@ -84,6 +89,7 @@ def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
 
 
 # What collecting makes stays, half a million objects: to look through them again and again takes a tenth of all time.
+# And to look through what tests make as often as Python does by itself, a twentieth.
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
     gc.disable()
@@ -92,6 +98,7 @@ def pytest_collection() -> Generator[None, object, object]:
     finally:
         gc.collect()
         gc.freeze()
+        gc.set_threshold(10_000, 20, 20)
         gc.enable()
 
 

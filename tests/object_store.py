@@ -9,6 +9,7 @@ import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 
 import pytest
 
@@ -23,8 +24,11 @@ class ObjectStore(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
+        from moto.moto_server.werkzeug_app import DomainDispatcherApplication
         from moto.server import ThreadedMotoServer
 
+        # It looks through 190 folders of its own for every request, always with the same result.
+        DomainDispatcherApplication.get_backend_for_host = cache(DomainDispatcherApplication.get_backend_for_host)
         self._server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
         self._server.start()
         host, port = self._server.get_host_and_port()

@@ -1,5 +1,6 @@
 """Kernels: compiled once by however many threads ask, without the interpreter's lock, with the vectorizer put back."""
 
+import importlib
 import subprocess
 import sys
 import threading
@@ -16,6 +17,7 @@ from numba import config
 from hkm_dask.compute import jit
 from hkm_dask.compute.jit import Kernel, kernel
 from hkm_dask.events import subscribe
+from tests.forked import run_forked
 
 
 def spin(values):  # type: ignore[no-untyped-def]
@@ -166,17 +168,20 @@ def more():
 """
 
 
-def test_what_was_compiled_with_code_of_another_file_is_compiled_again_as_that_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def find_total(folder: Path, expected: float) -> None:
+    """Compile or read the kernel of a folder, in a process that knows nothing of it yet."""
+    config.CACHE_DIR = str(folder / "kernels")
+    sys.path.insert(0, str(folder))
+    sys.dont_write_bytecode = True
+    assert importlib.import_module("user").total(2.0) == expected
+
+
+def test_what_was_compiled_with_code_of_another_file_is_compiled_again_as_that_changes(tmp_path: Path) -> None:
     """numba looks at the file of a function alone: after an update its old code would go on with that of before."""
-    monkeypatch.setenv("NUMBA_CACHE_DIR", str(tmp_path / "kernels"))
     (tmp_path / "user.py").write_text(_USER)
-    program = f"import sys; sys.path.insert(0, {str(tmp_path)!r}); import user; print(user.total(2.0))"
     for n, scale, more in [(1, 2, 0), (1, 3, 0), (7, 3, 0), (7, 3, 50)]:
         for name, source in (("used.py", _USED.format(n=n, scale=scale)), ("deep.py", _DEEP.format(more=more))):
             if not (tmp_path / name).exists() or (tmp_path / name).read_text() != source:
                 (tmp_path / name).write_text(source)
-        words = [sys.executable, "-B", "-P", "-c", program]
-        found = subprocess.run(words, capture_output=True, text=True, check=True).stdout
-        assert float(found) == 2.0 * scale + n + more
+        assert run_forked(find_total, tmp_path, 2.0 * scale + n + more) == 0
+    assert list((tmp_path / "kernels").rglob("user.total*.nbc"))

@@ -91,7 +91,7 @@ hkm_switch:
 
 namespace hkm {
 
-constexpr int kMaxThreads = 1024, kStackBytes = 256 << 10, kPage = 4096, kFence = 1 << 20, kMaxShared = 232448;
+constexpr int kMaxThreads = 1024, kStackBytes = 260 << 10, kPage = 4096, kFence = 1 << 20, kMaxShared = 232448;
 constexpr int kMostBlocks = 2;  // of a cluster
 constexpr int kSharedRoom = (kMaxShared + kPage - 1) / kPage * kPage;
 constexpr unsigned char kPoison = 0xCD;
@@ -106,6 +106,8 @@ struct Copy { void* to; const void* from; int n_bytes; long long group; };
 
 struct Lane {
     void* stack_pointer;
+    uint3 thread;
+    int block;                   // of those of a cluster
     State state;
     Kind kind;
     unsigned mask;
@@ -253,10 +255,9 @@ static void run_lane() {
 
 static void resume(int i) {
     current = i;
-    const unsigned x = blockDim.x, y = blockDim.y, thread = i % block_threads;
-    threadIdx = {thread % x, thread / x % y, thread / (x * y)};
-    blockIdx.x = first_block + i / block_threads;
-    shared_start = shared_starts[i / block_threads];
+    threadIdx = lanes[i].thread;
+    blockIdx.x = first_block + lanes[i].block;
+    shared_start = shared_starts[lanes[i].block];
     hkm_switch(&scheduler, lanes[i].stack_pointer);
 }
 
@@ -282,7 +283,8 @@ static void run_cluster() {
         lane.state = kReady;
         lane.n_groups = 0;
         lane.copies.clear();
-        void** top = (void**)(stacks + (i + 1LL) * kStackBytes) - 2;
+        // Not all at the same offset of a page, or they would share a few lines of the caches.
+        void** top = (void**)(stacks + (i + 1LL) * kStackBytes - i % 64 * 19 * 64) - 2;
         *top = (void*)run_lane;  // rsp is 8 beyond a multiple of 16 when a function begins
         lane.stack_pointer = top - 6;
     }
@@ -359,6 +361,11 @@ static int launch(void (*f)(void**), void** args, const unsigned* grid, const un
     block_threads = block[0] * block[1] * block[2];
     cluster_size = n_blocks;
     n_threads = block_threads * n_blocks;
+    for (int i = 0; i < n_threads; ++i) {
+        const unsigned x = blockDim.x, y = blockDim.y, thread = i % block_threads;
+        lanes[i].thread = {thread % x, thread / x % y, thread / (x * y)};
+        lanes[i].block = i / block_threads;
+    }
     shared_bytes = n_shared;
     for (int i = 0; i < kMostBlocks; ++i) shared_starts[i] = shared_ends[i] - (n_shared + 127) / 128 * 128;
     turn = order;
@@ -549,7 +556,10 @@ inline float __double2float_rn(double v) { return (float)v; }
 // A subnormal result is flushed whatever the direction: cvt.rp.ftz.f32.f64.
 inline float __double2float_ru(double v) { const float f = (float)v; return (double)f < v && fabs(v) >= FLT_MIN ? nextafterf(f, INFINITY) : f; }
 inline float __double2float_rd(double v) { const float f = (float)v; return (double)f > v && fabs(v) >= FLT_MIN ? nextafterf(f, -INFINITY) : f; }
-inline float __double2float_rz(double v) { return v < 0 ? __double2float_ru(v) : __double2float_rd(v); }
+inline float __double2float_rz(double v) {
+    if (fabs(v) >= FLT_MIN && fabs(v) < 0x1p128) return (float)hkm::same_bits<double>(hkm::same_bits<unsigned long long>(v) & ~0x1fffffffull);
+    return v < 0 ? __double2float_ru(v) : __double2float_rd(v);
+}
 // Conversions to integers saturate and send NaN where the hardware sends it.
 inline long long __double2ll_rn(double v) {
     if (isnan(v)) return LLONG_MIN;
@@ -657,9 +667,15 @@ inline void multiply_16x8x16(float (&d)[4], const unsigned (&a)[4], const unsign
 
 namespace hkm {
 
+static float halves[1 << 16];  // by their bits
+static const bool has_halves = [] {
+    for (unsigned bits = 0; bits < 1 << 16; ++bits) halves[bits] = half_to_float((unsigned short)bits);
+    return true;
+}();
+
 static void put_pair(float* row, unsigned pair) {
-    row[0] = half_to_float((unsigned short)pair);
-    row[1] = half_to_float((unsigned short)(pair >> 16));
+    row[0] = halves[pair & 0xffff];
+    row[1] = halves[pair >> 16];
 }
 
 static void multiply(Lane* warp) {

@@ -16,7 +16,10 @@ from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.hierarchy.step import enough_members
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 
-LEVELS = [hkm.Level(n_clusters=30, n_resamples=2), hkm.Level(n_clusters=6, n_resamples=1, resample_strategy="random")]
+LEVELS = [
+    hkm.Level(n_clusters=30, n_resamples=2, max_iter=4),
+    hkm.Level(n_clusters=6, n_resamples=1, max_iter=4, resample_strategy="random"),
+]
 TOLD = ("step_started", "iteration", "step_finished", "assigned", "level_finished")
 
 

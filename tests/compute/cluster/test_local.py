@@ -147,7 +147,9 @@ def test_a_worker_that_is_frozen_while_it_starts_again_does_not_hold_up_the_end(
 @pytest.mark.faults
 def test_workers_that_stood_still_with_their_scheduler_are_not_to_blame() -> None:
     """A machine that slept for longer than a worker may be silent goes on with all of them."""
-    with dask.config.set({"distributed.scheduler.worker-ttl": "5 s"}), connect(workers=2) as place:
+    # How its workers were started makes no difference.
+    settings = {"distributed.scheduler.worker-ttl": "5 s", "distributed.worker.multiprocessing-method": "forkserver"}
+    with dask.config.set(settings), connect(workers=2) as place:
         assert isinstance(place, ClusterRunner)
         client, pids, ended = place.client, place.client.run(os.getpid), threading.Event()
 
@@ -209,7 +211,7 @@ if __name__ == "__main__":
 
 @pytest.mark.faults
 @pytest.mark.timeout(120)
-@pytest.mark.parametrize("by", ["-c", "a file"])
+@pytest.mark.parametrize("by", ["-c", pytest.param("a file", marks=pytest.mark.slow)])
 def test_a_worker_that_is_frozen_while_it_starts_does_not_outlive_a_killed_driver(by: str, tmp_path: Path) -> None:
     """Dask's workers look after their driver once they have imported all of it."""
     words = ["-c", FROZEN_AS_IT_STARTS]
