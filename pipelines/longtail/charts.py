@@ -171,5 +171,6 @@ def gains(path: Path, title: str, groups: Sequence[str], rows: Mapping[str, Mapp
         axes.tick_params(axis="y", labelcolor=INK, labelsize=8)
         axes.tick_params(axis="x", labelsize=8)
         axes.set_ylim(len(rows) - 0.4, -0.6)
-        axes.set_title(group, loc="left", fontsize=10, color=QUIET)
+        # A pool of a file goes by its name: there is no room for a path.
+        axes.set_title(Path(group).name, loc="left", fontsize=10, color=QUIET)
     save(figure, path)

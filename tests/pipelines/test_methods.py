@@ -71,8 +71,9 @@ def test_what_does_not_fit_is_told_and_not_measured_again(
     pool: pools.Pool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(methods, "MOST_PAIRED", 10)
-    more_pools.to_file(pool, tmp_path / "mine.npz")
-    name = str(tmp_path / "mine.npz")
+    (folder := tmp_path / ("deep" * 30)).mkdir()  # the picture has no room for its path
+    more_pools.to_file(pool, folder / "mine.npz")
+    name = str(folder / "mine.npz")
     some = {m: METHODS[m] for m in ("uniform", "agglomerative", "k-center", "balanced by labels")}
     found = comparison.run(tmp_path, [name], 2, some)
     refused = [record for record in found.table() if "refused" in record]
