@@ -60,11 +60,12 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     (20000.0, 1000.0, 20000.0)
     """
     n, k, d, max_iter = float(level["n"]), float(level["k"]), float(level["d"]), int(level["max_iter"])
-    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d)
+    resampling = Step(resampled_rows(level) * k * d, max_iter, n * k * d)
     return [Step(n * k * d, max_iter, n * k * d)] + [resampling] * int(level["m"])
 
 
-def _resampled(level: Mapping[str, Any]) -> float:
+def resampled_rows(level: Mapping[str, Any]) -> float:
+    """Members that a resampling of a level has at most."""
     n, k, r = float(level["n"]), float(level["k"]), level.get("r")
     return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
 
@@ -107,7 +108,7 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
     Where a level is fit on a sample, all its ``n_labeled`` rows are assigned in the end.
     """
     n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
-    resampled, split, pieces = _resampled(level), splitting_of(level), list[Piece]()
+    resampled, split, pieces = resampled_rows(level), splitting_of(level), list[Piece]()
     n_labeled = float(level.get("n_labeled", n))
     for step in range(m + 1):
         pieces += k_means_pieces(level, number, step, resampled if step else n)
