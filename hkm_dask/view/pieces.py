@@ -16,6 +16,8 @@ _ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "w
 #: Iterations of later resamplings take so much of the first one's time, as clusters are more even by then; a first
 #: assignment takes so many times what those take that begin at its labels.
 LATER, FIRST_ASSIGNMENT = 0.87, 1.25
+#: What a cluster takes to split beside its new centroids, in as many of those.
+ALONE_SPLITS = 3
 
 
 class Step(NamedTuple):
@@ -119,7 +121,7 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
             pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
     if split is not None:
         pieces.append(Piece(Kind(number, "level", "split"), split.iteration_units, m))
-        pieces.append(Piece(Kind(number, "level", "clusters"), k, m))
+        pieces.append(Piece(Kind(number, "level", "clusters"), k * (int(level["n_splits"]) + ALONE_SPLITS), m))
         if n_labeled > n:
             m += 1
             pieces.append(Piece(Kind(number, "level", "assign"), n_labeled * k * int(level["n_splits"]) * d, m))

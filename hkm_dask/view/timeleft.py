@@ -169,7 +169,8 @@ class TimeLeft:
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event.fields, event.time)
-            self._time = self._time + event.fields["seconds"] if event.kind == "compiled" else event.time
+            if event.kind != "compiled":
+                self._time = event.time
 
     def at(self, now: float) -> Left | None:
         """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
@@ -241,9 +242,11 @@ class TimeLeft:
 
     def _on_compiled(self, fields: Mapping[str, Any], time: float) -> None:
         """Work takes as much longer as inner loops took to compile, once: that tells nothing of what follows."""
+        seconds = min(fields["seconds"], time - self._time)
+        self._time += seconds
         if self._now is not None:
-            self._now.start += fields["seconds"]
-            self._now.told += fields["seconds"]
+            self._now.start += seconds
+            self._now.told += seconds
 
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._end(time)

@@ -166,7 +166,7 @@ def test_what_takes_longer_since_it_is_compiled_tells_nothing_of_what_follows() 
         if number and event.kind != "run_finished":
             seconds = 3.0 + number % 2
             late += seconds
-            compiled.update(Event("compiled", {"seconds": seconds}, event.time + late - 0.01))
+            compiled.update(Event("compiled", {"seconds": seconds}, event.time + late))
         plain.update(event)
         compiled.update(Event(event.kind, event.fields, event.time + late))
         told, expected = compiled.at(event.time + late), plain.at(event.time)
