@@ -18,7 +18,7 @@ Kinds and their fields:
 ``run_finished``    ``seconds``
 ``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` where more follows than that
 ``compiling``       inner loops are compiled for this processor, which takes seconds: once after each installation
-``compiled``        ``seconds`` that one of them took, during which nothing else went on
+``compiled``        ``seconds`` that one of them took, or to read it where it was kept, if more than a tenth
 ``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``
