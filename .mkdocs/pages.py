@@ -34,6 +34,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, source, content=(ROOT / source).read_text(encoding="utf-8")))
     files.append(File.generated(config, "reference/python.md", content=_python_reference()))
     files.append(File.generated(config, "reference/commands.md", content=_command_reference()))
+    files.append(File.generated(config, "site.css", content=Path(__file__).with_name("site.css").read_text("utf-8")))
     return files
 
 

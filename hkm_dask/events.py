@@ -9,7 +9,8 @@ Kinds and their fields:
 ``level_started``   ``level``, ``n``, ``k``, ``m``
 ``step_started``    ``level``, ``step`` (0 the first k-means, 1..m resampling), ``n``, ``k``, ``max_iter``
 ``seeding``         ``level``, ``step``, ``phase`` (draw, choose, walk, refine), ``done``, ``total``
-``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``
+``iteration``       ``level``, ``step``, ``iteration``, ``inertia``, ``max_iter``, and ``n_members`` (rows that a
+                    resampling from the present clusters would have) in a first k-means that resamplings follow
 ``step_finished``   ``level``, ``step``, ``inertia``, ``n_iter``, ``seconds``
 ``assigned``        ``level``, ``step``
 ``splitting``       ``level``, ``done``, ``total`` (clusters)
@@ -17,6 +18,7 @@ Kinds and their fields:
 ``run_finished``    ``seconds``
 ``progress``        ``stage`` (ingest, sample, ...), ``done``, ``total``, and ``then`` where more follows than that
 ``compiling``       inner loops are compiled for this processor, which takes seconds: once after each installation
+``compiled``        ``seconds`` that one of them took, or to read it where it was kept, if more than a tenth
 ``connected``       ``dashboard``, ``page`` (addresses; the second may be None)
 ``note``            ``message``
 ``warning``         ``message``

@@ -12,7 +12,7 @@ from hkm_dask.browsing.answers import Answers
 from hkm_dask.browsing.clusters import Clusters, Subset
 from hkm_dask.browsing.marks import Marks
 from hkm_dask.browsing.samples import Samples
-from hkm_dask.browsing.server import LOOPBACK, Server
+from hkm_dask.browsing.server import Server
 from hkm_dask.data.objects import location
 from hkm_dask.data.pool import Pool
 from hkm_dask.errors import InputError
@@ -20,8 +20,6 @@ from hkm_dask.events import emit
 from hkm_dask.hierarchy.sampling.export import pool_is_gone, pool_of_tree
 from hkm_dask.hierarchy.sampling.subset_files import read_rows
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
-
-Path_ = str | os.PathLike[str]
 
 
 class Browser:
@@ -81,33 +79,33 @@ class Browser:
 
 
 def browse(
-    tree: xr.DataTree | Path_,
+    tree: xr.DataTree | str | os.PathLike[str],
     *,
-    pool: Path_ | None = None,
-    captions: Path_ | None = None,
-    images: Path_ | None = None,
-    subset: Path_ | None = None,
-    out: Path_ = "weights.csv",
-    host: str = LOOPBACK[0],
+    pool: str | os.PathLike[str] | None = None,
+    captions: str | os.PathLike[str] | None = None,
+    images: str | os.PathLike[str] | None = None,
+    subset: str | os.PathLike[str] | None = None,
+    out: str | os.PathLike[str] = "weights.csv",
+    host: str = "127.0.0.1",
     port: int = 0,
 ) -> Browser:
     """Serve a page that walks a tree from the top and shows what its clusters hold.
 
     Parameters
     ----------
-    tree : xarray.DataTree or path-like
+    tree : xarray.DataTree or path
         From `open_hierarchy`, or where it lies.
-    pool : path-like, optional
+    pool : path, optional
         Where the pool lies now; by default where it lay when the tree was built.
-    captions : path-like, optional
+    captions : path, optional
         A text file with a line for each row of the pool, ``.jsonl`` or ``.parquet`` with a ``text``, or the name of one
         of its columns; by default a column ``caption``, ``text`` or ``title``.
-    images : path-like, optional
+    images : path, optional
         A folder or a ``.zip`` with the images, whose names are the ids of the pool, as ``hkm embed image`` gives them,
         or stand in a column ``image_path``, ``file_name`` or the like.
-    subset : path-like, optional
+    subset : path, optional
         ``.npy``, ``.parquet`` or ``.csv`` of ``hkm sample``, to be seen beside the pool.
-    out : path-like, default "weights.csv"
+    out : path, default "weights.csv"
         Where marks are saved, for ``hkm sample --weights``; if it is there, the page begins with its marks.
     host : str, default "127.0.0.1"
         Address to listen at. Any other than that of this machine lets whoever has the address of the page see it, and

@@ -25,13 +25,15 @@ from hkm_dask.events import emit
 
 #: Seconds of compiling after which a process tells of it, once: what is compiled already takes milliseconds.
 _TELL_AFTER = 1.5
+#: Seconds that a kernel takes to be compiled from which on they are told, since nothing goes on meanwhile.
+_TELL_SECONDS = 0.1
 _compiling, _told = threading.Lock(), threading.Event()
 _spent = 0.0
 
 
 @contextmanager
 def _told_if_long() -> Iterator[None]:
-    """Emit an event ``compiling`` where kernels have taken long to compile, that of this context included."""
+    """Emit ``compiling`` where kernels have taken long to compile, that of this context included, then ``compiled``."""
     global _spent
     started, timer = time.monotonic(), threading.Timer(max(0.0, _TELL_AFTER - _spent), _tell)
     timer.daemon = True
@@ -40,7 +42,10 @@ def _told_if_long() -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-        _spent += time.monotonic() - started
+        seconds = time.monotonic() - started
+        _spent += seconds
+        if seconds > _TELL_SECONDS:
+            emit("compiled", seconds=seconds)
 
 
 def _tell() -> None:

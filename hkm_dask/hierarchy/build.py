@@ -346,8 +346,10 @@ class _Build:
         for number in range(len(steps), level.n_resamples + 1):
             with self.runner.span(f"step {number}"):
                 key = stream_key(self.config.seed, t, number)
+                # What is resampled of all rows tells how many members later ones have; what of members, does not.
+                r = resample_size(level, rows.rows.n_rows) if number == 0 < level.n_resamples else 0
                 step = Step(
-                    rows, Settings(level.n_clusters, level.init, level.max_iter, level.tol, key),
+                    rows, Settings(level.n_clusters, level.init, level.max_iter, level.tol, key, r),
                     self._plans[t - 1]["n_ranges"], self.checkpoints.interrupted(t, number),
                 )  # fmt: skip
                 if number:
@@ -369,9 +371,15 @@ class _Build:
     def _hooks(self, t: int, number: int, level: Level) -> StepHooks:
         """Events of a step, and its checkpoints."""
         tell, k, max_iter = partial(emit, level=t, step=number), level.n_clusters, level.max_iter
+
+        def iteration(i: int, inertia: float, n_members: int | None) -> None:
+            # A resampling takes more of each cluster where there would not be a member for each, see `enough_members`.
+            members = {} if n_members is None else {"n_members": max(n_members, k)}
+            tell("iteration", iteration=i, inertia=inertia, max_iter=max_iter, **members)
+
         return StepHooks(
             seeding=lambda phase, done, total: tell("seeding", phase=phase, done=done, total=total),
-            iteration=lambda i, inertia: tell("iteration", iteration=i, inertia=inertia, max_iter=max_iter),
+            iteration=iteration,
             moved=partial(self.checkpoints.iteration, t, number),
             assigned=lambda: emit("assigned", level=t, step=number - 1),
             started=lambda n_rows: tell("step_started", n=n_rows, k=k, max_iter=max_iter),

@@ -48,9 +48,9 @@ def export(
 
     Parameters
     ----------
-    store : path-like or xarray.DataTree
+    store : path or xarray.DataTree
         A pool, or a tree that lies on disk, or an assignment.
-    out : path-like
+    out : path
         The file to write, ``.parquet``; must not be there yet.
     embeddings : bool, default False
         A column ``vector`` of float32, shape (n_features,).

@@ -78,11 +78,11 @@ def ingest(
 
     Parameters
     ----------
-    sources : path-like, np.ndarray, zarr.Array, or a sequence of these
+    sources : path, np.ndarray, zarr.Array, or a sequence of these
         ``.npy``, ``.npz`` and ``.safetensors`` files; parquet and Arrow files with a column of lists; folders of such
         shards, in natural order, of clip-retrieval, or of ``save_to_disk`` of Hugging Face's datasets; folders of such
         folders; Zarr arrays and groups; arrays in memory: tables (n, n_features), one below the other.
-    pool : path-like
+    pool : path
         Folder to make, or a URL like ``s3://bucket/pool.zarr``.
     dtype : {"float16", "float32"}, optional
         Type to store; by default float16 where all sources are, else float32.
@@ -98,7 +98,7 @@ def ingest(
         Further columns of parquet, Arrow or a pool, or members of ``.npz`` and tensors with a value per row, to carry
         to the pool and to every subset: numbers, text, true or false. Missing values stay missing. A pool's own columns
         come along unasked where every source has them.
-    ids_file : path-like, optional
+    ids_file : path, optional
         The ids of all rows, for sources that have none: a ``.npy``, a ``.txt`` with one per line, or a table (CSV or
         TSV with a header, parquet, Arrow), whose column is `ids`, and whose further columns `keep` names. A column of a
         CSV is numbers, or true and false, where all its values are; ``007`` is text.

@@ -35,6 +35,7 @@ class Settings:
     max_iter: int = 50
     tol: float = 1e-4
     key: int = field(default_factory=lambda: stream_key(0))  # of its random numbers, from `stream_key`
+    r: int = 0  # members that will be taken of each cluster, at most: iterations tell how many that is; 0 for none
 
 
 @dataclass(frozen=True)
@@ -76,8 +77,8 @@ class Hooks:
     """What a fit tells while it runs; nothing by default."""
 
     seeding: SeedingReport | None = None  # gets the phase, how much of it is done and of how much; see `seed`
-    #: Gets the iteration, counted from 1, and the inertia before its update.
-    iteration: Callable[[int, float], None] | None = None
+    #: Gets the iteration, counted from 1, the inertia before its update, and `LloydStep.n_members`.
+    iteration: Callable[[int, float, int | None], None] | None = None
     #: Gets the outcome of an iteration, from which an interrupted k-means goes on. Not where one task makes them all.
     moved: Callable[[LloydStep], None] | None = None
 
@@ -89,7 +90,7 @@ class Hooks:
 
     def on_iteration(self, i: int, step: LloydStep) -> None:
         """Pass on the outcome of an iteration."""
-        self.hear("iteration", i, step.inertia)
+        self.hear("iteration", i, step.inertia, step.n_members)
         self.hear("moved", step)
 
 
@@ -132,7 +133,7 @@ def fit(
         progress, run, hints = Progress(start.centroids), start.run, start.hints
     lloyd = yield from iterate.steps(
         rows, progress.whole, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
-        hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, progress=progress,
+        r=settings.r, hints=hints, run=run, on_iteration=hooks.on_iteration, weights=weights, progress=progress,
     )  # fmt: skip
     return Fit(lloyd.centroids, lloyd.inertia, lloyd.n_relocated, time.perf_counter() - begin, run)
 

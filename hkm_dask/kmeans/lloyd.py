@@ -47,6 +47,10 @@ class PartialSums(Outcome):
     #: The inertia without rows that are far from their centroid; None where the geometry knows of none.
     near_inertia: int | None = None
 
+    def n_members(self, r: int) -> int | None:
+        """Rows that `r` members of each cluster would be, or all of one that has fewer; None without an r."""
+        return int(np.minimum(self.counts, r).sum()) if r else None
+
     def __add__(self, other: PartialSums) -> PartialSums:
         distances = np.concatenate([self.far_distances, other.far_distances])
         rows = np.concatenate([self.far_rows, other.far_rows])
@@ -169,16 +173,21 @@ class LloydStep:
     last: bool = False  # the iteration ends with this step, at rest or not
     #: The inertia without rows far from their centroids; None where the geometry knows of none.
     near_inertia: float | None = None
+    #: Rows up to r of each cluster are, where an r was given; by the centroids before the update.
+    n_members: int | None = None
 
     @classmethod
     def after(
         cls, totals: PartialSums, geometry: Geometry, centroids: SharedArray | SharedPieces, n_relocated: int,
-        n_unused: int, at_rest: bool,
+        n_unused: int, at_rest: bool, n_members: int | None = None,
     ) -> LloydStep:  # fmt: skip
         """The outcome of a pass with these totals that led to these centroids."""
         near, scale = totals.near_inertia, geometry.distance_scale
         near_inertia = None if near is None else near / scale
-        return cls(centroids, totals.inertia / scale, n_relocated, n_unused, at_rest, near_inertia=near_inertia)
+        inertia = totals.inertia / scale
+        return cls(
+            centroids, inertia, n_relocated, n_unused, at_rest, near_inertia=near_inertia, n_members=n_members
+        )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -193,6 +202,7 @@ class Update:
     rows: Rows
     array_store: SharedArrayStore
     name: str
+    r: int = 0  # see `LloydStep.n_members`
 
     def __call__(self, totals: PartialSums) -> LloydStep:
         """Move them."""
@@ -207,7 +217,8 @@ class Update:
         at_rest = bool(np.array_equal(centroids.view(np.int32), np.ascontiguousarray(before).view(np.int32)))
         n_unused = int(np.isnan(centroids[:, 0]).sum())
         shared = self.array_store.put(self.name, centroids)
-        return LloydStep.after(totals, self.geometry, shared, len(relocations.slots), n_unused, at_rest)
+        n_members = totals.n_members(self.r)
+        return LloydStep.after(totals, self.geometry, shared, len(relocations.slots), n_unused, at_rest, n_members)
 
     def _nearest(self, rows: NDArray[np.float32], numbers: NDArray[np.int64]) -> NDArray[np.int32]:
         labels = np.full(len(rows), -1, np.int32)
@@ -288,6 +299,7 @@ def iterate(
     runner: Runner,
     max_iter: int,
     tol: float,
+    r: int = 0,
     weights: NDArray[np.int64] | None = None,
     hints: NDArray[np.int32] | None = None,
     run: str | None = None,
@@ -297,10 +309,11 @@ def iterate(
     """Run Lloyd's iteration from given centroids, float32 (n_clusters, n_features).
 
     It stops when an iteration lowers the inertia by no more than `tol` of it, and changes that of the rows that are not
-    far from their centroids by no more either: few far rows in one cluster can make up nearly all of it. `weights` are
-    int64 (n_rows,). `run` is the name under which the seeding remembered its cells, `hints`, int32, the centroid to try
-    first for each of them. `on_iteration` gets the iteration, counted from 1, and its outcome. `progress` tells of
-    iterations done before an interruption, which led to `centroids`.
+    far from their centroids by no more either: few far rows in one cluster can make up nearly all of it. With an `r`
+    iterations tell how many rows up to so many of each cluster are. `weights` are int64 (n_rows,). `run` is the name
+    under which the seeding remembered its cells, `hints`, int32, the centroid to try first for each of them.
+    `on_iteration` gets the iteration, counted from 1, and its outcome. `progress` tells of iterations done before an
+    interruption, which led to `centroids`.
     """
     n_clusters = len(centroids)
     run = run or uuid.uuid4().hex
@@ -318,7 +331,7 @@ def iterate(
             AssignAndAdd(current, geometry, run, shared_weights, shared_hints, previous),
             parts,
             PartialSums.__add__,
-            Update(current, geometry, rows, array_store, f"centroids-{run}-{iteration}"),
+            Update(current, geometry, rows, array_store, f"centroids-{run}-{iteration}", r),
             f"lloyd-iteration{iteration}",
         )
         if previous is not None:

@@ -148,11 +148,11 @@ def _packed(sums: NDArray[np.int64], counts: NDArray[np.int64]) -> tuple[NDArray
 
 
 def _found(
-    rows: Rows, geometry: Geometry, store: SharedArrayStore, name: str, sums: RangeSums
-) -> tuple[RangeSums, Relocations, SharedArray]:
+    rows: Rows, geometry: Geometry, store: SharedArrayStore, name: str, r: int, sums: RangeSums
+) -> tuple[RangeSums, Relocations, SharedArray, int | None]:
     """Task: choose the far rows that found clusters in place of empty ones, and put what they come to in the store.
 
-    Neither counts nor values leave it.
+    Neither counts nor values leave it, only how many rows up to `r` of each cluster are.
     """
     totals, relocations = sums.totals, NO_RELOCATIONS
     if (totals.counts == 0).any():
@@ -164,7 +164,7 @@ def _found(
         relocations = relocate(far, totals.counts, rows, geometry, labels_of)
     values = store.put(name, relocations.values)
     kept = replace(sums, totals=replace(totals, counts=_NO_SUMS))
-    return kept, replace(relocations, values=NO_RELOCATIONS.values), values
+    return kept, replace(relocations, values=NO_RELOCATIONS.values), values, totals.n_members(r)
 
 
 def _move_range(
@@ -228,7 +228,7 @@ def fit_by_ranges(
         start = put_ranges(progress.centroids, n_ranges, store, f"centroids-{uuid.uuid4().hex}")
     lloyd = iterate_by_ranges(
         rows, start, geometry=geometry, runner=runner, max_iter=settings.max_iter, tol=settings.tol,
-        on_iteration=hooks.on_iteration, progress=progress,
+        r=settings.r, on_iteration=hooks.on_iteration, progress=progress,
     )  # fmt: skip
     if not kept and lloyd.centroids is not start:
         start.delete()
@@ -243,6 +243,7 @@ def iterate_by_ranges(
     runner: Runner,
     max_iter: int,
     tol: float,
+    r: int = 0,
     on_iteration: Callable[[int, LloydStep], None] | None = None,
     progress: Progress | None = None,
 ) -> FitByRanges:
@@ -250,7 +251,7 @@ def iterate_by_ranges(
 
     The pieces of the outcome are for the caller to delete, as are those it begins with.
     """
-    passes = _Passes(rows, centroids, geometry, runner)
+    passes = _Passes(rows, centroids, geometry, runner, r)
     course, current, n_unused = Course(progress or Progress(centroids), tol, max_iter), centroids, 0
     for iteration in range(len(course.inertia) + 1, max_iter + 1):
         step = passes.step(current, iteration)
@@ -266,8 +267,8 @@ def iterate_by_ranges(
 class _Passes:
     """The passes of one iteration after the other: over the parts of the rows, then over the ranges of the clusters."""
 
-    def __init__(self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner) -> None:
-        self.rows, self.geometry, self.runner, self.run = rows, geometry, runner, uuid.uuid4().hex
+    def __init__(self, rows: Rows, centroids: SharedPieces, geometry: Geometry, runner: Runner, r: int) -> None:
+        self.rows, self.geometry, self.runner, self.r, self.run = rows, geometry, runner, r, uuid.uuid4().hex
         k, d, n_ranges = centroids.n_rows, rows.n_features, centroids.series.n_arrays
         self.stage = lloyd_by_ranges(runner.n_own(rows), k, d, n_ranges)
         n_columns = geometry.units.n_columns(d)
@@ -281,10 +282,10 @@ class _Passes:
         if runner.n_cuts != self.n_cuts:
             self.parts = runner.split(self.rows, centroids.n_rows, stage=self.stage)
             self.n_cuts = runner.n_cuts
-        sums, relocations, values = runner.map_reduce(
+        found = partial(_found, self.rows, self.geometry, self.store, f"found-{name}", self.r)
+        sums, relocations, values, n_members = runner.map_reduce(
             partial(_assign_and_add, centroids, self.geometry, self.store, f"sums-{name}"), self.parts,
-            combine=RangeSums.__add__, finish=partial(_found, self.rows, self.geometry, self.store, f"found-{name}"),
-            stage=f"lloyd-iteration{iteration}",
+            combine=RangeSums.__add__, finish=found, stage=f"lloyd-iteration{iteration}",
         )  # fmt: skip
         move = partial(_move_range, centroids, self.geometry, relocations, values, self.store, f"centroids-{name}")
         of_ranges = list(enumerate(zip(*sums.files, strict=True)))
@@ -293,4 +294,7 @@ class _Passes:
         each(SharedArray.delete, files, location(self.store.folder or "."))
         arrays, unused, at_rest = zip(*outcomes, strict=True)
         pieces = SharedPieces(self.store.series(f"centroids-{name}", arrays), centroids.offsets)
-        return LloydStep.after(sums.totals, self.geometry, pieces, len(relocations.slots), sum(unused), all(at_rest))
+        n_relocated = len(relocations.slots)
+        return LloydStep.after(
+            sums.totals, self.geometry, pieces, n_relocated, sum(unused), all(at_rest), n_members
+        )  # fmt: skip

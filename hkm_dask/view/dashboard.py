@@ -254,6 +254,7 @@ class Page:
         for shown in (self.stage_figure, self.speed_figure):
             shown.xaxis.ticker.desired_num_ticks = 4  # so that labels do not meet in a narrow window
             shown.xaxis.ticker.num_minor_ticks = 0
+        self.inertia_figure.xaxis.ticker.num_minor_ticks = 0  # there are no halves of iterations
         self.inertia_figure.visible = self.speed_figure.visible = False  # until there is something in them
 
     def update(self) -> None:

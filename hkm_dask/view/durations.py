@@ -31,7 +31,7 @@ PHASES = {
     "gather": (1e-9, 0.002, 0.5, 0.0),
     "write": (1e-6, 0.05, 0.5, 0.0),
     "split": (2.7e-10, 0.05, 0.8, 0.0),
-    "clusters": (0.014, 0.0, 0.4, 0.0),
+    "clusters": (9e-4, 0.0, 0.3, 0.0),
 }
 #: Phases that wait for disks or for other processes, so that the machine's speed in others tells nothing of them.
 ALONE = {"write", "clusters"}

@@ -16,6 +16,8 @@ _ORDER = ("draw", "choose", "refine", "iterate", "assign", "gather", "split", "w
 #: Iterations of later resamplings take so much of the first one's time, as clusters are more even by then; a first
 #: assignment takes so many times what those take that begin at its labels.
 LATER, FIRST_ASSIGNMENT = 0.87, 1.25
+#: What a cluster takes to split beside its new centroids, in as many of those.
+ALONE_SPLITS = 3
 
 
 class Step(NamedTuple):
@@ -60,11 +62,12 @@ def steps_of(level: Mapping[str, Any]) -> list[Step]:
     (20000.0, 1000.0, 20000.0)
     """
     n, k, d, max_iter = float(level["n"]), float(level["k"]), float(level["d"]), int(level["max_iter"])
-    resampling = Step(_resampled(level) * k * d, max_iter, n * k * d)
+    resampling = Step(resampled_rows(level) * k * d, max_iter, n * k * d)
     return [Step(n * k * d, max_iter, n * k * d)] + [resampling] * int(level["m"])
 
 
-def _resampled(level: Mapping[str, Any]) -> float:
+def resampled_rows(level: Mapping[str, Any]) -> float:
+    """Members that a resampling of a level has at most."""
     n, k, r = float(level["n"]), float(level["k"]), level.get("r")
     return min(n, k * (float(r) if isinstance(r, int | float) else max(2.0, n / k / 2)))
 
@@ -107,7 +110,7 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
     Where a level is fit on a sample, all its ``n_labeled`` rows are assigned in the end.
     """
     n, k, d, m = float(level["n"]), float(level["k"]), float(level["d"]), int(level["m"])
-    resampled, split, pieces = _resampled(level), splitting_of(level), list[Piece]()
+    resampled, split, pieces = resampled_rows(level), splitting_of(level), list[Piece]()
     n_labeled = float(level.get("n_labeled", n))
     for step in range(m + 1):
         pieces += k_means_pieces(level, number, step, resampled if step else n)
@@ -118,7 +121,7 @@ def level_pieces(level: Mapping[str, Any], number: int) -> list[Piece]:
             pieces.append(Piece(Kind(number, "level", "gather"), n + resampled * d, step))
     if split is not None:
         pieces.append(Piece(Kind(number, "level", "split"), split.iteration_units, m))
-        pieces.append(Piece(Kind(number, "level", "clusters"), k, m))
+        pieces.append(Piece(Kind(number, "level", "clusters"), k * (int(level["n_splits"]) + ALONE_SPLITS), m))
         if n_labeled > n:
             m += 1
             pieces.append(Piece(Kind(number, "level", "assign"), n_labeled * k * int(level["n_splits"]) * d, m))

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from hkm_dask.events import Event
 from hkm_dask.view.durations import Durations, Kind
-from hkm_dask.view.pieces import Agenda, Piece, k_means_pieces, level_pieces, place_of
+from hkm_dask.view.pieces import Agenda, Piece, k_means_pieces, level_pieces, place_of, resampled_rows
 
 #: Standard deviation of the logarithm of the rest of a piece, by its own progress: of its iterations, of other work
 #: over the root of the number of its reports.
@@ -40,6 +40,8 @@ _LEAST_DRAWN = 0.1
 _POWER, _STEEPER = 1.7, 0.4
 #: Seconds of the last iteration as a share of the first one's, and how many iterations that is worth as evidence.
 _LAST, _LAST_WEIGHT = 0.15, 3
+#: Later resamplings have fewer members than the first: by this times the root of the share that is lacking in that.
+FEWER = 0.35
 #: Iterations as a share of their cap, where nothing tells.
 _SHARE = 0.25
 
@@ -167,7 +169,8 @@ class TimeLeft:
         handler = getattr(self, f"_on_{event.kind}", None)
         if handler is not None:
             handler(event.fields, event.time)
-            self._time = event.time
+            if event.kind != "compiled":
+                self._time = event.time
 
     def at(self, now: float) -> Left | None:
         """Tell what is left at ``now`` (seconds since the epoch); None as long as nothing tells."""
@@ -237,6 +240,14 @@ class TimeLeft:
     def _on_run_finished(self, fields: Mapping[str, Any], time: float) -> None:
         self._levels, self._coming, self._now = [], Agenda(), None
 
+    def _on_compiled(self, fields: Mapping[str, Any], time: float) -> None:
+        """Work takes as much longer as inner loops took to compile, once: that tells nothing of what follows."""
+        seconds = min(fields["seconds"], time - self._time)
+        self._time += seconds
+        if self._now is not None:
+            self._now.start += seconds
+            self._now.told += seconds
+
     def _on_level_started(self, fields: Mapping[str, Any], time: float) -> None:
         self._end(time)
         self._coming.take((int(fields["level"]), -1, -1))
@@ -245,13 +256,26 @@ class TimeLeft:
         level, step = self._place = int(fields["level"]), int(fields["step"])
         if not self._levels:
             self._coming = Agenda(k_means_pieces({"d": 1, **fields}, level, step, float(fields["n"])))
-        elif step:  # small clusters give fewer members than was planned, in later steps, too
-            planned, n = self._levels[level - 1], float(fields["n"])
-            steps = range(step, int(planned["m"]) + 1)
-            self._coming = self._coming.renewed([p for s in steps for p in k_means_pieces(planned, level, s, n)])
+        elif step:
+            self._resample(level, step, float(fields["n"]))
         phases = [piece.kind.phase for piece in self._coming.of_step(level, step)]
         self._begin(*self._place, phases[0] if phases else "iterate", time)
         self._skipped = []
+
+    def _resample(self, level: int, first: int, n: float) -> None:
+        """Take resamplings from a step on to have n rows: small clusters give fewer members than was planned.
+
+        Those after the first resampling give fewer still, as much as they did in that.
+        """
+        planned = self._levels[level - 1]
+        lacking = max(0.0, 1 - n / resampled_rows(planned)) if first == 1 else 0.0
+        fewer = 1 - FEWER * math.sqrt(lacking)
+        pieces = [
+            piece
+            for step in range(first, int(planned["m"]) + 1)
+            for piece in k_means_pieces(planned, level, step, n * fewer if step > first else n)
+        ]
+        self._coming = self._coming.renewed(pieces)
 
     def _on_seeding(self, fields: Mapping[str, Any], time: float) -> None:
         if self._now is None:
@@ -290,6 +314,8 @@ class TimeLeft:
             now.iterations, now.is_whole = _Iterations(int(fields["max_iter"]), tol), number == 1
         now.iterations.take(fields, time - self._time)
         now.told = time
+        if "n_members" in fields and self._levels:
+            self._resample(self._place[0], self._place[1] + 1, float(fields["n_members"]))
 
     def _merge(self) -> None:
         """The k-means is one piece from now on."""

@@ -360,12 +360,13 @@ def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
         build_hierarchy(blobs(), tmp_path / "tree.zarr", Config(levels=tuple(levels(20, 5, n_resamples=1, max_iter=3))))
     told = [(event.kind, event.fields.get("level"), event.fields.get("step")) for event in events]
     expected: list[Any] = [("run_started", None, None)]
+    aside = {"seeding", "iteration", "compiling", "compiled"}
     for t in (1, 2):
         expected += [("level_started", t, None)]
         for step in (0, 1):
             expected += [("step_started", t, step), ("step_finished", t, step), ("assigned", t, step)]
         expected += [("level_finished", t, None)]
-    assert [one for one in told if one[0] not in ("seeding", "iteration")] == [*expected, ("run_finished", None, None)]
+    assert [one for one in told if one[0] not in aside] == [*expected, ("run_finished", None, None)]
     plan = events[0].fields["levels"]
     assert [(level["n"], level["k"], level["d"], level["m"], level["r"]) for level in plan] == [
         (400, 20, 4, 1, 10),
@@ -381,6 +382,22 @@ def test_what_happens_is_told_in_order(tmp_path: Path) -> None:
             ]
             assert contents[f"level_{t}/inertia"][step, : len(inertia)].tolist() == inertia
             assert np.isnan(contents[f"level_{t}/inertia"][step, len(inertia) :]).all()
+
+
+@pytest.mark.parametrize("resample_size", ["auto", 1, 3])
+def test_a_first_kmeans_foresees_the_members_of_the_resampling(tmp_path: Path, resample_size: Any) -> None:
+    config = Config(levels=tuple(levels(40, 5, n_resamples=2, resample_size=resample_size, tol=0.0)))
+    with heard() as events:
+        build_hierarchy(blobs(), tmp_path / "tree.zarr", config)
+    for t in (1, 2):
+        of_level = [event for event in events if event.fields.get("level") == t]
+        iterations = [event.fields for event in of_level if event.kind == "iteration"]
+        started = [event.fields["n"] for event in of_level if event.kind == "step_started"]
+        assert [fields["step"] for fields in iterations if "n_members" not in fields] == [
+            fields["step"] for fields in iterations if fields["step"]
+        ]
+        foreseen = [fields["n_members"] for fields in iterations if not fields["step"]]
+        assert foreseen[-1] == started[1]  # at rest: clusters are those of the iteration before
 
 
 # --- what is there already --------------------------------------------------------------------------------------------

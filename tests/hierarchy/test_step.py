@@ -30,7 +30,7 @@ def build(pool: Path, tree: Path, runner: Runner) -> tuple[dict[str, np.ndarray]
         write_hierarchy(pool, tree, hkm.Config(levels=LEVELS, seed=3), client=runner.client)
     opened = open_hierarchy(tree)
     arrays = {f"{node.path}/{name}": node[name].values for node in opened.subtree for name in node.data_vars}
-    names = "level", "step", "n", "iteration", "inertia"
+    names = "level", "step", "n", "iteration", "inertia", "n_members"
     return arrays, [(one.kind, *map(one.fields.get, names)) for one in events if one.kind in TOLD]
 
 

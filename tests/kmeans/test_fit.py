@@ -139,7 +139,7 @@ def test_going_on_from_an_interruption_gives_the_same_bits(runner: Runner) -> No
         resumed = cluster_rows(
             rows, settings, runner,
             progress=Progress(moved.centroids.get(), inertia, moved.n_relocated),
-            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, _, t=reports: t.append(i)),
+            hooks=Hooks(seeding=lambda *a: pytest.fail("seeded again"), iteration=lambda i, *_, t=reports: t.append(i)),
         )  # fmt: skip
         assert resumed.centroids.tobytes() == whole.centroids.tobytes()
         assert resumed.inertia.tobytes() == whole.inertia.tobytes()
@@ -151,7 +151,7 @@ def test_what_happens_is_told(runner: Runner) -> None:
     iterations: list[int] = []
     actual = cluster_rows(
         blobs(500, 3), Settings(20, max_iter=5, tol=0.0), runner,
-        hooks=Hooks(lambda *told: seeding.append(told), lambda i, moved: iterations.append(i)),
+        hooks=Hooks(lambda *told: seeding.append(told), lambda i, *_: iterations.append(i)),
     )  # fmt: skip
     assert seeding[0] == ("draw", 1, 60)
     assert ("draw", 60, 60) in seeding

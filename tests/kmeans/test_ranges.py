@@ -31,7 +31,7 @@ def bits_of_both(
     """What a k-means gives, of all clusters at once and by ranges."""
     spherical = isinstance(rows, UnitRows)
     geometry = make_geometry(rows, runner, n_clusters=len(start), spherical=spherical)
-    how = {"geometry": geometry, "runner": runner, "max_iter": 8, "tol": 0.0, **options}
+    how = {"geometry": geometry, "runner": runner, "max_iter": 8, "tol": 0.0, "r": 3, **options}
     steps: tuple[list[LloydStep], list[LloydStep]] = [], []
     whole = iterate(rows, start, on_iteration=lambda i, step: steps[0].append(step), **how)  # type: ignore[arg-type]
     ranges = put_ranges(start, n_ranges, runner.array_store, "start")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from hkm_dask.events import Event
-from hkm_dask.view.pieces import Agenda, level_pieces, splitting_of, steps_of
+from hkm_dask.view.pieces import Agenda, level_pieces, resampled_rows, splitting_of, steps_of
 from hkm_dask.view.timeleft import Left, TimeLeft, iterations_of
 
 LEVELS = [
@@ -158,6 +158,39 @@ def test_a_kmeans_that_tells_only_its_end_is_timed_too() -> None:
     assert len(guesses) == 5
     for really, guess in guesses:
         assert guess == pytest.approx(really, rel=0.1, abs=0.5)
+
+
+def test_what_takes_longer_since_it_is_compiled_tells_nothing_of_what_follows() -> None:
+    plain, compiled, late = TimeLeft(), TimeLeft(), 0.0
+    for number, event in enumerate(run(0.4)):
+        if number and event.kind != "run_finished":
+            seconds = 3.0 + number % 2
+            late += seconds
+            compiled.update(Event("compiled", {"seconds": seconds}, event.time + late))
+        plain.update(event)
+        compiled.update(Event(event.kind, event.fields, event.time + late))
+        told, expected = compiled.at(event.time + late), plain.at(event.time)
+        assert (told is None) == (expected is None)
+        if told is not None and expected is not None:
+            assert told == pytest.approx(expected, rel=1e-9)
+
+
+@pytest.mark.parametrize("share", [0.3, 1.0])
+def test_members_that_a_first_k_means_foresees_are_those_of_resamplings(share: float) -> None:
+    events = [event for event in run(0.4) if event.fields.get("level") != 2]
+    last = max(i for i, one in enumerate(events) if one.kind == "iteration" and one.fields["step"] == 0)
+    left = [TimeLeft(), TimeLeft()]
+    for both, told in zip(left, ({}, {"n_members": share * resampled_rows(LEVELS[0])}), strict=True):
+        for event in events[:last]:
+            both.update(event)
+        both.update(Event("iteration", {**events[last].fields, **told}, events[last].time))
+    planned, foreseen = (one.at(events[last].time) for one in left)
+    assert planned is not None
+    assert foreseen is not None
+    if share == 1:
+        assert foreseen == planned
+    else:
+        assert foreseen.expected < 0.8 * planned.expected
 
 
 @pytest.mark.parametrize("share", [0.3, 1.0])

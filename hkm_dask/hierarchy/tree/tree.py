@@ -22,7 +22,7 @@ def open_hierarchy(path: str | os.PathLike[str]) -> xr.DataTree:
 
     Parameters
     ----------
-    path : path-like
+    path : path
         Path or URL, as `build_hierarchy` or ``hkm cluster`` made it.
 
     Returns

@@ -48,9 +48,9 @@ def verify(
 
     Parameters
     ----------
-    path : path-like
+    path : path
         A complete pool, tree or assignment.
-    pool, tree : path-like, optional
+    pool, tree : path, optional
         Where the pool of a tree, or the pool and the tree of an assignment lie now; by default where they were then.
     sample : int, default 1000
         Rows of each level to measure again, 0 for none.

@@ -46,20 +46,20 @@ def report(
     ----------
     tree : DataTree or path
         On disk.
-    out : path-like
+    out : path
         The ``.html`` file to write; must not be there yet.
-    pool : path-like, optional
+    pool : path, optional
         Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
-    subset : path-like or array of int, shape (n,), optional
+    subset : path or array of int, shape (n,), optional
         The draw: a file that `hkm sample` wrote, or row numbers of the pool.
-    labels : path-like or str, optional
+    labels : path or str, optional
         Classes of the samples, which the tree has not seen: an ``.npy`` file of whole numbers, or a column of the pool.
-    label_names : path-like, optional
+    label_names : path, optional
         Their names: a JSON list, or an object.
-    captions : path-like or str, optional
+    captions : path or str, optional
         A file of texts, one for each row of the pool, or the name of a column of it; by default its column ``caption``,
         ``text`` or ``title``, or its ids.
-    images : path-like, optional
+    images : path, optional
         The folder or ``.zip`` of the images that the pool's ids, or its column ``path``, name.
 
     Returns
