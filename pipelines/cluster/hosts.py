@@ -80,6 +80,7 @@ class Hosts:
 
     def __exit__(self, *exc: object) -> None:
         for i in range(self.n):
+            self.kill(i)  # sessions of sshd go on without it
             subprocess.run(["ip", "netns", "del", self.host(i)], check=False, capture_output=True)
         subprocess.run(["ip", "link", "del", f"{self.tag}b"], check=False, capture_output=True)
 
@@ -95,6 +96,11 @@ class Hosts:
         """Let a host send no faster than `rate`, as tc writes it."""
         shaped = ["tc", "qdisc", "add", "dev", "eth0", "root", "tbf", "rate", rate, "burst", "64kb", "latency", "400ms"]
         subprocess.run(["ip", "netns", "exec", self.host(i), *shaped], check=True, capture_output=True)
+
+    def kill(self, i: int) -> None:
+        """Kill all that runs on a host."""
+        found = subprocess.run(["ip", "netns", "pids", self.host(i)], check=False, capture_output=True, text=True)
+        subprocess.run(["kill", "-9", *found.stdout.split()], check=False, capture_output=True)
 
     def cut_off(self, i: int) -> None:
         """Take the cable out: the host goes on, and nobody hears of it."""

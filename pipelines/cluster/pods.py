@@ -125,8 +125,7 @@ class Pods:
 
     def kill(self, pod: Pod) -> None:
         """Kill all that runs in a pod."""
-        found = subprocess.run(["ip", "netns", "pids", self.hosts.host(pod.host)], capture_output=True, text=True)
-        subprocess.run(["kill", "-9", *found.stdout.split()], check=False)
+        self.hosts.kill(pod.host)
         if pod.process is not None:
             pod.process.wait()
 
