@@ -8,6 +8,7 @@ one host cut off in the middle, and another that joins. It needs Linux, root, `i
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -25,6 +26,7 @@ import click
 import numpy as np
 
 _NET, _PORT = "10.77.0", 8786
+_numbers = itertools.count()
 #: Seconds of silence after which a worker is given up, and a connection is.
 _SILENCE = 15
 _ENVIRONMENT = {
@@ -56,7 +58,8 @@ class Hosts:
     """Hosts on a bridge, numbered from 0, with the addresses 10.77.0.1 and following."""
 
     def __init__(self, n: int) -> None:
-        self.tag, self.n = f"h{os.getpid() % 10_000}", n
+        # Links of earlier hosts may last a little longer than those.
+        self.tag, self.n = f"h{os.getpid() % 10_000}-{next(_numbers)}", n
 
     def __enter__(self) -> Hosts:
         try:
