@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import MappingProxyType
@@ -177,6 +177,27 @@ def differences(one: Path, other: Path) -> list[str]:
 def where_workers_started(log: str) -> list[str]:
     """The addresses that workers of Dask tell in a log."""
     return sorted({line.split()[-1] for line in log.splitlines() if "Start worker at:" in line})
+
+
+def environment(**more: str) -> dict[str, str]:
+    """Variables with which scripts find the programs of this environment, whether or not it is activated."""
+    return {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", **more}
+
+
+def try_recipe(
+    programs: Sequence[str], embeddings: Path, n_rows: int | None, run: Callable[[Path, Path], dict[str, Any]]
+) -> None:
+    """Print what a run tells, of the first so many embeddings and a folder; where arrays differ, exit with 1.
+
+    ClickException where this user, or this machine, has not what it takes.
+    """
+    if any(shutil.which(name) is None for name in programs) or os.geteuid():
+        raise click.ClickException(f"it needs root, and {', '.join(programs)}")
+    with tempfile.TemporaryDirectory(prefix="hkm-recipe-") as name:
+        told = run(first_rows(embeddings, n_rows, Path(name)), Path(name))
+    click.echo(json.dumps(told, indent=2))
+    if told["differences"]:
+        raise SystemExit(1)
 
 
 def first_rows(embeddings: Path, n_rows: int | None, folder: Path) -> Path:

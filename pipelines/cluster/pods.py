@@ -16,13 +16,9 @@ Not tried are images, requests and limits, and what Kubernetes does with them.
 
 from __future__ import annotations
 
-import json
-import os
 import re
-import shutil
 import subprocess
 import sys
-import tempfile
 import time
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -32,7 +28,7 @@ from typing import Any
 import click
 import yaml
 
-from pipelines.cluster.hosts import Hosts, differences, ended, first_rows
+from pipelines.cluster.hosts import Hosts, differences, ended, environment, try_recipe
 
 RECIPES = Path(__file__).with_name("recipes")
 #: Programs that it takes.
@@ -112,10 +108,10 @@ class Pods:
                 place.mkdir()
                 self._stack.callback(place.rmdir)
         command = self.hosts.command(pod.host, *words, name=f"pod{pod.host}", known=known, mounts=mounts)
-        # The image is this environment.
-        environment = os.environ | values | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
         log = self._stack.enter_context((self.folder / f"pod{pod.host}.log").open("ab"))
-        pod.process = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
+        pod.process = subprocess.Popen(
+            command, stdout=log, stderr=log, env=environment(**values)
+        )  # the image is this one
         self._stack.enter_context(ended(pod.process))
 
     def _names(self, pod: Pod) -> list[str]:
@@ -198,16 +194,8 @@ def _end_of_logs(logs: Path) -> str:
 @click.option("--operator", is_flag=True, help="What Dask's operator makes of its recipe.")
 def main(embeddings: Path, rows: int | None, operator: bool) -> None:
     """Run the objects of Kubernetes without it, kill some, and say whether the bits are those of one process."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing or os.geteuid():
-        raise click.ClickException(f"it needs root, and {', '.join(PROGRAMS)}")
-    with tempfile.TemporaryDirectory(prefix="hkm-pods-") as name:
-        folder = Path(name)
-        objects = objects_of_operator() if operator else objects_of_recipe()
-        told = run(first_rows(embeddings, rows, folder), objects, folder)
-    click.echo(json.dumps(told, indent=2))
-    if told["differences"]:
-        raise SystemExit(1)
+    objects = objects_of_operator() if operator else objects_of_recipe()
+    try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, objects, folder))
 
 
 if __name__ == "__main__":

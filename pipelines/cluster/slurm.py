@@ -9,9 +9,7 @@ the job builds is compared with the tree of one process. It needs Linux, root, `
 
 from __future__ import annotations
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,7 +21,7 @@ from typing import Any
 
 import click
 
-from pipelines.cluster.hosts import Hosts, differences, ended, first_rows, where_workers_started
+from pipelines.cluster.hosts import Hosts, differences, ended, environment, try_recipe, where_workers_started
 
 RECIPE = Path(__file__).with_name("recipes") / "slurm.sh"
 #: Programs that it takes.
@@ -93,7 +91,7 @@ class Slurm:
     def _on(self, i: int, words: tuple[str, ...]) -> dict[str, Any]:
         """How a program runs on a host: with its name, and the names of all."""
         command = self.hosts.command(i, *words, name=self.names[i], known=self.folder / "hosts")
-        return {"args": command, "env": os.environ | {"SLURM_CONF": str(self.folder / "slurm.conf")}}
+        return {"args": command, "env": environment(SLURM_CONF=str(self.folder / "slurm.conf"))}
 
     def _start(self, i: int, *words: str) -> None:
         log = self._stack.enter_context((self.folder / f"{words[0]}-{i}.log").open("ab"))
@@ -155,16 +153,8 @@ def run(embeddings: Path, words: list[str], folder: Path, n_nodes: int) -> dict[
 @click.option("--nodes", default=3, help="Nodes of the job, each with a worker.")
 def main(embeddings: Path, n_clusters: str, n_resamples: str, rows: int | None, nodes: int) -> None:
     """Run the recipe of SLURM on several nodes, and say whether the bits are those of one process."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing or os.geteuid():
-        raise click.ClickException(f"it needs root, and {', '.join(PROGRAMS)}")
-    with tempfile.TemporaryDirectory(prefix="hkm-job-") as name:
-        folder = Path(name)
-        words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]
-        told = run(first_rows(embeddings, rows, folder), words, folder, nodes)
-    click.echo(json.dumps(told, indent=2))
-    if told["differences"]:
-        raise SystemExit(1)
+    words = ["--n-clusters", n_clusters, "--n-resamples", n_resamples]
+    try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, words, folder, nodes))
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ worker. What they build is compared with the tree of one process. It needs Linux
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
@@ -23,7 +22,7 @@ from typing import Any
 
 import click
 
-from pipelines.cluster.hosts import Hosts, differences, ended, first_rows, where_workers_started
+from pipelines.cluster.hosts import Hosts, differences, ended, try_recipe, where_workers_started
 
 RECIPE = Path(__file__).with_name("recipes") / "ssh.py"
 #: Programs that it takes.
@@ -105,15 +104,7 @@ def run(embeddings: Path, n_clusters: str, folder: Path, n_workers: int) -> dict
 @click.option("--workers", default=2, help="Hosts with a worker.")
 def main(embeddings: Path, n_clusters: str, rows: int | None, workers: int) -> None:
     """Run the recipe of SSH on several hosts, and say whether the bits are those of one process."""
-    missing = [name for name in PROGRAMS if shutil.which(name) is None]
-    if missing or os.geteuid():
-        raise click.ClickException(f"it needs root, and {', '.join(PROGRAMS)}")
-    with tempfile.TemporaryDirectory(prefix="hkm-hosts-") as name:
-        folder = Path(name)
-        told = run(first_rows(embeddings, rows, folder), n_clusters, folder, workers)
-    click.echo(json.dumps(told, indent=2))
-    if told["differences"]:
-        raise SystemExit(1)
+    try_recipe(PROGRAMS, embeddings, rows, lambda first, folder: run(first, n_clusters, folder, workers))
 
 
 if __name__ == "__main__":
