@@ -39,6 +39,9 @@ from typing import Any, TypeVar
 
 logger = logging.getLogger(__name__)
 
+#: Topic, among the events of a Dask scheduler, of those a run sends there; and the name of our page in its dashboard.
+TOPIC = "hkm"
+
 
 @dataclass(frozen=True)
 class Event:

@@ -17,9 +17,13 @@ from tests.forked import fork_workers
 from tests.kernels import compile_share
 from tests.object_store import bucket, object_store
 from tests.order import longest_first
+from tests.runners import in_parts, runner
 from tests.threads import two_blas_threads
 
-__all__ = ["bucket", "built_kernels", "chromium", "emulated_cuda", "object_store", "open_page", "two_blas_threads"]
+__all__ = [
+    "bucket", "built_kernels", "chromium", "emulated_cuda", "in_parts", "object_store", "open_page", "runner",
+    "two_blas_threads",
+]  # fmt: skip
 
 # The first call of a compiled kernel takes seconds, which no deadline in milliseconds foresees.
 settings.register_profile("slow", deadline=None, print_blob=True)
@@ -130,10 +134,10 @@ def _on_an_emulated_gpu(request: pytest.FixtureRequest, monkeypatch: pytest.Monk
     from hkm_dask.compute.block_cache import device_cache
 
     request.getfixturevalue("emulated_cuda")
-    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 0)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.MOST_TRIAL_ROWS", 64)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.hopper.is_available", lambda: False)
+    monkeypatch.setattr("hkm_dask.search.worker._TINY_FLOPS", 0)
+    monkeypatch.setattr("hkm_dask.search.cuda.forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
+    monkeypatch.setattr("hkm_dask.search.cuda.hopper.is_available", lambda: False)
     run_task = runner.run_task
     monkeypatch.setattr(
         runner.Runner, "map", lambda _, task, items, *, stage, takes=None: [run_task(task, i) for i in items]

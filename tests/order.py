@@ -33,7 +33,7 @@ LONGEST = (
     "hierarchy/test_split",
     "demo/test_demo",
     "compute/test_jit",
-    "kmeans/search/test_int16_gemm",
+    "search/test_int16_gemm",
     "compute/cluster/test_cluster_runner",
     "hierarchy/test_build_by_ranges",
     "test_golden",

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "hkm_dask"
 
 # From the ground up. A module may import from its own room and from the rooms before it.
 ROOMS = (
-    "version", "errors", "untrusted", "events", "metrics", "config", "data", "compute", "kmeans", "hierarchy",
+    "version", "errors", "untrusted", "events", "metrics", "config", "data", "compute", "search", "kmeans", "hierarchy",
     "curation", "ingestion", "embedding", "view", "planning", "browsing", "demo", "cli", "__init__", "__main__",
 )  # fmt: skip
 # Of these, rooms within them, from the ground up; "" has the modules that are in none.
@@ -181,7 +181,7 @@ def test_importing_the_package_is_light() -> None:
 
 
 # Where a worker computes, and what kind of runner it has, is nobody's business but theirs.
-ENGINE_ROOMS = ("compute/", "kmeans/search/", "kmeans/fit_groups.py")
+ENGINE_ROOMS = ("compute/", "search/", "kmeans/fit_groups.py")
 DEVICE_NAMES = {"worker_device", "worker_module", "device_budget", "make_room", "ran_out", "cupy"}
 
 

@@ -20,10 +20,10 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search.cpu.engine import TILE_ROWS
-from hkm_dask.kmeans.search.engine import RowTile, fold
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.cpu.engine import TILE_ROWS
+from hkm_dask.search.engine import RowTile, fold
+from hkm_dask.search.geometry import Geometry, make_geometry, with_basis
+from hkm_dask.search.worker import worker_engine
 
 #: Directions per root of the number of rows, and the most: each costs a product with every row.
 _PER_ROOT, _MOST = 2.0, 8192

@@ -24,9 +24,9 @@ from numba import njit
 from hkm_dask.compute.jit import kernel
 from hkm_dask.curation.components import root_of
 from hkm_dask.curation.cosines import cosine_of
-from hkm_dask.kmeans.search.cpu.kernels import score_limit
-from hkm_dask.kmeans.search.int16_gemm import BLOCK_ROWS, PACKED, PANEL, write_scores
-from hkm_dask.kmeans.search.simd import LANES, lowest_bit, mask_not_above
+from hkm_dask.search.cpu.kernels import score_limit
+from hkm_dask.search.int16_gemm import BLOCK_ROWS, PACKED, PANEL, write_scores
+from hkm_dask.search.simd import LANES, lowest_bit, mask_not_above
 
 _PANELS = LANES // PANEL
 

@@ -28,10 +28,10 @@ from hkm_dask.curation.directions import Directions
 from hkm_dask.curation.pair_kernels import hash_rows, unite_near
 from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search import int16_gemm
-from hkm_dask.kmeans.search.cpu.engine import TILE_ROWS, CpuEngine
-from hkm_dask.kmeans.search.cpu.operand import gamma, make_operand, whole_columns
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search import int16_gemm
+from hkm_dask.search.cpu.engine import TILE_ROWS, CpuEngine
+from hkm_dask.search.cpu.operand import gamma, make_operand, whole_columns
+from hkm_dask.search.geometry import Geometry
 
 #: Principal coordinates in the product.
 _HEAD = 64

@@ -27,10 +27,10 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.candidates import Candidates, choose, choose_together, pick
 from hkm_dask.hierarchy.sorting.external_sort import rows_at_once
 from hkm_dask.kmeans.ranges import nearest_by_ranges
-from hkm_dask.kmeans.search.engine import Assignment, Engine, fold
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.smallest import bounds_of_labels
-from hkm_dask.kmeans.search.worker import engine_for, worker_engine
+from hkm_dask.search.engine import Assignment, Engine, fold
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.smallest import bounds_of_labels
+from hkm_dask.search.worker import engine_for, worker_engine
 
 #: Of shape (n_clusters, n_features), float32.
 Centroids = NDArray[np.float32] | SharedPieces

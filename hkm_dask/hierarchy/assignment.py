@@ -29,7 +29,7 @@ from hkm_dask.hierarchy.tree.arrays import TreeArrays
 from hkm_dask.hierarchy.tree.nearest import paths_of_centroids
 from hkm_dask.hierarchy.tree.tree import open_hierarchy
 from hkm_dask.kmeans.predict import LabelRows, geometry_of
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.worker import worker_engine
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:

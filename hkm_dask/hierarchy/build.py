@@ -43,9 +43,9 @@ from hkm_dask.hierarchy.step import ResamplingStep, Step, StepHooks
 from hkm_dask.kmeans.fit import Fit, Settings
 from hkm_dask.kmeans.outliers import far_rows_warning, narrow_rows_warning, rounded_rows_warning
 from hkm_dask.kmeans.ranges import FitByRanges
-from hkm_dask.kmeans.search.geometry import make_geometry
-from hkm_dask.kmeans.search.worker import prepare
 from hkm_dask.kmeans.seeding.random_rows import INITS_BY_RANGES
+from hkm_dask.search.geometry import make_geometry
+from hkm_dask.search.worker import prepare
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:

@@ -34,7 +34,7 @@ from hkm_dask.hierarchy.sorting.external_sort import (
     whole_clusters,
 )
 from hkm_dask.hierarchy.sorting.members import starts
-from hkm_dask.kmeans.search.smallest import are_smallest, bounds_of_labels, mark_smallest
+from hkm_dask.search.smallest import are_smallest, bounds_of_labels, mark_smallest
 
 
 def pick(n_clusters: int, r: int, keys: Any, labels: Any, rows: range, step: int = PICKED_ROWS) -> Iterator[Records]:

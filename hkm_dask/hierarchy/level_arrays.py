@@ -19,7 +19,7 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.objects import Location, location
 from hkm_dask.hierarchy.sorting.external_sort import Run, grouped, stored_runs
 from hkm_dask.hierarchy.sorting.members import starts, write_members
-from hkm_dask.kmeans.search.smallest import count_labels
+from hkm_dask.search.smallest import count_labels
 
 #: Bytes of centroids that one task copies, at most, unless a chunk has more.
 _COPIED_BYTES = 16 << 20

@@ -35,7 +35,7 @@ from hkm_dask.hierarchy.level_arrays import Readable, copy_centroids
 from hkm_dask.hierarchy.regroup import regrouped
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.fit_groups import fit_groups
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.geometry import Geometry
 
 #: Batches of a thread after which progress is told.
 _BATCHES_PER_ROUND = 4

@@ -27,7 +27,7 @@ from hkm_dask.data.rows import ArrayRows, Rows, as_rows
 from hkm_dask.errors import InputError, check_whole, is_whole
 from hkm_dask.kmeans.inputs import is_dask_array, is_stored, like_input, over_blocks, rows_of, simplified
 from hkm_dask.kmeans.predict import label_rows, nearest_labels, refuse_zero_rows
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, measure_rows
+from hkm_dask.search.geometry import Geometry, make_geometry, measure_rows
 
 if TYPE_CHECKING:
     from distributed import Client

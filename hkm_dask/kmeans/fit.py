@@ -20,10 +20,10 @@ from hkm_dask.compute.runner import Runner, runner_in_task
 from hkm_dask.compute.stepwise import Steps, stepwise
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import is_too_little
 from hkm_dask.kmeans.seeding.coreset import SeedingReport
 from hkm_dask.kmeans.seeding.seed import seed
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import is_too_little
 
 
 @dataclass(frozen=True)

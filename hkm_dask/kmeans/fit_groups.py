@@ -26,10 +26,10 @@ from hkm_dask.compute.stepwise import MapReduce, Steps
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Fit, GroupFits, Settings, fit
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums
-from hkm_dask.kmeans.search.engine import RowTile, fold
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, Drawn, UpdateAndSample, arrival_times, may_arrive
+from hkm_dask.search.engine import RowTile, fold
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import worker_engine
 
 
 def fit_groups(
@@ -157,8 +157,8 @@ class _Batch:
     def __init__(self, values: NDArray[np.floating], bounds: NDArray[np.int64], k: int, geometry: Geometry) -> None:
         import cupy
 
-        from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-        from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
+        from hkm_dask.search.cuda.engine import CudaEngine
+        from hkm_dask.search.cuda.operand import make_cuda_operand
 
         self.bounds, self.k, self.geometry, self.xp = bounds, k, geometry, cupy
         self.engine = CudaEngine()
@@ -194,7 +194,7 @@ class _Batch:
         self, centroids: Mapping[int, NDArray[np.float32]], numbers: NDArray[np.integer], labels: Any, distances: Any
     ) -> None:
         """Bring labels and distances up to date with new centroids of some groups, called by these numbers."""
-        from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
+        from hkm_dask.search.cuda.index import CudaIndex, Groups
 
         which, lines = self._lines(list(centroids))
         n_columns = np.zeros(self.n_groups, np.int64)

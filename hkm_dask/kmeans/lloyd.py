@@ -21,11 +21,11 @@ from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore, Shared
 from hkm_dask.compute.stepwise import MapReduce, Outcome, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, relocate
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.cpu.kernels import divide
-from hkm_dask.kmeans.search.engine import Assignment, Engine, RowTile, fold
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.cpu.kernels import divide
+from hkm_dask.search.engine import Assignment, Engine, RowTile, fold
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import worker_engine
 
 #: Centroids brought to unit length at once.
 _MEANS_ROWS = 1024

@@ -9,8 +9,8 @@ import numpy as np
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rounding import lost_to_rounding
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search.far_rows import rows_beyond
-from hkm_dask.kmeans.search.geometry import FAR, Geometry
+from hkm_dask.search.far_rows import rows_beyond
+from hkm_dask.search.geometry import FAR, Geometry
 
 #: Spread below which squared distances, of 2^-8 of it and less, are no numbers that float32 holds in full.
 _NARROW = 2.0**-55
@@ -57,7 +57,7 @@ def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner:
 
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
-    >>> from hkm_dask.kmeans.search.geometry import make_geometry
+    >>> from hkm_dask.search.geometry import make_geometry
     >>> x = np.random.default_rng(0).normal(size=(100, 2)).astype(np.float32)
     >>> x[17, 1] = 1e6
     >>> with Runner(n_threads=1) as runner:

@@ -18,8 +18,8 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.lloyd import last_labels
-from hkm_dask.kmeans.search.engine import Assignment, RowTile, fold
-from hkm_dask.kmeans.search.geometry import (
+from hkm_dask.search.engine import Assignment, RowTile, fold
+from hkm_dask.search.geometry import (
     LARGEST_NORM,
     MIN_CLUSTERS,
     MIN_FEATURES,
@@ -27,7 +27,7 @@ from hkm_dask.kmeans.search.geometry import (
     make_geometry,
     with_basis,
 )
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.worker import worker_engine
 
 #: Operations of a plain pass beyond which finding directions, and a head to keep, is little beside it.
 _ROTATION_PAYS, _ROTATION_PAYS_PER_CUBE = 5e10, 100.0

@@ -30,10 +30,10 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.fit import Hooks, Settings
 from hkm_dask.kmeans.lloyd import Course, LloydStep, PartialSums, Progress, moved
 from hkm_dask.kmeans.relocation import NO_RELOCATIONS, Relocations, relocate
-from hkm_dask.kmeans.search.engine import Assignment, CentroidIndex, Engine, tiles
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.random_rows import seed_by_ranges
+from hkm_dask.search.engine import Assignment, CentroidIndex, Engine, tiles
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import worker_engine
 
 #: The index of a range that was made last, for the threads of this process that have come to the same range.
 _last_index = RecentCache(n_least=1, most_bytes=1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.resident import take
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from hkm_dask.planning.workers import Workers
 
 def kernels_checked(pool: Location, config: Config) -> AbstractContextManager[None]:
     """Have a first GPU of this machine checked for a run on workers that are about to start on it."""
-    from hkm_dask.kmeans.search.cuda.ahead import checked_ahead
+    from hkm_dask.search.cuda.ahead import checked_ahead
 
     try:
         rows = open_source(pool, config).rows

@@ -25,10 +25,10 @@ from hkm_dask.data.pool import open_pool
 from hkm_dask.events import subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.kmeans.search.cpu.tally import counting
 from hkm_dask.planning.phases import PhaseClock, Spent, spent_so_far
 from hkm_dask.planning.processor_rates import Calibration, Seen
 from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together
+from hkm_dask.search.cpu.tally import counting
 
 #: Rows of the smallest tree, and how many times more the next one has.
 _FIRST_ROWS, _GROWTH = 2000, 2

@@ -22,11 +22,11 @@ import numpy as np
 from hkm_dask.compute.memory import MEMBER_BYTES, POINTS_PER_CLUSTER, WALK_POINTS
 from hkm_dask.config import Level
 from hkm_dask.hierarchy.level_plans import resample_size
-from hkm_dask.kmeans.search.cuda.traffic import Shares, lloyd_traffic
-from hkm_dask.kmeans.search.engine import LEAST_FEATURES
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
 from hkm_dask.planning.rates import Work
+from hkm_dask.search.cuda.traffic import Shares, lloyd_traffic
+from hkm_dask.search.engine import LEAST_FEATURES
 
 #: Shares that a run decides: candidates of the seeding that are accepted, rows that a Lloyd iteration moves, rows whose
 #: nearest centroid 16 bits leave open.

@@ -11,8 +11,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.sorting.external_sort import n_at_once, rows_at_once
 from hkm_dask.hierarchy.source import label_chunk_rows
-from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.planning.cost import seeding_passes
+from hkm_dask.search.geometry import has_directions
 
 #: Places at which rows are sampled, and rows of the samples: to find the middle of all, and their directions.
 _SAMPLE_PLACES, _SAMPLED_ROWS = 16, (1024, 8192)

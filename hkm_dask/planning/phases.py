@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, fields
 import psutil
 
 from hkm_dask.events import Event
-from hkm_dask.kmeans.search.cpu.tally import Tally
+from hkm_dask.search.cpu.tally import Tally
 
 #: The phase that ends with an event; see `planning.cost.Step`.
 _ENDS = {

@@ -19,8 +19,6 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.config import Config, Level
 from hkm_dask.data.rows import Rows
 from hkm_dask.hierarchy.level_plans import resample_size
-from hkm_dask.kmeans.search.cpu.operand import operand_bytes
-from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.planning.cost import Iterations, RowShape, Step, all_iterations, run_steps
 from hkm_dask.planning.files import FileBytes, Resident, added, level_files
 from hkm_dask.planning.processor_rates import Calibration
@@ -28,6 +26,8 @@ from hkm_dask.planning.processor_work import Course, Part, Table, run_parts, tog
 from hkm_dask.planning.rates import Work
 from hkm_dask.planning.remedies import Check, remedies_for
 from hkm_dask.planning.workers import PlannedRows, Workers
+from hkm_dask.search.cpu.operand import operand_bytes
+from hkm_dask.search.geometry import has_directions
 from hkm_dask.view.pieces import splitting_of, steps_of
 
 #: How far every k-means goes: as expected, as few and as many iterations as were seen, or to its cap.

@@ -19,12 +19,12 @@ from hkm_dask.config import Level
 from hkm_dask.hierarchy.assign import labels_in_one_task
 from hkm_dask.hierarchy.level_plans import resample_size
 from hkm_dask.hierarchy.step import resamples_in_one_task
-from hkm_dask.kmeans.search.cpu.engine import SWEEP_FEATURES
-from hkm_dask.kmeans.search.geometry import has_directions
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, n_trials_for
 from hkm_dask.kmeans.seeding.d2_sampling import PARALLEL_ROUNDS
 from hkm_dask.planning.cost import sampling_rounds, seeding_passes
 from hkm_dask.planning.files import Resident
+from hkm_dask.search.cpu.engine import SWEEP_FEATURES
+from hkm_dask.search.geometry import has_directions
 
 #: Operations of a pass that are worth a task.
 _TASK_FLOPS = 4e7

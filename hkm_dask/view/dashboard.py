@@ -12,8 +12,7 @@ from html import escape
 from itertools import islice, takewhile
 from typing import Any
 
-from hkm_dask.compute.cluster.dashboard import PAGE
-from hkm_dask.events import Event
+from hkm_dask.events import TOPIC, Event
 from hkm_dask.view.progress import Status
 
 #: Colors of stages and of levels, which differ for the color-blind, too (Okabe and Ito).
@@ -160,15 +159,15 @@ def add_to(scheduler: Any) -> bool:
     dashboards = [app for app in scheduler.http_application.applications if hasattr(app, "app_paths")]
     if not dashboards:
         return False
-    if any(f"/{PAGE}" in app.app_paths for app in dashboards):
+    if any(f"/{TOPIC}" in app.app_paths for app in dashboards):
         return True
     prefix, variables = dashboards[0].prefix, template_variables(scheduler)
-    application = BokehApplication({f"/{PAGE}": show}, scheduler, prefix=prefix, template_variables=variables)
+    application = BokehApplication({f"/{TOPIC}": show}, scheduler, prefix=prefix, template_variables=variables)
     scheduler.http_application.add_application(application)
     application.initialize(IOLoop.current())
     application.start()
-    if PAGE not in variables["pages"]:  # what all pages have at their top
-        variables["pages"].append(PAGE)
+    if TOPIC not in variables["pages"]:  # what all pages have at their top
+        variables["pages"].append(TOPIC)
     return True
 
 
@@ -273,7 +272,7 @@ class Page:
                 self._show_speeds(self.log)
 
     def _read(self) -> bool:
-        entries = self.scheduler.get_events(PAGE)
+        entries = self.scheduler.get_events(TOPIC)
         new = list(takewhile(lambda entry: entry is not self._last, reversed(entries)))[::-1]
         for heard, events in new:
             for kind, time, fields in events:

@@ -23,7 +23,7 @@ from hkm_dask.data.rows import ArrayRows, ZarrRows
 from hkm_dask.hierarchy import level_arrays
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark import ours
 from pipelines.benchmark.device import Ceilings, choose_rows, computing_on, free_memory, pinned_array, synchronize
 from pipelines.benchmark.gpu_peers import Answer, Participant, Prepare, Task, flash_lloyd, runner

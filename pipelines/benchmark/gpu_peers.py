@@ -19,10 +19,10 @@ from hkm_dask.compute.block_cache import forget
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.predict import label_rows
-from hkm_dask.kmeans.search.cuda.forms import forms_here
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form, kind_of, make_cuda_operand
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.cuda.forms import forms_here
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.operand import FORMS_OF, Form, kind_of, make_cuda_operand
+from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark import ours
 
 _DEVICE = "cuda"

@@ -13,11 +13,11 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.sorting.external_sort import Records
 from hkm_dask.hierarchy.sorting.members import order_of
-from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.cpu.operand import make_operand
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.coreset import greedy_kmeans_plusplus, n_trials_for
+from hkm_dask.search.cpu import kernels as cpu_kernels
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.cpu.operand import make_operand
+from hkm_dask.search.geometry import Geometry, make_geometry
 
 if TYPE_CHECKING:
     from pytest_benchmark.fixture import BenchmarkFixture

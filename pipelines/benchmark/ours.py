@@ -19,8 +19,8 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.kmeans import fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.seed import seed
+from hkm_dask.search.geometry import Geometry, make_geometry
 from pipelines.benchmark.peers import Problem
 
 NAME = "hkm_dask"

@@ -43,7 +43,7 @@ from hkm_dask.data.rows import ArrayRows, Rows, ZarrRows
 from hkm_dask.hierarchy.sampling.sample import draw_members
 from hkm_dask.hierarchy.sampling.shares import hierarchical_targets
 from hkm_dask.kmeans.lloyd import AssignAndAdd, PartialSums, Update
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 from pipelines.benchmark.checks import checks
 from pipelines.benchmark.inputs import load_rows, make_rows
 from pipelines.benchmark.measure import clock, run_apart

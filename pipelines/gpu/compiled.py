@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda import kernels as cuda_kernels
 from pipelines.gpu.tables import replace_section
 
 BEGIN, END = "<!-- pipelines/gpu --compiled writes from here ... -->\n", "<!-- ... to here -->\n"

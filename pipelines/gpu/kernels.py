@@ -11,13 +11,13 @@ from typing import Any
 import numpy as np
 
 from hkm_dask.compute.memory import WALK_POINTS
-from hkm_dask.kmeans.search.cpu.greedy import grid_walk
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.operand import FUSED, Form, kind_of, make_cuda_operand, multiply
-from hkm_dask.kmeans.search.cuda.walks import launch_walks
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.cpu.greedy import grid_walk
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.operand import FUSED, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.search.cuda.walks import launch_walks
+from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark.device import Ceilings, choose_rows, free_memory, measure_ceilings
 from pipelines.benchmark.inputs import RowMaker
 from pipelines.benchmark.measure import percent

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from hkm_dask.kmeans.search.cuda import check as cuda_check
-from hkm_dask.kmeans.search.cuda import walk_check as cuda_walk_check
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import walk_check as cuda_walk_check
 from pipelines.benchmark import device, gpu, whole
 
 #: Constants that a device is worth and an emulator is not.

@@ -19,13 +19,13 @@ import numpy as np
 import psutil
 
 import hkm_dask as hkm
-from hkm_dask.kmeans.search.cuda.check import Sample, find_fault, made_sample
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.kernels import compile_kernels
-from hkm_dask.kmeans.search.cuda.operand import Form
-from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
-from hkm_dask.kmeans.search.engine import LEAST_FEATURES
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.cuda.check import Sample, find_fault, made_sample
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.kernels import compile_kernels
+from hkm_dask.search.cuda.operand import Form
+from hkm_dask.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
+from hkm_dask.search.engine import LEAST_FEATURES
+from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark import gpu, gpu_peers
 from pipelines.benchmark.device import (
     Ceilings,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from hkm_dask.kmeans.search.cuda.operand import FUSED
+from hkm_dask.search.cuda.operand import FUSED
 from pipelines.benchmark.measure import percent
 from pipelines.benchmark.ours import NAME
 from pipelines.gpu.prediction import (

@@ -277,7 +277,7 @@ COLD = """
 import sys
 from hkm_dask import cli
 from hkm_dask.compute.jit import Kernel, numba_config
-from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
+from hkm_dask.search.cpu import kernels as cpu_kernels
 
 def compile(self):
     warm = numba_config.CACHE_DIR

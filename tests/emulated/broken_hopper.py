@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda import kernels as cuda_kernels
 
 _MULTIPLY = "multiply_64x256x16(products[0], matrix_at(a + 32 * k), matrix_at(b + 32 * k), step + k > 0);"
 _EXPECT = "barrier_expect(full(at.number), takes_rows ? COLUMNS_BYTES + ROWS_BYTES : COLUMNS_BYTES);"

@@ -20,4 +20,4 @@ def dask_setup(worker: Any) -> None:
     kernels.build_in(Path(os.environ.get("HKM_EMULATED_KERNELS") or tempfile.mkdtemp()))
     patch = pytest.MonkeyPatch()
     install(patch)
-    patch.setattr("hkm_dask.kmeans.search.cuda.hopper.is_available", lambda: False)  # the slowest to emulate
+    patch.setattr("hkm_dask.search.cuda.hopper.is_available", lambda: False)  # the slowest to emulate

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import pytest
 
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import hopper as cuda_hopper
 from tests.emulated import arrays, kernels, memory, runtime, streams, tensor_maps
 
 
@@ -121,8 +121,8 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
     monkeypatch.setattr(memory.pool, "_limit", 0)
     monkeypatch.setattr(memory.pool, "_allocator", "cupy")
     # Kernels are tested anyway, and slow here; tests/gpu/test_cuda_forms.py is about what is left out.
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms._fault", lambda *_: None)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.APART", False)  # other processes have no emulator
+    monkeypatch.setattr("hkm_dask.search.cuda.forms._fault", lambda *_: None)
+    monkeypatch.setattr("hkm_dask.search.cuda.forms.APART", False)  # other processes have no emulator
     monkeypatch.setattr(streams, "loses_context", False)
     monkeypatch.setattr(streams, "lost", None)
     forget()
@@ -132,7 +132,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Emulator:
 def forget() -> None:
     """Clear what hkm_dask remembers of the device: the caches of its modules about CUDA."""
     for name, module in list(sys.modules.items()):
-        if name in ("hkm_dask.compute.backend", "hkm_dask.kmeans.search.worker") or (
+        if name in ("hkm_dask.compute.backend", "hkm_dask.search.worker") or (
             name.startswith("hkm_dask.") and "cuda" in name
         ):
             for thing in list(vars(module).values()):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import hopper as cuda_hopper
 from tests.emulated import kernels
 from tests.emulated.broken_hopper import BROKEN, switched_source, unit_of
 from tests.emulated.plugin import emulated_cuda

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import check as cuda_check
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import kernels as cuda_kernels
 from pipelines.mutants.cases import Mutant
 from tests.emulated import kernels
 from tests.emulated.broken_hopper import switched_source, unit_of

@@ -13,7 +13,7 @@ from hkm_dask.compute import staging
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.compute.block_cache import device_cache
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda import kernels as cuda_kernels
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
 
@@ -29,7 +29,7 @@ def cuda(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     """`cupy`, real or emulated; `HKM_DEVICE` asks for it."""
     if HAS_GPU:
         monkeypatch.setenv("HKM_DEVICE", "cuda")
-        monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.APART", False)  # a process for each shape takes its time
+        monkeypatch.setattr("hkm_dask.search.cuda.forms.APART", False)  # a process for each shape takes its time
     else:
         request.getfixturevalue("emulated_cuda")
     import cupy
@@ -52,16 +52,16 @@ def emulator(request: pytest.FixtureRequest, cuda: Any) -> Emulator:
 @pytest.fixture
 def little_work_on_the_device(monkeypatch: pytest.MonkeyPatch) -> None:
     """What is little work would stay on the host, and an emulator is slow, most of all that of a Hopper."""
-    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
+    monkeypatch.setattr("hkm_dask.search.worker._TINY_FLOPS", 1e4)
     if not HAS_GPU:
-        monkeypatch.setattr("hkm_dask.kmeans.search.cuda.hopper.is_available", lambda: False)
+        monkeypatch.setattr("hkm_dask.search.cuda.hopper.is_available", lambda: False)
 
 
 @pytest.fixture
 def trials_of_few_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     """Forms are compared on as few rows as tests have, where the first form would be taken."""
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.MOST_TRIAL_ROWS", 64)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
+    monkeypatch.setattr("hkm_dask.search.cuda.forms.MOST_TRIAL_ROWS", 64)
+    monkeypatch.setattr("hkm_dask.search.cuda.forms.LEAST_TRIAL_ROWS", 1)
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ import pytest
 
 from hkm_dask.compute.block_cache import device_cache, host_cache
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.geometry import Geometry
 
 
 def groups(n: int, d: int, dtype: type = np.float32, seed: int = 0) -> np.ndarray:

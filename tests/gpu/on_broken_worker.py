@@ -8,10 +8,10 @@ from typing import Any
 def dask_setup(worker: Any) -> None:
     """Put the emulator in place before the worker's first task, and the mutant that the environment names."""
     sys.path.insert(0, str(Path(__file__).parents[2]))
-    from hkm_dask.kmeans.search import worker as search_worker
-    from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
-    from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-    from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
+    from hkm_dask.search import worker as search_worker
+    from hkm_dask.search.cuda import check_process as cuda_check_process
+    from hkm_dask.search.cuda import forms as cuda_forms
+    from hkm_dask.search.cuda import hopper as cuda_hopper
     from tests.emulated import streams
     from tests.gpu.broken import install_here
 

@@ -14,8 +14,8 @@ from hkm_dask.compute.cluster.cluster_runner import ClusterRunner
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding import coreset
+from hkm_dask.search.geometry import Geometry, make_geometry
 from tests.emulated import kernels
 from tests.gpu.conftest import HAS_GPU
 

@@ -7,8 +7,6 @@ import numpy as np
 import pytest
 
 import hkm_dask as hkm
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.planning import cost
 from hkm_dask.planning.cost import (
@@ -18,6 +16,8 @@ from hkm_dask.planning.cost import (
     INDEX_SYNCHRONIZATIONS,
 )
 from hkm_dask.planning.rates import Work
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda.engine import CudaEngine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, groups

@@ -16,14 +16,14 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
-from hkm_dask.kmeans.search.cuda import index as cuda_index
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaSearch
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.traffic import lloyd_traffic
-from hkm_dask.kmeans.search.engine import Assignment, RowTile
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import index as cuda_index
+from hkm_dask.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda.engine import CudaEngine, CudaSearch
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.traffic import lloyd_traffic
+from hkm_dask.search.engine import Assignment, RowTile
+from hkm_dask.search.geometry import make_geometry
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, geometry_of, groups, search_on_cpu
@@ -107,7 +107,7 @@ def test_resident_rows_are_sent_once_for_a_level(
 
     monkeypatch.setattr(staging._Staging, "read", counted)
     monkeypatch.setattr(CudaSearch, "form", lambda *_: "fused")
-    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
+    monkeypatch.setattr("hkm_dask.search.worker._TINY_FLOPS", 1e4)
     monkeypatch.setattr("hkm_dask.compute.memory.block_bytes", lambda *_: 130 * 16)
     config = hkm.Config(levels=(hkm.Level(n_clusters=4, n_resamples=2, max_iter=2),))
     hkm.build_hierarchy(tmp_path / "pool.zarr", tmp_path / "tree.zarr", config)

@@ -8,11 +8,11 @@ import pytest
 
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.kernels import RowList
-from hkm_dask.kmeans.search.cuda.operand import FORMS, Form
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.kernels import RowList
+from hkm_dask.search.cuda.operand import FORMS, Form
+from hkm_dask.search.geometry import make_geometry
 from tests.emulated.memory import RMM_MESSAGE
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, groups, search_on_cpu, search_on_device
@@ -77,7 +77,7 @@ def test_units_of_columns_find_the_same(cuda: Any, unit: int, monkeypatch: pytes
         n_open.append(len(left := plain(self)))
         return left
 
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.index._CENTROIDS_FOR_UNITS", {unit: 0})
+    monkeypatch.setattr("hkm_dask.search.cuda.index._CENTROIDS_FOR_UNITS", {unit: 0})
     monkeypatch.setattr(RowList, "get", counted)
     expected = search_on_cpu(rows, centroids, geometry)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "fused"))
@@ -182,7 +182,7 @@ def test_tiles_of_any_size_find_the_same(cuda: Any, tile: int, monkeypatch: pyte
     geometry = geometry_of(rows)
     search = CudaIndex(centroids, geometry, "half")
     search._tile = tile
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.index._MOST_COLUMNS", 70)
+    monkeypatch.setattr("hkm_dask.search.cuda.index._MOST_COLUMNS", 70)
     actual, expected = search_on_device(cuda, rows, search), search_on_cpu(rows, centroids, geometry)
     np.testing.assert_array_equal(actual[0], expected[0])
     np.testing.assert_array_equal(actual[1], expected[1])

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import ahead as cuda_ahead
-from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda import verdicts as cuda_verdicts
-from hkm_dask.kmeans.search.cuda.ahead import checked_ahead, main
-from hkm_dask.kmeans.search.cuda.forms import checks_of
+from hkm_dask.search.cuda import ahead as cuda_ahead
+from hkm_dask.search.cuda import check_process as cuda_check_process
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda import verdicts as cuda_verdicts
+from hkm_dask.search.cuda.ahead import checked_ahead, main
+from hkm_dask.search.cuda.forms import checks_of
 from tests.emulated.plugin import Emulator
 
 HALF = np.dtype(np.float16)

@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda import check as cuda_check
-from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
-from hkm_dask.kmeans.search.cuda.check import Sample, find_fault, made_sample
-from hkm_dask.kmeans.search.cuda.forms import forms_here
-from hkm_dask.kmeans.search.cuda.operand import FORMS, Form
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import check_process as cuda_check_process
+from hkm_dask.search.cuda.check import Sample, find_fault, made_sample
+from hkm_dask.search.cuda.forms import forms_here
+from hkm_dask.search.cuda.operand import FORMS, Form
 from tests.emulated.broken_hopper import BROKEN
 from tests.emulated.plugin import Emulator
 from tests.gpu.broken import ON_MADE_ROWS, break_hopper, break_kernels

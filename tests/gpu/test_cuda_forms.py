@@ -20,15 +20,15 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search.cuda import check as cuda_check
-from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
-from hkm_dask.kmeans.search.cuda.check_process import Check, CheckProcess, UntoldError
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-from hkm_dask.kmeans.search.cuda.forms import forms_here, quickest, sound_forms
-from hkm_dask.kmeans.search.engine import RowTile
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.cuda import check as cuda_check
+from hkm_dask.search.cuda import check_process as cuda_check_process
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda.check_process import Check, CheckProcess, UntoldError
+from hkm_dask.search.cuda.engine import CudaEngine
+from hkm_dask.search.cuda.forms import forms_here, quickest, sound_forms
+from hkm_dask.search.engine import RowTile
+from hkm_dask.search.geometry import make_geometry
 from tests.emulated import kernels
 from tests.emulated.plugin import Emulator
 from tests.gpu.broken import break_hopper, break_kernels
@@ -333,7 +333,7 @@ def test_what_was_right_is_not_checked_again_unless_something_changed(
     assert not cuda_forms._begun
     monkeypatch.setattr(cuda.cuda.runtime, "driverGetVersion", lambda: 13010)
     assert fault() is None
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.verdicts._program", lambda: "another kernel")
+    monkeypatch.setattr("hkm_dask.search.cuda.verdicts._program", lambda: "another kernel")
     assert fault() is None
     assert asked == ["fused", "fused", "half", "fused", "fused"]
 

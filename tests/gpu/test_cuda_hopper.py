@@ -14,13 +14,13 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search.cuda import hopper as cuda_hopper
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine, CudaSearch
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.operand import FUSED, make_cuda_operand
-from hkm_dask.kmeans.search.engine import RowTile
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.cuda import hopper as cuda_hopper
+from hkm_dask.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda.engine import CudaEngine, CudaSearch
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.operand import FUSED, make_cuda_operand
+from hkm_dask.search.engine import RowTile
+from hkm_dask.search.geometry import make_geometry
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, groups, search_on_cpu, search_on_device, twice
@@ -70,7 +70,7 @@ def test_the_device_finds_what_the_cpu_finds(
     centroids[9 : k : k // 3] = centroids[0]
     centroids[3] = np.nan
     geometry = geometry_of(rows)
-    monkeypatch.setattr("hkm_dask.kmeans.search.cuda.index._CENTROIDS_FOR_UNITS", {unit: 0})
+    monkeypatch.setattr("hkm_dask.search.cuda.index._CENTROIDS_FOR_UNITS", {unit: 0})
     expected = search_on_cpu(rows, centroids, geometry)
     actual = search_on_device(cuda, rows, CudaIndex(centroids, geometry, "hopper"))
     np.testing.assert_array_equal(actual[0], expected[0])
@@ -187,7 +187,7 @@ def test_what_the_driver_refuses_is_an_error(cuda: Any) -> None:
 
 def test_a_fit_is_the_cpus(cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = groups(260, 24, np.float16)
-    monkeypatch.setattr("hkm_dask.kmeans.search.worker._TINY_FLOPS", 1e4)
+    monkeypatch.setattr("hkm_dask.search.worker._TINY_FLOPS", 1e4)
     launched, plain = [], cuda_hopper.nearest_two
     monkeypatch.setattr(cuda_hopper, "nearest_two", lambda *some: launched.append(plain(*some)))
 

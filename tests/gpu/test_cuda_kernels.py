@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 
 from hkm_dask.errors import ComputeError
-from hkm_dask.kmeans.search.cpu import kernels as cpu_kernels
-from hkm_dask.kmeans.search.cuda import kernels as cuda_kernels
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.distance import squared_distance
-from hkm_dask.kmeans.search.fixed_point import RowUnits
+from hkm_dask.search.cpu import kernels as cpu_kernels
+from hkm_dask.search.cuda import kernels as cuda_kernels
+from hkm_dask.search.cuda.engine import CudaEngine
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.distance import squared_distance
+from hkm_dask.search.fixed_point import RowUnits
 from pipelines.gpu import compiled
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import geometry_of, search_on_cpu, search_on_device

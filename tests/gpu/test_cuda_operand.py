@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.operand import FORMS, FUSED, Form, kind_of, make_cuda_operand, multiply
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.operand import FORMS, FUSED, Form, kind_of, make_cuda_operand, multiply
 from tests.gpu.inputs import geometry_of
 
 

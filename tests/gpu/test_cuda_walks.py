@@ -10,17 +10,17 @@ from hypothesis import strategies as st
 from hkm_dask.compute.keyed_random import random_uniform
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.kmeans.search.cuda import check_process as cuda_check_process
-from hkm_dask.kmeans.search.cuda import forms as cuda_forms
-from hkm_dask.kmeans.search.cuda import walk_check as cuda_walk_check
-from hkm_dask.kmeans.search.cuda import walks as cuda_walks
-from hkm_dask.kmeans.search.cuda.verdicts import Check
-from hkm_dask.kmeans.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
-from hkm_dask.kmeans.search.cuda.walks import MOST_TRIALS, walk_groups
-from hkm_dask.kmeans.search.engine import GridWalk
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import seed_from_points
 from hkm_dask.planning.cost import WALK_LAUNCHES, WALK_SYNCHRONIZATIONS
+from hkm_dask.search.cuda import check_process as cuda_check_process
+from hkm_dask.search.cuda import forms as cuda_forms
+from hkm_dask.search.cuda import walk_check as cuda_walk_check
+from hkm_dask.search.cuda import walks as cuda_walks
+from hkm_dask.search.cuda.verdicts import Check
+from hkm_dask.search.cuda.walk_check import find_made_walk_fault, find_walk_fault, made_walks
+from hkm_dask.search.cuda.walks import MOST_TRIALS, walk_groups
+from hkm_dask.search.engine import GridWalk
 from pipelines.gpu.kernels import timed_launches
 from pipelines.mutants.cases import Mutant
 from tests.emulated import costs

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from hkm_dask.kmeans.search.cuda.forms import forms_here
+from hkm_dask.search.cuda.forms import forms_here
 from pipelines.benchmark import command
 from pipelines.gpu import tables
 from pipelines.gpu.record import Record

@@ -13,9 +13,9 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans import fit_groups as batch
 from hkm_dask.kmeans.fit import Settings
-from hkm_dask.kmeans.search.cuda.index import CudaIndex, Groups
-from hkm_dask.kmeans.search.cuda.operand import make_cuda_operand
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.cuda.index import CudaIndex, Groups
+from hkm_dask.search.cuda.operand import make_cuda_operand
+from hkm_dask.search.geometry import make_geometry
 from tests.emulated.plugin import Emulator
 from tests.hierarchy.test_split import Parts, split_labels
 

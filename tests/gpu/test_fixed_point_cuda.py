@@ -5,8 +5,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda.kernels import add_limbs
-from hkm_dask.kmeans.search.fixed_point import FixedPointSum
+from hkm_dask.search.cuda.kernels import add_limbs
+from hkm_dask.search.fixed_point import FixedPointSum
 
 
 @pytest.mark.parametrize(("log_scale", "total_weight"), [(-3, 1 << 20), (60, 1 << 33), (90, 1 << 40)])

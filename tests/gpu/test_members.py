@@ -8,7 +8,7 @@ import pytest
 from hkm_dask.hierarchy.sorting import members
 from hkm_dask.hierarchy.sorting.external_sort import Records
 from hkm_dask.hierarchy.sorting.members import order_of
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.worker import worker_engine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import twice

@@ -14,9 +14,9 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.lloyd import Progress
 from hkm_dask.kmeans.predict import nearest_labels
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
-from hkm_dask.kmeans.search.cuda.operand import FORMS_OF, Form
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.search.cuda.index import CudaIndex
+from hkm_dask.search.cuda.operand import FORMS_OF, Form
+from hkm_dask.search.geometry import Geometry, make_geometry
 from tests.gpu.inputs import Stored, groups, twice
 
 pytestmark = pytest.mark.usefixtures("little_work_on_the_device")

@@ -9,7 +9,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate
 from hkm_dask.kmeans.ranges import iterate_by_ranges, put_ranges
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 from tests.gpu.inputs import groups, twice
 
 pytestmark = pytest.mark.usefixtures("little_work_on_the_device")

@@ -10,8 +10,8 @@ from hkm_dask.compute.staging import ran_out
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.hierarchy.candidates import pick
-from hkm_dask.kmeans.search.geometry import make_geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.geometry import make_geometry
+from hkm_dask.search.worker import worker_engine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import groups, twice

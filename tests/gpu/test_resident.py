@@ -14,8 +14,8 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.hierarchy.assign import LevelRows, assign
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search.geometry import make_geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.geometry import make_geometry
+from hkm_dask.search.worker import worker_engine
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, groups, twice

@@ -5,10 +5,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
-from hkm_dask.kmeans.search.cuda.index import CudaIndex
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.kmeans.seeding.thinning import thin
+from hkm_dask.search.cuda.engine import CudaEngine
+from hkm_dask.search.cuda.index import CudaIndex
 from tests.gpu.inputs import twice
 from tests.kmeans.seeding.test_thinning import candidates
 

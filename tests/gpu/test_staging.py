@@ -13,7 +13,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.staging import iter_device_blocks, ran_out
 from hkm_dask.errors import ComputeError
 from hkm_dask.kmeans.fit import Settings, fit
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 from tests.emulated import costs
 from tests.emulated.plugin import Emulator
 from tests.gpu.inputs import Stored, groups, twice

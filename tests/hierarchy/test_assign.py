@@ -13,7 +13,7 @@ from hkm_dask.data.chunks import open_array
 from hkm_dask.data.row_views import SubsetRows
 from hkm_dask.data.rows import ArrayRows, Rows
 from hkm_dask.hierarchy.assign import Assigned, LevelRows, _hints, assign
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 
 
 @pytest.fixture(autouse=True)

@@ -25,7 +25,7 @@ from hkm_dask.hierarchy.sorting import external_sort
 from hkm_dask.hierarchy.split import split_clusters
 from hkm_dask.kmeans.fit import Settings
 from hkm_dask.kmeans.fit_groups import fit_groups
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.search.geometry import Geometry, make_geometry
 
 N, K, N_SPLITS = 4000, 12, 3
 

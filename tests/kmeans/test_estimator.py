@@ -28,9 +28,9 @@ from hkm_dask.errors import InputError
 from hkm_dask.kmeans.base import checked_weights, whole_weights
 from hkm_dask.kmeans.inputs import rows_of
 from hkm_dask.kmeans.predict import _rotation_pays
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
 from hkm_dask.kmeans.seeding.d2_sampling import UpdateAndSample, sample_by_distance, sample_in_rounds
 from hkm_dask.kmeans.seeding.random_rows import random_rows
+from hkm_dask.search.geometry import Geometry, make_geometry
 
 K = 12
 

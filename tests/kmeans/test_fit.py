@@ -19,8 +19,8 @@ from hkm_dask.data.row_views import SubsetRows, UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows, ZarrRows
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
-from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.seeding.seed import seed
+from hkm_dask.search.geometry import make_geometry
 
 Cut = Callable[[int], Runner]
 

@@ -8,7 +8,7 @@ from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.fit_groups import GroupFits, fit_groups
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 
 K, BOUNDS = 3, np.array([0, 40, 52, 130])
 

@@ -18,9 +18,9 @@ from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans import lloyd
 from hkm_dask.kmeans.lloyd import AssignAndAdd, LloydResult, LloydStep, PartialSums, Progress, iterate, means
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.geometry import Geometry, make_geometry
+from hkm_dask.search.worker import worker_engine
 
 Cut = Callable[[int], Runner]
 

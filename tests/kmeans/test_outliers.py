@@ -17,8 +17,8 @@ from hkm_dask.events import Event, subscribe
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, Progress
 from hkm_dask.kmeans.outliers import far_rows_warning
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.geometry import Geometry, make_geometry
 from tests.hierarchy.test_split import split_labels
 
 #: Rows, features and clusters; k-means of the second are searched with a pruned index.
@@ -175,12 +175,6 @@ def test_weights_stand_for_copies_beside_far_rows(value: float) -> None:
 
 
 # -- what far rows would drown ----------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def runner() -> Any:
-    with Runner(n_threads=1) as one:
-        yield one
 
 
 def narrow_groups(n_groups: int = 12, width: float = 0.01) -> np.ndarray:

@@ -11,7 +11,7 @@ from hkm_dask.data.rows import ArrayRows
 from hkm_dask.errors import InputError
 from hkm_dask.kmeans.fit import Settings, fit
 from hkm_dask.kmeans.predict import geometry_of, label_rows, nearest_labels
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 
 Cut = Callable[[int], Runner]
 

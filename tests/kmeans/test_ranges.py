@@ -18,9 +18,9 @@ from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows, NpyRows, Rows
 from hkm_dask.kmeans.lloyd import LloydStep, Progress, iterate
 from hkm_dask.kmeans.ranges import FitByRanges, iterate_by_ranges, nearest_by_ranges, put_ranges
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex
-from hkm_dask.kmeans.search.geometry import make_geometry
-from hkm_dask.kmeans.search.worker import worker_engine
+from hkm_dask.search.cpu.engine import CpuIndex
+from hkm_dask.search.geometry import make_geometry
+from hkm_dask.search.worker import worker_engine
 
 Cut = Callable[[int], Runner]
 

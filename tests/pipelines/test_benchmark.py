@@ -18,7 +18,7 @@ import hkm_dask as hkm
 from hkm_dask.compute.backend import require_cuda
 from hkm_dask.errors import ComputeError
 from hkm_dask.events import Event
-from hkm_dask.kmeans.search.geometry import Geometry
+from hkm_dask.search.geometry import Geometry
 from pipelines.benchmark import (
     assigning,
     checks,

@@ -10,8 +10,8 @@ import hkm_dask as hkm
 from hkm_dask.cli.commands import main
 from hkm_dask.config import Config, Level
 from hkm_dask.data.objects import location
-from hkm_dask.kmeans.search.cuda import ahead as cuda_ahead
 from hkm_dask.planning.before_run import kernels_checked
+from hkm_dask.search.cuda import ahead as cuda_ahead
 
 
 def test_kernels_for_the_rows_of_the_pool_are_checked_while_workers_start(

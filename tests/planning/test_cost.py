@@ -11,12 +11,12 @@ import pytest
 import hkm_dask as hkm
 from hkm_dask.config import Level
 from hkm_dask.data.rows import ZarrRows
-from hkm_dask.kmeans.search.cpu.engine import CpuEngine, CpuIndex
-from hkm_dask.kmeans.search.cuda.engine import CudaEngine
 from hkm_dask.kmeans.seeding.d2_sampling import ThinCandidates
 from hkm_dask.planning import cost
 from hkm_dask.planning.cost import Kernels, run_steps, sampling_rounds
 from hkm_dask.planning.rates import H200, Work
+from hkm_dask.search.cpu.engine import CpuEngine, CpuIndex
+from hkm_dask.search.cuda.engine import CudaEngine
 
 N, D = 12_000, 32
 LEVELS = (Level(n_clusters=600, n_resamples=2, max_iter=5, tol=0.0), Level(n_clusters=12, n_resamples=1, max_iter=5))

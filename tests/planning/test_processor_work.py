@@ -10,11 +10,11 @@ from hkm_dask.config import Config, Level
 from hkm_dask.events import Event, subscribe
 from hkm_dask.hierarchy.build import write_hierarchy
 from hkm_dask.ingestion.ingest import ingest
-from hkm_dask.kmeans.search.cpu.tally import counting
 from hkm_dask.planning.cost import seeding_passes
 from hkm_dask.planning.files import Resident, passes_of_fit
 from hkm_dask.planning.phases import PhaseClock, Place, Spent, spent_so_far
 from hkm_dask.planning.processor_work import Part, Table, run_parts, together
+from hkm_dask.search.cpu.tally import counting
 
 N, D = 9000, 64
 CONFIG = Config.from_flags((300, 70), n_resamples=(2, 1))

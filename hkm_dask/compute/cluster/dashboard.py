@@ -12,14 +12,12 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urljoin
 from weakref import WeakSet
 
-from hkm_dask.events import Event, subscribe
+from hkm_dask.events import TOPIC, Event, subscribe
 from hkm_dask.version import __version__
 
 if TYPE_CHECKING:
     from distributed import Client
 
-#: Name of the page, and of the topic among the events of the scheduler that it reads.
-PAGE = "hkm"
 #: Seconds between two messages to the scheduler, and what the last one may take.
 _SEND_EVERY, _SEND_LAST_WITHIN = 0.4, 10
 #: Kinds of which only the newest matters, but for the first one of a stage.
@@ -48,7 +46,7 @@ def add_page(client: Client) -> str | None:
 
     try:
         link = client.dashboard_link
-        return urljoin(link, PAGE) if link and client.run_on_scheduler(add, __version__) else None
+        return urljoin(link, TOPIC) if link and client.run_on_scheduler(add, __version__) else None
     except Exception:  # whatever another version of Dask or Bokeh, or a scheduler that refuses pickles, says
         logger.info("the dashboard has no page for runs", exc_info=True)
         return None
@@ -101,4 +99,4 @@ class EventSender:
                 message = [[event.kind, event.time, dict(event.fields)] for event in events]
                 plain = json.loads(json.dumps(message, default=str))
                 with suppress(Exception):  # of a scheduler that is gone Dask tells those who wait for results
-                    await self._client.scheduler.log_event(topic=PAGE, msg=plain)  # type: ignore[union-attr]
+                    await self._client.scheduler.log_event(topic=TOPIC, msg=plain)  # type: ignore[union-attr]

@@ -26,8 +26,8 @@ from hkm_dask.hierarchy.sorting.external_sort import (
     rows_at_once,
     shares_between,
 )
-from hkm_dask.kmeans.search.smallest import bounds_of_labels
-from hkm_dask.kmeans.search.worker import engine_for
+from hkm_dask.search.smallest import bounds_of_labels
+from hkm_dask.search.worker import engine_for
 
 #: Operations that take a processor as long as it takes to put a row in its place.
 _SORTED_FLOPS = 1e3

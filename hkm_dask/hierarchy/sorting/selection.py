@@ -6,7 +6,7 @@ import numpy as np
 from numba import njit
 
 from hkm_dask.compute.jit import first_not_below, kernel
-from hkm_dask.kmeans.search.smallest import nth_smallest
+from hkm_dask.search.smallest import nth_smallest
 
 
 @njit(inline="always")

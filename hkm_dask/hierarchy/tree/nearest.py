@@ -14,7 +14,7 @@ from hkm_dask.data.row_views import unit_rows
 from hkm_dask.data.rows import check_unmasked
 from hkm_dask.errors import InputError, is_whole
 from hkm_dask.hierarchy.tree.arrays import TreeArrays
-from hkm_dask.kmeans.search.distance import squared_distance
+from hkm_dask.search.distance import squared_distance
 
 #: Centroids held against all vectors before the next ones, so that they stay in the cache.
 _CENTROIDS_AT_ONCE = 1024

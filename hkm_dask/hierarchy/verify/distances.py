@@ -12,7 +12,7 @@ from hkm_dask.compute.jit import kernel
 from hkm_dask.compute.matmul import matmul
 from hkm_dask.data import layout
 from hkm_dask.hierarchy.verify.level import LevelCheck
-from hkm_dask.kmeans.search.distance import squared_distance
+from hkm_dask.search.distance import squared_distance
 
 #: Centroids measured against all sampled rows at once.
 _CENTROIDS_AT_ONCE = 4096

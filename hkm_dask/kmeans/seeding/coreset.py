@@ -28,13 +28,13 @@ from hkm_dask.compute.shared_arrays import SharedArray
 from hkm_dask.compute.threads import share_out
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import iterate, last_labels
-from hkm_dask.kmeans.search import int16_gemm
-from hkm_dask.kmeans.search.cpu import greedy
-from hkm_dask.kmeans.search.cpu.engine import CpuIndex, scratch
-from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, Walked
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.group_walks import walk_groups
+from hkm_dask.search import int16_gemm
+from hkm_dask.search.cpu import greedy
+from hkm_dask.search.cpu.engine import CpuIndex, scratch
+from hkm_dask.search.engine import LEAST_FEATURES, GridWalk, Walked
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import worker_engine
 
 #: Lloyd iterations on the weighted points. Two find the inertia that eight do; more pull centers into dense places,
 #: which costs trees of large clusters some of their balance (`pipelines/longtail`).

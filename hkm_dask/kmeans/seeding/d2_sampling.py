@@ -26,11 +26,11 @@ from hkm_dask.compute.runner import Report, Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Outcome, Steps, stepwise
 from hkm_dask.data.rows import Rows
-from hkm_dask.kmeans.search.engine import Engine, RowTile, fold
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding.random_rows import random_rows
 from hkm_dask.kmeans.seeding.thinning import thin
+from hkm_dask.search.engine import Engine, RowTile, fold
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import worker_engine
 
 #: Rounds of k-means||, each of which draws twice as many centers as clusters.
 PARALLEL_ROUNDS = 5

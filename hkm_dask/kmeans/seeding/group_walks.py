@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from hkm_dask.compute.memory import WALK_POINTS, StageBytes, grid_bytes
 from hkm_dask.compute.runner import Report, Runner, n_processors
 from hkm_dask.compute.threads import share_out
-from hkm_dask.kmeans.search.engine import LEAST_FEATURES, GridWalk, Walked
-from hkm_dask.kmeans.search.worker import engine_for
+from hkm_dask.search.engine import LEAST_FEATURES, GridWalk, Walked
+from hkm_dask.search.worker import engine_for
 
 #: Bytes of points on their grid that a worker makes at once: groups for every multiprocessor of a device.
 _GRID_BYTES = 512 << 20

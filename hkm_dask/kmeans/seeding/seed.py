@@ -22,10 +22,10 @@ from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.compute.stepwise import MapReduce, Steps, stepwise
 from hkm_dask.data.rows import Rows
 from hkm_dask.kmeans.lloyd import means
-from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding.coreset import CORESET_ITERATIONS, SeedingReport, seed_from_points
 from hkm_dask.kmeans.seeding.d2_sampling import Candidates, UpdateAndSample, sample_by_distance, sample_in_rounds
 from hkm_dask.kmeans.seeding.random_rows import random_rows
+from hkm_dask.search.geometry import Geometry
 
 #: Centers drawn per cluster wanted.
 CORESET_FACTOR = POINTS_PER_CLUSTER["coreset"]

@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from hkm_dask.compute.threads import share_out
 from hkm_dask.data.rows import Origin
-from hkm_dask.kmeans.search.engine import CentroidIndex, Engine
-from hkm_dask.kmeans.search.geometry import Geometry
-from hkm_dask.kmeans.search.worker import engine_for, worker_engine
+from hkm_dask.search.engine import CentroidIndex, Engine
+from hkm_dask.search.geometry import Geometry
+from hkm_dask.search.worker import engine_for, worker_engine
 
 #: Accepted candidates from which an index of their own pays.
 _INDEXED = 1024

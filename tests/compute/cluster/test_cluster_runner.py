@@ -41,8 +41,8 @@ from hkm_dask.ingestion.ingest import ingest
 from hkm_dask.kmeans import fit as fit_module
 from hkm_dask.kmeans.fit import Fit, Hooks, Settings, fit
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.seeding import coreset
+from hkm_dask.search.geometry import make_geometry
 
 
 @pytest.fixture
@@ -295,7 +295,7 @@ def test_what_lies_in_this_process_is_put_where_workers_see_it(workers: ClusterR
 # Run on a worker: the first one to reach the middle of a pass kills itself, as the kernel does with one out of memory.
 DIE_ONCE = """
 import os, signal
-from hkm_dask.kmeans.search.cpu import engine as cpu
+from hkm_dask.search.cpu import engine as cpu
 
 def deadly(part, flag={flag!r}, iter_blocks=cpu.iter_blocks):
     for block in iter_blocks(part):

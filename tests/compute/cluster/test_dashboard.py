@@ -20,7 +20,7 @@ import hkm_dask as hkm
 from hkm_dask.compute import runner as runner_module
 from hkm_dask.compute.cluster import dashboard
 from hkm_dask.compute.cluster.connect import runner_for
-from hkm_dask.events import Event, emit, subscribe
+from hkm_dask.events import TOPIC, Event, emit, subscribe
 
 CONFIG = hkm.Config(levels=[hkm.Level(n_clusters=20, n_resamples=1), hkm.Level(n_clusters=5, n_resamples=0)])
 
@@ -55,7 +55,7 @@ def build(path: Path, client: Client) -> np.ndarray:
 
 
 def sent(client: Client) -> list[Any]:
-    return [event for _, events in client.get_events(dashboard.PAGE) for event in events]
+    return [event for _, events in client.get_events(TOPIC) for event in events]
 
 
 def get(url: str) -> str:
@@ -152,13 +152,13 @@ def test_a_scheduler_that_has_no_page_lets_a_run_go_on(
 
 
 def test_few_messages_are_sent_and_the_last_event_is_among_them(client: Client) -> None:
-    before, n = len(client.get_events(dashboard.PAGE)), len(sent(client))
+    before, n = len(client.get_events(TOPIC)), len(sent(client))
     begin = time.monotonic()
     with runner_for(client), runner_for(client):
         for done in range(500):
             emit("seeding", level=1, step=0, phase="draw", done=done, total=499)
         emit("iteration", level=1, step=0, iteration=1, inertia=np.float64(2.5), max_iter=50)
-    assert len(client.get_events(dashboard.PAGE)) - before <= 2 + (time.monotonic() - begin) / 0.4
+    assert len(client.get_events(TOPIC)) - before <= 2 + (time.monotonic() - begin) / 0.4
     kinds = [(kind, fields.get("done")) for kind, _, fields in sent(client)[n:]]
     assert kinds[0] == ("seeding", 0)
     assert kinds[-3:] == [("seeding", 499), ("iteration", None), ("closed", None)]

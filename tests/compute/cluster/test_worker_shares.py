@@ -22,7 +22,7 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
 from hkm_dask.kmeans.lloyd import LloydStep, iterate
-from hkm_dask.kmeans.search.geometry import make_geometry
+from hkm_dask.search.geometry import make_geometry
 
 
 def at(n: int) -> np.ndarray:

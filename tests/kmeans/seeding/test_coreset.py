@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from hkm_dask.compute.keyed_random import stream_key
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray
-from hkm_dask.kmeans.search.geometry import Geometry
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.coreset import (
     _take_turns,
@@ -17,6 +16,7 @@ from hkm_dask.kmeans.seeding.coreset import (
     n_trials_for,
     seed_from_points,
 )
+from hkm_dask.search.geometry import Geometry
 
 
 def chosen_points(points: np.ndarray, weights: np.ndarray, k: int, key: int) -> np.ndarray:

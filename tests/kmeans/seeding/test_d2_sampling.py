@@ -16,9 +16,6 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.compute.runner import Runner
 from hkm_dask.compute.shared_arrays import SharedArray, SharedArrayStore
 from hkm_dask.data.rows import ArrayRows, Rows
-from hkm_dask.kmeans.search.cpu.engine import CpuEngine
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry
-from hkm_dask.kmeans.search.worker import worker_engine
 from hkm_dask.kmeans.seeding import d2_sampling, thinning
 from hkm_dask.kmeans.seeding.d2_sampling import (
     Candidates,
@@ -27,6 +24,9 @@ from hkm_dask.kmeans.seeding.d2_sampling import (
     UpdateAndSample,
     sample_by_distance,
 )
+from hkm_dask.search.cpu.engine import CpuEngine
+from hkm_dask.search.geometry import Geometry, make_geometry
+from hkm_dask.search.worker import worker_engine
 
 Cut = Callable[[int], Runner]
 

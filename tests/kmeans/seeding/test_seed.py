@@ -11,9 +11,9 @@ from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.row_views import UnitRows
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search.geometry import make_geometry
 from hkm_dask.kmeans.seeding import coreset
 from hkm_dask.kmeans.seeding.seed import seed
+from hkm_dask.search.geometry import make_geometry
 
 Cut = Callable[[int], Runner]
 INITS = ["coreset", "k-means++", "k-means||", "random"]

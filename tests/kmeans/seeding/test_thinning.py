@@ -6,12 +6,12 @@ import pytest
 from hkm_dask.compute.block_cache import host_cache
 from hkm_dask.compute.runner import Runner
 from hkm_dask.data.rows import ArrayRows
-from hkm_dask.kmeans.search.cpu import engine as cpu
-from hkm_dask.kmeans.search.cpu.engine import CpuEngine
-from hkm_dask.kmeans.search.cpu.operand import Operand, make_operand
-from hkm_dask.kmeans.search.geometry import Geometry, make_geometry, with_basis
 from hkm_dask.kmeans.seeding import thinning
 from hkm_dask.kmeans.seeding.thinning import thin
+from hkm_dask.search.cpu import engine as cpu
+from hkm_dask.search.cpu.engine import CpuEngine
+from hkm_dask.search.cpu.operand import Operand, make_operand
+from hkm_dask.search.geometry import Geometry, make_geometry, with_basis
 
 
 def walk(vectors: np.ndarray, limits: np.ndarray, wanted: int) -> list[int]:

@@ -1,0 +1,449 @@
+"""The engine of processors: exact nearest centroids by products that propose and distances that dispose.
+
+Rows and centroids are written so that one product gives, for every pair, a lower bound on the squared distance (less
+the row's norm):
+
+* *plain*: all coordinates, centered, in float32: the bound is the distance itself up to rounding;
+* *pruned*: the first `n_head` coordinates along the principal directions, in 16 bits, and as one more the norm of all
+  others. By Cauchy-Schwarz (x_t - c_t)² ≥ (‖x_t‖ - ‖c_t‖)², so the product over n_head + 1 columns is a bound from
+  below for a fraction of the cost. The few pairs it does not exclude get the same bound with `n_refine` coordinates.
+
+Whatever the bounds cannot exclude is measured directly in float64, so labels and distances do not depend on the form,
+on BLAS or on how rows were cut into blocks. Rounding is bounded by the worst case, |fl(a·b) - a·b| ≤ γ_n ‖a‖‖b‖ for any
+order of summation; how far 16 bits are off is measured for every row.
+"""
+
+from __future__ import annotations
+
+import copy
+import threading
+from collections.abc import Iterator
+from functools import partial
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hkm_dask.compute.block_cache import host_cache, iter_blocks
+from hkm_dask.compute.matmul import matmul
+from hkm_dask.compute.memory import KEPT_CANDIDATES, TILE_CENTROIDS, tile_rows
+from hkm_dask.compute.partition import Part
+from hkm_dask.compute.shared_arrays import SharedArray
+from hkm_dask.compute.threads import share_out, single_threaded_blas
+from hkm_dask.data.rows import ArrayRows, Origin
+from hkm_dask.search import int16_gemm
+from hkm_dask.search.cpu import kernels
+from hkm_dask.search.cpu.operand import (
+    Operand,
+    concatenated,
+    gamma,
+    gathered,
+    make_operand,
+    operand_bytes,
+    whole_columns,
+)
+from hkm_dask.search.cpu.tally import count
+from hkm_dask.search.engine import Assignment, Engine, RowTile, TileSearch
+from hkm_dask.search.geometry import MIN_CLUSTERS, Geometry
+from hkm_dask.search.simd import widen
+from hkm_dask.search.tuning import best_head, chosen_once, search_seconds
+
+#: Rows converted to float32 at once, for a core's cache.
+TILE_ROWS = 4096
+#: Rows that a form is tried on, and the fewest that tell anything.
+_TRIAL_ROWS, _FEWEST_TRIAL_ROWS = 256, 32
+#: Up to so many features, centroids sorted along one axis are searched faster than by products; up to so many
+#: centroids, all distances are measured sooner than rows are made ready.
+SWEEP_FEATURES, _FEW_CENTROIDS = 3, 4
+#: Centroids that a thread makes ready for all that wait for them, at least.
+_THREAD_CENTROIDS = 256
+#: Coordinates after the head that the second bound takes.
+_REFINE = 96
+#: Scores of the pruned form that are made before they are looked at, and bytes of the centroids that all rows pass by
+#: before the next ones come: both stay in a core's own cache.
+_TILE_SCORES, _TILE_BYTES = 1 << 16, 1 << 19
+#: A score below every limit, and finite, since products of infinities trouble BLAS.
+_LOWEST = -(2.0**127)
+#: Times the median norm from which a centroid is far, and the largest share of such ones: beyond, all bounds suffer.
+_FAR_NORM, _FAR_SHARE = 256.0, 1.0 / 8.0
+#: The head last chosen in a geometry, and the centroids from which a search that tries none takes it.
+_LAST_HEAD, _PRUNED_FROM = "last head", 1024
+_NO_NORMS, _NO_COLUMNS = np.empty((0, 1), np.float32), np.empty((0, 0), np.int16)
+
+_thread = threading.local()
+
+
+def scratch(name: str, n: int) -> NDArray[np.float32]:
+    """Return `n` float32 of this thread's memory, kept from call to call: fresh pages cost as much as their use.
+
+    They hold anything. Two uses at once have two names.
+    """
+    kept: NDArray[np.float32] | None = getattr(_thread, name, None)
+    if kept is None or not n <= len(kept) <= 4 * max(n, 1 << 16):
+        kept = np.empty(max(n, 1), np.float32)
+        setattr(_thread, name, kept)
+    return kept[:n]
+
+
+class CpuEngine(Engine):
+    """Computes on processors with compiled loops, a few thousand rows at a time."""
+
+    xp = np
+    cache = host_cache
+    busy_rows = 512
+    label_distances, add_rows, move_rows = kernels.label_distances, kernels.add_rows, kernels.move_rows
+
+    def walked_rows(self, operand: Operand | None) -> int:
+        """See `Engine.walked_rows`."""
+        return 128 if operand is None else 1024
+
+    def accept_in_order(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], limits: NDArray[np.float64], operand: Operand | None,
+        geometry: Geometry,
+    ) -> NDArray[np.bool_]:  # fmt: skip
+        """See `Engine.accept_in_order`."""
+        accepted = np.ones(len(some), np.bool_)
+        if operand is None or len(some) <= _FEW_CENTROIDS:
+            kernels.accept_in_order(rows[some], limits[some], accepted)
+        else:
+            self.index_of_some(rows, some, operand, geometry).accept_in_order(limits[some], accepted)
+        return accepted
+
+    def room(self, part: Part) -> int:
+        """See `Engine.room`."""
+        return part.budget
+
+    def blocks(self, part: Part) -> Iterator[tuple[int, NDArray[np.float32]]]:
+        """See `Engine.blocks`; rows come in float32."""
+        for first, block in iter_blocks(part):
+            for low in range(0, len(block), TILE_ROWS):
+                yield first + low, _as_float32(block[low : low + TILE_ROWS])
+
+    def row_dtype(self, dtype: np.dtype) -> np.dtype:
+        """See `Engine.row_dtype`."""
+        return np.dtype(np.float32)
+
+    def operand(self, rows: NDArray[np.float32], geometry: Geometry, origin: Origin | None = None) -> Operand | None:
+        """See `Engine.operand`; for the head that proved fastest in this geometry, where there is room for all rows."""
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) if _PRUNED_FROM <= len(rows) <= KEPT_CANDIDATES else None
+        if not n_head:
+            return None
+        if origin is not None:
+            kept = gathered(self.cache.spans(origin[0], *_kind_of_operands(geometry)), origin[1])
+            if kept is not None:
+                return kept
+        tiles = range(0, len(rows), TILE_ROWS)
+        return concatenated([make_operand(rows[low : low + TILE_ROWS], geometry, n_head + _REFINE) for low in tiles])
+
+    def index(self, centroids: NDArray[np.float32], geometry: Geometry) -> CpuIndex:
+        """See `Engine.index`; in the form that proved fastest in this geometry, where that is worth making."""
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) if len(centroids) >= _PRUNED_FROM else None
+        return CpuIndex(centroids, geometry, n_head or 0)
+
+    def index_of_some(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], operand: Operand | None, geometry: Geometry
+    ) -> CpuIndex:
+        """See `Engine.index_of_some`."""
+        if operand is None:
+            return self.index(rows[some], geometry)
+        n_head = host_cache.get(geometry.name, _LAST_HEAD) or operand.matrix.shape[1]
+        return CpuIndex(rows[some], geometry, n_head, operand[some])
+
+    def search(self, part: Part, geometry: Geometry, phase: str, assignment: Assignment) -> CpuSearch:
+        """See `Engine.search`."""
+        return CpuSearch(self, part, geometry, phase, assignment)
+
+
+def _as_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
+    # Kernels are compiled for arrays that may be written to.
+    plain = rows.flags.c_contiguous and rows.flags.writeable
+    if rows.dtype == np.float32 and plain:
+        return rows
+    wide = scratch("rows", rows.size).reshape(rows.shape)
+    if rows.dtype == np.float16 and plain:
+        widen(rows, wide)
+    else:
+        wide[...] = rows
+    return wide
+
+
+class CpuIndex:
+    """A set of centroids made ready to be searched, float32 (n_clusters, n_features); rows of NaN are never found.
+
+    `n_head` principal coordinates are in the product, a multiple of 16 or all; 0 for the plain form. The `operand`,
+    that `make_operand` made of the centroids where it is known, limits how many coordinates are looked at; then none
+    may be NaN.
+    """
+
+    def __init__(
+        self, centroids: NDArray[np.float32], geometry: Geometry, n_head: int = 0, operand: Operand | None = None
+    ) -> None:
+        used = ~np.isnan(centroids[:, 0])
+        self._numbers = np.flatnonzero(used).astype(np.int32)
+        self.centroids = np.ascontiguousarray(centroids if used.all() else centroids[used])
+        n_features = self.centroids.shape[1]
+        n_columns = whole_columns(n_features) if operand is None else operand.matrix.shape[1]
+        self.geometry, self.n_head = geometry, min(whole_columns(n_head), n_columns)
+        #: Coordinates looked at before a distance is measured.
+        self.n_refine = min(self.n_head + _REFINE, n_columns) if n_head else 0
+        self._matrix, self._residual_norms = _NO_COLUMNS, _NO_NORMS
+        if self.is_measured:
+            return
+        if self.is_swept:
+            self._sort()
+            return
+        self._operand = operand = operand or _operand_by_threads(self.centroids, geometry, self.n_refine)
+        if not n_head:
+            _leave_far_ones_out(operand)
+        within = np.isfinite(operand.errors)
+        self._largest = float(np.sqrt(operand.norms[within].max(initial=0.0))) * (1.0 + 1e-6)
+        self._error = float(operand.errors[within].max(initial=0.0))
+        self._gamma = gamma(8 if n_head else n_features + 3)
+        self._pack(np.arange(len(self.centroids)))
+
+    def _pack(self, chosen: NDArray[np.int64]) -> None:
+        """Make the chosen centroids ready for the product."""
+        form = self._operand
+        # A centroid that is not held is excluded by no score.
+        held = np.isfinite(form.errors[chosen])
+        norms = np.where(held, form.norms[chosen], -np.inf if self.n_head else _LOWEST)
+        if not self.n_head:
+            weights = form.matrix[chosen] * np.where(held, np.float32(-2.0), np.float32(0.0))[:, None]
+            weights[:, -1] = norms
+            self._weights = np.ascontiguousarray(weights.T)
+            return
+        self._matrix, self._residual_norms = form.matrix[chosen], form.residual_norms[chosen]
+        self._panels = int16_gemm.pack(form.matrix, self.n_head, chosen)
+        width = int16_gemm.padded(len(chosen))
+        self._constants, self._slopes = np.full(width, np.inf, np.float32), np.zeros(width, np.float32)
+        self._constants[: len(chosen)] = norms
+        self._slopes[: len(chosen)] = -2.0 * self._residual_norms[:, self.n_head // 16]
+
+    def only(self, chosen: NDArray[np.bool_]) -> Self:
+        """See `CentroidIndex.only`."""
+        kept = chosen[self._numbers]
+        part = copy.copy(self)
+        part._numbers, part.centroids = self._numbers[kept], self.centroids[kept]
+        if part.is_measured:
+            return part
+        if self.is_swept:
+            part._sort()
+            return part
+        part._pack(np.flatnonzero(kept))
+        return part
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes it takes."""
+        arrays = sum(value.nbytes for value in vars(self).values() if isinstance(value, np.ndarray))
+        return arrays + (0 if self.is_measured or self.is_swept else self._operand.n_bytes)
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether there are so few centroids that all distances are measured."""
+        return len(self.centroids) <= _FEW_CENTROIDS
+
+    @property
+    def is_swept(self) -> bool:
+        """Whether rows have so few features that centroids are searched along one axis."""
+        return self.centroids.shape[1] <= SWEEP_FEATURES
+
+    def _sort(self) -> None:
+        spread = np.ptp(self.centroids, axis=0) if len(self.centroids) else np.zeros(self.centroids.shape[1])
+        self._axis = int(spread.argmax())
+        self._order = np.argsort(self.centroids[:, self._axis], kind="stable")
+        self._places = np.ascontiguousarray(self.centroids[self._order, self._axis])
+
+    def nearest(
+        self, rows: NDArray[np.float32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+        operand: Operand | None = None, first: int = 0, which: NDArray[np.int64] | None = None,
+    ) -> int:  # fmt: skip
+        """Bring `labels` and `distances` (n_rows,) up to date; gives how many distances had to be measured directly.
+
+        Labels are those of the caller: ``first + j`` for centroid j of the index. Distances are squared; infinity where
+        there is none yet. A lower one is an upper bound on the answer. The `operand` is `make_operand` of these rows,
+        if it was kept: `n_refine` coordinates wide or wider. `which` are the rows to look at, if not all.
+        """
+        which = np.arange(len(rows)) if which is None else which
+        if not len(self.centroids) or not len(which):
+            return 0
+        numbers = self._numbers + np.int32(first)
+        if self.is_measured:
+            kernels.measure_nearest(rows, which, self.centroids, numbers, labels, distances)
+            count(pairs=len(which) * len(self.centroids), measured=len(which) * len(self.centroids))
+            return len(which) * len(self.centroids)
+        if self.is_swept:
+            return int(
+                kernels.sweep_nearest(
+                    rows, which, self.centroids, numbers, self._places, self._order, self._axis, labels, distances
+                )
+            )
+        # Rows that are kept in the form of the product are searched in one call, which holds no lock.
+        kept = operand is not None and self.n_head
+        height = len(which) if kept else min(tile_rows(len(self.centroids)), len(which))
+        find, n_measured = self._pruned if self.n_head else self._plain, 0
+        for low in range(0, len(which), height):
+            some = which[low : low + height]
+            form, places = operand, some
+            if form is None:
+                form = make_operand(np.ascontiguousarray(rows[_as_slice(some)]), self.geometry, self.n_refine)
+                places = np.arange(len(some))
+            n_measured += find(rows, some, form, places, numbers, labels, distances)
+        count(pairs=len(which) * len(self.centroids), measured=n_measured)
+        return n_measured
+
+    def accept_in_order(self, limits: NDArray[np.float64], accepted: NDArray[np.bool_]) -> None:
+        """Do as `kernels.accept_in_order` with the centroids themselves, which are in the pruned form."""
+        form = self._operand
+        kernels.accept_by_scores(
+            self.centroids, limits, form.matrix, form.residual_norms, form.norms, form.errors, self._panels,
+            self._constants, self._slopes, self.n_head, self.n_refine, self.geometry.step, self._error, self._gamma,
+            self._largest, _score_tile(len(limits), len(self._constants)), accepted,
+        )  # fmt: skip
+
+    def _pruned(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
+        numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+    ) -> int:  # fmt: skip
+        """Search by products of the head in 16 bits, a tile of scores at a time; the distances measured."""
+        at_once = _TILE_BYTES * len(self._constants) // self._panels.nbytes // int16_gemm.PANEL * int16_gemm.PANEL
+        width = min(len(self._constants), max(at_once, int16_gemm.PANEL))
+        measured: int = kernels.search_nearest(
+            rows, some, places, form.matrix, form.residual_norms, form.norms, form.errors, self.centroids, numbers,
+            self._matrix, self._residual_norms, self._panels, self._constants, self._slopes, self.n_head,
+            self.n_refine, self.geometry.step, self._error, self._gamma, self._largest,
+            _score_tile(len(some), width), labels, distances,
+        )[1]  # fmt: skip
+        return measured
+
+    def _plain(
+        self, rows: NDArray[np.float32], some: NDArray[np.int64], form: Operand, places: NDArray[np.int64],
+        numbers: NDArray[np.int32], labels: NDArray[np.int32], distances: NDArray[np.float64],
+    ) -> int:  # fmt: skip
+        """Search by products of all coordinates in float32; the distances measured."""
+        n_clusters, n_lines, n_measured = len(self.centroids), len(places), 0
+        for left in range(0, n_clusters, TILE_CENTROIDS):
+            n_scores = min(TILE_CENTROIDS, n_clusters - left)
+            scores = scratch("scores", n_lines * n_scores).reshape(n_lines, n_scores)
+            matmul(form.matrix[_as_slice(places)], self._weights[:, left : left + n_scores], out=scores)
+            n_measured += kernels.finish_nearest(
+                scores, n_scores, rows, some, places, self.centroids, numbers, left, _NO_COLUMNS, form.residual_norms,
+                _NO_COLUMNS, _NO_NORMS, 0, 0, self.geometry.step, form.norms, form.errors, self._error, self._gamma,
+                self._largest, labels, distances,
+            )[1]  # fmt: skip
+        return n_measured
+
+
+def _score_tile(n_rows: int, width: int) -> NDArray[np.float32]:
+    """Room for the scores of so many rows, or of a part of them, with so many centroids: whole blocks and panels."""
+    n_blocks = min(_TILE_SCORES // width, n_rows) // int16_gemm.BLOCK_ROWS + 1
+    # Lines a power of two apart would meet in the same few places of the cache.
+    shape = n_blocks * int16_gemm.BLOCK_ROWS, width + 16
+    return scratch("scores", shape[0] * shape[1]).reshape(shape)
+
+
+def _kind_of_operands(geometry: Geometry) -> tuple[str, Any]:
+    """What rotated rows that are kept are known by, besides which rows they are."""
+    return "operand", geometry.name
+
+
+def _operand_by_threads(centroids: NDArray[np.float32], geometry: Geometry, width: int) -> Operand:
+    """Make an operand with as many threads as there are tasks at work here: they wait for it."""
+    n_threads = max(1, min(single_threaded_blas.n_tasks, len(centroids) // _THREAD_CENTROIDS))
+    make = partial(make_operand, geometry=geometry, width=width)
+    if n_threads == 1:
+        return make(centroids)
+    return concatenated(share_out(make, np.array_split(centroids, n_threads), n_threads))
+
+
+def _leave_far_ones_out(centroids: Operand) -> None:
+    """Mark a few centroids far from all others as not held: their norms would make every bound of a score useless."""
+    median = float(np.median(centroids.norms)) if len(centroids.norms) else 0.0
+    far = centroids.norms > _FAR_NORM**2 * median
+    if median > 0.0 and far.mean() <= _FAR_SHARE:
+        centroids.errors[far] = np.inf
+
+
+def _as_slice(some: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """A run of indices as a slice, which copies nothing."""
+    in_a_run = some[-1] - some[0] == len(some) - 1
+    return slice(int(some[0]), int(some[-1]) + 1) if in_a_run else some
+
+
+class CpuSearch(TileSearch):
+    """Searches with as many coordinates in the head of the product as proved fastest; see `TileSearch`."""
+
+    make_index = CpuIndex
+
+    def form(self, tile: RowTile, centroids: SharedArray) -> int:
+        """Coordinates in the head, measured once per geometry and phase; apart for passes that begin with labels."""
+        n_clusters, geometry = len(centroids.get()), self.geometry
+        if geometry.basis is None or n_clusters < MIN_CLUSTERS:
+            return 0
+
+        def fastest() -> int:
+            some = slice(None, None, len(tile.rows) // _TRIAL_ROWS)
+            rows, labels, distances = np.ascontiguousarray(tile.rows[some]), tile.labels[some], tile.distances[some]
+            n_head = choose_head(rows, labels, distances, centroids.get(), geometry, kept=self._keeps_operands)
+            self.engine.cache.put(geometry.name, _LAST_HEAD, n_head, 0, self.part.budget)
+            return n_head
+
+        key = ("n_head", self.phase, n_clusters.bit_length(), self.all_labeled, self._keeps_operands)
+        enough = len(tile.rows) >= _TRIAL_ROWS
+        return chosen_once(geometry.name, key, self.part.budget, fastest if enough else None) or 0
+
+    def operand(self, tile: RowTile, index: CpuIndex) -> Operand | None:
+        """See `TileSearch.operand`; rotated rows are kept from pass to pass, and step to step, where they fit."""
+        if not index.n_head or not self._keeps_operands:
+            return None
+        # Rows rotated in another geometry would give bounds that do not hold.
+        key, group = (*_kind_of_operands(self.geometry), tile.start, tile.stop), self.part.rows.key
+        operand: Operand | None = self.engine.cache.get(group, key)
+        if operand is None:
+            operand = self._gathered(tile) or make_operand(tile.rows, self.geometry, tile.rows.shape[1])
+            self.engine.cache.put(group, key, operand, operand.n_bytes, self.part.budget)
+        return operand
+
+    def _gathered(self, tile: RowTile) -> Operand | None:
+        """What is kept of the rows that these were gathered from, if it is of all of them."""
+        rows = self.part.rows
+        if not isinstance(rows, ArrayRows) or rows.origin is None:
+            return None
+        key, numbers = rows.origin
+        return gathered(
+            self.engine.cache.spans(key, *_kind_of_operands(self.geometry)), numbers[tile.start : tile.stop]
+        )
+
+    @property
+    def _keeps_operands(self) -> bool:
+        rows, passes_once = self.part.rows, self.phase == "label"
+        return not passes_once and self.part.budget_beside(rows.row_bytes + operand_bytes(rows.n_features)) > 0
+
+
+def choose_head(
+    rows: NDArray[np.float32],
+    labels: NDArray[np.int32],
+    distances: NDArray[np.float64],
+    centroids: NDArray[np.float32],
+    geometry: Geometry,
+    *,
+    kept: bool,
+) -> int:
+    """Coordinates in the head, 0 for the plain form, that find the centroids of a sample of rows soonest.
+
+    What is known of the rows is as `CpuIndex.nearest` takes it; where rotated rows are `kept` from pass to pass, making
+    them does not count.
+    """
+    if geometry.basis is None or len(rows) < _FEWEST_TRIAL_ROWS:
+        return 0
+    rows, labels, distances = rows[:_TRIAL_ROWS], labels[:_TRIAL_ROWS], distances[:_TRIAL_ROWS]
+
+    centroids = centroids[~np.isnan(centroids[:, 0])]
+    wide = make_operand(centroids, geometry, rows.shape[1])
+
+    def seconds(n_head: int) -> float:
+        index = CpuIndex(centroids, geometry, n_head, wide if n_head else None)
+        operand = make_operand(rows, geometry, index.n_refine) if kept and index.n_head else None
+        return min(search_seconds(index, rows, labels, distances, operand) for _ in range(3))
+
+    return best_head(rows.shape[1], seconds, int16_gemm.COLUMNS)
