@@ -1,4 +1,4 @@
-"""A pool grows: the rows of other pools below its own, whose chunks are linked, not copied."""
+"""Growing a pool: rows of other pools are appended; its own chunks are hard-linked, not copied."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from hkm_dask.data.store import create_group
 from hkm_dask.errors import InputError
 from hkm_dask.events import emit
 
-#: Chunks stay as long as they are until a pool of its size would have chunks so many times as long.
+#: The chunk size is kept until a new pool of that size would have chunks this many times as large.
 _MOST_TIMES_SHORTER = 4
 _PIECE_BYTES = 4 * layout.MIB
-#: What to do with rows that ids or columns are asked of.
+#: Remedy if rows without a pool are asked for ids or columns.
 MAKE_A_POOL = "make it a pool with `hkm ingest` first, and give that"
 
 
 def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
-    """Refuse, with an InputError, pools whose rows cannot lie below those of `pool`: all that is wrong with them."""
+    """Raise InputError with all reasons why pools cannot be appended to `pool`."""
     problems = []
     for one in new:
         if one.fingerprint == pool.fingerprint:
@@ -60,9 +60,9 @@ def check_fits(pool: Pool, new: Sequence[Pool]) -> None:
 
 
 def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
-    """Write to `folder` the pool of the rows of `pool` and, below them, of `new`; it is complete then.
+    """Write to `folder` the complete pool with the rows of `pool`, followed by those of `new`.
 
-    Its own rows are read once and checked. Its attribute ``history`` has the pool as it was.
+    The existing rows are read once and checked. The attribute ``history`` describes the pool before it grew.
     """
     old = {
         name: value
@@ -97,7 +97,7 @@ def grow(pool: Pool, new: Sequence[Pool], folder: Location) -> None:
 
 
 def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], n_linked: int) -> Stats:
-    """Write all chunks by several threads, those of the first `n_linked` rows as links, and fold what is learned."""
+    """Write all chunks with several threads, the first `n_linked` rows as links, and merge their statistics."""
     offsets = np.cumsum([0, *(rows.n_rows for rows, _ in tables)])
     n_threads, stats = len(os.sched_getaffinity(0)), Stats(np.zeros(array.spec.shape[1]))
     write = partial(_write_chunk, array, tables, offsets, n_linked)
@@ -112,11 +112,11 @@ def _write_embeddings(array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]
 def _write_chunk(
     array: StoredArray, tables: Sequence[tuple[ZarrRows, bool]], offsets: NDArray[np.int64], n_linked: int, index: int
 ) -> Stats:
-    """Link a chunk whose rows are all of the first `n_linked`, or write it."""
+    """Link a chunk whose rows are all among the first `n_linked`, or write it."""
     start, stop = array.spec.chunk_range(index)
     if stop <= n_linked:
         old = tables[0][0].array
-        rows = old.read(start, stop)  # what is damaged is not to be carried on
+        rows = old.read(start, stop)  # checks them, so that damage is not carried over
         stats = pool_writer.measure(rows, rows, np.arange(start, stop))
         _link(old.chunk_path(index), array.chunk_path(index))
         stats.checksums.append(array.checksum(index))
@@ -134,7 +134,7 @@ def _write_chunk(
 
 
 def _link(old: Location, new: Location) -> None:
-    """Give a chunk a second name, or copy it where a file can have but one: no chunk is ever written to again."""
+    """Hard-link a chunk, or copy it if links are not supported; safe, as chunks are never modified."""
     if isinstance(old, ObjectPath) and isinstance(new, ObjectPath) and old.bucket == new.bucket:
         return old.copy_to(new)
     if not (isinstance(old, Path) and isinstance(new, Path)):
@@ -154,7 +154,7 @@ def _link(old: Location, new: Location) -> None:
 
 
 def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
-    """Values of a column, or the ids, of one pool after the other."""
+    """Yield the values of a column, or the ids, of one pool after another."""
 
     def read(pool: Pool, low: int, high: int) -> NDArray[Any]:
         return pool.column_piece(name, low, min(high, pool.n_samples))
@@ -167,7 +167,7 @@ def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
 
 
 def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
-    """Say which ids of `new` the pool has already, or come twice in them; 8 bytes a new row."""
+    """Describe ids of `new` that the pool already has, or that occur twice in `new`; takes 8 bytes per new row."""
     keys, kinds = np.empty(sum(one.n_samples for one in new), np.int64), set[str]()
     for piece in with_keys(_pieces(new, layout.IDS), keys):
         kinds.add(piece.dtype.kind)

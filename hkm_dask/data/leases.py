@@ -1,4 +1,4 @@
-"""One writer for one store in an object store: a lock object, written on condition and renewed while it is held."""
+"""Exclusive writers in an object store: a lock object, written conditionally and renewed while it is held."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from hkm_dask.data.objects import ObjectPath
 from hkm_dask.errors import StoreError
 from hkm_dask.untrusted import parse_json
 
-#: A lock that was not renewed for so many seconds, by the clock of the store, belongs to nobody any more.
+#: A lock not renewed for this many seconds, by the clock of the store, has expired.
 LEASE_SECONDS = 60.0
 RENEW_SECONDS = LEASE_SECONDS / 4
 
@@ -28,7 +28,7 @@ _held: dict[ObjectPath, _Lease] = {}
 
 
 class _Lease:
-    """A lock object that this process holds, and the thread that renews it."""
+    """A lock object held by this process, and the thread that renews it."""
 
     def __init__(self, target: ObjectPath) -> None:
         me = psutil.Process()
@@ -45,17 +45,17 @@ class _Lease:
         self._thread.start()
 
     def _content(self) -> bytes:
-        """Who holds it; another at every renewal, as the tag of an object is of its content."""
+        """Return the holder as JSON; it differs at every renewal, as an object's tag depends on its content."""
         return json.dumps({**self._own, "renewal": next(self._count)}).encode()
 
     def _keep(self) -> None:
         while not self._done.wait(RENEW_SECONDS):
-            # A store that does not answer now may answer the next time, and whoever completes a store looks again.
+            # A store that does not respond now may do so next time, and the lock is checked again before completion.
             with suppress(StoreError):
                 self.renew()
 
     def renew(self) -> None:
-        """Say that it is still held; StoreError where another process has taken it."""
+        """Renew the lock; raises StoreError if another process has taken it."""
         with self._lock:
             if self._e_tag is None:
                 return
@@ -73,22 +73,22 @@ class _Lease:
             e_tag, _, holder = _holder(self._place)
             if holder.get("lease") != self._own["lease"]:
                 raise
-            return self._place.write_if(self._content(), e_tag)  # the answer to an earlier renewal was lost
+            return self._place.write_if(self._content(), e_tag)  # the response to an earlier renewal was lost
 
     def release(self) -> None:
         self._done.set()
         self._thread.join()
-        with suppress(StoreError, FileNotFoundError):  # it ends by itself, a minute later
+        with suppress(StoreError, FileNotFoundError):  # otherwise it expires a minute later
             self.renew()
             self._place.unlink()
 
 
 @contextmanager
 def lease(target: ObjectPath) -> Iterator[None]:
-    """Keep every other process from building the same store meanwhile, by the object ``.NAME.lock`` beside it.
+    """Prevent other processes from building the same store, with the object ``.NAME.lock`` beside it.
 
-    It is renewed while it is held. One whose process has died on this machine, or that was not renewed for
-    `LEASE_SECONDS`, is taken over. StoreError where another process holds it, naming its id and host.
+    It is renewed while it is held. A lock whose process has died on this machine, or that was not renewed for
+    `LEASE_SECONDS`, is taken over. Raises StoreError, with process id and host, if another process holds it.
     """
     held = _held[target] = _Lease(target)
     try:
@@ -99,14 +99,14 @@ def lease(target: ObjectPath) -> Iterator[None]:
 
 
 def check_lease(place: ObjectPath) -> None:
-    """Refuse, with a StoreError, to complete what lies at `place` where this process held its lock and lost it."""
+    """Raise StoreError if this process has held the lock of `place` and lost it, so the store must not be completed."""
     for target, held in list(_held.items()):
         if place in (target, target.with_name(f"{target.name}.wip")) or target in place.parents:
             held.renew()
 
 
 def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | None:
-    """Write the lock; gives its tag, None where the store writes nothing on condition."""
+    """Write the lock; returns its tag, or None if the store does not support conditional writes."""
     for _ in range(3):
         try:
             return place.write_if(content)
@@ -123,10 +123,10 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
         except FileNotFoundError:
             continue
         if holder == parse_json(content):
-            return e_tag  # the answer to the first try was lost, and the library tried again
+            return e_tag  # the response to the first attempt was lost, and the library has tried again
         if not (_is_dead(holder) or age > LEASE_SECONDS):
             break
-        with suppress(FileExistsError, FileNotFoundError):  # another was faster
+        with suppress(FileExistsError, FileNotFoundError):  # another process was faster
             return place.write_if(content, e_tag)
     else:
         holder, age = {}, 0.0
@@ -138,7 +138,7 @@ def _acquire(place: ObjectPath, target: ObjectPath, content: bytes) -> str | Non
 
 
 def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
-    """Tag of the lock, its age by the clock of the store, and who holds it."""
+    """Return the tag of the lock, its age by the clock of the store, and its holder."""
     state, content = place.state(), place.read_bytes()
     try:
         parsed = parse_json(content)
@@ -152,7 +152,7 @@ def _holder(place: ObjectPath) -> tuple[str, float, dict[str, Any]]:
 
 
 def _now(place: ObjectPath) -> datetime:
-    """The time by the clock of the store, which need not be ours."""
+    """Return the time by the clock of the store, which may differ from the local one."""
     probe = place.with_name(f"{place.name}.{uuid.uuid4().hex}")
     probe.write_bytes(b"")
     try:
@@ -163,7 +163,7 @@ def _now(place: ObjectPath) -> datetime:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether a process of this machine is known to have ended."""
+    """Tell whether the holder is a process of this machine that has ended."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("pid"), int):
         return False
     try:

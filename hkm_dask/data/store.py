@@ -1,4 +1,4 @@
-"""Stores that survive crashes: the stage commit, resuming, groups and arrays."""
+"""Crash-safe stores: the stage commit, resuming, groups and arrays."""
 
 from __future__ import annotations
 
@@ -38,28 +38,28 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 PathLike = str | os.PathLike[str]
-#: In an object store, as long as what has it is not complete: tells that it is ours, to be continued or removed.
+#: Marks an incomplete store in an object store as one of this package, which may be resumed or removed.
 _BEGUN_FILE = ".unfinished"
 _OF_ROOT = (_BEGUN_FILE, METADATA_FILE)
-#: Names that a file is expected under, and no folder.
+#: Suffixes of files, which a store, being a folder, should not have.
 _OF_FILES = (
     ".arrow", ".csv", ".feather", ".html", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".safetensors", ".tsv",
     ".txt", ".yaml", ".yml",
 )  # fmt: skip
 
-#: Files that are waited for together.
+#: Files synced concurrently.
 _SYNCS_AT_ONCE = 16
 
 
 def _retired_path(target: Location) -> Location:
-    # Hidden and of our own making: whoever moves a store to NAME.old by hand keeps it.
+    # Hidden, so that it never collides with a store that a user has moved to NAME.old.
     return target.with_name(f".{target.name}.retired")
 
 
 def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
-    """Refuse, with an InputError, to write where something is or, with `overwrite`, where it is no store of ours.
+    """Raise InputError if a destination is taken or, with `overwrite`, is not a store of this package.
 
-    Where nothing is yet, a name that only a file would have is refused: whoever gives it wants another command.
+    A name with the suffix of a file is rejected as well: whoever gives it probably wants another command.
 
     >>> check_destination("clusters.parquet")
     Traceback (most recent call last):
@@ -85,16 +85,16 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
 
 @contextmanager
 def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Iterator[Location]:
-    """Build a store beside its path, and rename it there when the context closes without an error.
+    """Build a store beside its path, and rename it into place when the context ends without an error.
 
     ::
 
         NAME.wip/ ──(chunks, check, fsync, marker: `mark_complete`)──> rename ──> NAME, fsync of the parent folder
 
-    Yields ``NAME.wip``; in an object store, where nothing can be renamed, NAME itself: there the marker alone makes a
-    store of it, and no reader takes it for one before. With `overwrite` a store of ours at `path` is replaced; it stays
-    until the new one is complete. With `keep` what a former run left unfinished is continued, and left there on an
-    error; otherwise it is removed at the beginning and on an error.
+    Yields ``NAME.wip``, or NAME itself in an object store, where nothing can be renamed: there only the marker makes it
+    a store, and no reader accepts it before. With `overwrite`, a store of this package at `path` is replaced; it stays
+    until the new one is complete. With `keep`, unfinished work of a former run is resumed, and kept on an error;
+    otherwise it is removed at the start and on an error.
     """
     target = location(path).absolute()
     settle(target)
@@ -113,26 +113,26 @@ def staged(path: PathLike, *, overwrite: bool = False, keep: bool = True) -> Ite
         elif isinstance(target, ObjectPath):
             (target / _BEGUN_FILE).unlink()
     except BaseException:
-        # What cannot be removed now, the next run removes; the error that led here must not be hidden.
+        # Whatever cannot be removed now is removed by the next run; the original error must not be hidden.
         with suppress(StoreError, OSError):
-            if not keep or not (wip / METADATA_FILE).is_file():  # or it was refused before it was begun
+            if not keep or not (wip / METADATA_FILE).is_file():  # or it was rejected before it was begun
                 remove(wip)
         raise
 
 
 def unfinished_path(target: Location) -> Location:
-    """Where the next store of this path is built: beside it, or in its place in an object store that has none there."""
+    """Return where a store is built: beside its path, or in place in an object store that has none there."""
     wip = wip_path(target)
     return target if isinstance(target, ObjectPath) and not wip.exists() and not is_complete(target) else wip
 
 
 def is_complete(folder: Location) -> bool:
-    """Whether a group is marked as complete."""
+    """Tell whether a group is marked as complete."""
     return ((read_json(folder / METADATA_FILE) or {}).get("attributes") or {}).get(layout.COMPLETE) is True
 
 
 def _replace(target: Location, wip: Location) -> None:
-    """Put a complete store in the place of another, if there is one."""
+    """Replace a store, if there is one, by a complete one."""
     if isinstance(target, ObjectPath) and isinstance(wip, ObjectPath):
         return _copy_over(target, wip)
     assert isinstance(target, Path)
@@ -148,9 +148,9 @@ def _replace(target: Location, wip: Location) -> None:
 
 
 def _copy_over(target: ObjectPath, wip: ObjectPath) -> None:
-    """Remove a store and copy another there within the object store, the marker last; `settle` does what is left of it.
+    """Replace a store by a copy within an object store, marker last; `settle` completes an interrupted copy.
 
-    From the removal of the old marker to the new one nobody can read either; the new one is complete beside it.
+    Between removing the old marker and writing the new one neither can be read; the new store is complete beside it.
     """
     write_file(target / _BEGUN_FILE, b"")
     (target / METADATA_FILE).unlink()
@@ -173,25 +173,25 @@ def resumable(
     work: Location | None = None,
     is_empty: Callable[[Location], bool] | None = None,
 ) -> Iterator[Location | None]:
-    """Build a store under its lock, continuing what an interrupted run left; where it is complete, build nothing.
+    """Build a store under its lock, resuming an interrupted run; if it is complete, build nothing.
 
     ::
 
-        restart                    begin again; a complete store stays until the new one is
-        NAME.wip fits              continue it, beside a complete NAME too: it can only be an interrupted restart
-        NAME fits, no such wip     yield None
-        neither exists             begin
-        NAME.wip `is_empty`        begin again: nothing would be lost
-        otherwise                  InputError with the obstacles
+            restart                    start over; a complete store stays until the new one replaces it
+            NAME.wip fits              resume it, even beside a complete NAME: it can only be an interrupted restart
+            NAME fits, no such wip     yield None
+            neither exists             start
+            NAME.wip `is_empty`        start over: nothing would be lost
+            otherwise                  InputError with the obstacles
 
-    Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None where the complete
-    store is the one asked for. `obstacles`, given a folder that exists, ``NAME.wip`` or the complete store, says why it
-    is not what is asked for: one line each, none where it is. `work` has the run's checkpoints and scratch files, see
-    `layout.work_path`: it is cleared of what dead runs left at the beginning, of scratch files on an error, and removed
-    in the end.
+        Yields ``NAME.wip``, or NAME in an object store, to be filled and marked as in `staged`; None if the complete
+        store is the requested one. `obstacles` gets an existing folder, ``NAME.wip`` or the complete store, and returns
+        the reasons why it is not the requested one, one line each. `work` is the folder for the run's checkpoints and
+        scratch files, see `layout.work_path`: leftovers of dead runs are removed at the start, scratch files on an
+        error, and all of it at the end.
 
-    InputError also when a restart would replace what is no store of ours; StoreError when another process is building
-    the store, or the disk is full or fails.
+        Raises InputError also if a restart would replace something that is not a store of this package, and StoreError
+        if another process is building the store, or the disk is full or fails.
 
     >>> import tempfile
     >>> def build(path, seed):
@@ -222,9 +222,9 @@ def resumable(
             check_destination(target, overwrite=True)
             remove(wip)
         if wip.exists() and not (wip / METADATA_FILE).exists():
-            remove(wip)  # what it was begun with is lost, so what it holds may be anybody's
+            remove(wip)  # its identity is lost, so its content could belong to any run
         if work is not None:
-            # Without an unfinished store, checkpoints belong to a run that died when all was done, or was discarded.
+            # Without an unfinished store, checkpoints belong to a run that died after completing it, or was discarded.
             clear = sweep_scratch if wip.exists() else remove
             clear(work)
         problems = obstacles(wip) if wip.exists() else []
@@ -245,17 +245,17 @@ def resumable(
                 yield folder
         except BaseException:
             if work is not None:
-                # The error that led here must not be hidden; the next run sweeps again.
+                # The original error must not be hidden; the next run sweeps again.
                 with suppress(StoreError, OSError):
                     sweep_scratch(work)
-                    work.rmdir()  # where it keeps no checkpoint
+                    work.rmdir()  # if it has no checkpoints
             raise
         if work is not None:
             remove(work)
 
 
 def settle(path: PathLike) -> None:
-    """Bring a store, locked by the caller, to rest whose replacement died between its two renames, or after them."""
+    """Complete the interrupted replacement of a store, locked by the caller, between or after its two renames."""
     target = location(path).absolute()
     if isinstance(target, ObjectPath):
         wip = wip_path(target)
@@ -266,12 +266,12 @@ def settle(path: PathLike) -> None:
     check_own(retired)
     if isinstance(retired, Path) and retired.exists() and not target.exists():
         careful(lambda: retired.rename(target), f"moving the old {target} back")
-    # Where both are there, the new one is complete.
+    # If both exist, the new one is complete.
     remove(retired)
 
 
 def create_group(path: PathLike, attributes: Mapping[str, Any] | None = None) -> Location:
-    """Make a Zarr group, or set attributes of the one that is there: what JSON can hold, without NaN."""
+    """Create a Zarr group, or set attributes of an existing one: JSON values without NaN."""
     folder = location(path).absolute()
     careful(lambda: folder.mkdir(parents=True, exist_ok=True), f"making {folder}")
     old = (read_json(folder / METADATA_FILE) or {}).get("attributes") or {}
@@ -286,7 +286,7 @@ def _write_group(
     if consolidated is not None:
         metadata["consolidated_metadata"] = _inline(consolidated)
     elif isinstance(folder, ObjectPath):
-        # Nothing can be renamed there, so it has its name already: other readers are to refuse it until it is complete.
+        # Nothing can be renamed there, so it has its final name: other readers must reject it until it is complete.
         metadata["unfinished"] = {"must_understand": True}
     write_file(folder / METADATA_FILE, json.dumps(metadata, indent=2, allow_nan=False).encode())
 
@@ -306,14 +306,15 @@ def create_array(
     compressed: bool = False,
     attributes: Mapping[str, Any] | None = None,
 ) -> zarr.Array:
-    """Make an array whose every chunk is on disk and carries a CRC-32C; one that is there is replaced.
+    """Create an array whose chunks are all on disk with a CRC-32C; an existing one is replaced.
 
-    Chunks of full width (all but the first axis) can be read without Zarr. The group is made where it is missing. The
-    dtype is ``str`` for strings of variable length; these are always compressed by Zstandard, others where they are
-    small and compress well (`compressed`). Gives the array opened so that every chunk is written; its fill value cannot
-    pass for data, see `layout.absent_value`.
+    Full-width chunks (spanning all but the first axis) can be read without Zarr. A missing group is created. The dtype
+    is ``str`` for variable-length strings, which are always compressed with Zstandard; other arrays are if they are
+    small and compress well (`compressed`). Returns the array opened such that every chunk is written; its fill value
+    cannot pass for data, see `layout.absent_value`.
 
-    InputError where the name is not of letters, digits, ``_``, ``-`` and ``.``: it could leave the group.
+    Raises InputError for a name with other characters than letters, digits, ``_``, ``-`` and ``.``, as it could lead
+    out of the group.
     """
     if not layout.COLUMN_NAME.fullmatch(name):
         raise InputError(f"name={name!r} should be letters, digits, '_', '-' or '.'; give a plain name")
@@ -322,7 +323,7 @@ def create_array(
         create_group(group)
     text = dtype is str or np.dtype(dtype).kind in "UTO"
     fill = layout.absent_value(np.dtype(object if text else dtype))
-    objects: dict[str, Any] = {}  # of an array in an object store the metadata are made here, and sent at once
+    objects: dict[str, Any] = {}  # in an object store, metadata is collected here, and written in one request
     made = careful(
         lambda: zarr.create_array(
             MemoryStore(objects) if isinstance(group, ObjectPath) else str(group),
@@ -350,9 +351,9 @@ def create_array(
 
 
 def sweep(path: PathLike) -> None:
-    """Remove what writers that died left in a store: files that end in ``.partial``."""
+    """Remove remains of killed writers from a store: files that end in ``.partial``."""
     folder = location(path)
-    if isinstance(folder, Path):  # elsewhere there is no part of anything
+    if isinstance(folder, Path):  # object stores have no partial objects
         for file in list(folder.rglob(f"*{PARTIAL_SUFFIX}")):
             file.unlink(missing_ok=True)
 
@@ -368,10 +369,10 @@ def sweep_scratch(folder: Location) -> None:
 def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -> None:
     """Check, sync and mark a group as complete: the commit of a stage.
 
-    Every chunk file below is looked for, everything is synced, and last the group's metadata is replaced in one step by
-    one that holds the attributes, ``complete`` and the consolidated metadata. So the marker that we and plain xarray
-    read is the same, and it is there only when everything else is. Nothing may be writing to the group.
-    StoreError where a chunk is missing or cut.
+    Every chunk file is checked for, everything is synced, and finally the group's metadata is atomically replaced by
+    metadata with the attributes, ``complete`` and the consolidated metadata. So this package and plain xarray read the
+    same marker, which exists only when everything else does. Nothing may be writing to the group. Raises StoreError if
+    a chunk is missing or truncated.
     """
     group = location(path).absolute()
     sweep(group)
@@ -380,7 +381,7 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
     consolidated = {folder.relative_to(group).as_posix(): metadata for folder, metadata in nodes}  # type: ignore[arg-type]
     failpoint("checked")
     if isinstance(group, Path):
-        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # a disk takes many waits as one
+        with ThreadPoolExecutor(_SYNCS_AT_ONCE) as pool:  # disks handle concurrent syncs together
             for _ in pool.map(sync, (*group.rglob("*"), group)):
                 pass
     failpoint("synced")
@@ -392,10 +393,10 @@ def mark_complete(path: PathLike, attributes: Mapping[str, Any] | None = None) -
 
 
 def _seal(folder: Location) -> dict[str, Any]:
-    """Metadata of a node; of an array after it was bound to the chunks it has, or found to have them still."""
+    """Return the metadata of a node; an array is first bound to its chunks, or checked if it already is."""
     metadata = read_json(folder / METADATA_FILE) or {}
     if metadata.get("node_type") != "array":
-        # Zarr keeps one flat list at the root, and marks each group below it as listed.
+        # Zarr has one flat list at the root, and an empty list in each group below it.
         return {**metadata, "consolidated_metadata": _inline({})}
     array = open_array(folder)
     if array.fingerprint or not array.spec.checked:
