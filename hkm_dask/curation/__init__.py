@@ -1,1 +1,1 @@
-"""What goes before and after a draw: near-duplicates, and subsets side by side."""
+"""Curation before and after a draw: removing near-duplicates, and comparing subsets."""

@@ -1,4 +1,4 @@
-"""Near-duplicates of a pool or a tree: all rows but one of each group that a cosine above a threshold connects."""
+"""Removal of near-duplicates from a pool or a tree: one row is kept of each group connected by cosines."""
 
 from __future__ import annotations
 
@@ -38,16 +38,16 @@ KEEP = ("closest", "random", "best")
 
 @dataclass(frozen=True, repr=False)
 class Deduplication:
-    """Which rows are kept, and the groups of near-duplicates.
+    """The rows that are kept, and the groups of near-duplicates.
 
     Attributes
     ----------
     rows : ndarray of int64
-        Numbers of the rows that are kept, sorted: what `Config.subset` and ``hkm cluster --subset`` take as a file.
-    removed : ndarray of int64
-        Numbers of the others, sorted.
-    groups : Components
-        Rows that are connected: `groups.rows`, and in `groups.first` the lowest row of each one's group.
+            Sorted numbers of the rows kept, as accepted from a file by `Config.subset` and ``hkm cluster --subset``.
+        removed : ndarray of int64
+            Sorted numbers of the other rows.
+        groups : Components
+            Connected rows: `groups.rows`, with the lowest row of each one's group in `groups.first`.
     threshold : float
     """
 
@@ -59,11 +59,11 @@ class Deduplication:
 
     @property
     def n_rows(self) -> int:
-        """Rows that were looked at."""
+        """Number of rows examined."""
         return len(self.rows) + len(self.removed)
 
     def facts(self) -> dict[str, Any]:
-        """Numbers that sum it up, for JSON."""
+        """Return summary numbers as JSON-compatible values."""
         sizes = np.unique(self.groups.first, return_counts=True)[1]
         return {
             "threshold": self.threshold, "n_rows": self.n_rows, "n_kept": len(self.rows),
@@ -85,7 +85,7 @@ class Deduplication:
         )
 
     def table(self) -> pd.DataFrame:
-        """Rows of groups: `row`, `id` where the pool has ids, `group` (the lowest row of it) and `kept`."""
+        """Return the rows of groups: `row`, `id` if the pool has ids, `group` (its lowest row) and `kept`."""
         order = np.lexsort((self.groups.rows, self.groups.first))
         rows, first = self.groups.rows[order], self.groups.first[order]
         ids = None if self.pool is None else self.pool.ids(rows)
@@ -96,11 +96,11 @@ class Deduplication:
         self, out: str | os.PathLike[str], *, removed: str | os.PathLike[str] | None = None,
         groups: str | os.PathLike[str] | None = None,
     ) -> None:  # fmt: skip
-        """Write `rows`, and if wanted the `removed` ones and the `table`.
+        """Write `rows` and, if requested, the `removed` ones and the `table`.
 
-        `out` and `removed` are ``.npy`` of row numbers, ``.txt`` of ids, or ``.parquet`` or ``.csv`` of both and of
-        the pool's further columns, as `write_subset` writes them; `groups` is a ``.parquet``. Each file appears whole
-        or not at all. Raises InputError where one cannot be new; see `check_targets`.
+        `out` and `removed` are ``.npy`` files of row numbers, ``.txt`` files of ids, or ``.parquet`` or ``.csv`` files
+        of both with the pool's further columns, as written by `write_subset`; `groups` is a ``.parquet``. Each file
+        appears only when it is complete. Raises InputError if one cannot be created; see `check_targets`.
         """
         check_targets(out, removed, groups)
         if self.pool is not None:
@@ -117,7 +117,7 @@ def check_targets(
     removed: str | os.PathLike[str] | None = None,
     groups: str | os.PathLike[str] | None = None,
 ) -> None:
-    """Refuse, with an InputError, files that could not be written, before any work is done for them.
+    """Raise InputError for files that could not be written, before any work is done.
 
     >>> check_targets("kept.xlsx")
     Traceback (most recent call last):
@@ -146,49 +146,49 @@ def dedup(
 ) -> Deduplication:
     """Find the near-duplicates of a pool or a tree, and keep one row of each group of them.
 
-    Two rows are near-duplicates when their cosine, of the values as stored and in float64, is at least `threshold`;
-    a group is what such pairs connect. All pairs are found, whatever clusters their rows are in: angles to centroids
-    and products of 16-bit integers exclude what they prove to be below the threshold, the rest is measured. Rows of
-    zeros have no direction and are kept.
+    Two rows are near-duplicates if the cosine of the stored values, computed in float64, is at least `threshold`; a
+    group is a connected component of such pairs. All pairs are found, whatever clusters their rows are in: angles to
+    centroids and products of 16-bit integers exclude those proven to be below the threshold, and the others are
+    computed exactly. All-zero rows have no direction and are kept.
 
     Parameters
     ----------
     store : path, DataTree, Pool or array of shape (n_samples, n_features)
-        A pool or a tree; of a tree the rows that it clusters.
-    threshold : float
-        Cosine above 0, up to 1, where only what has the same direction is taken for duplicates.
-    keep : {"closest", "random", "best"}
-        Of each group the row closest to its level-1 centroid (in a tree: that of the tree, else that of a quick
-        k-means), one at random, or the one with the largest value of the column `by`. Ties go to the lowest number.
-    by : str, optional
-        A column of numbers of the pool, for ``keep="best"``; with ``-`` before it, the smallest value is the best. Rows
-        without a value, or with NaN, come last.
-    subset : path or array of int, optional
-        Look at these rows only: an ``.npy`` of row numbers, or the numbers, sorted and each once.
-    seed : int
-        Keys the random numbers.
-    client : distributed.Client, optional
-        Where to run; by default distributed's current client, else threads of this process.
-    memory_limit : int or str, optional
-        Bytes this process may hold, when it runs on threads.
+            A pool or a tree; of a tree, the rows it clusters.
+        threshold : float
+            Least cosine, above 0 and up to 1; with 1, only rows with the same direction are duplicates.
+        keep : {"closest", "random", "best"}
+            Row to keep of each group: the one closest to its level-1 centroid (of the tree, or else of a quick
+            k-means), a random one, or the one with the largest value of the column `by`. Ties go to the lowest number.
+        by : str, optional
+            A numeric column of the pool, for ``keep="best"``; with ``-`` before it, the smallest value is best. Rows
+            with missing values or NaN come last.
+        subset : path or array of int, optional
+            Examine only these rows: an ``.npy`` of row numbers, or the numbers themselves, sorted and distinct.
+        seed : int
+            Seed of the random numbers.
+        client : distributed.Client, optional
+            Where to run; by default distributed's current client, otherwise threads of this process.
+        memory_limit : int or str, optional
+            Memory in bytes that this process may use when it runs on threads.
 
     Returns
     -------
     Deduplication
-        With the rows to keep, those removed, and the groups, by row numbers of the pool.
+            The rows to keep, those removed, and the groups, as row numbers of the pool.
 
     Raises
     ------
     InputError
-        Settings that are none, all of them at once; rows with NaN.
-    StoreError
-        The store is missing or damaged.
-    ComputeError
-        The memory limit is too small.
+            If settings are invalid (all are reported at once), or rows contain NaN.
+        StoreError
+            If the store is missing or damaged.
+        ComputeError
+            If the memory limit is too small.
 
     See Also
     --------
-    hkm_dask.curation.near_pairs.near_pairs : The pairs among some rows, with their cosines.
+    hkm_dask.curation.near_pairs.near_pairs : The near-duplicate pairs among some rows, with their cosines.
 
     Examples
     --------
@@ -248,7 +248,7 @@ def _column_problems(pool: Pool | None, by: str) -> list[str]:
 def _groups(
     opened: CuratedStore, index: NDArray[np.int64] | None, threshold: float, seed: int, runner: Runner
 ) -> tuple[Components, NDArray[np.float32]]:
-    """Groups of near-duplicates by places in `index`, and minus the cosine of their rows to a centroid."""
+    """Return groups of near-duplicates as positions in `index`, and minus the cosine of rows to a centroid."""
     stored, unit = (runner.place(rows) for rows in opened.some(index))
     if stored.n_rows == 0:
         raise InputError("n_samples=0 should be at least 1; give a pool that has rows")
@@ -270,7 +270,7 @@ def _groups(
 
 
 def _centroids(opened: CuratedStore, n_rows: int) -> NDArray[np.float32] | None:
-    """Centroids of that level of a tree which has about as many as serve the search."""
+    """Return the centroids of the level of a tree whose number is best for the search."""
     if opened.arrays is None:
         return None
     wanted, arrays = n_directions(n_rows), opened.arrays
@@ -283,7 +283,7 @@ def _keys(
     opened: CuratedStore, places: NDArray[np.int64], index: NDArray[np.int64] | None, nearness: NDArray[np.float32],
     keep: str, by: str | None, seed: int,
 ) -> Sequence[NDArray[Any]]:  # fmt: skip
-    """What is least for the row of a group that is kept."""
+    """Return keys that are least for the row of a group that is kept."""
     rows = places if index is None else index[places]
     if keep == "random":
         return [random_bits(stream_key(seed, "dedup"), rows)]

@@ -1,19 +1,20 @@
-"""The inner loops of the search for near-duplicates: which rows can be near a cluster's, and which are.
+"""The inner loops of the search for near-duplicates: which rows can be near members of a cluster, and which are.
 
 Let u_i be the rows scaled to length 1, m_b the direction of cluster b's centroid and y_j = <u_j, m_b> for its members,
-in falling order. Two rows are near when their angle is at most θ = arccos(threshold). Angles between directions obey
-the triangle inequality, so with α = ∠(u_i, m_b) and β = ∠(u_j, m_b) nearness needs |α - β| ≤ θ: of the cluster only
-members with cos(α + θ) ≤ y_j ≤ cos(α - θ) can be near row i, whatever cluster i is in. They stand in one run, which
-bisection finds; for a row of another cluster it is the tail of the members, or nothing.
+in decreasing order. Two rows are near if their angle is at most θ = arccos(threshold). Angles between directions obey
+the triangle inequality, so with α = ∠(u_i, m_b) and β = ∠(u_j, m_b), rows can be near only if |α - β| ≤ θ: only members
+of the cluster with cos(α + θ) ≤ y_j ≤ cos(α - θ) can be near row i, whatever cluster i is in. They are contiguous, and
+found by bisection; for a row of another cluster they are the last members, or none.
 
-    cos(α ∓ θ) = c t ± √(1 - c²) √(1 - t²),  c = cos α, t = threshold;   cos(α - θ) counts as 1 where α ≤ θ
+   cos(α ∓ θ) = c t ± √(1 - c²) √(1 - t²),  c = cos α, t = threshold;   cos(α - θ) counts as 1 where α ≤ θ
 
-falls as α grows (between θ and π, and between 0 and π - θ), so a bound on c from above bounds the upper end and one
-from below the lower end. Both c and y are known to within `slack`: a product in float32 errs by γ_d, a row or centroid
-rounded to length 1 by 2^-23. No near pair is missed, then, however cosines were rounded and whatever the clusters are.
+decreases with α (between θ and π, and between 0 and π - θ), so an upper bound on c bounds the upper end, and a lower
+bound the lower end. Both c and y are known to within `slack`: a float32 product has an error of γ_d, a row or centroid
+rounded to unit length one of 2^-23. So no near pair is missed, however cosines are rounded and whatever the clusters
+are.
 
-Within the run a product of 16-bit integers bounds each squared distance from below (see `int16_gemm`, `cpu`), and what
-it does not exclude is measured in float64.
+Within this range a product of 16-bit integers bounds each squared distance from below (see `int16_gemm`, `cpu`), and
+whatever it does not exclude is computed in float64.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _PANELS = LANES // PANEL
 
 @njit(inline="always")
 def _first_not_above(values, low, high, limit):  # type: ignore[no-untyped-def]
-    """Index of the first value that is at most `limit` in a falling run of an array."""
+    """Return the index of the first value that is at most `limit` in a decreasing range of an array."""
     while low < high:
         middle = (low + high) >> 1
         if values[middle] > limit:
@@ -45,7 +46,7 @@ def _first_not_above(values, low, high, limit):  # type: ignore[no-untyped-def]
 
 @kernel("void(f4[:,::1], u8[::1])")
 def hash_rows(rows, hashes):  # type: ignore[no-untyped-def]
-    """Write a hash of the values of every row; those of copies are the same, -0 counting as 0."""
+    """Write a hash of the values of every row, equal for copies; -0 counts as 0."""
     for i in range(rows.shape[0]):
         h = np.uint64(14695981039346656037)
         bits = (rows[i] + np.float32(0.0)).view(np.uint32)
@@ -57,7 +58,7 @@ def hash_rows(rows, hashes):  # type: ignore[no-untyped-def]
 
 @njit(inline="always")
 def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped-def]
-    """Where members begin and end that can be near a row with cosine `c` to their centroid."""
+    """Return the range of members that can be near a row with cosine `c` to their centroid."""
     above, below = min(c + slack, 1.0), max(min(c - slack, 1.0), -1.0)
     upper, lower = 1.0, -1.0
     if above < threshold:
@@ -66,7 +67,7 @@ def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped
     if below > -threshold:
         lower = below * threshold - np.sqrt(1.0 - below * below) * sine
     begin = _first_not_above(y, low, high, np.float64(upper + slack))
-    # The first that is below: one step of float32 less is beyond the slack's care.
+    # The first one below the limit: a float32 step further than `slack` covers.
     return begin, _first_not_above(y, begin, high, lower - slack - 2.0**-22)
 
 
@@ -74,10 +75,10 @@ def _run_of(y, low, high, c, threshold, sine, slack):  # type: ignore[no-untyped
 def _choose_visitors(  # type: ignore[no-untyped-def]
     b, cosines, own, own_cosines, y, low, high, threshold, sine, slack, counts, found, begins, ends, places
 ):
-    """List the rows that can be near members of cluster b, by where their runs begin; gives how many.
+    """List the rows that can be near members of cluster b, sorted by where their ranges begin; returns their number.
 
-    A pair of two clusters is looked for where the later one's members are; within one cluster, among the members that
-    are no closer to the centroid.
+    A pair from two clusters is searched in the later one; within one cluster, among members that are no closer to the
+    centroid.
     """
     n = 0
     first_panel = low // PANEL
@@ -110,9 +111,9 @@ def is_connected(
     parent: np.ndarray, is_one: np.ndarray, slot_numbers: np.ndarray, panel: int, n_panels: int, lines: np.ndarray,
     n_slots: int,
 ) -> bool:  # fmt: skip
-    """Whether some rows and all members of some panels are connected with each other already.
+    """Tell whether some rows and all members of some panels are already connected.
 
-    A panel whose members are connected stays so; `is_one` remembers it.
+    A panel whose members are connected stays connected, which `is_one` records.
     """
     root = root_of(parent, n_slots + lines[0])
     for v in lines[1:]:
@@ -139,32 +140,32 @@ def unite_near(  # type: ignore[no-untyped-def]
     slot_rows, slot_norms, slot_numbers, y, begins, ends, panels, constants, slopes,
     threshold, slack, squared_distance, scale, slot_error, gamma, largest, parent,
 ):  # fmt: skip
-    """Unite in `parent` some rows with the members of clusters that are near them; gives how many cosines that took.
+    """Unite rows in `parent` with near members of clusters; returns the number of cosines that were computed.
 
-    Two that are connected already are not looked at, and panels of them not even multiplied: copies with small changes,
-    however many, cost little.
+    Pairs that are already connected are skipped, and panels of them are not even multiplied, so slightly modified
+    copies cost little however many there are.
 
     Parameters
     ----------
     cosines : ndarray of float32, shape (n_rows, n_clusters)
-        Of rows with the centroids.
-    own, own_cosines : ndarray of int32 and float32, shape (n_rows,)
-        Each row's cluster, negative for one before these, and its cosine as it stands in `y`.
+            Cosines of rows with the centroids.
+        own, own_cosines : ndarray of int32 and float32, shape (n_rows,)
+            Each row's cluster, negative if it comes before these, and its cosine as stored in `y`.
     numbers : ndarray of int64, shape (n_rows,)
     rows, norms : ndarray of float32, shape (n_rows, n_features), and of float64, shape (n_rows,)
-        As stored, and their squared norms.
+            Rows as stored, and their squared norms.
     matrix, residual_norms, operand_norms, errors
-        The `Operand` of the rows scaled to length 1.
+            The `Operand` of the rows scaled to unit length.
     slot_rows, slot_norms, slot_numbers, y : ndarray
-        Members of all clusters, as stored, their squared norms, row numbers and cosines to the centroid.
-    begins, ends : ndarray of int64, shape (n_clusters,)
-        Slots of each cluster's members, closest to the centroid first; from whole panels on.
+            Members of all clusters, as stored, with their squared norms, row numbers and cosines to the centroid.
+        begins, ends : ndarray of int64, shape (n_clusters,)
+            Slots of each cluster's members, closest to the centroid first; each begins at a whole panel.
     panels, constants, slopes
-        Of `int16_gemm.score`; infinite constants where a slot is empty.
-    squared_distance : float
-        Of two rows of length 1 that are near, at most.
-    parent : ndarray of int64, shape (n_slots + n_rows or more,)
-        Of slots, then of rows.
+            As in `int16_gemm.score`; constants are infinite for empty slots.
+        squared_distance : float
+            Largest squared distance of two near rows of unit length.
+        parent : ndarray of int64, shape (n_slots + n_rows or more,)
+            Parents of slots, then of rows.
     """
     sine = np.sqrt(max(0.0, 1.0 - threshold * threshold))
     n_rows, n_columns, n_slots, n_measured = rows.shape[0], matrix.shape[1], y.shape[0], 0
@@ -190,7 +191,7 @@ def unite_near(  # type: ignore[no-untyped-def]
             for k in range(n_lines):
                 end = max(end, last[places[line + k]])
             end_panel = (end + PANEL - 1) // PANEL
-            # Sorted, so that no other line's run begins before.
+            # Sorted, so that no other line's range begins earlier.
             for panel in range(first_panels[places[line]], end_panel, _PANELS):
                 n_panels = min(_PANELS, end_panel - panel)
                 if is_connected(parent, is_one, slot_numbers, panel, n_panels, places[line : line + n_lines], n_slots):

@@ -1,4 +1,4 @@
-"""Texts, images, rasters or anything else through an encoder into a pool: streamed, in batches, resumable."""
+"""Embedding of texts, images, rasters or other items with an encoder into a pool: streamed, batched, resumable."""
 
 from __future__ import annotations
 
@@ -27,52 +27,52 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.events import emit
 
 STAGE = "embed"
-PLAN = "embedding"  # the attribute of a pool that says how it was embedded
-# Items that one thread reads before it prepares them: whole photographs take 60 MB each, prepared ones little.
+PLAN = "embedding"  # attribute of a pool that records how it was embedded
+# Items that a thread reads before it prepares them: whole photographs take 60 MB each, prepared ones little.
 ITEMS_AT_ONCE = 16
 MAX_THREADS = 8
 
 
 class ItemSource(Protocol):
-    """Items to be embedded, of any kind, that can be read in any order; plain attributes will do for the properties."""
+    """Items of any kind to be embedded, readable in any order; properties may be plain attributes."""
 
     @property
     def name(self) -> str:
-        """What to call it; stands among the pool's ``sources``."""
+        """Name of the source, recorded in the pool's ``sources``."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """Changes when an item changes, or what is known of it: a run resumes only on the same fingerprint."""
+        """Changes when an item or its data changes; a run is resumed only with the same fingerprint."""
         ...
 
     @property
     def ids(self) -> Pieces | None:
-        """Gives the ids of all items in pieces (arrays of int64 or of str objects), in order.
+        """Returns the ids of all items in order, in pieces (arrays of int64 or of str objects).
 
-        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None where the row number says it all.
+        `hkm_dask.data.ids.id_pieces` makes it from ids in memory. None if items have only row numbers.
         """
         ...
 
     @property
     def columns(self) -> Mapping[str, Pieces]:
-        """What else is known of the items, by name: each like `ids`, of int64, float64 or str objects."""
+        """Further columns of the items by name, like `ids`, of int64, float64 or str objects."""
         ...
 
     def __len__(self) -> int:
-        """Tell how many items there are."""
+        """Return the number of items."""
         ...
 
     def read(self, first: int, last: int) -> Sequence[Any]:
-        """Read the items from `first` up to `last`, one per row of the pool; several threads may call it at once."""
+        """Read items ``first:last``, one per row of the pool; may be called by several threads at once."""
         ...
 
 
 class Encoder(ABC):
-    """Turns items into embeddings; the same items in the same batch give the same embeddings.
+    """Converts items to embeddings; the same items in the same batch give the same embeddings.
 
-    Its `fingerprint` changes when its embeddings may: a run resumes only on the same one. Its `name` is e.g. the
-    model's folder.
+    `fingerprint` changes when embeddings may change; a run is resumed only with the same one. `name` is, for example,
+    the model's folder.
     """
 
     name: str
@@ -80,15 +80,15 @@ class Encoder(ABC):
     n_features: int
 
     def prepare(self, items: Sequence[Any]) -> Sequence[Any]:
-        """Do what can be done item by item, such as resizing; several threads may call it at once."""
+        """Do the work that is possible per item, such as resizing; may be called by several threads at once."""
         return items
 
     @abstractmethod
     def encode(self, prepared: Sequence[Any]) -> np.ndarray:
-        """Embed one batch of prepared items: float32 of shape (n, n_features). One thread calls it."""
+        """Embed a batch of prepared items as float32 of shape (n, n_features); called by a single thread."""
 
     def __call__(self, items: Sequence[Any]) -> np.ndarray:
-        """Embed items: float32 of shape (n, n_features)."""
+        """Embed items as float32 of shape (n, n_features)."""
         return self.encode(self.prepare(items))
 
 
@@ -104,22 +104,23 @@ def embed(
     threads: int | None = None,
     restart: bool = False,
 ) -> Pool:
-    """Embed the items of a source and keep the embeddings in a pool.
+    """Embed the items of a source into a pool.
 
-    In this process: threads read and prepare items ahead of the encoder. A finished chunk of the pool survives any
-    crash. The same call goes on after it and ends in the same bits, for batches never reach across chunks; it refuses
-    to go on with another source, encoder or setting, and says what differs. On a finished pool it computes nothing.
+    Everything runs in this process: threads read and prepare items ahead of the encoder. A finished chunk of the pool
+    survives any crash. The same call resumes from there and gives the same bits, as batches never span chunks; it
+    refuses to resume with another source, encoder or setting, and names the difference. On a finished pool it computes
+    nothing.
 
-    `source` is e.g. of `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`, `encoder` of
-    `encoders.text_encoder` or `encoders.image_encoder`; it is given `batch_size` items at once. Rows are stored as
-    `dtype`, float16 or float32, and with `normalize` scaled to length 1; rows of zeros stay zero. A storage chunk has
-    `chunk_mb` MiB, at most 64, by default a 64th of the pool, at least 1: what a crash costs is the one in progress.
-    `threads` read and prepare, by default one per core, at most 8; they do not change the bits. With `restart` it
-    begins again, whatever exists of the pool; a complete one stays until the new one is.
+    `source` comes, for example, from `texts.open_texts`, `images.open_images` or `raster_patches.open_windows`,
+    `encoder` from `encoders.text_encoder` or `encoders.image_encoder`; it gets `batch_size` items at once. Rows are
+    stored as `dtype`, float16 or float32, and with `normalize` scaled to unit length; all-zero rows stay zero. A
+    storage chunk has `chunk_mb` MiB, at most 64, by default a 64th of the pool, at least 1: a crash costs the chunk in
+    progress. `threads`, by default one per core and at most 8, read and prepare items, and do not affect the bits. With
+    `restart` it starts over, ignoring existing results; a complete pool stays until the new one replaces it.
 
-    InputError when the source is empty or an item cannot be read, a setting is out of range, the pool was made
-    otherwise, or the encoder gives NaN, Inf or what overflows `dtype`, naming the item; StoreError when another process
-    is writing the pool, or the disk is full or fails.
+    Raises InputError if the source is empty or an item unreadable, a setting is out of range, the pool has other
+    settings, or the encoder returns NaN, Inf or values that overflow `dtype`, naming the item; StoreError if another
+    process is writing the pool, or the disk is full or fails.
 
     >>> import tempfile
     >>> from hkm_dask.embedding.descriptors import Hog
@@ -161,7 +162,7 @@ def _plan(
     chunk_mb: float | None,
     threads: int,
 ) -> dict[str, Any]:
-    """Check the settings; tell all that the bits of the pool depend on."""
+    """Check the settings, and return everything that affects the bits of the pool."""
     n_items = len(source)
     settings = (
         ("batch_size", batch_size, "leave it out"),
@@ -193,10 +194,10 @@ def _plan(
 
 
 def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
-    """Say why a pool, complete or not, is not the one that is asked for."""
+    """Describe how a pool, complete or not, differs from the requested one."""
     attributes = read_attributes(folder, missing_ok=True)
     if not attributes and folder.suffix == layout.wip_path("").suffix:
-        return []  # a run was stopped before it began
+        return []  # a run was stopped before it started
     kind = "is another store" if attributes else "is no pool"
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return [f"{folder} should be a pool that was embedded, it {kind}; give another path, or use --restart"]
@@ -211,13 +212,13 @@ def _obstacles(folder: Path, plan: dict[str, Any]) -> list[str]:
 
 
 def _is_empty(wip: Location) -> bool:
-    """Whether an unfinished pool, begun by `_begin`, has no embeddings yet: its first items could not be read, say."""
+    """Tell whether an unfinished pool has no embeddings yet, for example because its first items were unreadable."""
     attributes = read_attributes(wip)
     if attributes.get("format") != layout.POOL_FORMAT or PLAN not in attributes:
         return False
     try:
         array = open_array(wip / layout.EMBEDDINGS)
-    except StoreError:  # not made yet
+    except StoreError:  # not created yet
         return True
     return not any(array.chunk_path(index).exists() for index in range(array.spec.n_chunks))
 
@@ -227,7 +228,7 @@ def _short(value: Any) -> str:
 
 
 def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArray:
-    """Make the unfinished pool, or open it; ids and columns come first, as wrong ones then cost no time."""
+    """Create or open the unfinished pool; ids and columns come first, so that errors in them are found early."""
     shape, dtype = (plan["n_items"], plan["n_features"]), np.dtype(plan["dtype"])
     if not wip.exists():
         pool_writer.check_space(wip, shape[0] * shape[1] * dtype.itemsize)
@@ -238,7 +239,7 @@ def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArr
         pool_writer.write_ids(wip, source.ids(), shape[0], remedy)
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
-    with suppress(StoreError):  # not made yet
+    with suppress(StoreError):  # not created yet
         array = open_array(wip / layout.EMBEDDINGS)
         if array.spec.shape == shape and array.spec.plain:
             return array
@@ -250,7 +251,7 @@ def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArr
 
 @dataclass
 class _Job:
-    """One run through a source."""
+    """One run over a source."""
 
     source: ItemSource
     encoder: Encoder
@@ -262,7 +263,7 @@ class _Job:
     _stopped: threading.Event = field(default_factory=threading.Event)
 
     def run(self) -> pool_writer.Stats:
-        """Embed every chunk that is missing; return the statistics of all, in their order."""
+        """Embed every missing chunk; returns the statistics of all chunks, in order."""
         spec = self.array.spec
         finished = self._finished()
         self._n_done = sum(stop - start for start, stop in map(spec.chunk_range, finished))
@@ -274,7 +275,7 @@ class _Job:
         return stats
 
     def _finished(self) -> dict[int, pool_writer.Stats]:
-        """Check and measure the chunks that a former run finished."""
+        """Check the chunks finished by an earlier run, and compute their statistics."""
         spec = self.array.spec
         finished: dict[int, pool_writer.Stats] = {}
         for index in range(spec.n_chunks):
@@ -286,7 +287,7 @@ class _Job:
             except StoreError as error:
                 emit("warning", message=f"{error}; it is embedded again")
                 continue
-            # Of whole chunks as they are stored, so that a sum does not tell whether a run was interrupted.
+            # Over whole chunks as stored, so that the sums do not depend on interruptions.
             finished[index] = pool_writer.measure(rows, rows, np.arange(*spec.chunk_range(index)))
             finished[index].checksums.append(self.array.checksum(index))
         if finished:
@@ -298,7 +299,7 @@ class _Job:
         yield from itertools.pairwise([*range(start, stop, self.batch_size), stop])
 
     def _ahead(self, chunks: Sequence[int]) -> Generator[Sequence[Any], None, None]:
-        """Yield the prepared items of every batch of some chunks, while threads prepare those of the next ones."""
+        """Yield the prepared items of every batch of some chunks, while threads prepare the next batches."""
         spans = (span for index in chunks for span in self._batches(index))
         executor = ThreadPoolExecutor(self.threads, thread_name_prefix="hkm-embed")
         try:
@@ -331,7 +332,7 @@ class _Job:
         return pool_writer.write_chunk(self.array, index, [(rows, np.arange(start, stop))], normalize=False)
 
     def _embed_batch(self, prepared: Sequence[Any], first: int, last: int) -> np.ndarray:
-        """Embed one batch, and refuse what no pool may hold."""
+        """Embed one batch, and reject values that a pool cannot hold."""
         embedded = np.asarray(self.encoder.encode(prepared))
         shape = (last - first, self.encoder.n_features)
         if embedded.shape != shape or embedded.dtype.kind != "f":
@@ -348,7 +349,7 @@ class _Job:
         return rows
 
     def _name(self, item: int) -> str:
-        """Name an item, by its id where it has one."""
+        """Name an item by its id, if it has one."""
         name = f"item {item} of {self.source.name}"
         if self.source.ids is None:
             return name

@@ -1,4 +1,4 @@
-"""Members of `.npz` files: rows read in place or unpacked, ids streamed; nothing is believed that was not looked at."""
+"""Members of untrusted `.npz` files: rows are read in place or unpacked, ids are streamed."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from hkm_dask.errors import InputError, StoreError
 from hkm_dask.ingestion.tables import Column, array_column
 from hkm_dask.untrusted import open_regular, reading
 
-#: What numpy.savez and numpy.savez_compressed write. Others may unpack a few bytes to more than the memory holds.
+#: Methods of numpy.savez and numpy.savez_compressed. With others, a few bytes may expand beyond memory.
 _METHODS = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-#: Arrays in one file; each has a header to be read.
+#: Most arrays in one file, each of whose headers is read.
 MAX_MEMBERS = 10_000
-#: From so many bytes on, embeddings that shrink to less than a hundredth are no embeddings.
+#: Embeddings of at least this size that compress to less than a hundredth are rejected as an attack.
 _BOMB_BYTES, _BOMB_RATIO = 64 * layout.MIB, 100
 _ZIP_HEADER_BYTES = 30
 
 
 @dataclass(frozen=True)
 class Member:
-    """One array of a `.npz` file: where it is, and what its header promises."""
+    """One array of a `.npz` file: its location, and the content of its header."""
 
     path: Path
     info: zipfile.ZipInfo
@@ -40,12 +40,12 @@ class Member:
 
     @property
     def label(self) -> str:
-        """What to call it in messages."""
+        """Name for messages."""
         return f"{self.path}[{self.info.filename.removesuffix('.npy')}]"
 
 
 def read_members(path: Path) -> dict[str, Member]:
-    """Read the headers of all members, by name; InputError where one cannot be read, or is no `.npy`."""
+    """Read the headers of all members, by name; raises InputError if one is unreadable or not a `.npy`."""
     members: dict[str, Member] = {}
     with _reading(path), open_regular(path) as file, zipfile.ZipFile(file) as archive:
         if len(infos := archive.infolist()) > MAX_MEMBERS:
@@ -61,10 +61,10 @@ def read_members(path: Path) -> dict[str, Member]:
 
 
 def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
-    """Rows of a member: in place where it is stored as it is, unpacked into `scratch` where it is compressed.
+    """Return the rows of a member: in place if it is uncompressed, otherwise unpacked into `scratch`.
 
-    InputError where it cannot be read, or unpacks to so much that it is an attack; StoreError where the disk has no
-    room for it.
+    Raises InputError if it is unreadable, or expands so much that it must be an attack, and StoreError if the disk has
+    no room for it.
     """
     info, path = member.info, member.path
     if info.compress_type == zipfile.ZIP_STORED:
@@ -97,7 +97,7 @@ def member_rows(member: Member, label: str, scratch: Path | None) -> Rows:
 
 
 def member_ids(member: Member) -> Pieces:
-    """Ids of a member, read piece by piece; InputError where it is no column of integers or strings."""
+    """Return the ids of a member, read in pieces; raises InputError unless it is a column of integers or strings."""
     _check_column(member, "id")
     if member.header.dtype.kind not in "iuU":
         fact = f"{member.label}: dtype={member.header.dtype} should be integers or strings"
@@ -106,7 +106,7 @@ def member_ids(member: Member) -> Pieces:
 
 
 def member_column(member: Member) -> Column:
-    """A member with one value per row, to be carried along; InputError where it is none."""
+    """Return a member with one value per row as a column to keep; raises InputError for anything else."""
     _check_column(member, "value")
     return array_column(member.header.dtype, partial(_stream, member), member.label)
 
