@@ -1,1 +1,1 @@
-"""What a run will cost: on this machine, by measuring a little of it; on another one, by its rates."""
+"""Cost of a run before it starts: on this machine, from short measurements; on another one, from its rates."""

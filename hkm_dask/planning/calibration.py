@@ -1,7 +1,8 @@
-"""What this machine takes: small trees are built with the real engine, and costs found that explain what each took.
+"""Measured rates of this machine: small trees are built with the real engine, and unit costs fitted to their times.
 
-Every part of every tree is counted in units of `processor_work`. Trees of a few sizes, and one of many clusters, tell
-the units apart; their k-means show how many iterations there will be, and how few of the pairs those compare.
+The work of every part of every tree is counted in units of `processor_work`. Trees of several sizes, and one with many
+clusters, separate the units; their k-means show how many iterations to expect, and which share of the pairs they
+compare.
 """
 
 from __future__ import annotations
@@ -30,43 +31,44 @@ from hkm_dask.planning.processor_rates import Calibration, Seen
 from hkm_dask.planning.processor_work import Part, Table, run_parts, split_course, together
 from hkm_dask.search.cpu.tally import counting
 
-#: Rows of the smallest tree, and how many times more the next one has.
+#: Rows of the smallest tree, and the growth factor from one tree to the next.
 _FIRST_ROWS, _GROWTH = 2000, 2
-#: Rows of a tree that is built before any is timed.
+#: Rows of an untimed warm-up tree.
 _WARMING_ROWS = 400
-#: Rows of the tree of many clusters, and rows to each of those: more than a seeding draws.
+#: Rows of the tree with many clusters, and its rows per cluster: more than a seeding draws.
 _WIDE_ROWS, _WIDE_PER_CLUSTER = 16384, 8
-#: Rows to a cluster in a small tree, at most: with more, it has too few clusters to show what each of them costs.
+#: Most rows per cluster in a small tree: with more, it has too few clusters to show the cost of each.
 _MOST_PER_CLUSTER = 40
-#: Rows to a cluster in a tree that shows how long a k-means goes on where there are more of them.
+#: Rows per cluster in a tree that shows how many iterations a k-means takes with many rows per cluster.
 _DENSE_PER_CLUSTER = 256
-#: Operations of an iteration in it, for each second that is to be spent, and its rows at least.
+#: Floating-point operations of one of its iterations per second to be spent, and its least number of rows.
 _DENSE_FLOPS, _DENSE_ROWS = 1e8, 4096
-#: How much further a k-means over all rows may go than any over few, or less far.
+#: Factor by which the iterations of a k-means over all rows may differ from any over few rows.
 _FURTHER = 1.3
-#: Resampling steps of a small tree, at most: each takes as long as another.
+#: Most resampling steps of a small tree: they all take about the same time.
 _MOST_RESAMPLES = 2
-#: Seconds a tree of twice as many rows, and clusters, takes at most, over what the last one took.
+#: Factor by which the time of a tree with twice as many rows and clusters may exceed that of the last one.
 _SLOWER = 4.0
-#: Clusters that are split in small trees, and rows to each of their parts: these tell clusters and rows apart.
+#: Clusters to be split in small trees, and rows per part: these separate the costs of clusters and of rows.
 _SPLITS = ((10, 16), (4, 512))
-#: Rows times features times parts of such a tree, at most, for each second that is to be spent.
+#: Most rows times features times parts of such a tree, per second to be spent.
 _SPLIT_PAIRS = 1.5e7
-#: Parts that compare rows with centroids: they share units.
+#: Parts that compare rows with centroids, and share units.
 _SEARCHING = ("seeding", "Lloyd: first", "Lloyd: later", "assign")
-#: What units cost, roughly, as a multiple of another: small trees hardly tell some apart. A draw searches with more
-#: coordinates than an iteration, a point of a walk is two memory accesses, and two of a table a multiplication.
+#: Rough prior on ratios of unit costs, as small trees hardly separate some of them. A draw searches with more
+#: coordinates than an iteration; a point of a walk takes two memory accesses, and two entries of a table take a
+#: multiplication.
 _ALIKE = (("drawn", "searched", 1.7), ("labeled", "searched", 1.0), ("walked", "paired", 4.0))
-#: How much that counts, as a share of what all trees tell.
+#: Weight of this prior, relative to the measurements of all trees.
 _PRIOR = 0.3
-#: Seconds of a part that its share of errors is reckoned from, at least.
+#: Least duration of a part, in seconds, to which its error is relative.
 _FEW_SECONDS = 0.01
-#: Share of the pairs that an iteration after the first compares, where none was seen.
+#: Share of the pairs compared by an iteration after the first, if none was observed.
 _SHARE = 0.3
 
 
 def made_rows(n_rows: int, n_features: int) -> NDArray[np.float16]:
-    """Rows like embeddings: groups of very unequal size, in few directions that matter and many that hardly do.
+    """Make rows like embeddings: groups of very unequal size, with a few directions of large variance.
 
     >>> made_rows(5, 3).shape
     (5, 3)
@@ -89,17 +91,17 @@ def calibrate(
     started: float = 0.0,
     clock: Literal["seconds", "cpu_seconds"] = "seconds",
 ) -> Calibration:
-    """Build small trees for about so many seconds, and find the costs that explain what they took.
+    """Build small trees for about `seconds`, and fit the unit costs that explain their times.
 
-    Of the run that is planned, of `n_rows`, small trees have as many rows to a cluster, as far as that is worth it;
-    `rows` gives so many rows, at most, to build over. A command takes `started` seconds until it begins. The `clock`
-    measures time, or that of processors, all together.
+    Small trees have as many rows per cluster as the planned run over `n_rows`, as far as is useful; `rows` returns at
+    most a given number of rows for them. `started` is the time, in seconds, that a command takes to start. The `clock`
+    measures elapsed time, or the total CPU time.
     """
     n_threads = n_processors() if clock == "seconds" else 1
     few = rows(min(_WARMING_ROWS, n_rows))
     asked = n_rows, few.shape[1], seconds
     splits = [(rows(n), one) for n, one in _split_configs(config, *asked)]
-    # Kernels are loaded on first use, those of splitting, too.
+    # Kernels are loaded on first use, also those for splitting.
     cold, warm = (
         [_measure(*tree) for tree in [(few, scaled_config(config, n_rows, len(few))), *splits[:1]]] for _ in range(2)
     )
@@ -129,7 +131,7 @@ def calibrate(
 
 
 def scaled_config(config: Config, n_rows: int, n: int) -> Config:
-    """The settings of a run over `n_rows` for `n` of them: fewer clusters, and no more resamplings than tell.
+    """Scale the settings of a run over `n_rows` to `n` rows: fewer clusters, and only as many resamplings as needed.
 
     >>> scaled = scaled_config(Config.from_flags((2000, 400, 100)), 40_000, 4000)
     >>> [(level.n_clusters, level.n_resamples) for level in scaled.levels]
@@ -145,26 +147,26 @@ def scaled_config(config: Config, n_rows: int, n: int) -> Config:
 
 
 def _of_levels(config: Config, *levels: Level) -> Config:
-    """Settings with other levels, of all rows that there are."""
+    """Return settings with other levels, over all available rows."""
     return config.model_copy(update={"levels": levels, "subset": None, "fit_sample": None})
 
 
 def _shapes(config: Config, n_rows: int) -> Iterator[tuple[Level, float]]:
-    """The levels of a run, and how many rows there are to a cluster of each."""
+    """Yield the levels of a run, with the number of rows per cluster of each."""
     for level in config.levels:
         yield level, n_rows / level.n_clusters
         n_rows = level.n_centroids
 
 
 def _wide_config(config: Config, n: int) -> Config:
-    """One level of many clusters, which shows what each of them costs, whatever else a small tree takes time for."""
+    """Return one level with many clusters, which shows their cost separately from other costs of a small tree."""
     few = {"n_clusters": max(1, n // _WIDE_PER_CLUSTER), "n_splits": 1, "n_resamples": 1, "max_iter": 4}
     level = config.levels[0].model_copy(update=few)
     return _of_levels(config, level)
 
 
 def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Rows and settings of a tree of few clusters, where a level has more rows to a cluster than small trees."""
+    """Yield rows and settings of a tree with few clusters, if a level has more rows per cluster than small trees."""
     per_cluster = min(_DENSE_PER_CLUSTER, max(n for _, n in _shapes(config, n_rows)))
     if per_cluster > _MOST_PER_CLUSTER:
         n = min(n_rows, max(_DENSE_ROWS, round((seconds * _DENSE_FLOPS * per_cluster / 2 / n_features) ** 0.5)))
@@ -174,7 +176,7 @@ def _dense_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 
 def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float) -> Iterator[tuple[int, Config]]:
-    """Rows and settings of trees whose clusters are split as those of the run, if they are."""
+    """Yield rows and settings of trees whose clusters are split as in the run, if they are."""
     for level, per_cluster in [shape for shape in _shapes(config, n_rows) if shape[0].n_splits > 1][:1]:
         most = max(_DENSE_ROWS, round(seconds * _SPLIT_PAIRS / n_features / level.n_splits))
         for n_clusters, per_part in _SPLITS:
@@ -187,7 +189,7 @@ def _split_configs(config: Config, n_rows: int, n_features: int, seconds: float)
 
 @dataclass
 class _Sample:
-    """A small tree: its settings, what its parts took, and the rates of its pool."""
+    """A small tree: its settings, the times of its parts, and the rates of its pool."""
 
     config: Config
     n_rows: int
@@ -198,7 +200,7 @@ class _Sample:
     write: float
 
     def course(self, number: int, resampled: bool, level: Level) -> tuple[float, float]:
-        """Iterations that its k-means made, and the share of the pairs that those after the first compared."""
+        """Return the iterations of its k-means, and the share of the pairs compared by those after the first."""
         if not number:
             return split_course(level)
         made = self.clock.iterations.get((number, resampled), [1])
@@ -214,7 +216,7 @@ class _Sample:
 
 
 def _measure(rows: NDArray[Any], config: Config) -> _Sample:
-    """Build a small tree over some rows, and time what is done."""
+    """Build a small tree over some rows, timing each part."""
     with tempfile.TemporaryDirectory(prefix="hkm-plan-") as name:
         folder = Path(name)
         np.save(folder / "rows.npy", rows)
@@ -232,7 +234,7 @@ def _measure(rows: NDArray[Any], config: Config) -> _Sample:
 
 
 def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> dict[str, float]:
-    """Seconds of every unit, none negative, that come closest to what all parts of all trees took."""
+    """Fit the seconds per unit, all non-negative, to the times of all parts of all trees."""
     counted: dict[str, list[tuple[Mapping[str, float], float]]] = {}
     for sample in samples:
         took = {place: getattr(spent, clock) for place, spent in sample.clock.spent.items()}
@@ -251,20 +253,20 @@ def _fit(samples: Sequence[_Sample], n_threads: int, clock: str = "seconds") -> 
 
 
 def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, float]:
-    """Costs of the units of some parts, by what each took; errors count as shares of what they are of."""
+    """Fit non-negative costs of units to the times of parts; errors are relative."""
     from scipy.optimize import nnls
 
     names = sorted({unit for units, _ in parts for unit in units})
     amounts = np.array([[units.get(name, 0.0) for name in names] for units, _ in parts])
     took = np.array([seconds for _, seconds in parts])
-    # What takes long counts most, but not alone.
+    # Long parts count most, but not alone.
     weights, scales = 1.0 / np.sqrt(took + _FEW_SECONDS), np.maximum(amounts.max(axis=0), 1e-300)
     told, known = amounts / scales * weights[:, None], took * weights
     for one, other, times in _ALIKE:
         if one in names and other in names:
             i, j = names.index(one), names.index(other)
             alike = np.zeros(len(names))
-            # In units of what the one makes of all that trees tell.
+            # In units of this cost's contribution to all measurements.
             alike[i] = _PRIOR * np.linalg.norm(told[:, i])
             alike[j] = -times * alike[i] * scales[i] / scales[j]
             told, known = np.vstack([told, alike]), np.append(known, 0.0)
@@ -273,9 +275,9 @@ def _solve(parts: Sequence[tuple[Mapping[str, float], float]]) -> dict[str, floa
 
 
 def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Sequence[float]) -> dict[str, list[Seen]]:
-    """What k-means did in the larger half of the trees, which rise: their means, and their range.
+    """Return the mean and range of the iterations of k-means in the larger half of the trees, sorted by size.
 
-    Where a level has more rows to a cluster than small trees have, what they did in a `dense` one, if there is one.
+    For a level with more rows per cluster than small trees have, those of a `dense` tree are used, if there is one.
     """
     seen: dict[str, list[Seen]] = {"first": [], "resampled": []}
     larger = [(t, one) for one in trees[len(trees) // 2 :] for t in range(1, len(per_cluster) + 1)]
@@ -295,7 +297,7 @@ def _seen(trees: Sequence[_Sample], dense: Sequence[_Sample], per_cluster: Seque
 
 
 def _machine() -> str:
-    """The processor, as Linux names it."""
+    """Return the name of the processor according to Linux."""
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
