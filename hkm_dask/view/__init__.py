@@ -1,1 +1,1 @@
-"""What people look at: progress while it runs, stores described, pictures."""
+"""Output for people: progress, descriptions of stores, reports."""

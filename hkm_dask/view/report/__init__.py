@@ -1,1 +1,1 @@
-"""`hkm report`: what a hierarchy holds and what a draw from it changed, as one page that needs nothing else."""
+"""`hkm report`: the content of a hierarchy and the effect of a draw, as one self-contained page."""

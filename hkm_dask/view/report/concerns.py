@@ -1,6 +1,6 @@
-"""Where curation looks harmful, or is not needed: rules with their reasons, and the numbers they rest on.
+"""Rules for when curation looks harmful or unnecessary, with the reasons and numbers behind them.
 
-Each looks at what a tree and a draw tell by themselves, without labels, which is a sign and no proof.
+They use only the tree and the draw, without labels, so they are indications, not proof.
 """
 
 from __future__ import annotations
@@ -15,22 +15,22 @@ from hkm_dask.view.report.facts import NEAR_SHARE, Facts
 from hkm_dask.view.report.markup import Markup, element, join, name, share
 from hkm_dask.view.report.near_duplicates import NearDuplicates
 
-#: A pool whose top-level clusters are more even than this is even already: a uniform draw is about as even as a curated
-#: one, and keeps the proportions. Points spread evenly over a square have 0.15 to 0.25, the pools of pipelines/longtail
-#: 0.5 and more.
+#: A pool whose top-level clusters have a lower Gini coefficient is already even: a uniform draw is about as even as a
+#: curated one, and keeps the proportions. Points spread evenly over a square have 0.15 to 0.25, the pools of
+#: pipelines/longtail 0.5 and more.
 EVEN_GINI = 0.3
-#: One top-level cluster that holds more than this holds most of the pool, and a balanced draw hardly any of it.
+#: A top-level cluster with more than this share has most of the pool, but hardly any of a balanced draw.
 MOST = 0.5
-#: Outliers are told of from this share of the draw on. Of a uniform draw they are 1 %, by what is called far.
+#: Share of outliers in the draw from which on they are reported. In a uniform draw it is 1 %, by the definition of far.
 OUTLIERS = 0.05
-#: Near-duplicates are told of from this share of the draw on, where they are twice as many as in a uniform one.
+#: Share of near-duplicates in the draw from which on they are reported, if it is also twice that in a uniform draw.
 DUPLICATES, TIMES = 0.01, 2.0
-#: A draw of more than this share of the pool cannot be even.
+#: A draw with more than this share of the pool cannot be even.
 LARGE_DRAW = 0.5
 
 
 def concerns(facts: Facts, near: NearDuplicates | None, classes: Values | None = None) -> list[Markup]:
-    """What someone should look at before the draw is used."""
+    """Return what should be checked before the draw is used."""
     found = [*_of_the_tree(facts), *(_of_the_draw(facts) if facts.n_drawn else [])]
     if classes is not None:
         found += _of_classes(classes)

@@ -1,4 +1,4 @@
-"""The levels of a hierarchy side by side, every cluster as high as its share of the pool."""
+"""Icicle chart: the levels of a hierarchy side by side, every cluster as high as its share of the pool."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from hkm_dask.view.report.markup import Markup, count, element, line, share, thi
 from hkm_dask.view.report.samples import Samples
 
 _TOP, _HEIGHT, _GAP, _THIN = 40.0, 1000.0, 3.0, 1.6
-_TEXT, _PICTURE = 13.0, 28.0  # the least heights of a cell with a caption, and with thumbnails
-#: Shares of the draw over shares of the pool, and how a cell is colored up to there.
+_TEXT, _PICTURE = 13.0, 28.0  # least heights of a cell with a caption, and with thumbnails
+#: Upper limits of the ratio of a cell's share of the draw to its share of the pool, and the class for its color.
 SHADES = ((0.5, "less2"), (0.8, "less1"), (1.25, "same"), (2.0, "more1"), (float("inf"), "more2"))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One cluster, or (cluster None) `n` small ones of one parent, with its place and the samples it shows."""
+    """One cluster, or (if cluster is None) `n` small ones of one parent, with its position and its samples."""
 
     level: int
     cluster: int | None
@@ -36,7 +36,7 @@ class Cell:
 
 
 def layout(tree: xr.DataTree, facts: Facts, *, pictures: bool) -> list[Cell]:
-    """Place the clusters of all levels; children stand beside their parent, the largest first."""
+    """Compute the positions of the clusters of all levels; children are beside their parent, the largest first."""
     cells: list[Cell] = []
     scale = _HEIGHT / facts.n_clustered
     width = _width(facts)
@@ -65,7 +65,7 @@ def layout(tree: xr.DataTree, facts: Facts, *, pictures: bool) -> list[Cell]:
 
 
 def _largest_children(tree: xr.DataTree, facts: Facts, level: int, cluster: int) -> NDArray[np.int64]:
-    """Clusters below one of a level above 1 that hold anything, the largest first."""
+    """Return the non-empty children of a cluster above level 1, the largest first."""
     children = tree.hkm.children(level, cluster)
     sizes = facts.levels[level - 2].sizes[children]
     return children[np.argsort(-sizes, kind="stable")][: np.count_nonzero(sizes)]
@@ -82,7 +82,7 @@ def _n_samples(height: float, width: float, pictures: bool) -> int:
 
 
 def draw_icicle(cells: list[Cell], facts: Facts, samples: Samples) -> Markup:
-    """Draw what `layout` has placed."""
+    """Draw the cells made by `layout`."""
     n_levels, width = len(facts.levels), _width(facts)
     heads = []
     for level in reversed(facts.levels):
@@ -95,7 +95,7 @@ def draw_icicle(cells: list[Cell], facts: Facts, samples: Samples) -> Markup:
 
 
 def shade(size: int, drawn: int | None, level: LevelFacts) -> str:
-    """The class of a cell, by whether the draw holds more or less of it than the pool does."""
+    """Return the class of a cell by how its share of the draw compares with that of the pool."""
     if level.drawn is None:
         return "same"
     ratio = (drawn or 0) / max(int(level.drawn.sum()), 1) / (size / int(level.sizes.sum()))
@@ -131,13 +131,13 @@ def _inside(cell: Cell, name: str, samples: Samples, x: float, width: float) -> 
 
 
 def legend() -> Markup:
-    """What the colors of the cells mean."""
+    """Make the legend of the cells' colors."""
     names = ("less than half", "less", "about the same", "more", "more than twice its share")
     colors = zip((kind for _, kind in SHADES), names, strict=True)
     return markup.legend(colors, "Color: the draw's share of a cluster against the pool's")
 
 
 def n_hidden(cells: list[Cell]) -> str:
-    """How many clusters are gathered in cells of their own, in words."""
+    """Describe how many clusters are merged into combined cells."""
     hidden = sum(cell.n for cell in cells if cell.cluster is None)
     return f" {count(hidden)} clusters too small to be seen are gathered." if hidden else ""

@@ -1,4 +1,4 @@
-"""The levels side by side: how large their clusters are, how their k-means went, and what took how long."""
+"""Charts of the levels: cluster sizes, the course of their k-means, and durations."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _REST = "assigning, writing, all else"
 
 
 def size_panels(facts: Facts) -> Markup:
-    """Sizes of the clusters of each level against their rank, in the pool and in the draw; the top level first."""
+    """Plot the cluster sizes of each level against their rank, in the pool and in the draw; the top level first."""
     return panels([_ranks(level) for level in reversed(facts.levels)])
 
 
@@ -41,14 +41,14 @@ def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Mar
     ranked = np.sort(sizes[sizes > 0])[::-1]
     ranks = np.unique(np.geomspace(1, max(len(ranked), 1), _POINTS).round().astype(int))
     points = [(x(rank), y(ranked[rank - 1])) for rank in ranks.tolist()] if len(ranked) else [(x(1), y(1))]
-    if len(points) == 1:  # a dash in its place
+    if len(points) == 1:  # drawn as a dash
         (at, height), half = points[0], 4.0
         points = [(at - half, height), (at + half, height)]
     return path(points, class_)
 
 
 def size_table(facts: Facts) -> Markup:
-    """The sizes of each level in numbers."""
+    """Make a table of the cluster sizes of each level."""
     head = ["Level", "Clusters", "Empty", "Smallest", "Median", "Mean", "Largest", "Gini"]
     head += ["Gini of the draw", "Not drawn from"] if facts.rows is not None else []
     rows = []
@@ -65,7 +65,7 @@ def size_table(facts: Facts) -> Markup:
 
 
 def inertia_panels(facts: Facts) -> Markup:
-    """The inertia of every iteration, as a share of the first one's, for each k-means of each level."""
+    """Plot the inertia of every iteration, relative to the first one's, for each k-means of each level."""
     return panels([made for level in facts.levels if (made := _inertia(level)) is not None])
 
 
@@ -89,7 +89,7 @@ def _inertia(level: LevelFacts) -> Markup | None:
 
 
 def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
-    """What a level's time went into: a class, a name and seconds, one after the other."""
+    """Yield the consecutive stages of a level: class, name and seconds."""
     names = ["first k-means", *(f"k-means of resampling {i}" for i in range(1, len(level.step_seconds)))]
     for i, (name, seconds) in enumerate(zip(names, level.step_seconds, strict=True)):
         yield "stage-first" if i == 0 else "stage-more", name, seconds
@@ -97,13 +97,13 @@ def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
 
 
 def stage_legend() -> Markup:
-    """What the colors of the timeline mean."""
+    """Make the legend of the timeline's colors."""
     resampled = ("stage-more", "k-means of resampled members")
     return legend([("stage-first", "first k-means"), resampled, ("stage-rest", _REST)])
 
 
 def timeline(facts: Facts) -> Markup | None:
-    """Level after level, what took how long; None where the tree does not tell."""
+    """Plot the durations of the stages of each level; None if the tree does not record them."""
     total = sum(level.seconds or 0.0 for level in facts.levels)
     if not total:
         return None
@@ -127,7 +127,7 @@ def timeline(facts: Facts) -> Markup | None:
 
 
 def step_table(facts: Facts) -> Markup:
-    """Iterations, inertia and time of every k-means run, up to the last of each level."""
+    """Make a table of iterations, inertia and duration of every k-means, up to the last one of each level."""
     rows = []
     for level in facts.levels:
         last = next((float(run[-1]) for run in reversed(level.runs) if len(run)), None)
@@ -145,7 +145,7 @@ def step_table(facts: Facts) -> Markup:
 
 
 def settings_table(facts: Facts) -> Markup:
-    """The settings of each level."""
+    """Make a table of the settings of each level."""
     levels = [level.model_dump() for level in facts.config.levels]
     rows = [[element("code", name), *(str(level[name]) for level in levels)] for name in levels[0]]
     return table(

@@ -1,4 +1,4 @@
-"""The page itself: what its template shows, and the policy that lets it load nothing from anywhere."""
+"""The page: data for its template, and a policy that forbids it to load anything."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from hkm_dask.view.report.samples import Samples
 
 @dataclass(frozen=True)
 class Contents:
-    """What a page shows."""
+    """Contents of a page."""
 
     facts: Facts
     samples: Samples
@@ -42,7 +42,7 @@ class Contents:
     classes: list[LevelClasses]
 
 
-#: What the template calls.
+#: Functions that the template calls.
 _PARTS: dict[str, Any] = {
     part.__name__: part
     for part in (
@@ -53,7 +53,7 @@ _PARTS: dict[str, Any] = {
 
 
 def page(contents: Contents) -> str:
-    """Make the whole page."""
+    """Render the whole page."""
     template, style, script = (
         files(__package__).joinpath(name).read_text(encoding="utf-8")
         for name in ("page.html", "style.css", "script.js")
@@ -70,7 +70,7 @@ def page(contents: Contents) -> str:
 
 
 def _policy(style: str, script: str) -> str:
-    """Allow the page its own style and script, images within it, and nothing else."""
+    """Make a content security policy that allows the page's own style, script and embedded images, nothing else."""
     style, script = (
         base64.b64encode(hashlib.sha256(text.encode()).digest()).decode("ascii") for text in (style, script)
     )
@@ -81,7 +81,7 @@ def _policy(style: str, script: str) -> str:
 
 
 def _about(contents: Contents) -> list[tuple[str, object]]:
-    """Facts by name, those that there are none of empty."""
+    """Return facts by name; those that do not exist are empty."""
     facts, samples = contents.facts, contents.samples
     attributes, pool = facts.attributes, facts.pool
     left_out = facts.n_samples - facts.n_clustered
@@ -108,6 +108,6 @@ def _about(contents: Contents) -> list[tuple[str, object]]:
 
 
 def _command(facts: Facts) -> str:
-    """The command that leaves out what was marked, as the script completes it."""
+    """Return the command that excludes marked clusters, to be completed by the script."""
     size = len(facts.rows) if facts.rows is not None else max(facts.n_clustered // 10, 1)
     return line(f"hkm sample {shlex.quote(facts.path)} --size {size} --exclude CLUSTERS --out another.npy")

@@ -1,4 +1,4 @@
-"""`report`: what a hierarchy holds, and what a draw from it changed, as one HTML file that needs nothing else."""
+"""`report`: the content of a hierarchy and the effect of a draw, as one self-contained HTML file."""
 
 from __future__ import annotations
 
@@ -38,29 +38,30 @@ def report(
 ) -> Path:
     """Write a report on a hierarchy, and on a draw from it, as one HTML file.
 
-    It has the settings, the sizes of the clusters of each level and how even they are, the inertia of every k-means, a
-    picture of the hierarchy, what the draw holds of each cluster and of each value of the pool's columns, the
-    near-duplicates left in it, and warnings where curation looks harmful. The file needs no other, and no network.
+    It shows the settings, the cluster sizes of each level and their evenness, the inertia of every k-means, a picture
+    of the hierarchy, the distribution of the draw over clusters and over values of the pool's columns, near-duplicates
+    left in it, and warnings if curation looks harmful. The file is self-contained and needs no network.
 
     Parameters
     ----------
     tree : DataTree or path
-        On disk.
-    out : path
-        The ``.html`` file to write; must not be there yet.
-    pool : path, optional
-        Where the pool of the tree is now. Without it, where it was; where it is gone, what needs it is left out.
-    subset : path or array of int, shape (n,), optional
-        The draw: a file that `hkm sample` wrote, or row numbers of the pool.
-    labels : path or str, optional
-        Classes of the samples, which the tree has not seen: an ``.npy`` file of whole numbers, or a column of the pool.
-    label_names : path, optional
-        Their names: a JSON list, or an object.
-    captions : path or str, optional
-        A file of texts, one for each row of the pool, or the name of a column of it; by default its column ``caption``,
-        ``text`` or ``title``, or its ids.
-    images : path, optional
-        The folder or ``.zip`` of the images that the pool's ids, or its column ``path``, name.
+            A tree on disk.
+        out : path
+            The ``.html`` file to write; it must not exist.
+        pool : path, optional
+            Current location of the tree's pool, by default the recorded one; without a pool, parts that need it are
+            left out.
+        subset : path or array of int, shape (n,), optional
+            The draw: a file written by `hkm sample`, or row numbers of the pool.
+        labels : path or str, optional
+            Class labels of the samples, not used by the tree: an ``.npy`` file of integers, or a column of the pool.
+        label_names : path, optional
+            Names of the classes: a JSON list or object.
+        captions : path or str, optional
+            A file with a text for each row of the pool, or the name of one of its columns; by default its column
+            ``caption``, ``text`` or ``title``, or its ids.
+        images : path, optional
+            A folder or ``.zip`` with the images named by the pool's ids, or by its column ``path``.
 
     Returns
     -------
@@ -70,9 +71,9 @@ def report(
     Raises
     ------
     InputError
-        Captions, images or a draw that do not fit the tree, or a file that is there already.
-    StoreError
-        The tree cannot be read, or the pool is another than that of the tree.
+            If captions, images or a draw do not fit the tree, or the file already exists.
+        StoreError
+            If the tree cannot be read, or the pool is not that of the tree.
 
     Examples
     --------
