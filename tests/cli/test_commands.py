@@ -219,7 +219,7 @@ def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result]
     words = ["cluster", pool, tmp_path / "tree.zarr", "--set", "levels.1.max_iter=3"]
     code, _, err = hkm(*words)
     assert code == 0
-    assert "For 200 rows, as advised: --n-clusters 40,20,6 --n-resamples 1 --resample-size 2" in err
+    assert "For 200 rows, recommended: --n-clusters 40,20,6 --n-resamples 1 --resample-size 2" in err
     assert "Why: 5, 10 and 30 rows to a cluster" in err
     assert "--config FILE" in err
     config = json.loads(hkm("info", tmp_path / "tree.zarr", "--json").out)["config"]
@@ -227,7 +227,7 @@ def test_without_numbers_the_advice_is_taken_and_told(hkm: Callable[..., Result]
     assert hkm(*words)[:2] == (0, f"{tmp_path / 'tree.zarr'}: already complete\n")
     code, _, err = hkm(*words, "--fit-sample", "90", "--n-resamples", "0", "--restart")
     assert code == 0
-    assert "For 90 rows, as advised: --n-clusters 18,9,3 --n-resamples 0 --resample-size 2" in err
+    assert "For 90 rows, recommended: --n-clusters 18,9,3 --n-resamples 0 --resample-size 2" in err
     assert "the levels are fit on 90 of 200 rows" in err
 
 

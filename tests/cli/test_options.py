@@ -65,7 +65,7 @@ def test_it_runs_on_worker_processes(pool: Path, tmp_path: Path, small: list[str
     result = subprocess.run([*words, "--workers", "2"], capture_output=True, text=True, env=env, check=False)
     assert result.returncode == 0, result.stderr
     assert "Dask dashboard: http://127.0.0.1:" in result.stderr
-    assert re.search(r"^This run there: http://127\.0\.0\.1:\d+/hkm$", result.stderr, re.MULTILINE)
+    assert re.search(r"^Page about this run: http://127\.0\.0\.1:\d+/hkm$", result.stderr, re.MULTILINE)
     assert "a tree, complete" in result.stdout
 
 
