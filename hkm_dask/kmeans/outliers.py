@@ -1,4 +1,4 @@
-"""Rows too far from all others, all of them too close together, or much rounded: told before the work."""
+"""Warnings before a fit: outlying rows, rows too close together for float32, and rows that lose much to rounding."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from hkm_dask.data.rows import Rows
 from hkm_dask.search.far_rows import rows_beyond
 from hkm_dask.search.geometry import FAR, Geometry
 
-#: Spread below which squared distances, of 2^-8 of it and less, are no numbers that float32 holds in full.
+#: Spread below which squared distances of 2^-8 of its square and less are subnormal in float32.
 _NARROW = 2.0**-55
 
 
 def narrow_rows_warning(geometry: Geometry) -> str | None:
-    """Tell that the squared distances of a level, in float32, would be 0 or nearly so; None where they are not.
+    """Warn that float32 squared distances at this level would be 0 or nearly so; None if they would not.
 
     Examples
     --------
@@ -34,7 +34,7 @@ def narrow_rows_warning(geometry: Geometry) -> str | None:
 
 
 def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
-    """Tell that rows of float64 lose much of what parts them, as they are looked at in float32; None where they do not.
+    """Warn that converting float64 rows to float32 loses much of what separates them; None if it does not.
 
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
@@ -49,11 +49,11 @@ def rounded_rows_warning(rows: Rows, geometry: Geometry) -> str | None:
 
 
 def far_rows_warning(rows: Rows, geometry: Geometry, *, n_clusters: int, runner: Runner) -> str | None:
-    """Name the rows that lie too far out to share a cluster with others; None where there are none.
+    """Warn of rows that lie too far out to share a cluster with others; None if there are none.
 
-    Such a row has a value 64 times the spread (see `Geometry`) away from the middle, and so far that its squared
-    distance alone is more than all rows of a cluster have together, about ``n_rows / n_clusters`` times the squared
-    spread. Rows are passed over only where `Geometry.max_abs` says that there may be one.
+    Such a row has a value that differs from the origin by more than 64 times the spread (see `Geometry`), and its
+    squared distance alone exceeds that of all rows of an average cluster together, about ``n_rows / n_clusters`` times
+    the squared spread. The rows are read only if `Geometry.max_abs` shows that there may be such a row.
 
     >>> import numpy as np
     >>> from hkm_dask.data.rows import ArrayRows
