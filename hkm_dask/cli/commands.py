@@ -211,7 +211,11 @@ command_of(
 @click.option("--pool", type=STORE, metavar="POOL.zarr", help="Pool, if there is no tree.")
 @click.option("--threshold", type=float, default=0.95, metavar="COS", help="Minimum cosine of near-duplicates.")
 @click.option(
-    "--sample", type=click.IntRange(min=0), default=1000, metavar="N", help="Number of pool rows whose distances are measured."
+    "--sample",
+    type=click.IntRange(min=0),
+    default=1000,
+    metavar="N",
+    help="Number of pool rows whose distances are measured.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, metavar="N", help="Random seed of these rows.")
 @click.option("--memory-limit", type=Size(), metavar="SIZE", help="Memory limit of this process, like 4GiB.")
@@ -396,12 +400,19 @@ def report(tree: Location, out: Path, output: Output, **options: Any) -> None:
 @click.option("--images", type=PATH, metavar="FOLDER|ZIP", help="Folder or .zip of images, named by the pool's ids.")
 @click.option("--subset", type=PATH, metavar="FILE", help="Subset to compare with the pool, a file of `hkm sample`.")
 @click.option(
-    "--out", type=PATH, metavar="FILE", default=Path("weights.csv"), help="File in which marks are saved, and from which they are loaded."
+    "--out",
+    type=PATH,
+    metavar="FILE",
+    default=Path("weights.csv"),
+    help="File in which marks are saved, and from which they are loaded.",
 )
 @click.option("--pool", type=STORE, metavar="POOL.zarr", help="Current path of the tree's pool.")
 @click.option("--port", type=click.IntRange(0, 65535), default=0, metavar="N", help="0 selects a free port.")
 @click.option(
-    "--host", default="127.0.0.1", metavar="ADDRESS", help="Listen there, to admit other machines; not for shared networks."
+    "--host",
+    default="127.0.0.1",
+    metavar="ADDRESS",
+    help="Listen there, to admit other machines; not for shared networks.",
 )
 @click.option("--open", "opens", is_flag=True, help="Open the page in the web browser.")
 def browse(tree: Location, opens: bool, **options: Any) -> None:
@@ -419,7 +430,9 @@ def browse(tree: Location, opens: bool, **options: Any) -> None:
     with browser:
         try:
             click.echo(browser.url)
-            click.echo("Press Ctrl-C to end. From another machine, forward the port: ssh -L PORT:127.0.0.1:PORT", err=True)
+            click.echo(
+                "Press Ctrl-C to end. From another machine, forward the port: ssh -L PORT:127.0.0.1:PORT", err=True
+            )
             if opens:
                 click.launch(browser.url)
             browser.wait()

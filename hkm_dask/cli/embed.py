@@ -43,9 +43,14 @@ def _embedding_options(batch_size: int) -> Callable[[Callable[..., None]], Calla
             metavar="N",
             help="Items per model call.",
         ),
-        click.option("--device", metavar="NAME", help="Device of the model, like cuda:1.  [default: a GPU if available]"),
         click.option(
-            "--chunk-mb", type=float, metavar="N", help="Storage chunk size in MiB; resuming starts after the last finished chunk."
+            "--device", metavar="NAME", help="Device of the model, like cuda:1.  [default: a GPU if available]"
+        ),
+        click.option(
+            "--chunk-mb",
+            type=float,
+            metavar="N",
+            help="Storage chunk size in MiB; resuming starts after the last finished chunk.",
         ),
         click.option("--restart", is_flag=True, help="Start again, and replace the existing pool."),
         output_option,

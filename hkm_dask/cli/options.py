@@ -84,7 +84,7 @@ class PerLevel(click.ParamType):
         try:
             values = tuple(item if item in self.words else int(item) for item in str(value).split(","))
         except ValueError:
-            rule = " or ".join(["whole numbers with commas between them", *self.words])
+            rule = " or ".join(["whole numbers separated by commas", *self.words])
             self.fail(f"{value!r} should be {rule}; write it like {self.name}", param, ctx)
         return values if self.many or len(values) > 1 else values[0]
 
@@ -235,7 +235,10 @@ settings_options = with_options(
         help="Number of clusters per level, level 1 first.",
     ),
     click.option(
-        "--n-resamples", type=PerLevel("10 or 0,10,10"), metavar="M|M,M,...", help="Number of resampling steps.  [default: 10]"
+        "--n-resamples",
+        type=PerLevel("10 or 0,10,10"),
+        metavar="M|M,M,...",
+        help="Number of resampling steps.  [default: 10]",
     ),
     click.option(
         "--resample-size",
@@ -244,7 +247,11 @@ settings_options = with_options(
         help="Members per cluster for resampling.  [default: auto, half the mean cluster size]",
     ),
     click.option(
-        "--set", "overrides", multiple=True, metavar="NAME=VALUE", help="Any setting, like levels.1.max_iter=20; can be repeated."
+        "--set",
+        "overrides",
+        multiple=True,
+        metavar="NAME=VALUE",
+        help="Any setting, like levels.1.max_iter=20; can be repeated.",
     ),
     click.option("--seed", type=int, metavar="N", help="Random seed.  [default: 0]"),
     click.option("--metric", type=click.Choice(["l2", "cosine"]), help="Distance.  [default: l2]"),
@@ -280,7 +287,9 @@ def read_settings(
     be said aloud.
     """
     if config is not None and n_clusters is not None:
-        raise click.UsageError("Give --config FILE or --n-clusters K,K,..., not both; without either, recommended numbers are used.")
+        raise click.UsageError(
+            "Give --config FILE or --n-clusters K,K,..., not both; without either, recommended numbers are used."
+        )
     import json
 
     from hkm_dask.config import Config

@@ -35,9 +35,7 @@ if TYPE_CHECKING:
     help="With --within best: prefer the largest values, or the smallest with a leading -.",
 )
 @click.option("--multiplier", type=int, default=1, metavar="N", help="Maximum number of times a row is drawn.")
-@click.option(
-    "--exclude", type=Clusters(), multiple=True, help="Exclude these clusters, like 2:19,1:7 (LEVEL:NUMBER)."
-)
+@click.option("--exclude", type=Clusters(), multiple=True, help="Exclude these clusters, like 2:19,1:7 (LEVEL:NUMBER).")
 @click.option("--only", type=Clusters(), multiple=True, help="Draw only from these clusters.")
 @click.option(
     "--exclude-ids",

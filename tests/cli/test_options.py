@@ -102,7 +102,7 @@ def test_a_url_of_what_is_no_store_is_refused_and_nothing_is_written(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     np.save("a.npy", np.zeros((3, 2), "f4"))
-    local, schemes = "should be a path on this machine, it is read or written there only", "should begin with s3://"
+    local, schemes = "should be a path on this machine; copy it to a disk", "should begin with s3://"
     for words, said in (
         (("ingest", "a.npy", "ftp://a/p.zarr"), f"pool='ftp://a/p.zarr' {schemes}"),
         (("ingest", "https://a/b.npy", "p.zarr"), f"source='https://a/b.npy' {schemes}"),

@@ -330,7 +330,7 @@ def test_the_same_embeddings_under_other_ids_are_other_samples(folder: Path) -> 
         "these samples are in the pool already"
     ]
     warned = [event.fields["message"] for event in told if event.kind == "warning"]
-    assert warned == ["samples of the same embeddings have joined before: they are there twice"]
+    assert warned == ["samples with the same embeddings were added before: they are in the pool twice"]
 
 
 def test_stores_that_do_not_belong_together(folder: Path) -> None:
