@@ -96,7 +96,7 @@ def emit(kind: str, /, **fields: Any) -> None:
         try:
             callback(event)
         except Exception:
-            logger.warning("a subscriber failed on the event %r; the computation goes on", kind, exc_info=True)
+            logger.warning("a subscriber failed on the event %r; the computation continues", kind, exc_info=True)
 
 
 @contextmanager

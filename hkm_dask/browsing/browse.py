@@ -45,7 +45,8 @@ class Browser:
         self.url = self._server.url
         if self._server.anywhere:
             emit(
-                "warning", message="other machines can reach this page: who has its address sees all of it, unencrypted"
+                "warning",
+                message="other machines can reach this page: anyone with its address can see all of it, unencrypted",
             )
         answers.warm()
         self._server.start()

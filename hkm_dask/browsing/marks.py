@@ -35,7 +35,7 @@ class Marks:
             try:
                 clusters.check(cluster)
             except InputError as error:
-                remedy = "is it of another tree? Give another file with --out"
+                remedy = "if it belongs to another tree, give another file with --out"
                 raise InputError(f"{path} should be marks of this tree, {error}; {remedy}") from None
         self.saved = dict(self.weights)
 
@@ -78,7 +78,7 @@ class Marks:
         with self._lock:
             stored = self._stored()
             if stored is not None and stored != self.saved:
-                raise InputError(f"{self.path} was changed by another meanwhile; move it away, and save again")
+                raise InputError(f"{self.path} was changed by another program; move it away and save again")
             write_weights(self.path, {str(c): w for c, w in self.weights.items()}, overwrite=stored is not None)
             self.saved = dict(self.weights)
 

@@ -37,7 +37,7 @@ class Samples(SampleSources):
     def embedding(self, row: int) -> NDArray[np.float32]:
         """Read the embedding of a row; InputError where there is no pool or no such row."""
         if self.pool is None:
-            raise InputError("pool=None should be there to look for neighbors of a row; give --pool")
+            raise InputError("pool=None should be given to find neighbors of a row; give --pool")
         if not 0 <= row < self.n_rows:
             raise InputError(f"row={row} should be from 0 to {self.n_rows - 1}; choose another")
         return self.pool.rows().read(row, row + 1)[0].astype(np.float32)

@@ -116,11 +116,11 @@ class _Handler(BaseHTTPRequestHandler):
     def _answer(self, respond: Callable[[str, dict[str, str]], None]) -> None:
         host = self.headers.get("Host", "").lower()
         if not self.server.anywhere and not {host, host.rpartition(":")[0]} & self.server.hosts:
-            return self._refuse(HTTPStatus.FORBIDDEN, "ask by an address of this machine, as it was printed")
+            return self._refuse(HTTPStatus.FORBIDDEN, "use the address that was printed, on this machine")
         url = urlsplit(self.path)
         token, _, name = url.path.removeprefix("/").partition("/")
         if not hmac.compare_digest(token.encode("utf-8", "replace"), self.server.token.encode()):
-            return self._refuse(HTTPStatus.NOT_FOUND, "there is nothing; use the whole address that was printed")
+            return self._refuse(HTTPStatus.NOT_FOUND, "not found; use the complete address that was printed")
         try:
             respond(name, dict(parse_qsl(url.query, keep_blank_values=True, max_num_fields=20)))
         except _NotFoundError:
@@ -221,7 +221,7 @@ def read_vector(data: bytes) -> np.ndarray:
             text = data.decode("ascii").translate(str.maketrans(",;[]\n\t", "      "))
             values = np.array([float(number) for number in text.split()])
         except ValueError:
-            raise InputError("vector should be an .npy file, or numbers with commas between them; give one") from None
+            raise InputError("vector should be an .npy file, or numbers separated by commas; give one") from None
     if not values.size:
-        raise InputError("vector should have numbers in it, it has none; give another")
+        raise InputError("vector should not be empty; give another")
     return values

@@ -281,15 +281,15 @@ class Config(_Model):
         """Say in a sentence why `advised` chooses what it does for so many samples.
 
         >>> Config.reason_of_advice(60_000)
-        'Why: 5, 10 and 30 rows to a cluster, level by level, balanced labeled nouns best'
+        'Why: 5, 10 and 30 rows per cluster, from level 1 up, balanced labeled nouns best'
         """
         if n_samples <= _ADVISED_UP_TO:
             *first, last = map(str, _ADVISED_PER_CLUSTER)
             per_cluster = f"{', '.join(first)} and {last}"
-            return f"Why: {per_cluster} rows to a cluster, level by level, balanced labeled nouns best"
+            return f"Why: {per_cluster} rows per cluster, from level 1 up, balanced labeled nouns best"
         small, paper = _ADVISED_PER_CLUSTER[0], _PAPER_PER_CLUSTER[0]
         return (
-            f"Why: {small} rows to a cluster balance best but cost too much beyond {_ADVISED_UP_TO:,} rows; these are "
+            f"Why: {small} rows per cluster balance best but cost too much beyond {_ADVISED_UP_TO:,} rows; these are "
             f"the paper's {paper}."
         )
 
@@ -398,7 +398,7 @@ def _rising(levels: object) -> list[str]:
         with suppress(InputError, TypeError):
             valid.append((number, level if isinstance(level, Level) else Level(**level)))
     return [
-        f"{_clusters_of(above, upper)} should be <= {_clusters_of(below, lower)}; k falls from level to level"
+        f"{_clusters_of(above, upper)} should be <= {_clusters_of(below, lower)}; lower it"
         for (below, lower), (above, upper) in itertools.pairwise(valid)
         if upper.n_centroids > lower.n_centroids
     ]

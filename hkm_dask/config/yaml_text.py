@@ -13,7 +13,7 @@ from hkm_dask.errors import InputError
 from hkm_dask.untrusted import read_regular, reason
 
 MAX_BYTES = 2**18
-#: Values, aliases written out, and how deeply they lie in each other.
+#: Values, with aliases expanded, and how deeply they lie in each other.
 MAX_VALUES, MAX_DEPTH = 20_000, 20
 #: Characters of one value: paths are the longest.
 MAX_VALUE_LENGTH = 4096
@@ -94,7 +94,7 @@ def _load(text: str) -> Any:
         return loader.construct_document(node)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
         # PyYAML's constructors trust the text of a tag, as in `!!int x`.
-        raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
+        raise ValueError(f"it has an invalid value ({reason(error)})") from None
 
 
 def _check(node: yaml.Node) -> None:
@@ -103,7 +103,7 @@ def _check(node: yaml.Node) -> None:
         here, depth = waiting.pop()
         n_values += 1
         if n_values > MAX_VALUES:
-            raise ValueError(f"it has more than {MAX_VALUES:,} values, aliases written out")
+            raise ValueError(f"it has more than {MAX_VALUES:,} values, with aliases expanded")
         if depth > MAX_DEPTH:
             raise _too_deep(here.start_mark)
         if isinstance(here, yaml.ScalarNode):

@@ -145,7 +145,7 @@ def _open(
     trees = [path for path in (tree, a, b) if path is not None and (path is tree or kinds[path] == layout.TREE_FORMAT)]
     pools = [path for path in (pool, a, b) if path is not None and (path is pool or kinds[path] == layout.POOL_FORMAT)]
     if not trees and not pools:
-        raise InputError("tree=None should be the tree that the rows are of; give --tree, or --pool for no clusters")
+        raise InputError("tree=None should be the tree of the rows; give --tree, or --pool to omit clusters")
     opened = open_store((trees or pools)[0])
     for path in (*trees, *pools):
         other = open_store(path).pool

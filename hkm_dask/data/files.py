@@ -96,10 +96,7 @@ written there only; copy it to a disk
     """
     place = location(path, name)
     if isinstance(place, ObjectPath):
-        raise InputError(
-            f"{name}={os.fspath(path)!r} should be a path on this machine, it is read or written there only; "
-            "copy it to a disk"
-        )
+        raise InputError(f"{name}={os.fspath(path)!r} should be a path on this machine; copy it to a disk")
     return place
 
 
@@ -161,7 +158,7 @@ def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool
 
     def check_new() -> None:
         if new and (target.exists() if isinstance(target, ObjectPath) else os.path.lexists(target)):
-            raise InputError(f"{target} should be a new file, it was made meanwhile; choose another name")
+            raise InputError(f"{target} should be a new file, but was created during the run; choose another name")
 
     make_folder(target.parent)
     if isinstance(target, ObjectPath):
@@ -266,7 +263,7 @@ def check_own(path: Location) -> None:
     foreign = parent.st_mode & stat.S_IWOTH and state.st_uid != os.geteuid()
     if linked or foreign:
         what = "is a link" if linked else f"belongs to another user, {state.st_uid}"
-        raise StoreError(f"{path} {what}, it should be of our own making; look at it and remove it")
+        raise StoreError(f"{path} {what} but should be made by hkm_dask; inspect and remove it")
 
 
 def remove(folder: Location) -> None:
@@ -305,7 +302,7 @@ def folder_problem(folder: Path) -> str | None:
     if not there.is_dir():
         return f"be in a folder, {str(there)!r} is none; choose another name"
     if not os.access(there, os.W_OK | os.X_OK):
-        return f"be in a folder that can be written; change the rights of {str(there)!r}"
+        return f"be in a writable folder; change the permissions of {str(there)!r}"
     return None
 
 

@@ -174,9 +174,7 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     twice = set(repeated(keys).tolist())
     for piece in _pieces([pool], layout.IDS):
         if {piece.dtype.kind} != kinds:
-            return [
-                "ids of the new samples should be of the kind the pool has, all integers or all strings; make them so"
-            ]
+            return ["ids of the new samples should be of the pool's type, all integers or all strings; convert them"]
         there = id_keys(piece)
         places = np.minimum(np.searchsorted(keys, there), len(keys) - 1)
         twice.update(there[keys[places] == there].tolist())
@@ -190,6 +188,4 @@ def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
     if not again:
         return []
     more = f" and {len(again) - 1:,} more" if len(again) > 1 else ""
-    return [
-        f"id={again[0]!r:.80}{more} should come once, the pool would have it twice; leave out what is there already"
-    ]
+    return [f"id={again[0]!r:.80}{more} should not be in the pool already; leave such rows out"]

@@ -90,13 +90,13 @@ def check_unicode(values: Sequence[str], name: str) -> None:
 
     >>> check_unicode(["\\ud800"], "ids")
     Traceback (most recent call last):
-    hkm_dask.errors.InputError: ids: '\\ud800' should be whole characters of Unicode; mend it
+    hkm_dask.errors.InputError: ids: '\\ud800' should be valid Unicode; fix it
     """
     try:
         "".join(values).encode()
     except UnicodeEncodeError:
         first = next(value for value in values if any("\ud800" <= c <= "\udfff" for c in value))
-        raise InputError(f"{name}: {first!r:.80} should be whole characters of Unicode; mend it") from None
+        raise InputError(f"{name}: {first!r:.80} should be valid Unicode; fix it") from None
 
 
 def id_keys(ids: np.ndarray) -> np.ndarray:

@@ -287,11 +287,11 @@ class ObjectPath(os.PathLike[str]):
         try:
             yield
         except (exceptions.AlreadyExistsError, exceptions.PreconditionError) as error:
-            raise FileExistsError(errno.EEXIST, "it is another by now", self.url) from error
+            raise FileExistsError(errno.EEXIST, "it has changed", self.url) from error
         except (exceptions.BaseError, OSError) as error:
             text = str(error)
             if isinstance(error, exceptions.NotSupportedError) or "501 Not Implemented" in text:
-                raise OSError(errno.ENOTSUP, "the store does not know how", self.url) from error
+                raise OSError(errno.ENOTSUP, "the store does not support it", self.url) from error
             if isinstance(error, FileNotFoundError) and "NoSuchBucket" not in text:
                 raise FileNotFoundError(errno.ENOENT, "no such object", self.url) from error
             raise StoreError(f"{doing} {self.url} failed: {_sentence(error, self.bucket)}") from error
@@ -325,7 +325,7 @@ a path
         raise InputError(f"{shown} should begin with s3://, gs://, az:// or file://; or give a path")
     parts = rest.split("/")
     if len(parts) < 2 or any(part in (".", "..") or not _SEGMENT.fullmatch(part) for part in parts):
-        rule = f"should be {scheme}://BUCKET/NAME, of plain parts with a slash between them, without keys or options"
+        rule = f"should be {scheme}://BUCKET/NAME, with plain parts separated by slashes, without keys or options"
         raise InputError(f"{name}={_without_secret(text)!r} {rule}; credentials are taken from the environment")
     return ObjectPath(f"{scheme}://{rest}")
 
@@ -412,14 +412,14 @@ def _sentence(error: Exception, bucket: str) -> str:
         return f"there is no bucket {bucket}; make it, or check its name, the endpoint and the region"
     if "169.254.169.254" in text or "metadata.google.internal" in text:
         named = _CREDENTIALS[bucket.partition(":")[0]]
-        return f"there are no credentials; set {named}, or what your store asks for"
+        return f"no credentials were found; set {named}, or those that your store needs"
     denied = isinstance(error, exceptions.PermissionDeniedError | exceptions.UnauthenticatedError)
     if denied or re.search(r"status code: 40[13]", text):
         code = re.search(r"<Code>(\w+)</Code>", text)
         why = f"access denied ({code[1]})" if code else "access denied"
         return f"{why}; check the credentials and what they may do in {bucket}"
     if "error sending request" in text or "timed out" in text or "timeout" in text:
-        return "the store does not answer; check AWS_ENDPOINT_URL and the network, and run the same command again"
+        return "the store does not respond; check AWS_ENDPOINT_URL and the network, and run the same command again"
     return f"{_first_line(error)}; check the store, and run the same command again"
 
 

@@ -85,7 +85,7 @@ class Pool:
         facts = [
             ("path", self.path),
             ("stored", f"{self.dtype}, {size_text(n_bytes)} in chunks of {self.chunk_rows:,} rows"),
-            ("ids", "yes" if self.has_ids else "no, rows are known by their numbers"),
+            ("ids", "yes" if self.has_ids else "none; rows are identified by their numbers"),
             ("columns", ", ".join(self.columns)),
             ("made from", ", ".join([*self.sources[:3], *["…"] * (len(self.sources) > 3)])),
         ]

@@ -61,7 +61,7 @@ def pool_dtype(dtype: Any) -> np.dtype:
         stored = np.dtype(dtype)
         if stored in (np.float16, np.float32):
             return stored
-    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep what the sources have")
+    raise InputError(f"dtype={dtype} should be float16 or float32; leave it out to keep that of the sources")
 
 
 def check_space(target: Location, n_bytes: int) -> None:
@@ -140,7 +140,7 @@ def check_overflow(stats: Stats, dtype: np.dtype) -> None:
     if stats.n_overflows:
         remedy = "store float32" if dtype == np.float16 else "scale the embeddings down"
         raise InputError(
-            f"n_overflows={stats.n_overflows} should be 0: so many values, in {stats.n_overflow_rows} rows, exceed "
+            f"n_overflows={stats.n_overflows} should be 0: that many values, in {stats.n_overflow_rows} rows, exceed "
             f"{float(np.finfo(dtype).max):.6g}, the largest {dtype}; {remedy}"
         )
 

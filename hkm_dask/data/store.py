@@ -80,7 +80,7 @@ def check_destination(path: PathLike, *, overwrite: bool = False) -> None:
     empty = target.is_dir() and not any(target.iterdir())
     begun = isinstance(target, ObjectPath) and (target / _BEGUN_FILE).is_file()
     if not (stored_format(target).startswith("hkm_dask.") or empty or begun) or target.is_symlink():
-        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, it is none; give another path")
+        raise InputError(f"{target} should be a store of hkm_dask to be overwritten, but is not one; give another path")
 
 
 @contextmanager

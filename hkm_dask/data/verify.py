@@ -136,7 +136,7 @@ class Verification:
         lines = [line for name, text in pairs for line in wrapped(f"  {name:<{width}}  ", text)]
         if self.problems:
             lines += ["", "wrong"] + [f"  {problem.where or 'store'}: {problem.what}" for problem in self.problems]
-            lines += ["", "to mend it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]
+            lines += ["", "to fix it"] + [f"  {remedy}" for remedy in dict.fromkeys(p.remedy for p in self.problems)]
         if self.notes:
             lines += ["", "to note"] + [f"  {note}" for note in self.notes]
         return "\n".join(map(printable, [head, *lines]))
@@ -174,7 +174,7 @@ def check_metadata(root: Location, found: Verification) -> dict[str, StoredArray
         if (own[name] or {}).get("node_type") == "array" and (array := _array(root, name, found)) is not None:
             arrays[name] = array
     if found.sound:
-        found.checks["metadata"] = f"complete, format {layout.FORMAT_VERSION}, {len(arrays)} arrays as they were made"
+        found.checks["metadata"] = f"complete, format {layout.FORMAT_VERSION}, {len(arrays)} arrays unchanged"
     return arrays
 
 

@@ -18,7 +18,7 @@ from hkm_dask.data.verify_chunks import ChunkReader, broken_rule, named_rows
 _PIECE_BYTES = layout.MIB
 #: Ids compared at once.
 _IDS_AT_ONCE = 2**26
-_ID_REMEDY = "give every row an id of its own, and make the pool again"
+_ID_REMEDY = "give every row a unique id, and make the pool again"
 
 
 def check_pool(attributes: Mapping[str, Any], reader: ChunkReader, found: Verification) -> None:

@@ -170,7 +170,7 @@ def _plan(
     )
     problems = [f"{name}={value} should be at least 1; {fix}" for name, value, fix in settings if value < 1]
     problems += [
-        f"column={name} should be a name that no pool or subset uses; call it otherwise"
+        f"column={name} should be a name that no pool or subset uses; rename it"
         for name in source.columns
         if name in layout.OWN_COLUMNS or name.startswith("level_")
     ]
@@ -234,7 +234,7 @@ def _begin(wip: Location, plan: dict[str, Any], source: ItemSource) -> StoredArr
     store.create_group(wip, {"format": layout.POOL_FORMAT, "format_version": layout.FORMAT_VERSION, PLAN: plan})
     store.sweep(wip)
     if source.ids is not None:
-        remedy = "give every item an id of its own, or leave the ids out"
+        remedy = "give every item a unique id, or omit the ids"
         pool_writer.write_ids(wip, source.ids(), shape[0], remedy)
     for name, pieces in source.columns.items():
         pool_writer.write_column(wip, name, pieces(), shape[0])
@@ -316,7 +316,7 @@ class _Job:
             if len(prepared) != stop - start:
                 raise InputError(
                     f"{self.source.name}: n_items={len(prepared)} should be {stop - start} for items {start}:{stop}; "
-                    "mend the source or the encoder"
+                    "fix the source or the encoder"
                 )
             ready.extend(prepared)
         return ready
@@ -336,13 +336,13 @@ class _Job:
         shape = (last - first, self.encoder.n_features)
         if embedded.shape != shape or embedded.dtype.kind != "f":
             got = f"{embedded.dtype}{embedded.shape}"
-            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; mend the encoder")
+            raise InputError(f"{self.encoder.name}: embeddings={got} should be floats of {shape}; fix the encoder")
         rows = pool_writer.convert(embedded, self.array.spec.dtype, self.normalize)
         stats = pool_writer.measure(embedded, rows, np.arange(first, last))
         if stats.nonfinite:
             raise InputError(
                 f"{self.encoder.name}: embedding={self._name(int(stats.nonfinite[0][0]))} should be finite, it has NaN "
-                "or Inf; look at that item, or take another model"
+                "or Inf; check that item, or use another model"
             )
         pool_writer.check_overflow(stats, rows.dtype)
         return rows

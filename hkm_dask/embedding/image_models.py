@@ -78,7 +78,7 @@ class TransformersEncoder(_TorchEncoder):
 
     def _load(self, folder: Path) -> Any:
         if not (folder / PREPROCESSOR).exists():
-            raise InputError(f"model={folder} has no {PREPROCESSOR}; copy it from where the model is")
+            raise InputError(f"model={folder} has no {PREPROCESSOR}; copy it from the model's source")
         transformers = require("transformers", EXTRA)
         with loading(folder, "transformers"), quiet_transformers():
             # Pillow's arithmetic, so that the bits do not depend on whether torchvision is installed: `use_fast`

@@ -122,7 +122,7 @@ class Images:
 
     def _read(self, name: str) -> np.ndarray:
         problem = f"{self.name}: image={name} should be readable, it is not"
-        with reading(problem, "mend it, or leave all such images out with skip_unreadable (--skip-unreadable)"):
+        with reading(problem, "fix it, or leave out all such images with skip_unreadable (--skip-unreadable)"):
             return decode(self._files.read(name))
 
     def take(self, rows: np.ndarray) -> list[np.ndarray]:
@@ -277,7 +277,7 @@ class ImageFiles:
 
     def _jpeg(self, name: str, size: int) -> bytes:
         """Make a JPEG of at most `size` pixels a side; InputError where there is no such image inside."""
-        with reading(f"image={name[:200]!r} should be an image in {self.path}", "mend it, or leave it out"):
+        with reading(f"image={name[:200]!r} should be an image in {self.path}", "fix it, or leave it out"):
             pixels = decode(self.read(name), at_least=size)
         image, file = Image.fromarray(pixels), io.BytesIO()
         image.thumbnail((size, size))

@@ -280,7 +280,7 @@ def _wrong_settings(
     if value_range is not None and not value_range[0] < value_range[1]:
         problems.append(f"value_range={value_range} should rise; give the value of black, then that of white")
     if bounds is not None and not (bounds[0] < bounds[2] and bounds[1] < bounds[3]):
-        problems.append(f"bounds={bounds} should be west, south, east, north; bring them into this order")
+        problems.append(f"bounds={bounds} should be west, south, east, north; give them in this order")
     if not 0 <= max_missing <= 1:
         problems.append(f"max_missing={max_missing} should be between 0 and 1; it is a share of a patch")
     return problems

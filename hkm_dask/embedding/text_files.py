@@ -155,7 +155,7 @@ class LineFile(TextFile):
         try:
             parsed = parse_json(line)
         except ValueError as error:
-            raise InputError(f"{place} should be a JSON object ({reason(error)}); mend it") from error
+            raise InputError(f"{place} should be a JSON object ({reason(error)}); fix it") from error
         if not isinstance(parsed, dict) or key not in parsed:
             held = ", ".join(parsed) if isinstance(parsed, dict) else type(parsed).__name__
             raise InputError(f"{place} should have {key!r}, it has {held:.200}; name another with column or ids")

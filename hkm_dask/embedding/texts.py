@@ -79,7 +79,7 @@ def open_texts(
     if empty and not skip_empty:
         file, place = empty[0]
         raise InputError(
-            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; mend them, or "
+            f"n_empty_texts={len(empty)} should be 0, the first is {file.unit} {place} of {file.path}; fix them, or "
             "leave them out with skip_empty (--skip-empty)"
         )
     if empty:
@@ -100,7 +100,7 @@ def _find(root: Path) -> list[Path]:
     if len(held) != 1:
         kinds = "several kinds: " + ", ".join(held) if held else "none"
         raise InputError(
-            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; sort it"
+            f"input={root} should hold files of one kind ({', '.join(SUFFIXES)}), it holds {kinds}; separate them"
         )
     return sorted(paths, key=natural_key)
 

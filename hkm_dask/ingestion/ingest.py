@@ -35,9 +35,7 @@ STAGE = "ingest"
 PIECE_BYTES = 4 * layout.MIB
 # Chunks handed out at once, per thread: progress is told and sums are folded after each round.
 CHUNKS_PER_ROUND = 8
-_ID_REMEDY = (
-    "give every row an id of its own, or leave the ids out and carry what they are as a column with keep (--keep)"
-)
+_ID_REMEDY = "give every row a unique id, or omit the ids and store them as a column with keep (--keep)"
 
 
 @dataclass(frozen=True)
@@ -277,7 +275,7 @@ def _rows_to_drop(stats: Stats, table: Sources, drop_nonfinite: bool) -> np.ndar
     if not drop_nonfinite:
         raise InputError(
             f"n_nonfinite_rows={len(rows)} should be 0, NaN or Inf stands in rows {first_few(rows)} "
-            f"(the first: {table.locate(int(rows[0]))}); mend them, or leave them out with drop_nonfinite "
+            f"(the first: {table.locate(int(rows[0]))}); fix them, or leave them out with drop_nonfinite "
             "(--drop-nonfinite)"
         )
     return rows

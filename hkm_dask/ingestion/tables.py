@@ -105,7 +105,7 @@ class TableRows(Rows):
             if (wrong := np.flatnonzero(lengths != self.n_features)).size:
                 raise InputError(
                     f"row {row + int(wrong[0])} of {self.label}: n_features={lengths[wrong[0]]} should be "
-                    f"{self.n_features} as in the rows before it; mend it, or give a column of lists of one length"
+                    f"{self.n_features} as in the rows before it; fix it, or give a column of lists of one length"
                 )
         flat = array.flatten()  # without the missing lists
         values = _floats(flat, self.dtype).reshape(-1, self.n_features)

@@ -115,11 +115,14 @@ def update(
                     check_memory(opened, grown, n_added, runner)
                 _check(added, grown, opened)
                 if added and any(_fingerprints(added) == before for *_, before in grown.history):
-                    emit("warning", message="samples of the same embeddings have joined before: they are there twice")
+                    emit(
+                        "warning",
+                        message="samples with the same embeddings were added before: they are in the pool twice",
+                    )
                 times_as_far = _write(opened, grown, added, n_before, work, client=client, memory_limit=memory_limit)
                 if times_as_far > _FAR:
                     fact = f"the new samples lie {times_as_far:.2g} times as far from their centroids as the others"
-                    changed = "the clusters may no longer be theirs; `hkm cluster` makes new ones"
+                    changed = "the clusters may no longer fit; `hkm cluster` makes new ones"
                     emit("warning", message=f"{fact}: {changed}")
         remove(work.parent)
     return open_hierarchy(target)

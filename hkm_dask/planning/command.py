@@ -55,7 +55,7 @@ def plan_run(
         source = open_source(of, config)
         rows, n_total, n_labeled = source.rows, source.n_total, source.labeled.n_rows
     elif config.subset is not None:
-        raise InputError("subset goes with a pool; give POOL.zarr, or as many --n-samples as the subset has")
+        raise InputError("subset needs a pool; give POOL.zarr, or the size of the subset as --n-samples")
     else:
         n_total, n_features, dtype = of
         rows, n_labeled = PlannedRows(min(n_total, config.fit_sample or n_total), n_features, dtype), n_total

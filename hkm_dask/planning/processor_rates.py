@@ -62,7 +62,7 @@ class Calibration:
             return cls(costs=costs, seen=seen, **made)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
-                f"rates should be what `hkm plan --json` prints, {error} is amiss; make it again"
+                f"rates should be what `hkm plan --json` prints, {error} is wrong; make it again"
             ) from None
 
     def course(self, bound: str = "iterations") -> Course:

@@ -78,7 +78,7 @@ def remedies_for(check: Check) -> Iterator[str]:
         return
     limit, need = check.workers.memory_limit, check.need()
     if replace(check, workers=replace(check.workers, memory_limit=need)).fits():
-        yield f"--memory {math.ceil(need / 2**20)}MiB for each worker, in place of {limit >> 20}MiB"
+        yield f"--memory {math.ceil(need / 2**20)}MiB per worker, instead of {limit >> 20}MiB"
     n = check.workers.n_workers
     while n < _MOST_WORKERS:
         n *= 2
@@ -92,7 +92,7 @@ def remedies_for(check: Check) -> Iterator[str]:
     small.chunk_rows = max(1, _SMALL_CHUNK // small.row_bytes)
     if check.rows.chunk_rows > small.chunk_rows and replace(check, rows=small).fits():
         least = size_text(check.rows.chunk_rows * check.rows.row_bytes)
-        yield f"hkm ingest --chunk-mb 1: chunks of 1 MiB, in place of {least}"
+        yield f"hkm ingest --chunk-mb 1: chunks of 1 MiB instead of {least}"
 
 
 def _fewer_clusters(check: Check, number: int) -> Iterator[str]:

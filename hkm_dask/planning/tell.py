@@ -48,10 +48,10 @@ def basis(plan: Plan) -> str:
     if plan.workers.gpu is not None:
         return (
             f"predicted, not measured: rates of {plan.workers.gpu.source} from its data sheet, "
-            "every k-means taken to its cap of iterations"
+            "every k-means making max_iter iterations"
         )
     if plan.calibration is None:
-        return "no rates are known, so no times"
+        return "no times, since no rates are known"
     one = plan.calibration
     return f"measured on {one.n_rows:,} rows in {one.seconds:.0f} s, {one.n_processors} threads of {one.machine}"
 
@@ -76,7 +76,7 @@ def render(plan: Plan, name: str) -> str:
     if phases:
         lines += ["", "  of it " + ", ".join(f"{phase} {_span(seconds)}" for phase, seconds in phases.items())]
     if not plan.fits:
-        lines += ["", f"It does not fit: {plan.worst} takes a limit of {size_text(plan.need)}. What would, any of:"]
+        lines += ["", f"It does not fit: {plan.worst} needs a limit of {size_text(plan.need)}. Any of these would fit:"]
         lines += [f"  {remedy}" for remedy in plan.remedies]
     return "\n".join(lines)
 
@@ -108,7 +108,7 @@ def _in_ranges(plan: Plan) -> list[str]:
         if (n := level.shape["n_ranges"]) > 1:
             files = size_text(level.in_ranges.read + level.in_ranges.written)
             time = "" if level.range_seconds is None else f"about {_span(level.range_seconds)} and "
-            clusters = f"the {level.shape['k']:,} clusters of level {t} are shared out in {n} ranges"
+            clusters = f"the {level.shape['k']:,} clusters of level {t} are divided into {n} ranges"
             texts.append(f"{clusters}, since no worker may hold them all: {time}{files} read and written more")
     return texts
 

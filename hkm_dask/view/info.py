@@ -40,7 +40,7 @@ def describe(path: str | os.PathLike[str]) -> Facts:
     kind = attributes.get("format")
     if metadata is None or kind not in layout.FORMATS:
         unfinished = root.suffix == _WIP
-        what = "it is no Zarr group" if metadata is None else f"its format is {kind or 'another'}"
+        what = "it is not a Zarr group" if metadata is None else f"its format is {kind or 'another'}"
         remedy = "it was stopped before it began; run its command again" if unfinished else "give the path of one"
         raise StoreError(f"store={str(root)!r} should be a pool, tree or assignment of hkm, but {what}; {remedy}")
     # The version first: what a newer one means by `complete` is not ours to know.
@@ -170,7 +170,7 @@ def _pool_lines(facts: Facts) -> list[str]:
             ("dtype", facts["dtype"]),
             ("size", size_text(facts["bytes"])),
             ("chunks", f"{facts['n_chunks']:,} of {facts['chunk_rows']:,} rows"),
-            ("ids", "yes" if facts["has_ids"] else "no, rows are known by their numbers"),
+            ("ids", "yes" if facts["has_ids"] else "none; rows are identified by their numbers"),
             *([("columns", ", ".join(facts["columns"]))] if facts.get("columns") else []),
             ("max abs", f"{facts['max_abs']:.6g}"),
             ("zero rows", f"{facts['n_zero_rows']:,}"),

@@ -54,7 +54,7 @@ class SampleSources:
             raise InputError(
                 f"images={os.fspath(images or '')} should go with a pool whose ids, or a column "
                 f"{' or '.join(PATH_COLUMNS)}, name the files; make it with `hkm embed image` or `hkm ingest --ids`, "
-                "or say with --pool where it is"
+                "or give its path with --pool"
             )
 
     def _open_captions(self, captions: str | os.PathLike[str] | None, wait: bool) -> None:

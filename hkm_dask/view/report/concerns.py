@@ -58,7 +58,7 @@ def _of_the_tree(facts: Facts) -> Iterator[Markup]:
         yield _said(
             "One cluster holds most.", "Cluster ", name(top.number, largest),
             f" holds {share(part)} of the pool. A balanced draw gives it about as much as any other cluster: if it is "
-            "what the pool is about, and no noise, raise its weight, or cluster it by itself.",
+            "what the pool is about and not noise, raise its weight, or cluster it by itself.",
         )  # fmt: skip
     asked = zip(facts.levels, facts.config.levels, strict=True)
     stopped = [level.number for level, of in asked if any(len(run) >= of.max_iter for run in level.runs)]

@@ -61,7 +61,7 @@ class Samples:
         if not self._thumbnails:
             raise InputError(
                 f"images should hold the pool's images, but none of them can be read, as {paths[0]!r}; "
-                "give the folder, or the .zip, that these names begin in"
+                "give the folder or .zip that contains them"
             )
 
     def caption(self, row: int) -> str:
