@@ -205,7 +205,7 @@ class Answers:
             "unsaved": self.marks.unsaved,
             "can_undo": self.marks.can_undo,
             "file": self.marks.path.name,
-            "command": f"hkm sample {_shown(self.tree_path)} --size SIZE --weights {_shown(self.marks.path)} "
+            "command": f"hkm sample {_quoted(self.tree_path)} --size SIZE --weights {_quoted(self.marks.path)} "
             "--out subset.npy",
             "draw": None if drawn is None else {"size": drawn.size, "available": drawn.available},
         }
@@ -241,7 +241,7 @@ class Answers:
             return self._marks()
 
 
-def _shown(path: Location) -> str:
+def _quoted(path: Location) -> str:
     """Quote a path for a shell command, relative to the current folder if it is inside."""
     folder = Path.cwd()
     if isinstance(path, Path) and path.is_relative_to(folder):

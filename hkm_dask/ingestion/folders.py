@@ -58,7 +58,7 @@ def open_folder(path: Path, wanted: Wanted) -> list[EmbeddingTable]:
     """
     known = set[Path]()
     tables = _open_shards(path, wanted, known)
-    _tell_left_out(path, known)
+    _warn_left_out(path, known)
     return tables
 
 
@@ -100,7 +100,7 @@ def _candidates(folder: Path) -> list[Path]:
     ]
 
 
-def _tell_left_out(folder: Path, known: set[Path]) -> None:
+def _warn_left_out(folder: Path, known: set[Path]) -> None:
     """Warn of files left out without being asked to, such as ``.parquet`` beside ``.npy``, or nested shards."""
     left = (path for path in _candidates(folder) if path not in known)
     found = [path.relative_to(folder) for path in islice(filter(_may_hold, islice(left, _MOST_PROBED)), N_NAMED + 1)]

@@ -178,7 +178,7 @@ def open_sources(
     of_file = file is not None and file.table is not None
     wanted = Wanted(name if file is None else None, column, () if of_file else keep, scratch)
     total = Sources(open_each(partial(_open, wanted=wanted), given))
-    _tell_repeated(total.tables)
+    _warn_repeated(total.tables)
     if file is not None:
         total.ids = file.ids(total.n_rows)
         total.columns |= file.columns(keep)
@@ -188,7 +188,7 @@ def open_sources(
     return total
 
 
-def _tell_repeated(tables: Sequence[EmbeddingTable]) -> None:
+def _warn_repeated(tables: Sequence[EmbeddingTable]) -> None:
     """Warn of files given twice, for example by a pattern and a name; repeated ids, if any, are refused later."""
     counts = Counter(table.name for table in tables if not isinstance(table.rows, ArrayRows))
     if twice := [name for name, n in counts.items() if n > 1]:

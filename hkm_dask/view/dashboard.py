@@ -102,7 +102,7 @@ def _where(fields: Mapping[str, Any]) -> tuple[int, int]:
     return fields["level"], fields["step"]
 
 
-def _told(log: RunLog, now: float) -> str:
+def _status_html(log: RunLog, now: float) -> str:
     """Make the status text above the figures, in HTML."""
     lines = [escape(line) for line in log.lines[-3:]]
     if log.running:
@@ -265,7 +265,7 @@ class Page:
             self.text.text = "Nothing has run on this scheduler yet."
         elif changed or self.log.running:
             now = time() + self._ahead
-            self.text.text = _told(self.log, now)
+            self.text.text = _status_html(self.log, now)
             self._show_stages(self.log, now - self.log.started)
             if changed:
                 self._show_curves(self.log)

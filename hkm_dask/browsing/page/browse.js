@@ -109,7 +109,7 @@ function head(cluster, name) {
   if (near) {
     parts.push(` · rank ${count(near.position + 1)} of ${count(near.n)} by size in `,
       h("a", { href: `#${near.parent}` }, near.parent ? `cluster ${near.parent}` : "the tree"));
-  } else parts.push(` in ${plural(tree.n_clusters.length, "level")}: ${tree.n_clusters.map(count).reverse().join(" › ")} clusters`);
+  } else parts.push(` · ${plural(tree.n_clusters.length, "level")}: ${tree.n_clusters.map(count).reverse().join(" › ")} clusters`);
   const step = (label, to, hint) => h("button", { type: "button", disabled: !to, title: hint, onclick: () => go(to) }, label);
   const steps = near ? h("div", { class: "steps" }, step("‹ Larger", near.previous, "Previous sibling ( [ )"), step("Smaller ›", near.next, "Next sibling ( ] )")) : null;
   const out = cluster.excluded ? h("span", { class: "badge none" }, cluster.weight === 0 ? "excluded" : "excluded with a parent cluster") : null;
@@ -145,7 +145,7 @@ function membersSection(page, which, leaf, again) {
   const tab = (value, text) => h("button", { type: "button", "aria-pressed": String(which === value),
     onclick: () => again({ samples: value === "closest" ? "" : value, ...(leaf ? { start: 0 } : {}) }) }, text);
   const tabs = h("div", { class: "tabs", role: "group", "aria-label": "Which samples" },
-    tab("closest", leaf ? "Closest first" : "Near the center"), tab("furthest", leaf ? "Furthest first" : "At the boundary"));
+    tab("closest", leaf ? "Closest first" : "Near the center"), tab("furthest", leaf ? "Furthest first" : "At the border"));
   const heading = leaf ? plural(page.n, "sample") : "Samples";
   return [
     h("div", { class: "section" }, h("h2", {}, heading), h("div", { class: "tools" }, tabs)),

@@ -130,8 +130,8 @@ def _shares(counts: NDArray[np.int64]) -> NDArray[np.float64]:
 def draw_column(column: Values | Numbers) -> Markup:
     """Draw the chart of one column."""
     body = _draw_values(column) if isinstance(column, Values) else _draw_numbers(column)
-    said = things(len(column.names), "value") if isinstance(column, Values) else "1st to 99th percentile of the pool"
-    head = element("figcaption", element("b", line(column.name, 60)), " ", element("span", said, class_="quiet"))
+    detail = things(len(column.names), "value") if isinstance(column, Values) else "1st to 99th percentile of the pool"
+    head = element("figcaption", element("b", line(column.name, 60)), " ", element("span", detail, class_="quiet"))
     return element("figure", head, body)
 
 
@@ -144,7 +144,7 @@ def _draw_values(column: Values) -> Markup:
     pool, draw = (_gathered(shares, shown, n) for shares in (column.pool, column.draw))
     assert pool is not None
     x = Scale(0, max(max(pool), max(draw or [0.0])) or 1, 230, WIDTH - 150)
-    marks, said = [], []
+    marks, described = [], []
     for i, (name, *shares) in enumerate(zip(names, pool, *([] if draw is None else [draw]), strict=True)):
         y = 14 + 24.0 * i
         given = " → ".join(map(share, shares))
@@ -152,9 +152,9 @@ def _draw_values(column: Values) -> Markup:
         marks += [rule(230, y, WIDTH - 150, y), rule(x(shares[0]), y, x(shares[-1]), y, "change")]
         kinds = zip(shares, ("fill-pool", "fill-draw"), strict=False)
         marks += [element("circle", cx=x(of), cy=y, r=5.5, class_=kind) for of, kind in kinds]
-        said.append(f"{name} {given}")
+        described.append(f"{name} {given}")
     order = "" if draw is None else " in the pool → in the draw"
-    return chart(24 * len(names) + 8, marks, label=f"Shares of {line(column.name, 60)}{order}: {'; '.join(said)}")
+    return chart(24 * len(names) + 8, marks, label=f"Shares of {line(column.name, 60)}{order}: {'; '.join(described)}")
 
 
 def _gathered(shares: NDArray[np.float64] | None, shown: int, n: int) -> list[float] | None:
@@ -169,5 +169,5 @@ def _draw_numbers(column: Numbers) -> Markup:
     x = Scale(column.edges[0], column.edges[-1], 10, WIDTH - 10)
     y = Scale(0, max(float(shares.max()) for shares, _ in shown) or 1, 140, 10)
     marks = [path(step_line(column.edges.tolist(), shares.tolist(), x, y), kind) for shares, kind in shown]
-    said = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
-    return chart(165, marks, x_axis(x, 140, n=8), label=said)
+    label = f"Histograms of {line(column.name, 60)}: the pool as an area, the draw as a line"
+    return chart(165, marks, x_axis(x, 140, n=8), label=label)

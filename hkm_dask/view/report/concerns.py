@@ -31,31 +31,31 @@ LARGE_DRAW = 0.5
 
 def concerns(facts: Facts, near: NearDuplicates | None, classes: Values | None = None) -> list[Markup]:
     """List the warnings that someone should read before using the draw."""
-    found = [*_of_the_tree(facts), *(_of_the_draw(facts) if facts.n_drawn else [])]
+    found = [*_tree_warnings(facts), *(_draw_warnings(facts) if facts.n_drawn else [])]
     if classes is not None:
-        found += _of_classes(classes)
+        found += _class_warnings(classes)
     if near is not None:
-        found += _near(near)
+        found += _near_duplicate_warnings(near)
     return found
 
 
-def _said(head: str, *body: object) -> Markup:
+def _warning(head: str, *body: object) -> Markup:
     return join(element("b", head), " ", *body)
 
 
-def _of_the_tree(facts: Facts) -> Iterator[Markup]:
+def _tree_warnings(facts: Facts) -> Iterator[Markup]:
     top = facts.top
     if top.gini < EVEN_GINI and len(top.filled) > 1:
-        yield _said(
-            "The pool is already balanced.",
+        yield _warning(
+            "The pool is already even.",
             f"Its top-level clusters have similar sizes (Gini {top.gini:.2f}; 0 is perfectly even, and this warning "
-            f"appears below {EVEN_GINI}). A uniform draw is nearly as balanced as a curated one, and keeps the "
+            f"appears below {EVEN_GINI}). A uniform draw is nearly as even as a curated one, and keeps the "
             "proportions of the pool.",
         )
     largest = int(top.sizes.argmax())
     part = float(top.sizes[largest] / facts.n_clustered)
     if part > MOST and len(top.filled) > 1:
-        yield _said(
+        yield _warning(
             "One cluster holds most of the pool.", "Cluster ", name(top.number, largest),
             f" holds {share(part)} of the pool. A balanced draw takes about as much from it as from any other cluster. "
             "If it is the main content of the pool rather than noise, raise its weight or cluster it separately.",
@@ -63,19 +63,19 @@ def _of_the_tree(facts: Facts) -> Iterator[Markup]:
     asked = zip(facts.levels, facts.config.levels, strict=True)
     stopped = [level.number for level, of in asked if any(len(run) >= of.max_iter for run in level.runs)]
     if stopped:
-        levels = ", ".join(map(str, stopped))
-        yield _said(
+        levels = f"level{'s' if len(stopped) > 1 else ''} {', '.join(map(str, stopped))}"
+        yield _warning(
             "Not all k-means converged.",
-            f"At level {levels}, some stopped at max_iter while the inertia was still falling.",
+            f"At {levels}, some stopped at max_iter while the inertia was still falling.",
         )
 
 
-def _of_the_draw(facts: Facts) -> Iterator[Markup]:
-    head, over = "The draw is no more balanced than the pool.", "top-level clusters"
-    yield from _no_more_even(head, over, facts.top.gini, facts.top.drawn_gini)
+def _draw_warnings(facts: Facts) -> Iterator[Markup]:
+    head, over = "The draw is no more even than the pool.", "top-level clusters"
+    yield from _balance_warnings(head, over, facts.top.gini, facts.top.drawn_gini)
     if facts.far is not None and facts.far[1] >= OUTLIERS:
         pool, draw = facts.far
-        yield _said(
+        yield _warning(
             "The draw contains outliers.",
             f"{share(draw)} of the draw is farther from its centroids than {100 * NEAR_SHARE:.0f} % of the pool "
             f"({share(pool)} of the pool is). These may be rare content or noise; inspect some of them.",
@@ -83,26 +83,28 @@ def _of_the_draw(facts: Facts) -> Iterator[Markup]:
     part = facts.n_drawn / facts.n_clustered
     if part > LARGE_DRAW:
         body = f"It takes {share(part)} of the pool, so large clusters have to make up for small ones."
-        yield _said("The draw is too large to be balanced.", body)
+        yield _warning("The draw is too large to be even.", body)
 
 
-def _of_classes(classes: Values) -> Iterator[Markup]:
+def _class_warnings(classes: Values) -> Iterator[Markup]:
     known = np.array([name != MISSING for name in classes.names])
     if classes.draw is not None and classes.draw[known].any():
-        head, over = "The classes are no more balanced in the draw than in the pool.", f"{known.sum()} classes"
-        yield from _no_more_even(head, over, gini(classes.pool[known]), gini(classes.draw[known]))
+        head, over = "The classes are no more even in the draw than in the pool.", f"{known.sum()} classes"
+        yield from _balance_warnings(head, over, gini(classes.pool[known]), gini(classes.draw[known]))
 
 
-def _no_more_even(head: str, over: str, pool: float, draw: float) -> Iterator[Markup]:
+def _balance_warnings(head: str, over: str, pool: float, draw: float) -> Iterator[Markup]:
     if draw >= pool:
-        yield _said(head, f"Its Gini over the {over} is {draw:.2f}, that of the pool {pool:.2f}; 0 is perfectly even.")
+        yield _warning(
+            head, f"The draw's Gini over the {over} is {draw:.2f}, the pool's {pool:.2f}; 0 is perfectly even."
+        )
 
 
-def _near(near: NearDuplicates) -> Iterator[Markup]:
+def _near_duplicate_warnings(near: NearDuplicates) -> Iterator[Markup]:
     for threshold, drawn in near.drawn.items():
         part = drawn / near.n_rows
         if part >= DUPLICATES and drawn >= TIMES * near.uniform[threshold]:
-            yield _said(
+            yield _warning(
                 "The draw contains near-duplicates.",
                 f"{share(part)} of its samples have another one at a cosine of {threshold} or more; in a uniform draw "
                 f"of that size, {share(near.uniform[threshold] / near.n_rows)} have. Remove them from the pool with ",

@@ -90,8 +90,8 @@ def draw_icicle(cells: list[Cell], facts: Facts, samples: Samples) -> Markup:
         heads.append(text(x, 14, f"Level {level.number}", "head"))
         heads.append(text(x, 30, things(len(level.filled), "cluster"), "quiet"))
     drawn = [_draw(cell, facts, samples, (n_levels - cell.level) * (width + _GAP), width) for cell in cells]
-    said = "Clusters of every level, each as high as its share of the pool; the level below is to the right"
-    return chart(_TOP + _HEIGHT + 2, heads, drawn, label=said)
+    label = "Clusters of every level, each as high as its share of the pool; the level below is to the right"
+    return chart(_TOP + _HEIGHT + 2, heads, drawn, label=label)
 
 
 def shade(size: int, drawn: int | None, level: LevelFacts) -> str:

@@ -141,6 +141,6 @@ def _panel(level: int, sizes: NDArray[np.float64], y: NDArray[np.float64], what:
         fitted = np.exp(k * np.log(ends) + c).clip(up.low, up.high)
         line = path([(across(a), up(b)) for a, b in zip(ends, fitted, strict=True)], "line draw")
         slope = f"slope {k:.2f}"
-    said = f"Level {level}: samples of a class against {what}, both logarithmic, {slope}"
+    label = f"Level {level}: samples of a class against {what}, both logarithmic, {slope}"
     axes = [y_axis(up, 48, PANEL - 8), x_axis(across, 170, "samples of the class", n=4)]
-    return panel(f"Level {level}: {what}", slope, 210, axes, line, dots, label=said)
+    return panel(f"Level {level}: {what}", slope, 210, axes, line, dots, label=label)

@@ -32,9 +32,9 @@ def _ranks(level: LevelFacts) -> Markup:
     if level.drawn is not None:
         lines.append(_rank_line(level.drawn, x, y, "line draw"))
     head = f"Level {level.number}: {things(len(level.filled), 'cluster')}"
-    said = f"Samples in the clusters of level {level.number} by rank, on logarithmic axes: a flat line would be even"
+    label = f"Samples in the clusters of level {level.number} by rank, on logarithmic axes: a flat line would be even"
     axes = [y_axis(y, 44, PANEL - 8), x_axis(x, 150, "rank of the cluster", n=4)]
-    return panel(head, gini, 190, axes, lines, label=said)
+    return panel(head, gini, 190, axes, lines, label=label)
 
 
 def _rank_line(sizes: NDArray[np.int64], x: Scale, y: Scale, class_: str) -> Markup:
@@ -82,10 +82,10 @@ def _inertia(level: LevelFacts) -> Markup | None:
         for run, kind in reversed([(run, "first" if i == 0 else "resampled") for i, run in enumerate(runs)])
     ]
     n_iter = ", ".join(count(len(run)) for run in level.runs)
-    said = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
+    label = f"Inertia of level {level.number} by iteration, relative to the first; iterations of each run: {n_iter}"
     quiet = f"{things(len(runs), 'k-means run')}, {things(sum(map(len, runs)), 'iteration')}"
     axes = [y_axis(y, 52, PANEL - 8, n=3), x_axis(x, 150, "iteration", n=min(4, longest - 1))]
-    return panel(f"Level {level.number}", quiet, 190, axes, lines, label=said)
+    return panel(f"Level {level.number}", quiet, 190, axes, lines, label=label)
 
 
 def _stages(level: LevelFacts) -> Iterator[tuple[str, str, float]]:
@@ -114,9 +114,9 @@ def timeline(facts: Facts) -> Markup | None:
         for kind, name, seconds in (
             _stages(level) if level.step_seconds else [("stage-rest", "all", level.seconds or 0.0)]
         ):
-            said = element("title", f"level {level.number}, {name}: {duration(seconds)}")
+            tooltip = element("title", f"level {level.number}, {name}: {duration(seconds)}")
             width = max(x(start + seconds) - x(start) - 0.6, 0.6)
-            rows.append(element("rect", said, x=x(start), y=y, width=width, height=16, class_=kind))
+            rows.append(element("rect", tooltip, x=x(start), y=y, width=width, height=16, class_=kind))
             start += seconds
         rows.append(text(56, y + 13, f"Level {level.number}", "label", "end"))
         rows.append(text(x(start) + 6, y + 13, duration(start - first), "quiet"))
@@ -139,8 +139,8 @@ def step_table(facts: Facts) -> Markup:
         row: list[Content] = [level.number, count(n_iter[0]), count(len(n_iter) - 1), count(sum(n_iter[1:]))]
         row += ["" if last is None else value(last), *spent, whole]
         rows.append(row)
-    head = ["Level", "Iterations, first k-means", "Resamplings", "Iterations, resampled", "Final inertia"]
-    head += ["Time, first k-means", "Time, resampled", "Time, whole level"]
+    head = ["Level", "Iterations", "Resamplings", "Resampled iterations", "Final inertia"]
+    head += ["First k-means", "Resampled k-means", "Total time"]
     return table(head, rows, caption="Iterations, inertia and time by level")
 
 

@@ -141,7 +141,7 @@ def legend(colors: Iterable[tuple[str, str]], label: str | None = None) -> Marku
     >>> legend([("more", "larger")])
     Markup('<ul class="legend"><li><span class="swatch more" aria-hidden="true"></span>larger</li></ul>')
     """
-    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), said) for kind, said in colors)
+    swatches = ((element("span", class_=f"swatch {kind}", aria_hidden="true"), meaning) for kind, meaning in colors)
     return element("ul", [element("li", *one) for one in swatches], class_="legend", aria_label=label)
 
 

@@ -77,7 +77,7 @@ def draw_near_duplicates(near: NearDuplicates, samples: Samples) -> list[Markup]
     made = [table(head, rows, caption="Samples of the draw with a near-duplicate in it")]
     if near.closest:
         pairs: list[list[Content]] = [
-            [f"{cosine:.3f}", _of(i, samples), _of(j, samples)] for i, j, cosine in near.closest
+            [f"{cosine:.3f}", _sample_cell(i, samples), _sample_cell(j, samples)] for i, j, cosine in near.closest
         ]
         made.append(
             table(["Cosine", "Sample", "Other sample"], pairs, caption="Closest pairs of the draw", words=(1, 2))
@@ -85,5 +85,5 @@ def draw_near_duplicates(near: NearDuplicates, samples: Samples) -> list[Markup]
     return made
 
 
-def _of(row: int, samples: Samples) -> list[Content]:
+def _sample_cell(row: int, samples: Samples) -> list[Content]:
     return [samples.picture(row), " ", element("span", samples.caption(row))]

@@ -91,11 +91,11 @@ def draw_ribbons(ribbons: list[Ribbon], facts: Facts, samples: Samples) -> Marku
         _labels(ribbons, _largest(pool[:n_named]), left, samples, at_right=False),
         _labels(ribbons, _gainers(pool[:n_named], draw[:n_named]) + rest, right, samples, at_right=True),
     ]
-    said = (
+    label = (
         "Shares of the top-level clusters in the pool and in the draw, joined by ribbons; the numbers are in a table "
         "below"
     )
-    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=said)
+    return chart(_TOP + _HEIGHT + 12, head, bands, labels, label=label)
 
 
 def _band(ribbon: Ribbon, left: NDArray[np.float64], right: NDArray[np.float64]) -> Markup:

@@ -38,10 +38,10 @@ def test_a_sound_draw_gives_none(facts: Facts) -> None:
 @pytest.mark.parametrize(
     ("sizes", "drawn", "said"),
     [
-        ([100, 90, 110, 100], [5, 5, 5, 5], "The pool is already balanced."),
+        ([100, 90, 110, 100], [5, 5, 5, 5], "The pool is already even."),
         ([900, 50, 30, 20], [5, 5, 5, 5], "One cluster holds most of the pool."),
-        ([400, 200, 120, 80], [40, 20, 12, 8], "The draw is no more balanced than the pool."),
-        ([400, 200, 120, 80], [200, 190, 115, 75], "The draw is too large to be balanced."),
+        ([400, 200, 120, 80], [40, 20, 12, 8], "The draw is no more even than the pool."),
+        ([400, 200, 120, 80], [200, 190, 115, 75], "The draw is too large to be even."),
     ],
 )
 def test_shares_of_the_clusters(facts: Facts, sizes: list[int], drawn: list[int], said: str) -> None:
@@ -56,7 +56,7 @@ def test_far_rows_and_runs_that_were_stopped(facts: Facts) -> None:
     assert heads(dataclasses.replace(sound, levels=(low, *sound.levels[1:]))) == ["Not all k-means converged."]
 
 
-@pytest.mark.parametrize(("draw", "said"), [([0.5, 0.5], []), ([0.9, 0.1], ["The classes are no more balanced"])])
+@pytest.mark.parametrize(("draw", "said"), [([0.5, 0.5], []), ([0.9, 0.1], ["The classes are no more even"])])
 def test_classes(facts: Facts, draw: list[float], said: list[str]) -> None:
     classes = Values("labels", ["a", "b"], np.array([0.7, 0.3]), np.array(draw))
     found = concerns(with_top(facts, [400, 200, 120, 80], [10, 10, 10, 10]), None, classes)
@@ -102,4 +102,4 @@ def test_pools_told_of_in_the_documentation(tmp_path: Path, kind: str, even: boo
     }[kind]()
     tree = hkm.build_hierarchy(x, tmp_path / "tree.zarr", hkm.Config.from_flags((500, 100, 20), n_resamples=2))
     found = heads(gather(tree, "tree.zarr", None, np.sort(hkm.sample(tree, 1000))))
-    assert ("The pool is already balanced." in found) == even
+    assert ("The pool is already even." in found) == even
