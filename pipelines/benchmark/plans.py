@@ -180,9 +180,7 @@ _seconds = click.option("--seconds", type=float, default=10.0, help="Time for ea
 
 
 @main.command()
-@click.option(
-    "--nouns", type=click.Path(path_type=Path, exists=True), required=True, help="Rows, 82,115 × 384, as .npy."
-)
+@click.option("--nouns", type=click.Path(path_type=Path, exists=True), required=True, help="82,115 × 384 array, .npy.")
 @click.option("--only", type=int, multiple=True, metavar="N", help="Run only the N-th shape, counted from 1.")
 @click.option("--out", type=click.Path(path_type=Path), default=Path(), help="Folder for results.json.")
 @click.option("--record", is_flag=True, help="Keep the results, and update the documents.")
