@@ -1,1 +1,1 @@
-"""Where work runs, in how much memory, and what it tells while it runs; `cluster` has what workers of Dask need."""
+"""Execution of tasks, memory planning and caching; `cluster` has what is specific to Dask workers."""

@@ -1,4 +1,4 @@
-"""NumPy or CuPy: which array library a worker computes with."""
+"""The array library of a worker: NumPy or CuPy."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hkm_dask.errors import ComputeError
 
 
 def array_module(array: Any) -> ModuleType:
-    """Return the library an array belongs to: ``cupy`` for a CuPy array, else ``numpy``.
+    """Return the library of an array: ``cupy`` for a CuPy array, else ``numpy``.
 
     >>> array_module(np.zeros(3)).__name__
     'numpy'
@@ -30,7 +30,7 @@ def array_module(array: Any) -> ModuleType:
 
 
 def off_device(array: Any) -> Any:
-    """Copy a CuPy array to host memory; anything else is returned as it is."""
+    """Copy a CuPy array to host memory; return anything else unchanged."""
     return array if array_module(array) is np else array.get()
 
 
@@ -44,7 +44,7 @@ _thread = threading.local()
 
 @contextmanager
 def on_host() -> Iterator[None]:
-    """Compute on the CPU within this context and thread, whatever the worker computes on: for what is too little work.
+    """Compute on the CPU within this context and thread, on any worker: for work too small for a device.
 
     >>> with on_host():
     ...     worker_device()
@@ -59,10 +59,10 @@ def on_host() -> Iterator[None]:
 
 
 def worker_device() -> str:
-    """Tell what this process computes on: ``"cuda"`` where ``HKM_DEVICE`` says so, else ``"cpu"``.
+    """Return the device on which this process computes: ``"cuda"`` if ``HKM_DEVICE`` says so, else ``"cpu"``.
 
-    Whoever opens a cluster of CUDA workers sets that variable in them; one may set it by hand. Raises ComputeError
-    where it asks for CUDA, and CuPy or a device is missing.
+    The variable is set in the CUDA workers of a cluster, and may also be set by hand. Raises ComputeError if it
+    requests CUDA, but CuPy or a device is missing.
     """
     device = os.environ.get("HKM_DEVICE", "cpu")
     if device not in ("cpu", "cuda"):
@@ -74,7 +74,7 @@ def worker_device() -> str:
 
 
 def worker_module() -> ModuleType:
-    """Return the library this process keeps its arrays with: ``cupy`` on a device, else ``numpy``."""
+    """Return the array library of this process: ``cupy`` on a device, else ``numpy``."""
     if worker_device() == "cpu":
         return np
     import cupy
@@ -83,23 +83,23 @@ def worker_module() -> ModuleType:
 
 
 def to_module(array: Any, xp: ModuleType) -> Any:
-    """Bring an array to where `xp`, ``numpy`` or ``cupy``, keeps its own; nothing is copied that is there already."""
+    """Convert an array to one of `xp`, ``numpy`` or ``cupy``, without a copy if it is one already."""
     return to_host(array) if xp is np else xp.asarray(array)
 
 
 @cache
 def device_attribute(name: str) -> int:
-    """Return an attribute of the device, as CUDA names it without its prefix: ``"L2CacheSize"``, in bytes."""
+    """Return an attribute of the device by CUDA's name without the prefix, e.g. ``"L2CacheSize"`` in bytes."""
     import cupy
 
     return int(cupy.cuda.Device().attributes[name])
 
 
 def device_budget() -> int:
-    """Bytes of device memory this process may keep things in: ``HKM_DEVICE_MEMORY``, else 80 % of what it can have.
+    """Return the bytes of device memory this process may use: ``HKM_DEVICE_MEMORY``, else 80 % of what is available.
 
-    What is free and what CuPy's pool holds for later both count; the rest is for what passes need besides. Raises
-    ComputeError where the variable is no number of bytes.
+    Available are free memory and the memory that CuPy's pool retains; the rest is for temporary arrays of passes.
+    Raises ComputeError if the variable is not a number of bytes.
     """
     text = os.environ.get("HKM_DEVICE_MEMORY")
     if text is None:
@@ -114,10 +114,10 @@ def device_budget() -> int:
 
 @cache
 def _measured_budget() -> int:
-    """80 % of the device memory this process can have; asked once, since a driver takes its time to tell."""
+    """Return 80 % of the device memory available to this process, cached because the driver is slow to report it."""
     import cupy
 
-    if "rmm" in sys.modules:  # its pool was taken from what is free when the worker started
+    if "rmm" in sys.modules:  # its pool was allocated when the worker started
         import rmm
 
         pool_size = getattr(rmm.mr.get_current_device_resource(), "pool_size", None)
@@ -128,21 +128,21 @@ def _measured_budget() -> int:
 
 
 def reserve_to_sort(keys: Any) -> None:
-    """Have the device's pool of memory hold what a sort of keys takes, so many times as they and 64-bit places.
+    """Ensure that the device's memory pool has what sorting `keys` takes: copies of keys and 64-bit positions.
 
-    A MemoryError, as of any array, where it cannot. The sort itself would raise one that does not tell of the device
-    or, as CuPy did before it looked, go on with no memory.
+    Raises MemoryError, as any allocation does, if it does not. The sort itself would raise an error that does not
+    mention the device or, as in earlier versions of CuPy, continue without memory.
     """
     import cupy
 
-    # Copies of keys and places, the same again to sort them by, and counts of digits.
+    # Copies of keys and positions, the same again as sort buffers, and digit counts.
     cupy.empty((2 * keys.itemsize + 17) * len(keys) + (1 << 16), cupy.uint8)
 
 
 def device_argsort(keys: Any) -> Any:
-    """Places of integers on a device, by how large these are; those of equal ones in their order.
+    """Return the positions that sort integers on a device; equal ones stay in order.
 
-    Sorts are by radix, and stable. A MemoryError (`staging.ran_out`) where device memory runs out.
+    This is a stable radix sort. Raises MemoryError (see `staging.ran_out`) if device memory runs out.
     """
     import cupy
 
@@ -152,7 +152,7 @@ def device_argsort(keys: Any) -> Any:
 
 @cache
 def require_cuda() -> None:
-    """Raise ComputeError where CuPy is not installed, cannot be imported, or finds no device."""
+    """Raise ComputeError if CuPy is not installed, cannot be imported, or finds no device."""
     try:
         import cupy
     except ImportError as error:

@@ -1,11 +1,11 @@
-"""Blocks of rows: kept in memory while the budget lasts, read ahead where it does not.
+"""Blocks of rows: kept in memory within the budget, and read ahead beyond it.
 
-Every pass of every iteration scans the same blocks in the same order, and a cyclic scan defeats any cache that replaces
-what was used longest ago; so a block that found room stays for the whole run and the others are streamed, the next one
-being read while this one is worked on.
+Every pass of every iteration scans the same blocks in the same order, and a cyclic scan defeats any least-recently-used
+cache. So a block that fits stays for the whole run, and the others are streamed: the next one is read while the current
+one is processed.
 
-Labels, distances and rotated rows are kept from one pass to the next as well (`BlockCache`). All of it can be lost at
-any time; what is missing is computed again, to the same bits.
+Labels, distances and rotated rows are also kept between passes (`BlockCache`). All of it can be lost at any time, and
+is then recomputed with the same bits.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from hkm_dask.compute.partition import Part
 from hkm_dask.data.files import bytes_to_read, part_to_read
 from hkm_dask.data.rows import ArrayRows, Rows
 
-#: Bytes of a row's label and distance, and some more, that are kept from pass to pass.
+#: Bytes per row of labels, distances and other values that are kept between passes.
 REMEMBERED_BYTES = 16
-#: Bytes that are forgotten together before the allocator is asked for what it keeps.
+#: Minimum bytes freed at once for which the allocator is asked to return memory to the system.
 _WORTH_TRIMMING = 16 << 20
 
 
@@ -41,15 +41,15 @@ def _malloc_trim() -> Callable[[int], int]:
 
 
 def trim() -> None:
-    """Give memory that is free back to the system: allocators keep it, and what is next may not fit into its holes."""
+    """Return free memory to the system: allocators retain it, and the next allocations may not fit into its gaps."""
     _malloc_trim()(0)
 
 
 class BlockCache:
-    """What one process remembers about blocks, within a budget; anything may be dropped.
+    """A process's cache of blocks and values about them, within a budget; any entry may be dropped.
 
-    Entries belong to a group (the rows they are about). When room is short the groups used longest ago go first; within
-    the group in use nothing is replaced, and what finds no room beside it drives no other group out.
+    Entries belong to groups (the tables of rows). If room is short, the least recently used groups are evicted first;
+    within the group in use nothing is replaced, and an entry that does not fit in addition to it evicts no other group.
 
     >>> kept = BlockCache()
     >>> kept.put("rows", 0, "block", n_bytes=60, budget=100), kept.put("rows", 1, "next", n_bytes=60, budget=100)
@@ -66,7 +66,7 @@ class BlockCache:
         self._used = 0
 
     def get(self, group: Any, key: Any) -> Any | None:
-        """Return the entry that was put by these names, or None."""
+        """Return the entry with this group and key, or None."""
         with self._lock:
             entries = self._groups.get(group)
             if entries is None:
@@ -76,7 +76,7 @@ class BlockCache:
             return None if entry is None else entry[0]
 
     def spans(self, group: Any, *kind: Any) -> list[tuple[tuple[int, int], Any]]:
-        """The entries of a group that are of a kind, put by that, a first row and the one after the last, in order.
+        """Return entries of a group with keys ``(*kind, first row, one past the last row)``, in row order.
 
         >>> kept = BlockCache()
         >>> for key in [("labels", 4, 8), "last", ("labels", 0, 4), (0, 4)]:
@@ -96,13 +96,13 @@ class BlockCache:
         return sorted(found, key=lambda entry: entry[0])
 
     def blocks(self, group: Any) -> list[tuple[tuple[int, int], Any]]:
-        """The entries of a group that are blocks of rows, in pinned memory or not, in order; see `spans`."""
+        """Return the blocks of rows of a group, in pinned memory or not, in row order; see `spans`."""
         return sorted(self.spans(group) + self.spans(group, "pinned"), key=lambda entry: entry[0])
 
     def put(self, group: Any, key: Any, value: Any, n_bytes: int, budget: int) -> bool:
-        """Keep `value`, which takes `n_bytes`, if all entries then fit into `budget`; tell whether it was kept.
+        """Store `value`, of `n_bytes`, if all entries then fit into `budget`; tell whether it was stored.
 
-        An older entry of the same group and key is forgotten in any case.
+        An existing entry of the same group and key is removed in any case.
         """
         with self._lock:
             entries = self._groups.setdefault(group, {})
@@ -118,24 +118,24 @@ class BlockCache:
             return True
 
     def remove(self, group: Any, key: Any) -> None:
-        """Forget one entry."""
+        """Remove one entry."""
         with self._lock:
             entry = self._groups.get(group, {}).pop(key, None)
             if entry is not None:
                 self._grow(group, -entry[1])
 
     def hold(self, group: Any, n_bytes: int) -> None:
-        """Note that rows themselves take so many bytes, besides all entries, until their group is dropped."""
+        """Record that a group's rows themselves take `n_bytes`, in addition to all entries, until it is dropped."""
         with self._lock:
             self._held[group] = n_bytes
 
     @property
     def held(self) -> int:
-        """Bytes that rows in memory take; see `hold`."""
+        """Bytes of rows in memory; see `hold`."""
         return sum(list(self._held.values()))
 
     def shrink(self, group: Any, budget: int) -> None:
-        """Forget until all entries take `budget` bytes or less: other groups than this one first, then large entries.
+        """Remove entries until all take at most `budget` bytes: first other groups than this, then its largest entries.
 
         >>> kept = BlockCache()
         >>> for key in range(3):
@@ -161,11 +161,11 @@ class BlockCache:
 
     @property
     def used(self) -> int:
-        """Bytes that all groups take."""
+        """Bytes of the entries of all groups."""
         return self._used
 
     def room(self, group: Any, budget: int) -> int:
-        """Bytes a group may still grow by, within a budget as for `put`."""
+        """Return the bytes a group may still grow by, within a budget as in `put`."""
         with self._lock:
             return budget - self._sizes[group]
 
@@ -178,7 +178,7 @@ class BlockCache:
         self._used -= self._sizes.pop(group, 0)
 
     def drop(self, group: Any) -> None:
-        """Forget a group, and what its rows hold."""
+        """Remove a group, and the record of its rows."""
         with self._lock:
             freed = self._sizes[group] + self._held.pop(group, 0)
             self._forget(group)
@@ -186,7 +186,7 @@ class BlockCache:
             trim()
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove everything."""
         with self._lock:
             self._groups.clear()
             self._sizes.clear()
@@ -194,12 +194,12 @@ class BlockCache:
             self._used = 0
 
 
-#: What this process remembers, in host memory and on its device.
+#: The caches of this process, in host memory and on its device.
 host_cache, device_cache = BlockCache(), BlockCache()
 
 
 def forget(group: Any) -> None:
-    """Forget everything about some rows, by their key, or about a geometry, by its name."""
+    """Remove everything cached about a table of rows, by its key, or about a geometry, by its name."""
     host_cache.drop(group)
     device_cache.drop(group)
 
@@ -207,8 +207,8 @@ def forget(group: Any) -> None:
 def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
     """Yield ``(first row, rows)`` for every block of a part, reading one block ahead.
 
-    Blocks that fit the budget stay resident for later passes, which may cut parts and blocks in other places. A block
-    has the dtype of the rows; it is not to be written to, and valid until the next one is asked for.
+    Blocks that fit into the budget stay resident for later passes, which may use other parts and blocks. A block has
+    the dtype of the rows; it must not be modified, and is valid until the next one is requested.
     """
     rows = part.rows
     host_cache.shrink(rows.key, part.budget)
@@ -216,7 +216,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
         for start, stop in itertools.pairwise(part.bounds):
             yield start, rows.read(start, stop)
         return
-    # What passes remember about the rows saves more than the rows themselves: it keeps its room.
+    # The values cached about the rows save more time than resident rows: their space is reserved first.
     budget = part.budget_beside(REMEMBERED_BYTES)
     pieces = deque(_pieces(part, [span for span, _ in host_cache.spans(rows.key)]))
     buffers, reads = _Buffers(rows), dict[tuple[int, int], Future[np.ndarray]]()
@@ -232,7 +232,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
             (start, stop), span = pieces.popleft()
             if span is not None:
                 block = host_cache.get(rows.key, span)
-                if block is None:  # dropped by another thread since we looked
+                if block is None:  # evicted by another thread meanwhile
                     pieces.extendleft(reversed(list(_pieces(replace(part, bounds=_within(part, start, stop)), []))))
                 else:
                     yield start, block[start - span[0] : stop - span[0]]
@@ -249,7 +249,7 @@ def iter_blocks(part: Part) -> Iterator[tuple[int, np.ndarray]]:
 
 
 def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[int, int], tuple[int, int] | None]]:
-    """Cut a part into what lies in blocks that are resident, with the block's `spans`, and what is to be read.
+    """Divide a part into pieces of resident blocks, with the `spans` of these, and pieces to be read (None).
 
     >>> part = Part(ArrayRows(np.zeros((9, 1))), (1, 4, 8, 9), budget=0)
     >>> list(_pieces(part, [(0, 2), (5, 7)]))
@@ -266,12 +266,12 @@ def _pieces(part: Part, spans: list[tuple[int, int]]) -> Iterator[tuple[tuple[in
 
 
 def _within(part: Part, start: int, stop: int) -> tuple[int, ...]:
-    """Where blocks of a part begin and end from one row to another."""
+    """Return the block boundaries of a part from one row to another."""
     return (start, *(bound for bound in part.bounds if start < bound < stop), stop) if start < stop else ()
 
 
 class _Buffers:
-    """Memory that blocks are read into, over and over: fresh pages cost as much as reading."""
+    """Reusable memory for blocks: allocating new pages costs as much time as reading."""
 
     def __init__(self, rows: Rows) -> None:
         self._rows, self._free = rows, deque[np.ndarray]()

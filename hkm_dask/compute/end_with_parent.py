@@ -1,6 +1,6 @@
-"""Children that end with this process, whatever they are at: while they start, and where they are frozen.
+"""Child processes that end with this process in any state: even while they start, or when they are frozen.
 
-Dask's workers end once they see that a pipe was closed, for which they have to run, and to have imported all of Dask.
+Dask's workers end when they notice that a pipe was closed; for this they must be running, with all of Dask imported.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from multiprocessing import spawn
 
-_PR_SET_PDEATHSIG = 1  # of <sys/prctl.h>
+_PR_SET_PDEATHSIG = 1  # from <sys/prctl.h>
 
 
 def ending_with_parent(program: str) -> str:
-    """Have a program of ``python -c`` killed when this process ends, or the thread that starts it; one of Linux.
+    """Have a program for ``python -c`` killed when this process, or the thread that starts it, ends (Linux only).
 
     Examples
     --------
@@ -26,22 +26,22 @@ def ending_with_parent(program: str) -> str:
     kill = signal.SIGKILL.value
     return (
         f"import ctypes, os; ctypes.CDLL(None).prctl({_PR_SET_PDEATHSIG}, {kill})\n"
-        f"if os.getppid() != {os.getpid()}: os.kill(os.getpid(), {kill})\n"  # it had ended before
+        f"if os.getppid() != {os.getpid()}: os.kill(os.getpid(), {kill})\n"  # the parent had ended before
         f"{program}"
     )
 
 
 @contextmanager
 def spawned_end_with_parent() -> Iterator[None]:
-    """Have processes that multiprocessing spawns meanwhile, as Dask does with workers, end with this one."""
+    """Have processes that multiprocessing spawns in this context, such as Dask's workers, end with this one."""
     plain = spawn.get_command_line
 
     def command_line(**words: int) -> list[str]:
         command = plain(**words)
-        at = command.index("-c") + 1 if "-c" in command else None  # a frozen executable has no program there
+        at = command.index("-c") + 1 if "-c" in command else None  # a frozen executable has no such program
         return command if at is None else [*command[:at], ending_with_parent(command[at]), *command[at + 1 :]]
 
-    spawn.get_command_line = command_line  # no hook is nearer to the start of a process
+    spawn.get_command_line = command_line  # no hook is closer to the start of a process
     try:
         yield
     finally:

@@ -1,7 +1,7 @@
-"""Random numbers that belong to a row, not to a stream: keyed by (seed, purpose, row).
+"""Random numbers per row instead of from a stream: keyed by (seed, purpose, row).
 
-A draw made this way does not depend on the order of the rows, on the blocks they came in, on the number of workers or
-on what was drawn before, so a run that is cut, resumed or spread otherwise draws the same numbers.
+Such a draw does not depend on the order of the rows, their blocks, the number of workers or previous draws, so a run
+that is interrupted, resumed or distributed differently draws the same numbers.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ def _mix(z: int) -> int:
 
 
 def stream_key(*parts: int | str) -> int:
-    """Fold a seed and the names of a purpose, in their order, into one key in [0, 2**64).
+    """Combine a seed and the parts of a purpose, in this order, into one key in [0, 2**64).
 
     >>> stream_key(0, 1, "seeding") == stream_key(0, 1, "seeding") != stream_key(1, 1, "seeding")
     True
     """
-    key = _mix(len(parts) + 1)  # so that a leading 0 is not nothing
+    key = _mix(len(parts) + 1)  # so that a leading 0 matters
     for part in parts:
-        # As Python's integer: NumPy's would overflow.
+        # As a Python integer, since a NumPy integer would overflow.
         value = zlib.crc32(part.encode()) + (1 << 32) if isinstance(part, str) else int(part) & _MASK
         key = _mix((key ^ _mix((value + _GOLDEN) & _MASK)) + _GOLDEN & _MASK)
     return key
 
 
 def random_bits(key: int, rows: Any) -> Any:
-    """Draw 64 random bits (uint64) for each row number, by a key from `stream_key`; on the device if `rows` are."""
+    """Draw 64 random bits (uint64) per row number, with a key from `stream_key`; on the device if `rows` are."""
     return _bits(np.uint64(key), np.uint64(_mix(key ^ _GOLDEN)), array_module(rows).asarray(rows))
 
 
 def random_bits_by_group(keys: Sequence[int], groups: Any, rows: Any) -> Any:
-    """Draw as `random_bits` does, row i by ``keys[groups[i]]``.
+    """Draw like `random_bits`, with key ``keys[groups[i]]`` for row i.
 
     >>> both = random_bits_by_group([7, 8], np.array([1, 0]), np.array([3, 5]))
     >>> bool(both[0] == random_bits(8, np.array(3)) and both[1] == random_bits(7, np.array(5)))
@@ -77,10 +77,10 @@ def random_uniform(key: int, rows: Any) -> Any:
 
 
 def uniform(bits: Any) -> Any:
-    """Turn 64 random bits each (uint64) into uniform numbers (float64) in the open interval (0, 1).
+    """Convert 64 random bits each (uint64) to uniform numbers (float64) in the open interval (0, 1).
 
     >>> bool(0 < uniform(np.uint64(0)) < uniform(np.uint64(2**64 - 1)) < 1)
     True
     """
-    # 52 bits and a half: with 53 the largest would round up to 1.
+    # 52 bits plus a half: with 53 bits the largest number would round up to 1.
     return ((bits >> np.uint64(12)).astype(np.float64) + 0.5) * 2.0**-52

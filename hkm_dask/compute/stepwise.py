@@ -1,7 +1,7 @@
-"""Computations that ask for passes over rows and leave it to others to make them, and what a pass gives.
+"""Computations as generators of passes over rows, which their caller executes.
 
-A k-means, its seeding and Lloyd's iteration are generators of passes. Whoever runs one of them makes its passes with a
-`Runner`; whoever runs thousands of small ones makes the next passes of all of them at once.
+A k-means, its seeding and Lloyd's iteration are such generators. A single one is run with a `Runner`; for thousands of
+small ones, the next passes of all of them are executed together.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class MapReduce:
-    """A map-reduce over the parts of some rows; see `Runner.map_reduce`."""
+    """A map-reduce over parts of a table; see `Runner.map_reduce`."""
 
     task: Callable[[Part], Any]
     parts: Sequence[Part]
@@ -34,9 +34,10 @@ Steps = Generator[MapReduce, Any, T]
 
 
 class stepwise(Generic[P, T]):
-    """A function made of a generator of passes: called, it makes them with its argument `runner`.
+    """Decorator for a generator of passes; calling the result executes them with its argument `runner`.
 
-    The generator has a keyword argument ``runner``, yields passes, is sent the result of each, and returns the outcome.
+    The generator has a keyword argument ``runner``, yields passes, receives the result of each, and returns the
+    outcome.
 
     >>> import numpy as np
     >>> from hkm_dask.compute.partition import split_parts
@@ -59,7 +60,7 @@ class stepwise(Generic[P, T]):
         functools.update_wrapper(self, steps)
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> T:
-        """Make the passes one after the other."""
+        """Execute the passes one after the other."""
         runner: Any = kwargs["runner"]
         result = None
         with closing(self.steps(*args, **kwargs)) as steps:
@@ -75,9 +76,9 @@ class stepwise(Generic[P, T]):
 
 
 class Outcome:
-    """Base of dataclasses of arrays that go from task to task: it tells Dask what they weigh.
+    """Base class for dataclasses of arrays that are passed between tasks, with a size that Dask can see.
 
-    Dask combines results where the heaviest of them lie, and counts what workers hold, by their size in bytes.
+    Dask combines results on the worker with the largest of them, and accounts for memory, by their size in bytes.
 
     >>> import numpy as np
     >>> @dataclass(frozen=True)

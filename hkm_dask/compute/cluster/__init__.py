@@ -1,1 +1,1 @@
-"""Work on the workers of a Dask cluster: how one is started or found, and what is done where workers fail."""
+"""Dask clusters: starting or finding one, running tasks on its workers, and recovery if workers fail."""

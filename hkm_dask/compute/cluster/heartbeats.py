@@ -1,9 +1,9 @@
-"""Workers that stand still: frozen ones, known by their heartbeats as they give neither answers nor errors; and paused.
+"""Monitoring of workers that stand still: frozen ones, which only lack heartbeats, and paused ones.
 
-Where a whole machine stood still, as one that slept, none of them is to blame.
+If a whole machine stood still, for instance while suspended, no worker is blamed.
 
-Dask gives a worker whose memory is nearly full no tasks until some of it is free. What ours remember of rows would stay
-there for ever, as only tasks forget it.
+Dask gives a worker whose memory is nearly full no tasks until some of it is free. The caches of our workers would stay
+full forever, since only tasks shrink them.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from hkm_dask.events import emit
 if TYPE_CHECKING:
     from distributed import Client, Scheduler
 
-#: Seconds between two looks, and looks without a heartbeat after which a worker is named.
+#: Seconds between two checks, and checks without a heartbeat after which a worker is reported.
 _LOOK_EVERY, _SILENT_LOOKS = 2.0, 5
-#: Looks after which a paused worker is told to give way, each time.
+#: Checks after which a paused worker is told to free memory, repeatedly.
 _PAUSED_LOOKS = 3
-#: Seconds between two ticks of a scheduler, and after how many without one it has stood still.
+#: Seconds between two ticks of a scheduler, and the interval above which it stood still.
 _TICK, _STOOD_STILL = 1.0, 4.0
 _PAUSED = (
     "worker {} holds more than Dask lets it, which gives it no tasks; it forgets what it remembers of rows. Give "
@@ -34,12 +34,12 @@ _PAUSED = (
 
 
 class HeartbeatWatch:
-    """Names workers whose heartbeats stop or that are paused, by events of kind ``warning``, until it is closed.
+    """Emits ``warning`` events for workers that are paused or whose heartbeats stop, until it is closed.
 
-    A paused one is told to forget what it remembers, as long as it is paused.
+    Paused workers are told to empty their caches, as long as they are paused.
 
-    It looks from the event loop of the client, so it does not matter what waits for such a worker. What becomes of the
-    worker is up to the scheduler, which restarts or drops it after its ``worker-ttl``.
+    It runs in the client's event loop, regardless of what waits for such a worker. The scheduler decides what happens
+    to the worker: it restarts or drops it after its ``worker-ttl``.
     """
 
     def __init__(self, client: Client) -> None:
@@ -47,22 +47,22 @@ class HeartbeatWatch:
 
         self._client = client
         self._ttl: float | None = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.worker_ttl)
-        self._heard: dict[str, tuple[float, int]] = {}  # time of its last heartbeat, and looks since, of each worker
-        self._paused: dict[str, int] = {}  # looks since each worker that is paused was
+        self._heard: dict[str, tuple[float, int]] = {}  # per worker: time of the last heartbeat, and checks since
+        self._paused: dict[str, int] = {}  # per paused worker: checks since it was paused
         self._timer = PeriodicCallback(self._look, 1000 * _LOOK_EVERY)
         client.loop.add_callback(self._timer.start)  # type: ignore[union-attr]
 
     def close(self) -> None:
-        """Stop looking."""
-        with suppress(RuntimeError):  # the client was closed before
+        """Stop monitoring."""
+        with suppress(RuntimeError):  # the client may be closed already
             self._client.loop.add_callback(self._timer.stop)  # type: ignore[union-attr]
 
     async def _look(self) -> None:
         try:
             workers: dict[str, dict[str, Any]] = (await self._client.scheduler.identity())["workers"]  # type: ignore[union-attr]
-        except (OSError, AttributeError):  # there is no scheduler any more, of which Dask tells those who wait
+        except (OSError, AttributeError):  # the scheduler is gone, which Dask reports to those who wait
             return
-        # Looks are counted, not seconds: where this process stood still as well, nobody is to blame.
+        # Checks are counted, not seconds: if this process stood still as well, no worker is to blame.
         heard, self._heard = self._heard, {}
         for address, worker in workers.items():
             last, looks = heard.get(address, (None, 0))
@@ -71,18 +71,18 @@ class HeartbeatWatch:
                 emit("warning", message=self._describe(address))
         paused = [address for address, worker in workers.items() if worker["status"] == "paused"]
         self._paused = {address: self._paused.get(address, 0) + 1 for address in paused}
-        # Told again and again: the task it is at may remember more after it forgot.
+        # Repeatedly, as the task that is running may fill the caches again.
         for address in [address for address, looks in self._paused.items() if looks % _PAUSED_LOOKS == 0]:
             if self._paused[address] == _PAUSED_LOOKS:
                 emit("warning", message=_PAUSED.format(address))
-            with suppress(Exception):  # it has died, of which Dask tells those who wait, or does not answer
+            with suppress(Exception):  # it died, which Dask reports to those who wait, or is silent
                 told = self._client._run(_give_way, workers=[address], on_error="ignore")
                 await asyncio.wait_for(told, _LOOK_EVERY)
 
     def _describe(self, address: str) -> str:
         pid = pid_listening_at(address)
         name = f"worker {address}" + ("" if pid is None else f" (pid {pid})")
-        # The scheduler looks at its workers once in so many seconds, too.
+        # The scheduler, too, checks its workers only once per worker-ttl.
         outlook = (
             f"waiting up to {2 * self._ttl:.0f} s, then its work goes to others"
             if self._ttl
@@ -92,9 +92,9 @@ class HeartbeatWatch:
 
 
 def forgive_standstill(scheduler: Scheduler) -> None:
-    """Have a scheduler, by its own event loop, blame no worker for the time in which it stood still itself.
+    """Make a scheduler, from its own event loop, disregard time in which it stood still itself.
 
-    Else it would restart all that it has not heard of meanwhile, before they could say anything.
+    Otherwise it would restart all workers that it did not hear from meanwhile, before they could report.
     """
     from distributed.metrics import time
     from tornado.ioloop import PeriodicCallback
@@ -121,9 +121,9 @@ def forgive_standstill(scheduler: Scheduler) -> None:
 
 
 async def _give_way() -> None:
-    """Run on a worker: forget what its process can read and make again.
+    """Run on a worker: empty its caches, all of which can be made again.
 
-    In a thread of its own, as a task may be making what is to be forgotten: meanwhile the worker answers.
+    This runs in a separate thread so that the worker can answer meanwhile, since a task may hold the caches' locks.
     """
     await asyncio.to_thread(_forget_all)
 
@@ -135,7 +135,7 @@ def _forget_all() -> None:
 
 
 def pid_listening_at(address: str) -> int | None:
-    """Process of this machine that listens at an address like ``tcp://127.0.0.1:8786``; None where there is none.
+    """Return the process of this machine that listens at an address like ``tcp://127.0.0.1:8786``, or None.
 
     >>> pid_listening_at("tcp://127.0.0.1:0") is None
     True
