@@ -1,4 +1,4 @@
-"""Entry point of the `hkm` command and of ``python -m hkm_dask``."""
+"""The `hkm` command, and ``python -m hkm_dask``."""
 
 from __future__ import annotations
 

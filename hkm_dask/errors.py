@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 # NumPy's message, without an errno, when a file accepts less than was written.
 _SHORT_WRITE = re.compile(r"\d+ requested and \d+ written")
-#: Number of items that a message names if there are many.
+#: Number of items that a message names.
 N_NAMED = 5
 
 
@@ -22,7 +22,7 @@ class HkmError(Exception):
     """Base of all errors that this package raises on purpose; the command line shows it as one clear line."""
 
     def __init__(self, message: str = "") -> None:
-        # Names and attributes come from files, and a terminal would obey control characters in them.
+        # Names and attributes come from files; a terminal obeys control characters.
         super().__init__("\n".join(map(printable, message.split("\n"))))
 
 

@@ -20,7 +20,7 @@ class ClassBalance:
         Entropy of the class frequencies divided by its maximum, log(n_classes): 1 if all are equally frequent, 0 if
         there is only one class.
     kl_to_uniform : float
-        Kullback-Leibler divergence from the class frequencies to the uniform distribution, in nats.
+        Kullback-Leibler divergence of the frequencies from uniform ones, in nats.
     gini : float
         Gini coefficient of the class sizes: 0 if all are equal, near 1 if one class has all samples.
     n_missed : int

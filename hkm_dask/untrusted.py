@@ -1,4 +1,4 @@
-"""Safe reading of external data: files opened without blocking, JSON within limits, damage reported in one line."""
+"""Safe reading of external data: no blocking opens, JSON within limits, damage reported in one line."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def open_regular(path: str | os.PathLike[str]) -> io.BufferedReader:
     """
     if "\0" in os.fspath(path):
         raise OSError(errno.EINVAL, "its name has a zero byte", os.fspath(path))
-    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device may have side effects)
+    _check_regular(os.stat(path), path)  # noqa: PTH116 (opening a device has side effects)
     # The file object closes itself if an interrupt comes here. Closing its descriptor by hand as well would close it
     # twice, when another thread may have got the same number.
     file = open(path, "rb", opener=_open_at_once)

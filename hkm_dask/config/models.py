@@ -66,7 +66,7 @@ _LEVELS = (
 
 
 class _Model(BaseModel):
-    """A frozen model that reports all problems together, in the standard form of `InputError`."""
+    """A frozen model that reports all problems in one `InputError`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -249,10 +249,9 @@ class Config(_Model):
     def advised(cls, n_samples: int, **settings: Any) -> Self:
         """Choose the numbers of clusters by the number of samples, as described in docs/method.md#how-many-clusters.
 
-        Up to a million samples, levels 1, 2 and 3 have 5, 10 and 30 samples per cluster, and each has one resampling of
-        two members. Beyond that, the best-balancing numbers are no longer affordable: level 1 has 75 samples per
-        cluster, the levels above have 20, 10 and 5 clusters per cluster, as in arXiv:2405.15613, and ten resamplings
-        each.
+        Up to a million samples, levels 1, 2 and 3 have 5, 10 and 30 samples per cluster, and one resampling of two
+        members each. Beyond, the best balance is not affordable: level 1 has 75 samples per cluster, the levels above
+        20, 10 and 5 clusters per cluster and ten resamplings, as in arXiv:2405.15613.
 
         Parameters
         ----------

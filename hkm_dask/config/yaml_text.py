@@ -93,7 +93,7 @@ def _load(text: str) -> Any:
         _check(node)
         return loader.construct_document(node)
     except (AttributeError, KeyError, TypeError, OverflowError) as error:
-        # PyYAML's constructors assume that a tag matches its text, unlike in `!!int x`.
+        # PyYAML assumes that a tag matches its text, unlike in `!!int x`.
         raise ValueError(f"it has a value that YAML cannot make ({reason(error)})") from None
 
 

@@ -45,7 +45,7 @@ class ChunkWriter:
     """Writer of one chunk file, row by row; see `StoredArray.writer`."""
 
     def __init__(self, path: Location, spec: ArraySpec, put: Callable[[np.ndarray], int]) -> None:
-        self.crc = 0  # CRC-32C of the chunk, including padding, valid once the writer's context is closed
+        self.crc = 0  # CRC-32C of the chunk, including padding, once the writer's context is closed
         self._path, self._spec, self._write = path, spec, put
         self._missing = spec.chunk_rows * spec.row_bytes
 
@@ -92,9 +92,9 @@ class StoredArray:
     """
 
     path: str  # absolute path of the array's folder, or its URL
-    spec: ArraySpec  # how the array is stored
-    #: Identifies the chunks that the array must hold, see `layout.array_fingerprint`; empty while the array is written
-    #: and for arrays of other software. The checksums of the chunks are in the file ``checksums`` beside them.
+    spec: ArraySpec  # storage layout
+    #: Identifies the chunks that it must hold, see `layout.array_fingerprint`; empty while it is written and for arrays
+    #: of other software. The file ``checksums`` beside the chunks lists their checksums.
     fingerprint: str = ""
 
     @property
@@ -313,7 +313,7 @@ class StoredArray:
         return StoreError(f"{self.path}: {place} {reason}; {self.remedy()}")
 
     def remedy(self) -> str:
-        """Return how to restore the store of this package, among the nearest parents, that holds the array."""
+        """Return how to restore the nearest store of this package that holds the array."""
         return layout.remedy(next(filter(None, map(stored_format, (self.place, *self.place.parents[:3]))), ""))
 
     def _read_chunk(self, index: int, head: np.ndarray, body: np.ndarray, tail: np.ndarray) -> None:

@@ -154,7 +154,7 @@ def write_file(path: Location, data: bytes) -> None:
 def write_whole(target: Location, write: Callable[[Path], None], *, synced: bool = True, new: bool = False) -> None:
     """Have `write` create a temporary file beside `target`, and rename it once its content is on the disk.
 
-    Without `synced`, a failure of the machine may leave a truncated file. The target's folder is created if missing.
+    Without `synced`, a failure of the machine may leave a truncated file. Its folder is created if missing.
     Temporary files that killed processes of this machine left beside the target are removed. For an object store, the
     file is written to a temporary folder and uploaded. With `new`, InputError if the target exists by then.
     """
@@ -240,7 +240,7 @@ def stored_format(folder: Location) -> str:
 
 
 def similar_store(folder: Location, *formats: str) -> str:
-    """Return a question whether an existing store with a similar name is meant instead of a missing one, or empty."""
+    """Return the question whether a similarly named store of one of the formats is meant; empty if there is none."""
     if isinstance(folder, ObjectPath) or not folder.parent.is_dir():
         return ""
     with suppress(OSError):
@@ -349,7 +349,7 @@ def empty_to_read(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
 
 
 def bytes_to_read(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Return the bytes to allocate so that such an array fits when it is aligned to a cache line."""
+    """Return the bytes that hold such an array aligned to a cache line."""
     return math.prod(shape) * dtype.itemsize + _CACHE_LINE
 
 

@@ -91,7 +91,7 @@ def _missing(folder: Path, array: zarr.Array, chunks: tuple[int, ...]) -> tuple[
 
 
 def _place(number: int, grid: tuple[int, ...]) -> tuple[int, ...]:
-    """Return the position of a chunk in a grid of any size, by its number.
+    """Return the position of a chunk in a grid, by its number.
 
     >>> [_place(number, (2, 3)) for number in (0, 2, 3)]
     [(0, 0), (0, 2), (1, 0)]

@@ -167,7 +167,7 @@ def _pieces(pools: Sequence[Pool], name: str) -> Iterator[NDArray[Any]]:
 
 
 def _repeated_ids(pool: Pool, new: Sequence[Pool]) -> list[str]:
-    """Describe the ids of `new` that occur in the pool already, or twice in `new`; takes 8 bytes per new row."""
+    """Describe ids of `new` that are in the pool already, or repeated; takes 8 bytes per new row."""
     keys, kinds = np.empty(sum(one.n_samples for one in new), np.int64), set[str]()
     for piece in with_keys(_pieces(new, layout.IDS), keys):
         kinds.add(piece.dtype.kind)

@@ -107,7 +107,7 @@ def id_keys(ids: np.ndarray) -> np.ndarray:
 
 
 def with_keys(pieces: Iterable[np.ndarray], keys: np.ndarray) -> Iterator[np.ndarray]:
-    """Yield the pieces unchanged, and fill `keys` with the keys of as many ids as it holds."""
+    """Pass the pieces on, and fill `keys` with the keys of the first ids."""
     n = 0
     for piece in pieces:
         some = id_keys(piece)[: len(keys) - n]

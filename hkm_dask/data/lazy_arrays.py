@@ -10,7 +10,7 @@ from hkm_dask.data.objects import Location, each
 
 
 def checked_arrays(group: xr.Dataset, folder: Location) -> xr.Dataset:
-    """Replace the arrays of a group that xarray opened by Dask arrays whose chunks are verified when they are read.
+    """Replace the arrays of an opened group by Dask arrays whose chunks are verified when they are read.
 
     Reads fail once another store has taken this one's place. The arrays are named by their content, so that no cluster
     reuses cached results of another one.

@@ -45,7 +45,7 @@ class _Lease:
         self._thread.start()
 
     def _content(self) -> bytes:
-        """Return the lock's content; it changes with every renewal, because an object's tag depends on its content."""
+        """Return the lock's content; it changes with every renewal, as an object's tag depends on it."""
         return json.dumps({**self._own, "renewal": next(self._count)}).encode()
 
     def _keep(self) -> None:
@@ -88,7 +88,7 @@ def lease(target: ObjectPath) -> Iterator[None]:
     """Keep all other processes from building the same store, by the object ``.NAME.lock`` beside it.
 
     The lock is renewed while it is held. A lock is taken over if its process has died on this machine, or if it was not
-    renewed for `LEASE_SECONDS`. StoreError if another process holds it, with that process's id and host.
+    renewed for `LEASE_SECONDS`. StoreError, with its id and host, if another process holds it.
     """
     held = _held[target] = _Lease(target)
     try:

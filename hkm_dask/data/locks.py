@@ -26,8 +26,8 @@ def lock(path: str | os.PathLike[str]) -> Iterator[None]:
     """Keep all other processes from building the same store.
 
     The lock is a ``flock`` on a hidden file beside `path`, whose folder is created if missing; it is released when the
-    process ends, however it ends. For object stores see `leases.lease`. StoreError if another process holds the lock,
-    with that process's id and host.
+    process ends, however it ends. For object stores see `leases.lease`. StoreError, with its
+    id and host, if another process holds the lock.
     """
     target = location(path).absolute()
     if isinstance(target, ObjectPath):

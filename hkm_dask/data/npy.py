@@ -133,7 +133,7 @@ def _header(place: Location) -> NpyHeader:
 
 @lru_cache(maxsize=4096)
 def _header_of_object(place: ObjectPath) -> NpyHeader:
-    """Cache the headers of objects, to save requests: a name of this package is never reused for another array."""
+    """Cache headers, to save requests: a name is never reused for another array."""
     return read_npy_header(io.BytesIO(place.read(0, _HEADER_BYTES)[0]), place.url)
 
 

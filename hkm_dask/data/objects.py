@@ -29,7 +29,7 @@ MAX_REQUESTS = 16
 #: Maximum bytes in flight in these requests, unless a single one has more.
 MAX_BYTES = 64 << 20
 _SCHEMES = ("s3", "gs", "az")
-# A URL; pathlib collapses its two slashes into one. A single letter would be a drive.
+# A URL; pathlib merges its two slashes. A single letter would be a drive.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):/+(.*)", re.DOTALL)
 _OF_STORES = re.compile(r"(AWS|GOOGLE|AZURE)_")
 _SEGMENT = re.compile(r"[^/?#@\\\x00-\x1f\x7f]+")
@@ -68,7 +68,7 @@ class ObjectPath(os.PathLike[str]):
 
     @property
     def key(self) -> str:
-        """Name of the object within the bucket."""
+        """Name within the bucket."""
         return self.url.partition("://")[2].partition("/")[2]
 
     @property
@@ -84,7 +84,7 @@ class ObjectPath(os.PathLike[str]):
 
     @property
     def suffix(self) -> str:
-        """File extension of the name, with its dot."""
+        """Suffix of the name, with its dot."""
         return PurePosixPath(self.key).suffix
 
     @property
@@ -131,7 +131,7 @@ class ObjectPath(os.PathLike[str]):
         return self.is_dir() or self.is_file()
 
     def is_symlink(self) -> bool:
-        """Return False: object stores have no links."""
+        """Return False: there are no links."""
         return False
 
     def size(self) -> int:
@@ -238,7 +238,7 @@ class ObjectPath(os.PathLike[str]):
             return obstore.put(self.client, self.key, data, **options)
 
     def state(self) -> Any:
-        """Return a mapping with the object's ``e_tag`` and its ``last_modified`` by the store's clock."""
+        """Return its ``last_modified``, by the store's clock, and its ``e_tag``."""
         import obstore
 
         with self._answers("reading"):
@@ -281,7 +281,7 @@ class ObjectPath(os.PathLike[str]):
 
     @contextmanager
     def _answers(self, doing: str) -> Iterator[None]:
-        """Translate the library's exceptions into those of a file system, or into a one-line StoreError."""
+        """Convert the library's exceptions to those of a file system, or to a one-line StoreError."""
         from obstore import exceptions
 
         try:
@@ -297,7 +297,7 @@ class ObjectPath(os.PathLike[str]):
             raise StoreError(f"{doing} {self.url} failed: {_sentence(error, self.bucket)}") from error
 
 
-#: A path on this machine or in an object store.
+#: A local path or one in an object store.
 Location: TypeAlias = Path | ObjectPath
 
 

@@ -45,7 +45,7 @@ class Pool:
     n_zero_rows : int
         Number of rows that are all zero.
     sources : tuple of str
-        Names of the sources that the pool was made from.
+        Sources that the pool was made from.
     has_ids : bool
         Whether every row has an id in addition to its number.
     columns : tuple of str

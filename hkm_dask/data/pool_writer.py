@@ -31,10 +31,10 @@ class Stats:
 
     total: np.ndarray  # float64 (n_features,): sum of the rows
     max_abs: float = 0.0  # largest absolute value
-    n_zero_rows: int = 0  # number of rows that are all zero
+    n_zero_rows: int = 0  # rows that are all zero
     nonfinite: list[np.ndarray] = field(default_factory=list)  # int64: numbers of the source rows with NaN or Inf
-    n_overflows: int = 0  # number of finite values that the stored dtype cannot represent
-    n_overflow_rows: int = 0  # number of rows with such values
+    n_overflows: int = 0  # finite values that the stored dtype cannot represent
+    n_overflow_rows: int = 0  # rows with such values
     checksums: list[int] = field(default_factory=list)  # CRC-32C of every chunk
     rounding: Rounding | None = None  # if the stored dtype is narrower than that of the source
 

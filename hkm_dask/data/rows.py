@@ -62,8 +62,8 @@ class Rows(ABC):
     def read(self, start: int, stop: int, out: np.ndarray | None = None) -> np.ndarray:
         """Read consecutive rows as a C-contiguous array of `dtype`; InputError if the range exceeds the table.
 
-        The caller may keep the array but must not modify it, as it may be the array in memory. If given, `out`, of its
-        shape and dtype, is filled and returned, which saves page faults in loops over blocks.
+        The caller may keep the array, but must not modify it if the rows are in memory. If given, `out`, of its shape
+        and dtype, is filled and returned, which saves page faults in loops over blocks.
         """
 
     @abstractmethod
@@ -178,7 +178,7 @@ class NpyRows(Rows):
         with Path(self.path).open("rb", buffering=0) as file:
             if self._watched and file_state(os.fstat(file.fileno())) != self._state:
                 raise StoreError(f"{self.label} was replaced or written to meanwhile; run the command again")
-            # Contiguous ranges of the file: all rows together, or in Fortran order every column by itself.
+            # Contiguous ranges of the file: all rows, or in Fortran order single columns.
             for column, values in enumerate(stored if self._fortran else [stored]):
                 first = column * self.n_rows + start if self._fortran else start * self.n_features
                 n_read = read_into(file.fileno(), [values], self._data + first * self._stored.itemsize)

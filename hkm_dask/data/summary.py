@@ -146,7 +146,7 @@ def wrapped(head: str, text: str) -> list[str]:
 
 
 def aligned(rows: Iterable[Sequence[str]]) -> list[str]:
-    """Format the rows of a table as lines with right-aligned columns.
+    """Format rows as lines with right-aligned columns.
 
     >>> aligned([["level", "k"], ["1", "2000"]])
     ['  level     k', '      1  2000']

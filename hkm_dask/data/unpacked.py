@@ -49,7 +49,7 @@ def check_chunks(folder: Location, array: zarr.Array, start: int, stop: int) -> 
 
 
 def _state(path: Location) -> tuple[int, object]:
-    """Return the size of a file, and what distinguishes it from other versions."""
+    """Return the size of a file, and its time or tag."""
     if isinstance(path, ObjectPath):
         state = path.state()
         return state["size"], state["e_tag"]

@@ -58,7 +58,7 @@ class Verification:
     checks : dict of str to str
         What was checked and found correct, one line each.
     problems : list of Problem
-        The problems: at most 20 of a kind in one place, followed by the number of further ones.
+        At most 20 of a kind in one place, then the number of further ones.
     notes : list of str
         What was not checked, and harmless leftovers beside the store or in it.
     seconds : float
